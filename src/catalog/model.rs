@@ -1,0 +1,203 @@
+//! The model made of what the registries hold: what readers of the catalog see.
+
+use std::cmp::Ordering;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::service::{Endpoint, Host, Metadata, Rejected};
+
+/// Everything known under one base name, in every deployment, namespace and version. Immutable: a change makes a new one.
+///
+/// Laid out for many services with few instances: keys are shared with the catalog's mirror, an instance is eight octets.
+#[derive(Debug)]
+pub struct Service {
+    base: Box<str>,
+    /// Sorted by (deployment, namespace, rank, version, text, registry): within a deployment and namespace the winning
+    /// spelling stands first.
+    keys: Box<[Arc<Key>]>,
+    /// Sorted by (group, endpoint, position of the key).
+    instances: Box<[Slot]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    key: u32,
+    endpoint: u16,
+    left_out: Option<LeftOut>,
+}
+
+/// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Group {
+    /// GoFrame's deployment.
+    pub deployment: Box<str>,
+    /// GoFrame's namespace.
+    pub namespace: Box<str>,
+    /// The version.
+    pub version: Box<str>,
+}
+
+/// One registry key, understood: the catalog's mirror and the model share it.
+#[derive(Debug)]
+pub struct Key {
+    /// The key as the store has it.
+    pub text: Box<str>,
+    /// The revision of its last change.
+    pub revision: u64,
+    /// Its lease, 0 for none.
+    pub lease: i64,
+    /// Deployment, namespace and version.
+    pub group: Arc<Group>,
+    /// The usable endpoints, at most 65,535.
+    pub endpoints: Box<[Endpoint]>,
+    /// The endpoints that cannot be served.
+    pub rejected: Box<[Rejected]>,
+    /// What the registrant says about itself. Shared by all keys that say the same.
+    pub metadata: Arc<Metadata>,
+    /// The weight, 0-65535: the metadata's, read once.
+    pub weight: u16,
+    /// The registry's place in the configuration, from 0.
+    pub registry: u8,
+    /// Which spelling of the base is registered; the lowest in a deployment and namespace wins (`name::Base`).
+    pub rank: u8,
+    /// Whether the registry says that it is gone, and the removal is not believed yet.
+    pub held: bool,
+}
+
+/// One endpoint of one key, as seen in a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Instance<'a> {
+    /// The key it stands in.
+    pub key: &'a Arc<Key>,
+    /// Where it is.
+    pub endpoint: &'a Endpoint,
+    /// Why it is not served, where it is not.
+    pub left_out: Option<LeftOut>,
+}
+
+/// Why an instance is known but not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftOut {
+    /// Another spelling of the name wins.
+    #[error("shadowed: another spelling of the name wins in this deployment and namespace")]
+    Shadowed,
+    /// Docker's bridge address, which means another machine to everyone else.
+    #[error("172.17.0.1 is every Docker host's own bridge, and the same port is registered at another address")]
+    Docker0,
+    /// The same endpoint of the same group stands in another key (old and new head, two registries).
+    #[error("the same endpoint is registered by another key")]
+    Duplicate,
+}
+
+/// What to do with endpoints at 172.17.0.1, which GoFrame registers on every host that has Docker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Docker0 {
+    /// Leave it out when the same service has the same port at another address.
+    #[default]
+    Drop,
+    /// Serve it like any other.
+    Keep,
+}
+
+/// Docker's default bridge address.
+const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
+
+impl Service {
+    /// Makes the service of these keys, in any order; at least one.
+    pub fn new(base: Box<str>, mut keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
+        keys.sort_unstable_by(|a, b| a.order(b));
+        let mut slots = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
+        let mut first = 0;
+        for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
+            add_scope(&mut slots, scope, first, docker0);
+            first += scope.len();
+        }
+        Self { base, keys: keys.into(), instances: slots.into() }
+    }
+
+    /// The registered name in lower case, less a served zone's suffix.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The keys, sorted by (deployment, namespace, rank, version, text, registry).
+    pub fn keys(&self) -> &[Arc<Key>] {
+        &self.keys
+    }
+
+    /// Every instance, those left out included, sorted by (deployment, namespace, version, endpoint).
+    pub fn instances(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
+        self.instances.iter().map(|slot| {
+            let key = &self.keys[slot.key as usize];
+            Instance { key, endpoint: &key.endpoints[usize::from(slot.endpoint)], left_out: slot.left_out }
+        })
+    }
+
+    /// The instances that are served, in the order of [`Self::instances`].
+    pub fn served(&self) -> impl Iterator<Item = Instance<'_>> {
+        self.instances().filter(|instance| instance.left_out.is_none())
+    }
+
+    /// The keys that no other spelling shadows, whether they have a usable endpoint or not, in the order of [`Self::keys`].
+    pub fn visible_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.keys.chunk_by(|a, b| a.scope() == b.scope()).flat_map(|scope| scope.iter().take_while(|key| key.rank == scope[0].rank))
+    }
+}
+
+impl Key {
+    /// Deployment and namespace.
+    pub fn scope(&self) -> (&str, &str) {
+        (&self.group.deployment, &self.group.namespace)
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.scope()
+            .cmp(&other.scope())
+            .then_with(|| self.rank.cmp(&other.rank))
+            .then_with(|| self.group.version.cmp(&other.group.version))
+            .then_with(|| self.text.cmp(&other.text))
+            .then_with(|| self.registry.cmp(&other.registry))
+    }
+}
+
+/// Adds the instances of one deployment and namespace, whose keys stand at `first` and after, sorted.
+fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Docker0) {
+    let winner = keys[0].rank;
+    let mut ports: Vec<u16> = Vec::new();
+    if docker0 == Docker0::Drop {
+        let visible = keys.iter().take_while(|key| key.rank == winner);
+        ports.extend(visible.flat_map(|key| key.endpoints.iter()).filter(|e| e.host != DOCKER0).map(|e| e.port));
+        ports.sort_unstable();
+        ports.dedup();
+    }
+    let added = slots.len();
+    for (offset, key) in keys.iter().enumerate() {
+        for (endpoint, at) in key.endpoints.iter().zip(0..=u16::MAX) {
+            let left_out = if key.rank != winner {
+                Some(LeftOut::Shadowed)
+            } else if endpoint.host == DOCKER0 && ports.binary_search(&endpoint.port).is_ok() {
+                Some(LeftOut::Docker0)
+            } else {
+                None
+            };
+            // A catalog that could hold 2^32 keys of one service would not fit in memory.
+            let key = u32::try_from(first + offset).unwrap_or(u32::MAX);
+            slots.push(Slot { key, endpoint: at, left_out });
+        }
+    }
+    let of = |slot: &Slot| {
+        let key = &keys[slot.key as usize - first];
+        (&*key.group.version, &key.endpoints[usize::from(slot.endpoint)])
+    };
+    slots[added..].sort_by(|a, b| of(a).cmp(&of(b)).then(a.left_out.cmp(&b.left_out)).then(a.key.cmp(&b.key)));
+    for at in added + 1..slots.len() {
+        let (before, here) = (slots[at - 1], slots[at]);
+        let served = |slot: Slot| matches!(slot.left_out, None | Some(LeftOut::Duplicate));
+        if served(here) && served(before) && of(&before) == of(&here) {
+            slots[at].left_out = Some(LeftOut::Duplicate);
+        }
+    }
+}

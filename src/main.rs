@@ -1,0 +1,3 @@
+//! The `svcdns` program: see the library for its rooms.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! etcd, followed by a supervisor.

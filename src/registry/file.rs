@@ -1,0 +1,1 @@
+//! GoFrame's file registry, followed.

@@ -1,0 +1,1 @@
+//! GoFrame's keys and values, read and written.

@@ -1,0 +1,101 @@
+//! What a registrant says about itself.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// A registration's metadata: the flat JSON object that GoFrame writes as the value of a key, sorted by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Metadata(BTreeMap<Box<str>, Value>);
+
+impl Metadata {
+    /// Takes entries as they are.
+    pub fn new(entries: BTreeMap<Box<str>, Value>) -> Self {
+        Self(entries)
+    }
+
+    /// All entries, sorted by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        self.0.iter().map(|(key, value)| (&**key, text(value)))
+    }
+
+    /// One entry as text: strings as they are, anything else by its JSON text (`true`, `5`). The key compares without
+    /// case, since a DNS label carries none; the first match in key order counts.
+    pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
+        self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
+    }
+
+    /// `weight`, a number or a numeric string, rounded and clamped to 0-65535; absent or unreadable means 1.
+    pub fn weight(&self) -> u16 {
+        let number = match self.0.get("weight") {
+            Some(Value::Number(number)) => number.as_f64(),
+            Some(Value::String(string)) => string.trim().parse::<f64>().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) if number.is_finite() => {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u16")]
+                let weight = number.round().clamp(0.0, f64::from(u16::MAX)) as u16;
+                weight
+            }
+            _ => 1,
+        }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn text(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(string) => Cow::Borrowed(string),
+        other => Cow::Owned(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(json: &str) -> Metadata {
+        Metadata::new(serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn weight_takes_numbers_and_numeric_strings_and_clamps() {
+        for (json, weight) in [
+            ("{}", 1),
+            (r#"{"weight":5}"#, 5),
+            (r#"{"weight":"5"}"#, 5),
+            (r#"{"weight":2.5}"#, 3),
+            (r#"{"weight":-4}"#, 0),
+            (r#"{"weight":"0"}"#, 0),
+            (r#"{"weight":1e9}"#, 65535),
+            (r#"{"weight":"inf"}"#, 1),
+            (r#"{"weight":"heavy"}"#, 1),
+            (r#"{"weight":true}"#, 1),
+            (r#"{"weight":null}"#, 1),
+        ] {
+            assert_eq!(metadata(json).weight(), weight, "{json}");
+        }
+    }
+
+    #[test]
+    fn values_read_as_text() {
+        let metadata = metadata(r#"{"insecure":true,"protocol":"http","n":5}"#);
+        assert_eq!(metadata.text("insecure").as_deref(), Some("true"));
+        assert_eq!(metadata.text("PROTOCOL").as_deref(), Some("http"));
+        assert_eq!(metadata.text("n").as_deref(), Some("5"));
+        assert_eq!(metadata.text("absent"), None);
+    }
+}

@@ -28,6 +28,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::catalog::Docker0;
+use crate::name::Zones;
 
 use layers::Layers;
 
@@ -43,8 +44,8 @@ pub struct Config {
     pub allow: Vec<IpNet>,
     /// The registries to follow, at least one, at most [`MAX_REGISTRIES`].
     pub registries: Vec<RegistryUrl>,
-    /// The served zones, at least one.
-    pub zones: Vec<String>,
+    /// The served zones.
+    pub zones: Zones,
     /// GoFrame's deployment that short names mean.
     pub deployment: String,
     /// GoFrame's namespace that short names mean.

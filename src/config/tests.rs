@@ -12,6 +12,10 @@ fn load(text: &str, environment: &[(&str, &str)], flags: &Flags) -> Result<Confi
         .map_err(|error| error.to_string().replace(&format!("{}/", directory.path().display()), ""))
 }
 
+fn zones(config: &Config) -> String {
+    config.zones.iter().map(crate::name::Zone::text).collect::<Vec<_>>().join(" ")
+}
+
 fn mistake(text: &str) -> String {
     load(text, &[], &Flags::default()).unwrap_err()
 }
@@ -25,7 +29,7 @@ fn the_defaults() {
     let config = load("", &[("PATH", "/bin")], &Flags::default()).unwrap();
     assert_eq!(config.listen, ["127.0.0.1:5300".parse().unwrap()]);
     assert_eq!(config.registries, [RegistryUrl::implicit()]);
-    assert_eq!(config.zones, ["svc"]);
+    assert_eq!(zones(&config), "svc.");
     assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
     assert_eq!(config.heads, ["service", "services"]);
     assert_eq!((config.ttl, config.negative_ttl), (5, 1));
@@ -42,7 +46,7 @@ fn flags_beat_the_environment_beats_the_file() {
     let text = "zone = [\"a\", \"b\"]\nnamespace = 'n'\nttl = \"9s\"\n";
     let flags = Flags::default().with("zone", "x");
     let config = load(text, &[("SVCDNS_ZONE", "y"), ("SVCDNS_NAMESPACE", "env")], &flags).unwrap();
-    assert_eq!((config.zones, &*config.namespace, config.ttl), (vec!["x".to_owned()], "env", 9));
+    assert_eq!((&*zones(&config), &*config.namespace, config.ttl), ("x.", "env", 9));
     let shown: Vec<String> = config
         .effective
         .iter()
@@ -92,6 +96,8 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("listen = [53]"), @"svcdns.toml:1:11: listen: a list of texts must stand here, not a value of type integer");
     assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"svcdns.toml:1:11: listen: 0.0.0.0:53 can be reached from other machines, and there is no rule who may ask: name the networks with allow, e.g. --allow 10.0.0.0/8 (everyone else is refused), or listen on a loopback address");
     assert_snapshot!(mistake("admin-listen = '0.0.0.0:80'"), @"svcdns.toml:1:16: admin-listen: 0.0.0.0:80 can be reached from other machines, and this interface asks nobody who they are: name a loopback address");
+    assert_snapshot!(mistake("zone = []"), @r#"svcdns.toml:1:1: zone: there is no zone to serve: name at least one, such as "svc""#);
+    assert_snapshot!(mistake("zone = ['a', 'sv c']"), @r#"svcdns.toml:1:14: zone: the zone "sv c" may hold only a-z, 0-9, '-', '_' and dots"#);
     assert_snapshot!(mistake("max-keys = 0"), @r#"svcdns.toml:1:12: max-keys: "0" is not a whole number from 1 to 1000000000"#);
     assert_snapshot!(mistake("docker0 = 'off'"), @r#"svcdns.toml:1:11: docker0: "off" is neither drop nor keep"#);
     assert_snapshot!(mistake("allow = ['10.0.0.0/33']"), @r#"svcdns.toml:1:10: allow: "10.0.0.0/33" is not a network such as 10.0.0.0/8 or fd00::/8"#);
@@ -189,5 +195,5 @@ fn every_flag_of_a_command_can_be_read() {
     let ServeFlags(flags) = ServeFlags::from_arg_matches(&matches).unwrap();
     assert!(flags.has("zone") && !flags.has("listen"));
     let config = load("", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
-    assert_eq!((config.zones.join(" "), config.ttl, config.etcd.username), ("a b c".to_owned(), 3, Some("root".to_owned())));
+    assert_eq!((&*zones(&config), config.ttl, config.etcd.username.as_deref()), ("a. b. c.", 3, Some("root")));
 }

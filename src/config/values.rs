@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use crate::catalog::Docker0;
+use crate::name::Zones;
 
 use super::error::ConfigError;
 use super::keys::{self, Key};
@@ -26,7 +27,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
         registries: registries(layers)?,
-        zones: list(layers, keys::ZONE, |text| Ok(text.to_owned()))?,
+        zones: zones(layers)?,
         deployment: segment(layers, keys::DEPLOYMENT)?,
         namespace: segment(layers, keys::NAMESPACE)?,
         heads: list(layers, keys::HEADS, key_segment)?,
@@ -47,7 +48,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         effective: layers.effective(),
     };
     list(layers, keys::UPSTREAM, upstream)?;
-    for key in [keys::LISTEN, keys::ZONE, keys::HEADS] {
+    for key in [keys::LISTEN, keys::HEADS] {
         if layers.list(key).is_empty() {
             return Err(invalid(key, &layers.one(key), "at least one must be named".to_owned()));
         }
@@ -107,6 +108,15 @@ fn registries(layers: &Layers) -> Result<Vec<RegistryUrl>, ConfigError> {
         return Err(invalid(keys::REGISTRY, &layers.one(keys::REGISTRY), format!("at most {MAX_REGISTRIES} registries can be followed")));
     }
     Ok(if named.is_empty() { vec![RegistryUrl::implicit()] } else { named })
+}
+
+fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
+    // One by one first: the mistake then has its place.
+    let texts = list(layers, keys::ZONE, |text| {
+        let text = text.to_owned();
+        Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
+    })?;
+    Zones::new(&texts).map_err(|error| invalid(keys::ZONE, &layers.one(keys::ZONE), error.to_string()))
 }
 
 fn segment(layers: &Layers, key: &Key) -> Result<String, ConfigError> {

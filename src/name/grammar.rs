@@ -143,9 +143,10 @@ pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
 /// Parses `_<base>._tcp` and the names above it: `_a.b._tcp`, `b._tcp`, `_tcp`.
 fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<Asked<'a>> {
     let (&b"_tcp", base) = chain.split_last()? else { return None };
-    let (partial, rest) = match base {
-        [first, others @ ..] if let Some(first) = key(first) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
-        _ => (true, Cow::Borrowed(base)),
+    let spelled = base.split_first().and_then(|(first, others)| Some((key(first)?, others)));
+    let (partial, rest) = match spelled {
+        Some((first, others)) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
+        None => (true, Cow::Borrowed(base)),
     };
     // A base has no label that is empty or begins with `_`.
     if rest.iter().any(|label| label.is_empty() || key(label).is_some()) {

@@ -113,6 +113,10 @@ pub struct Selector<'a> {
 ///
 /// Up to the rightmost label that begins with `_` stands the chain: `_<protocol>._tcp`, at its left end only, then selectors.
 pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
+    // `_` alone has no key, protocol or base behind it.
+    if labels.contains(&b"_".as_slice()) {
+        return None;
+    }
     let length = labels.iter().rposition(|label| key(label).is_some()).map_or(0, |last| last + 1);
     let (chain, rest) = labels.split_at(length);
     if rest.is_empty() {
@@ -123,15 +127,11 @@ pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
         [first, chain @ ..] if key(first).is_some() => (None, true, chain),
         chain => (None, false, chain),
     };
-    // `_` alone is no key, here and below.
-    if length > 0 && key(labels[0]).is_some_and(<[u8]>::is_empty) {
-        return None;
-    }
     let mut selectors = Vec::new();
     while !chain.is_empty() {
         let values = chain.iter().position(|label| key(label).is_some())?;
         let key = key(chain[values])?;
-        if values == 0 || key.is_empty() {
+        if values == 0 {
             return None;
         }
         selectors.push(Selector::new(key, &chain[..values]));
@@ -143,9 +143,10 @@ pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
 /// Parses `_<base>._tcp` and the names above it: `_a.b._tcp`, `b._tcp`, `_tcp`.
 fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<Asked<'a>> {
     let (&b"_tcp", base) = chain.split_last()? else { return None };
-    let (partial, rest) = match base {
-        [first, others @ ..] if let Some(first) = key(first) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
-        _ => (true, Cow::Borrowed(base)),
+    let spelled = base.split_first().and_then(|(first, others)| Some((key(first)?, others)));
+    let (partial, rest) = match spelled {
+        Some((first, others)) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
+        None => (true, Cow::Borrowed(base)),
     };
     // A base has no label that is empty or begins with `_`.
     if rest.iter().any(|label| label.is_empty() || key(label).is_some()) {
@@ -232,4 +233,332 @@ fn scoped<'a>(labels: &'a [&'a [u8]], behind: usize) -> Option<(&'a [&'a [u8]], 
         _ => return None,
     };
     (!front.is_empty()).then_some((front, scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn zones(texts: &[&str]) -> Zones {
+        Zones::new(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// `text rank`, or the error.
+    fn base(registered: &str, served: &[&str]) -> Result<(String, u8), BaseError> {
+        base_of(registered, &zones(served)).map(|base| (base.text, base.rank))
+    }
+
+    fn labels(text: &str) -> Vec<&[u8]> {
+        text.split('.').map(str::as_bytes).collect()
+    }
+
+    fn text(labels: &[&[u8]]) -> String {
+        String::from_utf8(labels.join(&b'.')).unwrap()
+    }
+
+    /// What is asked, in one line: `tcp=… key=value … | rest`, then what else holds.
+    fn ask(name: &str) -> Option<String> {
+        let labels = labels(name);
+        let asked = asked(&labels)?;
+        let mut words: Vec<String> = asked.rfc2782.iter().map(|label| format!("tcp={}", text(&[label]))).collect();
+        for Selector { key, value, impossible } in &asked.selectors {
+            assert!(!impossible, "{name}");
+            words.push(format!("{}={value}", text(&[key])));
+        }
+        words.push(format!("| {}", text(&asked.rest)));
+        words.extend(asked.tcp_of_base.then(|| "tcp_of_base".to_owned()));
+        words.extend(asked.partial.then(|| "partial".to_owned()));
+        Some(words.join(" "))
+    }
+
+    /// The readings, a line each: `instance/version/base/namespace/deployment`.
+    fn read(name: &str, longest_base: usize) -> Vec<String> {
+        let line = |reading: Reading<'_>| {
+            let instance = reading.instance.map_or_else(String::new, |label| text(&[label]));
+            let version = reading.version.map_or_else(String::new, text);
+            let (namespace, deployment): (&[u8], &[u8]) = match reading.scope {
+                Scope::Configured => (b"", b""),
+                Scope::Namespace(namespace) => (namespace, b""),
+                Scope::Full { namespace, deployment } => (namespace, deployment),
+            };
+            format!("{instance}/{version}/{}/{}/{}", text(reading.base), text(&[namespace]), text(&[deployment]))
+        };
+        readings(&labels(name), longest_base).map(line).collect()
+    }
+
+    #[test]
+    fn a_zone_suffix_is_taken_off_and_ranks() {
+        assert_eq!(base("hello.svc", &["svc"]), Ok(("hello".to_owned(), 0)));
+        assert_eq!(base("hello", &["svc"]), Ok(("hello".to_owned(), 1)));
+        assert_eq!(base("Hello.SVC", &["svc"]), Ok(("hello".to_owned(), 0)));
+        assert_eq!(base("hello.internal", &["svc", "internal"]), Ok(("hello".to_owned(), 1)));
+        assert_eq!(base("hello", &["svc", "internal"]), Ok(("hello".to_owned(), 2)));
+        assert_eq!(base("a.b.corp.example", &["svc", "corp.example"]), Ok(("a.b".to_owned(), 1)));
+        // Once, and by labels.
+        assert_eq!(base("hello.svc.svc", &["svc"]), Ok(("hello.svc".to_owned(), 0)));
+        assert_eq!(base("hellosvc", &["svc"]), Ok(("hellosvc".to_owned(), 1)));
+        // The longest zone, wherever it stands in the list.
+        assert_eq!(base("hello.internal.svc", &["svc", "internal.svc"]), Ok(("hello".to_owned(), 1)));
+        assert_eq!(base("hello.internal.svc", &["internal.svc", "svc"]), Ok(("hello".to_owned(), 0)));
+        assert_eq!(base("hello.xinternal.svc", &["internal.svc", "svc"]), Ok(("hello.xinternal".to_owned(), 1)));
+        assert_eq!(base("hello._x", &["_x"]), Ok(("hello".to_owned(), 0)));
+    }
+
+    #[test]
+    fn any_dns_name_is_carried() {
+        for carried in ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"] {
+            assert_eq!(base(carried, &["svc"]), Ok((carried.to_owned(), 1)));
+        }
+        let label = "a".repeat(63);
+        assert_eq!(base(&label, &["svc"]), Ok((label, 1)));
+    }
+
+    #[test]
+    fn what_dns_cannot_write_is_not_carried() {
+        let long = "a".repeat(64);
+        for bad in
+            ["", ".", "hello.", "hello.svc.", ".svc", "..svc", "a..b", "_a", "a._tcp", "a b", "a:b", "é", "a/b", "a\\.b", "*", "a\0", &long]
+        {
+            assert_eq!(base(bad, &["svc"]), Err(BaseError::NotDns), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_the_zone_are_reserved() {
+        for reserved in ["ns", "NS.svc", "dns-version", "dns-version.internal.svc", "svc", "SVC", "internal.svc"] {
+            assert_eq!(base(reserved, &["svc", "internal.svc"]), Err(BaseError::Reserved), "{reserved}");
+        }
+        assert_eq!(base("internal", &["svc", "internal.svc"]), Ok(("internal".to_owned(), 2)));
+    }
+
+    #[test]
+    fn a_base_fits_every_zone() {
+        let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57)].join(".");
+        assert_eq!(long.len() + ".svc".len(), MAX_TEXT);
+        assert_eq!(base(&format!("{long}.svc"), &["svc"]), Ok((long.clone(), 0)));
+        assert_eq!(base(&format!("{long}d.svc"), &["svc"]), Err(BaseError::TooLong));
+        assert_eq!(base(&format!("{long}.svc"), &["svc", "internal"]), Err(BaseError::TooLong));
+    }
+
+    #[test]
+    fn names_without_a_chain_are_all_rest() {
+        assert_eq!(ask("hello").as_deref(), Some("| hello"));
+        assert_eq!(ask("v1.2.0.hello.prod.eu").as_deref(), Some("| v1.2.0.hello.prod.eu"));
+        assert_eq!(asked(&[]), None);
+    }
+
+    #[test]
+    fn selectors_stand_left_to_right() {
+        assert_eq!(ask("gray._env.hello").as_deref(), Some("env=gray | hello"));
+        assert_eq!(ask("v1.2.0._version.prod._namespace.hello").as_deref(), Some("version=v1.2.0 namespace=prod | hello"));
+        assert_eq!(
+            ask("8080._port.10-0-0-1._instance.v1.hello.prod.eu").as_deref(),
+            Some("port=8080 instance=10-0-0-1 | v1.hello.prod.eu")
+        );
+        assert_eq!(ask("true._insecure.hello").as_deref(), Some("insecure=true | hello"));
+        assert_eq!(ask("x._tcp.hello").as_deref(), Some("tcp=x | hello"));
+        assert_eq!(ask("x.__a.hello").as_deref(), Some("_a=x | hello"));
+        // Values end where the next key does: a value may look like anything else.
+        assert_eq!(ask("0._ver.hello").as_deref(), Some("ver=0 | hello"));
+    }
+
+    #[test]
+    fn values_that_metadata_cannot_have() {
+        let labels: [&[u8]; 3] = [b"v1.2", b"_version", b"hello"];
+        let asked_dot = asked(&labels).unwrap();
+        assert!(asked_dot.selectors[0].impossible);
+        assert_eq!(asked_dot.selectors[0].value, "");
+        // The two octets of one character, apart.
+        let labels: [&[u8]; 4] = [b"\xC3", b"\xA9", b"_env", b"hello"];
+        assert!(asked(&labels).unwrap().selectors[0].impossible);
+        let labels: [&[u8]; 3] = ["é".as_bytes(), b"_env", b"hello"];
+        let asked_text = asked(&labels).unwrap();
+        assert_eq!((&*asked_text.selectors[0].value, asked_text.selectors[0].impossible), ("é", false));
+    }
+
+    #[test]
+    fn rfc_2782_stands_at_the_left_end() {
+        assert_eq!(ask("_http._tcp.hello").as_deref(), Some("tcp=http | hello"));
+        assert_eq!(ask("_8080._tcp.hello.prod").as_deref(), Some("tcp=8080 | hello.prod"));
+        assert_eq!(ask("_http._tcp.gray._env.hello").as_deref(), Some("tcp=http env=gray | hello"));
+        assert_eq!(ask("_tcp._tcp.hello").as_deref(), Some("tcp=tcp | hello"));
+        assert_eq!(ask("x._http._tcp.hello"), None);
+        assert_eq!(ask("_http._udp.hello"), None);
+        assert_eq!(ask("gray._env._http._tcp.hello"), None);
+    }
+
+    #[test]
+    fn empty_non_terminals_of_the_chain() {
+        assert_eq!(ask("_tcp.hello").as_deref(), Some("| hello partial"));
+        assert_eq!(ask("_env.hello").as_deref(), Some("| hello partial"));
+        assert_eq!(ask("_zone.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
+        assert_eq!(ask("_tcp.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
+    }
+
+    #[test]
+    fn rfc_2782_of_a_base() {
+        assert_eq!(ask("_hello._tcp").as_deref(), Some("| hello tcp_of_base"));
+        assert_eq!(ask("_a.b._tcp").as_deref(), Some("| a.b tcp_of_base"));
+        assert_eq!(ask("b._tcp").as_deref(), Some("| b tcp_of_base partial"));
+        assert_eq!(ask("_tcp").as_deref(), Some("|  tcp_of_base partial"));
+        assert_eq!(ask("_tcp._tcp").as_deref(), Some("| tcp tcp_of_base"));
+        for unread in
+            ["_a._b._tcp", "x._hello._tcp", "_http._tcp._hello._tcp", "gray._env._hello._tcp", "_.b._tcp", "__a._tcp", "_hello._udp"]
+        {
+            assert_eq!(ask(unread), None, "{unread}");
+        }
+    }
+
+    #[test]
+    fn what_no_row_reads() {
+        for unread in [
+            "_a",
+            "x._a",
+            "_a._b.hello",
+            "x._a._b.hello",
+            "_http._tcp._env.hello",
+            "_._tcp.hello",
+            "x._.hello",
+            "_.hello",
+            "_services._dns-sd._udp",
+        ] {
+            assert_eq!(ask(unread), None, "{unread}");
+        }
+    }
+
+    #[test]
+    fn a_base_then_its_scopes() {
+        assert_eq!(read("hello", 9), ["//hello//"]);
+        assert_eq!(read("hello.prod", 9), ["//hello.prod//", "//hello/prod/", "/hello/prod//"]);
+        assert_eq!(
+            read("hello.prod.eu", 9),
+            ["//hello.prod.eu//", "//hello.prod/eu/", "//hello/prod/eu", "/hello/prod.eu//", "/hello.prod/eu//", "/hello/prod/eu/"]
+        );
+        assert_eq!(read("", 0), [""; 0]);
+        assert_eq!(readings(&[], 9).count(), 0);
+    }
+
+    #[test]
+    fn versions_and_instances_in_front() {
+        assert_eq!(read("v1.2.0.hello", 1), ["/v1.2.0/hello//", "/v1.2/0/hello/", "/v1/2/0/hello"]);
+        assert_eq!(
+            read("10-0-0-1.hello", 9),
+            ["//10-0-0-1.hello//", "//10-0-0-1/hello/", "10-0-0-1//hello//", "/10-0-0-1/hello//"],
+            "an instance wins over a version of the same name"
+        );
+        assert_eq!(
+            read("10-0-0-1.v1.hello", 1),
+            ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "/10-0-0-1.v1/hello//", "10-0-0-1//v1/hello/", "/10-0-0-1/v1/hello/",]
+        );
+        // Together only as instance before version.
+        assert!(!read("v1.10-0-0-1.hello", 9).iter().any(|line| line.starts_with("10-0-0-1/")));
+    }
+
+    #[test]
+    fn the_longest_base_wins_within_a_row() {
+        let prefixed: Vec<String> = read("v1.a.b.c", 9).into_iter().filter(|line| line.starts_with("/v1")).collect();
+        assert_eq!(prefixed, ["/v1/a.b.c//", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
+        assert_eq!(read("v1.a.b.c", 2), ["//v1.a/b/c", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
+    }
+
+    #[test]
+    fn the_longest_name_has_a_bounded_number_of_readings() {
+        let plain = vec![b"a".as_slice(); 127];
+        assert_eq!(readings(&plain, 127).count(), 3 + 126 + 125 + 124);
+        let mut instance = plain;
+        instance[0] = b"1--1";
+        assert_eq!(readings(&instance, 127).count(), 3 + 2 * (126 + 125 + 124));
+        assert_eq!(readings(&instance, 2).count(), 2 * 2 * 3);
+    }
+
+    fn any_label() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            4 => "[a-c]{1,2}".prop_map(String::into_bytes),
+            3 => "_[a-c]{0,2}".prop_map(String::into_bytes),
+            1 => Just(b"_tcp".to_vec()),
+            1 => Just(b"10-0-0-1".to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..5),
+        ]
+    }
+
+    fn any_labels() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(any_label(), 0..9)
+    }
+
+    proptest! {
+            #[test]
+            fn no_labels_panic_and_none_gets_lost(owned in any_labels()) {
+                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+                let Some(asked) = asked(&labels) else { return Ok(()) };
+                prop_assert_eq!(asked.rest.is_empty(), asked.tcp_of_base && labels.len() == 1);
+                prop_assert!(asked.rest.iter().all(|label| key(label).is_none()));
+                if asked.tcp_of_base {
+                    let first = if asked.partial { labels[0] } else { &labels[0][1..] };
+                    let spelled = [first].into_iter().chain(labels[1..].iter().copied()).take(labels.len() - 1);
+                    prop_assert!(asked.rest.iter().copied().eq(spelled));
+                } else if asked.selectors.iter().all(|selector| !selector.impossible) {
+                    // Put together again, it is the name.
+                    let mut again: Vec<Vec<u8>> = Vec::new();
+                    if let Some(protocol) = asked.rfc2782 {
+                        again.extend([[b"_", protocol].concat(), b"_tcp".to_vec()]);
+                    } else if asked.partial {
+                        again.push(labels[0].to_vec());
+                    }
+                    for selector in &asked.selectors {
+                        again.extend(selector.value.split('.').map(|value| value.as_bytes().to_vec()));
+                        again.push([b"_", selector.key].concat());
+                    }
+                    again.extend(asked.rest.iter().map(|label| label.to_vec()));
+                    prop_assert_eq!(again, owned);
+                }
+            }
+
+            #[test]
+            fn every_name_above_one_that_is_read_is_read(owned in any_labels()) {
+                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+                if asked(&labels).is_some() {
+                    for cut in 1..labels.len() {
+                        prop_assert!(asked(&labels[cut..]).is_some(), "{:?}", &owned[cut..]);
+                    }
+                }
+            }
+
+            #[test]
+            fn readings_differ_and_each_is_the_name(owned in any_labels(), longest_base in 0..9usize) {
+                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+                let mut seen = HashSet::new();
+                for reading in readings(&labels, longest_base) {
+                    let Reading { base, scope, instance, version } = reading;
+                    prop_assert!((1..=longest_base).contains(&base.len()));
+                    let is_new = seen.insert(format!("{reading:?}"));
+    prop_assert!(is_new);
+                    let behind = match scope {
+                        Scope::Configured => vec![],
+                        Scope::Namespace(namespace) => vec![namespace],
+                        Scope::Full { namespace, deployment } => vec![namespace, deployment],
+                    };
+                    let version = version.unwrap_or_default().iter().copied();
+                    prop_assert!(instance.into_iter().chain(version).chain(base.iter().copied()).chain(behind).eq(labels.iter().copied()));
+                    prop_assert!(instance.is_none_or(|label| instance_address(label).is_some()));
+                }
+            }
+
+            #[test]
+            fn a_base_is_a_fixed_point(registered in prop_oneof![any::<String>(), "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?", "[a.]{240,260}"]) {
+                let zones = zones(&["svc", "b", "a.b"]);
+                if let Ok(base) = base_of(&registered, &zones) {
+                    prop_assert!(usize::from(base.rank) <= zones.len());
+                    let spelled = base_of(&format!("{}.svc", base.text), &zones);
+                    prop_assert_eq!(spelled, Ok(Base { text: base.text.clone(), rank: 0 }));
+                    for zone in &zones {
+                        let name = crate::name::Name::from_text(&format!("{}.{}", base.text, zone.text()));
+                        prop_assert!(name.is_ok());
+                    }
+                }
+            }
+        }
 }

@@ -18,7 +18,7 @@ pub(crate) const ADDRESS_V6: &str = "fd00::5";
 /// Runs `body` inside a new namespace, by starting this test again in it. `test` is the test's whole name. `nameserver` is
 /// what the namespace's resolv.conf says.
 pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
-    if env::var(INSIDE).as_deref() == Ok(test) {
+    if is_inside(test) {
         furnish(nameserver);
         body();
         return;
@@ -45,6 +45,11 @@ pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
     assert!(output.status.success(), "inside the namespace:\n{printed}");
     // A name that matches no test would run none, and pass.
     assert!(printed.contains("1 passed"), "the test {test:?} did not run inside the namespace:\n{printed}");
+}
+
+/// Whether this process already runs inside the namespace of this test.
+pub(crate) fn is_inside(test: &str) -> bool {
+    env::var(INSIDE).as_deref() == Ok(test)
 }
 
 fn furnish(nameserver: &str) {

@@ -1,12 +1,14 @@
 //! The server without file descriptors left. In a process of its own, because the limit holds for all of it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use std::io::{Read, Write};
 use svcdns::server::{Respond, Settings, bind};
 use svcdns::wire::Transport;
 use tokio_util::sync::CancellationToken;

@@ -371,13 +371,12 @@ async fn read_message(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Result<Vec
 
 /// Appends `answer` with its length prefix. One longer than the prefix can say would break the connection and is left out.
 fn append(octets: &mut Vec<u8>, answer: &[u8]) {
-    match u16::try_from(answer.len()) {
-        Ok(length) => {
-            octets.extend_from_slice(&length.to_be_bytes());
-            octets.extend_from_slice(answer);
-        }
-        Err(_) => error!(octets = answer.len(), "an answer is too long for TCP and was left out; please report this"),
-    }
+    let Ok(length) = u16::try_from(answer.len()) else {
+        error!(octets = answer.len(), "an answer is too long for TCP and was left out; please report this");
+        return;
+    };
+    octets.extend_from_slice(&length.to_be_bytes());
+    octets.extend_from_slice(answer);
 }
 
 /// Says goodbye so that the client can read what was written: closes our side, then reads what it still sends, for a

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::Site;
-use crate::catalog::{Instance, Rejections, Service};
+use crate::answer::Answerer;
+use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
+use crate::registry::State;
 use crate::service::Rejected;
 
 /// The server, at a glance.
@@ -74,8 +77,10 @@ pub struct RegistryView {
     pub disconnects: u64,
     /// Differences a routine list found against what the events had said.
     pub repaired: u64,
-    /// Keys that are served.
+    /// Keys that it has and that are served.
     pub keys: usize,
+    /// Their endpoints.
+    pub instances: usize,
 }
 
 /// A service with all that is registered for it.
@@ -185,14 +190,22 @@ pub struct RejectionView {
     pub message: String,
 }
 
-/// Something that can be read in two ways, or hides something else.
+/// One name that two things claim.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ConflictView {
-    /// The service's base.
-    pub base: String,
-    /// What conflicts, for people.
-    pub message: String,
+    /// The name in front of the zone.
+    pub name: String,
+    /// `shadowed` (two spellings of one name) or `hidden` (two readings of one name).
+    pub kind: String,
+    /// The deployment of the loser.
+    pub deployment: String,
+    /// The namespace of the loser.
+    pub namespace: String,
+    /// What the name answers for.
+    pub winner: String,
+    /// What it does not answer for.
+    pub loser: String,
 }
 
 /// A change of a service, as it happens.
@@ -217,21 +230,12 @@ pub struct EventView {
 }
 
 impl Status {
-    /// The server as it is now. O(instances).
+    /// The server as it is now.
     pub(super) fn new(site: &Site) -> Self {
         let Site { about, answerer, registries, .. } = site;
         let (snapshot, condition, settings) = (answerer.snapshot(), answerer.condition(), answerer.settings());
-        let (mut services, mut instances, mut keys) = (0, 0, vec![0; registries.len()]);
-        for service in snapshot.services() {
-            services += 1;
-            instances += service.instances().len();
-            for key in service.keys() {
-                if let Some(count) = keys.get_mut(usize::from(key.registry)) {
-                    *count += 1;
-                }
-            }
-        }
-        let registry = |(state, keys): (&std::sync::Arc<crate::registry::State>, usize)| {
+        let stats = answerer.stats();
+        let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
             let report = state.report();
             RegistryView {
                 url: state.url.clone(),
@@ -243,7 +247,8 @@ impl Status {
                 lists: report.lists,
                 disconnects: report.disconnects,
                 repaired: report.repaired,
-                keys,
+                keys: stats.keys,
+                instances: stats.instances,
             }
         };
         Self {
@@ -260,9 +265,9 @@ impl Status {
             synced: condition.synced,
             stale: condition.stale,
             holding: condition.holding,
-            registries: registries.iter().zip(keys).map(registry).collect(),
-            services,
-            instances,
+            registries: registries.iter().zip(&stats.registries).map(registry).collect(),
+            services: stats.services,
+            instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
         }
@@ -312,6 +317,27 @@ impl InstanceView {
             held: key.held,
             left_out: instance.left_out.map(|reason| reason.to_string()),
         }
+    }
+}
+
+impl ConflictView {
+    /// The conflicts as they are now.
+    pub fn all(answerer: &Answerer) -> Vec<Self> {
+        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let find = |base: &str| snapshot.service(base).cloned();
+        let found = catalog::conflicts(snapshot.services(), find, &settings.zones, &settings.deployment, &settings.namespace);
+        let view = |conflict: catalog::Conflict| Self {
+            name: conflict.name,
+            kind: match conflict.kind {
+                ConflictKind::Shadowed => "shadowed".to_owned(),
+                ConflictKind::Hidden => "hidden".to_owned(),
+            },
+            deployment: conflict.deployment.into(),
+            namespace: conflict.namespace.into(),
+            winner: conflict.winner,
+            loser: conflict.loser,
+        };
+        found.into_iter().map(view).collect()
     }
 }
 

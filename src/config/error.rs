@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::server::SettingsError;
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -93,16 +95,13 @@ pub enum ConfigError {
         /// What is wrong, and what to write.
         why: String,
     },
-    /// An address others can reach, and no rule who may ask.
-    #[error(
-        "{origin}: listen: {address} can be reached from other machines, and there is no rule who may ask: name the networks with allow, \
-         e.g. --allow 10.0.0.0/8 (everyone else is refused), or listen on a loopback address"
-    )]
-    NeedsAllow {
+    /// Addresses that cannot be listened on as things are.
+    #[error("{origin}: listen: {error}")]
+    Listen {
         /// Where the address was written.
         origin: Origin,
-        /// The address.
-        address: std::net::SocketAddr,
+        /// What is wrong.
+        error: SettingsError,
     },
 }
 

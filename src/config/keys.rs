@@ -109,7 +109,7 @@ keys! {
         "The most instances of one service that are served.";
     MAX_KEYS = "" "max-keys" Number "N" "keys, from 1" "2000000"
         "The most keys of one registry that are followed.";
-    TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "1024"
+    TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "256"
         "The most TCP connections at a time.";
     TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
         "How long a TCP connection may be idle.";

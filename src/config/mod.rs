@@ -9,6 +9,7 @@ mod file;
 mod flags;
 mod keys;
 mod layers;
+mod rooms;
 mod state_dir;
 mod url;
 mod values;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::Zones;
 
@@ -85,18 +87,6 @@ pub struct Config {
 
 /// The most registries that can be followed: a registry's place is an octet.
 pub const MAX_REGISTRIES: usize = 16;
-
-/// How many records an answer holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Answers {
-    /// As many as fit; TC is set where some do not.
-    #[default]
-    All,
-    /// As many as fit, without TC.
-    Fit,
-    /// At most so many, from 1.
-    Count(u16),
-}
 
 /// How to reach etcd, for all registries of that kind.
 #[derive(Clone, Debug, Default)]

@@ -8,14 +8,16 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::Zones;
+use crate::server::SettingsError;
 
 use super::error::ConfigError;
 use super::keys::{self, Key};
 use super::layers::{Layers, Written};
 use super::url::RegistryUrl;
-use super::{Answers, Config, Etcd, MAX_REGISTRIES, Secret, Tls};
+use super::{Config, Etcd, MAX_REGISTRIES, Secret, Tls};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -48,16 +50,13 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         effective: layers.effective(),
     };
     list(layers, keys::UPSTREAM, upstream)?;
-    for key in [keys::LISTEN, keys::HEADS] {
-        if layers.list(key).is_empty() {
-            return Err(invalid(key, &layers.one(key), "at least one must be named".to_owned()));
-        }
+    if config.heads.is_empty() {
+        return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
     }
-    if config.allow.is_empty()
-        && let Some((address, written)) =
-            config.listen.iter().zip(layers.list(keys::LISTEN)).find(|(address, _)| !address.ip().to_canonical().is_loopback())
-    {
-        return Err(ConfigError::NeedsAllow { origin: written.origin.clone(), address: *address });
+    if let Err(error) = config.server().check() {
+        let exposed = |written: &&Written| matches!(&error, SettingsError::Exposed { address, .. } if written.text == address.to_string());
+        let origin = layers.list(keys::LISTEN).iter().find(exposed).map_or_else(|| layers.origin(keys::LISTEN), |written| written.origin.clone());
+        return Err(ConfigError::Listen { origin, error });
     }
     Ok(config)
 }
@@ -140,8 +139,8 @@ fn answers(text: &str) -> Result<Answers, String> {
         "all" => Ok(Answers::All),
         "fit" => Ok(Answers::Fit),
         _ => match text.parse() {
-            Ok(count @ 1..) => Ok(Answers::Count(count)),
-            _ => Err(format!("{text:?} is neither all, fit nor a number from 1 to 65535")),
+            Ok(count) => Ok(Answers::Count(count)),
+            Err(_) => Err(format!("{text:?} is neither all, fit nor a number from 1 to 65535")),
         },
     }
 }

@@ -1,0 +1,62 @@
+//! The settings of each room, made from the configuration.
+
+use std::net::SocketAddr;
+
+use super::{Config, Directory};
+use crate::registry::file;
+use crate::{answer, catalog, server};
+
+impl Config {
+    /// What the catalog is to know.
+    pub fn catalog(&self) -> catalog::Settings {
+        catalog::Settings {
+            docker0: self.docker0,
+            removal_grace: self.removal_grace,
+            max_instances_per_service: self.max_instances_per_service,
+            max_keys: self.max_keys,
+            ..catalog::Settings::new(self.zones.clone())
+        }
+    }
+
+    /// How names are to be answered by a server that listens on these addresses.
+    pub fn answer(&self, listen: &[SocketAddr]) -> answer::Settings {
+        let mut addresses = Vec::new();
+        for address in listen {
+            if !addresses.contains(&address.ip()) {
+                addresses.push(address.ip());
+            }
+        }
+        answer::Settings {
+            zones: self.zones.clone(),
+            deployment: self.deployment.to_ascii_lowercase().into(),
+            namespace: self.namespace.to_ascii_lowercase().into(),
+            version_fallback: self.version_fallback,
+            answers: self.answers,
+            ttl: self.ttl,
+            negative_ttl: self.negative_ttl,
+            listen: addresses,
+        }
+    }
+
+    /// Where to listen, and for whom.
+    pub fn server(&self) -> server::Settings {
+        server::Settings {
+            listen: self.listen.clone(),
+            allow: self.allow.clone(),
+            allow_loopback: true,
+            limits: server::Limits {
+                connections: self.tcp_connections,
+                idle_timeout: self.tcp_idle_timeout,
+                ..server::Limits::default()
+            },
+        }
+    }
+
+    /// How to follow a file registry.
+    pub fn file(&self, directory: &Directory) -> file::Settings {
+        let mut settings = file::Settings::new(directory.path.clone());
+        settings.named = directory.named;
+        settings.heads.clone_from(&self.heads);
+        settings
+    }
+}

@@ -66,7 +66,6 @@ fn registries(page: &mut Page, status: &Status) {
     };
     page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
     page.counters("svcdns_registry_disconnects", "Connections lost", count(|registry| registry.disconnects));
-    page.counters("svcdns_registry_repaired", "Differences that a routine list found", count(|registry| registry.repaired));
 }
 
 fn transport(name: &str) -> Labels {

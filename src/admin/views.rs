@@ -75,8 +75,6 @@ pub struct RegistryView {
     pub lists: u64,
     /// Connections lost.
     pub disconnects: u64,
-    /// Differences a routine list found against what the events had said.
-    pub repaired: u64,
     /// Keys that it has and that are served.
     pub keys: usize,
     /// Their endpoints.
@@ -246,7 +244,6 @@ impl Status {
                 error: report.error,
                 lists: report.lists,
                 disconnects: report.disconnects,
-                repaired: report.repaired,
                 keys: stats.keys,
                 instances: stats.instances,
             }

@@ -9,7 +9,8 @@ use super::file;
 use super::flags::Flags;
 use super::keys::{KEYS, Key, Kind};
 use super::url::split_urls;
-use super::{DEFAULT_FILE, Secret, keys};
+use super::{DEFAULT_FILE, keys};
+use crate::registry::etcd::Secret;
 
 /// The variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "SVCDNS_CONFIG";
@@ -77,7 +78,7 @@ impl Layers {
         let (mut variables, mut password, mut configured) = (Layer::new(), None, None);
         for (name, value) in environment {
             if name == PASSWORD_VARIABLE {
-                password = Some(Secret::new(value));
+                password = Some(Secret::from(value));
             } else if name == CONFIG_VARIABLE {
                 configured = Some(value);
             } else if name.starts_with("SVCDNS_") {

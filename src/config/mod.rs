@@ -20,7 +20,7 @@ pub use flags::{Flags, RegistryFlags, ServeFlags};
 pub use keys::{KEYS, Key, Kind};
 pub use layers::{CONFIG_VARIABLE, Effective, PASSWORD_VARIABLE};
 pub use state_dir::{Candidate, own_state_dir, state_dirs};
-pub use url::{Directory, RegistryUrl, UrlError, endpoints};
+pub use url::{Directory, RegistryUrl, UrlError};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ use ipnet::IpNet;
 use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::Zones;
+use crate::registry::etcd::{Secret, Tls};
 
 use layers::Layers;
 
@@ -97,41 +98,6 @@ pub struct Etcd {
     pub password: Option<Secret>,
     /// Whether the connection is encrypted, and how.
     pub tls: Option<Tls>,
-}
-
-/// How a connection is encrypted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// Certificates (PEM) of the authorities to believe; none for those of the machine.
-    pub ca_file: Option<PathBuf>,
-    /// Our certificate (PEM).
-    pub cert_file: Option<PathBuf>,
-    /// The key (PEM) of our certificate.
-    pub key_file: Option<PathBuf>,
-    /// The name that the server's certificate must hold, where it is not the host asked.
-    pub server_name: Option<String>,
-}
-
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides a text.
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text, for whoever has to send it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 impl Config {

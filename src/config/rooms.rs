@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Config, Directory};
-use crate::registry::file;
+use crate::registry::{etcd, file};
 use crate::{answer, catalog, server};
 
 impl Config {
@@ -54,9 +54,22 @@ impl Config {
 
     /// How to follow a file registry.
     pub fn file(&self, directory: &Directory) -> file::Settings {
-        let mut settings = file::Settings::new(directory.path.clone());
-        settings.named = directory.named;
-        settings.heads.clone_from(&self.heads);
-        settings
+        file::Settings {
+            directory: directory.path.clone(),
+            named: directory.named,
+            heads: self.heads.clone(),
+            timings: file::Timings::default(),
+        }
+    }
+
+    /// How to reach the etcd of these endpoints.
+    pub fn etcd(&self, endpoints: &[String]) -> etcd::Settings {
+        etcd::Settings {
+            username: self.etcd.username.clone(),
+            password: self.etcd.password.clone(),
+            tls: self.etcd.tls.clone(),
+            heads: self.heads.clone(),
+            ..etcd::Settings::new(endpoints.to_vec())
+        }
     }
 }

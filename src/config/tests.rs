@@ -117,7 +117,7 @@ fn passwords_stay_out_of_sight() {
     assert_snapshot!(mistake("[etcd]\nusername = 'root'\npassword-file = '/nowhere/at/all'"), @"svcdns.toml:3:17: etcd.password-file: cannot read /nowhere/at/all: No such file or directory (os error 2)");
 
     let config = load("[etcd]\nusername = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
-    assert_eq!(config.etcd.password.as_ref().map(Secret::reveal), Some("hunter2"));
+    assert_eq!(config.etcd.password.as_ref().map(Secret::expose), Some("hunter2"));
     assert!(!format!("{config:?}").contains("hunter2"));
 
     let directory = tempfile::tempdir().unwrap();
@@ -125,7 +125,7 @@ fn passwords_stay_out_of_sight() {
     std::fs::write(&file, "from file\n").unwrap();
     let text = format!("[etcd]\nusername = 'root'\npassword-file = '{}'", file.display());
     let config = load(&text, &[], &Flags::default()).unwrap();
-    assert_eq!(config.etcd.password.as_ref().map(Secret::reveal), Some("from file"));
+    assert_eq!(config.etcd.password.as_ref().map(Secret::expose), Some("from file"));
 }
 
 #[test]

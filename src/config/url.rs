@@ -90,7 +90,7 @@ impl fmt::Display for RegistryUrl {
 ///
 /// # Errors
 /// When one of them is not `host[:port]`, or there is more than endpoints.
-pub fn endpoints(authority: &str) -> Result<Vec<String>, UrlError> {
+fn endpoints(authority: &str) -> Result<Vec<String>, UrlError> {
     if authority.contains('@') {
         return Err(UrlError::Secret);
     }

@@ -11,13 +11,14 @@ use tracing_subscriber::EnvFilter;
 use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::Zones;
+use crate::registry::etcd::{Secret, Tls};
 use crate::server::SettingsError;
 
 use super::error::ConfigError;
 use super::keys::{self, Key};
 use super::layers::{Layers, Written};
 use super::url::RegistryUrl;
-use super::{Config, Etcd, MAX_REGISTRIES, Secret, Tls};
+use super::{Config, Etcd, MAX_REGISTRIES};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -226,7 +227,7 @@ fn etcd(layers: &Layers) -> Result<Etcd, ConfigError> {
             let key = keys::ETCD_PASSWORD_FILE;
             let read = std::fs::read_to_string(&path)
                 .map_err(|error| invalid(key, &layers.one(key), format!("cannot read {}: {error}", path.display())))?;
-            Some(Secret::new(read.trim_end_matches(['\r', '\n']).to_owned()))
+            Some(Secret::from(read.trim_end_matches(['\r', '\n']).to_owned()))
         }
         (None, None) => None,
     };

@@ -1,3 +1,7 @@
 //! The `svcdns` program: see the library for its rooms.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    svcdns::cli::main()
+}

@@ -1,1 +1,131 @@
-//! cli
+//! The commands: one file each. This room joins all others, and is the only one that prints.
+
+mod arguments;
+mod check;
+mod client;
+mod demo;
+mod explain;
+mod follow;
+mod ls;
+mod names;
+mod output;
+mod register;
+mod resolve;
+mod serve;
+mod server;
+mod status;
+mod watch;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::config::{Config, ConfigError, Flags};
+use arguments::{Arguments, Command};
+use client::NotRunning;
+
+/// What was looked for is not there: no such name, or no record of that type.
+const NOT_FOUND: u8 = 2;
+
+/// The server answered with a failure.
+const FAILED_ANSWER: u8 = 3;
+
+/// There is no running server to ask.
+const NOT_REACHED: u8 = 4;
+
+/// The command line cannot be understood (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+/// The threads that serve: answering is short work, so a few do.
+const THREADS: usize = 2;
+
+/// Runs the program with the arguments of the process, to its end.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing is left to be done where even this cannot be said.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            };
+        }
+    };
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            output::complain(&format!("{error:#}"));
+            ExitCode::from(if error.is::<NotRunning>() { NOT_REACHED } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { state_dir, command } = arguments;
+    let place = Place { state_dir };
+    match command {
+        Command::Serve(command) => block_on(serve::run(&place, command)),
+        Command::Demo(command) => block_on(demo::run(&place, command)),
+        Command::Register(command) => block_on(register::run(command)),
+
+        Command::Check(command) => check::run(&place, command),
+        Command::Status(command) => block_on(status::run(&place, command)),
+        Command::Ls(command) => block_on(ls::run(&place, command)),
+        Command::Resolve(command) => block_on(resolve::run(&place, command)),
+        Command::Explain(command) => block_on(explain::run(&place, command)),
+        Command::Watch(command) => block_on(watch::run(&place, command)),
+    }
+}
+
+/// What every command is told about where the server is.
+#[derive(Debug)]
+struct Place {
+    state_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// The state directory named by the flag or the variable.
+    fn named(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os("SVCDNS_STATE_DIR").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.state_dir.clone().or_else(variable)
+    }
+
+    /// The configuration from file, environment and these flags.
+    fn configure(&self, file: Option<PathBuf>, flags: Flags) -> Result<Config, ConfigError> {
+        let flags = match &self.state_dir {
+            Some(path) => flags.with("state-dir", path.to_string_lossy()),
+            None => flags,
+        };
+        configure(file, &flags)
+    }
+}
+
+/// The configuration from file, environment and flags.
+fn configure(file: Option<PathBuf>, flags: &Flags) -> Result<Config, ConfigError> {
+    let environment = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
+    Config::load(file.as_deref(), environment, flags)
+}
+
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let ended = runtime.block_on(command);
+    // What is still running has had its time.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -41,13 +41,18 @@ impl Flags {
     }
 }
 
-/// Every key as a flag.
+/// Every key as a flag, the state directory apart: it is a flag of every command.
 #[derive(Clone, Debug, Default)]
 pub struct ServeFlags(pub Flags);
 
 /// The keys needed to write to a registry, as flags.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryFlags(pub Flags);
+
+/// The keys of [`ServeFlags`]: the state directory is a flag of every command.
+fn is_a_flag_of_serve(key: &Key) -> bool {
+    *key != *keys::STATE_DIR
+}
 
 /// The keys of [`RegistryFlags`].
 fn reaches_a_registry(key: &Key) -> bool {
@@ -92,5 +97,5 @@ macro_rules! flags {
     };
 }
 
-flags!(ServeFlags, |_| true);
+flags!(ServeFlags, is_a_flag_of_serve);
 flags!(RegistryFlags, reaches_a_registry);

@@ -44,11 +44,7 @@ impl Config {
             listen: self.listen.clone(),
             allow: self.allow.clone(),
             allow_loopback: true,
-            limits: server::Limits {
-                connections: self.tcp_connections,
-                idle_timeout: self.tcp_idle_timeout,
-                ..server::Limits::default()
-            },
+            limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },
         }
     }
 

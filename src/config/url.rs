@@ -30,9 +30,12 @@ pub struct Directory {
 /// Why a URL names no registry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// No scheme, or an unknown one.
+    /// No scheme.
     #[error("a registry is written as etcd://host:port[,host:port] or file:///directory")]
     Form,
+    /// An unknown scheme.
+    #[error("there is no kind of registry {0:?}: a registry is written as etcd://host:port[,host:port] or file:///directory")]
+    Scheme(String),
     /// A registry that GoFrame knows and svcdns does not know yet.
     #[error("registries of kind {0} are not supported yet: there are etcd:// and file://")]
     NotYet(String),
@@ -72,7 +75,7 @@ impl RegistryUrl {
             "file" if rest.starts_with('/') => Ok(Self::File(Directory { path: PathBuf::from(rest), named: true })),
             "file" => Err(UrlError::Relative),
             "zookeeper" | "consul" | "nacos" | "polaris" => Err(UrlError::NotYet(scheme.to_ascii_lowercase())),
-            _ => Err(UrlError::Form),
+            scheme => Err(UrlError::Scheme(scheme.to_owned())),
         }
     }
 }
@@ -160,7 +163,7 @@ mod tests {
         assert_eq!(RegistryUrl::parse("file:///tmp/x"), Ok(named));
         assert_eq!(RegistryUrl::parse("file://tmp/x"), Err(UrlError::Relative));
         assert_eq!(RegistryUrl::parse("consul://a:8500"), Err(UrlError::NotYet("consul".into())));
-        assert_eq!(RegistryUrl::parse("redis://a"), Err(UrlError::Form));
+        assert_eq!(RegistryUrl::parse("redis://a"), Err(UrlError::Scheme("redis".into())));
         assert_eq!(RegistryUrl::parse("127.0.0.1:2379"), Err(UrlError::Form));
     }
 

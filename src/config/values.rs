@@ -56,7 +56,8 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
     }
     if let Err(error) = config.server().check() {
         let exposed = |written: &&Written| matches!(&error, SettingsError::Exposed { address, .. } if written.text == address.to_string());
-        let origin = layers.list(keys::LISTEN).iter().find(exposed).map_or_else(|| layers.origin(keys::LISTEN), |written| written.origin.clone());
+        let origin =
+            layers.list(keys::LISTEN).iter().find(exposed).map_or_else(|| layers.origin(keys::LISTEN), |written| written.origin.clone());
         return Err(ConfigError::Listen { origin, error });
     }
     Ok(config)

@@ -1,0 +1,142 @@
+//! Joins registries, catalog and table: takes changes from the one channel and publishes them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::answer::{Answerer, Published, Publisher};
+use crate::config::{Config, RegistryUrl};
+use crate::registry::etcd::Etcd;
+use crate::registry::file::File;
+use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
+use crate::service::Change;
+
+/// Batches that may wait to be published; then the registries wait.
+const WAITING: usize = 256;
+
+/// Most changes of one publication: a flood must not keep what has come already from being seen.
+const MOST: usize = 50_000;
+
+/// Questions to a registry that may wait.
+const COMMANDS: usize = 16;
+
+/// How long after a panic a registry is followed again.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// All registries of a configuration, and what is made of them.
+#[derive(Debug)]
+pub(super) struct Following {
+    publisher: Publisher,
+    batches: mpsc::Receiver<Batch>,
+    commands: Vec<mpsc::Sender<Command>>,
+    wake: Option<Instant>,
+}
+
+/// Who can look at what is followed.
+#[derive(Debug)]
+pub(super) struct Followed {
+    /// The way in for questions.
+    pub(super) answerer: Arc<Answerer>,
+    /// The registries' own reports.
+    pub(super) states: Vec<Arc<State>>,
+}
+
+impl Following {
+    /// Begins to follow every registry until `stop`, for a server that listens on these addresses.
+    pub(super) fn start(
+        config: &Config,
+        listen: &[std::net::SocketAddr],
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> (Self, Followed) {
+        let count = config.registries.len();
+        let (publisher, answerer) = Publisher::new(config.catalog(), config.answer(listen), count, Instant::now());
+        let (sender, batches) = mpsc::channel(WAITING);
+        let (mut commands, mut states) = (Vec::new(), Vec::new());
+        for (url, index) in config.registries.iter().zip(0..=u8::MAX) {
+            let state = Arc::new(State::new(url.to_string()));
+            let (asking, asked) = mpsc::channel(COMMANDS);
+            let feed = Feed::new(RegistryIndex(index), sender.clone(), Arc::clone(&state));
+            match url {
+                RegistryUrl::Etcd { endpoints } => {
+                    let settings = config.etcd(endpoints);
+                    tracker.spawn(keep(move || Etcd::new(settings.clone()), feed, asked, stop.clone()));
+                }
+                RegistryUrl::File(directory) => {
+                    let settings = config.file(directory);
+                    tracker.spawn(keep(move || File::new(settings.clone()), feed, asked, stop.clone()));
+                }
+            }
+            commands.push(asking);
+            states.push(state);
+        }
+        (Self { publisher, batches, commands, wake: None }, Followed { answerer, states })
+    }
+
+    /// Waits for changes, or for what time brings, and publishes all that has come, once. None when every registry has
+    /// ended. Also says how long the publication took.
+    pub(super) async fn next(&mut self) -> Option<(Published, Duration)> {
+        let wake = self.wake;
+        let first = tokio::select! {
+            batch = self.batches.recv() => Some(batch?),
+            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => None,
+        };
+        let began = Instant::now();
+        let mut changes: Vec<(u8, Change)> = Vec::new();
+        let mut take = |(RegistryIndex(index), batch): Batch| {
+            changes.extend(batch.into_iter().map(|change| (index, change)));
+            changes.len()
+        };
+        let mut taken = first.map_or(0, &mut take);
+        while taken < MOST
+            && let Ok(batch) = self.batches.try_recv()
+        {
+            taken = take(batch);
+        }
+        let mut published = self.publisher.apply(changes, began);
+        self.wake = published.wake;
+        for (registry, leases) in published.doubts.drain(..) {
+            if let Some(commands) = self.commands.get(usize::from(registry)) {
+                // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
+                let _ = commands.try_send(Command::AskLeases(leases));
+            }
+        }
+        Some((published, began.elapsed()))
+    }
+}
+
+/// Follows a registry until `stop`, and anew should its follower panic.
+async fn keep<R: Registry>(make: impl Fn() -> R + Send, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+    loop {
+        let (asking, asked) = mpsc::channel(COMMANDS);
+        let mut follower = tokio::spawn(make().follow(feed.clone(), asked, stop.clone()));
+        let ended = loop {
+            tokio::select! {
+                ended = &mut follower => break ended,
+                command = commands.recv() => match command {
+                    Some(command) => drop(asking.try_send(command)),
+                    // Nobody asks any more: only the end is left to wait for.
+                    None => break (&mut follower).await,
+                },
+            }
+        };
+        if stop.is_cancelled() || ended.is_ok() {
+            return;
+        }
+        tracing::error!(registry = %feed.state(), "the follower of a registry panicked and is started again; please report this");
+        feed.state().update(|report| {
+            report.connected = false;
+            report.error = Some("its follower panicked".to_owned());
+        });
+        if feed.send(vec![Change::Connected(false)]).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RESTART) => {}
+        }
+    }
+}

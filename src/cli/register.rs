@@ -1,0 +1,227 @@
+//! `svcdns register`.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, IsTerminal};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use nix::sys::signal::{Signal as Number, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::Register;
+use super::output::complain;
+use crate::config::{Config, RegistryUrl};
+use crate::registry::etcd::{self, RegisterEvent};
+use crate::registry::file::{self, Kept};
+use crate::registry::gsvc;
+use crate::service::{Metadata, Registration};
+use crate::{admin, name};
+
+/// How often a file is refreshed; GoFrame does so every 10 s, and takes what is older than 20 s for dead.
+const REFRESH: Duration = Duration::from_secs(10);
+
+/// How long a registration may take to be taken back.
+const FAREWELL: Duration = Duration::from_secs(15);
+
+/// What shells say of a command that is not there, and of one that cannot be run.
+const COMMAND_NOT_FOUND: u8 = 127;
+const COMMAND_NOT_RUN: u8 = 126;
+
+pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
+    let config = super::configure(command.file.config.clone(), &command.flags.0)?;
+    let registration = understand(&command, &config)?;
+    let signals = Signals::new()?;
+    let child = match command.command.split_first() {
+        None => None,
+        Some((program, arguments)) => match Command::new(program).args(arguments).kill_on_drop(true).spawn() {
+            Ok(child) => Some(child),
+            Err(error) => {
+                complain(&format!("cannot run {program}: {error}"));
+                let code = if error.kind() == ErrorKind::NotFound { COMMAND_NOT_FOUND } else { COMMAND_NOT_RUN };
+                return Ok(code.into());
+            }
+        },
+    };
+
+    let (stop, mut kept) = (CancellationToken::new(), JoinSet::new());
+    for url in &config.registries {
+        kept.spawn(keep(url.clone(), config.clone(), command.head.clone(), command.ttl, registration.clone(), stop.clone()));
+    }
+    let ended = attend(child, signals, &mut kept, &stop).await;
+    stop.cancel();
+    let mut failed = ended.as_ref().is_err();
+    let farewell = async {
+        while let Some(ended) = kept.join_next().await {
+            if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+                complain(&format!("{error:#}"));
+                failed = true;
+            }
+        }
+    };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        complain("the registration could not be taken back in time; it goes by itself when its time is up");
+        failed = true;
+    }
+    match ended? {
+        Some(status) => Ok(code(status).into()),
+        None if failed => Ok(ExitCode::FAILURE),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The registration as its readers will read it.
+fn understand(command: &Register, config: &Config) -> anyhow::Result<Registration> {
+    let mut metadata = BTreeMap::new();
+    for entry in &command.metadata {
+        let (key, value) = entry.split_once('=').with_context(|| format!("--metadata {entry:?} is not KEY=VALUE"))?;
+        metadata.insert(key.into(), value.into());
+    }
+    let (deployment, namespace) = (&config.deployment, &config.namespace);
+    let (head, name, version) = (&command.head, &command.name, &command.version);
+    let key = format!("/{head}/{deployment}/{namespace}/{name}/{version}/{}", command.endpoints.join(","));
+    let value = gsvc::value(&Metadata::new(metadata));
+    let registration = gsvc::parse(key.as_bytes(), value.as_bytes()).map_err(|why| anyhow!("{}: {}", why.found, why.reason))?;
+    if let Some(why) = registration.rejected.first() {
+        bail!("{}: {}", why.found, why.reason);
+    }
+    if registration.id.name.as_ref() != name || registration.id.version.as_ref() != version {
+        bail!("{key:?} would be read as another service: no part may hold a '/'");
+    }
+    name::base_of(name, &config.zones).map_err(|_| {
+        anyhow!("{name:?} cannot be a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_' are needed, none beginning with '_'")
+    })?;
+    Ok(registration)
+}
+
+/// Keeps the registration in one registry until `stop`.
+async fn keep(
+    url: RegistryUrl,
+    config: Config,
+    head: String,
+    ttl: Duration,
+    registration: Registration,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Registration { id, endpoints, metadata, .. } = registration;
+    let name = id.name.to_string();
+    let registered = || complain(&format!("{name} is registered in {url}"));
+    let failed = |error: &dyn std::fmt::Display| complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
+    match &url {
+        RegistryUrl::Etcd { endpoints: members } => {
+            let (key, value) = (gsvc::key(&head, &id, &endpoints), gsvc::value(&metadata));
+            let events = |event| match event {
+                RegisterEvent::Registered { .. } => registered(),
+                RegisterEvent::Failed(error) => failed(&error),
+                RegisterEvent::Removed => {}
+            };
+            Ok(etcd::register(&config.etcd(members), &key, &value, ttl, stop, events).await?)
+        }
+        RegistryUrl::File(directory) => {
+            if !directory.named && directory.path.exists() && !admin::is_trusted(&directory.path) {
+                bail!("{url} belongs to another user; name a registry with --registry (or this one, if it is meant)");
+            }
+            let registration = file::Registration {
+                directory: directory.path.clone(),
+                head,
+                id,
+                endpoints,
+                metadata: (*metadata).clone(),
+                refresh: REFRESH,
+            };
+            let events = |event| match event {
+                Kept::Registered => registered(),
+                Kept::Failed(error) => failed(&error),
+            };
+            Ok(file::register(registration, stop, events).await?)
+        }
+    }
+}
+
+/// Waits until the command ends, or, without one, until a signal comes. A registration that fails for good ends both.
+async fn attend(
+    child: Option<Child>,
+    mut signals: Signals,
+    kept: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<ExitStatus>> {
+    let mut failure = None;
+    let Some(mut child) = child else {
+        tokio::select! {
+            _ = signals.next() => return Ok(None),
+            Some(ended) = kept.join_next() => {
+                ended??;
+                return Ok(None);
+            }
+        }
+    };
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                return match failure {
+                    Some(error) => Err(error),
+                    None => Ok(Some(status?)),
+                };
+            }
+            number = signals.next() => {
+                // Taken back at once: nobody is to be sent to a service that is about to end.
+                stop.cancel();
+                // A terminal sends Ctrl-C to the command, too; a second one might mean "at once" to it.
+                if number != Number::SIGINT || !std::io::stdin().is_terminal() {
+                    forward(&child, number);
+                }
+            }
+            Some(ended) = kept.join_next(), if !stop.is_cancelled() => {
+                if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+                    failure.get_or_insert(error);
+                    stop.cancel();
+                    forward(&child, Number::SIGTERM);
+                }
+            }
+        }
+    }
+}
+
+fn forward(child: &Child, number: Number) {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // One that has just ended needs no signal.
+        let _ = kill(Pid::from_raw(id), number);
+    }
+}
+
+/// A status as shells put it: 128 and the signal for a process that was killed.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
+/// The signals that are passed on.
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Number {
+        tokio::select! {
+            _ = self.terminate.recv() => Number::SIGTERM,
+            _ = self.interrupt.recv() => Number::SIGINT,
+            _ = self.hang_up.recv() => Number::SIGHUP,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The whole server, joined: what `serve` and `demo` run.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, anyhow};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::follow::{Followed, Following};
+use crate::admin::{About, Listener, Site, StateDir};
+use crate::answer::Answerer;
+use crate::config::{Candidate, Config, own_state_dir};
+use crate::server::{Bound, Respond, ServeError};
+use crate::wire::Transport;
+use crate::{admin, server};
+
+/// How long all that is running may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// A running server.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Where it answers.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Where HTTP is served besides the socket.
+    pub(super) admin: Option<SocketAddr>,
+    /// Its state directory.
+    pub(super) state_dir: PathBuf,
+    /// The way in for questions.
+    pub(super) answerer: Arc<Answerer>,
+    dns: tokio::task::JoinHandle<Result<(), ServeError>>,
+    publisher: oneshot::Receiver<()>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    /// Given back last.
+    _state: StateDir,
+}
+
+impl Server {
+    /// Takes the state directory, opens all sockets and begins to follow the registries.
+    pub(super) async fn start(config: &Config, stop: CancellationToken) -> anyhow::Result<Self> {
+        let named = config.state_dir.clone().map(|path| Candidate { path, doubtful: false });
+        let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
+        let mut state = StateDir::take(&path, doubtful)?;
+        let socket = Listener::Socket(state.listen()?);
+        let bound = server::bind(&config.server())?;
+        let (addresses, counters) = (bound.addresses(), bound.counters());
+        let port = admin_port(config.admin_listen).await;
+        let admin = port.as_ref().and_then(Listener::address);
+
+        let tracker = TaskTracker::new();
+        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop);
+        let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
+        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters));
+        for listener in [Some(socket), port].into_iter().flatten() {
+            tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
+        }
+        let publisher = publish(following, site, stop.clone())?;
+        let dns = tokio::spawn(answer(bound, Arc::clone(&answerer), stop.clone()));
+        Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
+    }
+
+    /// Waits until it is told to stop, then until all have ended.
+    pub(super) async fn finish(mut self) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            ended = &mut self.dns => ended.context("the DNS server panicked; please report this").and_then(|ended| Ok(ended?)),
+            _ = &mut self.publisher, if !self.stop.is_cancelled() => {
+                if self.stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the publication of changes ended unasked; please report this")) }
+            }
+        };
+        self.stop.cancel();
+        if !self.dns.is_finished() {
+            let _ = tokio::time::timeout(END, &mut self.dns).await;
+        }
+        self.tracker.close();
+        if tokio::time::timeout(END, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "not everything ended in time; leaving it behind");
+        }
+        ended
+    }
+}
+
+/// Opens the port of the HTTP interface. One that cannot be had is no reason not to serve names.
+async fn admin_port(address: Option<SocketAddr>) -> Option<Listener> {
+    let address = address?;
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(listener) => Some(Listener::Port(listener)),
+        Err(error) => {
+            tracing::warn!(%address, %error, "metrics and health are not served on this port; name another with --admin-listen, or off");
+            None
+        }
+    }
+}
+
+/// Publishes in a thread of its own, so that a large change holds up no answer. The receiver hears when it has ended.
+fn publish(mut following: Following, site: Arc<Site>, stop: CancellationToken) -> anyhow::Result<oneshot::Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (ending, ended) = oneshot::channel();
+    std::thread::Builder::new().name("publisher".to_owned()).spawn(move || {
+        // Dropped at the end, and by a panic, too.
+        let _ending: oneshot::Sender<()> = ending;
+        runtime.block_on(async {
+            loop {
+                let next = tokio::select! {
+                    () = stop.cancelled() => return,
+                    next = following.next() => next,
+                };
+                let Some((published, took)) = next else { return };
+                site.publications.took(took);
+                site.changes.tell(&published.changed);
+                tracing::debug!(services = published.changed.len(), duration_us = took.as_micros(), "published");
+            }
+        });
+    })?;
+    Ok(ended)
+}
+
+async fn answer(bound: Bound, answerer: Arc<Answerer>, stop: CancellationToken) -> Result<(), ServeError> {
+    bound.serve(Arc::new(Responder(answerer)), stop).await
+}
+
+/// Lets the sockets ask the table.
+#[derive(Debug)]
+struct Responder(Arc<Answerer>);
+
+impl Respond for Responder {
+    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
+        self.0.respond(request, transport, source, now, draw, out)
+    }
+
+    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        self.0.refuse(request, out)
+    }
+}

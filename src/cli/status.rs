@@ -1,0 +1,53 @@
+//! `svcdns status`.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::arguments::Status;
+use super::client::Client;
+use super::{Place, output};
+use crate::admin;
+
+pub(super) async fn run(place: &Place, command: Status) -> anyhow::Result<ExitCode> {
+    let client = Client::find(place).await?;
+    let text = if command.json { client.text("/v1/status").await? + "\n" } else { text(&client.get("/v1/status").await?) };
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(status: &admin::Status) -> String {
+    let mut text = String::new();
+    let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime));
+    let _ = writeln!(text, "svcdns {}, process {}, up {uptime}", status.version, status.pid);
+    let _ = writeln!(text, "answers on {} for {}", listen.join(", "), status.zones.join(" "));
+    let admin = status.admin.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/"));
+    let _ = writeln!(text, "state directory {}, metrics and health {admin}", status.state_dir);
+    let _ = writeln!(text, "{} services, {} instances, {} rejected keys and endpoints", status.services, status.instances, status.rejected);
+    let condition = match (status.synced, status.stale) {
+        (false, _) => "not ready: names that are not known yet are answered with SERVFAIL",
+        (true, true) => "a registry cannot be reached: answers hold what was known last",
+        (true, false) => "ready",
+    };
+    let _ = writeln!(text, "{condition}");
+    if status.holding > 0 {
+        let _ = writeln!(text, "{} keys are served although their registry says that they are gone (removal-grace)", status.holding);
+    }
+    for registry in &status.registries {
+        let _ = writeln!(text, "\n{}", registry.url);
+        let connected = if registry.connected { "connected" } else { "not connected" };
+        let synced = if registry.synced { "read completely" } else { "not read yet" };
+        let age = registry.last_event_age.map_or_else(String::new, |age| format!(", last sign of life {age} s ago"));
+        let _ = writeln!(text, "  {connected}, {synced}, revision {}{age}", registry.revision);
+        let _ = writeln!(
+            text,
+            "  {} keys, {} instances, {} lists, {} lost connections",
+            registry.keys, registry.instances, registry.lists, registry.disconnects
+        );
+        if let Some(error) = &registry.error {
+            let _ = writeln!(text, "  {error}");
+        }
+    }
+    text
+}

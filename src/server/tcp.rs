@@ -238,11 +238,11 @@ mod tests {
     async fn a_connection_that_is_owed_an_answer_is_not_idle() {
         let mut fixture = connected(Limits { idle_timeout: Duration::from_millis(30), ..Limits::default() }).await;
         fixture.send(&["hold 1"]).await;
-        let release = async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            fixture.listener.answering.release.notify_one();
-        };
-        release.await;
+        // Several times what an idle connection would have.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        fixture.send(&["quick 2"]).await;
+        assert_eq!(fixture.next().await.unwrap(), "quick 2");
+        fixture.listener.answering.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert_eq!(fixture.listener.counters.tcp_idle_timeouts.get(), 1);

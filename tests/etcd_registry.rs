@@ -394,6 +394,25 @@ async fn a_dead_member_among_several_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_leader_does_not_pass_for_a_quiet_one() {
+    let mut etcd = Etcd::builder().members(3).start();
+    etcd.put(&key("hello", 1), "{}");
+    let mut settings = settings(&etcd);
+    settings.endpoints.truncate(1);
+    settings.timings.request_timeout = Duration::from_secs(2);
+    let following = Following::synced(settings).await;
+    etcd.kill_member(1);
+    etcd.kill_member(2);
+    following.until("the loss of the leader", |seen| !seen.is_connected()).await;
+    assert_eq!(following.keys(), [key("hello", 1)]);
+    etcd.start_all();
+    following.until("the leader", Seen::is_connected).await;
+    etcd.put(&key("hello", 2), "{}");
+    following.until_key(&key("hello", 2)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_member_is_noticed_by_keepalive() {
     let etcd = Etcd::start();
     let mut settings = settings(&etcd);
@@ -490,7 +509,8 @@ async fn a_missing_permission_never_looks_like_an_empty_store() {
     let mut settings = settings(&etcd);
     settings.username = Some("reader".to_owned());
     settings.password = Some(Secret::from("reader-secret"));
-    settings.timings.relist_every = Duration::from_secs(1);
+    // Long enough that the role loses its permission between two lists, not during one.
+    settings.timings.relist_every = Duration::from_secs(3);
     settings.timings.verify_within = Duration::from_millis(500);
     let following = Following::start(settings);
     following.until_error("cannot read /services/: permission denied").await;

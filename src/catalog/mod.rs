@@ -1,8 +1,531 @@
 //! What is known now: the one mirror of the registries' keys, and the model made of it.
 //!
-//! Has no DNS bytes, no clock of its own and no I/O: `apply` and `tick` are told the time, and say which services changed
-//! and what to ask a registry.
+//! Has no DNS bytes, no clock of its own and no I/O: [`Catalog::apply`] and [`Catalog::settle`] are told the time, and say
+//! which services changed and what to ask a registry.
 
+mod conflicts;
+mod follow;
+mod grace;
+mod intern;
+mod mirror;
 mod model;
+#[cfg(test)]
+mod properties;
+mod rejections;
+#[cfg(test)]
+mod tests;
 
+pub use conflicts::{Conflict, ConflictKind, conflicts};
 pub use model::{Docker0, Group, Instance, Key, LeftOut, Service};
+pub use rejections::{LISTED, RejectedKey, Rejections};
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use serde::Serialize;
+
+use crate::name::{BaseError, Name, Zones, base_of};
+use crate::service::{Change, Host, Metadata, Put, Reason, Registration, Rejected, Removal};
+
+use follow::{Follow, List};
+use grace::{Answer, Sweep, Tomb};
+use intern::Interner;
+use mirror::{Mirror, Standing, size};
+use rejections::Ledger;
+
+/// Longest removal grace; a longer one is cut to it.
+const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Most keys of one registry whatever the settings say: 255 registries of so many still have 32-bit places.
+const MOST_KEYS: usize = (1 << 24) - 1;
+
+/// With several registries, how long the slower ones are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the catalog is told by the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The served zones: their suffixes are taken off registered names.
+    pub zones: Zones,
+    /// What to do with endpoints at Docker's bridge address.
+    pub docker0: Docker0,
+    /// How long a mass removal is held, 0 to believe all at once; at most a day.
+    pub removal_grace: Duration,
+    /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
+    /// counts as one.
+    pub max_instances_per_service: usize,
+    /// Most keys of one registry, those that cannot be served apart; at most 16,777,215.
+    pub max_keys: usize,
+}
+
+impl Settings {
+    /// The default settings for these zones.
+    pub fn new(zones: Zones) -> Self {
+        Self {
+            zones,
+            docker0: Docker0::Drop,
+            removal_grace: Duration::from_secs(12),
+            max_instances_per_service: 10_000,
+            max_keys: 2_000_000,
+        }
+    }
+}
+
+/// What the registries hold, and the services made of it.
+///
+/// Changes go in one by one, in O(1) amortised; [`Self::settle`] then makes each touched service anew, once. Memory is
+/// bounded by the caps of the [`Settings`] and by what the registries hold.
+#[derive(Debug)]
+pub struct Catalog {
+    settings: Settings,
+    mirror: Mirror,
+    follows: Vec<Follow>,
+    groups: Interner<Group>,
+    metadata: Interner<Metadata>,
+    /// Keys dropped since the interned values were tidied last.
+    dropped: usize,
+    /// How often to tidy them still.
+    tidy: u8,
+    ledger: Ledger,
+    /// When the first call came.
+    began: Option<Instant>,
+}
+
+/// What has happened since the catalog was settled last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The bases of services that came, changed or went, sorted.
+    pub changed: Vec<Box<str>>,
+    /// Which registry to ask which of its leases are gone ([`Change::LeasesGone`]).
+    pub doubts: Vec<(u8, Vec<i64>)>,
+    /// When to settle again even if no change comes.
+    pub wake: Option<Instant>,
+}
+
+/// How far the data can be relied on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Condition {
+    /// Whether absence means something: each registry has completed a list, or one has and 10 s have passed.
+    pub synced: bool,
+    /// Whether a registry that has completed a list cannot be reached now.
+    pub stale: bool,
+    /// How many keys are served although their registry says they are gone.
+    pub holding: usize,
+}
+
+/// Sizes, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stats {
+    /// Services known.
+    pub services: usize,
+    /// One entry for each registry, in the order of the configuration.
+    pub registries: Vec<RegistryStats>,
+}
+
+/// Sizes of one registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RegistryStats {
+    /// Keys that it has and that can be served.
+    pub keys: usize,
+    /// Their endpoints.
+    pub instances: usize,
+    /// Keys that it no longer has and that are still served.
+    pub held: usize,
+}
+
+impl Catalog {
+    /// An empty catalog that follows this many registries, at most 255.
+    pub fn new(settings: Settings, registries: usize) -> Self {
+        let mut settings = settings;
+        settings.removal_grace = settings.removal_grace.min(LONGEST_GRACE);
+        settings.max_keys = settings.max_keys.min(MOST_KEYS);
+        let registries = registries.min(usize::from(u8::MAX));
+        let hasher = RandomState::default();
+        Self {
+            settings,
+            mirror: Mirror::new(hasher.clone(), registries),
+            follows: (0..registries).map(|_| Follow::default()).collect(),
+            groups: Interner::new(hasher.clone()),
+            metadata: Interner::new(hasher),
+            dropped: 0,
+            tidy: 0,
+            ledger: Ledger::new(registries),
+            began: None,
+        }
+    }
+
+    /// Takes a change of the registry at this place in the configuration (any other place is ignored). O(1) amortised; a
+    /// [`Change::ListEnd`] is O(all keys). Services change at the next [`Self::settle`].
+    pub fn apply(&mut self, registry: u8, change: Change, now: Instant) {
+        self.began.get_or_insert(now);
+        let Some(follow) = self.follows.get_mut(usize::from(registry)) else { return };
+        match change {
+            Change::ListBegin(kind) => {
+                if follow.list.is_some() {
+                    self.mirror.abandon(registry);
+                }
+                follow.begin(kind, self.mirror.tally(registry).instances);
+                self.ledger.begin_list(registry);
+            }
+            Change::Put(put) => self.put(registry, put),
+            Change::Delete { key, revision, removal } => self.delete(registry, &key, revision, removal, now),
+            Change::ListEnd { .. } => {
+                if let Some(list) = follow.end() {
+                    self.end_list(registry, list, now);
+                }
+            }
+            Change::Connected(connected) => follow.disconnected = !connected,
+            Change::LeasesGone(gone) => self.answer(registry, &gone, now),
+        }
+    }
+
+    /// Lets time pass, makes each touched service anew, and says what became of it. To be called when no change is waiting,
+    /// and at [`Outcome::wake`].
+    ///
+    /// What a running list changes shows after its [`Change::ListEnd`]; only where a service changes for another reason
+    /// meanwhile (another registry's event, the end of a hold) is what the list has said of that service so far seen with it.
+    pub fn settle(&mut self, now: Instant) -> Outcome {
+        let began = *self.began.get_or_insert(now);
+        let mut outcome = Outcome::default();
+        for registry in self.registries() {
+            self.pass_time(registry, now);
+            let follow = &mut self.follows[usize::from(registry)];
+            outcome.doubts.extend(follow.storm.doubt(now).map(|leases| (registry, leases)));
+            outcome.wake = earlier(outcome.wake, earlier(follow.storm.wake(), follow.holds.wake()));
+        }
+        outcome.changed = self.mirror.rebuild(self.settings.docker0);
+        outcome.changed.sort_unstable();
+        self.tidy();
+        if !self.condition(now).synced && self.follows.iter().any(|follow| follow.synced) {
+            outcome.wake = earlier(outcome.wake, Some(began + PATIENCE));
+        }
+        outcome
+    }
+
+    /// The service of this base, as of the last [`Self::settle`].
+    pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
+        self.mirror.service(base)
+    }
+
+    /// All services as of the last [`Self::settle`], in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.mirror.services()
+    }
+
+    /// How far the data can be relied on.
+    pub fn condition(&self, now: Instant) -> Condition {
+        let waited = self.began.is_some_and(|began| now.saturating_duration_since(began) >= PATIENCE);
+        let all = self.follows.iter().all(|follow| follow.synced);
+        Condition {
+            synced: all || (waited && self.follows.iter().any(|follow| follow.synced)),
+            stale: self.follows.iter().any(|follow| follow.synced && follow.disconnected),
+            holding: self.registries().map(|registry| self.mirror.tally(registry).held).sum(),
+        }
+    }
+
+    /// What cannot be served now, and why. Made anew only after a change of it.
+    pub fn rejections(&mut self) -> Arc<Rejections> {
+        self.ledger.view()
+    }
+
+    /// Sizes, for metrics. O(services).
+    pub fn stats(&self) -> Stats {
+        let registries = self.registries().map(|registry| self.mirror.tally(registry)).map(|tally| RegistryStats {
+            keys: tally.present,
+            instances: tally.instances,
+            held: tally.held,
+        });
+        Stats { services: self.services().count(), registries: registries.collect() }
+    }
+
+    fn registries(&self) -> impl Iterator<Item = u8> + use<> {
+        (0..u8::MAX).take(self.follows.len())
+    }
+
+    fn put(&mut self, registry: u8, put: Put) {
+        let hash = self.mirror.hash(registry, &put.key);
+        let slot = self.mirror.find(hash, registry, &put.key);
+        let follow = &self.follows[usize::from(registry)];
+        let (in_list, generation) = (follow.list.is_some(), follow.generation);
+        if !in_list && self.is_outdated(registry, hash, slot, put.revision) {
+            return;
+        }
+        let text = put.key.clone();
+        let revision = put.revision;
+        let admitted = self.understand(registry, put).and_then(|(base, key)| self.admit(registry, hash, slot, &base, key));
+        match admitted {
+            Ok(()) => self.ledger.clear(registry, hash),
+            Err(rejected) => {
+                if let Some(slot) = slot {
+                    self.change(slot, None, Standing::Removed);
+                    self.touch(slot, registry);
+                }
+                if !in_list {
+                    self.follows[usize::from(registry)].memory.note(hash, revision);
+                }
+                self.ledger.reject(registry, hash, &text, rejected, generation, in_list);
+            }
+        }
+    }
+
+    /// Whether an event is older than what is known of its key in this list epoch.
+    fn is_outdated(&self, registry: u8, hash: u64, slot: Option<u32>, revision: u64) -> bool {
+        let follow = &self.follows[usize::from(registry)];
+        let current = |slot: &u32| self.mirror.standing(*slot) == Standing::Present && self.mirror.generation(*slot) == follow.generation;
+        let known = slot.filter(current).and_then(|slot| self.mirror.key(slot)).map_or(0, |key| key.revision);
+        revision != 0 && revision < known.max(follow.memory.revision(hash))
+    }
+
+    /// Makes the model's key of a put, and finds its base.
+    fn understand(&mut self, registry: u8, put: Put) -> Result<(String, Key), Rejected> {
+        let Put { key: text, revision, lease, content } = put;
+        let Registration { id, mut endpoints, mut rejected, metadata } = content?;
+        let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
+            let reason = match error {
+                BaseError::NotDns => Reason::NameNotDns,
+                BaseError::TooLong => Reason::NameTooLong,
+                BaseError::Reserved => Reason::NameReserved,
+            };
+            Rejected::new(&id.name, reason)
+        })?;
+        endpoints.retain(|endpoint| {
+            let reason = match &endpoint.host {
+                Host::Name(host) => host_reason(host, &self.settings.zones),
+                Host::V4(_) | Host::V6(_) => None,
+            };
+            rejected.extend(reason.map(|reason| Rejected::new(&endpoint.to_string(), reason)));
+            reason.is_none()
+        });
+        if endpoints.len() > usize::from(u16::MAX) {
+            return Err(Rejected::new(&text, Reason::TooManyInstances));
+        }
+        let group = Group {
+            deployment: id.deployment.to_ascii_lowercase().into(),
+            namespace: id.namespace.to_ascii_lowercase().into(),
+            version: id.version.to_ascii_lowercase().into(),
+        };
+        let weight = metadata.weight();
+        let key = Key {
+            text,
+            revision,
+            lease,
+            group: self.groups.intern(Arc::new(group)),
+            endpoints: endpoints.into(),
+            rejected: rejected.into(),
+            metadata: self.metadata.intern(metadata),
+            weight,
+            registry,
+            rank: base.rank,
+            held: false,
+        };
+        Ok((base.text, key))
+    }
+
+    /// Puts a key into the mirror, if the caps leave room for it.
+    fn admit(&mut self, registry: u8, hash: u64, slot: Option<u32>, base: &str, key: Key) -> Result<(), Rejected> {
+        let generation = self.follows[usize::from(registry)].generation;
+        let same_base = slot.filter(|&slot| self.mirror.name(self.mirror.base(slot)) == base);
+        if let Some(slot) = same_base
+            && self.mirror.standing(slot) == Standing::Present
+            && self.mirror.key(slot).is_some_and(|known| **known == key)
+        {
+            self.mirror.set_generation(slot, generation);
+            return Ok(());
+        }
+        let replaced = same_base.filter(|&slot| self.mirror.standing(slot).counts()).and_then(|slot| self.mirror.key(slot));
+        let now = self.mirror.base_named(base).map_or(0, |base| self.mirror.size_of(base));
+        let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
+        if others as usize + size(&key) as usize > self.settings.max_instances_per_service {
+            return Err(Rejected::new(&key.text, Reason::TooManyInstances));
+        }
+        if slot.is_none() && self.mirror.tally(registry).keys >= self.settings.max_keys {
+            return Err(Rejected::new(&key.text, Reason::TooManyKeys));
+        }
+        let slot = if let Some(slot) = same_base {
+            self.change(slot, Some(Arc::new(key)), Standing::Present);
+            self.mirror.set_generation(slot, generation);
+            slot
+        } else {
+            if let Some(slot) = slot {
+                self.change(slot, None, Standing::Removed);
+                self.touch(slot, registry);
+            }
+            self.ledger.enter(|| hash, &key);
+            self.mirror.insert(hash, Arc::new(key), base, generation)
+        };
+        self.touch(slot, registry);
+        Ok(())
+    }
+
+    fn delete(&mut self, registry: u8, text: &str, revision: u64, removal: Removal, now: Instant) {
+        let hash = self.mirror.hash(registry, text);
+        let slot = self.mirror.find(hash, registry, text);
+        if self.is_outdated(registry, hash, slot, revision) {
+            return;
+        }
+        self.follows[usize::from(registry)].memory.note(hash, revision);
+        self.ledger.clear(registry, hash);
+        let Some(slot) = slot else { return };
+        match removal {
+            Removal::Lease(lease) if lease != 0 && !self.settings.removal_grace.is_zero() => {
+                if self.mirror.standing(slot) == Standing::Present {
+                    self.expire(registry, slot, lease, now);
+                }
+            }
+            Removal::Lease(_) | Removal::Explicit => {
+                self.change(slot, None, Standing::Removed);
+                self.touch(slot, registry);
+            }
+        }
+    }
+
+    /// A key that hung on a lease is gone: believed for now, unless a storm of expiry rages.
+    fn expire(&mut self, registry: u8, slot: u32, lease: i64, now: Instant) {
+        self.pass_time(registry, now);
+        let before = self.mirror.tally(registry).instances;
+        let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
+        let storm = &mut self.follows[usize::from(registry)].storm;
+        if storm.is_expiry() {
+            storm.goes_on(now);
+            self.hold(registry, slot, now + self.settings.removal_grace);
+        } else {
+            storm.bury(Tomb { at: now, slot, key, lease, before });
+            self.change(slot, None, Standing::Buried);
+        }
+        self.touch(slot, registry);
+    }
+
+    fn answer(&mut self, registry: u8, gone: &[i64], now: Instant) {
+        self.pass_time(registry, now);
+        match self.follows[usize::from(registry)].storm.answer(gone) {
+            Answer::Unasked => {}
+            Answer::Expiry(tombs) => {
+                for tomb in tombs {
+                    let until = tomb.at + self.settings.removal_grace;
+                    if until > now && self.is_still(tomb.slot, &tomb.key, Standing::Buried) {
+                        self.hold(registry, tomb.slot, until);
+                        self.mirror.touch(self.mirror.base(tomb.slot), None);
+                    } else {
+                        self.forget(&tomb);
+                    }
+                }
+            }
+            Answer::Deliberate(tombs) => tombs.iter().for_each(|tomb| self.forget(tomb)),
+        }
+    }
+
+    /// Sweeps what a complete list did not name.
+    fn end_list(&mut self, registry: u8, list: List, now: Instant) {
+        let generation = self.follows[usize::from(registry)].generation;
+        let swept = self.mirror.older(registry, generation);
+        let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
+        let instances = keys.map(|key| key.endpoints.len()).sum();
+        let tally = self.mirror.tally(registry);
+        let sweep = Sweep {
+            keys: swept.len(),
+            instances,
+            before: list.before,
+            keys_left: tally.present - swept.len(),
+            instances_left: tally.instances - instances,
+        };
+        let hold = !self.settings.removal_grace.is_zero() && sweep.is_doubtful(list.kind);
+        for slot in swept {
+            if hold {
+                self.hold(registry, slot, now + self.settings.removal_grace);
+            } else {
+                self.change(slot, None, Standing::Removed);
+            }
+            self.mirror.touch(self.mirror.base(slot), None);
+        }
+        self.ledger.end_list(registry, generation);
+        self.mirror.release(registry);
+    }
+
+    /// Ends what is over: tombstones, storms, holds.
+    fn pass_time(&mut self, registry: u8, now: Instant) {
+        let follow = &mut self.follows[usize::from(registry)];
+        let (tombs, holds) = (follow.storm.advance(now), follow.holds.ended(now));
+        for tomb in tombs {
+            self.forget(&tomb);
+        }
+        for (slot, key) in holds {
+            if self.is_still(slot, &key, Standing::Held) {
+                self.change(slot, None, Standing::Removed);
+                self.mirror.touch(self.mirror.base(slot), None);
+            }
+        }
+    }
+
+    /// Takes a buried key out for good.
+    fn forget(&mut self, tomb: &Tomb) {
+        if self.is_still(tomb.slot, &tomb.key, Standing::Buried) {
+            self.change(tomb.slot, None, Standing::Removed);
+            self.mirror.touch(self.mirror.base(tomb.slot), None);
+        }
+    }
+
+    /// Serves a key although its registry says that it is gone.
+    fn hold(&mut self, registry: u8, slot: u32, until: Instant) {
+        let Some(key) = self.mirror.key(slot) else { return };
+        let mut held = Key::clone(key);
+        held.held = true;
+        let held = Arc::new(held);
+        self.change(slot, Some(Arc::clone(&held)), Standing::Held);
+        self.follows[usize::from(registry)].holds.add(until, slot, held);
+    }
+
+    /// Whether an entry is still the one that a tombstone or a hold was made for: each put makes a new key.
+    fn is_still(&self, slot: u32, key: &Arc<Key>, standing: Standing) -> bool {
+        self.mirror.standing(slot) == standing && self.mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))
+    }
+
+    /// Changes an entry, and the rejections with it.
+    fn change(&mut self, slot: u32, key: Option<Arc<Key>>, standing: Standing) {
+        let Self { mirror, ledger, dropped, .. } = self;
+        let hash = |mirror: &Mirror, key: &Key| mirror.hash(key.registry, &key.text);
+        if let Some(key) = mirror.key(slot).filter(|_| mirror.standing(slot).counts()) {
+            ledger.leave(|| hash(mirror, key), key);
+        }
+        *dropped += usize::from(key.is_some() || standing == Standing::Removed);
+        mirror.update(slot, key, standing);
+        if let Some(key) = mirror.key(slot).filter(|_| standing.counts()) {
+            ledger.enter(|| hash(mirror, key), key);
+        }
+    }
+
+    /// Marks the service of an entry that its registry changed.
+    fn touch(&mut self, slot: u32, registry: u8) {
+        let in_list = self.follows[usize::from(registry)].list.is_some();
+        self.mirror.touch(self.mirror.base(slot), in_list.then_some(registry));
+    }
+
+    /// Forgets groups and metadata that no key has any more, now and then; twice, since readers may hold the services before
+    /// a change a little longer.
+    fn tidy(&mut self) {
+        if self.dropped > (self.groups.len() + self.metadata.len()).max(1024) {
+            self.dropped = 0;
+            self.tidy = 2;
+        }
+        if self.tidy > 0 {
+            self.tidy -= 1;
+            self.groups.tidy();
+            self.metadata.tidy();
+        }
+    }
+}
+
+/// Why a host name cannot be an endpoint.
+fn host_reason(host: &str, zones: &Zones) -> Option<Reason> {
+    match Name::from_text(host) {
+        Ok(name) => zones.find(&name).map(|_| Reason::HostInZone),
+        Err(_) => Some(Reason::HostMalformed),
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
+}

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::net::Ipv4Addr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -16,9 +17,36 @@ pub struct Service {
     base: Box<str>,
     /// Sorted by (deployment, namespace, rank, version, text, registry): within a deployment and namespace the winning
     /// spelling stands first.
-    keys: Box<[Arc<Key>]>,
-    /// Sorted by (group, endpoint, position of the key).
-    instances: Box<[Slot]>,
+    keys: Few<Arc<Key>>,
+    /// Sorted by (deployment, namespace, version, endpoint, position of the key).
+    instances: Few<Slot>,
+}
+
+/// A slice that needs no allocation of its own for one element: most services have one key with one endpoint.
+#[derive(Debug)]
+enum Few<T> {
+    One([T; 1]),
+    Many(Box<[T]>),
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(elements: Vec<T>) -> Self {
+        match <[T; 1]>::try_from(elements) {
+            Ok(one) => Self::One(one),
+            Err(elements) => Self::Many(elements.into()),
+        }
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +68,7 @@ pub struct Group {
 }
 
 /// One registry key, understood: the catalog's mirror and the model share it.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     /// The key as the store has it.
     pub text: Box<str>,
@@ -106,7 +134,7 @@ pub enum Docker0 {
 const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
-    /// Makes the service of these keys, in any order; at least one.
+    /// Makes the service of these keys, in any order. O(n log n).
     pub fn new(base: Box<str>, mut keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
         keys.sort_unstable_by(|a, b| a.order(b));
         let mut slots = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
@@ -192,7 +220,9 @@ fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Do
         let key = &keys[slot.key as usize - first];
         (&*key.group.version, &key.endpoints[usize::from(slot.endpoint)])
     };
-    slots[added..].sort_by(|a, b| of(a).cmp(&of(b)).then(a.left_out.cmp(&b.left_out)).then(a.key.cmp(&b.key)));
+    // Of equal endpoints the one that a registry still has is served, not the one that is only held.
+    let held = |slot: &Slot| keys[slot.key as usize - first].held;
+    slots[added..].sort_by(|a, b| of(a).cmp(&of(b)).then(a.left_out.cmp(&b.left_out)).then(held(a).cmp(&held(b))).then(a.key.cmp(&b.key)));
     for at in added + 1..slots.len() {
         let (before, here) = (slots[at - 1], slots[at]);
         let served = |slot: Slot| matches!(slot.left_out, None | Some(LeftOut::Duplicate));

@@ -1,1 +1,346 @@
-//! server
+//! Sockets: UDP and TCP on every listening address, who may ask, limits, and a clean stop.
+//!
+//! Knows no registry and no names: a message goes in and a message comes out, made by a [`Respond`]. What this room
+//! holds to: no error of a socket and no client ends a loop; every wait has a deadline and every queue a bound
+//! (RFC 7766 sections 6 and 10, RFC 9210 section 4); a source without access gets a refusal and nothing else.
+
+mod access;
+mod admission;
+mod backoff;
+mod bind;
+mod counters;
+mod holder;
+mod interfaces;
+mod tcp;
+mod udp;
+
+pub use access::Access;
+pub use bind::{BindError, bind};
+pub use counters::{Counter, Counters, Gauge};
+pub use holder::Holder;
+
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::answer::Answerer;
+use crate::wire::Transport;
+use admission::Admission;
+
+/// Makes answers. Called from many threads at once; must neither block nor wait.
+pub trait Respond: Send + Sync + 'static {
+    /// Clears `out` and writes the answer to `request`, without TCP's length prefix. `draw` is a fresh random number.
+    /// False: stay silent.
+    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool;
+
+    /// Clears `out` and writes the refusal for a source without access. False: stay silent.
+    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
+}
+
+impl Respond for Answerer {
+    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
+        Self::respond(self, request, transport, source, now, draw, out)
+    }
+
+    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        Self::refuse(self, request, out)
+    }
+}
+
+/// Where to listen, and for whom.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
+    /// means each address that the machine has at the start.
+    pub listen: Vec<SocketAddr>,
+    /// Networks that may ask, besides loopback.
+    pub allow: Vec<IpNet>,
+    /// Whether loopback may ask without standing in `allow`; on by default.
+    pub allow_loopback: bool,
+    /// Deadlines and bounds.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    /// `127.0.0.1:5300`, for loopback alone.
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], allow: Vec::new(), allow_loopback: true, limits: Limits::default() }
+    }
+}
+
+/// Settings that cannot be served as they are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// There is no address to listen on.
+    #[error("there is no address to listen on: name one, for example --listen 127.0.0.1:5300")]
+    NoAddress,
+    /// Other machines could ask, and nobody has said which of them may.
+    #[error(
+        "{address} can be reached from other machines, and no access rule says which of them may ask: add the networks that may, \
+         for example --allow {example}, or listen on a loopback address such as 127.0.0.1:5300"
+    )]
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+        /// A network that would be an access rule.
+        example: IpNet,
+    },
+}
+
+impl Settings {
+    /// Whether these settings can be served.
+    ///
+    /// # Errors
+    /// When there is no address, or one that other machines can reach without any rule in `allow`.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        if self.listen.is_empty() {
+            return Err(SettingsError::NoAddress);
+        }
+        match self.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+            Some(address) if self.allow.is_empty() => {
+                Err(SettingsError::Exposed { address: *address, example: example_rule(address.ip()) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The access rule these settings make.
+    pub fn access(&self) -> Access {
+        let access = Access::new(&self.allow);
+        if self.allow_loopback { access } else { access.without_loopback() }
+    }
+}
+
+/// The network around `address` in its usual size; some private network where the address is none in particular.
+fn example_rule(address: IpAddr) -> IpNet {
+    let (address, length) = match address.to_canonical() {
+        address if address.is_unspecified() => (IpAddr::from([192, 168, 0, 0]), 16),
+        address @ IpAddr::V4(_) => (address, 24),
+        address @ IpAddr::V6(_) => (address, 64),
+    };
+    IpNet::new(address, length).map_or_else(|_| IpNet::from(address), |network| network.trunc())
+}
+
+/// Deadlines and bounds of the server. A bound of 0 where at least one is needed counts as 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a connection may stay open with nothing asked and nothing owed (RFC 7766 section 6.2.3).
+    pub idle_timeout: Duration,
+    /// How long a message over TCP may take to arrive, from its first octet to its last.
+    pub message_timeout: Duration,
+    /// How long a client may take to accept answers that are ready.
+    pub write_timeout: Duration,
+    /// How long an answer over TCP may take to be made.
+    pub answer_timeout: Duration,
+    /// How long answers in flight have to get out once the server stops.
+    pub drain_timeout: Duration,
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one source address.
+    pub connections_per_source: usize,
+    /// Connections of one loopback address, where a whole machine may look like one source.
+    pub connections_per_loopback_source: usize,
+    /// Connections of all sources without access, open only for the time of their refusal.
+    pub connections_without_access: usize,
+    /// Messages of one connection whose answers are being made or wait to be written.
+    pub in_flight: usize,
+    /// Octets of answers that may wait on one connection; beyond that no further message of it is read. Answers already
+    /// being made (at most `in_flight`, of at most 64 KiB each) may come on top.
+    pub queued_octets: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(10),
+            message_timeout: Duration::from_secs(3),
+            write_timeout: Duration::from_secs(3),
+            answer_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(1),
+            connections: 256,
+            connections_per_source: 64,
+            connections_per_loopback_source: 192,
+            connections_without_access: 32,
+            in_flight: 32,
+            queued_octets: 256 * 1024,
+        }
+    }
+}
+
+/// Sockets that are open and wait to be served.
+#[derive(Debug)]
+pub struct Bound {
+    endpoints: Vec<Endpoint>,
+    access: Access,
+    limits: Limits,
+    counters: Arc<Counters>,
+}
+
+/// One listening address with its two sockets.
+#[derive(Debug)]
+struct Endpoint {
+    address: SocketAddr,
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+/// The runtime would not take a socket.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot serve {address}: {source}")]
+pub struct ServeError {
+    /// The listening address.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: std::io::Error,
+}
+
+/// How long after a panic a loop is started again.
+const RESTART: Duration = Duration::from_millis(100);
+
+impl Bound {
+    /// The addresses that are listened on, ports resolved, each for UDP and TCP.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.endpoints.iter().map(|endpoint| endpoint.address).collect()
+    }
+
+    /// What is counted, from now until the server has ended.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Serves until `stop` is cancelled, then lets the answers in flight go out, for at most the drain time-out.
+    ///
+    /// # Errors
+    /// When the runtime does not take a socket; nothing is served then.
+    pub async fn serve<R: Respond>(self, responder: Arc<R>, stop: CancellationToken) -> Result<(), ServeError> {
+        let addresses = self.addresses();
+        let Self { endpoints, access, limits, counters } = self;
+        // Ends with this future too, should nobody wait for the drain.
+        let ending = stop.child_token();
+        let _on_drop = ending.clone().drop_guard();
+        let abort = CancellationToken::new();
+        let _abort_on_drop = abort.clone().drop_guard();
+        let tracker = TaskTracker::new();
+        let answering = Arc::new(tcp::Immediate::new(Arc::clone(&responder)));
+        let admission = Arc::new(Admission::new(limits.clone(), Arc::clone(&counters)));
+
+        let mut workers = Vec::new();
+        let mut listeners = Vec::new();
+        for Endpoint { address, udp, tcp } in endpoints {
+            let failed = |source| ServeError { address, source };
+            workers.push(Arc::new(udp::Worker {
+                socket: tokio::net::UdpSocket::from_std(udp).map_err(failed)?,
+                address,
+                own: addresses.clone().into(),
+                access: access.clone(),
+                responder: Arc::clone(&responder),
+                counters: Arc::clone(&counters),
+                stop: ending.clone(),
+            }));
+            listeners.push(Arc::new(tcp::Listener {
+                socket: tokio::net::TcpListener::from_std(tcp).map_err(failed)?,
+                address,
+                access: access.clone(),
+                admission: Arc::clone(&admission),
+                answering: Arc::clone(&answering),
+                limits: limits.clone(),
+                counters: Arc::clone(&counters),
+                tracker: tracker.clone(),
+                stop: ending.clone(),
+                abort: abort.clone(),
+            }));
+        }
+
+        let mut loops = JoinSet::new();
+        for worker in workers {
+            loops.spawn(keep(worker.address, "UDP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&worker).run()));
+        }
+        for listener in listeners {
+            loops.spawn(keep(listener.address, "TCP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&listener).run()));
+        }
+        while loops.join_next().await.is_some() {}
+
+        tracker.close();
+        if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
+            info!(connections = tracker.len(), "closing connections whose answers did not get out in time");
+            abort.cancel();
+            if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
+                warn!(connections = tracker.len(), "connections are still busy; leaving them behind");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a loop until it ends by itself, and again after a panic in it.
+async fn keep<L>(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> L)
+where
+    L: Future<Output = ()> + Send + 'static,
+{
+    while let Err(failure) = tokio::spawn(start()).await {
+        if !failure.is_panic() || stop.is_cancelled() {
+            return;
+        }
+        counters.panics.increment();
+        error!(%address, transport, "the loop of a socket panicked and is started again; please report this");
+        tokio::time::sleep(RESTART).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listening(addresses: &[&str], allow: &[&str]) -> Settings {
+        Settings {
+            listen: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            allow: allow.iter().map(|network| network.parse().unwrap()).collect(),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn the_default_is_loopback_and_can_be_served() {
+        assert_eq!(Settings::default().check(), Ok(()));
+        assert_eq!(listening(&["127.0.0.53:53", "[::1]:53", "[::ffff:127.0.0.1]:53"], &[]).check(), Ok(()));
+    }
+
+    #[test]
+    fn other_machines_are_served_only_by_rule() {
+        for address in ["0.0.0.0:53", "[::]:53", "192.0.2.2:53", "[fd00::2]:53", "[::ffff:192.0.2.2]:53"] {
+            let refused = listening(&["127.0.0.1:53", address], &[]).check();
+            assert!(matches!(refused, Err(SettingsError::Exposed { address: found, .. }) if found == address.parse().unwrap()));
+            assert_eq!(listening(&[address], &["10.0.0.0/8"]).check(), Ok(()));
+        }
+        assert_eq!(listening(&[], &[]).check(), Err(SettingsError::NoAddress));
+    }
+
+    #[test]
+    fn the_refusal_names_the_address_and_a_rule_to_add() {
+        let message = listening(&["192.0.2.2:53"], &[]).check().unwrap_err().to_string();
+        assert!(message.contains("192.0.2.2:53") && message.contains("--allow 192.0.2.0/24"), "{message}");
+        let message = listening(&["[::]:53"], &[]).check().unwrap_err().to_string();
+        assert!(message.contains("[::]:53") && message.contains("--allow 192.168.0.0/16"), "{message}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_panics_is_started_again() {
+        let counters = Arc::new(Counters::default());
+        let starts = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&starts);
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        keep(address, "UDP", Arc::clone(&counters), CancellationToken::new(), move || {
+            let start = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            async move { assert!(start >= 2, "start {start} fails") }
+        })
+        .await;
+        assert_eq!(starts.load(std::sync::atomic::Ordering::Relaxed), 3);
+        assert_eq!(counters.panics.get(), 2);
+    }
+}

@@ -55,6 +55,9 @@ pub enum Reason {
     /// A value must be one flat JSON object, or empty.
     #[error("the value is not a JSON object")]
     ValueNotJson,
+    /// A folder, a pipe, a device or a symbolic link where a file is expected, or no permission to read it.
+    #[error("not a regular file that can be read")]
+    Unreadable,
     /// Not a DNS name: labels of 1-63 of `[a-z0-9_-]`, none beginning with `_`.
     #[error("the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'")]
     NameNotDns,

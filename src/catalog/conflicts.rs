@@ -1,0 +1,233 @@
+//! Names that two things claim: spellings that shadow each other, and readings of one name.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::model::{Key, Service};
+use crate::name::{Reading, Scope, Zones, instance_label, readings};
+
+/// One name, two claims to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Conflict {
+    /// The name in front of the zone: `hello`, `hello.prod`.
+    pub name: String,
+    /// What the two are.
+    pub kind: ConflictKind,
+    /// The deployment of the loser.
+    pub deployment: Box<str>,
+    /// The namespace of the loser.
+    pub namespace: Box<str>,
+    /// What the name answers for: a spelling (`hello.svc`) or a reading (`service hello.prod`).
+    pub winner: String,
+    /// What it does not answer for: a spelling (`hello`) or a reading (`service hello in namespace prod`).
+    pub loser: String,
+}
+
+/// What claims one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictKind {
+    /// Two spellings of one base in one deployment and namespace: the loser's instances are not served.
+    Shadowed,
+    /// Two readings of one name: the loser is served under its other names only.
+    Hidden,
+}
+
+/// The names that two things claim, sorted: spellings that are shadowed, and for each service the names of its deployments,
+/// namespaces, versions and instances that read as something else, which stands higher in the naming table.
+///
+/// `find` finds a service by its base; `deployment` and `namespace` are those that a name has when it names none. Meant for
+/// a person's question: O(keys and instances), each with a few look-ups.
+pub fn conflicts<'a>(
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+    find: impl Fn(&str) -> Option<Arc<Service>>,
+    zones: &Zones,
+    deployment: &str,
+    namespace: &str,
+) -> Vec<Conflict> {
+    let mut search = Search { find, zones, deployment, namespace, found: Vec::new() };
+    for service in services {
+        search.service(service);
+    }
+    search.found.sort_unstable();
+    search.found.dedup();
+    search.found
+}
+
+struct Search<'s, F> {
+    find: F,
+    zones: &'s Zones,
+    deployment: &'s str,
+    namespace: &'s str,
+    found: Vec<Conflict>,
+}
+
+/// What a service's name is to mean: how many labels in front of the base are instance and version, and how many the base
+/// has; what stands behind is a namespace, and then a deployment.
+#[derive(Clone, Copy)]
+struct Claim {
+    instance: bool,
+    version: usize,
+    base: usize,
+}
+
+impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
+    fn service(&mut self, service: &Service) {
+        let labels = service.base().split('.').count();
+        for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
+            self.shadowed(service.base(), scope);
+            let visible = &scope[..scope.partition_point(|key| key.rank == scope[0].rank)];
+            let key = &scope[0];
+            let forms = self.forms(service.base(), key);
+            for form in &forms {
+                self.claim(form, key, Claim { instance: false, version: 0, base: labels });
+            }
+            // Versions and instances are published in front of the shortest form.
+            let Some(form) = forms.first() else { continue };
+            for version in visible.chunk_by(|a, b| a.group == b.group).map(|keys| &*keys[0].group.version) {
+                if version.split('.').all(is_label) {
+                    let claim = Claim { instance: false, version: version.split('.').count(), base: labels };
+                    self.claim(&format!("{version}.{form}"), key, claim);
+                }
+            }
+            let endpoints = visible.iter().flat_map(|key| &key.endpoints);
+            let mut addresses: Vec<_> = endpoints.filter_map(|endpoint| endpoint.host.address()).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            for address in addresses {
+                let claim = Claim { instance: true, version: 0, base: labels };
+                self.claim(&format!("{}.{form}", instance_label(address)), key, claim);
+            }
+        }
+    }
+
+    /// The names of a base in a deployment and namespace, the shortest first; none where those cannot stand in a name.
+    fn forms(&self, base: &str, key: &Key) -> Vec<String> {
+        let (deployment, namespace) = key.scope();
+        let mut forms = Vec::new();
+        if deployment == self.deployment && namespace == self.namespace {
+            forms.push(base.to_owned());
+        }
+        if deployment == self.deployment && is_label(namespace) {
+            forms.push(format!("{base}.{namespace}"));
+        }
+        if is_label(deployment) && is_label(namespace) {
+            forms.push(format!("{base}.{namespace}.{deployment}"));
+        }
+        forms
+    }
+
+    /// Reports the spellings of one deployment and namespace that are not the first.
+    fn shadowed(&mut self, base: &str, scope: &[Arc<Key>]) {
+        let mut spellings = scope.chunk_by(|a, b| a.rank == b.rank).map(|keys| &keys[0]);
+        let Some(winner) = spellings.next() else { return };
+        for loser in spellings {
+            self.found.push(Conflict {
+                name: base.to_owned(),
+                kind: ConflictKind::Shadowed,
+                deployment: loser.group.deployment.clone(),
+                namespace: loser.group.namespace.clone(),
+                winner: spelling(base, winner.rank, self.zones),
+                loser: spelling(base, loser.rank, self.zones),
+            });
+        }
+    }
+
+    /// Reports a name whose best reading is not the one that the claim is about.
+    fn claim(&mut self, name: &str, key: &Key, claim: Claim) {
+        let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+        let front = usize::from(claim.instance) + claim.version;
+        let claimed = Reading {
+            base: &labels[front..front + claim.base],
+            scope: match labels[front + claim.base..] {
+                [namespace] => Scope::Namespace(namespace),
+                [namespace, deployment] => Scope::Full { namespace, deployment },
+                _ => Scope::Configured,
+            },
+            instance: claim.instance.then(|| labels[0]),
+            version: (claim.version > 0).then(|| &labels[usize::from(claim.instance)..front]),
+        };
+        let mut better = readings(&labels, labels.len()).take_while(|reading| *reading != claimed);
+        if let Some(winner) = better.find(|reading| self.holds(reading)) {
+            self.found.push(Conflict {
+                name: name.to_owned(),
+                kind: ConflictKind::Hidden,
+                deployment: key.group.deployment.clone(),
+                namespace: key.group.namespace.clone(),
+                winner: describe(&winner),
+                loser: describe(&claimed),
+            });
+        }
+    }
+
+    /// Whether something is registered that the reading names.
+    fn holds(&self, reading: &Reading<'_>) -> bool {
+        let Some(service) = (self.find)(&joined(reading.base)) else { return false };
+        if *reading == (Reading { base: reading.base, scope: Scope::Configured, instance: None, version: None }) {
+            return true;
+        }
+        let (deployment, namespace) = match reading.scope {
+            Scope::Configured => (self.deployment.into(), self.namespace.into()),
+            Scope::Namespace(namespace) => (self.deployment.into(), String::from_utf8_lossy(namespace)),
+            Scope::Full { namespace, deployment } => (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace)),
+        };
+        let (deployment, namespace): (&str, &str) = (&deployment, &namespace);
+        let keys = service.keys();
+        let first = keys.partition_point(|key| key.scope() < (deployment, namespace));
+        let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace)) else { return false };
+        let mut keys = &keys[first..];
+        keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank == winner.rank)];
+        if let Some(version) = reading.version {
+            let version = joined(version);
+            let first = keys.partition_point(|key| *key.group.version < *version);
+            keys = &keys[first..];
+            keys = &keys[..keys.partition_point(|key| *key.group.version == *version)];
+        }
+        let Some(instance) = reading.instance else { return !keys.is_empty() };
+        let address = crate::name::instance_address(instance);
+        address.is_some() && keys.iter().any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
+    }
+}
+
+/// A registered name as the registry spells it: the base with the suffix that its rank means.
+fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
+    match zones.iter().nth(usize::from(rank)) {
+        Some(zone) => format!("{base}.{}", zone.relative_text()),
+        None => base.to_owned(),
+    }
+}
+
+/// A reading in words.
+fn describe(reading: &Reading<'_>) -> String {
+    let mut words = String::new();
+    if let Some(instance) = reading.instance {
+        let _ = write!(words, "instance {} of ", String::from_utf8_lossy(instance));
+    }
+    if let Some(version) = reading.version {
+        let _ = write!(words, "version {} of ", joined(version));
+    }
+    let _ = write!(words, "service {}", joined(reading.base));
+    match reading.scope {
+        Scope::Configured => {}
+        Scope::Namespace(namespace) => {
+            let _ = write!(words, " in namespace {}", String::from_utf8_lossy(namespace));
+        }
+        Scope::Full { namespace, deployment } => {
+            let (namespace, deployment) = (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
+            let _ = write!(words, " in namespace {namespace} of deployment {deployment}");
+        }
+    }
+    words
+}
+
+fn joined(labels: &[&[u8]]) -> String {
+    String::from_utf8_lossy(&labels.join(&b'.')).into_owned()
+}
+
+/// Whether a text can stand in a name as one label that no selector is made of.
+fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 63 && !text.contains('.') && !text.starts_with('_')
+}

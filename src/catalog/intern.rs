@@ -1,0 +1,71 @@
+//! Equal values, held once.
+
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+/// A set of shared values. A value that nobody else holds any more goes away at a clean-up: while the set grows, when it
+/// has doubled; else when [`Self::tidy`] is called.
+#[derive(Debug)]
+pub(super) struct Interner<T> {
+    hasher: RandomState,
+    table: HashTable<Arc<T>>,
+    /// How many values are taken in before the next clean-up.
+    limit: usize,
+}
+
+/// Below this many values no clean-up is worth its time.
+const SMALL: usize = 64;
+
+impl<T: Hash + Eq> Interner<T> {
+    /// An empty set.
+    pub(super) fn new(hasher: RandomState) -> Self {
+        Self { hasher, table: HashTable::new(), limit: SMALL }
+    }
+
+    /// The shared value that equals this one. O(1) amortised.
+    pub(super) fn intern(&mut self, value: Arc<T>) -> Arc<T> {
+        let hash = self.hasher.hash_one(&value);
+        if let Some(known) = self.table.find(hash, |known| *known == value) {
+            return Arc::clone(known);
+        }
+        if self.table.len() >= self.limit {
+            self.tidy();
+            self.limit = (self.table.len() * 2).max(SMALL);
+        }
+        self.table.insert_unique(hash, Arc::clone(&value), |known| self.hasher.hash_one(known));
+        value
+    }
+
+    /// Forgets the values that nobody else holds. O(n).
+    pub(super) fn tidy(&mut self) {
+        self.table.retain(|value| Arc::strong_count(value) > 1);
+    }
+
+    /// Number of values, unused ones included.
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_values_are_one_and_unused_ones_go() {
+        let mut set = Interner::new(RandomState::default());
+        let first = set.intern(Arc::new("a".to_owned()));
+        let second = set.intern(Arc::new("a".to_owned()));
+        assert!(Arc::ptr_eq(&first, &second));
+        for n in 0..10_000 {
+            set.intern(Arc::new(n.to_string()));
+        }
+        assert!(set.len() <= SMALL + 1, "unused values pile up: {}", set.len());
+        drop((first, second));
+        set.tidy();
+        assert_eq!(set.len(), 0);
+    }
+}

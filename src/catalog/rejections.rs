@@ -1,0 +1,243 @@
+//! What cannot be served, and why: counts, and a bounded list.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use serde::Serialize;
+
+use super::model::Key;
+use crate::service::{Reason, Rejected};
+
+/// Most rejections listed for one registry.
+pub const LISTED: usize = 1_000;
+
+/// Longest part of a rejected key that is listed, in characters: the longest key that could be served.
+const EXCERPT: usize = 4_096;
+
+/// What the registries hold and cannot be served: keys, and single endpoints of keys that are served.
+///
+/// The list has up to [`LISTED`] rejections of each registry, the earliest found; a key leaves it when it is deleted, put
+/// again with a good content, or not named by a complete list. The counts of endpoints are exact. So are those of keys
+/// while the list is not full; of the keys beyond it only their number by reason is kept, as the last list told it, plus
+/// what was rejected since (a key put again counts again, one deleted still counts, until the next list).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Rejections {
+    /// How many keys and endpoints are rejected for each reason, over all registries.
+    pub counts: BTreeMap<Reason, u64>,
+    /// How many rejected keys are counted and not listed.
+    pub unlisted: u64,
+    /// The listed ones, sorted by registry and key.
+    pub listed: Arc<[RejectedKey]>,
+}
+
+/// One rejection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RejectedKey {
+    /// The registry's place in the configuration, from 0.
+    pub registry: u8,
+    /// The key, shortened to 4,096 characters, control characters escaped.
+    pub key: Arc<str>,
+    /// Whether only an endpoint is rejected, and the key is served.
+    pub endpoint_only: bool,
+    /// What was found, and why it cannot be served.
+    pub rejected: Rejected,
+}
+
+/// The rejections of all registries, kept up to date.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    registries: Vec<Pages>,
+    view: Arc<Rejections>,
+    /// Whether the view's counts are old.
+    recount: bool,
+    /// Whether the view's list is old.
+    relist: bool,
+}
+
+/// The rejections of one registry.
+#[derive(Debug, Default)]
+struct Pages {
+    /// By the seeded hash of the key: a key of any size may be rejected, and must not be kept.
+    listed: HashMap<u64, Listed, RandomState>,
+    /// Rejections in `listed`, together.
+    entries: usize,
+    /// Listed keys, and all endpoints.
+    counts: BTreeMap<Reason, u64>,
+    /// Keys beyond the list.
+    unlisted: BTreeMap<Reason, u64>,
+    /// Keys beyond the list that the running list has named so far.
+    counting: BTreeMap<Reason, u64>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    key: Arc<str>,
+    endpoint_only: bool,
+    /// The list that named the key last.
+    generation: u32,
+    rejected: Box<[Rejected]>,
+}
+
+impl Ledger {
+    /// An empty ledger for this many registries.
+    pub(super) fn new(registries: usize) -> Self {
+        let registries = (0..registries).map(|_| Pages::default()).collect();
+        Self { registries, view: Arc::default(), recount: false, relist: false }
+    }
+
+    /// Notes a key that cannot be served at all. O(1).
+    pub(super) fn reject(&mut self, registry: u8, hash: u64, key: &str, rejected: Rejected, generation: u32, in_list: bool) {
+        self.clear(registry, hash);
+        self.recount = true;
+        let pages = &mut self.registries[usize::from(registry)];
+        if pages.entries < LISTED {
+            *pages.counts.entry(rejected.reason).or_default() += 1;
+            pages.list(hash, key, false, generation, Box::new([rejected]));
+            self.relist = true;
+        } else {
+            let counts = if in_list { &mut pages.counting } else { &mut pages.unlisted };
+            *counts.entry(rejected.reason).or_default() += 1;
+        }
+    }
+
+    /// Forgets a key that was rejected as a whole: it is gone, or good now. O(1).
+    pub(super) fn clear(&mut self, registry: u8, hash: u64) {
+        let pages = &mut self.registries[usize::from(registry)];
+        if pages.listed.get(&hash).is_some_and(|listed| !listed.endpoint_only)
+            && let Some(listed) = pages.listed.remove(&hash)
+        {
+            pages.forget(&listed);
+            (self.recount, self.relist) = (true, true);
+        }
+    }
+
+    /// Notes the rejected endpoints of a key that is served from now on. O(rejected endpoints).
+    pub(super) fn enter(&mut self, hash: impl FnOnce() -> u64, key: &Key) {
+        if key.rejected.is_empty() {
+            return;
+        }
+        self.recount = true;
+        let pages = &mut self.registries[usize::from(key.registry)];
+        for rejected in &key.rejected {
+            *pages.counts.entry(rejected.reason).or_default() += 1;
+        }
+        let room = key.rejected.len().min(LISTED.saturating_sub(pages.entries));
+        if room > 0 {
+            pages.list(hash(), &key.text, true, 0, key.rejected[..room].into());
+            self.relist = true;
+        }
+    }
+
+    /// Forgets the rejected endpoints of a key that is served no longer. O(rejected endpoints).
+    pub(super) fn leave(&mut self, hash: impl FnOnce() -> u64, key: &Key) {
+        if key.rejected.is_empty() {
+            return;
+        }
+        self.recount = true;
+        let pages = &mut self.registries[usize::from(key.registry)];
+        for rejected in &key.rejected {
+            decrease(&mut pages.counts, rejected.reason);
+        }
+        if let Some(listed) = pages.listed.remove(&hash()) {
+            pages.entries -= listed.rejected.len();
+            self.relist = true;
+        }
+    }
+
+    /// A list begins.
+    pub(super) fn begin_list(&mut self, registry: u8) {
+        self.registries[usize::from(registry)].counting.clear();
+    }
+
+    /// A list is complete: keys that it did not name are rejected no longer. O(listed).
+    pub(super) fn end_list(&mut self, registry: u8, generation: u32) {
+        self.recount = true;
+        let pages = &mut self.registries[usize::from(registry)];
+        pages.unlisted = std::mem::take(&mut pages.counting);
+        let swept = |listed: &Listed| !listed.endpoint_only && listed.generation != generation;
+        let swept: Vec<u64> = pages.listed.iter().filter(|(_, listed)| swept(listed)).map(|(hash, _)| *hash).collect();
+        for hash in swept {
+            if let Some(listed) = pages.listed.remove(&hash) {
+                pages.forget(&listed);
+                self.relist = true;
+            }
+        }
+    }
+
+    /// All rejections now. Made anew only after a change.
+    pub(super) fn view(&mut self) -> Arc<Rejections> {
+        if std::mem::take(&mut self.recount) {
+            let mut view = Rejections::default();
+            for pages in &self.registries {
+                for (reason, count) in pages.counts.iter().chain(&pages.unlisted) {
+                    *view.counts.entry(*reason).or_default() += count;
+                }
+                view.unlisted += pages.unlisted.values().sum::<u64>();
+            }
+            view.listed = if std::mem::take(&mut self.relist) { self.list() } else { Arc::clone(&self.view.listed) };
+            self.view = Arc::new(view);
+        }
+        Arc::clone(&self.view)
+    }
+
+    fn list(&self) -> Arc<[RejectedKey]> {
+        let mut list = Vec::new();
+        for (registry, pages) in (0..=u8::MAX).zip(&self.registries) {
+            let mut listed: Vec<&Listed> = pages.listed.values().collect();
+            listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+            list.extend(listed.into_iter().flat_map(|listed| {
+                let Listed { key, endpoint_only, .. } = listed;
+                listed.rejected.iter().map(move |rejected| RejectedKey {
+                    registry,
+                    key: Arc::clone(key),
+                    endpoint_only: *endpoint_only,
+                    rejected: rejected.clone(),
+                })
+            }));
+        }
+        list.into()
+    }
+}
+
+impl Pages {
+    fn list(&mut self, hash: u64, key: &str, endpoint_only: bool, generation: u32, rejected: Box<[Rejected]>) {
+        self.entries += rejected.len();
+        let listed = Listed { key: excerpt(key), endpoint_only, generation, rejected };
+        if let Some(before) = self.listed.insert(hash, listed) {
+            self.entries -= before.rejected.len();
+        }
+    }
+
+    /// Takes a whole key, which has left `listed`, out of the counts.
+    fn forget(&mut self, listed: &Listed) {
+        self.entries -= listed.rejected.len();
+        for rejected in &listed.rejected {
+            decrease(&mut self.counts, rejected.reason);
+        }
+    }
+}
+
+fn decrease(counts: &mut BTreeMap<Reason, u64>, reason: Reason) {
+    if let Some(count) = counts.get_mut(&reason) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&reason);
+        }
+    }
+}
+
+/// A key of any size, fit to print.
+fn excerpt(key: &str) -> Arc<str> {
+    let mut excerpt = String::with_capacity(key.len().min(EXCERPT));
+    for (count, c) in key.chars().enumerate() {
+        if count == EXCERPT {
+            excerpt.push('…');
+            break;
+        }
+        if c.is_control() { excerpt.extend(c.escape_default()) } else { excerpt.push(c) }
+    }
+    excerpt.into()
+}

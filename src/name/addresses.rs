@@ -1,0 +1,241 @@
+//! Addresses as names: instance labels, and reverse names (RFC 1035 section 3.5, RFC 3596 section 2.5).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::labels::Name;
+
+/// Longest instance label: eight groups of four digits and seven hyphens.
+const MAX_INSTANCE_LABEL: usize = 39;
+
+/// The label of an instance: `10-0-0-1`; IPv6 in full, groups without leading zeros: `fd00-0-0-0-0-0-0-5`.
+pub fn instance_label(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.octets().map(|octet| octet.to_string()).join("-"),
+        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:x}")).join("-"),
+    }
+}
+
+/// The address that an instance label says, the inverse of [`instance_label`]. Numbers have no leading zeros. A shortened
+/// IPv6 form (`fd00--5` for `fd00::5`) is understood too, where it neither begins nor ends with `-`, as host names must not.
+pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
+    if label.len() > MAX_INSTANCE_LABEL || label.starts_with(b"-") || label.ends_with(b"-") {
+        return None;
+    }
+    let mut text = [0; MAX_INSTANCE_LABEL];
+    let text = &mut text[..label.len()];
+    for (to, &from) in text.iter_mut().zip(label) {
+        *to = match from {
+            b'-' => b':',
+            digit if digit.is_ascii_hexdigit() => digit,
+            _ => return None,
+        };
+    }
+    let groups = || label.split(|&octet| octet == b'-');
+    if groups().any(|group| group.len() > 1 && group[0] == b'0') {
+        return None;
+    }
+    if groups().count() == 4 && groups().all(|group| !group.is_empty()) {
+        let mut octets = [0; 4];
+        for (octet, group) in octets.iter_mut().zip(groups()) {
+            *octet = decimal(group)?;
+        }
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    std::str::from_utf8(text).ok()?.parse().ok().map(IpAddr::V6)
+}
+
+/// The complete reverse name of an address: below `in-addr.arpa.` (RFC 1035 section 3.5) or, a label for each four bits,
+/// below `ip6.arpa.` (RFC 3596 section 2.5).
+pub fn reverse_name(address: IpAddr) -> Name {
+    let name = match address {
+        IpAddr::V4(address) => {
+            let labels = address.octets().map(|octet| octet.to_string());
+            Name::from_labels(labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]))
+        }
+        IpAddr::V6(address) => {
+            let digits = format!("{:032x}", address.to_bits());
+            Name::from_labels(digits.as_bytes().chunks(1).rev().chain([b"ip6".as_slice(), b"arpa"]))
+        }
+    };
+    // The longest has 74 octets: there is no error to have.
+    name.unwrap_or_default()
+}
+
+/// The address of a complete reverse name, the inverse of [`reverse_name`]; none for any other name, those between an
+/// address and `arpa.` included.
+pub fn reverse_address(name: &Name) -> Option<IpAddr> {
+    let mut labels = name.labels().rev();
+    if labels.next()? != b"arpa" {
+        return None;
+    }
+    match (labels.next()?, labels.len()) {
+        (b"in-addr", 4) => {
+            let mut octets = [0; 4];
+            for (octet, label) in octets.iter_mut().zip(labels) {
+                *octet = decimal(label)?;
+            }
+            Some(Ipv4Addr::from(octets).into())
+        }
+        (b"ip6", 32) => {
+            let mut bits = 0;
+            for label in labels {
+                let &[digit] = label else { return None };
+                bits = bits << 4 | u128::from(char::from(digit).to_digit(16)?);
+            }
+            Some(Ipv6Addr::from_bits(bits).into())
+        }
+        _ => None,
+    }
+}
+
+/// An octet written in decimal digits, without leading zeros.
+fn decimal(digits: &[u8]) -> Option<u8> {
+    if digits.is_empty() || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) || (digits.len() > 1 && digits[0] == b'0') {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(label: &str) -> Option<String> {
+        instance_address(label.as_bytes()).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn instance_labels() {
+        let label = |address: &str| instance_label(address.parse().unwrap());
+        assert_eq!(label("10.0.0.1"), "10-0-0-1");
+        assert_eq!(label("fd00::5"), "fd00-0-0-0-0-0-0-5");
+        assert_eq!(label("::"), "0-0-0-0-0-0-0-0");
+        assert_eq!(label("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff").len(), 38);
+        assert_eq!(address("10-0-0-1").as_deref(), Some("10.0.0.1"));
+        assert_eq!(address("fd00-0-0-0-0-0-0-5").as_deref(), Some("fd00::5"));
+        assert_eq!(address("FD00-0-0-0-0-0-0-5").as_deref(), Some("fd00::5"));
+        assert_eq!(address("0-0-0-0-0-ffff-a00-1").as_deref(), Some("::ffff:10.0.0.1"));
+    }
+
+    #[test]
+    fn shortened_instance_labels() {
+        assert_eq!(address("fd00--5").as_deref(), Some("fd00::5"));
+        assert_eq!(address("1--2").as_deref(), Some("1::2"));
+        assert_eq!(address("fd00--1-2-5").as_deref(), Some("fd00::1:2:5"));
+        assert_eq!(address("1-2-3--5-6-7-8").as_deref(), Some("1:2:3:0:5:6:7:8"));
+        for bad in ["--1", "fd00--", "--", "fd00--1--5", "fd00---5", "1-2-3-4--5-6-7-8"] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_instance_label() {
+        for bad in [
+            "",
+            "-",
+            "1",
+            "v1",
+            "hello",
+            "10-0-0",
+            "10-0-0-256",
+            "10-0-0-01",
+            "010-0-0-1",
+            "10-0-0-1-",
+            "-10-0-0-1",
+            "10-0-0-a",
+            "10-0-0-1-2",
+            "10.0.0.1",
+            "1--1.2.3.4",
+            "fd00-0-0-0-0-0-0-05",
+            "fd00--0005",
+            "g--1",
+            "10000--1",
+            "1-2-3-4-5-6-7",
+            "1-2-3-4-5-6-7-8-9",
+            "+1-0-0-1",
+            "10-0--1-1-1-1-1-1-1-1-1-1-1-1-1-1-1-1-1-1",
+            "fd00:-5",
+        ] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+        assert_eq!(instance_address(b"10-0-0-\xFF"), None);
+    }
+
+    #[test]
+    fn reverse_names() {
+        let name = |address: &str| reverse_name(address.parse().unwrap()).to_string();
+        assert_eq!(name("10.0.2.255"), "255.2.0.10.in-addr.arpa.");
+        assert_eq!(name("2001:db8::567:89ab"), "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.");
+    }
+
+    #[test]
+    fn only_complete_reverse_names_have_an_address() {
+        let address = |text: &str| reverse_address(&Name::from_text(text).unwrap());
+        assert_eq!(address("1.0.0.10.IN-ADDR.ARPA"), Some(Ipv4Addr::new(10, 0, 0, 1).into()));
+        let full = reverse_name("fd00::5".parse().unwrap()).to_string();
+        assert_eq!(address(&full.to_uppercase()), Some("fd00::5".parse().unwrap()));
+        for bad in [
+            ".",
+            "arpa",
+            "in-addr.arpa",
+            "ip6.arpa",
+            "0.0.10.in-addr.arpa",
+            "9.1.0.0.10.in-addr.arpa",
+            "01.0.0.10.in-addr.arpa",
+            "256.0.0.10.in-addr.arpa",
+            "x.0.0.10.in-addr.arpa",
+            "1.0.0.10.in-addr.svc",
+            "1.0.0.10.ip6.arpa",
+            &full[2..],
+            &format!("0.{full}"),
+            &full.replacen('5', "55", 1),
+            &full.replacen('5', "g", 1),
+        ] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    fn any_address() -> impl Strategy<Value = IpAddr> {
+        let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()]).prop_map(|segments| Ipv6Addr::from(segments).into());
+        prop_oneof![any::<Ipv4Addr>().prop_map(IpAddr::V4), any::<Ipv6Addr>().prop_map(IpAddr::V6), sparse]
+    }
+
+    proptest! {
+        #[test]
+        fn instance_labels_come_back(address in any_address()) {
+            let label = instance_label(address);
+            prop_assert!(label.len() <= MAX_INSTANCE_LABEL);
+            prop_assert_eq!(instance_address(label.as_bytes()), Some(address));
+        }
+
+        #[test]
+        fn shortened_labels_come_back(address in any::<[u16; 3]>()) {
+            let [first, middle, last] = address;
+            prop_assume!(first != 0 && last != 0);
+            let address: IpAddr = Ipv6Addr::new(first, middle, 0, 0, 0, 0, 0, last).into();
+            prop_assert_eq!(instance_address(address.to_string().replace(':', "-").as_bytes()), Some(address));
+        }
+
+        #[test]
+        fn a_full_label_has_one_spelling(label in "[0-9a-f]{1,3}(-[0-9a-f]{1,2}){3}((-[0-9a-f]{1,2}){4})?") {
+            if let Some(address) = instance_address(label.as_bytes()) {
+                prop_assert_eq!(instance_label(address), label);
+            }
+        }
+
+        #[test]
+        fn reverse_names_come_back(address in any_address()) {
+            prop_assert_eq!(reverse_address(&reverse_name(address)), Some(address));
+        }
+
+        #[test]
+        fn no_octets_panic(label in prop::collection::vec(any::<u8>(), 0..64), hyphens in "[-0-9a-f]{0,45}") {
+            prop_assert!(instance_address(&label).is_none() || label.len() >= 4);
+            if let Some(address) = instance_address(hyphens.as_bytes()) {
+                prop_assert_eq!(instance_address(instance_label(address).as_bytes()), Some(address));
+            }
+        }
+    }
+}

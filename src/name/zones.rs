@@ -1,0 +1,226 @@
+//! The zones that are served.
+
+use std::fmt;
+use std::iter::Take;
+use std::sync::Arc;
+
+use super::labels::{Labels, Name, NameError};
+
+/// Most zones: a spelling's rank must fit an octet, the bare one's included ([`super::Base`]).
+const MAX_ZONES: usize = 255;
+
+/// Longest zone in wire form: `dns-version.<zone>` must fit the 255 octets of a name.
+const MAX_ZONE: usize = 255 - 12;
+
+/// The zones that are served, at least one, all different. All of them hold the same services; the first is the one that
+/// SRV targets, glue and PTR use. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Zones {
+    zones: Arc<[Zone]>,
+}
+
+/// One zone that is served: labels of `[a-z0-9_-]`, never the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    name: Name,
+    text: Box<str>,
+    label_count: usize,
+}
+
+/// Why a list of zones cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ZonesError {
+    /// The list is empty.
+    #[error("there is no zone to serve: name at least one, such as \"svc\"")]
+    NoZone,
+    /// More than 255 zones.
+    #[error("{0} zones are too many: at most 255 can be served")]
+    TooMany(usize),
+    /// The DNS root.
+    #[error("the zone {0:?} is the root of the DNS: name a zone of its own, such as \"svc\"")]
+    Root(String),
+    /// No domain name.
+    #[error("the zone {zone:?} is not a domain name: {reason}")]
+    Malformed {
+        /// The zone as given.
+        zone: String,
+        /// What is wrong with it.
+        reason: NameError,
+    },
+    /// Characters that no host name has.
+    #[error("the zone {0:?} may hold only a-z, 0-9, '-', '_' and dots")]
+    Characters(String),
+    /// No room for the names that every zone has.
+    #[error("the zone {0:?} is too long: \"dns-version\" in front of it must fit the 253 characters of a name")]
+    TooLong(String),
+}
+
+impl Zones {
+    /// Takes the zones in this order, the trailing dot optional, letters in any case; a zone named twice counts once.
+    ///
+    /// # Errors
+    /// The first zone that cannot be served, or the list when it is empty or too long.
+    pub fn new(zones: &[String]) -> Result<Self, ZonesError> {
+        let mut kept: Vec<Zone> = Vec::with_capacity(zones.len());
+        for text in zones {
+            let zone = Zone::new(text)?;
+            if !kept.contains(&zone) {
+                kept.push(zone);
+            }
+        }
+        match kept.len() {
+            0 => Err(ZonesError::NoZone),
+            1..=MAX_ZONES => Ok(Self { zones: kept.into() }),
+            count => Err(ZonesError::TooMany(count)),
+        }
+    }
+
+    /// The zone of SRV targets, glue and PTR.
+    pub fn first(&self) -> &Zone {
+        &self.zones[0]
+    }
+
+    /// The zones in the order given.
+    pub fn iter(&self) -> std::slice::Iter<'_, Zone> {
+        self.zones.iter()
+    }
+
+    /// How many zones there are, 1-255.
+    #[expect(clippy::len_without_is_empty, reason = "there is always a zone")]
+    pub fn len(&self) -> usize {
+        self.zones.len()
+    }
+
+    /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.
+    pub fn find(&self, name: &Name) -> Option<(usize, &Zone)> {
+        self.zones.iter().enumerate().filter(|(_, zone)| name.ends_with(&zone.name)).max_by_key(|(_, zone)| zone.label_count)
+    }
+}
+
+impl<'z> IntoIterator for &'z Zones {
+    type Item = &'z Zone;
+    type IntoIter = std::slice::Iter<'z, Zone>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Zone {
+    /// Reads one zone.
+    fn new(text: &str) -> Result<Self, ZonesError> {
+        let name = Name::from_text(text).map_err(|reason| ZonesError::Malformed { zone: text.to_owned(), reason })?;
+        let label_count = name.label_count();
+        if label_count == 0 {
+            return Err(ZonesError::Root(text.to_owned()));
+        }
+        let writable = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+        if !name.labels().flatten().all(writable) {
+            return Err(ZonesError::Characters(text.to_owned()));
+        }
+        if name.as_wire().len() > MAX_ZONE {
+            return Err(ZonesError::TooLong(text.to_owned()));
+        }
+        Ok(Self { name, text: name.to_string().into(), label_count })
+    }
+
+    /// The apex.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The presentation form with its trailing dot: `svc.`.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The presentation form as registered names have it, without the trailing dot: `svc`.
+    pub fn relative_text(&self) -> &str {
+        self.text.trim_end_matches('.')
+    }
+
+    /// How many labels the zone has, at least 1, the root label not counted.
+    pub fn label_count(&self) -> usize {
+        self.label_count
+    }
+
+    /// The labels of `name` in front of this zone, left to right; none for the apex and for a name outside the zone.
+    pub fn in_front<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
+        let labels = name.labels();
+        let count = if name.ends_with(&self.name) { labels.len() - self.label_count } else { 0 };
+        labels.take(count)
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zones(texts: &[&str]) -> Result<Zones, ZonesError> {
+        Zones::new(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_text(text).unwrap()
+    }
+
+    #[test]
+    fn the_longest_zone_wins_by_labels() {
+        let zones = zones(&["svc", "internal.svc", "corp.example"]).unwrap();
+        let find = |text| zones.find(&name(text)).map(|(place, zone)| (place, zone.text()));
+        assert_eq!(find("hello.SVC"), Some((0, "svc.")));
+        assert_eq!(find("svc"), Some((0, "svc.")));
+        assert_eq!(find("hello.internal.svc"), Some((1, "internal.svc.")));
+        assert_eq!(find("internal.svc"), Some((1, "internal.svc.")));
+        assert_eq!(find("xinternal.svc"), Some((0, "svc.")));
+        assert_eq!(find("hello.corp.example"), Some((2, "corp.example.")));
+        assert_eq!(find("example"), None);
+        assert_eq!(find("hellosvc"), None);
+        assert_eq!(find(r"hello\.svc"), None);
+        assert_eq!(find("."), None);
+    }
+
+    #[test]
+    fn labels_in_front_of_a_zone() {
+        let zones = zones(&["corp.example"]).unwrap();
+        let name = name("a.b.corp.example");
+        let front: Vec<&[u8]> = zones.first().in_front(&name).collect();
+        assert_eq!(front, [b"a".as_slice(), b"b"]);
+        assert_eq!(zones.first().in_front(zones.first().name()).count(), 0);
+        assert_eq!(zones.first().in_front(&Name::from_text("a.b.c.d.e").unwrap()).count(), 0);
+    }
+
+    #[test]
+    fn zones_named_twice_count_once() {
+        let zones = zones(&["svc", "SVC.", "internal", "svc"]).unwrap();
+        assert_eq!(zones.iter().map(Zone::text).collect::<Vec<_>>(), ["svc.", "internal."]);
+        assert_eq!((zones.len(), zones.first().relative_text()), (2, "svc"));
+    }
+
+    #[test]
+    fn a_bad_zone_is_named() {
+        assert_eq!(zones(&[]).unwrap_err(), ZonesError::NoZone);
+        assert_eq!(zones(&["svc", "."]).unwrap_err(), ZonesError::Root(".".to_owned()));
+        let empty = ZonesError::Malformed { zone: "a..b".to_owned(), reason: NameError::EmptyLabel };
+        assert_eq!(empty.to_string(), "the zone \"a..b\" is not a domain name: a label is empty");
+        assert_eq!(zones(&["svc", "a..b"]).unwrap_err(), empty);
+        assert!(matches!(zones(&[""]), Err(ZonesError::Malformed { .. })));
+        for bad in ["my zone", r"a\.b", "*.svc", "é"] {
+            assert_eq!(zones(&[bad]).unwrap_err(), ZonesError::Characters(bad.to_owned()));
+        }
+        let label = "a".repeat(59);
+        let longest = [&*label; 4].join(".") + ".a";
+        assert_eq!(zones(&[&longest]).unwrap().first().name().as_wire().len(), MAX_ZONE);
+        let longer = longest + "a";
+        assert_eq!(zones(&[&longer]).unwrap_err(), ZonesError::TooLong(longer));
+        let many: Vec<String> = (0..256).map(|number| format!("z{number}")).collect();
+        assert!(Zones::new(&many[..255]).is_ok());
+        assert_eq!(Zones::new(&many).unwrap_err(), ZonesError::TooMany(256));
+    }
+}

@@ -1,1 +1,0 @@
-//! GoFrame's file registry, followed.

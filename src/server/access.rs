@@ -1,0 +1,90 @@
+//! Who may ask: loopback, and the networks a person has named.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// The rule for sources, made once from the settings.
+#[derive(Clone, Debug)]
+pub struct Access {
+    loopback: bool,
+    networks: Box<[IpNet]>,
+}
+
+impl Access {
+    /// Loopback, and the sources in `networks`.
+    pub fn new(networks: &[IpNet]) -> Self {
+        Self { loopback: true, networks: networks.iter().copied().map(canonical).collect() }
+    }
+
+    /// The same rule, but loopback has access only where a network says so.
+    #[must_use]
+    pub fn without_loopback(self) -> Self {
+        Self { loopback: false, ..self }
+    }
+
+    /// Whether `source` may ask. An IPv4 address written as an IPv6 one (`::ffff:10.0.0.1`) is the IPv4 address.
+    pub fn allows(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        (self.loopback && source.is_loopback()) || self.networks.iter().any(|network| network.contains(&source))
+    }
+}
+
+/// A network of mapped addresses (`::ffff:10.0.0.0/104`) as the IPv4 network it is, since sources are compared in that form.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    match (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
+        (Some(address), Some(length)) => Ipv4Net::new(address, length).map_or(network, IpNet::V4),
+        _ => network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(networks: &[&str]) -> Access {
+        Access::new(&networks.iter().map(|network| network.parse().unwrap()).collect::<Vec<_>>())
+    }
+
+    fn allows(access: &Access, source: &str) -> bool {
+        access.allows(source.parse().unwrap())
+    }
+
+    #[test]
+    fn loopback_needs_no_rule() {
+        let access = access(&[]);
+        for source in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(allows(&access, source), "{source}");
+        }
+        for source in ["10.0.0.1", "0.0.0.0", "::", "fd00::1", "128.0.0.1"] {
+            assert!(!allows(&access, source), "{source}");
+        }
+    }
+
+    #[test]
+    fn loopback_can_be_put_under_the_rules() {
+        let access = access(&["127.0.0.2/32"]).without_loopback();
+        assert!(allows(&access, "127.0.0.2"));
+        assert!(!allows(&access, "127.0.0.1"));
+        assert!(!allows(&access, "::1"));
+    }
+
+    #[test]
+    fn networks_admit_their_members_in_either_spelling() {
+        let access = access(&["10.1.0.0/16", "fd00:1::/32", "::ffff:192.168.0.0/112"]);
+        for source in ["10.1.255.255", "::ffff:10.1.0.1", "fd00:1::9", "192.168.3.4", "::ffff:192.168.3.4"] {
+            assert!(allows(&access, source), "{source}");
+        }
+        for source in ["10.2.0.0", "::ffff:10.2.0.1", "fd00:2::9", "192.169.0.0"] {
+            assert!(!allows(&access, source), "{source}");
+        }
+    }
+
+    #[test]
+    fn everyone_is_one_network_a_family() {
+        let access = access(&["0.0.0.0/0"]);
+        assert!(allows(&access, "203.0.113.9"));
+        assert!(!allows(&access, "2001:db8::1"));
+    }
+}

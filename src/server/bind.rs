@@ -1,0 +1,264 @@
+//! Opens the sockets, and says in words what stands in the way.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::{info, warn};
+
+use super::holder::holder_of;
+use super::{Bound, Counters, Endpoint, Holder, Settings, SettingsError, interfaces};
+use crate::wire::Transport;
+
+/// Octets of datagrams that may wait to be read: some thousand queries in a burst. The kernel may grant less.
+const UDP_RECEIVE_BUFFER: usize = 1024 * 1024;
+/// Octets of answers the kernel keeps of one connection (it doubles the figure), so that clients which never read cost
+/// little. Connections inherit it from their listener.
+const TCP_SEND_BUFFER: usize = 128 * 1024;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 512;
+/// How often a free TCP port is tried whose UDP port is taken.
+const ATTEMPTS: usize = 16;
+
+/// Why the sockets could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The settings themselves.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Somebody else has the port.
+    #[error(
+        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with --listen",
+        transport_name(*.transport), holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
+    )]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+        /// Whether its UDP or its TCP port.
+        transport: Transport,
+        /// Who has it, where that can be seen.
+        holder: Option<Holder>,
+    },
+    /// A port below 1024, without the right to it.
+    #[error(
+        "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
+         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as --listen {}",
+        SocketAddr::new(address.ip(), 5300)
+    )]
+    NotPermitted {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// No interface has the address.
+    #[error("cannot listen on {address}: this machine has no such address at the moment")]
+    NoSuchAddress {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Anything else the system said.
+    #[error("cannot listen on {address} ({}): {source}", transport_name(*.transport))]
+    System {
+        /// The address.
+        address: SocketAddr,
+        /// Whether for UDP or TCP.
+        transport: Transport,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn transport_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => "UDP",
+        Transport::Tcp => "TCP",
+    }
+}
+
+/// Opens UDP and TCP on every address of `settings`, both on the same port. Needs no runtime.
+///
+/// An unspecified address becomes one pair of sockets for each address the machine has now: an answer has to come from
+/// the address that was asked, which one socket for all cannot promise. Addresses that the machine gets later are not
+/// listened on until the next start.
+///
+/// # Errors
+/// When the settings cannot be served, or a socket cannot be opened; none stays open then.
+pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
+    settings.check()?;
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for &listen in &settings.listen {
+        let listen = canonical(listen);
+        // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
+        let bound = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
+        if listen.ip().is_unspecified() {
+            let addresses = interfaces::addresses_for(listen).map_err(|error| explain(Transport::Udp, listen, error))?;
+            let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
+            let group = open_group(&addresses, true)?;
+            if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
+                return Err(BindError::NoSuchAddress { address: listen });
+            }
+            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has now; later ones need a restart");
+            endpoints.extend(group);
+        } else if !bound(&listen) {
+            endpoints.extend(open_group(&[listen], false)?);
+        }
+    }
+    Ok(Bound { endpoints, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
+}
+
+/// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip if ip == address.ip() => address,
+        ip => SocketAddr::new(ip, address.port()),
+    }
+}
+
+/// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
+/// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
+fn open_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+    let mut attempt = 1;
+    loop {
+        let result = try_group(addresses, skip_absent);
+        match &result {
+            Err(BindError::InUse { .. }) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
+            _ => return result,
+        }
+    }
+}
+
+fn try_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(addresses.len());
+    for &(mut address) in addresses {
+        if let (0, Some(first)) = (address.port(), endpoints.first()) {
+            address.set_port(first.address.port());
+        }
+        match open(address) {
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(BindError::NoSuchAddress { address }) if skip_absent => {
+                warn!(%address, "not listening on an address that cannot be used at the moment");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(endpoints)
+}
+
+fn open(mut address: SocketAddr) -> Result<Endpoint, BindError> {
+    let tcp = open_tcp(address).map_err(|error| explain(Transport::Tcp, address, error))?;
+    let port = tcp.local_addr().map_err(|error| explain(Transport::Tcp, address, error))?.port();
+    address.set_port(port);
+    let udp = open_udp(address).map_err(|error| explain(Transport::Udp, address, error))?;
+    Ok(Endpoint { address, udp, tcp })
+}
+
+fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restart must not wait for connections of the last run to be forgotten; it takes no port that is listened on.
+    socket.set_reuse_address(true)?;
+    let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn open_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// What the system said, in words and with what to do.
+fn explain(transport: Transport, address: SocketAddr, error: io::Error) -> BindError {
+    match error.kind() {
+        ErrorKind::AddrInUse => BindError::InUse { address, transport, holder: holder_of(transport, address) },
+        ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => BindError::NotPermitted { address },
+        ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { address },
+        _ => BindError::System { address, transport, source: error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listening(addresses: &[&str]) -> Settings {
+        Settings { listen: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..Settings::default() }
+    }
+
+    #[test]
+    fn a_free_port_is_the_same_for_udp_and_tcp() {
+        let bound = bind(&listening(&["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"])).unwrap();
+        assert_eq!(bound.addresses().len(), 3);
+        assert!(bound.addresses().iter().filter(|address| address.is_ipv4()).count() == 2);
+        for endpoint in &bound.endpoints {
+            assert_ne!(endpoint.address.port(), 0);
+            assert_eq!(endpoint.udp.local_addr().unwrap(), endpoint.address);
+            assert_eq!(endpoint.tcp.local_addr().unwrap(), endpoint.address);
+        }
+    }
+
+    #[test]
+    fn the_unspecified_address_becomes_every_address_on_one_port() {
+        let settings = Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], ..listening(&["0.0.0.0:0"]) };
+        let bound = bind(&settings).unwrap();
+        let port = bound.addresses()[0].port();
+        assert!(bound.addresses().contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{:?}", bound.addresses());
+        assert!(bound.addresses().iter().all(|address| address.port() == port && !address.ip().is_unspecified()));
+    }
+
+    #[test]
+    fn an_address_named_twice_is_opened_once() {
+        // An address of its own: no other test takes the port in between.
+        let port = bind(&listening(&["127.77.4.1:0"])).unwrap().addresses()[0].port();
+        let address = format!("127.77.4.1:{port}");
+
+        let bound = bind(&listening(&[&address, &address])).unwrap();
+        assert_eq!(bound.addresses().len(), 1);
+    }
+
+    #[test]
+    fn a_taken_port_is_reported_with_its_holder() {
+        let taken = bind(&listening(&["127.0.0.1:0"])).unwrap();
+        let address = taken.addresses()[0];
+        let error = bind(&listening(&[&address.to_string()])).unwrap_err();
+        assert!(matches!(error, BindError::InUse { transport: Transport::Tcp, .. }), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains(&address.to_string()) && message.contains(&std::process::id().to_string()), "{message}");
+
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = udp.local_addr().unwrap();
+        let error = bind(&listening(&[&address.to_string()])).unwrap_err();
+        assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_said_to_be_absent() {
+        let settings = Settings { allow: vec!["198.51.100.0/24".parse().unwrap()], ..listening(&["198.51.100.7:0"]) };
+        let error = bind(&settings).unwrap_err();
+        assert!(matches!(error, BindError::NoSuchAddress { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_low_port_without_the_right_to_it_says_how_to_get_it() {
+        let address = "127.0.0.1:53".parse().unwrap();
+        let message = explain(Transport::Tcp, address, ErrorKind::PermissionDenied.into()).to_string();
+        assert!(message.contains("127.0.0.1:53") && message.contains("setcap") && message.contains("127.0.0.1:5300"), "{message}");
+        let other = explain(Transport::Tcp, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
+        assert!(matches!(other, BindError::System { .. }), "{other:?}");
+    }
+
+    #[test]
+    fn exposed_addresses_are_not_opened() {
+        assert!(matches!(bind(&listening(&["0.0.0.0:0"])), Err(BindError::Settings(SettingsError::Exposed { .. }))));
+    }
+}

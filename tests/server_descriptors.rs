@@ -1,0 +1,74 @@
+//! The server without file descriptors left. In a process of its own, because the limit holds for all of it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use svcdns::server::{Respond, Settings, bind};
+use svcdns::wire::Transport;
+use tokio_util::sync::CancellationToken;
+
+struct Echo;
+
+impl Respond for Echo {
+    fn respond(&self, request: &[u8], _: Transport, _: SocketAddr, _: Instant, _: u64, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        out.extend_from_slice(request);
+        true
+    }
+
+    fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+/// Sets the soft limit of this process.
+fn limit_descriptors(soft: usize) {
+    let process = std::process::id().to_string();
+    let status = Command::new("prlimit").args(["--pid", &process, &format!("--nofile={soft}:")]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn no_descriptors_left_means_waiting_not_dying() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let settings = Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Settings::default() };
+    let bound = bind(&settings).unwrap();
+    let (address, counters) = (bound.addresses()[0], bound.counters());
+    // They wait in the backlog until the server accepts.
+    let mut clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let open = fs::read_dir("/proc/self/fd").unwrap().count();
+    // `prlimit` itself needs a pipe or two while it is started; only then the limit is below what is open.
+    limit_descriptors(open.saturating_sub(5));
+
+    runtime.spawn(bound.serve(Arc::new(Echo), CancellationToken::new()));
+    let begun = Instant::now();
+    while counters.tcp_accept_errors.get() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "accepting should fail: {counters:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    udp.send_to(b"hello", address).unwrap();
+    let mut answer = [0; 16];
+    assert_eq!(udp.recv(&mut answer).unwrap(), 5, "UDP needs no descriptor a query");
+    std::thread::sleep(Duration::from_millis(300));
+    let errors = counters.tcp_accept_errors.get();
+    assert!(errors < 100, "{errors} attempts in under a second are a busy loop");
+
+    // Room for starting `prlimit` again: the clients that have not been accepted give theirs back.
+    clients.truncate(5);
+    limit_descriptors(1000);
+    for client in &mut clients {
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.write_all(b"\0\x05hello").unwrap();
+        let mut answer = [0; 7];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"\0\x05hello");
+    }
+}

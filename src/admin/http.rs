@@ -180,10 +180,14 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for host in ["localhost", "LocalHost:5380", "a.localhost", "127.0.0.1", "127.9.9.9:1", "[::1]:5380", "[::1]", "[::ffff:127.0.0.1]:1"] {
+        for host in
+            ["localhost", "LocalHost:5380", "a.localhost", "127.0.0.1", "127.9.9.9:1", "[::1]:5380", "[::1]", "[::ffff:127.0.0.1]:1"]
+        {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["", "example.com", "127.0.0.1.example.com", "localhost.example.com:5380", "10.0.0.1", "[fd00::1]:1", "0.0.0.0", "xlocalhost"] {
+        for host in
+            ["", "example.com", "127.0.0.1.example.com", "localhost.example.com:5380", "10.0.0.1", "[fd00::1]:1", "0.0.0.0", "xlocalhost"]
+        {
             assert!(!is_loopback(host), "{host}");
         }
     }

@@ -54,7 +54,11 @@ fn registries(page: &mut Page, status: &Status) {
         registries.filter_map(|registry| Some((vec![("registry", registry.url.clone())], number(registry)?))).collect()
     };
     let flag = |value: bool| Some(f64::from(u8::from(value)));
-    page.gauges("svcdns_registry_connected", "Whether the registry can be reached", each(|registry| Some(f64::from(u8::from(registry.connected)))));
+    page.gauges(
+        "svcdns_registry_connected",
+        "Whether the registry can be reached",
+        each(|registry| Some(f64::from(u8::from(registry.connected)))),
+    );
     let synced = status.registries.iter().filter_map(|registry| Some((vec![("registry", registry.url.clone())], flag(registry.synced)?)));
     page.gauges("svcdns_registry_synced", "Whether the registry was ever read completely", synced);
     page.gauges("svcdns_registry_keys", "Keys of the registry that are served", each(|registry| Some(registry.keys as f64)));

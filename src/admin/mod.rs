@@ -1,1 +1,82 @@
-//! admin
+//! HTTP for people and programs that look after the server: health, metrics, and what is known, as JSON.
+//!
+//! The same on the socket in the state directory, which the commands use, and on a loopback port. Reads only: nothing
+//! here changes anything. Not on the way of a question.
+
+mod changes;
+mod http;
+mod page;
+mod routes;
+mod socket;
+mod views;
+
+pub use changes::Changes;
+pub use http::{Listener, serve};
+pub use socket::{StateDir, StateDirError, is_trusted, socket_path};
+pub use views::{
+    ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount, RejectionView, RejectionsView, ServiceView,
+    Status,
+};
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::Semaphore;
+
+use crate::answer::Answerer;
+use crate::metrics::Times;
+use crate::registry::State;
+use crate::server::Counters;
+
+/// Most readers of live changes at a time.
+const WATCHERS: usize = 32;
+
+/// Everything that can be looked at.
+#[derive(Debug)]
+pub struct Site {
+    /// The server's own circumstances.
+    pub about: About,
+    /// What is known and answered.
+    pub answerer: Arc<Answerer>,
+    /// The registries' own reports, in the order of the configuration.
+    pub registries: Vec<Arc<State>>,
+    /// What the sockets count.
+    pub server: Arc<Counters>,
+    /// How long publications took.
+    pub publications: Times,
+    /// Live changes.
+    pub changes: Changes,
+    watchers: Arc<Semaphore>,
+}
+
+/// A server's circumstances.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Where it answers.
+    pub listen: Vec<SocketAddr>,
+    /// Where this interface is served besides the socket.
+    pub admin: Option<SocketAddr>,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+    /// When it started.
+    pub started: SystemTime,
+    /// The same, for durations.
+    pub began: Instant,
+}
+
+impl Site {
+    /// Puts together what is to be looked at.
+    pub fn new(about: About, answerer: Arc<Answerer>, registries: Vec<Arc<State>>, server: Arc<Counters>) -> Self {
+        Self {
+            about,
+            answerer,
+            registries,
+            server,
+            publications: Times::new(),
+            changes: Changes::default(),
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
+        }
+    }
+}

@@ -1,1 +1,165 @@
-//! config
+//! What a person can write: a file, the environment and flags, merged into the settings that the rooms run on.
+//!
+//! Flags beat the environment, which beats the file, which beats the defaults. Where each value came from stays in this
+//! room ([`Config::effective`]); no other room sees it.
+
+mod document;
+mod error;
+mod file;
+mod flags;
+mod keys;
+mod layers;
+mod state_dir;
+mod url;
+mod values;
+
+pub use document::{markdown, template};
+pub use error::{ConfigError, Origin};
+pub use flags::{Flags, RegistryFlags, ServeFlags};
+pub use keys::{KEYS, Key, Kind};
+pub use layers::{CONFIG_VARIABLE, Effective, PASSWORD_VARIABLE};
+pub use state_dir::{Candidate, own_state_dir, state_dirs};
+pub use url::{Directory, RegistryUrl, UrlError, endpoints};
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::catalog::Docker0;
+use crate::name::Zones;
+
+use layers::Layers;
+
+/// The file that is read when no other is named, where it exists.
+pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
+
+/// Everything that can be set, checked and with defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to answer; a port of 0 means any free one.
+    pub listen: Vec<SocketAddr>,
+    /// Who may ask from elsewhere than this machine.
+    pub allow: Vec<IpNet>,
+    /// The registries to follow, at least one, at most [`MAX_REGISTRIES`].
+    pub registries: Vec<RegistryUrl>,
+    /// The served zones.
+    pub zones: Zones,
+    /// GoFrame's deployment that short names mean.
+    pub deployment: String,
+    /// GoFrame's namespace that short names mean.
+    pub namespace: String,
+    /// The first segments of registry keys that are read.
+    pub heads: Vec<String>,
+    /// Whether a service without version `latest` answers with every version.
+    pub version_fallback: bool,
+    /// How many records an answer holds.
+    pub answers: Answers,
+    /// What to do with endpoints at Docker's own bridge.
+    pub docker0: Docker0,
+    /// How long a mass removal is not believed; zero for never held.
+    pub removal_grace: Duration,
+    /// Lifetime of an answer, in seconds, 0 to 86,400.
+    pub ttl: u32,
+    /// Lifetime of a negative answer, in seconds, 0 to 86,400.
+    pub negative_ttl: u32,
+    /// Most instances of one service.
+    pub max_instances_per_service: usize,
+    /// Most keys of one registry.
+    pub max_keys: usize,
+    /// Most TCP connections at a time.
+    pub tcp_connections: usize,
+    /// How long a TCP connection may be idle.
+    pub tcp_idle_timeout: Duration,
+    /// Where metrics, health and the JSON interface are served besides the state directory's socket; none for nowhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// The state directory, where one was named.
+    pub state_dir: Option<PathBuf>,
+    /// The filter of the log, in tracing's notation.
+    pub log: String,
+    /// How to reach etcd.
+    pub etcd: Etcd,
+    effective: Vec<Effective>,
+}
+
+/// The most registries that can be followed: a registry's place is an octet.
+pub const MAX_REGISTRIES: usize = 16;
+
+/// How many records an answer holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    /// As many as fit; TC is set where some do not.
+    #[default]
+    All,
+    /// As many as fit, without TC.
+    Fit,
+    /// At most so many, from 1.
+    Count(u16),
+}
+
+/// How to reach etcd, for all registries of that kind.
+#[derive(Clone, Debug, Default)]
+pub struct Etcd {
+    /// The user.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<Secret>,
+    /// Whether the connection is encrypted, and how.
+    pub tls: Option<Tls>,
+}
+
+/// How a connection is encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates (PEM) of the authorities to believe; none for those of the machine.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate (PEM).
+    pub cert_file: Option<PathBuf>,
+    /// The key (PEM) of our certificate.
+    pub key_file: Option<PathBuf>,
+    /// The name that the server's certificate must hold, where it is not the host asked.
+    pub server_name: Option<String>,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text, for whoever has to send it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Config {
+    /// Merges and checks what was written. `file` is the file named by a flag; where none is, the variable
+    /// `SVCDNS_CONFIG` names it, and else [`DEFAULT_FILE`] is read if it exists. Variables that do not begin with
+    /// `SVCDNS_` are ignored.
+    ///
+    /// # Errors
+    /// The first mistake found, with its place.
+    pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>, flags: &Flags) -> Result<Self, ConfigError> {
+        values::read(&Layers::gather(file, environment, flags)?)
+    }
+
+    /// Every key in the order of the table, with its value as it stands and where that came from.
+    pub fn effective(&self) -> &[Effective] {
+        &self.effective
+    }
+}
+
+#[cfg(test)]
+mod tests;

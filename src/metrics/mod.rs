@@ -1,1 +1,176 @@
-//! metrics
+//! Numbers for those who watch the server: a page in the OpenMetrics text format.
+//!
+//! A leaf: imports no other room. Who counts keeps plain counters; the page is put together when it is asked for.
+
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of a rendered [`Page`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A page of numbers as they are now.
+#[derive(Debug, Default)]
+pub struct Page {
+    families: Vec<Family>,
+}
+
+/// Labels of one number: names and values.
+pub type Labels = Vec<(&'static str, String)>;
+
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    numbers: Numbers,
+}
+
+#[derive(Debug)]
+enum Numbers {
+    Counters(Vec<(Labels, u64)>),
+    Gauges(Vec<(Labels, f64)>),
+    Times(Histogram),
+}
+
+impl Page {
+    /// Adds numbers that only grow; the page shows `name` with `_total` behind it.
+    pub fn counters(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, u64)>) {
+        self.add(name, help, None, Numbers::Counters(numbers.into_iter().collect()));
+    }
+
+    /// Adds one number that only grows, without labels.
+    pub fn counter(&mut self, name: &'static str, help: &'static str, number: u64) {
+        self.counters(name, help, [(Labels::new(), number)]);
+    }
+
+    /// Adds numbers that go up and down.
+    pub fn gauges(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, f64)>) {
+        self.add(name, help, None, Numbers::Gauges(numbers.into_iter().collect()));
+    }
+
+    /// Adds one number that goes up and down, without labels.
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    pub fn gauge(&mut self, name: &'static str, help: &'static str, number: usize) {
+        self.gauges(name, help, [(Labels::new(), number as f64)]);
+    }
+
+    /// Adds how often something took how long; the page shows `name` with `_seconds` behind it.
+    pub fn times(&mut self, name: &'static str, help: &'static str, times: &Times) {
+        self.add(name, help, Some(Unit::Seconds), Numbers::Times(times.0.clone()));
+    }
+
+    /// The page as text.
+    ///
+    /// # Errors
+    /// Never in practice: a text takes what is written into it.
+    pub fn render(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+
+    fn add(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, numbers: Numbers) {
+        self.families.push(Family { name, help, unit, numbers });
+    }
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for Family { name, help, unit, numbers } in &self.families {
+            let kind = match numbers {
+                Numbers::Counters(_) => MetricType::Counter,
+                Numbers::Gauges(_) => MetricType::Gauge,
+                Numbers::Times(_) => MetricType::Histogram,
+            };
+            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            match numbers {
+                Numbers::Counters(numbers) => {
+                    for (labels, number) in numbers {
+                        if labels.is_empty() {
+                            metric.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+                        } else {
+                            metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+                        }
+                    }
+                }
+                Numbers::Gauges(numbers) => {
+                    for (labels, number) in numbers {
+                        if labels.is_empty() {
+                            metric.encode_gauge(number)?;
+                        } else {
+                            metric.encode_family(labels)?.encode_gauge(number)?;
+                        }
+                    }
+                }
+                Numbers::Times(times) => times.encode(metric)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often something took how long, counted in steps from 10 µs to 10 s.
+#[derive(Clone, Debug)]
+pub struct Times(Histogram);
+
+impl Times {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        let steps = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
+        Self(Histogram::new(steps))
+    }
+
+    /// Counts one that took so long.
+    pub fn took(&self, time: Duration) {
+        self.0.observe(time.as_secs_f64());
+    }
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_reads_as_openmetrics() {
+        let mut page = Page::default();
+        page.counters(
+            "svcdns_answers",
+            "Answers sent",
+            [(vec![("rcode", "NOERROR".to_owned())], 3), (vec![("rcode", "a\"b".to_owned())], 0)],
+        );
+        page.counter("svcdns_lists", "Lists read", 1);
+        page.gauge("svcdns_keys", "Keys", 2);
+        let times = Times::new();
+        times.took(Duration::from_millis(2));
+        page.times("svcdns_publication", "Publications", &times);
+        let text = page.render().unwrap();
+        for line in [
+            "# TYPE svcdns_answers counter",
+            "svcdns_answers_total{rcode=\"NOERROR\"} 3",
+            "svcdns_answers_total{rcode=\"a\\\"b\"} 0",
+            "svcdns_lists_total 1",
+            "svcdns_keys 2.0",
+            "# UNIT svcdns_publication_seconds seconds",
+            "svcdns_publication_seconds_count 1",
+            "svcdns_publication_seconds_bucket{le=\"0.003\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

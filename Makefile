@@ -1,0 +1,37 @@
+# svcdns: the few words to remember. `make` alone lists them.
+
+SHELL := /bin/sh
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+# Where a test that cannot run on this machine leaves its name and reason.
+export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
+
+.PHONY: help run build test check deny clean
+
+help: ## list these words
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: build ## build in release mode and run the demo
+	target/release/svcdns demo
+
+build: ## install what the build needs, build in release mode
+	@tests/setup.sh build
+	cargo build --release --locked
+
+check: ## format check and lints, warnings denied
+	@tests/setup.sh build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+test: check ## install what the tests need, check, run all tests
+	@tests/setup.sh test
+	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
+	cargo test --locked
+	@tests/skipped.sh $(SKIPPED_TESTS)
+
+deny: ## check licences, duplicates and advisories of the dependencies (needs cargo-deny)
+	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny" >&2; exit 1; }
+	cargo deny check
+
+clean: ## remove what was built
+	cargo clean
+	rm -rf tests/goframe/bin

@@ -1,0 +1,78 @@
+//! The metrics page.
+
+use super::Site;
+use super::views::{Status, code};
+use crate::metrics::{Labels, Page};
+
+/// The names of response codes that are counted by name (RFC 6895 section 2.3).
+const RCODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
+
+/// All numbers as they are now.
+pub(super) fn metrics(site: &Site) -> Page {
+    let status = Status::new(site);
+    let mut page = Page::default();
+    answers(&mut page, site);
+    registries(&mut page, &status);
+    page.gauge("svcdns_services", "Services known", status.services);
+    page.gauge("svcdns_instances", "Instances known, those left out included", status.instances);
+    page.gauge("svcdns_held_keys", "Keys served although their registry says that they are gone", status.holding);
+    page.gauge("svcdns_synced", "Whether absence means something yet", usize::from(status.synced));
+    page.gauge("svcdns_stale", "Whether a registry that was read once cannot be reached now", usize::from(status.stale));
+    let rejections = site.answerer.rejections();
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    let counts = rejections.counts.iter().map(|(reason, count)| (vec![("reason", code(reason))], *count as f64));
+    page.gauges("svcdns_rejected", "Keys and endpoints that cannot be served", counts);
+    page.counter("svcdns_generations", "Publications of a changed table", status.generation);
+    page.times("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);
+    page.gauges("svcdns_build", "Always 1", [(vec![("version", status.version)], 1.0)]);
+    page
+}
+
+fn answers(page: &mut Page, site: &Site) {
+    let counters = site.answerer.counters();
+    let by_code = (0..16).map(|rcode| {
+        let name = RCODES.get(rcode).map_or_else(|| format!("RCODE{rcode}"), |name| (*name).to_owned());
+        (vec![("rcode", name)], counters.answers(rcode))
+    });
+    page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
+    page.counter("svcdns_truncated_answers", "Answers that left records out", counters.cut());
+    let server = &site.server;
+    let transports = |udp: u64, tcp: u64| [(transport("udp"), udp), (transport("tcp"), tcp)];
+    page.counters("svcdns_queries", "Messages received", transports(server.udp_queries.get(), server.tcp_queries.get()));
+    page.counters("svcdns_answers_sent", "Answers sent", transports(server.udp_answers.get(), server.tcp_answers.get()));
+    page.counters("svcdns_refused", "Messages of sources without access", transports(server.udp_refused.get(), server.tcp_refused.get()));
+    page.counter("svcdns_tcp_connections", "TCP connections accepted", server.tcp_connections.get());
+    page.counter("svcdns_tcp_rejected_connections", "TCP connections closed at once for want of room", server.tcp_rejected.get());
+    page.gauge("svcdns_tcp_open_connections", "TCP connections open", usize::try_from(server.tcp_open.get()).unwrap_or(usize::MAX));
+    page.counter("svcdns_panics", "Panics that were caught; please report them", server.panics.get());
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
+fn registries(page: &mut Page, status: &Status) {
+    let each = |number: fn(&super::RegistryView) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let registries = status.registries.iter();
+        registries.filter_map(|registry| Some((vec![("registry", registry.url.clone())], number(registry)?))).collect()
+    };
+    let flag = |value: bool| Some(f64::from(u8::from(value)));
+    page.gauges(
+        "svcdns_registry_connected",
+        "Whether the registry can be reached",
+        each(|registry| Some(f64::from(u8::from(registry.connected)))),
+    );
+    let synced = status.registries.iter().filter_map(|registry| Some((vec![("registry", registry.url.clone())], flag(registry.synced)?)));
+    page.gauges("svcdns_registry_synced", "Whether the registry was ever read completely", synced);
+    page.gauges("svcdns_registry_keys", "Keys of the registry that are served", each(|registry| Some(registry.keys as f64)));
+    page.gauges("svcdns_registry_revision", "The registry's revision read", each(|registry| Some(registry.revision as f64)));
+    let ages = each(|registry| registry.last_event_age.map(|age| age as f64));
+    page.gauges("svcdns_registry_last_event_age_seconds", "Time since the last change or sign of life", ages);
+    let count = |number: fn(&super::RegistryView) -> u64| -> Vec<(Labels, u64)> {
+        status.registries.iter().map(|registry| (vec![("registry", registry.url.clone())], number(registry))).collect()
+    };
+    page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
+    page.counters("svcdns_registry_disconnects", "Connections lost", count(|registry| registry.disconnects));
+    page.counters("svcdns_registry_repaired", "Differences that a routine list found", count(|registry| registry.repaired));
+}
+
+fn transport(name: &str) -> Labels {
+    vec![("transport", name.to_owned())]
+}

@@ -1,0 +1,350 @@
+//! What is known, in the form that goes out as JSON and that the commands read.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::Site;
+use crate::catalog::{Instance, Rejections, Service};
+use crate::service::Rejected;
+
+/// The server, at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The version of svcdns.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub started: u64,
+    /// How long it has run, in seconds.
+    pub uptime: u64,
+    /// Where it answers.
+    pub listen: Vec<SocketAddr>,
+    /// Where this interface is served besides the socket.
+    pub admin: Option<SocketAddr>,
+    /// Its state directory.
+    pub state_dir: String,
+    /// The zones it serves, the first one first, with a trailing dot.
+    pub zones: Vec<String>,
+    /// The deployment that short names mean.
+    pub deployment: String,
+    /// The namespace that short names mean.
+    pub namespace: String,
+    /// Whether absence means something yet.
+    pub synced: bool,
+    /// Whether a registry cannot be reached, so that data may be old.
+    pub stale: bool,
+    /// Keys served although their registry says that they are gone.
+    pub holding: usize,
+    /// The registries, in the order of the configuration.
+    pub registries: Vec<RegistryView>,
+    /// Services known.
+    pub services: usize,
+    /// Instances known, those left out included.
+    pub instances: usize,
+    /// Keys and endpoints that cannot be served.
+    pub rejected: u64,
+    /// Publications so far.
+    pub generation: u64,
+}
+
+/// A registry's condition.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RegistryView {
+    /// The registry as written, without secrets.
+    pub url: String,
+    /// Whether it can be reached now.
+    pub connected: bool,
+    /// Whether it was ever read completely.
+    pub synced: bool,
+    /// Its revision up to which everything was read.
+    pub revision: u64,
+    /// How many seconds ago the last change or sign of life came.
+    pub last_event_age: Option<u64>,
+    /// What went wrong last, while it does.
+    pub error: Option<String>,
+    /// Complete lists read.
+    pub lists: u64,
+    /// Connections lost.
+    pub disconnects: u64,
+    /// Differences a routine list found against what the events had said.
+    pub repaired: u64,
+    /// Keys that are served.
+    pub keys: usize,
+}
+
+/// A service with all that is registered for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServiceView {
+    /// The registered name less a zone.
+    pub base: String,
+    /// Its name in the first zone.
+    pub name: String,
+    /// Its instances, those left out included.
+    pub instances: Vec<InstanceView>,
+    /// Its keys.
+    pub keys: Vec<KeyView>,
+}
+
+/// Where an instance is and which it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EndpointView {
+    /// `host:port`.
+    pub endpoint: String,
+    /// GoFrame's deployment.
+    pub deployment: String,
+    /// GoFrame's namespace.
+    pub namespace: String,
+    /// The version.
+    pub version: String,
+    /// The weight.
+    pub weight: u16,
+}
+
+/// An instance of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InstanceView {
+    /// Where and which it is.
+    #[serde(flatten)]
+    pub endpoint: EndpointView,
+    /// What it says about itself.
+    pub metadata: BTreeMap<String, String>,
+    /// The key it stands in.
+    pub key: String,
+    /// Its registry's place in the configuration, from 0.
+    pub registry: u8,
+    /// Whether the registry says that it is gone, and that is not believed yet.
+    pub held: bool,
+    /// Why it is not served, where it is not.
+    pub left_out: Option<String>,
+}
+
+/// A key of a registry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KeyView {
+    /// The key as the store has it.
+    pub key: String,
+    /// Its registry's place in the configuration, from 0.
+    pub registry: u8,
+    /// The revision of its last change.
+    pub revision: u64,
+    /// Whether the registry says that it is gone, and that is not believed yet.
+    pub held: bool,
+    /// Its endpoints that cannot be served: what was found, and why.
+    pub rejected: Vec<(String, String)>,
+}
+
+/// What cannot be served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RejectionsView {
+    /// How many, by reason.
+    pub counts: Vec<RejectionCount>,
+    /// How many more there are than are listed.
+    pub unlisted: u64,
+    /// The first ones of each registry.
+    pub listed: Vec<RejectionView>,
+}
+
+/// How many keys and endpoints cannot be served for one reason.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RejectionCount {
+    /// The reason, for scripts.
+    pub reason: String,
+    /// The reason, for people.
+    pub message: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A key or endpoint that cannot be served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RejectionView {
+    /// Its registry's place in the configuration, from 0.
+    pub registry: u8,
+    /// The key.
+    pub key: String,
+    /// Whether only an endpoint of it is rejected.
+    pub endpoint_only: bool,
+    /// What was found.
+    pub found: String,
+    /// Why it cannot be served, for scripts.
+    pub reason: String,
+    /// Why it cannot be served, for people.
+    pub message: String,
+}
+
+/// Something that can be read in two ways, or hides something else.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConflictView {
+    /// The service's base.
+    pub base: String,
+    /// What conflicts, for people.
+    pub message: String,
+}
+
+/// A change of a service, as it happens.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EventView {
+    /// The service's base.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<String>,
+    /// Instances that are served now.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub added: Vec<EndpointView>,
+    /// Instances that are no longer served.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub removed: Vec<EndpointView>,
+    /// Whether nothing of the service is left.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub gone: bool,
+    /// How many changes were left out here, because the reader was too slow.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missed: Option<u64>,
+}
+
+impl Status {
+    /// The server as it is now. O(instances).
+    pub(super) fn new(site: &Site) -> Self {
+        let Site { about, answerer, registries, .. } = site;
+        let (snapshot, condition, settings) = (answerer.snapshot(), answerer.condition(), answerer.settings());
+        let (mut services, mut instances, mut keys) = (0, 0, vec![0; registries.len()]);
+        for service in snapshot.services() {
+            services += 1;
+            instances += service.instances().len();
+            for key in service.keys() {
+                if let Some(count) = keys.get_mut(usize::from(key.registry)) {
+                    *count += 1;
+                }
+            }
+        }
+        let registry = |(state, keys): (&std::sync::Arc<crate::registry::State>, usize)| {
+            let report = state.report();
+            RegistryView {
+                url: state.url.clone(),
+                connected: report.connected,
+                synced: report.synced,
+                revision: report.revision,
+                last_event_age: report.last_event.map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs()),
+                error: report.error,
+                lists: report.lists,
+                disconnects: report.disconnects,
+                repaired: report.repaired,
+                keys,
+            }
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: about.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            uptime: about.began.elapsed().as_secs(),
+            listen: about.listen.clone(),
+            admin: about.admin,
+            state_dir: about.state_dir.display().to_string(),
+            zones: settings.zones.iter().map(|zone| zone.text().to_owned()).collect(),
+            deployment: settings.deployment.to_string(),
+            namespace: settings.namespace.to_string(),
+            synced: condition.synced,
+            stale: condition.stale,
+            holding: condition.holding,
+            registries: registries.iter().zip(keys).map(registry).collect(),
+            services,
+            instances,
+            rejected: answerer.rejections().counts.values().sum(),
+            generation: snapshot.generation(),
+        }
+    }
+}
+
+impl ServiceView {
+    /// A service under its name in the zone of this text (with a trailing dot).
+    pub fn new(service: &Service, zone: &str) -> Self {
+        let keys = service.keys().iter().map(|key| KeyView {
+            key: key.text.to_string(),
+            registry: key.registry,
+            revision: key.revision,
+            held: key.held,
+            rejected: key.rejected.iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
+        });
+        Self {
+            base: service.base().to_owned(),
+            name: format!("{}.{zone}", service.base()),
+            instances: service.instances().map(|instance| InstanceView::new(&instance)).collect(),
+            keys: keys.collect(),
+        }
+    }
+}
+
+impl EndpointView {
+    pub(super) fn new(instance: &Instance<'_>) -> Self {
+        let group = &instance.key.group;
+        Self {
+            endpoint: instance.endpoint.to_string(),
+            deployment: group.deployment.to_string(),
+            namespace: group.namespace.to_string(),
+            version: group.version.to_string(),
+            weight: instance.key.weight,
+        }
+    }
+}
+
+impl InstanceView {
+    fn new(instance: &Instance<'_>) -> Self {
+        let key = instance.key;
+        Self {
+            endpoint: EndpointView::new(instance),
+            metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
+            key: key.text.to_string(),
+            registry: key.registry,
+            held: key.held,
+            left_out: instance.left_out.map(|reason| reason.to_string()),
+        }
+    }
+}
+
+impl RejectionsView {
+    /// The rejections as they are now.
+    pub fn new(rejections: &Rejections) -> Self {
+        Self {
+            counts: rejections
+                .counts
+                .iter()
+                .map(|(reason, count)| RejectionCount { reason: code(reason), message: reason.to_string(), count: *count })
+                .collect(),
+            unlisted: rejections.unlisted,
+            listed: rejections
+                .listed
+                .iter()
+                .map(|listed| RejectionView {
+                    registry: listed.registry,
+                    key: listed.key.to_string(),
+                    endpoint_only: listed.endpoint_only,
+                    found: listed.rejected.found.to_string(),
+                    reason: code(&listed.rejected.reason),
+                    message: listed.rejected.reason.to_string(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A reason's name for scripts.
+pub(super) fn code(reason: &crate::service::Reason) -> String {
+    match serde_json::to_value(reason) {
+        Ok(serde_json::Value::String(code)) => code,
+        _ => String::new(),
+    }
+}

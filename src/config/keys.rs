@@ -1,0 +1,138 @@
+//! The one table of everything that can be set. Flags, variables, the check for unknown keys, the table in the
+//! documentation and the template file are all made from it.
+
+/// One thing that can be set.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The section of the file it stands in; empty for none.
+    pub section: &'static str,
+    /// The name within the section.
+    pub name: &'static str,
+    /// What can be written.
+    pub kind: Kind,
+    /// What stands for the value in help texts, e.g. `ADDR:PORT`.
+    pub value: &'static str,
+    /// The unit, or what else there is to know about the form; empty for nothing.
+    pub unit: &'static str,
+    /// The default, as it would be written in the file.
+    pub default: &'static str,
+    /// What it means, in one sentence.
+    pub meaning: &'static str,
+}
+
+/// The form of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A text in quotation marks.
+    Text,
+    /// A list of texts.
+    List,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Number,
+    /// A duration such as `"12s"`.
+    Duration,
+    /// A text or a whole number.
+    TextOrNumber,
+}
+
+impl Kind {
+    /// What to write, in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::List => "a list of texts",
+            Self::Bool => "true or false",
+            Self::Number => "a whole number",
+            Self::Duration => "a duration such as \"12s\"",
+            Self::TextOrNumber => "a text or a whole number",
+        }
+    }
+}
+
+impl Key {
+    /// The key with its section, as people speak of it: `etcd.username`.
+    pub fn path(&self) -> String {
+        if self.section.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.section, self.name) }
+    }
+
+    /// The variable of the environment: `SVCDNS_ETCD_USERNAME`.
+    pub fn variable(&self) -> String {
+        format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
+    }
+
+    /// The flag, without its dashes: `etcd-username`.
+    pub fn flag(&self) -> String {
+        self.path().replace('.', "-")
+    }
+}
+
+macro_rules! keys {
+    ($($(#[$doc:meta])* $constant:ident = $section:literal $name:literal $kind:ident $value:literal $unit:literal $default:literal $meaning:literal;)*) => {
+        $($(#[$doc])* pub(super) const $constant: &Key = &Key {
+            section: $section, name: $name, kind: Kind::$kind, value: $value, unit: $unit, default: $default, meaning: $meaning,
+        };)*
+        /// Every key, in the order of the documentation: those without a section first.
+        pub static KEYS: &[&Key] = &[$($constant),*];
+    };
+}
+
+keys! {
+    LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
+        "Where to answer, over UDP and TCP. An address that is not loopback needs `allow`.";
+    ALLOW = "" "allow" List "CIDR" "networks" "[]"
+        "Who may ask from elsewhere than this machine; everyone else is refused.";
+    REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
+        "The registries to follow. Empty: the directory `gsvc` in the temp directory, where GoFrame's gRPC programs register by default, and only while it belongs to root or to the server's own user.";
+    ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
+        "The zones to serve; every zone holds all services. Targets of SRV and PTR records use the first.";
+    DEPLOYMENT = "" "deployment" Text "NAME" "" r#""default""#
+        "GoFrame's deployment that short names mean.";
+    NAMESPACE = "" "namespace" Text "NAME" "" r#""default""#
+        "GoFrame's namespace that short names mean.";
+    HEADS = "" "heads" List "HEAD" "" r#"["service", "services"]"#
+        "The first segments of the registry keys that are read: GoFrame writes `service` since v2.3.3 and wrote `services` before.";
+    VERSION_FALLBACK = "" "version-fallback" Bool "BOOL" "" "true"
+        "Whether a service without an instance of version `latest` answers with all its versions.";
+    ANSWERS = "" "answers" TextOrNumber "all|fit|N" "`all`, `fit` or a number from 1" r#""all""#
+        "Which addresses an answer holds: as many as fit and TC where some do not, as many as fit without TC, or at most so many. 1 balances clients that sort what they get.";
+    TTL = "" "ttl" Duration "DURATION" "whole seconds, up to 1day" r#""5s""#
+        "How long an answer may be cached.";
+    NEGATIVE_TTL = "" "negative-ttl" Duration "DURATION" "whole seconds, up to 1day" r#""1s""#
+        "How long the absence of a name or type may be cached.";
+    DOCKER0 = "" "docker0" Text "drop|keep" "`drop` or `keep`" r#""drop""#
+        "Whether an endpoint at 172.17.0.1 (every Docker host's own bridge) is left out when the service has the same port at another address.";
+    REMOVAL_GRACE = "" "removal-grace" Duration "DURATION" "up to 1h; `0s` turns it off" r#""12s""#
+        "How long a sudden removal of many instances is not believed: time for them to register again after an outage of the registry.";
+    MAX_INSTANCES_PER_SERVICE = "" "max-instances-per-service" Number "N" "instances, 1 to 65535" "10000"
+        "The most instances of one service that are served.";
+    MAX_KEYS = "" "max-keys" Number "N" "keys, from 1" "2000000"
+        "The most keys of one registry that are followed.";
+    TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "1024"
+        "The most TCP connections at a time.";
+    TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
+        "How long a TCP connection may be idle.";
+    UPSTREAM = "" "upstream" List "ADDR[:PORT]|off" "`off`" r#"["off"]"#
+        "Who is asked for names outside the served zones. Forwarding is not there yet: `off` is the only choice.";
+    ADMIN_LISTEN = "" "admin-listen" Text "ADDR:PORT|off" "loopback address with port, or `off`" r#""127.0.0.1:5380""#
+        "Where metrics, health and the JSON interface are served over HTTP, besides the socket in the state directory.";
+    STATE_DIR = "" "state-dir" Text "DIR" "directory" r#""""#
+        "Where the server keeps its socket. Empty: /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
+    LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module" r#""info""#
+        "What is logged, to standard error.";
+    ETCD_USERNAME = "etcd" "username" Text "USER" "" r#""""#
+        "The etcd user. Empty: none.";
+    ETCD_PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#
+        "A file that holds the password of the etcd user. The variable SVCDNS_ETCD_PASSWORD can hold the password itself.";
+    ETCD_TLS = "etcd" "tls" Bool "BOOL" "" "false"
+        "Whether to speak TLS with etcd. Any of the keys below turns it on, too.";
+    ETCD_CA_FILE = "etcd" "ca-file" Text "FILE" "file, PEM" r#""""#
+        "The authorities that may vouch for etcd. Empty: those the machine trusts.";
+    ETCD_CERT_FILE = "etcd" "cert-file" Text "FILE" "file, PEM" r#""""#
+        "Our certificate, where etcd wants one.";
+    ETCD_KEY_FILE = "etcd" "key-file" Text "FILE" "file, PEM" r#""""#
+        "The key of our certificate.";
+    ETCD_SERVER_NAME = "etcd" "server-name" Text "NAME" "host name" r#""""#
+        "The name in etcd's certificate, where it is not the host in the URL.";
+}

@@ -1,0 +1,199 @@
+use insta::assert_snapshot;
+
+use super::*;
+
+/// Loads with this file's text, these variables and no flags.
+fn load(text: &str, environment: &[(&str, &str)], flags: &Flags) -> Result<Config, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("svcdns.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::load(Some(&path), environment, flags)
+        .map_err(|error| error.to_string().replace(&format!("{}/", directory.path().display()), ""))
+}
+
+fn zones(config: &Config) -> String {
+    config.zones.iter().map(crate::name::Zone::text).collect::<Vec<_>>().join(" ")
+}
+
+fn mistake(text: &str) -> String {
+    load(text, &[], &Flags::default()).unwrap_err()
+}
+
+fn mistaken_variable(name: &str, value: &str) -> String {
+    load("", &[(name, value)], &Flags::default()).unwrap_err()
+}
+
+#[test]
+fn the_defaults() {
+    let config = load("", &[("PATH", "/bin")], &Flags::default()).unwrap();
+    assert_eq!(config.listen, ["127.0.0.1:5300".parse().unwrap()]);
+    assert_eq!(config.registries, [RegistryUrl::implicit()]);
+    assert_eq!(zones(&config), "svc.");
+    assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
+    assert_eq!(config.heads, ["service", "services"]);
+    assert_eq!((config.ttl, config.negative_ttl), (5, 1));
+    assert_eq!(config.removal_grace, Duration::from_secs(12));
+    assert_eq!(config.answers, Answers::All);
+    assert_eq!(config.admin_listen, "127.0.0.1:5380".parse().ok());
+    assert_eq!(config.state_dir, None);
+    assert!(config.version_fallback && config.allow.is_empty() && config.etcd.tls.is_none());
+    assert!(config.effective().iter().all(|effective| effective.origin == Origin::Default));
+}
+
+#[test]
+fn flags_beat_the_environment_beats_the_file() {
+    let text = "zone = [\"a\", \"b\"]\nnamespace = 'n'\nttl = \"9s\"\n";
+    let flags = Flags::default().with("zone", "x");
+    let config = load(text, &[("SVCDNS_ZONE", "y"), ("SVCDNS_NAMESPACE", "env")], &flags).unwrap();
+    assert_eq!((&*zones(&config), &*config.namespace, config.ttl), ("x.", "env", 9));
+    let shown: Vec<String> = config
+        .effective
+        .iter()
+        .filter(|effective| effective.origin != Origin::Default)
+        .map(|Effective { key, value, origin }| format!("{} = {value} ({})", key.path(), origin.to_string().rsplit('/').next().unwrap()))
+        .collect();
+    assert_eq!(shown, ["zone = [\"x\"] (--zone)", "namespace = \"env\" (SVCDNS_NAMESPACE)", "ttl = \"9s\" (svcdns.toml:3:1)"]);
+}
+
+#[test]
+fn lists_in_variables() {
+    let environment = [
+        ("SVCDNS_LISTEN", "127.0.0.1:1, [::1]:2"),
+        ("SVCDNS_REGISTRY", "etcd://a:1,b:2,file:///x"),
+        ("SVCDNS_ALLOW", "10.1.2.3/8,fd00::5"),
+    ];
+    let config = load("", &environment, &Flags::default()).unwrap();
+    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+    assert_eq!(config.registries.iter().map(ToString::to_string).collect::<Vec<_>>(), ["etcd://a:1,b:2", "file:///x"]);
+    assert_eq!(config.allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::5/128"]);
+}
+
+#[test]
+fn mistyped_keys() {
+    assert_snapshot!(mistake("# first\n  lisen = []"), @"svcdns.toml:2:3: there is no key `lisen`: did you mean `listen`?");
+    assert_snapshot!(mistake("[etcd]\nuser-name = 'x'"), @"svcdns.toml:2:1: there is no key `etcd.user-name`: did you mean `etcd.username`?");
+    assert_snapshot!(mistake("username = 'x'"), @"svcdns.toml:1:1: there is no key `username`: did you mean `etcd.username`?");
+    assert_snapshot!(mistake("[etdc]\nusername = 'x'"), @"svcdns.toml:1:2: there is no section [etdc]: did you mean [etcd]?");
+    assert_snapshot!(mistake("colour = 'red'"), @"svcdns.toml:1:1: there is no key `colour`");
+    assert_snapshot!(mistaken_variable("SVCDNS_LISEN", "x"), @"the environment has SVCDNS_LISEN, but there is no such setting: did you mean SVCDNS_LISTEN?");
+    assert_snapshot!(mistaken_variable("SVCDNS_ETCD_PASSWRD", "secret"), @"the environment has SVCDNS_ETCD_PASSWRD, but there is no such setting: did you mean SVCDNS_ETCD_PASSWORD?");
+}
+
+#[test]
+fn mistakes_in_values() {
+    assert_snapshot!(mistake("zone = ['svc'"), @"svcdns.toml:1:14: unclosed array, expected `]`");
+    assert_snapshot!(mistake("a = 1\na = 2"), @"svcdns.toml:2:1: duplicate key");
+    assert_snapshot!(mistake("ttl = 5"), @r#"svcdns.toml:1:7: ttl: a duration such as "12s" must stand here, not a value of type integer"#);
+    assert_snapshot!(mistake("ttl = '1500ms'"), @"svcdns.toml:1:7: ttl: 1500ms is not a whole number of seconds, and DNS counts in those");
+    assert_snapshot!(mistake("ttl = 'soon'"), @r#"svcdns.toml:1:7: ttl: "soon" is not a duration such as 12s, 500ms or 1m 30s"#);
+    assert_snapshot!(mistake("ttl = '2d'"), @"svcdns.toml:1:7: ttl: 2d is not from 0s to 1day");
+    assert_snapshot!(mistake("answers = 0"), @r#"svcdns.toml:1:11: answers: "0" is neither all, fit nor a number from 1 to 65535"#);
+    assert_snapshot!(mistake("answers = 'some'"), @r#"svcdns.toml:1:11: answers: "some" is neither all, fit nor a number from 1 to 65535"#);
+    assert_snapshot!(mistake("version-fallback = 'yes'"), @"svcdns.toml:1:20: version-fallback: true or false must stand here, not a value of type string");
+    assert_snapshot!(mistake("listen = [\n  '127.0.0.1:5300',\n  'localhost'\n]"), @r#"svcdns.toml:3:3: listen: "localhost" is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"#);
+    assert_snapshot!(mistake("listen = []"), @"svcdns.toml:1:1: listen: at least one must be named");
+    assert_snapshot!(mistake("listen = [53]"), @"svcdns.toml:1:11: listen: a list of texts must stand here, not a value of type integer");
+    assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"svcdns.toml:1:11: listen: 0.0.0.0:53 can be reached from other machines, and there is no rule who may ask: name the networks with allow, e.g. --allow 10.0.0.0/8 (everyone else is refused), or listen on a loopback address");
+    assert_snapshot!(mistake("admin-listen = '0.0.0.0:80'"), @"svcdns.toml:1:16: admin-listen: 0.0.0.0:80 can be reached from other machines, and this interface asks nobody who they are: name a loopback address");
+    assert_snapshot!(mistake("zone = []"), @r#"svcdns.toml:1:1: zone: there is no zone to serve: name at least one, such as "svc""#);
+    assert_snapshot!(mistake("zone = ['a', 'sv c']"), @r#"svcdns.toml:1:14: zone: the zone "sv c" may hold only a-z, 0-9, '-', '_' and dots"#);
+    assert_snapshot!(mistake("max-keys = 0"), @r#"svcdns.toml:1:12: max-keys: "0" is not a whole number from 1 to 1000000000"#);
+    assert_snapshot!(mistake("docker0 = 'off'"), @r#"svcdns.toml:1:11: docker0: "off" is neither drop nor keep"#);
+    assert_snapshot!(mistake("allow = ['10.0.0.0/33']"), @r#"svcdns.toml:1:10: allow: "10.0.0.0/33" is not a network such as 10.0.0.0/8 or fd00::/8"#);
+    assert_snapshot!(mistake("upstream = '9.9.9.9'"), @r#"svcdns.toml:1:12: upstream: "9.9.9.9" cannot be asked: forwarding of other names is not there yet, off is the only choice"#);
+    assert_snapshot!(mistake("namespace = 'a/b'"), @r#"svcdns.toml:1:13: namespace: "a/b" is not one segment of a registry key: some characters, none of them '/'"#);
+    assert_snapshot!(mistake("log = 'svcdns=loud'"), @r#"svcdns.toml:1:7: log: "svcdns=loud" is not a filter such as info, debug or warn,svcdns::registry=debug: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#);
+    assert_snapshot!(mistake("registry = ['etcd://a', 'consul://b:8500']"), @"svcdns.toml:1:25: registry: registries of kind consul are not supported yet: there are etcd:// and file://");
+    assert_snapshot!(mistake("registry = ['etcd://a', 'etcd://a:2379']"), @"svcdns.toml:1:25: registry: etcd://a:2379 is named twice");
+    assert_snapshot!(mistaken_variable("SVCDNS_TTL", "x"), @r#"SVCDNS_TTL: ttl: "x" is not a duration such as 12s, 500ms or 1m 30s"#);
+}
+
+#[test]
+fn passwords_stay_out_of_sight() {
+    assert_snapshot!(mistake("[etcd]\npassword = 'hunter2'"), @"svcdns.toml:2:1: etcd.password: a password does not stand here, where many can read it: put it in a file of its own and name that with etcd.password-file, or in the variable SVCDNS_ETCD_PASSWORD");
+    assert_snapshot!(mistake("registry = ['etcd://root:hunter2@a:2379']"), @"svcdns.toml:1:13: registry: a URL shows in lists of processes and in logs: put the user in etcd.username and the password in a file named by etcd.password-file or in the variable SVCDNS_ETCD_PASSWORD");
+    assert_snapshot!(mistake("[etcd]\nusername = 'root'"), @"svcdns.toml:2:12: etcd.username: a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD");
+    assert_snapshot!(mistake("[etcd]\nusername = 'root'\npassword-file = '/nowhere/at/all'"), @"svcdns.toml:3:17: etcd.password-file: cannot read /nowhere/at/all: No such file or directory (os error 2)");
+
+    let config = load("[etcd]\nusername = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
+    assert_eq!(config.etcd.password.as_ref().map(Secret::reveal), Some("hunter2"));
+    assert!(!format!("{config:?}").contains("hunter2"));
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "from file\n").unwrap();
+    let text = format!("[etcd]\nusername = 'root'\npassword-file = '{}'", file.display());
+    let config = load(&text, &[], &Flags::default()).unwrap();
+    assert_eq!(config.etcd.password.as_ref().map(Secret::reveal), Some("from file"));
+}
+
+#[test]
+fn tls_is_on_when_anything_of_it_is_set() {
+    assert_eq!(load("[etcd]\ntls = true", &[], &Flags::default()).unwrap().etcd.tls, Some(Tls::default()));
+    let config = load("[etcd]\nca-file = '/ca.pem'", &[], &Flags::default()).unwrap();
+    assert_eq!(config.etcd.tls.and_then(|tls| tls.ca_file), Some("/ca.pem".into()));
+    assert_snapshot!(mistake("[etcd]\ncert-file = '/c.pem'"), @"svcdns.toml:2:13: etcd.cert-file: a certificate and its key go together: set both etcd.cert-file and etcd.key-file");
+}
+
+#[test]
+fn a_listen_address_for_others_needs_a_rule() {
+    let config = load("listen = ['0.0.0.0:53']\nallow = ['10.0.0.0/8']", &[], &Flags::default()).unwrap();
+    assert_eq!(config.allow.len(), 1);
+    load("listen = ['127.9.9.9:53', '[::1]:53', '[::ffff:127.0.0.1]:53']", &[], &Flags::default()).unwrap();
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let error = Config::load(Some(Path::new("/nowhere/svcdns.toml")), [], &Flags::default()).unwrap_err();
+    assert_snapshot!(error.to_string(), @"cannot read the configuration file /nowhere/svcdns.toml: No such file or directory (os error 2)");
+    let named = [(CONFIG_VARIABLE.to_owned(), "/nowhere/else.toml".to_owned())];
+    let error = Config::load(None, named, &Flags::default()).unwrap_err();
+    assert_snapshot!(error.to_string(), @"cannot read the configuration file /nowhere/else.toml: No such file or directory (os error 2)");
+    Config::load(Some(Path::new("/dev/null")), [], &Flags::default()).unwrap();
+}
+
+#[test]
+fn the_documentation_holds_the_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (begin, end) = ("<!-- keys: begin -->\n", "<!-- keys: end -->");
+    let at = text.find(begin).expect("a marker where the table begins") + begin.len();
+    let until = text.find(end).expect("a marker where the table ends");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, format!("{}{}{}", &text[..at], markdown(), &text[until..])).unwrap();
+        return;
+    }
+    assert!(text[at..until] == markdown(), "docs/configuration.md is behind src/config/keys.rs: UPDATE_DOCS=1 cargo test --lib config");
+}
+
+#[test]
+fn the_template_names_every_key_and_can_be_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/svcdns.toml");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, template()).unwrap();
+    }
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text == template(), "deploy/svcdns.toml is behind src/config/keys.rs: UPDATE_DOCS=1 cargo test --lib config");
+    assert!(text.lines().all(|line| line.is_empty() || line.starts_with('#')));
+    load(&text, &[], &Flags::default()).unwrap();
+
+    let uncommented: Vec<&str> =
+        text.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).collect();
+    let config = load(&uncommented.join("\n"), &[], &Flags::default()).unwrap();
+    for effective in config.effective() {
+        assert!(matches!(effective.origin, Origin::File { .. }), "{} is not in the template", effective.key.path());
+        assert_eq!(effective.value, effective.key.default, "{}", effective.key.path());
+    }
+}
+
+#[test]
+fn every_flag_of_a_command_can_be_read() {
+    use clap::{Args, FromArgMatches};
+    let command = ServeFlags::augment_args(clap::Command::new("serve"));
+    let matches = command.get_matches_from(["serve", "--zone", "a", "--zone=b,c", "--etcd-username", "root", "--ttl", "3s"]);
+    let ServeFlags(flags) = ServeFlags::from_arg_matches(&matches).unwrap();
+    assert!(flags.has("zone") && !flags.has("listen"));
+    let config = load("", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
+    assert_eq!((&*zones(&config), config.ttl, config.etcd.username.as_deref()), ("a. b. c.", 3, Some("root")));
+}

@@ -1,0 +1,239 @@
+//! From texts to values: what each key may hold.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+use crate::catalog::Docker0;
+use crate::name::Zones;
+
+use super::error::ConfigError;
+use super::keys::{self, Key};
+use super::layers::{Layers, Written};
+use super::url::RegistryUrl;
+use super::{Answers, Config, Etcd, MAX_REGISTRIES, Secret, Tls};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Reads every value, and checks those that only fit together.
+pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
+    let whole = |key| seconds(layers, key);
+    let config = Config {
+        listen: list(layers, keys::LISTEN, socket_address)?,
+        allow: list(layers, keys::ALLOW, network)?,
+        registries: registries(layers)?,
+        zones: zones(layers)?,
+        deployment: segment(layers, keys::DEPLOYMENT)?,
+        namespace: segment(layers, keys::NAMESPACE)?,
+        heads: list(layers, keys::HEADS, key_segment)?,
+        version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
+        answers: one(layers, keys::ANSWERS, answers)?,
+        docker0: one(layers, keys::DOCKER0, docker0)?,
+        removal_grace: one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?,
+        ttl: whole(keys::TTL)?,
+        negative_ttl: whole(keys::NEGATIVE_TTL)?,
+        max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, 65_535))?,
+        max_keys: one(layers, keys::MAX_KEYS, |text| number(text, 1_000_000_000))?,
+        tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
+        tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
+        admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
+        state_dir: path(layers, keys::STATE_DIR),
+        log: one(layers, keys::LOG, log_filter)?,
+        etcd: etcd(layers)?,
+        effective: layers.effective(),
+    };
+    list(layers, keys::UPSTREAM, upstream)?;
+    for key in [keys::LISTEN, keys::HEADS] {
+        if layers.list(key).is_empty() {
+            return Err(invalid(key, &layers.one(key), "at least one must be named".to_owned()));
+        }
+    }
+    if config.allow.is_empty()
+        && let Some((address, written)) =
+            config.listen.iter().zip(layers.list(keys::LISTEN)).find(|(address, _)| !address.ip().to_canonical().is_loopback())
+    {
+        return Err(ConfigError::NeedsAllow { origin: written.origin.clone(), address: *address });
+    }
+    Ok(config)
+}
+
+fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
+    ConfigError::Invalid { origin: written.origin.clone(), key: key.path(), why }
+}
+
+fn one<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
+    let written = layers.one(key);
+    read(&written.text).map_err(|why| invalid(key, &written, why))
+}
+
+fn list<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
+    layers.list(key).iter().map(|written| read(&written.text).map_err(|why| invalid(key, written, why))).collect()
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"))
+}
+
+fn admin_address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address =
+        SocketAddr::from_str(text).map_err(|_| format!("{text:?} is neither an address with a port, such as 127.0.0.1:5380, nor off"))?;
+    if address.ip().to_canonical().is_loopback() {
+        Ok(Some(address))
+    } else {
+        Err(format!("{address} can be reached from other machines, and this interface asks nobody who they are: name a loopback address"))
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+    network.map(|network| network.trunc()).ok_or_else(|| format!("{text:?} is not a network such as 10.0.0.0/8 or fd00::/8"))
+}
+
+fn registries(layers: &Layers) -> Result<Vec<RegistryUrl>, ConfigError> {
+    let named = list(layers, keys::REGISTRY, |text| RegistryUrl::parse(text).map_err(|error| error.to_string()))?;
+    for (at, url) in named.iter().enumerate() {
+        if named[..at].contains(url) {
+            return Err(invalid(keys::REGISTRY, &layers.list(keys::REGISTRY)[at], format!("{url} is named twice")));
+        }
+    }
+    if named.len() > MAX_REGISTRIES {
+        return Err(invalid(keys::REGISTRY, &layers.one(keys::REGISTRY), format!("at most {MAX_REGISTRIES} registries can be followed")));
+    }
+    Ok(if named.is_empty() { vec![RegistryUrl::implicit()] } else { named })
+}
+
+fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
+    // One by one first: the mistake then has its place.
+    let texts = list(layers, keys::ZONE, |text| {
+        let text = text.to_owned();
+        Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
+    })?;
+    Zones::new(&texts).map_err(|error| invalid(keys::ZONE, &layers.one(keys::ZONE), error.to_string()))
+}
+
+fn segment(layers: &Layers, key: &Key) -> Result<String, ConfigError> {
+    one(layers, key, key_segment)
+}
+
+fn key_segment(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
+        Err(format!("{text:?} is not one segment of a registry key: some characters, none of them '/'"))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn boolean(layers: &Layers, key: &Key) -> Result<bool, ConfigError> {
+    one(layers, key, |text| text.parse().map_err(|_| format!("{text:?} is neither true nor false")))
+}
+
+fn answers(text: &str) -> Result<Answers, String> {
+    match text {
+        "all" => Ok(Answers::All),
+        "fit" => Ok(Answers::Fit),
+        _ => match text.parse() {
+            Ok(count @ 1..) => Ok(Answers::Count(count)),
+            _ => Err(format!("{text:?} is neither all, fit nor a number from 1 to 65535")),
+        },
+    }
+}
+
+fn docker0(text: &str) -> Result<Docker0, String> {
+    match text {
+        "drop" => Ok(Docker0::Drop),
+        "keep" => Ok(Docker0::Keep),
+        _ => Err(format!("{text:?} is neither drop nor keep")),
+    }
+}
+
+fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let duration = match text {
+        "0" => Duration::ZERO,
+        _ => humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration such as 12s, 500ms or 1m 30s"))?,
+    };
+    if (least..=most).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(format!("{text} is not from {} to {}", humantime::format_duration(least), humantime::format_duration(most)))
+    }
+}
+
+fn seconds(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
+    one(layers, key, |text| {
+        let duration = duration(text, Duration::ZERO, DAY)?;
+        if duration.subsec_nanos() != 0 {
+            return Err(format!("{text} is not a whole number of seconds, and DNS counts in those"));
+        }
+        u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
+    })
+}
+
+fn number(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("{text:?} is not a whole number from 1 to {most}")),
+    }
+}
+
+fn upstream(text: &str) -> Result<(), String> {
+    match text {
+        "off" => Ok(()),
+        _ => Err(format!("{text:?} cannot be asked: forwarding of other names is not there yet, off is the only choice")),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::builder()
+        .parse(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| format!("{text:?} is not a filter such as info, debug or warn,svcdns::registry=debug: {error}"))
+}
+
+fn text(layers: &Layers, key: &Key) -> Option<String> {
+    Some(layers.one(key).text).filter(|text| !text.is_empty())
+}
+
+fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
+    text(layers, key).map(PathBuf::from)
+}
+
+fn etcd(layers: &Layers) -> Result<Etcd, ConfigError> {
+    let tls = Tls {
+        ca_file: path(layers, keys::ETCD_CA_FILE),
+        cert_file: path(layers, keys::ETCD_CERT_FILE),
+        key_file: path(layers, keys::ETCD_KEY_FILE),
+        server_name: text(layers, keys::ETCD_SERVER_NAME),
+    };
+    for (key, given, other) in [(keys::ETCD_CERT_FILE, &tls.cert_file, &tls.key_file), (keys::ETCD_KEY_FILE, &tls.key_file, &tls.cert_file)]
+    {
+        if given.is_some() && other.is_none() {
+            let why = "a certificate and its key go together: set both etcd.cert-file and etcd.key-file".to_owned();
+            return Err(invalid(key, &layers.one(key), why));
+        }
+    }
+    let wanted = boolean(layers, keys::ETCD_TLS)? || tls != Tls::default();
+    let username = text(layers, keys::ETCD_USERNAME);
+    let password = match (&layers.password, path(layers, keys::ETCD_PASSWORD_FILE)) {
+        (Some(password), _) => Some(password.clone()),
+        (None, Some(path)) => {
+            let key = keys::ETCD_PASSWORD_FILE;
+            let read = std::fs::read_to_string(&path)
+                .map_err(|error| invalid(key, &layers.one(key), format!("cannot read {}: {error}", path.display())))?;
+            Some(Secret::new(read.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        (None, None) => None,
+    };
+    if username.is_some() != password.is_some() {
+        let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
+        return Err(invalid(keys::ETCD_USERNAME, &layers.one(keys::ETCD_USERNAME), why.to_owned()));
+    }
+    Ok(Etcd { username, password, tls: wanted.then_some(tls) })
+}

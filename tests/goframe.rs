@@ -1,0 +1,189 @@
+//! Real GoFrame programs (the module in `tests/goframe`): what they register is found by name, and one of them that knows
+//! no registry reaches another through the machine's resolver.
+//!
+//! GoFrame registers the addresses of the machine's interfaces, so each test has a network namespace with one: 10.9.0.5.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use nix::sys::signal::Signal;
+use support::etcd::Etcd;
+use support::process::Process;
+use support::svcdns::Svcdns;
+use support::{dns, eventually, netns, on_path, seconds, skip, svcdns, throughout};
+use tempfile::TempDir;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
+
+/// The Go programs, and a temp folder of their own: gRPC programs without a registry make one there.
+struct GoFrame {
+    program: PathBuf,
+    temp: TempDir,
+}
+
+impl GoFrame {
+    /// Builds the programs once, outside any namespace (modules come over the network the first time); none, and the test
+    /// counted as skipped, where there is no Go.
+    fn new(test: &str) -> Option<Self> {
+        static BUILT: OnceLock<()> = OnceLock::new();
+        if !netns::is_inside(test) {
+            if !on_path("go") {
+                skip(test, "no go on PATH, to build real GoFrame programs with");
+                return None;
+            }
+            BUILT.get_or_init(|| {
+                let output = Command::new("go").args(["build", "-o", "bin/goframe", "."]).current_dir(FOLDER).output().unwrap();
+                assert!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
+            });
+        }
+        Some(Self { program: Path::new(FOLDER).join("bin/goframe"), temp: tempfile::tempdir().unwrap() })
+    }
+
+    /// A command in this role with this registry: `etcd HOST:PORT`, `file DIRECTORY` or nothing.
+    fn role(&self, registry: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        // GoFrame looks for its configuration in the working directory.
+        command.args(arguments).env("REGISTRY", registry).env("TMPDIR", self.temp.path()).current_dir(self.temp.path());
+        command
+    }
+
+    /// A server in this role.
+    fn start(&self, registry: &str, arguments: &[&str]) -> Process {
+        Process::start(&mut self.role(registry, arguments))
+    }
+
+    /// What a client prints.
+    fn ask(&self, arguments: &[&str]) -> String {
+        let output = self.role("", arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// The ports of a name's SRV records, as many as wanted.
+fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
+    eventually(&format!("{wanted} SRV records of {name}"), seconds(20), || {
+        let lines = dns::dig_short(server.address, &[name, "SRV"]);
+        (lines.len() == wanted).then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
+    })
+}
+
+#[test]
+fn servers_in_etcd_are_found_and_vanish_as_they_end() {
+    let test = "servers_in_etcd_are_found_and_vanish_as_they_end";
+    let Some(goframe) = GoFrame::new(test) else { return };
+    netns::inside(test, "127.0.0.53", || {
+        let etcd = Etcd::start();
+        let registry = format!("etcd {}", etcd.endpoint(0));
+        let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
+        server.wait_for_code("hello.svc", "NXDOMAIN", seconds(20));
+
+        // A server on a random port: found by A, its port by SRV, and reached by a GoFrame client without discovery.
+        let mut first = goframe.start(&registry, &["http", "hello.svc", ":0"]);
+        server.wait_for("hello.svc", &[netns::ADDRESS], seconds(30));
+        let port = ports(&server, "hello.svc", 1).remove(0);
+        assert_eq!(dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]), [format!("0 1 {port} 10-9-0-5.hello.svc.")]);
+        assert_eq!(dns::dig_short(server.address, &["hello.svc", "TXT"]), [r#""insecure=true" "protocol=http""#]);
+        let url = format!("http://hello.svc:{port}/");
+        let expected = format!("page of hello.svc, asked as hello.svc:{port}\n\n");
+        assert_eq!(goframe.ask(&["get", &url]), expected);
+
+        // gRPC, found and reached the same way
+        let mut grpc = goframe.start(&registry, &["grpc", "demo", ":18001"]);
+        server.wait_for("demo.svc", &[netns::ADDRESS], seconds(30));
+        assert_eq!(dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
+        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING\n");
+        assert!(grpc.terminate().code().is_some());
+        server.wait_for_code("demo.svc", "NXDOMAIN", seconds(2));
+
+        // A second instance, and a canary that the short name does not show
+        let mut second = goframe.start(&registry, &["http", "hello.svc", ":0"]);
+        ports(&server, "hello.svc", 2);
+        let mut canary = goframe.role(&registry, &["http", "hello.svc", ":18003"]);
+        let canary = Process::start(canary.env("GF_GSVC_VERSION", "latest-canary"));
+        assert_eq!(ports(&server, "latest-canary.hello.svc", 1), ["18003"]);
+        assert!(!ports(&server, "hello.svc", 2).contains(&"18003".to_owned()));
+        drop(canary);
+
+        // SIGTERM: gone at once
+        first.terminate();
+        let left = eventually("one SRV record of hello.svc", seconds(2), || {
+            let lines = dns::dig_short(server.address, &["hello.svc", "SRV"]);
+            (lines.len() == 1).then_some(lines)
+        });
+        assert!(!left[0].contains(&format!(" {port} ")), "{left:?}");
+
+        // SIGKILL: there until its lease of 10 s ends
+        second.kill();
+        throughout("hello.svc is there while its lease lives", seconds(5), || dns::addresses(server.address, "hello.svc").is_ok());
+        server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN", seconds(15));
+    });
+}
+
+#[test]
+fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
+    let test = "servers_in_the_file_registry_are_found_and_vanish_as_they_end";
+    let Some(goframe) = GoFrame::new(test) else { return };
+    netns::inside(test, "127.0.0.53", || {
+        let folder = goframe.temp.path().join("gsvc");
+        // No registry is configured anywhere: svcdns and the gRPC server both fall back on <temp dir>/gsvc, which the
+        // gRPC server makes after svcdns has started.
+        let none: [&str; 0] = [];
+        let server = Svcdns::serve_with("127.0.0.53:53".parse().unwrap(), &none, |command| {
+            command.env("TMPDIR", goframe.temp.path());
+        });
+        let mut grpc = goframe.start("", &["grpc", "demo", ":18001"]);
+        server.wait_for("demo.svc", &[netns::ADDRESS], seconds(30));
+        assert!(folder.is_dir());
+        assert_eq!(dns::dig_short(server.address, &["demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
+        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING\n");
+
+        // A name with a hyphen, which GoFrame's own reader of this registry cannot find
+        let registry = format!("file {}", folder.display());
+        let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
+        server.wait_for("user-svc.svc", &[netns::ADDRESS], seconds(30));
+        assert_eq!(goframe.ask(&["get", "http://user-svc.svc:18002/"]), "page of user-svc.svc, asked as user-svc.svc:18002\n\n");
+
+        // SIGTERM: gone at once
+        http.terminate();
+        server.wait_for_code("user-svc.svc", "NXDOMAIN", seconds(2));
+
+        // SIGKILL: its file stays, and is too old 20 s after its last refresh
+        grpc.kill();
+        throughout("demo.svc is there while its file is young", seconds(5), || dns::addresses(server.address, "demo.svc").is_ok());
+        eventually("demo.svc to be gone", seconds(30), || {
+            dns::addresses(server.address, "demo.svc").map_or(Some(()), |found| found.is_empty().then_some(()))
+        });
+        assert_eq!(folder.read_dir().unwrap().count(), 1, "svcdns never deletes a registrant's file");
+    });
+}
+
+#[test]
+fn goframes_own_discovery_finds_what_our_register_command_wrote() {
+    let test = "goframes_own_discovery_finds_what_our_register_command_wrote";
+    let Some(goframe) = GoFrame::new(test) else { return };
+    netns::inside(test, "127.0.0.53", || {
+        let etcd = Etcd::start();
+        // A server that registers nowhere, registered by hand.
+        let _legacy = goframe.start("", &["http", "legacy", ":18004"]);
+        let endpoint = format!("{}:18004", netns::ADDRESS);
+        let mut register = svcdns::command();
+        register.args(["register", "legacy.svc", &endpoint, "--metadata", "protocol=http", "--registry", &etcd.url()]);
+        let mut register = Process::start(&mut register);
+        let key = format!("/service/default/default/legacy.svc/latest/{endpoint}");
+        eventually("the key in etcd", seconds(20), || etcd.value(&key));
+        let registry = format!("etcd {}", etcd.endpoint(0));
+        let found = eventually("a page through GoFrame's discovery", seconds(20), || {
+            let output = goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+        });
+        assert_eq!(found, format!("page of legacy, asked as {endpoint}\n\n"));
+        register.signal(Signal::SIGTERM);
+        register.wait(seconds(10));
+        assert_eq!(etcd.value(&key), None);
+    });
+}

@@ -1,0 +1,116 @@
+// Real GoFrame programs for the tests of svcdns: one binary, one role a run.
+//
+//	goframe http NAME ADDRESS      an HTTP server that registers itself as NAME
+//	goframe grpc NAME ADDRESS      a gRPC server (grpc-go's health service) that registers itself as NAME
+//	goframe get URL                an HTTP client without discovery: the name goes to the machine's resolver
+//	goframe discover URL           an HTTP client with GoFrame's own discovery
+//	goframe check TARGET           a gRPC client: asks the health service at host:port, or of a bare service name
+//
+// REGISTRY in the environment says where to register: "etcd HOST:PORT", "file DIRECTORY", or nothing (a gRPC server then
+// lands in GoFrame's implicit file registry, an HTTP server in none). GoFrame's own GF_GSVC_… variables set the rest.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gogf/gf/contrib/registry/etcd/v2"
+	"github.com/gogf/gf/contrib/registry/file/v2"
+	"github.com/gogf/gf/contrib/rpc/grpcx/v2"
+	"github.com/gogf/gf/v2/frame/g"
+	"github.com/gogf/gf/v2/net/ghttp"
+	"github.com/gogf/gf/v2/net/gsvc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+func main() {
+	if len(os.Args) < 3 {
+		fail("usage: goframe http|grpc NAME ADDRESS | get|discover URL | check TARGET")
+	}
+	registry := chosenRegistry()
+	switch role := os.Args[1]; role {
+	case "http":
+		serveHTTP(os.Args[2], os.Args[3], registry)
+	case "grpc":
+		serveGRPC(os.Args[2], os.Args[3], registry)
+	case "get", "discover":
+		get(os.Args[2], role == "discover", registry)
+	case "check":
+		check(os.Args[2], registry)
+	default:
+		fail("no role " + role)
+	}
+}
+
+func chosenRegistry() gsvc.Registry {
+	kind, where, _ := strings.Cut(os.Getenv("REGISTRY"), " ")
+	switch kind {
+	case "etcd":
+		return etcd.New(where)
+	case "file":
+		return file.New(where)
+	default:
+		return nil
+	}
+}
+
+func serveHTTP(name, address string, registry gsvc.Registry) {
+	// Before g.Server: the server copies the registry when it is made.
+	if registry != nil {
+		gsvc.SetRegistry(registry)
+	}
+	server := g.Server(name)
+	server.SetAddr(address)
+	server.BindHandler("/", func(r *ghttp.Request) {
+		r.Response.Writef("page of %s, asked as %s\n", name, r.Host)
+	})
+	server.Run()
+}
+
+func serveGRPC(name, address string, registry gsvc.Registry) {
+	if registry != nil {
+		grpcx.Resolver.Register(registry)
+	}
+	config := grpcx.Server.NewConfig()
+	config.Name = name
+	config.Address = address
+	server := grpcx.Server.New(config)
+	healthpb.RegisterHealthServer(server.Server, health.NewServer())
+	server.Run()
+}
+
+func get(url string, discover bool, registry gsvc.Registry) {
+	client := g.Client()
+	client.SetTimeout(10 * time.Second)
+	if discover {
+		client.SetDiscovery(registry)
+	}
+	response, err := client.Get(context.Background(), url)
+	if err != nil {
+		fail(err.Error())
+	}
+	defer response.Close()
+	fmt.Println(response.ReadAllString())
+}
+
+func check(target string, registry gsvc.Registry) {
+	if registry != nil {
+		grpcx.Resolver.Register(registry)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	answer, err := healthpb.NewHealthClient(grpcx.Client.MustNewGrpcClientConn(target)).Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		fail(err.Error())
+	}
+	fmt.Println(answer.GetStatus())
+}
+
+func fail(message string) {
+	fmt.Fprintln(os.Stderr, message)
+	os.Exit(1)
+}

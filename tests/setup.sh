@@ -1,0 +1,83 @@
+#!/bin/sh
+# Installs the Debian packages that building or testing needs, and only those that are missing. Quick when nothing is.
+#
+#   tests/setup.sh build     what `cargo build` needs
+#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, ip, …; fetches the Go modules where Go is
+set -eu
+cd "$(dirname "$0")/.."
+
+# What must be there, and the package it comes in; etcd-client's interface files import protobuf's own.
+build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/protobuf/descriptor.proto:libprotobuf-dev"
+test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount
+      getent:libc-bin python3:python3 openssl:openssl"
+
+case "${1-}" in
+build) wanted=$build ;;
+test) wanted="$build $test" ;;
+*)
+    echo "usage: tests/setup.sh build|test" >&2
+    exit 2
+    ;;
+esac
+
+# /usr/sbin is where `ip` lives, and is not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+is_there() {
+    case "$1" in
+    google/*) # beside a protoc of one's own, or Debian's
+        [ -e "/usr/include/$1" ] || [ -e "$(dirname "$(command -v protoc || echo /)")/../include/$1" ] ;;
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
+
+missing=
+for pair in $wanted; do
+    is_there "${pair%%:*}" || missing="${missing:+$missing }${pair##*:}"
+done
+
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "Missing, and there is no apt-get to install it with: $missing" >&2
+        exit 1
+    fi
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        if ! command -v sudo >/dev/null 2>&1; then
+            echo "Missing: $missing. As root, run: apt-get install $missing" >&2
+            exit 1
+        fi
+        sudo=sudo
+    fi
+    echo "Installing with apt-get${sudo:+ (by sudo)}: $missing" >&2
+
+    # Debian starts the daemon of a package it installs, unless this file says no: the tests start their own etcd.
+    policy=
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        policy=/usr/sbin/policy-rc.d
+        printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+        $sudo chmod 755 "$policy"
+    fi
+    trap '[ -z "$policy" ] || $sudo rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM
+
+    # No recommended packages: nothing that would take part in the machine's own name resolution.
+    install() {
+        # shellcheck disable=SC2086 # the list is words
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing
+    }
+    install || { $sudo apt-get update -qq && install; }
+    case " $missing " in
+    *" etcd-server "*)
+        if [ -d /run/systemd/system ]; then
+            echo "Leaving Debian's etcd.service disabled: the tests start their own." >&2
+            $sudo systemctl disable --quiet etcd.service || true
+        fi
+        ;;
+    esac
+fi
+
+if [ "$1" = test ] && command -v go >/dev/null 2>&1; then
+    (cd tests/goframe && go mod download)
+fi

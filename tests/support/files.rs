@@ -1,0 +1,69 @@
+//! A file registry of the test's own, whose registrations stay alive.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+/// A directory in GoFrame's format. Its files are touched every 3 s, as living registrants would.
+pub(crate) struct Files {
+    folder: TempDir,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Files {
+    /// Writes these keys (as in etcd, without the head: `default/default/hello.svc/latest/10.0.0.1:80`) with their values.
+    pub(crate) fn new(keys: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (key, value) in keys {
+            fs::write(path_of(folder.path(), key), value).unwrap();
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, path) = (stop.clone(), folder.path().to_owned());
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                    if let Ok(file) = File::options().append(true).open(entry.path()) {
+                        let _ = file.set_modified(SystemTime::now());
+                    }
+                }
+                thread::park_timeout(Duration::from_secs(3));
+            }
+        });
+        Self { folder, stop, thread: Some(thread) }
+    }
+
+    /// `file:///…`.
+    pub(crate) fn url(&self) -> String {
+        format!("file://{}", self.folder.path().display())
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        fs::write(path_of(self.folder.path(), key), value).unwrap();
+    }
+
+    pub(crate) fn delete(&self, key: &str) {
+        fs::remove_file(path_of(self.folder.path(), key)).unwrap();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// `#` for `/`, and `-` for the `:` of the endpoints.
+fn path_of(folder: &Path, key: &str) -> PathBuf {
+    let (identity, endpoints) = key.rsplit_once('/').unwrap();
+    folder.join(format!("service#{}#{}", identity.replace('/', "#"), endpoints.replace(':', "-")))
+}

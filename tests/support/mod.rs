@@ -1,0 +1,55 @@
+//! What the tests with real processes share.
+#![allow(dead_code, reason = "each test program takes what it needs")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
+
+pub(crate) mod dns;
+pub(crate) mod etcd;
+pub(crate) mod files;
+pub(crate) mod netns;
+pub(crate) mod process;
+pub(crate) mod svcdns;
+
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+/// Polls until `check` gives something; fails the test, saying what was waited for, when it has not `within` this time.
+pub(crate) fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(start.elapsed() < within, "waited {within:?} for: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Fails the test unless `check` holds all through this time.
+pub(crate) fn throughout(what: &str, period: Duration, mut check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < period {
+        assert!(check(), "after {:?} no longer true: {what}", start.elapsed());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Counts a test as skipped, loudly: `make test` prints the list at its end. With CI=true only a missing Go or Java
+/// toolchain (a reason that begins with "no go on PATH" or "no java on PATH") may skip a test.
+pub(crate) fn skip(test: &str, reason: &str) {
+    eprintln!("\nSKIPPED: {test}: {reason}\n");
+    let toolchain = reason.starts_with("no go on PATH") || reason.starts_with("no java on PATH");
+    assert!(toolchain || env::var("CI").as_deref() != Ok("true"), "{test} may not be skipped with CI=true: {reason}");
+    if let Some(folder) = env::var_os("SKIPPED_TESTS") {
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(std::path::Path::new(&folder).join(test), format!("{reason}\n")).unwrap();
+    }
+}
+
+/// Whether a program is on PATH.
+pub(crate) fn on_path(program: &str) -> bool {
+    env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+}

@@ -1,0 +1,83 @@
+//! A test in a network, mount and process namespace of its own: port 53, addresses and resolv.conf are its to choose, and
+//! all that it starts ends with it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+use super::skip;
+
+/// Set in the process inside, to the test's name.
+const INSIDE: &str = "INSIDE_NAMESPACE_OF_TEST";
+
+/// The namespace's own address, on a veth pair: loopback alone would make getaddrinfo's `AI_ADDRCONFIG` find nothing.
+pub(crate) const ADDRESS: &str = "10.9.0.5";
+/// And its IPv6 address.
+pub(crate) const ADDRESS_V6: &str = "fd00::5";
+
+/// Runs `body` inside a new namespace, by starting this test again in it. `test` is the test's whole name. `nameserver` is
+/// what the namespace's resolv.conf says.
+pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
+    if is_inside(test) {
+        furnish(nameserver);
+        body();
+        return;
+    }
+    let mut unshare = vec!["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !nix::unistd::geteuid().is_root() {
+        unshare.push("--map-root-user");
+    }
+    let probe = Command::new("unshare").args(&unshare).args(["ip", "link", "add", "type", "veth"]).stdin(Stdio::null()).output();
+    match probe {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return skip(test, &format!("no network namespace: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => return skip(test, &format!("no unshare: {error}")),
+    }
+    let output = Command::new("unshare")
+        .args(&unshare)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, test)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "inside the namespace:\n{printed}");
+    // A name that matches no test would run none, and pass.
+    assert!(printed.contains("1 passed"), "the test {test:?} did not run inside the namespace:\n{printed}");
+}
+
+/// Whether this process already runs inside the namespace of this test.
+pub(crate) fn is_inside(test: &str) -> bool {
+    env::var(INSIDE).as_deref() == Ok(test)
+}
+
+fn furnish(nameserver: &str) {
+    run("ip", &["link", "set", "lo", "up"]);
+    run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
+    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "veth0"]);
+    run("ip", &["address", "add", &format!("{ADDRESS_V6}/64"), "dev", "veth0", "nodad"]);
+    run("ip", &["link", "set", "veth0", "up"]);
+    run("ip", &["link", "set", "veth1", "up"]);
+    put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:2 attempts:1\n"));
+    if Path::new("/etc/nsswitch.conf").exists() {
+        put_over("/etc/nsswitch.conf", "hosts: files dns\n");
+    }
+    // A cache daemon of the machine outside would answer from its own resolver.
+    if Path::new("/run/nscd").exists() {
+        run("mount", &["-t", "tmpfs", "none", "/run/nscd"]);
+    }
+}
+
+/// Puts a file of this content over another, in this mount namespace only.
+fn put_over(path: &str, content: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), content).unwrap();
+    run("mount", &["--bind", file.path().to_str().unwrap(), path]);
+    assert_eq!(fs::read_to_string(path).unwrap(), content);
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

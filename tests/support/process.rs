@@ -1,0 +1,100 @@
+//! Processes that end with their test.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{eventually, seconds};
+
+/// A child process. Dropped, it is killed and waited for; what it wrote is shown when the test fails.
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+    folder: TempDir,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts a program; what it writes goes to a log of its own.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        Self { child, name, folder, ended: None }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it wrote so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Sends a signal to it alone.
+    pub(crate) fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().unwrap();
+        }
+        self.ended
+    }
+
+    /// Waits for its end; fails the test when it takes longer.
+    pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, within, || self.ended())
+    }
+
+    /// SIGTERM, and waits.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait(seconds(15))
+    }
+
+    /// SIGKILL, and waits.
+    pub(crate) fn kill(&mut self) {
+        if self.ended().is_none() {
+            self.signal(Signal::SIGKILL);
+            self.wait(seconds(15));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("--- {} (pid {}), last lines:", self.name, self.child.id());
+            for line in tail.into_iter().rev() {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}

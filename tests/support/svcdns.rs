@@ -1,0 +1,146 @@
+//! The real program.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::{dns, eventually, seconds};
+
+/// A running `svcdns serve` with a state directory of its own.
+pub(crate) struct Svcdns {
+    process: Process,
+    /// Where it answers, UDP and TCP.
+    pub(crate) address: SocketAddr,
+    state: TempDir,
+}
+
+impl Svcdns {
+    /// Starts `svcdns serve` with these flags on a free port of 127.0.0.1, and waits until it listens.
+    pub(crate) fn serve<S: AsRef<str>>(flags: &[S]) -> Self {
+        Self::serve_at((Ipv4Addr::LOCALHOST, 0).into(), flags)
+    }
+
+    /// The same at an address of the caller's choice.
+    pub(crate) fn serve_at<S: AsRef<str>>(listen: SocketAddr, flags: &[S]) -> Self {
+        Self::serve_with(listen, flags, |_| {})
+    }
+
+    /// The same with changes to the command, such as its environment.
+    pub(crate) fn serve_with<S: AsRef<str>>(listen: SocketAddr, flags: &[S], change: impl FnOnce(&mut Command)) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let mut command = command();
+        command.arg("serve").args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"]).arg(state.path());
+        command.args(flags.iter().map(AsRef::as_ref));
+        change(&mut command);
+        let mut process = Process::start(&mut command);
+        let port = eventually("svcdns serve to listen on UDP and TCP", seconds(20), || {
+            assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
+            listening_port(process.pid(), listen.ip())
+        });
+        Self { process, address: SocketAddr::new(listen.ip(), port), state }
+    }
+
+    /// The state directory, for commands.
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// Runs a command against this server.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        command().args(arguments).arg("--state-dir").arg(self.state.path()).output().unwrap()
+    }
+
+    /// Everything it logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+
+    /// Its resident memory in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Stops it as a service manager would; it must end well.
+    pub(crate) fn stop(mut self) {
+        self.process.signal(Signal::SIGTERM);
+        let status = self.process.wait(seconds(15));
+        assert!(status.success(), "svcdns serve ended with {status} on SIGTERM:\n{}", self.process.log());
+    }
+
+    /// Waits until this name has exactly these addresses (sorted).
+    pub(crate) fn wait_for(&self, name: &str, addresses: &[&str], within: std::time::Duration) {
+        let mut last = None;
+        let wanted: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let what = format!("{name} to be {addresses:?}");
+        eventually(&what, within, || {
+            let answer = dns::addresses(self.address, name);
+            if last.as_ref() != Some(&answer) {
+                eprintln!("{name}: {answer:?}");
+                last = Some(answer.clone());
+            }
+            (answer == Ok(wanted.clone())).then_some(())
+        });
+    }
+
+    /// Waits until this name is answered with this code.
+    pub(crate) fn wait_for_code(&self, name: &str, code: &str, within: std::time::Duration) {
+        let what = format!("{name} to be {code}");
+        eventually(&what, within, || (dns::code(self.address, name, dns::A) == code).then_some(()));
+    }
+}
+
+/// The program with no setting of the surroundings.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SVCDNS_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The port at which this process has both a UDP socket and a listening TCP socket of this address.
+fn listening_port(pid: u32, address: IpAddr) -> Option<u16> {
+    let inodes: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .ok()?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned))
+        .collect();
+    let six = if address.is_ipv6() { "6" } else { "" };
+    let ports = |protocol: &str, wanted: &str| -> Vec<u16> {
+        let table = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/net/{protocol}{six}"))).unwrap_or_default();
+        let rows = table.lines().skip(1).filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (host, port) = fields.get(1)?.split_once(':')?;
+            let ours = *fields.get(3)? == wanted && host == kernel_form(address) && inodes.iter().any(|inode| inode == fields[9]);
+            ours.then(|| u16::from_str_radix(port, 16).unwrap())
+        });
+        rows.collect()
+    };
+    // States of the kernel's tables: 07 is an unconnected UDP socket, 0A a listening TCP socket.
+    let udp = ports("udp", "07");
+    ports("tcp", "0A").into_iter().find(|port| udp.contains(port))
+}
+
+/// An address as `/proc/net/udp` and `/proc/net/udp6` write it: words in the machine's byte order.
+fn kernel_form(address: IpAddr) -> String {
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let words = octets.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+    words.fold(String::new(), |text, word| format!("{text}{word:08X}"))
+}

@@ -139,9 +139,9 @@ const FACTS: &[Fact] = &[
     ("_nothing._tcp.svc SRV", Err("NXDOMAIN")),
     ("_http._tcp.nothing.svc SRV", Err("NXDOMAIN")),
     // reverse names
-    ("1.0.0.10.in-addr.arpa PTR", Ok(&["10-0-0-1.hello.svc."])),
+    ("1.0.0.10.in-addr.arpa PTR", Ok(&["10-0-0-1.hello.svc.", "hello.svc."])),
     ("1.0.0.10.in-addr.arpa A", Ok(&[])),
-    ("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR", Ok(&["fd00-0-0-0-0-0-0-5.six.svc."])),
+    ("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR", Ok(&["fd00-0-0-0-0-0-0-5.six.svc.", "six.svc."])),
     // the zone itself
     ("svc NS", Ok(&["ns.svc."])),
     ("svc A", Ok(&[])),
@@ -241,7 +241,19 @@ fn several_zones_serve_the_same_and_the_first_one_names_targets() {
     assert_eq!(data("hello.svc"), ["10.0.0.2"]);
     assert_eq!(data("only.svc.internal SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
     assert_eq!(data("only.svc SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
-    assert_eq!(data("4.0.0.10.in-addr.arpa PTR"), ["10-0-0-4.only.svc.internal."]);
+    assert_eq!(data("4.0.0.10.in-addr.arpa PTR"), ["10-0-0-4.only.svc.internal.", "only.svc.internal."]);
+}
+
+#[test]
+fn a_reverse_answer_has_the_instance_first() {
+    // Programs take the first PTR record; the service's name alone would not say which instance it was.
+    let files = Files::new(&[("default/default/demo/latest/10.0.0.60:8000", GRPC), ("default/default/also/latest/10.0.0.60:8001", GRPC)]);
+    let server = server(&files, &[]);
+    for _ in 0..10 {
+        let text = dns::dig(server.address, &["+short", "-x", "10.0.0.60"]);
+        let first = text.lines().next().unwrap_or_default();
+        assert!(["10-0-0-60.also.svc.", "10-0-0-60.demo.svc."].contains(&first), "{text}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod access;
 mod admission;
 mod backoff;
 mod bind;
+mod connection;
 mod counters;
 mod holder;
 mod interfaces;

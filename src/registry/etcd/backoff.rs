@@ -25,7 +25,7 @@ impl Backoff {
             self.last = Some(self.min);
             return part_of(self.min);
         };
-        self.last = Some((last * 2).min(self.max));
+        self.last = Some(last.saturating_mul(2).min(self.max));
         last / 2 + part_of(last / 2)
     }
 

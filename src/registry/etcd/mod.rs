@@ -43,7 +43,7 @@ pub struct Etcd {
 impl Etcd {
     /// The cluster that these settings name. Nothing is connected before [`Registry::follow`].
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings: settings.bounded() }
     }
 }
 
@@ -81,6 +81,10 @@ impl Settings {
         let heads = HEADS.map(str::to_owned).to_vec();
         Self { endpoints, username: None, password: None, tls: None, heads, timings: Timings::default() }
     }
+
+    fn bounded(self) -> Self {
+        Self { timings: self.timings.bounded(), ..self }
+    }
 }
 
 /// TLS to the members. The files are read again at every connect, so that renewed ones are used without a restart.
@@ -99,7 +103,8 @@ pub struct Tls {
 /// How long things may take, and how often they are done. The defaults suit real clusters; tests shorten them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Keys of one page of a list; halved as often as needed where a page is larger than 64 MiB.
+    /// Keys of the first page of a list, and of a batch of changes. Later pages hold some 4 MiB and at most four times as
+    /// many keys; a page of more than 64 MiB is asked for again in parts.
     pub page_size: u32,
     /// Longest wait for a TCP connection, and for the login after it.
     pub dial_timeout: Duration,
@@ -146,7 +151,58 @@ impl Default for Timings {
     }
 }
 
+/// No wait is longer: a time that far away cannot be told from never, and one still farther cannot be reckoned with.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Timings {
+    /// The same, with nothing longer than a year.
+    fn bounded(mut self) -> Self {
+        let Self {
+            page_size: _,
+            dial_timeout,
+            request_timeout,
+            keepalive_interval,
+            keepalive_timeout,
+            progress_interval,
+            progress_deadline,
+            backoff_min,
+            backoff_max,
+            healthy_after,
+            relist_every,
+            verify_within,
+        } = &mut self;
+        for duration in [
+            dial_timeout,
+            request_timeout,
+            keepalive_interval,
+            keepalive_timeout,
+            progress_interval,
+            progress_deadline,
+            backoff_min,
+            backoff_max,
+            healthy_after,
+            relist_every,
+            verify_within,
+        ] {
+            *duration = (*duration).min(LONGEST);
+        }
+        self
+    }
+}
+
 /// A random part of a duration: from nothing to all of it.
 fn part_of(duration: Duration) -> Duration {
     duration.mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_waits_are_cut_so_that_they_can_be_reckoned_with() {
+        let timings = Timings { relist_every: Duration::MAX, backoff_max: Duration::MAX, ..Timings::default() }.bounded();
+        assert_eq!((timings.relist_every, timings.backoff_max), (LONGEST, LONGEST));
+        assert_eq!(Timings::default().bounded(), Timings::default());
+    }
 }

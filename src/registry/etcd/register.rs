@@ -51,6 +51,9 @@ pub enum RegisterError {
 /// Attempts to remove the key at the end, over the members in turn; together they take one request's time.
 const REMOVALS: u32 = 3;
 
+/// The longest time to live that etcd grants, in seconds.
+const LONGEST_TTL: u64 = 9_000_000_000;
+
 /// Puts a key on a lease of `ttl` (rounded up to whole seconds; the store may grant longer) and keeps it alive until
 /// `stop`; then removes the key. It is put again when the lease was lost, or the key is missing: after an outage, a wipe,
 /// a restore, or a deletion by hand. A key that someone else has put since is left alone.
@@ -68,11 +71,12 @@ pub async fn register(
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
+    let settings = &settings.clone().bounded();
     let mut registrant = Registrant {
         settings,
         key,
         value,
-        ttl: ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).max(1),
+        ttl: ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).clamp(1, LONGEST_TTL),
         lease: None,
         endpoints: Endpoints::new(&settings.endpoints),
         events,

@@ -54,7 +54,7 @@ impl Changes {
     }
 
     /// A body of lines, one a change from now on, until `stop` or the reader goes; one that stops reading is left behind.
-    pub(super) fn body(&self, place: OwnedSemaphorePermit, watching: Watching, stop: CancellationToken) -> Body {
+    pub(super) fn body(&self, place: OwnedSemaphorePermit, watching: &Watching, stop: CancellationToken) -> Body {
         let mut receiver = self.sender.subscribe();
         let (mut sender, body) = Channel::<Bytes, std::convert::Infallible>::new(QUEUED);
         let guard = watching.begin();

@@ -143,6 +143,6 @@ async fn watch(State(shared): State<Shared>, Extension(watching): Extension<Watc
     let Ok(place) = Arc::clone(&shared.site.watchers).try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many readers of live changes\n").into_response();
     };
-    let body = shared.site.changes.body(place, watching, shared.stop.clone());
+    let body = shared.site.changes.body(place, &watching, shared.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

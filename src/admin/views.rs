@@ -11,7 +11,7 @@ use super::Site;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
 use crate::registry::State;
-use crate::service::Rejected;
+use crate::service::{Reason, Rejected};
 
 /// The server, at a glance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -345,7 +345,7 @@ impl RejectionsView {
             counts: rejections
                 .counts
                 .iter()
-                .map(|(reason, count)| RejectionCount { reason: code(reason), message: reason.to_string(), count: *count })
+                .map(|(reason, count)| RejectionCount { reason: code(*reason), message: reason.to_string(), count: *count })
                 .collect(),
             unlisted: rejections.unlisted,
             listed: rejections
@@ -356,7 +356,7 @@ impl RejectionsView {
                     key: listed.key.to_string(),
                     endpoint_only: listed.endpoint_only,
                     found: listed.rejected.found.to_string(),
-                    reason: code(&listed.rejected.reason),
+                    reason: code(listed.rejected.reason),
                     message: listed.rejected.reason.to_string(),
                 })
                 .collect(),
@@ -365,7 +365,7 @@ impl RejectionsView {
 }
 
 /// A reason's name for scripts.
-pub(super) fn code(reason: &crate::service::Reason) -> String {
+pub(super) fn code(reason: Reason) -> String {
     match serde_json::to_value(reason) {
         Ok(serde_json::Value::String(code)) => code,
         _ => String::new(),

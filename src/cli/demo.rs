@@ -59,7 +59,7 @@ async fn demonstrate(folder: &Path, stop: CancellationToken) -> anyhow::Result<(
     let page = Router::new().fallback(get(hello));
     let until = stop.clone();
     let service = tokio::spawn(async move { axum::serve(listener, page).with_graceful_shutdown(until.cancelled_owned()).await });
-    let registration = file::Registration {
+    let registrant = file::Registrant {
         directory: registry,
         head: "service".to_owned(),
         id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: "hello.svc".into(), version: "latest".into() },
@@ -67,7 +67,7 @@ async fn demonstrate(folder: &Path, stop: CancellationToken) -> anyhow::Result<(
         metadata: Metadata::new([("protocol".into(), "http".into())].into()),
         refresh: Duration::from_secs(10),
     };
-    let registered = tokio::spawn(file::register(registration, stop.clone(), |_| {}));
+    let registered = tokio::spawn(file::register(registrant, stop.clone(), |_| {}));
 
     let known = async {
         while server.answerer.snapshot().service("hello").is_none() {

@@ -38,7 +38,7 @@ async fn running(place: &Place, command: Explain) -> anyhow::Result<Explanation>
 
 /// Reads the registries named, and explains what a server of this configuration would answer.
 async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
-    let config = place.configure(command.file.config, command.flags.0)?;
+    let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::meant(&command.name, &config.zones)?;
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());

@@ -17,7 +17,7 @@ mod status;
 mod watch;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -95,7 +95,7 @@ impl Place {
     }
 
     /// The configuration from file, environment and these flags.
-    fn configure(&self, file: Option<PathBuf>, flags: Flags) -> Result<Config, ConfigError> {
+    fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
         let flags = match &self.state_dir {
             Some(path) => flags.with("state-dir", path.to_string_lossy()),
             None => flags,
@@ -105,9 +105,9 @@ impl Place {
 }
 
 /// The configuration from file, environment and flags.
-fn configure(file: Option<PathBuf>, flags: &Flags) -> Result<Config, ConfigError> {
+fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
     let environment = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
-    Config::load(file.as_deref(), environment, flags)
+    Config::load(file, environment, flags)
 }
 
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

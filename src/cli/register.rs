@@ -17,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::arguments::Register;
 use super::output::complain;
 use crate::config::{Config, RegistryUrl};
-use crate::registry::etcd::{self, RegisterEvent};
-use crate::registry::file::{self, Kept};
 use crate::registry::gsvc;
+use crate::registry::{etcd, file};
 use crate::service::{Metadata, Registration};
 use crate::{admin, name};
 
@@ -34,7 +33,7 @@ const COMMAND_NOT_FOUND: u8 = 127;
 const COMMAND_NOT_RUN: u8 = 126;
 
 pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
-    let config = super::configure(command.file.config.clone(), &command.flags.0)?;
+    let config = super::configure(command.file.config.as_deref(), &command.flags.0)?;
     let registration = understand(&command, &config)?;
     let signals = Signals::new()?;
     let child = match command.command.split_first() {
@@ -55,10 +54,10 @@ pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
     }
     let ended = attend(child, signals, &mut kept, &stop).await;
     stop.cancel();
-    let mut failed = ended.as_ref().is_err();
+    let mut failed = false;
     let farewell = async {
         while let Some(ended) = kept.join_next().await {
-            if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+            if let Err(error) = ended.map_err(anyhow::Error::from).and_then(|ended| ended) {
                 complain(&format!("{error:#}"));
                 failed = true;
             }
@@ -111,14 +110,14 @@ async fn keep(
     let Registration { id, endpoints, metadata, .. } = registration;
     let name = id.name.to_string();
     let registered = || complain(&format!("{name} is registered in {url}"));
-    let failed = |error: &dyn std::fmt::Display| complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
+    let failed = |error: &str| complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
     match &url {
         RegistryUrl::Etcd { endpoints: members } => {
             let (key, value) = (gsvc::key(&head, &id, &endpoints), gsvc::value(&metadata));
             let events = |event| match event {
-                RegisterEvent::Registered { .. } => registered(),
-                RegisterEvent::Failed(error) => failed(&error),
-                RegisterEvent::Removed => {}
+                etcd::RegisterEvent::Registered { .. } => registered(),
+                etcd::RegisterEvent::Failed(error) => failed(&error),
+                etcd::RegisterEvent::Removed => {}
             };
             Ok(etcd::register(&config.etcd(members), &key, &value, ttl, stop, events).await?)
         }
@@ -126,7 +125,7 @@ async fn keep(
             if !directory.named && directory.path.exists() && !admin::is_trusted(&directory.path) {
                 bail!("{url} belongs to another user; name a registry with --registry (or this one, if it is meant)");
             }
-            let registration = file::Registration {
+            let registrant = file::Registrant {
                 directory: directory.path.clone(),
                 head,
                 id,
@@ -135,10 +134,12 @@ async fn keep(
                 refresh: REFRESH,
             };
             let events = |event| match event {
-                Kept::Registered => registered(),
-                Kept::Failed(error) => failed(&error),
+                file::RegisterEvent::Registered => registered(),
+                file::RegisterEvent::Failed(error) => failed(&error),
+                file::RegisterEvent::Left => complain(&format!("{name} stays in {url}: another program keeps it, too")),
+                file::RegisterEvent::Removed => {}
             };
-            Ok(file::register(registration, stop, events).await?)
+            Ok(file::register(registrant, stop, events).await?)
         }
     }
 }
@@ -177,7 +178,7 @@ async fn attend(
                 }
             }
             Some(ended) = kept.join_next(), if !stop.is_cancelled() => {
-                if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+                if let Err(error) = ended.map_err(anyhow::Error::from).and_then(|ended| ended) {
                     failure.get_or_insert(error);
                     stop.cancel();
                     forward(&child, Number::SIGTERM);

@@ -29,12 +29,11 @@ const ATTEMPTS: u32 = 3;
 const PAYLOAD: u16 = 1232;
 
 pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitCode> {
-    let (server, zones) = match command.server {
-        Some(server) => (server, names::zones(&[command.zone])?),
-        None => {
-            let status: Status = Client::find(place).await?.get("/v1/status").await?;
-            (own_address(&status)?, names::zones(&status.zones)?)
-        }
+    let (server, zones) = if let Some(server) = command.server {
+        (server, names::zones(&[command.zone])?)
+    } else {
+        let status: Status = Client::find(place).await?.get("/v1/status").await?;
+        (own_address(&status)?, names::zones(&status.zones)?)
     };
     let name = names::meant(&command.name, &zones)?;
     let kinds = match command.kind.as_deref() {
@@ -75,7 +74,7 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
 /// An address at which the running server answers us.
 fn own_address(status: &Status) -> anyhow::Result<SocketAddr> {
     let loopback = status.listen.iter().find(|address| address.ip().is_loopback());
-    let mut address = *loopback.or(status.listen.first()).context("the running svcdns listens nowhere")?;
+    let mut address = *loopback.or_else(|| status.listen.first()).context("the running svcdns listens nowhere")?;
     if address.ip().is_unspecified() {
         let loopback = if address.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { Ipv6Addr::LOCALHOST.into() };
         address.set_ip(loopback);

@@ -13,7 +13,7 @@ use super::arguments::Serve;
 use super::server::Server;
 
 pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCode> {
-    let config = place.configure(command.file.config, command.flags.0)?;
+    let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     log(&config.log)?;
     let stop = CancellationToken::new();
     let signals = Signals::new()?;

@@ -46,7 +46,7 @@ fn ls_lists_what_is_known_left_out_rejected_and_in_conflict() {
     let files = Files::new(&[
         (HELLO, r#"{"protocol":"http","weight":"5"}"#),
         ("default/default/hello/latest/10.0.0.9:80", "{}"),
-        ("default/prod/web/v1/10.0.0.2:81", ""),
+        ("default/prod/web/v1/10.0.0.2:81", "{}"),
         ("default/default/bad/latest/10.0.0.3:0", "{}"),
         ("default/default/_bad/latest/10.0.0.3:80", "{}"),
     ]);
@@ -97,7 +97,8 @@ fn resolve_and_explain_say_what_dns_says() {
     assert_eq!(stdout(&srv), "hello.svc.  5  SRV  10-0-0-1.hello.svc.:80 priority 0 weight 1\n");
     assert_eq!(stdout(&server.run(&["resolve", "--short", "hello.svc", "A"])), "10.0.0.1\n");
     assert_eq!(stdout(&server.run(&["resolve", "hello", "TXT"])), "hello.svc.  5  TXT  \"protocol=http\"\n");
-    assert_eq!(stdout(&server.run(&["resolve", "--short", "10.0.0.1"])), "10-0-0-1.hello.svc.\n");
+    let reverse = stdout(&server.run(&["resolve", "--short", "10.0.0.1"]));
+    assert!(reverse.lines().any(|line| line == "10-0-0-1.hello.svc."), "{reverse}");
     assert_eq!(stdout(&server.run(&["resolve", "--short", "only.prod"])), "fd00::5\n");
     // Another server than that of a state directory
     let address = server.address.to_string();
@@ -198,7 +199,7 @@ fn register_lasts_as_long_as_its_command() {
 
     for (arguments, said) in [
         (&["x", "10.0.0.5:0"][..], "the port is not a number from 1 to 65535"),
-        (&["a/b", "10.0.0.5:80"], "no part may hold a '/'"),
+        (&["a/b", "10.0.0.5:80"], "a name cannot hold '/'"),
         (&["_x", "10.0.0.5:80"], "cannot be a DNS name"),
         (&["x", "10.0.0.5:80", "--metadata", "weight"], "is not KEY=VALUE"),
     ] {

@@ -63,8 +63,9 @@ fn augment(command: Command, wanted: impl Fn(&Key) -> bool) -> Command {
     command.args(KEYS.iter().filter(|key| wanted(key)).map(|key| {
         let heading = if key.section.is_empty() { "Settings" } else { "Settings for etcd" };
         let help = key.meaning.replace('`', "");
-        Arg::new(key.flag())
-            .long(key.flag())
+        // Given twice, the last one counts: so a script can put its own behind someone else's.
+        let arg = if key.kind == Kind::List { Arg::new(key.flag()) } else { Arg::new(key.flag()).overrides_with(key.flag()) };
+        arg.long(key.flag())
             .value_name(key.value)
             .help(format!("{} [{}] [default: {}]", help, key.variable(), key.default.replace('"', "")))
             .help_heading(heading)

@@ -126,8 +126,8 @@ impl Asking<'_> {
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
                 set.put(1, |out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
-                for address in &settings.listen {
-                    set.put_glue(|out| compile::address_record(out, &server, settings.ttl, *address));
+                if let Some(address) = settings.listen.first() {
+                    set.put_glue(*address);
                 }
             }
             _ => {}

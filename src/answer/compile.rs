@@ -49,7 +49,7 @@ pub(super) fn record(settings: &Settings, service: &Service, instances: &[Instan
                 out.extend_from_slice(&target);
             });
             if let Some(address) = address {
-                builder.srv.put_glue(|out| address_record(out, &target, settings.ttl, address));
+                builder.srv.put_glue(address);
             }
         }
     }

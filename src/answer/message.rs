@@ -1,8 +1,10 @@
 //! A response message, put together from ready-made pieces.
 
+use std::collections::HashSet;
+
 use super::Answers;
 use super::record::RRset;
-use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode};
+use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode, rtype, u16_at};
 
 /// What a response says, before it is known what fits.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ pub(super) fn write(
             break;
         }
         out.extend_from_slice(record);
-        put.push(glue);
+        put.push((record, glue));
     }
     let written = Written { answers: put.len(), cut: put.len() < set.count };
     let truncated = put.len() < wanted && transport == Transport::Udp && answers != Answers::Fit;
@@ -118,18 +120,30 @@ fn header(query: &Query<'_>, rcode: u16, authoritative: bool, out: &mut Vec<u8>)
     out.extend_from_slice(query.question);
 }
 
-/// Appends each glue record once, as long as there is room; returns how many.
-fn put_glue(glue: &[&[u8]], room: usize, out: &mut Vec<u8>) -> usize {
-    let mut seen = std::collections::HashSet::new();
+/// Appends the addresses of the names that records end with, each once, as long as there is room; returns how many.
+fn put_glue(put: &[(&[u8], &[u8])], room: usize, out: &mut Vec<u8>) -> usize {
+    let mut seen = HashSet::new();
     let mut count = 0;
-    for record in glue.iter().filter(|record| !record.is_empty()) {
-        if out.len() + record.len() > room {
+    for (record, address) in put.iter().filter(|(_, address)| !address.is_empty()) {
+        let Some(target) = target(record) else { continue };
+        if out.len() + target.len() + 10 + address.len() > room {
             break;
         }
-        if glue.len() == 1 || seen.insert(*record) {
-            out.extend_from_slice(record);
-            count += 1;
+        if put.len() > 1 && !seen.insert(target) {
+            continue;
         }
+        out.extend_from_slice(target);
+        put_u16(out, if address.len() == 4 { rtype::A } else { rtype::AAAA });
+        // Class and TTL as the record's own.
+        out.extend_from_slice(&record[4..10]);
+        put_u16(out, if address.len() == 4 { 4 } else { 16 });
+        out.extend_from_slice(address);
+        count += 1;
     }
     count
+}
+
+/// The name that the data of an SRV or NS record ends with.
+fn target(record: &[u8]) -> Option<&[u8]> {
+    record.get(if u16_at(record, 2)? == rtype::SRV { 18 } else { 12 }..)
 }

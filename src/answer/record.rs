@@ -1,7 +1,10 @@
 //! One owner's RRsets as ready-made octets, and how records are chosen from them.
 //!
-//! Every record's owner is the pointer to the question (`C0 0C`); SRV targets and glue owners are written whole (RFC 2782
-//! forbids compressing a target), so that records are cut and reordered without patching.
+//! Every record's owner is the pointer to the question (`C0 0C`); SRV targets are written whole (RFC 2782 forbids
+//! compressing one), so that records are cut and reordered without patching. Glue is kept as the bare address: its owner
+//! stands in the SRV record.
+
+use std::net::IpAddr;
 
 use crate::wire::{put_u32, u16_at};
 
@@ -54,7 +57,7 @@ pub(super) struct RRset<'a> {
     stride: usize,
     /// Where each unit starts, four octets each; none where there is one unit only or a stride.
     offsets: &'a [u8],
-    /// The records; without a stride, each followed by its glue.
+    /// The records; without a stride, each followed by the address that is its glue, 4 or 16 octets, or none.
     units: &'a [u8],
 }
 
@@ -68,7 +71,7 @@ impl<'a> RRset<'a> {
         Self { count, weights: None, stride: 0, offsets, units }
     }
 
-    /// The record at `index` and its glue.
+    /// The record at `index`, and the octets of the address that its data's name has, if it is known.
     pub(super) fn unit(&self, index: usize) -> (&'a [u8], &'a [u8]) {
         if self.stride > 0 {
             return (&self.units[index * self.stride..(index + 1) * self.stride], &[]);
@@ -143,7 +146,7 @@ fn u32_at(bytes: &[u8], index: usize) -> Option<usize> {
     Some(u32::from_be_bytes([quad[0], quad[1], quad[2], quad[3]]) as usize)
 }
 
-/// What one owner has: its addresses, its services with their glue, and what its other types need.
+/// What one owner has: its addresses, and its services with their glue.
 ///
 /// Octets: flags, then for each of A, AAAA and SRV a count of two octets, then the three sets.
 #[derive(Clone, Copy, Debug)]
@@ -244,9 +247,12 @@ impl SetBuilder {
         same.map(|unit| unit.weight = unit.weight.saturating_add(weight)).is_some()
     }
 
-    /// Adds glue to the last record.
-    pub(super) fn put_glue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        write(&mut self.octets);
+    /// Gives the last record its glue.
+    pub(super) fn put_glue(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.octets.extend_from_slice(&address.octets()),
+            IpAddr::V6(address) => self.octets.extend_from_slice(&address.octets()),
+        }
         if let Some(last) = self.units.last_mut() {
             last.end = self.octets.len();
         }

@@ -16,7 +16,7 @@ mod rejections;
 mod tests;
 
 pub use conflicts::{Conflict, ConflictKind, conflicts};
-pub use model::{Docker0, Group, Instance, Key, LeftOut, Service};
+pub use model::{Docker0, Few, Group, Instance, Key, LeftOut, Service};
 pub use rejections::{LISTED, RejectedKey, Rejections};
 
 use std::sync::Arc;

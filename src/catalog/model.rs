@@ -22,11 +22,22 @@ pub struct Service {
     instances: Few<Slot>,
 }
 
-/// A slice that needs no allocation of its own for one element: most services have one key with one endpoint.
-#[derive(Debug)]
-enum Few<T> {
+/// A slice that needs no allocation of its own for one element: most services have one key, most keys one endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Few<T> {
+    /// One element, in place.
     One([T; 1]),
+    /// None, or several.
     Many(Box<[T]>),
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 impl<T> From<Vec<T>> for Few<T> {
@@ -79,7 +90,7 @@ pub struct Key {
     /// Deployment, namespace and version.
     pub group: Arc<Group>,
     /// The usable endpoints, at most 65,535.
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Few<Endpoint>,
     /// The endpoints that cannot be served.
     pub rejected: Box<[Rejected]>,
     /// What the registrant says about itself. Shared by all keys that say the same.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::message::Response;
-use super::record::{RRset, Record, SetBuilder};
+use super::record::{RRset, Record, RecordBuilder, SetBuilder};
 use super::table::Snapshot;
 use super::{Answerer, compile, full};
 use crate::name::{Name, Zone};
@@ -63,13 +63,16 @@ impl Asking<'_> {
             }
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(selection) => {
-                let bytes = compile::record(settings, selection.service, &selection.instances).build();
-                let record = Record::read(&bytes);
-                let nothing_else = record.srv().count == 0 && (selection.rfc2782 || record.a().count + record.aaaa().count == 0);
+                let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
+                compile::record(settings, selection.service, &selection.instances, &mut builder);
+                builder.build(&mut octets);
+                let record = Record::read(&octets);
+                let rfc2782 = selection.form == full::Form::Rfc2782;
+                let nothing_else = record.srv().count == 0 && (rfc2782 || record.a().count + record.aaaa().count == 0);
                 if self.query.qtype == rtype::TXT || self.query.qtype == rtype::ANY && nothing_else {
                     return self.put_set(compile::txt(settings, &selection.instances), zone, error, out);
                 }
-                self.put_from_record(&record, selection.rfc2782, zone, error, out);
+                self.put_from_record(&record, rfc2782, zone, error, out);
             }
         }
     }
@@ -102,7 +105,7 @@ impl Asking<'_> {
     }
 
     fn put_set(&self, set: SetBuilder, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
-        if set.units.is_empty() {
+        if set.is_empty() {
             return self.no_data(zone, error, out);
         }
         let (octets, count) = set.build();
@@ -119,12 +122,12 @@ impl Asking<'_> {
         let Self { answerer: Answerer { settings, .. }, .. } = self;
         let mut set = SetBuilder::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.units.push((1, self.soa(&OWNER, zone), Vec::new())),
+            rtype::SOA | rtype::ANY => set.put(1, |out| out.extend_from_slice(&self.soa(&OWNER, zone))),
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
-                compile::push_unweighted(&mut set, rtype::NS, settings.ttl, &server);
-                for (unit, address) in set.units.iter_mut().zip(&settings.listen) {
-                    compile::address_record(&mut unit.2, &server, settings.ttl, *address);
+                set.put(1, |out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
+                for address in &settings.listen {
+                    set.put_glue(|out| compile::address_record(out, &server, settings.ttl, *address));
                 }
             }
             _ => {}
@@ -137,14 +140,12 @@ impl Asking<'_> {
         let Self { answerer: Answerer { settings, .. }, .. } = self;
         let mut set = SetBuilder::default();
         for address in &settings.listen {
-            let mut record = Vec::new();
-            compile::address_record(&mut record, &OWNER, settings.ttl, *address);
             let asked = match address {
                 IpAddr::V4(_) => rtype::A,
                 IpAddr::V6(_) => rtype::AAAA,
             };
             if matches!(self.query.qtype, qtype if qtype == asked || qtype == rtype::ANY) {
-                set.units.push((1, record, Vec::new()));
+                set.put(1, |out| compile::address_record(out, &OWNER, settings.ttl, *address));
             }
         }
         self.put_set(set, zone, None, out);
@@ -156,7 +157,7 @@ impl Asking<'_> {
         if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
             let mut data = Vec::new();
             compile::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
-            compile::push_unweighted(&mut set, rtype::TXT, self.answerer.settings.ttl, &data);
+            set.put(1, |out| compile::put_record(out, &OWNER, rtype::TXT, self.answerer.settings.ttl, &data));
         }
         self.put_set(set, zone, None, out);
     }
@@ -169,7 +170,7 @@ impl Asking<'_> {
             return false;
         }
         let set = compile::ptr(settings, address, self.snapshot.at_address(address));
-        if set.units.is_empty() {
+        if set.is_empty() {
             return false;
         }
         let condition = self.answerer.condition.load();
@@ -179,9 +180,10 @@ impl Asking<'_> {
             self.put(&Response::answer(RRset::of_units(&octets, count), error), out);
         } else {
             let soa = self.soa(&OWNER, settings.zones.first());
-            let answer = [(1, soa.clone(), Vec::new())].into();
             if self.query.qtype == rtype::SOA {
-                self.put_set(SetBuilder { units: answer }, settings.zones.first(), error, out);
+                let mut apex = SetBuilder::default();
+                apex.put(1, |out| out.extend_from_slice(&soa));
+                self.put_set(apex, settings.zones.first(), error, out);
             } else {
                 self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
             }

@@ -28,8 +28,19 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Those served, sorted by endpoint, equal endpoints once.
     pub(super) instances: Vec<Instance<'s>>,
-    /// Whether the name is an RFC 2782 name, which has no addresses.
-    pub(super) rfc2782: bool,
+    /// What the name names.
+    pub(super) form: Form,
+}
+
+/// What a name that selects instances names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// A service, a version of it, or what selectors leave of it.
+    Service,
+    /// The instance at an address.
+    Instance(IpAddr),
+    /// A protocol or port of a service (RFC 2782): it has no addresses.
+    Rfc2782,
 }
 
 /// One step of the way from a name to its instances, told to whoever wants to explain it.
@@ -79,7 +90,7 @@ pub(super) fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, labels: &
                 return Found::Empty;
             }
             let instances = want.select(service, settings.version_fallback, step);
-            return Found::Service(Selection { service, instances, rfc2782: asked.rfc2782.is_some() });
+            return Found::Service(Selection { service, instances, form: want.form() });
         }
         step(Step::Reading(&reading, Outcome::Elsewhere));
         exists |= want.anywhere(&reading).known(service) || above_version(service, &want, &reading);
@@ -110,7 +121,7 @@ fn tcp_of_base<'a, 's>(snapshot: &'s Snapshot, settings: &'a Settings, asked: &'
     }
     step(Step::Reading(&reading, Outcome::Taken));
     let instances = want.select(service, settings.version_fallback, step);
-    Found::Service(Selection { service, instances, rfc2782: true })
+    Found::Service(Selection { service, instances, form: Form::Rfc2782 })
 }
 
 /// Joins labels with dots. False when a label could not be part of such a text: it holds a dot, or is no text.
@@ -203,6 +214,14 @@ impl<'a> Want<'a> {
             Scope::Full { namespace, deployment } => (Some(namespace), Some(deployment)),
         };
         Self { deployment, namespace, ..self.clone() }
+    }
+
+    fn form(&self) -> Form {
+        match self.address {
+            _ if self.asked.rfc2782.is_some() => Form::Rfc2782,
+            Some(address) => Form::Instance(address),
+            None => Form::Service,
+        }
     }
 
     fn in_scope(&self, key: &Key) -> bool {

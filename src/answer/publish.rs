@@ -1,16 +1,17 @@
 //! What is known, made into what is answered: the catalog's changes compiled into the table, published in one store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
-use super::full::{self, Found};
-use super::table::{RecordChange, Snapshot};
+use super::full::{self, Form, Found};
+use super::record::RecordBuilder;
+use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
-use crate::catalog::{self, Catalog, Outcome, Service};
+use crate::catalog::{self, Catalog, Group, Key, Outcome, Service};
 use crate::service::Change;
 
 /// Owns what is known and publishes it for an [`Answerer`].
@@ -96,87 +97,102 @@ impl Publisher {
         next.advance();
         next.update_services(&changed);
         next.update_above(above_changes(&changed));
-        next.update_addresses(&address_changes(&changed));
-        let records = self.record_changes(&next, &changed);
-        next.update_records(records);
+        next.update_addresses(changed.iter().flat_map(address_changes));
+        let settings = &self.answerer.settings;
+        let owners = Owners::of(settings, &changed);
+        let mut builder = RecordBuilder::default();
+        next.update_records(owners.iter(), |next, owner, out| compiled(next, settings, owner, &mut builder, out));
         self.answerer.snapshot.store(Arc::new(next));
         changed
     }
-
-    /// The ready-made records to put and remove: the names under which a changed service is or was published. What stands
-    /// there is decided by the full path, on the new model: another service may have that name too.
-    fn record_changes(&self, next: &Snapshot, changed: &[Changed]) -> Vec<RecordChange> {
-        let settings = &self.answerer.settings;
-        let mut changes = Vec::new();
-        for Changed { base, before, after } in changed {
-            let old = Names::of(settings, base, before.as_deref());
-            let new = Names::of(settings, base, after.as_deref());
-            // A service's record holds all its instances, an instance's only its address.
-            let services = old.services.union(&new.services).map(|owner| (owner, false));
-            let instances = old.instances.symmetric_difference(&new.instances).map(|owner| (owner, true));
-            changes.extend(
-                services
-                    .chain(instances)
-                    .map(|(owner, instance)| RecordChange { owner: owner.clone(), record: compiled(next, settings, owner, instance) }),
-            );
-        }
-        changes
-    }
 }
 
-/// What the full path says stands at `owner`, made ready; none where nothing is worth it.
-fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], addresses_only: bool) -> Option<Vec<u8>> {
-    let mut labels = Vec::new();
-    let mut rest = owner;
-    while let Some((length, tail)) = rest.split_first() {
-        let (label, tail) = tail.split_at_checked(usize::from(*length))?;
-        labels.push(label);
-        rest = tail;
+/// Appends what the full path says stands at `owner`, made ready; `false` where nothing is worth it. What stands at a name
+/// is decided on the whole model: another service than the one that changed may have that name.
+fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mut RecordBuilder, out: &mut Vec<u8>) -> bool {
+    let labels: Vec<&[u8]> = labels(owner).collect();
+    let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {}) else { return false };
+    match selection.form {
+        Form::Service => compile::record(settings, selection.service, &selection.instances, builder),
+        Form::Instance(address) => compile::address_only(settings, address, builder),
+        Form::Rfc2782 => return false,
     }
-    match full::resolve(snapshot, settings, &labels, |_| {}) {
-        Found::Service(selection) => {
-            let mut builder = compile::record(settings, selection.service, &selection.instances);
-            if addresses_only {
-                builder.srv.units.clear();
-                builder.addresses_only = true;
-            }
-            Some(builder.build())
-        }
-        Found::Empty | Found::Absent => None,
-    }
+    builder.build(out);
+    true
 }
 
-/// The names under which a service is published ready-made: wire labels in front of the zone.
+/// The labels of an owner in wire form without the root.
+fn labels(mut owner: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = owner.split_first()?;
+        let (label, rest) = rest.split_at_checked(usize::from(*length))?;
+        owner = rest;
+        Some(label)
+    })
+}
+
+/// Owners of ready-made records that a change touches, one behind the other: wire labels in front of the zone.
 #[derive(Debug, Default)]
-struct Names {
-    services: BTreeSet<Vec<u8>>,
-    instances: BTreeSet<Vec<u8>>,
+struct Owners {
+    octets: Vec<u8>,
+    ends: Vec<usize>,
 }
 
-impl Names {
-    fn of(settings: &Settings, base: &str, service: Option<&Service>) -> Self {
-        let mut names = Self::default();
-        let Some(service) = service else { return names };
-        for key in service.visible_keys() {
-            names.services.extend(compile::service_owner(settings, base, &key.group));
-        }
-        let mut scope = None;
-        for instance in service.served() {
-            let group = &instance.key.group;
-            if scope.as_ref().is_none_or(|(of, _)| *of != instance.key.scope()) {
-                scope = Some((instance.key.scope(), compile::service_owner(settings, base, group)));
+impl Owners {
+    /// The names under which the changed services are or were published: each one's shortest name, which has all its
+    /// instances, and the shortest names of the instances that came or went, which have their address alone.
+    fn of(settings: &Settings, changed: &[Changed]) -> Self {
+        let mut owners = Self::default();
+        for Changed { base, before, after } in changed {
+            let mut scopes: Vec<&Arc<Group>> = Vec::new();
+            for service in before.iter().chain(after) {
+                scopes.extend(service.visible_keys().map(|key| &key.group));
             }
-            if let (Some(address), Some((_, Some(owner)))) = (instance.endpoint.host.address(), &scope) {
-                names.instances.extend(compile::instance_owner(address, owner).filter(|owner| fits(settings, owner)));
+            scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
+            scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
+            for group in scopes {
+                let Some(owner) = compile::service_owner(settings, base, group) else { continue };
+                let scope = (&*group.deployment, &*group.namespace);
+                let places = |service: &Option<Arc<Service>>| places(service.as_deref(), |key| key.scope() == scope);
+                for (address, _) in difference(&places(before), &places(after)) {
+                    owners.put(settings, |octets| compile::put_instance_owner(address, &owner, octets));
+                }
+                owners.put(settings, |octets| octets.extend_from_slice(&owner));
             }
         }
-        names
+        owners
+    }
+
+    /// Adds an owner, where it fits DNS.
+    fn put(&mut self, settings: &Settings, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.octets.len();
+        write(&mut self.octets);
+        if self.octets.len() - start + settings.zones.first().name().as_wire().len() > compile::MAX_NAME {
+            self.octets.truncate(start);
+        } else {
+            self.ends.push(self.octets.len());
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.octets[start..*end])
     }
 }
 
-/// Whether labels fit a DNS name (255 octets) with the first zone.
-fn fits(settings: &Settings, owner: &[u8]) -> bool {
-    owner.len() + settings.zones.first().name().as_wire().len() <= 255
+/// The addresses of a service's instances in keys that fulfil the condition, sorted, each once.
+fn places(service: Option<&Service>, wanted: impl Fn(&Key) -> bool) -> Vec<IpAddr> {
+    let served = service.into_iter().flat_map(Service::served).filter(|instance| wanted(instance.key));
+    let mut places: Vec<_> = served.filter_map(|instance| instance.endpoint.host.address()).collect();
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// What stands in one of two sorted lists only, and whether it is the second.
+fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
+    let gone = before.iter().filter(|address| after.binary_search(address).is_err()).map(|address| (*address, false));
+    gone.chain(after.iter().filter(|address| before.binary_search(address).is_err()).map(|address| (*address, true))).collect()
 }
 
 /// The names above a service's names: text in front of the zone. `a.b` in namespace `n` of deployment `d` lies, as `a.b`,
@@ -185,14 +201,27 @@ fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     for Changed { base, before, after } in changed {
         for (service, delta) in [(before, -1), (after, 1)] {
-            let Some(service) = service else { continue };
-            let scopes: BTreeSet<_> = service.visible_keys().map(|key| key.scope()).collect();
-            for (deployment, namespace) in scopes {
-                let tails = [String::new(), namespace.to_owned(), format!("{namespace}.{deployment}")];
-                for tail in tails {
-                    let name = if tail.is_empty() { base.to_string() } else { format!("{base}.{tail}") };
-                    for (dot, _) in name.match_indices('.') {
-                        *counts.entry(name[dot + 1..].to_owned()).or_default() += delta;
+            let mut last = None;
+            // Sorted by deployment and namespace.
+            for (deployment, namespace) in service.iter().flat_map(|service| service.visible_keys()).map(|key| key.scope()) {
+                if last.replace((deployment, namespace)) == Some((deployment, namespace)) {
+                    continue;
+                }
+                for tail in ["", namespace, &format!("{namespace}.{deployment}")] {
+                    let mut above = base.split_once('.').map(|(_, above)| above);
+                    loop {
+                        let name = match above {
+                            Some(above) if tail.is_empty() => above.to_owned(),
+                            Some(above) => format!("{above}.{tail}"),
+                            None => break,
+                        };
+                        count(&mut counts, name, delta);
+                        above = above.and_then(|above| above.split_once('.')).map(|(_, above)| above);
+                    }
+                    let mut above = Some(tail).filter(|tail| !tail.is_empty());
+                    while let Some(name) = above {
+                        count(&mut counts, name.to_owned(), delta);
+                        above = name.split_once('.').map(|(_, above)| above);
                     }
                 }
             }
@@ -201,16 +230,12 @@ fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     counts.into_iter().filter(|(_, delta)| *delta != 0).map(|(name, delta)| (name.into(), delta)).collect()
 }
 
-/// The addresses that came to services and went from them.
-fn address_changes(changed: &[Changed]) -> Vec<(IpAddr, &str, bool)> {
-    let of = |service: &Option<Arc<Service>>| -> BTreeSet<IpAddr> {
-        service.iter().flat_map(|service| service.served()).filter_map(|instance| instance.endpoint.host.address()).collect()
-    };
-    let mut changes = Vec::new();
-    for Changed { base, before, after } in changed {
-        let (before, after) = (of(before), of(after));
-        changes.extend(before.difference(&after).map(|address| (*address, &**base, false)));
-        changes.extend(after.difference(&before).map(|address| (*address, &**base, true)));
-    }
-    changes
+fn count(counts: &mut BTreeMap<String, i32>, name: String, delta: i32) {
+    *counts.entry(name).or_default() += delta;
+}
+
+/// The addresses that came to a service and went from it.
+fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
+    let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref(), |_| true));
+    difference(&before, &after).into_iter().map(|(address, there)| (address, &*changed.base, there))
 }

@@ -3,7 +3,7 @@
 //! Every record's owner is the pointer to the question (`C0 0C`); SRV targets and glue owners are written whole (RFC 2782
 //! forbids compressing a target), so that records are cut and reordered without patching.
 
-use crate::wire::u16_at;
+use crate::wire::{put_u32, u16_at};
 
 /// Where nothing more can be chosen than the records there are, in what order they are put.
 #[derive(Debug)]
@@ -216,75 +216,124 @@ fn take<'a>(rest: &mut &'a [u8], octets: usize) -> &'a [u8] {
 /// A set of records on the way to its octets.
 #[derive(Debug, Default)]
 pub(super) struct SetBuilder {
-    /// Weight, record, glue.
-    pub(super) units: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    octets: Vec<u8>,
+    units: Vec<Unit>,
+}
+
+/// A record and its glue, as they stand in a builder's octets.
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    weight: u32,
+    start: usize,
+    record: usize,
+    end: usize,
 }
 
 impl SetBuilder {
+    /// Adds a record. That it is no other's equal is the caller's care.
+    pub(super) fn put(&mut self, weight: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.octets.len();
+        write(&mut self.octets);
+        let end = self.octets.len();
+        self.units.push(Unit { weight, start, record: end, end });
+    }
+
+    /// Adds to the weight of the record that ends with these octets, if there is one.
+    pub(super) fn grow(&mut self, data: &[u8], weight: u32) -> bool {
+        let same = self.units.iter_mut().find(|unit| self.octets[unit.start..unit.record].ends_with(data));
+        same.map(|unit| unit.weight = unit.weight.saturating_add(weight)).is_some()
+    }
+
+    /// Adds glue to the last record.
+    pub(super) fn put_glue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.octets);
+        if let Some(last) = self.units.last_mut() {
+            last.end = self.octets.len();
+        }
+    }
+
+    /// Whether there is no record.
+    pub(super) fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
     /// The octets of a set whose records have no weight, and how many they are: see [`RRset::of_units`].
     pub(super) fn build(mut self) -> (Vec<u8>, usize) {
         let count = self.units.len();
         for unit in &mut self.units {
-            unit.0 = 1;
+            unit.weight = 1;
         }
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(self.octets.len() + 4 * count);
         self.write(true, &mut out);
         (out, count)
     }
 
+    fn clear(&mut self) {
+        self.octets.clear();
+        self.units.clear();
+    }
+
     /// Appends weights, offsets and units; says whether weights differ.
-    fn write(mut self, offsets: bool, out: &mut Vec<u8>) -> bool {
-        let weighted = self.units.windows(2).any(|pair| pair[0].0 != pair[1].0);
+    fn write(&mut self, offsets: bool, out: &mut Vec<u8>) -> bool {
+        let weighted = self.units.windows(2).any(|pair| pair[0].weight != pair[1].weight);
         if weighted {
             // Stable: records keep their order but for those of weight 0, which stand last.
-            self.units.sort_by_key(|(weight, ..)| *weight == 0);
+            self.units.sort_by_key(|unit| unit.weight == 0);
             let mut sum = 0u32;
-            for (weight, ..) in &self.units {
-                sum = sum.saturating_add(*weight);
-                out.extend_from_slice(&sum.to_be_bytes());
+            for unit in &self.units {
+                sum = sum.saturating_add(unit.weight);
+                put_u32(out, sum);
             }
         }
         if offsets && self.units.len() > 1 {
             let mut start = 0;
-            for (_, record, glue) in &self.units {
-                out.extend_from_slice(&u32::try_from(start).unwrap_or(u32::MAX).to_be_bytes());
-                start += record.len() + glue.len();
+            for unit in &self.units {
+                put_u32(out, u32::try_from(start).unwrap_or(u32::MAX));
+                start += unit.end - unit.start;
             }
         }
-        for (_, record, glue) in &self.units {
-            out.extend_from_slice(record);
-            out.extend_from_slice(glue);
+        if weighted {
+            for unit in &self.units {
+                out.extend_from_slice(&self.octets[unit.start..unit.end]);
+            }
+        } else {
+            out.extend_from_slice(&self.octets);
         }
         weighted
     }
 }
 
-/// Builds a record's octets.
+/// Builds records' octets, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct RecordBuilder {
     pub(super) a: SetBuilder,
     pub(super) aaaa: SetBuilder,
     pub(super) srv: SetBuilder,
+    /// See [`Record::addresses_only`].
     pub(super) addresses_only: bool,
+    /// See [`Record::hosts_only`].
     pub(super) hosts_only: bool,
 }
 
 impl RecordBuilder {
-    /// The octets that [`Record::read`] reads.
-    pub(super) fn build(self) -> Vec<u8> {
+    /// Appends the octets that [`Record::read`] reads, and begins anew.
+    pub(super) fn build(&mut self, out: &mut Vec<u8>) {
         let Self { a, aaaa, srv, addresses_only, hosts_only } = self;
-        let mut out = vec![0; 7];
-        let mut flags = if addresses_only { ADDRESSES_ONLY } else { 0 } | if hosts_only { HOSTS_ONLY } else { 0 };
-        for (number, mut set) in [a, aaaa, srv].into_iter().enumerate() {
+        let start = out.len();
+        out.resize(start + 7, 0);
+        let mut flags = if *addresses_only { ADDRESSES_ONLY } else { 0 } | if *hosts_only { HOSTS_ONLY } else { 0 };
+        for (number, set) in [a, aaaa, srv].into_iter().enumerate() {
             // More would not fit any message; the catalog caps instances far below.
             set.units.truncate(usize::from(u16::MAX));
+            set.octets.truncate(set.units.last().map_or(0, |unit| unit.end));
             let count = u16::try_from(set.units.len()).unwrap_or(u16::MAX);
-            out[1 + 2 * number..3 + 2 * number].copy_from_slice(&count.to_be_bytes());
-            if set.write(STRIDES[number] == 0, &mut out) {
+            out[start + 1 + 2 * number..start + 3 + 2 * number].copy_from_slice(&count.to_be_bytes());
+            if set.write(STRIDES[number] == 0, out) {
                 flags |= WEIGHTED << number;
             }
+            set.clear();
         }
-        out[0] = flags;
-        out
+        out[start] = flags;
+        (self.addresses_only, self.hosts_only) = (false, false);
     }
 }

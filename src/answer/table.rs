@@ -57,7 +57,7 @@ impl<T> Sharded<T> {
 
     /// Applies changes, each with its hash, one new shard for all that fall into one. `merge` makes a shard from the old
     /// one and its changes, in the order given.
-    pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, merge: impl Fn(&T, &mut [(u64, C)]) -> T) {
+    pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, mut merge: impl FnMut(&T, &mut [(u64, C)]) -> T) {
         changes.sort_by_key(|(hash, _)| Self::index(*hash));
         for chunk in changes.chunk_by_mut(|a, b| Self::index(a.0) == Self::index(b.0)) {
             let hash = chunk[0].0;
@@ -100,52 +100,60 @@ impl Records {
         (&self.bytes[start + 1..owner_end], &self.bytes[owner_end..end])
     }
 
-    /// This shard with records put and removed; of several changes of one owner the last counts.
-    pub(super) fn with(&self, changes: &mut [(u64, RecordChange)]) -> Self {
-        changes.sort_by(|a, b| (tag(a.0), &a.1.owner).cmp(&(tag(b.0), &b.1.owner)));
-        let mut slots = Vec::with_capacity(self.slots.len() + changes.len());
-        let mut bytes = Vec::with_capacity(self.bytes.len() + changes.iter().map(|(_, change)| change.octets()).sum::<usize>());
-        let mut put = |tag: u32, owner: &[u8], record: &[u8]| {
-            // A shard of 4 GiB cannot be: an owner's record is at most a few MiB and there are 4,096 shards.
-            slots.push((tag, u32::try_from(bytes.len()).unwrap_or(u32::MAX)));
-            bytes.push(u8::try_from(owner.len()).unwrap_or(u8::MAX));
-            bytes.extend_from_slice(owner);
-            bytes.extend_from_slice(record);
+    /// This shard with the records of some owners made anew: `make` appends one, or says `false`: there is none.
+    fn with(&self, changes: &mut [(u64, &[u8])], mut make: impl FnMut(&[u8], &mut Vec<u8>) -> bool) -> Self {
+        changes.sort_by(|a, b| (tag(a.0), a.1).cmp(&(tag(b.0), b.1)));
+        let mut next = NewRecords {
+            slots: Vec::with_capacity(self.slots.len() + changes.len()),
+            bytes: Vec::with_capacity(self.bytes.len() + changes.len() * USUAL),
         };
         let mut old = 0;
-        for same in changes.chunk_by(|a, b| tag(a.0) == tag(b.0) && a.1.owner == b.1.owner) {
-            let Some((hash, change)) = same.last() else { continue };
-            let here = (tag(*hash), &*change.owner);
+        for same in changes.chunk_by(|a, b| tag(a.0) == tag(b.0) && a.1 == b.1) {
+            let here = (tag(same[0].0), same[0].1);
             while old < self.slots.len() && (self.slots[old].0, self.entry(old).0) < here {
-                put(self.slots[old].0, self.entry(old).0, self.entry(old).1);
+                next.keep(self, old);
                 old += 1;
             }
             if old < self.slots.len() && (self.slots[old].0, self.entry(old).0) == here {
                 old += 1;
             }
-            if let Some(record) = &change.record {
-                put(here.0, here.1, record);
-            }
+            next.put(here.0, here.1, |bytes| make(here.1, bytes));
         }
         for at in old..self.slots.len() {
-            put(self.slots[at].0, self.entry(at).0, self.entry(at).1);
+            next.keep(self, at);
         }
-        Self { slots: slots.into(), bytes: bytes.into() }
+        Self { slots: next.slots.into(), bytes: next.bytes.into() }
     }
 }
 
-/// A record to put, or, without one, to remove.
-#[derive(Debug)]
-pub(super) struct RecordChange {
-    /// The owner, wire labels in front of the zone, lower-cased, at most 254 octets.
-    pub(super) owner: Vec<u8>,
-    /// The record's octets.
-    pub(super) record: Option<Vec<u8>>,
+/// Octets of a usual record with its owner, to begin with.
+const USUAL: usize = 96;
+
+/// A shard on the way.
+struct NewRecords {
+    slots: Vec<(u32, u32)>,
+    bytes: Vec<u8>,
 }
 
-impl RecordChange {
-    fn octets(&self) -> usize {
-        self.record.as_ref().map_or(0, |record| 1 + self.owner.len() + record.len())
+impl NewRecords {
+    fn put(&mut self, tag: u32, owner: &[u8], record: impl FnOnce(&mut Vec<u8>) -> bool) {
+        let start = self.bytes.len();
+        self.bytes.push(u8::try_from(owner.len()).unwrap_or(u8::MAX));
+        self.bytes.extend_from_slice(owner);
+        if record(&mut self.bytes) {
+            // A shard of 4 GiB cannot be: an owner's record has a few MiB at most, and there are 4,096 shards.
+            self.slots.push((tag, u32::try_from(start).unwrap_or(u32::MAX)));
+        } else {
+            self.bytes.truncate(start);
+        }
+    }
+
+    fn keep(&mut self, shard: &Records, at: usize) {
+        let (owner, record) = shard.entry(at);
+        self.put(shard.slots[at].0, owner, |bytes| {
+            bytes.extend_from_slice(record);
+            true
+        });
     }
 }
 
@@ -239,10 +247,17 @@ impl Snapshot {
         });
     }
 
-    /// Puts and removes ready-made records.
-    pub(super) fn update_records(&mut self, changes: Vec<RecordChange>) {
-        let keyed = changes.into_iter().map(|change| (self.hash(&change.owner), change)).collect();
-        self.records.update(keyed, Records::with);
+    /// Makes the ready-made records of these owners (wire labels in front of the zone, lower-cased) anew: `make` appends
+    /// one, or says `false`: there is none. It sees this generation, but for its records.
+    pub(super) fn update_records<'o>(
+        &mut self,
+        owners: impl Iterator<Item = &'o [u8]>,
+        mut make: impl FnMut(&Self, &[u8], &mut Vec<u8>) -> bool,
+    ) {
+        let mut records = std::mem::take(&mut self.records);
+        let keyed = owners.map(|owner| (self.hash(owner), owner)).collect();
+        records.update(keyed, |shard, changes| shard.with(changes, |owner, out| make(self, owner, out)));
+        self.records = records;
     }
 
     /// Adds to the counts of names below.
@@ -262,9 +277,8 @@ impl Snapshot {
     }
 
     /// Adds (`true`) and removes (`false`) addresses of bases.
-    pub(super) fn update_addresses(&mut self, changes: &[(IpAddr, &str, bool)]) {
-        let keyed =
-            changes.iter().map(|(address, base, add)| (self.hasher.hash_one(address), (self.hash(base.as_bytes()), *add))).collect();
+    pub(super) fn update_addresses<'b>(&mut self, changes: impl Iterator<Item = (IpAddr, &'b str, bool)>) {
+        let keyed = changes.map(|(address, base, add)| (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))).collect();
         self.addresses.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (hash, (base, add)) in changes.iter() {

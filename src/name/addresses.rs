@@ -9,9 +9,29 @@ const MAX_INSTANCE_LABEL: usize = 39;
 
 /// The label of an instance: `10-0-0-1`; IPv6 in full, groups without leading zeros: `fd00-0-0-0-0-0-0-5`.
 pub fn instance_label(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(address) => address.octets().map(|octet| octet.to_string()).join("-"),
-        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:x}")).join("-"),
+    let mut label = Vec::with_capacity(MAX_INSTANCE_LABEL);
+    put_instance_label(address, &mut label);
+    label.into_iter().map(char::from).collect()
+}
+
+/// Appends the octets of an instance's label, without its length.
+pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
+    let (numbers, base): (&[u16], u16) = match &address {
+        IpAddr::V4(address) => (&address.octets().map(u16::from), 10),
+        IpAddr::V6(address) => (&address.segments(), 16),
+    };
+    for (place, &number) in numbers.iter().enumerate() {
+        if place > 0 {
+            out.push(b'-');
+        }
+        let mut unit = 1;
+        while number / unit >= base {
+            unit *= base;
+        }
+        while unit > 0 {
+            out.push(b"0123456789abcdef"[usize::from(number / unit % base)]);
+            unit /= base;
+        }
     }
 }
 

@@ -92,9 +92,9 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("answers = 'some'"), @r#"svcdns.toml:1:11: answers: "some" is neither all, fit nor a number from 1 to 65535"#);
     assert_snapshot!(mistake("version-fallback = 'yes'"), @"svcdns.toml:1:20: version-fallback: true or false must stand here, not a value of type string");
     assert_snapshot!(mistake("listen = [\n  '127.0.0.1:5300',\n  'localhost'\n]"), @r#"svcdns.toml:3:3: listen: "localhost" is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"#);
-    assert_snapshot!(mistake("listen = []"), @"");
+    assert_snapshot!(mistake("listen = []"), @"svcdns.toml:1:1: listen: there is no address to listen on: name one, for example --listen 127.0.0.1:5300");
     assert_snapshot!(mistake("listen = [53]"), @"svcdns.toml:1:11: listen: a list of texts must stand here, not a value of type integer");
-    assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"");
+    assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"svcdns.toml:1:11: listen: 0.0.0.0:53 can be reached from other machines, and no access rule says which of them may ask: add the networks that may, for example --allow 192.168.0.0/16, or listen on a loopback address such as 127.0.0.1:5300");
     assert_snapshot!(mistake("admin-listen = '0.0.0.0:80'"), @"svcdns.toml:1:16: admin-listen: 0.0.0.0:80 can be reached from other machines, and this interface asks nobody who they are: name a loopback address");
     assert_snapshot!(mistake("zone = []"), @r#"svcdns.toml:1:1: zone: there is no zone to serve: name at least one, such as "svc""#);
     assert_snapshot!(mistake("zone = ['a', 'sv c']"), @r#"svcdns.toml:1:14: zone: the zone "sv c" may hold only a-z, 0-9, '-', '_' and dots"#);

@@ -247,7 +247,8 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_is_dropped_and_costs_little() {
-    let server = start_with(Limits { write_timeout: brief(300), ..Limits::default() });
+    // Only the octets that may be queued bound this one.
+    let server = start_with(Limits { write_timeout: brief(300), in_flight: 10_000, ..Limits::default() });
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();

@@ -1,1 +1,197 @@
-//! answer
+//! Answers: ready-made records for the names that are asked for most, and the naming grammar for all others.
+//!
+//! [`Publisher`] owns what is known and publishes it; [`Answerer`] reads the latest publication without a lock. Neither does
+//! I/O or keeps a clock. A question goes through one function, [`Answerer::respond`], however it came.
+
+mod asking;
+mod compile;
+mod explain;
+mod full;
+mod message;
+mod publish;
+mod record;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use explain::{Considered, Explanation, Tried};
+pub use publish::{Changed, Published, Publisher};
+pub use table::Snapshot;
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::catalog::{Condition, Rejections, Stats};
+use crate::name::{Name, Zones, reverse_address};
+use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode, rtype};
+use asking::Asking;
+use message::{Response, Written};
+
+/// How names are answered.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The zones served; SRV targets, glue and PTR names lie in the first.
+    pub zones: Zones,
+    /// The deployment of names that spell none out, lower-cased.
+    pub deployment: Box<str>,
+    /// The namespace of names that spell none out, lower-cased.
+    pub namespace: Box<str>,
+    /// Whether a service without a key of version `latest` is answered with every version.
+    pub version_fallback: bool,
+    /// What to do when not all records fit.
+    pub answers: Answers,
+    /// TTL of positive answers, seconds.
+    pub ttl: u32,
+    /// TTL of negative answers and of the SOA record, seconds (RFC 2308 section 5).
+    pub negative_ttl: u32,
+    /// The addresses of `ns.<zone>`: those listened on.
+    pub listen: Vec<IpAddr>,
+}
+
+/// What to do when not all records of an answer fit a datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    /// As many as fit, and TC: the client may come back over TCP for all.
+    #[default]
+    All,
+    /// As many as fit, without TC.
+    Fit,
+    /// At most so many records, over any transport.
+    Count(NonZeroU16),
+}
+
+/// Answers questions from the latest publication. Shared by all who answer.
+#[derive(Debug)]
+pub struct Answerer {
+    settings: Settings,
+    snapshot: ArcSwap<Snapshot>,
+    condition: ArcSwap<Condition>,
+    rejections: ArcSwap<Rejections>,
+    stats: ArcSwap<Stats>,
+    counters: Counters,
+    /// The serial of generation 0: seconds since 1970 at the start, so that a restart does not go back.
+    serial: u32,
+}
+
+/// Numbers of answers since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// By response code 0-15; BADVERS counts under 0, as its header says.
+    rcodes: [AtomicU64; 16],
+    cut: AtomicU64,
+}
+
+impl Counters {
+    /// Answers with this response code, 0-15.
+    pub fn answers(&self, rcode: usize) -> u64 {
+        self.rcodes.get(rcode).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Answers that left records out, for want of room or by the `answers` setting.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::Relaxed)
+    }
+}
+
+const NOT_OURS: ExtendedError =
+    ExtendedError { code: ExtendedError::NOT_AUTHORITATIVE, text: "not a zone served here, and forwarding is off" };
+const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
+const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
+
+impl Answerer {
+    /// Writes the whole response to `request` into `out` (without TCP's length), or says `false`: stay silent.
+    ///
+    /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O.
+    pub fn respond(&self, request: &[u8], transport: Transport, _source: SocketAddr, _now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        match Query::parse(request) {
+            Parsed::Silent => false,
+            Parsed::Bad { query, rcode } => {
+                self.put(&Response::code(rcode, None), &query, transport, draw, out);
+                true
+            }
+            Parsed::Query(query) => {
+                self.answer(&query, transport, draw, out);
+                true
+            }
+        }
+    }
+
+    /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.
+    pub fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
+        self.put(&Response::code(rcode::REFUSED, Some(NO_ACCESS)), &query, Transport::Udp, 0, out);
+        true
+    }
+
+    /// The latest publication.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The condition of what is known, as of the latest publication.
+    pub fn condition(&self) -> Arc<Condition> {
+        self.condition.load_full()
+    }
+
+    /// What cannot be served, as of the latest publication.
+    pub fn rejections(&self) -> Arc<Rejections> {
+        self.rejections.load_full()
+    }
+
+    /// How much is known, as of the latest publication.
+    pub fn stats(&self) -> Arc<Stats> {
+        self.stats.load_full()
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Numbers of answers.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) {
+        let refused = |error| Response::code(rcode::REFUSED, Some(error));
+        let Ok((name, _)) = Name::from_wire(query.name()) else {
+            return self.put(&Response::code(rcode::FORMERR, None), query, transport, draw, out);
+        };
+        if query.qclass != rtype::IN {
+            return self.put(&refused(NOT_OURS), query, transport, draw, out);
+        }
+        if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
+            return self.put(&refused(NO_TRANSFER), query, transport, draw, out);
+        }
+        let snapshot = self.snapshot.load();
+        let asking = Asking { answerer: self, snapshot: &snapshot, query, transport, draw };
+        match self.settings.zones.find(&name) {
+            Some((_, zone)) => asking.in_zone(&name, zone, out),
+            None => match reverse_address(&name).filter(|_| self.condition.load().synced) {
+                Some(address) if asking.reverse(address, out) => {}
+                _ => self.put(&refused(NOT_OURS), query, transport, draw, out),
+            },
+        }
+    }
+
+    fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) {
+        let Written { cut, .. } = message::write(response, query, transport, self.settings.answers, draw, out);
+        self.counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
+        if cut {
+            self.counters.cut.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn serial(&self, snapshot: &Snapshot) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
+        self.serial.wrapping_add(snapshot.generation() as u32)
+    }
+}

@@ -202,6 +202,12 @@ impl Mirror {
         (0..).zip(&self.entries).filter(|(_, entry)| older(entry)).map(|(slot, _)| slot).collect()
     }
 
+    /// How many places for entries and bases there are, used and free.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> (usize, usize) {
+        (self.entries.len(), self.bases.len())
+    }
+
     /// Adds a key that has no entry yet, as present.
     pub(super) fn insert(&mut self, hash: u64, key: Arc<Key>, name: &str, generation: u32) -> u32 {
         let base = self.base_or_new(name);

@@ -254,22 +254,18 @@ impl Catalog {
         if !in_list && self.is_outdated(registry, hash, slot, put.revision) {
             return;
         }
-        let text = put.key.clone();
-        let revision = put.revision;
+        self.ledger.clear(registry, hash);
+        let (text, revision) = (put.key.clone(), put.revision);
         let admitted = self.understand(registry, put).and_then(|(base, key)| self.admit(registry, hash, slot, &base, key));
-        match admitted {
-            Ok(()) => self.ledger.clear(registry, hash),
-            Err(rejected) => {
-                if let Some(slot) = slot {
-                    self.change(slot, None, Standing::Removed);
-                    self.touch(slot, registry);
-                }
-                if !in_list {
-                    self.follows[usize::from(registry)].memory.note(hash, revision);
-                }
-                self.ledger.reject(registry, hash, &text, rejected, generation, in_list);
-            }
+        let Err(rejected) = admitted else { return };
+        if let Some(slot) = slot {
+            self.change(slot, None, Standing::Removed);
+            self.touch(slot, registry);
         }
+        if !in_list {
+            self.follows[usize::from(registry)].memory.note(hash, revision);
+        }
+        self.ledger.reject(registry, hash, &text, rejected, generation, in_list);
     }
 
     /// Whether an event is older than what is known of its key in this list epoch.
@@ -506,7 +502,7 @@ impl Catalog {
     /// Forgets groups and metadata that no key has any more, now and then; twice, since readers may hold the services before
     /// a change a little longer.
     fn tidy(&mut self) {
-        if self.dropped > (self.groups.len() + self.metadata.len()).max(1024) {
+        if self.dropped > (self.groups.len().max(self.metadata.len()) / 2).max(1024) {
             self.dropped = 0;
             self.tidy = 2;
         }

@@ -231,3 +231,136 @@ fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Do
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::tests::key;
+
+    fn service(keys: &[&str], docker0: Docker0) -> Service {
+        Service::new("hello".into(), keys.iter().map(|text| Arc::new(key(text))).collect(), docker0)
+    }
+
+    fn instances(service: &Service) -> Vec<String> {
+        service
+            .instances()
+            .map(|Instance { key, endpoint, left_out }| {
+                let Group { deployment, namespace, version } = &*key.group;
+                let left_out = left_out.map(|left_out| format!(" {left_out:?}")).unwrap_or_default();
+                format!("{deployment}/{namespace}/{version} {endpoint}{left_out}")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_service_of_one_endpoint_is_small() {
+        assert!(size_of::<Service>() <= 48);
+        assert!(size_of::<Key>() <= 96);
+        assert_eq!(size_of::<Slot>(), 8);
+    }
+
+    #[test]
+    fn instances_are_sorted_by_deployment_namespace_version_and_endpoint() {
+        let service = service(
+            &["/s/d/prod/hello/v1/10.0.0.9:80,10.0.0.1:80", "/s/d/dev/hello/v2/10.0.0.1:80", "/s/d/dev/hello/v1/10.0.0.7:80,10.0.0.7:9"],
+            Docker0::Drop,
+        );
+        let sorted =
+            ["d/dev/v1 10.0.0.7:9", "d/dev/v1 10.0.0.7:80", "d/dev/v2 10.0.0.1:80", "d/prod/v1 10.0.0.1:80", "d/prod/v1 10.0.0.9:80"];
+        assert_eq!(instances(&service), sorted);
+        assert_eq!(service.served().count(), 5);
+        assert_eq!(service.instances().len(), 5);
+        let keys: Vec<&str> = service.keys().iter().map(|key| &*key.text).collect();
+        assert!(keys[0].starts_with("/s/d/dev/hello/v1") && keys[2].starts_with("/s/d/prod"), "{keys:?}");
+    }
+
+    #[test]
+    fn the_zone_spelling_shadows_the_bare_one_with_its_versions_in_its_deployment_and_namespace_only() {
+        let service = service(
+            &[
+                "/s/d/dev/hello.svc/v2/10.0.0.2:80",
+                "/s/d/dev/hello/v1/10.0.0.1:80",
+                "/s/d/dev/hello/v2/10.0.0.2:80",
+                "/s/d/prod/hello/v1/10.0.0.3:80",
+                "/s/e/dev/hello/v1/10.0.0.4:80",
+            ],
+            Docker0::Drop,
+        );
+        let expected = [
+            "d/dev/v1 10.0.0.1:80 Shadowed",
+            "d/dev/v2 10.0.0.2:80",
+            "d/dev/v2 10.0.0.2:80 Shadowed",
+            "d/prod/v1 10.0.0.3:80",
+            "e/dev/v1 10.0.0.4:80",
+        ];
+        assert_eq!(instances(&service), expected);
+        let visible: Vec<&str> = service.visible_keys().map(|key| &*key.text).collect();
+        let expected = ["/s/d/dev/hello.svc/v2/10.0.0.2:80", "/s/d/prod/hello/v1/10.0.0.3:80", "/s/e/dev/hello/v1/10.0.0.4:80"];
+        assert_eq!(visible, expected);
+    }
+
+    #[test]
+    fn a_winner_without_a_usable_endpoint_still_shadows() {
+        let service = service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
+        assert_eq!(service.served().count(), 0);
+        assert_eq!(service.visible_keys().count(), 1);
+    }
+
+    #[test]
+    fn dockers_bridge_is_left_out_where_the_port_stands_elsewhere() {
+        let keys = [
+            "/s/d/n/hello/v1/10.0.0.1:80,172.17.0.1:80",
+            "/s/d/n/hello/v2/172.17.0.1:81",
+            "/s/d/n/hello/v3/172.17.0.1:80",
+            "/s/d/m/hello/v1/172.17.0.1:80",
+        ];
+        let expected = [
+            "d/m/v1 172.17.0.1:80",
+            "d/n/v1 10.0.0.1:80",
+            "d/n/v1 172.17.0.1:80 Docker0",
+            "d/n/v2 172.17.0.1:81",
+            "d/n/v3 172.17.0.1:80 Docker0",
+        ];
+        assert_eq!(instances(&service(&keys, Docker0::Drop)), expected);
+        assert_eq!(service(&keys, Docker0::Keep).served().count(), 5);
+        // A shadowed spelling does not count as another address.
+        let keys = ["/s/d/n/hello.svc/v1/172.17.0.1:80", "/s/d/n/hello/v1/10.0.0.1:80"];
+        assert_eq!(instances(&service(&keys, Docker0::Drop)), ["d/n/v1 10.0.0.1:80 Shadowed", "d/n/v1 172.17.0.1:80"]);
+    }
+
+    #[test]
+    fn equal_endpoints_of_one_version_are_served_once() {
+        let service = service(
+            &[
+                "/service/d/n/hello/v1/10.0.0.1:80",
+                "/services/d/n/hello/v1/10.0.0.1:80",
+                "/t/d/n/hello/v1/10.0.0.1:80,10.0.0.1:81",
+                "/service/d/n/hello/v2/10.0.0.1:80",
+            ],
+            Docker0::Drop,
+        );
+        let expected = [
+            "d/n/v1 10.0.0.1:80",
+            "d/n/v1 10.0.0.1:80 Duplicate",
+            "d/n/v1 10.0.0.1:80 Duplicate",
+            "d/n/v1 10.0.0.1:81",
+            "d/n/v2 10.0.0.1:80",
+        ];
+        assert_eq!(instances(&service), expected);
+        assert_eq!(service.served().next().unwrap().key.text.split('/').nth(1), Some("service"), "the first key wins");
+    }
+
+    #[test]
+    fn of_equal_endpoints_the_one_that_is_not_held_is_served() {
+        let held = Key { held: true, ..key("/a/d/n/hello/v1/10.0.0.1:80") };
+        let service = Service::new("hello".into(), vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))], Docker0::Drop);
+        let served: Vec<bool> = service.served().map(|instance| instance.key.held).collect();
+        assert_eq!(served, [false]);
+    }
+
+    #[test]
+    fn nothing_makes_an_empty_service() {
+        let service = service(&[], Docker0::Drop);
+        assert_eq!((service.keys().len(), service.instances().len(), service.visible_keys().count()), (0, 0, 0));
+    }
+}

@@ -1,1 +1,369 @@
+//! The incremental catalog equals one rebuilt from what the registries have said, after any sequence of changes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::tests::{registration, zones};
+use super::*;
+use crate::service::ListKind;
+
+const NAMES: [&str; 8] = ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
+const ENDPOINTS: [&str; 5] = ["10.0.0.1:80", "10.0.0.1:80,10.0.0.2:80,172.17.0.1:80", "172.17.0.1:80", "web.svc:80,web.example:81", ""];
+const KEYS: usize = NAMES.len() * ENDPOINTS.len();
+const REGISTRIES: u8 = 3;
+
+/// Every key there is, by number; three namespaces and versions among them.
+fn text(key: usize) -> String {
+    let (name, endpoints) = (NAMES[key % NAMES.len()], ENDPOINTS[key / NAMES.len()]);
+    format!("/service/d/n{}/{name}/{}/{endpoints}", key % 3 / 2, ["v1", "V2"][key % 2])
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put {
+        registry: u8,
+        keys: Vec<usize>,
+        content: u8,
+    },
+    Delete {
+        registry: u8,
+        keys: Vec<usize>,
+        lease: bool,
+    },
+    /// An event of this epoch comes again.
+    Replay {
+        registry: u8,
+        which: Index,
+    },
+    /// The store loses keys and goes back, unseen.
+    Lose {
+        registry: u8,
+        keys: Vec<usize>,
+    },
+    /// A list, perhaps broken off after some keys; changes of the store are not seen after that until the next list.
+    List {
+        registry: u8,
+        kind: ListKind,
+        cut: Option<Index>,
+    },
+    Connected {
+        registry: u8,
+        connected: bool,
+    },
+    Answer {
+        gone: bool,
+    },
+    Pass {
+        milliseconds: u64,
+    },
+    Settle,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let registry = || 0..REGISTRIES;
+    let keys = || prop_oneof![3 => prop::collection::vec(0..KEYS, 1..4), 1 => prop::collection::vec(0..KEYS, 10..60)];
+    let kind = prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)];
+    prop_oneof![
+        6 => (registry(), keys(), 0..4_u8).prop_map(|(registry, keys, content)| Step::Put { registry, keys, content }),
+        4 => (registry(), keys(), any::<bool>()).prop_map(|(registry, keys, lease)| Step::Delete { registry, keys, lease }),
+        2 => (registry(), any::<Index>()).prop_map(|(registry, which)| Step::Replay { registry, which }),
+        1 => (registry(), keys()).prop_map(|(registry, keys)| Step::Lose { registry, keys }),
+        4 => (registry(), kind, prop::option::weighted(0.3, any::<Index>()))
+            .prop_map(|(registry, kind, cut)| Step::List { registry, kind, cut }),
+        1 => (registry(), any::<bool>()).prop_map(|(registry, connected)| Step::Connected { registry, connected }),
+        2 => any::<bool>().prop_map(|gone| Step::Answer { gone }),
+        3 => (0..7_000_u64).prop_map(|milliseconds| Step::Pass { milliseconds }),
+        6 => Just(Step::Settle),
+    ]
+}
+
+/// A registry's store, and what it has said of it.
+#[derive(Default)]
+struct Store {
+    keys: BTreeMap<usize, Put>,
+    revision: u64,
+    /// Events since the last list.
+    events: Vec<Change>,
+    /// Whether events are sent: not while a list is broken off.
+    seen: bool,
+    /// What the keys are as far as was said.
+    said: BTreeMap<usize, Put>,
+    /// Since when a key is said to be gone.
+    gone: BTreeMap<usize, Instant>,
+}
+
+/// A catalog beside the registries that it follows.
+struct World {
+    catalog: Catalog,
+    now: Instant,
+    grace: Duration,
+    stores: Vec<Store>,
+    doubts: Vec<(u8, Vec<i64>)>,
+    /// How every service looked after the last settling.
+    looked: BTreeMap<String, String>,
+}
+
+impl World {
+    fn new(grace: Duration) -> Self {
+        let mut settings = Settings::new(zones());
+        settings.removal_grace = grace;
+        let stores = (0..REGISTRIES).map(|_| Store { seen: true, ..Store::default() }).collect();
+        let catalog = Catalog::new(settings, usize::from(REGISTRIES));
+        Self { catalog, now: Instant::now(), grace, stores, doubts: Vec::new(), looked: BTreeMap::new() }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Put { registry, keys, content } => keys.into_iter().for_each(|key| self.put(registry, key, content)),
+            Step::Delete { registry, keys, lease } => keys.into_iter().for_each(|key| self.delete(registry, key, lease)),
+            Step::Replay { registry, which } => {
+                let store = &self.stores[usize::from(registry)];
+                if store.seen && !store.events.is_empty() {
+                    let event = which.get(&store.events).clone();
+                    self.catalog.apply(registry, event, self.now);
+                }
+            }
+            Step::Lose { registry, keys } => {
+                let store = &mut self.stores[usize::from(registry)];
+                store.keys.retain(|key, _| !keys.contains(key));
+                for put in store.keys.values_mut() {
+                    put.revision = put.revision.min(1);
+                }
+                store.revision = store.revision.min(1);
+                store.seen = false;
+            }
+            Step::List { registry, kind, cut } => self.list(registry, kind, cut),
+            Step::Connected { registry, connected } => self.catalog.apply(registry, Change::Connected(connected), self.now),
+            Step::Answer { gone } => {
+                for (registry, leases) in std::mem::take(&mut self.doubts) {
+                    let leases = if gone { leases } else { Vec::new() };
+                    self.catalog.apply(registry, Change::LeasesGone(leases), self.now);
+                }
+            }
+            Step::Pass { milliseconds } => self.now += Duration::from_millis(milliseconds),
+            Step::Settle => self.settle(),
+        }
+    }
+
+    /// Contents: understood, with another metadata, with a rejected endpoint beside, junk.
+    fn put(&mut self, registry: u8, key: usize, content: u8) {
+        let text = text(key);
+        let store = &mut self.stores[usize::from(registry)];
+        store.revision += 1;
+        let content = if content == 3 {
+            Err(Rejected::new(&text, Reason::ValueNotJson))
+        } else {
+            let mut registration = registration(&text);
+            if content == 1 {
+                registration.metadata = Arc::new(Metadata::new(BTreeMap::from([("weight".into(), serde_json::Value::from(7))])));
+            }
+            if content == 2 {
+                registration.rejected.push(Rejected::new("10.0.0.1:0", Reason::PortOutOfRange));
+            }
+            Ok(registration)
+        };
+        let revision = if registry == 1 { 0 } else { store.revision };
+        let put = Put { key: text.into(), revision, lease: i64::try_from(key).unwrap() + 1, content };
+        store.keys.insert(key, put.clone());
+        if store.seen {
+            store.said.insert(key, put.clone());
+            store.gone.remove(&key);
+            self.event(registry, Change::Put(put));
+        }
+    }
+
+    fn delete(&mut self, registry: u8, key: usize, lease: bool) {
+        let store = &mut self.stores[usize::from(registry)];
+        let Some(put) = store.keys.remove(&key) else { return };
+        store.revision += 1;
+        if store.seen {
+            store.said.remove(&key);
+            store.gone.insert(key, self.now);
+            let removal = if lease { Removal::Lease(put.lease) } else { Removal::Explicit };
+            let revision = if registry == 1 { 0 } else { store.revision };
+            self.event(registry, Change::Delete { key: put.key, revision, removal });
+        }
+    }
+
+    fn event(&mut self, registry: u8, event: Change) {
+        // A registry without revisions can replay nothing that has been overtaken.
+        if registry != 1 {
+            self.stores[usize::from(registry)].events.push(event.clone());
+        }
+        self.catalog.apply(registry, event, self.now);
+    }
+
+    fn list(&mut self, registry: u8, kind: ListKind, cut: Option<Index>) {
+        let store = &mut self.stores[usize::from(registry)];
+        let named = cut.map_or(store.keys.len(), |cut| cut.index(store.keys.len() + 1));
+        store.events.clear();
+        store.seen = cut.is_none();
+        self.catalog.apply(registry, Change::ListBegin(kind), self.now);
+        for (key, put) in store.keys.iter().take(named) {
+            store.said.insert(*key, put.clone());
+            store.gone.remove(key);
+            self.catalog.apply(registry, Change::Put(put.clone()), self.now);
+        }
+        if cut.is_none() {
+            let Store { said, keys, gone, .. } = store;
+            said.retain(|key, _| {
+                let stays = keys.contains_key(key);
+                if !stays {
+                    gone.insert(*key, self.now);
+                }
+                stays
+            });
+            self.catalog.apply(registry, Change::ListEnd { revision: store.revision }, self.now);
+        }
+    }
+
+    fn settle(&mut self) {
+        let outcome = self.catalog.settle(self.now);
+        self.doubts.extend(outcome.doubts);
+        let looks = looks(self.catalog.services());
+        let changed: BTreeSet<&str> = outcome.changed.iter().map(|base| &**base).collect();
+        assert!(outcome.changed.is_sorted() && changed.len() == outcome.changed.len());
+        for base in looks.keys().chain(self.looked.keys()) {
+            assert!(looks.get(base) == self.looked.get(base) || changed.contains(&**base), "{base} changed in silence");
+        }
+        self.looked = looks;
+        assert!(outcome.wake.is_none_or(|wake| wake > self.now), "a wake-up that is over");
+        // What a list that is broken off has said waits for the next one.
+        if self.stores.iter().all(|store| store.seen) {
+            self.compare();
+        }
+    }
+
+    fn compare(&mut self) {
+        let (services, rejections) = self.rebuilt();
+        if self.grace.is_zero() {
+            assert_eq!(self.looked, looks(&services));
+            assert_eq!(self.catalog.rejections().counts, rejections);
+        }
+        // With a grace, everything said is there; what else is there is held, and not for longer than the grace.
+        let all = |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(u8, String), bool> {
+            services.flat_map(|service| service.keys()).map(|key| ((key.registry, key.text.to_string()), key.held)).collect()
+        };
+        let mut kept = all(&mut self.catalog.services());
+        for (key, _) in all(&mut services.iter()) {
+            assert_eq!(kept.remove(&key), Some(false), "{key:?}");
+        }
+        assert_eq!(self.catalog.condition(self.now).holding, kept.len());
+        for ((registry, kept), held) in kept {
+            let gone = self.stores[usize::from(registry)].gone.iter().find(|(key, _)| text(**key) == kept);
+            assert!(held && gone.is_some_and(|(_, since)| self.now < *since + self.grace), "{kept}");
+        }
+    }
+
+    /// The services and the counts of rejections made at once of what was said, in the plainest way.
+    fn rebuilt(&self) -> (Vec<Arc<Service>>, BTreeMap<Reason, u64>) {
+        let mut bases: BTreeMap<String, Vec<Arc<Key>>> = BTreeMap::new();
+        let mut rejections: BTreeMap<Reason, u64> = BTreeMap::new();
+        for (registry, store) in (0..).zip(&self.stores) {
+            for put in store.said.values() {
+                match plain(registry, put) {
+                    Ok((base, key)) => {
+                        key.rejected.iter().for_each(|rejected| *rejections.entry(rejected.reason).or_default() += 1);
+                        bases.entry(base).or_default().push(Arc::new(key));
+                    }
+                    Err(reason) => *rejections.entry(reason).or_default() += 1,
+                }
+            }
+        }
+        let services = bases.into_iter().map(|(base, keys)| Arc::new(Service::new(base.into(), keys, Docker0::Drop)));
+        (services.collect(), rejections)
+    }
+}
+
+fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
+    let registration = put.content.clone().map_err(|rejected| rejected.reason)?;
+    let name = registration.id.name.to_lowercase();
+    let (base, rank) = match name.rsplit_once('.') {
+        Some((base, "svc")) => (base, 0),
+        Some((base, "internal")) => (base, 1),
+        _ => (&*name, 2),
+    };
+    match base {
+        "bad name" | "_x" => return Err(Reason::NameNotDns),
+        "ns" => return Err(Reason::NameReserved),
+        _ => {}
+    }
+    let (inside, endpoints): (Vec<_>, Vec<_>) =
+        registration.endpoints.into_iter().partition(|endpoint| endpoint.host.to_string() == "web.svc");
+    let mut rejected = registration.rejected;
+    rejected.extend(inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HostInZone)));
+    let group = Group {
+        deployment: registration.id.deployment.to_lowercase().into(),
+        namespace: registration.id.namespace.to_lowercase().into(),
+        version: registration.id.version.to_lowercase().into(),
+    };
+    let key = Key {
+        text: put.key.clone(),
+        revision: put.revision,
+        lease: put.lease,
+        group: Arc::new(group),
+        endpoints: endpoints.into(),
+        rejected: rejected.into(),
+        weight: registration.metadata.weight(),
+        metadata: registration.metadata,
+        registry,
+        rank,
+        held: false,
+    };
+    Ok((base.to_owned(), key))
+}
+
+/// How services look: everything of their keys, and every instance.
+fn looks<'a>(services: impl IntoIterator<Item = &'a Arc<Service>>) -> BTreeMap<String, String> {
+    let look = |service: &Service| {
+        let instances = service.instances().map(|instance| (&*instance.key.text, instance.endpoint, instance.left_out));
+        format!("{:?} {:?}", service.keys(), instances.collect::<Vec<_>>())
+    };
+    services.into_iter().map(|service| (service.base().to_owned(), look(service))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn without_grace_the_catalog_is_what_was_said(steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::new(Duration::ZERO);
+        for step in steps {
+            world.take(step);
+        }
+        for registry in 0..REGISTRIES {
+            world.list(registry, ListKind::Restored, None);
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn after_the_grace_the_catalog_is_what_was_said(
+        steps in prop::collection::vec(step(), 1..60),
+        grace in prop_oneof![Just(12_000), 1..20_000_u64],
+    ) {
+        let grace = Duration::from_millis(grace);
+        let mut world = World::new(grace);
+        for step in steps {
+            world.take(step);
+        }
+        for registry in 0..REGISTRIES {
+            world.list(registry, ListKind::Restored, None);
+        }
+        world.settle();
+        world.now += grace;
+        world.settle();
+        let (services, rejections) = world.rebuilt();
+        prop_assert_eq!(&world.looked, &looks(&services));
+        prop_assert_eq!(&world.catalog.rejections().counts, &rejections);
+        prop_assert_eq!(world.catalog.condition(world.now).holding, 0);
+        // Nothing that was buried stays for good.
+        world.now += grace::WINDOW;
+        world.settle();
+        prop_assert_eq!(world.catalog.settle(world.now), Outcome::default());
+        let known: usize = (0..REGISTRIES).map(|registry| world.catalog.mirror.tally(registry).keys).sum();
+        prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
+    }
+}

@@ -88,9 +88,8 @@ impl Ledger {
         Self { registries, view: Arc::default(), recount: false, relist: false }
     }
 
-    /// Notes a key that cannot be served at all. O(1).
+    /// Notes a key that cannot be served at all and is not noted now. O(1).
     pub(super) fn reject(&mut self, registry: u8, hash: u64, key: &str, rejected: Rejected, generation: u32, in_list: bool) {
-        self.clear(registry, hash);
         self.recount = true;
         let pages = &mut self.registries[usize::from(registry)];
         if pages.entries < LISTED {

@@ -104,8 +104,6 @@ pub struct Report {
     pub lists: u64,
     /// Connections lost.
     pub disconnects: u64,
-    /// Differences that a routine list found against what the events had said (etcd versions that lose events).
-    pub repaired: u64,
 }
 
 impl State {

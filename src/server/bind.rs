@@ -235,7 +235,8 @@ mod tests {
         let message = error.to_string();
         assert!(message.contains(&address.to_string()) && message.contains(&std::process::id().to_string()), "{message}");
 
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // An address of its own: no connection of another test has the same number as its TCP port.
+        let udp = UdpSocket::bind("127.77.6.1:0").unwrap();
         let address = udp.local_addr().unwrap();
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
         assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");

@@ -32,22 +32,17 @@ pub(super) fn holder_of(transport: Transport, wanted: SocketAddr) -> Option<Hold
     let inodes: Vec<u64> = tables
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|table| table.lines().filter_map(|line| conflicting_inode(line, transport, wanted)).collect::<Vec<_>>())
+        .flat_map(|table| table.lines().filter_map(|line| conflicting_inode(line, wanted)).collect::<Vec<_>>())
         .collect();
     if inodes.is_empty() { None } else { process_with_socket(&inodes) }
 }
 
-/// The inode of the socket in one line of `/proc/net/{udp,tcp}{,6}`, where that socket stands in the way of `wanted`.
-fn conflicting_inode(line: &str, transport: Transport, wanted: SocketAddr) -> Option<u64> {
-    /// The state of a listening socket in `/proc/net/tcp`.
-    const LISTENING: &str = "0A";
+/// The inode of the socket in one line of `/proc/net/{udp,tcp}{,6}`, where that socket stands in the way of `wanted`: a TCP
+/// connection's own port does so too, not only one that is listened on.
+fn conflicting_inode(line: &str, wanted: SocketAddr) -> Option<u64> {
     let mut fields = line.split_ascii_whitespace();
     let local = fields.nth(1)?;
-    let state = fields.nth(1)?;
-    let inode = fields.nth(5)?.parse().ok()?;
-    if transport == Transport::Tcp && state != LISTENING {
-        return None;
-    }
+    let inode = fields.nth(7)?.parse().ok()?;
     let (address, port) = local.split_once(':')?;
     let held = table_address(address)?;
     let conflicts = u16::from_str_radix(port, 16).ok()? == wanted.port()
@@ -126,15 +121,14 @@ mod tests {
         let v4 = "  12: 0100007F:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
         let v6 = "   3: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000   102        0 4712 2 0 0";
         let wanted = |text: &str| text.parse().unwrap();
-        assert_eq!(conflicting_inode(v4, Transport::Tcp, wanted("127.0.0.1:53")), Some(4711));
-        assert_eq!(conflicting_inode(v4, Transport::Tcp, wanted("127.0.0.2:53")), None);
-        assert_eq!(conflicting_inode(v4, Transport::Tcp, wanted("127.0.0.1:54")), None);
-        assert_eq!(conflicting_inode(&v4.replace(" 0A ", " 01 "), Transport::Tcp, wanted("127.0.0.1:53")), None);
-        assert_eq!(conflicting_inode(v6, Transport::Udp, wanted("[::1]:53")), Some(4712));
+        assert_eq!(conflicting_inode(v4, wanted("127.0.0.1:53")), Some(4711));
+        assert_eq!(conflicting_inode(v4, wanted("127.0.0.2:53")), None);
+        assert_eq!(conflicting_inode(v4, wanted("127.0.0.1:54")), None);
+        assert_eq!(conflicting_inode(v6, wanted("[::1]:53")), Some(4712));
         let everywhere = v4.replace("0100007F", "00000000");
-        assert_eq!(conflicting_inode(&everywhere, Transport::Tcp, wanted("127.0.0.2:53")), Some(4711));
+        assert_eq!(conflicting_inode(&everywhere, wanted("127.0.0.2:53")), Some(4711));
         for junk in ["", "  sl  local_address rem_address   st", "0: zz:0035 0 0A 0 0 0 0 0 1", "0: é000007:0035 0 0A 0 0 0 0 0 1"] {
-            assert_eq!(conflicting_inode(junk, Transport::Tcp, wanted("127.0.0.1:53")), None, "{junk}");
+            assert_eq!(conflicting_inode(junk, wanted("127.0.0.1:53")), None, "{junk}");
         }
     }
 }

@@ -8,6 +8,7 @@ mod access;
 mod admission;
 mod backoff;
 mod bind;
+mod connection;
 mod counters;
 mod holder;
 mod interfaces;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::answer::Answerer;
 use crate::wire::Transport;
 use admission::Admission;
 
@@ -40,6 +42,16 @@ pub trait Respond: Send + Sync + 'static {
 
     /// Clears `out` and writes the refusal for a source without access. False: stay silent.
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
+}
+
+impl Respond for Answerer {
+    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
+        Self::respond(self, request, transport, source, now, draw, out)
+    }
+
+    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        Self::refuse(self, request, out)
+    }
 }
 
 /// Where to listen, and for whom.

@@ -95,6 +95,7 @@ impl<'a> Query<'a> {
 
 /// Walks the records behind the question to the end of the message. `None` when they do not fill it exactly, or there is
 /// more than one OPT, or one where none belongs.
+#[expect(clippy::option_option, reason = "malformed, or without OPT, or with one")]
 fn find_opt(packet: &[u8], mut at: usize, counts: [u16; 3]) -> Option<Option<Edns>> {
     let mut edns = None;
     for (section, count) in counts.into_iter().enumerate() {

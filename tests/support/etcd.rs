@@ -25,11 +25,6 @@ const READY: Duration = Duration::from_secs(30);
 /// The administrator that [`Etcd::enable_auth`] makes, as `name:password`.
 pub const ROOT: &str = "root:root-secret";
 
-/// Whether the programs are there. A test without them must say so loudly and count as skipped.
-pub fn available() -> bool {
-    ["etcd", "etcdctl"].iter().all(|program| Command::new(program).arg("--help").output().is_ok())
-}
-
 /// An etcd of one or more members. Dropping it kills the members.
 pub struct Etcd {
     members: Vec<Member>,

@@ -9,7 +9,7 @@ mod known;
 mod register;
 mod watch;
 
-pub use register::{Kept, RegisterError, Registration, register};
+pub use register::{RegisterError, RegisterEvent, Registrant, register};
 
 use std::collections::HashSet;
 use std::ffi::OsString;

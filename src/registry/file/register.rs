@@ -1,10 +1,10 @@
 //! A registration kept in the folder, as a GoFrame program keeps its own.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use crate::service::{Endpoint, Metadata, ServiceId};
 
 /// What is registered, and where.
 #[derive(Clone, Debug)]
-pub struct Registration {
+pub struct Registrant {
     /// The folder; made when it is missing.
     pub directory: PathBuf,
     /// The first part of the file's name: `service`.
@@ -29,13 +29,17 @@ pub struct Registration {
     pub refresh: Duration,
 }
 
-/// What happens to a registration while it is kept.
-#[derive(Debug)]
-pub enum Kept {
-    /// It stands in the folder: for the first time, or again.
+/// What happens to a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegisterEvent {
+    /// The file stands in the folder; said again whenever it had to be made again.
     Registered,
-    /// It could not be refreshed; it is tried again every second.
-    Failed(io::Error),
+    /// The file cannot be written; it is tried again every second. The text is for people.
+    Failed(String),
+    /// The file was removed, on purpose.
+    Removed,
+    /// The file was left in place at the end: another program keeps the same registration.
+    Left,
 }
 
 /// Why a registration is not made, or not taken back.
@@ -43,23 +47,24 @@ pub enum Kept {
 pub enum RegisterError {
     /// GoFrame escapes nothing, so what is written would be read as something else.
     #[error(
-        "the file registry cannot hold this registration, its file {file:?} would be read differently: no part may be empty, begin or end with a space, or hold '/' or '#', and there must be an endpoint"
+        "the file registry cannot hold this registration, its file {file:?} would be read as something else: \
+         no part may be empty or hold '/' or '#', and there must be an endpoint"
     )]
     NotWritable {
         /// The name that the file would have.
         file: String,
     },
     /// The file cannot be written.
-    #[error("{path} cannot be written: {error}", path = path.display())]
-    Write {
+    #[error("cannot register: {path} cannot be written: {error}", path = path.display())]
+    Refused {
         /// The file.
         path: PathBuf,
         /// Why.
         error: io::Error,
     },
     /// The file cannot be removed; it counts until its time is up.
-    #[error("{path} cannot be removed: {error}; it counts for 20 s more", path = path.display())]
-    Remove {
+    #[error("cannot remove {path} now ({error}); it counts for 20 s more", path = path.display())]
+    NotRemoved {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -70,54 +75,72 @@ pub enum RegisterError {
 /// Between two looks whether somebody removed the file.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Tells what we wrote from what others did: the file's number and its time of writing.
+type Stamp = (u64, SystemTime);
+
 /// Keeps a registration in the folder until `stop` is cancelled, then removes it. A file that somebody removes is made
-/// again within a second. Another program's file for the same name and endpoints is taken over, as between GoFrame programs.
+/// again within a second. Another program's file for the same name and endpoints is written over, as between GoFrame
+/// programs; it is not removed while the other one writes it, too.
 ///
 /// # Errors
 /// When the first writing fails, or the removal at the end. What fails in between goes to `events` and is tried again.
-pub async fn register(
-    registration: Registration,
-    stop: CancellationToken,
-    mut events: impl FnMut(Kept) + Send,
-) -> Result<(), RegisterError> {
-    let name = readable_name(&registration)?;
-    let path = registration.directory.join(&name);
-    write(&registration.directory, &path, &registration.metadata).map_err(|error| RegisterError::Write { path: path.clone(), error })?;
-    events(Kept::Registered);
+pub async fn register(registrant: Registrant, stop: CancellationToken, events: impl Fn(RegisterEvent)) -> Result<(), RegisterError> {
+    let path = registrant.directory.join(readable_name(&registrant)?);
+    let mut ours = match write(&registrant, &path) {
+        Ok(stamp) => stamp,
+        Err(error) => return Err(RegisterError::Refused { path, error }),
+    };
+    events(RegisterEvent::Registered);
     let mut refreshed = Instant::now();
-    let mut standing = true;
+    let (mut failing, mut shared) = (false, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = sleep(LOOK.min(registration.refresh)) => {}
+            () = sleep(LOOK.min(registrant.refresh)) => {}
         }
-        let there = path.symlink_metadata().is_ok();
-        if there && standing && refreshed.elapsed() < registration.refresh {
+        let found = stamp(&path);
+        if found.is_some() && !failing && refreshed.elapsed() < registrant.refresh {
             continue;
         }
-        match write(&registration.directory, &path, &registration.metadata) {
-            Ok(()) => {
+        shared = found.is_some_and(|found| found != ours);
+        match write(&registrant, &path) {
+            Ok(stamp) => {
                 refreshed = Instant::now();
-                if !there || !standing {
-                    events(Kept::Registered);
+                if found.is_none() || failing {
+                    events(RegisterEvent::Registered);
                 }
-                standing = true;
+                (ours, failing) = (stamp, false);
             }
             Err(error) => {
-                standing = false;
-                events(Kept::Failed(error));
+                failing = true;
+                events(RegisterEvent::Failed(format!("{} cannot be written: {error}", path.display())));
             }
         }
     }
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RegisterError::Remove { path, error }),
-        _ => Ok(()),
+    match stamp(&path) {
+        None => {}
+        Some(found) if shared || found != ours => {
+            events(RegisterEvent::Left);
+            return Ok(());
+        }
+        Some(_) => {
+            if let Err(error) = fs::remove_file(&path) {
+                return Err(RegisterError::NotRemoved { path, error });
+            }
+        }
     }
+    events(RegisterEvent::Removed);
+    Ok(())
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = path.symlink_metadata().ok()?;
+    Some((metadata.ino(), metadata.modified().ok()?))
 }
 
 /// The file's name, if it reads back as what it was made of.
-fn readable_name(registration: &Registration) -> Result<String, RegisterError> {
-    let Registration { head, id, endpoints, .. } = registration;
+fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
+    let Registrant { head, id, endpoints, .. } = registrant;
     let file = gsvc::file_name(head, id, endpoints);
     let read = gsvc::parse_file_name(file.as_bytes(), b"");
     let same = read.is_ok_and(|read| read.id == *id && read.endpoints == *endpoints && !endpoints.is_empty());
@@ -132,19 +155,19 @@ fn readable_name(registration: &Registration) -> Result<String, RegisterError> {
 ///
 /// It is made in a hidden folder of its own: GoFrame's readers scan every file of the folder, whatever its name, and fail
 /// at one they cannot read, but leave folders alone.
-fn write(directory: &Path, path: &Path, metadata: &Metadata) -> io::Result<()> {
+fn write(registrant: &Registrant, path: &Path) -> io::Result<Stamp> {
+    let Registrant { directory, metadata, .. } = registrant;
     // The mode that GoFrame gives it, less the umask.
     DirBuilder::new().recursive(true).mode(0o777).create(directory)?;
     let workshop = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
     DirBuilder::new().mode(0o700).create(&workshop)?;
     let file = workshop.join("registration");
     let content = gsvc::file_content(metadata, &jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string());
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&file)
-        .and_then(|mut open| open.write_all(content.as_bytes()))
-        .and_then(|()| fs::rename(&file, path));
+    let written = fs::write(&file, content).and_then(|()| {
+        let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
+        fs::rename(&file, path)?;
+        Ok(stamp)
+    });
     if written.is_err() {
         // What cannot be cleared away is hidden, and the error tells more than this one would.
         let _ = fs::remove_file(&file);

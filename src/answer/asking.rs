@@ -1,0 +1,210 @@
+//! One question on its way to its answer.
+
+use std::net::IpAddr;
+
+use super::message::Response;
+use super::record::{RRset, Record, SetBuilder};
+use super::table::Snapshot;
+use super::{Answerer, compile, full};
+use crate::name::{Name, Zone};
+use crate::wire::{ExtendedError, OWNER, Query, Transport, put_u32, rcode, rtype};
+
+/// A question in class IN, and what it is answered from.
+pub(super) struct Asking<'a> {
+    pub(super) answerer: &'a Answerer,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) query: &'a Query<'a>,
+    pub(super) transport: Transport,
+    pub(super) draw: u64,
+}
+
+/// Before the first list of a registry is complete.
+const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY, text: "no registry has been read yet" };
+/// A registry is away, or removals are held back.
+const STALE: ExtendedError = ExtendedError { code: ExtendedError::STALE_ANSWER, text: "registry away, last known data" };
+/// The same, for a name that is not known.
+const STALE_NAME: ExtendedError = ExtendedError { code: ExtendedError::STALE_NXDOMAIN, ..STALE };
+/// No instance has an address of its own.
+const HOSTS_ONLY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and forwarding is off" };
+
+/// The labels of the name server and of the version, in front of a zone.
+const NS: &[u8] = b"\x02ns";
+const VERSION: &[u8] = b"\x0bdns-version";
+
+impl Asking<'_> {
+    fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
+        self.answerer.put(response, self.query, self.transport, self.draw, out);
+    }
+
+    /// Answers for a name in a served zone.
+    pub(super) fn in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
+        let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
+        match owner {
+            b"" => return self.apex(zone, out),
+            NS => return self.name_server(zone, out),
+            VERSION => return self.version(zone, out),
+            _ => {}
+        }
+        let condition = self.answerer.condition.load();
+        if !condition.synced {
+            return self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
+        }
+        let stale = condition.stale || condition.holding > 0;
+        let error = stale.then_some(STALE);
+        if let Some(record) = self.ready(owner) {
+            return self.put_from_record(&record, false, zone, error, out);
+        }
+        let settings = &self.answerer.settings;
+        let labels: Vec<&[u8]> = zone.in_front(name).collect();
+        match full::resolve(self.snapshot, settings, &labels, |_| {}) {
+            full::Found::Absent => {
+                let soa = self.soa(zone.name().as_wire(), zone);
+                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale.then_some(STALE_NAME)), out);
+            }
+            full::Found::Empty => self.no_data(zone, error, out),
+            full::Found::Service(selection) => {
+                let bytes = compile::record(settings, selection.service, &selection.instances).build();
+                let record = Record::read(&bytes);
+                let nothing_else = record.srv().count == 0 && (selection.rfc2782 || record.a().count + record.aaaa().count == 0);
+                if self.query.qtype == rtype::TXT || self.query.qtype == rtype::ANY && nothing_else {
+                    return self.put_set(compile::txt(settings, &selection.instances), zone, error, out);
+                }
+                self.put_from_record(&record, selection.rfc2782, zone, error, out);
+            }
+        }
+    }
+
+    /// The ready-made record, where it has what is asked for.
+    fn ready(&self, owner: &[u8]) -> Option<Record<'_>> {
+        let record = Record::read(self.snapshot.record(owner)?);
+        match self.query.qtype {
+            rtype::TXT | rtype::ANY => None,
+            rtype::SRV if record.addresses_only() => None,
+            _ => Some(record),
+        }
+    }
+
+    fn put_from_record(&self, record: &Record<'_>, rfc2782: bool, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+        let (a, aaaa) = if rfc2782 { (RRset::EMPTY, RRset::EMPTY) } else { (record.a(), record.aaaa()) };
+        let set = match self.query.qtype {
+            rtype::A => a,
+            rtype::AAAA => aaaa,
+            rtype::SRV => record.srv(),
+            // RFC 8482 section 4.1: one RRset of those there are.
+            rtype::ANY => [a, aaaa, record.srv()].into_iter().find(|set| set.count > 0).unwrap_or(RRset::EMPTY),
+            _ => RRset::EMPTY,
+        };
+        if set.count > 0 {
+            return self.put(&Response::answer(set, error), out);
+        }
+        let hosts_only = matches!(self.query.qtype, rtype::A | rtype::AAAA) && record.hosts_only() && !rfc2782;
+        self.no_data(zone, if hosts_only { Some(HOSTS_ONLY) } else { error }, out);
+    }
+
+    fn put_set(&self, set: SetBuilder, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+        if set.units.is_empty() {
+            return self.no_data(zone, error, out);
+        }
+        let (octets, count) = set.build();
+        self.put(&Response::answer(RRset::of_units(&octets, count), error), out);
+    }
+
+    fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+        let soa = self.soa(zone.name().as_wire(), zone);
+        self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
+    }
+
+    /// The zone itself: SOA and NS, known before any registry is.
+    fn apex(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let Self { answerer: Answerer { settings, .. }, .. } = self;
+        let mut set = SetBuilder::default();
+        match self.query.qtype {
+            rtype::SOA | rtype::ANY => set.units.push((1, self.soa(&OWNER, zone), Vec::new())),
+            rtype::NS => {
+                let server = [NS, zone.name().as_wire()].concat();
+                compile::push_unweighted(&mut set, rtype::NS, settings.ttl, &server);
+                for (unit, address) in set.units.iter_mut().zip(&settings.listen) {
+                    compile::address_record(&mut unit.2, &server, settings.ttl, *address);
+                }
+            }
+            _ => {}
+        }
+        self.put_set(set, zone, None, out);
+    }
+
+    /// `ns.<zone>`: where we listen.
+    fn name_server(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let Self { answerer: Answerer { settings, .. }, .. } = self;
+        let mut set = SetBuilder::default();
+        for address in &settings.listen {
+            let mut record = Vec::new();
+            compile::address_record(&mut record, &OWNER, settings.ttl, *address);
+            let asked = match address {
+                IpAddr::V4(_) => rtype::A,
+                IpAddr::V6(_) => rtype::AAAA,
+            };
+            if matches!(self.query.qtype, qtype if qtype == asked || qtype == rtype::ANY) {
+                set.units.push((1, record, Vec::new()));
+            }
+        }
+        self.put_set(set, zone, None, out);
+    }
+
+    /// `dns-version.<zone>`: who answers here.
+    fn version(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let mut set = SetBuilder::default();
+        if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
+            let mut data = Vec::new();
+            compile::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
+            compile::push_unweighted(&mut set, rtype::TXT, self.answerer.settings.ttl, &data);
+        }
+        self.put_set(set, zone, None, out);
+    }
+
+    /// Answers for the reverse name of an address, if it is registered; it is then an apex of its own.
+    pub(super) fn reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
+        let settings = &self.answerer.settings;
+        // Every machine has its own loopback: no registry can name it.
+        if address.is_loopback() {
+            return false;
+        }
+        let set = compile::ptr(settings, address, self.snapshot.at_address(address));
+        if set.units.is_empty() {
+            return false;
+        }
+        let condition = self.answerer.condition.load();
+        let error = (condition.stale || condition.holding > 0).then_some(STALE);
+        if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
+            let (octets, count) = set.build();
+            self.put(&Response::answer(RRset::of_units(&octets, count), error), out);
+        } else {
+            let soa = self.soa(&OWNER, settings.zones.first());
+            let answer = [(1, soa.clone(), Vec::new())].into();
+            if self.query.qtype == rtype::SOA {
+                self.put_set(SetBuilder { units: answer }, settings.zones.first(), error, out);
+            } else {
+                self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
+            }
+        }
+        true
+    }
+
+    /// A SOA record (RFC 1035 section 3.3.13); its TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
+    fn soa(&self, owner: &[u8], zone: &Zone) -> Vec<u8> {
+        let apex = zone.name().as_wire();
+        let mut data = Vec::with_capacity(2 * apex.len() + 36);
+        data.extend_from_slice(NS);
+        data.extend_from_slice(apex);
+        data.extend_from_slice(b"\x0ahostmaster");
+        data.extend_from_slice(apex);
+        put_u32(&mut data, self.answerer.serial(self.snapshot));
+        let negative_ttl = self.answerer.settings.negative_ttl;
+        // Refresh, retry and expire are for secondaries, which there are none of.
+        for seconds in [3600, 600, 86400, negative_ttl] {
+            put_u32(&mut data, seconds);
+        }
+        let mut record = Vec::with_capacity(owner.len() + 10 + data.len());
+        compile::put_record(&mut record, owner, rtype::SOA, negative_ttl, &data);
+        record
+    }
+}

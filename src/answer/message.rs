@@ -1,0 +1,135 @@
+//! A response message, put together from ready-made pieces.
+
+use super::Answers;
+use super::record::RRset;
+use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode};
+
+/// What a response says, before it is known what fits.
+#[derive(Debug)]
+pub(super) struct Response<'a> {
+    /// The response code; its upper bits go into OPT.
+    pub(super) rcode: u16,
+    /// Whether it comes from a zone served here.
+    pub(super) authoritative: bool,
+    /// The answer section.
+    pub(super) answers: RRset<'a>,
+    /// The authority section's SOA; empty for none.
+    pub(super) authority: &'a [u8],
+    /// An extended error, told to those who speak EDNS.
+    pub(super) error: Option<ExtendedError>,
+}
+
+impl<'a> Response<'a> {
+    /// A response without records, from outside the zones.
+    pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
+        Self { rcode, authoritative: false, answers: RRset::EMPTY, authority: &[], error }
+    }
+
+    /// An authoritative answer.
+    pub(super) fn answer(answers: RRset<'a>, error: Option<ExtendedError>) -> Self {
+        Self { rcode: rcode::NOERROR, authoritative: true, answers, authority: &[], error }
+    }
+
+    /// An authoritative answer that there is nothing, or no such name (RFC 2308 section 2).
+    pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
+        Self { rcode, authoritative: true, answers: RRset::EMPTY, authority: soa, error }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    /// Records of the answer section.
+    pub(super) answers: usize,
+    /// Whether records were left out, for want of room or by the setting.
+    pub(super) cut: bool,
+}
+
+/// The largest response to this query, octets (RFC 6891 section 6.2.5).
+pub(super) fn limit(query: &Query<'_>, transport: Transport) -> usize {
+    match (transport, query.edns) {
+        (Transport::Tcp, _) => wire::TCP_MAX,
+        (Transport::Udp, None) => wire::UDP_PLAIN,
+        (Transport::Udp, Some(edns)) => usize::from(edns.payload).clamp(wire::UDP_PLAIN, wire::UDP_MAX),
+    }
+}
+
+/// Writes the response to `query` into `out`, which is empty.
+///
+/// As many records as fit, in an order drawn by weight. When not all do, TC says so over UDP, and the OPT and what fits
+/// stay: stubs without TCP still have addresses. Glue takes what room is left and never causes TC (RFC 2181 section 9).
+pub(super) fn write(
+    response: &Response<'_>,
+    query: &Query<'_>,
+    transport: Transport,
+    answers: Answers,
+    draw: u64,
+    out: &mut Vec<u8>,
+) -> Written {
+    let Response { rcode, authoritative, answers: set, authority, error } = response;
+    let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
+    let room = limit(query, transport).saturating_sub(opt);
+    header(query, *rcode, *authoritative, out);
+
+    let wanted = match answers {
+        Answers::Count(most) => set.count.min(usize::from(most.get())),
+        Answers::All | Answers::Fit => set.count,
+    };
+    let space = room.saturating_sub(out.len());
+    let all = wanted == set.count && set.octets(space) <= space;
+    let order = set.order(all, draw);
+    let mut put = Vec::new();
+    for index in order.take(wanted) {
+        let (record, glue) = set.unit(index);
+        if out.len() + record.len() > room {
+            break;
+        }
+        out.extend_from_slice(record);
+        put.push(glue);
+    }
+    let written = Written { answers: put.len(), cut: put.len() < set.count };
+    let truncated = put.len() < wanted && transport == Transport::Udp && answers != Answers::Fit;
+    let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
+    out.extend_from_slice(authority);
+    let mut additional = put_glue(&put, room, out);
+    if query.edns.is_some() {
+        put_opt(out, *rcode, query.edns.is_some_and(|edns| edns.dnssec_ok), *error);
+        additional += 1;
+    }
+
+    if truncated {
+        out[2] |= flags::TC.to_be_bytes()[0];
+    }
+    for (at, count) in [(6, put.len()), (8, usize::from(!authority.is_empty())), (10, additional)] {
+        // A message has at most 65,535 octets, so fewer records.
+        out[at..at + 2].copy_from_slice(&u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes());
+    }
+    written
+}
+
+/// Writes the header and echoes the question octet for octet, its letters' case included.
+fn header(query: &Query<'_>, rcode: u16, authoritative: bool, out: &mut Vec<u8>) {
+    let echoed = query.flags & (flags::OPCODE | flags::RD | flags::CD);
+    let authoritative = if authoritative { flags::AA } else { 0 };
+    put_u16(out, query.id);
+    put_u16(out, flags::QR | echoed | authoritative | rcode & 0xF);
+    put_u16(out, u16::from(!query.question.is_empty()));
+    out.resize(HEADER, 0);
+    out.extend_from_slice(query.question);
+}
+
+/// Appends each glue record once, as long as there is room; returns how many.
+fn put_glue(glue: &[&[u8]], room: usize, out: &mut Vec<u8>) -> usize {
+    let mut seen = std::collections::HashSet::new();
+    let mut count = 0;
+    for record in glue.iter().filter(|record| !record.is_empty()) {
+        if out.len() + record.len() > room {
+            break;
+        }
+        if glue.len() == 1 || seen.insert(*record) {
+            out.extend_from_slice(record);
+            count += 1;
+        }
+    }
+    count
+}

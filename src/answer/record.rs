@@ -1,0 +1,290 @@
+//! One owner's RRsets as ready-made octets, and how records are chosen from them.
+//!
+//! Every record's owner is the pointer to the question (`C0 0C`); SRV targets and glue owners are written whole (RFC 2782
+//! forbids compressing a target), so that records are cut and reordered without patching.
+
+use crate::wire::u16_at;
+
+/// Where nothing more can be chosen than the records there are, in what order they are put.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// From `start` on, around the records that have a weight, then those that have none.
+    Around {
+        /// The first.
+        start: usize,
+        /// Records with a weight; they stand first.
+        live: usize,
+        /// All records.
+        count: usize,
+        /// Records put so far.
+        at: usize,
+    },
+    /// A weighted sample.
+    Sampled(std::vec::IntoIter<u32>),
+}
+
+impl Iterator for Order {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        match self {
+            Self::Around { start, live, count, at } => {
+                let index = match *at {
+                    at if at < *live - *start => *start + at,
+                    at if at < *live => at - (*live - *start),
+                    at if at < *count => at,
+                    _ => return None,
+                };
+                *at += 1;
+                Some(index)
+            }
+            Self::Sampled(order) => order.next().map(|index| index as usize),
+        }
+    }
+}
+
+/// One RRset of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RRset<'a> {
+    /// Number of records.
+    pub(super) count: usize,
+    /// Running sums of the weights, four octets each, where weights differ; records of weight 0 stand last.
+    weights: Option<&'a [u8]>,
+    /// Octets of a record where all have the same, else 0.
+    stride: usize,
+    /// Where each unit starts, four octets each; none where there is one unit only or a stride.
+    offsets: &'a [u8],
+    /// The records; without a stride, each followed by its glue.
+    units: &'a [u8],
+}
+
+impl<'a> RRset<'a> {
+    /// A set without records.
+    pub(super) const EMPTY: Self = Self { count: 0, weights: None, stride: 0, offsets: &[], units: &[] };
+
+    /// The set that [`SetBuilder::build`] made of records of equal weight.
+    pub(super) fn of_units(octets: &'a [u8], count: usize) -> Self {
+        let (offsets, units) = octets.split_at(if count > 1 { (4 * count).min(octets.len()) } else { 0 });
+        Self { count, weights: None, stride: 0, offsets, units }
+    }
+
+    /// The record at `index` and its glue.
+    pub(super) fn unit(&self, index: usize) -> (&'a [u8], &'a [u8]) {
+        if self.stride > 0 {
+            return (&self.units[index * self.stride..(index + 1) * self.stride], &[]);
+        }
+        let start = u32_at(self.offsets, index).unwrap_or(0);
+        let end = u32_at(self.offsets, index + 1).unwrap_or(self.units.len());
+        let unit = &self.units[start..end];
+        // Owner pointer, type, class, TTL, then the length of the data.
+        unit.split_at(12 + usize::from(u16_at(unit, 10).unwrap_or(0)))
+    }
+
+    /// Octets of all records without glue, counted no further than past `limit`.
+    pub(super) fn octets(&self, limit: usize) -> usize {
+        if self.stride > 0 {
+            return self.stride * self.count;
+        }
+        let mut octets = 0;
+        for index in 0..self.count {
+            octets += self.unit(index).0.len();
+            if octets > limit {
+                break;
+            }
+        }
+        octets
+    }
+
+    /// The order in which to put records. `all` says that every one will be: then the first place alone is drawn, in
+    /// proportion to weight; else the order is a weighted sample without replacement.
+    pub(super) fn order(&self, all: bool, draw: u64) -> Order {
+        let count = self.count;
+        let Some(weights) = self.weights else {
+            let start = usize::try_from(draw % (count.max(1) as u64)).unwrap_or(0);
+            return Order::Around { start, live: count, count, at: 0 };
+        };
+        let total = u32_at(weights, count - 1).unwrap_or(0);
+        let sum = |index: usize| u32_at(weights, index).unwrap_or(0);
+        if all {
+            let ticket = usize::try_from(draw % (total.max(1) as u64)).unwrap_or(0);
+            let live = partition(count, |index| sum(index) < total) + 1;
+            let start = partition(live, |index| sum(index) <= ticket);
+            return Order::Around { start, live, count, at: 0 };
+        }
+        // Efraimidis and Spirakis (2006): the k largest of u^(1/w) are a sample without replacement by weight.
+        let mut random = fastrand::Rng::with_seed(draw);
+        let mut keyed: Vec<(f64, u32)> = (0..count)
+            .zip(0u32..)
+            .map(|(index, number)| {
+                let weight = sum(index) - index.checked_sub(1).map_or(0, sum);
+                #[expect(clippy::cast_precision_loss, reason = "a weight has 16 bits, a sum 32")]
+                let key = if weight == 0 { -1.0 - random.f64() } else { random.f64().powf(1.0 / weight as f64) };
+                (key, number)
+            })
+            .collect();
+        keyed.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        Order::Sampled(keyed.into_iter().map(|(_, index)| index).collect::<Vec<_>>().into_iter())
+    }
+}
+
+/// The first index of `0..count` for which `below` does not hold; it holds for a prefix.
+fn partition(count: usize, below: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low.midpoint(high);
+        if below(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
+}
+
+fn u32_at(bytes: &[u8], index: usize) -> Option<usize> {
+    let start = index * 4;
+    let quad = bytes.get(start..start + 4)?;
+    Some(u32::from_be_bytes([quad[0], quad[1], quad[2], quad[3]]) as usize)
+}
+
+/// What one owner has: its addresses, its services with their glue, and what its other types need.
+///
+/// Octets: flags, then for each of A, AAAA and SRV a count of two octets, then the three sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a> {
+    flags: u8,
+    sets: [RRset<'a>; 3],
+}
+
+/// Other types than addresses are not in the record.
+const ADDRESSES_ONLY: u8 = 1;
+/// Instances are known by host names only, whose addresses are not known.
+const HOSTS_ONLY: u8 = 2;
+/// The first of three bits: the set's weights differ.
+const WEIGHTED: u8 = 4;
+
+const STRIDES: [usize; 3] = [16, 28, 0];
+
+impl<'a> Record<'a> {
+    /// Reads what [`RecordBuilder::build`] wrote.
+    pub(super) fn read(bytes: &'a [u8]) -> Self {
+        let flags = bytes.first().copied().unwrap_or(0);
+        let mut sets = [RRset::EMPTY; 3];
+        let mut rest = bytes.get(7..).unwrap_or_default();
+        for (number, set) in sets.iter_mut().enumerate() {
+            let count = usize::from(u16_at(bytes, 1 + 2 * number).unwrap_or(0));
+            if count == 0 {
+                continue;
+            }
+            let stride = STRIDES[number];
+            let weights = (flags & (WEIGHTED << number) != 0).then(|| take(&mut rest, 4 * count));
+            let offsets = if stride == 0 && count > 1 { take(&mut rest, 4 * count) } else { &[] };
+            let octets = if stride == 0 { rest.len() } else { stride * count };
+            *set = RRset { count, weights, stride, offsets, units: take(&mut rest, octets) };
+        }
+        Self { flags, sets }
+    }
+
+    /// The A RRset.
+    pub(super) fn a(&self) -> RRset<'a> {
+        self.sets[0]
+    }
+
+    /// The AAAA RRset.
+    pub(super) fn aaaa(&self) -> RRset<'a> {
+        self.sets[1]
+    }
+
+    /// The SRV RRset, each record with its glue.
+    pub(super) fn srv(&self) -> RRset<'a> {
+        self.sets[2]
+    }
+
+    /// Whether types other than A and AAAA must be asked of the full path.
+    pub(super) fn addresses_only(&self) -> bool {
+        self.flags & ADDRESSES_ONLY != 0
+    }
+
+    /// Whether every instance is known by a host name, and no address of one is known.
+    pub(super) fn hosts_only(&self) -> bool {
+        self.flags & HOSTS_ONLY != 0
+    }
+}
+
+fn take<'a>(rest: &mut &'a [u8], octets: usize) -> &'a [u8] {
+    let (taken, left) = rest.split_at(octets.min(rest.len()));
+    *rest = left;
+    taken
+}
+
+/// A set of records on the way to its octets.
+#[derive(Debug, Default)]
+pub(super) struct SetBuilder {
+    /// Weight, record, glue.
+    pub(super) units: Vec<(u32, Vec<u8>, Vec<u8>)>,
+}
+
+impl SetBuilder {
+    /// The octets of a set whose records have no weight, and how many they are: see [`RRset::of_units`].
+    pub(super) fn build(mut self) -> (Vec<u8>, usize) {
+        let count = self.units.len();
+        for unit in &mut self.units {
+            unit.0 = 1;
+        }
+        let mut out = Vec::new();
+        self.write(true, &mut out);
+        (out, count)
+    }
+
+    /// Appends weights, offsets and units; says whether weights differ.
+    fn write(mut self, offsets: bool, out: &mut Vec<u8>) -> bool {
+        let weighted = self.units.windows(2).any(|pair| pair[0].0 != pair[1].0);
+        if weighted {
+            // Stable: records keep their order but for those of weight 0, which stand last.
+            self.units.sort_by_key(|(weight, ..)| *weight == 0);
+            let mut sum = 0u32;
+            for (weight, ..) in &self.units {
+                sum = sum.saturating_add(*weight);
+                out.extend_from_slice(&sum.to_be_bytes());
+            }
+        }
+        if offsets && self.units.len() > 1 {
+            let mut start = 0;
+            for (_, record, glue) in &self.units {
+                out.extend_from_slice(&u32::try_from(start).unwrap_or(u32::MAX).to_be_bytes());
+                start += record.len() + glue.len();
+            }
+        }
+        for (_, record, glue) in &self.units {
+            out.extend_from_slice(record);
+            out.extend_from_slice(glue);
+        }
+        weighted
+    }
+}
+
+/// Builds a record's octets.
+#[derive(Debug, Default)]
+pub(super) struct RecordBuilder {
+    pub(super) a: SetBuilder,
+    pub(super) aaaa: SetBuilder,
+    pub(super) srv: SetBuilder,
+    pub(super) addresses_only: bool,
+    pub(super) hosts_only: bool,
+}
+
+impl RecordBuilder {
+    /// The octets that [`Record::read`] reads.
+    pub(super) fn build(self) -> Vec<u8> {
+        let Self { a, aaaa, srv, addresses_only, hosts_only } = self;
+        let mut out = vec![0; 7];
+        let mut flags = if addresses_only { ADDRESSES_ONLY } else { 0 } | if hosts_only { HOSTS_ONLY } else { 0 };
+        for (number, mut set) in [a, aaaa, srv].into_iter().enumerate() {
+            // More would not fit any message; the catalog caps instances far below.
+            set.units.truncate(usize::from(u16::MAX));
+            let count = u16::try_from(set.units.len()).unwrap_or(u16::MAX);
+            out[1 + 2 * number..3 + 2 * number].copy_from_slice(&count.to_be_bytes());
+            if set.write(STRIDES[number] == 0, &mut out) {
+                flags |= WEIGHTED << number;
+            }
+        }
+        out[0] = flags;
+        out
+    }
+}

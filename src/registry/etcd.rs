@@ -1,1 +1,0 @@
-//! etcd, followed by a supervisor.

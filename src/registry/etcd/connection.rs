@@ -1,0 +1,223 @@
+//! One client of one endpoint, and which endpoint is next.
+
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, TlsOptions};
+use tokio::time::{Instant, timeout};
+
+use super::change::revision;
+use super::failure::{AUTH_OFF, Failure, Kind};
+use super::{HEADS, Settings, Tls};
+
+/// Largest message that is accepted, in octets. The library's 4 MiB fail for good at some 43,000 listed keys, and at a
+/// catch-up of 1,000 revisions of any size, since etcd sends those as one message.
+pub(super) const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// A connection to one member, for everything but the watch.
+///
+/// One member only: the library's balancer goes on sending calls to a member that is down.
+pub(super) struct Connection {
+    pub(super) kv: KvClient,
+    pub(super) lease: LeaseClient,
+    request_timeout: Duration,
+}
+
+/// Where a store stands, by a read that a quorum agreed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The cluster's id. A wiped store has another one, unless it was made with the same flags.
+    pub(super) cluster: u64,
+    /// The store's revision.
+    pub(super) revision: u64,
+}
+
+impl Connection {
+    pub(super) async fn open(settings: &Settings, endpoint: &str) -> Result<Self, Failure> {
+        let client = connect(settings, endpoint).await?;
+        Ok(Self {
+            kv: client.kv_client().max_decoding_message_size(MAX_MESSAGE),
+            lease: client.lease_client(),
+            request_timeout: settings.timings.request_timeout,
+        })
+    }
+
+    /// Asks where the store stands, and whether every prefix may be read: a list that breaks off for want of permission
+    /// would be begun in vain.
+    pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<Standing, Failure> {
+        let mut standing = Standing { cluster: 0, revision: 0 };
+        for prefix in prefixes {
+            let doing = format!("read {}", prefix.start());
+            let options = GetOptions::new().with_range(prefix.end()).with_limit(1).with_keys_only();
+            let mut kv = self.kv.clone();
+            let answer = limited(&doing, self.request_timeout, kv.get(prefix.start(), Some(options))).await?;
+            let header = answer.header().ok_or_else(|| Failure::new(Kind::Connection, format!("cannot {doing}: no header")))?;
+            standing = Standing { cluster: header.cluster_id(), revision: revision(header.revision()) };
+        }
+        Ok(standing)
+    }
+}
+
+/// Connects to one endpoint and, where there is a user, logs in.
+pub(super) async fn connect(settings: &Settings, endpoint: &str) -> Result<Client, Failure> {
+    if endpoint.contains(['/', '@']) {
+        let text = "an endpoint is host:port, without a scheme, a user or a path".to_owned();
+        return Err(Failure::new(Kind::Settings, text));
+    }
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{endpoint}");
+    let anonymous = options(settings).await?;
+    let options = match (&settings.username, &settings.password) {
+        (Some(user), Some(password)) => anonymous.clone().with_user(user, password.expose()),
+        _ => anonymous.clone(),
+    };
+    // Without a user this does not touch the network yet. Boxed: the library's future is 17 KB.
+    let attempt = |options| limited("connect", settings.timings.dial_timeout, Box::pin(Client::connect([&url], Some(options))));
+    match attempt(options).await {
+        Err(failure) if failure.text.contains(AUTH_OFF) => attempt(anonymous).await,
+        result => result,
+    }
+}
+
+async fn options(settings: &Settings) -> Result<ConnectOptions, Failure> {
+    let timings = &settings.timings;
+    let options = ConnectOptions::new()
+        .with_connect_timeout(timings.dial_timeout)
+        .with_keep_alive(timings.keepalive_interval, timings.keepalive_timeout)
+        .with_keep_alive_while_idle(true)
+        // A member that lost its cluster says so instead of falling silent.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    Ok(match &settings.tls {
+        Some(tls) => options.with_tls(tls_options(tls).await?),
+        None => options,
+    })
+}
+
+async fn tls_options(tls: &Tls) -> Result<TlsOptions, Failure> {
+    let Tls { ca_file, cert_file, key_file, server_name } = tls;
+    let mut options = match ca_file {
+        Some(file) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(file).await?)),
+        None => TlsOptions::new().with_enabled_roots(),
+    };
+    match (cert_file, key_file) {
+        (Some(cert), Some(key)) => options = options.identity(Identity::from_pem(read(cert).await?, read(key).await?)),
+        (None, None) => {}
+        _ => return Err(Failure::new(Kind::Settings, "a client certificate needs its key, and a key its certificate: name both files")),
+    }
+    Ok(match server_name {
+        Some(name) => options.domain_name(name),
+        None => options,
+    })
+}
+
+async fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    tokio::fs::read(file).await.map_err(|error| Failure::new(Kind::Settings, format!("cannot read {}: {error}", file.display())))
+}
+
+/// Waits for a call of the client library, but not for ever.
+pub(super) async fn limited<T>(
+    doing: &str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, Failure> {
+    match timeout(limit, call).await {
+        Ok(result) => result.map_err(|error| Failure::of(doing, &error)),
+        Err(_) => Err(Failure::late(doing, limit)),
+    }
+}
+
+/// All keys below one head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prefix(String);
+
+impl Prefix {
+    /// Prefixes of these heads, or of GoFrame's own where none is named; each once.
+    pub(super) fn of(heads: &[String]) -> Vec<Self> {
+        let mut prefixes: Vec<Self> = Vec::with_capacity(heads.len().max(HEADS.len()));
+        let named = heads.iter().map(|head| head.trim_matches('/')).filter(|head| !head.is_empty());
+        for head in named {
+            let prefix = Self(format!("/{head}/"));
+            if !prefixes.contains(&prefix) {
+                prefixes.push(prefix);
+            }
+        }
+        if prefixes.is_empty() {
+            prefixes.extend(HEADS.map(|head| Self(format!("/{head}/"))));
+        }
+        prefixes
+    }
+
+    /// The first key that could stand below the head, `/service/`.
+    pub(super) fn start(&self) -> &str {
+        &self.0
+    }
+
+    /// The first key behind them, `/service0`: `0` follows `/`.
+    pub(super) fn end(&self) -> String {
+        format!("{}0", self.0.trim_end_matches('/'))
+    }
+}
+
+/// The members, and when each failed last.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    members: Vec<(String, Option<Instant>)>,
+}
+
+impl Endpoints {
+    /// In random order, so that many followers spread over the members.
+    pub(super) fn new(endpoints: &[String]) -> Self {
+        let mut members: Vec<_> = endpoints.iter().map(|endpoint| (endpoint.clone(), None)).collect();
+        fastrand::shuffle(&mut members);
+        Self { members }
+    }
+
+    /// The next to try: one that has not failed, or else the one whose failure is longest ago.
+    pub(super) fn choose(&self) -> Option<String> {
+        self.members.iter().min_by_key(|(_, failed)| *failed).map(|(endpoint, _)| endpoint.clone())
+    }
+
+    /// Remembers that this one is fine, or failed just now.
+    pub(super) fn note(&mut self, endpoint: &str, failed: Option<Instant>) {
+        for (member, last) in &mut self.members {
+            if member == endpoint {
+                *last = failed;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_covers_its_head_and_no_other() {
+        let prefixes = Prefix::of(&["service".to_owned(), "/services/".to_owned(), "service".to_owned()]);
+        let ranges: Vec<_> = prefixes.iter().map(|prefix| (prefix.start().to_owned(), prefix.end())).collect();
+        let own = |text: &str| text.to_owned();
+        assert_eq!(ranges, [(own("/service/"), own("/service0")), (own("/services/"), own("/services0"))]);
+        assert_eq!(Prefix::of(&[]), prefixes);
+    }
+
+    #[test]
+    fn the_member_whose_failure_is_longest_ago_is_next() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let mut endpoints = Endpoints::new(&names);
+        let start = Instant::now();
+        let mut tried = Vec::new();
+        for second in 0..3 {
+            let next = endpoints.choose().unwrap();
+            endpoints.note(&next, Some(start + Duration::from_secs(second)));
+            tried.push(next);
+        }
+        let mut all = tried.clone();
+        all.sort();
+        assert_eq!(all, names);
+        assert_eq!(endpoints.choose().as_ref(), Some(&tried[0]));
+        endpoints.note(&tried[2], None);
+        assert_eq!(endpoints.choose().as_ref(), Some(&tried[2]));
+        assert_eq!(Endpoints::new(&[]).choose(), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! The one way in which svcdns writes to a registry: a person asked for it.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use super::backoff::Backoff;
+use super::connection::{Connection, Endpoints, limited};
+use super::failure::{Failure, Kind};
+
+/// What happens to a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegisterEvent {
+    /// The key stands in the store, on this lease; said again whenever it had to be put again.
+    Registered {
+        /// etcd's id of the lease.
+        lease: i64,
+    },
+    /// The store cannot be reached or refuses; it is tried again. The text is for people and holds no secret.
+    Failed(String),
+    /// The key was removed, on purpose.
+    Removed,
+}
+
+/// Why a registration ended other than by being removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// The first attempt was refused in a way that trying again does not help.
+    #[error("cannot register {key}: {reason}")]
+    Refused {
+        /// The key.
+        key: String,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store could not be reached at the end; the key goes with its lease.
+    #[error("cannot remove {key} now ({reason}); it goes by itself within {seconds} s")]
+    NotRemoved {
+        /// The key.
+        key: String,
+        /// What went wrong.
+        reason: String,
+        /// The lease's time to live, in seconds.
+        seconds: u64,
+    },
+}
+
+/// Attempts to remove the key at the end, over the members in turn; together they take one request's time.
+const REMOVALS: u32 = 3;
+
+/// The longest time to live that etcd grants, in seconds.
+const LONGEST_TTL: u64 = 9_000_000_000;
+
+/// Puts a key on a lease of `ttl` (rounded up to whole seconds; the store may grant longer) and keeps it alive until
+/// `stop`; then removes the key. It is put again when the lease was lost, or the key is missing: after an outage, a wipe,
+/// a restore, or a deletion by hand. A key that someone else has put since is left alone.
+///
+/// The key is deleted while its lease still exists, and the lease left to lapse, as GoFrame does: so followers can tell
+/// it from an expiry.
+///
+/// # Errors
+/// When the first attempt is refused for good, or the key could not be removed at the end.
+pub async fn register(
+    settings: &Settings,
+    key: &str,
+    value: &str,
+    ttl: Duration,
+    stop: CancellationToken,
+    events: impl Fn(RegisterEvent),
+) -> Result<(), RegisterError> {
+    let settings = &settings.clone().bounded();
+    let mut registrant = Registrant {
+        settings,
+        key,
+        value,
+        ttl: ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).clamp(1, LONGEST_TTL),
+        lease: None,
+        endpoints: Endpoints::new(&settings.endpoints),
+        events,
+    };
+    let mut backoff = Backoff::new(settings.timings.backoff_min, settings.timings.backoff_max);
+    let mut ever = false;
+    loop {
+        let mut good_since = None;
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            Err(failure) = registrant.keep(&mut good_since) => Some(failure),
+        };
+        let Some(failure) = ended else { return registrant.remove().await };
+        ever |= good_since.is_some();
+        if !ever && matches!(failure.kind, Kind::Permission | Kind::Login | Kind::Settings) {
+            return Err(RegisterError::Refused { key: key.to_owned(), reason: registrant.hidden(&failure.text) });
+        }
+        (registrant.events)(RegisterEvent::Failed(registrant.hidden(&failure.text)));
+        if good_since.is_some_and(|since: Instant| since.elapsed() >= settings.timings.healthy_after) {
+            backoff.reset();
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sleep(backoff.next()) => {}
+        }
+    }
+}
+
+struct Registrant<'a, F> {
+    settings: &'a Settings,
+    key: &'a str,
+    value: &'a str,
+    /// Time to live, in seconds.
+    ttl: u64,
+    /// The lease that the key hangs on; none before the first, and after it was lost.
+    lease: Option<i64>,
+    endpoints: Endpoints,
+    events: F,
+}
+
+impl<F: Fn(RegisterEvent)> Registrant<'_, F> {
+    /// Connects, and keeps the key in the store until something fails.
+    async fn keep(&mut self, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
+        let endpoint = self.endpoints.choose().ok_or_else(|| Failure::new(Kind::Settings, "no endpoint is configured"))?;
+        let Err(mut failure) = self.keep_at(&endpoint, good_since).await;
+        failure.text = format!("etcd at {endpoint}: {}", failure.text);
+        self.endpoints.note(&endpoint, Some(Instant::now()));
+        Err(failure)
+    }
+
+    async fn keep_at(&mut self, endpoint: &str, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
+        let connection = Connection::open(self.settings, endpoint).await?;
+        loop {
+            let lease = match self.lease {
+                Some(lease) => lease,
+                None => self.put(&connection).await?,
+            };
+            good_since.get_or_insert_with(Instant::now);
+            self.endpoints.note(endpoint, None);
+            // Returns where the lease is lost, with the connection still good.
+            self.keep_alive(&connection, lease).await?;
+            self.lease = None;
+        }
+    }
+
+    /// Puts the key on a new lease.
+    async fn put(&mut self, connection: &Connection) -> Result<i64, Failure> {
+        let limit = self.settings.timings.request_timeout;
+        let ttl = i64::try_from(self.ttl).unwrap_or(i64::MAX);
+        let granted = limited("get a lease", limit, connection.lease.clone().grant(ttl, None)).await?;
+        let lease = granted.id();
+        // Known before the put: should its answer get lost, the key is still looked after, and removed at the end.
+        self.lease = Some(lease);
+        let options = PutOptions::new().with_lease(lease);
+        limited(&format!("put {}", self.key), limit, connection.kv.clone().put(self.key, self.value, Some(options))).await?;
+        (self.events)(RegisterEvent::Registered { lease });
+        Ok(lease)
+    }
+
+    /// Renews the lease three times in its life, and looks after the key each time; returns when the lease is lost.
+    async fn keep_alive(&mut self, connection: &Connection, lease: i64) -> Result<(), Failure> {
+        let every = Duration::from_secs(self.ttl) / 3;
+        let limit = self.settings.timings.request_timeout;
+        let Some((mut keeper, mut answers)) = renewal(connection, lease, limit).await? else { return Ok(()) };
+        loop {
+            let next = Instant::now() + every;
+            self.look_after(connection, lease).await?;
+            sleep_until(next).await;
+            if !renew(&mut keeper, &mut answers, Instant::now() + limit.min(Duration::from_secs(self.ttl))).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts the key again where it is missing.
+    async fn look_after(&self, connection: &Connection, lease: i64) -> Result<(), Failure> {
+        let put = TxnOp::put(self.key, self.value, Some(PutOptions::new().with_lease(lease)));
+        let txn = Txn::new().when([Compare::version(self.key, CompareOp::Equal, 0)]).and_then([put]);
+        let limit = self.settings.timings.request_timeout;
+        let done = limited(&format!("look after {}", self.key), limit, connection.kv.clone().txn(txn)).await?;
+        if done.succeeded() {
+            (self.events)(RegisterEvent::Registered { lease });
+        }
+        Ok(())
+    }
+
+    /// Deletes the key where it is still ours, and leaves the lease to lapse.
+    async fn remove(&mut self) -> Result<(), RegisterError> {
+        let Some(lease) = self.lease else { return Ok(()) };
+        let limit = self.settings.timings.request_timeout / REMOVALS;
+        let mut reason = String::new();
+        for _ in 0..REMOVALS {
+            let Some(endpoint) = self.endpoints.choose() else { break };
+            let removed = timeout(limit, self.remove_at(&endpoint, lease)).await;
+            match removed.unwrap_or_else(|_| Err(Failure::late("delete the key", limit))) {
+                Ok(()) => {
+                    (self.events)(RegisterEvent::Removed);
+                    return Ok(());
+                }
+                Err(failure) => {
+                    reason = self.hidden(&format!("etcd at {endpoint}: {}", failure.text));
+                    self.endpoints.note(&endpoint, Some(Instant::now()));
+                }
+            }
+            sleep(self.settings.timings.backoff_min).await;
+        }
+        Err(RegisterError::NotRemoved { key: self.key.to_owned(), reason, seconds: self.ttl })
+    }
+
+    async fn remove_at(&self, endpoint: &str, lease: i64) -> Result<(), Failure> {
+        let connection = Connection::open(self.settings, endpoint).await?;
+        let ours = Compare::lease(self.key, CompareOp::Equal, lease);
+        let txn = Txn::new().when([ours]).and_then([TxnOp::delete(self.key, None)]);
+        limited(&format!("delete {}", self.key), self.settings.timings.request_timeout, connection.kv.clone().txn(txn)).await?;
+        Ok(())
+    }
+
+    fn hidden(&self, text: &str) -> String {
+        self.settings.password.as_ref().map_or_else(|| text.to_owned(), |password| password.hide_in(text))
+    }
+}
+
+/// Begins to renew a lease; none where it no longer exists.
+async fn renewal(connection: &Connection, lease: i64, limit: Duration) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, Failure> {
+    match timeout(limit, connection.lease.clone().keep_alive(lease)).await {
+        Ok(Ok(renewal)) => Ok(Some(renewal)),
+        // The library's own word for an answer with no time to live.
+        Ok(Err(etcd_client::Error::LeaseKeepAliveError(_))) => Ok(None),
+        Ok(Err(error)) => Err(Failure::of("renew the lease", &error)),
+        Err(_) => Err(Failure::late("renew the lease", limit)),
+    }
+}
+
+/// Renews the lease once; false where it no longer exists.
+async fn renew(keeper: &mut LeaseKeeper, answers: &mut LeaseKeepAliveStream, deadline: Instant) -> Result<bool, Failure> {
+    let exchange = async {
+        keeper.keep_alive().await?;
+        answers.message().await
+    };
+    let begun = Instant::now();
+    match timeout_at(deadline, exchange).await {
+        Ok(Ok(Some(answer))) => Ok(answer.ttl() > 0),
+        Ok(Ok(None)) => Err(Failure::new(Kind::Connection, "cannot renew the lease: the member closed the stream")),
+        Ok(Err(error)) => Err(Failure::of("renew the lease", &error)),
+        Err(_) => Err(Failure::late("renew the lease", begun.elapsed())),
+    }
+}

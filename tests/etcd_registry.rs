@@ -1,0 +1,785 @@
+//! The etcd registry against a real etcd: killed, stalled, compacted, restored, wiped, locked and flooded.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support {
+    pub mod etcd;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use etcd_client::PutOptions;
+use svcdns::registry::etcd::{RegisterError, RegisterEvent, Secret, Settings, Timings, Tls, register};
+use svcdns::registry::{Command, Feed, Registry, RegistryIndex, State};
+use svcdns::service::{Change, ListKind, Put, Reason, Removal};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use support::etcd::Etcd;
+
+/// Longest wait for anything that should happen.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Nothing happens by the clock unless a test asks for it.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn settings(etcd: &Etcd) -> Settings {
+    let mut settings = Settings::new(etcd.endpoints());
+    settings.timings = Timings {
+        dial_timeout: Duration::from_secs(3),
+        request_timeout: Duration::from_secs(6),
+        backoff_min: Duration::from_millis(50),
+        backoff_max: Duration::from_millis(400),
+        relist_every: NEVER,
+        verify_within: NEVER,
+        ..Timings::default()
+    };
+    settings
+}
+
+fn key(name: &str, last: u8) -> String {
+    format!("/service/default/default/{name}/latest/10.0.0.{last}:8000")
+}
+
+/// What a follower has been told.
+#[derive(Default)]
+struct Seen {
+    keys: BTreeMap<String, Put>,
+    /// The keys that the running list has named.
+    listing: Option<BTreeSet<String>>,
+    lists: Vec<ListKind>,
+    ended: usize,
+    connected: Vec<bool>,
+    removals: Vec<(String, Removal)>,
+    gone: Vec<Vec<i64>>,
+    largest_batch: usize,
+}
+
+impl Seen {
+    /// Applies a batch as the catalog does, and insists on the order that a registry must keep.
+    fn apply(&mut self, batch: Vec<Change>) {
+        self.largest_batch = self.largest_batch.max(batch.len());
+        for change in batch {
+            match change {
+                Change::ListBegin(kind) => {
+                    self.lists.push(kind);
+                    self.listing = Some(BTreeSet::new());
+                }
+                Change::Put(put) => {
+                    let key = put.key.to_string();
+                    let before = self.keys.insert(key.clone(), put.clone());
+                    match &mut self.listing {
+                        Some(named) => assert!(named.insert(key.clone()), "{key} is listed twice"),
+                        None => assert!(before.is_none_or(|before| before.revision < put.revision), "{key} went back"),
+                    }
+                }
+                Change::Delete { key, revision, removal } => {
+                    assert!(self.listing.is_none(), "a delete within a list");
+                    let before = self.keys.remove(&*key);
+                    assert!(before.is_some_and(|before| before.revision < revision), "{key} was not there to delete");
+                    self.removals.push((key.into(), removal));
+                }
+                Change::ListEnd { .. } => {
+                    let named = self.listing.take().expect("a list begins before it ends");
+                    self.keys.retain(|key, _| named.contains(key));
+                    self.ended += 1;
+                }
+                Change::Connected(connected) => self.connected.push(connected),
+                Change::LeasesGone(leases) => self.gone.push(leases),
+            }
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connected.last() == Some(&true)
+    }
+}
+
+/// A registry being followed by a collector.
+struct Following {
+    seen: Arc<Mutex<Seen>>,
+    state: Arc<State>,
+    commands: mpsc::Sender<Command>,
+    stop: CancellationToken,
+    follow: JoinHandle<()>,
+    collect: JoinHandle<()>,
+}
+
+impl Following {
+    fn start(settings: Settings) -> Self {
+        let (sender, mut batches) = mpsc::channel(8);
+        let (commands, commanded) = mpsc::channel(8);
+        let state = Arc::new(State::new("etcd://test".to_owned()));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let stop = CancellationToken::new();
+        let feed = Feed::new(RegistryIndex(0), sender, state.clone());
+        let registry = svcdns::registry::etcd::Etcd::new(settings);
+        let follow = tokio::spawn(registry.follow(feed, commanded, stop.clone()));
+        let collect = tokio::spawn({
+            let seen = seen.clone();
+            async move {
+                while let Some((index, batch)) = batches.recv().await {
+                    assert_eq!(index, RegistryIndex(0));
+                    seen.lock().unwrap().apply(batch);
+                }
+            }
+        });
+        Self { seen, state, commands, stop, follow, collect }
+    }
+
+    /// Starts, and waits for the first list and the watch.
+    async fn synced(settings: Settings) -> Self {
+        let following = Self::start(settings);
+        following.until("the first list", |seen| seen.ended == 1 && seen.is_connected()).await;
+        following
+    }
+
+    /// Waits until it has been told so.
+    async fn until(&self, what: &str, reached: impl Fn(&Seen) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while !reached(&self.seen()) {
+            if Instant::now() > deadline || self.collect.is_finished() {
+                let seen = self.seen();
+                panic!(
+                    "not reached: {what}; {} keys, lists {:?} ({} ended), connected {:?}, report {:?}",
+                    seen.keys.len(),
+                    seen.lists,
+                    seen.ended,
+                    seen.connected,
+                    self.state.report()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until_key(&self, key: &str) {
+        self.until(key, |seen| seen.keys.contains_key(key)).await;
+    }
+
+    async fn until_error(&self, part: &str) {
+        self.until(part, |_| self.state.report().error.is_some_and(|error| error.contains(part))).await;
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().expect("the collector found an order that must not be")
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.seen().keys.keys().cloned().collect()
+    }
+
+    /// Asks which of these leases are gone.
+    async fn gone(&self, leases: &[i64]) -> Vec<i64> {
+        let before = self.seen().gone.len();
+        self.commands.send(Command::AskLeases(leases.to_vec())).await.unwrap();
+        self.until("an answer about leases", |seen| seen.gone.len() > before).await;
+        self.seen().gone[before].clone()
+    }
+
+    /// Stops following; it must end by itself, and soon.
+    async fn end(self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(2), async { (self.follow.await, self.collect.await) }).await;
+        let (follow, collect) = ended.expect("following ends soon after it is stopped");
+        follow.unwrap();
+        collect.unwrap();
+    }
+}
+
+/// A process that keeps a lease alive until it is killed: GoFrame's server, as far as etcd can see.
+struct Keeper(Child);
+
+impl Keeper {
+    fn start(etcd: &Etcd, lease: i64) -> Self {
+        Self(etcd.command(&["lease", "keep-alive", &format!("{lease:x}")]).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a future where only a closure fits.
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::task::block_in_place(|| Handle::current().block_on(future))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_heads_are_listed_and_watched() {
+    let etcd = Etcd::start();
+    let old = "/services/default/default/old/latest/10.0.0.9:80";
+    etcd.put(&key("hello.svc", 1), r#"{"insecure":true,"protocol":"http"}"#);
+    etcd.put(old, "");
+    etcd.put("/serviceless/default/default/x/latest/10.0.0.1:80", "");
+    let following = Following::synced(settings(&etcd)).await;
+    assert_eq!(following.keys(), [key("hello.svc", 1), old.to_owned()]);
+    assert_eq!(following.seen().lists, [ListKind::Routine]);
+
+    // A second instance, a new content, and a removal, as they happen.
+    etcd.put(&key("hello.svc", 2), "{}");
+    following.until_key(&key("hello.svc", 2)).await;
+    etcd.put(old, r#"{"weight":5}"#);
+    following.until("the new metadata", |seen| seen.keys[old].content.as_ref().is_ok_and(|content| content.metadata.weight() == 5)).await;
+    etcd.delete(&key("hello.svc", 1));
+    etcd.delete(old);
+    following.until("the removals", |seen| seen.removals.len() == 2).await;
+    assert_eq!(following.keys(), [key("hello.svc", 2)]);
+    assert!(following.seen().removals.iter().all(|(_, removal)| *removal == Removal::Explicit));
+    let report = following.state.report();
+    assert!(report.connected && report.synced && report.error.is_none() && report.last_event.is_some());
+    assert_eq!((report.revision, report.lists, report.disconnects), (etcd.revision(), 1, 0));
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expiry_is_told_from_a_deletion() {
+    let etcd = Etcd::start();
+    let (kept, lost) = (etcd.grant(60), etcd.grant(2));
+    etcd.put_leased(&key("kept", 1), "{}", kept);
+    etcd.put_leased(&key("lost", 1), "{}", lost);
+    let keeper = Keeper::start(&etcd, lost);
+    let following = Following::synced(settings(&etcd)).await;
+    assert_eq!(following.seen().keys[&key("lost", 1)].lease, lost);
+
+    // Deregistered as GoFrame does it: the lease goes on. Killed: it does not.
+    etcd.delete(&key("kept", 1));
+    drop(keeper);
+    following.until("both removals", |seen| seen.removals.len() == 2).await;
+    let expected = [(key("kept", 1), Removal::Lease(kept)), (key("lost", 1), Removal::Lease(lost))];
+    assert_eq!(following.seen().removals, expected);
+    assert_eq!(following.gone(&[kept, lost]).await, [lost]);
+    assert_eq!(following.gone(&[kept]).await, [0_i64; 0]);
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_loses_nothing() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("before", 1), "{}");
+    let following = Following::synced(settings(&etcd)).await;
+    etcd.kill();
+    following.until("the disconnect", |seen| !seen.is_connected()).await;
+    // As long as outages last that restart a member.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(following.keys(), [key("before", 1)]);
+    let report = following.state.report();
+    assert!(!report.connected && report.synced && report.error.is_some(), "{report:?}");
+    etcd.start_all();
+    etcd.put(&key("after", 1), "{}");
+    following.until_key(&key("after", 1)).await;
+
+    // What happened out of our sight is caught up on, both heads.
+    etcd.elsewhere(|etcd| {
+        etcd.put(&key("meanwhile", 1), "{}");
+        etcd.put("/services/default/default/meanwhile/latest/10.0.0.1:80", "{}");
+        etcd.delete(&key("before", 1));
+    });
+    etcd.start_all();
+    following.until("the events of the outage", |seen| seen.keys.len() == 3 && seen.is_connected()).await;
+    assert!(!following.keys().contains(&key("before", 1)));
+    assert_eq!(following.seen().lists, [ListKind::Routine], "resumed, not listed again");
+    let report = following.state.report();
+    assert!(report.connected && report.error.is_none() && report.disconnects == 2, "{report:?}");
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compaction_during_an_outage_is_listed_over() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("stays", 1), "{}");
+    etcd.put(&key("goes", 1), "{}");
+    let following = Following::synced(settings(&etcd)).await;
+    etcd.elsewhere(|etcd| {
+        etcd.delete(&key("goes", 1));
+        for count in 0..5 {
+            etcd.put(&key("comes", count), "{}");
+        }
+        etcd.compact(etcd.revision());
+    });
+    etcd.start_all();
+    following.until("the second list", |seen| seen.ended == 2 && seen.is_connected()).await;
+    assert_eq!(following.seen().lists, [ListKind::Routine, ListKind::Reconnect]);
+    assert_eq!(following.keys().len(), 6);
+    etcd.put(&key("later", 1), "{}");
+    following.until_key(&key("later", 1)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_and_a_wiped_store_are_noticed() {
+    let mut etcd = Etcd::start();
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = folder.path().join("snapshot");
+    etcd.put(&key("old", 1), "{}");
+    etcd.save(&snapshot);
+    let following = Following::synced(settings(&etcd)).await;
+    for count in 0..5 {
+        etcd.put(&key("new", count), "{}");
+    }
+    following.until("the new keys", |seen| seen.keys.len() == 6).await;
+
+    etcd.restore(&snapshot);
+    etcd.start_all();
+    following.until("the list of the restored store", |seen| seen.ended == 2).await;
+    assert_eq!(following.seen().lists, [ListKind::Routine, ListKind::Restored]);
+    assert_eq!(following.keys(), [key("old", 1)]);
+    etcd.put(&key("after", 1), "{}");
+    following.until_key(&key("after", 1)).await;
+
+    etcd.wipe();
+    etcd.start_all();
+    following.until("the list of the wiped store", |seen| seen.ended == 3).await;
+    assert_eq!(following.seen().lists[2], ListKind::Restored);
+    assert_eq!(following.keys(), Vec::<String>::new());
+    etcd.put(&key("again", 1), "{}");
+    following.until_key(&key("again", 1)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_restored_and_grown_past_us_is_healed_by_the_verifying_list() {
+    let mut etcd = Etcd::start();
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = folder.path().join("snapshot");
+    etcd.save(&snapshot);
+    for count in 0..3 {
+        etcd.put(&key("lost", count), "{}");
+    }
+    let mut settings = settings(&etcd);
+    settings.timings.verify_within = Duration::from_secs(2);
+    let following = Following::synced(settings).await;
+    let ours = following.state.report().revision;
+    etcd.restore(&snapshot);
+    etcd.elsewhere(|etcd| {
+        for count in 0..8 {
+            etcd.put(&key("found", count), "{}");
+        }
+        assert!(etcd.revision() > ours);
+    });
+    etcd.start_all();
+    following.until("the verifying list", |seen| seen.ended == 2).await;
+    assert_eq!(following.seen().lists, [ListKind::Routine, ListKind::Reconnect]);
+    assert_eq!(following.keys(), (0..8).map(|count| key("found", count)).collect::<Vec<_>>());
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_member_among_several_is_passed_over() {
+    let mut etcd = Etcd::builder().members(3).start();
+    etcd.kill_member(0);
+    let following = Following::synced(settings(&etcd)).await;
+    // Whichever member it follows, it is one of those killed in turn; two of three always live.
+    for (round, member) in [(1, 1), (2, 2), (3, 0)] {
+        let last = if member == 0 { 2 } else { member - 1 };
+        etcd.start_member(last);
+        etcd.kill_member(member);
+        let put = key("round", round);
+        let deadline = Instant::now() + SOON;
+        while let Err(error) = etcd.try_ctl(&["put", &put, "{}"]) {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+        following.until_key(&put).await;
+    }
+    assert_eq!(following.seen().lists, [ListKind::Routine]);
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_leader_does_not_pass_for_a_quiet_one() {
+    let mut etcd = Etcd::builder().members(3).start();
+    etcd.put(&key("hello", 1), "{}");
+    let mut settings = settings(&etcd);
+    settings.endpoints.truncate(1);
+    settings.timings.request_timeout = Duration::from_secs(2);
+    let following = Following::synced(settings).await;
+    etcd.kill_member(1);
+    etcd.kill_member(2);
+    following.until("the loss of the leader", |seen| !seen.is_connected()).await;
+    assert_eq!(following.keys(), [key("hello", 1)]);
+    etcd.start_all();
+    following.until("the leader", Seen::is_connected).await;
+    etcd.put(&key("hello", 2), "{}");
+    following.until_key(&key("hello", 2)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_member_is_noticed_by_keepalive() {
+    let etcd = Etcd::start();
+    let mut settings = settings(&etcd);
+    settings.timings.keepalive_interval = Duration::from_secs(5);
+    settings.timings.keepalive_timeout = Duration::from_secs(1);
+    settings.timings.request_timeout = Duration::from_secs(2);
+    notice_a_stall(&etcd, settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_member_is_noticed_by_its_silence() {
+    let etcd = Etcd::start();
+    let mut settings = settings(&etcd);
+    settings.timings.keepalive_interval = NEVER;
+    settings.timings.progress_interval = Duration::from_secs(1);
+    settings.timings.progress_deadline = Duration::from_secs(1);
+    settings.timings.request_timeout = Duration::from_secs(2);
+    let following = Following::synced(settings.clone()).await;
+    // A quiet member answers, and is not taken for a stalled one.
+    let before = following.state.report().last_event;
+    following
+        .until("two signs of life", |_| {
+            let since = |time| following.state.report().last_event > time;
+            since(before.map(|before| before + Duration::from_secs(2)))
+        })
+        .await;
+    assert_eq!(following.seen().connected, [true]);
+    following.end().await;
+    notice_a_stall(&etcd, settings).await;
+}
+
+async fn notice_a_stall(etcd: &Etcd, settings: Settings) {
+    let following = Following::synced(settings).await;
+    etcd.stall(0);
+    following.until("the stall", |seen| !seen.is_connected()).await;
+    etcd.resume(0);
+    following.until("the end of the stall", Seen::is_connected).await;
+    etcd.put(&key("after", 1), "{}");
+    following.until_key(&key("after", 1)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_comes_later_is_found() {
+    let mut etcd = Etcd::builder().stopped();
+    let following = Following::start(settings(&etcd));
+    following.until_error("Connection refused").await;
+    assert!(following.seen().lists.is_empty() && following.seen().connected.is_empty());
+    etcd.start_all();
+    following.until("the first list", |seen| seen.ended == 1 && seen.is_connected()).await;
+    assert_eq!(following.state.report().error, None);
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_is_renewed() {
+    let mut etcd = Etcd::builder().argument("--auth-token-ttl=3").start();
+    etcd.put(&key("hello", 1), "{}");
+    etcd.add_reader("reader", "reader-secret", "/service");
+    let mut open = settings(&etcd);
+    open.username = Some("reader".to_owned());
+    open.password = Some(Secret::from("reader-secret"));
+    // A user is no hindrance where authentication is off.
+    Following::synced(open.clone()).await.end().await;
+
+    etcd.enable_auth();
+    let mut wrong = open.clone();
+    wrong.password = Some(Secret::from("wrong-secret"));
+    let refused = Following::start(wrong);
+    refused.until_error("invalid user ID or password").await;
+    assert!(refused.seen().lists.is_empty());
+    assert!(!refused.state.report().error.unwrap().contains("wrong-secret"));
+    refused.end().await;
+
+    // The token lapses between two checks, and is gone with a restart.
+    open.timings.relist_every = Duration::from_secs(5);
+    let following = Following::synced(open).await;
+    following.until("a list with a new token", |seen| seen.ended == 2).await;
+    assert_eq!(following.seen().connected, [true, true], "one connection did both");
+    etcd.kill();
+    etcd.start_all();
+    following.until("the disconnect", |seen| seen.connected.contains(&false) && seen.is_connected()).await;
+    etcd.put(&key("hello", 2), "{}");
+    following.until_key(&key("hello", 2)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_permission_never_looks_like_an_empty_store() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("hello", 1), "{}");
+    etcd.add_reader("reader", "reader-secret", "/service/");
+    etcd.enable_auth();
+    let mut settings = settings(&etcd);
+    settings.username = Some("reader".to_owned());
+    settings.password = Some(Secret::from("reader-secret"));
+    // Long enough that the role loses its permission between two lists, not during one.
+    settings.timings.relist_every = Duration::from_secs(3);
+    settings.timings.verify_within = Duration::from_millis(500);
+    let following = Following::start(settings);
+    following.until_error("cannot read /services/: permission denied").await;
+    assert!(following.seen().lists.is_empty() && following.seen().connected.is_empty());
+
+    etcd.ctl(&["role", "grant-permission", "reader", "--prefix=true", "read", "/services/"]);
+    following.until("the first list", |seen| seen.ended == 1 && seen.is_connected()).await;
+    etcd.ctl(&["role", "revoke-permission", "reader", "--prefix=true", "/service/"]);
+    following.until_error("cannot read /service/: permission denied").await;
+    assert!(following.seen().is_connected(), "the watch goes on");
+    assert_eq!(following.keys(), [key("hello", 1)]);
+
+    // Nor does it after a reconnect, where the watch is refused, too.
+    etcd.kill();
+    etcd.start_all();
+    following.until("the disconnect", |seen| !seen.is_connected()).await;
+    following.until_error("permission denied").await;
+    assert_eq!(following.keys(), [key("hello", 1)]);
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_read_at_every_connect() {
+    let mut etcd = Etcd::builder().tls().start();
+    let files = etcd.certificates();
+    let tls = Tls {
+        ca_file: Some(files.ca()),
+        cert_file: Some(files.client()),
+        key_file: Some(files.client_key()),
+        server_name: Some("etcd.test".to_owned()),
+    };
+    let mut settings = settings(&etcd);
+    settings.tls = Some(Tls { cert_file: None, key_file: None, ..tls.clone() });
+    let refused = Following::start(settings.clone());
+    refused.until("a refusal", |_| refused.state.report().error.is_some()).await;
+    assert!(refused.seen().lists.is_empty());
+    refused.end().await;
+
+    settings.tls = Some(tls);
+    let following = Following::synced(settings).await;
+    etcd.put(&key("hello", 1), "{}");
+    following.until_key(&key("hello", 1)).await;
+    etcd.kill();
+    etcd.certificates().replace();
+    etcd.start_all();
+    etcd.put(&key("hello", 2), "{}");
+    following.until_key(&key("hello", 2)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_and_catch_ups_may_be_large() {
+    let mut etcd = Etcd::start();
+    let many = |name: &'static str| {
+        let value = format!(r#"{{"filler":"{}"}}"#, "x".repeat(600));
+        (0..10_000)
+            .map(move |count| (format!("/service/default/default/{name}/latest/10.0.{}.{}:80", count / 250, count % 250), value.clone()))
+    };
+    etcd.put_many(many("listed")).await;
+    let mut settings = settings(&etcd);
+    settings.timings.page_size = 9_000;
+    let following = Following::synced(settings).await;
+    assert_eq!(following.keys().len(), 10_000);
+    assert_eq!(following.seen().largest_batch, 9_000, "one batch a page");
+    // 6 MB in 100 revisions: etcd sends them as one message.
+    etcd.elsewhere(|etcd| block(etcd.put_many(many("caught-up"))));
+    etcd.start_all();
+    following.until("the catch-up", |seen| seen.keys.len() == 20_000).await;
+    assert_eq!(following.seen().lists, [ListKind::Routine], "caught up, not listed again");
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn junk_hurts_nothing_but_itself() {
+    let etcd = Etcd::start();
+    let mut client = etcd.client().await;
+    let good: Vec<_> = (1..4).map(|count| key("good", count)).collect();
+    let (nested, large) = (vec![b'['; 20_000], vec![b'x'; 100_000]);
+    let junk: [(&[u8], &[u8], Reason); 6] = [
+        (b"/service/short", b"{}", Reason::TooFewSegments),
+        (b"/service/default/default/a/b/latest/10.0.0.1:80", b"{}", Reason::TooManySegments),
+        (b"/service/default/default/good/latest/10.0.0.2:8001", b"not JSON", Reason::ValueNotJson),
+        (b"/service/default/default/good\xff\xfe/latest/10.0.0.1:80", b"{}", Reason::KeyNotText),
+        (b"/service/default/default/deep/latest/10.0.0.1:80", &nested, Reason::ValueNotJson),
+        (b"/service/default/default/zzz/latest/10.0.0.1:80", &large, Reason::ValueTooLong),
+    ];
+    client.put(&*good[0], "{}", None).await.unwrap();
+    for (key, value, _) in &junk[..3] {
+        client.put(*key, *value, None).await.unwrap();
+    }
+    client.put(&*good[1], "{}", None).await.unwrap();
+    let following = Following::synced(settings(&etcd)).await;
+    for (key, value, _) in &junk[3..] {
+        client.put(*key, *value, None).await.unwrap();
+    }
+    client.put(vec![b'/'; 5000], "{}", None).await.unwrap();
+    client.put(["/service/".as_bytes(), &[b'k'; 5000]].concat(), "{}", None).await.unwrap();
+    client.put(&*good[2], "{}", Some(PutOptions::new())).await.unwrap();
+    following.until_key(&good[2]).await;
+    let keys = following.seen().keys.clone();
+    assert!(good.iter().all(|key| keys[key].content.is_ok()));
+    let mut reasons: Vec<_> = keys.values().filter_map(|put| put.content.as_ref().err()).map(|rejected| rejected.reason).collect();
+    let mut expected: Vec<_> = junk.iter().map(|(.., reason)| *reason).chain([Reason::KeyTooLong]).collect();
+    reasons.sort();
+    expected.sort();
+    assert_eq!(reasons, expected);
+    // A key that is no text can be taken away, too.
+    client.delete(junk[3].0, None).await.unwrap();
+    following.until("the removal", |seen| seen.removals.len() == 1).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_more_than_64_mib_is_read_in_parts() {
+    let etcd = Etcd::start();
+    let mut client = etcd.client().await;
+    for count in 0..70 {
+        client.put(format!("/service/big/{count}"), vec![b'x'; 1024 * 1024], None).await.unwrap();
+    }
+    client.put(key("good", 1), "{}", None).await.unwrap();
+    let following = Following::synced(settings(&etcd)).await;
+    assert_eq!(following.keys().len(), 71);
+    assert!(following.seen().largest_batch < 64, "no page of more than 64 MiB");
+    assert!(following.seen().keys[&key("good", 1)].content.is_ok());
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn routine_lists_lose_and_reorder_nothing() {
+    let etcd = Etcd::start();
+    let mut settings = settings(&etcd);
+    settings.timings.relist_every = Duration::from_millis(30);
+    settings.timings.page_size = 7;
+    let following = Following::synced(settings).await;
+    let mut client = etcd.client().await;
+    for round in 0..1500_u32 {
+        let key = key("busy", u8::try_from(round * 7 % 40).unwrap());
+        if round % 3 == 0 {
+            client.delete(key, None).await.unwrap();
+        } else {
+            client.put(key, format!(r#"{{"weight":{round}}}"#), None).await.unwrap();
+        }
+    }
+    client.put(key("last", 1), "{}", None).await.unwrap();
+    following.until_key(&key("last", 1)).await;
+    let store = client.get("/service/", Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
+    let store: Vec<_> = store.kvs().iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.mod_revision())).collect();
+    let ours: Vec<_> = following.seen().keys.iter().map(|(key, put)| (key.clone(), i64::try_from(put.revision).unwrap())).collect();
+    assert_eq!(ours, store);
+    let lists = following.seen().lists.clone();
+    assert!(lists.len() > 5, "lists beside the events: {}", lists.len());
+    assert!(lists.iter().all(|kind| *kind == ListKind::Routine));
+    assert!(!following.seen().removals.is_empty());
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn following_ends_when_the_follower_goes() {
+    let etcd = Etcd::start();
+    let following = Following::synced(settings(&etcd)).await;
+    following.collect.abort();
+    etcd.put(&key("hello", 1), "{}");
+    tokio::time::timeout(SOON, following.follow).await.expect("following ends").unwrap();
+}
+
+/// A registration under way, with what it said.
+struct Registering {
+    events: Arc<Mutex<Vec<RegisterEvent>>>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), RegisterError>>,
+}
+
+impl Registering {
+    fn start(settings: Settings, key: String, ttl: Duration) -> Self {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn({
+            let (events, stop) = (events.clone(), stop.clone());
+            async move { register(&settings, &key, "{}", ttl, stop, |event| events.lock().unwrap().push(event)).await }
+        });
+        Self { events, stop, task }
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        let leases = |event: &RegisterEvent| match event {
+            RegisterEvent::Registered { lease } => Some(*lease),
+            _ => None,
+        };
+        self.events.lock().unwrap().iter().filter_map(leases).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_lives_as_long_as_its_registrant() {
+    let mut etcd = Etcd::start();
+    let following = Following::synced(settings(&etcd)).await;
+    let key = key("mine", 1);
+    let mine = Registering::start(settings(&etcd), key.clone(), Duration::from_secs(2));
+    following.until_key(&key).await;
+    let lease = mine.leases()[0];
+    assert_eq!(following.seen().keys[&key].lease, lease);
+    // Longer than the lease lives by itself.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(following.seen().removals.is_empty());
+
+    // Deleted by hand: put again, on the same lease.
+    etcd.delete(&key);
+    following.until("the deletion", |seen| seen.removals.len() == 1).await;
+    following.until_key(&key).await;
+
+    // An outage shorter than the lease, since leases begin anew: the same lease goes on.
+    etcd.kill();
+    etcd.start_all();
+    following.until("the reconnect", |seen| seen.connected.contains(&false) && seen.is_connected()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(mine.leases(), [lease, lease]);
+    assert_eq!(following.keys(), [key.as_str()]);
+
+    // A wipe: another lease.
+    etcd.wipe();
+    etcd.start_all();
+    following.until("the key in the new store", |seen| seen.keys.get(&key).is_some_and(|put| put.lease != lease)).await;
+    let again = *mine.leases().last().unwrap();
+
+    // Removed in the open: the lease still exists.
+    let removed = following.seen().removals.len();
+    mine.stop.cancel();
+    tokio::time::timeout(SOON, mine.task).await.expect("the registrant ends").unwrap().unwrap();
+    following.until("the removal", |seen| seen.removals.len() == removed + 1).await;
+    assert_eq!(following.seen().removals[removed], (key, Removal::Lease(again)));
+    assert_eq!(following.gone(&[again]).await, [0_i64; 0]);
+    assert_eq!(mine.events.lock().unwrap().last(), Some(&RegisterEvent::Removed));
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_says_what_stands_in_its_way() {
+    let mut etcd = Etcd::start();
+    etcd.add_reader("reader", "reader-secret", "/service");
+    etcd.enable_auth();
+    let mut reader = settings(&etcd);
+    reader.username = Some("reader".to_owned());
+    reader.password = Some(Secret::from("reader-secret"));
+    let refused = Registering::start(reader, key("mine", 1), Duration::from_secs(2));
+    let error = tokio::time::timeout(SOON, refused.task).await.expect("a refusal").unwrap().unwrap_err();
+    assert!(matches!(&error, RegisterError::Refused { reason, .. } if reason.contains("permission denied")), "{error}");
+
+    // Another's key is not taken away at the end.
+    let mut root = settings(&etcd);
+    root.username = Some("root".to_owned());
+    root.password = Some(Secret::from("root-secret"));
+    let mine = Registering::start(root.clone(), key("mine", 2), Duration::from_secs(2));
+    let following = Following::synced(root).await;
+    following.until_key(&key("mine", 2)).await;
+    etcd.put(&key("mine", 2), r#"{"of":"another"}"#);
+    mine.stop.cancel();
+    tokio::time::timeout(SOON, mine.task).await.expect("the registrant ends").unwrap().unwrap();
+    assert!(etcd.value(&key("mine", 2)).is_some_and(|value| value.contains("another")));
+
+    // At the end of a store that is away, it says how long the key remains.
+    let mut quick = settings(&etcd);
+    quick.username = Some("root".to_owned());
+    quick.password = Some(Secret::from("root-secret"));
+    quick.timings.request_timeout = Duration::from_secs(1);
+    let left = Registering::start(quick, key("left", 1), Duration::from_secs(2));
+    following.until_key(&key("left", 1)).await;
+    etcd.kill();
+    left.stop.cancel();
+    let error = tokio::time::timeout(SOON, left.task).await.expect("the registrant ends").unwrap().unwrap_err();
+    assert!(matches!(error, RegisterError::NotRemoved { seconds: 2, .. }), "{error}");
+    following.end().await;
+}

@@ -171,7 +171,8 @@ impl Prober {
     pub(crate) fn expect_gap_below(mut self, longest: Duration) -> Probed {
         self.stop.store(true, Ordering::Relaxed);
         let probed = self.thread.take().unwrap().join().unwrap();
-        let gap = probed.failures.last().zip(probed.failures.first()).map_or(Duration::ZERO, |(last, first)| last.0 - first.0);
+        let gap =
+            probed.failures.last().zip(probed.failures.first()).map_or(Duration::ZERO, |(last, first)| last.0.saturating_sub(first.0));
         let first = probed.failures.iter().take(if gap < longest { 0 } else { 5 }).collect::<Vec<_>>();
         assert!(
             first.is_empty(),

@@ -32,8 +32,11 @@ fn good() -> (Etcd, Svcdns) {
 
 fn expect_good(server: &mut Svcdns) {
     assert!(server.is_running(), "the server ended:\n{}", server.log());
-    assert_eq!(dns::addresses(server.address, "good.svc"), Ok(vec!["10.0.0.1".parse().unwrap()]));
+    server.wait_for("good.svc", &["10.0.0.1"], seconds(10));
 }
+
+/// Keys of the flood: twice the cap on one service.
+const FLOOD: u32 = 20_000;
 
 #[test]
 fn junk_in_the_registry_is_skipped_and_listed() {
@@ -110,11 +113,13 @@ fn junk_in_the_registry_is_skipped_and_listed() {
 }
 
 #[test]
-fn a_million_keys_under_one_service_hurt_no_other() {
+fn a_flood_of_keys_under_one_service_hurts_no_other() {
+    // A build without optimisation takes minutes for the million that `FLOOD=1000000 cargo test --release` tries.
+    let flooded = std::env::var("FLOOD").map_or(FLOOD, |count| count.parse().unwrap());
     let (etcd, mut server) = good();
     let prober = Prober::start(server.address, "good.svc");
     let flood = |part: u32| {
-        let keys = (part * 250_000..(part + 1) * 250_000).map(|number| {
+        let keys = (part * (flooded / 4)..(part + 1) * (flooded / 4)).map(|number| {
             let [_, a, b, c] = number.to_be_bytes();
             (format!("/service/default/default/flood/latest/10.{a}.{b}.{c}:80"), String::from("{}"))
         });
@@ -124,7 +129,7 @@ fn a_million_keys_under_one_service_hurt_no_other() {
     etcd.put("/service/default/default/marker/latest/10.0.0.9:80", "{}");
     server.wait_for("marker.svc", &["10.0.0.9"], seconds(120));
     let resident = server.resident_kib();
-    eprintln!("a million keys under one service: {resident} KiB resident");
+    eprintln!("{flooded} keys under one service: {resident} KiB resident");
     assert!(resident < 1_500_000, "{resident} KiB resident");
     // The service itself is served up to its cap, and the surplus is counted.
     let flood = dns::dig(server.address, &["+tcp", "flood.svc"]);
@@ -134,11 +139,18 @@ fn a_million_keys_under_one_service_hurt_no_other() {
     assert!(String::from_utf8_lossy(&listed.stdout).contains("flood"), "the surplus is not listed");
     expect_good(&mut server);
     prober.expect_no_loss();
-    // And it can go again.
-    etcd.ctl(&["--command-timeout=60s", "del", "--prefix", "/service/default/default/flood/"]);
+    // And it can go again: 256 keys at a revision, since etcd 3.4 takes time with the square of them to tell.
+    runtime().block_on(async {
+        let mut client = etcd.client().await;
+        for part in (0..flooded).step_by(256) {
+            let [_, a, b, _] = part.to_be_bytes();
+            let prefix = format!("/service/default/default/flood/latest/10.{a}.{b}.");
+            client.delete(prefix, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+        }
+    });
     server.wait_for_code("flood.svc", "NXDOMAIN", seconds(120));
     etcd.put("/service/default/default/flood/latest/10.0.0.8:80", "{}");
-    server.wait_for("flood.svc", &["10.0.0.8"], seconds(10));
+    server.wait_for("flood.svc", &["10.0.0.8"], seconds(30));
 }
 
 /// What comes back for a datagram: a code, or silence.
@@ -417,7 +429,7 @@ fn a_server_that_cannot_start_says_why() {
     let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().to_string();
     let (code, said) = fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
-    assert!(code != 0 && said.contains(&taken) && said.contains("in use"), "{code}: {said}");
+    assert!(code != 0 && said.contains(&taken) && said.contains("taken"), "{code}: {said}");
 
     let (code, said) = fails(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
     assert!(code != 0 && said.contains("etdc") && said.contains("etcd"), "{code}: {said}");
@@ -432,14 +444,15 @@ fn a_server_that_cannot_start_says_why() {
 #[test]
 fn two_servers_on_one_machine_do_not_disturb_each_other() {
     let (etcd, first) = good();
+    // There `svc` is no zone's suffix, but part of the registered name.
     let second = Svcdns::serve(&["--registry", &etcd.url(), "--zone", "internal"]);
-    second.wait_for("good.internal", &["10.0.0.1"], seconds(20));
+    second.wait_for("good.svc.internal", &["10.0.0.1"], seconds(20));
     assert_eq!(dns::code(second.address, "good.svc", dns::A), "REFUSED");
-    for (server, name) in [(&first, "good.svc"), (&second, "good.internal")] {
+    for (server, name) in [(&first, "good.svc"), (&second, "good.svc.internal")] {
         let shown = server.run(&["resolve", name]);
         assert!(shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("10.0.0.1"), "{shown:?}");
     }
     first.stop();
-    assert_eq!(dns::code(second.address, "good.internal", dns::A), "NOERROR");
+    assert_eq!(dns::code(second.address, "good.svc.internal", dns::A), "NOERROR");
     second.stop();
 }

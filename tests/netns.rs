@@ -64,7 +64,7 @@ fn programs_of_the_machine_reach_a_live_instance_by_name() {
         assert!(output("getent", &["ahosts", "hello.svc"]).contains("10.9.0.5"));
         let both = output("getent", &["ahosts", "both.svc"]);
         assert!(both.contains("10.9.0.5") && both.contains("fd00::5"), "{both}");
-        assert!(output("getent", &["hosts", netns::ADDRESS]).contains("hello.svc"), "a reverse name");
+        assert!(output("getent", &["hosts", netns::ADDRESS]).contains(".svc"), "a reverse name");
         let unknown = Command::new("getent").args(["ahosts", "nothing.svc"]).output().unwrap();
         assert!(!unknown.status.success(), "{}", String::from_utf8_lossy(&unknown.stdout));
 

@@ -263,7 +263,7 @@ impl Status {
             stale: condition.stale,
             holding: condition.holding,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
-            services: stats.services,
+            services: snapshot.len(),
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use super::message::Response;
 use super::record::{RRset, Record, RecordBuilder, SetBuilder};
 use super::table::Snapshot;
-use super::{Answerer, compile, full};
+use super::{Answerer, Counters, compile, full};
 use crate::name::{Name, Zone};
 use crate::wire::{ExtendedError, OWNER, Query, Transport, put_u32, rcode, rtype};
 
 /// A question in class IN, and what it is answered from.
 pub(super) struct Asking<'a> {
     pub(super) answerer: &'a Answerer,
+    pub(super) counters: &'a Counters,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
     pub(super) transport: Transport,
@@ -32,8 +33,8 @@ const NS: &[u8] = b"\x02ns";
 const VERSION: &[u8] = b"\x0bdns-version";
 
 impl Asking<'_> {
-    fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
-        self.answerer.put(response, self.query, self.transport, self.draw, out);
+    pub(super) fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
+        self.answerer.put(response, self.query, self.transport, self.draw, self.counters, out);
     }
 
     /// Answers for a name in a served zone.
@@ -177,7 +178,8 @@ impl Asking<'_> {
         let error = (condition.stale || condition.holding > 0).then_some(STALE);
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             let (octets, count) = set.build();
-            self.put(&Response::answer(RRset::of_units(&octets, count), error), out);
+            // The instance's name stands first: programs take the first.
+            Self { draw: 0, ..*self }.put(&Response::answer(RRset::of_units(&octets, count), error), out);
         } else {
             let soa = self.soa(&OWNER, settings.zones.first());
             if self.query.qtype == rtype::SOA {

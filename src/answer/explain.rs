@@ -1,14 +1,13 @@
 //! Every step from a name to the octets of its answer, for people.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::net::IpAddr;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
 use serde::{Deserialize, Serialize};
 
 use super::full::{self, Outcome, Step};
-use super::{Answerer, Answers};
+use super::{Answerer, Answers, Counters};
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
 use crate::wire::{self, Transport, put_u16, u16_at};
 
@@ -114,10 +113,11 @@ impl Answerer {
         }
         let query = query(name, rtype, payload);
         let mut response = Vec::new();
-        let source = SocketAddr::from((Ipv4Addr::LOCALHOST, 53));
-        self.respond(&query, Transport::Udp, source, Instant::now(), draw, &mut response);
+        // An explanation is no answer: it is not counted.
+        let uncounted = Counters::default();
+        self.respond_counting(&query, Transport::Udp, draw, &uncounted, &mut response);
         let mut whole = Vec::new();
-        self.respond(&query, Transport::Tcp, source, Instant::now(), draw, &mut whole);
+        self.respond_counting(&query, Transport::Tcp, draw, &uncounted, &mut whole);
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();

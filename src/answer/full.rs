@@ -106,7 +106,7 @@ fn tcp_of_base<'a, 's>(snapshot: &'s Snapshot, settings: &'a Settings, asked: &'
         return Found::Absent;
     }
     if asked.partial {
-        let exists = if text.is_empty() { snapshot.longest_base > 0 } else { snapshot.is_above(&text) };
+        let exists = if text.is_empty() { !snapshot.is_empty() } else { snapshot.is_above(&text) };
         return if exists { Found::Empty } else { Found::Absent };
     }
     let reading = Reading { base: &asked.rest, scope: Scope::Configured, instance: None, version: None };

@@ -108,25 +108,24 @@ impl Answerer {
     ///
     /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O.
     pub fn respond(&self, request: &[u8], transport: Transport, _source: SocketAddr, _now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
+        self.respond_counting(request, transport, draw, &self.counters, out)
+    }
+
+    fn respond_counting(&self, request: &[u8], transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> bool {
         out.clear();
         match Query::parse(request) {
-            Parsed::Silent => false,
-            Parsed::Bad { query, rcode } => {
-                self.put(&Response::code(rcode, None), &query, transport, draw, out);
-                true
-            }
-            Parsed::Query(query) => {
-                self.answer(&query, transport, draw, out);
-                true
-            }
+            Parsed::Silent => return false,
+            Parsed::Bad { query, rcode } => self.put(&Response::code(rcode, None), &query, transport, draw, counters, out),
+            Parsed::Query(query) => self.answer(&query, transport, draw, counters, out),
         }
+        true
     }
 
     /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.
     pub fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
-        self.put(&Response::code(rcode::REFUSED, Some(NO_ACCESS)), &query, Transport::Udp, 0, out);
+        self.put(&Response::code(rcode::REFUSED, Some(NO_ACCESS)), &query, Transport::Udp, 0, &self.counters, out);
         true
     }
 
@@ -160,33 +159,33 @@ impl Answerer {
         &self.counters
     }
 
-    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) {
-        let refused = |error| Response::code(rcode::REFUSED, Some(error));
+    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
+        let snapshot = self.snapshot.load();
+        let asking = Asking { answerer: self, counters, snapshot: &snapshot, query, transport, draw };
         let Ok((name, _)) = Name::from_wire(query.name()) else {
-            return self.put(&Response::code(rcode::FORMERR, None), query, transport, draw, out);
+            return asking.put(&Response::code(rcode::FORMERR, None), out);
         };
+        let refused = |error| Response::code(rcode::REFUSED, Some(error));
         if query.qclass != rtype::IN {
-            return self.put(&refused(NOT_OURS), query, transport, draw, out);
+            return asking.put(&refused(NOT_OURS), out);
         }
         if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
-            return self.put(&refused(NO_TRANSFER), query, transport, draw, out);
+            return asking.put(&refused(NO_TRANSFER), out);
         }
-        let snapshot = self.snapshot.load();
-        let asking = Asking { answerer: self, snapshot: &snapshot, query, transport, draw };
         match self.settings.zones.find(&name) {
             Some((_, zone)) => asking.in_zone(&name, zone, out),
             None => match reverse_address(&name).filter(|_| self.condition.load().synced) {
                 Some(address) if asking.reverse(address, out) => {}
-                _ => self.put(&refused(NOT_OURS), query, transport, draw, out),
+                _ => asking.put(&refused(NOT_OURS), out),
             },
         }
     }
 
-    fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) {
+    fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
         let Written { cut, .. } = message::write(response, query, transport, self.settings.answers, draw, out);
-        self.counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
+        counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
         if cut {
-            self.counters.cut.fetch_add(1, Ordering::Relaxed);
+            counters.cut.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -166,6 +166,7 @@ type Addresses = Box<[(u32, u64)]>;
 pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
+    len: usize,
     /// An upper bound of the labels in a base.
     pub(super) longest_base: usize,
     pub(super) records: Sharded<Records>,
@@ -181,6 +182,16 @@ impl Snapshot {
     /// Counts publications; grows by one with each.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Number of services.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no service.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The service of a base.
@@ -236,6 +247,8 @@ impl Snapshot {
     /// Puts and removes services.
     pub(super) fn update_services(&mut self, changes: &[Changed]) {
         self.longest_base = changes.iter().map(|change| change.base.split('.').count()).fold(self.longest_base, usize::max);
+        self.len -= changes.iter().filter(|change| change.before.is_some()).count();
+        self.len += changes.iter().filter(|change| change.after.is_some()).count();
         let keyed = changes.iter().map(|change| (self.hash(change.base.as_bytes()), change)).collect();
         self.services.update(keyed, |shard, changes| {
             let changed =

@@ -119,8 +119,6 @@ pub struct Condition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Stats {
-    /// Services known.
-    pub services: usize,
     /// One entry for each registry, in the order of the configuration.
     pub registries: Vec<RegistryStats>,
 }
@@ -232,14 +230,14 @@ impl Catalog {
         self.ledger.view()
     }
 
-    /// Sizes, for metrics. O(services).
+    /// Sizes, for metrics.
     pub fn stats(&self) -> Stats {
         let registries = self.registries().map(|registry| self.mirror.tally(registry)).map(|tally| RegistryStats {
             keys: tally.present,
             instances: tally.instances,
             held: tally.held,
         });
-        Stats { services: self.services().count(), registries: registries.collect() }
+        Stats { registries: registries.collect() }
     }
 
     fn registries(&self) -> impl Iterator<Item = u8> + use<> {

@@ -636,3 +636,19 @@ fn holding_removals_is_told() {
     house.apply([]);
     assert_eq!(house.a("h3.svc"), "NXDOMAIN");
 }
+
+#[test]
+fn of_two_registries_one_that_was_read_is_answered_from() {
+    let now = Instant::now();
+    let settings = settings();
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
+    let list = [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
+    publisher.apply(list.into_iter().map(|change| (0, change)), now);
+    let mut house = House { publisher, answerer, now };
+    assert_eq!((house.a("hello.svc").as_str(), house.short("hello.svc", rtype::AAAA).as_str()), ("10.0.0.1", "NODATA"));
+    let unknown = house.ask("other.svc", rtype::A);
+    assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("SERVFAIL", Some(14)));
+    house.now += Duration::from_secs(11);
+    house.apply([]);
+    assert_eq!(house.a("other.svc"), "NXDOMAIN");
+}

@@ -504,7 +504,7 @@ fn an_explanation_names_what_was_dropped_and_why() {
 
 /// A few labels that meet each other often.
 fn label() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0"])
+    prop::sample::select(vec!["hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1"])
 }
 
 fn key() -> impl Strategy<Value = (String, String)> {

@@ -82,7 +82,7 @@ keys! {
     LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
         "Where to answer, over UDP and TCP. An address that is not loopback needs `allow`.";
     ALLOW = "" "allow" List "CIDR" "networks" "[]"
-        "Who may ask from elsewhere than this machine; everyone else is refused.";
+        "Who may ask from other than loopback addresses; everyone else is refused.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
         "The registries to follow. Empty: the directory `gsvc` in the temp directory, where GoFrame's gRPC programs register by default, and only while it belongs to root or to the server's own user.";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
@@ -120,7 +120,7 @@ keys! {
     STATE_DIR = "" "state-dir" Text "DIR" "directory" r#""""#
         "Where the server keeps its socket. Empty: /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
     LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module" r#""info""#
-        "What is logged, to standard error.";
+        "What is logged, to standard error. A level alone is that of svcdns; the libraries it is made of then tell no more than warnings.";
     ETCD_USERNAME = "etcd" "username" Text "USER" "" r#""""#
         "The etcd user. Empty: none.";
     ETCD_PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#

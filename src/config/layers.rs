@@ -78,7 +78,7 @@ impl Layers {
         let (mut variables, mut password, mut configured) = (Layer::new(), None, None);
         for (name, value) in environment {
             if name == PASSWORD_VARIABLE {
-                password = Some(Secret::from(value));
+                password = Some(value).filter(|value| !value.is_empty()).map(Secret::from);
             } else if name == CONFIG_VARIABLE {
                 configured = Some(value);
             } else if name.starts_with("SVCDNS_") {

@@ -110,11 +110,23 @@ fn mistakes_in_values() {
 }
 
 #[test]
+fn a_log_level_alone_is_that_of_svcdns() {
+    for (written, filter) in
+        [("info", "warn,svcdns=info"), ("DEBUG", "warn,svcdns=DEBUG"), ("warn", "warn"), ("error", "error"), ("h2=debug", "h2=debug")]
+    {
+        assert_eq!(load(&format!("log = '{written}'"), &[], &Flags::default()).unwrap().log, filter);
+    }
+}
+
+#[test]
 fn passwords_stay_out_of_sight() {
     assert_snapshot!(mistake("[etcd]\npassword = 'hunter2'"), @"svcdns.toml:2:1: etcd.password: a password does not stand here, where many can read it: put it in a file of its own and name that with etcd.password-file, or in the variable SVCDNS_ETCD_PASSWORD");
     assert_snapshot!(mistake("registry = ['etcd://root:hunter2@a:2379']"), @"svcdns.toml:1:13: registry: a URL shows in lists of processes and in logs: put the user in etcd.username and the password in a file named by etcd.password-file or in the variable SVCDNS_ETCD_PASSWORD");
     assert_snapshot!(mistake("[etcd]\nusername = 'root'"), @"svcdns.toml:2:12: etcd.username: a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD");
     assert_snapshot!(mistake("[etcd]\nusername = 'root'\npassword-file = '/nowhere/at/all'"), @"svcdns.toml:3:17: etcd.password-file: cannot read /nowhere/at/all: No such file or directory (os error 2)");
+
+    assert_snapshot!(mistaken_variable(PASSWORD_VARIABLE, "hunter2"), @"SVCDNS_ETCD_PASSWORD: etcd.username: a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD");
+    assert_eq!(load("", &[(PASSWORD_VARIABLE, "")], &Flags::default()).unwrap().etcd.password, None);
 
     let config = load("[etcd]\nusername = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
     assert_eq!(config.etcd.password.as_ref().map(Secret::expose), Some("hunter2"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::answer::Answers;
 use crate::catalog::Docker0;
@@ -14,9 +15,9 @@ use crate::name::Zones;
 use crate::registry::etcd::{Secret, Tls};
 use crate::server::SettingsError;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Origin};
 use super::keys::{self, Key};
-use super::layers::{Layers, Written};
+use super::layers::{Layers, PASSWORD_VARIABLE, Written};
 use super::url::RegistryUrl;
 use super::{Config, Etcd, MAX_REGISTRIES};
 
@@ -194,7 +195,11 @@ fn upstream(text: &str) -> Result<(), String> {
 fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::builder()
         .parse(text)
-        .map(|_| text.to_owned())
+        .map(|_| match text.parse::<LevelFilter>() {
+            // What etcd's client and the HTTP libraries say at these levels buries what svcdns says.
+            Ok(level) if level > LevelFilter::WARN => format!("warn,svcdns={text}"),
+            _ => text.to_owned(),
+        })
         .map_err(|error| format!("{text:?} is not a filter such as info, debug or warn,svcdns::registry=debug: {error}"))
 }
 
@@ -234,7 +239,15 @@ fn etcd(layers: &Layers) -> Result<Etcd, ConfigError> {
     };
     if username.is_some() != password.is_some() {
         let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
-        return Err(invalid(keys::ETCD_USERNAME, &layers.one(keys::ETCD_USERNAME), why.to_owned()));
+        // Of the two, the one that was written.
+        let (key, written) = match (&username, &layers.password) {
+            (Some(_), _) => (keys::ETCD_USERNAME, layers.one(keys::ETCD_USERNAME)),
+            (None, Some(_)) => {
+                (keys::ETCD_USERNAME, Written { text: String::new(), origin: Origin::Variable(PASSWORD_VARIABLE.to_owned()) })
+            }
+            (None, None) => (keys::ETCD_PASSWORD_FILE, layers.one(keys::ETCD_PASSWORD_FILE)),
+        };
+        return Err(invalid(key, &written, why.to_owned()));
     }
     Ok(Etcd { username, password, tls: wanted.then_some(tls) })
 }

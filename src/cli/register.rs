@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, IsTerminal};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -109,8 +110,19 @@ async fn keep(
 ) -> anyhow::Result<()> {
     let Registration { id, endpoints, metadata, .. } = registration;
     let name = id.name.to_string();
-    let registered = || complain(&format!("{name} is registered in {url}"));
-    let failed = |error: &str| complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
+    // Every attempt fails for the same reason while a registry is away: said once.
+    let said = Mutex::new(String::new());
+    let registered = || {
+        said.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        complain(&format!("{name} is registered in {url}"));
+    };
+    let failed = |error: &str| {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said != error {
+            error.clone_into(&mut said);
+            complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
+        }
+    };
     match &url {
         RegistryUrl::Etcd { endpoints: members } => {
             let (key, value) = (gsvc::key(&head, &id, &endpoints), gsvc::value(&metadata));

@@ -14,7 +14,7 @@ use crate::config::{RegistryFlags, ServeFlags};
     name = "svcdns",
     version,
     max_term_width = 120,
-    after_help = "Exit codes: 0 done; 1 an error; 2 no such name or record (resolve, explain); 3 the server answered with a failure (resolve); 4 no running server; 64 the command line cannot be understood."
+    after_help = "Exit codes: 0 done; 1 an error; 2 no such name or record (resolve, explain, ls NAME); 3 the answer is a failure (resolve, explain); 4 no running server; 64 the command line cannot be understood."
 )]
 pub(super) struct Arguments {
     /// The state directory of the server [variable: SVCDNS_STATE_DIR] [default: the user's, then root's: $XDG_RUNTIME_DIR/svcdns or svcdns-UID in the temp directory, /run/svcdns].
@@ -35,7 +35,7 @@ pub(super) enum Command {
     Ls(Ls),
     /// Ask the running server for a name, and print the records. Exit code: 0 found, 2 no such name or no such record, 3 the server failed.
     Resolve(Resolve),
-    /// Say how a question is answered, and why. Exit code: 0 there is an answer, 2 there is none.
+    /// Say how a question is answered, and why. Exit code: 0 there is an answer, 2 there is none, 3 it is a failure.
     Explain(Explain),
     /// Print changes as they happen, until Ctrl-C.
     Watch(Watch),

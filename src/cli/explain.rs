@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::arguments::Explain;
 use super::client::{Client, escaped};
 use super::follow::{Followed, Following};
-use super::{NOT_FOUND, Place, names, output};
+use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output, resolve};
 use crate::admin::Status;
 use crate::answer::Explanation;
 
@@ -21,23 +21,29 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
     let json = command.json;
-    let explanation = if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
-    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation) };
+    let (explanation, registries) =
+        if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
+    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation, &registries) };
     output::print(&text)?;
-    Ok(if explanation.answers.is_empty() { NOT_FOUND.into() } else { ExitCode::SUCCESS })
+    Ok(match &*explanation.rcode {
+        _ if !explanation.answers.is_empty() => ExitCode::SUCCESS,
+        "NOERROR" | "NXDOMAIN" => NOT_FOUND.into(),
+        _ => FAILED_ANSWER.into(),
+    })
 }
 
-/// Asks the running server.
-async fn running(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
+/// Asks the running server; also for the URLs of its registries.
+async fn running(place: &Place, command: Explain) -> anyhow::Result<(Explanation, Vec<String>)> {
     let client = Client::find(place).await?;
     let status: Status = client.get("/v1/status").await?;
     let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
-    client.get(&format!("/v1/explain?name={}&type={kind}&payload={}", escaped(&name.to_string()), command.payload)).await
+    let path = format!("/v1/explain?name={}&type={kind}&payload={}", escaped(&name.to_string()), command.payload);
+    Ok((client.get(&path).await?, status.registries.into_iter().map(|registry| registry.url).collect()))
 }
 
 /// Reads the registries named, and explains what a server of this configuration would answer.
-async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
+async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, Vec<String>)> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::meant(&command.name, &config.zones)?;
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
@@ -56,7 +62,8 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
         let reasons = unread.map(|state| format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer")));
         bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
     }
-    Ok(answerer.explain(&name, kind.into(), Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..)))
+    let explanation = answerer.explain(&name, kind.into(), Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
+    Ok((explanation, config.registries.iter().map(ToString::to_string).collect()))
 }
 
 /// The type meant.
@@ -70,7 +77,7 @@ pub(super) fn kind(text: Option<&str>, reverse: bool) -> anyhow::Result<RecordTy
     }
 }
 
-fn text(explanation: &Explanation) -> String {
+fn text(explanation: &Explanation, registries: &[String]) -> String {
     let Explanation {
         name,
         rtype,
@@ -103,15 +110,16 @@ fn text(explanation: &Explanation) -> String {
     part("Readings, the best first", tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect());
     let keys = considered.iter().flat_map(|instance| {
         let fate = instance.dropped.as_ref().map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
+        let registry = registries.get(usize::from(instance.registry)).map_or("an unknown registry", |url| url);
         let held = if instance.held { ", held (its registry says that it is gone)" } else { "" };
         [
             format!("{} {} weight {}: {fate}{held}", instance.endpoint, instance.group, instance.weight),
-            format!("    registry {}, revision {}, key {}", instance.registry, instance.revision, instance.key),
+            format!("    key {}, revision {}, in {registry}", instance.key, instance.revision),
         ]
     });
     part("Instances", keys.collect());
     let mut response = vec![rcode.clone()];
-    response.extend(extended_error.iter().map(|error| format!("extended error {error}")));
+    response.extend(extended_error.iter().map(|error| named(error)));
     response.push(format!(
         "{octets} octets of at most {limit} over UDP, {}",
         if *ready_made { "from a ready-made record" } else { "made for this question" }
@@ -121,4 +129,11 @@ fn text(explanation: &Explanation) -> String {
     part("Its records, in an order drawn anew for each question", answers.clone());
     part("Records beside it", others.clone());
     text
+}
+
+/// An extended error, `14 its text`, as `resolve` puts it.
+fn named(error: &str) -> String {
+    let (code, text) = error.split_once(' ').unwrap_or((error, ""));
+    let name = code.parse().map_or("extended error", resolve::extended_error_name);
+    if text.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {text}") }
 }

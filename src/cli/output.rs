@@ -50,3 +50,8 @@ pub(super) fn columns<const N: usize, R: Display>(headings: [&str; N], rows: imp
     }
     text
 }
+
+/// A number and what is counted: `one` of them, or else `many`.
+pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}

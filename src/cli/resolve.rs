@@ -66,7 +66,7 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
     output::complain(&match response {
         ResponseCode::NXDomain => format!("{name}: there is no such name (NXDOMAIN)"),
         ResponseCode::NoError => format!("{name}: the name exists and has no record of type {kinds}"),
-        other => format!("{name}: the server answered {}", other.to_str()),
+        other => format!("{name}: the server answered {}", mnemonic(other)),
     });
     Ok(code.into())
 }
@@ -155,21 +155,40 @@ fn data(data: &RData) -> String {
     }
 }
 
+/// A response code by the name that `dig` gives it.
+fn mnemonic(code: ResponseCode) -> String {
+    match code {
+        ResponseCode::FormErr => "FORMERR".to_owned(),
+        ResponseCode::ServFail => "SERVFAIL".to_owned(),
+        ResponseCode::NotImp => "NOTIMP".to_owned(),
+        ResponseCode::Refused => "REFUSED".to_owned(),
+        other => format!("response code {}", u16::from(other)),
+    }
+}
+
 /// What the server says besides the answer (RFC 8914).
 fn extended_error(answer: &Message) -> Option<String> {
     let option = answer.edns.as_ref()?.option(EdnsCode::Unknown(15))?;
     let octets = <Vec<u8>>::try_from(option).ok()?;
     let (code, text) = octets.split_at_checked(2)?;
     let code = u16::from_be_bytes([*code.first()?, *code.get(1)?]);
-    let name = match code {
+    let name = extended_error_name(code);
+    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+    Some(if text.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {text}") })
+}
+
+/// What an extended error is called (RFC 8914 section 4).
+pub(super) fn extended_error_name(code: u16) -> &'static str {
+    match code {
+        0 => "other",
         3 => "stale answer",
         14 => "not ready",
         18 => "prohibited",
+        19 => "stale NXDOMAIN answer",
         20 => "not authoritative",
+        21 => "not supported",
         22 => "no reachable authority",
         23 => "network error",
         _ => "extended error",
-    };
-    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
-    Some(if text.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {text}") })
+    }
 }

@@ -24,7 +24,10 @@ fn text(status: &admin::Status) -> String {
     let _ = writeln!(text, "answers on {} for {}", listen.join(", "), status.zones.join(" "));
     let admin = status.admin.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/"));
     let _ = writeln!(text, "state directory {}, metrics and health {admin}", status.state_dir);
-    let _ = writeln!(text, "{} services, {} instances, {} rejected keys and endpoints", status.services, status.instances, status.rejected);
+    let services = output::counted(status.services as u64, "service", "services");
+    let instances = output::counted(status.instances as u64, "instance", "instances");
+    let rejected = output::counted(status.rejected, "rejected key or endpoint", "rejected keys and endpoints");
+    let _ = writeln!(text, "{services}, {instances}, {rejected}");
     let condition = match (status.synced, status.stale) {
         (false, _) => "not ready: names that are not known yet are answered with SERVFAIL",
         (true, true) => "a registry cannot be reached: answers hold what was known last",

@@ -7,7 +7,7 @@ use super::record::{RRset, Record, RecordBuilder, SetBuilder};
 use super::table::Snapshot;
 use super::{Answerer, Counters, compile, full};
 use crate::name::{Name, Zone};
-use crate::wire::{ExtendedError, OWNER, Query, Transport, put_u32, rcode, rtype};
+use crate::wire::{ExtendedError, HEADER, OWNER, Query, Transport, put_u32, rcode, rtype};
 
 /// A question in class IN, and what it is answered from.
 pub(super) struct Asking<'a> {
@@ -59,8 +59,11 @@ impl Asking<'_> {
             full::Found::Absent | full::Found::Empty if !condition.synced => {
                 self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
+            // Another served zone lies below (RFC 8020).
+            full::Found::Absent if settings.zones.iter().any(|zone| zone.name().ends_with(name)) => self.no_data(zone, error, out),
             full::Found::Absent => {
-                let soa = self.soa(zone.name().as_wire(), zone);
+                let apex = self.apex_of(zone);
+                let soa = self.soa(&apex, &apex);
                 self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale.then_some(STALE_NAME)), out);
             }
             full::Found::Empty => self.no_data(zone, error, out),
@@ -83,7 +86,9 @@ impl Asking<'_> {
     fn ready(&self, owner: &[u8]) -> Option<Record<'_>> {
         let record = Record::read(self.snapshot.record(owner)?);
         match self.query.qtype {
-            rtype::TXT | rtype::ANY => None,
+            rtype::TXT => None,
+            // An instance's own record has its address, which is an RRset to give.
+            rtype::ANY if record.a().count + record.aaaa().count + record.srv().count == 0 => None,
             rtype::SRV if record.addresses_only() => None,
             _ => Some(record),
         }
@@ -115,8 +120,16 @@ impl Asking<'_> {
     }
 
     fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
-        let soa = self.soa(zone.name().as_wire(), zone);
+        let apex = self.apex_of(zone);
+        let soa = self.soa(&apex, &apex);
         self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
+    }
+
+    /// The zone's name, for a question in it: a pointer to where it stands in the question (RFC 1035 section 4.1.4).
+    fn apex_of(&self, zone: &Zone) -> [u8; 2] {
+        let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
+        // A name has at most 255 octets, a pointer 14 bits.
+        (0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes()
     }
 
     /// The zone itself: SOA and NS, known before any registry is.
@@ -124,7 +137,7 @@ impl Asking<'_> {
         let Self { answerer: Answerer { settings, .. }, .. } = self;
         let mut set = SetBuilder::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.put(1, |out| out.extend_from_slice(&self.soa(&OWNER, zone))),
+            rtype::SOA | rtype::ANY => set.put(1, |out| out.extend_from_slice(&self.soa(&OWNER, &OWNER))),
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
                 set.put(1, |out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
@@ -182,7 +195,7 @@ impl Asking<'_> {
             // The instance's name stands first: programs take the first.
             Self { draw: 0, ..*self }.put(&Response::answer(RRset::of_units(&octets, count), error), out);
         } else {
-            let soa = self.soa(&OWNER, settings.zones.first());
+            let soa = self.soa(&OWNER, settings.zones.first().name().as_wire());
             if self.query.qtype == rtype::SOA {
                 let mut apex = SetBuilder::default();
                 apex.put(1, |out| out.extend_from_slice(&soa));
@@ -195,8 +208,8 @@ impl Asking<'_> {
     }
 
     /// A SOA record (RFC 1035 section 3.3.13); its TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
-    fn soa(&self, owner: &[u8], zone: &Zone) -> Vec<u8> {
-        let apex = zone.name().as_wire();
+    /// `apex` is the zone's name, or a pointer to it.
+    fn soa(&self, owner: &[u8], apex: &[u8]) -> Vec<u8> {
         let mut data = Vec::with_capacity(2 * apex.len() + 36);
         data.extend_from_slice(NS);
         data.extend_from_slice(apex);

@@ -12,7 +12,7 @@ use crate::wire::{OWNER, put_u16, put_u32, rtype};
 /// Most octets of a DNS name (RFC 1035 section 2.3.4).
 pub(super) const MAX_NAME: usize = 255;
 
-/// Most octets of one TXT record's data: so that one always fits a UDP answer.
+/// Most octets of one TXT record's data: so that one fits a UDP answer to those who speak EDNS, unless names are very long.
 const TXT_MAX: usize = 1024;
 
 /// Most names in the answer for one address: BIND's default for records of a type at a name.
@@ -31,8 +31,12 @@ pub(super) fn record(settings: &Settings, service: &Service, instances: &[Instan
             Host::Name(name) => {
                 // RFC 6761 section 6.3: what `localhost` is needs no asking.
                 if &**name == "localhost" {
-                    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-                        put_address(settings, builder, weight, address, None);
+                    // Names are sorted behind addresses: these may be there already.
+                    if !builder.a.grow(&Ipv4Addr::LOCALHOST.octets(), weight) {
+                        put_address(settings, builder, weight, Ipv4Addr::LOCALHOST.into(), None);
+                    }
+                    if !builder.aaaa.grow(&Ipv6Addr::LOCALHOST.octets(), weight) {
+                        put_address(settings, builder, weight, Ipv6Addr::LOCALHOST.into(), None);
                     }
                 }
                 Name::from_text(name).ok().map(|name| (name.as_wire().to_vec(), None))
@@ -69,15 +73,7 @@ fn put_address(
         IpAddr::V4(_) => &mut builder.a,
         IpAddr::V6(_) => &mut builder.aaaa,
     };
-    // `localhost` may stand beside its own addresses.
-    let same = address.is_loopback()
-        && match address {
-            IpAddr::V4(address) => set.grow(&address.octets(), weight),
-            IpAddr::V6(address) => set.grow(&address.octets(), weight),
-        };
-    if !same {
-        set.put(weight, |out| address_record(out, &OWNER, settings.ttl, address));
-    }
+    set.put(weight, |out| address_record(out, &OWNER, settings.ttl, address));
     let zone = settings.zones.first().name().as_wire();
     let mut target = Vec::with_capacity(service?.len() + zone.len() + 16);
     put_instance_owner(address, service?, &mut target);
@@ -153,7 +149,8 @@ pub(super) fn put_string(out: &mut Vec<u8>, string: &str) {
 /// The PTR RRset of an address: the names of the instances there, then those of their services.
 pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Iterator<Item = &'s std::sync::Arc<Service>>) -> SetBuilder {
     let mut owners = Vec::new();
-    for service in services {
+    // However many there are: more names than are given are of no use.
+    for service in services.take(PTR_MAX) {
         for instance in service.served().filter(|instance| instance.endpoint.host.address() == Some(address)) {
             owners.extend(service_owner(settings, service.base(), &instance.key.group));
         }
@@ -203,9 +200,13 @@ pub(super) fn put_instance_owner(address: IpAddr, service: &[u8], out: &mut Vec<
     out.extend_from_slice(service);
 }
 
-/// A label that can be written as it is: a dot in it would look like two.
+/// Whether a text can be a label as it is: a dot in it would look like two.
+pub(super) fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && !text.contains('.')
+}
+
 fn put_label(out: &mut Vec<u8>, label: &str) -> Option<()> {
-    if label.is_empty() || label.len() > 63 || label.contains('.') {
+    if !is_label(label) {
         return None;
     }
     out.push(u8::try_from(label.len()).ok()?);

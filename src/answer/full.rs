@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::table::Snapshot;
-use crate::catalog::{Instance, Key, Service};
+use crate::catalog::{Group, Instance, Service};
 use crate::name::{Asked, Reading, Scope, Selector, asked, instance_address, readings};
 
 /// What stands at a name inside a zone.
@@ -146,9 +146,8 @@ fn above_version<'a>(service: &Service, want: &Want<'a>, reading: &Reading<'a>) 
         return false;
     }
     let anywhere = want.anywhere(reading);
-    service.visible_keys().any(|key| {
-        anywhere.in_scope(key)
-            && key.group.version.strip_suffix(suffix.as_str()).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+    service.visible_groups().any(|group| {
+        anywhere.in_scope(group) && group.version.strip_suffix(suffix.as_str()).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
     })
 }
 
@@ -224,25 +223,27 @@ impl<'a> Want<'a> {
         }
     }
 
-    fn in_scope(&self, key: &Key) -> bool {
+    fn in_scope(&self, group: &Group) -> bool {
         let equal = |want: Option<&[u8]>, have: &str| want.is_none_or(|want| want == have.as_bytes());
-        equal(self.deployment, &key.group.deployment) && equal(self.namespace, &key.group.namespace)
+        equal(self.deployment, &group.deployment) && equal(self.namespace, &group.namespace)
     }
 
     /// Whether the service is known where it is wanted, with the version or instance that the name spells out.
     fn known(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
             return service.served().any(|instance| {
-                instance.endpoint.host.address() == Some(address) && self.in_scope(instance.key) && self.spelled_version(instance.key)
+                instance.endpoint.host.address() == Some(address)
+                    && self.in_scope(&instance.key.group)
+                    && self.spelled_version(&instance.key.group)
             });
         }
-        service.visible_keys().any(|key| self.in_scope(key) && self.spelled_version(key))
+        service.visible_groups().any(|group| self.in_scope(group) && self.spelled_version(group))
     }
 
     /// A version selector that matches nothing is no reason for the name not to exist; a version label is.
-    fn spelled_version(&self, key: &Key) -> bool {
+    fn spelled_version(&self, group: &Group) -> bool {
         match &self.version {
-            Version::Exactly(version) if self.version_spelled => **version == *key.group.version,
+            Version::Exactly(version) if self.version_spelled => **version == *group.version,
             _ => true,
         }
     }
@@ -250,7 +251,7 @@ impl<'a> Want<'a> {
     /// The instances meant, sorted by endpoint, equal endpoints (of two versions) once.
     fn select<'s>(&self, service: &'s Service, version_fallback: bool, mut step: impl FnMut(Step<'_>)) -> Vec<Instance<'s>> {
         let latest_only = self.version == Version::Default
-            && (!version_fallback || service.visible_keys().any(|key| self.in_scope(key) && &*key.group.version == "latest"));
+            && (!version_fallback || service.visible_groups().any(|group| self.in_scope(group) && &*group.version == "latest"));
         let mut instances: Vec<_> = service
             .instances()
             .filter(|instance| {
@@ -267,7 +268,7 @@ impl<'a> Want<'a> {
     /// Why an instance is not meant, if it is not.
     fn drops(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
         let key = instance.key;
-        if !self.in_scope(key) {
+        if !self.in_scope(&key.group) {
             return Some("another deployment or namespace");
         }
         if instance.left_out.is_some() {

@@ -79,7 +79,8 @@ pub(super) fn write(
     };
     let space = room.saturating_sub(out.len());
     let all = wanted == set.count && set.octets(space) <= space;
-    let order = set.order(all, draw);
+    // No record is smaller than its head: owner, type, class, TTL and length.
+    let order = set.order(all, wanted.min(space / 12 + 1), draw);
     let mut put = Vec::new();
     for index in order.take(wanted) {
         let (record, glue) = set.unit(index);

@@ -165,7 +165,7 @@ impl Owners {
         for Changed { base, before, after } in changed {
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
             for service in before.iter().chain(after) {
-                scopes.extend(service.visible_keys().map(|key| &key.group));
+                scopes.extend(service.visible_groups());
             }
             scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
             scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
@@ -223,11 +223,15 @@ fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
         for (service, delta) in [(before, -1), (after, 1)] {
             let mut last = None;
             // Sorted by deployment and namespace.
-            for (deployment, namespace) in service.iter().flat_map(|service| service.visible_keys()).map(|key| key.scope()) {
+            for (deployment, namespace) in service.iter().flat_map(|service| service.visible_groups()).map(|group| group.scope()) {
                 if last.replace((deployment, namespace)) == Some((deployment, namespace)) {
                     continue;
                 }
-                for tail in ["", namespace, &format!("{namespace}.{deployment}")] {
+                let full = format!("{namespace}.{deployment}");
+                let labels = [namespace, deployment].map(compile::is_label);
+                // Names are made of what can be labels only.
+                let tails = [("", true), (namespace, labels[0]), (&full, labels[0] && labels[1])];
+                for (tail, _) in tails.into_iter().filter(|(_, can_be)| *can_be) {
                     let mut above = base.split_once('.').map(|(_, above)| above);
                     loop {
                         let name = match above {

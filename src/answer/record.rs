@@ -99,8 +99,8 @@ impl<'a> RRset<'a> {
     }
 
     /// The order in which to put records. `all` says that every one will be: then the first place alone is drawn, in
-    /// proportion to weight; else the order is a weighted sample without replacement.
-    pub(super) fn order(&self, all: bool, draw: u64) -> Order {
+    /// proportion to weight; else the order is a weighted sample without replacement, of no more than `most`.
+    pub(super) fn order(&self, all: bool, most: usize, draw: u64) -> Order {
         let count = self.count;
         let Some(weights) = self.weights else {
             let start = usize::try_from(draw % (count.max(1) as u64)).unwrap_or(0);
@@ -125,7 +125,12 @@ impl<'a> RRset<'a> {
                 (key, number)
             })
             .collect();
-        keyed.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let heavier = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0);
+        if most < keyed.len() {
+            keyed.select_nth_unstable_by(most, heavier);
+            keyed.truncate(most);
+        }
+        keyed.sort_unstable_by(heavier);
         Order::Sampled(keyed.into_iter().map(|(_, index)| index).collect::<Vec<_>>().into_iter())
     }
 }

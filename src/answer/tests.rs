@@ -509,7 +509,7 @@ fn label() -> impl Strategy<Value = &'static str> {
 
 fn key() -> impl Strategy<Value = (String, String)> {
     let name = (prop::collection::vec(label(), 1..3), prop::sample::select(vec!["", ".svc", ".internal"]));
-    let version = prop::sample::select(vec!["latest", "v1", "v1.2.0", "hello"]);
+    let version = prop::sample::select(vec!["latest", "v1", "v1.2.0", "hello", "10-0-0-2"]);
     let endpoint = (prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "172.17.0.1", "[fd00::5]", "web.example", "localhost"]), 80u16..83);
     let scope = prop::sample::select(vec!["default/default", "default/prod", "blue/prod", "blue/default"]);
     let value = prop::sample::select(vec!["{}", HTTP, r#"{"weight":2,"env":"a.b"}"#, r#"{"weight":0}"#]);
@@ -651,4 +651,42 @@ fn of_two_registries_one_that_was_read_is_answered_from() {
     house.now += Duration::from_secs(11);
     house.apply([]);
     assert_eq!(house.a("other.svc"), "NXDOMAIN");
+}
+
+#[test]
+fn a_name_above_another_zone_exists() {
+    let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
+    let house = House::with(Settings { zones, ..settings() }, &[HELLO]);
+    assert_eq!((house.a("b.svc"), house.a("hello.a.b.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
+    assert_eq!(house.a("c.svc"), "NXDOMAIN");
+}
+
+#[test]
+fn the_soa_fits_whatever_the_zone() {
+    let zone = ["z".repeat(63), "y".repeat(63), "x".repeat(63)].join(".");
+    let house = House::with(Settings { zones: Zones::new(std::slice::from_ref(&zone)).unwrap(), ..settings() }, &[HELLO]);
+    for name in [format!("unknown.{zone}"), format!("hello.{zone}"), zone.clone()] {
+        let answer = house.ask_with(&name, rtype::AAAA, None, Transport::Udp, 0);
+        assert_eq!(answer.authorities[0].name.to_string(), format!("{zone}."), "{name}");
+    }
+}
+
+#[test]
+fn a_namespace_that_is_no_label_makes_no_names() {
+    let house = House::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
+    for (name, answer) in [("y.svc", "NXDOMAIN"), ("x.y.svc", "NXDOMAIN"), ("hello.x.y.svc", "NXDOMAIN"), ("hello.svc", "NODATA")] {
+        assert_eq!(house.a(name), answer, "{name}");
+    }
+    assert_eq!(house.a("x.y._namespace.hello.svc"), "10.0.0.1");
+    assert_eq!(house.short("x.y._namespace.hello.svc", rtype::SRV), "NODATA");
+}
+
+#[test]
+fn a_label_like_an_instance_is_no_version() {
+    let house = House::of(&[
+        ("/service/default/prod/hello/latest/10.0.0.1:80", "{}"),
+        ("/service/default/default/hello.prod/10-0-0-1/10.0.0.7:80", "{}"),
+    ]);
+    assert_eq!(house.a("10-0-0-1.hello.prod.svc"), "10.0.0.1");
+    assert_eq!(house.a("10-0-0-1._version.hello.prod.svc"), "10.0.0.7");
 }

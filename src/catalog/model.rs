@@ -78,6 +78,13 @@ pub struct Group {
     pub version: Box<str>,
 }
 
+impl Group {
+    /// Deployment and namespace.
+    pub fn scope(&self) -> (&str, &str) {
+        (&self.deployment, &self.namespace)
+    }
+}
+
 /// One registry key, understood: the catalog's mirror and the model share it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
@@ -180,16 +187,32 @@ impl Service {
         self.instances().filter(|instance| instance.left_out.is_none())
     }
 
-    /// The keys that no other spelling shadows, whether they have a usable endpoint or not, in the order of [`Self::keys`].
-    pub fn visible_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
-        self.keys.chunk_by(|a, b| a.scope() == b.scope()).flat_map(|scope| scope.iter().take_while(|key| key.rank == scope[0].rank))
+    /// The groups of the keys that no other spelling shadows, each once, sorted. Takes time by their number, not the keys'.
+    pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        let mut rest: &[Arc<Key>] = &self.keys;
+        let mut winner: Option<&Key> = None;
+        std::iter::from_fn(move || {
+            let first = loop {
+                let first = rest.first()?;
+                match winner {
+                    // The rest of this deployment and namespace is shadowed.
+                    Some(winner) if winner.scope() == first.scope() && winner.rank != first.rank => {
+                        rest = &rest[rest.partition_point(|key| key.scope() == first.scope())..];
+                    }
+                    _ => break first,
+                }
+            };
+            winner = Some(first);
+            rest = &rest[rest.partition_point(|key| key.group == first.group && key.rank == first.rank)..];
+            Some(&first.group)
+        })
     }
 }
 
 impl Key {
     /// Deployment and namespace.
     pub fn scope(&self) -> (&str, &str) {
-        (&self.group.deployment, &self.group.namespace)
+        self.group.scope()
     }
 
     fn order(&self, other: &Self) -> Ordering {
@@ -305,16 +328,15 @@ mod tests {
             "e/dev/v1 10.0.0.4:80",
         ];
         assert_eq!(instances(&service), expected);
-        let visible: Vec<&str> = service.visible_keys().map(|key| &*key.text).collect();
-        let expected = ["/s/d/dev/hello.svc/v2/10.0.0.2:80", "/s/d/prod/hello/v1/10.0.0.3:80", "/s/e/dev/hello/v1/10.0.0.4:80"];
-        assert_eq!(visible, expected);
+        let visible: Vec<_> = service.visible_groups().map(|group| (group.scope(), &*group.version)).collect();
+        assert_eq!(visible, [(("d", "dev"), "v2"), (("d", "prod"), "v1"), (("e", "dev"), "v1")]);
     }
 
     #[test]
     fn a_winner_without_a_usable_endpoint_still_shadows() {
         let service = service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
         assert_eq!(service.served().count(), 0);
-        assert_eq!(service.visible_keys().count(), 1);
+        assert_eq!(service.visible_groups().count(), 1);
     }
 
     #[test]
@@ -372,6 +394,6 @@ mod tests {
     #[test]
     fn nothing_makes_an_empty_service() {
         let service = service(&[], Docker0::Drop);
-        assert_eq!((service.keys().len(), service.instances().len(), service.visible_keys().count()), (0, 0, 0));
+        assert_eq!((service.keys().len(), service.instances().len(), service.visible_groups().count()), (0, 0, 0));
     }
 }

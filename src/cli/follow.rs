@@ -15,7 +15,7 @@ use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
 use crate::service::Change;
 
 /// Batches that may wait to be published; then the registries wait.
-const WAITING: usize = 256;
+const WAITING: usize = 32;
 
 /// Most changes of one publication: a flood must not keep what has come already from being seen.
 const MOST: usize = 50_000;

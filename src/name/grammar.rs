@@ -216,8 +216,8 @@ pub fn readings<'a>(rest: &'a [&'a [u8]], longest_base: usize) -> impl Iterator<
             found.into_iter().flat_map(move |(labels, scope)| {
                 let (front, base) = labels.split_at(labels.len() - length);
                 let version = |labels: &'a [&'a [u8]]| (!labels.is_empty()).then_some(labels);
-                let of_instance = instance.map(|_| Reading { base, scope, instance, version: version(&front[1..]) });
-                of_instance.into_iter().chain([Reading { base, scope, instance: None, version: version(front) }])
+                let version = if instance.is_some() { version(&front[1..]) } else { version(front) };
+                [Reading { base, scope, instance, version }]
             })
         },
     );

@@ -3,21 +3,25 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// A registration's metadata: the flat JSON object that GoFrame writes as the value of a key, sorted by key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Metadata(BTreeMap<Box<str>, Value>);
+/// A registration's metadata: the flat JSON object that GoFrame writes as the value of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Metadata(
+    /// Sorted by key without case, then with: a question's label finds its key without looking at all of them.
+    Box<[(Box<str>, Value)]>,
+);
 
 impl Metadata {
     /// Takes entries as they are.
     pub fn new(entries: BTreeMap<Box<str>, Value>) -> Self {
+        let mut entries: Box<[_]> = entries.into_iter().collect();
+        entries.sort_by(|(a, _), (b, _)| folded(a).cmp(folded(b)).then_with(|| a.cmp(b)));
         Self(entries)
     }
 
-    /// All entries, sorted by key.
+    /// All entries, sorted by key without case.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         self.0.iter().map(|(key, value)| (&**key, text(value)))
     }
@@ -25,12 +29,13 @@ impl Metadata {
     /// One entry as text: strings as they are, anything else by its JSON text (`true`, `5`). The key compares without
     /// case, since a DNS label carries none; the first match in key order counts.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
-        self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
+        let at = self.0.partition_point(|(name, _)| folded(name).lt(folded(key)));
+        self.0.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
     }
 
     /// `weight`, a number or a numeric string, rounded and clamped to 0-65535; absent or unreadable means 1.
     pub fn weight(&self) -> u16 {
-        let number = match self.0.get("weight") {
+        let number = match self.0.iter().find(|(key, _)| &**key == "weight").map(|(_, value)| value) {
             Some(Value::Number(number)) => number.as_f64(),
             Some(Value::String(string)) => string.trim().parse::<f64>().ok(),
             _ => None,
@@ -54,6 +59,18 @@ impl Metadata {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+impl Serialize for Metadata {
+    /// As GoFrame writes it: one object, keys sorted bytewise.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sorted: BTreeMap<_, _> = self.0.iter().map(|(key, value)| (key, value)).collect();
+        serializer.collect_map(sorted)
+    }
+}
+
+fn folded(key: &str) -> impl Iterator<Item = u8> {
+    key.bytes().map(|octet| octet.to_ascii_lowercase())
 }
 
 fn text(value: &Value) -> Cow<'_, str> {
@@ -97,5 +114,8 @@ mod tests {
         assert_eq!(metadata.text("PROTOCOL").as_deref(), Some("http"));
         assert_eq!(metadata.text("n").as_deref(), Some("5"));
         assert_eq!(metadata.text("absent"), None);
+        let folded = self::metadata(r#"{"Env":"a","ENV":"b","a":1,"Z":2}"#);
+        assert_eq!((folded.text("env").as_deref(), folded.text("z").as_deref()), (Some("b"), Some("2")));
+        assert_eq!(serde_json::to_string(&folded).unwrap(), r#"{"ENV":"b","Env":"a","Z":2,"a":1}"#);
     }
 }

@@ -315,7 +315,14 @@ fn a_server_without_its_registry_runs_and_says_so() {
     assert!(stderr(&asked).contains("not ready (14)"), "{}", stderr(&asked));
     let status = stdout(&server.run(&["status"]));
     assert!(status.contains("not ready") && status.contains("etcd://127.0.0.1:1") && status.contains("not connected"), "{status}");
-    assert!(stderr(&server.run(&["ls"])).contains("no registry has been read completely yet"));
+    assert!(stderr(&server.run(&["ls"])).contains("not every registry has been read completely yet"));
+    server.stop();
+    // Of two, the one that can be read is listed, and that there may be more is told.
+    let files = Files::new(&[(HELLO, "{}")]);
+    let server = serve(&files, &["--registry", "etcd://127.0.0.1:1"]);
+    let listed = server.run(&["ls"]);
+    assert!(stdout(&listed).contains("10.0.0.1:80"), "{}", stdout(&listed));
+    assert!(stderr(&listed).contains("not every registry has been read completely yet"), "{}", stderr(&listed));
     server.stop();
 }
 

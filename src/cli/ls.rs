@@ -29,8 +29,8 @@ pub(super) async fn run(place: &Place, command: Ls) -> anyhow::Result<ExitCode> 
         services(&serde_json::from_str::<Vec<ServiceView>>(&json)?, &status)
     };
     output::print(&text)?;
-    if !status.synced {
-        output::complain("no registry has been read completely yet: there may be more (svcdns status)");
+    if status.registries.iter().any(|registry| !registry.synced) {
+        output::complain("not every registry has been read completely yet: there may be more (svcdns status)");
     } else if status.stale {
         output::complain("a registry cannot be reached: this is what was known last (svcdns status)");
     }

@@ -31,6 +31,9 @@ fn text(status: &admin::Status) -> String {
     let condition = match (status.synced, status.stale) {
         (false, _) => "not ready: names that are not known yet are answered with SERVFAIL",
         (true, true) => "a registry cannot be reached: answers hold what was known last",
+        (true, false) if status.registries.iter().any(|registry| !registry.synced) => {
+            "ready, without a registry that has not been read yet: what only it knows does not exist so far"
+        }
         (true, false) => "ready",
     };
     let _ = writeln!(text, "{condition}");

@@ -5,9 +5,10 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use support::files::Files;
@@ -324,6 +325,26 @@ fn a_server_without_its_registry_runs_and_says_so() {
     assert!(stdout(&listed).contains("10.0.0.1:80"), "{}", stdout(&listed));
     assert!(stderr(&listed).contains("not every registry has been read completely yet"), "{}", stderr(&listed));
     server.stop();
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_goes_on() {
+    let files = Files::new(&[(HELLO, "{}")]);
+    let state_dir = tempfile::tempdir().unwrap();
+    let state_dir = state_dir.path().to_str().unwrap();
+    let mut server = svcdns::command()
+        .args(["serve", "--registry", &files.url(), "--listen", "127.0.0.1:0", "--state-dir", state_dir])
+        .args(["--admin-listen", "off", "--config", "/dev/null", "--log", "debug"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(server.stderr.take());
+    eventually("an answer", seconds(10), || {
+        assert_eq!(server.try_wait().unwrap(), None, "it ended");
+        (stdout(&run(&["resolve", "--state-dir", state_dir, "--short", "hello", "A"])) == "10.0.0.1\n").then_some(())
+    });
+    kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(server.wait().unwrap().success());
 }
 
 /// The status code and body of a request with curl.

@@ -37,7 +37,13 @@ pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCod
 /// Logs to standard error from now on.
 pub(super) fn log(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(filter)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // It would complain to standard error, and panic where that is what nobody reads any more.
+        .log_internal_errors(false)
+        .init();
     Ok(())
 }
 

@@ -218,6 +218,20 @@ fn register_lasts_as_long_as_its_command() {
 }
 
 #[test]
+fn register_leaves_ignored_what_it_was_started_with_ignored() {
+    let files = Files::new(&[]);
+    let program = svcdns::command();
+    let mut nohup = Command::new("sh");
+    for (name, _) in program.get_envs() {
+        nohup.env_remove(name);
+    }
+    nohup.args(["-c", r#"trap '' HUP; exec "$0" "$@""#]).arg(program.get_program());
+    nohup.args(["register", "--config", "/dev/null", "--registry", &files.url(), "kept", "10.0.0.5:1", "--"]);
+    let mut kept = Process::start(nohup.args(["sh", "-c", "kill -HUP $$; exit 8"]));
+    assert_eq!(kept.wait(seconds(10)).code(), Some(8), "the command hung itself up and lives:\n{}", kept.log());
+}
+
+#[test]
 fn servers_side_by_side_need_their_own_ports_and_state_directories() {
     let files = Files::new(&[(HELLO, "{}")]);
     let first = serve(&files, &[]);

@@ -241,8 +241,8 @@ fn leases_that_a_stalled_store_let_expire_all_at_once_are_held_until_their_owner
     eventually("the others to go after the grace", seconds(30), || {
         dns::addresses(server.address, "hello.svc").is_ok_and(|found| found.len() == 10).then_some(())
     });
-    // Deletes apply at once, and come back when etcd has said that their leases are gone: a gap as long as that question.
-    prober.expect_gap_below(seconds(1));
+    // Fewer than 10 of the 20 are believed to be gone before etcd is asked about their leases.
+    prober.expect_no_loss();
     drop(owners);
 }
 

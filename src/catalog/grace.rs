@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::mirror::Standing;
 use super::model::Key;
 use crate::service::ListKind;
 
@@ -23,6 +24,9 @@ const SHARE: usize = 30;
 /// So many deletes by lease are one at any share: etcd revokes about 1,000 leases a second, so that a large registry's
 /// expiry takes longer than the window.
 const MANY: usize = 2_000;
+
+/// How long at most a key that a doubt is about goes on being served: the registry answers within milliseconds, or not.
+pub(super) const DOUBT: Duration = Duration::from_secs(2);
 
 /// Most leases of one doubt.
 const ASK: usize = 32;
@@ -64,9 +68,9 @@ fn is_large(gone: usize, before: usize) -> bool {
 pub(super) struct Tomb {
     /// When it went.
     pub(super) at: Instant,
-    /// Its entry in the mirror; still this key's only while that holds this very `key`.
+    /// Its entry in the mirror; still this key's only while that has this very `key`, buried or held.
     pub(super) slot: u32,
-    /// The key.
+    /// The key, as the entry has it.
     pub(super) key: Arc<Key>,
     /// The lease it went with.
     pub(super) lease: i64,
@@ -79,6 +83,8 @@ pub(super) struct Tomb {
 ///
 /// - Quiet: deletes apply at once and stay as tombstones for 5 s. When those of 5 s are at least 10 and at least 30 % of the
 ///   instances before them, or at least 2,000, the registry is asked about up to 32 of their leases.
+/// - Asked: what was not seen to be missing yet, and what is deleted till the answer comes, goes on being served, each key
+///   for 2 s at most. So an expiry never shows further than up to the threshold, if the registry answers in time.
 /// - It answers that one of them is gone: it was expiry. The tombstones come back and are held, and later deletes of the
 ///   storm are held directly.
 /// - It answers that none is gone: they were deleted on purpose (GoFrame deregisters without revoking its lease). The
@@ -89,6 +95,8 @@ pub(super) struct Tomb {
 #[derive(Debug, Default)]
 pub(super) struct Storm {
     tombs: VecDeque<Tomb>,
+    /// How many of the last `tombs` nobody has seen to be missing.
+    unseen: usize,
     /// Instances of all `tombs`.
     fallen: usize,
     /// When the last delete came.
@@ -154,6 +162,7 @@ impl Storm {
     pub(super) fn bury(&mut self, tomb: Tomb) {
         self.last = Some(tomb.at);
         self.fallen += tomb.key.endpoints.len();
+        self.unseen += 1;
         self.tombs.push_back(tomb);
         let before = self.tombs.front().map_or(0, |first| first.before);
         if self.verdict == Verdict::None && (self.fallen >= MANY || is_large(self.fallen, before)) {
@@ -173,6 +182,21 @@ impl Storm {
         leases.dedup();
         self.asked.clone_from(&leases);
         (!leases.is_empty()).then_some(leases)
+    }
+
+    /// Takes out the tombstones that nobody has seen to be missing, if the registry is asked about leases now. To be put
+    /// back; those left are seen from now on.
+    pub(super) fn take_unseen(&mut self) -> VecDeque<Tomb> {
+        let unseen = std::mem::take(&mut self.unseen).min(self.tombs.len());
+        match self.verdict {
+            Verdict::Asked(_) => self.tombs.split_off(self.tombs.len() - unseen),
+            _ => VecDeque::new(),
+        }
+    }
+
+    /// Puts back what [`Self::take_unseen`] took out.
+    pub(super) fn put_back(&mut self, mut tombs: VecDeque<Tomb>) {
+        self.tombs.append(&mut tombs);
     }
 
     /// Takes the registry's answer: these leases are gone.
@@ -195,6 +219,7 @@ impl Storm {
 
     fn take_tombs(&mut self) -> Vec<Tomb> {
         self.asked.clear();
+        self.unseen = 0;
         self.fallen = 0;
         std::mem::take(&mut self.tombs).into()
     }
@@ -202,16 +227,27 @@ impl Storm {
 
 /// The holds of one registry by the time they end. A hold whose key was put again stays here, without effect, till then.
 #[derive(Debug, Default)]
-pub(super) struct Holds(BTreeMap<Instant, Vec<(u32, Arc<Key>)>>);
+pub(super) struct Holds(BTreeMap<Instant, Vec<Hold>>);
+
+/// A key that is gone and still served.
+#[derive(Debug)]
+pub(super) struct Hold {
+    /// Its entry in the mirror; still this key's only while that has this very `key`.
+    pub(super) slot: u32,
+    /// The key.
+    pub(super) key: Arc<Key>,
+    /// How it stands at the end: removed, or buried where its tombstone may still bring it back.
+    pub(super) then: Standing,
+}
 
 impl Holds {
-    /// Holds an entry's key.
-    pub(super) fn add(&mut self, until: Instant, slot: u32, key: Arc<Key>) {
-        self.0.entry(until).or_default().push((slot, key));
+    /// Notes a hold.
+    pub(super) fn add(&mut self, until: Instant, hold: Hold) {
+        self.0.entry(until).or_default().push(hold);
     }
 
     /// Takes the holds that have ended.
-    pub(super) fn ended(&mut self, now: Instant) -> Vec<(u32, Arc<Key>)> {
+    pub(super) fn ended(&mut self, now: Instant) -> Vec<Hold> {
         let mut ended = Vec::new();
         while let Some(first) = self.0.first_entry() {
             if *first.key() > now {

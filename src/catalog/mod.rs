@@ -29,7 +29,7 @@ use crate::name::{BaseError, Name, Zones, base_of};
 use crate::service::{Change, Host, Metadata, Put, Reason, Registration, Rejected, Removal};
 
 use follow::{Follow, List};
-use grace::{Answer, Sweep, Tomb};
+use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
 use intern::Interner;
 use mirror::{Mirror, Standing, size};
 use rejections::Ledger;
@@ -193,6 +193,8 @@ impl Catalog {
             self.pass_time(registry, now);
             let follow = &mut self.follows[usize::from(registry)];
             outcome.doubts.extend(follow.storm.doubt(now).map(|leases| (registry, leases)));
+            self.give_benefit_of_doubt(registry, now);
+            let follow = &self.follows[usize::from(registry)];
             outcome.wake = earlier(outcome.wake, earlier(follow.storm.wake(), follow.holds.wake()));
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
@@ -385,7 +387,7 @@ impl Catalog {
         let storm = &mut self.follows[usize::from(registry)].storm;
         if storm.is_expiry() {
             storm.goes_on(now);
-            self.hold(registry, slot, now + self.settings.removal_grace);
+            self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);
         } else {
             storm.bury(Tomb { at: now, slot, key, lease, before });
             self.change(slot, None, Standing::Buried);
@@ -400,8 +402,8 @@ impl Catalog {
             Answer::Expiry(tombs) => {
                 for tomb in tombs {
                     let until = tomb.at + self.settings.removal_grace;
-                    if until > now && self.is_still(tomb.slot, &tomb.key, Standing::Buried) {
-                        self.hold(registry, tomb.slot, until);
+                    if until > now && self.is_open(&tomb) {
+                        self.hold(registry, tomb.slot, until, Standing::Removed);
                         self.mirror.touch(self.mirror.base(tomb.slot), None);
                     } else {
                         self.forget(&tomb);
@@ -429,7 +431,7 @@ impl Catalog {
         let hold = !self.settings.removal_grace.is_zero() && sweep.is_doubtful(list.kind);
         for slot in swept {
             if hold {
-                self.hold(registry, slot, now + self.settings.removal_grace);
+                self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);
             } else {
                 self.change(slot, None, Standing::Removed);
             }
@@ -446,30 +448,50 @@ impl Catalog {
         for tomb in tombs {
             self.forget(&tomb);
         }
-        for (slot, key) in holds {
+        for Hold { slot, key, then } in holds {
             if self.is_still(slot, &key, Standing::Held) {
-                self.change(slot, None, Standing::Removed);
+                self.change(slot, None, then);
                 self.mirror.touch(self.mirror.base(slot), None);
             }
         }
     }
 
-    /// Takes a buried key out for good.
+    /// While a registry is asked whether leases expired: goes on serving what hung on them and was not seen missing yet.
+    fn give_benefit_of_doubt(&mut self, registry: u8, now: Instant) {
+        let mut tombs = self.follows[usize::from(registry)].storm.take_unseen();
+        for tomb in &mut tombs {
+            let until = tomb.at + DOUBT.min(self.settings.removal_grace);
+            if until > now
+                && self.is_open(tomb)
+                && let Some(held) = self.hold(registry, tomb.slot, until, Standing::Buried)
+            {
+                tomb.key = held;
+            }
+        }
+        self.follows[usize::from(registry)].storm.put_back(tombs);
+    }
+
+    /// Whether a tombstone still stands for its key: that was neither put again nor removed.
+    fn is_open(&self, tomb: &Tomb) -> bool {
+        [Standing::Buried, Standing::Held].into_iter().any(|standing| self.is_still(tomb.slot, &tomb.key, standing))
+    }
+
+    /// Takes a tombstone's key out for good.
     fn forget(&mut self, tomb: &Tomb) {
-        if self.is_still(tomb.slot, &tomb.key, Standing::Buried) {
+        if self.is_open(tomb) {
             self.change(tomb.slot, None, Standing::Removed);
             self.mirror.touch(self.mirror.base(tomb.slot), None);
         }
     }
 
-    /// Serves a key although its registry says that it is gone.
-    fn hold(&mut self, registry: u8, slot: u32, until: Instant) {
-        let Some(key) = self.mirror.key(slot) else { return };
-        let mut held = Key::clone(key);
+    /// Serves a key although its registry says that it is gone; returns it as it is served.
+    fn hold(&mut self, registry: u8, slot: u32, until: Instant, then: Standing) -> Option<Arc<Key>> {
+        let mut held = Key::clone(self.mirror.key(slot)?);
         held.held = true;
         let held = Arc::new(held);
         self.change(slot, Some(Arc::clone(&held)), Standing::Held);
-        self.follows[usize::from(registry)].holds.add(until, slot, held);
+        self.follows[usize::from(registry)].holds.add(until, Hold { slot, key: Arc::clone(&held), then });
+        Some(held)
     }
 
     /// Whether an entry is still the one that a tombstone or a hold was made for: each put makes a new key.

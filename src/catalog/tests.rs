@@ -373,7 +373,8 @@ fn many_leases_at_once_are_a_doubt() {
     {
         let (world, outcome) = storm(keys, gone);
         assert_eq!(outcome.doubts.len(), usize::from(doubtful), "{gone} of {keys}");
-        assert_eq!(world.served("hello"), (keys - gone) as usize, "deletes apply at once");
+        let left = if doubtful { keys } else { keys - gone };
+        assert_eq!(world.served("hello"), left as usize, "deletes apply at once, unless they are in doubt at once");
         if let [(registry, leases)] = &outcome.doubts[..] {
             assert_eq!(*registry, 0);
             assert!((10..=32).contains(&leases.len()), "{leases:?}");
@@ -417,6 +418,54 @@ fn expired_leases_bring_their_keys_back_until_the_grace_ends() {
 }
 
 #[test]
+fn what_a_doubt_is_about_is_served_until_the_answer_comes() {
+    let doubtful = || {
+        let (mut world, _) = storm(20, 9);
+        assert_eq!((world.served("hello"), world.holding()), (11, 0));
+        expire(&mut world, 9..12);
+        let leases = world.settle().doubts.remove(0).1;
+        assert_eq!((world.served("hello"), world.holding()), (11, 3), "what was seen to be missing waits for the answer");
+        expire(&mut world, 12..20);
+        world.settle();
+        assert_eq!((world.served("hello"), world.holding()), (11, 11));
+        (world, leases)
+    };
+    let (mut world, leases) = doubtful();
+    world.of(0, Change::LeasesGone(leases));
+    world.settle();
+    assert_eq!((world.served("hello"), world.holding()), (20, 20));
+    let (mut world, _) = doubtful();
+    world.of(0, Change::LeasesGone(vec![]));
+    world.settle();
+    assert_eq!((world.served("hello"), world.holding()), (0, 0));
+    // No answer for 2 s: gone, and back should it still come.
+    let (mut world, leases) = doubtful();
+    let wake = world.settle().wake;
+    assert_eq!(wake, Some(world.now + 2 * SECOND));
+    assert_eq!(world.pass(2 * SECOND).changed, ["hello".into()]);
+    assert_eq!((world.served("hello"), world.holding()), (0, 0));
+    world.of(0, Change::LeasesGone(leases));
+    world.settle();
+    assert_eq!((world.served("hello"), world.holding()), (20, 20));
+    world.pass(10 * SECOND);
+    assert_eq!((world.served("hello"), world.holding()), (0, 0));
+}
+
+#[test]
+fn a_key_put_again_or_deleted_in_doubt_is_not_touched_by_the_answer() {
+    for gone in [true, false] {
+        let (mut world, outcome) = storm(20, 20);
+        assert_eq!(world.served("hello"), 20);
+        let texts = hellos(0..2);
+        world.put(&texts[0], 100, 50);
+        world.delete(&texts[1], 102, Removal::Explicit);
+        world.of(0, Change::LeasesGone(if gone { outcome.doubts[0].1.clone() } else { Vec::new() }));
+        world.settle();
+        assert_eq!((world.served("hello"), world.holding()), if gone { (19, 18) } else { (1, 0) });
+    }
+}
+
+#[test]
 fn leases_that_live_mean_that_it_was_on_purpose() {
     let (mut world, _) = storm(100, 40);
     world.of(0, Change::LeasesGone(vec![]));
@@ -442,7 +491,7 @@ fn answers_that_nobody_asked_for_are_ignored() {
     let (mut world, _) = storm(100, 50);
     world.of(0, Change::LeasesGone(vec![77]));
     world.settle();
-    assert_eq!(world.holding(), 0, "not a lease asked about");
+    assert_eq!(world.holding(), 50, "not a lease asked about: still in doubt");
     world.pass(5 * SECOND);
     world.of(0, Change::LeasesGone(vec![1]));
     world.settle();

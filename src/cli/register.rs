@@ -218,7 +218,8 @@ fn code(status: ExitStatus) -> u8 {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    /// None where whoever started us had it ignored (`nohup`): it stays so, for the command, too.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -226,15 +227,29 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
+            hang_up: if hang_up_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
 
     async fn next(&mut self) -> Number {
+        let Self { terminate, interrupt, hang_up } = self;
+        let hung_up = async {
+            match hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => Number::SIGTERM,
-            _ = self.interrupt.recv() => Number::SIGINT,
-            _ = self.hang_up.recv() => Number::SIGHUP,
+            _ = terminate.recv() => Number::SIGTERM,
+            _ = interrupt.recv() => Number::SIGINT,
+            _ = hung_up => Number::SIGHUP,
         }
     }
+}
+
+/// Whether SIGHUP is ignored by this process: a bit of the mask that the kernel shows (proc(5)). Where it shows none, not.
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (Number::SIGHUP as u32 - 1) != 0)
 }

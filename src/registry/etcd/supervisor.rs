@@ -339,22 +339,43 @@ enum Checked {
 /// Asks which leases are gone, and answers on the feed; not at all where the store does not say.
 async fn ask_leases(mut client: LeaseClient, leases: Vec<i64>, feed: Feed, limit: std::time::Duration) {
     let deadline = Instant::now() + limit;
-    let mut answers = 0;
+    let asked = leases.len();
+    let mut there = 0;
     let mut gone = Vec::new();
     for lease in leases {
         match tokio::time::timeout_at(deadline, client.time_to_live(lease, None)).await {
             Ok(Ok(answer)) => {
-                answers += 1;
                 if answer.ttl() < 0 {
                     gone.push(lease);
+                } else {
+                    there += 1;
                 }
             }
             Ok(Err(_)) => {}
             Err(_) => break,
         }
     }
-    if answers > 0 {
+    if is_answer(asked, there, gone.len()) {
         // Nobody to tell is nobody to ask for.
         let _ = feed.send(vec![Change::LeasesGone(gone)]).await;
+    }
+}
+
+/// Whether so many leases that are there and that are gone, of those asked about, are an answer. One that is gone is enough to
+/// know of an expiry. That it was none takes them all: a store that falls silent in between may be why leases expire.
+fn is_answer(asked: usize, there: usize, gone: usize) -> bool {
+    gone > 0 || there == asked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_no_lease_is_gone_is_said_only_when_all_are_known_to_be_there() {
+        assert!(is_answer(3, 3, 0));
+        assert!(is_answer(3, 0, 1));
+        assert!(!is_answer(3, 1, 0), "two were not spoken of");
+        assert!(!is_answer(3, 0, 0));
     }
 }

@@ -138,7 +138,7 @@ struct Follower {
     /// Whether the queue came from a full reading of the folder.
     reading: bool,
     next_look: Instant,
-    /// None while the folder is being read.
+    /// None while the folder is being read and need not be read again at once.
     next_reading: Option<Instant>,
     /// Whether the lack of inotify has been told.
     complained: bool,
@@ -190,7 +190,7 @@ impl Follower {
             self.next_look = now.monotonic + self.settings.timings.look;
             self.look_at_folder(&mut changes, now.monotonic);
         }
-        if self.folder.is_some() && self.next_reading.is_some_and(|next| now.monotonic >= next) {
+        if self.folder.is_some() && !self.reading && self.next_reading.is_some_and(|next| now.monotonic >= next) {
             self.start_reading(&mut changes);
         }
         if self.listed {
@@ -220,10 +220,15 @@ impl Follower {
             Ok(Some(folder)) => {
                 let same = self.folder.as_ref().map(Folder::identity) == Some(folder.identity());
                 self.folder = Some(folder);
+                // What was read of another folder says nothing of this one.
+                self.reading &= same;
                 if !same || self.watch.is_none() {
                     self.watch();
-                    // What happened before the watch stood.
-                    self.next_reading = Some(now);
+                    // What happened before the watch stood. Without one a reading that takes longer than the time between
+                    // two looks is left to come to its end, and is no reason for another.
+                    if self.watch.is_some() || !self.reading {
+                        self.next_reading = Some(now);
+                    }
                 }
                 self.connect(changes);
             }
@@ -317,7 +322,7 @@ impl Follower {
 
     fn end_reading(&mut self, changes: &mut Vec<Change>, now: Instant) {
         self.reading = false;
-        self.next_reading = Some(now + self.settings.timings.rescan);
+        self.next_reading.get_or_insert(now + self.settings.timings.rescan);
         if !mem::replace(&mut self.listed, true) {
             changes.push(Change::ListEnd { revision: 0 });
         }
@@ -345,5 +350,41 @@ impl Follower {
         let name = name.to_string_lossy();
         let head = name.trim_start_matches(|c: char| c == '#' || c.is_whitespace()).split_once('#').map(|(head, _)| head);
         heads.is_empty() || head.is_none_or(|head| heads.iter().any(|ours| ours == head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::registry::{RegistryIndex, State};
+
+    #[test]
+    fn a_folder_that_cannot_be_watched_is_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = 2 * BATCH + 1;
+        for n in 0..files {
+            fs::write(folder.path().join(format!("service#default#default#a#latest#10.0.0.1-{}", n + 1)), "{}").unwrap();
+        }
+        let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: Timings::default() };
+        let (sender, _batches) = mpsc::channel(1);
+        let feed = Feed::new(RegistryIndex(0), sender, Arc::new(State::new("file".to_owned())));
+        let mut follower = Follower::new(settings, feed, Inbox::default());
+        let mut now = Moment::now();
+        let mut changes = Vec::new();
+        // Each batch of files takes as long as the time between two looks.
+        for _ in 0..10 {
+            // As where inotify refuses.
+            follower.watch = None;
+            changes.extend(follower.step(now).changes);
+            let look = Timings::default().look;
+            now = Moment { wall: now.wall + look, monotonic: now.monotonic + look };
+        }
+        let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
+        assert_eq!(count(|change| matches!(change, Change::ListBegin(_))), 1);
+        assert_eq!(count(|change| matches!(change, Change::ListEnd { .. })), 1);
+        assert_eq!(count(|change| matches!(change, Change::Put(_))), files);
     }
 }

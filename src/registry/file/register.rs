@@ -1,7 +1,7 @@
 //! A registration kept in the folder, as a GoFrame program keeps its own.
 
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -163,7 +163,7 @@ fn write(registrant: &Registrant, path: &Path) -> io::Result<Stamp> {
     DirBuilder::new().mode(0o700).create(&workshop)?;
     let file = workshop.join("registration");
     let content = gsvc::file_content(metadata, &jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string());
-    let written = fs::write(&file, content).and_then(|()| {
+    let written = make(&file, &content).and_then(|()| {
         let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
         fs::rename(&file, path)?;
         Ok(stamp)
@@ -174,4 +174,28 @@ fn write(registrant: &Registrant, path: &Path) -> io::Result<Stamp> {
     }
     let _ = fs::remove_dir(&workshop);
     written
+}
+
+/// Makes a file, never writes into one: where others may rename in the folder, the workshop can be another one by now, and a
+/// link in it would lead to any file of ours.
+fn make(file: &Path, content: &str) -> io::Result<()> {
+    File::create_new(file)?.write_all(content.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_a_link_leads_to_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (precious, link) = (folder.path().join("precious"), folder.path().join("registration"));
+        fs::write(&precious, "content").unwrap();
+        symlink(&precious, &link).unwrap();
+        assert_eq!(make(&link, "{}").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
+        assert!(make(&folder.path().join("other"), "{}").is_ok());
+    }
 }

@@ -1,6 +1,6 @@
 //! Hostile and broken input to the real program: registry content, packets, connections, surroundings. Each is skipped or
 //! refused by itself; nothing else is affected.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
 

@@ -134,6 +134,7 @@ fn newcomers(etcd: &Etcd, server: SocketAddr, stop: &AtomicBool) -> (Duration, u
 }
 
 /// Does something while new services come, each of which must show in time.
+#[expect(clippy::print_stderr, reason = "measured values, for whoever asks with --nocapture")]
 fn among_newcomers(what: &str, etcd: &Etcd, server: &Svcdns, act: impl FnOnce()) {
     let (stop, address, began) = (AtomicBool::new(false), server.address, Instant::now());
     thread::scope(|scope| {

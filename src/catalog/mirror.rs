@@ -398,10 +398,6 @@ fn place<T>(elements: &mut Vec<T>, free: &mut Vec<u32>, element: T) -> u32 {
         elements[place as usize] = element;
         return place;
     }
-    // By a quarter, not doubled: places beyond the need would be a good part of what an entry costs.
-    if elements.len() == elements.capacity() {
-        elements.reserve_exact(elements.len() / 4 + 16);
-    }
     elements.push(element);
     // Entries in such numbers would not fit in memory.
     u32::try_from(elements.len() - 1).unwrap_or(NONE)

@@ -70,6 +70,8 @@ fn registries(page: &mut Page, status: &Status) {
     };
     page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
     page.counters("svcdns_registry_disconnects", "Connections lost", count(|registry| registry.disconnects));
+    let differences = count(|registry| registry.differences);
+    page.counters("svcdns_registry_list_differences", "What routine lists found and no event had told", differences);
 }
 
 fn transport(name: &str) -> Labels {

@@ -75,10 +75,12 @@ pub struct RegistryView {
     pub lists: u64,
     /// Connections lost.
     pub disconnects: u64,
-    /// Keys that it has and that are served.
+    /// Keys that are served, those included that it no longer has and that are held.
     pub keys: usize,
     /// Their endpoints.
     pub instances: usize,
+    /// Differences that routine lists found against what the events had said.
+    pub differences: u64,
 }
 
 /// A service with all that is registered for it.
@@ -246,6 +248,7 @@ impl Status {
                 disconnects: report.disconnects,
                 keys: stats.keys,
                 instances: stats.instances,
+                differences: stats.differences,
             }
         };
         Self {

@@ -6,6 +6,7 @@ use super::message::Response;
 use super::record::{RRset, Record, RecordBuilder, SetBuilder};
 use super::table::Snapshot;
 use super::{Answerer, Counters, compile, full};
+use crate::catalog::Condition;
 use crate::name::{Name, Zone};
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, Transport, put_u32, rcode, rtype};
 
@@ -21,10 +22,10 @@ pub(super) struct Asking<'a> {
 
 /// Before every registry was read, for what is not known.
 const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
-/// A registry is away, or removals are held back.
-const STALE: ExtendedError = ExtendedError { code: ExtendedError::STALE_ANSWER, text: "registry away, last known data" };
-/// The same, for a name that is not known.
-const STALE_NAME: ExtendedError = ExtendedError { code: ExtendedError::STALE_NXDOMAIN, ..STALE };
+/// What a registry said before it went away.
+const AWAY: &str = "registry away, last known data";
+/// What a registry no longer says, and is not believed to have lost.
+const HELD: &str = "removals held back, see removal-grace";
 /// No instance has an address of its own.
 const HOSTS_ONLY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and forwarding is off" };
 
@@ -47,8 +48,7 @@ impl Asking<'_> {
             _ => {}
         }
         let condition = self.answerer.condition.load();
-        let stale = condition.stale || condition.holding > 0;
-        let error = stale.then_some(STALE);
+        let error = stale(&condition, ExtendedError::STALE_ANSWER);
         if let Some(record) = self.ready(owner) {
             return self.put_from_record(&record, false, zone, error, out);
         }
@@ -64,7 +64,7 @@ impl Asking<'_> {
             full::Found::Absent => {
                 let apex = self.apex_of(zone);
                 let soa = self.soa(&apex, &apex);
-                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale.then_some(STALE_NAME)), out);
+                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(&condition, ExtendedError::STALE_NXDOMAIN)), out);
             }
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(selection) => {
@@ -189,7 +189,7 @@ impl Asking<'_> {
             return false;
         }
         let condition = self.answerer.condition.load();
-        let error = (condition.stale || condition.holding > 0).then_some(STALE);
+        let error = stale(&condition, ExtendedError::STALE_ANSWER);
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             let (octets, count) = set.build();
             // The instance's name stands first: programs take the first.
@@ -225,4 +225,10 @@ impl Asking<'_> {
         compile::put_record(&mut record, owner, rtype::SOA, negative_ttl, &data);
         record
     }
+}
+
+/// The extended error of answers from what may be out of date.
+fn stale(condition: &Condition, code: u16) -> Option<ExtendedError> {
+    let text = if condition.stale { AWAY } else { HELD };
+    (condition.stale || condition.holding > 0).then_some(ExtendedError { code, text })
 }

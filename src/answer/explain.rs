@@ -116,12 +116,10 @@ impl Answerer {
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
         self.respond_counting(&query, Transport::Udp, draw, &uncounted, &mut response);
-        let mut whole = Vec::new();
-        self.respond_counting(&query, Transport::Tcp, draw, &uncounted, &mut whole);
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();
-        explanation.left_out = usize::from(u16_at(&whole, 6).unwrap_or(0)).saturating_sub(usize::from(u16_at(&response, 6).unwrap_or(0)));
+        explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
         explanation
     }

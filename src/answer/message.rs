@@ -38,15 +38,6 @@ impl<'a> Response<'a> {
     }
 }
 
-/// What was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Written {
-    /// Records of the answer section.
-    pub(super) answers: usize,
-    /// Whether records were left out, for want of room or by the setting.
-    pub(super) cut: bool,
-}
-
 /// The largest response to this query, octets (RFC 6891 section 6.2.5).
 pub(super) fn limit(query: &Query<'_>, transport: Transport) -> usize {
     match (transport, query.edns) {
@@ -56,7 +47,7 @@ pub(super) fn limit(query: &Query<'_>, transport: Transport) -> usize {
     }
 }
 
-/// Writes the response to `query` into `out`, which is empty.
+/// Writes the response to `query` into `out`, which is empty; returns how many records of the answer it left out.
 ///
 /// As many records as fit, in an order drawn by weight. When not all do, TC says so over UDP, and the OPT and what fits
 /// stay: stubs without TCP still have addresses. Glue takes what room is left and never causes TC (RFC 2181 section 9).
@@ -67,7 +58,7 @@ pub(super) fn write(
     answers: Answers,
     draw: u64,
     out: &mut Vec<u8>,
-) -> Written {
+) -> usize {
     let Response { rcode, authoritative, answers: set, authority, error } = response;
     let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
     let room = limit(query, transport).saturating_sub(opt);
@@ -90,7 +81,6 @@ pub(super) fn write(
         out.extend_from_slice(record);
         put.push((record, glue));
     }
-    let written = Written { answers: put.len(), cut: put.len() < set.count };
     let truncated = put.len() < wanted && transport == Transport::Udp && answers != Answers::Fit;
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
     out.extend_from_slice(authority);
@@ -107,7 +97,7 @@ pub(super) fn write(
         // A message has at most 65,535 octets, so fewer records.
         out[at..at + 2].copy_from_slice(&u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes());
     }
-    written
+    set.count - put.len()
 }
 
 /// Writes the header and echoes the question octet for octet, its letters' case included.

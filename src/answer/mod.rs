@@ -30,7 +30,7 @@ use crate::catalog::{Condition, Rejections, Stats};
 use crate::name::{Name, Zones, reverse_address};
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode, rtype};
 use asking::Asking;
-use message::{Response, Written};
+use message::Response;
 
 /// How names are answered.
 #[derive(Clone, Debug)]
@@ -84,6 +84,7 @@ pub struct Counters {
     /// By response code 0-15; BADVERS counts under 0, as its header says.
     rcodes: [AtomicU64; 16],
     cut: AtomicU64,
+    left_out: AtomicU64,
 }
 
 impl Counters {
@@ -96,10 +97,16 @@ impl Counters {
     pub fn cut(&self) -> u64 {
         self.cut.load(Ordering::Relaxed)
     }
+
+    /// Records that those answers left out.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
+    }
 }
 
 const NOT_OURS: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_AUTHORITATIVE, text: "not a zone served here, and forwarding is off" };
+const NOT_INTERNET: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
 const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
@@ -167,7 +174,7 @@ impl Answerer {
         };
         let refused = |error| Response::code(rcode::REFUSED, Some(error));
         if query.qclass != rtype::IN {
-            return asking.put(&refused(NOT_OURS), out);
+            return asking.put(&refused(NOT_INTERNET), out);
         }
         if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
             return asking.put(&refused(NO_TRANSFER), out);
@@ -182,10 +189,11 @@ impl Answerer {
     }
 
     fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
-        let Written { cut, .. } = message::write(response, query, transport, self.settings.answers, draw, out);
+        let left_out = message::write(response, query, transport, self.settings.answers, draw, out);
         counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
-        if cut {
+        if left_out > 0 {
             counters.cut.fetch_add(1, Ordering::Relaxed);
+            counters.left_out.fetch_add(left_out as u64, Ordering::Relaxed);
         }
     }
 

@@ -102,8 +102,8 @@ impl Publisher {
         let owners = Owners::of(settings, &changed);
         let mut builder = RecordBuilder::default();
         next.update_records(owners.iter(), |next, owner, meaning, out| match meaning {
-            Meaning::Gone if !next.instance_bases => false,
-            Meaning::Instance(address) if !next.instance_bases => {
+            Meaning::Gone if !is_a_service(next, owner) => false,
+            Meaning::Instance(address) if !is_a_service(next, owner) => {
                 compile::address_only(settings, address, &mut builder);
                 builder.build(out);
                 true
@@ -127,6 +127,17 @@ fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mu
     }
     builder.build(out);
     true
+}
+
+/// Whether an instance's name may be read as a service's, with a namespace and a deployment or without.
+fn is_a_service(snapshot: &Snapshot, owner: &[u8]) -> bool {
+    if !snapshot.instance_bases {
+        return false;
+    }
+    let labels: Vec<&[u8]> = labels(owner).collect();
+    let mut text = String::new();
+    (labels.len().saturating_sub(2)..=labels.len())
+        .any(|length| length > 0 && full::join(&labels[..length], &mut text) && snapshot.service(&text).is_some())
 }
 
 /// The labels of an owner in wire form without the root.

@@ -18,6 +18,8 @@ pub(super) struct Follow {
     pub(super) list: Option<List>,
     /// The number of the running or the last list: each begins an epoch, within which revisions compare.
     pub(super) generation: u32,
+    /// What routine lists found that no event had told, so far.
+    pub(super) differences: u64,
     /// What events of this epoch removed.
     pub(super) memory: Memory,
     /// Deletes by lease.
@@ -36,6 +38,11 @@ pub(super) struct List {
 }
 
 impl Follow {
+    /// Whether what a list says should be known already: a routine one, not the first.
+    pub(super) fn is_checking(&self) -> bool {
+        self.synced && self.list.is_some_and(|list| list.kind == ListKind::Routine)
+    }
+
     /// Begins a list. One that is running is abandoned: what it said stays, nothing is swept by it. Its doubt is not lost:
     /// a list after an abandoned one of a restored store is believed no more than that.
     pub(super) fn begin(&mut self, kind: ListKind, instances: usize) {

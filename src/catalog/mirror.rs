@@ -99,6 +99,8 @@ pub(super) struct Tally {
     pub(super) instances: usize,
     /// Keys that are held.
     pub(super) held: usize,
+    /// Endpoints of the keys that are held.
+    pub(super) held_instances: usize,
     /// Bases that a running list touched.
     waiting: Vec<u32>,
 }
@@ -356,7 +358,10 @@ impl Mirror {
                 step(&mut tally.present, 1);
                 step(&mut tally.instances, key.endpoints.len());
             }
-            Standing::Held => step(&mut tally.held, 1),
+            Standing::Held => {
+                step(&mut tally.held, 1);
+                step(&mut tally.held_instances, key.endpoints.len());
+            }
             Standing::Buried => {}
             Standing::Removed => return,
         }

@@ -26,7 +26,7 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use crate::name::{BaseError, Name, Zones, base_of};
-use crate::service::{Change, Host, Metadata, Put, Reason, Registration, Rejected, Removal};
+use crate::service::{Change, Host, ListKind, Metadata, Put, Reason, Registration, Rejected, Removal};
 
 use follow::{Follow, List};
 use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
@@ -127,12 +127,15 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryStats {
-    /// Keys that it has and that can be served.
+    /// Its keys that can be served, those held included.
     pub keys: usize,
     /// Their endpoints.
     pub instances: usize,
-    /// Keys that it no longer has and that are still served.
+    /// Of those, keys that it no longer has.
     pub held: usize,
+    /// Differences that routine lists found against what the events had said, since the start: some versions of etcd lose
+    /// events.
+    pub differences: u64,
 }
 
 impl Catalog {
@@ -234,12 +237,16 @@ impl Catalog {
 
     /// Sizes, for metrics.
     pub fn stats(&self) -> Stats {
-        let registries = self.registries().map(|registry| self.mirror.tally(registry)).map(|tally| RegistryStats {
-            keys: tally.present,
-            instances: tally.instances,
-            held: tally.held,
-        });
-        Stats { registries: registries.collect() }
+        let of = |registry| {
+            let tally = self.mirror.tally(registry);
+            RegistryStats {
+                keys: tally.present + tally.held,
+                instances: tally.instances + tally.held_instances,
+                held: tally.held,
+                differences: self.follows[usize::from(registry)].differences,
+            }
+        };
+        Stats { registries: self.registries().map(of).collect() }
     }
 
     fn registries(&self) -> impl Iterator<Item = u8> + use<> {
@@ -332,6 +339,8 @@ impl Catalog {
             self.mirror.set_generation(slot, generation);
             return Ok(());
         }
+        let follow = &mut self.follows[usize::from(registry)];
+        follow.differences += u64::from(follow.is_checking());
         let replaced = same_base.filter(|&slot| self.mirror.standing(slot).counts()).and_then(|slot| self.mirror.key(slot));
         let now = self.mirror.base_named(base).map_or(0, |base| self.mirror.size_of(base));
         let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
@@ -429,6 +438,9 @@ impl Catalog {
             instances_left: tally.instances - instances,
         };
         let hold = !self.settings.removal_grace.is_zero() && sweep.is_doubtful(list.kind);
+        if list.kind == ListKind::Routine {
+            self.follows[usize::from(registry)].differences += swept.len() as u64;
+        }
         for slot in swept {
             if hold {
                 self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);

@@ -784,7 +784,8 @@ fn what_is_gone_leaves_nothing_behind() {
         }
         world.of(0, Change::ListEnd { revision: 0 });
         world.settle();
-        assert_eq!(world.catalog.stats(), Stats { registries: vec![RegistryStats { keys: 5_000, instances: 5_000, held: 0 }] });
+        let RegistryStats { keys, instances, held, .. } = world.catalog.stats().registries[0];
+        assert_eq!((keys, instances, held), (5_000, 5_000, 0));
     }
     world.list(ListKind::Routine, &[]);
     world.settle();
@@ -849,4 +850,26 @@ fn names_that_read_as_something_else_are_conflicts() {
         [hidden("a.b.hello", "version a of service b.hello", "version a.b of service hello")]
     );
     assert_eq!(conflicts_of(&["/s/d/has.dot/hello/v 1/10.0.0.1:80", "/s/e//hello/_v/10.0.0.1:80"]), [], "not askable by such names");
+}
+
+#[test]
+fn what_a_routine_list_finds_that_no_event_told_is_counted() {
+    let mut world = World::with(|_| {}, 1);
+    let differences = |world: &World| world.catalog.stats().registries[0].differences;
+    let list = |world: &mut World, kind, keys: &[(&str, u64)]| {
+        world.of(0, Change::ListBegin(kind));
+        for (key, revision) in keys {
+            world.put(key, *revision, 0);
+        }
+        world.of(0, Change::ListEnd { revision: 9 });
+        world.settle();
+    };
+    let [one, two] = ["/service/d/n/hello/latest/10.0.0.1:80", "/service/d/n/hello/latest/10.0.0.2:80"];
+    list(&mut world, ListKind::Routine, &[(one, 1), (two, 2)]);
+    list(&mut world, ListKind::Routine, &[(one, 1), (two, 2)]);
+    assert_eq!(differences(&world), 0, "nothing was missed");
+    list(&mut world, ListKind::Routine, &[(two, 5)]);
+    assert_eq!(differences(&world), 2, "one key went, one changed");
+    list(&mut world, ListKind::Reconnect, &[(one, 6)]);
+    assert_eq!(differences(&world), 2, "after a reconnect differences are to be expected");
 }

@@ -200,9 +200,10 @@ pub struct Reading<'a> {
 
 /// Every way to read the labels behind the chain, the best first, made as they are asked for: the base alone; the base and
 /// a namespace, then a deployment too; then what has an instance or a version in front, the longest base first, of equal
-/// bases the fewest labels behind it, an instance before a version. Bases of more than `longest_base` labels are left out.
+/// bases the fewest labels behind it. A first label that looks like an instance is one, never the beginning of a version.
+/// Bases of more than `longest_base` labels are left out.
 ///
-/// At most six for each length of a base and three more: some 700 for the longest name there is.
+/// At most three for each length of a base and three more: some 380 for the longest name there is.
 pub fn readings<'a>(rest: &'a [&'a [u8]], longest_base: usize) -> impl Iterator<Item = Reading<'a>> {
     let plain = (0..=2).filter_map(move |behind| {
         let (base, scope) = scoped(rest, behind)?;
@@ -447,13 +448,10 @@ mod tests {
         assert_eq!(read("v1.2.0.hello", 1), ["/v1.2.0/hello//", "/v1.2/0/hello/", "/v1/2/0/hello"]);
         assert_eq!(
             read("10-0-0-1.hello", 9),
-            ["//10-0-0-1.hello//", "//10-0-0-1/hello/", "10-0-0-1//hello//", "/10-0-0-1/hello//"],
-            "an instance wins over a version of the same name"
+            ["//10-0-0-1.hello//", "//10-0-0-1/hello/", "10-0-0-1//hello//"],
+            "what looks like an instance is no version"
         );
-        assert_eq!(
-            read("10-0-0-1.v1.hello", 1),
-            ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "/10-0-0-1.v1/hello//", "10-0-0-1//v1/hello/", "/10-0-0-1/v1/hello/",]
-        );
+        assert_eq!(read("10-0-0-1.v1.hello", 1), ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "10-0-0-1//v1/hello/"]);
         // Together only as instance before version.
         assert!(!read("v1.10-0-0-1.hello", 9).iter().any(|line| line.starts_with("10-0-0-1/")));
     }
@@ -471,8 +469,8 @@ mod tests {
         assert_eq!(readings(&plain, 127).count(), 3 + 126 + 125 + 124);
         let mut instance = plain;
         instance[0] = b"1--1";
-        assert_eq!(readings(&instance, 127).count(), 3 + 2 * (126 + 125 + 124));
-        assert_eq!(readings(&instance, 2).count(), 2 * 2 * 3);
+        assert_eq!(readings(&instance, 127).count(), 3 + 126 + 125 + 124);
+        assert_eq!(readings(&instance, 2).count(), 2 * 3);
     }
 
     fn any_label() -> impl Strategy<Value = Vec<u8>> {

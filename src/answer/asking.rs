@@ -19,8 +19,8 @@ pub(super) struct Asking<'a> {
     pub(super) draw: u64,
 }
 
-/// Before the first list of a registry is complete.
-const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY, text: "no registry has been read yet" };
+/// Before every registry was read, for what is not known.
+const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
 /// A registry is away, or removals are held back.
 const STALE: ExtendedError = ExtendedError { code: ExtendedError::STALE_ANSWER, text: "registry away, last known data" };
 /// The same, for a name that is not known.
@@ -47,9 +47,6 @@ impl Asking<'_> {
             _ => {}
         }
         let condition = self.answerer.condition.load();
-        if !condition.synced {
-            return self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
-        }
         let stale = condition.stale || condition.holding > 0;
         let error = stale.then_some(STALE);
         if let Some(record) = self.ready(owner) {
@@ -58,6 +55,10 @@ impl Asking<'_> {
         let settings = &self.answerer.settings;
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
+            // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
+            full::Found::Absent | full::Found::Empty if !condition.synced => {
+                self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
+            }
             full::Found::Absent => {
                 let soa = self.soa(zone.name().as_wire(), zone);
                 self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale.then_some(STALE_NAME)), out);

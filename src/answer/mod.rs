@@ -174,7 +174,7 @@ impl Answerer {
         }
         match self.settings.zones.find(&name) {
             Some((_, zone)) => asking.in_zone(&name, zone, out),
-            None => match reverse_address(&name).filter(|_| self.condition.load().synced) {
+            None => match reverse_address(&name) {
                 Some(address) if asking.reverse(address, out) => {}
                 _ => asking.put(&refused(NOT_OURS), out),
             },

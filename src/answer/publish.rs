@@ -101,7 +101,15 @@ impl Publisher {
         let settings = &self.answerer.settings;
         let owners = Owners::of(settings, &changed);
         let mut builder = RecordBuilder::default();
-        next.update_records(owners.iter(), |next, owner, out| compiled(next, settings, owner, &mut builder, out));
+        next.update_records(owners.iter(), |next, owner, meaning, out| match meaning {
+            Meaning::Gone if !next.instance_bases => false,
+            Meaning::Instance(address) if !next.instance_bases => {
+                compile::address_only(settings, address, &mut builder);
+                builder.build(out);
+                true
+            }
+            _ => compiled(next, settings, owner, &mut builder, out),
+        });
         self.answerer.snapshot.store(Arc::new(next));
         changed
     }
@@ -135,7 +143,18 @@ fn labels(mut owner: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[derive(Debug, Default)]
 struct Owners {
     octets: Vec<u8>,
-    ends: Vec<usize>,
+    ends: Vec<(usize, Meaning)>,
+}
+
+/// What a name means, as far as the service alone that changed can say.
+#[derive(Clone, Copy, Debug)]
+enum Meaning {
+    /// A service's name.
+    Service,
+    /// The name of the instance at this address.
+    Instance(IpAddr),
+    /// The name of an instance that went.
+    Gone,
 }
 
 impl Owners {
@@ -154,29 +173,30 @@ impl Owners {
                 let Some(owner) = compile::service_owner(settings, base, group) else { continue };
                 let scope = (&*group.deployment, &*group.namespace);
                 let places = |service: &Option<Arc<Service>>| places(service.as_deref(), |key| key.scope() == scope);
-                for (address, _) in difference(&places(before), &places(after)) {
-                    owners.put(settings, |octets| compile::put_instance_owner(address, &owner, octets));
+                for (address, there) in difference(&places(before), &places(after)) {
+                    let meaning = if there { Meaning::Instance(address) } else { Meaning::Gone };
+                    owners.put(settings, meaning, |octets| compile::put_instance_owner(address, &owner, octets));
                 }
-                owners.put(settings, |octets| octets.extend_from_slice(&owner));
+                owners.put(settings, Meaning::Service, |octets| octets.extend_from_slice(&owner));
             }
         }
         owners
     }
 
     /// Adds an owner, where it fits DNS.
-    fn put(&mut self, settings: &Settings, write: impl FnOnce(&mut Vec<u8>)) {
+    fn put(&mut self, settings: &Settings, meaning: Meaning, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.octets.len();
         write(&mut self.octets);
         if self.octets.len() - start + settings.zones.first().name().as_wire().len() > compile::MAX_NAME {
             self.octets.truncate(start);
         } else {
-            self.ends.push(self.octets.len());
+            self.ends.push((self.octets.len(), meaning));
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.octets[start..*end])
+    fn iter(&self) -> impl Iterator<Item = (&[u8], Meaning)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
+        starts.zip(&self.ends).map(|(start, (end, meaning))| (&self.octets[start..*end], *meaning))
     }
 }
 

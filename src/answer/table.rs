@@ -11,6 +11,7 @@ use foldhash::quality::RandomState;
 
 use super::Changed;
 use crate::catalog::Service;
+use crate::name::instance_address;
 
 /// Rows of a sharded map, and shards of a row.
 const WIDTH: usize = 64;
@@ -101,15 +102,16 @@ impl Records {
     }
 
     /// This shard with the records of some owners made anew: `make` appends one, or says `false`: there is none.
-    fn with(&self, changes: &mut [(u64, &[u8])], mut make: impl FnMut(&[u8], &mut Vec<u8>) -> bool) -> Self {
-        changes.sort_by(|a, b| (tag(a.0), a.1).cmp(&(tag(b.0), b.1)));
+    fn with<M: Copy>(&self, changes: &mut [(u64, (&[u8], M))], mut make: impl FnMut(&[u8], M, &mut Vec<u8>) -> bool) -> Self {
+        changes.sort_by(|a, b| (tag(a.0), a.1.0).cmp(&(tag(b.0), b.1.0)));
         let mut next = NewRecords {
             slots: Vec::with_capacity(self.slots.len() + changes.len()),
             bytes: Vec::with_capacity(self.bytes.len() + changes.len() * USUAL),
         };
         let mut old = 0;
-        for same in changes.chunk_by(|a, b| tag(a.0) == tag(b.0) && a.1 == b.1) {
-            let here = (tag(same[0].0), same[0].1);
+        for same in changes.chunk_by(|a, b| tag(a.0) == tag(b.0) && a.1.0 == b.1.0) {
+            let (owner, meaning) = same[0].1;
+            let here = (tag(same[0].0), owner);
             while old < self.slots.len() && (self.slots[old].0, self.entry(old).0) < here {
                 next.keep(self, old);
                 old += 1;
@@ -117,7 +119,7 @@ impl Records {
             if old < self.slots.len() && (self.slots[old].0, self.entry(old).0) == here {
                 old += 1;
             }
-            next.put(here.0, here.1, |bytes| make(here.1, bytes));
+            next.put(here.0, owner, |bytes| make(owner, meaning, bytes));
         }
         for at in old..self.slots.len() {
             next.keep(self, at);
@@ -169,6 +171,8 @@ pub struct Snapshot {
     len: usize,
     /// An upper bound of the labels in a base.
     pub(super) longest_base: usize,
+    /// Whether some base was ever known that begins like an instance's name: one that may mean something else.
+    pub(super) instance_bases: bool,
     pub(super) records: Sharded<Records>,
     services: Sharded<Services>,
     /// Names above published ones, as text in front of the zone, with the number of names right below them that were
@@ -247,6 +251,8 @@ impl Snapshot {
     /// Puts and removes services.
     pub(super) fn update_services(&mut self, changes: &[Changed]) {
         self.longest_base = changes.iter().map(|change| change.base.split('.').count()).fold(self.longest_base, usize::max);
+        let first = |change: &Changed| instance_address(change.base.split('.').next().unwrap_or_default().as_bytes());
+        self.instance_bases |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();
         let keyed = changes.iter().map(|change| (self.hash(change.base.as_bytes()), change)).collect();
@@ -261,15 +267,16 @@ impl Snapshot {
     }
 
     /// Makes the ready-made records of these owners (wire labels in front of the zone, lower-cased) anew: `make` appends
-    /// one, or says `false`: there is none. It sees this generation, but for its records.
-    pub(super) fn update_records<'o>(
+    /// one, or says `false`: there is none. It sees this generation, but for its records, and what is handed in beside the
+    /// owner. Of an owner that comes twice one is taken.
+    pub(super) fn update_records<'o, M: Copy>(
         &mut self,
-        owners: impl Iterator<Item = &'o [u8]>,
-        mut make: impl FnMut(&Self, &[u8], &mut Vec<u8>) -> bool,
+        owners: impl Iterator<Item = (&'o [u8], M)>,
+        mut make: impl FnMut(&Self, &[u8], M, &mut Vec<u8>) -> bool,
     ) {
         let mut records = std::mem::take(&mut self.records);
-        let keyed = owners.map(|owner| (self.hash(owner), owner)).collect();
-        records.update(keyed, |shard, changes| shard.with(changes, |owner, out| make(self, owner, out)));
+        let keyed = owners.map(|(owner, meaning)| (self.hash(owner), (owner, meaning))).collect();
+        records.update(keyed, |shard, changes| shard.with(changes, |owner, meaning, out| make(self, owner, meaning, out)));
         self.records = records;
     }
 

@@ -504,7 +504,7 @@ fn an_explanation_names_what_was_dropped_and_why() {
 
 /// A few labels that meet each other often.
 fn label() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0"])
+    prop::sample::select(vec!["hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1"])
 }
 
 fn key() -> impl Strategy<Value = (String, String)> {
@@ -635,4 +635,20 @@ fn holding_removals_is_told() {
     house.now += Duration::from_secs(13);
     house.apply([]);
     assert_eq!(house.a("h3.svc"), "NXDOMAIN");
+}
+
+#[test]
+fn of_two_registries_one_that_was_read_is_answered_from() {
+    let now = Instant::now();
+    let settings = settings();
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
+    let list = [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
+    publisher.apply(list.into_iter().map(|change| (0, change)), now);
+    let mut house = House { publisher, answerer, now };
+    assert_eq!((house.a("hello.svc").as_str(), house.short("hello.svc", rtype::AAAA).as_str()), ("10.0.0.1", "NODATA"));
+    let unknown = house.ask("other.svc", rtype::A);
+    assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("SERVFAIL", Some(14)));
+    house.now += Duration::from_secs(11);
+    house.apply([]);
+    assert_eq!(house.a("other.svc"), "NXDOMAIN");
 }

@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn a_service_of_one_endpoint_is_small() {
         assert!(size_of::<Service>() <= 48);
-        assert!(size_of::<Key>() <= 96);
+        assert!(size_of::<Key>() <= 104);
         assert_eq!(size_of::<Slot>(), 8);
     }
 

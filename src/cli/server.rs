@@ -14,8 +14,7 @@ use super::follow::{Followed, Following};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
-use crate::server::{Bound, Respond, ServeError};
-use crate::wire::Transport;
+use crate::server::{Bound, ServeError};
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
@@ -120,19 +119,5 @@ fn publish(mut following: Following, site: Arc<Site>, stop: CancellationToken) -
 }
 
 async fn answer(bound: Bound, answerer: Arc<Answerer>, stop: CancellationToken) -> Result<(), ServeError> {
-    bound.serve(Arc::new(Responder(answerer)), stop).await
-}
-
-/// Lets the sockets ask the table.
-#[derive(Debug)]
-struct Responder(Arc<Answerer>);
-
-impl Respond for Responder {
-    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
-        self.0.respond(request, transport, source, now, draw, out)
-    }
-
-    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        self.0.refuse(request, out)
-    }
+    bound.serve(answerer, stop).await
 }

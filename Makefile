@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # Where a test that cannot run on this machine leaves its name and reason.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test check flood deny clean
+.PHONY: help run build test bench check flood deny clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,11 +26,10 @@ test: check ## install what the tests need, check, run all tests
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked
+	cargo test --locked --bench registry -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-flood: ## put a million keys under one service of a release build, and show what that does to others
-	@tests/setup.sh test
-	FLOOD=1000000 cargo test --locked --release --test bad_input a_flood -- --nocapture
+.PHONY: help run build test bench check flood deny clean
 
 deny: ## check licences, duplicates and advisories of the dependencies (needs cargo-deny)
 	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny" >&2; exit 1; }

@@ -253,7 +253,7 @@ impl Catalog {
         (0..u8::MAX).take(self.follows.len())
     }
 
-    fn put(&mut self, registry: u8, put: Put) {
+    fn put(&mut self, registry: u8, mut put: Put) {
         let hash = self.mirror.hash(registry, &put.key);
         let slot = self.mirror.find(hash, registry, &put.key);
         let follow = &self.follows[usize::from(registry)];
@@ -262,7 +262,10 @@ impl Catalog {
             return;
         }
         self.ledger.clear(registry, hash);
-        let (text, revision) = (put.key.clone(), put.revision);
+        // What stays is allocated here, and what the registry's thread allocated goes: its memory is not left with holes.
+        let text = put.key.clone();
+        let text = std::mem::replace(&mut put.key, text);
+        let revision = put.revision;
         let admitted = self.understand(registry, put).and_then(|(base, key)| self.admit(registry, hash, slot, &base, key));
         let Err(rejected) = admitted else { return };
         if let Some(slot) = slot {

@@ -14,8 +14,8 @@ use crate::registry::file::File;
 use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
 use crate::service::Change;
 
-/// Batches that may wait to be published; then the registries wait.
-const WAITING: usize = 32;
+/// Batches that may wait to be published; then the registries wait. Few: what waits takes memory, and gains no time.
+const WAITING: usize = 8;
 
 /// Most changes of one publication: a flood must not keep what has come already from being seen.
 const MOST: usize = 50_000;
@@ -85,18 +85,15 @@ impl Following {
             () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => None,
         };
         let began = Instant::now();
-        let mut changes: Vec<(u8, Change)> = Vec::new();
-        let mut take = |(RegistryIndex(index), batch): Batch| {
-            changes.extend(batch.into_iter().map(|change| (index, change)));
-            changes.len()
-        };
-        let mut taken = first.map_or(0, &mut take);
-        while taken < MOST
-            && let Ok(batch) = self.batches.try_recv()
-        {
-            taken = take(batch);
-        }
-        let mut published = self.publisher.apply(changes, began);
+        let Self { publisher, batches, .. } = self;
+        let mut taken = 0;
+        let waiting = std::iter::from_fn(|| {
+            let batch = (taken < MOST).then(|| batches.try_recv().ok()).flatten()?;
+            taken += batch.1.len();
+            Some(batch)
+        });
+        let of = |(RegistryIndex(index), batch): Batch| batch.into_iter().map(move |change| (index, change));
+        let mut published = publisher.apply(first.into_iter().chain(waiting).flat_map(of), began);
         self.wake = published.wake;
         for (registry, leases) in published.doubts.drain(..) {
             if let Some(commands) = self.commands.get(usize::from(registry)) {

@@ -34,14 +34,51 @@ const UPDATE_AT: &str = "UpdateAt";
 /// The key as a whole cannot be served; a bad endpoint goes to [`Registration::rejected`] instead. With more than six
 /// segments and no usable endpoint in the sixth, a `/` in the name has shifted the segments: an error, too.
 pub fn parse(key: &[u8], value: &[u8]) -> Result<Registration, Rejected> {
-    let key = text(key)?;
-    let segments = segments(key, '/')?;
-    let (endpoints, rejected) = endpoints(segments.endpoints, endpoint);
-    if segments.more && endpoints.is_empty() {
-        return Err(Rejected::new(key, Reason::TooManySegments));
+    Reader::default().parse(key, value)
+}
+
+/// Reads many keys as [`parse`] does, and shares the identity and the metadata of a key with the key before it where they
+/// are the same. Stores list the instances of a service one after the other, and they say mostly the same of themselves.
+#[derive(Debug, Default)]
+pub struct Reader {
+    id: Option<ServiceId>,
+    /// A value and what it says.
+    metadata: Option<(Box<[u8]>, Arc<Metadata>)>,
+}
+
+impl Reader {
+    /// Reads a key of a store and its value.
+    ///
+    /// # Errors
+    /// As [`parse`].
+    pub fn parse(&mut self, key: &[u8], value: &[u8]) -> Result<Registration, Rejected> {
+        let key = text(key)?;
+        let segments = segments(key, '/')?;
+        let (endpoints, rejected) = endpoints(segments.endpoints, endpoint);
+        if segments.more && endpoints.is_empty() {
+            return Err(Rejected::new(key, Reason::TooManySegments));
+        }
+        let metadata = self.metadata(value)?;
+        Ok(Registration { id: self.id(&segments, key)?, endpoints, rejected, metadata })
     }
-    let metadata = Arc::new(Metadata::new(metadata(value)?));
-    Ok(Registration { id: segments.id(key)?, endpoints, rejected, metadata })
+
+    fn id(&mut self, segments: &Segments<'_>, key: &str) -> Result<ServiceId, Rejected> {
+        if let Some(last) = self.id.as_ref().filter(|last| segments.are(last)) {
+            return Ok(last.clone());
+        }
+        let id = segments.id(key)?;
+        self.id = Some(id.clone());
+        Ok(id)
+    }
+
+    fn metadata(&mut self, value: &[u8]) -> Result<Arc<Metadata>, Rejected> {
+        if let Some((_, metadata)) = self.metadata.as_ref().filter(|(last, _)| **last == *value) {
+            return Ok(Arc::clone(metadata));
+        }
+        let metadata = Arc::new(Metadata::new(metadata(value)?));
+        self.metadata = Some((value.into(), Arc::clone(&metadata)));
+        Ok(metadata)
+    }
 }
 
 /// Reads the name of a file of GoFrame's file registry and its content.
@@ -106,6 +143,11 @@ struct Segments<'a> {
 }
 
 impl Segments<'_> {
+    /// Whether these segments, none of them empty, name this service.
+    fn are(&self, id: &ServiceId) -> bool {
+        *self.name == *id.name && *self.version == *id.version && *self.namespace == *id.namespace && *self.deployment == *id.deployment
+    }
+
     /// The identity in these segments of `key`; GoFrame's defaults in place of empty ones.
     fn id(&self, key: &str) -> Result<ServiceId, Rejected> {
         if self.name.is_empty() {
@@ -284,6 +326,30 @@ mod tests {
 
     fn shown(registration: &Registration) -> String {
         registration.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_reader_of_many_keys_shares_what_is_equal_and_nothing_else() {
+        let keys = [
+            "/service/default/default/a/latest/10.0.0.1:80",
+            "/service/default/default/a/latest/10.0.0.2:80",
+            "/service///a//10.0.0.3:80",
+            "/service/default/default/a/v1/10.0.0.1:80",
+            "/service/default/prod/a/v1/10.0.0.1:80",
+            "/service/other/prod/a/v1/10.0.0.1:80",
+            "/service/other/prod/b/v1/10.0.0.1:80",
+            "/service/other/prod",
+            "/service/other/prod/b/v1/10.0.0.2:80",
+        ];
+        let mut reader = Reader::default();
+        for key in keys {
+            for value in ["", "{}", r#"{"weight":1}"#, r#"{"weight":1}"#, "no JSON", r#"{"weight":2}"#] {
+                let (key, value) = (key.as_bytes(), value.as_bytes());
+                assert_eq!(reader.parse(key, value), parse(key, value));
+            }
+        }
+        let [first, second] = [keys[0], keys[1]].map(|key| reader.parse(key.as_bytes(), b"{}").unwrap());
+        assert!(Arc::ptr_eq(&first.metadata, &second.metadata) && Arc::ptr_eq(&first.id.name, &second.id.name));
     }
 
     #[test]

@@ -11,22 +11,22 @@ use crate::service::{Change, Put, Removal};
 const MAX_KEY: usize = 4096;
 
 /// One key of a list, or the content of a put.
-pub(super) fn put(kv: &KeyValue) -> Change {
+pub(super) fn put(kv: &KeyValue, reader: &mut gsvc::Reader) -> Change {
     Change::Put(Put {
         key: key_text(kv.key()),
         revision: revision(kv.mod_revision()),
         lease: kv.lease(),
-        content: gsvc::parse(kv.key(), kv.value()),
+        content: reader.parse(kv.key(), kv.value()),
     })
 }
 
 /// One event of a watch, with its revision; none for an event without a key.
-pub(super) fn event(event: &Event) -> Option<(u64, Change)> {
+pub(super) fn event(event: &Event, reader: &mut gsvc::Reader) -> Option<(u64, Change)> {
     let kv = event.kv()?;
     let at = revision(kv.mod_revision());
     // Not `event_type()`, which panics on a type it does not know. A key that was deleted has version 0, and no other has.
     if kv.version() != 0 {
-        return Some((at, put(kv)));
+        return Some((at, put(kv, reader)));
     }
     // Without the previous key (compacted meanwhile) nothing says that a lease took it.
     let removal = match event.prev_kv().map_or(0, KeyValue::lease) {

@@ -8,7 +8,7 @@ use super::change;
 use super::connection::{Connection, Prefix, limited};
 use super::failure::{Failure, Kind};
 use super::supervisor::End;
-use crate::registry::{Feed, FollowerGone};
+use crate::registry::{Feed, FollowerGone, gsvc};
 
 /// What a page should hold, in octets of keys and values, where many keys are small.
 const PAGE_OCTETS: usize = 4 * 1024 * 1024;
@@ -28,6 +28,7 @@ pub(super) async fn send_all(
     timings: &Timings,
     feed: &Feed,
 ) -> Result<(), End> {
+    let mut keys = gsvc::Reader::default();
     for prefix in prefixes {
         let mut reader = Reader {
             kv: connection.kv.clone(),
@@ -41,7 +42,7 @@ pub(super) async fn send_all(
         loop {
             let last = if page.more() { page.kvs().last().map(|kv| kv.key().to_vec()) } else { None };
             let Some(last) = last else {
-                send(&page, timings, feed).await?;
+                send(&page, &mut keys, timings, feed).await?;
                 break;
             };
             reader.go_on(last, &page);
@@ -49,7 +50,7 @@ pub(super) async fn send_all(
                 let page = reader.page().await;
                 (reader, page)
             }));
-            send(&page, timings, feed).await?;
+            send(&page, &mut keys, timings, feed).await?;
             let (returned, result) = next.await.map_err(|error| Failure::new(Kind::Connection, format!("a page was not read: {error}")))?;
             (reader, page) = (returned, result?);
         }
@@ -57,9 +58,9 @@ pub(super) async fn send_all(
     Ok(())
 }
 
-async fn send(page: &GetResponse, timings: &Timings, feed: &Feed) -> Result<(), FollowerGone> {
+async fn send(page: &GetResponse, keys: &mut gsvc::Reader, timings: &Timings, feed: &Feed) -> Result<(), FollowerGone> {
     for batch in page.kvs().chunks(usize::try_from(timings.page_size).unwrap_or(usize::MAX).max(1)) {
-        feed.send(batch.iter().map(change::put).collect()).await?;
+        feed.send(batch.iter().map(|kv| change::put(kv, keys)).collect()).await?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::change;
 use super::connection::{MAX_MESSAGE, Prefix, connect, limited};
 use super::failure::{Failure, Kind};
 use super::{Settings, Timings};
+use crate::registry::gsvc;
 use crate::service::Change;
 
 /// One stream with a watch for each prefix. It never re-opens anything: any error ends it.
@@ -118,8 +119,9 @@ impl Watch {
         };
         let mut revision = position;
         let mut changes = Vec::with_capacity(message.events().len());
+        let mut reader = gsvc::Reader::default();
         for event in message.events() {
-            if let Some((at, change)) = change::event(event)
+            if let Some((at, change)) = change::event(event, &mut reader)
                 && at > position
             {
                 revision = revision.max(at);

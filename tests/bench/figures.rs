@@ -1,0 +1,60 @@
+//! Figures, and the machine that they are of.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+/// What was measured several times, sorted: times in milliseconds, unless said otherwise.
+pub(crate) struct Spread(Vec<f64>);
+
+impl Spread {
+    pub(crate) fn new(mut values: Vec<f64>) -> Self {
+        assert!(!values.is_empty(), "nothing was measured");
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
+    pub(crate) fn of(times: impl IntoIterator<Item = Duration>) -> Self {
+        Self::new(times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect())
+    }
+
+    /// The smallest value that is not below this share of all, by nearest rank.
+    pub(crate) fn percentile(&self, share: f64) -> f64 {
+        #[allow(clippy::cast_sign_loss, reason = "a share is not negative")]
+        let rank = (share * self.0.len() as f64).ceil() as usize;
+        self.0[rank.clamp(1, self.0.len()) - 1]
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.percentile(0.5)
+    }
+}
+
+pub(crate) fn megabytes(kib: u64) -> f64 {
+    (kib * 1024) as f64 / 1e6
+}
+
+/// The programs and the machine.
+pub(crate) fn machine() -> String {
+    let build = if cfg!(debug_assertions) { "NOT optimised: its figures mean nothing" } else { "release build" };
+    let etcd = Command::new("etcd").arg("--version").output().unwrap().stdout;
+    let etcd = String::from_utf8_lossy(&etcd).lines().next().unwrap_or_default().replace("Version: ", "");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |pair| pair.1);
+    let cores = thread::available_parallelism().unwrap();
+    format!(
+        "svcdns {} ({build}), {etcd} with its data in memory, Linux {}\n{cores} cores ({}), shared by svcdns, etcd and the \
+         benchmark over loopback; nothing pinned; load average before {}",
+        env!("CARGO_PKG_VERSION"),
+        kernel.trim(),
+        processor.trim(),
+        load_average()
+    )
+}
+
+/// Of the last minute.
+pub(crate) fn load_average() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap().split_whitespace().next().unwrap_or_default().to_owned()
+}

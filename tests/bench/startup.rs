@@ -1,0 +1,140 @@
+//! Starts of svcdns: how long until it answers, and what it holds.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, GetOptions};
+use tempfile::TempDir;
+
+use super::ask::{self, Asker};
+use super::figures::Spread;
+use super::keys;
+use super::support::etcd::Etcd;
+use super::support::process::Process;
+use super::support::{dns, seconds, svcdns};
+
+/// A running `svcdns serve`.
+pub(crate) struct Server {
+    process: Process,
+    pub(crate) address: SocketAddr,
+    _state: TempDir,
+}
+
+/// Memory of a process, in KiB.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) resident_kib: u64,
+    pub(crate) peak_kib: u64,
+}
+
+impl Server {
+    fn start(etcd: &Etcd) -> Self {
+        let (address, state) = (free_address(), tempfile::tempdir().unwrap());
+        let mut command = svcdns::command();
+        command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off"]);
+        command.arg("--state-dir").arg(state.path());
+        Self { process: Process::start(&mut command), address, _state: state }
+    }
+
+    /// Asks every half millisecond until an answer is `right`.
+    fn wait(&mut self, name: &str, right: impl Fn(&[u8]) -> bool) {
+        let (begun, question, mut asker) = (Instant::now(), ask::question(name), Asker::new(self.address));
+        while !asker.poll(&question).is_some_and(&right) {
+            assert!(self.process.ended().is_none(), "svcdns ended:\n{}", self.process.log());
+            assert!(begun.elapsed() < seconds(60), "svcdns does not answer for {name}:\n{}", self.process.log());
+            thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let kib = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        Memory { resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) fn stop(mut self) {
+        let status = self.process.terminate();
+        assert!(status.success(), "svcdns ended with {status}:\n{}", self.process.log());
+    }
+}
+
+/// What several starts showed.
+pub(crate) struct Starts {
+    pub(crate) first_answer: Spread,
+    pub(crate) list_5000: Spread,
+    pub(crate) list_20000: Spread,
+}
+
+/// The memory of a svcdns that has read an empty registry.
+pub(crate) fn memory_of_empty(etcd: &Etcd) -> Memory {
+    let mut server = Server::start(etcd);
+    server.wait("nothing.svc", |answer| dns::code_of(answer) == "NXDOMAIN");
+    thread::sleep(seconds(1));
+    let memory = server.memory();
+    server.stop();
+    memory
+}
+
+/// Starts svcdns so often, with bare lists in between; the last one goes on running.
+pub(crate) fn measure(etcd: &Etcd, services: usize, starts: usize) -> (Server, Starts) {
+    let last = keys::name(services - 1);
+    let (mut first_answer, mut list_5000, mut list_20000) = (Vec::new(), Vec::new(), Vec::new());
+    let mut running: Option<Server> = None;
+    for _ in 0..starts {
+        if let Some(server) = running.take() {
+            server.stop();
+        }
+        list_5000.push(list(etcd, 5000, services));
+        list_20000.push(list(etcd, 20_000, services));
+        let begun = Instant::now();
+        let mut server = Server::start(etcd);
+        server.wait(&last, |answer| ask::records(answer).is_some_and(|records| records > 0));
+        first_answer.push(begun.elapsed());
+        running = Some(server);
+    }
+    let starts = Starts { first_answer: Spread::of(first_answer), list_5000: Spread::of(list_5000), list_20000: Spread::of(list_20000) };
+    (running.unwrap(), starts)
+}
+
+/// A bare list of the same keys at one revision, from connecting to the last page.
+fn list(etcd: &Etcd, page: i64, services: usize) -> Duration {
+    let begun = Instant::now();
+    keys::runtime().block_on(async {
+        let mut client = Client::connect([etcd.endpoint(0)], None).await.unwrap();
+        let (mut from, mut revision, mut found) = (b"/service/".to_vec(), 0, 0);
+        loop {
+            let options = GetOptions::new().with_range("/service0").with_limit(page).with_revision(revision);
+            let answer = client.get(from, Some(options)).await.unwrap();
+            revision = answer.header().unwrap().revision();
+            found += answer.kvs().len();
+            if !answer.more() {
+                break;
+            }
+            from = answer.kvs().last().unwrap().key().to_vec();
+            from.push(0);
+        }
+        assert_eq!(found, services * keys::INSTANCES);
+    });
+    begun.elapsed()
+}
+
+/// A port of 127.0.0.1 that nobody has, on UDP and TCP.
+fn free_address() -> SocketAddr {
+    for _ in 0..1000 {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = socket.local_addr().unwrap();
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port on 127.0.0.1");
+}

@@ -103,7 +103,7 @@ pub struct Tls {
 /// How long things may take, and how often they are done. The defaults suit real clusters; tests shorten them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Keys of the first page of a list, and of a batch of changes. Later pages hold some 4 MiB and at most four times as
+    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as
     /// many keys; a page of more than 64 MiB is asked for again in parts.
     pub page_size: u32,
     /// Longest wait for a TCP connection, and for the login after it.

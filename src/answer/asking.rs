@@ -71,7 +71,7 @@ impl Asking<'_> {
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
                 compile::record(settings, selection.service, &selection.instances, &mut builder);
                 builder.build(&mut octets);
-                let record = Record::read(&octets);
+                let record = Record::read(&octets, settings.ttl);
                 let rfc2782 = selection.form == full::Form::Rfc2782;
                 let nothing_else = record.srv().count == 0 && (rfc2782 || record.a().count + record.aaaa().count == 0);
                 if self.query.qtype == rtype::TXT || self.query.qtype == rtype::ANY && nothing_else {
@@ -84,7 +84,7 @@ impl Asking<'_> {
 
     /// The ready-made record, where it has what is asked for.
     fn ready(&self, owner: &[u8]) -> Option<Record<'_>> {
-        let record = Record::read(self.snapshot.record(owner)?);
+        let record = Record::read(self.snapshot.record(owner)?, self.answerer.settings.ttl);
         match self.query.qtype {
             rtype::TXT => None,
             // An instance's own record has its address, which is an RRset to give.

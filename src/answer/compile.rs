@@ -73,7 +73,10 @@ fn put_address(
         IpAddr::V4(_) => &mut builder.a,
         IpAddr::V6(_) => &mut builder.aaaa,
     };
-    set.put(weight, |out| address_record(out, &OWNER, settings.ttl, address));
+    set.put(weight, |out| match address {
+        IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
+    });
     let zone = settings.zones.first().name().as_wire();
     let mut target = Vec::with_capacity(service?.len() + zone.len() + 16);
     put_instance_owner(address, service?, &mut target);

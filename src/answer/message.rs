@@ -70,21 +70,26 @@ pub(super) fn write(
     };
     let space = room.saturating_sub(out.len());
     let all = wanted == set.count && set.octets(space) <= space;
-    // No record is smaller than its head: owner, type, class, TTL and length.
+    // No record is smaller than owner, type, class, TTL and length.
     let order = set.order(all, wanted.min(space / 12 + 1), draw);
-    let mut put = Vec::new();
+    let mut put = 0;
+    let mut glued = Vec::new();
     for index in order.take(wanted) {
-        let (record, glue) = set.unit(index);
-        if out.len() + record.len() > room {
+        let (head, record, glue) = set.unit(index);
+        if out.len() + head.len() + record.len() > room {
             break;
         }
+        out.extend_from_slice(head);
         out.extend_from_slice(record);
-        put.push((record, glue));
+        put += 1;
+        if !glue.is_empty() {
+            glued.push((record, glue));
+        }
     }
-    let truncated = put.len() < wanted && transport == Transport::Udp && answers != Answers::Fit;
+    let truncated = put < wanted && transport == Transport::Udp && answers != Answers::Fit;
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
     out.extend_from_slice(authority);
-    let mut additional = put_glue(&put, room, out);
+    let mut additional = put_glue(&glued, room, out);
     if query.edns.is_some() {
         put_opt(out, *rcode, query.edns.is_some_and(|edns| edns.dnssec_ok), *error);
         additional += 1;
@@ -93,11 +98,11 @@ pub(super) fn write(
     if truncated {
         out[2] |= flags::TC.to_be_bytes()[0];
     }
-    for (at, count) in [(6, put.len()), (8, usize::from(!authority.is_empty())), (10, additional)] {
+    for (at, count) in [(6, put), (8, usize::from(!authority.is_empty())), (10, additional)] {
         // A message has at most 65,535 octets, so fewer records.
         out[at..at + 2].copy_from_slice(&u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes());
     }
-    set.count - put.len()
+    set.count - put
 }
 
 /// Writes the header and echoes the question octet for octet, its letters' case included.
@@ -112,15 +117,15 @@ fn header(query: &Query<'_>, rcode: u16, authoritative: bool, out: &mut Vec<u8>)
 }
 
 /// Appends the addresses of the names that records end with, each once, as long as there is room; returns how many.
-fn put_glue(put: &[(&[u8], &[u8])], room: usize, out: &mut Vec<u8>) -> usize {
+fn put_glue(glued: &[(&[u8], &[u8])], room: usize, out: &mut Vec<u8>) -> usize {
     let mut seen = HashSet::new();
     let mut count = 0;
-    for (record, address) in put.iter().filter(|(_, address)| !address.is_empty()) {
+    for (record, address) in glued {
         let Some(target) = target(record) else { continue };
         if out.len() + target.len() + 10 + address.len() > room {
             break;
         }
-        if put.len() > 1 && !seen.insert(target) {
+        if glued.len() > 1 && !seen.insert(target) {
             continue;
         }
         out.extend_from_slice(target);

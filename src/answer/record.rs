@@ -1,12 +1,12 @@
 //! One owner's RRsets as ready-made octets, and how records are chosen from them.
 //!
 //! Every record's owner is the pointer to the question (`C0 0C`); SRV targets are written whole (RFC 2782 forbids
-//! compressing one), so that records are cut and reordered without patching. Glue is kept as the bare address: its owner
-//! stands in the SRV record.
+//! compressing one), so that records are cut and reordered without patching. Addresses are kept bare: what stands in front of
+//! them is the same for all of a type. So is glue: its owner stands in the SRV record.
 
 use std::net::IpAddr;
 
-use crate::wire::{put_u32, u16_at};
+use crate::wire::{OWNER, put_u16, put_u32, rtype, u16_at};
 
 /// Where nothing more can be chosen than the records there are, in what order they are put.
 #[derive(Debug)]
@@ -53,7 +53,9 @@ pub(super) struct RRset<'a> {
     pub(super) count: usize,
     /// Running sums of the weights, four octets each, where weights differ; records of weight 0 stand last.
     weights: Option<&'a [u8]>,
-    /// Octets of a record where all have the same, else 0.
+    /// What all records begin with, where they are addresses: owner, type, class, TTL and length.
+    head: [u8; HEAD],
+    /// Octets of an address, where the set is of addresses, else 0.
     stride: usize,
     /// Where each unit starts, four octets each; none where there is one unit only or a stride.
     offsets: &'a [u8],
@@ -63,34 +65,35 @@ pub(super) struct RRset<'a> {
 
 impl<'a> RRset<'a> {
     /// A set without records.
-    pub(super) const EMPTY: Self = Self { count: 0, weights: None, stride: 0, offsets: &[], units: &[] };
+    pub(super) const EMPTY: Self = Self { count: 0, weights: None, head: [0; HEAD], stride: 0, offsets: &[], units: &[] };
 
     /// The set that [`SetBuilder::build`] made of records of equal weight.
     pub(super) fn of_units(octets: &'a [u8], count: usize) -> Self {
         let (offsets, units) = octets.split_at(if count > 1 { (4 * count).min(octets.len()) } else { 0 });
-        Self { count, weights: None, stride: 0, offsets, units }
+        Self { count, weights: None, head: [0; HEAD], stride: 0, offsets, units }
     }
 
-    /// The record at `index`, and the octets of the address that its data's name has, if it is known.
-    pub(super) fn unit(&self, index: usize) -> (&'a [u8], &'a [u8]) {
+    /// What the record at `index` begins with, if that is the same in all; the rest of it; and the octets of the address
+    /// that its data's name has, if it is known.
+    pub(super) fn unit(&self, index: usize) -> (&[u8], &'a [u8], &'a [u8]) {
         if self.stride > 0 {
-            return (&self.units[index * self.stride..(index + 1) * self.stride], &[]);
+            return (&self.head, &self.units[index * self.stride..(index + 1) * self.stride], &[]);
         }
         let start = u32_at(self.offsets, index).unwrap_or(0);
         let end = u32_at(self.offsets, index + 1).unwrap_or(self.units.len());
         let unit = &self.units[start..end];
-        // Owner pointer, type, class, TTL, then the length of the data.
-        unit.split_at(12 + usize::from(u16_at(unit, 10).unwrap_or(0)))
+        let (record, glue) = unit.split_at(HEAD + usize::from(u16_at(unit, HEAD - 2).unwrap_or(0)));
+        (&[], record, glue)
     }
 
     /// Octets of all records without glue, counted no further than past `limit`.
     pub(super) fn octets(&self, limit: usize) -> usize {
         if self.stride > 0 {
-            return self.stride * self.count;
+            return (HEAD + self.stride) * self.count;
         }
         let mut octets = 0;
         for index in 0..self.count {
-            octets += self.unit(index).0.len();
+            octets += self.unit(index).1.len();
             if octets > limit {
                 break;
             }
@@ -153,7 +156,8 @@ fn u32_at(bytes: &[u8], index: usize) -> Option<usize> {
 
 /// What one owner has: its addresses, and its services with their glue.
 ///
-/// Octets: flags, then for each of A, AAAA and SRV a count of two octets, then the three sets.
+/// Octets: flags; a count of two octets for each of A, AAAA and SRV that there is; the sets. What is the same in all records
+/// stands in none: of addresses only the address itself is kept. An instance's own record is its flags and its address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     flags: u8,
@@ -167,16 +171,30 @@ const HOSTS_ONLY: u8 = 2;
 /// The first of three bits: the set's weights differ.
 const WEIGHTED: u8 = 4;
 
-const STRIDES: [usize; 3] = [16, 28, 0];
+/// The first of three bits: the record has the set.
+const PRESENT: u8 = 32;
+
+/// Octets of a record in front of its data: owner pointer, type, class, TTL and length.
+const HEAD: usize = 12;
+/// Octets of an address, by set.
+const STRIDES: [usize; 3] = [4, 16, 0];
+/// Types, by set.
+const TYPES: [u16; 3] = [rtype::A, rtype::AAAA, rtype::SRV];
 
 impl<'a> Record<'a> {
-    /// Reads what [`RecordBuilder::build`] wrote.
-    pub(super) fn read(bytes: &'a [u8]) -> Self {
+    /// Reads what [`RecordBuilder::build`] wrote; its records live for `ttl` seconds.
+    pub(super) fn read(bytes: &'a [u8], ttl: u32) -> Self {
         let flags = bytes.first().copied().unwrap_or(0);
         let mut sets = [RRset::EMPTY; 3];
-        let mut rest = bytes.get(7..).unwrap_or_default();
+        let mut rest = bytes.get(1..).unwrap_or_default();
+        let present = |number: usize| flags & (PRESENT << number) != 0;
+        let mut counts = [0; 3];
+        for number in (0..3).filter(|number| present(*number)) {
+            let one = flags & ADDRESSES_ONLY != 0;
+            counts[number] = if one { 1 } else { u16_at(take(&mut rest, 2), 0).map_or(0, usize::from) };
+        }
         for (number, set) in sets.iter_mut().enumerate() {
-            let count = usize::from(u16_at(bytes, 1 + 2 * number).unwrap_or(0));
+            let count = counts[number];
             if count == 0 {
                 continue;
             }
@@ -184,7 +202,8 @@ impl<'a> Record<'a> {
             let weights = (flags & (WEIGHTED << number) != 0).then(|| take(&mut rest, 4 * count));
             let offsets = if stride == 0 && count > 1 { take(&mut rest, 4 * count) } else { &[] };
             let octets = if stride == 0 { rest.len() } else { stride * count };
-            *set = RRset { count, weights, stride, offsets, units: take(&mut rest, octets) };
+            let head = head(TYPES[number], ttl, stride);
+            *set = RRset { count, weights, head, stride, offsets, units: take(&mut rest, octets) };
         }
         Self { flags, sets }
     }
@@ -213,6 +232,17 @@ impl<'a> Record<'a> {
     pub(super) fn hosts_only(&self) -> bool {
         self.flags & HOSTS_ONLY != 0
     }
+}
+
+/// What records of the question's owner with so many octets of data begin with.
+fn head(rtype: u16, ttl: u32, octets: usize) -> [u8; HEAD] {
+    let mut head = [0; HEAD];
+    head[..2].copy_from_slice(&OWNER);
+    head[2..4].copy_from_slice(&rtype.to_be_bytes());
+    head[4..6].copy_from_slice(&rtype::IN.to_be_bytes());
+    head[6..10].copy_from_slice(&ttl.to_be_bytes());
+    head[10..].copy_from_slice(&u16::try_from(octets).unwrap_or(0).to_be_bytes());
+    head
 }
 
 fn take<'a>(rest: &mut &'a [u8], octets: usize) -> &'a [u8] {
@@ -320,7 +350,7 @@ pub(super) struct RecordBuilder {
     pub(super) a: SetBuilder,
     pub(super) aaaa: SetBuilder,
     pub(super) srv: SetBuilder,
-    /// See [`Record::addresses_only`].
+    /// There is one address and nothing else: see [`Record::addresses_only`].
     pub(super) addresses_only: bool,
     /// See [`Record::hosts_only`].
     pub(super) hosts_only: bool,
@@ -331,14 +361,19 @@ impl RecordBuilder {
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
         let Self { a, aaaa, srv, addresses_only, hosts_only } = self;
         let start = out.len();
-        out.resize(start + 7, 0);
+        out.push(0);
         let mut flags = if *addresses_only { ADDRESSES_ONLY } else { 0 } | if *hosts_only { HOSTS_ONLY } else { 0 };
-        for (number, set) in [a, aaaa, srv].into_iter().enumerate() {
+        let mut sets = [a, aaaa, srv];
+        for (number, set) in sets.iter_mut().enumerate().filter(|(_, set)| !set.is_empty()) {
             // More would not fit any message; the catalog caps instances far below.
             set.units.truncate(usize::from(u16::MAX));
             set.octets.truncate(set.units.last().map_or(0, |unit| unit.end));
-            let count = u16::try_from(set.units.len()).unwrap_or(u16::MAX);
-            out[start + 1 + 2 * number..start + 3 + 2 * number].copy_from_slice(&count.to_be_bytes());
+            flags |= PRESENT << number;
+            if !*addresses_only {
+                put_u16(out, u16::try_from(set.units.len()).unwrap_or(u16::MAX));
+            }
+        }
+        for (number, set) in sets.into_iter().enumerate() {
             if set.write(STRIDES[number] == 0, out) {
                 flags |= WEIGHTED << number;
             }

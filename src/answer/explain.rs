@@ -103,7 +103,7 @@ impl Answerer {
             if labels.is_empty() {
                 explanation.parsed.push("the zone itself".to_owned());
             } else {
-                full::resolve(&snapshot, &self.settings, &labels, |step| explanation.add(&step));
+                full::resolve(&snapshot, &self.settings, &labels, |step| explanation.add(&step, &snapshot));
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("the reverse name of {address}"));
@@ -126,7 +126,10 @@ impl Answerer {
 }
 
 impl Explanation {
-    fn add(&mut self, step: &Step<'_>) {
+    fn add(&mut self, step: &Step<'_>, snapshot: &super::Snapshot) {
+        if let Step::Reading(reading, Outcome::Elsewhere) = step {
+            self.add_elsewhere(reading, snapshot);
+        }
         match step {
             Step::Parsed(None) => self.parsed.push("no form of a name reads this".to_owned()),
             Step::Parsed(Some(asked)) => self.parsed.extend(parts(asked)),
@@ -143,6 +146,16 @@ impl Explanation {
                 let left_out = instance.left_out.map(|reason| reason.to_string());
                 self.considered.push(Considered::new(instance, left_out.or_else(|| dropped.map(str::to_owned))));
             }
+        }
+    }
+
+    /// The instances of a service that is known, but not where the name says.
+    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &super::Snapshot) {
+        let mut base = String::new();
+        let service = full::join(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
+        for instance in service.iter().flat_map(|service| service.instances()) {
+            let dropped = "not in the deployment, namespace, version or place that this reading says";
+            self.considered.push(Considered::new(&instance, Some(dropped.to_owned())));
         }
     }
 

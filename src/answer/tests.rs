@@ -501,6 +501,9 @@ fn an_explanation_names_what_was_dropped_and_why() {
         &[HELLO, ("/service/default/default/hello/v9/10.0.0.9:1", "{}"), ("/service/default/default/hello.svc/latest/10.0.0.8:1", "{}")],
     );
     assert_eq!(one.answerer.explain(&Name::from_text("hello.svc").unwrap(), rtype::A, Some(1232), 0).left_out, 1);
+    let elsewhere = house.answerer.explain(&Name::from_text("hello.eu.svc").unwrap(), rtype::A, Some(1232), 0);
+    assert_eq!((elsewhere.rcode.as_str(), elsewhere.considered.len()), ("NXDOMAIN", 3));
+    assert!(elsewhere.considered.iter().all(|considered| considered.dropped.is_some()));
     let dropped: Vec<_> = explanation.considered.iter().map(|c| (c.endpoint.as_str(), c.dropped.is_some())).collect();
     assert_eq!(dropped, [("10.0.0.1:8000", false), ("172.17.0.1:8000", true), ("10.0.0.2:8000", true)]);
     assert_eq!(house.answerer.counters().answers(0), 0, "an explanation is no answer");

@@ -193,10 +193,12 @@ async fn a_folder_may_come_late_go_and_be_another() {
     let mut follower = Follower::start(&path, false, BY_LOOKING);
     follower.listed().await;
     assert_eq!((follower.held.len(), follower.state.report().synced, follower.state.report().connected), (0, true, true));
+    assert!(follower.state.report().error.unwrap().contains("does not exist yet"), "a mistyped path shows");
 
     fs::create_dir(&path).unwrap();
     fs::write(path.join(A), CONTENT).unwrap();
     follower.until("the folder has come", |follower| follower.keys() == [A]).await;
+    assert_eq!(follower.state.report().error, None);
 
     let elsewhere = parent.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();

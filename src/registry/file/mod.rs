@@ -230,12 +230,12 @@ impl Follower {
                         self.next_reading = Some(now);
                     }
                 }
-                self.connect(changes);
+                self.connect(None, changes);
             }
             Ok(None) => {
                 // Programs make the folder when they start: without it nobody is registered.
                 self.leave();
-                self.connect(changes);
+                self.connect(Some("the folder does not exist yet; it is followed once a program makes it"), changes);
                 let gone = self.known.keep_only(|_| false);
                 if self.listed {
                     changes.extend(gone);
@@ -271,14 +271,14 @@ impl Follower {
         self.reading = false;
     }
 
-    fn connect(&mut self, changes: &mut Vec<Change>) {
+    fn connect(&mut self, note: Option<&str>, changes: &mut Vec<Change>) {
         self.feed.state().update(|report| {
             report.connected = true;
-            report.error = None;
+            report.error = note.map(str::to_owned);
             report.last_event = Some(SystemTime::now());
         });
         if self.connected.replace(true) != Some(true) {
-            info!(registry = %self.feed.state(), "the folder is followed");
+            info!(registry = %self.feed.state(), "{}", note.unwrap_or("the folder is followed"));
             changes.push(Change::Connected(true));
         }
     }

@@ -572,6 +572,7 @@ async fn lists_and_catch_ups_may_be_large() {
     etcd.put_many(many("listed")).await;
     let mut settings = settings(&etcd);
     settings.timings.page_size = 9_000;
+    settings.timings.batch_size = 9_000;
     let following = Following::synced(settings).await;
     assert_eq!(following.keys().len(), 10_000);
     assert_eq!(following.seen().largest_batch, 9_000, "one batch a page");

@@ -13,9 +13,6 @@ use crate::registry::{Feed, FollowerGone, gsvc};
 /// What a page should hold, in octets of keys and values, where many keys are small.
 const PAGE_OCTETS: usize = 4 * 1024 * 1024;
 
-/// Keys sent at a time: understood keys take more room than their page does.
-const BATCH: usize = 1_000;
-
 /// The largest page, in page sizes. etcd (3.4) walks all keys that remain for every page, to count them: 100,000 keys in
 /// pages of 5,000 cost it twice the time of pages of 20,000.
 const GROWTH: u32 = 4;
@@ -45,7 +42,7 @@ pub(super) async fn send_all(
         loop {
             let last = if page.more() { page.kvs().last().map(|kv| kv.key().to_vec()) } else { None };
             let Some(last) = last else {
-                send(&page, &mut keys, feed).await?;
+                send(&page, &mut keys, timings.batch_size, feed).await?;
                 break;
             };
             reader.go_on(last, &page);
@@ -53,7 +50,7 @@ pub(super) async fn send_all(
                 let page = reader.page().await;
                 (reader, page)
             }));
-            send(&page, &mut keys, feed).await?;
+            send(&page, &mut keys, timings.batch_size, feed).await?;
             let (returned, result) = next.await.map_err(|error| Failure::new(Kind::Connection, format!("a page was not read: {error}")))?;
             (reader, page) = (returned, result?);
         }
@@ -61,8 +58,8 @@ pub(super) async fn send_all(
     Ok(())
 }
 
-async fn send(page: &GetResponse, keys: &mut gsvc::Reader, feed: &Feed) -> Result<(), FollowerGone> {
-    for batch in page.kvs().chunks(BATCH) {
+async fn send(page: &GetResponse, keys: &mut gsvc::Reader, batch_size: usize, feed: &Feed) -> Result<(), FollowerGone> {
+    for batch in page.kvs().chunks(batch_size.max(1)) {
         feed.send(batch.iter().map(|kv| change::put(kv, keys)).collect()).await?;
     }
     Ok(())

@@ -103,9 +103,11 @@ pub struct Tls {
 /// How long things may take, and how often they are done. The defaults suit real clusters; tests shorten them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as
-    /// many keys; a page of more than 64 MiB is asked for again in parts.
+    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as many keys; a page of more than
+    /// 64 MiB is asked for again in parts.
     pub page_size: u32,
+    /// Keys of a page sent at a time, at least 1: understood keys take more room than their page does.
+    pub batch_size: usize,
     /// Longest wait for a TCP connection, and for the login after it.
     pub dial_timeout: Duration,
     /// Longest wait for the answer to one request.
@@ -135,7 +137,8 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            page_size: 5000,
+            page_size: 5_000,
+            batch_size: 1_000,
             dial_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(10),
@@ -159,6 +162,7 @@ impl Timings {
     fn bounded(mut self) -> Self {
         let Self {
             page_size: _,
+            batch_size: _,
             dial_timeout,
             request_timeout,
             keepalive_interval,

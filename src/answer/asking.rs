@@ -14,6 +14,7 @@ use crate::wire::{ExtendedError, HEADER, OWNER, Query, Transport, put_u32, rcode
 pub(super) struct Asking<'a> {
     pub(super) answerer: &'a Answerer,
     pub(super) counters: &'a Counters,
+    pub(super) condition: &'a Condition,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
     pub(super) transport: Transport,
@@ -47,8 +48,7 @@ impl Asking<'_> {
             VERSION => return self.version(zone, out),
             _ => {}
         }
-        let condition = self.answerer.condition.load();
-        let error = stale(&condition, ExtendedError::STALE_ANSWER);
+        let error = stale(self.condition, ExtendedError::STALE_ANSWER);
         if let Some(record) = self.ready(owner) {
             return self.put_from_record(&record, false, zone, error, out);
         }
@@ -56,7 +56,7 @@ impl Asking<'_> {
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
             // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
-            full::Found::Absent | full::Found::Empty if !condition.synced => {
+            full::Found::Absent | full::Found::Empty if !self.condition.synced => {
                 self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
             // Another served zone lies below (RFC 8020).
@@ -64,7 +64,7 @@ impl Asking<'_> {
             full::Found::Absent => {
                 let apex = self.apex_of(zone);
                 let soa = self.soa(&apex, &apex);
-                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(&condition, ExtendedError::STALE_NXDOMAIN)), out);
+                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(self.condition, ExtendedError::STALE_NXDOMAIN)), out);
             }
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(selection) => {
@@ -188,8 +188,7 @@ impl Asking<'_> {
         if set.is_empty() {
             return false;
         }
-        let condition = self.answerer.condition.load();
-        let error = stale(&condition, ExtendedError::STALE_ANSWER);
+        let error = stale(self.condition, ExtendedError::STALE_ANSWER);
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             let (octets, count) = set.build();
             // The instance's name stands first: programs take the first.

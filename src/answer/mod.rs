@@ -167,8 +167,10 @@ impl Answerer {
     }
 
     fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
+        // Before the data, as it is stored after it: who finds "synced" here finds what was synced there.
+        let condition = self.condition.load();
         let snapshot = self.snapshot.load();
-        let asking = Asking { answerer: self, counters, snapshot: &snapshot, query, transport, draw };
+        let asking = Asking { answerer: self, counters, condition: &condition, snapshot: &snapshot, query, transport, draw };
         let Ok((name, _)) = Name::from_wire(query.name()) else {
             return asking.put(&Response::code(rcode::FORMERR, None), out);
         };

@@ -76,7 +76,7 @@ impl Publisher {
         let changed = self.publish(changed);
         self.answerer.rejections.store(self.catalog.rejections());
         self.answerer.stats.store(Arc::new(self.catalog.stats()));
-        // After the data: who reads "synced" finds what was synced.
+        // After the data, as it is read before it: who finds "synced" finds what was synced.
         let condition = self.catalog.condition(now);
         if **self.answerer.condition.load() != condition {
             self.answerer.condition.store(Arc::new(condition));

@@ -437,6 +437,8 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
     fs::remove_file(directory.join(FILE)).unwrap();
     appears(&directory.join(FILE)).await;
     follower.until("it is restored", |follower| follower.keys() == [FILE]).await;
+    let told = tokio::time::timeout(DEADLINE, events.recv()).await;
+    assert_eq!(told, Ok(Some(RegisterEvent::Registered)), "that it was made again is told");
     fs::remove_dir_all(&directory).unwrap();
     appears(&directory.join(FILE)).await;
     follower.until("the folder is restored", |follower| follower.keys() == [FILE]).await;

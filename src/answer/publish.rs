@@ -62,11 +62,6 @@ impl Publisher {
         (Self { catalog, answerer: Arc::clone(&answerer) }, answerer)
     }
 
-    /// What is known.
-    pub fn catalog(&self) -> &Catalog {
-        &self.catalog
-    }
-
     /// Applies changes, each with its registry's place, and publishes them at once; without changes, what time has brought.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = (u8, Change)>, now: Instant) -> Published {
         for (registry, change) in changes {

@@ -14,4 +14,6 @@ pub mod name;
 pub mod registry;
 pub mod server;
 pub mod service;
+pub mod system;
+pub mod upstream;
 pub mod wire;

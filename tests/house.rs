@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may import.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("cli", &["admin", "answer", "catalog", "config", "metrics", "name", "registry", "server", "service", "wire"]),
+    ("cli", &["admin", "answer", "catalog", "config", "metrics", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
-    ("config", &["answer", "catalog", "name", "registry", "server", "service"]),
-    ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service"]),
-    ("server", &["answer", "metrics", "wire"]),
+    ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
+    ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),
+    ("system", &["upstream"]),
+    ("server", &["answer", "metrics", "upstream", "wire"]),
+    ("upstream", &["metrics", "name", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
     ("registry", &["service"]),

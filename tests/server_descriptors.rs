@@ -4,22 +4,29 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::server::{Respond, Settings, bind};
+use svcdns::server::{Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tokio_util::sync::CancellationToken;
 
 struct Echo;
 
 impl Respond for Echo {
-    fn respond(&self, request: &[u8], _: Transport, _: SocketAddr, _: Instant, _: u64, out: &mut Vec<u8>) -> bool {
+    fn fork(&self) -> Self {
+        Self
+    }
+
+    fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
         out.clear();
         out.extend_from_slice(request);
-        true
+        Response::Ready
+    }
+
+    async fn later(&self, _: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
+        None
     }
 
     fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
@@ -48,7 +55,7 @@ fn no_descriptors_left_means_waiting_not_dying() {
     // `prlimit` itself needs a pipe or two while it is started; only then the limit is below what is open.
     limit_descriptors(open.saturating_sub(5));
 
-    runtime.spawn(bound.serve(Arc::new(Echo), CancellationToken::new()));
+    runtime.spawn(bound.serve(Echo, CancellationToken::new()));
     let begun = Instant::now();
     while counters.tcp_accept_errors.get() < 3 {
         assert!(begun.elapsed() < Duration::from_secs(10), "accepting should fail: {counters:?}");

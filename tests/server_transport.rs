@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::server::{Counters, Limits, Respond, Settings, bind};
+use svcdns::server::{Counters, Limits, Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -18,11 +18,15 @@ use tokio_util::sync::CancellationToken;
 /// Nothing here takes that long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics.
+/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later.
 struct Echo;
 
 impl Respond for Echo {
-    fn respond(&self, request: &[u8], transport: Transport, _: SocketAddr, _: Instant, _: u64, out: &mut Vec<u8>) -> bool {
+    fn fork(&self) -> Self {
+        Self
+    }
+
+    fn respond(&self, request: &[u8], transport: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
         out.clear();
         assert_ne!(request, b"panic", "asked to panic");
         if request == b"big" {
@@ -31,7 +35,16 @@ impl Respond for Echo {
             out.extend_from_slice(if transport == Transport::Udp { b"udp " } else { b"tcp " });
             out.extend_from_slice(request);
         }
-        request != b"silent"
+        match request {
+            b"silent" => Response::Silent,
+            b"later" => Response::Later,
+            _ => Response::Ready,
+        }
+    }
+
+    async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Some([&request, b" than never".as_slice()].concat())
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
@@ -52,7 +65,7 @@ struct Server {
 fn start(settings: &Settings) -> Server {
     let bound = bind(settings).unwrap();
     let (address, counters, stop) = (bound.addresses()[0], bound.counters(), CancellationToken::new());
-    let serving = bound.serve(Arc::new(Echo), stop.clone());
+    let serving = bound.serve(Echo, stop.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Server { address, counters, stop, task }
 }
@@ -156,7 +169,7 @@ async fn every_address_of_the_machine_answers_from_itself() {
     let bound = bind(&settings).unwrap();
     let addresses = bound.addresses();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(bound.serve(Arc::new(Echo), stop.clone()));
+    let task = tokio::spawn(bound.serve(Echo, stop.clone()));
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     for address in addresses {
         assert_eq!(ask_udp(&socket, address, b"hello").await, b"udp hello");
@@ -469,24 +482,9 @@ async fn listening_twice_names_the_holder() {
 }
 
 #[tokio::test]
-async fn each_source_address_is_seen_as_itself() {
-    /// Answers with the source.
-    struct Mirror;
-    impl Respond for Mirror {
-        fn respond(&self, _: &[u8], _: Transport, source: SocketAddr, _: Instant, _: u64, out: &mut Vec<u8>) -> bool {
-            out.clear();
-            out.extend_from_slice(source.to_string().as_bytes());
-            true
-        }
-        fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-            false
-        }
-    }
-    let bound = bind(&on("127.0.0.1:0")).unwrap();
-    let address = bound.addresses()[0];
-    let task = tokio::spawn(bound.serve(Arc::new(Mirror), CancellationToken::new()));
-    let socket = UdpSocket::bind(SocketAddr::new(IpAddr::from([127, 0, 0, 5]), 0)).await.unwrap();
-    let answer = ask_udp(&socket, address, b"who am I").await;
-    assert_eq!(String::from_utf8(answer).unwrap(), socket.local_addr().unwrap().to_string());
-    task.abort();
+async fn what_has_to_be_waited_for_is_answered_later() {
+    let server = start_with(Limits::default());
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    assert_eq!(ask_udp(&socket, server.address, b"later").await, b"later than never");
+    assert_eq!(server.connect().await.ask(b"later").await.unwrap(), b"later than never");
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::full::{self, Outcome, Step};
 use super::{Answerer, Answers, Counters};
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
-use crate::wire::{self, Transport, put_u16, u16_at};
+use crate::wire::{self, Query, Transport, put_u16, u16_at};
 
 /// How a question is answered, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        self.respond_counting(&query, Transport::Udp, draw, &uncounted, &mut response);
+        self.respond_counting(&Query::parse(&query), Transport::Udp, draw, &uncounted, &mut response);
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();

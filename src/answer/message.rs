@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::Answers;
 use super::record::RRset;
+use super::{Answers, Settings};
 use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode, rtype, u16_at};
 
 /// What a response says, before it is known what fits.
@@ -55,15 +55,16 @@ pub(super) fn write(
     response: &Response<'_>,
     query: &Query<'_>,
     transport: Transport,
-    answers: Answers,
+    settings: &Settings,
     draw: u64,
     out: &mut Vec<u8>,
 ) -> usize {
     let Response { rcode, authoritative, answers: set, authority, error } = response;
     let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
     let room = limit(query, transport).saturating_sub(opt);
-    header(query, *rcode, *authoritative, out);
+    header(query, *rcode, *authoritative, settings.forwarding, out);
 
+    let answers = settings.answers;
     let wanted = match answers {
         Answers::Count(most) => set.count.min(usize::from(most.get())),
         Answers::All | Answers::Fit => set.count,
@@ -106,11 +107,12 @@ pub(super) fn write(
 }
 
 /// Writes the header and echoes the question octet for octet, its letters' case included.
-fn header(query: &Query<'_>, rcode: u16, authoritative: bool, out: &mut Vec<u8>) {
+fn header(query: &Query<'_>, rcode: u16, authoritative: bool, forwarding: bool, out: &mut Vec<u8>) {
     let echoed = query.flags & (flags::OPCODE | flags::RD | flags::CD);
     let authoritative = if authoritative { flags::AA } else { 0 };
+    let recursion = if forwarding { flags::RA } else { 0 };
     put_u16(out, query.id);
-    put_u16(out, flags::QR | echoed | authoritative | rcode & 0xF);
+    put_u16(out, flags::QR | echoed | authoritative | recursion | rcode & 0xF);
     put_u16(out, u16::from(!query.question.is_empty()));
     out.resize(HEADER, 0);
     out.extend_from_slice(query.question);

@@ -18,11 +18,10 @@ pub use explain::{Considered, Explanation, Tried};
 pub use publish::{Changed, Published, Publisher};
 pub use table::Snapshot;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -51,6 +50,19 @@ pub struct Settings {
     pub negative_ttl: u32,
     /// The addresses of `ns.<zone>`: those listened on.
     pub listen: Vec<IpAddr>,
+    /// Whether names outside the zones are resolved elsewhere; else they are refused.
+    pub forwarding: bool,
+}
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The response is written.
+    Answered,
+    /// There is nothing to say.
+    Silent,
+    /// The message is well-formed, its name lies outside the zones, and forwarding is on: somebody else is to be asked.
+    Elsewhere,
 }
 
 /// What to do when not all records of an answer fit a datagram.
@@ -111,21 +123,23 @@ const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPP
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
-    /// Writes the whole response to `request` into `out` (without TCP's length), or says `false`: stay silent.
+    /// Writes the whole response to a packet, as it was `parsed`, into `out` (without TCP's length), where it is ours to give.
     ///
     /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O.
-    pub fn respond(&self, request: &[u8], transport: Transport, _source: SocketAddr, _now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
-        self.respond_counting(request, transport, draw, &self.counters, out)
+    pub fn respond(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
+        self.respond_counting(parsed, transport, draw, &self.counters, out)
     }
 
-    fn respond_counting(&self, request: &[u8], transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> bool {
+    fn respond_counting(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> Outcome {
         out.clear();
-        match Query::parse(request) {
-            Parsed::Silent => return false,
-            Parsed::Bad { query, rcode } => self.put(&Response::code(rcode, None), &query, transport, draw, counters, out),
-            Parsed::Query(query) => self.answer(&query, transport, draw, counters, out),
+        match parsed {
+            Parsed::Silent => Outcome::Silent,
+            Parsed::Bad { query, rcode } => {
+                self.put(&Response::code(*rcode, None), query, transport, draw, counters, out);
+                Outcome::Answered
+            }
+            Parsed::Query(query) => self.answer(query, transport, draw, counters, out),
         }
-        true
     }
 
     /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.
@@ -166,32 +180,33 @@ impl Answerer {
         &self.counters
     }
 
-    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
+    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> Outcome {
         // Before the data, as it is stored after it: who finds "synced" here finds what was synced there.
         let condition = self.condition.load();
         let snapshot = self.snapshot.load();
         let asking = Asking { answerer: self, counters, condition: &condition, snapshot: &snapshot, query, transport, draw };
         let Ok((name, _)) = Name::from_wire(query.name()) else {
-            return asking.put(&Response::code(rcode::FORMERR, None), out);
+            asking.put(&Response::code(rcode::FORMERR, None), out);
+            return Outcome::Answered;
         };
         let refused = |error| Response::code(rcode::REFUSED, Some(error));
         if query.qclass != rtype::IN {
-            return asking.put(&refused(NOT_INTERNET), out);
+            asking.put(&refused(NOT_INTERNET), out);
+        } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
+            asking.put(&refused(NO_TRANSFER), out);
+        } else if let Some((_, zone)) = self.settings.zones.find(&name) {
+            asking.in_zone(&name, zone, out);
+        } else if reverse_address(&name).is_some_and(|address| asking.reverse(address, out)) {
+        } else if self.settings.forwarding {
+            return Outcome::Elsewhere;
+        } else {
+            asking.put(&refused(NOT_OURS), out);
         }
-        if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
-            return asking.put(&refused(NO_TRANSFER), out);
-        }
-        match self.settings.zones.find(&name) {
-            Some((_, zone)) => asking.in_zone(&name, zone, out),
-            None => match reverse_address(&name) {
-                Some(address) if asking.reverse(address, out) => {}
-                _ => asking.put(&refused(NOT_OURS), out),
-            },
-        }
+        Outcome::Answered
     }
 
     fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
-        let left_out = message::write(response, query, transport, self.settings.answers, draw, out);
+        let left_out = message::write(response, query, transport, &self.settings, draw, out);
         counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
         if left_out > 0 {
             counters.cut.fetch_add(1, Ordering::Relaxed);

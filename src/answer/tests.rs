@@ -1,7 +1,7 @@
 //! Answers as an independent decoder reads them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use hickory_proto::rr::{RData, Record as Decoded};
 use proptest::prelude::*;
 
 use super::table::{Records, Sharded, Snapshot};
-use super::{Answerer, Answers, Publisher, Settings};
+use super::{Answerer, Answers, Outcome, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{Change, Endpoint, Host, ListKind, Metadata, Put, Registration, Removal, ServiceId};
-use crate::wire::{Transport, rtype};
+use crate::wire::{Query, Transport, rtype};
 
 /// A publisher and its answerer, and the time they are told.
 struct House {
@@ -35,6 +35,7 @@ fn settings() -> Settings {
         ttl: 5,
         negative_ttl: 1,
         listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        forwarding: false,
     }
 }
 
@@ -119,8 +120,9 @@ fn query(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
 
 fn respond(answerer: &Answerer, query: &[u8], transport: Transport, draw: u64) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    let source = SocketAddr::from(([127, 0, 0, 1], 4000));
-    answerer.respond(query, transport, source, Instant::now(), draw, &mut out).then_some(out)
+    let outcome = answerer.respond(&Query::parse(query), transport, draw, &mut out);
+    assert_eq!(outcome == Outcome::Silent, out.is_empty());
+    (outcome == Outcome::Answered).then_some(out)
 }
 
 fn extended_error(message: &Message) -> Option<u16> {

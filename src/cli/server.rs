@@ -14,7 +14,7 @@ use super::follow::{Followed, Following};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
-use crate::server::ServeError;
+use crate::server::{Responder, ServeError};
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
@@ -59,7 +59,7 @@ impl Server {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
         let publisher = publish(following, site, stop.clone())?;
-        let dns = tokio::spawn(bound.serve(Arc::clone(&answerer), stop.clone()));
+        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), None), stop.clone()));
         Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 

@@ -35,6 +35,7 @@ impl Config {
             ttl: self.ttl,
             negative_ttl: self.negative_ttl,
             listen: addresses,
+            forwarding: false,
         }
     }
 

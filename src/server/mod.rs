@@ -12,6 +12,7 @@ mod connection;
 mod counters;
 mod holder;
 mod interfaces;
+mod responder;
 mod tcp;
 mod udp;
 
@@ -19,6 +20,7 @@ pub use access::Access;
 pub use bind::{BindError, bind};
 pub use counters::{Counter, Counters, Gauge};
 pub use holder::Holder;
+pub use responder::Responder;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -30,28 +32,35 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::answer::Answerer;
 use crate::wire::Transport;
 use admission::Admission;
 
-/// Makes answers. Called from many threads at once; must neither block nor wait.
-pub trait Respond: Send + Sync + 'static {
-    /// Clears `out` and writes the answer to `request`, without TCP's length prefix. `draw` is a fresh random number.
-    /// False: stay silent.
-    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool;
+/// Makes answers. Called from many threads at once.
+pub trait Respond: Send + Sync + Sized + 'static {
+    /// Another one of the same, for a thread of its own: what it needs for itself alone, such as sockets, is its own.
+    #[must_use]
+    fn fork(&self) -> Self;
+
+    /// Clears `out` and writes the answer to `request`, without TCP's length prefix, if it is ready. `draw` is a fresh
+    /// random number. Must neither block nor wait.
+    fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response;
+
+    /// The answer that [`Response::Later`] promised; none: stay silent. Ends within its own deadline.
+    fn later(&self, request: Vec<u8>, transport: Transport) -> impl Future<Output = Option<Vec<u8>>> + Send;
 
     /// Clears `out` and writes the refusal for a source without access. False: stay silent.
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
 }
 
-impl Respond for Answerer {
-    fn respond(&self, request: &[u8], transport: Transport, source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> bool {
-        Self::respond(self, request, transport, source, now, draw, out)
-    }
-
-    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        Self::refuse(self, request, out)
-    }
+/// What [`Respond::respond`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// The answer is written.
+    Ready,
+    /// There is nothing to say.
+    Silent,
+    /// The answer has to be waited for: [`Respond::later`] gives it.
+    Later,
 }
 
 /// Where to listen, and for whom.
@@ -219,7 +228,7 @@ impl Bound {
     ///
     /// # Errors
     /// When the runtime does not take a socket; nothing is served then.
-    pub async fn serve<R: Respond>(self, responder: Arc<R>, stop: CancellationToken) -> Result<(), ServeError> {
+    pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
         let addresses = self.addresses();
         let Self { endpoints, access, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
@@ -228,7 +237,7 @@ impl Bound {
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
         let tracker = TaskTracker::new();
-        let answering = Arc::new(tcp::Immediate::new(Arc::clone(&responder)));
+        let answering = Arc::new(tcp::Immediate::new(responder.fork()));
         let admission = Arc::new(Admission::new(limits.clone(), Arc::clone(&counters)));
 
         let mut workers = Vec::new();
@@ -240,7 +249,7 @@ impl Bound {
                 address,
                 own: addresses.clone().into(),
                 access: access.clone(),
-                responder: Arc::clone(&responder),
+                responder: responder.fork(),
                 counters: Arc::clone(&counters),
                 stop: ending.clone(),
             }));

@@ -12,26 +12,29 @@ use tracing::warn;
 use super::admission::{Admission, Place};
 use super::backoff::Backoff;
 use super::connection::{Activity, Answering, Connection};
-use super::{Access, Counters, Limits, Respond};
+use super::{Access, Counters, Limits, Respond, Response};
 use crate::wire::Transport;
 
 /// Answers that are ready at once.
 #[derive(Debug)]
 pub(super) struct Immediate<R> {
-    responder: Arc<R>,
+    responder: R,
 }
 
 impl<R: Respond> Immediate<R> {
-    pub(super) fn new(responder: Arc<R>) -> Self {
+    pub(super) fn new(responder: R) -> Self {
         Self { responder }
     }
 }
 
 impl<R: Respond> Answering for Immediate<R> {
-    fn answer(&self, request: Vec<u8>, source: SocketAddr) -> impl Future<Output = Option<Vec<u8>>> + Send {
+    async fn answer(&self, request: Vec<u8>, _: SocketAddr) -> Option<Vec<u8>> {
         let mut answer = Vec::with_capacity(512);
-        let answered = self.responder.respond(&request, Transport::Tcp, source, Instant::now(), fastrand::u64(..), &mut answer);
-        std::future::ready(answered.then_some(answer))
+        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
+            Response::Ready => Some(answer),
+            Response::Silent => None,
+            Response::Later => self.responder.later(request, Transport::Tcp).await,
+        }
     }
 
     fn refuse(&self, request: &[u8]) -> Option<Vec<u8>> {

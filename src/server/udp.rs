@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::backoff::Backoff;
-use super::{Access, Counters, Respond};
+use super::{Access, Counters, Respond, Response};
 use crate::wire::Transport;
 
 /// Octets read of a datagram; no query comes near, and the rest of a longer one is lost.
@@ -29,7 +29,7 @@ pub(super) struct Worker<R> {
     /// All listening addresses.
     pub(super) own: Box<[SocketAddr]>,
     pub(super) access: Access,
-    pub(super) responder: Arc<R>,
+    pub(super) responder: R,
     pub(super) counters: Arc<Counters>,
     pub(super) stop: CancellationToken,
 }
@@ -78,7 +78,7 @@ impl<R: Respond> Worker<R> {
 
     /// Answers what was `received`, then what else is there, up to one turn's worth.
     async fn turn(
-        &self,
+        self: &Arc<Self>,
         mut received: io::Result<(usize, SocketAddr)>,
         request: &mut [u8],
         answer: &mut Vec<u8>,
@@ -89,8 +89,11 @@ impl<R: Respond> Worker<R> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Turn::Over),
                 received => received?,
             };
-            if self.answer(request.get(..length).unwrap_or_default(), source, draws.u64(..), answer) {
-                self.send(answer, source).await;
+            let message = request.get(..length).unwrap_or_default();
+            match self.answer(message, source, draws.u64(..), answer) {
+                Response::Ready => self.send(answer, source).await,
+                Response::Silent => {}
+                Response::Later => self.later(message.to_vec(), source),
             }
             if left == 0 {
                 break;
@@ -100,28 +103,39 @@ impl<R: Respond> Worker<R> {
         Ok(Turn::Interrupted)
     }
 
-    /// Writes the answer to one datagram; false where there is none.
-    fn answer(&self, request: &[u8], source: SocketAddr, draw: u64, answer: &mut Vec<u8>) -> bool {
+    /// Writes the answer to one datagram, where it is ready.
+    fn answer(&self, request: &[u8], source: SocketAddr, draw: u64, answer: &mut Vec<u8>) -> Response {
         // Nothing answers at port 0, and our own addresses ask only when somebody forges them to make us talk to ourselves.
         if source.port() == 0 || self.own.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical()) {
             self.counters.udp_implausible.increment();
-            return false;
+            return Response::Silent;
         }
-        let responder = self.responder.as_ref();
+        let responder = &self.responder;
         let outcome = if self.access.allows(source.ip()) {
             self.counters.udp_queries.increment();
             let now = Instant::now();
-            catch_unwind(AssertUnwindSafe(|| responder.respond(request, Transport::Udp, source, now, draw, answer)))
+            catch_unwind(AssertUnwindSafe(|| responder.respond(request, Transport::Udp, now, draw, answer)))
         } else {
             self.counters.udp_refused.increment();
-            catch_unwind(AssertUnwindSafe(|| responder.refuse(request, answer)))
+            let refuse = || if responder.refuse(request, answer) { Response::Ready } else { Response::Silent };
+            catch_unwind(AssertUnwindSafe(refuse))
         };
         outcome.unwrap_or_else(|_| {
             if self.counters.panics.increment().is_power_of_two() {
                 error!(octets = request.len(), "a panic while answering was contained; please report this");
             }
-            false
+            Response::Silent
         })
+    }
+
+    /// Sends an answer that has to be waited for.
+    fn later(self: &Arc<Self>, request: Vec<u8>, source: SocketAddr) {
+        let worker = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Some(answer) = worker.responder.later(request, Transport::Udp).await {
+                worker.send(&answer, source).await;
+            }
+        });
     }
 
     /// Sends one answer, or drops and counts it: a client that cannot be reached holds up nobody for long.
@@ -161,11 +175,19 @@ mod tests {
     struct Echo;
 
     impl Respond for Echo {
-        fn respond(&self, request: &[u8], _: Transport, _: SocketAddr, _: Instant, _: u64, out: &mut Vec<u8>) -> bool {
+        fn fork(&self) -> Self {
+            Self
+        }
+
+        fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
             assert!(!request.starts_with(b"!"), "asked to panic");
             out.clear();
             out.extend_from_slice(request);
-            true
+            Response::Ready
+        }
+
+        async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
+            Some(request)
         }
 
         fn refuse(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
@@ -183,7 +205,7 @@ mod tests {
             address,
             own: [address, SocketAddr::from(([127, 0, 0, 9], 53))].into(),
             access: Access::new(&[]),
-            responder: Arc::new(Echo),
+            responder: Echo,
             counters: Arc::default(),
             stop: CancellationToken::new(),
         }
@@ -194,19 +216,19 @@ mod tests {
         let worker = worker().await;
         let mut answer = Vec::new();
         for source in [worker.address, "127.0.0.9:53".parse().unwrap(), "127.0.0.1:0".parse().unwrap()] {
-            assert!(!worker.answer(b"question", source, 0, &mut answer), "{source}");
+            assert_eq!(worker.answer(b"question", source, 0, &mut answer), Response::Silent, "{source}");
         }
         assert_eq!(worker.counters.udp_implausible.get(), 3);
         assert_eq!(worker.counters.udp_queries.get(), 0);
         // The same port at another address is a client like any other.
-        assert!(worker.answer(b"question", SocketAddr::from(([127, 0, 0, 8], 53)), 0, &mut answer));
+        assert_eq!(worker.answer(b"question", SocketAddr::from(([127, 0, 0, 8], 53)), 0, &mut answer), Response::Ready);
     }
 
     #[tokio::test]
     async fn a_source_without_access_gets_the_refusal() {
         let worker = worker().await;
         let mut answer = Vec::new();
-        assert!(worker.answer(b"question", "192.0.2.1:9".parse().unwrap(), 0, &mut answer));
+        assert_eq!(worker.answer(b"question", "192.0.2.1:9".parse().unwrap(), 0, &mut answer), Response::Ready);
         assert_eq!(answer, b"refused");
         assert_eq!(worker.counters.udp_refused.get(), 1);
         assert_eq!(worker.counters.udp_queries.get(), 0);
@@ -217,9 +239,9 @@ mod tests {
         let worker = worker().await;
         let source = "127.0.0.1:9".parse().unwrap();
         let mut answer = Vec::new();
-        assert!(!worker.answer(b"!", source, 0, &mut answer));
+        assert_eq!(worker.answer(b"!", source, 0, &mut answer), Response::Silent);
         assert_eq!(worker.counters.panics.get(), 1);
-        assert!(worker.answer(b"question", source, 0, &mut answer));
+        assert_eq!(worker.answer(b"question", source, 0, &mut answer), Response::Ready);
         assert_eq!(answer, b"question");
     }
 

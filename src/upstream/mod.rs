@@ -3,9 +3,11 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod forwarder;
 mod resolv_conf;
 mod target;
 
+pub use forwarder::{Forwarder, Lane};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use target::{Protocol, Target};
 

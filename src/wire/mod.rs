@@ -3,8 +3,10 @@
 //! A leaf: imports no other room. Knows no data and no policy: what is malformed is said here, what to answer elsewhere.
 
 mod query;
+mod records;
 
 pub use query::{Edns, Parsed, Query};
+pub use records::{Malformed, Record, Records, Section, expand_name, question_end, records};
 
 /// Octets of a message header (RFC 1035 section 4.1.1).
 pub const HEADER: usize = 12;
@@ -40,6 +42,8 @@ pub mod flags {
     pub const RD: u16 = 0x0100;
     /// Recursion is available.
     pub const RA: u16 = 0x0080;
+    /// The data is authentic.
+    pub const AD: u16 = 0x0020;
     /// Checking is disabled.
     pub const CD: u16 = 0x0010;
 }
@@ -68,6 +72,8 @@ pub mod rtype {
     pub const A: u16 = 1;
     /// Name server.
     pub const NS: u16 = 2;
+    /// Another name for this one.
+    pub const CNAME: u16 = 5;
     /// Start of authority.
     pub const SOA: u16 = 6;
     /// Name for a reverse name.
@@ -114,6 +120,10 @@ impl ExtendedError {
     pub const NOT_AUTHORITATIVE: u16 = 20;
     /// Info code 21: not supported.
     pub const NOT_SUPPORTED: u16 = 21;
+    /// Info code 22: no reachable authority.
+    pub const NO_REACHABLE_AUTHORITY: u16 = 22;
+    /// Info code 23: network error.
+    pub const NETWORK_ERROR: u16 = 23;
 }
 
 /// Octets of the OPT record that [`put_opt`] writes.
@@ -155,6 +165,13 @@ pub fn put_u16(out: &mut Vec<u8>, value: u16) {
 /// Appends a big-endian number.
 pub fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_be_bytes());
+}
+
+/// The big-endian number at `at`, or none past the end.
+#[must_use]
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_be_bytes([four[0], four[1], four[2], four[3]]))
 }
 
 /// The big-endian number at `at`, or none past the end.

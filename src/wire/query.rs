@@ -119,7 +119,7 @@ fn find_opt(packet: &[u8], mut at: usize, counts: [u16; 3]) -> Option<Option<Edn
 
 /// Where the name at `at` ends. A name of at most 255 octets, labels of at most 63; a pointer ends it where `pointers`
 /// may stand (it is not followed: nobody here reads those names).
-fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {
+pub(super) fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {
     let mut end = at;
     loop {
         let len = *packet.get(end)?;

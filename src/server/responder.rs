@@ -1,0 +1,52 @@
+//! Joins what is served here with what is asked elsewhere.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Respond, Response};
+use crate::answer::{Answerer, Outcome};
+use crate::upstream::Lane;
+use crate::wire::{Parsed, Query, Transport};
+
+/// Answers from the served zones, then from what the upstreams said before, then asks them.
+#[derive(Debug)]
+pub struct Responder {
+    answerer: Arc<Answerer>,
+    /// The way to the upstreams; none with forwarding off.
+    lane: Option<Lane>,
+}
+
+impl Responder {
+    /// A responder; `lane` leads to the upstreams of names outside the zones.
+    pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
+        Self { answerer, lane }
+    }
+}
+
+impl Respond for Responder {
+    fn fork(&self) -> Self {
+        Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
+    }
+
+    fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response {
+        let parsed = Query::parse(request);
+        if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
+            && lane.passes(query)
+        {
+            return Response::Later;
+        }
+        match (self.answerer.respond(&parsed, transport, draw, out), &parsed, &self.lane) {
+            (Outcome::Silent, ..) => Response::Silent,
+            (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
+            (Outcome::Elsewhere | Outcome::Answered, ..) => Response::Ready,
+        }
+    }
+
+    async fn later(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
+        self.lane.as_ref()?.resolve(request, transport).await
+    }
+
+    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        self.answerer.refuse(request, out)
+    }
+}

@@ -4,10 +4,12 @@
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
 mod forwarder;
+mod hosts;
 mod resolv_conf;
 mod target;
 
 pub use forwarder::{Forwarder, Lane};
+pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use target::{Protocol, Target};
 

@@ -1,6 +1,6 @@
 //! Questions: by hand over UDP and TCP, and by dig.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
@@ -48,7 +48,13 @@ pub(crate) fn exchange(server: SocketAddr, message: &[u8], within: Duration) -> 
     socket.set_read_timeout(Some(within)).unwrap();
     socket.send(message).ok()?;
     let mut answer = vec![0; 65_535];
-    let length = socket.recv(&mut answer).ok()?;
+    let length = loop {
+        match socket.recv(&mut answer) {
+            // A process that was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.ok()?,
+        }
+    };
     answer.truncate(length);
     Some(answer)
 }

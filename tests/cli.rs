@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use support::files::Files;
 use support::process::Process;
 use support::svcdns::{self, Svcdns};
-use support::{dns, eventually, seconds};
+use support::{SOON, dns, eventually, seconds};
 
 const HELLO: &str = "default/default/hello.svc/latest/10.0.0.1:80";
 
@@ -38,7 +39,7 @@ fn run(arguments: &[&str]) -> Output {
 /// A server of these registrations, once it knows `hello.svc`.
 fn serve(files: &Files, flags: &[&str]) -> Svcdns {
     let server = Svcdns::serve(&[&["--registry", &files.url()], flags].concat());
-    server.wait_for("hello.svc", &["10.0.0.1"], seconds(10));
+    server.wait_for("hello.svc", &["10.0.0.1"]);
     server
 }
 
@@ -146,28 +147,27 @@ fn watch_shows_changes_as_they_happen() {
         Process::start(command.args(["watch", "--state-dir"]).arg(server.state_dir()).args(flags))
     };
     let (plain, mut only) = (watch(&[]), watch(&["hello", "--json"]));
-    // Whether a watcher is there already, only a change that it shows can tell.
-    let mut number = 0;
-    eventually("both watchers to show a change", seconds(20), || {
-        number += 1;
-        files.put(&format!("default/default/hello.svc/latest/10.1.0.{number}:80"), "{}");
-        let shown = |process: &Process| process.log().contains(&format!("10.1.0.{number}:80"));
-        eventually("the change to be published", seconds(10), || {
-            dns::addresses(server.address, "hello.svc").is_ok_and(|found| found.len() == 1 + number).then_some(())
-        });
+    // Whether a watcher is there already, only a change that it shows can tell: one every two seconds till then.
+    let (mut number, begun) = (0, Instant::now());
+    eventually("both watchers to show a change", SOON, || {
+        if begun.elapsed() >= number * seconds(2) {
+            number += 1;
+            files.put(&format!("default/default/hello.svc/latest/10.1.0.{number}:80"), "{}");
+        }
+        let shown = |process: &Process| process.log().contains("10.1.0.");
         (shown(&plain) && shown(&only)).then_some(())
     });
     files.put("default/default/other/latest/10.0.0.7:70", "{}");
-    eventually("the new service", seconds(10), || {
+    eventually("the new service", SOON, || {
         plain.log().contains("+ other.svc.  10.0.0.7:70  default/default  latest  weight 1").then_some(())
     });
     files.delete("default/default/other/latest/10.0.0.7:70");
-    eventually("its end", seconds(10), || plain.log().contains("- other.svc.  nothing is registered any more").then_some(()));
+    eventually("its end", SOON, || plain.log().contains("- other.svc.  nothing is registered any more").then_some(()));
     assert!(!only.log().contains("other"), "{}", only.log());
     let event: Value = serde_json::from_str(only.log().lines().next().unwrap()).unwrap();
     assert_eq!((&event["service"], &event["added"][0]["version"]), (&"hello".into(), &"latest".into()));
     server.stop();
-    assert_eq!(only.wait(seconds(10)).code(), Some(4), "{}", only.log());
+    assert_eq!(only.wait(SOON).code(), Some(4), "{}", only.log());
     assert!(only.log().contains("the server has gone"), "{}", only.log());
 }
 
@@ -180,27 +180,27 @@ fn register_lasts_as_long_as_its_command() {
         Process::start(command.args(["register", "--config", "/dev/null", "--registry", &files.url()]).args(arguments))
     };
     let mut legacy = register(&["legacy.svc", "10.0.0.5:8080", "--metadata", "weight=7", "--version", "v2", "--", "sleep", "1000"]);
-    server.wait_for("legacy.svc", &["10.0.0.5"], seconds(10));
+    server.wait_for("legacy.svc", &["10.0.0.5"]);
     assert_eq!(dns::dig_short(server.address, &["v2.legacy.svc", "SRV"]), ["0 7 8080 10-0-0-5.legacy.svc."]);
     legacy.signal(Signal::SIGTERM);
-    assert_eq!(legacy.wait(seconds(10)).code(), Some(143), "as a shell says of a command ended by SIGTERM:\n{}", legacy.log());
-    server.wait_for_code("legacy.svc", "NXDOMAIN", seconds(5));
+    assert_eq!(legacy.wait(SOON).code(), Some(143), "as a shell says of a command ended by SIGTERM:\n{}", legacy.log());
+    server.wait_for_code("legacy.svc", "NXDOMAIN");
 
     // The command's own code, and its own handling of a signal
     let mut short = register(&["short", "10.0.0.5:1", "--", "sh", "-c", "exit 7"]);
-    assert_eq!(short.wait(seconds(10)).code(), Some(7), "{}", short.log());
+    assert_eq!(short.wait(SOON).code(), Some(7), "{}", short.log());
     let mut careful =
         register(&["careful", "10.0.0.5:2", "--", "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"]);
-    eventually("the command to run", seconds(10), || careful.log().contains("ready").then_some(()));
+    eventually("the command to run", SOON, || careful.log().contains("ready").then_some(()));
     careful.signal(Signal::SIGTERM);
-    assert_eq!(careful.wait(seconds(10)).code(), Some(9), "{}", careful.log());
+    assert_eq!(careful.wait(SOON).code(), Some(9), "{}", careful.log());
 
     // Without a command: until it is told to end
     let mut plain = register(&["plain", "10.0.0.6:1", "10.0.0.7:1"]);
-    server.wait_for("plain.svc", &["10.0.0.6", "10.0.0.7"], seconds(10));
+    server.wait_for("plain.svc", &["10.0.0.6", "10.0.0.7"]);
     plain.signal(Signal::SIGINT);
-    assert_eq!(plain.wait(seconds(10)).code(), Some(0), "{}", plain.log());
-    server.wait_for_code("plain.svc", "NXDOMAIN", seconds(5));
+    assert_eq!(plain.wait(SOON).code(), Some(0), "{}", plain.log());
+    server.wait_for_code("plain.svc", "NXDOMAIN");
 
     for (arguments, said) in [
         (&["x", "10.0.0.5:0"][..], "the port is not a number from 1 to 65535"),
@@ -209,11 +209,11 @@ fn register_lasts_as_long_as_its_command() {
         (&["x", "10.0.0.5:80", "--metadata", "weight"], "is not KEY=VALUE"),
     ] {
         let mut refused = register(arguments);
-        assert_eq!(refused.wait(seconds(10)).code(), Some(1), "{}", refused.log());
+        assert_eq!(refused.wait(SOON).code(), Some(1), "{}", refused.log());
         assert!(refused.log().contains(said), "{said}: {}", refused.log());
     }
     let mut absent = register(&["x", "10.0.0.5:80", "--", "/no/such/program"]);
-    assert_eq!(absent.wait(seconds(10)).code(), Some(127), "{}", absent.log());
+    assert_eq!(absent.wait(SOON).code(), Some(127), "{}", absent.log());
     server.stop();
 }
 
@@ -228,7 +228,7 @@ fn register_leaves_ignored_what_it_was_started_with_ignored() {
     nohup.args(["-c", r#"trap '' HUP; exec "$0" "$@""#]).arg(program.get_program());
     nohup.args(["register", "--config", "/dev/null", "--registry", &files.url(), "kept", "10.0.0.5:1", "--"]);
     let mut kept = Process::start(nohup.args(["sh", "-c", "kill -HUP $$; exit 8"]));
-    assert_eq!(kept.wait(seconds(10)).code(), Some(8), "the command hung itself up and lives:\n{}", kept.log());
+    assert_eq!(kept.wait(SOON).code(), Some(8), "the command hung itself up and lives:\n{}", kept.log());
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn a_server_whose_log_nobody_reads_any_more_goes_on() {
         .spawn()
         .unwrap();
     drop(server.stderr.take());
-    eventually("an answer", seconds(10), || {
+    eventually("an answer", SOON, || {
         assert_eq!(server.try_wait().unwrap(), None, "it ended");
         (stdout(&run(&["resolve", "--state-dir", state_dir, "--short", "hello", "A"])) == "10.0.0.1\n").then_some(())
     });
@@ -363,7 +363,7 @@ fn a_server_whose_log_nobody_reads_any_more_goes_on() {
 
 /// The status code and body of a request with curl.
 fn curl(arguments: &[&str]) -> (String, String) {
-    let output = Command::new("curl").args(["-sS", "--max-time", "10", "-w", "\n%{http_code}"]).args(arguments).output().unwrap();
+    let output = Command::new("curl").args(["-sS", "--max-time", "60", "-w", "\n%{http_code}"]).args(arguments).output().unwrap();
     let text = stdout(&output);
     let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("curl {arguments:?}: {}", stderr(&output)));
     (status.to_owned(), body.to_owned())
@@ -417,7 +417,7 @@ fn demo_prints_lines_that_work_and_leaves_nothing_behind() {
     // Its own settings count, not those of the surroundings.
     let mut command = svcdns::command();
     let mut demo = Process::start(command.arg("demo").env("TMPDIR", temp.path()).env("SVCDNS_ZONE", "elsewhere"));
-    let text = eventually("what to try", seconds(20), || {
+    let text = eventually("what to try", SOON, || {
         assert!(demo.ended().is_none(), "{}", demo.log());
         Some(demo.log()).filter(|log| log.contains("Ctrl-C ends it all"))
     });
@@ -438,7 +438,7 @@ fn demo_prints_lines_that_work_and_leaves_nothing_behind() {
     assert!(lines.iter().any(|line| line.starts_with("dig")) && lines.iter().any(|line| line.starts_with("curl")), "{text}");
     assert_eq!(names_in(temp.path()).len(), 1, "one folder while it runs");
     demo.signal(Signal::SIGINT);
-    let status = demo.wait(seconds(15));
+    let status = demo.wait(SOON);
     assert!(status.success(), "{status}: {}", demo.log());
     assert_eq!(names_in(temp.path()), [] as [&str; 0]);
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use svcdns::registry::file::{self, File, RegisterError, RegisterEvent, Registrant, Settings, Timings};
 use svcdns::registry::{Batch, Feed, Registry, RegistryIndex, State};
 use svcdns::service::{Change, Endpoint, Metadata, Reason, ServiceId};
@@ -24,15 +25,15 @@ const B: &str = "service#default#default#b#latest#10.0.0.2-80";
 const CONTENT: &str = r#"{"UpdateAt":"2026-11-22 23:22:29","protocol":"http"}"#;
 
 /// How long anything that must happen may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Looks so seldom that only events can be quick.
+/// Looks so seldom that only events can tell, and takes no file for dead or broken only because the machine is busy.
 const BY_EVENTS: Timings = Timings {
-    dead_after: Duration::from_secs(20),
+    dead_after: Duration::from_secs(600),
     look: Duration::from_secs(3600),
     rescan: Duration::from_secs(3600),
     retry: Duration::from_millis(20),
-    patience: Duration::from_secs(2),
+    patience: Duration::from_secs(60),
 };
 
 /// Looks so often that a test need not wait.
@@ -141,11 +142,8 @@ async fn files_that_come_change_and_go_are_told_by_events() {
     assert_eq!(follower.held[A], Ok("10.0.0.1:80 http".into()));
     assert_eq!(follower.connected, [true]);
 
-    let asked = std::time::Instant::now();
     fs::write(folder.path().join(B), CONTENT).unwrap();
     follower.until("a new file", |follower| follower.held.len() == 2).await;
-    println!("told after {:?}", asked.elapsed());
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
 
     fs::write(folder.path().join(B), CONTENT.replace("http", "grpc")).unwrap();
     follower.until("rewritten", |follower| follower.held[B] == Ok("10.0.0.2:80 grpc".into())).await;
@@ -227,14 +225,14 @@ async fn an_empty_moment_hurts_nobody() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join(A);
     fs::write(&path, CONTENT).unwrap();
-    let timings = Timings { patience: Duration::from_millis(600), ..BY_EVENTS };
+    let timings = Timings { patience: Duration::from_secs(5), ..BY_EVENTS };
     let mut follower = Follower::start(folder.path(), true, timings);
     follower.listed().await;
 
     fs::write(&path, "").unwrap();
     follower.linger(Duration::from_millis(150)).await;
     fs::write(&path, CONTENT).unwrap();
-    follower.linger(Duration::from_millis(800)).await;
+    follower.linger(timings.patience + Duration::from_secs(1)).await;
     assert_eq!((follower.puts, &follower.held[A]), (1, &Ok("10.0.0.1:80 http".into())));
 
     fs::write(&path, "").unwrap();
@@ -309,8 +307,10 @@ async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
     follower.until("it is followed", |follower| follower.keys() == [A]).await;
     assert_eq!((&*follower.connected, follower.state.report().error), (&[false, true][..], None));
 
-    fs::rename(&path, parent.path().join("old")).unwrap();
-    fs::write(&path, "a file").unwrap();
+    // In exchange, so that at no moment there is nothing, which would be an empty registry.
+    let file = parent.path().join("file");
+    fs::write(&file, "a file").unwrap();
+    renameat2(AT_FDCWD, &file, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).unwrap();
     follower.until("it cannot be followed", |follower| follower.connected.ends_with(&[false])).await;
     assert_eq!(follower.keys(), [A]);
     assert_eq!(follower.state.report().disconnects, 1);
@@ -411,7 +411,8 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
     const FILE: &str = "service#default#default#user-svc#v1-rc#10.0.0.1-80,web-1.example-81";
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("new").join("gsvc");
-    let mut follower = Follower::start(&directory, true, Timings { dead_after: Duration::from_millis(1500), ..BY_LOOKING });
+    let dead_after = Duration::from_secs(6);
+    let mut follower = Follower::start(&directory, true, Timings { dead_after, ..BY_LOOKING });
     follower.listed().await;
 
     let stop = CancellationToken::new();
@@ -428,27 +429,41 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
     let written = std::process::Command::new("date").args(["-d", content["UpdateAt"].as_str().unwrap(), "+%s"]).output().unwrap();
     let written: u64 = String::from_utf8(written.stdout).unwrap().trim().parse().unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    assert!(now.abs_diff(written) < 5, "{now} {content}");
+    assert!(now.abs_diff(written) < 60, "{now} {content}");
 
-    follower.linger(Duration::from_secs(2)).await;
+    follower.linger(dead_after + Duration::from_secs(1)).await;
     assert_eq!((follower.keys(), follower.puts), (vec![FILE], 1), "refreshed in time");
 
-    // Made again within a second; whether the follower sees the moment without it is a matter of chance.
-    fs::remove_file(directory.join(FILE)).unwrap();
-    appears(&directory.join(FILE)).await;
+    // Made again within a second, and told, unless it was removed in the very moment of a refresh: then once more. Whether
+    // the follower sees the moment without it is a matter of chance.
+    let deadline = Instant::now() + DEADLINE;
+    let told = loop {
+        assert!(Instant::now() < deadline, "that it was made again is not told");
+        fs::remove_file(directory.join(FILE)).unwrap();
+        appears(&directory.join(FILE)).await;
+        if let Ok(told) = tokio::time::timeout(Duration::from_secs(3), events.recv()).await {
+            break told;
+        }
+    };
+    assert_eq!(told, Some(RegisterEvent::Registered), "that it was made again is told");
     follower.until("it is restored", |follower| follower.keys() == [FILE]).await;
-    let told = tokio::time::timeout(DEADLINE, events.recv()).await;
-    assert_eq!(told, Ok(Some(RegisterEvent::Registered)), "that it was made again is told");
-    fs::remove_dir_all(&directory).unwrap();
+    // A refresh may put something into the folder while it is being removed.
+    while fs::remove_dir_all(&directory).is_err() {
+        assert!(Instant::now() < deadline, "{} cannot be removed", directory.display());
+    }
     appears(&directory.join(FILE)).await;
     follower.until("the folder is restored", |follower| follower.keys() == [FILE]).await;
 
     stop.cancel();
     task.await.unwrap().unwrap();
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
+    let mut last = None;
     while let Some(event) = events.recv().await {
-        assert!(matches!(event, RegisterEvent::Registered | RegisterEvent::Removed), "{event:?}");
+        // A refresh that lost its folder on the way fails, and is tried again.
+        assert_ne!(event, RegisterEvent::Left);
+        last = Some(event);
     }
+    assert_eq!(last, Some(RegisterEvent::Removed));
     follower.until("it is taken back", |follower| follower.held.is_empty()).await;
 }
 

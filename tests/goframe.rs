@@ -9,12 +9,13 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use support::etcd::Etcd;
 use support::process::Process;
 use support::svcdns::Svcdns;
-use support::{dns, eventually, netns, on_path, seconds, skip, svcdns, throughout};
+use support::{SOON, dns, eventually, netns, on_path, seconds, skip, svcdns, throughout};
 use tempfile::TempDir;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
@@ -64,6 +65,11 @@ impl GoFrame {
     }
 }
 
+/// All keys of services in etcd.
+fn keys(etcd: &Etcd) -> String {
+    etcd.ctl(&["get", "--prefix", "--keys-only", "/service/"])
+}
+
 fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
@@ -71,7 +77,7 @@ fn last_line(output: &[u8]) -> String {
 
 /// The ports of a name's SRV records, as many as wanted.
 fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
-    eventually(&format!("{wanted} SRV records of {name}"), seconds(20), || {
+    eventually(&format!("{wanted} SRV records of {name}"), SOON, || {
         let lines = dns::dig_short(server.address, &[name, "SRV"]);
         (lines.len() == wanted).then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
     })
@@ -85,11 +91,11 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
         let etcd = Etcd::start();
         let registry = format!("etcd {}", etcd.endpoint(0));
         let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
-        server.wait_for_code("hello.svc", "NXDOMAIN", seconds(20));
+        server.wait_for_code("hello.svc", "NXDOMAIN");
 
         // A server on a random port: found by A, its port by SRV, and reached by a GoFrame client without discovery.
         let mut first = goframe.start(&registry, &["http", "hello.svc", ":0"]);
-        server.wait_for("hello.svc", &[netns::ADDRESS], seconds(30));
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
         let port = ports(&server, "hello.svc", 1).remove(0);
         assert_eq!(dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]), [format!("0 1 {port} 10-9-0-5.hello.svc.")]);
         assert_eq!(dns::dig_short(server.address, &["hello.svc", "TXT"]), [r#""insecure=true" "protocol=http""#]);
@@ -99,11 +105,12 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
 
         // gRPC, found and reached the same way
         let mut grpc = goframe.start(&registry, &["grpc", "demo", ":18001"]);
-        server.wait_for("demo.svc", &[netns::ADDRESS], seconds(30));
+        server.wait_for("demo.svc", &[netns::ADDRESS]);
         assert_eq!(dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
         assert!(grpc.terminate().code().is_some());
-        server.wait_for_code("demo.svc", "NXDOMAIN", seconds(2));
+        assert!(!keys(&etcd).contains("/demo/"), "not left to the end of its lease");
+        server.wait_for_code("demo.svc", "NXDOMAIN");
 
         // A second instance, and a canary that the short name does not show
         let mut second = goframe.start(&registry, &["http", "hello.svc", ":0"]);
@@ -116,16 +123,18 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
 
         // SIGTERM: gone at once
         first.terminate();
-        let left = eventually("one SRV record of hello.svc", seconds(2), || {
+        assert!(!keys(&etcd).contains(&format!(":{port}")), "not left to the end of its lease");
+        let left = eventually("one SRV record of hello.svc", SOON, || {
             let lines = dns::dig_short(server.address, &["hello.svc", "SRV"]);
             (lines.len() == 1).then_some(lines)
         });
         assert!(!left[0].contains(&format!(" {port} ")), "{left:?}");
 
         // SIGKILL: there until its lease of 10 s ends
+        let begun = Instant::now();
         second.kill();
-        throughout("hello.svc is there while its lease lives", seconds(5), || dns::addresses(server.address, "hello.svc").is_ok());
-        server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN", seconds(15));
+        throughout("hello.svc is there while its lease lives", begun, seconds(4), || dns::addresses(server.address, "hello.svc").is_ok());
+        server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN");
     });
 }
 
@@ -142,7 +151,7 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
             command.env("TMPDIR", goframe.temp.path());
         });
         let mut grpc = goframe.start("", &["grpc", "demo", ":18001"]);
-        server.wait_for("demo.svc", &[netns::ADDRESS], seconds(30));
+        server.wait_for("demo.svc", &[netns::ADDRESS]);
         assert!(folder.is_dir());
         assert_eq!(dns::dig_short(server.address, &["demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
@@ -150,20 +159,23 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
         // A name with a hyphen, which GoFrame's own reader of this registry cannot find
         let registry = format!("file {}", folder.display());
         let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
-        server.wait_for("user-svc.svc", &[netns::ADDRESS], seconds(30));
+        server.wait_for("user-svc.svc", &[netns::ADDRESS]);
         assert_eq!(goframe.ask(&["get", "http://user-svc.svc:18002/"]), "page of user-svc.svc, asked as user-svc.svc:18002");
 
         // SIGTERM: gone at once
         http.terminate();
-        server.wait_for_code("user-svc.svc", "NXDOMAIN", seconds(2));
+        let left = || folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        assert!(left().iter().all(|name| !name.to_string_lossy().contains("user-svc")), "not left to grow too old: {:?}", left());
+        server.wait_for_code("user-svc.svc", "NXDOMAIN");
 
         // SIGKILL: its file stays, and is too old 20 s after its last refresh
+        let begun = Instant::now();
         grpc.kill();
-        throughout("demo.svc is there while its file is young", seconds(5), || dns::addresses(server.address, "demo.svc").is_ok());
-        eventually("demo.svc to be gone", seconds(30), || {
+        throughout("demo.svc is there while its file is young", begun, seconds(5), || dns::addresses(server.address, "demo.svc").is_ok());
+        eventually("demo.svc to be gone", SOON, || {
             dns::addresses(server.address, "demo.svc").map_or(Some(()), |found| found.is_empty().then_some(()))
         });
-        assert_eq!(folder.read_dir().unwrap().count(), 1, "svcdns never deletes a registrant's file");
+        assert_eq!(left().len(), 1, "svcdns never deletes a registrant's file");
     });
 }
 
@@ -180,15 +192,15 @@ fn goframes_own_discovery_finds_what_our_register_command_wrote() {
         register.args(["register", "legacy.svc", &endpoint, "--metadata", "protocol=http", "--registry", &etcd.url()]);
         let mut register = Process::start(&mut register);
         let key = format!("/service/default/default/legacy.svc/latest/{endpoint}");
-        eventually("the key in etcd", seconds(20), || etcd.value(&key));
+        eventually("the key in etcd", SOON, || etcd.value(&key));
         let registry = format!("etcd {}", etcd.endpoint(0));
-        let found = eventually("a page through GoFrame's discovery", seconds(20), || {
+        let found = eventually("a page through GoFrame's discovery", SOON, || {
             let output = goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
             output.status.success().then(|| last_line(&output.stdout))
         });
         assert_eq!(found, format!("page of legacy, asked as {endpoint}"));
         register.signal(Signal::SIGTERM);
-        register.wait(seconds(10));
+        register.wait(SOON);
         assert_eq!(etcd.value(&key), None);
     });
 }

@@ -10,7 +10,7 @@ use std::thread;
 
 use support::etcd::Etcd;
 use support::svcdns::Svcdns;
-use support::{netns, seconds};
+use support::{SOON, netns};
 
 /// Answers every connection with one page that says where it was reached and which Host was asked for.
 fn serve_pages(address: &str) -> u16 {
@@ -50,7 +50,7 @@ fn programs_of_the_machine_reach_a_live_instance_by_name() {
         etcd.put(&format!("/service/default/default/both.svc/latest/{}:{port},[{}]:{port}", netns::ADDRESS, netns::ADDRESS_V6), "{}");
         etcd.put(&format!("/service/default/default/six.svc/latest/[{}]:{port_v6}", netns::ADDRESS_V6), "{}");
         let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
-        server.wait_for("hello.svc", &[netns::ADDRESS], seconds(20));
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
 
         // curl, over IPv4 and IPv6
         assert_eq!(
@@ -76,7 +76,7 @@ fn programs_of_the_machine_reach_a_live_instance_by_name() {
         let many: Vec<String> = (1..=100).map(|last| format!("10.7.0.{last}:80")).collect();
         etcd.put(&format!("/service/default/default/many.svc/latest/{}", many.join(",")), "{}");
         let python = "import socket; print(len({a[4][0] for a in socket.getaddrinfo('many.svc', 80)}))";
-        support::eventually("100 addresses by getaddrinfo", seconds(10), || {
+        support::eventually("100 addresses by getaddrinfo", SOON, || {
             let found = Command::new("python3").args(["-c", python]).output().unwrap();
             (found.stdout == b"100\n").then_some(())
         });
@@ -90,7 +90,7 @@ fn a_port_that_needs_no_root_serves_ipv6_loopback_too() {
         let etcd = Etcd::start();
         etcd.put("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}");
         let server = Svcdns::serve_at("[::1]:5300".parse().unwrap(), &["--registry", &etcd.url(), "--listen", "127.0.0.54:5300"]);
-        server.wait_for("hello.svc", &["10.9.0.5"], seconds(20));
+        server.wait_for("hello.svc", &["10.9.0.5"]);
         assert_eq!(support::dns::addresses("127.0.0.54:5300".parse().unwrap(), "hello.svc"), Ok(vec!["10.9.0.5".parse().unwrap()]));
         let ns = support::dns::dig_short("[::1]:5300".parse().unwrap(), &["ns.svc", "A"]);
         assert_eq!(ns, ["127.0.0.54"]);
@@ -107,12 +107,12 @@ fn a_source_without_access_is_refused() {
         let listen = "10.9.0.5:53".parse().unwrap();
         // Asked at the address from this machine, the source is that address.
         let server = Svcdns::serve_at(listen, &["--registry", &etcd.url(), "--allow", "10.9.0.5/32"]);
-        server.wait_for("hello.svc", &["10.9.0.5"], seconds(20));
+        server.wait_for("hello.svc", &["10.9.0.5"]);
         drop(server);
         let server = Svcdns::serve_at(listen, &["--registry", &etcd.url(), "--allow", "192.0.2.0/24"]);
         assert_eq!(support::dns::code(server.address, "hello.svc", support::dns::A), "REFUSED");
         let mut stream = TcpStream::connect(server.address).unwrap();
-        stream.set_read_timeout(Some(seconds(5))).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
         support::dns::send_tcp(&mut stream, &support::dns::question(7, "hello.svc", support::dns::A));
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(over_tcp.is_none_or(|answer| support::dns::code_of(&answer) == "REFUSED"), "TCP is no way around");

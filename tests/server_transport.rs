@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes that long unless it is broken.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later.
 struct Echo;
@@ -70,13 +70,26 @@ fn start(settings: &Settings) -> Server {
     Server { address, counters, stop, task }
 }
 
+/// Limits of time that nothing here reaches, not even on a machine that stops for a while.
+fn patient() -> Limits {
+    let long = Duration::from_secs(600);
+    Limits {
+        idle_timeout: long,
+        message_timeout: long,
+        write_timeout: long,
+        answer_timeout: long,
+        drain_timeout: long,
+        ..Limits::default()
+    }
+}
+
 /// A server on a free loopback port.
 fn start_with(limits: Limits) -> Server {
     start(&Settings { limits, ..on("127.0.0.1:0") })
 }
 
 fn on(address: &str) -> Settings {
-    Settings { listen: vec![address.parse().unwrap()], ..Settings::default() }
+    Settings { listen: vec![address.parse().unwrap()], limits: patient(), ..Settings::default() }
 }
 
 impl Server {
@@ -180,7 +193,7 @@ async fn every_address_of_the_machine_answers_from_itself() {
 
 #[tokio::test]
 async fn pipelined_messages_are_all_answered() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut client = server.connect().await;
     let questions: Vec<Vec<u8>> = (0..1000).map(|number| format!("question {number}").into_bytes()).collect();
     client.send(&questions.iter().map(Vec::as_slice).collect::<Vec<_>>()).await;
@@ -192,7 +205,7 @@ async fn pipelined_messages_are_all_answered() {
 
 #[tokio::test]
 async fn a_message_may_come_octet_by_octet() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut client = server.connect().await;
     client.0.set_nodelay(true).unwrap();
     for octet in framed(&[b"hello"]) {
@@ -204,7 +217,7 @@ async fn a_message_may_come_octet_by_octet() {
 
 #[tokio::test]
 async fn a_message_without_answer_frees_its_place() {
-    let server = start_with(Limits { in_flight: 2, ..Limits::default() });
+    let server = start_with(Limits { in_flight: 2, ..patient() });
     let mut client = server.connect().await;
     client.send(&[b"silent", b"silent", b"silent", b"hello"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
@@ -214,27 +227,28 @@ async fn a_message_without_answer_frees_its_place() {
 async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
     // Half a length, a length alone, a part of the message: and the rest dripping in does not buy more time.
     for part in [&[0][..], &[0, 5], &[0, 5, b'h', b'e']] {
-        let server = start_with(Limits { message_timeout: brief(150), ..Limits::default() });
+        let server = start_with(Limits { message_timeout: brief(150), ..patient() });
         let mut client = server.connect().await;
         assert_eq!(client.ask(b"before").await.unwrap(), b"tcp before");
         client.0.write_all(part).await.unwrap();
         client.closed().await;
         assert_eq!(server.counters.tcp_message_timeouts.get(), 1, "{part:?}");
     }
-    let server = start_with(Limits { message_timeout: brief(150), ..Limits::default() });
+    let server = start_with(Limits { message_timeout: brief(150), ..patient() });
     let mut client = server.connect().await;
     client.0.write_all(&[1, 0]).await.unwrap();
-    let begun = Instant::now();
-    while client.0.write_all(b"x").await.is_ok() && begun.elapsed() < DEADLINE {
+    let mut dripped = 0;
+    while client.0.write_all(b"x").await.is_ok() {
+        dripped += 1;
+        assert!(dripped < 256, "the whole message was waited for");
         tokio::time::sleep(brief(20)).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "256 octets at this pace would take longer");
     assert_eq!(server.counters.tcp_message_timeouts.get(), 1);
 }
 
 #[tokio::test]
 async fn a_dawdling_client_holds_up_nobody() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut dawdler = server.connect().await;
     dawdler.0.write_all(&[0]).await.unwrap();
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
@@ -243,13 +257,13 @@ async fn a_dawdling_client_holds_up_nobody() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
-    let server = start_with(Limits { idle_timeout: brief(1000), ..Limits::default() });
+    let server = start_with(Limits { idle_timeout: Duration::from_secs(5), ..patient() });
     let mut idle = server.connect().await;
     let mut busy = server.connect().await;
     let begun = Instant::now();
     while server.counters.tcp_idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
         assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
-        tokio::time::sleep(brief(20)).await;
+        tokio::time::sleep(brief(100)).await;
     }
     idle.closed().await;
     assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
@@ -261,7 +275,7 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_is_dropped_and_costs_little() {
     // Only the octets that may be queued bound this one.
-    let server = start_with(Limits { write_timeout: brief(300), in_flight: 10_000, ..Limits::default() });
+    let server = start_with(Limits { write_timeout: brief(300), in_flight: 10_000, ..patient() });
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();
@@ -277,7 +291,7 @@ async fn a_client_that_never_reads_is_dropped_and_costs_little() {
 
 #[tokio::test]
 async fn big_answers_reach_a_client_that_reads() {
-    let server = start_with(Limits { queued_octets: 1000, ..Limits::default() });
+    let server = start_with(Limits { queued_octets: 1000, ..patient() });
     let mut client = server.connect().await;
     client.send(&[&b"big"[..]; 20]).await;
     for _ in 0..20 {
@@ -287,7 +301,7 @@ async fn big_answers_reach_a_client_that_reads() {
 
 #[tokio::test]
 async fn connections_beyond_a_sources_share_are_closed_at_once() {
-    let server = start_with(Limits { connections_per_loopback_source: 3, ..Limits::default() });
+    let server = start_with(Limits { connections_per_loopback_source: 3, ..patient() });
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut client = server.connect().await;
@@ -305,7 +319,7 @@ async fn connections_beyond_a_sources_share_are_closed_at_once() {
 
 #[tokio::test]
 async fn connections_beyond_the_total_are_closed_at_once() {
-    let server = start_with(Limits { connections: 2, ..Limits::default() });
+    let server = start_with(Limits { connections: 2, ..patient() });
     let mut one = server.connect_from("127.0.0.2").await;
     let mut two = server.connect_from("127.0.0.3").await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
@@ -315,7 +329,7 @@ async fn connections_beyond_the_total_are_closed_at_once() {
 
 #[tokio::test]
 async fn an_empty_message_ends_the_connection() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut client = server.connect().await;
     client.send(&[b"hello", b"", b"never read"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
@@ -325,7 +339,7 @@ async fn an_empty_message_ends_the_connection() {
 
 #[tokio::test]
 async fn resets_and_half_messages_end_their_connection_only() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut bystander = server.connect().await;
     assert!(bystander.ask(b"hello").await.is_ok());
     for part in [&[][..], &[0], &[0, 9, 1, 2, 3]] {
@@ -366,7 +380,7 @@ async fn a_stranger_that_says_nothing_is_not_waited_for() {
     let settings = Settings {
         allow: vec!["127.0.0.1/32".parse().unwrap()],
         allow_loopback: false,
-        limits: Limits { message_timeout: brief(100), ..Limits::default() },
+        limits: Limits { message_timeout: brief(100), ..patient() },
         ..on("127.0.0.1:0")
     };
     let server = start(&settings);
@@ -376,7 +390,7 @@ async fn a_stranger_that_says_nothing_is_not_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_garbage_leaves_udp_answering() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut random = fastrand::Rng::with_seed(7);
     let stormy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut garbage = vec![0; 6000];
@@ -393,7 +407,8 @@ async fn a_storm_of_garbage_leaves_udp_answering() {
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut answered = false;
     // The question itself may be lost in a full buffer.
-    for _ in 0..200 {
+    let begun = Instant::now();
+    while begun.elapsed() < DEADLINE {
         client.send_to(b"hello", server.address).await.unwrap();
         let mut answer = [0; 64];
         if let Ok(Ok((length, _))) = timeout(brief(100), client.recv_from(&mut answer)).await {
@@ -408,7 +423,7 @@ async fn a_storm_of_garbage_leaves_udp_answering() {
 
 #[tokio::test]
 async fn a_datagram_beyond_the_buffer_is_cut_and_answered() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&client, server.address, &[b'x'; 9000]).await.len(), 4 + 4096);
     assert_eq!(ask_udp(&client, server.address, b"").await, b"udp ");
@@ -416,7 +431,7 @@ async fn a_datagram_beyond_the_buffer_is_cut_and_answered() {
 
 #[tokio::test]
 async fn panics_cost_one_datagram_or_one_connection() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"panic", server.address).await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
@@ -436,12 +451,11 @@ async fn a_stop_closes_everything_and_frees_the_port() {
     let mut partial = server.connect().await;
     partial.0.write_all(&[0]).await.unwrap();
     server.until("both are open", |c| c.tcp_open.get() == 2).await;
-    let begun = Instant::now();
     server.stop.cancel();
     idle.closed().await;
     partial.closed().await;
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    // Not the limits of time ended them: they are longer.
     assert_eq!(server.counters.tcp_open.get(), 0);
     let again = bind(&on(&server.address.to_string())).unwrap();
     assert_eq!(again.addresses(), [server.address]);
@@ -449,7 +463,7 @@ async fn a_stop_closes_everything_and_frees_the_port() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_waits_only_so_long_for_a_client_that_does_not_read() {
-    let limits = Limits { drain_timeout: brief(200), write_timeout: Duration::from_secs(60), ..Limits::default() };
+    let limits = Limits { drain_timeout: brief(200), ..patient() };
     let server = start_with(limits);
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -459,13 +473,13 @@ async fn a_stop_waits_only_so_long_for_a_client_that_does_not_read() {
     let begun = Instant::now();
     server.stop.cancel();
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
-    assert!(begun.elapsed() >= brief(200) && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= brief(200), "{:?}", begun.elapsed());
     assert_eq!(server.counters.tcp_open.get(), 0);
 }
 
 #[tokio::test]
 async fn dropping_the_server_ends_its_loops() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let mut client = server.connect().await;
     assert!(client.ask(b"hello").await.is_ok());
     server.task.abort();
@@ -475,7 +489,7 @@ async fn dropping_the_server_ends_its_loops() {
 
 #[tokio::test]
 async fn listening_twice_names_the_holder() {
-    let server = start_with(Limits::default());
+    let server = start_with(patient());
     let message = bind(&on(&server.address.to_string())).unwrap_err().to_string();
     assert!(message.contains(&server.address.to_string()), "{message}");
     assert!(message.contains(&format!("(process {})", std::process::id())), "{message}");

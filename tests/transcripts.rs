@@ -10,9 +10,9 @@ mod support;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use support::dns;
 use support::files::Files;
 use support::svcdns::Svcdns;
-use support::{dns, seconds};
 
 const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 const GRPC: &str = r#"{"protocol":"grpc"}"#;
@@ -51,7 +51,7 @@ const REGISTRATIONS: &[(&str, &str)] = &[
 fn server(files: &Files, flags: &[&str]) -> Svcdns {
     let url = files.url();
     let server = Svcdns::serve(&[&["--registry", &url], flags].concat());
-    server.wait_for("demo.svc", &["10.0.0.60"], seconds(20));
+    server.wait_for("demo.svc", &["10.0.0.60"]);
     server
 }
 

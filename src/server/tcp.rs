@@ -199,7 +199,7 @@ mod tests {
                 self.client.read_exact(&mut answer).await?;
                 Ok(String::from_utf8(answer).unwrap())
             };
-            timeout(Duration::from_secs(10), read).await.expect("an answer or an end within 10 s")
+            timeout(Duration::from_secs(60), read).await.expect("an answer or an end within a minute")
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use super::support::{dns, seconds};
+use super::support::{SOON, dns};
 
 /// A socket that asks one server.
 pub(crate) struct Asker {
@@ -14,11 +14,11 @@ impl Asker {
     pub(crate) fn new(server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(seconds(2))).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
         Self { socket, buffer: [0; 4096] }
     }
 
-    /// The answer; ends the program when there is none in 2 s.
+    /// The answer; ends the program when none comes.
     pub(crate) fn ask(&mut self, question: &[u8]) -> &[u8] {
         self.socket.send(question).unwrap();
         let length = self.socket.recv(&mut self.buffer).unwrap();

@@ -11,8 +11,8 @@ use tokio::sync::mpsc as queue;
 use super::ask::{self, Asker};
 use super::figures::Spread;
 use super::keys;
+use super::support::SOON;
 use super::support::etcd::Etcd;
-use super::support::seconds;
 
 /// What all changes showed, each counted from when its put was sent.
 pub(crate) struct Changes {
@@ -44,7 +44,7 @@ pub(crate) fn measure(etcd: &Etcd, server: SocketAddr, services: usize, changes:
     });
     // Ends with the channel's other side, at the latest with the program.
     thread::spawn(move || keys::runtime().block_on(watch(&endpoint, &event)));
-    assert!(events.recv_timeout(seconds(10)).unwrap().0.is_empty(), "the watch is confirmed first");
+    assert!(events.recv_timeout(SOON).unwrap().0.is_empty(), "the watch is confirmed first");
 
     let mut asker = Asker::new(server);
     let (mut answered, mut watched, mut acknowledged, mut behind, mut poll) = (vec![], vec![], vec![], vec![], vec![]);
@@ -57,13 +57,13 @@ pub(crate) fn measure(etcd: &Etcd, server: SocketAddr, services: usize, changes:
         order.send(key.clone()).unwrap();
         while !ask::holds(asker.ask(&question), address) {
             polls += 1;
-            assert!(begun.elapsed() < seconds(10), "no answer shows {key}");
+            assert!(begun.elapsed() < SOON, "no answer shows {key}");
         }
         let at = Instant::now();
         poll.push((at - begun) / polls);
-        let (sent, ack) = puts.recv_timeout(seconds(10)).unwrap();
+        let (sent, ack) = puts.recv_timeout(SOON).unwrap();
         let seen = loop {
-            let (seen_key, seen) = events.recv_timeout(seconds(10)).unwrap();
+            let (seen_key, seen) = events.recv_timeout(SOON).unwrap();
             if seen_key == key.as_bytes() {
                 break seen;
             }

@@ -13,7 +13,7 @@ use super::figures::Spread;
 use super::keys;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
-use super::support::{dns, seconds, svcdns};
+use super::support::{SOON, dns, seconds, svcdns};
 
 /// A running `svcdns serve`.
 pub(crate) struct Server {
@@ -43,7 +43,7 @@ impl Server {
         let (begun, question, mut asker) = (Instant::now(), ask::question(name), Asker::new(self.address));
         while !asker.poll(&question).is_some_and(&right) {
             assert!(self.process.ended().is_none(), "svcdns ended:\n{}", self.process.log());
-            assert!(begun.elapsed() < seconds(60), "svcdns does not answer for {name}:\n{}", self.process.log());
+            assert!(begun.elapsed() < SOON, "svcdns does not answer for {name}:\n{}", self.process.log());
             thread::sleep(Duration::from_micros(500));
         }
     }
@@ -127,12 +127,12 @@ fn list(etcd: &Etcd, page: i64, services: usize) -> Duration {
     begun.elapsed()
 }
 
-/// A port of 127.0.0.1 that nobody has, on UDP and TCP.
+/// A port of 127.0.0.1 that nobody has, on UDP and TCP. It lies below those that the kernel hands out and that etcd gets
+/// here: nobody takes it before it is bound.
 fn free_address() -> SocketAddr {
     for _ in 0..1000 {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = socket.local_addr().unwrap();
-        if TcpListener::bind(address).is_ok() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
             return address;
         }
     }

@@ -16,7 +16,7 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::keys::{self, INSTANCES};
 use super::support::process::Process;
-use super::support::{eventually, seconds};
+use super::support::{SOON, eventually, seconds};
 
 /// Longest life of a yardstick that nobody ended.
 const LIFE: u64 = 300;
@@ -30,7 +30,7 @@ pub(crate) struct Yardstick {
 impl Yardstick {
     pub(crate) fn start(services: usize) -> Self {
         let mut process = Process::start(Command::new(env::current_exe().unwrap()).args(["--yardstick", &services.to_string()]));
-        let address = eventually("the yardstick to listen", seconds(20), || {
+        let address = eventually("the yardstick to listen", SOON, || {
             assert!(process.ended().is_none(), "the yardstick ended:\n{}", process.log());
             process.log().lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
         });

@@ -1,6 +1,6 @@
 //! Questions: by hand over UDP and TCP, and by dig.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
@@ -48,15 +48,27 @@ pub(crate) fn exchange(server: SocketAddr, message: &[u8], within: Duration) -> 
     socket.set_read_timeout(Some(within)).unwrap();
     socket.send(message).ok()?;
     let mut answer = vec![0; 65_535];
-    let length = socket.recv(&mut answer).ok()?;
+    let length = loop {
+        match socket.recv(&mut answer) {
+            // A process that was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.ok()?,
+        }
+    };
     answer.truncate(length);
     Some(answer)
 }
 
-/// Asks over UDP; one answer within 2 s, with our id.
+/// Asks over UDP, as resolvers do: again when there is no answer.
 pub(crate) fn ask(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
+    (0..3).find_map(|_| ask_once(server, name, qtype))
+}
+
+/// Asks over UDP; one answer within 6 s, with our id. A busy machine may take seconds for it, and a server that waits for a
+/// registry longer.
+fn ask_once(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
     let id = fastrand::u16(..);
-    exchange(server, &question_with_opt(id, name, qtype, 1232), seconds(2)).filter(|answer| answer.get(..2) == Some(&id.to_be_bytes()))
+    exchange(server, &question_with_opt(id, name, qtype, 1232), seconds(6)).filter(|answer| answer.get(..2) == Some(&id.to_be_bytes()))
 }
 
 /// Sends a message over a TCP connection, with its length in front.
@@ -96,7 +108,11 @@ pub(crate) fn code(server: SocketAddr, name: &str, qtype: u16) -> &'static str {
 
 /// Asks for A over UDP: the addresses, sorted, or the response code when it is not NOERROR.
 pub(crate) fn addresses(server: SocketAddr, name: &str) -> Result<Vec<IpAddr>, &'static str> {
-    let Some(answer) = ask(server, name, A) else { return Err("no answer") };
+    addresses_in(ask(server, name, A))
+}
+
+fn addresses_in(answer: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> {
+    let Some(answer) = answer else { return Err("no answer") };
     let code = code_of(&answer);
     if code != "NOERROR" {
         return Err(code);
@@ -110,7 +126,7 @@ pub(crate) fn addresses(server: SocketAddr, name: &str) -> Result<Vec<IpAddr>, &
 /// What `dig` prints for a question to this server, with these arguments.
 pub(crate) fn dig(server: SocketAddr, arguments: &[&str]) -> String {
     let output = Command::new("dig")
-        .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+tries=1", "+timeout=5"])
+        .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+tries=3", "+timeout=6"])
         .args(arguments)
         .env("HOME", "/nonexistent")
         .output()
@@ -150,7 +166,8 @@ impl Prober {
             let (mut probed, start) = (Probed::default(), Instant::now());
             while !stopped.load(Ordering::Relaxed) {
                 let asked = Instant::now();
-                match addresses(server, &name) {
+                // Once: what a resolver would ask again is a loss, too.
+                match addresses_in(ask_once(server, &name, A)) {
                     Ok(addresses) if !addresses.is_empty() => probed.answers += 1,
                     other => probed.failures.push((start.elapsed(), format!("{other:?}"))),
                 }

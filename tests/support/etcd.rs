@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Longest wait for an etcd to become healthy: generous, since the machine may be busy with other tests.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 
 /// The administrator that [`Etcd::enable_auth`] makes, as `name:password`.
 pub const ROOT: &str = "root:root-secret";
@@ -252,6 +252,8 @@ impl Etcd {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let endpoints: Vec<_> = self.endpoints().iter().map(|endpoint| format!("{scheme}://{endpoint}")).collect();
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(endpoints.join(","));
+        // Its own limits, 2 s and 5 s, are too short for a busy machine.
+        command.args(["--dial-timeout", "20s", "--command-timeout", "20s"]);
         if let Some(tls) = &self.tls {
             command.arg("--cacert").arg(tls.ca()).arg("--cert").arg(tls.client()).arg("--key").arg(tls.client_key());
         }
@@ -416,7 +418,7 @@ impl Drop for Etcd {
 /// `GET /health` answers 200 once the member takes part in a quorum.
 fn healthy(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let limit = Some(Duration::from_secs(3));
+    let limit = Some(Duration::from_secs(10));
     let asked = stream
         .set_read_timeout(limit)
         .and_then(|()| stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));

@@ -12,6 +12,10 @@ pub(crate) mod svcdns;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+/// Longest wait for what must happen soon: a busy machine may take very long for anything. That something happens at once,
+/// and not for another reason later, a test shows by ruling that reason out.
+pub(crate) const SOON: Duration = seconds(120);
+
 /// Polls until `check` gives something; fails the test, saying what was waited for, when it has not `within` this time.
 pub(crate) fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -24,11 +28,16 @@ pub(crate) fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut(
     }
 }
 
-/// Fails the test unless `check` holds all through this time.
-pub(crate) fn throughout(what: &str, period: Duration, mut check: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while start.elapsed() < period {
-        assert!(check(), "after {:?} no longer true: {what}", start.elapsed());
+/// Fails the test unless `check` holds all through this time after `start`. What is seen later says nothing: the machine may
+/// have stopped meanwhile.
+pub(crate) fn throughout(what: &str, start: Instant, period: Duration, mut check: impl FnMut() -> bool) {
+    loop {
+        let holds = check();
+        let after = start.elapsed();
+        if after >= period {
+            return;
+        }
+        assert!(holds, "after {after:?} no longer true: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

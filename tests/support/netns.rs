@@ -59,7 +59,7 @@ fn furnish(nameserver: &str) {
     run("ip", &["address", "add", &format!("{ADDRESS_V6}/64"), "dev", "veth0", "nodad"]);
     run("ip", &["link", "set", "veth0", "up"]);
     run("ip", &["link", "set", "veth1", "up"]);
-    put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:2 attempts:1\n"));
+    put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"));
     if Path::new("/etc/nsswitch.conf").exists() {
         put_over("/etc/nsswitch.conf", "hosts: files dns\n");
     }

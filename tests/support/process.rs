@@ -10,7 +10,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{eventually, seconds};
+use super::{SOON, eventually};
 
 /// A child process. Dropped, it is killed and waited for; what it wrote is shown when the test fails.
 pub(crate) struct Process {
@@ -70,14 +70,14 @@ impl Process {
     /// SIGTERM, and waits.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        self.wait(seconds(15))
+        self.wait(SOON)
     }
 
     /// SIGKILL, and waits.
     pub(crate) fn kill(&mut self) {
         if self.ended().is_none() {
             self.signal(Signal::SIGKILL);
-            self.wait(seconds(15));
+            self.wait(SOON);
         }
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::Process;
-use super::{dns, eventually, seconds};
+use super::{SOON, dns, eventually};
 
 /// A running `svcdns serve` with a state directory of its own.
 pub(crate) struct Svcdns {
@@ -38,7 +38,7 @@ impl Svcdns {
         command.args(flags.iter().map(AsRef::as_ref));
         change(&mut command);
         let mut process = Process::start(&mut command);
-        let port = eventually("svcdns serve to listen on UDP and TCP", seconds(20), || {
+        let port = eventually("svcdns serve to listen on UDP and TCP", SOON, || {
             assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
             listening_port(process.pid(), listen.ip())
         });
@@ -75,16 +75,16 @@ impl Svcdns {
     /// Stops it as a service manager would; it must end well.
     pub(crate) fn stop(mut self) {
         self.process.signal(Signal::SIGTERM);
-        let status = self.process.wait(seconds(15));
+        let status = self.process.wait(SOON);
         assert!(status.success(), "svcdns serve ended with {status} on SIGTERM:\n{}", self.process.log());
     }
 
     /// Waits until this name has exactly these addresses (sorted).
-    pub(crate) fn wait_for(&self, name: &str, addresses: &[&str], within: std::time::Duration) {
+    pub(crate) fn wait_for(&self, name: &str, addresses: &[&str]) {
         let mut last = None;
         let wanted: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let what = format!("{name} to be {addresses:?}");
-        eventually(&what, within, || {
+        eventually(&what, SOON, || {
             let answer = dns::addresses(self.address, name);
             if last.as_ref() != Some(&answer) {
                 eprintln!("{name}: {answer:?}");
@@ -95,9 +95,9 @@ impl Svcdns {
     }
 
     /// Waits until this name is answered with this code.
-    pub(crate) fn wait_for_code(&self, name: &str, code: &str, within: std::time::Duration) {
+    pub(crate) fn wait_for_code(&self, name: &str, code: &str) {
         let what = format!("{name} to be {code}");
-        eventually(&what, within, || (dns::code(self.address, name, dns::A) == code).then_some(()));
+        eventually(&what, SOON, || (dns::code(self.address, name, dns::A) == code).then_some(()));
     }
 }
 

@@ -3,8 +3,14 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod cache;
+mod counters;
 mod forwarder;
+mod in_flight;
+mod message;
+mod resolver;
 mod resolv_conf;
+mod strip;
 mod target;
 
 pub use forwarder::{Forwarder, Lane};

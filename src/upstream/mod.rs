@@ -9,11 +9,19 @@ mod forwarder;
 mod in_flight;
 mod message;
 mod resolver;
+#[allow(dead_code, reason = "the forwarder is joined to it next")]
+mod ask;
+#[allow(dead_code, reason = "the forwarder is joined to it next")]
+mod exchange;
+mod forwarder;
+#[allow(dead_code, reason = "the forwarder is joined to it next")]
+mod health;
 mod resolv_conf;
 mod strip;
 mod target;
 
 pub use forwarder::{Forwarder, Lane};
+pub use health::UpstreamReport;
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use target::{Protocol, Target};
 

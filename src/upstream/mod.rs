@@ -3,15 +3,23 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod exchange;
+mod follow;
 mod forwarder;
+mod guard;
 mod own;
+mod rebinding;
 mod resolv_conf;
+mod routes;
+mod sources;
 mod special;
 mod target;
 mod target_text;
+mod watch;
 
 pub use forwarder::{Forwarder, Lane};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
+pub use sources::BEFORE;
 pub use special::answered_here;
 pub use target::{Protocol, Target};
 

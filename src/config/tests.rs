@@ -136,19 +136,19 @@ fn upstreams() {
 
 #[test]
 fn mistakes_about_upstreams() {
-    assert_snapshot!(mistake("upstream = ['off', '192.0.2.1']"), @"");
-    assert_snapshot!(mistake("upstream = ['192.0.2.1', 'system']"), @"");
-    assert_snapshot!(mistake("upstream = ['.=192.0.2.1']"), @"");
-    assert_snapshot!(mistake("upstream = ['a..b=192.0.2.1']"), @"");
-    assert_snapshot!(mistake("upstream = ['corp.example=off']"), @"");
-    assert_snapshot!(mistake("upstream = ['x.svc=192.0.2.1']"), @"");
-    assert_snapshot!(mistake("upstream = ['x.onion=192.0.2.1']"), @"");
-    assert_snapshot!(mistake("upstream = ['127.0.0.1:5300']"), @"");
-    assert_snapshot!(mistake("listen = ['127.0.0.1:53']\nupstream = ['192.0.2.1', 'a.example=127.0.0.1']"), @"");
-    assert_snapshot!(mistake("cache-size = 'much'"), @"");
-    assert_snapshot!(mistake("cache-size = '1TiB'"), @"");
-    assert_snapshot!(mistake("serve-stale = '1year'"), @"");
-    assert_snapshot!(mistake("rebinding-allow = ['a..b']"), @"");
+    assert_snapshot!(mistake("upstream = ['off', '192.0.2.1']"), @"svcdns.toml:1:13: upstream: off stands alone: leave it out, or all others");
+    assert_snapshot!(mistake("upstream = ['192.0.2.1', 'system']"), @"svcdns.toml:1:26: upstream: either system or upstreams by their addresses; besides system there may be upstreams for domains, such as corp.example=10.0.0.53");
+    assert_snapshot!(mistake("upstream = ['.=192.0.2.1']"), @"svcdns.toml:1:13: upstream: the root holds every name: name 192.0.2.1 alone");
+    assert_snapshot!(mistake("upstream = ['a..b=192.0.2.1']"), @r#"svcdns.toml:1:13: upstream: "a..b" is not a domain name: a label is empty"#);
+    assert_snapshot!(mistake("upstream = ['corp.example=off']"), @"svcdns.toml:1:13: upstream: off cannot be named for a domain: an upstream stands there, such as 10.0.0.53");
+    assert_snapshot!(mistake("upstream = ['x.svc=192.0.2.1']"), @"svcdns.toml:1:13: upstream: x.svc. lies in the served zone svc., for which nobody else is asked");
+    assert_snapshot!(mistake("upstream = ['x.onion=192.0.2.1']"), @"svcdns.toml:1:13: upstream: nobody is asked for names in x.onion.: svcdns answers them itself");
+    assert_snapshot!(mistake("upstream = ['127.0.0.1:5300']"), @"svcdns.toml:1:13: upstream: svcdns would ask itself: it listens on 127.0.0.1:5300; name another upstream, or let it listen elsewhere");
+    assert_snapshot!(mistake("listen = ['127.0.0.1:53']\nupstream = ['192.0.2.1', 'a.example=127.0.0.1']"), @"svcdns.toml:2:26: upstream: svcdns would ask itself: it listens on 127.0.0.1:53; name another upstream, or let it listen elsewhere");
+    assert_snapshot!(mistake("cache-size = 'much'"), @r#"svcdns.toml:1:14: cache-size: "much" is not a size such as 32MiB or 500kB"#);
+    assert_snapshot!(mistake("cache-size = '1TiB'"), @"svcdns.toml:1:14: cache-size: 1TiB is more than 64GiB");
+    assert_snapshot!(mistake("serve-stale = '1year'"), @"svcdns.toml:1:15: serve-stale: 1year is not from 0s to 30days");
+    assert_snapshot!(mistake("rebinding-allow = ['a..b']"), @r#"svcdns.toml:1:20: rebinding-allow: "a..b" is not a domain name: a label is empty"#);
 }
 
 #[test]

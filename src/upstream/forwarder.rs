@@ -6,13 +6,17 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Settings;
+use super::follow::{self, InForce};
+use super::routes::Route;
+use super::{Settings, special};
+use crate::name::Name;
 use crate::wire::{Query, Transport};
 
 /// Answers questions about other names. One for the whole server.
 #[derive(Debug)]
 pub struct Forwarder {
     settings: Settings,
+    in_force: InForce,
 }
 
 /// The way of one thread to the upstreams: its sockets are its own, the rest is the forwarder's.
@@ -24,8 +28,13 @@ pub struct Lane {
 impl Forwarder {
     /// Begins to forward, until `stop`.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: CancellationToken) -> Arc<Self> {
-        let _ = (tracker, stop);
-        Arc::new(Self { settings })
+        let in_force = follow::start(&settings, tracker, &stop);
+        Arc::new(Self { settings, in_force })
+    }
+
+    /// Where a question for `name` goes, for people.
+    pub fn describe(&self, name: &Name) -> String {
+        self.in_force.routes.load().describe(name)
     }
 
     /// A way in for one thread.
@@ -50,8 +59,14 @@ impl Lane {
 
     /// Writes the answer into `out`, which is empty, where it takes no asking. Else `false`.
     pub fn respond(&self, query: &Query<'_>, transport: Transport, now: Instant, out: &mut Vec<u8>) -> bool {
-        let _ = (query, transport, now, out);
-        false
+        let _ = (transport, now);
+        let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
+        match self.forwarder.in_force.route(&name) {
+            Route::Here(answer) => answer.write(query, &name, out),
+            Route::Nobody(error) => special::put_failure(query, error, out),
+            Route::Ask(_) => return false,
+        }
+        true
     }
 
     /// Answers `request` in its own time, within 4 s. None: stay silent.

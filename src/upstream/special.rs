@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use crate::name::{Name, reverse_name};
-use crate::wire::{self, HEADER, Query, flags, put_opt, put_u16, put_u32, rcode, rtype};
+use crate::wire::{self, ExtendedError, HEADER, Query, flags, put_opt, put_u16, put_u32, rcode, rtype};
 
 /// What is special about a name and all names below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,8 +193,17 @@ impl Answer {
     }
 }
 
+/// Writes SERVFAIL with this reason into `out`, which is empty.
+pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
+    put_head(query, rcode::SERVFAIL, 0, out);
+    put_counts(query, [0; 3], out);
+    if let Some(edns) = query.edns {
+        put_opt(out, rcode::SERVFAIL, edns.dnssec_ok, Some(error));
+    }
+}
+
 /// Writes the header of a response with this code, and echoes the question; counts are put by [`put_counts`].
-pub(super) fn put_head(query: &Query<'_>, code: u16, more: u16, out: &mut Vec<u8>) {
+fn put_head(query: &Query<'_>, code: u16, more: u16, out: &mut Vec<u8>) {
     put_u16(out, query.id);
     put_u16(out, flags::QR | flags::RA | more | query.flags & (flags::OPCODE | flags::RD | flags::CD) | code & 0xF);
     put_u16(out, u16::from(!query.question.is_empty()));
@@ -203,7 +212,7 @@ pub(super) fn put_head(query: &Query<'_>, code: u16, more: u16, out: &mut Vec<u8
 }
 
 /// Writes the numbers of records, OPT's besides.
-pub(super) fn put_counts(query: &Query<'_>, [answers, authority, additional]: [u16; 3], out: &mut [u8]) {
+fn put_counts(query: &Query<'_>, [answers, authority, additional]: [u16; 3], out: &mut [u8]) {
     for (at, count) in [(6, answers), (8, authority), (10, additional + u16::from(query.edns.is_some()))] {
         out[at..at + 2].copy_from_slice(&count.to_be_bytes());
     }

@@ -112,6 +112,8 @@ impl ExtendedError {
     pub const STALE_ANSWER: u16 = 3;
     /// Info code 14: not ready.
     pub const NOT_READY: u16 = 14;
+    /// Info code 15: blocked.
+    pub const BLOCKED: u16 = 15;
     /// Info code 18: prohibited.
     pub const PROHIBITED: u16 = 18;
     /// Info code 19: stale NXDOMAIN answer.

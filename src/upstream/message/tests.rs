@@ -142,7 +142,8 @@ fn an_answer_is_worth_what_its_records_say() {
 fn ttls_age_and_what_is_past_its_end_says_so() {
     let stored = Stored::new(&response(flags::AA | flags::AD, [&[a(300), a(60)], &[], &[]]), true).unwrap();
     let plain = request(flags::RD, None, &[]);
-    let ttls = |message: &[u8]| -> Vec<u32> { records(message, question_end(message).unwrap()).map(|record| record.unwrap().ttl).collect() };
+    let ttls =
+        |message: &[u8]| -> Vec<u32> { records(message, question_end(message).unwrap()).map(|record| record.unwrap().ttl).collect() };
     let fresh = written(&stored, &plain, Transport::Udp, Age::Fresh);
     assert_eq!((ttls(&fresh), flags_of(&fresh)), (vec![300, 60], flags::QR | flags::AA | flags::RD | flags::RA));
     assert_eq!((&fresh[..2], &fresh[HEADER..HEADER + QUESTION.len()]), (&[0xAB, 0xCD][..], QUESTION));
@@ -192,7 +193,10 @@ fn what_does_not_fit_is_cut_at_a_record() {
         let whole: Vec<_> = records(&octets, question).map(Result::unwrap).collect();
         assert!(out.len() <= limit && out.len() + 16 > limit && whole.iter().all(|record| record.ttl == 50), "{}", out.len());
         assert_eq!((flags_of(&out) & flags::TC, opt.is_some()), (flags::TC, query(&asks).edns.is_some()));
-        assert_eq!(written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER - QUESTION.len(), 1600 + if opt.is_some() { 11 } else { 0 });
+        assert_eq!(
+            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER - QUESTION.len(),
+            1600 + if opt.is_some() { 11 } else { 0 }
+        );
     }
     // Additional records may be missing without a word, but for those of a referral; authority may not.
     let tc = |sections: [&[Vec<u8>]; 3]| {

@@ -219,7 +219,8 @@ impl Cache {
             Kind::Negative(ttl) => (ttl, 0),
             Kind::Passing => (0, 0),
             kind @ (Kind::Failure | Kind::Silence) => {
-                let row = before.as_ref().filter(|entry| entry.is_failure() && now < entry.born + ROW + Duration::from_secs(entry.life.into()));
+                let row =
+                    before.as_ref().filter(|entry| entry.is_failure() && now < entry.born + ROW + Duration::from_secs(entry.life.into()));
                 let row = row.map_or(1, |entry| entry.failures.saturating_add(1));
                 let most = if kind == Kind::Failure { MOST_FAILURE } else { MOST_SILENCE };
                 (if asked { 1u32.checked_shl(u32::from(row) - 1).unwrap_or(most).min(most) } else { 0 }, row)

@@ -5,8 +5,8 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, put_error, put_opt_with, question_end, rcode, records,
-    rtype, u16_at, u32_at,
+    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, put_error, put_opt_with, question_end, rcode,
+    records, rtype, u16_at, u32_at,
 };
 
 /// Longest life of an answer that there is nothing, seconds (RFC 2308 section 5).

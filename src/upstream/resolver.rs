@@ -233,7 +233,14 @@ impl Resolver {
     }
 
     /// Asks, keeps what it came to, and tells everybody who waits.
-    async fn ask<E: Exchange>(self: Arc<Self>, exchange: Arc<E>, asking: Asking, key: Key, message: Vec<u8>, deadline: Instant) -> Arc<Entry> {
+    async fn ask<E: Exchange>(
+        self: Arc<Self>,
+        exchange: Arc<E>,
+        asking: Asking,
+        key: Key,
+        message: Vec<u8>,
+        deadline: Instant,
+    ) -> Arc<Entry> {
         let generation = self.cache.generation();
         let answer = exchange.ask(&key, message, deadline).await;
         let answer = answer.and_then(|answer| Stored::new(&answer, true).map_err(|_| Unanswered { error: MALFORMED, asked: true }));

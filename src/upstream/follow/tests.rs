@@ -50,7 +50,7 @@ impl Machine {
         Self { root, in_force, stop }
     }
 
-    fn etc(&self, name: &str) -> std::path::PathBuf {
+    fn etc(&self, name: &str) -> PathBuf {
         self.root.path().join("etc").join(name)
     }
 

@@ -29,6 +29,7 @@ use crate::answer::Answerer;
 use crate::metrics::Times;
 use crate::registry::State;
 use crate::server::Counters;
+use crate::upstream::Forwarder;
 
 /// Most readers of live changes at a time.
 const WATCHERS: usize = 32;
@@ -44,6 +45,8 @@ pub struct Site {
     pub registries: Vec<Arc<State>>,
     /// What the sockets count.
     pub server: Arc<Counters>,
+    /// Who asks for other names; none where they are refused.
+    pub forwarder: Option<Arc<Forwarder>>,
     /// How long publications took.
     pub publications: Times,
     /// Live changes.
@@ -68,12 +71,19 @@ pub struct About {
 
 impl Site {
     /// Puts together what is to be looked at.
-    pub fn new(about: About, answerer: Arc<Answerer>, registries: Vec<Arc<State>>, server: Arc<Counters>) -> Self {
+    pub fn new(
+        about: About,
+        answerer: Arc<Answerer>,
+        registries: Vec<Arc<State>>,
+        server: Arc<Counters>,
+        forwarder: Option<Arc<Forwarder>>,
+    ) -> Self {
         Self {
             about,
             answerer,
             registries,
             server,
+            forwarder,
             publications: Times::new(),
             changes: Changes::default(),
             watchers: Arc::new(Semaphore::new(WATCHERS)),

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use super::message::Response;
 use super::record::{RRset, Record, RecordBuilder, SetBuilder};
 use super::table::Snapshot;
-use super::{Answerer, Counters, compile, full};
-use crate::catalog::Condition;
+use super::{Answerer, Counters, compile, full, hosts};
+use crate::catalog::{Condition, Instance};
 use crate::name::{Name, Zone};
+use crate::service::Addresses;
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, Transport, put_u32, rcode, rtype};
 
 /// A question in class IN, and what it is answered from.
@@ -27,8 +28,14 @@ const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY,
 const AWAY: &str = "registry away, last known data";
 /// What a registry no longer says, and is not believed to have lost.
 const HELD: &str = "removals held back, see removal-grace";
-/// No instance has an address of its own.
+/// No instance has an address of its own, and those of their host names are not looked up.
 const HOSTS_ONLY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and forwarding is off" };
+/// Or they are being looked up.
+const HOSTS_PENDING: ExtendedError =
+    ExtendedError { code: ExtendedError::NETWORK_ERROR, text: "registered by host name only, which is being looked up" };
+/// Or there are none to be found.
+const HOSTS_UNKNOWN: ExtendedError =
+    ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and no address of it can be found" };
 
 /// The labels of the name server and of the version, in front of a zone.
 const NS: &[u8] = b"\x02ns";
@@ -69,7 +76,7 @@ impl Asking<'_> {
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(selection) => {
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
-                compile::record(settings, selection.service, &selection.instances, &mut builder);
+                compile::record(settings, &self.snapshot.hosts, selection.service, &selection.instances, &mut builder);
                 builder.build(&mut octets);
                 let record = Record::read(&octets, settings.ttl);
                 let rfc2782 = selection.form == full::Form::Rfc2782;
@@ -77,8 +84,24 @@ impl Asking<'_> {
                 if self.query.qtype == rtype::TXT || self.query.qtype == rtype::ANY && nothing_else {
                     return self.put_set(compile::txt(settings, &selection.instances), zone, error, out);
                 }
+                if matches!(self.query.qtype, rtype::A | rtype::AAAA) && record.hosts_only() && !rfc2782 {
+                    return self.no_address(&selection.instances, zone, out);
+                }
                 self.put_from_record(&record, rfc2782, zone, error, out);
             }
+        }
+    }
+
+    /// Answers where all instances are known by host names only, and no address of one is known.
+    fn no_address(&self, instances: &[Instance<'_>], zone: &Zone, out: &mut Vec<u8>) {
+        let is_pending = |instance| hosts::host_of(instance).is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending));
+        if !self.answerer.settings.forwarding {
+            self.no_data(zone, Some(HOSTS_ONLY), out);
+        } else if instances.iter().any(is_pending) {
+            // An absence would be remembered by everything above us.
+            self.put(&Response::code(rcode::SERVFAIL, Some(HOSTS_PENDING)), out);
+        } else {
+            self.no_data(zone, Some(HOSTS_UNKNOWN), out);
         }
     }
 
@@ -90,6 +113,8 @@ impl Asking<'_> {
             // An instance's own record has its address, which is an RRset to give.
             rtype::ANY if record.a().count + record.aaaa().count + record.srv().count == 0 => None,
             rtype::SRV if record.addresses_only() => None,
+            // Why there is none stands with the instances.
+            rtype::A | rtype::AAAA if record.hosts_only() => None,
             _ => Some(record),
         }
     }
@@ -107,8 +132,7 @@ impl Asking<'_> {
         if set.count > 0 {
             return self.put(&Response::answer(set, error), out);
         }
-        let hosts_only = matches!(self.query.qtype, rtype::A | rtype::AAAA) && record.hosts_only() && !rfc2782;
-        self.no_data(zone, if hosts_only { Some(HOSTS_ONLY) } else { error }, out);
+        self.no_data(zone, error, out);
     }
 
     fn put_set(&self, set: SetBuilder, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Settings;
+use super::hosts::Known;
 use super::record::{RecordBuilder, SetBuilder};
 use crate::catalog::{Group, Instance, Service};
 use crate::name::{Name, put_instance_label};
-use crate::service::{Host, Metadata};
+use crate::service::{Addresses, Host, Metadata};
 use crate::wire::{OWNER, put_u16, put_u32, rtype};
 
 /// Most octets of a DNS name (RFC 1035 section 2.3.4).
@@ -20,7 +21,7 @@ const PTR_MAX: usize = 100;
 
 /// Puts the A, AAAA and SRV RRsets of these instances into an empty builder: sorted by endpoint, without equal ones, all of
 /// one deployment and namespace.
-pub(super) fn record(settings: &Settings, service: &Service, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
+pub(super) fn record(settings: &Settings, hosts: &Known, service: &Service, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
     let Some(first) = instances.first() else { return };
     let owner = service_owner(settings, service.base(), &first.key.group);
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
@@ -29,14 +30,14 @@ pub(super) fn record(settings: &Settings, service: &Service, instances: &[Instan
             Host::V4(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
             Host::V6(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
             Host::Name(name) => {
-                // RFC 6761 section 6.3: what `localhost` is needs no asking.
-                if &**name == "localhost" {
-                    // Names are sorted behind addresses: these may be there already.
-                    if !builder.a.grow(&Ipv4Addr::LOCALHOST.octets(), weight) {
-                        put_address(settings, builder, weight, Ipv4Addr::LOCALHOST.into(), None);
-                    }
-                    if !builder.aaaa.grow(&Ipv6Addr::LOCALHOST.octets(), weight) {
-                        put_address(settings, builder, weight, Ipv6Addr::LOCALHOST.into(), None);
+                for address in addresses_of(name, hosts) {
+                    // Names are sorted behind addresses: it may be there already.
+                    let there = match address {
+                        IpAddr::V4(address) => builder.a.grow(&address.octets(), weight),
+                        IpAddr::V6(address) => builder.aaaa.grow(&address.octets(), weight),
+                    };
+                    if !there {
+                        put_address(settings, builder, weight, *address, None);
                     }
                 }
                 Name::from_text(name).ok().map(|name| (name.as_wire().to_vec(), None))
@@ -58,6 +59,16 @@ pub(super) fn record(settings: &Settings, service: &Service, instances: &[Instan
         }
     }
     builder.hosts_only = builder.a.is_empty() && builder.aaaa.is_empty();
+}
+
+/// The addresses that are known of a host name. What `localhost` is needs no asking (RFC 6761 section 6.3).
+fn addresses_of<'h>(name: &str, hosts: &'h Known) -> &'h [IpAddr] {
+    const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    match hosts.get(name) {
+        _ if name == "localhost" => &LOCALHOST,
+        Some(Addresses::Known(addresses)) => addresses,
+        Some(Addresses::Pending | Addresses::Failed) | None => &[],
+    }
 }
 
 /// Puts the record of an address; returns the instance's name, which its SRV records point at, and the address as its glue.

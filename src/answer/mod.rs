@@ -7,6 +7,7 @@ mod asking;
 mod compile;
 mod explain;
 mod full;
+mod hosts;
 mod message;
 mod publish;
 mod record;

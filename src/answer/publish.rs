@@ -8,16 +8,18 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::full::{self, Form, Found};
+use super::hosts::Hosts;
 use super::record::RecordBuilder;
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
 use crate::catalog::{self, Catalog, Group, Key, Outcome, Service};
-use crate::service::Change;
+use crate::service::{Addresses, Change, HostChange};
 
 /// Owns what is known and publishes it for an [`Answerer`].
 #[derive(Debug)]
 pub struct Publisher {
     catalog: Catalog,
+    hosts: Hosts,
     answerer: Arc<Answerer>,
 }
 
@@ -26,6 +28,9 @@ pub struct Publisher {
 pub struct Published {
     /// The services that changed, by base.
     pub changed: Vec<Changed>,
+    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and told
+    /// by [`Publisher::resolve`]. None with forwarding off.
+    pub hosts: Vec<HostChange>,
     /// What to ask registries: which of these leases no longer exist?
     pub doubts: Vec<(u8, Vec<i64>)>,
     /// When to call [`Publisher::apply`] again, though nothing may have come.
@@ -59,7 +64,7 @@ impl Publisher {
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             serial: seconds as u32,
         });
-        (Self { catalog, answerer: Arc::clone(&answerer) }, answerer)
+        (Self { catalog, hosts: Hosts::default(), answerer: Arc::clone(&answerer) }, answerer)
     }
 
     /// Applies changes, each with its registry's place, and publishes them at once; without changes, what time has brought.
@@ -68,7 +73,7 @@ impl Publisher {
             self.catalog.apply(registry, change, now);
         }
         let Outcome { changed, doubts, wake } = self.catalog.settle(now);
-        let changed = self.publish(changed);
+        let (changed, hosts) = self.publish(changed);
         self.answerer.rejections.store(self.catalog.rejections());
         self.answerer.stats.store(Arc::new(self.catalog.stats()));
         // After the data, as it is read before it: who finds "synced" finds what was synced.
@@ -76,12 +81,31 @@ impl Publisher {
         if **self.answerer.condition.load() != condition {
             self.answerer.condition.store(Arc::new(condition));
         }
-        Published { changed, doubts, wake }
+        Published { changed, hosts, doubts, wake }
     }
 
-    fn publish(&self, bases: Vec<Box<str>>) -> Vec<Changed> {
+    /// Takes what is known now of the addresses of host names, and publishes it at once.
+    pub fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> Published {
+        let before = self.answerer.snapshot.load_full();
+        let mut next = Snapshot::clone(&before);
+        let touched = self.hosts.resolve(found, &mut next.hosts);
+        let same = |base: Box<str>| Some((before.service(&base)?.clone(), base));
+        let changed: Vec<_> = touched
+            .into_iter()
+            .filter_map(same)
+            .map(|(service, base)| Changed { base, before: Some(Arc::clone(&service)), after: Some(service) })
+            .collect();
+        if !changed.is_empty() {
+            next.advance();
+            self.compile(&mut next, &changed);
+            self.answerer.snapshot.store(Arc::new(next));
+        }
+        Published { changed, ..Published::default() }
+    }
+
+    fn publish(&mut self, bases: Vec<Box<str>>) -> (Vec<Changed>, Vec<HostChange>) {
         if bases.is_empty() {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
         let before = self.answerer.snapshot.load_full();
         let changed: Vec<_> = bases
@@ -93,8 +117,16 @@ impl Publisher {
         next.update_services(&changed);
         next.update_above(above_changes(&changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
+        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(&changed, &mut next.hosts) } else { Vec::new() };
+        self.compile(&mut next, &changed);
+        self.answerer.snapshot.store(Arc::new(next));
+        (changed, hosts)
+    }
+
+    /// Makes the ready-made records that changed services touch.
+    fn compile(&self, next: &mut Snapshot, changed: &[Changed]) {
         let settings = &self.answerer.settings;
-        let owners = Owners::of(settings, &changed);
+        let owners = Owners::of(settings, changed);
         let mut builder = RecordBuilder::default();
         next.update_records(owners.iter(), |next, owner, meaning, out| match meaning {
             Meaning::Gone if !is_a_service(next, owner) => false,
@@ -105,8 +137,6 @@ impl Publisher {
             }
             _ => compiled(next, settings, owner, &mut builder, out),
         });
-        self.answerer.snapshot.store(Arc::new(next));
-        changed
     }
 }
 
@@ -116,7 +146,7 @@ fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mu
     let labels: Vec<&[u8]> = labels(owner).collect();
     let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {}) else { return false };
     match selection.form {
-        Form::Service => compile::record(settings, selection.service, &selection.instances, builder),
+        Form::Service => compile::record(settings, &snapshot.hosts, selection.service, &selection.instances, builder),
         Form::Instance(address) => compile::address_only(settings, address, builder),
         Form::Rfc2782 => return false,
     }

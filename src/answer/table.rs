@@ -10,6 +10,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 use super::Changed;
+use super::hosts::Known;
 use crate::catalog::Service;
 use crate::name::instance_address;
 
@@ -180,6 +181,8 @@ pub struct Snapshot {
     above: Sharded<Above>,
     /// Hash of an address, hash of the base of a service that has it.
     addresses: Sharded<Addresses>,
+    /// What is known of the host names that endpoints are registered under.
+    pub(super) hosts: Known,
 }
 
 impl Snapshot {

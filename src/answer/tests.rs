@@ -12,10 +12,10 @@ use hickory_proto::rr::{RData, Record as Decoded};
 use proptest::prelude::*;
 
 use super::table::{Records, Sharded, Snapshot};
-use super::{Answerer, Answers, Outcome, Publisher, Settings};
+use super::{Answerer, Answers, Outcome, Published, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
-use crate::service::{Change, Endpoint, Host, ListKind, Metadata, Put, Registration, Removal, ServiceId};
+use crate::service::{Addresses, Change, Endpoint, Host, HostChange, ListKind, Metadata, Put, Registration, Removal, ServiceId};
 use crate::wire::{Query, Transport, rtype};
 
 /// A publisher and its answerer, and the time they are told.
@@ -81,8 +81,8 @@ impl House {
         self.apply(changes);
     }
 
-    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.publisher.apply(changes.into_iter().map(|change| (0, change)), self.now);
+    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Published {
+        self.publisher.apply(changes.into_iter().map(|change| (0, change)), self.now)
     }
 
     fn ask(&self, name: &str, rtype: u16) -> Message {
@@ -261,6 +261,42 @@ fn hosts_are_targets_but_never_aliases() {
     assert_eq!((house.a("web.svc"), house.short("web.svc", rtype::AAAA)), ("127.0.0.1".to_owned(), "::1".to_owned()));
     let hosts = House::of(&[("/service/default/default/web/latest/web-1.example:9000", "{}")]);
     let answer = hosts.ask("web.svc", rtype::A);
+    assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("NODATA", Some(0)));
+}
+
+#[test]
+fn hosts_have_the_addresses_that_were_looked_up() {
+    const WEB: &str = "/service/default/default/web/latest/a.example:9000,b.example:9000";
+    const OTHER: &str = "/service/default/prod/other/v1/a.example:80,10.0.0.7:80";
+    let wanted = |host: &str| HostChange::Wanted(host.into());
+    let known = |host: &str, addresses: &[&str]| {
+        (Box::from(host), Addresses::Known(addresses.iter().map(|address| address.parse().unwrap()).collect()))
+    };
+    let mut house = House::with(Settings { forwarding: true, ..settings() }, &[]);
+    let hosts = house.apply([put(WEB, "{}"), put(OTHER, "{}")]).hosts;
+    assert_eq!(hosts, [wanted("a.example"), wanted("b.example")]);
+    // While the first lookup runs; what is known otherwise is answered.
+    let answer = house.ask("web.svc", rtype::A);
+    assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("SERVFAIL", Some(23)));
+    assert_eq!(house.a("v1.other.prod.svc"), "10.0.0.7");
+    assert_eq!(house.short("web.svc", rtype::SRV), "0 1 9000 a.example. | 0 1 9000 b.example.");
+    assert_eq!(house.ask("web.svc", rtype::TXT).answers.len(), 1);
+
+    let changed =
+        house.publisher.resolve(vec![known("a.example", &["192.0.2.1", "10.0.0.7"]), (Box::from("b.example"), Addresses::Failed)]);
+    assert_eq!(changed.changed.iter().map(|changed| &*changed.base).collect::<Vec<_>>(), ["other", "web"]);
+    assert_eq!(house.a("web.svc"), "10.0.0.7 | 192.0.2.1");
+    assert_eq!(house.short("web.svc", rtype::AAAA), "NODATA");
+    assert_eq!(house.a("v1.other.prod.svc"), "10.0.0.7 | 192.0.2.1");
+    assert_eq!(house.short("web.svc", rtype::SRV), "0 1 9000 a.example. | 0 1 9000 b.example.");
+
+    // Nothing of a host that is registered no more remains.
+    let gone = Change::Delete { key: WEB.into(), revision: 0, removal: Removal::Explicit };
+    assert_eq!(house.apply([gone]).hosts, [HostChange::Unwanted("b.example".into())]);
+    assert!(house.publisher.resolve(vec![known("b.example", &["192.0.2.9"])]).changed.is_empty());
+    assert_eq!(house.apply([put(WEB, "{}")]).hosts, [wanted("b.example")]);
+    house.publisher.resolve(vec![known("a.example", &[]), known("b.example", &[])]);
+    let answer = house.ask("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("NODATA", Some(0)));
 }
 

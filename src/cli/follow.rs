@@ -12,7 +12,8 @@ use crate::config::{Config, RegistryUrl};
 use crate::registry::etcd::Etcd;
 use crate::registry::file::File;
 use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
-use crate::service::Change;
+use crate::service::{Addresses, Change};
+use crate::upstream::Wanted;
 
 /// Batches that may wait to be published; then the registries wait. Few: what waits takes memory, and gains no time.
 const WAITING: usize = 8;
@@ -32,7 +33,17 @@ pub(super) struct Following {
     publisher: Publisher,
     batches: mpsc::Receiver<Batch>,
     commands: Vec<mpsc::Sender<Command>>,
+    hosts: Option<Hosts>,
     wake: Option<Instant>,
+}
+
+/// The way to who looks up the addresses of host names, and back.
+#[derive(Debug)]
+pub(super) struct Hosts {
+    /// Where to tell which are wanted.
+    pub(super) wanted: Arc<Wanted>,
+    /// What is found.
+    pub(super) found: mpsc::Receiver<Vec<(Box<str>, Addresses)>>,
 }
 
 /// Who can look at what is followed.
@@ -45,15 +56,19 @@ pub(super) struct Followed {
 }
 
 impl Following {
-    /// Begins to follow every registry until `stop`, for a server that listens on these addresses.
+    /// Begins to follow every registry until `stop`, for a server that listens on these addresses. Without a way to look up
+    /// `hosts`, other names are not forwarded either.
     pub(super) fn start(
         config: &Config,
         listen: &[std::net::SocketAddr],
         tracker: &TaskTracker,
         stop: &CancellationToken,
+        hosts: Option<Hosts>,
     ) -> (Self, Followed) {
         let count = config.registries.len();
-        let (publisher, answerer) = Publisher::new(config.catalog(), config.answer(listen), count, Instant::now());
+        let mut settings = config.answer(listen);
+        settings.forwarding &= hosts.is_some();
+        let (publisher, answerer) = Publisher::new(config.catalog(), settings, count, Instant::now());
         let (sender, batches) = mpsc::channel(WAITING);
         let (mut commands, mut states) = (Vec::new(), Vec::new());
         for (url, index) in config.registries.iter().zip(0..=u8::MAX) {
@@ -73,18 +88,22 @@ impl Following {
             commands.push(asking);
             states.push(state);
         }
-        (Self { publisher, batches, commands, wake: None }, Followed { answerer, states })
+        (Self { publisher, batches, commands, hosts, wake: None }, Followed { answerer, states })
     }
 
     /// Waits for changes, or for what time brings, and publishes all that has come, once. None when every registry has
     /// ended. Also says how long the publication took.
     pub(super) async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
-        let first = tokio::select! {
-            batch = self.batches.recv() => Some(batch?),
-            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => None,
+        let (first, found) = tokio::select! {
+            batch = self.batches.recv() => (Some(batch?), None),
+            Some(found) = found(&mut self.hosts) => (None, Some(found)),
+            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => (None, None),
         };
         let began = Instant::now();
+        if let Some(found) = found {
+            return Some((self.publisher.resolve(found), began.elapsed()));
+        }
         let Self { publisher, batches, .. } = self;
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
@@ -95,6 +114,9 @@ impl Following {
         let of = |(RegistryIndex(index), batch): Batch| batch.into_iter().map(move |change| (index, change));
         let mut published = publisher.apply(first.into_iter().chain(waiting).flat_map(of), began);
         self.wake = published.wake;
+        if let Some(hosts) = &self.hosts {
+            hosts.wanted.tell(std::mem::take(&mut published.hosts));
+        }
         for (registry, leases) in published.doubts.drain(..) {
             if let Some(commands) = self.commands.get(usize::from(registry)) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
@@ -102,6 +124,14 @@ impl Following {
             }
         }
         Some((published, began.elapsed()))
+    }
+}
+
+/// The next addresses of host names; waits for ever where nobody looks them up.
+async fn found(hosts: &mut Option<Hosts>) -> Option<Vec<(Box<str>, Addresses)>> {
+    match hosts {
+        Some(hosts) => hosts.found.recv().await,
+        None => std::future::pending().await,
     }
 }
 

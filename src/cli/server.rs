@@ -53,15 +53,15 @@ impl Server {
         let admin = port.as_ref().and_then(Listener::address);
 
         let tracker = TaskTracker::new();
-        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop);
+        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, None);
         let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
-        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters));
+        let forwarder = config.upstream(&addresses).map(|settings| Forwarder::start(settings, &tracker, stop.clone()));
+        let lane = forwarder.as_ref().map(Forwarder::lane);
+        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder));
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
         let publisher = publish(following, site, stop.clone())?;
-        let forwarder = config.upstream(&addresses).map(|settings| Forwarder::start(settings, &tracker, stop.clone()));
-        let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
         Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }

@@ -5,10 +5,12 @@
 mod change;
 mod metadata;
 mod rejection;
+mod resolution;
 
 pub use change::{Change, ListKind, Put, Removal};
 pub use metadata::Metadata;
 pub use rejection::{Reason, Rejected};
+pub use resolution::{Addresses, HostChange};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

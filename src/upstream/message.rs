@@ -307,3 +307,6 @@ fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         Some((code, whole))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ mod follow;
 mod forwarder;
 mod guard;
 mod health;
+mod hosts;
 mod in_flight;
 mod message;
 mod own;
@@ -27,6 +28,7 @@ mod watch;
 
 pub use forwarder::{Forwarder, Lane};
 pub use health::UpstreamReport;
+pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use sources::BEFORE;
 pub use special::answered_here;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::exchange::Upstream;
+use super::sources::List;
 use super::special::{self, Answer, Special};
 use crate::name::Name;
 use crate::wire::ExtendedError;
@@ -96,11 +97,11 @@ impl Routes {
     /// Where a question for `name` goes, for people.
     pub(super) fn describe(&self, name: &Name) -> String {
         match self.find(name) {
-            Route::Here(answer) => format!("answered here, as a name that no upstream in reach can know: {:?}", answer.special),
+            Route::Here(answer) => format!("answered here: {}", answer.special.words()),
             Route::Nobody(error) => format!("nobody can be asked: {}", error.text),
             Route::Ask(upstreams) => {
-                let upstreams: Vec<_> = upstreams.iter().map(|upstream| upstream.target().to_string()).collect();
-                format!("asked elsewhere: {}", upstreams.join(", "))
+                let targets: Vec<_> = upstreams.iter().map(|upstream| upstream.target().clone()).collect();
+                format!("asked of {}, whoever answers fastest", List(&targets))
             }
         }
     }

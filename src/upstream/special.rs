@@ -29,6 +29,18 @@ pub(super) enum Special {
 }
 
 impl Special {
+    /// Why no upstream is asked, for people.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Localhost => "it is this machine (RFC 6761)",
+            Self::Missing => "no such name ever exists (RFC 6761, RFC 7686)",
+            Self::Canary => "NXDOMAIN keeps Firefox with the system's resolver, which svcdns is",
+            Self::Designated => "an upstream's word would lead clients around svcdns (RFC 9462)",
+            Self::Loopback => "every machine has its own loopback addresses (RFC 6303)",
+            Self::Private => "each private network has its own, and no upstream is in private address space (RFC 6303)",
+        }
+    }
+
     /// Whether not even an upstream named for the domain is asked.
     pub(super) fn is_fixed(self) -> bool {
         matches!(self, Self::Localhost | Self::Missing)

@@ -196,3 +196,124 @@ fn question(name: &Name) -> Vec<u8> {
     put_u16(&mut message, rtype::IN);
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::net::UdpSocket;
+    use tokio::runtime::Handle;
+
+    use super::super::exchange::Connector;
+    use super::*;
+
+    /// How long a change may take to be seen, on a machine that is very busy.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn upstream(address: SocketAddr) -> Arc<Upstream> {
+        Upstream::new(address.to_string().parse().unwrap(), Connector::new(Handle::current(), None))
+    }
+
+    /// A forwarder that sends every question to us while it is `looping`, and has answers of its own otherwise; tells the
+    /// names it was asked for.
+    async fn forwarder(guard: Arc<Guard>, looping: Arc<AtomicBool>) -> (SocketAddr, Arc<Mutex<Vec<Name>>>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (address, names) = (socket.local_addr().unwrap(), Arc::<Mutex<Vec<Name>>>::default());
+        let seen = Arc::clone(&names);
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let (name, _) = Name::from_wire(&buffer[HEADER..length]).unwrap();
+                let circle = looping.load(Ordering::SeqCst) && guard.is_token(&name);
+                seen.lock().unwrap().push(name);
+                buffer[2] |= 0x80;
+                buffer[3] = if circle { 2 } else { 3 };
+                socket.send_to(&buffer[..length], from).await.unwrap();
+            }
+        });
+        (address, names)
+    }
+
+    async fn wait_for(what: &str, ready: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !ready() {
+            assert!(begin.elapsed() < PATIENCE, "{what} did not come about");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loop_is_found_and_heals() {
+        let (guard, looping) = (Arc::<Guard>::default(), Arc::new(AtomicBool::new(true)));
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
+        let good = Arc::new(AtomicBool::new(false));
+        let (other, asked) = forwarder(Arc::clone(&guard), good).await;
+        let (bad, good) = (upstream(address), upstream(other));
+        let (_tell, in_force) = watch::channel(vec![Arc::clone(&bad), Arc::clone(&good)]);
+        let timings = Timings { patience: PATIENCE, good: Duration::from_millis(50), bad: Duration::from_millis(5) };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Arc::clone(&guard).run(in_force, timings, stop.clone()));
+        wait_for("the loop being found", || bad.is_set_aside()).await;
+        wait_for("questions to the other one", || asked.lock().unwrap().len() > 1).await;
+        assert!(!good.is_set_aside());
+        looping.store(false, Ordering::SeqCst);
+        wait_for("its end", || !bad.is_set_aside()).await;
+        looping.store(true, Ordering::SeqCst);
+        wait_for("the loop being found again", || bad.is_set_aside()).await;
+        stop.cancel();
+        running.await.unwrap();
+        let mut names = names.lock().unwrap().clone();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "each question has a name of its own");
+        assert!(names.iter().all(|name| name.to_string().ends_with(".empty.as112.arpa.") && name.label_count() == 4));
+    }
+
+    #[tokio::test]
+    async fn all_are_asked_again_after_a_change() {
+        let guard = Arc::<Guard>::default();
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::default()).await;
+        let one = upstream(address);
+        let (tell, in_force) = watch::channel(vec![Arc::clone(&one)]);
+        let timings = Timings { patience: PATIENCE, good: Duration::from_secs(3600), bad: Duration::from_secs(3600) };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Arc::clone(&guard).run(in_force, timings, stop.clone()));
+        wait_for("the first question", || names.lock().unwrap().len() == 1).await;
+        tell.send(vec![one]).unwrap();
+        wait_for("the second question", || names.lock().unwrap().len() == 2).await;
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_the_very_name_in_use_is_special() {
+        let guard = Guard::default();
+        let upstream = upstream("127.0.0.1:9".parse().unwrap());
+        let first = guard.issue(&upstream).unwrap();
+        let second = guard.issue(&upstream).unwrap();
+        let text = second.to_string();
+        let digit = if text.as_bytes()[MARK.len()] == b'0' { "1" } else { "0" };
+        let mut other = text.clone();
+        other.replace_range(MARK.len()..=MARK.len(), digit);
+        for name in [&*first.to_string(), &other, &format!("a.{text}"), "empty.as112.arpa", "svcdns-loop-check-.empty.as112.arpa"] {
+            assert!(!guard.is_token(&Name::from_text(name).unwrap()), "{name}");
+        }
+        assert!(!upstream.is_set_aside());
+        // In any case: upstreams may change it.
+        assert!(guard.is_token(&Name::from_text(&text.to_uppercase()).unwrap()) && upstream.is_set_aside());
+        guard.keep(&[]);
+        assert!(!guard.is_token(&second));
+    }
+
+    #[test]
+    fn the_question_is_well_formed() {
+        let name = Name::from_text("a.empty.as112.arpa").unwrap();
+        let question = question(&name);
+        let crate::wire::Parsed::Query(query) = crate::wire::Query::parse(&question) else { panic!("no query") };
+        assert_eq!((query.name(), query.qtype), (name.as_wire(), rtype::A));
+        assert!(Outgoing::new(question.clone(), false).is_some());
+    }
+}

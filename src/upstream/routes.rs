@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::exchange::Upstream;
+use super::sources::List;
 use super::special::{self, Answer, Special};
 use crate::name::Name;
 use crate::wire::ExtendedError;
@@ -96,11 +97,11 @@ impl Routes {
     /// Where a question for `name` goes, for people.
     pub(super) fn describe(&self, name: &Name) -> String {
         match self.find(name) {
-            Route::Here(answer) => format!("answered here, as a name that no upstream in reach can know: {:?}", answer.special),
+            Route::Here(answer) => format!("answered here: {}", answer.special.words()),
             Route::Nobody(error) => format!("nobody can be asked: {}", error.text),
             Route::Ask(upstreams) => {
-                let upstreams: Vec<_> = upstreams.iter().map(|upstream| upstream.target().to_string()).collect();
-                format!("asked elsewhere: {}", upstreams.join(", "))
+                let targets: Vec<_> = upstreams.iter().map(|upstream| upstream.target().clone()).collect();
+                format!("asked of {}, whoever answers fastest", List(&targets))
             }
         }
     }
@@ -113,5 +114,128 @@ fn ask(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
         Route::Nobody(LOOP)
     } else {
         Route::Ask(Arc::clone(upstreams))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::exchange::Connector;
+    use super::*;
+
+    fn upstreams(runtime: &tokio::runtime::Runtime, addresses: &[&str]) -> Vec<Arc<Upstream>> {
+        let connector = Connector::new(runtime.handle().clone(), None);
+        addresses.iter().map(|address| Upstream::new(address.parse().unwrap(), Arc::clone(&connector))).collect()
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_text(text).unwrap()
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// The special name, the upstreams' addresses, or `nobody`.
+    fn found(routes: &Routes, text: &str) -> String {
+        match routes.find(&name(text)) {
+            Route::Here(answer) => format!("{:?}", answer.special),
+            Route::Ask(upstreams) => upstreams.iter().map(|upstream| upstream.target().to_string()).collect::<Vec<_>>().join(" "),
+            Route::Nobody(_) => "nobody".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_longest_domain_decides() {
+        let runtime = runtime();
+        let of = |addresses: &[&str]| upstreams(&runtime, addresses);
+        let domains = vec![
+            (name("example"), of(&["192.0.2.1"])),
+            (name("corp.example"), of(&["192.0.2.2", "192.0.2.3"])),
+            (name("10.in-addr.arpa"), of(&["192.0.2.4"])),
+            (name("168.192.in-addr.arpa"), of(&[])),
+        ];
+        let routes = Routes::new(of(&["198.51.100.1"]), domains, false);
+        for (text, to) in [
+            ("example", "192.0.2.1"),
+            ("a.example", "192.0.2.1"),
+            ("corp.example", "192.0.2.2 192.0.2.3"),
+            ("a.b.corp.example", "192.0.2.2 192.0.2.3"),
+            ("xcorp.example", "192.0.2.1"),
+            ("example.com", "198.51.100.1"),
+            (".", "198.51.100.1"),
+            // Asked for by name, although it is not in private address space.
+            ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
+            ("1.1.168.192.in-addr.arpa", "nobody"),
+        ] {
+            assert_eq!(found(&routes, text), to, "{text}");
+        }
+        assert_eq!(routes.upstreams().len(), 5);
+    }
+
+    #[test]
+    fn special_names_do_not_leave() {
+        let runtime = runtime();
+        let public = Routes::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
+        let mixed = Routes::new(upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]), Vec::new(), true);
+        for (text, alone, with_private) in [
+            ("localhost", "Localhost", "Localhost"),
+            ("a.localhost", "Localhost", "Localhost"),
+            ("invalid", "Missing", "Missing"),
+            ("a.onion", "Missing", "Missing"),
+            ("xonion", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("use-application-dns.net", "192.0.2.1", "Canary"),
+            ("_dns.resolver.arpa", "Designated", "Designated"),
+            ("1.0.0.127.in-addr.arpa", "Loopback", "Loopback"),
+            ("10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.0.0.10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.31.172.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.32.172.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.64.100.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.128.100.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("printer.local", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("nas.home.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("a.test", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+        ] {
+            assert_eq!((&*found(&public, text), &*found(&mixed, text)), (alone, with_private), "{text}");
+        }
+        for (address, kind) in
+            [("fd00::5", "Private"), ("fe80::5", "Private"), ("feb0::5", "Private"), ("::1", "Loopback"), ("::", "Private")]
+        {
+            let reverse = crate::name::reverse_name(address.parse().unwrap()).to_string();
+            assert_eq!(found(&public, &reverse), kind, "{address}");
+        }
+        assert_eq!(found(&public, &crate::name::reverse_name("2001:db9::1".parse().unwrap()).to_string()), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_domain_named_for_special_names_wins_over_most() {
+        let runtime = runtime();
+        let of = |address: &str| upstreams(&runtime, &[address]);
+        let domains = ["arpa", "local", "localhost", "use-application-dns.net", "a.invalid"];
+        let routes = Routes::new(of("192.0.2.1"), domains.map(|domain| (name(domain), of("192.0.2.2"))).into(), true);
+        for (text, to) in [
+            ("1.0.0.10.in-addr.arpa", "192.0.2.2"),
+            ("1.0.0.127.in-addr.arpa", "192.0.2.2"),
+            ("a.local", "192.0.2.2"),
+            ("a.localhost", "Localhost"),
+            ("a.invalid", "Missing"),
+            ("use-application-dns.net", "192.0.2.2"),
+        ] {
+            assert_eq!(found(&routes, text), to, "{text}");
+        }
+    }
+
+    #[test]
+    fn those_set_aside_are_not_asked_for_ever() {
+        let runtime = runtime();
+        let both = upstreams(&runtime, &["192.0.2.1", "192.0.2.2"]);
+        let routes = Routes::new(both.clone(), Vec::new(), false);
+        both[0].set_aside(true);
+        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
+        both[1].set_aside(true);
+        let Route::Nobody(error) = routes.find(&name("example")) else { panic!("a circle is asked") };
+        assert!(error.code == 22 && error.text.contains("loop"), "{error:?}");
+        both[0].set_aside(false);
+        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
     }
 }

@@ -213,22 +213,25 @@ impl Look {
 impl fmt::Display for Look {
     /// `192.0.2.1 and 192.0.2.2 (from /etc/resolv.conf)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        put_list(f, &self.servers)?;
-        write!(f, " (from {})", self.from.display())
+        write!(f, "{} (from {})", List(&self.servers), self.from.display())
     }
 }
 
 /// `192.0.2.1, 192.0.2.2 and 192.0.2.3`.
-pub(super) fn put_list(f: &mut fmt::Formatter<'_>, targets: &[Target]) -> fmt::Result {
-    for (at, target) in targets.iter().enumerate() {
-        let before = match at {
-            0 => "",
-            _ if at + 1 == targets.len() => " and ",
-            _ => ", ",
-        };
-        write!(f, "{before}{target}")?;
+pub(super) struct List<'a>(pub(super) &'a [Target]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, target) in self.0.iter().enumerate() {
+            let before = match at {
+                0 => "",
+                _ if at + 1 == self.0.len() => " and ",
+                _ => ", ",
+            };
+            write!(f, "{before}{target}")?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The octets of a regular file. Anything else could keep its reader for ever.

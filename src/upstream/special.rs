@@ -29,6 +29,18 @@ pub(super) enum Special {
 }
 
 impl Special {
+    /// Why no upstream is asked, for people.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Localhost => "it is this machine (RFC 6761)",
+            Self::Missing => "no such name ever exists (RFC 6761, RFC 7686)",
+            Self::Canary => "NXDOMAIN keeps Firefox with the system's resolver, which svcdns is",
+            Self::Designated => "an upstream's word would lead clients around svcdns (RFC 9462)",
+            Self::Loopback => "every machine has its own loopback addresses (RFC 6303)",
+            Self::Private => "each private network has its own, and no upstream is in private address space (RFC 6303)",
+        }
+    }
+
     /// Whether not even an upstream named for the domain is asked.
     pub(super) fn is_fixed(self) -> bool {
         matches!(self, Self::Localhost | Self::Missing)
@@ -235,4 +247,86 @@ fn soa(zone: &[u8]) -> Vec<u8> {
         put_u32(&mut data, number);
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::Message;
+
+    use super::*;
+    use crate::wire::Parsed;
+
+    /// A question with EDNS for this name and type, answered: code, answers, owners of the authority section's records.
+    fn ask(text: &str, zone: &str, special: Special, qtype: u16) -> (String, Vec<String>, Vec<String>) {
+        let name = Name::from_text(text).unwrap();
+        let mut query = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\x01".to_vec();
+        query.extend(name.as_wire().to_ascii_uppercase());
+        put_u16(&mut query, qtype);
+        put_u16(&mut query, rtype::IN);
+        query.extend_from_slice(b"\0\0\x29\x04\xD0\0\0\x80\0\0\0");
+        let Parsed::Query(parsed) = Query::parse(&query) else { panic!("{text}") };
+        let front = name.as_wire().len() - Name::from_text(zone).unwrap().as_wire().len();
+        let mut out = Vec::new();
+        Answer { special, front }.write(&parsed, &name, &mut out);
+        assert!(out.len() <= wire::UDP_PLAIN);
+        let message = Message::from_vec(&out).unwrap();
+        assert_eq!(message.metadata.id, 0x1234);
+        assert!(message.metadata.recursion_available && message.metadata.recursion_desired && message.metadata.checking_disabled);
+        assert_eq!(&out[HEADER..HEADER + parsed.question.len()], parsed.question);
+        assert!(message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
+        let answers = message.answers.iter().map(|record| format!("{} {}", record.record_type(), record.data)).collect();
+        let authority = message.authorities.iter().map(|record| record.name.to_string().to_lowercase()).collect();
+        (message.metadata.response_code.to_str().to_owned(), answers, authority)
+    }
+
+    #[test]
+    fn what_is_said_of_special_names() {
+        let soa = "SOA 10.IN-ADDR.ARPA. nobody.invalid. 1 3600 1200 604800 10800";
+        let (no_error, missing) = ("No Error", "Non-Existent Domain");
+        for (text, zone, special, qtype, code, answers, authority) in [
+            ("localhost", "localhost", Special::Localhost, rtype::A, no_error, "A 127.0.0.1", ""),
+            ("a.b.localhost", "localhost", Special::Localhost, rtype::AAAA, no_error, "AAAA ::1", ""),
+            ("a.localhost", "localhost", Special::Localhost, rtype::ANY, no_error, "A 127.0.0.1", ""),
+            ("a.localhost", "localhost", Special::Localhost, rtype::TXT, no_error, "", "localhost."),
+            ("invalid", "invalid", Special::Missing, rtype::A, missing, "", "."),
+            ("a.onion", "onion", Special::Missing, rtype::SOA, missing, "", "."),
+            ("use-application-dns.net", "use-application-dns.net", Special::Canary, rtype::A, missing, "", ""),
+            ("resolver.arpa", "resolver.arpa", Special::Designated, rtype::A, no_error, "", "resolver.arpa."),
+            ("_dns.resolver.arpa", "resolver.arpa", Special::Designated, 64, no_error, "", "resolver.arpa."),
+            ("10.in-addr.arpa", "10.in-addr.arpa", Special::Private, rtype::SOA, no_error, soa, ""),
+            ("10.in-addr.arpa", "10.in-addr.arpa", Special::Private, rtype::NS, no_error, "NS 10.IN-ADDR.ARPA.", ""),
+            ("10.in-addr.arpa", "10.in-addr.arpa", Special::Private, rtype::PTR, no_error, "", "10.in-addr.arpa."),
+            ("1.0.0.10.in-addr.arpa", "10.in-addr.arpa", Special::Private, rtype::PTR, missing, "", "10.in-addr.arpa."),
+            ("1.0.0.127.in-addr.arpa", "127.in-addr.arpa", Special::Loopback, rtype::PTR, no_error, "PTR localhost.", ""),
+            ("1.0.0.127.in-addr.arpa", "127.in-addr.arpa", Special::Loopback, rtype::ANY, no_error, "PTR localhost.", ""),
+            ("1.0.0.127.in-addr.arpa", "127.in-addr.arpa", Special::Loopback, rtype::A, no_error, "", "127.in-addr.arpa."),
+            ("0.127.in-addr.arpa", "127.in-addr.arpa", Special::Loopback, rtype::PTR, no_error, "", "127.in-addr.arpa."),
+            ("2.0.0.127.in-addr.arpa", "127.in-addr.arpa", Special::Loopback, rtype::PTR, missing, "", "127.in-addr.arpa."),
+        ] {
+            let list = |text: &str| if text.is_empty() { Vec::new() } else { vec![text.to_owned()] };
+            assert_eq!(ask(text, zone, special, qtype), (code.to_owned(), list(answers), list(authority)), "{text} {qtype}");
+        }
+    }
+
+    #[test]
+    fn without_edns_there_is_none_in_return() {
+        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x05onion\0\0\x01\0\x01";
+        let Parsed::Query(parsed) = Query::parse(query) else { panic!("no query") };
+        let (name, mut out) = (Name::from_text("a.onion").unwrap(), Vec::new());
+        Answer { special: Special::Missing, front: 2 }.write(&parsed, &name, &mut out);
+        assert!(Message::from_vec(&out).unwrap().edns.is_none());
+        out.clear();
+        put_failure(&parsed, ExtendedError { code: 22, text: "why" }, &mut out);
+        let message = Message::from_vec(&out).unwrap();
+        assert_eq!((message.metadata.response_code.to_str(), message.edns.is_none()), ("Server Failure", true));
+    }
+
+    #[test]
+    fn the_table_holds_each_zone_once() {
+        let mut zones: Vec<_> = all().map(|(zone, _)| zone).collect();
+        assert_eq!(zones.len(), ZONES.len() + 16 + 64 + 2);
+        zones.sort();
+        zones.dedup();
+        assert_eq!(zones.len(), ZONES.len() + 16 + 64 + 2);
+    }
 }

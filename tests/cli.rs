@@ -348,7 +348,7 @@ fn a_server_whose_log_nobody_reads_any_more_goes_on() {
     let state_dir = state_dir.path().to_str().unwrap();
     let mut server = svcdns::command()
         .args(["serve", "--registry", &files.url(), "--listen", "127.0.0.1:0", "--state-dir", state_dir])
-        .args(["--admin-listen", "off", "--config", "/dev/null", "--log", "debug"])
+        .args(["--admin-listen", "off", "--upstream", "off", "--config", "/dev/null", "--log", "debug"])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -4,6 +4,7 @@
 //! here changes anything. Not on the way of a question.
 
 mod changes;
+mod forwarding;
 mod http;
 mod page;
 mod routes;
@@ -11,6 +12,7 @@ mod socket;
 mod views;
 
 pub use changes::Changes;
+pub use forwarding::{CacheView, ForwardingView, UpstreamView};
 pub use http::{Listener, serve};
 pub use socket::{StateDir, StateDirError, is_trusted, socket_path};
 pub use views::{
@@ -29,6 +31,7 @@ use crate::answer::Answerer;
 use crate::metrics::Times;
 use crate::registry::State;
 use crate::server::Counters;
+use crate::upstream::Forwarder;
 
 /// Most readers of live changes at a time.
 const WATCHERS: usize = 32;
@@ -44,6 +47,8 @@ pub struct Site {
     pub registries: Vec<Arc<State>>,
     /// What the sockets count.
     pub server: Arc<Counters>,
+    /// How other names are resolved, where they are.
+    pub forwarder: Option<Arc<Forwarder>>,
     /// How long publications took.
     pub publications: Times,
     /// Live changes.
@@ -68,12 +73,19 @@ pub struct About {
 
 impl Site {
     /// Puts together what is to be looked at.
-    pub fn new(about: About, answerer: Arc<Answerer>, registries: Vec<Arc<State>>, server: Arc<Counters>) -> Self {
+    pub fn new(
+        about: About,
+        answerer: Arc<Answerer>,
+        registries: Vec<Arc<State>>,
+        server: Arc<Counters>,
+        forwarder: Option<Arc<Forwarder>>,
+    ) -> Self {
         Self {
             about,
             answerer,
             registries,
             server,
+            forwarder,
             publications: Times::new(),
             changes: Changes::default(),
             watchers: Arc::new(Semaphore::new(WATCHERS)),

@@ -136,7 +136,11 @@ async fn explain(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Re
     };
     let payload = Some(asked.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
     let draw = fastrand::u64(..);
-    Json(shared.site.answerer.explain(&name, kind.into(), payload, draw)).into_response()
+    let mut explanation = shared.site.answerer.explain(&name, kind.into(), payload, draw);
+    if let (Some(elsewhere), Some(forwarder)) = (&mut explanation.elsewhere, &shared.site.forwarder) {
+        *elsewhere = forwarder.describe(&name);
+    }
+    Json(explanation).into_response()
 }
 
 async fn watch(State(shared): State<Shared>, Extension(watching): Extension<Watching>) -> Response {

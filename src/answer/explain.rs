@@ -21,6 +21,8 @@ pub struct Explanation {
     pub rtype: String,
     /// The served zone the name lies in.
     pub zone: Option<String>,
+    /// Where the question goes instead, when its answer is not ours to give.
+    pub elsewhere: Option<String>,
     /// What the name says, part by part.
     pub parsed: Vec<String>,
     /// The ways to read it that were tried, in order.
@@ -115,7 +117,8 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        self.respond_counting(&Query::parse(&query), Transport::Udp, draw, &uncounted, &mut response);
+        let outcome = self.respond_counting(&Query::parse(&query), Transport::Udp, draw, &uncounted, &mut response);
+        explanation.elsewhere = (outcome == super::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();

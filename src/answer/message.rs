@@ -38,15 +38,6 @@ impl<'a> Response<'a> {
     }
 }
 
-/// The largest response to this query, octets (RFC 6891 section 6.2.5).
-pub(super) fn limit(query: &Query<'_>, transport: Transport) -> usize {
-    match (transport, query.edns) {
-        (Transport::Tcp, _) => wire::TCP_MAX,
-        (Transport::Udp, None) => wire::UDP_PLAIN,
-        (Transport::Udp, Some(edns)) => usize::from(edns.payload).clamp(wire::UDP_PLAIN, wire::UDP_MAX),
-    }
-}
-
 /// Writes the response to `query` into `out`, which is empty; returns how many records of the answer it left out.
 ///
 /// As many records as fit, in an order drawn by weight. When not all do, TC says so over UDP, and the OPT and what fits
@@ -61,7 +52,7 @@ pub(super) fn write(
 ) -> usize {
     let Response { rcode, authoritative, answers: set, authority, error } = response;
     let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
-    let room = limit(query, transport).saturating_sub(opt);
+    let room = query.limit(transport).saturating_sub(opt);
     header(query, *rcode, *authoritative, settings.forwarding, out);
 
     let answers = settings.answers;

@@ -26,7 +26,7 @@ pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitC
     let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation, &registries) };
     output::print(&text)?;
     Ok(match &*explanation.rcode {
-        _ if !explanation.answers.is_empty() => ExitCode::SUCCESS,
+        _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => ExitCode::SUCCESS,
         "NOERROR" | "NXDOMAIN" => NOT_FOUND.into(),
         _ => FAILED_ANSWER.into(),
     })
@@ -82,6 +82,7 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
         name,
         rtype,
         zone,
+        elsewhere,
         parsed,
         tried,
         considered,
@@ -118,6 +119,10 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
         ]
     });
     part("Instances", keys.collect());
+    if let Some(elsewhere) = elsewhere {
+        part("The answer", vec![elsewhere.clone()]);
+        return text;
+    }
     let mut response = vec![rcode.clone()];
     response.extend(extended_error.iter().map(|error| named(error)));
     response.push(format!(

@@ -97,7 +97,7 @@ impl Reader<'_> {
                 .collect();
         }
         let text = match (key.kind, value.get_ref()) {
-            (Kind::Text | Kind::Duration | Kind::TextOrNumber | Kind::List, DeValue::String(text)) => text.to_string(),
+            (Kind::Text | Kind::Duration | Kind::Size | Kind::TextOrNumber | Kind::List, DeValue::String(text)) => text.to_string(),
             (Kind::Number | Kind::TextOrNumber, DeValue::Integer(number)) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string()),
             (Kind::Bool, DeValue::Boolean(value)) => value.to_string(),

@@ -33,6 +33,8 @@ pub enum Kind {
     Number,
     /// A duration such as `"12s"`.
     Duration,
+    /// A number of octets such as `"32MiB"`.
+    Size,
     /// A text or a whole number.
     TextOrNumber,
 }
@@ -46,6 +48,7 @@ impl Kind {
             Self::Bool => "true or false",
             Self::Number => "a whole number",
             Self::Duration => "a duration such as \"12s\"",
+            Self::Size => "a size such as \"32MiB\"",
             Self::TextOrNumber => "a text or a whole number",
         }
     }
@@ -113,8 +116,22 @@ keys! {
         "The most TCP connections at a time.";
     TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
         "How long a TCP connection may be idle.";
-    UPSTREAM = "" "upstream" List "ADDR[:PORT]|off" "`off`" r#"["off"]"#
-        "Who is asked for names outside the served zones. Forwarding is not there yet: `off` is the only choice.";
+    UPSTREAM = "" "upstream" List "UPSTREAM" "`ADDR[:PORT]`, `tcp://…`, `tls://…`, `https://…`, `system`, `off`, or `DOMAIN=` and one of the first four" r#"["system"]"#
+        "Who is asked for names outside the served zones. `system`: whom the system's own resolver would ask, followed while running. `off`, alone: nobody, such names are refused. `DOMAIN=…`: who is asked for that domain, several entries for one domain add up; with only such entries all other names go to `system`.";
+    UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "file, PEM" r#""""#
+        "The authorities that may vouch for upstreams over TLS and HTTPS. Empty: those the machine trusts.";
+    UPSTREAM_RANDOM_CASE = "" "upstream-random-case" Bool "BOOL" "" "false"
+        "Whether questions go to upstreams with letters in random case, which their answers must echo: harder to forge, and some old servers do not.";
+    CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#
+        "The most memory for what upstreams said.";
+    SERVE_STALE = "" "serve-stale" Duration "DURATION" "up to 30days; `0s` turns it off" r#""1day""#
+        "How long past its end what an upstream said may still be answered while none answers (RFC 8767).";
+    REBINDING_GUARD = "" "rebinding-guard" Bool "BOOL" "" "false"
+        "Whether answers of upstreams that give a private or loopback address to a name are withheld: pages in a browser reach a private network with those.";
+    REBINDING_ALLOW = "" "rebinding-allow" List "NAME" "domain names" "[]"
+        "The domains whose names may have private addresses all the same; those with a `DOMAIN=` entry under `upstream` always may.";
+    FORWARD_OPCODES = "" "forward-opcodes" Bool "BOOL" "" "false"
+        "Whether messages that are no questions (NOTIFY, UPDATE and others) are passed on to upstreams; else they get NOTIMP.";
     ADMIN_LISTEN = "" "admin-listen" Text "ADDR:PORT|off" "loopback address with port, or `off`" r#""127.0.0.1:5380""#
         "Where metrics, health and the JSON interface are served over HTTP, besides the socket in the state directory.";
     STATE_DIR = "" "state-dir" Text "DIR" "directory" r#""""#

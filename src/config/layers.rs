@@ -138,7 +138,7 @@ impl Layers {
             }
             Kind::Bool | Kind::Number => self.one(key).text,
             Kind::TextOrNumber if self.one(key).text.parse::<i64>().is_ok() => self.one(key).text,
-            Kind::Text | Kind::Duration | Kind::TextOrNumber => quoted(&self.one(key).text),
+            Kind::Text | Kind::Duration | Kind::Size | Kind::TextOrNumber => quoted(&self.one(key).text),
         }
     }
 }

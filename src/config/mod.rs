@@ -11,6 +11,7 @@ mod keys;
 mod layers;
 mod rooms;
 mod state_dir;
+mod upstream;
 mod url;
 mod values;
 
@@ -30,8 +31,9 @@ use ipnet::IpNet;
 
 use crate::answer::Answers;
 use crate::catalog::Docker0;
-use crate::name::Zones;
+use crate::name::{Name, Zones};
 use crate::registry::etcd::{Secret, Tls};
+use crate::upstream::{Servers, Target};
 
 use layers::Layers;
 
@@ -75,6 +77,16 @@ pub struct Config {
     pub tcp_connections: usize,
     /// How long a TCP connection may be idle.
     pub tcp_idle_timeout: Duration,
+    /// Who is asked for names outside the zones.
+    pub upstream: Upstream,
+    /// Most octets of the cache of what upstreams said; 0 for none.
+    pub cache_octets: usize,
+    /// How long past its end what an upstream said may be answered; zero for never.
+    pub serve_stale: Duration,
+    /// The domains that may have private addresses; none where all may.
+    pub rebinding: Option<Vec<Name>>,
+    /// Whether messages that are no questions are passed on.
+    pub forward_opcodes: bool,
     /// Where metrics, health and the JSON interface are served besides the state directory's socket; none for nowhere.
     pub admin_listen: Option<SocketAddr>,
     /// The state directory, where one was named.
@@ -98,6 +110,19 @@ pub struct Etcd {
     pub password: Option<Secret>,
     /// Whether the connection is encrypted, and how.
     pub tls: Option<Tls>,
+}
+
+/// Who is asked for names outside the zones, and how.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Who is asked for names without upstreams of their own.
+    pub servers: Servers,
+    /// Who is asked for a domain.
+    pub domains: Vec<(Name, Vec<Target>)>,
+    /// The authorities that may vouch for upstreams; none for those the machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Whether questions go out with letters in random case.
+    pub random_case: bool,
 }
 
 impl Config {

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use super::{Config, Directory};
 use crate::registry::{etcd, file};
-use crate::{answer, catalog, server};
+use crate::upstream::Servers;
+use crate::{answer, catalog, server, upstream};
 
 impl Config {
     /// What the catalog is to know.
@@ -35,8 +36,24 @@ impl Config {
             ttl: self.ttl,
             negative_ttl: self.negative_ttl,
             listen: addresses,
-            forwarding: false,
+            forwarding: self.upstream.servers != Servers::Off,
         }
+    }
+
+    /// How names outside the zones are resolved by a server that listens on these addresses; none where they are refused.
+    pub fn upstream(&self, listen: &[SocketAddr]) -> Option<upstream::Settings> {
+        (self.upstream.servers != Servers::Off).then(|| upstream::Settings {
+            servers: self.upstream.servers.clone(),
+            domains: self.upstream.domains.clone(),
+            own: listen.to_vec(),
+            zones: self.zones.clone(),
+            ca_file: self.upstream.ca_file.clone(),
+            random_case: self.upstream.random_case,
+            rebinding: self.rebinding.clone(),
+            cache_octets: self.cache_octets,
+            stale: self.serve_stale,
+            other_opcodes: self.forward_opcodes,
+        })
     }
 
     /// Where to listen, and for whom.

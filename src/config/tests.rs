@@ -101,12 +101,54 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("max-keys = 0"), @r#"svcdns.toml:1:12: max-keys: "0" is not a whole number from 1 to 1000000000"#);
     assert_snapshot!(mistake("docker0 = 'off'"), @r#"svcdns.toml:1:11: docker0: "off" is neither drop nor keep"#);
     assert_snapshot!(mistake("allow = ['10.0.0.0/33']"), @r#"svcdns.toml:1:10: allow: "10.0.0.0/33" is not a network such as 10.0.0.0/8 or fd00::/8"#);
-    assert_snapshot!(mistake("upstream = '9.9.9.9'"), @r#"svcdns.toml:1:12: upstream: "9.9.9.9" cannot be asked: forwarding of other names is not there yet, off is the only choice"#);
     assert_snapshot!(mistake("namespace = 'a/b'"), @r#"svcdns.toml:1:13: namespace: "a/b" is not one segment of a registry key: some characters, none of them '/'"#);
     assert_snapshot!(mistake("log = 'svcdns=loud'"), @r#"svcdns.toml:1:7: log: "svcdns=loud" is not a filter such as info, debug or warn,svcdns::registry=debug: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#);
     assert_snapshot!(mistake("registry = ['etcd://a', 'consul://b:8500']"), @"svcdns.toml:1:25: registry: registries of kind consul are not supported yet: there are etcd:// and file://");
     assert_snapshot!(mistake("registry = ['etcd://a', 'etcd://a:2379']"), @"svcdns.toml:1:25: registry: etcd://a:2379 is named twice");
     assert_snapshot!(mistaken_variable("SVCDNS_TTL", "x"), @r#"SVCDNS_TTL: ttl: "x" is not a duration such as 12s, 500ms or 1m 30s"#);
+}
+
+#[test]
+fn upstreams() {
+    let read = |text: &str| load(text, &[], &Flags::default()).unwrap();
+    assert_eq!(read("").upstream.servers, Servers::System);
+    assert!(read("").upstream(&[]).is_some() && read("").answer(&[]).forwarding);
+    let off = read("upstream = 'off'");
+    assert!(off.upstream(&[]).is_none() && !off.answer(&[]).forwarding);
+    let config = read("upstream = ['192.0.2.1', 'Corp.example=10.0.0.53', '192.0.2.2:5353', 'corp.example=10.0.0.54', '192.0.2.1']");
+    let shown = |targets: &[Target]| targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let Servers::Named(named) = &config.upstream.servers else { panic!("{:?}", config.upstream) };
+    assert_eq!(shown(named), "192.0.2.1 192.0.2.2:5353");
+    let domains: Vec<_> = config.upstream.domains.iter().map(|(name, targets)| format!("{name} {}", shown(targets))).collect();
+    assert_eq!(domains, ["corp.example. 10.0.0.53 10.0.0.54"]);
+    // Only domains, with and without saying so: the rest goes where the system's resolver would go.
+    for text in ["upstream = ['corp.example=10.0.0.53']", "upstream = ['system', 'corp.example=10.0.0.53']", "upstream = []"] {
+        assert_eq!(read(text).upstream.servers, Servers::System, "{text}");
+    }
+    let config = load("", &[("SVCDNS_UPSTREAM", "192.0.2.1,a.example=[fe80::1%1]:53")], &Flags::default()).unwrap();
+    assert_eq!(config.upstream.domains.len(), 1);
+    assert_eq!(read("cache-size = '1MiB'").cache_octets, 1 << 20);
+    assert_eq!((read("").cache_octets, read("cache-size = '0'").cache_octets), (32 << 20, 0));
+    assert_eq!((read("").serve_stale, read("serve-stale = '0s'").serve_stale), (Duration::from_secs(86_400), Duration::ZERO));
+    assert_eq!(read("rebinding-allow = ['lan']").rebinding, None);
+    assert_eq!(read("rebinding-guard = true\nrebinding-allow = ['LAN']").rebinding, Some(vec![Name::from_text("lan").unwrap()]));
+}
+
+#[test]
+fn mistakes_about_upstreams() {
+    assert_snapshot!(mistake("upstream = ['off', '192.0.2.1']"), @"svcdns.toml:1:13: upstream: off stands alone: leave it out, or all others");
+    assert_snapshot!(mistake("upstream = ['192.0.2.1', 'system']"), @"svcdns.toml:1:26: upstream: either system or upstreams by their addresses; besides system there may be upstreams for domains, such as corp.example=10.0.0.53");
+    assert_snapshot!(mistake("upstream = ['.=192.0.2.1']"), @"svcdns.toml:1:13: upstream: the root holds every name: name 192.0.2.1 alone");
+    assert_snapshot!(mistake("upstream = ['a..b=192.0.2.1']"), @r#"svcdns.toml:1:13: upstream: "a..b" is not a domain name: a label is empty"#);
+    assert_snapshot!(mistake("upstream = ['corp.example=off']"), @"svcdns.toml:1:13: upstream: off cannot be named for a domain: an upstream stands there, such as 10.0.0.53");
+    assert_snapshot!(mistake("upstream = ['x.svc=192.0.2.1']"), @"svcdns.toml:1:13: upstream: x.svc. lies in the served zone svc., for which nobody else is asked");
+    assert_snapshot!(mistake("upstream = ['x.onion=192.0.2.1']"), @"svcdns.toml:1:13: upstream: nobody is asked for names in x.onion.: svcdns answers them itself");
+    assert_snapshot!(mistake("upstream = ['127.0.0.1:5300']"), @"svcdns.toml:1:13: upstream: svcdns would ask itself: it listens on 127.0.0.1:5300; name another upstream, or let it listen elsewhere");
+    assert_snapshot!(mistake("listen = ['127.0.0.1:53']\nupstream = ['192.0.2.1', 'a.example=127.0.0.1']"), @"svcdns.toml:2:26: upstream: svcdns would ask itself: it listens on 127.0.0.1:53; name another upstream, or let it listen elsewhere");
+    assert_snapshot!(mistake("cache-size = 'much'"), @r#"svcdns.toml:1:14: cache-size: "much" is not a size such as 32MiB or 500kB"#);
+    assert_snapshot!(mistake("cache-size = '1TiB'"), @"svcdns.toml:1:14: cache-size: 1TiB is more than 64GiB");
+    assert_snapshot!(mistake("serve-stale = '1year'"), @"svcdns.toml:1:15: serve-stale: 1year is not from 0s to 30days");
+    assert_snapshot!(mistake("rebinding-allow = ['a..b']"), @r#"svcdns.toml:1:20: rebinding-allow: "a..b" is not a domain name: a label is empty"#);
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::answer::Answers;
 use crate::catalog::Docker0;
-use crate::name::Zones;
+use crate::name::{Name, Zones};
 use crate::registry::etcd::{Secret, Tls};
 use crate::server::SettingsError;
 
@@ -19,7 +20,7 @@ use super::error::{ConfigError, Origin};
 use super::keys::{self, Key};
 use super::layers::{Layers, PASSWORD_VARIABLE, Written};
 use super::url::RegistryUrl;
-use super::{Config, Etcd, MAX_REGISTRIES};
+use super::{Config, Etcd, MAX_REGISTRIES, upstream};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -45,13 +46,18 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         max_keys: one(layers, keys::MAX_KEYS, |text| number(text, 1_000_000_000))?,
         tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
         tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
+        upstream: upstream::read(layers)?,
+        cache_octets: one(layers, keys::CACHE_SIZE, size)?,
+        serve_stale: one(layers, keys::SERVE_STALE, |text| duration(text, Duration::ZERO, 30 * DAY))?,
+        rebinding: rebinding(layers)?,
+        forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
         etcd: etcd(layers)?,
         effective: layers.effective(),
     };
-    list(layers, keys::UPSTREAM, upstream)?;
+    upstream::check(layers, &config)?;
     if config.heads.is_empty() {
         return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
     }
@@ -64,7 +70,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
+pub(super) fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
     ConfigError::Invalid { origin: written.origin.clone(), key: key.path(), why }
 }
 
@@ -73,7 +79,7 @@ fn one<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) 
     read(&written.text).map_err(|why| invalid(key, &written, why))
 }
 
-fn list<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
+pub(super) fn list<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
     layers.list(key).iter().map(|written| read(&written.text).map_err(|why| invalid(key, written, why))).collect()
 }
 
@@ -133,7 +139,7 @@ fn key_segment(text: &str) -> Result<String, String> {
     }
 }
 
-fn boolean(layers: &Layers, key: &Key) -> Result<bool, ConfigError> {
+pub(super) fn boolean(layers: &Layers, key: &Key) -> Result<bool, ConfigError> {
     one(layers, key, |text| text.parse().map_err(|_| format!("{text:?} is neither true nor false")))
 }
 
@@ -185,11 +191,18 @@ fn number(text: &str, most: usize) -> Result<usize, String> {
     }
 }
 
-fn upstream(text: &str) -> Result<(), String> {
-    match text {
-        "off" => Ok(()),
-        _ => Err(format!("{text:?} cannot be asked: forwarding of other names is not there yet, off is the only choice")),
-    }
+fn size(text: &str) -> Result<usize, String> {
+    let size = ByteSize::from_str(text).map_err(|_| format!("{text:?} is not a size such as 32MiB or 500kB"))?;
+    usize::try_from(size.as_u64()).ok().filter(|_| size <= ByteSize::gib(64)).ok_or_else(|| format!("{text} is more than 64GiB"))
+}
+
+fn rebinding(layers: &Layers) -> Result<Option<Vec<Name>>, ConfigError> {
+    let allowed = list(layers, keys::REBINDING_ALLOW, domain)?;
+    Ok(boolean(layers, keys::REBINDING_GUARD)?.then_some(allowed))
+}
+
+pub(super) fn domain(text: &str) -> Result<Name, String> {
+    Name::from_text(text).map_err(|error| format!("{text:?} is not a domain name: {error}"))
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
@@ -207,7 +220,7 @@ fn text(layers: &Layers, key: &Key) -> Option<String> {
     Some(layers.one(key).text).filter(|text| !text.is_empty())
 }
 
-fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
+pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
     text(layers, key).map(PathBuf::from)
 }
 

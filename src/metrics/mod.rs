@@ -2,6 +2,10 @@
 //!
 //! A leaf: imports no other room. Who counts keeps plain counters; the page is put together when it is asked for.
 
+mod count;
+
+pub use count::{Counter, Gauge};
+
 use std::fmt;
 use std::time::Duration;
 

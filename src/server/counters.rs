@@ -1,6 +1,6 @@
-//! What the server counts: plain atomics, written by the loops and read by whoever shows them.
+//! What the server counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::metrics::{Counter, Gauge};
 
 /// Everything the server counts since it was bound. A count never says what was asked or by whom.
 #[derive(Debug, Default)]
@@ -45,44 +45,4 @@ pub struct Counters {
     pub tcp_accept_errors: Counter,
     /// Panics contained. Each one is a bug of ours.
     pub panics: Counter,
-}
-
-/// A count that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// The count now.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more and returns the count with it.
-    pub(super) fn increment(&self) -> u64 {
-        self.add(1)
-    }
-
-    /// Counts `more` and returns the count with them.
-    pub(super) fn add(&self, more: u64) -> u64 {
-        self.0.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
-    }
-}
-
-/// A number that goes up and down.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// The number now.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn decrement(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }

@@ -18,7 +18,7 @@ mod udp;
 
 pub use access::Access;
 pub use bind::{BindError, bind};
-pub use counters::{Counter, Counters, Gauge};
+pub use counters::Counters;
 pub use holder::Holder;
 pub use responder::Responder;
 

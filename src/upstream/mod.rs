@@ -3,14 +3,37 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod addresses;
+mod ask;
+mod cache;
+mod counters;
+mod exchange;
+mod follow;
 mod forwarder;
+mod guard;
+mod health;
 mod hosts;
+mod in_flight;
+mod message;
+mod own;
+mod rebinding;
 mod resolv_conf;
+mod resolver;
+mod routes;
+mod sources;
+mod special;
+mod strip;
 mod target;
+mod target_text;
+mod watch;
 
-pub use forwarder::{Forwarder, Lane};
+pub use counters::Counters;
+pub use forwarder::{Forwarder, Lane, Report};
+pub use health::UpstreamReport;
 pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
+pub use sources::BEFORE;
+pub use special::answered_here;
 pub use target::{Protocol, Target};
 
 use std::net::SocketAddr;

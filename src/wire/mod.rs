@@ -112,6 +112,8 @@ impl ExtendedError {
     pub const STALE_ANSWER: u16 = 3;
     /// Info code 14: not ready.
     pub const NOT_READY: u16 = 14;
+    /// Info code 15: blocked.
+    pub const BLOCKED: u16 = 15;
     /// Info code 18: prohibited.
     pub const PROHIBITED: u16 = 18;
     /// Info code 19: stale NXDOMAIN answer.
@@ -126,33 +128,47 @@ impl ExtendedError {
     pub const NETWORK_ERROR: u16 = 23;
 }
 
+/// Octets of an OPT record without options.
+pub const OPT: usize = 11;
+
 /// Octets of the OPT record that [`put_opt`] writes.
 #[must_use]
 pub fn opt_len(error: Option<ExtendedError>) -> usize {
-    11 + error.map_or(0, |error| 6 + error.text.len())
+    OPT + error.map_or(0, |error| 6 + error.text.len())
 }
 
 /// Appends our OPT record (RFC 6891 section 6.1.2): our own payload size, the upper bits of `rcode`, the DO bit as asked
 /// (RFC 3225), and an extended error.
 pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<ExtendedError>) {
+    put_opt_with(out, rcode, dnssec_ok, &[], error);
+}
+
+/// The same, with other `options` in front of the extended error: well-formed, at most some 60,000 octets.
+pub fn put_opt_with(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options: &[u8], error: Option<ExtendedError>) {
     out.push(0);
     put_u16(out, rtype::OPT);
     put_u16(out, PAYLOAD);
     out.push((rcode >> 4).to_be_bytes()[1]);
     out.push(0);
     put_u16(out, if dnssec_ok { 0x8000 } else { 0 });
-    match error {
-        None => put_u16(out, 0),
-        Some(ExtendedError { code, text }) => {
-            let len = u16::try_from(2 + text.len()).unwrap_or(2);
-            put_u16(out, len + 4);
-            put_u16(out, 15);
-            put_u16(out, len);
-            put_u16(out, code);
-            out.extend_from_slice(&text.as_bytes()[..usize::from(len) - 2]);
-        }
+    let length = options.len() + opt_len(error) - OPT;
+    put_u16(out, u16::try_from(length).unwrap_or_default());
+    out.extend_from_slice(options);
+    if let Some(error) = error {
+        put_error(out, error);
     }
 }
+
+/// Appends an extended error as an option (RFC 8914 section 2).
+pub fn put_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
+    put_u16(out, EXTENDED_ERROR);
+    put_u16(out, u16::try_from(2 + text.len()).unwrap_or_default());
+    put_u16(out, code);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// The EDNS option that holds an extended error (RFC 8914 section 2).
+pub const EXTENDED_ERROR: u16 = 15;
 
 /// Our own receive size, as told in OPT.
 const PAYLOAD: u16 = 1232;

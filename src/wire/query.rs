@@ -3,7 +3,7 @@
 //! What RFC 1035 section 4.1, RFC 6891 section 6.1 and RFC 9619 (one question) demand of one; every loop consumes octets,
 //! nothing is allocated, nothing is followed but forwards.
 
-use super::{HEADER, flags, rcode, rtype, u16_at};
+use super::{HEADER, TCP_MAX, Transport, UDP_MAX, UDP_PLAIN, flags, rcode, rtype, u16_at};
 
 /// A packet, looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,10 @@ pub struct Query<'a> {
     pub qclass: u16,
     /// The OPT record, if there is one.
     pub edns: Option<Edns>,
+    /// The OPT record's options as received: code, length and data each (RFC 6891 section 6.1.2); they fill it exactly.
+    pub options: &'a [u8],
+    /// Whether there are records besides OPT, such as a signature (RFC 8945).
+    pub more: bool,
 }
 
 /// What a query's OPT record says (RFC 6891 section 6.1).
@@ -57,6 +61,16 @@ impl<'a> Query<'a> {
         self.question.get(..self.question.len().saturating_sub(4)).unwrap_or_default()
     }
 
+    /// The largest response to this query, octets (RFC 6891 section 6.2.5).
+    #[must_use]
+    pub fn limit(&self, transport: Transport) -> usize {
+        match (transport, self.edns) {
+            (Transport::Tcp, _) => TCP_MAX,
+            (Transport::Udp, None) => UDP_PLAIN,
+            (Transport::Udp, Some(edns)) => usize::from(edns.payload).clamp(UDP_PLAIN, UDP_MAX),
+        }
+    }
+
     /// Reads a packet.
     #[must_use]
     pub fn parse(packet: &'a [u8]) -> Parsed<'a> {
@@ -65,7 +79,7 @@ impl<'a> Query<'a> {
         if packet.len() < HEADER || flags & flags::QR != 0 {
             return Parsed::Silent;
         }
-        let mut query = Self { id: word(0), flags, question: &[], qtype: 0, qclass: 0, edns: None };
+        let mut query = Self { id: word(0), flags, question: &[], qtype: 0, qclass: 0, edns: None, options: &[], more: false };
         let counts = [word(6), word(8), word(10)];
         let one_question = word(4) == 1;
         if one_question && let Some(end) = name_end(packet, HEADER, false).filter(|end| packet.len() >= end + 4) {
@@ -79,11 +93,10 @@ impl<'a> Query<'a> {
         if query.question.is_empty() {
             return Parsed::Bad { query, rcode: rcode::FORMERR };
         }
-        let Some(edns) = find_opt(packet, HEADER + query.question.len(), counts) else {
+        if query.read_tail(packet, counts).is_none() {
             return Parsed::Bad { query, rcode: rcode::FORMERR };
-        };
-        query.edns = edns;
-        if edns.is_some_and(|edns| edns.version != 0) {
+        }
+        if query.edns.is_some_and(|edns| edns.version != 0) {
             return Parsed::Bad { query, rcode: rcode::BADVERS };
         }
         if matches!(query.qtype, 0 | rtype::OPT) {
@@ -91,30 +104,38 @@ impl<'a> Query<'a> {
         }
         Parsed::Query(query)
     }
-}
 
-/// Walks the records behind the question to the end of the message. `None` when they do not fill it exactly, or there is
-/// more than one OPT, or one where none belongs.
-#[expect(clippy::option_option, reason = "malformed, or without OPT, or with one")]
-fn find_opt(packet: &[u8], mut at: usize, counts: [u16; 3]) -> Option<Option<Edns>> {
-    let mut edns = None;
-    for (section, count) in counts.into_iter().enumerate() {
-        for _ in 0..count {
-            let end = name_end(packet, at, true)?;
-            let rtype = u16_at(packet, end)?;
-            let data = end + 10;
-            let len = usize::from(u16_at(packet, end + 8)?);
-            let rdata = packet.get(data..data + len)?;
-            if rtype == rtype::OPT {
-                if section != 2 || edns.is_some() || end != at + 1 || !options_fit(rdata) {
-                    return None;
+    /// Walks the records behind the question to the end of the message. `None` when they do not fill it exactly, or there is
+    /// more than one OPT, or one where none belongs.
+    fn read_tail(&mut self, packet: &'a [u8], counts: [u16; 3]) -> Option<()> {
+        let mut at = HEADER + self.question.len();
+        let (mut found, mut options, mut more) = (None, &[][..], false);
+        for (section, count) in counts.into_iter().enumerate() {
+            for _ in 0..count {
+                let end = name_end(packet, at, true)?;
+                let rtype = u16_at(packet, end)?;
+                let data = end + 10;
+                let len = usize::from(u16_at(packet, end + 8)?);
+                let rdata = packet.get(data..data + len)?;
+                if rtype == rtype::OPT {
+                    if section != 2 || found.is_some() || end != at + 1 || !options_fit(rdata) {
+                        return None;
+                    }
+                    let dnssec_ok = packet[end + 6] & 0x80 != 0;
+                    found = Some(Edns { payload: u16_at(packet, end + 2)?, version: packet[end + 5], dnssec_ok });
+                    options = rdata;
+                } else {
+                    more = true;
                 }
-                edns = Some(Edns { payload: u16_at(packet, end + 2)?, version: packet[end + 5], dnssec_ok: packet[end + 6] & 0x80 != 0 });
+                at = data + len;
             }
-            at = data + len;
         }
+        if at != packet.len() {
+            return None;
+        }
+        (self.edns, self.options, self.more) = (found, options, more);
+        Some(())
     }
-    (at == packet.len()).then_some(edns)
 }
 
 /// Where the name at `at` ends. A name of at most 255 octets, labels of at most 63; a pointer ends it where `pointers`

@@ -33,7 +33,7 @@ impl Server {
     fn start(etcd: &Etcd) -> Self {
         let (address, state) = (free_address(), tempfile::tempdir().unwrap());
         let mut command = svcdns::command();
-        command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off"]);
+        command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off", "--upstream", "off"]);
         command.arg("--state-dir").arg(state.path());
         Self { process: Process::start(&mut command), address, _state: state }
     }

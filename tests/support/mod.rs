@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod svcdns;
+pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};

@@ -20,7 +20,8 @@ pub(crate) struct Svcdns {
 }
 
 impl Svcdns {
-    /// Starts `svcdns serve` with these flags on a free port of 127.0.0.1, and waits until it listens.
+    /// Starts `svcdns serve` with these flags on a free port of 127.0.0.1, and waits until it listens. Without `--upstream`
+    /// among them nothing is forwarded: no test is to depend on the machine's own resolver.
     pub(crate) fn serve<S: AsRef<str>>(flags: &[S]) -> Self {
         Self::serve_at((Ipv4Addr::LOCALHOST, 0).into(), flags)
     }
@@ -35,6 +36,9 @@ impl Svcdns {
         let state = tempfile::tempdir().unwrap();
         let mut command = command();
         command.arg("serve").args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"]).arg(state.path());
+        if !flags.iter().any(|flag| flag.as_ref().starts_with("--upstream")) {
+            command.args(["--upstream", "off"]);
+        }
         command.args(flags.iter().map(AsRef::as_ref));
         change(&mut command);
         let mut process = Process::start(&mut command);

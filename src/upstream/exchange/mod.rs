@@ -1,0 +1,158 @@
+//! One question to one upstream: a datagram, or a message on a connection, and the answer that belongs to it.
+//!
+//! Messages pass as octets. What is changed on the way out is the id, the letters' case where that is wanted, the padding
+//! where it is encrypted; on the way in the id stays as received and the question gets its own letters back.
+
+mod pending;
+mod question;
+mod udp;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+pub(super) use question::{Answer, Outgoing};
+pub(super) use udp::Sockets;
+
+use super::Target;
+use super::health::{Health, UpstreamReport};
+
+/// How connections to upstreams are made.
+#[derive(Debug)]
+pub(super) struct Connector {
+    /// Where connections live: they are shared by all lanes, and outlive any of them.
+    runtime: Handle,
+    /// Authorities that may vouch for upstreams over TLS, PEM; none for those the machine trusts.
+    ca_file: Option<PathBuf>,
+}
+
+impl Connector {
+    /// Connections that live on `runtime`, certificates judged by the authorities in `ca_file` or else the machine's own.
+    pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
+        Arc::new(Self { runtime, ca_file })
+    }
+}
+
+/// One upstream with what is known of it and its connections; shared by all lanes.
+pub(super) struct Upstream {
+    /// Tells it from others in the lanes' tables, also from one that stood at the same address before.
+    serial: u64,
+    target: Target,
+    connector: Arc<Connector>,
+    health: Health,
+    /// Whether it leads back to us.
+    aside: AtomicBool,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upstream({})", self.target)
+    }
+}
+
+/// An answer: well-formed, a response, with our question as we wrote it. The id is as received.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    /// The whole message.
+    pub(super) message: Vec<u8>,
+    /// Who answered.
+    pub(super) upstream: Arc<Upstream>,
+    /// The response code, with the upper bits from the OPT record (RFC 6891 section 6.1.3).
+    pub(super) rcode: u16,
+}
+
+/// Why there is no answer at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    /// There is nobody to ask: none, or all are set aside.
+    #[error("there is no upstream to ask")]
+    NoUpstream,
+    /// None answered in time.
+    #[error("no upstream answered in time")]
+    TimedOut,
+    /// None could be reached.
+    #[error("no upstream can be reached")]
+    Unreachable,
+    /// What came back was no answer.
+    #[error("what the upstreams sent was no answer")]
+    Bad,
+}
+
+/// Why one try at one upstream brought no answer.
+#[derive(Debug)]
+pub(super) enum Miss {
+    /// It cannot be reached, or hung up; why, for people.
+    Unreachable(String),
+    /// What it sent is no answer; why, for people.
+    Bad(&'static str),
+    /// Too much is under way to it.
+    Busy,
+}
+
+impl Upstream {
+    /// An upstream of which nothing is known yet. Opens nothing.
+    pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { serial, target, connector, health: Health::default(), aside: AtomicBool::new(false) })
+    }
+
+    /// Where it is, and how it is spoken to.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// What was measured of it.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether its address is in private space: RFC 1918, RFC 4193, RFC 6598, link-local and loopback ones.
+    pub(super) fn is_private(&self) -> bool {
+        match self.target.address.ip().to_canonical() {
+            IpAddr::V4(address) => {
+                let shared = address.octets()[0] == 100 && address.octets()[1] & 0xC0 == 64;
+                address.is_private() || address.is_loopback() || address.is_link_local() || shared
+            }
+            IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+        }
+    }
+
+    /// What people may want to know of it.
+    pub(super) fn report(&self) -> UpstreamReport {
+        self.health.report(self.target.to_string(), self.is_set_aside(), Instant::now())
+    }
+
+    /// Sets it aside because it leads back to us, or takes it back.
+    pub(super) fn set_aside(&self, looping: bool) {
+        self.aside.store(looping, Ordering::Relaxed);
+    }
+
+    /// Whether it leads back to us and is not asked.
+    pub(super) fn is_set_aside(&self) -> bool {
+        self.aside.load(Ordering::Relaxed)
+    }
+}
+
+impl Sockets {
+    /// One try: asks `upstream` until it answers or cannot. Waits for ever; whoever calls it has the clock.
+    pub(super) async fn attempt(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing) -> Result<Answer, Miss> {
+        let edns = outgoing.has_opt() && !upstream.health.is_without_edns(Instant::now());
+        let answer = self.over_udp(upstream, outgoing, edns).await;
+        match answer {
+            Ok(answer) if edns && answer.denies_edns() => {
+                let plain = self.over_udp(upstream, outgoing, false).await?;
+                if !plain.denies_edns() {
+                    upstream.health.without_edns(Instant::now());
+                }
+                Ok(plain)
+            }
+            answer => answer,
+        }
+    }
+}

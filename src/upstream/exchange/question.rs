@@ -1,0 +1,180 @@
+//! The message that goes out, and whether what comes in answers it.
+
+use rand::Rng;
+
+use crate::wire::{HEADER, flags, question_end, rcode, records, u16_at};
+
+/// A message as it is to go out: id 0, one question, OPT included.
+#[derive(Clone, Debug)]
+pub(in crate::upstream) struct Outgoing {
+    message: Vec<u8>,
+    /// Where the question ends.
+    end: usize,
+    /// The OPT record's place.
+    opt: Option<(usize, usize)>,
+    /// Whether letters go out in random case (draft-vixie-dnsext-dns0x20).
+    random_case: bool,
+}
+
+impl Outgoing {
+    /// A message to ask; none when it is not well-formed or has not exactly one question. With `random_case` each try has
+    /// letters of its own, and answers must echo them.
+    pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
+        let end = question_end(&message)?;
+        let mut opt = None;
+        for record in records(&message, end) {
+            let record = record.ok()?;
+            if record.is_opt() {
+                opt = Some((record.start, record.end));
+            }
+        }
+        Some(Self { message, end, opt, random_case })
+    }
+
+    /// The whole message.
+    pub(in crate::upstream) fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    /// Whether there is an OPT record.
+    pub(super) fn has_opt(&self) -> bool {
+        self.opt.is_some()
+    }
+
+    /// Whether letters go out in random case.
+    pub(super) fn random_case(&self) -> bool {
+        self.random_case
+    }
+
+    /// The octets of one try, id still 0.
+    pub(super) fn dress(&self, edns: bool, random_case: bool) -> Packet {
+        let mut octets = Vec::with_capacity(self.message.len() + 2);
+        match self.opt {
+            Some((start, end)) if !edns => {
+                octets.extend_from_slice(&self.message[..start]);
+                octets.extend_from_slice(&self.message[end..]);
+                let additional = u16_at(&octets, 10).unwrap_or_default().saturating_sub(1);
+                octets[10..12].copy_from_slice(&additional.to_be_bytes());
+            }
+            _ => octets.extend_from_slice(&self.message),
+        }
+        if random_case {
+            // The last four octets of the question are its type and class.
+            shuffle_case(&mut octets[HEADER..self.end - 4]);
+        }
+        Packet { octets, end: self.end }
+    }
+
+    /// Reads what came in as the answer to this. The question gets its own letters back.
+    pub(super) fn read(&self, mut message: Vec<u8>) -> Option<Answer> {
+        if u16_at(&message, 4) == Some(0) {
+            // A header alone: an error of one who did not understand the question (RFC 1035 section 4.1.1).
+            message.truncate(HEADER);
+            message.extend_from_slice(&self.message[HEADER..self.end]);
+            message[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        let end = question_end(&message)?;
+        let mut rcode = u16_at(&message, 2)? & 0xF;
+        let mut opt = false;
+        for record in records(&message, end) {
+            let record = record.ok()?;
+            if record.is_opt() {
+                // The upper eight bits stand first in what is the TTL of other records.
+                rcode |= u16::from(record.ttl.to_be_bytes()[0]) << 4;
+                opt = true;
+            }
+        }
+        if self.random_case {
+            message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
+        }
+        Some(Answer { message, rcode, opt })
+    }
+}
+
+/// Letters of the labels in `name`, upper or lower case by chance. Length octets are below any letter.
+fn shuffle_case(name: &mut [u8]) {
+    let mut random = rand::rng();
+    for chunk in name.chunks_mut(64) {
+        let mut bits = random.next_u64();
+        for octet in chunk {
+            if octet.is_ascii_alphabetic() && bits & 1 == 1 {
+                *octet ^= 0x20;
+            }
+            bits >>= 1;
+        }
+    }
+}
+
+/// The octets of one try.
+#[derive(Debug)]
+pub(super) struct Packet {
+    pub(super) octets: Vec<u8>,
+    /// Where the question ends.
+    end: usize,
+}
+
+/// What a message is to a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// Its answer.
+    Answer,
+    /// Its answer but for the letters' case.
+    OtherCase,
+    /// Something else.
+    Stray,
+}
+
+impl Packet {
+    /// Whether `message`, whose id is ours, answers this question: a response with the same opcode and question
+    /// (RFC 5452 section 9.1).
+    pub(super) fn fits(&self, message: &[u8]) -> Fit {
+        let word = |octets, at| u16_at(octets, at).unwrap_or_default();
+        let flags = word(message, 2);
+        if message.len() < HEADER || flags & flags::QR == 0 || (flags ^ word(&self.octets, 2)) & flags::OPCODE != 0 {
+            return Fit::Stray;
+        }
+        let asked = &self.octets[HEADER..self.end];
+        match word(message, 4) {
+            0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => Fit::Answer,
+            1 => match message.get(HEADER..self.end) {
+                Some(echo) if echo == asked => Fit::Answer,
+                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => Fit::OtherCase,
+                _ => Fit::Stray,
+            },
+            _ => Fit::Stray,
+        }
+    }
+}
+
+/// Type and class are numbers: a type of 0x41 is not one of 0x61.
+fn same_type(one: &[u8], other: &[u8]) -> bool {
+    one[one.len() - 4..] == other[other.len() - 4..]
+}
+
+/// An answer that belongs to the question and is well-formed.
+#[derive(Debug)]
+pub(in crate::upstream) struct Answer {
+    /// The whole message.
+    pub(in crate::upstream) message: Vec<u8>,
+    /// The response code with its upper bits.
+    pub(in crate::upstream) rcode: u16,
+    /// Whether there is an OPT record.
+    opt: bool,
+}
+
+impl Answer {
+    /// Whether records are missing from it.
+    pub(in crate::upstream) fn is_truncated(&self) -> bool {
+        u16_at(&self.message, 2).unwrap_or_default() & flags::TC != 0
+    }
+
+    /// Whether it speaks of the name asked for: it exists, or it does not.
+    pub(in crate::upstream) fn is_final(&self) -> bool {
+        matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)
+    }
+
+    /// Whether it may be a refusal of EDNS (RFC 6891 section 7): who knows it answers with an OPT.
+    pub(super) fn denies_edns(&self) -> bool {
+        matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP) && !self.opt || self.rcode == rcode::BADVERS
+    }
+}

@@ -1,0 +1,264 @@
+//! What is known of an upstream by its answers: how fast it is, and whether it lives.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// An upstream that owes answers for this long, and gave none since, is dead: nobody waits for it until it answers again.
+pub(super) const TIME_OUT: Duration = Duration::from_secs(1);
+
+/// The second question goes out at the earliest after this. Below it, jitter of the network and of a busy machine would
+/// double the traffic, and nobody notices what could be won.
+const HEDGE_FLOOR: Duration = Duration::from_millis(20);
+
+/// The second question goes out at the latest after this: twice before the time-out, so that it can bring an answer by then.
+const HEDGE_CAP: Duration = Duration::from_millis(400);
+
+/// As long as little was measured, the second question goes out after this.
+const HEDGE_UNKNOWN: Duration = Duration::from_millis(200);
+
+/// An upstream that nobody asked for this long gets the next question too, so that ranks can change.
+const PROBE: Duration = Duration::from_secs(30);
+
+/// How often a dead upstream gets a question too: at once, then after this, twice this and so on up to [`PROBE`].
+const PROBE_DEAD: Duration = Duration::from_secs(1);
+
+/// For how long an upstream that does not know EDNS is asked without.
+const WITHOUT_EDNS: Duration = Duration::from_secs(900);
+
+/// Bands of round-trip times: two for each power of two of microseconds, up to 2^24 (17 s).
+const BANDS: usize = 48;
+
+/// Round trips below 2^10 us (1 ms) are equally good.
+const BEST_BAND: usize = 20;
+
+/// Measurements after which old ones count half.
+const HALVED_AFTER: u16 = 256;
+
+/// Measurements without which there is no percentile.
+const ENOUGH: u16 = 16;
+
+/// How upstreams compare: the lesser is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// Lives, in this band of round-trip times; 0 for one that was never measured.
+    Lives(usize),
+    /// Answers, and refuses what it is asked.
+    Refuses,
+    /// Owes answers.
+    Dead,
+}
+
+/// What was measured of one upstream.
+#[derive(Debug, Default)]
+pub(super) struct Health(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Smoothed round trip and its variance (RFC 6298 section 2), microseconds; 0 before the first.
+    smoothed: u32,
+    variance: u32,
+    bands: [u16; BANDS],
+    measured: u16,
+    hedge: Duration,
+    /// Since when answers are owed.
+    owes: Option<Instant>,
+    /// When the next question goes to it in any case.
+    probe: Option<Instant>,
+    probe_after: Duration,
+    refusals: u8,
+    without_edns: Option<Instant>,
+    asked: u64,
+    answered: u64,
+    failed: u64,
+    last_error: Option<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            smoothed: 0,
+            variance: 0,
+            bands: [0; BANDS],
+            measured: 0,
+            hedge: HEDGE_UNKNOWN,
+            owes: None,
+            probe: None,
+            probe_after: PROBE_DEAD,
+            refusals: 0,
+            without_edns: None,
+            asked: 0,
+            answered: 0,
+            failed: 0,
+            last_error: None,
+        }
+    }
+}
+
+/// What people may want to know of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamReport {
+    /// As it is written in the configuration.
+    pub upstream: String,
+    /// Smoothed round trip; none before the first answer.
+    pub round_trip: Option<Duration>,
+    /// Whether it owes answers and nobody waits for it.
+    pub dead: bool,
+    /// Whether it leads back to us and is set aside.
+    pub looping: bool,
+    /// Questions sent to it, repeated ones included.
+    pub asked: u64,
+    /// Answers that came, late ones included.
+    pub answered: u64,
+    /// Tries that failed otherwise than by silence: it could not be reached, or what came was no answer.
+    pub failed: u64,
+    /// Why the last of them failed.
+    pub last_error: Option<String>,
+}
+
+impl Health {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A question goes out.
+    pub(super) fn asked(&self, now: Instant) {
+        let mut state = self.lock();
+        state.asked += 1;
+        state.owes.get_or_insert(now);
+    }
+
+    /// An answer came in, this long after its question. It need not be a useful one.
+    pub(super) fn answered(&self, after: Duration, now: Instant) {
+        let mut state = self.lock();
+        state.answered += 1;
+        state.owes = None;
+        state.probe_after = PROBE_DEAD;
+        state.probe = Some(now + PROBE);
+        state.measure(after);
+    }
+
+    /// A try failed otherwise than by silence.
+    pub(super) fn failed(&self, why: &str, unreachable: bool, now: Instant) {
+        let mut state = self.lock();
+        state.failed += 1;
+        if unreachable {
+            // Dead at once.
+            state.owes = now.checked_sub(TIME_OUT).or(state.owes);
+        }
+        if state.last_error.as_deref() != Some(why) {
+            state.last_error = Some(why.to_owned());
+        }
+    }
+
+    /// It refused, or did not understand, or did neither.
+    pub(super) fn refused(&self, refused: bool) {
+        let mut state = self.lock();
+        state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
+    }
+
+    /// How it compares to others.
+    pub(super) fn rank(&self, now: Instant) -> Rank {
+        let state = self.lock();
+        if state.is_dead(now) {
+            Rank::Dead
+        } else if state.refusals >= 3 {
+            Rank::Refuses
+        } else if state.smoothed == 0 {
+            Rank::Lives(0)
+        } else {
+            Rank::Lives(band(state.smoothed).max(BEST_BAND))
+        }
+    }
+
+    /// Whether it should get the next question whether or not it is its turn. Says so once.
+    pub(super) fn take_probe(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        let due = state.probe.is_none_or(|at| at <= now);
+        if due {
+            let after = if state.is_dead(now) { state.probe_after } else { PROBE };
+            state.probe_after = (state.probe_after * 2).min(PROBE);
+            state.probe = Some(now + after);
+        }
+        due
+    }
+
+    /// After what time an answer is slow: nineteen of twenty came sooner.
+    pub(super) fn hedge_after(&self) -> Duration {
+        self.lock().hedge
+    }
+
+    /// It does not know EDNS.
+    pub(super) fn without_edns(&self, now: Instant) {
+        self.lock().without_edns = Some(now + WITHOUT_EDNS);
+    }
+
+    /// Whether it is asked without EDNS.
+    pub(super) fn is_without_edns(&self, now: Instant) -> bool {
+        self.lock().without_edns.is_some_and(|until| now < until)
+    }
+
+    /// All of it, for people.
+    pub(super) fn report(&self, upstream: String, looping: bool, now: Instant) -> UpstreamReport {
+        let state = self.lock();
+        UpstreamReport {
+            upstream,
+            round_trip: (state.smoothed > 0).then(|| Duration::from_micros(state.smoothed.into())),
+            dead: state.is_dead(now),
+            looping,
+            asked: state.asked,
+            answered: state.answered,
+            failed: state.failed,
+            last_error: state.last_error.clone(),
+        }
+    }
+}
+
+impl State {
+    fn is_dead(&self, now: Instant) -> bool {
+        self.owes.is_some_and(|since| now.saturating_duration_since(since) >= TIME_OUT)
+    }
+
+    fn measure(&mut self, after: Duration) {
+        let micros = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).clamp(1, 1 << 24);
+        if self.smoothed == 0 {
+            (self.smoothed, self.variance) = (micros, micros / 2);
+        } else {
+            self.variance = self.variance - self.variance / 4 + self.smoothed.abs_diff(micros) / 4;
+            self.smoothed = (self.smoothed - self.smoothed / 8 + micros / 8).max(1);
+        }
+        self.bands[band(micros)] += 1;
+        self.measured += 1;
+        if self.measured >= HALVED_AFTER {
+            self.bands.iter_mut().for_each(|count| *count /= 2);
+            self.measured = self.bands.iter().sum();
+        }
+        if self.measured >= ENOUGH && self.measured.is_multiple_of(ENOUGH) {
+            self.hedge = self.slow().clamp(HEDGE_FLOOR, HEDGE_CAP);
+        }
+    }
+
+    /// The upper end of the band that the 95th percentile lies in.
+    fn slow(&self) -> Duration {
+        let mut above = 0;
+        for (band, count) in self.bands.iter().enumerate().rev() {
+            above += count;
+            if above * 20 > self.measured {
+                return band_end(band);
+            }
+        }
+        HEDGE_FLOOR
+    }
+}
+
+/// Two bands for each power of two.
+fn band(micros: u32) -> usize {
+    let power = micros.max(2).ilog2();
+    let half = micros >> (power - 1) & 1;
+    usize::try_from(power * 2 + half).unwrap_or_default().min(BANDS - 1)
+}
+
+/// The least duration above a band.
+fn band_end(band: usize) -> Duration {
+    let unit = 1_u64 << (band / 2);
+    Duration::from_micros(if band % 2 == 0 { unit + unit / 2 } else { unit * 2 })
+}

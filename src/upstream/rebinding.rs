@@ -1,0 +1,179 @@
+//! Answers that give a private address to a public name.
+//!
+//! A page from the Internet may so make a browser talk to machines of a private network as if they were the page's own
+//! (DNS rebinding). Where the guard is on, the client gets no records instead and EDE 15 (RFC 8914), as from dnsmasq. Not
+//! NXDOMAIN: that would deny the name's other types and all names below it (RFC 8020). Not REFUSED: the C library would ask
+//! the next name server for the same. Not only the other records: what is left of a forged answer is no better than the
+//! rest.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::name::Name;
+use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
+
+/// The words that go with an answer that was withheld.
+pub(super) const WITHHELD: ExtendedError =
+    ExtendedError { code: ExtendedError::BLOCKED, text: "a public name with a private address: see rebinding-guard of svcdns" };
+
+/// Type HTTPS and SVCB (RFC 9460), whose hints are addresses, too.
+const HINTED: [u16; 2] = [64, 65];
+
+/// The guard, where it is on.
+#[derive(Clone, Debug)]
+pub(super) struct Rebinding {
+    /// Domains whose names may have any address.
+    allowed: Vec<Name>,
+}
+
+impl Rebinding {
+    /// A guard that lets these domains pass.
+    pub(super) fn new(allowed: Vec<Name>) -> Self {
+        Self { allowed }
+    }
+
+    /// Whether an upstream's well-formed answer to a question for `name` is to be withheld.
+    pub(super) fn offends(&self, name: &Name, message: &[u8]) -> bool {
+        !self.allowed.iter().any(|domain| name.ends_with(domain)) && offends(message)
+    }
+}
+
+/// Whether a well-formed message holds a private address among its answers or what stands beside them.
+fn offends(message: &[u8]) -> bool {
+    let Some(end) = question_end(message) else { return false };
+    let records = records(message, end).map_while(Result::ok);
+    records.filter(|record| record.section != Section::Authority && record.class == rtype::IN).any(|record| {
+        let data = record.data(message);
+        match record.rtype {
+            rtype::A | rtype::AAAA => address(data).is_some_and(is_private),
+            kind if HINTED.contains(&kind) => hints(data).any(is_private),
+            _ => false,
+        }
+    })
+}
+
+/// The address that these octets are.
+fn address(data: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(data).map(|octets| Ipv4Addr::from(octets).into());
+    four.or_else(|_| <[u8; 16]>::try_from(data).map(|octets| Ipv6Addr::from(octets).into())).ok()
+}
+
+/// The addresses in an HTTPS record's data: its parameters 4 and 6 (RFC 9460 section 7.3).
+fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
+    // Priority, then a name that is never compressed.
+    let name = data.get(2..).and_then(|rest| Name::from_wire(rest).ok()).map_or(usize::MAX, |(_, octets)| 2 + octets);
+    let mut rest = data.get(name..).unwrap_or_default();
+    let parameters = std::iter::from_fn(move || {
+        let (key, length) = (u16_at(rest, 0)?, usize::from(u16_at(rest, 2)?));
+        let value = rest.get(4..4 + length)?;
+        rest = &rest[4 + length..];
+        Some((key, value))
+    });
+    parameters.flat_map(|(key, value)| {
+        let octets = match key {
+            4 => 4,
+            6 => 16,
+            // Longer than any value: no chunk of that size is there.
+            _ => usize::from(u16::MAX) + 1,
+        };
+        value.chunks_exact(octets).filter_map(address)
+    })
+}
+
+/// Whether an address means something else in every network, or the machine that asks.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        // 0.0.0.0/8 is this machine or this network (RFC 791 section 3.2).
+        IpAddr::V4(address) => address.is_private() || address.is_loopback() || address.is_link_local() || address.octets()[0] == 0,
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unspecified() || address.is_unique_local() || address.is_unicast_link_local()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::put_u16;
+
+    /// An answer to a question for `a.example`, with one record of this type and data.
+    fn answer(rtype: u16, data: &[u8]) -> Vec<u8> {
+        let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\x07example\0".to_vec();
+        put_u16(&mut message, rtype);
+        message.extend_from_slice(b"\0\x01\xC0\x0C");
+        put_u16(&mut message, rtype);
+        message.extend_from_slice(b"\0\x01\0\0\0\x3C");
+        put_u16(&mut message, u16::try_from(data.len()).unwrap());
+        message.extend_from_slice(data);
+        message
+    }
+
+    fn octets(address: &str) -> (u16, Vec<u8>) {
+        match address.parse().unwrap() {
+            IpAddr::V4(address) => (rtype::A, address.octets().to_vec()),
+            IpAddr::V6(address) => (rtype::AAAA, address.octets().to_vec()),
+        }
+    }
+
+    #[test]
+    fn private_addresses_are_found() {
+        for (address, private) in [
+            ("10.1.2.3", true),
+            ("172.16.0.1", true),
+            ("172.32.0.1", false),
+            ("192.168.1.1", true),
+            ("127.0.0.2", true),
+            ("169.254.1.1", true),
+            ("0.0.0.0", true),
+            ("192.0.2.1", false),
+            ("100.64.0.1", false),
+            ("::", true),
+            ("::1", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("::ffff:10.0.0.1", true),
+            ("::ffff:192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            let (rtype, data) = octets(address);
+            assert_eq!(offends(&answer(rtype, &data)), private, "{address}");
+        }
+        // Text that looks like one is none.
+        assert!(!offends(&answer(rtype::TXT, &[10, 0, 0, 1])));
+        assert!(!offends(b"short"));
+    }
+
+    #[test]
+    fn hints_of_https_records_are_addresses() {
+        let record = |address: &str| {
+            let (_, hint) = octets(address);
+            let key = if hint.len() == 4 { 4 } else { 6 };
+            let mut data = b"\0\x01\0\0\x01\0\x03\x02h2\0".to_vec();
+            data.pop();
+            put_u16(&mut data, key);
+            put_u16(&mut data, u16::try_from(hint.len()).unwrap());
+            data.extend(hint);
+            answer(65, &data)
+        };
+        assert!(offends(&record("10.0.0.1")) && offends(&record("fd00::1")));
+        assert!(!offends(&record("192.0.2.1")) && !offends(&record("2001:db8::1")));
+        for data in [&b""[..], b"\0", b"\0\x01", b"\0\x01\x05ab", b"\0\x01\0\0\x04\0\x08\x0A\0\0\x01"] {
+            assert!(!offends(&answer(64, data)), "{data:x?}");
+        }
+    }
+
+    #[test]
+    fn some_domains_may() {
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let guard = Rebinding::new(vec![name("lan.example")]);
+        let private = answer(rtype::A, &[10, 0, 0, 1]);
+        assert!(guard.offends(&name("a.example"), &private) && guard.offends(&name("xlan.example"), &private));
+        assert!(!guard.offends(&name("a.lan.example"), &private));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_data_panics(rtype in 0u16..70, data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
+            let _ = offends(&answer(rtype, &data));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Who is asked for which name.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::exchange::Upstream;
+use super::sources::List;
+use super::special::{self, Answer, Special};
+use crate::name::Name;
+use crate::wire::ExtendedError;
+
+/// Where a question goes.
+#[derive(Clone, Debug)]
+pub(super) enum Route {
+    /// It is answered here.
+    Here(Answer),
+    /// To these upstreams, never none.
+    Ask(Arc<[Arc<Upstream>]>),
+    /// Nowhere, for this reason: SERVFAIL.
+    Nobody(ExtendedError),
+}
+
+/// The upstreams in force. Never changed: new ones take its place as a whole.
+#[derive(Debug)]
+pub(super) struct Routes {
+    /// Every domain that something is known of, by its octets.
+    suffixes: HashMap<Box<[u8]>, Suffix, foldhash::quality::RandomState>,
+    /// Who is asked for all other names.
+    servers: Arc<[Arc<Upstream>]>,
+    /// Those of them in private address space.
+    private: Arc<[Arc<Upstream>]>,
+    /// Whether programs of this machine ask us.
+    asked_by_system: bool,
+}
+
+/// What is known of a domain.
+#[derive(Debug, Default)]
+struct Suffix {
+    special: Option<Special>,
+    upstreams: Option<Arc<[Arc<Upstream>]>>,
+}
+
+const NO_UPSTREAM: ExtendedError =
+    ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "no upstream is known: see the log of svcdns" };
+const LOOP: ExtendedError =
+    ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "loop: every upstream leads back to svcdns" };
+
+impl Routes {
+    /// Routes to `servers`, and to those of `domains`. With `asked_by_system`, programs of this machine ask us.
+    pub(super) fn new(servers: Vec<Arc<Upstream>>, domains: Vec<(Name, Vec<Arc<Upstream>>)>, asked_by_system: bool) -> Self {
+        let mut suffixes = HashMap::<Box<[u8]>, Suffix, _>::default();
+        for (zone, special) in special::all() {
+            suffixes.entry(zone.as_wire().into()).or_default().special = Some(special);
+        }
+        for (domain, upstreams) in domains {
+            suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams.into());
+        }
+        let private = servers.iter().filter(|upstream| upstream.is_private()).cloned().collect();
+        Self { suffixes, servers: servers.into(), private, asked_by_system }
+    }
+
+    /// Where a question for `name` goes: the longest domain with upstreams of its own decides, by labels.
+    pub(super) fn find(&self, name: &Name) -> Route {
+        let octets = name.as_wire();
+        let (mut special, mut domain) = (None, None);
+        let mut front = 0;
+        while octets[front] != 0 {
+            if let Some(suffix) = self.suffixes.get(&octets[front..]) {
+                special = special.or_else(|| suffix.special.map(|special| Answer { special, front }));
+                domain = domain.or(suffix.upstreams.as_ref());
+            }
+            front += 1 + usize::from(octets[front]);
+        }
+        match (special, domain) {
+            (Some(answer), _) if answer.special.is_fixed() => Route::Here(answer),
+            (_, Some(upstreams)) => ask(upstreams),
+            (Some(Answer { special: Special::Canary, .. }), None) if !self.asked_by_system => ask(&self.servers),
+            (Some(Answer { special: Special::Private, .. }), None) if !self.private.is_empty() => ask(&self.private),
+            (Some(answer), None) => Route::Here(answer),
+            (None, None) => ask(&self.servers),
+        }
+    }
+
+    /// Every upstream, each once.
+    pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        let domains = self.suffixes.values().filter_map(|suffix| suffix.upstreams.as_ref());
+        let mut upstreams = Vec::<Arc<Upstream>>::new();
+        for upstream in [&self.servers].into_iter().chain(domains).flat_map(|upstreams| upstreams.iter()) {
+            if !upstreams.iter().any(|known| Arc::ptr_eq(known, upstream)) {
+                upstreams.push(Arc::clone(upstream));
+            }
+        }
+        upstreams
+    }
+
+    /// Where a question for `name` goes, for people.
+    pub(super) fn describe(&self, name: &Name) -> String {
+        match self.find(name) {
+            Route::Here(answer) => format!("answered here: {}", answer.special.words()),
+            Route::Nobody(error) => format!("nobody can be asked: {}", error.text),
+            Route::Ask(upstreams) => {
+                let targets: Vec<_> = upstreams.iter().map(|upstream| upstream.target().clone()).collect();
+                format!("asked of {}, whoever answers fastest", List(&targets))
+            }
+        }
+    }
+}
+
+fn ask(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
+    if upstreams.is_empty() {
+        Route::Nobody(NO_UPSTREAM)
+    } else if upstreams.iter().all(|upstream| upstream.is_set_aside()) {
+        Route::Nobody(LOOP)
+    } else {
+        Route::Ask(Arc::clone(upstreams))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::exchange::Connector;
+    use super::*;
+
+    fn upstreams(runtime: &tokio::runtime::Runtime, addresses: &[&str]) -> Vec<Arc<Upstream>> {
+        let connector = Connector::new(runtime.handle().clone(), None);
+        addresses.iter().map(|address| Upstream::new(address.parse().unwrap(), Arc::clone(&connector))).collect()
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_text(text).unwrap()
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// The special name, the upstreams' addresses, or `nobody`.
+    fn found(routes: &Routes, text: &str) -> String {
+        match routes.find(&name(text)) {
+            Route::Here(answer) => format!("{:?}", answer.special),
+            Route::Ask(upstreams) => upstreams.iter().map(|upstream| upstream.target().to_string()).collect::<Vec<_>>().join(" "),
+            Route::Nobody(_) => "nobody".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_longest_domain_decides() {
+        let runtime = runtime();
+        let of = |addresses: &[&str]| upstreams(&runtime, addresses);
+        let domains = vec![
+            (name("example"), of(&["192.0.2.1"])),
+            (name("corp.example"), of(&["192.0.2.2", "192.0.2.3"])),
+            (name("10.in-addr.arpa"), of(&["192.0.2.4"])),
+            (name("168.192.in-addr.arpa"), of(&[])),
+        ];
+        let routes = Routes::new(of(&["198.51.100.1"]), domains, false);
+        for (text, to) in [
+            ("example", "192.0.2.1"),
+            ("a.example", "192.0.2.1"),
+            ("corp.example", "192.0.2.2 192.0.2.3"),
+            ("a.b.corp.example", "192.0.2.2 192.0.2.3"),
+            ("xcorp.example", "192.0.2.1"),
+            ("example.com", "198.51.100.1"),
+            (".", "198.51.100.1"),
+            // Asked for by name, although it is not in private address space.
+            ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
+            ("1.1.168.192.in-addr.arpa", "nobody"),
+        ] {
+            assert_eq!(found(&routes, text), to, "{text}");
+        }
+        assert_eq!(routes.upstreams().len(), 5);
+    }
+
+    #[test]
+    fn special_names_do_not_leave() {
+        let runtime = runtime();
+        let public = Routes::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
+        let mixed = Routes::new(upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]), Vec::new(), true);
+        for (text, alone, with_private) in [
+            ("localhost", "Localhost", "Localhost"),
+            ("a.localhost", "Localhost", "Localhost"),
+            ("invalid", "Missing", "Missing"),
+            ("a.onion", "Missing", "Missing"),
+            ("xonion", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("use-application-dns.net", "192.0.2.1", "Canary"),
+            ("_dns.resolver.arpa", "Designated", "Designated"),
+            ("1.0.0.127.in-addr.arpa", "Loopback", "Loopback"),
+            ("10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.0.0.10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.31.172.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.32.172.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.64.100.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.128.100.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("printer.local", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("nas.home.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("a.test", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+        ] {
+            assert_eq!((&*found(&public, text), &*found(&mixed, text)), (alone, with_private), "{text}");
+        }
+        for (address, kind) in
+            [("fd00::5", "Private"), ("fe80::5", "Private"), ("feb0::5", "Private"), ("::1", "Loopback"), ("::", "Private")]
+        {
+            let reverse = crate::name::reverse_name(address.parse().unwrap()).to_string();
+            assert_eq!(found(&public, &reverse), kind, "{address}");
+        }
+        assert_eq!(found(&public, &crate::name::reverse_name("2001:db9::1".parse().unwrap()).to_string()), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_domain_named_for_special_names_wins_over_most() {
+        let runtime = runtime();
+        let of = |address: &str| upstreams(&runtime, &[address]);
+        let domains = ["arpa", "local", "localhost", "use-application-dns.net", "a.invalid"];
+        let routes = Routes::new(of("192.0.2.1"), domains.map(|domain| (name(domain), of("192.0.2.2"))).into(), true);
+        for (text, to) in [
+            ("1.0.0.10.in-addr.arpa", "192.0.2.2"),
+            ("1.0.0.127.in-addr.arpa", "192.0.2.2"),
+            ("a.local", "192.0.2.2"),
+            ("a.localhost", "Localhost"),
+            ("a.invalid", "Missing"),
+            ("use-application-dns.net", "192.0.2.2"),
+        ] {
+            assert_eq!(found(&routes, text), to, "{text}");
+        }
+    }
+
+    #[test]
+    fn those_set_aside_are_not_asked_for_ever() {
+        let runtime = runtime();
+        let both = upstreams(&runtime, &["192.0.2.1", "192.0.2.2"]);
+        let routes = Routes::new(both.clone(), Vec::new(), false);
+        both[0].set_aside(true);
+        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
+        both[1].set_aside(true);
+        let Route::Nobody(error) = routes.find(&name("example")) else { panic!("a circle is asked") };
+        assert!(error.code == 22 && error.text.contains("loop"), "{error:?}");
+        both[0].set_aside(false);
+        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
+    }
+}

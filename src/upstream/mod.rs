@@ -16,7 +16,7 @@ mod target;
 pub use forwarder::{Forwarder, Lane};
 pub use health::UpstreamReport;
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
-pub use target::{Protocol, Target};
+pub use target::{Protocol, Target, TargetError};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

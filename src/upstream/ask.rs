@@ -134,17 +134,14 @@ impl<'a> Asking<'a> {
                     self.best = Some(incoming);
                 }
             }
-            Err(Miss::Unreachable(why)) => {
-                upstream.health().failed(&why, true, Instant::now());
-                self.worst = Failure::Unreachable;
-            }
-            Err(Miss::Bad(why)) => {
-                upstream.health().failed(&why, false, Instant::now());
-                self.worst = Failure::Bad;
-            }
-            Err(Miss::Busy) => {
-                upstream.health().failed("too many questions to it are under way", false, Instant::now());
-                self.worst = Failure::TimedOut;
+            Err(miss) => {
+                let unreachable = matches!(miss, Miss::Unreachable(_));
+                upstream.health().failed(&miss.to_string(), unreachable, Instant::now());
+                self.worst = match miss {
+                    Miss::Unreachable(_) => Failure::Unreachable,
+                    Miss::Bad(_) => Failure::Bad,
+                    Miss::Busy => Failure::TimedOut,
+                };
             }
         }
         self.done.push(place);

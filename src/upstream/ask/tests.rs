@@ -265,13 +265,24 @@ async fn all_dead_are_asked_at_once() {
 }
 
 #[tokio::test]
-async fn within_four_seconds_three_are_asked() {
+async fn three_are_asked_in_good_time() {
     let servers = [server(), server(), server()];
-    servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
     let sockets = Sockets::default();
     let upstreams = servers.each_ref().map(|server| upstream_of(target(server)));
-    // Measured ones, so that it is not asked as one of which nothing is known.
-    assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+    for (upstream, server) in upstreams.iter().zip(&servers) {
+        measure(&sockets, upstream).await;
+        server.forget();
+    }
+    // None is known to be dead, and the only one that answers is anywhere among them.
+    servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
+    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+}
+
+/// Asks so often that its round trip is known.
+async fn measure(sockets: &Sockets, upstream: &Arc<Upstream>) {
+    for _ in 0..20 {
+        sockets.ask_one(upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -295,11 +306,47 @@ async fn a_closed_port_costs_no_time_out() {
 #[tokio::test]
 async fn the_second_question_overtakes_a_slow_answer() {
     let (slow, good) = (server(), server());
-    slow.behave(Behaviour::default().delayed(seconds(20)));
+    // So that it is asked second.
+    good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
     let sockets = Sockets::default();
     let upstreams = both(&slow, &good);
+    for upstream in &upstreams {
+        measure(&sockets, upstream).await;
+    }
+    slow.behave(Behaviour::default().delayed(seconds(20)));
+    good.behave(Behaviour::default());
+    slow.forget();
     let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
+    assert_eq!(slow.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn letters_of_the_client_need_no_echo() {
+    let server = server();
+    server.behave(Behaviour::damaged(Damage::LowerCase));
+    let mut question = question();
+    question[13..16].copy_from_slice(b"WwW");
+    let outgoing = Outgoing::new(question.clone(), false).unwrap();
+    let sockets = Sockets::default();
+    let incoming = sockets.ask(&[upstream_of(target(&server))], &outgoing, deadline()).await.unwrap();
+    assert_eq!(incoming.message[12..33], question[12..33]);
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_large_question_goes_over_tcp() {
+    let server = server();
+    let mut question = question();
+    let at = question.len() - 2;
+    question[at..].copy_from_slice(&3004_u16.to_be_bytes());
+    question.extend([0xFD, 0xE9, 0x0B, 0xB8]);
+    question.resize(question.len() + 3000, 7);
+    let sockets = Sockets::default();
+    let upstream = upstream_of(target(&server));
+    let outgoing = Outgoing::new(question, false).unwrap();
+    assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
+    assert_eq!((server.connections(), upstream.report().failed), (1, 0));
 }
 
 #[tokio::test]

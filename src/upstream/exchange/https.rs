@@ -12,7 +12,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{ACCEPT, CONTENT_TYPE};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
 use super::question::{Fit, Packet};
@@ -24,6 +24,9 @@ use crate::wire::TCP_MAX;
 /// The media type of messages (RFC 8484 section 6).
 const MESSAGE: &str = "application/dns-message";
 
+/// Questions under way to one upstream.
+const MOST: usize = 1024;
+
 /// One question, a new connection included; nobody waits so long.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -34,8 +37,17 @@ const IDLE: Duration = Duration::from_secs(30);
 const ALIVE: Duration = Duration::from_secs(3);
 
 /// The connection to one upstream, while there is one.
-#[derive(Debug, Default)]
-pub(super) struct Https(Mutex<Option<Held>>);
+#[derive(Debug)]
+pub(super) struct Https {
+    held: Mutex<Option<Held>>,
+    room: Arc<Semaphore>,
+}
+
+impl Default for Https {
+    fn default() -> Self {
+        Self { held: Mutex::new(None), room: Arc::new(Semaphore::new(MOST)) }
+    }
+}
 
 #[derive(Debug)]
 struct Held {
@@ -48,11 +60,13 @@ struct Held {
 /// # Errors
 /// When there is no connection or no answer.
 pub(super) async fn exchange(upstream: &Arc<Upstream>, packet: Packet) -> Result<Vec<u8>, Miss> {
+    let room = Arc::clone(&upstream.https.room).try_acquire_owned().map_err(|_| Miss::Busy)?;
     // A task on the connections' runtime, which outlives a question that has its answer from somebody else: a late one, too,
     // tells how fast this upstream is.
     let task = {
         let upstream = Arc::clone(upstream);
         async move {
+            let _room = room;
             let late = || Miss::Unreachable(format!("no answer over HTTPS within {} s", LIMIT.as_secs()));
             timeout(LIMIT, ask(&upstream, &packet)).await.unwrap_or_else(|_| Err(late()))
         }
@@ -70,7 +84,7 @@ async fn ask(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, Miss>
         Ok(response) => response,
         // Its end and our question met.
         Err(_) if !fresh => {
-            *upstream.https.0.lock().await = None;
+            *upstream.https.held.lock().await = None;
             let (mut sender, _) = self::sender(upstream).await?;
             sender.send_request(request(upstream, body)?).await.map_err(|error| broken(&error))?
         }
@@ -120,7 +134,7 @@ fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Mis
 /// The way into the connection in force, and whether it was made just now.
 async fn sender(upstream: &Arc<Upstream>) -> Result<(SendRequest<Full<Bytes>>, bool), Miss> {
     // Held while connecting: others wait for the same connection.
-    let mut held = upstream.https.0.lock().await;
+    let mut held = upstream.https.held.lock().await;
     if let Some(held) = held.as_mut().filter(|held| !held.sender.is_closed() && held.used.elapsed() < IDLE) {
         held.used = Instant::now();
         return Ok((held.sender.clone(), false));

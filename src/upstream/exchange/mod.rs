@@ -29,6 +29,7 @@ use self::stream::Link;
 use self::tls::Trust;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
+use crate::wire::UDP_MAX;
 
 /// Answers in other letters than the question's, without a right one between them, after which letters are left as they are.
 const OTHER_CASES: u8 = 3;
@@ -101,13 +102,16 @@ pub(super) enum Failure {
 }
 
 /// Why one try at one upstream brought no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Miss {
     /// It cannot be reached, or hung up; why, for people.
+    #[error("{0}")]
     Unreachable(String),
     /// What it sent is no answer; why, for people.
+    #[error("{0}")]
     Bad(Cow<'static, str>),
     /// Too much is under way to it.
+    #[error("too many questions to it are under way")]
     Busy,
 }
 
@@ -196,6 +200,9 @@ impl Sockets {
 
     /// Over UDP, and over TCP when the answer is truncated, or is none that a forger could not have sent.
     async fn plain(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
+        if outgoing.message().len() > UDP_MAX {
+            return over_stream(upstream, outgoing, edns, false).await;
+        }
         let random_case = outgoing.random_case() && upstream.other_cases.load(Ordering::Relaxed) < OTHER_CASES;
         let mut other_case = false;
         match self.over_udp(upstream, outgoing.dress(edns, random_case, false)).await? {
@@ -209,10 +216,14 @@ impl Sockets {
                         return Ok(answer);
                     }
                     let whole = tokio::time::timeout(WHOLE, over_stream(upstream, outgoing, edns, false)).await;
-                    return match whole {
-                        Ok(Ok(whole)) => Ok(whole),
-                        Ok(Err(_)) | Err(_) => Ok(answer),
+                    let why = match whole {
+                        Ok(Ok(whole)) => return Ok(whole),
+                        Ok(Err(miss)) => miss.to_string(),
+                        Err(_) => "it truncates its answer and says no more over TCP".to_owned(),
                     };
+                    // It lives all the same.
+                    upstream.health.failed(&why, false, Instant::now());
+                    return Ok(answer);
                 }
             }
             Reply::OtherCase(_) => other_case = true,

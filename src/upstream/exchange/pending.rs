@@ -102,17 +102,17 @@ impl Pending {
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.lock().by_id.values().map(|entry| entry.sent).min()
     }
-
-    /// Whether nothing is under way.
-    pub(super) fn is_empty(&self) -> bool {
-        self.lock().by_id.is_empty()
-    }
 }
 
 impl Entries {
     /// Whether nothing is taken any more.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 
     /// A random id that is free; none when too much is under way.

@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use crate::wire::{HEADER, flags, question_end, rcode, records, u16_at};
+use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
 
 /// The EDNS option of padding (RFC 7830).
 const PADDING: u16 = 12;
@@ -20,9 +20,12 @@ pub(in crate::upstream) struct Outgoing {
 }
 
 impl Outgoing {
-    /// A message to ask; none when it is not well-formed or has not exactly one question. With `random_case` each try has
+    /// A message to ask; none when it is not well-formed, has not exactly one question, or leaves no room for padding. With `random_case` each try has
     /// letters of its own, and answers must echo them.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
+        if message.len() > TCP_MAX - 256 {
+            return None;
+        }
         let end = question_end(&message)?;
         let mut opt = None;
         for record in records(&message, end) {
@@ -76,7 +79,7 @@ impl Outgoing {
             // The last four octets of the question are its type and class.
             shuffle_case(&mut octets[HEADER..self.end - 4]);
         }
-        Packet { octets, end: self.end }
+        Packet { octets, end: self.end, exact: random_case }
     }
 
     /// The length of an OPT record's data stands in the two octets before it; the owner is one octet.
@@ -108,9 +111,7 @@ impl Outgoing {
                 opt = true;
             }
         }
-        if self.random_case {
-            message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
-        }
+        message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
         Some(Answer { message, rcode, opt })
     }
 }
@@ -135,6 +136,8 @@ pub(super) struct Packet {
     pub(super) octets: Vec<u8>,
     /// Where the question ends.
     end: usize,
+    /// Whether the answer must have the letters as they are here.
+    exact: bool,
 }
 
 /// What a message is to a question.
@@ -153,7 +156,7 @@ impl Packet {
     pub(super) fn with_id(&self, id: u16) -> Self {
         let mut octets = self.octets.clone();
         octets[..2].copy_from_slice(&id.to_be_bytes());
-        Self { octets, end: self.end }
+        Self { octets, ..*self }
     }
 
     /// With its length before it (RFC 1035 section 4.2.2).
@@ -175,7 +178,13 @@ impl Packet {
             0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => Fit::Answer,
             1 => match message.get(HEADER..self.end) {
                 Some(echo) if echo == asked => Fit::Answer,
-                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => Fit::OtherCase,
+                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => {
+                    if self.exact {
+                        Fit::OtherCase
+                    } else {
+                        Fit::Answer
+                    }
+                }
                 _ => Fit::Stray,
             },
             _ => Fit::Stray,

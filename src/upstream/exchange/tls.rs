@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
 /// For how long the machine's authorities, once read, are taken for what they are.
 const FRESH: Duration = Duration::from_secs(600);
@@ -64,7 +64,7 @@ impl Trust {
             None => ServerName::from(address),
         };
         let shown = name.to_str().into_owned();
-        TlsConnector::from(config).connect(name, stream).await.map_err(|error| format!("TLS with {shown}: {error}"))
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| format!("TLS with {shown}: {}", explained(&error)))
     }
 
     /// The configurations for the authorities as they are now. As long as those are the same, so is what it returns: in it are
@@ -85,6 +85,18 @@ impl Trust {
         let made = tokio::task::spawn_blocking(move || make(pem, file.as_deref())).await.map_err(|error| error.to_string())??;
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
         Ok(made)
+    }
+}
+
+/// Why a handshake failed; what is only named by the library, in words.
+fn explained(error: &std::io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            "no authority that we trust vouches for its certificate".to_owned()
+        }
+        Some(rustls::Error::NoCertificatesPresented) => "it shows no certificate".to_owned(),
+        _ => error.to_string(),
     }
 }
 

@@ -107,7 +107,7 @@ impl Sockets {
                 open.uses += 1;
                 return Ok(Arc::clone(&open.socket));
             }
-            pool.lingering.retain(|open| !open.socket.pending.is_empty() && now.saturating_duration_since(open.made) < AGE + LINGER);
+            pool.lingering.retain(|open| !open.socket.pending.lock().is_empty() && now.saturating_duration_since(open.made) < AGE + LINGER);
             if pool.lingering.len() >= LINGERING {
                 pool.lingering.swap_remove(0);
             }
@@ -192,9 +192,10 @@ async fn read(socket: Arc<Socket>) {
         match socket.pending.take(&buffer[..length], now) {
             Taken::Answer(after) => {
                 socket.upstream.health.answered(after, now);
-                if socket.pending.is_empty() {
-                    // Nothing else is awaited, so the call that would find nothing is spared: readiness is forgotten as if it had
-                    // been made. Should there be something that nobody asked for, it is read with the next answer.
+                let entries = socket.pending.lock();
+                if entries.is_empty() {
+                    // Nothing else is awaited, nor sent while this lock is held, so the call that would find nothing is spared:
+                    // readiness is forgotten as if it had been made. Something that nobody asked for is read with the next answer.
                     let _ = socket.io.try_io(Interest::READABLE, || -> io::Result<()> { Err(io::ErrorKind::WouldBlock.into()) });
                 }
             }

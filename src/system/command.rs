@@ -71,7 +71,7 @@ fn read(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<S
 }
 
 /// A command line as a person would type it.
-pub fn written(line: &[String]) -> String {
+pub(super) fn written(line: &[String]) -> String {
     let plain = |word: &str| !word.is_empty() && word.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&octet));
     let words: Vec<String> =
         line.iter().map(|word| if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) }).collect();

@@ -20,8 +20,8 @@ const KEPT: &[u8] = b"#svcdns# ";
 /// What the file should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted<'a> {
-    /// The name servers, ours.
-    pub(super) servers: &'a [IpAddr],
+    /// Our address.
+    pub(super) server: IpAddr,
     /// Zones to put in front of the search list.
     pub(super) search: &'a [String],
     /// Whether the other name servers go on counting, behind ours.
@@ -36,7 +36,7 @@ pub(super) fn put_in(file: &[u8], wanted: &Wanted) -> Vec<u8> {
         return clean;
     }
     let replaced = |line: &Line| match &line.says {
-        Says::NameServer(server) => !wanted.keep_others || wanted.servers.contains(&server.address),
+        Says::NameServer(server) => !wanted.keep_others || server.address == wanted.server,
         Says::Search(_) => !wanted.search.is_empty(),
         _ => false,
     };
@@ -63,16 +63,13 @@ pub(super) fn put_in(file: &[u8], wanted: &Wanted) -> Vec<u8> {
 }
 
 fn says_all(conf: &ResolvConf, wanted: &Wanted) -> bool {
-    let servers: Vec<IpAddr> = conf.name_servers().map(|server| server.address).collect();
-    let servers_do = if wanted.keep_others { servers.starts_with(wanted.servers) } else { servers == wanted.servers };
+    let mut servers = conf.name_servers();
+    let servers_do = servers.next().is_some_and(|first| first.address == wanted.server) && (wanted.keep_others || servers.next().is_none());
     servers_do && wanted.search.iter().all(|zone| conf.search().iter().any(|domain| domain.trim_end_matches('.') == zone))
 }
 
 fn ours(conf: &ResolvConf, wanted: &Wanted) -> String {
-    let mut ours = BEGIN.to_owned();
-    for server in wanted.servers {
-        let _ = writeln!(ours, "nameserver {server}");
-    }
+    let mut ours = format!("{BEGIN}nameserver {}\n", wanted.server);
     if !wanted.search.is_empty() {
         let own = |domain: &&&str| !wanted.search.iter().any(|zone| zone == domain.trim_end_matches('.'));
         let rest: Vec<&str> = conf.search().iter().filter(own).copied().collect();
@@ -113,11 +110,11 @@ pub(super) fn take_out(file: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const OURS: [IpAddr; 1] = [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)];
+    const OURS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn put(text: &str, search: &[&str], keep_others: bool) -> String {
         let search: Vec<String> = search.iter().map(|&zone| zone.to_owned()).collect();
-        let octets = put_in(text.as_bytes(), &Wanted { servers: &OURS, search: &search, keep_others });
+        let octets = put_in(text.as_bytes(), &Wanted { server: OURS, search: &search, keep_others });
         assert_eq!(take_out(&octets), text.as_bytes(), "{octets:?}");
         String::from_utf8(octets).unwrap()
     }
@@ -157,14 +154,14 @@ mod tests {
         // Our own address, alone: nothing to do. With others: ours alone.
         assert_eq!(put("nameserver 127.0.0.1\n", &[], false), "nameserver 127.0.0.1\n");
         assert_eq!(counting(&put("nameserver 127.0.0.1\nnameserver 192.0.2.1\n", &[], false)), ["nameserver 127.0.0.1"]);
-        let twenty: String = (1..=20).map(|n| format!("nameserver 192.0.2.{n}\n")).collect();
+        let twenty: String = (1..=20).fold(String::new(), |text, n| format!("{text}nameserver 192.0.2.{n}\n"));
         assert_eq!(counting(&put(&twenty, &[], false)), ["nameserver 127.0.0.1"]);
         // Text that is no text stays.
-        let raw = put_in(b"\xFF\xFE\nnameserver 192.0.2.1\r\n", &Wanted { servers: &OURS, search: &[], keep_others: false });
+        let raw = put_in(b"\xFF\xFE\nnameserver 192.0.2.1\r\n", &Wanted { server: OURS, search: &[], keep_others: false });
         assert_eq!(take_out(&raw), b"\xFF\xFE\nnameserver 192.0.2.1\r\n");
         // A second time changes nothing.
         let once = put("nameserver 192.0.2.1\n", &["svc"], false);
-        let wanted = Wanted { servers: &OURS, search: &["svc".to_owned()], keep_others: false };
+        let wanted = Wanted { server: OURS, search: &["svc".to_owned()], keep_others: false };
         assert_eq!(put_in(once.as_bytes(), &wanted), once.as_bytes());
     }
 
@@ -191,10 +188,10 @@ mod tests {
             // A last line that is not ended gets an end where ours comes behind it.
             if end || !text.contains("nameserver") { text.push('\n'); }
             let zones = if search { vec!["svc".to_owned()] } else { Vec::new() };
-            let wanted = Wanted { servers: &OURS, search: &zones, keep_others };
+            let wanted = Wanted { server: OURS, search: &zones, keep_others };
             let put = put_in(text.as_bytes(), &wanted);
             let conf = ResolvConf::parse(&put);
-            proptest::prop_assert_eq!(conf.name_servers().next().map(|server| server.address), Some(OURS[0]));
+            proptest::prop_assert_eq!(conf.name_servers().next().map(|server| server.address), Some(OURS));
             let back = take_out(&put);
             proptest::prop_assert_eq!(back.trim_ascii_end(), text.as_bytes().trim_ascii_end());
         }

@@ -159,7 +159,7 @@ impl Entry {
     /// # Errors
     /// When the system refuses; what stood there stands there still then, unless it is written in place.
     pub fn put(&self, path: &Path, in_place: bool) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
+        let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let new = new_path(path);
         if let (true, Self::File(file)) = (in_place, self) {
             return file.write_into(path);

@@ -242,7 +242,7 @@ impl Step {
             Self::Folder(path) => {
                 let made = root.path(path);
                 DirBuilder::new().mode(0o755).create(&made).map_err(at(path))?;
-                entry::sync(made.parent().unwrap_or(Path::new("/"))).map_err(at(path))
+                entry::sync(made.parent().unwrap_or_else(|| Path::new("/"))).map_err(at(path))
             }
             Self::File(file) => {
                 let path = root.path(&file.path);
@@ -399,8 +399,7 @@ mod tests {
     }
 
     fn journal(root: &Root) -> Journal {
-        let servers = ["127.0.0.1".parse().unwrap()];
-        let wanted = edit::Wanted { servers: &servers, search: &[], keep_others: false };
+        let wanted = edit::Wanted { server: "127.0.0.1".parse().unwrap(), search: &[], keep_others: false };
         let conf = edit::put_in(&fs::read(root.path("/etc/resolv.conf")).unwrap(), &wanted);
         let flag = root.path("/run/flag").display().to_string();
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
@@ -425,7 +424,7 @@ mod tests {
     fn undone_from_wherever_it_stopped_everything_is_as_before() {
         for stopped in 0..=7 {
             for half_written in [false, true] {
-                for undone_before in 0..=7 {
+                for undone_before in [0, 3, 5, 7] {
                     let (_folder, root) = machine();
                     let before = tree(&root);
                     let lock = Lock::take(&root).unwrap();

@@ -9,6 +9,7 @@ mod edit;
 mod entry;
 mod journal;
 mod plan;
+mod prove;
 mod root;
 mod seen;
 mod unit;
@@ -19,6 +20,7 @@ pub use detect::{Container, File, Kind, Machine, NetworkManager, Owner, Reach, R
 pub use entry::{Entry, FileEntry, Octets};
 pub use journal::{BEFORE, CommandStep, Edited, FOLDER, FileStep, Journal, JournalError, Lock, Step, Undone};
 pub use plan::{Obstacle, Plan, Wish, command_line, enabled_unit, own_file, plan, told};
+pub use prove::look_up;
 pub use root::Root;
 pub use seen::{Mount, Seen};
 pub use unit::{SERVER as SERVER_UNIT, server as server_unit};

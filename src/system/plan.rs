@@ -1,7 +1,7 @@
 //! From what was found out and what is wanted to the steps that do it.
 
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::Root;
@@ -32,8 +32,8 @@ const RECORD: &str = "lo.svcdns";
 pub struct Wish {
     /// The served zones, without final dots.
     pub zones: Vec<String>,
-    /// Where the server answers, the best address first.
-    pub server: Vec<SocketAddr>,
+    /// Where the server answers.
+    pub server: SocketAddr,
     /// Whether names without a dot are searched for in the zones.
     pub search: bool,
     /// Whether the name servers of `/etc/resolv.conf` go on counting behind ours.
@@ -107,7 +107,7 @@ impl Planning<'_> {
     }
 
     fn delegate(&mut self) -> Result<(), Obstacle> {
-        let text = format!("[Delegate]\nDNS={}\nDomains={}\n", self.servers(), self.domains().join(" "));
+        let text = format!("[Delegate]\nDNS={}\nDomains={}\n", self.server(), self.domains().join(" "));
         let reload = line(["systemctl", "reload-or-restart", "systemd-resolved.service"]);
         self.drop_in("let systemd-resolved read its delegates", reload, "/etc/systemd/dns-delegate.d/svcdns.dns-delegate", &text)?;
         self.notes_of_resolved();
@@ -154,7 +154,7 @@ impl Planning<'_> {
             resolvectl("llmnr", &no),
             resolvectl("mdns", &no),
             resolvectl("domain", &self.domains()),
-            resolvectl("dns", &self.servers().split(' ').map(str::to_owned).collect::<Vec<_>>()),
+            resolvectl("dns", &[self.server()]),
         ];
         let zones = self.wish.zones.join(" ");
         let hook = Hook {
@@ -171,8 +171,8 @@ impl Planning<'_> {
 
     fn dnsmasq(&mut self) -> Result<(), Obstacle> {
         let mut text = String::new();
-        for (zone, server) in self.wish.zones.iter().flat_map(|zone| self.wish.server.iter().map(move |server| (zone, server))) {
-            let _ = writeln!(text, "server=/{zone}/{}#{}", server.ip(), server.port());
+        for zone in &self.wish.zones {
+            let _ = writeln!(text, "server=/{zone}/{}#{}", self.wish.server.ip(), self.wish.server.port());
         }
         let reload = line(["nmcli", "general", "reload", "dns-full"]);
         self.drop_in("restart NetworkManager's dnsmasq", reload, "/etc/NetworkManager/dnsmasq.d/svcdns.conf", &text)?;
@@ -195,10 +195,7 @@ impl Planning<'_> {
 
     fn resolvconf(&mut self) -> Result<(), Obstacle> {
         let resolvconf = self.program("resolvconf", "resolvconf")?;
-        let mut record = String::new();
-        for address in self.addresses() {
-            let _ = write!(record, "nameserver {address}\\n");
-        }
+        let mut record = format!("nameserver {}\\n", self.wish.server.ip());
         if self.wish.search {
             let _ = write!(record, "search {}\\n", self.wish.zones.join(" "));
         }
@@ -252,13 +249,12 @@ impl Planning<'_> {
         } else {
             file.target.clone()
         };
-        let servers = self.addresses();
+        let server = self.wish.server.ip();
         let search = if self.wish.search { self.wish.zones.as_slice() } else { &[] };
-        let wanted = Wanted { servers: &servers, search, keep_others: self.wish.keep_others };
+        let wanted = Wanted { server, search, keep_others: self.wish.keep_others };
         let octets = edit::put_in(file.octets(), &wanted);
         if octets == file.octets() && path == file.target {
-            self.notes
-                .push(format!("{RESOLV_CONF} names {} already", servers.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")));
+            self.notes.push(format!("{RESOLV_CONF} names {server} already"));
             return Ok(());
         }
         let before = self.read(&path)?;
@@ -354,13 +350,10 @@ impl Planning<'_> {
         found.ok_or_else(|| Obstacle::Missing(format!("the program `{name}` is needed and not there: install {package}")))
     }
 
-    /// `127.0.0.1:5300 [::1]:5300`.
-    fn servers(&self) -> String {
-        self.wish.server.iter().map(server).collect::<Vec<_>>().join(" ")
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        self.wish.server.iter().filter(|server| server.port() == 53).map(SocketAddr::ip).collect()
+    /// Without the port where it is 53: systemd-resolved before 247 knows none.
+    fn server(&self) -> String {
+        let server = self.wish.server;
+        if server.port() == 53 { server.ip().to_string() } else { server.to_string() }
     }
 
     /// A domain behind `~` is routed; without, it is searched as well.
@@ -368,11 +361,6 @@ impl Planning<'_> {
         let mark = if self.wish.search { "" } else { "~" };
         self.wish.zones.iter().map(|zone| format!("{mark}{zone}")).collect()
     }
-}
-
-/// Without the port where it is 53: systemd-resolved before 247 knows none.
-fn server(address: &SocketAddr) -> String {
-    if address.port() == 53 { address.ip().to_string() } else { address.to_string() }
 }
 
 fn read(root: &Root, path: &Path) -> Result<Entry, Obstacle> {

@@ -97,16 +97,9 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     while let Some((&first, behind)) = rest.split_first() {
         let escape = behind.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match escape.filter(|_| first == b'\\') {
-            Some(octet) => {
-                octets.push(octet);
-                rest = &behind[3..];
-            }
-            None => {
-                octets.push(first);
-                rest = behind;
-            }
-        }
+        let escape = escape.filter(|_| first == b'\\');
+        octets.push(escape.unwrap_or(first));
+        rest = if escape.is_some() { &behind[3..] } else { behind };
     }
     octets
 }

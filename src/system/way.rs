@@ -97,7 +97,7 @@ impl fmt::Display for Way {
 
 /// Whether systemd-resolved may refuse an unsigned zone. Where it does not say, it may.
 fn validates(dnssec: Option<&str>) -> bool {
-    !dnssec.is_some_and(|mode| mode == "no")
+    dnssec.is_none_or(|mode| mode != "no")
 }
 
 /// Whether all programs follow, or only those that ask through glibc.

@@ -107,7 +107,7 @@ impl Wanted<'_> {
             return Ok((address, None, Vec::new()));
         }
         let mut notes = Vec::new();
-        let mut last = None;
+        let mut first = None;
         for candidate in CANDIDATES {
             let address = SocketAddr::from((candidate, 53));
             if held.contains(&address) {
@@ -117,11 +117,11 @@ impl Wanted<'_> {
                 Ok(()) => return Ok((address, Some(address), notes)),
                 Err(error) => {
                     notes.push(format!("{error:#}"));
-                    last = Some(error);
+                    first = first.or(Some(error));
                 }
             }
         }
-        Err(last.context("no address to listen on")?)
+        Err(first.context("no address to listen on")?)
     }
 
     /// The steps that make systemd run the server with this configuration.

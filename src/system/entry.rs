@@ -225,9 +225,11 @@ pub(super) fn new_path(path: &Path) -> PathBuf {
 
 /// Removes a file or link; none is fine.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::NotADirectory => Err(error),
-        _ => Ok(()),
+    // Looked at first: a file system that is mounted read-only refuses to remove even what is not there.
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::NotADirectory => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => fs::remove_file(path),
     }
 }
 

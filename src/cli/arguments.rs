@@ -45,6 +45,10 @@ pub(super) enum Command {
     Check(Check),
     /// Show the running server and its registries.
     Status(Status),
+    /// Point this machine's name resolution at svcdns, prove that it works, or put everything back. Exit code: 0 done, 1 an error and nothing changed, 4 a server has to be started first.
+    Install(Install),
+    /// Put back what `install` changed.
+    Uninstall(Uninstall),
 }
 
 /// The file of the configuration.
@@ -174,4 +178,32 @@ pub(super) struct Status {
     /// As JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
+pub(super) struct Install {
+    /// Change nothing: only show what would be changed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Put the served zones on the search list, so that `http://hello/` works.
+    #[arg(long)]
+    pub(super) search: bool,
+    /// Where /etc/resolv.conf itself is changed: leave its name servers in it behind svcdns. glibc asks them when svcdns does not answer; musl asks all at once, so their "no such name" may win.
+    #[arg(long)]
+    pub(super) keep_nameservers: bool,
+    /// Change /etc/resolv.conf although it is immutable (chattr +i), and make it so again.
+    #[arg(long)]
+    pub(super) lift_immutable: bool,
+    #[command(flatten)]
+    pub(super) file: File,
+    #[command(flatten)]
+    pub(super) flags: ServeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Uninstall {
+    /// Change nothing: only show what would be put back.
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }

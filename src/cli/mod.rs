@@ -6,6 +6,8 @@ mod client;
 mod demo;
 mod explain;
 mod follow;
+mod install;
+mod installed_server;
 mod ls;
 mod names;
 mod output;
@@ -14,6 +16,7 @@ mod resolve;
 mod serve;
 mod server;
 mod status;
+mod uninstall;
 mod watch;
 
 use std::future::Future;
@@ -78,6 +81,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Resolve(command) => block_on(resolve::run(&place, command)),
         Command::Explain(command) => block_on(explain::run(&place, command)),
         Command::Watch(command) => block_on(watch::run(&place, command)),
+
+        Command::Install(command) => block_on(install::run(&place, command)),
+        Command::Uninstall(command) => uninstall::run(&command),
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
 }
 
 /// An address at which the running server answers us.
-fn own_address(status: &Status) -> anyhow::Result<SocketAddr> {
+pub(super) fn own_address(status: &Status) -> anyhow::Result<SocketAddr> {
     let loopback = status.listen.iter().find(|address| address.ip().is_loopback());
     let mut address = *loopback.or_else(|| status.listen.first()).context("the running svcdns listens nowhere")?;
     if address.ip().is_unspecified() {
@@ -83,7 +83,7 @@ fn own_address(status: &Status) -> anyhow::Result<SocketAddr> {
 }
 
 /// Asks over UDP, and over TCP when the answer says that there is more.
-async fn ask(server: SocketAddr, name: &Name, kind: RecordType) -> anyhow::Result<Message> {
+pub(super) async fn ask(server: SocketAddr, name: &Name, kind: RecordType) -> anyhow::Result<Message> {
     let mut query = Message::query();
     query.metadata.id = fastrand::u16(..);
     query.metadata.recursion_desired = true;

@@ -28,6 +28,15 @@ impl Flags {
         self
     }
 
+    /// The flags as they are written on a command line.
+    pub fn written(&self) -> Vec<String> {
+        let words = |(key, values): &(&'static Key, Vec<String>)| {
+            let flag = format!("--{}", key.flag());
+            values.iter().flat_map(move |value| [flag.clone(), value.clone()]).collect::<Vec<_>>()
+        };
+        self.given.iter().flat_map(words).collect()
+    }
+
     fn collect(matches: &ArgMatches, wanted: impl Fn(&Key) -> bool) -> Self {
         let given = KEYS
             .iter()

@@ -5,6 +5,7 @@
 pub(crate) mod dns;
 pub(crate) mod etcd;
 pub(crate) mod files;
+pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod svcdns;

@@ -18,8 +18,15 @@ pub(crate) const ADDRESS_V6: &str = "fd00::5";
 /// Runs `body` inside a new namespace, by starting this test again in it. `test` is the test's whole name. `nameserver` is
 /// what the namespace's resolv.conf says.
 pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
-    if is_inside(test) {
+    enter(test, || {
         furnish(nameserver);
+        body();
+    });
+}
+
+/// Runs `body` inside a new namespace with its links, and leaves the files to it.
+pub(crate) fn enter(test: &str, body: impl FnOnce()) {
+    if is_inside(test) {
         body();
         return;
     }
@@ -53,12 +60,7 @@ pub(crate) fn is_inside(test: &str) -> bool {
 }
 
 fn furnish(nameserver: &str) {
-    run("ip", &["link", "set", "lo", "up"]);
-    run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
-    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "veth0"]);
-    run("ip", &["address", "add", &format!("{ADDRESS_V6}/64"), "dev", "veth0", "nodad"]);
-    run("ip", &["link", "set", "veth0", "up"]);
-    run("ip", &["link", "set", "veth1", "up"]);
+    links();
     put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"));
     if Path::new("/etc/nsswitch.conf").exists() {
         put_over("/etc/nsswitch.conf", "hosts: files dns\n");
@@ -69,6 +71,16 @@ fn furnish(nameserver: &str) {
     }
 }
 
+/// Makes the namespace's links and addresses.
+pub(crate) fn links() {
+    run("ip", &["link", "set", "lo", "up"]);
+    run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
+    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "veth0"]);
+    run("ip", &["address", "add", &format!("{ADDRESS_V6}/64"), "dev", "veth0", "nodad"]);
+    run("ip", &["link", "set", "veth0", "up"]);
+    run("ip", &["link", "set", "veth1", "up"]);
+}
+
 /// Puts a file of this content over another, in this mount namespace only.
 fn put_over(path: &str, content: &str) {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -77,7 +89,7 @@ fn put_over(path: &str, content: &str) {
     assert_eq!(fs::read_to_string(path).unwrap(), content);
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

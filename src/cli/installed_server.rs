@@ -1,0 +1,309 @@
+//! The server that an installation leads to: the one that runs, or one that systemd is told to run.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::Place;
+use super::client::{Client, NotRunning};
+use crate::admin::Status;
+use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, PASSWORD_VARIABLE, RegistryUrl};
+use crate::system::{self, Root, SERVER_UNIT, Step};
+use crate::{config, server};
+
+/// Loopback addresses that are tried in order where nobody has named one and port 53 is needed.
+const CANDIDATES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+
+/// What the unit of the server cannot see: it has no home folders and a temporary folder of its own.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+
+/// The server that is led to.
+#[derive(Debug)]
+pub(super) struct Arranged {
+    /// Where it answers.
+    pub(super) address: SocketAddr,
+    /// What has to be done for it to run; nothing where it does.
+    pub(super) steps: Vec<Step>,
+    /// What a person should know.
+    pub(super) notes: Vec<String>,
+    /// The command that somebody has to run and supervise first, where neither a server runs nor systemd.
+    pub(super) to_start: Option<String>,
+}
+
+/// What is to be arranged.
+pub(super) struct Wanted<'a> {
+    pub(super) root: &'a Root,
+    pub(super) place: &'a Place,
+    pub(super) file: Option<&'a Path>,
+    pub(super) flags: &'a Flags,
+    pub(super) config: &'a Config,
+    pub(super) systemd: bool,
+    pub(super) port_53: bool,
+}
+
+/// The running server; none where none runs.
+pub(super) async fn running(place: &Place) -> anyhow::Result<Option<Status>> {
+    match Client::find(place).await {
+        Ok(client) => Ok(Some(client.get("/v1/status").await?)),
+        Err(error) if error.is::<NotRunning>() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Wanted<'_> {
+    /// Finds the server, or what has to be done for it.
+    pub(super) async fn arrange(&self) -> anyhow::Result<Arranged> {
+        let running = running(self.place).await?;
+        let mut held: &[SocketAddr] = &[];
+        if let Some(status) = &running {
+            let mut differences = differences(self.config, status);
+            let usable = usable(&status.listen, self.port_53);
+            if usable.is_none() {
+                differences.push("it does not answer on port 53 of an address of this machine, which is needed here".to_owned());
+            }
+            if let (Some(address), true) = (usable, differences.is_empty()) {
+                let notes = vec![format!("The server that runs (process {}) has these settings, and is left alone.", status.pid)];
+                return Ok(Arranged { address, steps: Vec::new(), notes, to_start: None });
+            }
+            if !(self.systemd && main_process() == Some(status.pid)) {
+                bail!(
+                    "a server with other settings runs (process {}): {}. Stop it, or give install its settings",
+                    status.pid,
+                    differences.join("; ")
+                );
+            }
+            held = &status.listen;
+        }
+        let (address, listen, mut notes) = self.address(held)?;
+        let flags = match listen {
+            Some(listen) => self.flags.clone().with("listen", listen.to_string()),
+            None => self.flags.clone(),
+        };
+        if !self.systemd {
+            let to_start = Some(serve_command(self.file, &flags));
+            return Ok(Arranged { address, steps: Vec::new(), notes, to_start });
+        }
+        let config = self.place.configure(self.file, flags)?;
+        let (steps, said) = self.unit(&config)?;
+        notes.extend(said);
+        Ok(Arranged { address, steps, notes, to_start: None })
+    }
+
+    /// Where the server answers, and the address to listen on that nobody has named. `held` is what our own server holds.
+    fn address(&self, held: &[SocketAddr]) -> anyhow::Result<(SocketAddr, Option<SocketAddr>, Vec<String>)> {
+        let named = origin(self.config, "listen") != Origin::Default;
+        let address = usable(&self.config.listen, self.port_53);
+        if named || !self.port_53 {
+            let Some(address) = address else {
+                bail!("the server has to answer on port 53 of a loopback address here, and `listen` names none: add 127.0.0.1:53 to it");
+            };
+            if address.port() == 0 {
+                bail!("`listen` names port 0, which is another one at each start: name a port");
+            }
+            if !held.contains(&address) {
+                can_listen(self.config, address)?;
+            }
+            return Ok((address, None, Vec::new()));
+        }
+        let mut notes = Vec::new();
+        let mut first = None;
+        for candidate in CANDIDATES {
+            let address = SocketAddr::from((candidate, 53));
+            if held.contains(&address) {
+                return Ok((address, Some(address), notes));
+            }
+            match can_listen(self.config, address) {
+                Ok(()) => return Ok((address, Some(address), notes)),
+                Err(error) => {
+                    notes.push(format!("{error:#}"));
+                    first = first.or(Some(error));
+                }
+            }
+        }
+        Err(first.context("no address to listen on")?)
+    }
+
+    /// The steps that make systemd run the server with this configuration.
+    fn unit(&self, config: &Config) -> anyhow::Result<(Vec<Step>, Vec<String>)> {
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
+        let program = program.canonicalize().unwrap_or(program);
+        if let Some(folder) = hidden(&program) {
+            bail!(
+                "this program lies in {folder}, where a service cannot run it: `sudo install -m 755 {} /usr/local/bin/svcdns`, then run that one",
+                program.display()
+            );
+        }
+        if std::env::var_os(PASSWORD_VARIABLE).is_some_and(|password| !password.is_empty()) {
+            bail!("{PASSWORD_VARIABLE} does not reach a service: write the password into a file and name it with --etcd-password-file");
+        }
+        for path in config.registries.iter().filter_map(|registry| match registry {
+            RegistryUrl::File(directory) => Some(&directory.path),
+            RegistryUrl::Etcd { .. } => None,
+        }) {
+            if let Some(folder) = hidden(path) {
+                bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
+            }
+        }
+        for key in ["etcd.password-file", "etcd.ca-file", "etcd.cert-file", "etcd.key-file"] {
+            let value = value(config, key);
+            if let Some(folder) = hidden(Path::new(value.trim_matches('"'))) {
+                bail!("{key} lies in {folder}, which the service does not see: put it into /etc/svcdns");
+            }
+        }
+        let mut steps = Vec::new();
+        let file = self.named_file();
+        let alone = Config::load(Some(&file), [], &Flags::default()).ok();
+        let same = alone.is_some_and(|alone| {
+            alone.effective().iter().zip(config.effective()).all(|(one, other)| counts_not(one) || one.value == other.value)
+        });
+        let named = if same {
+            if let Some(folder) = hidden(&file) {
+                bail!("{} lies in {folder}, which the service does not see: move it to {DEFAULT_FILE}", file.display());
+            }
+            Some(file).filter(|file| file != Path::new(DEFAULT_FILE))
+        } else {
+            steps.extend(system::own_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
+            None
+        };
+        steps.extend(system::enabled_unit(self.root, SERVER_UNIT, &system::server_unit(&program, named.as_deref()))?);
+        Ok((steps, Vec::new()))
+    }
+
+    fn named_file(&self) -> PathBuf {
+        let variable = || std::env::var_os(config::CONFIG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let named = self.file.map(Path::to_owned).or_else(variable);
+        let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+        std::path::absolute(&path).unwrap_or(path)
+    }
+}
+
+/// The state directory is the unit's own.
+fn counts_not(effective: &Effective) -> bool {
+    effective.key.path() == "state-dir"
+}
+
+/// What differs between the settings and a server that runs; what it does not tell counts as the same.
+fn differences(config: &Config, status: &Status) -> Vec<String> {
+    let mut found = Vec::new();
+    let zones: Vec<&str> = config.zones.iter().map(crate::name::Zone::text).collect();
+    if status.zones != zones {
+        found.push(format!("it serves {}, not {}", status.zones.join(" "), zones.join(" ")));
+    }
+    let mut registries: Vec<String> = config.registries.iter().map(ToString::to_string).collect();
+    let mut followed: Vec<String> = status.registries.iter().map(|registry| registry.url.clone()).collect();
+    registries.sort();
+    followed.sort();
+    if registries != followed {
+        found.push(format!("it follows {}, not {}", followed.join(" "), registries.join(" ")));
+    }
+    if origin(config, "listen") != Origin::Default {
+        let missing = |address: &&SocketAddr| !address.ip().is_unspecified() && address.port() != 0 && !status.listen.contains(address);
+        if let Some(address) = config.listen.iter().find(missing) {
+            found.push(format!("it does not listen on {address}"));
+        }
+    }
+    found
+}
+
+/// The first address at which this machine reaches a server that listens so, a loopback one if there is any.
+fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {
+    let reached = listen.iter().map(|address| match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
+        _ => *address,
+    });
+    let fit: Vec<SocketAddr> = reached.filter(|address| !port_53 || address.port() == 53).collect();
+    fit.iter().find(|address| address.ip().is_loopback()).or_else(|| fit.first()).copied()
+}
+
+/// Whether the port is free; who holds it where it is not.
+fn can_listen(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
+    Ok(server::bind(&server::Settings { listen: vec![address], ..config.server() }).map(drop)?)
+}
+
+fn hidden(path: &Path) -> Option<&'static str> {
+    HIDDEN.into_iter().find(|folder| path.starts_with(folder))
+}
+
+fn origin(config: &Config, key: &str) -> Origin {
+    let found = config.effective().iter().find(|effective| effective.key.path() == key);
+    found.map_or(Origin::Default, |effective| effective.origin.clone())
+}
+
+fn value<'a>(config: &'a Config, key: &str) -> &'a str {
+    let found = config.effective().iter().find(|effective| effective.key.path() == key);
+    found.map_or("", |effective| effective.value.as_str())
+}
+
+/// A configuration file that says what was said, defaults apart.
+fn settings(config: &Config) -> String {
+    use std::fmt::Write;
+    let mut text = String::from("# Written by `svcdns install` from its flags, variables and file.\n");
+    let mut section = "";
+    for effective in config.effective().iter().filter(|effective| effective.origin != Origin::Default && !counts_not(effective)) {
+        let key = effective.key;
+        if key.section != section {
+            section = key.section;
+            let _ = write!(text, "\n[{section}]\n");
+        }
+        let _ = writeln!(text, "{} = {}", key.name, effective.value);
+    }
+    text
+}
+
+/// What was written where, as one text: an installation with the same is the same.
+pub(super) fn fingerprint(config: &Config) -> String {
+    settings(config)
+}
+
+/// The command that a person has to run and supervise.
+fn serve_command(file: Option<&Path>, flags: &Flags) -> String {
+    let mut line = vec!["svcdns".to_owned(), "serve".to_owned()];
+    if let Some(file) = file {
+        line.extend(["--config".to_owned(), file.display().to_string()]);
+    }
+    line.extend(flags.written());
+    system::command_line(&line)
+}
+
+/// The main process of our unit, as systemd tells.
+fn main_process() -> Option<u32> {
+    let line = ["systemctl", "show", "--property=MainPID", "--value", SERVER_UNIT].map(str::to_owned);
+    system::run(&line).ok()?.trim().parse().ok().filter(|process| *process != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_is_led_to() {
+        let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let at = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        assert_eq!(usable(&addresses(&["127.0.0.1:5300"]), false), at("127.0.0.1:5300"));
+        assert_eq!(usable(&addresses(&["127.0.0.1:5300"]), true), None);
+        assert_eq!(usable(&addresses(&["192.0.2.1:53", "127.0.0.1:5300", "[::1]:53"]), true), at("[::1]:53"));
+        assert_eq!(usable(&addresses(&["192.0.2.1:53"]), true), at("192.0.2.1:53"));
+        assert_eq!(usable(&addresses(&["0.0.0.0:53"]), true), at("127.0.0.1:53"));
+    }
+
+    #[test]
+    fn the_settings_are_written_as_they_were_said() {
+        let flags = Flags::default().with("registry", "etcd://10.0.0.1:2379").with("etcd.username", "u").with("ttl", "9s");
+        let config = Config::load(None, [], &flags.with("state-dir", "/x")).unwrap();
+        let text = settings(&config);
+        assert!(text.ends_with("registry = [\"etcd://10.0.0.1:2379\"]\nttl = \"9s\"\n\n[etcd]\nusername = \"u\"\n"), "{text}");
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("c"), &text).unwrap();
+        let read = Config::load(Some(&folder.path().join("c")), [], &Flags::default()).unwrap();
+        assert_eq!(settings(&read), text);
+    }
+
+    #[test]
+    fn the_command_to_supervise() {
+        let flags = Flags::default().with("registry", "file:///var/lib/a b").with("listen", "127.0.0.1:53");
+        let line = serve_command(Some(Path::new("/etc/x.toml")), &flags);
+        assert_eq!(line, "svcdns serve --config /etc/x.toml --registry 'file:///var/lib/a b' --listen 127.0.0.1:53");
+    }
+}

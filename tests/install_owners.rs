@@ -1,0 +1,228 @@
+//! `svcdns install` where somebody owns name resolution: the real systemd-resolved, and both kinds of `resolvconf`, unpacked
+//! from Debian's packages and run in namespaces of the test's own.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::files::Files;
+use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, put_among, refused, serve, svcdns, tree, unpacked};
+use support::process::Process;
+use support::{eventually, netns, seconds};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+fn registry() -> Files {
+    Files::new(&[("default/default/hello.svc/latest/10.9.0.5:80", "{}")])
+}
+
+fn found_service(when: &str) {
+    let what = format!("hello.svc through the C library {when}");
+    eventually(&what, seconds(30), || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
+}
+
+/// The lines of resolv.conf that count.
+fn lines() -> Vec<String> {
+    fs::read_to_string(RESOLV_CONF).unwrap().lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// systemd-resolved of this machine's release, on a bus of its own.
+struct Resolved {
+    _bus: Process,
+    resolved: Process,
+}
+
+/// The user that systemd-resolved becomes.
+const RESOLVE_USER: u32 = 991;
+
+impl Resolved {
+    fn start(folder: &Path) -> Self {
+        put_among(&folder.join("usr/bin"), "/usr/bin");
+        let text = fs::read_to_string("/etc/passwd").unwrap();
+        if !text.contains("systemd-resolve:") {
+            fs::write("/etc/passwd", format!("{text}systemd-resolve:x:{RESOLVE_USER}:{RESOLVE_USER}::/:/usr/sbin/nologin\n")).unwrap();
+            let groups = fs::read_to_string("/etc/group").unwrap();
+            fs::write("/etc/group", format!("{groups}systemd-resolve:x:{RESOLVE_USER}:\n")).unwrap();
+        }
+        fs::create_dir_all("/run/dbus").unwrap();
+        let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
+                   <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
+        fs::write("/run/dbus/conf", bus).unwrap();
+        let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/dbus/conf", "--nofork", "--nopidfile"]));
+        eventually("the bus", seconds(30), || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+        Self { _bus: bus, resolved: Self::run(folder) }
+    }
+
+    fn run(folder: &Path) -> Process {
+        // It refuses a folder that is not its own.
+        fs::create_dir_all("/run/systemd/resolve").unwrap();
+        let user = fs::read_to_string("/etc/passwd").unwrap();
+        let user = user.lines().find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok()).unwrap();
+        chown("/run/systemd/resolve", Some(user), Some(user)).unwrap();
+        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/systemd", "usr/lib/systemd"];
+        let paths: Vec<String> = libraries.iter().map(|path| folder.join(path).display().to_string()).collect();
+        let program = ["lib/systemd/systemd-resolved", "usr/lib/systemd/systemd-resolved"].map(|path| folder.join(path));
+        let program = program.iter().find(|path| path.exists()).unwrap();
+        let mut process = Process::start(Command::new(program).env("LD_LIBRARY_PATH", paths.join(":")));
+        eventually("systemd-resolved to answer on its bus", seconds(30), || {
+            assert!(process.ended().is_none(), "{}", process.log());
+            Command::new("resolvectl").arg("status").output().unwrap().status.success().then_some(())
+        });
+        process
+    }
+
+    fn restart(&mut self, folder: &Path) {
+        self.resolved.terminate();
+        self.resolved = Self::run(folder);
+    }
+}
+
+fn resolved_packages(test: &str) -> Option<PathBuf> {
+    if !support::on_path("dbus-daemon") {
+        support::skip(test, "no dbus-daemon on PATH");
+        return None;
+    }
+    unpacked(test, &["systemd-resolved", "systemd", "libsystemd-shared"])
+}
+
+#[test]
+fn systemd_resolved_routes_the_zones() {
+    const TEST: &str = "systemd_resolved_routes_the_zones";
+    let Some(folder) = resolved_packages(TEST) else { return };
+    on_a_machine(TEST, || {
+        // The trap: it validates, and the zone is not signed.
+        fs::create_dir_all("/etc/systemd/resolved.conf.d").unwrap();
+        fs::write("/etc/systemd/resolved.conf.d/strict.conf", format!("[Resolve]\nDNSSEC=yes\nDNS={NOBODY}\n")).unwrap();
+        let mut resolved = Resolved::start(&folder);
+        fs::remove_file(RESOLV_CONF).unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
+        let before = tree("/etc");
+        let files = registry();
+        // Any port does.
+        let server = serve(&["--registry", &files.url(), "--listen", "127.0.0.1:5300", "--zone", "svc", "--zone", "corp.test"]);
+        let install = ["install", "--registry", &files.url(), "--zone", "svc", "--zone", "corp.test"];
+
+        let dry = done(&[&install[..], &["--dry-run"]].concat());
+        assert!(dry.contains("resolvectl domain svcdns0 '~svc' '~corp.test'") && dry.contains("resolvectl dnssec svcdns0 no"), "{dry}");
+        assert!(!Command::new("ip").args(["link", "show", "svcdns0"]).output().unwrap().status.success());
+
+        let told = done(&install);
+        assert!(told.contains("belongs to: systemd-resolved") && told.contains("names outside the zones go on working"), "{told}");
+        found_service("by its stub");
+        assert_eq!(looked_up("hello.corp.test"), [netns::ADDRESS]);
+        let uplinks = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap();
+        assert!(uplinks.contains(NOBODY) && !uplinks.contains("127.0.0.1"), "others' names do not come here: {uplinks}");
+        assert_as_before_of(&before, "resolv.conf is left alone");
+        assert!(done(&install).contains("installed already"));
+
+        // A restart of systemd-resolved forgets; what is told to be done again brings it back.
+        resolved.restart(&folder);
+        let (_, again) = told.split_once("whatever starts the server\n").unwrap();
+        let again: Vec<&str> = again.lines().take_while(|line| line.starts_with('/')).filter(|line| line.contains("resolvectl")).collect();
+        assert!(again.len() > 5, "{told}");
+        netns::run("sh", &["-ec", &again.join("\n")]);
+        found_service("after a restart of systemd-resolved");
+
+        let told = done(&["uninstall"]);
+        assert!(told.contains("no longer part"), "{told}");
+        assert!(!Command::new("ip").args(["link", "show", "svcdns0"]).output().unwrap().status.success());
+        assert_as_before(&before, "after uninstall");
+
+        // With the zones on the search list, too.
+        done(&[&install[..], &["--search"]].concat());
+        eventually("a name without its zone", seconds(30), || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
+        done(&["uninstall"]);
+        assert_as_before(&before, "after the second uninstall");
+        drop(server);
+    });
+}
+
+/// /etc alone: the journal is there.
+fn assert_as_before_of(before: &std::collections::BTreeMap<PathBuf, String>, when: &str) {
+    assert_eq!(&tree("/etc"), before, "{when}");
+}
+
+#[test]
+fn a_link_past_systemd_resolved_is_led_to_its_stub() {
+    const TEST: &str = "a_link_past_systemd_resolved_is_led_to_its_stub";
+    let Some(folder) = resolved_packages(TEST) else { return };
+    on_a_machine(TEST, || {
+        let _resolved = Resolved::start(&folder);
+        fs::remove_file(RESOLV_CONF).unwrap();
+        symlink("/run/systemd/resolve/resolv.conf", RESOLV_CONF).unwrap();
+        let before = tree("/etc");
+        let files = registry();
+        let server = serve(&["--registry", &files.url()]);
+        done(&["install", "--registry", &files.url()]);
+        assert_eq!(fs::read_link(RESOLV_CONF).unwrap(), Path::new("../run/systemd/resolve/stub-resolv.conf"));
+        found_service("by the stub");
+        done(&["uninstall"]);
+        assert_as_before(&before, "after uninstall");
+        drop(server);
+    });
+}
+
+#[test]
+fn debians_resolvconf() {
+    const TEST: &str = "debians_resolvconf";
+    let Some(folder) = unpacked(TEST, &["resolvconf"]) else { return };
+    on_a_machine(TEST, || {
+        put_among(&folder.join("sbin"), "/usr/sbin");
+        put_among(&folder.join("lib"), "/usr/lib");
+        netns::run("cp", &["-a", folder.join("etc/resolvconf").to_str().unwrap(), "/etc/resolvconf"]);
+        fs::create_dir_all("/run/resolvconf/interface").unwrap();
+        fs::write("/run/resolvconf/enable-updates", "").unwrap();
+        fs::remove_file(RESOLV_CONF).unwrap();
+        symlink("../run/resolvconf/resolv.conf", RESOLV_CONF).unwrap();
+        netns::run("sh", &["-c", &format!("printf 'nameserver {NOBODY}\\nsearch corp.example\\n' | resolvconf -a eth0.dhclient")]);
+        assert_eq!(lines(), [&format!("nameserver {NOBODY}"), "search corp.example"]);
+        resolvconf_and_back("Debian's");
+    });
+}
+
+#[test]
+fn openresolv() {
+    const TEST: &str = "openresolv";
+    let Some(folder) = unpacked(TEST, &["openresolv"]) else { return };
+    on_a_machine(TEST, || {
+        put_among(&folder.join("sbin"), "/usr/sbin");
+        put_among(&folder.join("lib"), "/usr/lib");
+        netns::run("cp", &["-a", folder.join("etc/resolvconf.conf").to_str().unwrap(), "/etc/resolvconf.conf"]);
+        netns::run("sh", &["-c", &format!("printf 'nameserver {NOBODY}\\nsearch corp.example\\n' | resolvconf -a eth0.dhclient")]);
+        assert!(fs::read_to_string(RESOLV_CONF).unwrap().starts_with("# Generated by resolvconf"));
+        resolvconf_and_back("openresolv");
+    });
+}
+
+fn resolvconf_and_back(kind: &str) {
+    let was = lines();
+    let before = tree("/etc");
+    let files = registry();
+    // An address that any server can have: one that forwards is not needed for these lookups.
+    let _server = serve(&["--registry", &files.url(), "--listen", "127.0.0.1:53"]);
+    let install = ["install", "--search", "--keep-nameservers", "--registry", &files.url()];
+    let told = done(&install);
+    assert!(told.contains("belongs to: resolvconf") && told.contains(kind), "{told}");
+    let now = lines();
+    assert_eq!(now.iter().filter(|line| line.starts_with("nameserver")).collect::<Vec<_>>(), ["nameserver 127.0.0.1"], "one line");
+    assert!(now.iter().any(|line| line.starts_with("search svc")), "{now:?}");
+    found_service("by a record of resolvconf");
+    assert_eq!(looked_up("hello"), [netns::ADDRESS]);
+    assert!(done(&install).contains("installed already"));
+    // Whatever its owner learns in between is there afterwards.
+    done(&["uninstall"]);
+    assert_eq!(lines(), was);
+    let (mut before, mut now) = (before, tree("/etc"));
+    // openresolv writes /etc/resolv.conf itself: the same octets at another time.
+    before.remove(Path::new(RESOLV_CONF));
+    now.remove(Path::new(RESOLV_CONF));
+    assert_eq!(now, before);
+    assert!(svcdns(&["uninstall"]).status.success());
+    let told = refused(&["install", "--registry", &files.url(), "--listen", "127.0.0.1:5300"], 1);
+    assert!(told.contains("does not listen on 127.0.0.1:5300"), "{told}");
+}

@@ -1,0 +1,160 @@
+//! A machine of the test's own: an /etc that is a copy, and empty /run and /var/lib, in namespaces that end with the test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::netns::{self, run};
+use super::process::Process;
+use super::{eventually, seconds, skip, svcdns};
+
+/// A server that all names but those of the zone would come from: nobody is there.
+pub(crate) const NOBODY: &str = "10.9.0.77";
+
+/// Runs `body` on a machine of its own; its resolv.conf is an ordinary file that names [`NOBODY`].
+pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
+    if !netns::is_inside(test) && !nix::unistd::geteuid().is_root() {
+        return skip(test, "only root can give a namespace an /etc of its own");
+    }
+    netns::enter(test, || {
+        netns::links();
+        run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/mnt"]);
+        run("cp", &["-a", "/etc", "/mnt/etc"]);
+        run("mount", &["--bind", "/mnt/etc", "/etc"]);
+        for path in ["/run", "/var/lib"] {
+            run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", path]);
+        }
+        for path in ["/etc/resolvconf", "/etc/NetworkManager", "/etc/svcdns"] {
+            let _ = fs::remove_dir_all(path);
+        }
+        let _ = fs::remove_file("/etc/resolv.conf");
+        fs::write("/etc/nsswitch.conf", "passwd: files\nhosts: files dns\n").unwrap();
+        fs::write("/etc/resolv.conf", format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
+        body();
+    });
+}
+
+/// Everything below a folder: what it is, its permissions, its owner, when it was changed, its content.
+pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
+    fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let about = fs::symlink_metadata(&path).unwrap();
+            let owner = format!("{:o} {}:{}", about.permissions().mode(), about.uid(), about.gid());
+            if about.is_dir() {
+                found.insert(path.clone(), owner);
+                walk(&path, found);
+            } else if about.is_symlink() {
+                found.insert(path.clone(), format!("{owner} -> {}", fs::read_link(&path).unwrap().display()));
+            } else {
+                let changed = about.modified().unwrap();
+                found.insert(path.clone(), format!("{owner} {changed:?} {:?}", String::from_utf8_lossy(&fs::read(&path).unwrap())));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(Path::new(folder), &mut found);
+    found
+}
+
+/// Fails the test, with the differences, unless /etc is as it was, and nothing is left in /var/lib.
+pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
+    let now = tree("/etc");
+    let differences: Vec<String> = before
+        .keys()
+        .chain(now.keys())
+        .filter(|path| before.get(*path) != now.get(*path))
+        .map(|path| format!("{}\n  was {:?}\n  is  {:?}", path.display(), before.get(path), now.get(path)))
+        .collect();
+    assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
+    let left = tree("/var/lib");
+    assert!(left.is_empty(), "{when}, left in /var/lib: {left:?}");
+}
+
+/// A server in root's own state directory, as a service manager would start it.
+pub(crate) fn serve(flags: &[&str]) -> Process {
+    let mut process = Process::start(svcdns::command().args(["serve", "--admin-listen", "off"]).args(flags));
+    eventually("the server's socket", seconds(30), || {
+        assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
+        svcdns::command().arg("status").output().unwrap().status.success().then_some(())
+    });
+    process
+}
+
+/// Runs the program.
+pub(crate) fn svcdns(arguments: &[&str]) -> Output {
+    svcdns::command().args(arguments).output().unwrap()
+}
+
+/// Runs the program; what it wrote when it ended well.
+pub(crate) fn done(arguments: &[&str]) -> String {
+    let output = svcdns(arguments);
+    let text = said(&output);
+    assert!(output.status.success(), "svcdns {arguments:?} ended with {}:\n{text}", output.status);
+    text
+}
+
+/// Runs the program; what it wrote when it ended with this code.
+pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
+    let output = svcdns(arguments);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(code), "svcdns {arguments:?}:\n{text}");
+    text
+}
+
+/// Everything it wrote.
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The addresses that the C library finds, a line each.
+pub(crate) fn looked_up(name: &str) -> Vec<String> {
+    let output = Command::new("getent").args(["hosts", name]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Unpacks these Debian packages into a folder under `target/`, without installing them; none, and the test is skipped,
+/// where that cannot be done.
+pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("unpacked-{}", packages.join("-")));
+    if folder.join("complete").exists() {
+        return Some(folder);
+    }
+    // Into a folder of this process first: another test may want the same.
+    let made = folder.with_extension(std::process::id().to_string());
+    let _ = fs::remove_dir_all(&made);
+    fs::create_dir_all(&made).unwrap();
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).unwrap();
+    let fetch = Command::new("apt-get").arg("download").args(packages).current_dir(&made).output();
+    match fetch {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            skip(test, &format!("apt-get download {}: {}", packages.join(" "), String::from_utf8_lossy(&output.stderr).trim()));
+            return None;
+        }
+        Err(error) => {
+            skip(test, &format!("no apt-get to fetch {} with: {error}", packages.join(" ")));
+            return None;
+        }
+    }
+    for entry in
+        fs::read_dir(&made).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|end| end == "deb"))
+    {
+        run("dpkg", &["-x", entry.to_str().unwrap(), made.to_str().unwrap()]);
+        fs::remove_file(entry).unwrap();
+    }
+    fs::write(made.join("complete"), "").unwrap();
+    if fs::rename(&made, &folder).is_err() {
+        let _ = fs::remove_dir_all(&made);
+    }
+    Some(folder)
+}
+
+/// Puts the files of a folder among those of another, in this namespace only.
+pub(crate) fn put_among(folder: &Path, place: &str) {
+    let layers = format!("lowerdir={}:{place}", folder.display());
+    run("mount", &["-t", "overlay", "overlay", "-o", &layers, place]);
+}

@@ -4,6 +4,7 @@
 //! here changes anything. Not on the way of a question.
 
 mod changes;
+mod forwarding;
 mod http;
 mod page;
 mod routes;
@@ -11,6 +12,7 @@ mod socket;
 mod views;
 
 pub use changes::Changes;
+pub use forwarding::{CacheView, ForwardingView, UpstreamView};
 pub use http::{Listener, serve};
 pub use socket::{StateDir, StateDirError, is_trusted, socket_path};
 pub use views::{
@@ -45,7 +47,7 @@ pub struct Site {
     pub registries: Vec<Arc<State>>,
     /// What the sockets count.
     pub server: Arc<Counters>,
-    /// Who asks for other names; none where they are refused.
+    /// How other names are resolved, where they are.
     pub forwarder: Option<Arc<Forwarder>>,
     /// How long publications took.
     pub publications: Times,

@@ -1,7 +1,7 @@
 //! The metrics page.
 
-use super::Site;
 use super::views::{Status, code};
+use super::{Site, forwarding};
 use crate::metrics::{Labels, Page};
 
 /// The names of response codes that are counted by name (RFC 6895 section 2.3).
@@ -13,6 +13,9 @@ pub(super) fn metrics(site: &Site) -> Page {
     let mut page = Page::default();
     answers(&mut page, site);
     registries(&mut page, &status);
+    if let Some(view) = &status.forwarding {
+        forwarding::numbers(&mut page, view);
+    }
     page.gauge("svcdns_services", "Services known", status.services);
     page.gauge("svcdns_instances", "Instances known, those left out included", status.instances);
     page.gauge("svcdns_held_keys", "Keys served although their registry says that they are gone", status.holding);

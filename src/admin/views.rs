@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::Site;
+use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
 use crate::registry::State;
@@ -45,6 +46,8 @@ pub struct Status {
     pub holding: usize,
     /// The registries, in the order of the configuration.
     pub registries: Vec<RegistryView>,
+    /// How other names are resolved; none where they are refused.
+    pub forwarding: Option<ForwardingView>,
     /// Services known.
     pub services: usize,
     /// Instances known, those left out included.
@@ -266,6 +269,7 @@ impl Status {
             stale: condition.stale,
             holding: condition.holding,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
+            forwarding: site.forwarder.as_deref().map(ForwardingView::new),
             services: snapshot.len(),
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),

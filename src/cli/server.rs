@@ -6,20 +6,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::follow::{Followed, Following};
+use super::follow::{Followed, Following, Hosts};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
+use crate::name::Name;
 use crate::server::{Responder, ServeError};
-use crate::upstream::Forwarder;
+use crate::upstream::{Forwarder, LookupFailed, Wanted, follow_hosts};
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
 const END: Duration = Duration::from_secs(5);
+
+/// Hosts whose addresses were found and are not published yet, at most.
+const FOUND: usize = 64;
 
 /// A running server.
 #[derive(Debug)]
@@ -53,15 +57,16 @@ impl Server {
         let admin = port.as_ref().and_then(Listener::address);
 
         let tracker = TaskTracker::new();
-        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, None);
+        let forwarder = config.upstream(&addresses).map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
+        let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
+        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
         let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
-        let forwarder = config.upstream(&addresses).map(|settings| Forwarder::start(settings, &tracker, stop.clone()));
-        let lane = forwarder.as_ref().map(Forwarder::lane);
-        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder));
+        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone()));
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
         let publisher = publish(following, site, stop.clone())?;
+        let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
         Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
@@ -84,6 +89,20 @@ impl Server {
         }
         ended
     }
+}
+
+/// Begins to look up the addresses of host names that endpoints are registered under.
+fn look_up_hosts(forwarder: &Arc<Forwarder>, tracker: &TaskTracker, stop: &CancellationToken) -> Hosts {
+    let (wanted, (sender, found)) = (Arc::new(Wanted::default()), mpsc::channel(FOUND));
+    let (forwarder, told, stop) = (Arc::clone(forwarder), Arc::clone(&wanted), stop.clone());
+    tracker.spawn(async move {
+        let lookup = |host: Box<str>| {
+            let forwarder = Arc::clone(&forwarder);
+            async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
+        };
+        follow_hosts(&told, lookup, sender, stop).await;
+    });
+    Hosts { wanted, found }
 }
 
 /// Opens the port of the HTTP interface. One that cannot be had is no reason not to serve names.

@@ -55,5 +55,38 @@ fn text(status: &admin::Status) -> String {
             let _ = writeln!(text, "  {error}");
         }
     }
+    if let Some(view) = &status.forwarding {
+        forwarding(&mut text, view);
+    }
     text
+}
+
+fn forwarding(text: &mut String, view: &admin::ForwardingView) {
+    let _ = writeln!(text, "\nother names");
+    for upstream in &view.upstreams {
+        let condition = match (upstream.looping, upstream.dead) {
+            (true, _) => "sends questions back here: not asked",
+            (false, true) => "does not answer",
+            (false, false) => "in use",
+        };
+        let time = upstream.round_trip.map_or_else(String::new, |micros| format!(", {}.{} ms", micros / 1000, micros % 1000 / 100));
+        let counts = format!("{} asked, {} answered, {} failed", upstream.asked, upstream.answered, upstream.failed);
+        let _ = writeln!(text, "  {}: {condition}{time}, {counts}", upstream.upstream);
+        if let Some(error) = &upstream.last_error {
+            let _ = writeln!(text, "    last failure: {error}");
+        }
+    }
+    if view.upstreams.is_empty() {
+        let _ = writeln!(text, "  no upstream is known");
+    }
+    let cache = &view.cache;
+    let _ = writeln!(text, "  cache: {} entries, {} of {} octets", cache.entries, cache.octets, cache.capacity);
+    let _ = writeln!(
+        text,
+        "  {} hits, {} misses, {} merged, {} stale, {} prefetches, {} failures",
+        cache.hits, cache.misses, cache.merged, cache.stale, cache.prefetches, view.failures
+    );
+    if view.overloaded > 0 {
+        let _ = writeln!(text, "  {} questions turned away because too many were waiting", view.overloaded);
+    }
 }

@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::DefaultLifecycle;
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::message::{Age, Kind, Stored};
+use super::message::{Age, Kind, STALE_TTL, Stored};
 use crate::wire::{Query, flags};
 
 /// Longest life of any answer, seconds: longer TTLs are mistakes more often than not.
@@ -125,6 +125,16 @@ impl Entry {
     /// Whether it says that upstreams failed.
     pub(super) fn is_failure(&self) -> bool {
         self.failures > 0
+    }
+
+    /// How long it still holds as given at this age.
+    pub(super) fn left(&self, age: Age) -> Duration {
+        let seconds = match age {
+            Age::Fresh => self.life,
+            Age::Kept(age) => self.life.saturating_sub(age),
+            Age::Stale => STALE_TTL,
+        };
+        Duration::from_secs(seconds.into())
     }
 
     /// Notes that an upstream could not better it: for some time nobody waits for one again.

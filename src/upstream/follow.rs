@@ -46,6 +46,8 @@ impl Default for Timings {
 pub(super) struct InForce {
     /// Who is asked for which name.
     pub(super) routes: Arc<ArcSwap<Routes>>,
+    /// The upstreams in the routes, told after them.
+    pub(super) upstreams: watch::Receiver<Vec<Arc<Upstream>>>,
     /// The names that find loops.
     pub(super) guard: Arc<Guard>,
 }
@@ -64,8 +66,8 @@ impl InForce {
 pub(super) fn start(settings: &Settings, tracker: &TaskTracker, stop: &CancellationToken) -> InForce {
     let connector = Connector::new(Handle::current(), settings.ca_file.clone());
     let sources = Sources { root: PathBuf::from("/"), own: settings.own.clone() };
-    let (follower, in_force, upstreams) = Follower::new(settings, sources, connector, Timings::default());
-    tracker.spawn(Arc::clone(&in_force.guard).run(upstreams, guard::Timings::default(), stop.clone()));
+    let (follower, in_force) = Follower::new(settings, sources, connector, Timings::default());
+    tracker.spawn(Arc::clone(&in_force.guard).run(in_force.upstreams.clone(), guard::Timings::default(), stop.clone()));
     tracker.spawn(follower.run(stop.clone()));
     in_force
 }
@@ -98,15 +100,10 @@ struct State {
 
 impl Follower {
     /// Looks for the first time.
-    fn new(
-        settings: &Settings,
-        sources: Sources,
-        connector: Arc<Connector>,
-        timings: Timings,
-    ) -> (Self, InForce, watch::Receiver<Vec<Arc<Upstream>>>) {
+    fn new(settings: &Settings, sources: Sources, connector: Arc<Connector>, timings: Timings) -> (Self, InForce) {
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(Vec::new(), Vec::new(), false)));
         let (told, upstreams) = watch::channel(Vec::new());
-        let in_force = InForce { routes: Arc::clone(&routes), guard: Arc::default() };
+        let in_force = InForce { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
         let not_ours = |targets: &[Target]| -> Vec<Target> {
             let (own, others): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(|target| sources.is_own(target));
             for upstream in own {
@@ -123,7 +120,7 @@ impl Follower {
             Self { servers, domains, sources, connector, timings, routes, told, now: None, nobody_since: None, trouble: String::new() };
         let look = follower.look();
         follower.take(look);
-        (follower, in_force, upstreams)
+        (follower, in_force)
     }
 
     /// Follows until `stop`.
@@ -226,8 +223,9 @@ impl Follower {
         };
         let domains = self.domains.iter().map(|(domain, targets)| (*domain, of(targets))).collect();
         let routes = Routes::new(of(&state.servers), domains, state.asked_by_system);
-        self.told.send_replace(routes.upstreams());
+        let upstreams = routes.upstreams();
         self.routes.store(Arc::new(routes));
+        self.told.send_replace(upstreams);
     }
 }
 

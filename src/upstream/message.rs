@@ -12,7 +12,7 @@ use crate::wire::{
 /// Longest life of an answer that there is nothing, seconds (RFC 2308 section 5).
 const MOST_NEGATIVE: u32 = 3 * 3600;
 /// TTL of an answer past its end, seconds (RFC 8767 section 4).
-const STALE_TTL: u32 = 30;
+pub(super) const STALE_TTL: u32 = 30;
 
 /// An upstream's message in the form that answers are copied from.
 #[derive(Debug)]
@@ -130,11 +130,6 @@ impl Stored {
         self.kind
     }
 
-    /// Its response code, with the upper bits.
-    pub(super) fn rcode(&self) -> u16 {
-        self.rcode
-    }
-
     /// The message, without OPT.
     pub(super) fn message(&self) -> &[u8] {
         self.octets.get(..self.options as usize).unwrap_or_default()
@@ -197,18 +192,14 @@ impl Stored {
     }
 }
 
-/// Writes a failure of our own, SERVFAIL and why.
-pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
-    out.clear();
-    out.resize(HEADER, 0);
-    out[..2].copy_from_slice(&query.id.to_be_bytes());
-    set_flags(out, flags::QR | flags::RA | query.flags & (flags::OPCODE | flags::RD | flags::CD) | rcode::SERVFAIL);
-    out[5] = u8::from(!query.question.is_empty());
-    out.extend_from_slice(query.question);
-    if let Some(edns) = query.edns {
-        out[11] = 1;
-        wire::put_opt(out, rcode::SERVFAIL, edns.dnssec_ok, Some(error));
-    }
+/// A message of ours in place of an upstream's: NOERROR, no records, and why. `question` is name, type and class.
+pub(super) fn without_records(question: &[u8], error: ExtendedError) -> Vec<u8> {
+    let mut octets = vec![0; HEADER];
+    set_flags(&mut octets, flags::QR | flags::RA);
+    (octets[5], octets[11]) = (1, 1);
+    octets.extend_from_slice(question);
+    wire::put_opt(&mut octets, rcode::NOERROR, false, Some(error));
+    octets
 }
 
 /// Judges a message without OPT, and finds its TTLs.

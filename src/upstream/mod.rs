@@ -3,6 +3,7 @@
 //! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
+mod addresses;
 mod ask;
 mod cache;
 mod counters;
@@ -25,7 +26,8 @@ mod strip;
 mod target;
 mod watch;
 
-pub use forwarder::{Forwarder, Lane};
+pub use counters::Counters;
+pub use forwarder::{Forwarder, Lane, Report};
 pub use health::UpstreamReport;
 pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};

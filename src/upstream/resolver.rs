@@ -8,7 +8,8 @@ use tokio::time::timeout_at;
 use super::cache::{Cache, Entry, Found, Key};
 use super::counters::Counters;
 use super::in_flight::{Asking, InFlight, Joined, Place};
-use super::message::{Age, Stored, cut_to, is_plain, limit, outgoing, outgoing_plain, put_failure};
+use super::message::{Age, Stored, cut_to, is_plain, limit, outgoing, outgoing_plain};
+use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
 
 /// How long a client waits at most: those that ask us mostly wait 5 s.
@@ -37,6 +38,17 @@ pub(super) struct Unanswered {
     pub(super) asked: bool,
 }
 
+/// What can be said of a question without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtOnce {
+    /// The answer is written.
+    Written,
+    /// There is something past its end: should nothing better come in time, it is the answer.
+    Waiting,
+    /// Nothing.
+    Unknown,
+}
+
 /// What all lanes share.
 #[derive(Debug)]
 pub(super) struct Resolver {
@@ -61,7 +73,7 @@ impl Resolver {
         self.in_flight.waiting()
     }
 
-    /// Writes the answer into `out`, which is empty, where it is known. Else `false`.
+    /// Writes the answer into `out`, which is empty, where it is known.
     pub(super) fn at_once<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -69,8 +81,8 @@ impl Resolver {
         transport: Transport,
         now: Instant,
         out: &mut Vec<u8>,
-    ) -> bool {
-        let Some(key) = Key::new(query).filter(|_| is_plain(query)) else { return false };
+    ) -> AtOnce {
+        let Some(key) = Key::new(query).filter(|_| is_plain(query)) else { return AtOnce::Unknown };
         match self.cache.find(&key, now) {
             Found::Fresh { entry, age, prolong } => {
                 self.counters.hits.increment();
@@ -83,9 +95,10 @@ impl Resolver {
                 self.counters.stale.increment();
                 entry.stored.write(query, transport, Age::Stale, out);
             }
-            Found::Stale(_) | Found::Nothing => return false,
+            Found::Stale(_) => return AtOnce::Waiting,
+            Found::Nothing => return AtOnce::Unknown,
         }
-        true
+        AtOnce::Written
     }
 
     /// Asks anew, in the background, for an entry that is about to end.
@@ -130,19 +143,35 @@ impl Resolver {
     pub(super) async fn pass<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
-        mut request: Vec<u8>,
-        key: &Key,
-        id: u16,
+        request: &[u8],
+        query: &Query<'_>,
         transport: Transport,
-    ) -> Result<Vec<u8>, ExtendedError> {
-        let _place = self.place()?;
+    ) -> Vec<u8> {
         self.counters.passed.increment();
-        let limit = limit(&request, transport);
-        request[..2].fill(0);
-        let answer = exchange.ask(key, request, now() + BUDGET).await;
-        let mut answer = answer.map_err(|unanswered| self.count(unanswered).error)?;
+        match self.pass_on(exchange, request, query, limit(request, transport)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mut out = Vec::new();
+                put_failure(query, error, &mut out);
+                out
+            }
+        }
+    }
+
+    async fn pass_on<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
+        request: &[u8],
+        query: &Query<'_>,
+        limit: usize,
+    ) -> Result<Vec<u8>, ExtendedError> {
+        let key = Key::new(query).ok_or(MALFORMED)?;
+        let _place = self.place()?;
+        let mut message = request.to_vec();
+        message[..2].fill(0);
+        let mut answer = exchange.ask(&key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
         cut_to(limit, &mut answer).map_err(|_| MALFORMED)?;
-        answer[..2].copy_from_slice(&id.to_be_bytes());
+        answer[..2].copy_from_slice(&query.id.to_be_bytes());
         Ok(answer)
     }
 
@@ -265,3 +294,6 @@ impl Resolver {
         unanswered
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,7 @@ impl Machine {
         let settings = settings(servers);
         let sources = Sources { root: root.path().into(), own: settings.own.clone() };
         let connector = Connector::new(Handle::current(), None);
-        let (follower, in_force, _) = Follower::new(&settings, sources, connector, timings);
+        let (follower, in_force) = Follower::new(&settings, sources, connector, timings);
         let stop = CancellationToken::new();
         tokio::spawn(follower.run(stop.clone()));
         Self { root, in_force, stop }

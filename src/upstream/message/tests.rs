@@ -167,10 +167,10 @@ fn extended_errors_pass_and_other_options_where_they_are_the_clients() {
     let message = response(2, [&[], &[], &[opt_record(1232, 1, false, &options)]]);
     let asks = request(0, Some((1232, false, b"")), &[]);
     let plain = Stored::new(&message, true).unwrap();
-    assert_eq!(plain.rcode(), 0x12);
+    assert_eq!(plain.rcode, 0x12);
     let out = written(&plain, &asks, Transport::Udp, Age::Kept(1));
     assert_eq!(options_of(&out), option(15, b"\0\x09why"));
-    assert_eq!(Stored::new(&out, true).unwrap().rcode(), 0x12);
+    assert_eq!(Stored::new(&out, true).unwrap().rcode, 0x12);
     let out = written(&Stored::new(&message, false).unwrap(), &asks, Transport::Udp, Age::Fresh);
     assert_eq!(options_of(&out), options[..options.len() - 12]);
     // A code that needs OPT is no code to those without: NOTIMP plus 16 is 4 to them, BADVERS none at all.
@@ -219,12 +219,15 @@ fn a_failure_of_ours_reads_as_one() {
     let error = ExtendedError { code: 22, text: "nobody" };
     let asks = request(flags::RD, Some((1232, true, b"")), &[]);
     let mut direct = Vec::new();
-    put_failure(&query(&asks), error, &mut direct);
+    crate::upstream::special::put_failure(&query(&asks), error, &mut direct);
     let kept = written(&Stored::failure(QUESTION, error), &asks, Transport::Udp, Age::Kept(0));
     assert_eq!(direct, kept);
     let message = Message::from_vec(&kept).unwrap();
     assert_eq!((u16::from(message.metadata.response_code), message.metadata.id), (2, 0xABCD));
     assert_eq!(options_of(&kept), option(15, b"\0\x16nobody"));
+    let withheld = Stored::new(&without_records(QUESTION, error), true).unwrap();
+    assert_eq!(withheld.kind(), Kind::Passing);
+    assert_eq!(options_of(&written(&withheld, &asks, Transport::Udp, Age::Fresh)), option(15, b"\0\x16nobody"));
 }
 
 /// Builds a message record by record, with owners and data that point to names in front of them, OPT among the additional

@@ -1,0 +1,422 @@
+//! Time is paused: it passes as soon as everybody waits.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+use tokio::task::JoinHandle;
+use tokio::time::{advance, sleep, sleep_until};
+
+use super::*;
+use crate::wire::{Parsed, question_end, rcode, records};
+
+const STALE: Duration = Duration::from_secs(3600);
+const SILENT: Unanswered = Unanswered { error: TOO_LATE, asked: true };
+
+/// What an upstream does with a question.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    /// Gives an address with this TTL, after so many milliseconds.
+    Answers(u32, u64),
+    /// Says that there is no such name, for so long.
+    Denies(u32),
+    /// Answers SERVFAIL.
+    Fails,
+    /// Says nothing until the deadline.
+    Nothing,
+    Panics,
+}
+
+/// An upstream that does one thing after the other, and the last one from then on.
+#[derive(Debug)]
+struct Upstream {
+    next: Mutex<VecDeque<Does>>,
+    asked: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Exchange for Upstream {
+    async fn ask(&self, _: &Key, mut message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
+        self.asked.lock().unwrap().push(message.clone());
+        let does = {
+            let mut next = self.next.lock().unwrap();
+            if next.len() > 1 { next.pop_front().unwrap() } else { next[0] }
+        };
+        message.truncate(question_end(&message).unwrap());
+        message[6..12].fill(0);
+        let mut say = |code: u16, at: usize, record: &[u8]| {
+            message[2..4].copy_from_slice(&(flags::QR | flags::AA | code).to_be_bytes());
+            message[at] = u8::from(!record.is_empty());
+            message.extend_from_slice(record);
+        };
+        match does {
+            Does::Answers(ttl, after) => {
+                sleep(Duration::from_millis(after)).await;
+                say(0, 7, &[b"\xC0\x0C\0\x01\0\x01", &ttl.to_be_bytes()[..], b"\0\x04\xC0\0\x02\x01"].concat());
+            }
+            Does::Denies(ttl) => {
+                let data = [b"\xC0\x0C\xC0\x0C", &[0; 16][..], &ttl.to_be_bytes()].concat();
+                say(rcode::NXDOMAIN, 9, &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat());
+            }
+            Does::Fails => say(rcode::SERVFAIL, 7, b""),
+            Does::Nothing => {
+                sleep_until(deadline.into()).await;
+                return Err(SILENT);
+            }
+            Does::Panics => panic!("asked to panic"),
+        }
+        Ok(message)
+    }
+}
+
+struct Fixture {
+    resolver: Arc<Resolver>,
+    upstream: Arc<Upstream>,
+}
+
+/// An answer, read.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    rcode: u16,
+    ttls: Vec<u32>,
+    authoritative: bool,
+    /// The first extended error.
+    error: Option<u16>,
+}
+
+fn fixture(does: &[Does], stale: Duration) -> Fixture {
+    let upstream = Upstream { next: Mutex::new(does.iter().copied().collect()), asked: Mutex::default() };
+    Fixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
+}
+
+/// A question for an address, with OPT.
+fn question(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
+    let mut out = vec![1, 2];
+    out.extend(more_flags.to_be_bytes());
+    out.extend([0, 1, 0, 0, 0, 0, 0, 1]);
+    out.push(u8::try_from(name.len()).unwrap());
+    out.extend(name.as_bytes());
+    out.extend(b"\x07example\0\0\x01\0\x01\0\0\x29\x10\0\0\0");
+    out.extend([if dnssec_ok { 0x80 } else { 0 }, 0]);
+    out.extend(u16::try_from(options.len()).unwrap().to_be_bytes());
+    out.extend(options);
+    out
+}
+
+fn plain(name: &str) -> Vec<u8> {
+    question(name, flags::RD, false, b"")
+}
+
+fn read(message: &[u8]) -> Answer {
+    let (mut ttls, mut error) = (Vec::new(), None);
+    for record in records(message, question_end(message).unwrap()).map(Result::unwrap) {
+        if record.is_opt() {
+            error = crate::wire::u16_at(record.data(message), 4);
+        } else {
+            ttls.push(record.ttl);
+        }
+    }
+    let head = crate::wire::u16_at(message, 2).unwrap();
+    assert_eq!((&message[..2], head & flags::RA), (&[1, 2][..], flags::RA));
+    Answer { rcode: head & 0xF, ttls, authoritative: head & flags::AA != 0, error }
+}
+
+fn answer(ttl: u32) -> Answer {
+    Answer { rcode: 0, ttls: vec![ttl], authoritative: false, error: None }
+}
+
+fn stale(code: u16) -> Answer {
+    Answer { rcode: 0, ttls: vec![30], authoritative: false, error: Some(code) }
+}
+
+fn failure(code: u16) -> Answer {
+    Answer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: false, error: Some(code) }
+}
+
+fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
+    let Parsed::Query(query) = Query::parse(query) else { panic!("no query") };
+    run(&query);
+}
+
+impl Fixture {
+    /// What is answered at once.
+    fn at_once(&self, request: &[u8]) -> Option<Answer> {
+        let mut out = Vec::new();
+        with(request, |query| {
+            let found = self.resolver.at_once(&self.upstream, query, Transport::Udp, now(), &mut out);
+            assert_eq!(found == AtOnce::Written, !out.is_empty());
+        });
+        (!out.is_empty()).then(|| read(&out))
+    }
+
+    /// As the server does it: at once, or in its own time.
+    fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<Answer> {
+        let (resolver, upstream, request) = (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
+        let ready = self.at_once(&request);
+        tokio::spawn(async move {
+            if let Some(answer) = ready {
+                return answer;
+            }
+            let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+            read(&resolver.resolve(&upstream, &request, &query, transport).await)
+        })
+    }
+
+    async fn answer(&self, request: &[u8]) -> Answer {
+        self.ask(request, Transport::Udp).await.unwrap()
+    }
+
+    fn asked(&self) -> usize {
+        self.upstream.asked.lock().unwrap().len()
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_is_kept_while_it_holds() {
+    let fixture = fixture(&[Does::Answers(60, 5)], Duration::ZERO);
+    assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(60) });
+    advance(seconds(20)).await;
+    assert_eq!(fixture.at_once(&plain("A")), Some(answer(40)));
+    advance(seconds(39)).await;
+    // Asked for twice, and about to end.
+    assert_eq!((fixture.at_once(&plain("a")), fixture.asked()), (Some(answer(1)), 1));
+    sleep(Duration::from_millis(10)).await;
+    sleep(seconds(1)).await;
+    assert_eq!(fixture.asked(), 2);
+    assert_eq!(fixture.resolver.counters.prefetches.get(), 1);
+    assert_eq!(fixture.at_once(&plain("a")), Some(answer(59)));
+    advance(seconds(60)).await;
+    assert_eq!(fixture.at_once(&plain("a")), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
+    let fixture = fixture(&[Does::Answers(100, 0), Does::Nothing], Duration::ZERO);
+    fixture.answer(&plain("a")).await;
+    advance(seconds(91)).await;
+    // Asked for once only since.
+    assert_eq!(fixture.at_once(&plain("a")), Some(answer(9)));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(fixture.asked(), 1);
+    for _ in 0..5 {
+        assert!(fixture.at_once(&plain("a")).is_some());
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(fixture.asked(), 2);
+    // It failed: what there is goes on to its end.
+    sleep(seconds(5)).await;
+    assert_eq!(fixture.at_once(&plain("a")).map(|answer| answer.ttls), Some(vec![4]));
+    assert_eq!(fixture.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_questions_are_asked_once() {
+    let fixture = fixture(&[Does::Answers(60, 100)], Duration::ZERO);
+    let equal: Vec<_> = (0..10).map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp)).collect();
+    let other =
+        [question("a", flags::RD, true, b""), question("a", flags::RD | flags::CD, false, b""), question("a", 0, false, b""), plain("b")];
+    let other: Vec<_> = other.iter().map(|request| fixture.ask(request, Transport::Tcp)).collect();
+    for waiting in equal.into_iter().chain(other) {
+        assert_eq!(waiting.await.unwrap(), Answer { authoritative: true, ..answer(60) });
+    }
+    assert_eq!((fixture.asked(), fixture.resolver.counters.merged.get()), (5, 9));
+    assert_eq!(fixture.resolver.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_first_may_leave() {
+    let fixture = fixture(&[Does::Answers(60, 100)], Duration::ZERO);
+    let first = fixture.ask(&plain("a"), Transport::Tcp);
+    sleep(Duration::from_millis(10)).await;
+    let second = fixture.ask(&plain("a"), Transport::Tcp);
+    sleep(Duration::from_millis(10)).await;
+    first.abort();
+    assert_eq!(second.await.unwrap().ttls, [60]);
+    assert_eq!(fixture.asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_leaves_nobody_waiting() {
+    let fixture = fixture(&[Does::Panics, Does::Answers(60, 0)], Duration::ZERO);
+    let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
+    let Joined::First(asking) = fixture.resolver.in_flight.join(&Key::new(&query).unwrap()) else { panic!("nobody asks yet") };
+    let waiting = fixture.ask(&plain("a"), Transport::Udp);
+    sleep(Duration::from_millis(10)).await;
+    let (resolver, upstream) = (Arc::clone(&fixture.resolver), Arc::clone(&fixture.upstream));
+    let key = Key::new(&query).unwrap();
+    let asker = tokio::spawn(async move { resolver.ask(upstream, asking, key, outgoing_plain(&query), now() + BUDGET).await });
+    assert!(asker.await.is_err());
+    assert_eq!(waiting.await.unwrap(), failure(ExtendedError::OTHER));
+    assert_eq!(fixture.answer(&plain("a")).await.ttls, [60]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_hears_something_within_the_budget_and_the_question_rests_for_a_while() {
+    let fixture = fixture(&[Does::Nothing], STALE);
+    let mut rests = Vec::new();
+    for _ in 0..5 {
+        let began = now();
+        assert_eq!(fixture.answer(&plain("a")).await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
+        assert_eq!(now() - began, BUDGET);
+        let asked = now();
+        while fixture.at_once(&plain("a")).is_some() {
+            advance(Duration::from_millis(250)).await;
+        }
+        rests.push((now() - asked).as_secs());
+    }
+    assert_eq!(rests, [1, 2, 4, 5, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_name_rests_longer_each_time() {
+    let fixture = fixture(&[Does::Fails], STALE);
+    let mut rests = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
+        let asked = now();
+        while fixture.at_once(&plain("a")).is_some() {
+            advance(Duration::from_millis(250)).await;
+        }
+        rests.push((now() - asked).as_secs());
+    }
+    assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
+    // After a while it is no longer one in a row.
+    advance(seconds(61)).await;
+    fixture.answer(&plain("a")).await;
+    advance(Duration::from_millis(1100)).await;
+    assert_eq!(fixture.at_once(&plain("a")), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
+    let fixture = fixture(&[Does::Answers(10, 0), Does::Nothing, Does::Answers(20, 100)], STALE);
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    let began = now();
+    assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
+    assert_eq!(now() - began, CLIENT_TIMER);
+    // For half a minute nobody waits again.
+    assert_eq!(fixture.at_once(&plain("a")), Some(stale(ExtendedError::STALE_ANSWER)));
+    sleep(seconds(5)).await;
+    assert_eq!((fixture.at_once(&plain("a")), fixture.asked()), (Some(stale(ExtendedError::STALE_ANSWER)), 2));
+    sleep(seconds(31)).await;
+    assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(20) });
+    assert_eq!(fixture.at_once(&plain("a")), Some(answer(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
+    let fixture = fixture(&[Does::Answers(10, 0), Does::Answers(20, 3000)], STALE);
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
+    sleep(seconds(2)).await;
+    assert_eq!(fixture.at_once(&plain("a")).map(|answer| answer.rcode), Some(0));
+    assert_eq!((fixture.at_once(&plain("a")).unwrap().error, fixture.asked()), (None, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
+    let fixture = fixture(&[Does::Denies(10), Does::Fails], STALE);
+    assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
+    advance(seconds(5)).await;
+    assert_eq!(fixture.at_once(&plain("a")).unwrap(), Answer { rcode: rcode::NXDOMAIN, ..answer(5) });
+    advance(seconds(5)).await;
+    let began = now();
+    let gone = Answer { rcode: rcode::NXDOMAIN, ..stale(ExtendedError::STALE_NXDOMAIN) };
+    assert_eq!((fixture.answer(&plain("a")).await, now()), (gone, began));
+    advance(STALE).await;
+    assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_to_be_kept_is_not() {
+    let fixture = fixture(&[Does::Answers(60, 0)], STALE);
+    // For who does not want recursion; with an option that is passed on.
+    for request in [question("a", 0, false, b""), question("a", flags::RD, false, b"\xFD\xE9\0\x01x")] {
+        fixture.answer(&request).await;
+        assert_eq!(fixture.at_once(&plain("a")), None);
+    }
+    // What others said before the upstreams changed, even when it comes after.
+    let slow = self::fixture(&[Does::Answers(60, 100)], STALE);
+    let waiting = slow.ask(&plain("a"), Transport::Udp);
+    sleep(Duration::from_millis(50)).await;
+    slow.resolver.cache.clear();
+    assert_eq!(waiting.await.unwrap().ttls, [60]);
+    assert_eq!(slow.at_once(&plain("a")), None);
+    // TTL 0, and no cache at all.
+    let none = self::fixture(&[Does::Answers(0, 0)], STALE);
+    none.answer(&plain("a")).await;
+    assert_eq!(none.at_once(&plain("a")), None);
+    let off = Fixture { resolver: Resolver::new(0, STALE), ..self::fixture(&[Does::Answers(60, 0)], STALE) };
+    off.answer(&plain("a")).await;
+    assert_eq!((off.at_once(&plain("a")), off.resolver.cache.len()), (None, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_who_wait_are_turned_away_at_once() {
+    let fixture = fixture(&[Does::Nothing], STALE);
+    let waiting: Vec<_> = (0..4096).map(|n| fixture.ask(&plain(&format!("n{n}")), Transport::Udp)).collect();
+    tokio::task::yield_now().await;
+    let began = now();
+    assert_eq!(fixture.answer(&plain("more")).await, failure(ExtendedError::OTHER));
+    assert_eq!((now(), fixture.resolver.counters.overloaded.get()), (began, 1));
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    assert_eq!(fixture.resolver.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_with_another_opcode_passes_as_it_is() {
+    let fixture = fixture(&[Does::Answers(60, 0), Does::Nothing], STALE);
+    let request = question("a", 4 << 11, false, b"\0\x0A\0\x01x");
+    let Parsed::Bad { query, .. } = Query::parse(&request) else { panic!("a query") };
+    let answer = fixture.resolver.pass(&fixture.upstream, &request, &query, Transport::Udp).await;
+    assert_eq!((&answer[..2], &fixture.upstream.asked.lock().unwrap()[0][2..]), (&[1, 2][..], &request[2..]));
+    assert_eq!(answer[12..16], request[12..16]);
+    let answer = fixture.resolver.pass(&fixture.upstream, &request, &query, Transport::Udp).await;
+    assert_eq!(answer[2..4], (flags::QR | flags::RA | 4 << 11 | rcode::SERVFAIL).to_be_bytes());
+}
+
+#[test]
+fn the_cache_keeps_within_its_octets() {
+    for (octets, size) in [(20_000, 60), (1 << 20, 60), (1 << 20, 3000)] {
+        let cache = Cache::new(octets, STALE);
+        for n in 0..20_000u32 {
+            let mut message = question(&format!("n{n}"), flags::RD | flags::QR, false, b"");
+            message[6..8].copy_from_slice(&[0, 1]);
+            message[10..12].fill(0);
+            message.truncate(question_end(&message).unwrap());
+            let key = Query::parse(&plain(&format!("n{n}"))).key();
+            message.extend(b"\xC0\x0C\0\x01\0\x01\0\0\0\x3C");
+            message.extend(u16::try_from(size).unwrap().to_be_bytes());
+            message.extend(vec![0; size]);
+            cache.take(&key, Stored::new(&message, true).unwrap(), true, 0, now());
+        }
+        assert!(cache.octets() <= octets as u64 && cache.len() > 10, "{} octets, {} entries", cache.octets(), cache.len());
+    }
+}
+
+impl Parsed<'_> {
+    fn key(&self) -> Key {
+        let Parsed::Query(query) = self else { panic!("no query") };
+        Key::new(query).unwrap()
+    }
+}
+
+proptest! {
+    #[test]
+    fn keys_tell_questions_apart_as_the_cache_must(a in "[a-cA-C]{1,3}", b in "[a-cA-C]{1,3}", bits in 0u16..64) {
+        let request = |name: &str, bits: u16| {
+            let set = |bit: u16, flag: u16| if bits & bit != 0 { flag } else { 0 };
+            question(name, set(1, flags::RD) | set(2, flags::CD), bits & 4 != 0, b"")
+        };
+        let (one, other) = (request(&a, bits & 7), request(&b, bits >> 3));
+        let equal = a.eq_ignore_ascii_case(&b) && bits & 7 == bits >> 3;
+        prop_assert_eq!(Query::parse(&one).key().of_flight() == Query::parse(&other).key().of_flight(), equal);
+    }
+}

@@ -116,7 +116,7 @@ keys! {
         "The most TCP connections at a time.";
     TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
         "How long a TCP connection may be idle.";
-    UPSTREAM = "" "upstream" List "UPSTREAM" "`ADDR[:PORT]`, `tcp://…`, `tls://…`, `https://…`, `system`, `off`, or `DOMAIN=` and one of the first four" r#"["system"]"#
+    UPSTREAM = "" "upstream" List "UPSTREAM" "`ADDR[:PORT]`, `tcp://ADDR[:PORT]`, `tls://ADDR[:PORT][#NAME]`, `https://ADDR[:PORT]/PATH[#NAME]`, `system`, `off`, or `DOMAIN=` and one of the first four" r#"["system"]"#
         "Who is asked for names outside the served zones. `system`: whom the system's own resolver would ask, followed while running. `off`, alone: nobody, such names are refused. `DOMAIN=…`: who is asked for that domain, several entries for one domain add up; with only such entries all other names go to `system`.";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "file, PEM" r#""""#
         "The authorities that may vouch for upstreams over TLS and HTTPS. Empty: those the machine trusts.";

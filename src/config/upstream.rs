@@ -1,7 +1,7 @@
 //! Who is asked for names outside the zones, as it is written.
 
 use crate::name::Name;
-use crate::upstream::{Servers, Target, answered_here};
+use crate::upstream::{Servers, Target, TargetError, answered_here};
 
 use super::error::ConfigError;
 use super::keys;
@@ -93,10 +93,14 @@ fn entry(text: &str) -> Result<Entry, String> {
             if matches!(target, "system" | "off") {
                 return Err(format!("{target} cannot be named for a domain: an upstream stands there, such as 10.0.0.53"));
             }
-            Ok(Entry::Domain(domain, target.parse().map_err(|error| format!("{error}"))?))
+            Ok(Entry::Domain(domain, self::target(target)?))
         }
-        None => Ok(Entry::Target(text.parse().map_err(|error| format!("{error}, nor system, nor off"))?)),
+        None => Ok(Entry::Target(target(text)?)),
     }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    text.parse().map_err(|error: TargetError| error.to_string())
 }
 
 fn add(targets: &mut Vec<Target>, target: Target) {

@@ -4,8 +4,9 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::Protocol;
 use super::exchange::{Answer, Failure, Incoming, Miss, Outgoing, Sockets, Upstream};
 use super::health::{Rank, TIME_OUT};
 use crate::wire::rcode;
@@ -104,12 +105,14 @@ impl<'a> Asking<'a> {
                 None if Instant::now() >= deadline => return self.best.ok_or(Failure::TimedOut),
                 None => {
                     // Half of those that are left, so that many upstreams are no reason to give up on the last.
-                    for _ in 0..(self.ranked.len() - self.begun).div_ceil(2).max(1) {
+                    let hedge = patience < began + TIME_OUT;
+                    let more = if hedge { 1 } else { (self.ranked.len() - self.begun).div_ceil(2).max(1) };
+                    for _ in 0..more {
                         if !self.begin_next() {
-                            self.repeat();
+                            self.repeat(hedge);
                         }
                     }
-                    patience = if patience < began + TIME_OUT { began + TIME_OUT } else { patience + TIME_OUT };
+                    patience = if hedge { began + TIME_OUT } else { patience + TIME_OUT };
                     timer.as_mut().reset(patience.min(deadline).into());
                 }
             }
@@ -131,17 +134,14 @@ impl<'a> Asking<'a> {
                     self.best = Some(incoming);
                 }
             }
-            Err(Miss::Unreachable(why)) => {
-                upstream.health().failed(&why, true, Instant::now());
-                self.worst = Failure::Unreachable;
-            }
-            Err(Miss::Bad(why)) => {
-                upstream.health().failed(why, false, Instant::now());
-                self.worst = Failure::Bad;
-            }
-            Err(Miss::Busy) => {
-                upstream.health().failed("too many questions to it are under way", false, Instant::now());
-                self.worst = Failure::TimedOut;
+            Err(miss) => {
+                let unreachable = matches!(miss, Miss::Unreachable(_));
+                upstream.health().failed(&miss.to_string(), unreachable, Instant::now());
+                self.worst = match miss {
+                    Miss::Unreachable(_) => Failure::Unreachable,
+                    Miss::Bad(_) => Failure::Bad,
+                    Miss::Busy => Failure::TimedOut,
+                };
             }
         }
         self.done.push(place);
@@ -167,10 +167,12 @@ impl<'a> Asking<'a> {
         false
     }
 
-    /// Asks the best once more of those that were silent: a datagram may be lost.
-    fn repeat(&mut self) {
+    /// Asks the best once more of those that were silent: a datagram may be lost. What a connection carries is not, so that
+    /// those are not asked again as a `hedge`.
+    fn repeat(&mut self, hedge: bool) {
         let silent = (0..self.ranked.len())
             .filter(|place| !self.done.contains(place))
+            .filter(|place| !hedge || self.ranked[*place].1.target().protocol == Protocol::Plain)
             .min_by_key(|place| self.under_way.iter().filter(|(other, _)| other == place).count());
         if let Some(place) = silent.filter(|_| self.tries < MOST_TRIES) {
             self.begin(place);

@@ -37,7 +37,7 @@ pub(super) struct Timings {
     pub(super) patience: Duration,
     /// How long after a good answer it is asked again.
     pub(super) good: Duration,
-    /// How long after a loop it is asked again, at first; twice as long each time, until `good`.
+    /// How long after a loop or no answer at all it is asked again, at first; twice as long each time, until `good`.
     pub(super) bad: Duration,
 }
 
@@ -108,16 +108,19 @@ impl Guard {
         tokens.retain(|token| upstreams.iter().any(|upstream| Arc::ptr_eq(upstream, &token.upstream)));
     }
 
-    /// Asks one upstream, and takes it back when its answer did not lead through us.
-    async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, patience: Duration) {
-        let Some(name) = self.issue(upstream) else { return };
-        let Some(outgoing) = Outgoing::new(question(&name), false) else { return };
-        let answer = sockets.ask_one(upstream, &outgoing, Instant::now() + patience).await;
+    /// Asks one upstream, and takes it back when its answer did not lead through us. Whether that is so.
+    async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, patience: Duration) -> bool {
+        let Some(name) = self.issue(upstream) else { return false };
+        let Some(outgoing) = Outgoing::new(question(&name), false) else { return false };
         // No answer is no proof of anything.
-        if answer.is_ok() && !self.was_seen(&name) && upstream.is_set_aside() {
+        if sockets.ask_one(upstream, &outgoing, Instant::now() + patience).await.is_err() || self.was_seen(&name) {
+            return false;
+        }
+        if upstream.is_set_aside() {
             upstream.set_aside(false);
             tracing::info!(upstream = %upstream.target(), "this upstream no longer sends questions back: it is asked again");
         }
+        true
     }
 
     /// Asks the upstreams in force, all of them after each change and each again after a while, until `stop`.
@@ -133,17 +136,22 @@ impl Guard {
                 watched = upstreams.into_iter().map(|upstream| Watched { upstream, due: now, pause: timings.bad }).collect();
             }
             let mut probes = JoinSet::new();
-            for one in watched.iter().filter(|one| one.due <= now) {
+            for (place, one) in watched.iter().enumerate().filter(|(_, one)| one.due <= now) {
                 let (guard, sockets, upstream) = (Arc::clone(&self), Arc::clone(&sockets), Arc::clone(&one.upstream));
-                probes.spawn(async move { guard.probe(&sockets, &upstream, timings.patience).await });
+                probes.spawn(async move { (place, guard.probe(&sockets, &upstream, timings.patience).await) });
             }
-            tokio::select! {
+            while let Some(probed) = tokio::select! {
                 () = stop.cancelled() => return,
-                () = async { while probes.join_next().await.is_some() {} } => {}
+                probed = probes.join_next() => probed,
+            } {
+                if let Ok((place, good)) = probed
+                    && let Some(one) = watched.get_mut(place)
+                {
+                    one.plan(good, timings);
+                }
             }
-            for one in &mut watched {
-                one.plan(now, timings);
-            }
+            // A token can come in late, after its answer or without one.
+            watched.iter_mut().filter(|one| one.upstream.is_set_aside()).for_each(|one| one.hasten());
             let due = watched.iter().map(|one| one.due).min().unwrap_or(now + timings.good);
             changed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -170,18 +178,16 @@ struct Watched {
 }
 
 impl Watched {
-    /// Plans the next time, after one at `asked`, or after a token of this upstream came in late.
-    fn plan(&mut self, asked: Instant, timings: Timings) {
-        let was_asked = self.due <= asked;
-        let soon = Instant::now() + self.pause;
-        if self.upstream.is_set_aside() {
-            if was_asked || self.due > soon {
-                self.due = soon;
-                self.pause = (self.pause * 2).min(timings.good);
-            }
-        } else if was_asked {
-            (self.due, self.pause) = (Instant::now() + timings.good, timings.bad);
-        }
+    /// Plans the next time.
+    fn plan(&mut self, good: bool, timings: Timings) {
+        let pause = if good { timings.good } else { self.pause };
+        self.due = Instant::now() + pause;
+        self.pause = if good { timings.bad } else { (self.pause * 2).min(timings.good) };
+    }
+
+    /// Plans it earlier, where it was planned as after a good answer.
+    fn hasten(&mut self) {
+        self.due = self.due.min(Instant::now() + self.pause);
     }
 }
 

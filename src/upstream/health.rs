@@ -262,3 +262,82 @@ fn band_end(band: usize) -> Duration {
     let unit = 1_u64 << (band / 2);
     Duration::from_micros(if band % 2 == 0 { unit + unit / 2 } else { unit * 2 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn the_second_question_waits_for_the_slow_twentieth() {
+        let (health, now) = (Health::default(), Instant::now());
+        assert_eq!(health.hedge_after(), HEDGE_UNKNOWN);
+        for number in 0..200 {
+            // One of forty is slow: that is not the usual.
+            health.answered(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
+        }
+        let after = health.hedge_after();
+        assert!((millis(40)..=millis(70)).contains(&after), "{after:?}");
+        for number in 0..600 {
+            health.answered(if number % 10 == 0 { millis(200) } else { millis(40) }, now);
+        }
+        let after = health.hedge_after();
+        assert!((millis(200)..=millis(300)).contains(&after), "{after:?}");
+        // Within its bounds.
+        (0..2000).for_each(|_| health.answered(millis(2000), now));
+        assert_eq!(health.hedge_after(), HEDGE_CAP);
+        (0..4000).for_each(|_| health.answered(Duration::from_micros(100), now));
+        assert_eq!(health.hedge_after(), HEDGE_FLOOR);
+    }
+
+    #[test]
+    fn the_fast_come_first_and_the_dead_last() {
+        let now = Instant::now();
+        let measured = |after| {
+            let health = Health::default();
+            (0..50).for_each(|_| health.answered(after, now));
+            health
+        };
+        let ranks: Vec<_> = [1, 30, 100].map(|after| measured(millis(after)).rank(now)).into();
+        assert!(ranks.is_sorted() && ranks[0] != ranks[2], "{ranks:?}");
+        // Not worth a change of order.
+        assert_eq!(measured(Duration::from_micros(80)).rank(now), measured(Duration::from_micros(700)).rank(now));
+        assert!(Health::default().rank(now) <= ranks[0]);
+        let refusing = measured(millis(1));
+        (0..3).for_each(|_| refusing.refused(true));
+        assert!(refusing.rank(now) > ranks[2]);
+        refusing.refused(false);
+        assert_eq!(refusing.rank(now), ranks[0]);
+        let dead = measured(millis(1));
+        dead.asked(now);
+        assert_eq!(dead.rank(now + millis(999)), ranks[0]);
+        assert_eq!(dead.rank(now + TIME_OUT), Rank::Dead);
+        dead.answered(millis(3000), now + millis(3000));
+        assert_ne!(dead.rank(now + millis(3001)), Rank::Dead);
+        dead.failed("refused", true, now + millis(4000));
+        assert_eq!(dead.rank(now + millis(4000)), Rank::Dead);
+    }
+
+    #[test]
+    fn the_dead_are_probed_less_and_less_often() {
+        let (health, began) = (Health::default(), Instant::now());
+        health.asked(began);
+        let dead = began + TIME_OUT;
+        let probes: Vec<_> = (0..120).filter(|second| health.take_probe(dead + Duration::from_secs(*second))).collect();
+        assert_eq!(probes, [0, 1, 3, 7, 15, 31, 61, 91]);
+        health.answered(millis(5), dead);
+        assert!(!health.take_probe(dead + PROBE - millis(1)) && health.take_probe(dead + PROBE));
+    }
+
+    #[test]
+    fn bands_lie_side_by_side() {
+        for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1 << 24, u32::MAX] {
+            let end = band_end(band(micros));
+            assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 24, "{micros}");
+            assert!(band(micros) == 0 || micros < 4 || band_end(band(micros) - 1) <= Duration::from_micros(micros.into()), "{micros}");
+        }
+    }
+}

@@ -24,7 +24,6 @@ mod sources;
 mod special;
 mod strip;
 mod target;
-mod target_text;
 mod watch;
 
 pub use counters::Counters;
@@ -34,7 +33,7 @@ pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
 pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
 pub use sources::BEFORE;
 pub use special::answered_here;
-pub use target::{Protocol, Target};
+pub use target::{Protocol, Target, TargetError};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -33,6 +33,7 @@ fn scope(address: SocketAddr) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Protocol;
     use super::*;
 
     #[test]
@@ -51,7 +52,9 @@ mod tests {
             ("[fe80::1%3]:53", "[fe80::1%2]:53", false),
             ("[2001:db8::1%3]:53", "[2001:db8::1]:53", true),
         ] {
-            assert_eq!(target.parse::<Target>().unwrap().reaches(own.parse().unwrap()), reaches, "{target} {own}");
+            let address = target.parse::<SocketAddr>().unwrap_or_else(|_| SocketAddr::new(target.parse().unwrap(), 53));
+            let target = Target { address, protocol: Protocol::Plain };
+            assert_eq!(target.reaches(own.parse().unwrap()), reaches, "{target:?} {own}");
         }
     }
 }

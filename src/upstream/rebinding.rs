@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Settings;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
@@ -26,9 +27,11 @@ pub(super) struct Rebinding {
 }
 
 impl Rebinding {
-    /// A guard that lets these domains pass.
-    pub(super) fn new(allowed: Vec<Name>) -> Self {
-        Self { allowed }
+    /// The guard of these settings, none where it is off. Domains with upstreams of their own pass like those allowed: who
+    /// names an upstream for a domain knows what it says.
+    pub(super) fn of(settings: &Settings) -> Option<Self> {
+        let allowed = settings.rebinding.as_ref()?.iter().chain(settings.domains.iter().map(|(domain, _)| domain));
+        Some(Self { allowed: allowed.copied().collect() })
     }
 
     /// Whether an upstream's well-formed answer to a question for `name` is to be withheld.
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn some_domains_may() {
         let name = |text: &str| Name::from_text(text).unwrap();
-        let guard = Rebinding::new(vec![name("lan.example")]);
+        let guard = Rebinding { allowed: vec![name("lan.example")] };
         let private = answer(rtype::A, &[10, 0, 0, 1]);
         assert!(guard.offends(&name("a.example"), &private) && guard.offends(&name("xlan.example"), &private));
         assert!(!guard.offends(&name("a.lan.example"), &private));

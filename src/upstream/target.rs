@@ -1,7 +1,11 @@
 //! One upstream as a person names it.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::str::FromStr;
+
+use hyper::http::uri::PathAndQuery;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// Where an upstream is, and how it is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,5 +58,208 @@ impl fmt::Display for Target {
         }
         f.write_str(path)?;
         name.map_or(Ok(()), |name| write!(f, "#{name}"))
+    }
+}
+
+/// Why a text names no upstream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// A scheme that there is not.
+    #[error("there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it")]
+    Scheme(String),
+    /// What stands where the address should.
+    #[error(
+        "{0:?} is not an IP address: an upstream is written as ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a name cannot be looked up before \
+         there is an upstream, but tls:// and https:// take one behind #, for the certificate"
+    )]
+    Address(String),
+    /// Not a port.
+    #[error("{0:?} is not a port: it is a number from 1 to 65535")]
+    Port(String),
+    /// An address at which nobody can be asked.
+    #[error("{0} is not the address of one server")]
+    NoServer(IpAddr),
+    /// A link-local address without its interface.
+    #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
+    NoScope(Ipv6Addr),
+    /// An interface where there can be none.
+    #[error("only link-local IPv6 addresses (fe80::/10) have an interface, and {0} is none")]
+    StrayScope(IpAddr),
+    /// The interface does not exist.
+    #[error("there is no network interface {0:?} on this machine")]
+    Interface(String),
+    /// A name for the certificate where there is no certificate.
+    #[error("a name behind # is the one in a certificate: only tls:// and https:// have one")]
+    StrayName,
+    /// Not a name.
+    #[error("{0:?} is not a name that a certificate can have")]
+    Name(String),
+    /// Something follows the address.
+    #[error("{0:?} follows the address: only https:// has a path")]
+    StrayPath(String),
+    /// Not a path.
+    #[error("{0:?} is not a path of a URL; DNS over HTTPS is usually at /dns-query")]
+    Path(String),
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    /// Reads `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`, `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#name]` and
+    /// `https://ADDRESS[:PORT][/path][#name]`. An IPv6 address may stand in brackets, and must before a port.
+    ///
+    /// # Errors
+    /// When it is none of these, or names an interface that does not exist.
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let text = text.trim();
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
+            None => (String::new(), text),
+        };
+        let (rest, name) = match rest.split_once('#') {
+            Some((rest, name)) => (rest, Some(name)),
+            None => (rest, None),
+        };
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let (protocol, port) = match scheme.as_str() {
+            "" => (Protocol::Plain, 53),
+            "tcp" => (Protocol::Tcp, 53),
+            "tls" => (Protocol::Tls { name: name.map(certificate_name).transpose()? }, 853),
+            "https" => (Protocol::Https { name: name.map(certificate_name).transpose()?, path: https_path(path)? }, 443),
+            _ => return Err(TargetError::Scheme(scheme)),
+        };
+        if name.is_some() && matches!(protocol, Protocol::Plain | Protocol::Tcp) {
+            return Err(TargetError::StrayName);
+        }
+        if !path.is_empty() && !matches!(protocol, Protocol::Https { .. }) && path != "/" {
+            return Err(TargetError::StrayPath(path.to_owned()));
+        }
+        Ok(Self { address: socket_address(authority, port)?, protocol })
+    }
+}
+
+/// An address with or without a port.
+fn socket_address(authority: &str, port: u16) -> Result<SocketAddr, TargetError> {
+    let no_address = || TargetError::Address(authority.to_owned());
+    let (address, written) = if let Some(inner) = authority.strip_prefix('[') {
+        let (address, rest) = inner.split_once(']').ok_or_else(no_address)?;
+        let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(no_address)?) };
+        (address, port)
+    } else if let Some((address, port)) = authority.split_once(':').filter(|(_, port)| !port.contains(':')) {
+        (address, Some(port))
+    } else {
+        (authority, None)
+    };
+    let (address, scope) = address.split_once('%').map_or((address, None), |(address, scope)| (address, Some(scope)));
+    let address: IpAddr = address.parse().map_err(|_| no_address())?;
+    let port = match written {
+        None => port,
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| TargetError::Port(port.to_owned()))?,
+    };
+    if address.is_unspecified() || address.is_multicast() || address == IpAddr::from([255; 4]) {
+        return Err(TargetError::NoServer(address));
+    }
+    match (address, scope) {
+        (IpAddr::V6(address), Some(scope)) if address.is_unicast_link_local() => {
+            let index = scope.parse().ok().filter(|index| *index != 0).or_else(|| nix::net::if_::if_nametoindex(scope).ok());
+            let index = index.ok_or_else(|| TargetError::Interface(scope.to_owned()))?;
+            Ok(SocketAddrV6::new(address, port, 0, index).into())
+        }
+        (IpAddr::V6(address), None) if address.is_unicast_link_local() => Err(TargetError::NoScope(address)),
+        (address, Some(_)) => Err(TargetError::StrayScope(address)),
+        (address, None) => Ok(SocketAddr::new(address, port)),
+    }
+}
+
+fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
+    match ServerName::try_from(name) {
+        Ok(ServerName::DnsName(_)) => Ok(name.into()),
+        _ => Err(TargetError::Name(name.to_owned())),
+    }
+}
+
+fn https_path(path: &str) -> Result<Box<str>, TargetError> {
+    match path {
+        "" | "/" => Ok("/dns-query".into()),
+        // RFC 8484 writes `{?dns}` behind the path: that is the template of a GET, and we POST.
+        path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => Ok(path.into()),
+        path => Err(TargetError::Path(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<String, TargetError> {
+        text.parse().map(|target: Target| {
+            let text = target.to_string();
+            assert_eq!(text.parse(), Ok(target), "{text} does not come back");
+            text
+        })
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_written_again() {
+        for (text, written) in [
+            ("192.0.2.1", "192.0.2.1"),
+            (" 192.0.2.1:53 ", "192.0.2.1"),
+            ("192.0.2.1:5353", "192.0.2.1:5353"),
+            ("2001:db8::53", "2001:db8::53"),
+            ("[2001:db8::53]", "2001:db8::53"),
+            ("[2001:db8::53]:53", "2001:db8::53"),
+            ("[2001:db8::53]:54", "[2001:db8::53]:54"),
+            ("fe80::1%1", "fe80::1%1"),
+            ("fe80::1%lo", "fe80::1%1"),
+            ("[fe80::1%lo]:54", "[fe80::1%1]:54"),
+            ("tcp://192.0.2.1", "tcp://192.0.2.1"),
+            ("TCP://[2001:db8::53]:54", "tcp://[2001:db8::53]:54"),
+            ("tls://192.0.2.1", "tls://192.0.2.1"),
+            ("tls://2001:db8::853", "tls://[2001:db8::853]"),
+            ("tls://192.0.2.1:853#dns.example", "tls://192.0.2.1#dns.example"),
+            ("tls://192.0.2.1:8853#dns.example", "tls://192.0.2.1:8853#dns.example"),
+            ("https://192.0.2.1", "https://192.0.2.1/dns-query"),
+            ("https://192.0.2.1/", "https://192.0.2.1/dns-query"),
+            ("https://[2001:db8::53]:8443/q?a=b#dns.example", "https://[2001:db8::53]:8443/q?a=b#dns.example"),
+        ] {
+            assert_eq!(read(text), Ok(written.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let address = |text: &str| TargetError::Address(text.to_owned());
+        for (text, error) in [
+            ("", address("")),
+            ("dns.example", address("dns.example")),
+            ("tls://dns.example:853", address("dns.example:853")),
+            ("192.0.2", address("192.0.2")),
+            ("[2001:db8::53", address("[2001:db8::53")),
+            ("[2001:db8::53]54", address("[2001:db8::53]54")),
+            ("192.0.2.1:", TargetError::Port(String::new())),
+            ("192.0.2.1:0", TargetError::Port("0".to_owned())),
+            ("192.0.2.1:65536", TargetError::Port("65536".to_owned())),
+            ("quic://192.0.2.1", TargetError::Scheme("quic".to_owned())),
+            ("0.0.0.0", TargetError::NoServer("0.0.0.0".parse().unwrap())),
+            ("ff02::fb", TargetError::NoServer("ff02::fb".parse().unwrap())),
+            ("fe80::1", TargetError::NoScope("fe80::1".parse().unwrap())),
+            ("2001:db8::1%lo", TargetError::StrayScope("2001:db8::1".parse().unwrap())),
+            ("192.0.2.1%lo", TargetError::StrayScope("192.0.2.1".parse().unwrap())),
+            ("fe80::1%nosuch0", TargetError::Interface("nosuch0".to_owned())),
+            ("192.0.2.1#dns.example", TargetError::StrayName),
+            ("tls://192.0.2.1#", TargetError::Name(String::new())),
+            ("tls://192.0.2.1#-x-", TargetError::Name("-x-".to_owned())),
+            ("tls://192.0.2.1/dns-query", TargetError::StrayPath("/dns-query".to_owned())),
+            ("https://192.0.2.1/dns-query{?dns}", TargetError::Path("/dns-query{?dns}".to_owned())),
+        ] {
+            assert_eq!(read(text), Err(error), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "(tcp://|tls://|https://)?[\\[\\]0-9a-f:.%#/é ]{0,30}") {
+            let _ = read(&text);
+        }
     }
 }

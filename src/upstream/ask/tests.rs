@@ -7,6 +7,8 @@ use super::super::exchange::{Connector, Failure, Incoming, Outgoing, Sockets, Up
 use super::super::{Protocol, Target};
 use crate::wire::u16_at;
 
+mod secure;
+
 /// What the test upstream shares with the tests of whole processes.
 #[path = "../../../tests/support/upstream/mod.rs"]
 #[allow(dead_code, unused_qualifications, reason = "each test program takes what it needs")]
@@ -81,4 +83,397 @@ async fn one_answers() {
     let report = upstream.report();
     assert_eq!((report.asked, report.answered, report.failed, report.dead), (40, 40, 0, false));
     assert!(report.round_trip.is_some());
+}
+
+fn both(one: &Server, other: &Server) -> [Arc<Upstream>; 2] {
+    [upstream_of(target(one)), upstream_of(target(other))]
+}
+
+/// An address where nobody listens.
+fn closed() -> Target {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    Target { address: socket.local_addr().unwrap(), protocol: Protocol::Plain }
+}
+
+#[tokio::test]
+async fn nobody_to_ask() {
+    let sockets = Sockets::default();
+    assert_eq!(sockets.ask(&[], &outgoing(), deadline()).await.unwrap_err(), Failure::NoUpstream);
+    let server = server();
+    let upstream = upstream_of(target(&server));
+    upstream.set_aside(true);
+    assert_eq!(sockets.ask(&[Arc::clone(&upstream)], &outgoing(), deadline()).await.unwrap_err(), Failure::NoUpstream);
+    assert!(upstream.report().looping);
+    // The probe asks all the same.
+    assert_right(&sockets.ask_one(&upstream, &outgoing(), deadline()).await.unwrap());
+    upstream.set_aside(false);
+    assert_right(&sockets.ask(&[upstream], &outgoing(), deadline()).await.unwrap());
+}
+
+#[tokio::test]
+async fn truncated_is_asked_over_tcp() {
+    let server = server();
+    server.behave(Behaviour::truncating());
+    let sockets = Sockets::default();
+    let upstream = [upstream_of(target(&server))];
+    for _ in 0..5 {
+        assert_right(&sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap());
+    }
+    assert_eq!(server.connections(), 1);
+    // Where TCP does not work, what is truncated is better than nothing; another's whole answer is better than that.
+    for tcp in [Tcp::Closes, Tcp::Silent, Tcp::Half] {
+        server.behave(Behaviour::truncating().over_tcp(tcp));
+        let incoming = sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+        assert_eq!((incoming.rcode, incoming.message[2] & 0x02), (0, 2), "{tcp:?}");
+        let other = self::server();
+        let upstreams = [Arc::clone(&upstream[0]), upstream_of(target(&other))];
+        assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_not_taken() {
+    let damages = [
+        Damage::Id,
+        Damage::QuestionType,
+        Damage::QuestionName,
+        Damage::NoQuestion,
+        Damage::NoResponse,
+        Damage::Cut(0),
+        Damage::Cut(11),
+        Damage::Cut(40),
+        Damage::PointerLoop,
+        Damage::Garbage,
+        Damage::Counts,
+        Damage::DataLength,
+        Damage::Trailing,
+    ];
+    for damage in damages {
+        let (bad, good) = (server(), server());
+        bad.behave(Behaviour::damaged(damage));
+        let sockets = Sockets::default();
+        let upstreams = both(&bad, &good);
+        let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+        // Data may be anything; a pointer that leads nowhere, too, is for the cache to find.
+        if damage != Damage::PointerLoop {
+            assert_right(&incoming);
+            assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]), "{damage:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_never_right_ends_in_time() {
+    let server = server();
+    server.behave(Behaviour::damaged(Damage::Id));
+    let sockets = Sockets::default();
+    let upstreams = [upstream_of(target(&server))];
+    assert_eq!(sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(2)).await.unwrap_err(), Failure::TimedOut);
+    server.behave(Behaviour::damaged(Damage::Counts));
+    assert_eq!(sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap_err(), Failure::Bad);
+    assert_eq!(upstreams[0].report().last_error.as_deref(), Some("its answer is malformed"));
+}
+
+#[tokio::test]
+async fn forged_answers_are_not_heard() {
+    let sockets = Sockets::default();
+    for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
+        let server = server();
+        server.behave(Behaviour::forged(forged));
+        let upstream = [upstream_of(target(&server))];
+        assert_right(&sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+        // Who is guessing cannot guess into a connection.
+        assert_eq!(server.connections(), usize::from(forged == Forged::Ids(40)), "{forged:?}");
+    }
+    let server = server();
+    server.behave(Behaviour::forged(Forged::OnlyOtherPort));
+    let upstream = [upstream_of(target(&server))];
+    assert_eq!(sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(1)).await.unwrap_err(), Failure::TimedOut);
+}
+
+#[tokio::test]
+async fn more_than_a_datagram_is_asked_for_over_tcp() {
+    let server = server();
+    server.behave(Behaviour::damaged(Damage::Oversized(9000)));
+    let sockets = Sockets::default();
+    let incoming = sockets.ask(&[upstream_of(target(&server))], &outgoing(), deadline()).await.unwrap();
+    assert!(incoming.message.len() >= 9000);
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_late_answer_is_nobodys_and_tells_of_life() {
+    let server = server();
+    server.put([Record::a("other.example", 60, "192.0.2.2")]);
+    server.on(NAME, Behaviour::default().delayed(Duration::from_millis(500)));
+    let sockets = Sockets::default();
+    let upstream = [upstream_of(target(&server))];
+    assert_eq!(sockets.ask(&upstream, &outgoing(), Instant::now() + Duration::from_millis(50)).await.unwrap_err(), Failure::TimedOut);
+    let other = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x05other\x07example\0\0\x01\0\x01".to_vec();
+    let other = Outgoing::new(other, false).unwrap();
+    let until = Instant::now() + seconds(30);
+    let mut asked = 1;
+    while upstream[0].report().answered <= asked - 1 || asked < 5 {
+        asked += 1;
+        let incoming = sockets.ask(&upstream, &other, deadline()).await.unwrap();
+        assert!(incoming.message.windows(4).any(|octets| octets == [192, 0, 2, 2]));
+        assert!(Instant::now() < until, "the late answer was never counted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!upstream[0].report().dead);
+}
+
+#[tokio::test]
+async fn a_dead_upstream_is_not_waited_for() {
+    let (dead, good) = (server(), server());
+    dead.behave(Behaviour::never());
+    let sockets = Sockets::default();
+    let upstreams = both(&dead, &good);
+    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    while !upstreams[0].report().dead {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let before = dead.asked().len();
+    for _ in 0..100 {
+        let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+        assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
+    }
+    // Now and then it is asked too, to see whether it lives again.
+    let probes = dead.asked().len() - before;
+    assert!(probes < 20, "{probes}");
+    dead.behave(Behaviour::default());
+    let until = Instant::now() + seconds(60);
+    while upstreams[0].report().dead {
+        assert!(Instant::now() < until, "nobody noticed that it lives again");
+        sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn all_dead_are_asked_at_once() {
+    let (one, other) = (server(), server());
+    one.behave(Behaviour::never());
+    other.behave(Behaviour::never());
+    let sockets = Sockets::default();
+    let upstreams = both(&one, &other);
+    let failure = sockets.ask(&upstreams, &outgoing(), Instant::now() + Duration::from_millis(2500)).await.unwrap_err();
+    assert_eq!(failure, Failure::TimedOut);
+    assert!(upstreams.iter().all(|upstream| upstream.report().dead));
+    other.behave(Behaviour::default());
+    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+}
+
+#[tokio::test]
+async fn three_are_asked_in_good_time() {
+    let servers = [server(), server(), server()];
+    let sockets = Sockets::default();
+    let upstreams = servers.each_ref().map(|server| upstream_of(target(server)));
+    for (upstream, server) in upstreams.iter().zip(&servers) {
+        measure(&sockets, upstream).await;
+        server.forget();
+    }
+    // None is known to be dead, and the only one that answers is anywhere among them.
+    servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
+    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+}
+
+/// Asks so often that its round trip is known.
+async fn measure(sockets: &Sockets, upstream: &Arc<Upstream>) {
+    for _ in 0..20 {
+        sockets.ask_one(upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_closed_port_costs_no_time_out() {
+    let good = server();
+    let sockets = Sockets::default();
+    let upstreams = [upstream_of(closed()), upstream_of(target(&good))];
+    assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+    let alone = [upstream_of(closed())];
+    // Were it not noticed, it would be waited for until the deadline.
+    assert_eq!(sockets.ask(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+    let report = alone[0].report();
+    assert!(report.dead && report.last_error.unwrap().contains("refused"));
+    for protocol in [Protocol::Tcp, Protocol::Tls { name: None }, Protocol::Https { name: None, path: "/dns-query".into() }] {
+        let alone = [upstream_of(Target { protocol, ..closed() })];
+        assert_eq!(sockets.ask(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+        assert!(alone[0].report().last_error.unwrap().contains("cannot connect over TCP"));
+    }
+}
+
+#[tokio::test]
+async fn the_second_question_overtakes_a_slow_answer() {
+    let (slow, good) = (server(), server());
+    // So that it is asked second.
+    good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
+    let sockets = Sockets::default();
+    let upstreams = both(&slow, &good);
+    for upstream in &upstreams {
+        measure(&sockets, upstream).await;
+    }
+    slow.behave(Behaviour::default().delayed(seconds(20)));
+    good.behave(Behaviour::default());
+    slow.forget();
+    let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(15)).await.unwrap();
+    assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
+    assert_eq!(slow.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn letters_of_the_client_need_no_echo() {
+    let server = server();
+    server.behave(Behaviour::damaged(Damage::LowerCase));
+    let mut question = question();
+    question[13..16].copy_from_slice(b"WwW");
+    let outgoing = Outgoing::new(question.clone(), false).unwrap();
+    let sockets = Sockets::default();
+    let incoming = sockets.ask(&[upstream_of(target(&server))], &outgoing, deadline()).await.unwrap();
+    assert_eq!(incoming.message[12..33], question[12..33]);
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_large_question_goes_over_tcp() {
+    let server = server();
+    let mut question = question();
+    let at = question.len() - 2;
+    question[at..].copy_from_slice(&3004_u16.to_be_bytes());
+    question.extend([0xFD, 0xE9, 0x0B, 0xB8]);
+    question.resize(question.len() + 3000, 7);
+    let sockets = Sockets::default();
+    let upstream = upstream_of(target(&server));
+    let outgoing = Outgoing::new(question, false).unwrap();
+    assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
+    assert_eq!((server.connections(), upstream.report().failed), (1, 0));
+}
+
+#[tokio::test]
+async fn a_lost_datagram_is_sent_again() {
+    let server = server();
+    server.behave(Behaviour::default().dropping(2));
+    let sockets = Sockets::default();
+    assert_right(&sockets.ask(&[upstream_of(target(&server))], &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+}
+
+#[tokio::test]
+async fn ids_and_ports_vary() {
+    use std::collections::HashSet;
+    let server = server();
+    let sockets = Sockets::default();
+    let upstream = [upstream_of(target(&server))];
+    for _ in 0..100 {
+        sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+    }
+    let asked = server.asked();
+    let ids: HashSet<_> = asked.iter().map(|asked| asked.question.id).collect();
+    let ports = asked.iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
+    assert!(ids.len() > 90, "{} ids of {}", ids.len(), asked.len());
+    assert!((5..=8).contains(&ports) || asked.len() > 100, "{ports} ports");
+    // No socket serves for ever.
+    for _ in 0..3000 {
+        sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+    }
+    let ports = server.asked().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
+    assert!(ports > 8, "{ports} ports");
+}
+
+#[tokio::test]
+async fn letters_go_out_by_chance_and_come_back_as_they_were() {
+    let server = server();
+    let sockets = Sockets::default();
+    let upstream = [upstream_of(target(&server))];
+    let outgoing = Outgoing::new(question(), true).unwrap();
+    for _ in 0..10 {
+        assert_right(&sockets.ask(&upstream, &outgoing, deadline()).await.unwrap());
+    }
+    let names: std::collections::HashSet<_> = server.asked().into_iter().map(|asked| asked.question.name).collect();
+    assert!(names.len() > 3, "{names:?}");
+    assert_eq!(server.connections(), 0);
+    // Who answers in lower case is asked over TCP once, then as the client wrote it.
+    let server = self::server();
+    server.behave(Behaviour::damaged(Damage::LowerCase));
+    let upstream = [upstream_of(target(&server))];
+    for _ in 0..10 {
+        assert_right(&sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap());
+    }
+    assert_eq!(server.connections(), 1);
+    assert_eq!(server.asked().last().unwrap().question.name, NAME);
+    // Where TCP does not work either, after three times.
+    let server = self::server();
+    server.behave(Behaviour::damaged(Damage::LowerCase).over_tcp(Tcp::Closes));
+    let upstream = [upstream_of(target(&server))];
+    for _ in 0..3 {
+        assert_eq!(sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap_err(), Failure::Bad);
+    }
+    assert_right(&sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap());
+}
+
+#[tokio::test]
+async fn codes_are_tried_elsewhere() {
+    let (bad, good) = (server(), server());
+    let sockets = Sockets::default();
+    for code in [2_u16, 4, 5, 9] {
+        bad.behave(Behaviour::code(code));
+        let upstreams = both(&bad, &good);
+        assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+        let incoming = sockets.ask(&upstreams[..1], &outgoing(), Instant::now() + seconds(60)).await.unwrap();
+        assert_eq!(incoming.rcode, code);
+    }
+    // That a name does not exist is an answer.
+    bad.behave(Behaviour::code(3));
+    let upstreams = both(&bad, &good);
+    assert_eq!(sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap().rcode, 3);
+    // Who refuses everything is not asked first for ever.
+    bad.behave(Behaviour::code(5));
+    let upstreams = both(&bad, &good);
+    for _ in 0..20 {
+        assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    }
+    bad.forget();
+    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    assert!(bad.asked().len() <= 1);
+}
+
+#[tokio::test]
+async fn who_knows_no_edns_is_asked_without() {
+    let sockets = Sockets::default();
+    for edns in [Edns::FormErr, Edns::BadVersion] {
+        let server = server();
+        server.behave(Behaviour::edns(edns));
+        let upstream = [upstream_of(target(&server))];
+        for _ in 0..5 {
+            assert_right(&sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+        }
+        let with = server.asked().iter().filter(|asked| asked.question.opt.is_some()).count();
+        assert_eq!(with, 1, "{edns:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_questions() {
+    let server = server();
+    let upstream = upstream_of(Target { protocol: Protocol::Tcp, ..target(&server) });
+    let upstreams = [Arc::clone(&upstream)];
+    let sockets = Arc::new(Sockets::default());
+    server.behave(Behaviour::default().delayed(Duration::from_millis(200)));
+    let outgoing = outgoing();
+    let many: Vec<_> = (0..50)
+        .map(|_| {
+            let (sockets, upstream, outgoing) = (Arc::clone(&sockets), Arc::clone(&upstream), outgoing.clone());
+            tokio::spawn(async move { sockets.ask(&[upstream], &outgoing, Instant::now() + seconds(30)).await })
+        })
+        .collect();
+    for one in many {
+        assert_right(&one.await.unwrap().unwrap());
+    }
+    assert_eq!(server.connections(), 1);
+    assert!(server.asked().iter().all(|asked| asked.transport == upstream::Transport::Tcp));
+    // Closed by the other side, it is made anew.
+    server.behave(Behaviour::default().over_tcp(Tcp::Closes));
+    assert_eq!(sockets.ask(&upstreams, &outgoing, Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+    assert_eq!(upstream.report().last_error.as_deref(), Some("it closed the connection"));
+    server.behave(Behaviour::default());
+    assert_right(&sockets.ask(&upstreams, &outgoing, Instant::now() + seconds(30)).await.unwrap());
 }

@@ -14,11 +14,11 @@ use super::question::{Fit, Packet};
 pub(super) enum Reply {
     /// Its answer, whole.
     Message(Vec<u8>),
-    /// Its answer but for the letters' case.
-    OtherCase,
+    /// Its answer, whole, but for the letters' case.
+    OtherCase(Vec<u8>),
     /// Somebody sends what nobody asked for, or more than can be taken: better ask where nobody can guess.
     Doubtful,
-    /// It cannot be reached; why, for people.
+    /// It cannot be reached, or hung up; why, for people.
     Unreachable(String),
 }
 
@@ -34,6 +34,8 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Entries {
     most: usize,
+    /// Nothing is taken any more.
+    closed: bool,
     by_id: HashMap<u16, Entry, foldhash::fast::RandomState>,
 }
 
@@ -56,7 +58,7 @@ pub(super) enum Taken {
 impl Pending {
     /// A table of at most `most` questions.
     pub(super) fn new(most: usize) -> Self {
-        Self { entries: Mutex::new(Entries { most, by_id: HashMap::default() }) }
+        Self { entries: Mutex::new(Entries { most, closed: false, by_id: HashMap::default() }) }
     }
 
     /// The table, to be changed: whoever holds it holds up the reader.
@@ -74,27 +76,45 @@ impl Pending {
         }
         let Some(entry) = entries.by_id.remove(&id) else { return Taken::Stray };
         drop(entries);
-        let reply = if fit == Fit::OtherCase { Reply::OtherCase } else { Reply::Message(message.to_vec()) };
+        let reply = if fit == Fit::OtherCase { Reply::OtherCase(message.to_vec()) } else { Reply::Message(message.to_vec()) };
         // Nobody waits any more: it came late, and told all the same that the upstream lives.
         let _ = entry.reply.send(reply);
         Taken::Answer(now.saturating_duration_since(entry.sent))
     }
 
-    /// Ends all that is under way.
-    pub(super) fn end(&self, mut reply: impl FnMut() -> Reply) {
-        let by_id = std::mem::take(&mut self.lock().by_id);
+    /// Ends all that is under way, and takes nothing any more.
+    pub(super) fn close(&self, mut reply: impl FnMut() -> Reply) {
+        let mut entries = self.lock();
+        entries.closed = true;
+        let by_id = std::mem::take(&mut entries.by_id);
+        drop(entries);
         for (_, entry) in by_id {
             let _ = entry.reply.send(reply());
         }
     }
 
-    /// Whether nothing is under way.
-    pub(super) fn is_empty(&self) -> bool {
-        self.lock().by_id.is_empty()
+    /// Whether nothing is taken any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// When the oldest question that is under way was sent.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.lock().by_id.values().map(|entry| entry.sent).min()
     }
 }
 
 impl Entries {
+    /// Whether nothing is taken any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     /// A random id that is free; none when too much is under way.
     pub(super) fn free_id(&mut self, now: Instant) -> Option<u16> {
         if self.by_id.len() >= self.most {

@@ -2,7 +2,10 @@
 
 use rand::Rng;
 
-use crate::wire::{HEADER, flags, question_end, rcode, records, u16_at};
+use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
+
+/// The EDNS option of padding (RFC 7830).
+const PADDING: u16 = 12;
 
 /// A message as it is to go out: id 0, one question, OPT included.
 #[derive(Clone, Debug)]
@@ -17,15 +20,19 @@ pub(in crate::upstream) struct Outgoing {
 }
 
 impl Outgoing {
-    /// A message to ask; none when it is not well-formed or has not exactly one question. With `random_case` each try has
+    /// A message to ask; none when it is not well-formed, has not exactly one question, or leaves no room for padding. With `random_case` each try has
     /// letters of its own, and answers must echo them.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
+        if message.len() > TCP_MAX - 256 {
+            return None;
+        }
         let end = question_end(&message)?;
         let mut opt = None;
         for record in records(&message, end) {
             let record = record.ok()?;
             if record.is_opt() {
-                opt = Some((record.start, record.end));
+                // The owner of OPT is the root.
+                opt = (record.fixed == record.start + 1).then_some((record.start, record.end));
             }
         }
         Some(Self { message, end, opt, random_case })
@@ -46,8 +53,9 @@ impl Outgoing {
         self.random_case
     }
 
-    /// The octets of one try, id still 0.
-    pub(super) fn dress(&self, edns: bool, random_case: bool) -> Packet {
+    /// The octets of one try, id still 0. `padded` to a multiple of 128 octets, where there is an OPT record to hold the padding
+    /// (RFC 8467 section 4.1).
+    pub(super) fn dress(&self, edns: bool, random_case: bool, padded: bool) -> Packet {
         let mut octets = Vec::with_capacity(self.message.len() + 2);
         match self.opt {
             Some((start, end)) if !edns => {
@@ -56,13 +64,32 @@ impl Outgoing {
                 let additional = u16_at(&octets, 10).unwrap_or_default().saturating_sub(1);
                 octets[10..12].copy_from_slice(&additional.to_be_bytes());
             }
+            Some((_, end)) if padded => {
+                let filler = (self.message.len() + 4).wrapping_neg() % 128;
+                octets.extend_from_slice(&self.message[..end]);
+                octets.extend_from_slice(&PADDING.to_be_bytes());
+                octets.extend_from_slice(&[0, u8::try_from(filler).unwrap_or_default()]);
+                octets.resize(octets.len() + filler, 0);
+                octets.extend_from_slice(&self.message[end..]);
+                self.lengthen_opt(&mut octets, filler + 4);
+            }
             _ => octets.extend_from_slice(&self.message),
         }
         if random_case {
             // The last four octets of the question are its type and class.
             shuffle_case(&mut octets[HEADER..self.end - 4]);
         }
-        Packet { octets, end: self.end }
+        Packet { octets, end: self.end, exact: random_case }
+    }
+
+    /// The length of an OPT record's data stands in the two octets before it; the owner is one octet.
+    fn lengthen_opt(&self, octets: &mut [u8], by: usize) {
+        if let Some((start, _)) = self.opt
+            && let Some(length) = u16_at(octets, start + 9)
+        {
+            let length = length.saturating_add(u16::try_from(by).unwrap_or_default());
+            octets[start + 9..start + 11].copy_from_slice(&length.to_be_bytes());
+        }
     }
 
     /// Reads what came in as the answer to this. The question gets its own letters back.
@@ -84,9 +111,7 @@ impl Outgoing {
                 opt = true;
             }
         }
-        if self.random_case {
-            message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
-        }
+        message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
         Some(Answer { message, rcode, opt })
     }
 }
@@ -111,6 +136,8 @@ pub(super) struct Packet {
     pub(super) octets: Vec<u8>,
     /// Where the question ends.
     end: usize,
+    /// Whether the answer must have the letters as they are here.
+    exact: bool,
 }
 
 /// What a message is to a question.
@@ -125,6 +152,19 @@ pub(super) enum Fit {
 }
 
 impl Packet {
+    /// The same with this id.
+    pub(super) fn with_id(&self, id: u16) -> Self {
+        let mut octets = self.octets.clone();
+        octets[..2].copy_from_slice(&id.to_be_bytes());
+        Self { octets, ..*self }
+    }
+
+    /// With its length before it (RFC 1035 section 4.2.2).
+    pub(super) fn framed(&self) -> Vec<u8> {
+        let length = u16::try_from(self.octets.len()).unwrap_or(u16::MAX);
+        [&length.to_be_bytes(), self.octets.as_slice()].concat()
+    }
+
     /// Whether `message`, whose id is ours, answers this question: a response with the same opcode and question
     /// (RFC 5452 section 9.1).
     pub(super) fn fits(&self, message: &[u8]) -> Fit {
@@ -138,7 +178,13 @@ impl Packet {
             0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => Fit::Answer,
             1 => match message.get(HEADER..self.end) {
                 Some(echo) if echo == asked => Fit::Answer,
-                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => Fit::OtherCase,
+                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => {
+                    if self.exact {
+                        Fit::OtherCase
+                    } else {
+                        Fit::Answer
+                    }
+                }
                 _ => Fit::Stray,
             },
             _ => Fit::Stray,

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 
 use super::pending::{LINGER, Pending, Reply, Taken};
 use super::question::Packet;
-use super::{Answer, Miss, Outgoing, Upstream};
+use super::{Miss, Upstream};
 
 /// Sockets for each upstream.
 const POOL: usize = 8;
@@ -36,10 +36,11 @@ const MOST: usize = 512;
 const LINGERING: usize = 64;
 
 /// Datagrams that nobody asked for, after which questions leave the socket.
-const STRAYS: u32 = 3;
+pub(super) const STRAYS: u32 = 3;
 
-/// A datagram of this size is not whole: we say that we take 1,232 octets, and a few take that lightly.
-const BUFFER: usize = 4097;
+/// Largest datagram that is read whole: we say that we take 1,232 octets, and a few take that lightly. What is longer is cut, so
+/// malformed, so asked for over TCP.
+const BUFFER: usize = 4096;
 
 /// Sockets of upstreams that are not asked any more are closed after this.
 const UNUSED: Duration = Duration::from_secs(60);
@@ -78,24 +79,16 @@ struct Socket {
     pending: Pending,
     /// Datagrams that nobody asked for.
     strays: AtomicU32,
-    /// Serves no longer.
-    broken: AtomicBool,
     upstream: Arc<Upstream>,
 }
 
 impl Sockets {
-    /// Asks in one datagram. What is no answer makes the question go to TCP.
-    pub(super) async fn over_udp(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
-        let packet = outgoing.dress(edns, outgoing.random_case());
+    /// Asks in one datagram.
+    pub(super) async fn over_udp(&self, upstream: &Arc<Upstream>, packet: Packet) -> Result<Reply, Miss> {
         let socket = self.socket(upstream).map_err(|error| Miss::Unreachable(error.to_string()))?;
-        let receiver = socket.send(packet).await?;
-        match receiver.await {
-            Ok(Reply::Message(message)) => outgoing.read(message).ok_or(Miss::Bad("its answer is malformed")),
-            Ok(Reply::OtherCase) => Err(Miss::Bad("its answer has other letters than the question")),
-            Ok(Reply::Doubtful) => Err(Miss::Bad("datagrams came that nobody asked for")),
-            Ok(Reply::Unreachable(why)) => Err(Miss::Unreachable(why)),
-            Err(_) => Err(Miss::Unreachable("the socket was closed".to_owned())),
-        }
+        let reply = socket.send(packet).await?;
+        drop(socket);
+        reply.await.map_err(|_| Miss::Unreachable("the socket was closed".to_owned()))
     }
 
     /// One of the upstream's sockets by chance, made anew when it has served its time.
@@ -114,7 +107,7 @@ impl Sockets {
                 open.uses += 1;
                 return Ok(Arc::clone(&open.socket));
             }
-            pool.lingering.retain(|open| !open.socket.pending.is_empty() && now.saturating_duration_since(open.made) < AGE + LINGER);
+            pool.lingering.retain(|open| !open.socket.pending.lock().is_empty() && now.saturating_duration_since(open.made) < AGE + LINGER);
             if pool.lingering.len() >= LINGERING {
                 pool.lingering.swap_remove(0);
             }
@@ -137,7 +130,6 @@ impl Open {
             io: UdpSocket::from_std(io)?,
             pending: Pending::new(MOST),
             strays: AtomicU32::new(0),
-            broken: AtomicBool::new(false),
             upstream: Arc::clone(upstream),
         });
         let reader = tokio::spawn(read(Arc::clone(&socket))).abort_handle();
@@ -146,10 +138,7 @@ impl Open {
 
     fn is_over(&self, now: Instant) -> bool {
         // A closed runtime takes the reader with it.
-        self.uses >= USES
-            || now.saturating_duration_since(self.made) >= AGE
-            || self.socket.broken.load(Ordering::Relaxed)
-            || self.reader.is_finished()
+        self.uses >= USES || now.saturating_duration_since(self.made) >= AGE || self.socket.pending.is_closed() || self.reader.is_finished()
     }
 }
 
@@ -160,6 +149,9 @@ impl Socket {
             {
                 // Held while it is sent: the answer may be here before we have said what we wait for.
                 let mut entries = self.pending.lock();
+                if entries.is_closed() {
+                    return Err(Miss::Unreachable("the socket was closed".to_owned()));
+                }
                 let now = Instant::now();
                 let id = entries.free_id(now).ok_or(Miss::Busy)?;
                 packet.octets[..2].copy_from_slice(&id.to_be_bytes());
@@ -171,8 +163,10 @@ impl Socket {
                     // A new socket is not known to be writable yet.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => {
-                        self.broken.store(true, Ordering::Relaxed);
-                        return Err(Miss::Unreachable(error.to_string()));
+                        drop(entries);
+                        let why = error.to_string();
+                        self.pending.close(|| Reply::Unreachable(why.clone()));
+                        return Err(Miss::Unreachable(why));
                     }
                 }
             }
@@ -189,26 +183,26 @@ async fn read(socket: Arc<Socket>) {
             Ok(length) => length,
             Err(error) => {
                 // ICMP: nobody listens there, or no way leads there. All that is under way goes elsewhere at once.
-                socket.broken.store(true, Ordering::Relaxed);
                 let why = error.to_string();
-                socket.pending.end(|| Reply::Unreachable(why.clone()));
-                continue;
+                socket.pending.close(|| Reply::Unreachable(why.clone()));
+                return;
             }
         };
         let now = Instant::now();
         match socket.pending.take(&buffer[..length], now) {
             Taken::Answer(after) => {
                 socket.upstream.health.answered(after, now);
-                if socket.pending.is_empty() {
-                    // Nothing else is awaited, so the call that would find nothing is spared: readiness is forgotten as if it had
-                    // been made. Should there be something that nobody asked for, it is read with the next answer.
+                let entries = socket.pending.lock();
+                if entries.is_empty() {
+                    // Nothing else is awaited, nor sent while this lock is held, so the call that would find nothing is spared:
+                    // readiness is forgotten as if it had been made. Something that nobody asked for is read with the next answer.
                     let _ = socket.io.try_io(Interest::READABLE, || -> io::Result<()> { Err(io::ErrorKind::WouldBlock.into()) });
                 }
             }
             Taken::Stray => {
                 if socket.strays.fetch_add(1, Ordering::Relaxed) + 1 >= STRAYS {
-                    socket.broken.store(true, Ordering::Relaxed);
-                    socket.pending.end(|| Reply::Doubtful);
+                    socket.pending.close(|| Reply::Doubtful);
+                    return;
                 }
             }
         }

@@ -1,0 +1,262 @@
+//! TLS and HTTPS, with servers and an authority of our own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming as Body};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
+use tokio_rustls::server::TlsStream;
+
+use super::upstream::{Message, Question};
+use super::*;
+
+/// An authority and the file with its certificate.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    file: tempfile::NamedTempFile,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), issuer.pem()).unwrap();
+        Self { issuer, file }
+    }
+
+    /// A server's side for this name or address.
+    fn acceptor(&self, name: &str, expired: bool, protocols: &[&[u8]]) -> TlsAcceptor {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        if expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    fn upstream(&self, target: Target) -> Arc<Upstream> {
+        Upstream::new(target, Connector::new(tokio::runtime::Handle::current(), Some(self.file.path().to_owned())))
+    }
+}
+
+/// What a server saw.
+#[derive(Debug, Default)]
+struct Seen {
+    handshakes: Mutex<Vec<HandshakeKind>>,
+    sizes: Mutex<Vec<usize>>,
+    hosts: Mutex<Vec<String>>,
+}
+
+/// The right answer.
+fn right(octets: &[u8]) -> Vec<u8> {
+    let question = Question::parse(octets).unwrap();
+    Message::of([Record::a(&question.name, 60, "192.0.2.1")]).to_octets(&question)
+}
+
+async fn accept<F>(acceptor: TlsAcceptor, serve: impl Fn(TlsStream<TcpStream>, Arc<Seen>) -> F + Send + 'static) -> (SocketAddr, Arc<Seen>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen::default());
+    let kept = Arc::clone(&seen);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            seen.handshakes.lock().unwrap().extend(stream.get_ref().1.handshake_kind());
+            tokio::spawn(serve(stream, Arc::clone(&seen)));
+        }
+    });
+    (address, kept)
+}
+
+/// DNS over TLS, `most` questions on each connection.
+async fn over_tls(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>) {
+    accept(acceptor, move |mut stream, seen| async move {
+        for _ in 0..most {
+            let Ok(length) = stream.read_u16().await else { return };
+            let mut octets = vec![0; length.into()];
+            stream.read_exact(&mut octets).await.unwrap();
+            seen.sizes.lock().unwrap().push(octets.len());
+            let answer = right(&octets);
+            stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        let _ = stream.shutdown().await;
+    })
+    .await
+}
+
+/// What the server over HTTPS makes of a question.
+type Make = fn(&[u8]) -> Response<Full<Bytes>>;
+
+fn well(octets: &[u8]) -> Response<Full<Bytes>> {
+    Response::builder().header("content-type", "application/dns-message").body(Full::new(right(octets).into())).unwrap()
+}
+
+async fn over_https(acceptor: TlsAcceptor, make: Make) -> (SocketAddr, Arc<Seen>) {
+    accept(acceptor, move |stream, seen| async move {
+        let service = service_fn(move |request: Request<Body>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/dns-query"));
+                assert_eq!(request.headers()["content-type"], "application/dns-message");
+                seen.hosts.lock().unwrap().push(request.uri().authority().unwrap().to_string());
+                let octets = request.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(octets[..2], [0, 0], "the id");
+                seen.sizes.lock().unwrap().push(octets.len());
+                Ok::<_, Infallible>(make(&octets))
+            }
+        });
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    })
+    .await
+}
+
+fn tls(address: SocketAddr, name: Option<&str>) -> Target {
+    Target { address, protocol: Protocol::Tls { name: name.map(Into::into) } }
+}
+
+fn https(address: SocketAddr, name: Option<&str>) -> Target {
+    Target { address, protocol: Protocol::Https { name: name.map(Into::into), path: "/dns-query".into() } }
+}
+
+fn long() -> Instant {
+    Instant::now() + seconds(30)
+}
+
+#[tokio::test]
+async fn tls_is_spoken_padded_and_resumed() {
+    let authority = Authority::new();
+    for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
+        let (address, seen) = over_tls(authority.acceptor(certificate, false, &[]), 3).await;
+        let upstream = [authority.upstream(tls(address, name))];
+        let sockets = Sockets::default();
+        for _ in 0..9 {
+            assert_right(&sockets.ask(&upstream, &outgoing(), long()).await.unwrap());
+        }
+        let sizes = seen.sizes.lock().unwrap().clone();
+        assert!(sizes.iter().all(|size| size % 128 == 0), "{sizes:?}");
+        let handshakes = seen.handshakes.lock().unwrap().clone();
+        assert!(handshakes.len() >= 3 && handshakes[0] == HandshakeKind::Full, "{handshakes:?}");
+        assert!(handshakes[1..].contains(&HandshakeKind::Resumed), "{handshakes:?}");
+    }
+}
+
+#[tokio::test]
+async fn https_is_spoken_on_one_connection() {
+    let authority = Authority::new();
+    for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
+        let (address, seen) = over_https(authority.acceptor(certificate, false, &[b"h2"]), well).await;
+        let upstream = authority.upstream(https(address, name));
+        let sockets = Arc::new(Sockets::default());
+        let many: Vec<_> = (0..20)
+            .map(|_| {
+                let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
+                tokio::spawn(async move { sockets.ask(&[upstream], &outgoing(), long()).await })
+            })
+            .collect();
+        for one in many {
+            assert_right(&one.await.unwrap().unwrap());
+        }
+        assert_eq!(seen.handshakes.lock().unwrap().len(), 1);
+        assert!(seen.sizes.lock().unwrap().iter().all(|size| size % 128 == 0));
+        let host = format!("{certificate}:{}", address.port());
+        assert!(seen.hosts.lock().unwrap().iter().all(|seen| *seen == host));
+    }
+}
+
+#[tokio::test]
+async fn certificates_must_be_right() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let sockets = Sockets::default();
+    for (issuer, certificate, expired, says) in [
+        (&authority, "dns.example", true, "expired"),
+        (&authority, "other.example", false, "not valid for name"),
+        (&authority, "127.0.0.1", false, "not valid for name"),
+        (&other, "dns.example", false, "no authority that we trust"),
+    ] {
+        let dns = over_tls(issuer.acceptor(certificate, expired, &[]), 9).await.0;
+        let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), well).await.0;
+        for target in [tls(dns, Some("dns.example")), https(web, Some("dns.example"))] {
+            let upstream = [authority.upstream(target)];
+            assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+            let said = upstream[0].report().last_error.unwrap();
+            assert!(said.contains("dns.example") && said.contains(says), "{said}");
+        }
+    }
+    // Without a name the certificate must have the address.
+    let address = over_tls(authority.acceptor("dns.example", false, &[]), 9).await.0;
+    let upstream = [authority.upstream(tls(address, None))];
+    assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+}
+
+#[tokio::test]
+async fn the_file_of_authorities_is_read_anew() {
+    let authority = Authority::new();
+    let (address, _) = over_tls(authority.acceptor("dns.example", false, &[]), 1).await;
+    let upstream = [authority.upstream(tls(address, Some("dns.example")))];
+    let sockets = Sockets::default();
+    let file = authority.file.path().display().to_string();
+    let right = std::fs::read(authority.file.path()).unwrap();
+    for (octets, says) in [
+        (&b""[..], format!("there is no certificate in {file}")),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", format!("{file} holds what is no certificate")),
+    ] {
+        std::fs::write(authority.file.path(), octets).unwrap();
+        assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+        let said = upstream[0].report().last_error.unwrap();
+        assert!(said.starts_with(&says), "{said}");
+    }
+    std::fs::write(authority.file.path(), right).unwrap();
+    assert_right(&sockets.ask(&upstream, &outgoing(), long()).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_https_should_not_answer() {
+    let authority = Authority::new();
+    let sockets = Sockets::default();
+    let wrong: [(Make, &str); 4] = [
+        (|_| Response::builder().status(503).body(Full::default()).unwrap(), "HTTP 503"),
+        (|octets| Response::new(Full::new(right(octets).into())), "instead of application/dns-message"),
+        (
+            |_| Response::builder().header("content-type", "application/dns-message").body(Full::new(vec![0; 65_536].into())).unwrap(),
+            "too long",
+        ),
+        (
+            |_| Response::builder().header("content-type", "application/dns-message").body(Full::new(vec![0; 5].into())).unwrap(),
+            "nobody asked",
+        ),
+    ];
+    for (make, says) in wrong {
+        let (address, _) = over_https(authority.acceptor("dns.example", false, &[b"h2"]), make).await;
+        let upstream = [authority.upstream(https(address, Some("dns.example")))];
+        assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Bad);
+        let said = upstream[0].report().last_error.unwrap();
+        assert!(said.contains(says), "{said}");
+    }
+    let (address, _) = over_https(authority.acceptor("dns.example", false, &[b"http/1.1"]), well).await;
+    let upstream = [authority.upstream(https(address, Some("dns.example")))];
+    assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+}

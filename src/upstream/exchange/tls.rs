@@ -1,0 +1,136 @@
+//! Whom we trust when we speak TLS, and the handshake.
+//!
+//! Strict as RFC 8310 section 5 means it: the certificate must be vouched for, and have the name we were given for the upstream,
+//! or else its address. Sessions are resumed.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
+
+/// For how long the machine's authorities, once read, are taken for what they are.
+const FRESH: Duration = Duration::from_secs(600);
+
+/// Largest file of authorities: those of a whole machine are some 250 KiB.
+const MOST_OCTETS: u64 = 4 << 20;
+
+/// The authorities that may vouch for upstreams.
+#[derive(Debug)]
+pub(super) struct Trust {
+    /// PEM; none for those the machine trusts.
+    ca_file: Option<PathBuf>,
+    made: Mutex<Option<Made>>,
+}
+
+/// What was made of them.
+#[derive(Clone, Debug)]
+struct Made {
+    /// The file's octets, to see whether it is another one now.
+    pem: Option<Vec<u8>>,
+    at: Instant,
+    dns: Arc<ClientConfig>,
+    https: Arc<ClientConfig>,
+}
+
+impl Trust {
+    /// Those in `ca_file`, or else the machine's. Reads nothing yet.
+    pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
+        Self { ca_file, made: Mutex::new(None) }
+    }
+
+    /// Speaks TLS on `stream` with whoever has a certificate for `name`, or else for `address`.
+    ///
+    /// # Errors
+    /// When the authorities cannot be read or the handshake fails; why, for people.
+    pub(super) async fn handshake(
+        &self,
+        stream: TcpStream,
+        name: Option<&str>,
+        address: IpAddr,
+        https: bool,
+    ) -> Result<TlsStream<TcpStream>, String> {
+        let made = self.made().await?;
+        let config = if https { made.https } else { made.dns };
+        let name = match name {
+            Some(name) => ServerName::try_from(name.to_owned()).map_err(|error| format!("TLS: {name}: {error}"))?,
+            None => ServerName::from(address),
+        };
+        let shown = name.to_str().into_owned();
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| format!("TLS with {shown}: {}", explained(&error)))
+    }
+
+    /// The configurations for the authorities as they are now. As long as those are the same, so is what it returns: in it are
+    /// the sessions that can be resumed.
+    async fn made(&self) -> Result<Made, String> {
+        let pem = match &self.ca_file {
+            Some(file) => Some(read(file).await.map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))?),
+            None => None,
+        };
+        let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(made) = known
+            && made.pem == pem
+            && (pem.is_some() || made.at.elapsed() < FRESH)
+        {
+            return Ok(made);
+        }
+        let file = self.ca_file.clone();
+        let made = tokio::task::spawn_blocking(move || make(pem, file.as_deref())).await.map_err(|error| error.to_string())??;
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// Why a handshake failed; what is only named by the library, in words.
+fn explained(error: &std::io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            "no authority that we trust vouches for its certificate".to_owned()
+        }
+        Some(rustls::Error::NoCertificatesPresented) => "it shows no certificate".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+async fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt;
+    let mut pem = Vec::new();
+    tokio::fs::File::open(file).await?.take(MOST_OCTETS).read_to_end(&mut pem).await?;
+    Ok(pem)
+}
+
+/// Reads the authorities, those of `pem` or else the machine's.
+fn make(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<Made, String> {
+    let mut roots = RootCertStore::empty();
+    if let (Some(pem), Some(file)) = (&pem, file) {
+        let bad = |error: &dyn std::fmt::Display| format!("{} holds what is no certificate: {error}", file.display());
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+        }
+        if roots.is_empty() {
+            return Err(format!("there is no certificate in {}", file.display()));
+        }
+    } else {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+            return Err(format!(
+                "this machine trusts no authority{why}; install its certificates (often the package ca-certificates), or name a file of them"
+            ));
+        }
+    }
+    let versions = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+    let dns = versions.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    let mut https = dns.clone();
+    https.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Made { pem, at: Instant::now(), dns: Arc::new(dns), https: Arc::new(https) })
+}

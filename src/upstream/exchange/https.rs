@@ -109,11 +109,8 @@ async fn ask(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, Miss>
 }
 
 fn broken(error: &hyper::Error) -> Miss {
-    let mut why = format!("the HTTPS connection broke: {error}");
-    if let Some(cause) = std::error::Error::source(error) {
-        why += &format!(": {cause}");
-    }
-    Miss::Unreachable(why)
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    Miss::Unreachable(format!("the HTTPS connection broke: {error}{cause}"))
 }
 
 fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Miss> {

@@ -193,7 +193,7 @@ impl Sockets {
             Protocol::Tls { .. } => over_stream(upstream, outgoing, edns, true).await,
             Protocol::Https { .. } => {
                 let message = https::exchange(upstream, outgoing.dress(edns, false, true)).await?;
-                outgoing.read(message).ok_or(Miss::Bad("its answer is malformed".into()))
+                outgoing.read(message).ok_or_else(|| Miss::Bad("its answer is malformed".into()))
             }
         }
     }
@@ -252,5 +252,5 @@ async fn over_stream(upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool, 
         Reply::Doubtful => return Err(Miss::Bad("it answers what nobody asked".into())),
         Reply::Unreachable(why) => return Err(Miss::Unreachable(why)),
     };
-    outgoing.read(message).ok_or(Miss::Bad("its answer is malformed".into()))
+    outgoing.read(message).ok_or_else(|| Miss::Bad("its answer is malformed".into()))
 }

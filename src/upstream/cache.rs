@@ -291,3 +291,28 @@ impl Weighter<Box<[u8]>, Arc<Entry>> for Weigher {
         (key.len() + entry.stored.octets() + OVERHEAD) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{ExtendedError, Parsed, rcode};
+
+    #[test]
+    fn what_an_entry_takes_is_counted() {
+        let cache = Cache::new(1 << 20, Duration::ZERO);
+        let now = Instant::now();
+        for n in 0..50_000u32 {
+            let name = n.to_be_bytes().map(|octet| octet | 0x80);
+            let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x04", &name[..], b"\0\0\x01\0\x01"].concat();
+            let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
+            let key = Key::new(&query).unwrap();
+            let stored = Stored::failure(key.question(), ExtendedError { code: rcode::SERVFAIL, text: "" });
+            cache.take(&key, stored, true, 0, now);
+        }
+        let entries = cache.entries.as_ref().unwrap();
+        let places = entries.memory_used();
+        let counted = OVERHEAD - size_of::<Entry>() - 16 - 3 * 16;
+        assert!(places.entries + places.map <= entries.len() * counted, "{places:?} for {} entries", entries.len());
+        assert!(entries.len() > 1000);
+    }
+}

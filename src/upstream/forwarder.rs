@@ -235,6 +235,7 @@ impl Exchange for Way {
             };
             Unanswered { error: ExtendedError { code, text }, asked: failure != Failure::NoUpstream }
         })?;
+        tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
         if rebinding.as_ref().is_some_and(|guard| guard.offends(&name, &incoming.message)) {
             return Ok(without_records(key.question(), WITHHELD));
         }

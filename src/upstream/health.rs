@@ -54,9 +54,8 @@ pub(super) struct Health(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Smoothed round trip and its variance (RFC 6298 section 2), microseconds; 0 before the first.
+    /// Smoothed round trip (RFC 6298 section 2), microseconds; 0 before the first.
     smoothed: u32,
-    variance: u32,
     bands: [u16; BANDS],
     measured: u16,
     hedge: Duration,
@@ -77,7 +76,6 @@ impl Default for State {
     fn default() -> Self {
         Self {
             smoothed: 0,
-            variance: 0,
             bands: [0; BANDS],
             measured: 0,
             hedge: HEDGE_UNKNOWN,
@@ -220,12 +218,7 @@ impl State {
 
     fn measure(&mut self, after: Duration) {
         let micros = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).clamp(1, 1 << 24);
-        if self.smoothed == 0 {
-            (self.smoothed, self.variance) = (micros, micros / 2);
-        } else {
-            self.variance = self.variance - self.variance / 4 + self.smoothed.abs_diff(micros) / 4;
-            self.smoothed = (self.smoothed - self.smoothed / 8 + micros / 8).max(1);
-        }
+        self.smoothed = if self.smoothed == 0 { micros } else { (self.smoothed - self.smoothed / 8 + micros / 8).max(1) };
         self.bands[band(micros)] += 1;
         self.measured += 1;
         if self.measured >= HALVED_AFTER {

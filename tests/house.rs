@@ -14,8 +14,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),
-    ("system", &["upstream"]),
-    ("server", &["answer", "metrics", "upstream", "wire"]),
+    ("system", &["upstream", "wire"]),
+    // `system` only to name who has a port that is taken.
+    ("server", &["answer", "metrics", "system", "upstream", "wire"]),
     ("upstream", &["metrics", "name", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),

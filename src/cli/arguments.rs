@@ -1,6 +1,7 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,6 +42,10 @@ pub(super) enum Command {
     Watch(Watch),
     /// Register a service for a program that does not register itself, while this or its command runs. Exit code: that of the command, if there is one.
     Register(Register),
+    /// Run a command whose names svcdns resolves; nothing else on this machine changes. Exit code: that of the command; 125 where this fails before it, 126 where it cannot be run, 127 where it is not found.
+    Run(Run),
+    /// Walk the way of a lookup on this machine, and say what is broken and what to type. Exit code: 0 nothing is broken, 1 something is.
+    Doctor(Doctor),
     /// Check the configuration: print every value and where it comes from, or what is wrong. Exit code: 0 it is good, 1 it is not.
     Check(Check),
     /// Show the running server and its registries.
@@ -163,6 +168,32 @@ pub(super) struct Register {
     pub(super) file: File,
     #[command(flatten)]
     pub(super) flags: RegistryFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Ask this server, at port 53, instead of the running one of the state directory.
+    #[arg(long, value_name = "ADDR")]
+    pub(super) server: Option<IpAddr>,
+    /// With --server: the zone it serves.
+    #[arg(long, value_name = "NAME", default_value = "svc", requires = "server")]
+    pub(super) zone: String,
+    /// Let the command find short names, too: `hello` for `hello.svc`.
+    #[arg(long)]
+    pub(super) search: bool,
+    /// As root: run the command as this user (name or number), with its groups, HOME, USER and LOGNAME.
+    #[arg(long, value_name = "USER")]
+    pub(super) user: Option<String>,
+    /// The command.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// As JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,7 +28,8 @@ const WHOLE: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 #[error("no running svcdns was found ({looked}): start one with `svcdns serve`, or name its state directory with --state-dir")]
 pub(super) struct NotRunning {
-    looked: String,
+    /// Where, and what was found there.
+    pub(super) looked: String,
 }
 
 /// The way to the running server.

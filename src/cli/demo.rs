@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Place;
 use super::arguments::Demo;
-use super::output::{complain, print};
+use super::output::{complain, print, quoted};
 use super::serve::{Signals, log};
 use super::server::Server;
 use crate::config::{Config, Flags};
@@ -136,12 +136,6 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:=@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
-}
-
 /// A folder of our own in the temp directory that goes away with its owner.
 #[derive(Debug)]
 struct Folder(PathBuf);
@@ -165,17 +159,5 @@ impl Drop for Folder {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             complain(&format!("cannot remove {}: {error}", self.0.display()));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_for_a_shell() {
-        assert_eq!(quoted("/usr/bin/svcdns"), "/usr/bin/svcdns");
-        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
-        assert_eq!(quoted(""), "''");
     }
 }

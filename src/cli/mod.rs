@@ -4,6 +4,7 @@ mod arguments;
 mod check;
 mod client;
 mod demo;
+mod doctor;
 mod explain;
 mod follow;
 mod install;
@@ -13,6 +14,7 @@ mod names;
 mod output;
 mod register;
 mod resolve;
+mod run;
 mod serve;
 mod server;
 mod status;
@@ -41,6 +43,10 @@ const NOT_REACHED: u8 = 4;
 
 /// The command line cannot be understood (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
+
+/// What shells, and commands that run others, say of a command that is not there, and of one that cannot be run.
+const COMMAND_NOT_FOUND: u8 = 127;
+const COMMAND_NOT_RUN: u8 = 126;
 
 /// The threads that serve: answering is short work, so a few do.
 const THREADS: usize = 2;
@@ -74,7 +80,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Serve(command) => block_on(serve::run(&place, command)),
         Command::Demo(command) => block_on(demo::run(&place, command)),
         Command::Register(command) => block_on(register::run(command)),
+        Command::Run(command) => Ok(run::run(&place, &command)),
 
+        Command::Doctor(command) => block_on(doctor::run(&place, command)),
         Command::Check(command) => check::run(&place, command),
         Command::Status(command) => block_on(status::run(&place, command)),
         Command::Ls(command) => block_on(ls::run(&place, command)),
@@ -114,6 +122,12 @@ impl Place {
 fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
     let environment = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
     Config::load(file, environment, flags)
+}
+
+/// Says that a command cannot be run.
+fn not_run(program: &str, error: &std::io::Error) -> ExitCode {
+    output::complain(&format!("cannot run {program}: {error}"));
+    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { COMMAND_NOT_FOUND } else { COMMAND_NOT_RUN })
 }
 
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -1,7 +1,7 @@
 //! `svcdns register`.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, IsTerminal};
+use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::{Mutex, PoisonError};
@@ -29,10 +29,6 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// How long a registration may take to be taken back.
 const FAREWELL: Duration = Duration::from_secs(15);
 
-/// What shells say of a command that is not there, and of one that cannot be run.
-const COMMAND_NOT_FOUND: u8 = 127;
-const COMMAND_NOT_RUN: u8 = 126;
-
 pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
     let config = super::configure(command.file.config.as_deref(), &command.flags.0)?;
     let registration = understand(&command, &config)?;
@@ -42,9 +38,7 @@ pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
         Some((program, arguments)) => match Command::new(program).args(arguments).kill_on_drop(true).spawn() {
             Ok(child) => Some(child),
             Err(error) => {
-                complain(&format!("cannot run {program}: {error}"));
-                let code = if error.kind() == ErrorKind::NotFound { COMMAND_NOT_FOUND } else { COMMAND_NOT_RUN };
-                return Ok(code.into());
+                return Ok(super::not_run(program, &error));
             }
         },
     };

@@ -156,8 +156,10 @@ fn data(data: &RData) -> String {
 }
 
 /// A response code by the name that `dig` gives it.
-fn mnemonic(code: ResponseCode) -> String {
+pub(super) fn mnemonic(code: ResponseCode) -> String {
     match code {
+        ResponseCode::NoError => "NOERROR".to_owned(),
+        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
         ResponseCode::FormErr => "FORMERR".to_owned(),
         ResponseCode::ServFail => "SERVFAIL".to_owned(),
         ResponseCode::NotImp => "NOTIMP".to_owned(),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
-use super::holder::holder_of;
-use super::{Bound, Counters, Endpoint, Holder, Settings, SettingsError, interfaces};
+use super::{Bound, Counters, Endpoint, Settings, SettingsError, interfaces};
+use crate::system::{Holder, holder_of};
 use crate::wire::Transport;
 
 /// Octets of datagrams that may wait to be read: some thousand queries in a burst. The kernel may grant less.

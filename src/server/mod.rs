@@ -10,7 +10,6 @@ mod backoff;
 mod bind;
 mod connection;
 mod counters;
-mod holder;
 mod interfaces;
 mod responder;
 mod tcp;
@@ -19,7 +18,6 @@ mod udp;
 pub use access::Access;
 pub use bind::{BindError, bind};
 pub use counters::Counters;
-pub use holder::Holder;
 pub use responder::Responder;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};

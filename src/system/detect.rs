@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
+use super::nsswitch::NSSWITCH_CONF;
 use super::seen::RESOLVED;
-use super::{Root, Seen};
+use super::{Hosts, Root, Seen};
 use crate::upstream::{MOST_OCTETS, ResolvConf};
 
 /// The resolver's file.
@@ -201,7 +202,7 @@ pub enum Container {
 /// Finds out who owns name resolution on this machine.
 pub fn detect(root: &Root, seen: &Seen) -> Machine {
     let file = File::read(root, seen);
-    let hosts = hosts(&root.text("/etc/nsswitch.conf").unwrap_or_default());
+    let hosts = hosts(&root.text(NSSWITCH_CONF).unwrap_or_default());
     let resolved = seen.runs(RESOLVED).then(|| Resolved {
         version: seen.resolved_version,
         dnssec: seen.resolved_dnssec.clone(),
@@ -259,18 +260,9 @@ fn library_first(resolve: Option<usize>, dns: Option<usize>) -> bool {
     resolve.is_some_and(|resolve| dns.is_none_or(|dns| resolve < dns))
 }
 
-/// The sources of the line `hosts:`, without what stands in brackets (nsswitch.conf(5)).
+/// The sources of the line `hosts:`.
 fn hosts(text: &str) -> Vec<String> {
-    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("hosts:"));
-    let line = line.unwrap_or_default().split('#').next().unwrap_or_default();
-    let mut sources = Vec::new();
-    let mut rest = line;
-    while let Some(at) = rest.find('[') {
-        sources.extend(rest[..at].split_whitespace());
-        rest = rest[at..].find(']').map_or("", |end| &rest[at + end + 1..]);
-    }
-    sources.extend(rest.split_whitespace());
-    sources.into_iter().map(str::to_owned).collect()
+    Hosts::of(text).map_or_else(Vec::new, |hosts| hosts.services.into_iter().map(|service| service.name).collect())
 }
 
 /// The settings that count: files of the same name hide each other by folder, later names win (NetworkManager.conf(5)).

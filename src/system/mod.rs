@@ -1,15 +1,21 @@
 //! The machine's own resolver: who owns it, the safe way in and the way out again.
 //!
 //! [`detect()`] finds out who owns name resolution, from files and from what was [`Seen`] running. Everything here works below
-//! a [`Root`], so that it can be tried in a directory.
+//! a [`Root`], so that it can be tried in a directory, but for the private view of one command ([`enter`]).
 
 mod command;
 mod detect;
+mod doctor;
 mod edit;
 mod entry;
 mod journal;
+mod nsswitch;
 mod plan;
+mod pointed;
+mod port_owner;
+mod private;
 mod prove;
+mod resolved;
 mod root;
 mod seen;
 mod unit;
@@ -17,10 +23,16 @@ mod way;
 
 pub use command::{Failure, run};
 pub use detect::{Container, File, Kind, Machine, NetworkManager, Owner, Reach, Resolvconf, Resolved, detect};
+pub use doctor::{Finding, Level, Patient, Reply, Running, examine};
 pub use entry::{Entry, FileEntry, Octets};
 pub use journal::{BEFORE, CommandStep, Edited, FOLDER, FileStep, Journal, JournalError, Lock, Step, Undone};
+pub use nsswitch::{Asked, Hosts, Service};
 pub use plan::{Obstacle, Plan, Wish, command_line, enabled_unit, own_file, plan, told};
+pub use pointed::Pointed;
+pub use port_owner::{Held, Holder, free_loopback, held, holder_of};
+pub use private::{PrivateError, enter};
 pub use prove::look_up;
+pub use resolved::{Routes, Scope};
 pub use root::Root;
 pub use seen::{Mount, Seen};
 pub use unit::{SERVER as SERVER_UNIT, server as server_unit};

@@ -3,7 +3,7 @@
 //! The one parser of that file: forwarding takes its upstreams from it, the installer changes single lines of it. A line
 //! that makes no sense is ignored, as the C library ignores it, and told in [`ResolvConf::faults`]; all octets are kept.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Most octets that are read: whatever is longer is no resolv.conf.
 pub const MOST_OCTETS: usize = 1 << 20;
@@ -100,6 +100,12 @@ impl<'a> ResolvConf<'a> {
             Says::NameServer(server) => Some(*server),
             _ => None,
         })
+    }
+
+    /// The addresses that the C libraries ask: at most [`MOST_NAME_SERVERS`], and this machine where none is named.
+    pub fn asked(&self) -> Vec<IpAddr> {
+        let named: Vec<IpAddr> = self.name_servers().map(|server| server.address).take(MOST_NAME_SERVERS).collect();
+        if named.is_empty() { vec![Ipv4Addr::LOCALHOST.into()] } else { named }
     }
 
     /// The search list: the last one written.
@@ -228,6 +234,9 @@ mod tests {
         // Without an end of line, and as complete as it can be.
         assert_eq!(addresses("nameserver 192.0.2.1"), ["192.0.2.1"]);
         assert_eq!(addresses(""), [""; 0]);
+        let asked = |text: &str| ResolvConf::parse(text.as_bytes()).asked();
+        assert_eq!(asked(""), [IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(asked(&"nameserver 192.0.2.1\n".repeat(4)).len(), MOST_NAME_SERVERS);
     }
 
     proptest::proptest! {

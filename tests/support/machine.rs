@@ -153,6 +153,13 @@ pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
     Some(folder)
 }
 
+/// The folder of libraries in such a tree.
+pub(crate) fn libraries(tree: &Path) -> PathBuf {
+    let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let usual = tree.join("usr/lib").join(&machine);
+    if usual.is_dir() { usual } else { tree.join("lib").join(machine) }
+}
+
 /// Puts the files of a folder among those of another, in this namespace only.
 pub(crate) fn put_among(folder: &Path, place: &str) {
     let layers = format!("lowerdir={}:{place}", folder.display());

@@ -1,7 +1,8 @@
 //! A test in a network, mount and process namespace of its own: port 53, addresses and resolv.conf are its to choose, and
 //! all that it starts ends with it.
 
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
@@ -59,6 +60,49 @@ pub(crate) fn is_inside(test: &str) -> bool {
     env::var(INSIDE).as_deref() == Ok(test)
 }
 
+/// A folder in memory that goes with the namespace.
+fn scratch() -> &'static Path {
+    let folder = Path::new("/mnt");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if !mounts.contains(" /mnt rw") {
+        empty("/mnt");
+    }
+    folder
+}
+
+/// Puts a copy of /etc over /etc, in this mount namespace only, so that a test can remove and link what it wants.
+pub(crate) fn own_etc() {
+    let etc = tempfile::tempdir_in(scratch()).unwrap().keep();
+    run("cp", &["-a", "/etc/.", etc.to_str().unwrap()]);
+    run("mount", &["--bind", etc.to_str().unwrap(), "/etc"]);
+}
+
+/// A root of its own in memory: the machine's programs and libraries, which nobody can write to there, and the users. It goes
+/// with the namespace, and is never to be removed by hand: what is mounted there is the machine's own.
+pub(crate) fn small_root() -> PathBuf {
+    let root = scratch().join("root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    for name in ["passwd", "nsswitch.conf"] {
+        fs::copy(Path::new("/etc").join(name), root.join("etc").join(name)).unwrap();
+    }
+    for name in ["usr", "bin", "lib", "lib64"] {
+        let (from, to) = (Path::new("/").join(name), root.join(name));
+        if let Ok(target) = fs::read_link(&from) {
+            symlink(target, to).unwrap();
+        } else if from.is_dir() {
+            fs::create_dir(&to).unwrap();
+            run("mount", &["--bind", from.to_str().unwrap(), to.to_str().unwrap()]);
+            run("mount", &["-o", "remount,bind,ro", to.to_str().unwrap()]);
+        }
+    }
+    root
+}
+
+/// Puts an empty folder in memory over a folder, in this mount namespace only.
+pub(crate) fn empty(path: &str) {
+    run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", path]);
+}
+
 fn furnish(nameserver: &str) {
     links();
     put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"));
@@ -82,13 +126,16 @@ pub(crate) fn links() {
 }
 
 /// Puts a file of this content over another, in this mount namespace only.
-fn put_over(path: &str, content: &str) {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), content).unwrap();
-    run("mount", &["--bind", file.path().to_str().unwrap(), path]);
+pub(crate) fn put_over(path: &str, content: &str) {
+    // Kept until the namespace goes: over a mount of a file that was removed, nothing can be mounted.
+    let file = tempfile::NamedTempFile::new_in(scratch()).unwrap().into_temp_path().keep().unwrap();
+    fs::write(&file, content).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    run("mount", &["--bind", file.to_str().unwrap(), path]);
     assert_eq!(fs::read_to_string(path).unwrap(), content);
 }
 
+/// Runs a program that has to succeed.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,0 +1,388 @@
+//! `svcdns doctor`: each thing that can be broken on the way of a lookup, broken on a machine of the test's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use support::files::Files;
+use support::process::Process;
+use support::svcdns::{self, Svcdns};
+use support::{SOON, eventually, machine, netns};
+
+const HELLO: &str = "default/default/hello.svc/latest/10.9.0.5:80";
+
+/// Where the server of these tests answers.
+const SERVER: &str = "127.0.0.55";
+
+/// Where nobody answers, unless a test is there.
+const NOBODY: &str = "127.0.0.99";
+
+const CONF: &str = "/etc/resolv.conf";
+const NSSWITCH: &str = "/etc/nsswitch.conf";
+
+fn serve(registry: &str) -> Svcdns {
+    Svcdns::serve_at(format!("{SERVER}:53").parse().unwrap(), &["--registry", registry, "--upstream", "off"])
+}
+
+/// A server that knows hello.svc, on a machine of its own whose files may be changed.
+fn on_a_machine(test: &str, body: impl FnOnce(&Svcdns)) {
+    netns::inside(test, SERVER, || {
+        netns::own_etc();
+        netns::empty("/run");
+        let files = Files::new(&[(HELLO, "{}")]);
+        let server = serve(&files.url());
+        server.wait_for("hello.svc", &["10.9.0.5"]);
+        body(&server);
+    });
+}
+
+/// resolv.conf as a machine has it that asks svcdns and then somebody else.
+fn well() -> String {
+    format!("nameserver {SERVER}\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n")
+}
+
+/// What the doctor said: as text and as JSON, which must agree.
+struct Diagnosis {
+    text: String,
+    json: Value,
+}
+
+impl Diagnosis {
+    fn of(mut ran: Command) -> Self {
+        let output = ran.arg("--json").output().unwrap();
+        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let json: Value = serde_json::from_str(&text(&output)).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+        let healthy = json["healthy"].as_bool().unwrap();
+        assert_eq!(output.status.code(), Some(i32::from(!healthy)), "{json}");
+        Self { text: format!("{json:#}"), json }
+    }
+
+    fn healthy(&self) -> bool {
+        self.json["healthy"].as_bool().unwrap()
+    }
+
+    fn cause(&self) -> &str {
+        self.json["cause"].as_str().unwrap_or("none")
+    }
+
+    /// Fails the test unless this check found this, at this level.
+    fn expect(&self, check: &str, level: &str, words: &str) -> &Value {
+        let findings = self.json["findings"].as_array().unwrap();
+        let found = findings
+            .iter()
+            .find(|finding| finding["check"] == check && finding["level"] == level && finding["says"].as_str().unwrap().contains(words));
+        found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
+    }
+
+    /// The same, and that it says to type this.
+    fn expect_typing(&self, check: &str, level: &str, words: &str, line: &str) {
+        let lines = self.expect(check, level, words)["type"].as_array().unwrap();
+        assert!(lines.iter().any(|typed| typed.as_str().unwrap().contains(line)), "{line:?} not in {lines:?}");
+    }
+}
+
+fn doctor(server: &Svcdns) -> Diagnosis {
+    let mut command = svcdns::command();
+    command.arg("--state-dir").arg(server.state_dir()).arg("doctor");
+    Diagnosis::of(command)
+}
+
+/// The doctor where no server runs.
+fn doctor_alone() -> Diagnosis {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = svcdns::command();
+    command.arg("--state-dir").arg(folder.path()).arg("doctor");
+    Diagnosis::of(command)
+}
+
+#[test]
+fn a_machine_in_good_health() {
+    on_a_machine("a_machine_in_good_health", |server| {
+        fs::write(CONF, well()).unwrap();
+        let found = doctor(server);
+        assert!(found.healthy(), "{}", found.text);
+        assert_eq!(found.cause(), "none");
+        found.expect("nsswitch", "ok", "hosts: files dns");
+        found.expect("hosts", "ok", "names nothing in svc");
+        found.expect("nscd", "ok", "does not run");
+        found.expect("resolv.conf", "ok", SERVER);
+        found.expect("name servers", "ok", "127.0.0.55 is svcdns itself");
+        found.expect("name servers", "warning", "Programs with musl");
+        found.expect("port 53", "ok", "held by the running svcdns, svcdns (process");
+        found.expect("server", "ok", "serves svc");
+        found.expect("other names", "ok", "left to the machine's other name servers");
+        found.expect("registry", "ok", "1 key, 1 instance");
+        found.expect("lookup", "ok", "Programs find ns.svc at 127.0.0.55");
+
+        let output = server.run(&["doctor"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains("\nNothing is broken; ") && text.contains("warning  name servers"), "{text}");
+    });
+}
+
+#[test]
+fn no_server_and_nobody_at_the_address() {
+    netns::inside("no_server_and_nobody_at_the_address", NOBODY, || {
+        let found = doctor_alone();
+        assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
+        found.expect_typing("server", "broken", "No svcdns runs", "svcdns serve");
+        found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53");
+        found.expect_typing("port 53", "broken", "Nobody listens at 127.0.0.99 port 53", "sudo svcdns serve --listen 127.0.0.99:53");
+        found.expect("lookup", "broken", "Programs do not find ns.svc");
+
+        let folder = tempfile::tempdir().unwrap();
+        let output = svcdns::command().arg("--state-dir").arg(folder.path()).arg("doctor").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("BROKEN   server") && text.contains("\nThe likely cause: server: No svcdns runs"), "{text}");
+        assert!(text.ends_with("  $ svcdns serve\n"), "{text}");
+    });
+}
+
+#[test]
+fn name_servers_that_lead_elsewhere() {
+    on_a_machine("name_servers_that_lead_elsewhere", |server| {
+        let files = Files::new(&[(HELLO, "{}")]);
+        let listen = format!("{NOBODY}:53").parse().unwrap();
+        let other = Svcdns::serve_at(listen, &["--registry", &files.url(), "--zone", "elsewhere", "--upstream", "off"]);
+        fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
+        let found = doctor(server);
+        assert_eq!(found.cause(), "name servers", "{}", found.text);
+        found.expect_typing("name servers", "broken", "127.0.0.99 (svcdns) answers questions for svc with REFUSED", "sudo svcdns install");
+        found.expect_typing("name servers", "broken", "REFUSED", "svcdns run -- COMMAND");
+        found.expect("port 53", "ok", "127.0.0.99 port 53 is held by svcdns (process");
+        found.expect("lookup", "broken", "Programs do not find ns.svc");
+        drop(other);
+
+        // Behind svcdns, one that does not answer: not broken, but slow for some.
+        fs::write(CONF, well()).unwrap();
+        assert!(doctor(server).healthy());
+        // Alone, and without forwarding: no other name is found.
+        fs::write(CONF, format!("nameserver {SERVER}\n")).unwrap();
+        let found = doctor(server);
+        assert_eq!(found.cause(), "other names", "{}", found.text);
+        found.expect("other names", "broken", "no name of the Internet is found");
+    });
+}
+
+#[test]
+fn a_hosts_line_that_asks_nobody() {
+    on_a_machine("a_hosts_line_that_asks_nobody", |server| {
+        fs::write(CONF, well()).unwrap();
+        for (line, words) in [
+            ("hosts: files", "names neither `dns` nor `resolve`"),
+            ("hosts: files [NOTFOUND=return] dns", "ends the search at `files`"),
+            ("hosts: files resolve", "systemd-resolved alone, which does not run"),
+        ] {
+            fs::write(NSSWITCH, format!("passwd: files\n{line}\n")).unwrap();
+            let found = doctor(server);
+            assert_eq!(found.cause(), "nsswitch", "{}", found.text);
+            found.expect("nsswitch", "broken", words);
+            found.expect("lookup", "broken", "Programs do not find ns.svc");
+            // What it says to type heals it.
+            let typed = found.expect("nsswitch", "broken", words)["type"][0].as_str().unwrap().to_owned();
+            netns::run("sh", &["-c", typed.strip_prefix("sudo ").unwrap()]);
+            let healed = doctor(server);
+            assert!(healed.healthy(), "{typed}: {}", healed.text);
+        }
+        fs::write(NSSWITCH, "hosts: files resolve [!UNAVAIL=return] dns\n").unwrap();
+        doctor(server).expect("nsswitch", "ok", "does not run: programs ask the name servers");
+        fs::remove_file(NSSWITCH).unwrap();
+        doctor(server).expect("nsswitch", "ok", "has no hosts line");
+    });
+}
+
+#[test]
+fn what_is_odd_in_resolv_conf_and_hosts() {
+    on_a_machine("what_is_odd_in_resolv_conf_and_hosts", |server| {
+        let odd = format!(
+            "{}nameserver 300.1.1.1\nnameserver {NOBODY}\nnameserver 127.0.0.98\nsearch corp.example\noptions ndots:5 rotate\n",
+            well()
+        );
+        fs::write(CONF, odd).unwrap();
+        fs::write("/etc/hosts", "127.0.0.1 localhost\n192.0.2.1 other Hello.SVC # old\n").unwrap();
+        let found = doctor(server);
+        found.expect_typing("hosts", "warning", "line 2 where Hello.SVC is", "sudoedit /etc/hosts");
+        found.expect("resolv.conf", "warning", "Only the first 3 name servers count: 127.0.0.98");
+        found.expect_typing("resolv.conf", "warning", "Line 4 of /etc/resolv.conf is ignored by everybody", "sed -n 4p");
+        found.expect("resolv.conf", "warning", "`options ndots:5` makes programs ask for hello.svc.corp.example");
+        found.expect("resolv.conf", "warning", "`options rotate` spreads questions");
+
+        fs::remove_file(CONF).unwrap();
+        let found = doctor(server);
+        found.expect("resolv.conf", "warning", "does not exist: programs ask 127.0.0.1 port 53");
+        assert_eq!(found.cause(), "port 53", "{}", found.text);
+        symlink("/run/nowhere", CONF).unwrap();
+        doctor(server).expect("resolv.conf", "warning", "(a link to /run/nowhere) does not exist");
+        fs::remove_file(CONF).unwrap();
+        fs::create_dir(CONF).unwrap();
+        doctor(server).expect("resolv.conf", "broken", "is not a file");
+        fs::remove_dir(CONF).unwrap();
+        fs::write(CONF, "# nothing\n").unwrap();
+        doctor(server).expect("resolv.conf", "warning", "names no name server");
+    });
+}
+
+#[test]
+fn somebody_else_has_the_port() {
+    on_a_machine("somebody_else_has_the_port", |server| {
+        fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
+        let udp = UdpSocket::bind((NOBODY, 53)).unwrap();
+        let found = doctor(server);
+        let own = format!("(process {}), over UDP alone", std::process::id());
+        found.expect("port 53", "ok", &own);
+        let tcp = TcpListener::bind((NOBODY, 53)).unwrap();
+        found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53 (");
+
+        // Another user sees whose it is, and not which process.
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(server.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = folder.path().join("svcdns");
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), &program).unwrap();
+        let mut nobody = Command::new("setpriv");
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        nobody.arg("--state-dir").arg(server.state_dir()).arg("doctor").current_dir("/");
+        let found = Diagnosis::of(nobody);
+        found.expect_typing("port 53", "ok", "held by a process of the user root; only root can see", "sudo svcdns doctor");
+        drop((udp, tcp));
+    });
+}
+
+#[test]
+fn registries_in_trouble() {
+    netns::inside("registries_in_trouble", SERVER, || {
+        netns::own_etc();
+        fs::write(CONF, well()).unwrap();
+        let server = serve("etcd://127.0.0.1:9");
+        let found = doctor(&server);
+        assert_eq!(found.cause(), "registry", "{}", found.text);
+        found.expect_typing("registry", "broken", "etcd://127.0.0.1:9 could not be read yet", "svcdns status");
+        server.stop();
+
+        let files = Files::new(&[]);
+        let server = serve(&files.url());
+        let found = eventually("the registry to be read", SOON, || Some(doctor(&server)).filter(Diagnosis::healthy));
+        found.expect("registry", "warning", "nothing is registered there");
+        files.put("default/default/bad/latest/10.0.0.3:0", "{}");
+        files.put(HELLO, "{}");
+        let says = |found: &Diagnosis| found.text.contains("1 key or endpoint cannot be served");
+        let found = eventually("the bad key to be seen", SOON, || Some(doctor(&server)).filter(says));
+        found.expect_typing("registry", "warning", "cannot be served", "svcdns ls --rejected");
+        server.stop();
+    });
+}
+
+#[test]
+fn nscd_runs() {
+    const TEST: &str = "nscd_runs";
+    let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
+    on_a_machine(TEST, |server| {
+        fs::write(CONF, well()).unwrap();
+        netns::empty("/var/cache");
+        for folder in ["/run/nscd", "/var/cache/nscd"] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        for (setting, level, words) in [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")] {
+            fs::write("/etc/nscd.conf", format!("enable-cache hosts {setting}\n")).unwrap();
+            let mut nscd = Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground"));
+            eventually("nscd to listen", SOON, || std::os::unix::net::UnixStream::connect("/run/nscd/socket").ok());
+            let found = doctor(server);
+            assert!(found.healthy(), "{}", found.text);
+            found.expect("nscd", level, words);
+            nscd.kill();
+        }
+        doctor(server).expect("nscd", "ok", "does not run");
+    });
+}
+
+/// Starts dbus-daemon and the systemd-resolved of this tree with these settings; all that a machine of its own needs.
+fn resolved(tree: &Path, settings: &str) -> (Process, Process) {
+    let _ = fs::remove_dir_all("/run/systemd");
+    fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
+    fs::create_dir_all("/run/dbus").unwrap();
+    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}")).unwrap();
+    let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+               <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
+               <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
+    fs::write("/run/bus.conf", bus).unwrap();
+    let _ = fs::remove_file("/run/dbus/system_bus_socket");
+    let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/bus.conf", "--nofork", "--nopidfile"]));
+    eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+    let libraries = machine::libraries(tree).join("systemd");
+    let program = ["lib/systemd/systemd-resolved", "usr/lib/systemd/systemd-resolved"].map(|path| tree.join(path));
+    let program = program.iter().find(|path| path.exists()).unwrap();
+    let daemon = Process::start(Command::new(program).env("LD_LIBRARY_PATH", libraries));
+    eventually("systemd-resolved to answer on the bus", SOON, || {
+        Command::new("resolvectl").arg("dnssec").output().ok().filter(|output| output.status.success())
+    });
+    (bus, daemon)
+}
+
+#[test]
+fn systemd_resolved_without_a_route_and_with_dnssec() {
+    const TEST: &str = "systemd_resolved_without_a_route_and_with_dnssec";
+    let Some(tree) = machine::unpacked(TEST, &["systemd-resolved"]) else { return };
+    if !support::on_path("dbus-daemon") {
+        return support::skip(TEST, "no dbus-daemon");
+    }
+    on_a_machine(TEST, |server| {
+        // What installing it would add: a user, and the client on the path.
+        for (file, line) in [("/etc/passwd", "systemd-resolve:x:64999:64999::/:/bin/false"), ("/etc/group", "systemd-resolve:x:64999:")] {
+            fs::write(file, fs::read_to_string(file).unwrap() + line + "\n").unwrap();
+        }
+        netns::empty("/usr/local/bin");
+        fs::copy(tree.join("usr/bin/resolvectl"), "/usr/local/bin/resolvectl").unwrap();
+        fs::remove_file(CONF).unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", CONF).unwrap();
+
+        let running = resolved(&tree, "DNSSEC=no\n");
+        let found = doctor(server);
+        assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
+        found.expect_typing(
+            "systemd-resolved",
+            "broken",
+            "Nobody told systemd-resolved that svc is to be asked of svcdns",
+            "sudo svcdns install",
+        );
+        found.expect("name servers", "broken", "127.0.0.53 (systemd-resolved)");
+        found.expect("port 53", "ok", "127.0.0.53 port 53 is held by systemd-resolve (process");
+        found.expect("resolv.conf", "ok", "its owner is systemd-resolved");
+        drop(running);
+
+        let routed = format!("DNS={SERVER}\nDomains=~svc\n");
+        let running = resolved(&tree, &format!("{routed}DNSSEC=no\n"));
+        let found = doctor(server);
+        assert!(found.healthy(), "{}", found.text);
+        found.expect("systemd-resolved", "ok", "passes questions for svc on to svcdns (Global to 127.0.0.55)");
+        found.expect("name servers", "ok", "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns");
+        drop(running);
+
+        let running = resolved(&tree, &format!("{routed}DNSSEC=yes\n"));
+        let found = doctor(server);
+        assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
+        let trap = "validates answers (Global: DNSSEC=yes), and svc is a private zone";
+        found.expect_typing("systemd-resolved", "broken", trap, "echo svc | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative");
+        found.expect("lookup", "broken", "Programs do not find ns.svc");
+        // What it says to type heals it.
+        for typed in found.expect("systemd-resolved", "broken", trap)["type"].as_array().unwrap() {
+            let typed = typed.as_str().unwrap().replace("sudo ", "");
+            if !typed.starts_with("systemctl") {
+                netns::run("sh", &["-c", &typed]);
+            }
+        }
+        drop(running);
+        let running = resolved(&tree, &format!("{routed}DNSSEC=yes\n"));
+        let found = doctor(server);
+        assert!(found.healthy(), "{}", found.text);
+        drop(running);
+    });
+}

@@ -104,8 +104,7 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     octets
 }
 
-/// What a program prints; none where it is not there or fails.
-pub(super) fn output(program: &str, arguments: &[&str]) -> Option<String> {
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

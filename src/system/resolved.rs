@@ -1,10 +1,15 @@
 //! Where systemd-resolved sends questions, as its own client tells it.
 
+use std::time::Duration;
+
 use super::Root;
-use super::seen::output;
+use super::command;
 
 /// Where files are in which an administrator names zones that are not to be validated (dnssec-trust-anchors.d(5)).
 const TRUST_ANCHORS: [&str; 3] = ["/etc/dnssec-trust-anchors.d", "/run/dnssec-trust-anchors.d", "/usr/lib/dnssec-trust-anchors.d"];
+
+/// How long its client may take.
+const CLIENT: Duration = Duration::from_secs(10);
 
 /// Where systemd-resolved sends questions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +34,7 @@ pub struct Scope {
 impl Routes {
     /// Asks systemd-resolved by its client; empty where that is not there or gets no answer.
     pub fn now() -> Self {
-        let said = |what: &str| output("resolvectl", &["--no-pager", what]).unwrap_or_default();
+        let said = |what: &str| command::run_within(&command::line(["resolvectl", "--no-pager", what]), CLIENT).unwrap_or_default();
         Self::read(&said("dns"), &said("domain"), &said("dnssec"))
     }
 

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// Nothing here takes that long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later.
+/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later,
+/// `slow` half a second later, `where` later with the name of the thread, `never` never, `later panic` panics later.
 struct Echo;
 
 impl Respond for Echo {
@@ -37,14 +38,30 @@ impl Respond for Echo {
         }
         match request {
             b"silent" => Response::Silent,
-            b"later" => Response::Later,
+            b"later" | b"slow" | b"never" | b"where" | b"later panic" => Response::Later,
             _ => Response::Ready,
         }
     }
 
     async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let thread = || std::thread::current().name().unwrap_or_default().to_owned();
+        let begun_in = thread();
+        tokio::time::sleep(Duration::from_millis(if request == b"slow" { 500 } else { 10 })).await;
+        match request.as_slice() {
+            b"never" => std::future::pending().await,
+            b"where" => {
+                assert_eq!(begun_in, thread());
+                return Some(begun_in.into_bytes());
+            }
+            _ => assert_ne!(request, b"later panic", "asked to panic"),
+        }
         Some([&request, b" than never".as_slice()].concat())
+    }
+
+    fn fail(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        out.extend_from_slice(b"too many");
+        true
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
@@ -501,4 +518,95 @@ async fn what_has_to_be_waited_for_is_answered_later() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"later").await, b"later than never");
     assert_eq!(server.connect().await.ask(b"later").await.unwrap(), b"later than never");
+}
+
+#[tokio::test]
+async fn every_thread_answers_and_waits_by_itself() {
+    let server = start_with(Limits { udp_workers: 3, ..Limits::default() });
+    let mut seen = std::collections::BTreeSet::new();
+    let begun = Instant::now();
+    // The kernel picks a thread by the client's port.
+    while seen.len() < 3 {
+        assert!(begun.elapsed() < DEADLINE, "not every thread is asked: {seen:?}");
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        seen.insert(String::from_utf8(ask_udp(&socket, server.address, b"where").await).unwrap());
+        assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["udp-0", "udp-1", "udp-2"]);
+}
+
+#[tokio::test]
+async fn only_so_many_answers_over_udp_are_waited_for() {
+    let server = start_with(Limits { udp_in_flight: 2, answer_timeout: Duration::from_secs(1), ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    server.until("both are waited for", |c| c.udp_queries.get() == 2).await;
+    assert_eq!(ask_udp(&socket, server.address, b"later").await, b"too many");
+    assert_eq!(server.counters.udp_overloads.get(), 1);
+    // What is ready needs no place.
+    assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
+    server.until("both were given up", |c| c.udp_answer_timeouts.get() == 2).await;
+    // One panics, and its place is free all the same.
+    for _ in 0..3 {
+        let panics = server.counters.panics.get();
+        socket.send_to(b"later panic", server.address).await.unwrap();
+        server.until("the panic is counted", |c| c.panics.get() == panics + 1).await;
+    }
+    let begun = Instant::now();
+    while ask_udp(&socket, server.address, b"later").await != b"later than never" {
+        assert!(begun.elapsed() < DEADLINE, "the places are not free again");
+    }
+}
+
+#[tokio::test]
+async fn answers_over_udp_in_flight_go_out_when_the_server_stops() {
+    let server = start_with(Limits { drain_timeout: DEADLINE, ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"slow", server.address).await.unwrap();
+    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.stop.cancel();
+    let mut answer = [0; 64];
+    let length = timeout(DEADLINE, socket.recv(&mut answer)).await.expect("an answer in time").unwrap();
+    assert_eq!(&answer[..length], b"slow than never");
+    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_waits_only_so_long_for_an_answer_over_udp() {
+    let server = start_with(Limits { drain_timeout: brief(200), answer_timeout: Duration::from_secs(600), ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.stop.cancel();
+    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+    assert_eq!(server.counters.panics.get(), 0);
+}
+
+#[tokio::test]
+async fn a_flood_over_udp_leaves_later_answers_their_turn() {
+    let server = start_with(Limits { udp_workers: 1, ..Limits::default() });
+    let flood = UdpSocket::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
+    let (address, done) = (server.address, Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let ended = Arc::clone(&done);
+    let flooding = std::thread::spawn(move || {
+        while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            let _ = flood.send_to(b"hello", address);
+        }
+    });
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let begun = Instant::now();
+    let mut answers = 0;
+    // The question itself may be lost in a full buffer.
+    while answers < 5 {
+        assert!(begun.elapsed() < DEADLINE, "{:?}", server.counters);
+        client.send_to(b"later", address).await.unwrap();
+        let mut answer = [0; 64];
+        if let Ok(Ok(length)) = timeout(brief(200), client.recv(&mut answer)).await {
+            assert_eq!(&answer[..length], b"later than never");
+            answers += 1;
+        }
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    flooding.join().unwrap();
 }

@@ -85,6 +85,7 @@ fn transport_name(transport: Transport) -> &'static str {
 /// When the settings cannot be served, or a socket cannot be opened; none stays open then.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
+    let workers = settings.limits.udp_workers.max(1);
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for &listen in &settings.listen {
         let listen = canonical(listen);
@@ -93,14 +94,14 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         if listen.ip().is_unspecified() {
             let addresses = interfaces::addresses_for(listen).map_err(|error| explain(Transport::Udp, listen, error))?;
             let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(&addresses, true)?;
+            let group = open_group(&addresses, workers, true)?;
             if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
             info!(listen = %listen, addresses = group.len(), "listening on each address the machine has now; later ones need a restart");
             endpoints.extend(group);
         } else if !bound(&listen) {
-            endpoints.extend(open_group(&[listen], false)?);
+            endpoints.extend(open_group(&[listen], workers, false)?);
         }
     }
     Ok(Bound { endpoints, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
@@ -116,10 +117,10 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
 /// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
-fn open_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn open_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut attempt = 1;
     loop {
-        let result = try_group(addresses, skip_absent);
+        let result = try_group(addresses, workers, skip_absent);
         match &result {
             Err(BindError::InUse { .. }) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
             _ => return result,
@@ -127,13 +128,13 @@ fn open_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoin
     }
 }
 
-fn try_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn try_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut endpoints: Vec<Endpoint> = Vec::with_capacity(addresses.len());
     for &(mut address) in addresses {
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match open(address) {
+        match open(address, workers) {
             Ok(endpoint) => endpoints.push(endpoint),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
                 warn!(%address, "not listening on an address that cannot be used at the moment");
@@ -144,11 +145,11 @@ fn try_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint
     Ok(endpoints)
 }
 
-fn open(mut address: SocketAddr) -> Result<Endpoint, BindError> {
+fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, BindError> {
     let tcp = open_tcp(address).map_err(|error| explain(Transport::Tcp, address, error))?;
     let port = tcp.local_addr().map_err(|error| explain(Transport::Tcp, address, error))?.port();
     address.set_port(port);
-    let udp = open_udp(address).map_err(|error| explain(Transport::Udp, address, error))?;
+    let udp = open_udp(address, workers).map_err(|error| explain(Transport::Udp, address, error))?;
     Ok(Endpoint { address, udp, tcp })
 }
 
@@ -166,15 +167,32 @@ fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn open_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+/// Opens `count` sockets on one address, among which the kernel spreads the clients.
+fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+    let new = || {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+        socket.set_nonblocking(true)?;
+        Ok::<_, io::Error>(socket)
+    };
+    // The first is bound before it may share its port: it fails where any other program has the port, also one that would
+    // share it. Whoever comes later in the same way fails because of us.
+    let first = new()?;
+    first.bind(&address.into())?;
+    if count > 1 {
+        first.set_reuse_port(true)?;
     }
-    let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
+    let mut sockets = vec![first.into()];
+    while sockets.len() < count {
+        let next = new()?;
+        next.set_reuse_port(true)?;
+        next.bind(&address.into())?;
+        sockets.push(next.into());
+    }
+    Ok(sockets)
 }
 
 /// What the system said, in words and with what to do.
@@ -202,7 +220,8 @@ mod tests {
         assert!(bound.addresses().iter().filter(|address| address.is_ipv4()).count() == 2);
         for endpoint in &bound.endpoints {
             assert_ne!(endpoint.address.port(), 0);
-            assert_eq!(endpoint.udp.local_addr().unwrap(), endpoint.address);
+            assert_eq!(endpoint.udp.len(), Settings::default().limits.udp_workers);
+            assert!(endpoint.udp.iter().all(|socket| socket.local_addr().unwrap() == endpoint.address));
             assert_eq!(endpoint.tcp.local_addr().unwrap(), endpoint.address);
         }
     }
@@ -240,6 +259,29 @@ mod tests {
         let address = udp.local_addr().unwrap();
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
         assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_port_is_shared_with_no_other_program_by_accident() {
+        let shares = |address: SocketAddr| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.bind(&address.into()).map(|()| socket)
+        };
+        // An address of its own, as above.
+        let other = shares("127.77.8.1:0".parse().unwrap()).unwrap();
+        let address = other.local_addr().unwrap().as_socket().unwrap();
+        for workers in [1, 3] {
+            let limits = crate::server::Limits { udp_workers: workers, ..crate::server::Limits::default() };
+            let error = bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
+            assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+        }
+        drop(other);
+        let limits = crate::server::Limits { udp_workers: 3, ..crate::server::Limits::default() };
+        let settings = Settings { limits, ..listening(&[&address.to_string()]) };
+        let bound = bind(&settings).unwrap();
+        assert_eq!(bound.endpoints[0].udp.len(), 3);
+        assert!(open_udp(address, 3).is_err(), "the port is ours alone");
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub struct Counters {
     pub udp_implausible: Counter,
     /// Answers dropped because the socket's send buffer stayed full.
     pub udp_dropped: Counter,
+    /// Answers that would have to be waited for, and were SERVFAIL because too many others were waited for.
+    pub udp_overloads: Counter,
+    /// Answers over UDP given up because they took too long to make.
+    pub udp_answer_timeouts: Counter,
     /// Answers the kernel would not send (no route, firewall …).
     pub udp_send_errors: Counter,
     /// Errors reported while receiving; the loop goes on after each.

@@ -7,6 +7,7 @@
 mod access;
 mod admission;
 mod backoff;
+mod batch;
 mod bind;
 mod connection;
 mod counters;
@@ -15,6 +16,7 @@ mod interfaces;
 mod responder;
 mod tcp;
 mod udp;
+mod workers;
 
 pub use access::Access;
 pub use bind::{BindError, bind};
@@ -23,17 +25,21 @@ pub use holder::Holder;
 pub use responder::Responder;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tokio::task::JoinSet;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::wire::Transport;
 use admission::Admission;
+use workers::{Shared, Thread};
 
 /// Makes answers. Called from many threads at once.
 pub trait Respond: Send + Sync + Sized + 'static {
@@ -50,6 +56,9 @@ pub trait Respond: Send + Sync + Sized + 'static {
 
     /// Clears `out` and writes the refusal for a source without access. False: stay silent.
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
+
+    /// Clears `out` and writes that there is no answer now (SERVFAIL): too many others are waited for. False: stay silent.
+    fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
 }
 
 /// What [`Respond::respond`] did.
@@ -146,10 +155,14 @@ pub struct Limits {
     pub message_timeout: Duration,
     /// How long a client may take to accept answers that are ready.
     pub write_timeout: Duration,
-    /// How long an answer over TCP may take to be made.
+    /// How long an answer may take to be made.
     pub answer_timeout: Duration,
     /// How long answers in flight have to get out once the server stops.
     pub drain_timeout: Duration,
+    /// Threads that answer over UDP, each with a socket of its own on every listening address.
+    pub udp_workers: usize,
+    /// Answers over UDP that may be waited for at a time, over all sockets; beyond that, SERVFAIL.
+    pub udp_in_flight: usize,
     /// Connections in all.
     pub connections: usize,
     /// Connections of one source address.
@@ -165,6 +178,9 @@ pub struct Limits {
     pub queued_octets: usize,
 }
 
+/// Most threads that answer over UDP unless told otherwise: far more answers than any one machine asks for.
+const MOST_UDP_WORKERS: usize = 4;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -173,6 +189,8 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(1),
+            udp_workers: std::thread::available_parallelism().map_or(1, usize::from).min(MOST_UDP_WORKERS),
+            udp_in_flight: 4096,
             connections: 256,
             connections_per_source: 64,
             connections_per_loopback_source: 192,
@@ -192,15 +210,15 @@ pub struct Bound {
     counters: Arc<Counters>,
 }
 
-/// One listening address with its two sockets.
+/// One listening address with its sockets: one for each thread that answers over UDP, and one for TCP.
 #[derive(Debug)]
 struct Endpoint {
     address: SocketAddr,
-    udp: UdpSocket,
+    udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
 
-/// The runtime would not take a socket.
+/// A socket could not be served.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve {address}: {source}")]
 pub struct ServeError {
@@ -227,7 +245,7 @@ impl Bound {
     /// Serves until `stop` is cancelled, then lets the answers in flight go out, for at most the drain time-out.
     ///
     /// # Errors
-    /// When the runtime does not take a socket; nothing is served then.
+    /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
         let addresses = self.addresses();
         let Self { endpoints, access, limits, counters } = self;
@@ -237,28 +255,31 @@ impl Bound {
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
         let tracker = TaskTracker::new();
-        let answering = Arc::new(tcp::Immediate::new(responder.fork()));
         let admission = Arc::new(Admission::new(limits.clone(), Arc::clone(&counters)));
 
-        let mut workers = Vec::new();
+        let shared = Shared {
+            own: addresses.into(),
+            access: access.clone(),
+            counters: Arc::clone(&counters),
+            places: Arc::new(Semaphore::new(limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
+            patience: limits.answer_timeout,
+            drain: limits.drain_timeout,
+            stop: ending.clone(),
+            abort: abort.clone(),
+        };
+        let mut sockets: Vec<Vec<_>> = (0..limits.udp_workers.max(1)).map(|_| Vec::new()).collect();
         let mut listeners = Vec::new();
+        let responder = Arc::new(responder);
         for Endpoint { address, udp, tcp } in endpoints {
-            let failed = |source| ServeError { address, source };
-            workers.push(Arc::new(udp::Worker {
-                socket: tokio::net::UdpSocket::from_std(udp).map_err(failed)?,
-                address,
-                own: addresses.clone().into(),
-                access: access.clone(),
-                responder: responder.fork(),
-                counters: Arc::clone(&counters),
-                stop: ending.clone(),
-            }));
+            for (thread, socket) in sockets.iter_mut().zip(udp) {
+                thread.push((address, socket));
+            }
             listeners.push(Arc::new(tcp::Listener {
-                socket: tokio::net::TcpListener::from_std(tcp).map_err(failed)?,
+                socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
                 address,
                 access: access.clone(),
                 admission: Arc::clone(&admission),
-                answering: Arc::clone(&answering),
+                responder: Arc::clone(&responder),
                 limits: limits.clone(),
                 counters: Arc::clone(&counters),
                 tracker: tracker.clone(),
@@ -266,22 +287,31 @@ impl Bound {
                 abort: abort.clone(),
             }));
         }
+        let mut threads = Vec::with_capacity(sockets.len());
+        for (number, sockets) in sockets.into_iter().enumerate() {
+            threads.push(Thread::start(number, sockets, responder.fork(), shared.clone()).await?);
+        }
 
         let mut loops = JoinSet::new();
-        for worker in workers {
-            loops.spawn(keep(worker.address, "UDP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&worker).run()));
-        }
         for listener in listeners {
-            loops.spawn(keep(listener.address, "TCP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&listener).run()));
+            let (counters, stop) = (Arc::clone(&counters), ending.clone());
+            loops.spawn(keep(listener.address, "TCP", counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
         }
         while loops.join_next().await.is_some() {}
 
         tracker.close();
-        if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
-            info!(connections = tracker.len(), "closing connections whose answers did not get out in time");
+        let drained = async {
+            tracker.wait().await;
+            for thread in &mut threads {
+                thread.ended().await;
+            }
+        };
+        let mut drained = pin!(drained);
+        if timeout(limits.drain_timeout, drained.as_mut()).await.is_err() {
+            info!(connections = tracker.len(), "giving up answers that did not get out in time");
             abort.cancel();
-            if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
-                warn!(connections = tracker.len(), "connections are still busy; leaving them behind");
+            if timeout(limits.drain_timeout, drained).await.is_err() {
+                warn!(connections = tracker.len(), "connections or threads are still busy; leaving them behind");
             }
         }
         Ok(())
@@ -289,11 +319,8 @@ impl Bound {
 }
 
 /// Runs a loop until it ends by itself, and again after a panic in it.
-async fn keep<L>(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> L)
-where
-    L: Future<Output = ()> + Send + 'static,
-{
-    while let Err(failure) = tokio::spawn(start()).await {
+async fn keep(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> JoinHandle<()>) {
+    while let Err(failure) = start().await {
         if !failure.is_panic() || stop.is_cancelled() {
             return;
         }
@@ -347,7 +374,7 @@ mod tests {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         keep(address, "UDP", Arc::clone(&counters), CancellationToken::new(), move || {
             let start = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            async move { assert!(start >= 2, "start {start} fails") }
+            tokio::spawn(async move { assert!(start >= 2, "start {start} fails") })
         })
         .await;
         assert_eq!(starts.load(std::sync::atomic::Ordering::Relaxed), 3);

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -11,46 +10,17 @@ use tracing::warn;
 
 use super::admission::{Admission, Place};
 use super::backoff::Backoff;
-use super::connection::{Activity, Answering, Connection};
-use super::{Access, Counters, Limits, Respond, Response};
-use crate::wire::Transport;
-
-/// Answers that are ready at once.
-#[derive(Debug)]
-pub(super) struct Immediate<R> {
-    responder: R,
-}
-
-impl<R: Respond> Immediate<R> {
-    pub(super) fn new(responder: R) -> Self {
-        Self { responder }
-    }
-}
-
-impl<R: Respond> Answering for Immediate<R> {
-    async fn answer(&self, request: Vec<u8>, _: SocketAddr) -> Option<Vec<u8>> {
-        let mut answer = Vec::with_capacity(512);
-        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
-            Response::Ready => Some(answer),
-            Response::Silent => None,
-            Response::Later => self.responder.later(request, Transport::Tcp).await,
-        }
-    }
-
-    fn refuse(&self, request: &[u8]) -> Option<Vec<u8>> {
-        let mut answer = Vec::new();
-        self.responder.refuse(request, &mut answer).then_some(answer)
-    }
-}
+use super::connection::{Activity, Connection};
+use super::{Access, Counters, Limits, Respond};
 
 /// One listening socket and what its connections need.
 #[derive(Debug)]
-pub(super) struct Listener<A> {
+pub(super) struct Listener<R> {
     pub(super) socket: TcpListener,
     pub(super) address: SocketAddr,
     pub(super) access: Access,
     pub(super) admission: Arc<Admission>,
-    pub(super) answering: Arc<A>,
+    pub(super) responder: Arc<R>,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) tracker: TaskTracker,
@@ -60,7 +30,7 @@ pub(super) struct Listener<A> {
     pub(super) abort: CancellationToken,
 }
 
-impl<A: Answering> Listener<A> {
+impl<R: Respond> Listener<R> {
     /// Accepts until the server stops; survives every error of the socket.
     pub(super) async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::default();
@@ -103,16 +73,15 @@ impl<A: Answering> Listener<A> {
             tokio::select! {
                 biased;
                 () = listener.abort.cancelled() => {}
-                () = listener.hold(stream, source, allowed, place) => {}
+                () = listener.hold(stream, allowed, place) => {}
             }
         });
     }
 
     /// Lives as long as the connection, and keeps its place.
-    async fn hold(&self, stream: TcpStream, source: SocketAddr, allowed: bool, _place: Place) {
+    async fn hold(&self, stream: TcpStream, allowed: bool, _place: Place) {
         let connection = Connection {
-            answering: &self.answering,
-            source,
+            responder: &self.responder,
             limits: &self.limits,
             counters: &self.counters,
             stop: &self.stop,
@@ -125,9 +94,11 @@ impl<A: Answering> Listener<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Response;
     use crate::server::connection::append;
+    use crate::wire::Transport;
     use std::io::{self, ErrorKind};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
     use tokio::time::timeout;
@@ -138,8 +109,18 @@ mod tests {
         release: Notify,
     }
 
-    impl Answering for Slow {
-        async fn answer(&self, request: Vec<u8>, _: SocketAddr) -> Option<Vec<u8>> {
+    impl Respond for Slow {
+        fn fork(&self) -> Self {
+            Self::default()
+        }
+
+        fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+            out.clear();
+            out.extend_from_slice(request);
+            if request.starts_with(b"quick") { Response::Ready } else { Response::Later }
+        }
+
+        async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
             if request.starts_with(b"hold") {
                 self.release.notified().await;
             } else if request.starts_with(b"never") {
@@ -151,8 +132,12 @@ mod tests {
             Some(request)
         }
 
-        fn refuse(&self, _: &[u8]) -> Option<Vec<u8>> {
-            None
+        fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
+            false
+        }
+
+        fn fail(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
+            false
         }
     }
 
@@ -170,7 +155,7 @@ mod tests {
             address,
             access: Access::new(&[]),
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
-            answering: Arc::new(Slow::default()),
+            responder: Arc::new(Slow::default()),
             limits,
             counters,
             tracker: TaskTracker::new(),
@@ -209,7 +194,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2", "quick 3"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
     }
 
@@ -221,10 +206,10 @@ mod tests {
         while fixture.listener.counters.tcp_queries.get() < 2 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
     }
 
@@ -245,7 +230,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(200)).await;
         fixture.send(&["quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert_eq!(fixture.listener.counters.tcp_idle_timeouts.get(), 1);
@@ -267,7 +252,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2"]).await;
         fixture.client.shutdown().await.unwrap();
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
@@ -281,7 +266,7 @@ mod tests {
         }
         fixture.listener.stop.cancel();
         fixture.send(&["quick 2"]).await;
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert_eq!(fixture.listener.counters.tcp_queries.get(), 1);

@@ -73,14 +73,14 @@ fn no_descriptors_left_means_waiting_not_dying() {
     let connected = |socket: Socket| socket.connect(&address.into()).map(|()| TcpStream::from(socket)).unwrap();
     let mut clients: Vec<TcpStream> = sockets.into_iter().map(connected).collect();
     let begun = Instant::now();
-    while counters.tcp_accept_errors.get() < 3 {
+    while counters.tcp.accept_errors.get() < 3 {
         assert!(begun.elapsed() < SOON, "accepting should fail: {counters:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
     udp.send_to(b"hello", address).unwrap();
     assert_eq!(udp.recv(&mut answer).unwrap(), 5, "UDP needs no descriptor a query");
     std::thread::sleep(Duration::from_millis(300));
-    let (errors, elapsed) = (counters.tcp_accept_errors.get(), begun.elapsed());
+    let (errors, elapsed) = (counters.tcp.accept_errors.get(), begun.elapsed());
     assert!(errors < 100 * (1 + elapsed.as_secs()), "{errors} attempts in {elapsed:?} are a busy loop");
 
     // Room for starting `prlimit` again: the clients that have not been accepted give theirs back.

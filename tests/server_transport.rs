@@ -189,7 +189,7 @@ async fn udp_and_tcp_answer_on_both_loopback_families() {
         let socket = UdpSocket::bind(unspecified).await.unwrap();
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
         assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp_answers.get() == 1).await;
+        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp.answers.get() == 1).await;
     }
 }
 
@@ -249,7 +249,7 @@ async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
         assert_eq!(client.ask(b"before").await.unwrap(), b"tcp before");
         client.0.write_all(part).await.unwrap();
         client.closed().await;
-        assert_eq!(server.counters.tcp_message_timeouts.get(), 1, "{part:?}");
+        assert_eq!(server.counters.tcp.message_timeouts.get(), 1, "{part:?}");
     }
     let server = start_with(Limits { message_timeout: brief(150), ..patient() });
     let mut client = server.connect().await;
@@ -260,7 +260,7 @@ async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
         assert!(dripped < 256, "the whole message was waited for");
         tokio::time::sleep(brief(20)).await;
     }
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 1);
 }
 
 #[tokio::test]
@@ -269,7 +269,7 @@ async fn a_dawdling_client_holds_up_nobody() {
     let mut dawdler = server.connect().await;
     dawdler.0.write_all(&[0]).await.unwrap();
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 0);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 0);
 }
 
 #[tokio::test]
@@ -278,14 +278,14 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     let mut idle = server.connect().await;
     let mut busy = server.connect().await;
     let begun = Instant::now();
-    while server.counters.tcp_idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
+    while server.counters.tcp.idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
         assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
         tokio::time::sleep(brief(100)).await;
     }
     idle.closed().await;
     assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
-    assert_eq!(server.counters.tcp_idle_timeouts.get(), 1);
-    assert_eq!(server.counters.tcp_open.get(), 1);
+    assert_eq!(server.counters.tcp.idle_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.open.get(), 1);
     busy.closed().await;
 }
 
@@ -300,10 +300,10 @@ async fn a_client_that_never_reads_is_dropped_and_costs_little() {
     // Writing ends with an error once the server has gone.
     let flood = async { while client.write_all(&questions).await.is_ok() {} };
     timeout(DEADLINE, flood).await.expect("the server should drop the client");
-    assert_eq!(server.counters.tcp_write_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.write_timeouts.get(), 1);
     // What the kernel holds for the connection, what may be queued, and what is being made: not the thousands asked for.
-    assert!(server.counters.tcp_queries.get() < 60, "{}", server.counters.tcp_queries.get());
-    server.until("the connection is gone", |c| c.tcp_open.get() == 0).await;
+    assert!(server.counters.tcp.queries.get() < 60, "{}", server.counters.tcp.queries.get());
+    server.until("the connection is gone", |c| c.tcp.open.get() == 0).await;
 }
 
 #[tokio::test]
@@ -326,11 +326,11 @@ async fn connections_beyond_a_sources_share_are_closed_at_once() {
         held.push(client);
     }
     server.connect().await.closed().await;
-    assert_eq!(server.counters.tcp_rejected.get(), 1);
+    assert_eq!(server.counters.tcp.rejected.get(), 1);
     // Another source has a share of its own.
     assert_eq!(server.connect_from("127.0.0.2").await.ask(b"hello").await.unwrap(), b"tcp hello");
     held.pop();
-    server.until("the places are free again", |c| c.tcp_open.get() == 2).await;
+    server.until("the places are free again", |c| c.tcp.open.get() == 2).await;
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
@@ -351,7 +351,7 @@ async fn an_empty_message_ends_the_connection() {
     client.send(&[b"hello", b"", b"never read"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
     client.closed().await;
-    assert_eq!((server.counters.tcp_broken.get(), server.counters.tcp_queries.get()), (1, 1));
+    assert_eq!((server.counters.tcp.broken.get(), server.counters.tcp.queries.get()), (1, 1));
 }
 
 #[tokio::test]
@@ -370,7 +370,7 @@ async fn resets_and_half_messages_end_their_connection_only() {
     half.0.write_all(&[0, 9, 1]).await.unwrap();
     half.0.shutdown().await.unwrap();
     half.closed().await;
-    server.until("four broken connections are gone", |c| c.tcp_broken.get() == 4 && c.tcp_open.get() == 1).await;
+    server.until("four broken connections are gone", |c| c.tcp.broken.get() == 4 && c.tcp.open.get() == 1).await;
     assert_eq!(bystander.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
@@ -384,8 +384,8 @@ async fn sources_without_access_are_refused() {
     client.send(&[b"hello", b"again"]).await;
     assert_eq!(client.next().await.unwrap(), b"refused hello");
     client.closed().await;
-    assert_eq!((server.counters.udp_refused.get(), server.counters.tcp_refused.get()), (1, 1));
-    assert_eq!((server.counters.udp_queries.get(), server.counters.tcp_queries.get()), (0, 0));
+    assert_eq!((server.counters.udp_refused.get(), server.counters.tcp.refused.get()), (1, 1));
+    assert_eq!((server.counters.udp_queries.get(), server.counters.tcp.queries.get()), (0, 0));
 
     let friend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&friend, server.address, b"hello").await, b"udp hello");
@@ -402,7 +402,7 @@ async fn a_stranger_that_says_nothing_is_not_waited_for() {
     };
     let server = start(&settings);
     server.connect_from("127.0.0.2").await.closed().await;
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -467,13 +467,13 @@ async fn a_stop_closes_everything_and_frees_the_port() {
     assert!(idle.ask(b"hello").await.is_ok());
     let mut partial = server.connect().await;
     partial.0.write_all(&[0]).await.unwrap();
-    server.until("both are open", |c| c.tcp_open.get() == 2).await;
+    server.until("both are open", |c| c.tcp.open.get() == 2).await;
     server.stop.cancel();
     idle.closed().await;
     partial.closed().await;
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
     // Not the limits of time ended them: they are longer.
-    assert_eq!(server.counters.tcp_open.get(), 0);
+    assert_eq!(server.counters.tcp.open.get(), 0);
     let again = bind(&on(&server.address.to_string())).unwrap();
     assert_eq!(again.addresses(), [server.address]);
 }
@@ -486,12 +486,12 @@ async fn a_stop_waits_only_so_long_for_a_client_that_does_not_read() {
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();
     client.write_all(&framed(&[&b"big"[..]; 100])).await.unwrap();
-    server.until("the answers are stuck", |c| c.tcp_queries.get() > 3).await;
+    server.until("the answers are stuck", |c| c.tcp.queries.get() > 3).await;
     let begun = Instant::now();
     server.stop.cancel();
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
     assert!(begun.elapsed() >= brief(200), "{:?}", begun.elapsed());
-    assert_eq!(server.counters.tcp_open.get(), 0);
+    assert_eq!(server.counters.tcp.open.get(), 0);
 }
 
 #[tokio::test]
@@ -501,7 +501,7 @@ async fn dropping_the_server_ends_its_loops() {
     assert!(client.ask(b"hello").await.is_ok());
     server.task.abort();
     client.closed().await;
-    server.until("the connection is gone", |c| c.tcp_open.get() == 0).await;
+    server.until("the connection is gone", |c| c.tcp.open.get() == 0).await;
 }
 
 #[tokio::test]

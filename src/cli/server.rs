@@ -53,6 +53,7 @@ impl Server {
         let socket = Listener::Socket(state.listen()?);
         let bound = server::bind(&config.server())?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
+        let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let port = admin_port(config.admin_listen).await;
         let admin = port.as_ref().and_then(Listener::address);
 
@@ -60,7 +61,15 @@ impl Server {
         let forwarder = config.upstream(&addresses).map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
         let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
-        let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
+        let about = About {
+            listen: addresses.clone(),
+            tls,
+            quic,
+            admin,
+            state_dir: path.clone(),
+            started: SystemTime::now(),
+            began: Instant::now(),
+        };
         let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone()));
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));

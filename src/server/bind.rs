@@ -7,6 +7,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
+use super::certificate::CertificateError;
 use super::holder::holder_of;
 use super::{Bound, Counters, Endpoint, Holder, Settings, SettingsError, interfaces};
 use crate::wire::Transport;
@@ -27,9 +28,12 @@ pub enum BindError {
     /// The settings themselves.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The certificate of the encrypted listeners.
+    #[error("no encrypted connections without a certificate: {0}")]
+    Certificate(#[from] CertificateError),
     /// Somebody else has the port.
     #[error(
-        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with --listen",
+        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with {flag}",
         transport_name(*.transport), holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
     )]
     InUse {
@@ -37,18 +41,23 @@ pub enum BindError {
         address: SocketAddr,
         /// Whether its UDP or its TCP port.
         transport: Transport,
+        /// The flag that named the address.
+        flag: &'static str,
         /// Who has it, where that can be seen.
         holder: Option<Holder>,
     },
     /// A port below 1024, without the right to it.
     #[error(
         "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
-         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as --listen {}",
-        SocketAddr::new(address.ip(), 5300)
+         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as {flag} {example}"
     )]
     NotPermitted {
         /// The address.
         address: SocketAddr,
+        /// The flag that named it.
+        flag: &'static str,
+        /// An address that needs no permission.
+        example: SocketAddr,
     },
     /// No interface has the address.
     #[error("cannot listen on {address}: this machine has no such address at the moment")]
@@ -66,6 +75,36 @@ pub enum BindError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// How an address was named, for what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    /// The flag.
+    flag: &'static str,
+    /// A port that needs no permission.
+    port: u16,
+}
+
+/// Plain DNS.
+pub(super) static LISTEN: Named = Named { flag: "--listen", port: 5300 };
+/// DNS over TLS.
+pub(super) static LISTEN_TLS: Named = Named { flag: "--tls-listen", port: 8853 };
+/// DNS over QUIC.
+pub(super) static LISTEN_QUIC: Named = Named { flag: "--tls-quic-listen", port: 8853 };
+
+impl BindError {
+    /// What the system said, in words and with what to do.
+    pub(super) fn explain(transport: Transport, named: &'static Named, address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::AddrInUse => Self::InUse { address, transport, flag: named.flag, holder: holder_of(transport, address) },
+            ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => {
+                Self::NotPermitted { address, flag: named.flag, example: SocketAddr::new(address.ip(), named.port) }
+            }
+            ErrorKind::AddrNotAvailable => Self::NoSuchAddress { address },
+            _ => Self::System { address, transport, source: error },
+        }
+    }
 }
 
 fn transport_name(transport: Transport) -> &'static str {
@@ -92,7 +131,8 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
         let bound = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
         if listen.ip().is_unspecified() {
-            let addresses = interfaces::addresses_for(listen).map_err(|error| explain(Transport::Udp, listen, error))?;
+            let addresses =
+                interfaces::addresses_for(listen).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
             let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
             let group = open_group(&addresses, workers, true)?;
             if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
@@ -104,11 +144,12 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
             endpoints.extend(open_group(&[listen], workers, false)?);
         }
     }
-    Ok(Bound { endpoints, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
+    let encrypted = settings.encrypted.open()?;
+    Ok(Bound { endpoints, encrypted, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
 }
 
 /// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if ip == address.ip() => address,
         ip => SocketAddr::new(ip, address.port()),
@@ -146,14 +187,14 @@ fn try_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Res
 }
 
 fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, BindError> {
-    let tcp = open_tcp(address).map_err(|error| explain(Transport::Tcp, address, error))?;
-    let port = tcp.local_addr().map_err(|error| explain(Transport::Tcp, address, error))?.port();
+    let tcp = open_tcp(address).map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?;
+    let port = tcp.local_addr().map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?.port();
     address.set_port(port);
-    let udp = open_udp(address, workers).map_err(|error| explain(Transport::Udp, address, error))?;
+    let udp = open_udp(address, workers).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, address, error))?;
     Ok(Endpoint { address, udp, tcp })
 }
 
-fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -168,7 +209,7 @@ fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Opens `count` sockets on one address, among which the kernel spreads the clients.
-fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
     let new = || {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
@@ -193,16 +234,6 @@ fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
         sockets.push(next.into());
     }
     Ok(sockets)
-}
-
-/// What the system said, in words and with what to do.
-fn explain(transport: Transport, address: SocketAddr, error: io::Error) -> BindError {
-    match error.kind() {
-        ErrorKind::AddrInUse => BindError::InUse { address, transport, holder: holder_of(transport, address) },
-        ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => BindError::NotPermitted { address },
-        ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { address },
-        _ => BindError::System { address, transport, source: error },
-    }
 }
 
 #[cfg(test)]
@@ -294,9 +325,9 @@ mod tests {
     #[test]
     fn a_low_port_without_the_right_to_it_says_how_to_get_it() {
         let address = "127.0.0.1:53".parse().unwrap();
-        let message = explain(Transport::Tcp, address, ErrorKind::PermissionDenied.into()).to_string();
+        let message = BindError::explain(Transport::Tcp, &LISTEN, address, ErrorKind::PermissionDenied.into()).to_string();
         assert!(message.contains("127.0.0.1:53") && message.contains("setcap") && message.contains("127.0.0.1:5300"), "{message}");
-        let other = explain(Transport::Tcp, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
+        let other = BindError::explain(Transport::Tcp, &LISTEN, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
         assert!(matches!(other, BindError::System { .. }), "{other:?}");
     }
 

@@ -1,4 +1,4 @@
-//! One TCP connection (RFC 7766): messages may be pipelined, and answers leave in the order they are ready.
+//! One connection over TCP (RFC 7766), plain or encrypted (RFC 7858): messages may be pipelined, and answers leave in the order they are ready.
 //!
 //! Each message holds a place on its connection until its answer is written, and a ready answer waits for room among the
 //! octets queued: a client that never reads stops being read from, and is closed when its write has taken too long.
@@ -16,11 +16,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::{Counters, Limits, Respond, Response};
+use super::counters::{Counters, Kind, StreamCounters};
+use super::{Limits, Respond, Response};
 use crate::wire::Transport;
 
 /// One connection, seen from its task.
 pub(super) struct Connection<'a, R> {
+    pub(super) kind: Kind,
     pub(super) responder: &'a Arc<R>,
     pub(super) limits: &'a Limits,
     pub(super) counters: &'a Arc<Counters>,
@@ -121,7 +123,7 @@ impl<R: Respond> Connection<'_, R> {
                 },
             };
             self.activity.touch();
-            self.counters.tcp_queries.increment();
+            self.counted().queries.increment();
             self.reap(later);
             self.answer(request, place, &queue, later).await;
         }
@@ -153,13 +155,13 @@ impl<R: Respond> Connection<'_, R> {
             Response::Later => {}
         }
         let (responder, queue, counters) = (Arc::clone(self.responder), queue.clone(), Arc::clone(self.counters));
-        let patience = self.limits.answer_timeout;
+        let (kind, patience) = (self.kind, self.limits.answer_timeout);
         later.spawn(async move {
             match timeout(patience, responder.later(request, Transport::Tcp)).await {
                 Ok(Some(answer)) => queue.push(answer, place).await,
                 Ok(None) => {}
                 Err(_) => {
-                    counters.tcp_answer_timeouts.increment();
+                    counters.of(kind).answer_timeouts.increment();
                 }
             }
         });
@@ -189,11 +191,11 @@ impl<R: Respond> Connection<'_, R> {
             }
             match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
                 Ok(Ok(())) => {
-                    self.counters.tcp_answers.add(gathered.len() as u64);
+                    self.counted().answers.add(gathered.len() as u64);
                 }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
-                    self.counters.tcp_write_timeouts.increment();
+                    self.counted().write_timeouts.increment();
                     return Err(ErrorKind::TimedOut.into());
                 }
             }
@@ -226,19 +228,23 @@ impl<R: Respond> Connection<'_, R> {
         append(&mut octets, &answer);
         match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
             Ok(Ok(())) => {
-                self.counters.tcp_answers.increment();
+                self.counted().answers.increment();
                 End::Refused
             }
             _ => End::Unwritable,
         }
     }
 
+    fn counted(&self) -> &StreamCounters {
+        self.counters.of(self.kind)
+    }
+
     fn count(&self, end: End) {
         debug!(?end, "a connection ends");
         match end {
-            End::Idle => self.counters.tcp_idle_timeouts.increment(),
-            End::Late => self.counters.tcp_message_timeouts.increment(),
-            End::Malformed | End::Broken => self.counters.tcp_broken.increment(),
+            End::Idle => self.counted().idle_timeouts.increment(),
+            End::Late => self.counted().message_timeouts.increment(),
+            End::Malformed | End::Broken => self.counted().broken.increment(),
             // Time-outs of writes are counted where they are noticed.
             End::Closed | End::Unwritable | End::Refused | End::Stopped => 0,
         };
@@ -335,7 +341,7 @@ impl Activity {
         Self { start: Instant::now(), last: AtomicU64::new(0) }
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         self.last.store(self.elapsed(), Ordering::Relaxed);
     }
 

@@ -1,4 +1,4 @@
-//! Sockets: UDP and TCP on every listening address, who may ask, limits, and a clean stop.
+//! Sockets: UDP and TCP on every listening address, TLS and QUIC where wanted, who may ask, limits, and a clean stop.
 //!
 //! Knows no registry and no names: a message goes in and a message comes out, made by a [`Respond`]. What this room
 //! holds to: no error of a socket and no client ends a loop; every wait has a deadline and every queue a bound
@@ -9,10 +9,13 @@ mod admission;
 mod backoff;
 mod batch;
 mod bind;
+mod certificate;
 mod connection;
 mod counters;
+mod encrypted;
 mod holder;
 mod interfaces;
+mod quic;
 mod responder;
 mod tcp;
 mod udp;
@@ -20,25 +23,33 @@ mod workers;
 
 pub use access::Access;
 pub use bind::{BindError, bind};
-pub use counters::Counters;
+pub use certificate::{CertificateError, CertificateFiles};
+pub use counters::{Counters, StreamCounters};
+pub use encrypted::Encrypted;
 pub use holder::Holder;
 pub use responder::Responder;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use quinn::VarInt;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::wire::Transport;
 use admission::Admission;
+use certificate::Purpose;
+use counters::Kind;
+use encrypted::Opened;
 use workers::{Shared, Thread};
 
 /// Makes answers. Called from many threads at once.
@@ -78,6 +89,8 @@ pub struct Settings {
     /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
     /// means each address that the machine has at the start.
     pub listen: Vec<SocketAddr>,
+    /// Encrypted listeners beside them.
+    pub encrypted: Encrypted,
     /// Networks that may ask, besides loopback.
     pub allow: Vec<IpNet>,
     /// Whether loopback may ask without standing in `allow`; on by default.
@@ -89,7 +102,13 @@ pub struct Settings {
 impl Default for Settings {
     /// `127.0.0.1:5300`, for loopback alone.
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], allow: Vec::new(), allow_loopback: true, limits: Limits::default() }
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
+            encrypted: Encrypted::default(),
+            allow: Vec::new(),
+            allow_loopback: true,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -99,6 +118,21 @@ pub enum SettingsError {
     /// There is no address to listen on.
     #[error("there is no address to listen on: name one, for example --listen 127.0.0.1:5300")]
     NoAddress,
+    /// An encrypted listener has no certificate to show.
+    #[error(
+        "{address} is for encrypted connections, which need a certificate: name its file with --tls-cert-file and that of its key with \
+         --tls-key-file"
+    )]
+    NoCertificate {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// One port is to carry two protocols.
+    #[error("{address} is named both for plain and for encrypted connections: each needs a port of its own")]
+    Twice {
+        /// The address.
+        address: SocketAddr,
+    },
     /// Other machines could ask, and nobody has said which of them may.
     #[error(
         "{address} can be reached from other machines, and no access rule says which of them may ask: add the networks that may, \
@@ -116,15 +150,22 @@ impl Settings {
     /// Whether these settings can be served.
     ///
     /// # Errors
-    /// When there is no address, or one that other machines can reach without any rule in `allow`.
+    /// When there is no address, or one that other machines can reach without any rule in `allow`, or an encrypted one
+    /// without a certificate or on a port of plain DNS.
     pub fn check(&self) -> Result<(), SettingsError> {
         if self.listen.is_empty() {
             return Err(SettingsError::NoAddress);
         }
-        match self.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
-            Some(address) if self.allow.is_empty() => {
-                Err(SettingsError::Exposed { address: *address, example: example_rule(address.ip()) })
-            }
+        let mut encrypted = self.encrypted.addresses();
+        if let (Some(address), None) = (self.encrypted.addresses().next(), &self.encrypted.certificate) {
+            return Err(SettingsError::NoCertificate { address });
+        }
+        if let Some(address) = encrypted.find(|address| address.port() != 0 && self.listen.contains(address)) {
+            return Err(SettingsError::Twice { address });
+        }
+        let mut all = self.listen.iter().copied().chain(self.encrypted.addresses());
+        match all.find(|address| !address.ip().to_canonical().is_loopback()) {
+            Some(address) if self.allow.is_empty() => Err(SettingsError::Exposed { address, example: example_rule(address.ip()) }),
             _ => Ok(()),
         }
     }
@@ -151,6 +192,8 @@ fn example_rule(address: IpAddr) -> IpNet {
 pub struct Limits {
     /// How long a connection may stay open with nothing asked and nothing owed (RFC 7766 section 6.2.3).
     pub idle_timeout: Duration,
+    /// How long a connection may take to agree on its encryption.
+    pub handshake_timeout: Duration,
     /// How long a message over TCP may take to arrive, from its first octet to its last.
     pub message_timeout: Duration,
     /// How long a client may take to accept answers that are ready.
@@ -185,6 +228,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(3),
             message_timeout: Duration::from_secs(3),
             write_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(5),
@@ -205,6 +249,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Bound {
     endpoints: Vec<Endpoint>,
+    encrypted: Option<Opened>,
     access: Access,
     limits: Limits,
     counters: Arc<Counters>,
@@ -225,7 +270,7 @@ pub struct ServeError {
     /// The listening address.
     pub address: SocketAddr,
     /// What the system said.
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// How long after a panic a loop is started again.
@@ -235,6 +280,16 @@ impl Bound {
     /// The addresses that are listened on, ports resolved, each for UDP and TCP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.endpoints.iter().map(|endpoint| endpoint.address).collect()
+    }
+
+    /// The addresses of DNS over TLS, ports resolved.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.tls).map(|(address, _)| *address).collect()
+    }
+
+    /// The addresses of DNS over QUIC, ports resolved.
+    pub fn quic_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.quic).map(|(address, _)| *address).collect()
     }
 
     /// What is counted, from now until the server has ended.
@@ -248,7 +303,7 @@ impl Bound {
     /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
         let addresses = self.addresses();
-        let Self { endpoints, access, limits, counters } = self;
+        let Self { endpoints, encrypted, access, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
         let ending = stop.child_token();
         let _on_drop = ending.clone().drop_guard();
@@ -270,11 +325,8 @@ impl Bound {
         let mut sockets: Vec<Vec<_>> = (0..limits.udp_workers.max(1)).map(|_| Vec::new()).collect();
         let mut listeners = Vec::new();
         let responder = Arc::new(responder);
-        for Endpoint { address, udp, tcp } in endpoints {
-            for (thread, socket) in sockets.iter_mut().zip(udp) {
-                thread.push((address, socket));
-            }
-            listeners.push(Arc::new(tcp::Listener {
+        let listener = |address, tcp, tls| {
+            Ok::<_, ServeError>(Arc::new(tcp::Listener {
                 socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
                 address,
                 access: access.clone(),
@@ -285,7 +337,41 @@ impl Bound {
                 tracker: tracker.clone(),
                 stop: ending.clone(),
                 abort: abort.clone(),
-            }));
+                tls,
+            }))
+        };
+        for Endpoint { address, udp, tcp } in endpoints {
+            for (thread, socket) in sockets.iter_mut().zip(udp) {
+                thread.push((address, socket));
+            }
+            listeners.push(listener(address, tcp, None)?);
+        }
+        let mut quic_listeners = Vec::new();
+        if let Some(Opened { tls, quic, certificate }) = encrypted {
+            for (address, socket) in tls {
+                let failed = |error| ServeError { address, source: io::Error::other(error) };
+                let config = certificate.config(Purpose::Tls).map_err(failed)?;
+                listeners.push(listener(address, socket, Some(TlsAcceptor::from(Arc::new(config))))?);
+            }
+            for (address, socket) in quic {
+                let failed = |source| ServeError { address, source };
+                let config = certificate.config(Purpose::Quic).map_err(|error| failed(io::Error::other(error)))?;
+                let config = quic::config(config, &limits).map_err(|error| failed(io::Error::other(error)))?;
+                let runtime = Arc::new(quinn::TokioRuntime);
+                quic_listeners.push(Arc::new(quic::Listener {
+                    endpoint: quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime).map_err(failed)?,
+                    address,
+                    access: access.clone(),
+                    admission: Arc::clone(&admission),
+                    responder: Arc::clone(&responder),
+                    limits: limits.clone(),
+                    counters: Arc::clone(&counters),
+                    tracker: tracker.clone(),
+                    stop: ending.clone(),
+                    abort: abort.clone(),
+                }));
+            }
+            tracker.spawn(certificate.follow(ending.clone()));
         }
         let mut threads = Vec::with_capacity(sockets.len());
         for (number, sockets) in sockets.into_iter().enumerate() {
@@ -295,7 +381,13 @@ impl Bound {
         let mut loops = JoinSet::new();
         for listener in listeners {
             let (counters, stop) = (Arc::clone(&counters), ending.clone());
-            loops.spawn(keep(listener.address, "TCP", counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
+            let transport = listener.kind().name();
+            loops.spawn(keep(listener.address, transport, counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
+        }
+        let endpoints: Vec<_> = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();
+        for listener in quic_listeners {
+            let (counters, stop) = (Arc::clone(&counters), ending.clone());
+            loops.spawn(keep(listener.address, Kind::Quic.name(), counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
         }
         while loops.join_next().await.is_some() {}
 
@@ -314,9 +406,17 @@ impl Bound {
                 warn!(connections = tracker.len(), "connections or threads are still busy; leaving them behind");
             }
         }
+        for endpoint in endpoints {
+            endpoint.close(VarInt::from_u32(0), b"");
+            // Time to tell the clients; they notice by themselves if it is too short.
+            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+        }
         Ok(())
     }
 }
+
+/// How long the last words to clients over QUIC may take.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Runs a loop until it ends by itself, and again after a panic in it.
 async fn keep(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> JoinHandle<()>) {

@@ -1,20 +1,22 @@
-//! TCP: accepting connections, as many as there are places for.
+//! TCP and TLS over it: accepting connections, as many as there are places for.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::admission::{Admission, Place};
 use super::backoff::Backoff;
 use super::connection::{Activity, Connection};
-use super::{Access, Counters, Limits, Respond};
+use super::counters::{Counters, Kind};
+use super::{Access, Limits, Respond};
 
 /// One listening socket and what its connections need.
-#[derive(Debug)]
 pub(super) struct Listener<R> {
     pub(super) socket: TcpListener,
     pub(super) address: SocketAddr,
@@ -28,6 +30,8 @@ pub(super) struct Listener<R> {
     pub(super) stop: CancellationToken,
     /// Cancelled: connections end as they are.
     pub(super) abort: CancellationToken,
+    /// Agrees on the encryption (RFC 7858); none for plain TCP.
+    pub(super) tls: Option<TlsAcceptor>,
 }
 
 impl<R: Respond> Listener<R> {
@@ -47,8 +51,8 @@ impl<R: Respond> Listener<R> {
                 }
                 Err(error) => {
                     let pause = backoff.next();
-                    if self.counters.tcp_accept_errors.increment().is_power_of_two() {
-                        warn!(address = %self.address, %error, "cannot accept TCP connections at the moment; trying again");
+                    if self.counters.of(self.kind()).accept_errors.increment().is_power_of_two() {
+                        warn!(address = %self.address, %error, kind = self.kind().name(), "cannot accept connections at the moment; trying again");
                     }
                     tokio::select! {
                         () = self.stop.cancelled() => return,
@@ -63,9 +67,13 @@ impl<R: Respond> Listener<R> {
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let allowed = self.access.allows(source.ip());
         if !allowed {
-            self.counters.tcp_refused.increment();
+            self.counters.of(self.kind()).refused.increment();
+            if self.tls.is_some() {
+                // A refusal would cost a handshake, which is not for strangers.
+                return;
+            }
         }
-        let Some(place) = self.admission.admit(source.ip(), !allowed) else { return };
+        let Some(place) = self.admission.admit(self.kind(), source.ip(), !allowed) else { return };
         // Answers are written whole; waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let listener = Arc::clone(self);
@@ -81,13 +89,34 @@ impl<R: Respond> Listener<R> {
     /// Lives as long as the connection, and keeps its place.
     async fn hold(&self, stream: TcpStream, allowed: bool, _place: Place) {
         let connection = Connection {
+            kind: self.kind(),
             responder: &self.responder,
             limits: &self.limits,
             counters: &self.counters,
             stop: &self.stop,
             activity: Activity::new(),
         };
-        connection.hold(stream, allowed).await;
+        let Some(tls) = &self.tls else { return connection.hold(stream, allowed).await };
+        let agreed = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return,
+            agreed = timeout(self.limits.handshake_timeout, tls.accept(stream)) => agreed,
+        };
+        match agreed {
+            Ok(Ok(stream)) => {
+                connection.activity.touch();
+                connection.hold(stream, allowed).await;
+            }
+            failed => {
+                debug!(error = ?failed.map(|agreed| agreed.err()), "a connection did not come to be encrypted");
+                self.counters.tls.failed_handshakes.increment();
+            }
+        }
+    }
+
+    /// The kind of its connections.
+    pub(super) fn kind(&self) -> Kind {
+        if self.tls.is_some() { Kind::Tls } else { Kind::Tcp }
     }
 }
 
@@ -101,7 +130,6 @@ mod tests {
     use std::time::{Duration, Instant};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
-    use tokio::time::timeout;
 
     /// Echoes; `hold…` waits to be released, `never…` waits for ever, `panic…` panics once it has waited.
     #[derive(Default)]
@@ -161,6 +189,7 @@ mod tests {
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
+            tls: None,
         });
         tokio::spawn(Arc::clone(&listener).run());
         let client = TcpStream::connect(address).await.unwrap();
@@ -203,7 +232,7 @@ mod tests {
         let mut fixture = connected(Limits { in_flight: 2, ..Limits::default() }).await;
         fixture.send(&["hold 1", "hold 2", "quick 3"]).await;
         // Released one by one: what comes first is never the third, which is not even read before.
-        while fixture.listener.counters.tcp_queries.get() < 2 {
+        while fixture.listener.counters.tcp.queries.get() < 2 {
             tokio::task::yield_now().await;
         }
         fixture.listener.responder.release.notify_one();
@@ -219,7 +248,7 @@ mod tests {
         let mut fixture = connected(limits).await;
         fixture.send(&["never 1", "quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        assert_eq!(fixture.listener.counters.tcp_answer_timeouts.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.answer_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -233,7 +262,7 @@ mod tests {
         fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp_idle_timeouts.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.idle_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -261,7 +290,7 @@ mod tests {
     async fn answers_in_flight_go_out_when_the_server_stops() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1"]).await;
-        while fixture.listener.counters.tcp_queries.get() < 1 {
+        while fixture.listener.counters.tcp.queries.get() < 1 {
             tokio::task::yield_now().await;
         }
         fixture.listener.stop.cancel();
@@ -269,6 +298,6 @@ mod tests {
         fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp_queries.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.queries.get(), 1);
     }
 }

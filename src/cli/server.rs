@@ -30,6 +30,10 @@ const FOUND: usize = 64;
 pub(super) struct Server {
     /// Where it answers.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Where it answers over TLS.
+    pub(super) tls: Vec<SocketAddr>,
+    /// Where it answers over QUIC.
+    pub(super) quic: Vec<SocketAddr>,
     /// Where HTTP is served besides the socket.
     pub(super) admin: Option<SocketAddr>,
     /// Its state directory.
@@ -63,8 +67,8 @@ impl Server {
         let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
         let about = About {
             listen: addresses.clone(),
-            tls,
-            quic,
+            tls: tls.clone(),
+            quic: quic.clone(),
             admin,
             state_dir: path.clone(),
             started: SystemTime::now(),
@@ -77,7 +81,7 @@ impl Server {
         let publisher = publish(following, site, stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
-        Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
+        Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 
     /// Waits until it is told to stop, then until all have ended.

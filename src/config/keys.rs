@@ -142,9 +142,9 @@ keys! {
         "Where to answer over TLS (DoT). Needs `cert-file` and `key-file`, and `allow` where other machines can reach it.";
     TLS_QUIC_LISTEN = "tls" "quic-listen" List "ADDR[:PORT]" "addresses; port 853 unless named" "[]"
         "Where to answer over QUIC (DoQ), likewise.";
-    TLS_CERT_FILE = "tls" "cert-file" Text "FILE" "file, PEM" r#""#
+    TLS_CERT_FILE = "tls" "cert-file" Text "FILE" "file, PEM" r#""""#
         "The certificate to show, followed by those that lead to an authority. Read again when it changes.";
-    TLS_KEY_FILE = "tls" "key-file" Text "FILE" "file, PEM" r#""#
+    TLS_KEY_FILE = "tls" "key-file" Text "FILE" "file, PEM" r#""""#
         "The key of the certificate.";
     ETCD_USERNAME = "etcd" "username" Text "USER" "" r#""""#
         "The etcd user. Empty: none.";

@@ -29,6 +29,8 @@ pub struct Counters {
     pub tls: StreamCounters,
     /// DNS over QUIC.
     pub quic: StreamCounters,
+    /// Attempts at a connection over QUIC that had to show first that they come from where they say.
+    pub quic_retries: Counter,
     /// Panics contained. Each one is a bug of ours.
     pub panics: Counter,
 }

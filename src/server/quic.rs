@@ -120,6 +120,7 @@ impl<R: Respond> Listener<R> {
         }
         // Places are few: first the source has to show that it is where it says (RFC 9000 section 8.1.2).
         if self.admission.is_busy() && !incoming.remote_address_validated() {
+            self.counters.quic_retries.increment();
             if let Err(error) = incoming.retry() {
                 error.into_incoming().refuse();
             }
@@ -220,7 +221,8 @@ impl<R: Respond> Listener<R> {
     }
 
     /// Reads the question of a stream, and writes its answer.
-    async fn stream(self: Arc<Self>, mut send: SendStream, mut receive: RecvStream, _place: OwnedSemaphorePermit) -> Result<(), Malformed> {
+    async fn stream(self: Arc<Self>, send: SendStream, mut receive: RecvStream, _place: OwnedSemaphorePermit) -> Result<(), Malformed> {
+        let mut reply = Reply(send);
         let request = match timeout(self.limits.message_timeout, receive.read_to_end(TCP_MAX + 2)).await {
             Ok(Ok(octets)) => message(&octets)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(Malformed),
@@ -229,30 +231,24 @@ impl<R: Respond> Listener<R> {
             Err(_) => {
                 self.counted().message_timeouts.increment();
                 let _ = receive.stop(DOQ_INTERNAL_ERROR);
-                let _ = send.reset(DOQ_INTERNAL_ERROR);
                 return Ok(());
             }
         };
         self.counted().queries.increment();
-        let Some(answer) = self.answer(request).await else {
-            let _ = send.reset(DOQ_INTERNAL_ERROR);
-            return Ok(());
-        };
+        let Some(answer) = self.answer(request).await else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else {
             error!(octets = answer.len(), "an answer is too long for DNS over QUIC and was left out; please report this");
-            let _ = send.reset(DOQ_INTERNAL_ERROR);
             return Ok(());
         };
         let written = async {
-            send.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat()).await.ok()?;
-            send.finish().ok()?;
+            reply.0.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat()).await.ok()?;
+            reply.0.finish().ok()?;
             self.counted().answers.increment();
             // Until it has arrived: what is under way when a connection is closed is lost.
-            send.stopped().await.ok()
+            reply.0.stopped().await.ok()
         };
         if timeout(self.limits.write_timeout, written).await.is_err() {
             self.counted().write_timeouts.increment();
-            let _ = send.reset(DOQ_INTERNAL_ERROR);
         }
         Ok(())
     }
@@ -274,6 +270,16 @@ impl<R: Respond> Listener<R> {
 
     fn counted(&self) -> &StreamCounters {
         self.counters.of(Kind::Quic)
+    }
+}
+
+/// The way of an answer. Given up before all of it has arrived, it says so: left alone, it would look like an empty answer.
+struct Reply(SendStream);
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // Says nothing where all has arrived.
+        let _ = self.0.reset(DOQ_INTERNAL_ERROR);
     }
 }
 

@@ -490,9 +490,9 @@ fn kdig_asks_over_tls_and_quic() {
     let pair = Pair::new();
     let path = |name: &str| pair.folder.path().join(name).display().to_string();
     let (certificate, key) = (path("cert.pem"), path("key.pem"));
-    let flags = ["--registry", &files.url(), "--tls-listen", "127.0.0.1:0", "--tls-quic-listen", "127.0.0.1:0"];
+    let flags = ["--upstream", "off", "--registry", &files.url(), "--tls-listen", "127.0.0.1:0", "--tls-quic-listen", "127.0.0.1:0"];
     let server = Svcdns::serve(&[&flags[..], &["--tls-cert-file", &certificate, "--tls-key-file", &key]].concat());
-    server.wait_for("hello.svc", &["10.0.0.1"], DEADLINE);
+    server.wait_for("hello.svc", &["10.0.0.1"]);
     let status = server.run(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     for (kind, transport) in [("tls", "+tls"), ("quic", "+quic")] {

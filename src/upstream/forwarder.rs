@@ -73,7 +73,7 @@ impl Forwarder {
     /// Begins to forward, until `stop`. Within a runtime.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
         let in_force = follow::start(&settings, tracker, stop);
-        let rebinding = settings.rebinding.clone().map(Rebinding::new);
+        let rebinding = Rebinding::of(&settings);
         let resolver = Resolver::new(settings.cache_octets, settings.stale);
         let shared = Arc::new(Shared { settings, in_force, rebinding, resolver });
         tracker.spawn(Arc::clone(&shared).forget_with_upstreams(stop.clone()));

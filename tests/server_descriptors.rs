@@ -8,6 +8,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Protocol, Socket, Type};
 use svcdns::server::{Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,12 @@ impl Respond for Echo {
         None
     }
 
+    fn fail(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        out.extend_from_slice(b"too many");
+        true
+    }
+
     fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
         false
     }
@@ -50,25 +57,30 @@ fn no_descriptors_left_means_waiting_not_dying() {
     let settings = Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Settings::default() };
     let bound = bind(&settings).unwrap();
     let (address, counters) = (bound.addresses()[0], bound.counters());
-    // They wait in the backlog until the server accepts.
-    let mut clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let stop = CancellationToken::new();
+    runtime.spawn(bound.serve(Echo, stop.clone()));
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     udp.set_read_timeout(Some(SOON)).unwrap();
+    let mut answer = [0; 16];
+    udp.send_to(b"ready?", address).unwrap();
+    assert_eq!(udp.recv(&mut answer).unwrap(), 6, "all of the server has started");
+    // They are sockets already: to connect needs no descriptor here, and one in the server.
+    let new = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    let sockets: Vec<Socket> = (0..20).map(|_| new()).collect();
     let open = fs::read_dir("/proc/self/fd").unwrap().count();
     // `prlimit` itself needs a pipe or two while it is started; only then the limit is below what is open.
     limit_descriptors(open.saturating_sub(5));
-
-    runtime.spawn(bound.serve(Echo, CancellationToken::new()));
+    let connected = |socket: Socket| socket.connect(&address.into()).map(|()| TcpStream::from(socket)).unwrap();
+    let mut clients: Vec<TcpStream> = sockets.into_iter().map(connected).collect();
     let begun = Instant::now();
-    while counters.tcp_accept_errors.get() < 3 {
+    while counters.tcp.accept_errors.get() < 3 {
         assert!(begun.elapsed() < SOON, "accepting should fail: {counters:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
     udp.send_to(b"hello", address).unwrap();
-    let mut answer = [0; 16];
     assert_eq!(udp.recv(&mut answer).unwrap(), 5, "UDP needs no descriptor a query");
     std::thread::sleep(Duration::from_millis(300));
-    let (errors, elapsed) = (counters.tcp_accept_errors.get(), begun.elapsed());
+    let (errors, elapsed) = (counters.tcp.accept_errors.get(), begun.elapsed());
     assert!(errors < 100 * (1 + elapsed.as_secs()), "{errors} attempts in {elapsed:?} are a busy loop");
 
     // Room for starting `prlimit` again: the clients that have not been accepted give theirs back.

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// Nothing here takes that long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later.
+/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later,
+/// `slow` half a second later, `where` later with the name of the thread, `never` never, `later panic` panics later.
 struct Echo;
 
 impl Respond for Echo {
@@ -37,14 +38,30 @@ impl Respond for Echo {
         }
         match request {
             b"silent" => Response::Silent,
-            b"later" => Response::Later,
+            b"later" | b"slow" | b"never" | b"where" | b"later panic" => Response::Later,
             _ => Response::Ready,
         }
     }
 
     async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let thread = || std::thread::current().name().unwrap_or_default().to_owned();
+        let begun_in = thread();
+        tokio::time::sleep(Duration::from_millis(if request == b"slow" { 500 } else { 10 })).await;
+        match request.as_slice() {
+            b"never" => std::future::pending().await,
+            b"where" => {
+                assert_eq!(begun_in, thread());
+                return Some(begun_in.into_bytes());
+            }
+            _ => assert_ne!(request, b"later panic", "asked to panic"),
+        }
         Some([&request, b" than never".as_slice()].concat())
+    }
+
+    fn fail(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        out.extend_from_slice(b"too many");
+        true
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
@@ -172,7 +189,7 @@ async fn udp_and_tcp_answer_on_both_loopback_families() {
         let socket = UdpSocket::bind(unspecified).await.unwrap();
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
         assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp_answers.get() == 1).await;
+        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp.answers.get() == 1).await;
     }
 }
 
@@ -232,7 +249,7 @@ async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
         assert_eq!(client.ask(b"before").await.unwrap(), b"tcp before");
         client.0.write_all(part).await.unwrap();
         client.closed().await;
-        assert_eq!(server.counters.tcp_message_timeouts.get(), 1, "{part:?}");
+        assert_eq!(server.counters.tcp.message_timeouts.get(), 1, "{part:?}");
     }
     let server = start_with(Limits { message_timeout: brief(150), ..patient() });
     let mut client = server.connect().await;
@@ -243,7 +260,7 @@ async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
         assert!(dripped < 256, "the whole message was waited for");
         tokio::time::sleep(brief(20)).await;
     }
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 1);
 }
 
 #[tokio::test]
@@ -252,7 +269,7 @@ async fn a_dawdling_client_holds_up_nobody() {
     let mut dawdler = server.connect().await;
     dawdler.0.write_all(&[0]).await.unwrap();
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 0);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 0);
 }
 
 #[tokio::test]
@@ -261,14 +278,14 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     let mut idle = server.connect().await;
     let mut busy = server.connect().await;
     let begun = Instant::now();
-    while server.counters.tcp_idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
+    while server.counters.tcp.idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
         assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
         tokio::time::sleep(brief(100)).await;
     }
     idle.closed().await;
     assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
-    assert_eq!(server.counters.tcp_idle_timeouts.get(), 1);
-    assert_eq!(server.counters.tcp_open.get(), 1);
+    assert_eq!(server.counters.tcp.idle_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.open.get(), 1);
     busy.closed().await;
 }
 
@@ -283,10 +300,10 @@ async fn a_client_that_never_reads_is_dropped_and_costs_little() {
     // Writing ends with an error once the server has gone.
     let flood = async { while client.write_all(&questions).await.is_ok() {} };
     timeout(DEADLINE, flood).await.expect("the server should drop the client");
-    assert_eq!(server.counters.tcp_write_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.write_timeouts.get(), 1);
     // What the kernel holds for the connection, what may be queued, and what is being made: not the thousands asked for.
-    assert!(server.counters.tcp_queries.get() < 60, "{}", server.counters.tcp_queries.get());
-    server.until("the connection is gone", |c| c.tcp_open.get() == 0).await;
+    assert!(server.counters.tcp.queries.get() < 60, "{}", server.counters.tcp.queries.get());
+    server.until("the connection is gone", |c| c.tcp.open.get() == 0).await;
 }
 
 #[tokio::test]
@@ -309,11 +326,11 @@ async fn connections_beyond_a_sources_share_are_closed_at_once() {
         held.push(client);
     }
     server.connect().await.closed().await;
-    assert_eq!(server.counters.tcp_rejected.get(), 1);
+    assert_eq!(server.counters.tcp.rejected.get(), 1);
     // Another source has a share of its own.
     assert_eq!(server.connect_from("127.0.0.2").await.ask(b"hello").await.unwrap(), b"tcp hello");
     held.pop();
-    server.until("the places are free again", |c| c.tcp_open.get() == 2).await;
+    server.until("the places are free again", |c| c.tcp.open.get() == 2).await;
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
@@ -334,7 +351,7 @@ async fn an_empty_message_ends_the_connection() {
     client.send(&[b"hello", b"", b"never read"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
     client.closed().await;
-    assert_eq!((server.counters.tcp_broken.get(), server.counters.tcp_queries.get()), (1, 1));
+    assert_eq!((server.counters.tcp.broken.get(), server.counters.tcp.queries.get()), (1, 1));
 }
 
 #[tokio::test]
@@ -353,7 +370,7 @@ async fn resets_and_half_messages_end_their_connection_only() {
     half.0.write_all(&[0, 9, 1]).await.unwrap();
     half.0.shutdown().await.unwrap();
     half.closed().await;
-    server.until("four broken connections are gone", |c| c.tcp_broken.get() == 4 && c.tcp_open.get() == 1).await;
+    server.until("four broken connections are gone", |c| c.tcp.broken.get() == 4 && c.tcp.open.get() == 1).await;
     assert_eq!(bystander.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
@@ -367,8 +384,8 @@ async fn sources_without_access_are_refused() {
     client.send(&[b"hello", b"again"]).await;
     assert_eq!(client.next().await.unwrap(), b"refused hello");
     client.closed().await;
-    assert_eq!((server.counters.udp_refused.get(), server.counters.tcp_refused.get()), (1, 1));
-    assert_eq!((server.counters.udp_queries.get(), server.counters.tcp_queries.get()), (0, 0));
+    assert_eq!((server.counters.udp_refused.get(), server.counters.tcp.refused.get()), (1, 1));
+    assert_eq!((server.counters.udp_queries.get(), server.counters.tcp.queries.get()), (0, 0));
 
     let friend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&friend, server.address, b"hello").await, b"udp hello");
@@ -385,7 +402,7 @@ async fn a_stranger_that_says_nothing_is_not_waited_for() {
     };
     let server = start(&settings);
     server.connect_from("127.0.0.2").await.closed().await;
-    assert_eq!(server.counters.tcp_message_timeouts.get(), 1);
+    assert_eq!(server.counters.tcp.message_timeouts.get(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -450,13 +467,13 @@ async fn a_stop_closes_everything_and_frees_the_port() {
     assert!(idle.ask(b"hello").await.is_ok());
     let mut partial = server.connect().await;
     partial.0.write_all(&[0]).await.unwrap();
-    server.until("both are open", |c| c.tcp_open.get() == 2).await;
+    server.until("both are open", |c| c.tcp.open.get() == 2).await;
     server.stop.cancel();
     idle.closed().await;
     partial.closed().await;
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
     // Not the limits of time ended them: they are longer.
-    assert_eq!(server.counters.tcp_open.get(), 0);
+    assert_eq!(server.counters.tcp.open.get(), 0);
     let again = bind(&on(&server.address.to_string())).unwrap();
     assert_eq!(again.addresses(), [server.address]);
 }
@@ -469,12 +486,12 @@ async fn a_stop_waits_only_so_long_for_a_client_that_does_not_read() {
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();
     client.write_all(&framed(&[&b"big"[..]; 100])).await.unwrap();
-    server.until("the answers are stuck", |c| c.tcp_queries.get() > 3).await;
+    server.until("the answers are stuck", |c| c.tcp.queries.get() > 3).await;
     let begun = Instant::now();
     server.stop.cancel();
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
     assert!(begun.elapsed() >= brief(200), "{:?}", begun.elapsed());
-    assert_eq!(server.counters.tcp_open.get(), 0);
+    assert_eq!(server.counters.tcp.open.get(), 0);
 }
 
 #[tokio::test]
@@ -484,7 +501,7 @@ async fn dropping_the_server_ends_its_loops() {
     assert!(client.ask(b"hello").await.is_ok());
     server.task.abort();
     client.closed().await;
-    server.until("the connection is gone", |c| c.tcp_open.get() == 0).await;
+    server.until("the connection is gone", |c| c.tcp.open.get() == 0).await;
 }
 
 #[tokio::test]
@@ -501,4 +518,95 @@ async fn what_has_to_be_waited_for_is_answered_later() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"later").await, b"later than never");
     assert_eq!(server.connect().await.ask(b"later").await.unwrap(), b"later than never");
+}
+
+#[tokio::test]
+async fn every_thread_answers_and_waits_by_itself() {
+    let server = start_with(Limits { udp_workers: 3, ..Limits::default() });
+    let mut seen = std::collections::BTreeSet::new();
+    let begun = Instant::now();
+    // The kernel picks a thread by the client's port.
+    while seen.len() < 3 {
+        assert!(begun.elapsed() < DEADLINE, "not every thread is asked: {seen:?}");
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        seen.insert(String::from_utf8(ask_udp(&socket, server.address, b"where").await).unwrap());
+        assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["udp-0", "udp-1", "udp-2"]);
+}
+
+#[tokio::test]
+async fn only_so_many_answers_over_udp_are_waited_for() {
+    let server = start_with(Limits { udp_in_flight: 2, answer_timeout: Duration::from_secs(1), ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    server.until("both are waited for", |c| c.udp_queries.get() == 2).await;
+    assert_eq!(ask_udp(&socket, server.address, b"later").await, b"too many");
+    assert_eq!(server.counters.udp_overloads.get(), 1);
+    // What is ready needs no place.
+    assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
+    server.until("both were given up", |c| c.udp_answer_timeouts.get() == 2).await;
+    // One panics, and its place is free all the same.
+    for _ in 0..3 {
+        let panics = server.counters.panics.get();
+        socket.send_to(b"later panic", server.address).await.unwrap();
+        server.until("the panic is counted", |c| c.panics.get() == panics + 1).await;
+    }
+    let begun = Instant::now();
+    while ask_udp(&socket, server.address, b"later").await != b"later than never" {
+        assert!(begun.elapsed() < DEADLINE, "the places are not free again");
+    }
+}
+
+#[tokio::test]
+async fn answers_over_udp_in_flight_go_out_when_the_server_stops() {
+    let server = start_with(Limits { drain_timeout: DEADLINE, ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"slow", server.address).await.unwrap();
+    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.stop.cancel();
+    let mut answer = [0; 64];
+    let length = timeout(DEADLINE, socket.recv(&mut answer)).await.expect("an answer in time").unwrap();
+    assert_eq!(&answer[..length], b"slow than never");
+    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_waits_only_so_long_for_an_answer_over_udp() {
+    let server = start_with(Limits { drain_timeout: brief(200), answer_timeout: Duration::from_secs(600), ..Limits::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"never", server.address).await.unwrap();
+    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.stop.cancel();
+    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+    assert_eq!(server.counters.panics.get(), 0);
+}
+
+#[tokio::test]
+async fn a_flood_over_udp_leaves_later_answers_their_turn() {
+    let server = start_with(Limits { udp_workers: 1, ..Limits::default() });
+    let flood = UdpSocket::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
+    let (address, done) = (server.address, Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let ended = Arc::clone(&done);
+    let flooding = std::thread::spawn(move || {
+        while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            let _ = flood.send_to(b"hello", address);
+        }
+    });
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let begun = Instant::now();
+    let mut answers = 0;
+    // The question itself may be lost in a full buffer.
+    while answers < 5 {
+        assert!(begun.elapsed() < DEADLINE, "{:?}", server.counters);
+        client.send_to(b"later", address).await.unwrap();
+        let mut answer = [0; 64];
+        if let Ok(Ok(length)) = timeout(brief(200), client.recv(&mut answer)).await {
+            assert_eq!(&answer[..length], b"later than never");
+            answers += 1;
+        }
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    flooding.join().unwrap();
 }

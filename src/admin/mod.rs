@@ -61,6 +61,10 @@ pub struct Site {
 pub struct About {
     /// Where it answers.
     pub listen: Vec<SocketAddr>,
+    /// Where it answers over TLS.
+    pub tls: Vec<SocketAddr>,
+    /// Where it answers over QUIC.
+    pub quic: Vec<SocketAddr>,
     /// Where this interface is served besides the socket.
     pub admin: Option<SocketAddr>,
     /// Its state directory.

@@ -2,7 +2,8 @@
 
 use super::views::{Status, code};
 use super::{Site, forwarding};
-use crate::metrics::{Labels, Page};
+use crate::metrics::{Counter, Labels, Page};
+use crate::server::StreamCounters;
 
 /// The names of response codes that are counted by name (RFC 6895 section 2.3).
 const RCODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
@@ -40,13 +41,21 @@ fn answers(page: &mut Page, site: &Site) {
     page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
     page.counter("svcdns_truncated_answers", "Answers that left records out", counters.cut());
     let server = &site.server;
-    let transports = |udp: u64, tcp: u64| [(transport("udp"), udp), (transport("tcp"), tcp)];
-    page.counters("svcdns_queries", "Messages received", transports(server.udp_queries.get(), server.tcp_queries.get()));
-    page.counters("svcdns_answers_sent", "Answers sent", transports(server.udp_answers.get(), server.tcp_answers.get()));
-    page.counters("svcdns_refused", "Messages of sources without access", transports(server.udp_refused.get(), server.tcp_refused.get()));
-    page.counter("svcdns_tcp_connections", "TCP connections accepted", server.tcp_connections.get());
-    page.counter("svcdns_tcp_rejected_connections", "TCP connections closed at once for want of room", server.tcp_rejected.get());
-    page.gauge("svcdns_tcp_open_connections", "TCP connections open", usize::try_from(server.tcp_open.get()).unwrap_or(usize::MAX));
+    let streams = [("tcp", &server.tcp), ("tls", &server.tls), ("quic", &server.quic)];
+    let by_stream = |number: fn(&StreamCounters) -> u64| streams.map(|(name, counters)| (transport(name), number(counters)));
+    let transports = |udp: &Counter, number| [(transport("udp"), udp.get())].into_iter().chain(by_stream(number));
+    page.counters("svcdns_queries", "Messages received", transports(&server.udp_queries, |stream| stream.queries.get()));
+    page.counters("svcdns_answers_sent", "Answers sent", transports(&server.udp_answers, |stream| stream.answers.get()));
+    let refused = transports(&server.udp_refused, |stream| stream.refused.get());
+    page.counters("svcdns_refused", "Messages and connections of sources without access", refused);
+    page.counter("svcdns_udp_overloads", "Questions over UDP failed because too many waited for an upstream", server.udp_overloads.get());
+    page.counters("svcdns_connections", "Connections accepted", by_stream(|stream| stream.connections.get()));
+    page.counters("svcdns_rejected_connections", "Connections closed at once for want of room", by_stream(|stream| stream.rejected.get()));
+    let failed = by_stream(|stream| stream.failed_handshakes.get()).into_iter().skip(1);
+    page.counters("svcdns_failed_handshakes", "Connections whose encryption was not agreed on", failed);
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    let open = by_stream(|stream| stream.open.get()).map(|(labels, count)| (labels, count as f64));
+    page.gauges("svcdns_open_connections", "Connections open", open);
     page.counter("svcdns_panics", "Panics that were caught; please report them", server.panics.get());
 }
 

@@ -28,6 +28,10 @@ pub struct Status {
     pub uptime: u64,
     /// Where it answers.
     pub listen: Vec<SocketAddr>,
+    /// Where it answers over TLS.
+    pub tls: Vec<SocketAddr>,
+    /// Where it answers over QUIC.
+    pub quic: Vec<SocketAddr>,
     /// Where this interface is served besides the socket.
     pub admin: Option<SocketAddr>,
     /// Its state directory.
@@ -260,6 +264,8 @@ impl Status {
             started: about.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             uptime: about.began.elapsed().as_secs(),
             listen: about.listen.clone(),
+            tls: about.tls.clone(),
+            quic: about.quic.clone(),
             admin: about.admin,
             state_dir: about.state_dir.display().to_string(),
             zones: settings.zones.iter().map(|zone| zone.text().to_owned()).collect(),

@@ -121,6 +121,7 @@ const NOT_OURS: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_AUTHORITATIVE, text: "not a zone served here, and forwarding is off" };
 const NOT_INTERNET: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
 const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
+const TOO_MANY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
@@ -145,9 +146,19 @@ impl Answerer {
 
     /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.
     pub fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        self.put_code(rcode::REFUSED, NO_ACCESS, request, out)
+    }
+
+    /// Writes the response to a question that would have to wait for an answer, where too many wait: SERVFAIL. `false`: stay
+    /// silent.
+    pub fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        self.put_code(rcode::SERVFAIL, TOO_MANY, request, out)
+    }
+
+    fn put_code(&self, code: u16, error: ExtendedError, request: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
-        self.put(&Response::code(rcode::REFUSED, Some(NO_ACCESS)), &query, Transport::Udp, 0, &self.counters, out);
+        self.put(&Response::code(code, Some(error)), &query, Transport::Udp, 0, &self.counters, out);
         true
     }
 

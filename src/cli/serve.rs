@@ -21,6 +21,12 @@ pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCod
     for address in &server.addresses {
         info!(%address, "answering over UDP and TCP");
     }
+    for address in &server.tls {
+        info!(%address, "answering over TLS");
+    }
+    for address in &server.quic {
+        info!(%address, "answering over QUIC");
+    }
     for registry in &config.registries {
         info!(%registry, "following");
     }

@@ -30,6 +30,10 @@ const FOUND: usize = 64;
 pub(super) struct Server {
     /// Where it answers.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Where it answers over TLS.
+    pub(super) tls: Vec<SocketAddr>,
+    /// Where it answers over QUIC.
+    pub(super) quic: Vec<SocketAddr>,
     /// Where HTTP is served besides the socket.
     pub(super) admin: Option<SocketAddr>,
     /// Its state directory.
@@ -53,6 +57,7 @@ impl Server {
         let socket = Listener::Socket(state.listen()?);
         let bound = server::bind(&config.server())?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
+        let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let port = admin_port(config.admin_listen).await;
         let admin = port.as_ref().and_then(Listener::address);
 
@@ -60,7 +65,15 @@ impl Server {
         let forwarder = config.upstream(&addresses).map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
         let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
-        let about = About { listen: addresses.clone(), admin, state_dir: path.clone(), started: SystemTime::now(), began: Instant::now() };
+        let about = About {
+            listen: addresses.clone(),
+            tls: tls.clone(),
+            quic: quic.clone(),
+            admin,
+            state_dir: path.clone(),
+            started: SystemTime::now(),
+            began: Instant::now(),
+        };
         let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone()));
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
@@ -68,7 +81,7 @@ impl Server {
         let publisher = publish(following, site, stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
-        Ok(Self { addresses, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
+        Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 
     /// Waits until it is told to stop, then until all have ended.

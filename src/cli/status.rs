@@ -22,6 +22,12 @@ fn text(status: &admin::Status) -> String {
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime));
     let _ = writeln!(text, "svcdns {}, process {}, up {uptime}", status.version, status.pid);
     let _ = writeln!(text, "answers on {} for {}", listen.join(", "), status.zones.join(" "));
+    for (addresses, how) in [(&status.tls, "TLS"), (&status.quic, "QUIC")] {
+        if !addresses.is_empty() {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let _ = writeln!(text, "answers over {how} on {}", addresses.join(", "));
+        }
+    }
     let admin = status.admin.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/"));
     let _ = writeln!(text, "state directory {}, metrics and health {admin}", status.state_dir);
     let services = output::counted(status.services as u64, "service", "services");

@@ -138,6 +138,14 @@ keys! {
         "Where the server keeps its socket. Empty: /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
     LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module" r#""info""#
         "What is logged, to standard error. A level alone is that of svcdns; the libraries it is made of then tell no more than warnings.";
+    TLS_LISTEN = "tls" "listen" List "ADDR[:PORT]" "addresses; port 853 unless named" "[]"
+        "Where to answer over TLS (DoT). Needs `cert-file` and `key-file`, and `allow` where other machines can reach it.";
+    TLS_QUIC_LISTEN = "tls" "quic-listen" List "ADDR[:PORT]" "addresses; port 853 unless named" "[]"
+        "Where to answer over QUIC (DoQ), likewise.";
+    TLS_CERT_FILE = "tls" "cert-file" Text "FILE" "file, PEM" r#""""#
+        "The certificate to show, followed by those that lead to an authority. Read again when it changes.";
+    TLS_KEY_FILE = "tls" "key-file" Text "FILE" "file, PEM" r#""""#
+        "The key of the certificate.";
     ETCD_USERNAME = "etcd" "username" Text "USER" "" r#""""#
         "The etcd user. Empty: none.";
     ETCD_PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#

@@ -4,6 +4,7 @@
 //! room ([`Config::effective`]); no other room sees it.
 
 mod document;
+mod encrypted;
 mod error;
 mod file;
 mod flags;
@@ -33,6 +34,7 @@ use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::etcd::{Secret, Tls};
+use crate::server::Encrypted;
 use crate::upstream::{Servers, Target};
 
 use layers::Layers;
@@ -87,6 +89,8 @@ pub struct Config {
     pub rebinding: Option<Vec<Name>>,
     /// Whether messages that are no questions are passed on.
     pub forward_opcodes: bool,
+    /// Where to answer over TLS and QUIC, and with what certificate.
+    pub encrypted: Encrypted,
     /// Where metrics, health and the JSON interface are served besides the state directory's socket; none for nowhere.
     pub admin_listen: Option<SocketAddr>,
     /// The state directory, where one was named.

@@ -60,6 +60,7 @@ impl Config {
     pub fn server(&self) -> server::Settings {
         server::Settings {
             listen: self.listen.clone(),
+            encrypted: self.encrypted.clone(),
             allow: self.allow.clone(),
             allow_loopback: true,
             limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },

@@ -251,3 +251,22 @@ fn every_flag_of_a_command_can_be_read() {
     let config = load("", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
     assert_eq!((&*zones(&config), config.ttl, config.etcd.username.as_deref()), ("a. b. c.", 3, Some("root")));
 }
+
+#[test]
+fn encrypted_listeners() {
+    let pair = "cert-file = 'c.pem'\nkey-file = 'k.pem'\n";
+    let text = format!("allow = ['10.0.0.0/8']\n[tls]\nlisten = ['127.0.0.1', '::1', '[::1]:8853']\nquic-listen = ['[::]']\n{pair}");
+    let encrypted = load(&text, &[], &Flags::default()).unwrap().server().encrypted;
+    let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&encrypted.tls), ["127.0.0.1:853", "[::1]:853", "[::1]:8853"]);
+    assert_eq!(texts(&encrypted.quic), ["[::]:853"]);
+    assert_eq!(encrypted.certificate.unwrap().key, PathBuf::from("k.pem"));
+    let without = load("", &[], &Flags::default()).unwrap().server().encrypted;
+    assert_eq!(without, Encrypted::default());
+
+    assert_snapshot!(mistake("[tls]\nlisten = ['dns.example']"), @r#"svcdns.toml:2:11: tls.listen: "dns.example" is not an address, with or without a port, such as 192.0.2.1 or [::1]:8853"#);
+    assert_snapshot!(mistake("[tls]\nlisten = ['127.0.0.1']"), @"svcdns.toml:2:11: listen: 127.0.0.1:853 is for encrypted connections, which need a certificate: name its file with --tls-cert-file and that of its key with --tls-key-file");
+    assert_snapshot!(mistake("[tls]\nlisten = ['127.0.0.1']\ncert-file = 'c.pem'"), @"svcdns.toml:3:13: tls.cert-file: a certificate and its key belong together: name tls.key-file, too");
+    assert_snapshot!(mistake(&format!("[tls]\nquic-listen = ['192.0.2.1']\n{pair}")), @"svcdns.toml:2:16: listen: 192.0.2.1:853 can be reached from other machines, and no access rule says which of them may ask: add the networks that may, for example --allow 192.0.2.0/24, or listen on a loopback address such as 127.0.0.1:5300");
+    assert_snapshot!(mistake(&format!("listen = ['127.0.0.1:53']\n[tls]\nlisten = ['127.0.0.1:53']\n{pair}")), @"svcdns.toml:3:11: listen: 127.0.0.1:53 is named both for plain and for encrypted connections: each needs a port of its own");
+}

@@ -14,13 +14,12 @@ use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::etcd::{Secret, Tls};
-use crate::server::SettingsError;
 
 use super::error::{ConfigError, Origin};
 use super::keys::{self, Key};
 use super::layers::{Layers, PASSWORD_VARIABLE, Written};
 use super::url::RegistryUrl;
-use super::{Config, Etcd, MAX_REGISTRIES, upstream};
+use super::{Config, Etcd, MAX_REGISTRIES, encrypted, upstream};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -51,6 +50,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         serve_stale: one(layers, keys::SERVE_STALE, |text| duration(text, Duration::ZERO, 30 * DAY))?,
         rebinding: rebinding(layers)?,
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
+        encrypted: encrypted::read(layers)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
@@ -62,10 +62,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
     }
     if let Err(error) = config.server().check() {
-        let exposed = |written: &&Written| matches!(&error, SettingsError::Exposed { address, .. } if written.text == address.to_string());
-        let origin =
-            layers.list(keys::LISTEN).iter().find(exposed).map_or_else(|| layers.origin(keys::LISTEN), |written| written.origin.clone());
-        return Err(ConfigError::Listen { origin, error });
+        return Err(ConfigError::Listen { origin: encrypted::origin_of(layers, &error), error });
     }
     Ok(config)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
+use super::certificate::CertificateError;
 use super::{Bound, Counters, Endpoint, Settings, SettingsError, interfaces};
 use crate::system::{Holder, holder_of};
 use crate::wire::Transport;
@@ -27,9 +28,12 @@ pub enum BindError {
     /// The settings themselves.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The certificate of the encrypted listeners.
+    #[error("no encrypted connections without a certificate: {0}")]
+    Certificate(#[from] CertificateError),
     /// Somebody else has the port.
     #[error(
-        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with --listen",
+        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with {flag}",
         transport_name(*.transport), holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
     )]
     InUse {
@@ -37,18 +41,23 @@ pub enum BindError {
         address: SocketAddr,
         /// Whether its UDP or its TCP port.
         transport: Transport,
+        /// The flag that named the address.
+        flag: &'static str,
         /// Who has it, where that can be seen.
         holder: Option<Holder>,
     },
     /// A port below 1024, without the right to it.
     #[error(
         "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
-         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as --listen {}",
-        SocketAddr::new(address.ip(), 5300)
+         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as {flag} {example}"
     )]
     NotPermitted {
         /// The address.
         address: SocketAddr,
+        /// The flag that named it.
+        flag: &'static str,
+        /// An address that needs no permission.
+        example: SocketAddr,
     },
     /// No interface has the address.
     #[error("cannot listen on {address}: this machine has no such address at the moment")]
@@ -68,6 +77,36 @@ pub enum BindError {
     },
 }
 
+/// How an address was named, for what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    /// The flag.
+    flag: &'static str,
+    /// A port that needs no permission.
+    port: u16,
+}
+
+/// Plain DNS.
+pub(super) static LISTEN: Named = Named { flag: "--listen", port: 5300 };
+/// DNS over TLS.
+pub(super) static LISTEN_TLS: Named = Named { flag: "--tls-listen", port: 8853 };
+/// DNS over QUIC.
+pub(super) static LISTEN_QUIC: Named = Named { flag: "--tls-quic-listen", port: 8853 };
+
+impl BindError {
+    /// What the system said, in words and with what to do.
+    pub(super) fn explain(transport: Transport, named: &'static Named, address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::AddrInUse => Self::InUse { address, transport, flag: named.flag, holder: holder_of(transport, address) },
+            ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => {
+                Self::NotPermitted { address, flag: named.flag, example: SocketAddr::new(address.ip(), named.port) }
+            }
+            ErrorKind::AddrNotAvailable => Self::NoSuchAddress { address },
+            _ => Self::System { address, transport, source: error },
+        }
+    }
+}
+
 fn transport_name(transport: Transport) -> &'static str {
     match transport {
         Transport::Udp => "UDP",
@@ -85,29 +124,32 @@ fn transport_name(transport: Transport) -> &'static str {
 /// When the settings cannot be served, or a socket cannot be opened; none stays open then.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
+    let workers = settings.limits.udp_workers.max(1);
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for &listen in &settings.listen {
         let listen = canonical(listen);
         // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
         let bound = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
         if listen.ip().is_unspecified() {
-            let addresses = interfaces::addresses_for(listen).map_err(|error| explain(Transport::Udp, listen, error))?;
+            let addresses =
+                interfaces::addresses_for(listen).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
             let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(&addresses, true)?;
+            let group = open_group(&addresses, workers, true)?;
             if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
             info!(listen = %listen, addresses = group.len(), "listening on each address the machine has now; later ones need a restart");
             endpoints.extend(group);
         } else if !bound(&listen) {
-            endpoints.extend(open_group(&[listen], false)?);
+            endpoints.extend(open_group(&[listen], workers, false)?);
         }
     }
-    Ok(Bound { endpoints, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
+    let encrypted = settings.encrypted.open()?;
+    Ok(Bound { endpoints, encrypted, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
 }
 
 /// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if ip == address.ip() => address,
         ip => SocketAddr::new(ip, address.port()),
@@ -116,10 +158,10 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
 /// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
-fn open_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn open_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut attempt = 1;
     loop {
-        let result = try_group(addresses, skip_absent);
+        let result = try_group(addresses, workers, skip_absent);
         match &result {
             Err(BindError::InUse { .. }) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
             _ => return result,
@@ -127,13 +169,13 @@ fn open_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoin
     }
 }
 
-fn try_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn try_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut endpoints: Vec<Endpoint> = Vec::with_capacity(addresses.len());
     for &(mut address) in addresses {
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match open(address) {
+        match open(address, workers) {
             Ok(endpoint) => endpoints.push(endpoint),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
                 warn!(%address, "not listening on an address that cannot be used at the moment");
@@ -144,15 +186,15 @@ fn try_group(addresses: &[SocketAddr], skip_absent: bool) -> Result<Vec<Endpoint
     Ok(endpoints)
 }
 
-fn open(mut address: SocketAddr) -> Result<Endpoint, BindError> {
-    let tcp = open_tcp(address).map_err(|error| explain(Transport::Tcp, address, error))?;
-    let port = tcp.local_addr().map_err(|error| explain(Transport::Tcp, address, error))?.port();
+fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, BindError> {
+    let tcp = open_tcp(address).map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?;
+    let port = tcp.local_addr().map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?.port();
     address.set_port(port);
-    let udp = open_udp(address).map_err(|error| explain(Transport::Udp, address, error))?;
+    let udp = open_udp(address, workers).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, address, error))?;
     Ok(Endpoint { address, udp, tcp })
 }
 
-fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -166,25 +208,32 @@ fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn open_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+/// Opens `count` sockets on one address, among which the kernel spreads the clients.
+pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+    let new = || {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+        socket.set_nonblocking(true)?;
+        Ok::<_, io::Error>(socket)
+    };
+    // The first is bound before it may share its port: it fails where any other program has the port, also one that would
+    // share it. Whoever comes later in the same way fails because of us.
+    let first = new()?;
+    first.bind(&address.into())?;
+    if count > 1 {
+        first.set_reuse_port(true)?;
     }
-    let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
-}
-
-/// What the system said, in words and with what to do.
-fn explain(transport: Transport, address: SocketAddr, error: io::Error) -> BindError {
-    match error.kind() {
-        ErrorKind::AddrInUse => BindError::InUse { address, transport, holder: holder_of(transport, address) },
-        ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => BindError::NotPermitted { address },
-        ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { address },
-        _ => BindError::System { address, transport, source: error },
+    let mut sockets = vec![first.into()];
+    while sockets.len() < count {
+        let next = new()?;
+        next.set_reuse_port(true)?;
+        next.bind(&address.into())?;
+        sockets.push(next.into());
     }
+    Ok(sockets)
 }
 
 #[cfg(test)]
@@ -202,7 +251,8 @@ mod tests {
         assert!(bound.addresses().iter().filter(|address| address.is_ipv4()).count() == 2);
         for endpoint in &bound.endpoints {
             assert_ne!(endpoint.address.port(), 0);
-            assert_eq!(endpoint.udp.local_addr().unwrap(), endpoint.address);
+            assert_eq!(endpoint.udp.len(), Settings::default().limits.udp_workers);
+            assert!(endpoint.udp.iter().all(|socket| socket.local_addr().unwrap() == endpoint.address));
             assert_eq!(endpoint.tcp.local_addr().unwrap(), endpoint.address);
         }
     }
@@ -243,6 +293,29 @@ mod tests {
     }
 
     #[test]
+    fn a_port_is_shared_with_no_other_program_by_accident() {
+        let shares = |address: SocketAddr| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.bind(&address.into()).map(|()| socket)
+        };
+        // An address of its own, as above.
+        let other = shares("127.77.8.1:0".parse().unwrap()).unwrap();
+        let address = other.local_addr().unwrap().as_socket().unwrap();
+        for workers in [1, 3] {
+            let limits = crate::server::Limits { udp_workers: workers, ..crate::server::Limits::default() };
+            let error = bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
+            assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+        }
+        drop(other);
+        let limits = crate::server::Limits { udp_workers: 3, ..crate::server::Limits::default() };
+        let settings = Settings { limits, ..listening(&[&address.to_string()]) };
+        let bound = bind(&settings).unwrap();
+        assert_eq!(bound.endpoints[0].udp.len(), 3);
+        assert!(open_udp(address, 3).is_err(), "the port is ours alone");
+    }
+
+    #[test]
     fn an_address_of_another_machine_is_said_to_be_absent() {
         let settings = Settings { allow: vec!["198.51.100.0/24".parse().unwrap()], ..listening(&["198.51.100.7:0"]) };
         let error = bind(&settings).unwrap_err();
@@ -252,9 +325,9 @@ mod tests {
     #[test]
     fn a_low_port_without_the_right_to_it_says_how_to_get_it() {
         let address = "127.0.0.1:53".parse().unwrap();
-        let message = explain(Transport::Tcp, address, ErrorKind::PermissionDenied.into()).to_string();
+        let message = BindError::explain(Transport::Tcp, &LISTEN, address, ErrorKind::PermissionDenied.into()).to_string();
         assert!(message.contains("127.0.0.1:53") && message.contains("setcap") && message.contains("127.0.0.1:5300"), "{message}");
-        let other = explain(Transport::Tcp, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
+        let other = BindError::explain(Transport::Tcp, &LISTEN, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
         assert!(matches!(other, BindError::System { .. }), "{other:?}");
     }
 

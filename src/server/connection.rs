@@ -1,40 +1,29 @@
-//! One TCP connection (RFC 7766): messages may be pipelined, and answers leave in the order they are ready.
+//! One connection over TCP (RFC 7766), plain or encrypted (RFC 7858): messages may be pipelined, and answers leave in the order they are ready.
 //!
 //! Each message holds a place on its connection until its answer is written, and a ready answer waits for room among the
 //! octets queued: a client that never reads stops being read from, and is closed when its write has taken too long.
 
-use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::{Counters, Limits};
-
-/// Makes the answers of a connection, each in its own time.
-pub(super) trait Answering: Send + Sync + 'static {
-    /// The answer to `request`, without length prefix; none: stay silent.
-    fn answer(&self, request: Vec<u8>, source: SocketAddr) -> impl Future<Output = Option<Vec<u8>>> + Send;
-
-    /// The refusal for a source without access.
-    fn refuse(&self, request: &[u8]) -> Option<Vec<u8>>;
-}
+use super::counters::{Counters, Kind, StreamCounters};
+use super::{Limits, Respond, Response};
+use crate::wire::Transport;
 
 /// One connection, seen from its task.
-pub(super) struct Connection<'a, A> {
-    pub(super) answering: &'a Arc<A>,
-    pub(super) source: SocketAddr,
+pub(super) struct Connection<'a, R> {
+    pub(super) kind: Kind,
+    pub(super) responder: &'a Arc<R>,
     pub(super) limits: &'a Limits,
     pub(super) counters: &'a Arc<Counters>,
     /// Cancelled: no further message is read.
@@ -71,9 +60,9 @@ impl End {
     }
 }
 
-impl<A: Answering> Connection<'_, A> {
+impl<R: Respond> Connection<'_, R> {
     /// Lives as long as the connection: answers it, or where the source has no access, refuses it.
-    pub(super) async fn hold(self, mut stream: TcpStream, allowed: bool) {
+    pub(super) async fn hold(self, mut stream: impl AsyncRead + AsyncWrite + Unpin, allowed: bool) {
         let end = if allowed { self.converse(&mut stream).await } else { self.turn_away(&mut stream).await };
         self.count(end);
         if end.leaves_words_unread() {
@@ -82,8 +71,8 @@ impl<A: Answering> Connection<'_, A> {
     }
 
     /// Answers messages until the connection ends, and lets out the answers it owes.
-    async fn converse(&self, stream: &mut TcpStream) -> End {
-        let (reading, writing) = stream.split();
+    async fn converse(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> End {
+        let (reading, writing) = split(stream);
         let in_flight = self.limits.in_flight.clamp(1, 1 << 16);
         let queued = u32::try_from(self.limits.queued_octets).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let (sender, answers) = mpsc::channel(in_flight);
@@ -134,7 +123,7 @@ impl<A: Answering> Connection<'_, A> {
                 },
             };
             self.activity.touch();
-            self.counters.tcp_queries.increment();
+            self.counted().queries.increment();
             self.reap(later);
             self.answer(request, place, &queue, later).await;
         }
@@ -159,18 +148,20 @@ impl<A: Answering> Connection<'_, A> {
 
     /// Has one message answered: at once where the answer is ready, else in a task of its own, so that it holds up no other.
     async fn answer(&self, request: Vec<u8>, place: OwnedSemaphorePermit, queue: &Queue, later: &mut JoinSet<()>) {
-        let (answering, source) = (Arc::clone(self.answering), self.source);
-        let mut answer = Box::pin(async move { answering.answer(request, source).await });
-        if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await {
-            queue.push(answer, place).await;
-            return;
+        let mut answer = Vec::with_capacity(512);
+        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
+            Response::Ready => return queue.push(answer, place).await,
+            Response::Silent => return,
+            Response::Later => {}
         }
-        let (queue, counters, patience) = (queue.clone(), Arc::clone(self.counters), self.limits.answer_timeout);
+        let (responder, queue, counters) = (Arc::clone(self.responder), queue.clone(), Arc::clone(self.counters));
+        let (kind, patience) = (self.kind, self.limits.answer_timeout);
         later.spawn(async move {
-            match timeout(patience, answer).await {
-                Ok(answer) => queue.push(answer, place).await,
+            match timeout(patience, responder.later(request, Transport::Tcp)).await {
+                Ok(Some(answer)) => queue.push(answer, place).await,
+                Ok(None) => {}
                 Err(_) => {
-                    counters.tcp_answer_timeouts.increment();
+                    counters.of(kind).answer_timeouts.increment();
                 }
             }
         });
@@ -198,13 +189,13 @@ impl<A: Answering> Connection<'_, A> {
                 gathered.push(answer);
                 next = if octets.len() < GATHERED { answers.try_recv().ok() } else { None };
             }
-            match timeout(self.limits.write_timeout, writing.write_all(&octets)).await {
+            match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
                 Ok(Ok(())) => {
-                    self.counters.tcp_answers.add(gathered.len() as u64);
+                    self.counted().answers.add(gathered.len() as u64);
                 }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
-                    self.counters.tcp_write_timeouts.increment();
+                    self.counted().write_timeouts.increment();
                     return Err(ErrorKind::TimedOut.into());
                 }
             }
@@ -217,8 +208,8 @@ impl<A: Answering> Connection<'_, A> {
     }
 
     /// Refuses the first message, if one comes in time.
-    async fn turn_away(&self, stream: &mut TcpStream) -> End {
-        let (reading, mut writing) = stream.split();
+    async fn turn_away(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> End {
+        let (reading, mut writing) = split(stream);
         let mut reader = BufReader::new(reading);
         let request = tokio::select! {
             biased;
@@ -229,24 +220,31 @@ impl<A: Answering> Connection<'_, A> {
                 Err(_) => return End::Late,
             },
         };
-        let Some(answer) = self.answering.refuse(&request) else { return End::Refused };
+        let mut answer = Vec::new();
+        if !self.responder.refuse(&request, &mut answer) {
+            return End::Refused;
+        }
         let mut octets = Vec::with_capacity(answer.len() + 2);
         append(&mut octets, &answer);
-        match timeout(self.limits.write_timeout, writing.write_all(&octets)).await {
+        match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
             Ok(Ok(())) => {
-                self.counters.tcp_answers.increment();
+                self.counted().answers.increment();
                 End::Refused
             }
             _ => End::Unwritable,
         }
     }
 
+    fn counted(&self) -> &StreamCounters {
+        self.counters.of(self.kind)
+    }
+
     fn count(&self, end: End) {
         debug!(?end, "a connection ends");
         match end {
-            End::Idle => self.counters.tcp_idle_timeouts.increment(),
-            End::Late => self.counters.tcp_message_timeouts.increment(),
-            End::Malformed | End::Broken => self.counters.tcp_broken.increment(),
+            End::Idle => self.counted().idle_timeouts.increment(),
+            End::Late => self.counted().message_timeouts.increment(),
+            End::Malformed | End::Broken => self.counted().broken.increment(),
             // Time-outs of writes are counted where they are noticed.
             End::Closed | End::Unwritable | End::Refused | End::Stopped => 0,
         };
@@ -266,6 +264,12 @@ async fn read_message(reader: &mut (impl AsyncBufReadExt + Unpin)) -> Result<Vec
     if read == usize::from(length) { Ok(request) } else { Err(End::Malformed) }
 }
 
+/// Writes all of it, also what an encrypted stream would keep back.
+async fn write_whole(writing: &mut (impl AsyncWrite + Unpin), octets: &[u8]) -> io::Result<()> {
+    writing.write_all(octets).await?;
+    writing.flush().await
+}
+
 /// Appends `answer` with its length prefix. One longer than the prefix can say would break the connection and is left out.
 pub(super) fn append(octets: &mut Vec<u8>, answer: &[u8]) {
     let Ok(length) = u16::try_from(answer.len()) else {
@@ -278,7 +282,7 @@ pub(super) fn append(octets: &mut Vec<u8>, answer: &[u8]) {
 
 /// Says goodbye so that the client can read what was written: closes our side, then reads what it still sends, for a
 /// moment and up to a bound.
-async fn part(stream: &mut TcpStream) {
+async fn part(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     const MOMENT: Duration = Duration::from_millis(300);
     const MOST: usize = 256 * 1024;
     if stream.shutdown().await.is_err() {
@@ -318,8 +322,7 @@ struct Queue {
 impl Queue {
     /// Queues an answer once there is room for it. The wait ends at the latest when the writer gives up and the connection
     /// with it.
-    async fn push(&self, answer: Option<Vec<u8>>, place: OwnedSemaphorePermit) {
-        let Some(octets) = answer else { return };
+    async fn push(&self, octets: Vec<u8>, place: OwnedSemaphorePermit) {
         let room = u32::try_from(octets.len()).unwrap_or(u32::MAX).clamp(1, self.size);
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(room).await else { return };
         let _ = self.sender.send(Ready { octets, _place: place, _room: room }).await;
@@ -338,7 +341,7 @@ impl Activity {
         Self { start: Instant::now(), last: AtomicU64::new(0) }
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         self.last.store(self.elapsed(), Ordering::Relaxed);
     }
 

@@ -1,4 +1,4 @@
-//! Sockets: UDP and TCP on every listening address, who may ask, limits, and a clean stop.
+//! Sockets: UDP and TCP on every listening address, TLS and QUIC where wanted, who may ask, limits, and a clean stop.
 //!
 //! Knows no registry and no names: a message goes in and a message comes out, made by a [`Respond`]. What this room
 //! holds to: no error of a socket and no client ends a loop; every wait has a deadline and every queue a bound
@@ -7,31 +7,48 @@
 mod access;
 mod admission;
 mod backoff;
+mod batch;
 mod bind;
+mod certificate;
 mod connection;
 mod counters;
+mod encrypted;
 mod interfaces;
+mod quic;
 mod responder;
 mod tcp;
 mod udp;
+mod workers;
 
 pub use access::Access;
 pub use bind::{BindError, bind};
-pub use counters::Counters;
+pub use certificate::{CertificateError, CertificateFiles};
+pub use counters::{Counters, StreamCounters};
+pub use encrypted::Encrypted;
 pub use responder::Responder;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tokio::task::JoinSet;
+use quinn::VarInt;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::wire::Transport;
 use admission::Admission;
+use certificate::Purpose;
+use counters::Kind;
+use encrypted::Opened;
+use workers::{Shared, Thread};
 
 /// Makes answers. Called from many threads at once.
 pub trait Respond: Send + Sync + Sized + 'static {
@@ -48,6 +65,9 @@ pub trait Respond: Send + Sync + Sized + 'static {
 
     /// Clears `out` and writes the refusal for a source without access. False: stay silent.
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
+
+    /// Clears `out` and writes that there is no answer now (SERVFAIL): too many others are waited for. False: stay silent.
+    fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
 }
 
 /// What [`Respond::respond`] did.
@@ -67,6 +87,8 @@ pub struct Settings {
     /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
     /// means each address that the machine has at the start.
     pub listen: Vec<SocketAddr>,
+    /// Encrypted listeners beside them.
+    pub encrypted: Encrypted,
     /// Networks that may ask, besides loopback.
     pub allow: Vec<IpNet>,
     /// Whether loopback may ask without standing in `allow`; on by default.
@@ -78,7 +100,13 @@ pub struct Settings {
 impl Default for Settings {
     /// `127.0.0.1:5300`, for loopback alone.
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))], allow: Vec::new(), allow_loopback: true, limits: Limits::default() }
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
+            encrypted: Encrypted::default(),
+            allow: Vec::new(),
+            allow_loopback: true,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -88,6 +116,21 @@ pub enum SettingsError {
     /// There is no address to listen on.
     #[error("there is no address to listen on: name one, for example --listen 127.0.0.1:5300")]
     NoAddress,
+    /// An encrypted listener has no certificate to show.
+    #[error(
+        "{address} is for encrypted connections, which need a certificate: name its file with --tls-cert-file and that of its key with \
+         --tls-key-file"
+    )]
+    NoCertificate {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// One port is to carry two protocols.
+    #[error("{address} is named both for plain and for encrypted connections: each needs a port of its own")]
+    Twice {
+        /// The address.
+        address: SocketAddr,
+    },
     /// Other machines could ask, and nobody has said which of them may.
     #[error(
         "{address} can be reached from other machines, and no access rule says which of them may ask: add the networks that may, \
@@ -105,15 +148,22 @@ impl Settings {
     /// Whether these settings can be served.
     ///
     /// # Errors
-    /// When there is no address, or one that other machines can reach without any rule in `allow`.
+    /// When there is no address, or one that other machines can reach without any rule in `allow`, or an encrypted one
+    /// without a certificate or on a port of plain DNS.
     pub fn check(&self) -> Result<(), SettingsError> {
         if self.listen.is_empty() {
             return Err(SettingsError::NoAddress);
         }
-        match self.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
-            Some(address) if self.allow.is_empty() => {
-                Err(SettingsError::Exposed { address: *address, example: example_rule(address.ip()) })
-            }
+        let mut encrypted = self.encrypted.addresses();
+        if let (Some(address), None) = (self.encrypted.addresses().next(), &self.encrypted.certificate) {
+            return Err(SettingsError::NoCertificate { address });
+        }
+        if let Some(address) = encrypted.find(|address| address.port() != 0 && self.listen.contains(address)) {
+            return Err(SettingsError::Twice { address });
+        }
+        let mut all = self.listen.iter().copied().chain(self.encrypted.addresses());
+        match all.find(|address| !address.ip().to_canonical().is_loopback()) {
+            Some(address) if self.allow.is_empty() => Err(SettingsError::Exposed { address, example: example_rule(address.ip()) }),
             _ => Ok(()),
         }
     }
@@ -140,14 +190,20 @@ fn example_rule(address: IpAddr) -> IpNet {
 pub struct Limits {
     /// How long a connection may stay open with nothing asked and nothing owed (RFC 7766 section 6.2.3).
     pub idle_timeout: Duration,
+    /// How long a connection may take to agree on its encryption.
+    pub handshake_timeout: Duration,
     /// How long a message over TCP may take to arrive, from its first octet to its last.
     pub message_timeout: Duration,
     /// How long a client may take to accept answers that are ready.
     pub write_timeout: Duration,
-    /// How long an answer over TCP may take to be made.
+    /// How long an answer may take to be made.
     pub answer_timeout: Duration,
     /// How long answers in flight have to get out once the server stops.
     pub drain_timeout: Duration,
+    /// Threads that answer over UDP, each with a socket of its own on every listening address.
+    pub udp_workers: usize,
+    /// Answers over UDP that may be waited for at a time, over all sockets; beyond that, SERVFAIL.
+    pub udp_in_flight: usize,
     /// Connections in all.
     pub connections: usize,
     /// Connections of one source address.
@@ -163,14 +219,20 @@ pub struct Limits {
     pub queued_octets: usize,
 }
 
+/// Most threads that answer over UDP unless told otherwise: far more answers than any one machine asks for.
+const MOST_UDP_WORKERS: usize = 4;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(3),
             message_timeout: Duration::from_secs(3),
             write_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(1),
+            udp_workers: std::thread::available_parallelism().map_or(1, usize::from).min(MOST_UDP_WORKERS),
+            udp_in_flight: 4096,
             connections: 256,
             connections_per_source: 64,
             connections_per_loopback_source: 192,
@@ -185,27 +247,28 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Bound {
     endpoints: Vec<Endpoint>,
+    encrypted: Option<Opened>,
     access: Access,
     limits: Limits,
     counters: Arc<Counters>,
 }
 
-/// One listening address with its two sockets.
+/// One listening address with its sockets: one for each thread that answers over UDP, and one for TCP.
 #[derive(Debug)]
 struct Endpoint {
     address: SocketAddr,
-    udp: UdpSocket,
+    udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
 
-/// The runtime would not take a socket.
+/// A socket could not be served.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve {address}: {source}")]
 pub struct ServeError {
     /// The listening address.
     pub address: SocketAddr,
     /// What the system said.
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// How long after a panic a loop is started again.
@@ -217,6 +280,16 @@ impl Bound {
         self.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
 
+    /// The addresses of DNS over TLS, ports resolved.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.tls).map(|(address, _)| *address).collect()
+    }
+
+    /// The addresses of DNS over QUIC, ports resolved.
+    pub fn quic_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.quic).map(|(address, _)| *address).collect()
+    }
+
     /// What is counted, from now until the server has ended.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
@@ -225,73 +298,127 @@ impl Bound {
     /// Serves until `stop` is cancelled, then lets the answers in flight go out, for at most the drain time-out.
     ///
     /// # Errors
-    /// When the runtime does not take a socket; nothing is served then.
+    /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
         let addresses = self.addresses();
-        let Self { endpoints, access, limits, counters } = self;
+        let Self { endpoints, encrypted, access, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
         let ending = stop.child_token();
         let _on_drop = ending.clone().drop_guard();
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
         let tracker = TaskTracker::new();
-        let answering = Arc::new(tcp::Immediate::new(responder.fork()));
         let admission = Arc::new(Admission::new(limits.clone(), Arc::clone(&counters)));
 
-        let mut workers = Vec::new();
+        let shared = Shared {
+            own: addresses.into(),
+            access: access.clone(),
+            counters: Arc::clone(&counters),
+            places: Arc::new(Semaphore::new(limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
+            patience: limits.answer_timeout,
+            drain: limits.drain_timeout,
+            stop: ending.clone(),
+            abort: abort.clone(),
+        };
+        let mut sockets: Vec<Vec<_>> = (0..limits.udp_workers.max(1)).map(|_| Vec::new()).collect();
         let mut listeners = Vec::new();
-        for Endpoint { address, udp, tcp } in endpoints {
-            let failed = |source| ServeError { address, source };
-            workers.push(Arc::new(udp::Worker {
-                socket: tokio::net::UdpSocket::from_std(udp).map_err(failed)?,
-                address,
-                own: addresses.clone().into(),
-                access: access.clone(),
-                responder: responder.fork(),
-                counters: Arc::clone(&counters),
-                stop: ending.clone(),
-            }));
-            listeners.push(Arc::new(tcp::Listener {
-                socket: tokio::net::TcpListener::from_std(tcp).map_err(failed)?,
+        let responder = Arc::new(responder);
+        let listener = |address, tcp, tls| {
+            Ok::<_, ServeError>(Arc::new(tcp::Listener {
+                socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
                 address,
                 access: access.clone(),
                 admission: Arc::clone(&admission),
-                answering: Arc::clone(&answering),
+                responder: Arc::clone(&responder),
                 limits: limits.clone(),
                 counters: Arc::clone(&counters),
                 tracker: tracker.clone(),
                 stop: ending.clone(),
                 abort: abort.clone(),
-            }));
+                tls,
+            }))
+        };
+        for Endpoint { address, udp, tcp } in endpoints {
+            for (thread, socket) in sockets.iter_mut().zip(udp) {
+                thread.push((address, socket));
+            }
+            listeners.push(listener(address, tcp, None)?);
+        }
+        let mut quic_listeners = Vec::new();
+        if let Some(Opened { tls, quic, certificate }) = encrypted {
+            for (address, socket) in tls {
+                let failed = |error| ServeError { address, source: io::Error::other(error) };
+                let config = certificate.config(Purpose::Tls).map_err(failed)?;
+                listeners.push(listener(address, socket, Some(TlsAcceptor::from(Arc::new(config))))?);
+            }
+            for (address, socket) in quic {
+                let failed = |source| ServeError { address, source };
+                let config = certificate.config(Purpose::Quic).map_err(|error| failed(io::Error::other(error)))?;
+                let config = quic::config(config, &limits).map_err(|error| failed(io::Error::other(error)))?;
+                let runtime = Arc::new(quinn::TokioRuntime);
+                quic_listeners.push(Arc::new(quic::Listener {
+                    endpoint: quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime).map_err(failed)?,
+                    address,
+                    access: access.clone(),
+                    admission: Arc::clone(&admission),
+                    responder: Arc::clone(&responder),
+                    limits: limits.clone(),
+                    counters: Arc::clone(&counters),
+                    tracker: tracker.clone(),
+                    stop: ending.clone(),
+                    abort: abort.clone(),
+                }));
+            }
+            tracker.spawn(certificate.follow(ending.clone()));
+        }
+        let mut threads = Vec::with_capacity(sockets.len());
+        for (number, sockets) in sockets.into_iter().enumerate() {
+            threads.push(Thread::start(number, sockets, responder.fork(), shared.clone()).await?);
         }
 
         let mut loops = JoinSet::new();
-        for worker in workers {
-            loops.spawn(keep(worker.address, "UDP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&worker).run()));
-        }
         for listener in listeners {
-            loops.spawn(keep(listener.address, "TCP", Arc::clone(&counters), ending.clone(), move || Arc::clone(&listener).run()));
+            let (counters, stop) = (Arc::clone(&counters), ending.clone());
+            let transport = listener.kind().name();
+            loops.spawn(keep(listener.address, transport, counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
+        }
+        let endpoints: Vec<_> = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();
+        for listener in quic_listeners {
+            let (counters, stop) = (Arc::clone(&counters), ending.clone());
+            loops.spawn(keep(listener.address, Kind::Quic.name(), counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
         }
         while loops.join_next().await.is_some() {}
 
         tracker.close();
-        if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
-            info!(connections = tracker.len(), "closing connections whose answers did not get out in time");
-            abort.cancel();
-            if tokio::time::timeout(limits.drain_timeout, tracker.wait()).await.is_err() {
-                warn!(connections = tracker.len(), "connections are still busy; leaving them behind");
+        let drained = async {
+            tracker.wait().await;
+            for thread in &mut threads {
+                thread.ended().await;
             }
+        };
+        let mut drained = pin!(drained);
+        if timeout(limits.drain_timeout, drained.as_mut()).await.is_err() {
+            info!(connections = tracker.len(), "giving up answers that did not get out in time");
+            abort.cancel();
+            if timeout(limits.drain_timeout, drained).await.is_err() {
+                warn!(connections = tracker.len(), "connections or threads are still busy; leaving them behind");
+            }
+        }
+        for endpoint in endpoints {
+            endpoint.close(VarInt::from_u32(0), b"");
+            // Time to tell the clients; they notice by themselves if it is too short.
+            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
         }
         Ok(())
     }
 }
 
+/// How long the last words to clients over QUIC may take.
+const GOODBYE: Duration = Duration::from_millis(100);
+
 /// Runs a loop until it ends by itself, and again after a panic in it.
-async fn keep<L>(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> L)
-where
-    L: Future<Output = ()> + Send + 'static,
-{
-    while let Err(failure) = tokio::spawn(start()).await {
+async fn keep(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> JoinHandle<()>) {
+    while let Err(failure) = start().await {
         if !failure.is_panic() || stop.is_cancelled() {
             return;
         }
@@ -345,7 +472,7 @@ mod tests {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         keep(address, "UDP", Arc::clone(&counters), CancellationToken::new(), move || {
             let start = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            async move { assert!(start >= 2, "start {start} fails") }
+            tokio::spawn(async move { assert!(start >= 2, "start {start} fails") })
         })
         .await;
         assert_eq!(starts.load(std::sync::atomic::Ordering::Relaxed), 3);

@@ -49,4 +49,8 @@ impl Respond for Responder {
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
         self.answerer.refuse(request, out)
     }
+
+    fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        self.answerer.fail(request, out)
+    }
 }

@@ -1,56 +1,28 @@
-//! TCP: accepting connections, as many as there are places for.
+//! TCP and TLS over it: accepting connections, as many as there are places for.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::admission::{Admission, Place};
 use super::backoff::Backoff;
-use super::connection::{Activity, Answering, Connection};
-use super::{Access, Counters, Limits, Respond, Response};
-use crate::wire::Transport;
-
-/// Answers that are ready at once.
-#[derive(Debug)]
-pub(super) struct Immediate<R> {
-    responder: R,
-}
-
-impl<R: Respond> Immediate<R> {
-    pub(super) fn new(responder: R) -> Self {
-        Self { responder }
-    }
-}
-
-impl<R: Respond> Answering for Immediate<R> {
-    async fn answer(&self, request: Vec<u8>, _: SocketAddr) -> Option<Vec<u8>> {
-        let mut answer = Vec::with_capacity(512);
-        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
-            Response::Ready => Some(answer),
-            Response::Silent => None,
-            Response::Later => self.responder.later(request, Transport::Tcp).await,
-        }
-    }
-
-    fn refuse(&self, request: &[u8]) -> Option<Vec<u8>> {
-        let mut answer = Vec::new();
-        self.responder.refuse(request, &mut answer).then_some(answer)
-    }
-}
+use super::connection::{Activity, Connection};
+use super::counters::{Counters, Kind};
+use super::{Access, Limits, Respond};
 
 /// One listening socket and what its connections need.
-#[derive(Debug)]
-pub(super) struct Listener<A> {
+pub(super) struct Listener<R> {
     pub(super) socket: TcpListener,
     pub(super) address: SocketAddr,
     pub(super) access: Access,
     pub(super) admission: Arc<Admission>,
-    pub(super) answering: Arc<A>,
+    pub(super) responder: Arc<R>,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) tracker: TaskTracker,
@@ -58,9 +30,11 @@ pub(super) struct Listener<A> {
     pub(super) stop: CancellationToken,
     /// Cancelled: connections end as they are.
     pub(super) abort: CancellationToken,
+    /// Agrees on the encryption (RFC 7858); none for plain TCP.
+    pub(super) tls: Option<TlsAcceptor>,
 }
 
-impl<A: Answering> Listener<A> {
+impl<R: Respond> Listener<R> {
     /// Accepts until the server stops; survives every error of the socket.
     pub(super) async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::default();
@@ -77,8 +51,8 @@ impl<A: Answering> Listener<A> {
                 }
                 Err(error) => {
                     let pause = backoff.next();
-                    if self.counters.tcp_accept_errors.increment().is_power_of_two() {
-                        warn!(address = %self.address, %error, "cannot accept TCP connections at the moment; trying again");
+                    if self.counters.of(self.kind()).accept_errors.increment().is_power_of_two() {
+                        warn!(address = %self.address, %error, kind = self.kind().name(), "cannot accept connections at the moment; trying again");
                     }
                     tokio::select! {
                         () = self.stop.cancelled() => return,
@@ -93,9 +67,13 @@ impl<A: Answering> Listener<A> {
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let allowed = self.access.allows(source.ip());
         if !allowed {
-            self.counters.tcp_refused.increment();
+            self.counters.of(self.kind()).refused.increment();
+            if self.tls.is_some() {
+                // A refusal would cost a handshake, which is not for strangers.
+                return;
+            }
         }
-        let Some(place) = self.admission.admit(source.ip(), !allowed) else { return };
+        let Some(place) = self.admission.admit(self.kind(), source.ip(), !allowed) else { return };
         // Answers are written whole; waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let listener = Arc::clone(self);
@@ -103,34 +81,55 @@ impl<A: Answering> Listener<A> {
             tokio::select! {
                 biased;
                 () = listener.abort.cancelled() => {}
-                () = listener.hold(stream, source, allowed, place) => {}
+                () = listener.hold(stream, allowed, place) => {}
             }
         });
     }
 
     /// Lives as long as the connection, and keeps its place.
-    async fn hold(&self, stream: TcpStream, source: SocketAddr, allowed: bool, _place: Place) {
+    async fn hold(&self, stream: TcpStream, allowed: bool, _place: Place) {
         let connection = Connection {
-            answering: &self.answering,
-            source,
+            kind: self.kind(),
+            responder: &self.responder,
             limits: &self.limits,
             counters: &self.counters,
             stop: &self.stop,
             activity: Activity::new(),
         };
-        connection.hold(stream, allowed).await;
+        let Some(tls) = &self.tls else { return connection.hold(stream, allowed).await };
+        let agreed = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return,
+            agreed = timeout(self.limits.handshake_timeout, tls.accept(stream)) => agreed,
+        };
+        match agreed {
+            Ok(Ok(stream)) => {
+                connection.activity.touch();
+                connection.hold(stream, allowed).await;
+            }
+            failed => {
+                debug!(error = ?failed.map(|agreed| agreed.err()), "a connection did not come to be encrypted");
+                self.counters.tls.failed_handshakes.increment();
+            }
+        }
+    }
+
+    /// The kind of its connections.
+    pub(super) fn kind(&self) -> Kind {
+        if self.tls.is_some() { Kind::Tls } else { Kind::Tcp }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Response;
     use crate::server::connection::append;
+    use crate::wire::Transport;
     use std::io::{self, ErrorKind};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
-    use tokio::time::timeout;
 
     /// Echoes; `hold…` waits to be released, `never…` waits for ever, `panic…` panics once it has waited.
     #[derive(Default)]
@@ -138,8 +137,18 @@ mod tests {
         release: Notify,
     }
 
-    impl Answering for Slow {
-        async fn answer(&self, request: Vec<u8>, _: SocketAddr) -> Option<Vec<u8>> {
+    impl Respond for Slow {
+        fn fork(&self) -> Self {
+            Self::default()
+        }
+
+        fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+            out.clear();
+            out.extend_from_slice(request);
+            if request.starts_with(b"quick") { Response::Ready } else { Response::Later }
+        }
+
+        async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
             if request.starts_with(b"hold") {
                 self.release.notified().await;
             } else if request.starts_with(b"never") {
@@ -151,8 +160,12 @@ mod tests {
             Some(request)
         }
 
-        fn refuse(&self, _: &[u8]) -> Option<Vec<u8>> {
-            None
+        fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
+            false
+        }
+
+        fn fail(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
+            false
         }
     }
 
@@ -170,12 +183,13 @@ mod tests {
             address,
             access: Access::new(&[]),
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
-            answering: Arc::new(Slow::default()),
+            responder: Arc::new(Slow::default()),
             limits,
             counters,
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
+            tls: None,
         });
         tokio::spawn(Arc::clone(&listener).run());
         let client = TcpStream::connect(address).await.unwrap();
@@ -209,7 +223,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2", "quick 3"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
     }
 
@@ -218,13 +232,13 @@ mod tests {
         let mut fixture = connected(Limits { in_flight: 2, ..Limits::default() }).await;
         fixture.send(&["hold 1", "hold 2", "quick 3"]).await;
         // Released one by one: what comes first is never the third, which is not even read before.
-        while fixture.listener.counters.tcp_queries.get() < 2 {
+        while fixture.listener.counters.tcp.queries.get() < 2 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
     }
 
@@ -234,7 +248,7 @@ mod tests {
         let mut fixture = connected(limits).await;
         fixture.send(&["never 1", "quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        assert_eq!(fixture.listener.counters.tcp_answer_timeouts.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.answer_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -245,10 +259,10 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(200)).await;
         fixture.send(&["quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp_idle_timeouts.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.idle_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -267,7 +281,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2"]).await;
         fixture.client.shutdown().await.unwrap();
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
@@ -276,14 +290,14 @@ mod tests {
     async fn answers_in_flight_go_out_when_the_server_stops() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1"]).await;
-        while fixture.listener.counters.tcp_queries.get() < 1 {
+        while fixture.listener.counters.tcp.queries.get() < 1 {
             tokio::task::yield_now().await;
         }
         fixture.listener.stop.cancel();
         fixture.send(&["quick 2"]).await;
-        fixture.listener.answering.release.notify_one();
+        fixture.listener.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp_queries.get(), 1);
+        assert_eq!(fixture.listener.counters.tcp.queries.get(), 1);
     }
 }

@@ -14,7 +14,7 @@ enum Entry {
     System,
     Off,
     Target(Target),
-    Domain(Name, Target),
+    Domain(Box<Name>, Target),
 }
 
 /// Reads the list, and what belongs to it.
@@ -27,8 +27,8 @@ pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
             Entry::Off => off = Some(item),
             Entry::Target(target) => add(&mut named, target),
             Entry::Domain(domain, target) => {
-                let at = domains.iter().position(|(known, _)| *known == domain).unwrap_or_else(|| {
-                    domains.push((domain, Vec::new()));
+                let at = domains.iter().position(|(known, _)| *known == *domain).unwrap_or_else(|| {
+                    domains.push((*domain, Vec::new()));
                     domains.len() - 1
                 });
                 add(&mut domains[at].1, target);
@@ -93,7 +93,7 @@ fn entry(text: &str) -> Result<Entry, String> {
             if matches!(target, "system" | "off") {
                 return Err(format!("{target} cannot be named for a domain: an upstream stands there, such as 10.0.0.53"));
             }
-            Ok(Entry::Domain(domain, self::target(target)?))
+            Ok(Entry::Domain(Box::new(domain), self::target(target)?))
         }
         None => Ok(Entry::Target(target(text)?)),
     }

@@ -119,7 +119,7 @@ impl Follower {
         let mut follower =
             Self { servers, domains, sources, connector, timings, routes, told, now: None, nobody_since: None, trouble: String::new() };
         let look = follower.look();
-        follower.take(look);
+        follower.take(&look);
         (follower, in_force)
     }
 
@@ -133,7 +133,7 @@ impl Follower {
                 // First the watches: what changes after the look is then told.
                 watches.renew();
                 let look = self.look();
-                self.take(look);
+                self.take(&look);
                 (self, watches)
             });
             let Ok(back) = looked.await else {
@@ -163,11 +163,11 @@ impl Follower {
     }
 
     /// Puts in force what was seen.
-    fn take(&mut self, look: Look) {
+    fn take(&mut self, look: &Look) {
         let servers = match &self.servers {
             Servers::Off => Vec::new(),
             Servers::Named(targets) => targets.clone(),
-            Servers::System => self.servers_of(&look),
+            Servers::System => self.servers_of(look),
         };
         let state = State { servers, asked_by_system: look.asked_by_system };
         if self.now.as_ref() == Some(&state) {

@@ -151,7 +151,7 @@ impl Guard {
                 }
             }
             // A token can come in late, after its answer or without one.
-            watched.iter_mut().filter(|one| one.upstream.is_set_aside()).for_each(|one| one.hasten());
+            watched.iter_mut().filter(|one| one.upstream.is_set_aside()).for_each(Watched::hasten);
             let due = watched.iter().map(|one| one.due).min().unwrap_or(now + timings.good);
             changed = tokio::select! {
                 () = stop.cancelled() => return,

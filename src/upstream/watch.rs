@@ -47,13 +47,16 @@ impl Inbox {
     }
 }
 
+/// Folders with their device and inode.
+type Folders = BTreeMap<PathBuf, (u64, u64)>;
+
 /// Watches on the folders that the files lie in, links followed.
 #[derive(Debug)]
 pub(super) struct Watches {
     sources: Sources,
     inbox: Inbox,
     /// The watcher, and the folders it watches with their device and inode: a folder made anew needs a new watch.
-    current: Option<(RecommendedWatcher, BTreeMap<PathBuf, (u64, u64)>)>,
+    current: Option<(RecommendedWatcher, Folders)>,
     /// Whether it was told that there are none to be had.
     complained: bool,
 }
@@ -67,7 +70,7 @@ impl Watches {
     /// Watches what is to be watched now.
     pub(super) fn renew(&mut self) {
         let mut wanted = HashSet::new();
-        let mut folders = BTreeMap::new();
+        let mut folders = Folders::new();
         for place in self.sources.places() {
             for path in links(place) {
                 // A folder is watched itself, and for its files; a file by its folder: it may be replaced.

@@ -184,7 +184,7 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     let mut servers = |change: &dyn Fn(&Path)| {
         change(&path);
         let look = follower.look();
-        follower.take(look);
+        follower.take(&look);
         follower.now.as_ref().map(|now| now.servers.len())
     };
     let unreadable = |path: &Path| {

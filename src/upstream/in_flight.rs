@@ -44,11 +44,16 @@ pub(super) enum Joined {
 #[derive(Debug)]
 pub(super) struct Asking {
     all: Arc<InFlight>,
-    key: Key,
+    key: Box<Key>,
     flight: Arc<Flight>,
 }
 
 impl Asking {
+    /// The question.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// For others, and for its own client, to wait on.
     pub(super) fn flight(&self) -> Arc<Flight> {
         Arc::clone(&self.flight)
@@ -91,7 +96,7 @@ impl InFlight {
             hash_map::Entry::Occupied(flight) => Joined::Other(Arc::clone(flight.get())),
             hash_map::Entry::Vacant(free) => {
                 let flight = Arc::clone(free.insert(Arc::default()));
-                Joined::First(Asking { all: Arc::clone(self), key: *key, flight })
+                Joined::First(Asking { all: Arc::clone(self), key: Box::new(*key), flight })
             }
         }
     }

@@ -110,7 +110,7 @@ impl Resolver {
         let Some(place) = self.in_flight.place() else { return };
         if let Joined::First(asking) = self.in_flight.join(&key) {
             self.counters.prefetches.increment();
-            let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, key, outgoing_plain(&query), now() + BUDGET);
+            let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, outgoing_plain(&query), now() + BUDGET);
             runtime.spawn(async move {
                 let _place = place;
                 asked.await;
@@ -212,7 +212,7 @@ impl Resolver {
             Joined::First(asking) => {
                 self.counters.misses.increment();
                 let flight = asking.flight();
-                let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, key, outgoing_plain(query), deadline);
+                let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, outgoing_plain(query), deadline);
                 if stays && stale.is_none() {
                     return Ok((asked.await, Age::Fresh));
                 }
@@ -262,22 +262,16 @@ impl Resolver {
     }
 
     /// Asks, keeps what it came to, and tells everybody who waits.
-    async fn ask<E: Exchange>(
-        self: Arc<Self>,
-        exchange: Arc<E>,
-        asking: Asking,
-        key: Key,
-        message: Vec<u8>,
-        deadline: Instant,
-    ) -> Arc<Entry> {
+    async fn ask<E: Exchange>(self: Arc<Self>, exchange: Arc<E>, asking: Asking, message: Vec<u8>, deadline: Instant) -> Arc<Entry> {
         let generation = self.cache.generation();
-        let answer = exchange.ask(&key, message, deadline).await;
+        let key = asking.key();
+        let answer = exchange.ask(key, message, deadline).await;
         let answer = answer.and_then(|answer| Stored::new(&answer, true).map_err(|_| Unanswered { error: MALFORMED, asked: true }));
         let (stored, asked) = match answer {
             Ok(stored) => (stored, true),
             Err(unanswered) => (Stored::failure(key.question(), unanswered.error), self.count(unanswered).asked),
         };
-        let entry = self.cache.take(&key, stored, asked, generation, now());
+        let entry = self.cache.take(key, stored, asked, generation, now());
         asking.tell(Arc::clone(&entry));
         entry
     }

@@ -246,8 +246,7 @@ async fn a_panic_leaves_nobody_waiting() {
     let waiting = fixture.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(10)).await;
     let (resolver, upstream) = (Arc::clone(&fixture.resolver), Arc::clone(&fixture.upstream));
-    let key = Key::new(&query).unwrap();
-    let asker = tokio::spawn(async move { resolver.ask(upstream, asking, key, outgoing_plain(&query), now() + BUDGET).await });
+    let asker = tokio::spawn(async move { resolver.ask(upstream, asking, outgoing_plain(&query), now() + BUDGET).await });
     assert!(asker.await.is_err());
     assert_eq!(waiting.await.unwrap(), failure(ExtendedError::OTHER));
     assert_eq!(fixture.answer(&plain("a")).await.ttls, [60]);

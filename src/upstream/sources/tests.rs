@@ -154,7 +154,7 @@ fn what_cannot_be_read_is_said() {
 
 #[test]
 fn more_than_three_name_servers_are_used_but_not_any_number() {
-    let servers = |count: u8| (1..=count).map(|n| format!("nameserver 192.0.2.{n}\n")).collect::<String>();
+    let servers = |count: u8| (1..=count).map(|n| format!("nameserver 192.0.2.{n}\n")).collect::<Vec<_>>().concat();
     let look = Machine::new(&[]).file(SYSTEM, servers(7)).look();
     assert_eq!((look.servers.len(), look.faults.len()), (7, 0));
     let look = Machine::new(&[]).file(SYSTEM, servers(20)).look();

@@ -99,15 +99,13 @@ impl<R: Respond> Listener<R> {
                 () = self.stop.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
-            match incoming {
-                Some(incoming) => self.admit(incoming),
-                None => {
-                    if !self.stop.is_cancelled() {
-                        error!(address = %self.address, "DNS over QUIC has ended: its socket is lost; please report this");
-                    }
-                    return;
+            let Some(incoming) = incoming else {
+                if !self.stop.is_cancelled() {
+                    error!(address = %self.address, "DNS over QUIC has ended: its socket is lost; please report this");
                 }
-            }
+                return;
+            };
+            self.admit(incoming);
         }
     }
 
@@ -258,13 +256,13 @@ impl<R: Respond> Listener<R> {
         match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
             Response::Ready => Some(answer),
             Response::Silent => None,
-            Response::Later => match timeout(self.limits.answer_timeout, self.responder.later(request, Transport::Tcp)).await {
-                Ok(answer) => answer,
-                Err(_) => {
+            Response::Later => {
+                let later = timeout(self.limits.answer_timeout, self.responder.later(request, Transport::Tcp)).await;
+                later.unwrap_or_else(|_| {
                     self.counted().answer_timeouts.increment();
                     None
-                }
-            },
+                })
+            }
         }
     }
 

@@ -108,7 +108,7 @@ impl<R: Respond> Listener<R> {
                 connection.hold(stream, allowed).await;
             }
             failed => {
-                debug!(error = ?failed.map(|agreed| agreed.err()), "a connection did not come to be encrypted");
+                debug!(error = ?failed.map(Result::err), "a connection did not come to be encrypted");
                 self.counters.tls.failed_handshakes.increment();
             }
         }

@@ -280,6 +280,16 @@ async fn what_is_no_tls_ends_without_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_over_tls_ends_with_a_goodbye() {
+    let server = start_with(Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() });
+    let mut client = server.tls().await;
+    assert_eq!(client.ask(b"hello").await, b"hello");
+    let end = timeout(DEADLINE, client.0.read(&mut [0])).await.expect("the server should close");
+    assert_eq!(end.expect("not cut short"), 0);
+    server.until("it is counted", |c| c.tls.idle_timeouts.get() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_is_replaced_is_shown_from_then_on() {
     let server = start_with(Limits { idle_timeout: Duration::from_secs(300), ..Limits::default() });
     let second = made();

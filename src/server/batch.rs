@@ -22,7 +22,8 @@ const KEPT: usize = 4096;
 pub(super) struct Batch {
     receiving: MultiHeaders<SockaddrStorage>,
     sending: MultiHeaders<SockaddrStorage>,
-    requests: Box<[[u8; DATAGRAM]]>,
+    /// One datagram after the other; what no datagram has reached yet takes no memory.
+    requests: Box<[u8]>,
     /// Of each datagram received: its octets and its source.
     received: Vec<(usize, SockaddrStorage)>,
     answers: Box<[Vec<u8>]>,
@@ -46,7 +47,7 @@ impl Batch {
         Self {
             receiving: MultiHeaders::preallocate(SIZE, None),
             sending: MultiHeaders::preallocate(SIZE, None),
-            requests: vec![[0; DATAGRAM]; SIZE].into_boxed_slice(),
+            requests: vec![0; DATAGRAM * SIZE].into_boxed_slice(),
             received: Vec::with_capacity(SIZE),
             answers: vec![Vec::new(); SIZE].into_boxed_slice(),
             targets: Vec::with_capacity(SIZE),
@@ -64,8 +65,8 @@ impl Batch {
         targets.clear();
         *sent = 0;
         let outcome = socket.try_io(Interest::READABLE, || {
-            let mut requests = requests.iter_mut();
-            let mut slices: [_; SIZE] = array::from_fn(|_| [IoSliceMut::new(requests.next().map_or(&mut [], |request| &mut request[..]))]);
+            let mut requests = requests.chunks_exact_mut(DATAGRAM);
+            let mut slices: [_; SIZE] = array::from_fn(|_| [IoSliceMut::new(requests.next().unwrap_or_default())]);
             let messages = recvmmsg(socket.as_raw_fd(), receiving, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
             received.extend(messages.filter_map(|message| Some((message.bytes, message.address?))));
             // Fewer than asked for: the socket is empty. To say so here spares a call that would find nothing.
@@ -81,7 +82,7 @@ impl Batch {
     /// is one.
     pub(super) fn answer(&mut self, mut answer: impl FnMut(&[u8], SocketAddr, &mut Vec<u8>) -> bool) {
         let Self { requests, received, answers, targets, .. } = self;
-        for ((length, source), request) in received.iter().zip(&*requests) {
+        for ((length, source), request) in received.iter().zip(requests.chunks_exact(DATAGRAM)) {
             let (Some(address), Some(out)) = (socket_addr(source), answers.get_mut(targets.len())) else { continue };
             if answer(request.get(..*length).unwrap_or(request), address, out) {
                 targets.push(Some(*source));

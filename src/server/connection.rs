@@ -67,6 +67,9 @@ impl<R: Respond> Connection<'_, R> {
         self.count(end);
         if end.leaves_words_unread() {
             part(&mut stream).await;
+        } else if !matches!(end, End::Broken | End::Unwritable) {
+            // An encrypted stream that just stops would look cut short.
+            let _ = timeout(MOMENT, stream.shutdown()).await;
         }
     }
 
@@ -280,12 +283,14 @@ pub(super) fn append(octets: &mut Vec<u8>, answer: &[u8]) {
     octets.extend_from_slice(answer);
 }
 
+/// How long each step of a goodbye may take.
+const MOMENT: Duration = Duration::from_millis(300);
+
 /// Says goodbye so that the client can read what was written: closes our side, then reads what it still sends, for a
 /// moment and up to a bound.
 async fn part(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
-    const MOMENT: Duration = Duration::from_millis(300);
     const MOST: usize = 256 * 1024;
-    if stream.shutdown().await.is_err() {
+    if !matches!(timeout(MOMENT, stream.shutdown()).await, Ok(Ok(()))) {
         return;
     }
     let discard = async {

@@ -25,7 +25,7 @@ pub(crate) struct Server {
 /// What each is told, for the reader of the figures.
 pub(crate) const SETTINGS: &str = "\
 svcdns: an empty file registry, --upstream 127.0.0.1#PORT, all else as it comes
-dnsmasq: --no-resolv --server=127.0.0.1#PORT --cache-size=10000 --no-daemon
+dnsmasq: --no-resolv --server=127.0.0.1#PORT --no-daemon, and --cache-size, which is 150 as it comes
 unbound: forward-zone \".\", module-config \"iterator\", num-threads 1, msg-cache-size 64m, rrset-cache-size 128m";
 
 impl Server {
@@ -38,14 +38,16 @@ impl Server {
         Self { name, process: Process::start(&mut command), address, _state: state, _files: Some(files) }
     }
 
-    pub(crate) fn dnsmasq(upstream: SocketAddr) -> Self {
+    /// With a cache of so many records; 150 is what it comes with.
+    pub(crate) fn dnsmasq(upstream: SocketAddr, cache: usize) -> Self {
         let (address, state) = (free_address(), tempfile::tempdir().unwrap());
         let mut command = Command::new("dnsmasq");
         command.args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--pid-file="]);
-        command.args(["--listen-address=127.0.0.1", "--cache-size=10000"]);
+        command.args(["--listen-address=127.0.0.1"]);
+        command.arg(format!("--cache-size={cache}"));
         command.arg(format!("--port={}", address.port()));
         command.arg(format!("--server={}#{}", upstream.ip(), upstream.port()));
-        let name = format!("dnsmasq {}", version("dnsmasq", "--version", "Dnsmasq version "));
+        let name = format!("dnsmasq {}, cache of {cache}", version("dnsmasq", "--version", "Dnsmasq version "));
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 

@@ -1,4 +1,4 @@
-//! A machine whose only name server is svcdns: programs of many languages find a service.
+//! A machine whose only name server is svcdns: programs of many languages find a service and the names of everybody else.
 //!
 //! Each of them looks up the same names, fetches their pages and prints what it found, in the same form.
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -13,15 +13,25 @@ use std::{fs, thread};
 
 use support::files::Files;
 use support::svcdns::Svcdns;
-use support::{netns, on_path, seconds, skip};
+use support::upstream::{Record, Upstream};
+use support::{netns, on_path, skip};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-/// A service, and a name that nobody has.
-const NAMES: [&str; 2] = ["hello.svc", "nothing.svc"];
+/// A service, a name of somebody else, an alias of it, and two names that nobody has.
+const NAMES: [&str; 5] = ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
 
 /// What a program must say of them; addresses sorted.
-const FOUND: [&str; 3] = ["hello.svc 10.9.0.5", "page of hello.svc", "nothing.svc none"];
+const FOUND: [&str; 8] = [
+    "hello.svc 10.9.0.5",
+    "page of hello.svc",
+    "www.example.test 10.9.0.5 fd00::5",
+    "page of www.example.test",
+    "alias.example.test 10.9.0.5 fd00::5",
+    "page of alias.example.test",
+    "nothing.svc none",
+    "nothing.example.test none",
+];
 
 /// Answers every connection with one page that says which Host was asked for.
 fn serve_pages(address: &str) {
@@ -54,10 +64,20 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
         serve_pages(netns::ADDRESS);
         serve_pages(netns::ADDRESS_V6);
         let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), r#"{"protocol":"http"}"#)]);
-        let flags = ["--registry", &files.url()];
+        let upstream = Upstream::start();
+        upstream.put([
+            Record::soa("example.test", 300, 30),
+            Record::a("www.example.test", 300, netns::ADDRESS),
+            Record::aaaa("www.example.test", 300, netns::ADDRESS_V6),
+            Record::cname("alias.example.test", 300, "www.example.test"),
+        ]);
+        let flags = ["--registry", &files.url(), "--upstream", &upstream.flag()];
         let server = Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags);
-        server.wait_for("hello.svc", &[netns::ADDRESS], seconds(30));
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
         body();
+        for name in upstream.names() {
+            assert!(name.ends_with("example.test"), "{name} is nobody else's to know");
+        }
         server.stop();
     });
 }
@@ -91,15 +111,15 @@ fn sorted(line: &str) -> String {
 }
 
 #[test]
-fn curl_finds_a_service() {
-    on_a_machine("curl_finds_a_service", || {
-        for name in &NAMES[..1] {
+fn curl_finds_both() {
+    on_a_machine("curl_finds_both", || {
+        for name in &NAMES[..3] {
             assert_eq!(
                 output(Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")])),
                 format!("page of {name}\n")
             );
         }
-        for name in &NAMES[1..] {
+        for name in &NAMES[3..] {
             let output = Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")]).output().unwrap();
             assert_eq!(output.status.code(), Some(6), "could not resolve host: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -107,14 +127,14 @@ fn curl_finds_a_service() {
 }
 
 #[test]
-fn getent_finds_a_service() {
-    on_a_machine("getent_finds_a_service", || {
-        for (name, found) in NAMES.into_iter().zip(FOUND).take(1) {
+fn getent_finds_both() {
+    on_a_machine("getent_finds_both", || {
+        for (name, found) in [(NAMES[0], FOUND[0]), (NAMES[1], FOUND[2]), (NAMES[2], FOUND[4])] {
             let text = output(Command::new("getent").args(["ahosts", name]));
             let addresses: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
             assert_eq!(sorted(&format!("{name} {}", addresses.join(" "))), found);
         }
-        for name in &NAMES[1..] {
+        for name in &NAMES[3..] {
             // 2: not found.
             assert_eq!(Command::new("getent").args(["ahosts", name]).output().unwrap().status.code(), Some(2), "{name}");
         }
@@ -122,18 +142,18 @@ fn getent_finds_a_service() {
 }
 
 #[test]
-fn python_finds_a_service() {
-    on_a_machine("python_finds_a_service", || expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py"))));
+fn python_finds_both() {
+    on_a_machine("python_finds_both", || expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py"))));
 }
 
 #[test]
-fn node_finds_a_service() {
-    on_a_machine("node_finds_a_service", || expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js"))));
+fn node_finds_both() {
+    on_a_machine("node_finds_both", || expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js"))));
 }
 
 #[test]
-fn java_finds_a_service() {
-    const TEST: &str = "java_finds_a_service";
+fn java_finds_both() {
+    const TEST: &str = "java_finds_both";
     if !on_path("java") || !on_path("javac") {
         return skip(TEST, "no java on PATH that runs a source file (a JDK)");
     }
@@ -142,8 +162,8 @@ fn java_finds_a_service() {
 
 /// Go has a resolver of its own, and can use the C library's.
 #[test]
-fn go_finds_a_service_by_both_resolvers() {
-    const TEST: &str = "go_finds_a_service_by_both_resolvers";
+fn go_finds_both_by_both_resolvers() {
+    const TEST: &str = "go_finds_both_by_both_resolvers";
     if !on_path("go") {
         return skip(TEST, "no go on PATH, to build a program with");
     }
@@ -163,8 +183,8 @@ fn go_finds_a_service_by_both_resolvers() {
 
 /// musl asks for both families at once and knows neither EDNS nor nsswitch.conf.
 #[test]
-fn a_program_on_musl_finds_a_service() {
-    on_a_machine("a_program_on_musl_finds_a_service", || {
+fn a_program_on_musl_finds_both() {
+    on_a_machine("a_program_on_musl_finds_both", || {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lookup");
         output(Command::new("musl-gcc").args(["-static", "-Wall", "-Werror", "-O1", "-o"]).arg(&program).arg(format!("{FOLDER}/lookup.c")));

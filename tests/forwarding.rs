@@ -336,11 +336,11 @@ fn a_truncated_answer_is_fetched_over_tcp() {
     let big = server.dig(&["+tcp", "big.test", "TXT"]);
     assert!(big.status == "NOERROR" && big.data("TXT").len() >= 15, "{}", big.text);
 
-    // TCP that fails
+    // TCP that fails: what is not the whole never looks as if it were
     for (tcp, name) in [(Tcp::Closes, "f.test"), (Tcp::Silent, "g.test"), (Tcp::Half, "h.test")] {
         upstream.on(name, Behaviour::truncating().over_tcp(tcp));
         let seen = server.dig(&[name, "A"]);
-        assert_eq!(seen.status, "SERVFAIL", "{tcp:?}: {}", seen.text);
+        assert!(seen.status == "SERVFAIL" || seen.has("tc"), "{tcp:?}: {}", seen.text);
     }
 }
 
@@ -617,8 +617,11 @@ fn letters_in_random_case_must_come_back() {
     }
     let mixed = upstream.asked().iter().filter(|asked| asked.question.name != asked.question.name.to_lowercase()).count();
     assert!(mixed >= 20, "{mixed} of {} with capitals", upstream.asked().len());
+    // Who does not echo them is asked over TCP, where nobody forges
+    upstream.put([Record::a("a-name-with-many-letters.test", 60, "192.0.2.11")]);
     upstream.on("a-name-with-many-letters.test", Behaviour::damaged(Damage::LowerCase));
-    server.dig(&["a-name-with-many-letters.test", "A"]).expect_unreachable("another case");
+    assert_eq!(server.dig(&["a-name-with-many-letters.test", "A"]).data("A"), ["192.0.2.11"]);
+    assert_eq!(upstream.asked_for("a-name-with-many-letters.test").last().unwrap().transport, Transport::Tcp);
 }
 
 #[test]

@@ -27,9 +27,17 @@ test: check ## install what the tests need, check, run all tests
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked
 	cargo test --locked --bench registry -- --short
+	cargo test --locked --bench forward -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-.PHONY: help run build test bench check flood deny clean
+bench: ## measure what a large registry costs, and forwarding beside dnsmasq and unbound (docs/performance.md)
+	@tests/setup.sh test
+	cargo bench --locked --bench registry
+	cargo bench --locked --bench forward
+
+flood: ## put a million keys under one service of a release build, and show what that does to others
+	@tests/setup.sh test
+	FLOOD=1000000 cargo test --locked --release --test bad_input a_flood -- --nocapture
 
 deny: ## check licences, duplicates and advisories of the dependencies (needs cargo-deny)
 	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny" >&2; exit 1; }

@@ -1,15 +1,20 @@
 //! Names outside the zones, end to end: the real program, and an upstream of ours that drops, delays, truncates, spoofs and
-//! loops.
+//! loops. dig reads the answers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use support::upstream::{Behaviour, Damage, Edns, Forged, Message, Record, Transport, Upstream};
-use support::{dns, seconds};
+use support::files::Files;
+use support::svcdns::Svcdns;
+use support::upstream::{Behaviour, Damage, Edns, Forged, Message, Record, Tcp, Transport, Upstream, rtype};
+use support::{dns, eventually, netns, seconds};
 
-/// What the upstream of these tests knows.
+/// What the upstreams of these tests know.
 fn records() -> Vec<Record> {
     vec![
         Record::soa("example.test", 300, 30),
@@ -25,6 +30,87 @@ fn upstream() -> Upstream {
     let upstream = Upstream::start();
     upstream.put(records());
     upstream
+}
+
+/// svcdns with one service, and whatever is told by flags.
+struct Server {
+    program: Svcdns,
+    _files: Files,
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", flags)
+    }
+
+    fn start_at(listen: &str, flags: &[&str]) -> Self {
+        let files = Files::new(&[("default/default/hello.svc/latest/10.0.0.1:80", "{}")]);
+        let program = Svcdns::serve_at(listen.parse().unwrap(), &[&["--registry", &files.url()], flags].concat());
+        program.wait_for("hello.svc", &["10.0.0.1"]);
+        Self { program, _files: files }
+    }
+
+    /// Asks these upstreams.
+    fn over(upstreams: &[&Upstream]) -> Self {
+        let upstreams: Vec<_> = upstreams.iter().map(|upstream| upstream.flag()).collect();
+        Self::start(&upstreams.iter().flat_map(|upstream| ["--upstream", upstream]).collect::<Vec<_>>())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.program.address
+    }
+
+    /// What dig sees, with much patience.
+    fn dig(&self, arguments: &[&str]) -> Seen {
+        Seen::of(dns::dig(self.address(), &[&["+timeout=25"], arguments].concat()))
+    }
+}
+
+/// An answer as dig prints it.
+#[derive(Debug)]
+struct Seen {
+    status: String,
+    flags: String,
+    /// Extended DNS Errors.
+    errors: Vec<u16>,
+    /// Name, TTL, class, type and data of the records of all sections.
+    records: Vec<Vec<String>>,
+    text: String,
+}
+
+impl Seen {
+    fn of(text: String) -> Self {
+        let after = |before: &str| text.split(before).nth(1).and_then(|rest| rest.split([',', ';', '\n']).next()).unwrap_or_default();
+        let errors = text.lines().filter_map(|line| line.strip_prefix("; EDE: ")?.split(' ').next()?.parse().ok());
+        let records = text.lines().filter(|line| !line.is_empty() && !line.starts_with(';'));
+        Self {
+            status: after("status: ").to_owned(),
+            flags: after(";; flags: ").to_owned(),
+            errors: errors.collect(),
+            records: records.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect(),
+            text,
+        }
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.split(' ').any(|set| set == flag)
+    }
+
+    /// The data of all records of a type.
+    fn data(&self, rtype: &str) -> Vec<String> {
+        self.records.iter().filter(|record| record[3] == rtype).map(|record| record[4..].join(" ")).collect()
+    }
+
+    fn ttl(&self) -> u32 {
+        self.records.first().unwrap_or_else(|| panic!("no records: {}", self.text))[1].parse().unwrap()
+    }
+
+    /// SERVFAIL that says that no upstream gave an answer (RFC 8914: 22 No Reachable Authority, 23 Network Error).
+    fn expect_unreachable(&self, what: &str) {
+        assert_eq!(self.status, "SERVFAIL", "{what}: {}", self.text);
+        assert!(self.errors.iter().any(|code| [22, 23].contains(code)), "{what}: {}", self.text);
+        assert_eq!(self.records.len(), 0, "{what}: {}", self.text);
+    }
 }
 
 /// The upstream itself, before it tells us about anything else.
@@ -68,7 +154,7 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     );
 
     // A socket that is not connected sees what a forger sends
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(seconds(10))).unwrap();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(1)] {
         upstream.on("www.example.test", Behaviour::forged(forged));
@@ -101,4 +187,494 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     upstream.behave(Behaviour::forward(behind.address));
     assert_eq!(short(&["far.test", "A"]), ["192.0.2.9"]);
     assert_eq!(behind.asked().len(), 1);
+}
+
+#[test]
+fn flags_and_types_pass_both_ways() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    for name in ["one.example.test", "two.example.test"] {
+        upstream.on(name, Behaviour::describe());
+    }
+    let said = |arguments: &[&str]| server.dig(&[arguments, &["+nocookie", "one.example.test", "TXT"]].concat()).data("TXT").concat();
+    assert!(said(&["+noadflag", "+bufsize=4096"]).contains("cd=0 edns=0 size=1232 do=0 options=\""), "our own OPT");
+    // Kept apart from the above, though the name is the same
+    assert!(said(&["+cdflag"]).contains("cd=1 edns=0 size=1232 do=0"));
+    assert!(said(&["+dnssec"]).contains("cd=0 edns=0 size=1232 do=1"));
+    assert!(said(&["+dnssec", "+cdflag"]).contains("cd=1 edns=0 size=1232 do=1"));
+    // Options between two neighbours stop here, all others pass (RFC 7873, RFC 7828, RFC 7830)
+    let both = server.dig(&["+cookie", "+keepalive", "+padding=64", "+ednsopt=65001:aa", "two.example.test", "TXT"]);
+    assert!(both.data("TXT").concat().contains("options=65001\""), "{}", both.text);
+    // And without an OPT of the client's
+    let bare = server.dig(&["+noedns", "text.example.test", "TXT"]);
+    assert_eq!((bare.data("TXT"), bare.text.contains("OPT PSEUDOSECTION")), (vec!["\"some text\"".to_owned()], false));
+
+    assert_eq!(server.dig(&["strange.example.test", "TYPE65280"]).data("TYPE65280"), ["\\# 3 010203"]);
+    assert_eq!(server.dig(&["alias.example.test", "AAAA"]).data("AAAA"), ["2001:db8::1"]);
+    assert_eq!(server.dig(&["+tcp", "www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    let absent = server.dig(&["nothing.example.test", "A"]);
+    assert_eq!((&*absent.status, absent.data("SOA").len()), ("NXDOMAIN", 1), "{}", absent.text);
+    let no_data = server.dig(&["text.example.test", "A"]);
+    assert_eq!((&*no_data.status, no_data.data("SOA").len()), ("NOERROR", 1), "{}", no_data.text);
+    // The service beside it
+    assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
+    server.program.stop();
+}
+
+#[test]
+fn every_section_code_and_error_passes() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    let whole = Message {
+        authoritative: true,
+        authentic_data: true,
+        answers: vec![Record::a("whole.test", 300, "192.0.2.7"), Record::new("whole.test", rtype::RRSIG, 300, [0; 40])],
+        authority: vec![Record::ns("test", 300, "ns.whole.test")],
+        additional: vec![Record::a("ns.whole.test", 300, "192.0.2.53")],
+        options: vec![(65_002, vec![1, 2])],
+        ..Message::default()
+    };
+    upstream.on("whole.test", Behaviour::reply(whole));
+    let seen = server.dig(&["+dnssec", "+nocookie", "whole.test", "A"]);
+    assert_eq!((&*seen.status, seen.records.len()), ("NOERROR", 4), "{}", seen.text);
+    assert_eq!(
+        (seen.data("A"), seen.data("NS")),
+        (vec!["192.0.2.7".to_owned(), "192.0.2.53".to_owned()], vec!["ns.whole.test.".to_owned()])
+    );
+    assert!(seen.has("aa") && seen.has("ad") && seen.has("ra") && seen.has("rd"), "{}", seen.text);
+    // From the cache: not with authority any more
+    let again = server.dig(&["+dnssec", "+nocookie", "whole.test", "A"]);
+    assert!(!again.has("aa") && again.has("ad") && again.records.len() == 4, "{}", again.text);
+    // AD means nothing to who asked for neither AD nor DO (RFC 6840 section 5.8)
+    let plain = server.dig(&["+noadflag", "+nocookie", "whole.test", "A"]);
+    assert!(!plain.has("ad") && plain.data("A").len() == 2, "{}", plain.text);
+
+    upstream.on("refused.test", Behaviour::reply(Message::code(5).with_error(18, "not for you")));
+    let refused = server.dig(&["refused.test", "A"]);
+    assert!(refused.status == "REFUSED" && refused.errors.contains(&18) && refused.text.contains("not for you"), "{}", refused.text);
+    upstream.on("bogus.test", Behaviour::reply(Message::code(2).with_error(6, "signature expired")));
+    let bogus = server.dig(&["bogus.test", "A"]);
+    assert!(bogus.status == "SERVFAIL" && bogus.errors.contains(&6) && bogus.text.contains("signature expired"), "{}", bogus.text);
+    for (name, code, status) in [("six.test", 6, "YXDOMAIN"), ("large.test", 23, "BADCOOKIE")] {
+        upstream.on(name, Behaviour::code(code));
+        assert_eq!(server.dig(&[name, "A"]).status, status);
+    }
+    upstream.on("warned.test", Behaviour::reply(Message::of([Record::a("warned.test", 60, "192.0.2.8")]).with_error(3, "old")));
+    let warned = server.dig(&["warned.test", "A"]);
+    assert_eq!((&*warned.status, &*warned.errors, warned.data("A").len()), ("NOERROR", &[3][..], 1), "{}", warned.text);
+}
+
+/// Nothing of an answer that is broken or not to our question may reach a client; and the client always hears something.
+#[test]
+fn a_broken_answer_is_no_answer() {
+    let damages = [
+        Damage::Id,
+        Damage::QuestionType,
+        Damage::QuestionName,
+        Damage::NoQuestion,
+        Damage::NoResponse,
+        Damage::Cut(5),
+        Damage::Cut(20),
+        Damage::Cut(40),
+        Damage::PointerLoop,
+        Damage::Garbage,
+        Damage::Counts,
+        Damage::DataLength,
+    ];
+    thread::scope(|scope| {
+        for damage in damages {
+            scope.spawn(move || {
+                let upstream = upstream();
+                upstream.on("www.example.test", Behaviour::damaged(damage));
+                let server = Server::over(&[&upstream]);
+                server.dig(&["www.example.test", "A"]).expect_unreachable(&format!("{damage:?}"));
+                assert!(!upstream.asked_for("www.example.test").is_empty(), "{damage:?}");
+                // It is not given up for that
+                eventually("the same upstream to be asked again", seconds(60), || {
+                    (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(())
+                });
+                server.program.stop();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_forged_answer_is_not_taken() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    let forgeries =
+        [(Forged::OtherPort, "a.test"), (Forged::OtherAddress, "b.test"), (Forged::Ids(2), "c.test"), (Forged::Ids(200), "d.test")];
+    for (forged, name) in forgeries {
+        upstream.put([Record::a(name, 60, "192.0.2.1")]);
+        upstream.on(name, Behaviour::forged(forged));
+        assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"], "{forged:?}");
+        assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"], "{forged:?} was kept");
+    }
+    upstream.on("e.test", Behaviour::forged(Forged::OnlyOtherPort).over_tcp(Tcp::Closes));
+    server.dig(&["e.test", "A"]).expect_unreachable("only a forger answers");
+}
+
+#[test]
+fn a_truncated_answer_is_fetched_over_tcp() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    upstream.on("www.example.test", Behaviour::truncating());
+    assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    let transports: Vec<_> = upstream.asked_for("www.example.test").iter().map(|asked| asked.transport).collect();
+    assert!(transports.contains(&Transport::Tcp), "{transports:?}");
+
+    // 100 addresses: too many for a datagram, whole over TCP
+    upstream.put((1..=100).map(|last| Record::a("many.test", 300, &format!("192.0.2.{last}"))));
+    upstream.on("many.test", Behaviour::truncating());
+    let short = server.dig(&["+ignore", "+bufsize=1232", "many.test", "A"]);
+    assert!(short.has("tc") && short.status == "NOERROR", "{}", short.text);
+    assert_eq!(server.dig(&["+bufsize=1232", "many.test", "A"]).data("A").len(), 100);
+
+    // A datagram larger than we allow
+    upstream.on("big.test", Behaviour::damaged(Damage::Oversized(5000)));
+    let big = server.dig(&["+tcp", "big.test", "TXT"]);
+    assert!(big.status == "NOERROR" && big.data("TXT").len() >= 15, "{}", big.text);
+
+    // TCP that fails: what is not the whole never looks as if it were
+    for (tcp, name) in [(Tcp::Closes, "f.test"), (Tcp::Silent, "g.test"), (Tcp::Half, "h.test")] {
+        upstream.on(name, Behaviour::truncating().over_tcp(tcp));
+        let seen = server.dig(&[name, "A"]);
+        assert!(seen.status == "SERVFAIL" || seen.has("tc"), "{tcp:?}: {}", seen.text);
+    }
+}
+
+#[test]
+fn a_late_answer_or_none_is_told_within_the_budget() {
+    let (late, never) = (upstream(), upstream());
+    late.behave(Behaviour::default().delayed(seconds(6)));
+    never.behave(Behaviour::never().over_tcp(Tcp::Silent));
+    for (what, upstream) in [("late", &late), ("never", &never)] {
+        let server = Server::over(&[upstream]);
+        let begun = Instant::now();
+        server.dig(&["www.example.test", "A"]).expect_unreachable(what);
+        // 4 s, and what a busy machine adds
+        assert!(begun.elapsed() < seconds(15), "{what}: {:?}", begun.elapsed());
+        // Kept as a failure (RFC 9520): ten more questions are not ten more rounds of waiting
+        let (asked, begun) = (upstream.asked_for("www.example.test").len(), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(server.dig(&["www.example.test", "A"]).status, "SERVFAIL");
+        }
+        let more = upstream.asked_for("www.example.test").len() - asked;
+        assert!(more < 10, "{what}: asked {more} times more in {:?}", begun.elapsed());
+        upstream.behave(Behaviour::default());
+        eventually("the upstream to be asked again", seconds(60), || {
+            (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(())
+        });
+        server.program.stop();
+    }
+    // Nobody listens
+    let gone = upstream();
+    let server = Server::over(&[&gone]);
+    drop(gone);
+    server.dig(&["www.example.test", "A"]).expect_unreachable("nobody listens");
+}
+
+#[test]
+fn a_lost_question_is_asked_again() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    upstream.on("www.example.test", Behaviour::default().dropping(1));
+    assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    assert!(upstream.asked_for("www.example.test").len() >= 2);
+}
+
+#[test]
+fn an_upstream_without_edns_is_asked_without() {
+    let upstream = upstream();
+    upstream.behave(Behaviour::edns(Edns::FormErr));
+    let server = Server::over(&[&upstream]);
+    assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    let asked = upstream.asked_for("www.example.test");
+    assert!(asked.first().unwrap().question.opt.is_some() && asked.last().unwrap().question.opt.is_none(), "{asked:?}");
+    // It is remembered
+    assert_eq!(server.dig(&["text.example.test", "TXT"]).data("TXT"), ["\"some text\""]);
+    assert!(upstream.asked_for("text.example.test").iter().all(|asked| asked.question.opt.is_none()));
+
+    upstream.behave(Behaviour::edns(Edns::Ignored));
+    let server = Server::over(&[&upstream]);
+    let seen = server.dig(&["+dnssec", "www.example.test", "A"]);
+    assert_eq!((seen.data("A"), seen.text.contains("OPT PSEUDOSECTION")), (vec!["192.0.2.1".to_owned()], true), "{}", seen.text);
+}
+
+#[test]
+fn questions_that_are_alike_are_asked_once() {
+    let upstream = upstream();
+    upstream.behave(Behaviour::default().delayed(seconds(1)));
+    let server = Server::over(&[&upstream]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(server.address()).unwrap();
+    socket.set_read_timeout(Some(seconds(30))).unwrap();
+    for id in 0..50 {
+        socket.send(&dns::question(id, "www.example.test", dns::A)).unwrap();
+    }
+    let mut ids = BTreeSet::new();
+    while ids.len() < 50 {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        assert!(dns::code_of(&buffer[..length]) == "NOERROR" && buffer[..length].ends_with(&[192, 0, 2, 1]));
+        assert!(ids.insert(buffer[1]), "an id twice");
+    }
+    // Once, and what was asked anew since it took so long.
+    let asked = upstream.asked_for("www.example.test").len();
+    assert!(asked <= 5, "asked {asked} times for 50 clients");
+}
+
+/// What a forger would have to guess (RFC 5452).
+#[test]
+fn ids_ports_and_case_are_drawn_for_every_question() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    for number in 0..300 {
+        let _ = dns::ask(server.address(), &format!("number{number}.with.some.letters.test"), dns::A);
+    }
+    let asked: Vec<_> = upstream.asked().into_iter().filter(|asked| asked.question.name.len() > 20).collect();
+    assert!(asked.len() >= 300);
+    let ids: Vec<u16> = asked.iter().map(|asked| asked.question.id).collect();
+    let distinct: BTreeSet<_> = ids.iter().collect();
+    assert!(distinct.len() > 280, "{} ids of {}", distinct.len(), ids.len());
+    let in_order = ids.windows(2).filter(|pair| pair[1].wrapping_sub(pair[0]) < 16).count();
+    assert!(in_order < 10, "{in_order} ids follow one another");
+    let ports: BTreeSet<_> = asked.iter().map(|asked| asked.source.port()).collect();
+    assert!(ports.len() >= 8, "only the ports {ports:?}");
+}
+
+#[test]
+fn what_is_kept_ages_and_ends() {
+    let upstream = upstream();
+    upstream.put([Record::a("brief.test", 2, "192.0.2.3"), Record::a("never-kept.test", 0, "192.0.2.4")]);
+    let server = Server::over(&[&upstream]);
+    assert_eq!(server.dig(&["www.example.test", "A"]).ttl(), 300);
+    eventually("its TTL to count down", seconds(30), || (server.dig(&["www.example.test", "A"]).ttl() <= 298).then_some(()));
+    assert_eq!(upstream.asked_for("www.example.test").len(), 1);
+    // In whatever case, and echoed in the client's
+    let shouted = server.dig(&["WWW.Example.TEST", "A"]);
+    assert!(shouted.text.contains(";WWW.Example.TEST.") && shouted.data("A") == ["192.0.2.1"], "{}", shouted.text);
+    assert_eq!(upstream.asked_for("www.example.test").len(), 1);
+    // Another type is another question
+    assert_eq!(server.dig(&["www.example.test", "AAAA"]).data("AAAA"), ["2001:db8::1"]);
+    assert_eq!(upstream.asked_for("www.example.test").len(), 2);
+
+    // What does not exist is kept for the SOA's minimum (RFC 2308)
+    assert_eq!(server.dig(&["nothing.example.test", "A"]).status, "NXDOMAIN");
+    for _ in 0..5 {
+        let absent = server.dig(&["nothing.example.test", "A"]);
+        assert!(absent.status == "NXDOMAIN" && absent.ttl() <= 30, "{}", absent.text);
+    }
+    assert_eq!(upstream.asked_for("nothing.example.test").len(), 1);
+
+    // What ends is asked again, and what changed is seen
+    assert_eq!(server.dig(&["brief.test", "A"]).data("A"), ["192.0.2.3"]);
+    upstream.replace([Record::a("brief.test", 2, "192.0.2.33")]);
+    eventually("the new address", seconds(30), || (server.dig(&["brief.test", "A"]).data("A") == ["192.0.2.33"]).then_some(()));
+    upstream.put([Record::a("never-kept.test", 0, "192.0.2.4")]);
+    for _ in 0..3 {
+        assert_eq!(server.dig(&["never-kept.test", "A"]).data("A"), ["192.0.2.4"]);
+    }
+    assert!(upstream.asked_for("never-kept.test").len() >= 3, "a TTL of 0 is for one answer");
+}
+
+#[test]
+fn an_old_answer_is_better_than_none() {
+    let upstream = upstream();
+    upstream.put([Record::a("old.test", 1, "192.0.2.5")]);
+    let server = Server::over(&[&upstream]);
+    assert_eq!(server.dig(&["old.test", "A"]).data("A"), ["192.0.2.5"]);
+    upstream.behave(Behaviour::never().over_tcp(Tcp::Closes));
+    // EDE 3, Stale Answer
+    let stale = eventually("a stale answer", seconds(60), || {
+        let seen = server.dig(&["old.test", "A"]);
+        assert_eq!(seen.data("A"), ["192.0.2.5"], "{}", seen.text);
+        seen.errors.contains(&3).then_some(seen)
+    });
+    assert!(stale.ttl() <= 30, "{}", stale.text);
+    upstream.replace([Record::a("old.test", 60, "192.0.2.55")]);
+    upstream.behave(Behaviour::default());
+    eventually("the new address", seconds(60), || (server.dig(&["old.test", "A"]).data("A") == ["192.0.2.55"]).then_some(()));
+}
+
+#[test]
+fn another_upstream_answers_for_one_that_does_not() {
+    let (dead, good) = (upstream(), upstream());
+    dead.behave(Behaviour::never().over_tcp(Tcp::Closes));
+    good.put((0..20).map(|number| Record::a(&format!("n{number}.test"), 60, "192.0.2.6")));
+    let server = Server::over(&[&dead, &good]);
+    for number in 0..20 {
+        assert_eq!(server.dig(&[&format!("n{number}.test"), "A"]).data("A"), ["192.0.2.6"], "question {number}");
+    }
+    let in_vain = dead.asked().len();
+    assert!(in_vain <= 10, "{in_vain} questions went to the dead one");
+
+    // One that fails is no end either
+    for code in [2, 5] {
+        let failing = upstream();
+        failing.behave(Behaviour::code(code));
+        let server = Server::over(&[&failing, &good]);
+        for number in 0..5 {
+            assert_eq!(server.dig(&[&format!("n{number}.test"), "A"]).data("A"), ["192.0.2.6"], "rcode {code}, question {number}");
+        }
+    }
+}
+
+#[test]
+fn a_domain_may_have_upstreams_of_its_own() {
+    let (company, rest) = (upstream(), upstream());
+    company.put([Record::a("host.corp.example", 60, "192.0.2.10")]);
+    let server = Server::start(&["--upstream", &rest.flag(), "--upstream", &format!("corp.example={}", company.flag())]);
+    assert_eq!(server.dig(&["host.corp.example", "A"]).data("A"), ["192.0.2.10"]);
+    assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    assert_eq!(server.dig(&["xcorp.example", "A"]).status, "NXDOMAIN");
+    assert_eq!(company.names().into_iter().collect::<Vec<_>>(), ["host.corp.example"]);
+    assert!(rest.names().iter().all(|name| !name.ends_with(".corp.example")), "{:?}", rest.names());
+}
+
+#[test]
+fn an_upstream_over_tcp_is_asked_over_tcp_alone() {
+    let upstream = upstream();
+    let server = Server::start(&["--upstream", &format!("tcp://{}", upstream.flag())]);
+    for name in ["www.example.test", "alias.example.test"] {
+        assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"]);
+    }
+    assert!(upstream.asked().iter().all(|asked| asked.transport == Transport::Tcp));
+    assert_eq!(upstream.connections(), 1, "one connection for both");
+}
+
+#[test]
+fn a_looping_upstream_is_set_aside_and_taken_back() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    upstream.behave(Behaviour::forward(server.address()));
+    let seen = server.dig(&["round.test", "A"]);
+    assert_eq!(seen.status, "SERVFAIL", "{}", seen.text);
+    assert!(upstream.asked().len() < 100, "{} questions went round", upstream.asked().len());
+    // The zone does not suffer
+    assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
+    upstream.behave(Behaviour::default());
+    eventually("the upstream to be taken back", seconds(90), || {
+        (server.dig(&["www.example.test", "A"]).data("A") == ["192.0.2.1"]).then_some(())
+    });
+    server.program.stop();
+}
+
+#[test]
+fn without_forwarding_other_names_are_refused() {
+    let server = Server::start(&["--upstream", "off"]);
+    assert_eq!(server.dig(&["www.example.test", "A"]).status, "REFUSED");
+    assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
+}
+
+/// Names that are nobody else's to know: served zones, RFC 6761, RFC 7686, and RFC 6303 where the upstream is a public one.
+#[test]
+fn names_that_are_not_for_others_are_never_forwarded() {
+    netns::inside("names_that_are_not_for_others_are_never_forwarded", "127.0.0.1", || {
+        let public = "9.9.9.9";
+        let added = std::process::Command::new("ip").args(["address", "add", &format!("{public}/32"), "dev", "lo"]).status().unwrap();
+        assert!(added.success());
+        let upstream = Upstream::start_at((public.parse::<std::net::Ipv4Addr>().unwrap(), 0).into());
+        upstream.behave(Behaviour::reply(Message::of([Record::a("leaked.test", 60, "192.0.2.66")])));
+        let server = Server::over(&[&upstream]);
+        for name in ["localhost", "some.localhost"] {
+            assert_eq!(server.dig(&[name, "A"]).data("A"), ["127.0.0.1"], "{name}");
+            assert_eq!(server.dig(&[name, "AAAA"]).data("AAAA"), ["::1"], "{name}");
+        }
+        let nobodys =
+            ["invalid", "some.invalid", "some.onion", "nothing.svc", "a.b.c.svc", "2.0.0.10.in-addr.arpa", "9.1.168.192.in-addr.arpa"];
+        for name in nobodys.into_iter().chain([
+            "1.0.16.172.in-addr.arpa",
+            "1.0.254.169.in-addr.arpa",
+            "1.8.b.d.0.1.0.0.2.ip6.arpa",
+            "0.0.d.f.ip6.arpa",
+        ]) {
+            let qtype = if name.ends_with("arpa") { "PTR" } else { "A" };
+            let seen = server.dig(&[name, qtype]);
+            assert_eq!(seen.status, "NXDOMAIN", "{name}: {}", seen.text);
+        }
+        assert_eq!(upstream.names(), BTreeSet::new(), "leaked");
+
+        // A resolver in private space may know the names of private addresses
+        let company = Upstream::start();
+        company.put([Record::ptr("2.0.0.10.in-addr.arpa", 60, "printer.corp.example")]);
+        let server = Server::over(&[&company]);
+        assert_eq!(server.dig(&["2.0.0.10.in-addr.arpa", "PTR"]).data("PTR"), ["printer.corp.example."]);
+    });
+}
+
+/// draft-vixie-dnsext-dns0x20: an answer must echo letters that were drawn.
+#[test]
+fn letters_in_random_case_must_come_back() {
+    let upstream = upstream();
+    let server = Server::start(&["--upstream", &upstream.flag(), "--upstream-random-case", "true"]);
+    let seen = server.dig(&["www.example.test", "A"]);
+    assert_eq!(seen.data("A"), ["192.0.2.1"]);
+    assert!(seen.text.contains("\nwww.example.test.\t"), "the client's own case: {}", seen.text);
+    for number in 0..20 {
+        let _ = server.dig(&[&format!("number-{number}.example.test"), "A"]);
+    }
+    let mixed = upstream.asked().iter().filter(|asked| asked.question.name != asked.question.name.to_lowercase()).count();
+    assert!(mixed >= 20, "{mixed} of {} with capitals", upstream.asked().len());
+    // Who does not echo them is asked over TCP, where nobody forges
+    upstream.put([Record::a("a-name-with-many-letters.test", 60, "192.0.2.11")]);
+    upstream.on("a-name-with-many-letters.test", Behaviour::damaged(Damage::LowerCase));
+    assert_eq!(server.dig(&["a-name-with-many-letters.test", "A"]).data("A"), ["192.0.2.11"]);
+    assert!(upstream.asked_for("a-name-with-many-letters.test").iter().any(|asked| asked.transport == Transport::Tcp));
+}
+
+#[test]
+fn addresses_of_a_private_network_may_be_withheld() {
+    let upstream = upstream();
+    let private = ["10.1.2.3", "192.168.1.1", "127.0.0.1", "169.254.0.1"];
+    upstream.put(private.iter().enumerate().map(|(number, address)| Record::a(&format!("p{number}.test"), 60, address)));
+    upstream.put([Record::a("p0.corp.test", 60, "10.1.2.3"), Record::aaaa("six.test", 60, "fd00::1")]);
+    let guarded = Server::start(&["--upstream", &upstream.flag(), "--rebinding-guard", "true", "--rebinding-allow", "corp.test"]);
+    for number in 0..private.len() {
+        let seen = guarded.dig(&[&format!("p{number}.test"), "A"]);
+        assert_eq!(seen.data("A"), [] as [&str; 0], "{}", seen.text);
+    }
+    assert_eq!(guarded.dig(&["six.test", "AAAA"]).data("AAAA"), [] as [&str; 0]);
+    assert_eq!(guarded.dig(&["p0.corp.test", "A"]).data("A"), ["10.1.2.3"]);
+    assert_eq!(guarded.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    let server = Server::over(&[&upstream]);
+    assert_eq!(server.dig(&["p0.test", "A"]).data("A"), ["10.1.2.3"]);
+}
+
+#[test]
+fn other_opcodes_pass_where_they_may() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    let notify = ["+opcode=notify", "www.example.test", "SOA"];
+    assert_eq!(server.dig(&notify).status, "NOTIMP");
+    let server = Server::start(&["--upstream", &upstream.flag(), "--forward-opcodes", "true"]);
+    let seen = server.dig(&notify);
+    assert!(seen.status == "NOERROR" && seen.text.contains("opcode: NOTIFY"), "{}", seen.text);
+    let passed = upstream.asked().iter().any(|asked| asked.question.flags & 0x7800 == 4 << 11);
+    assert!(passed, "{:?}", upstream.asked());
+}
+
+/// Whom the machine asks, from its resolv.conf, while that changes; never itself.
+#[test]
+fn the_upstreams_of_resolv_conf_are_followed() {
+    netns::inside("the_upstreams_of_resolv_conf_are_followed", "127.0.0.1", || {
+        let first = Upstream::start_at(SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53));
+        let second = Upstream::start_at(SocketAddr::new(netns::ADDRESS_V6.parse().unwrap(), 53));
+        first.put([Record::a("who.test", 0, "192.0.2.1")]);
+        second.put([Record::a("who.test", 0, "192.0.2.2")]);
+        let server = Server::start_at("127.0.0.1:53", &["--upstream", "system"]);
+        let who = || server.dig(&["who.test", "A"]).data("A").concat();
+        let say = |text: &str| std::fs::write("/etc/resolv.conf", text).unwrap();
+        say(&format!("nameserver 127.0.0.1\nnameserver {}\n", netns::ADDRESS));
+        eventually("the first one", seconds(60), || (who() == "192.0.2.1").then_some(()));
+        say(&format!("# another network\nnameserver {}\n", netns::ADDRESS_V6));
+        eventually("the second one", seconds(60), || (who() == "192.0.2.2").then_some(()));
+        say("nameserver 127.0.0.1\n");
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"], "with nobody to ask");
+        say(&format!("nameserver {}\n", netns::ADDRESS));
+        eventually("the first one again", seconds(60), || (who() == "192.0.2.1").then_some(()));
+        server.program.stop();
+    });
 }

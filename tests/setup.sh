@@ -2,14 +2,15 @@
 # Installs the Debian packages that building or testing needs, and only those that are missing. Quick when nothing is.
 #
 #   tests/setup.sh build     what `cargo build` needs
-#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, ip, …; fetches the Go modules where Go is
+#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
 set -eu
 cd "$(dirname "$0")/.."
 
 # What must be there, and the package it comes in; etcd-client's interface files import protobuf's own.
 build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/protobuf/descriptor.proto:libprotobuf-dev"
 test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount
-      getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils"
+      getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools
+      dnsmasq:dnsmasq-base unbound:unbound"
 
 case "${1-}" in
 build) wanted=$build ;;
@@ -68,14 +69,16 @@ if [ -n "$missing" ]; then
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing
     }
     install || { $sudo apt-get update -qq && install; }
-    case " $missing " in
-    *" etcd-server "*)
-        if [ -d /run/systemd/system ]; then
-            echo "Leaving Debian's etcd.service disabled: the tests start their own." >&2
-            $sudo systemctl disable --quiet etcd.service || true
-        fi
-        ;;
-    esac
+    if [ -d /run/systemd/system ]; then
+        for daemon in etcd-server:etcd unbound:unbound; do
+            case " $missing " in
+            *" ${daemon%%:*} "*)
+                echo "Leaving Debian's ${daemon##*:}.service disabled: the tests start their own." >&2
+                $sudo systemctl disable --quiet "${daemon##*:}.service" || true
+                ;;
+            esac
+        done
+    fi
 fi
 
 if [ "$1" = test ] && command -v go >/dev/null 2>&1; then

@@ -89,6 +89,7 @@ impl Records<'_> {
     fn read(&mut self, section: Section) -> Option<Record> {
         let (message, start) = (self.message, self.at);
         let fixed = name_end(message, start, true)?;
+        each_label(message, start, |_| {}).ok()?;
         let end = fixed + 10 + usize::from(u16_at(message, fixed + 8)?);
         let record = Record {
             section,
@@ -129,18 +130,23 @@ impl Iterator for Records<'_> {
 ///
 /// # Errors
 /// When the name leaves the message, a pointer does not lead back, or it is longer than 255 octets.
-pub fn expand_name(message: &[u8], mut at: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
-    let begin = out.len();
-    let mut before = at;
+pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    each_label(message, at, |label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
+}
+
+/// Gives every label of the name that begins at `at`, its length in front, the root label included.
+fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(&[u8])) -> Result<(), Malformed> {
+    let (mut before, mut octets) = (at, 0);
     loop {
         let length = *message.get(at).ok_or(Malformed)?;
         match length {
             0..=63 => {
                 let label = message.get(at..=at + usize::from(length)).ok_or(Malformed)?;
-                out.extend(label.iter().map(u8::to_ascii_lowercase));
-                if out.len() - begin > 255 {
+                octets += label.len();
+                if octets > 255 {
                     return Err(Malformed);
                 }
+                give(label);
                 if length == 0 {
                     return Ok(());
                 }
@@ -202,6 +208,9 @@ mod tests {
         for name in [&b"\xC0\x0C"[..], b"\x01a\xC0\x0C", b"\xC0\x0E\0", b"\xC0", b"\x05a", b"\xC0\x01", b"\x80"] {
             let message = [&[0; HEADER], name].concat();
             assert_eq!(expand_name(&message, HEADER, &mut out), Err(Malformed), "{name:x?}");
+            // As the owner of the only record, whose data is empty
+            let record = [&[0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0][..], name, &[0, 1, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+            assert!(records(&record, HEADER).any(|record| record.is_err()), "{name:x?}");
         }
     }
 

@@ -1,21 +1,17 @@
 //! Processor time that a server spends on an answer, from `/proc/PID/stat` around a bounded load.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Instant;
 
 use super::ask::{self, Asker};
-use super::figures::Spread;
+use super::figures::{Spread, processor_time};
 use super::keys::{self, INSTANCES};
 use super::startup::Server;
 use super::yardstick::Yardstick;
 
 /// Sockets that ask at once; each waits for its answer before it asks again.
 pub(crate) const SOCKETS: usize = 4;
-
-/// Unit of the times in `/proc/PID/stat`, in microseconds: 1/`USER_HZ`, which Linux fixes at 100 for every architecture.
-const TICK: f64 = 10_000.0;
 
 /// Cost of an answer, in microseconds of processor time.
 pub(crate) struct Cost {
@@ -45,7 +41,7 @@ pub(crate) fn measure(server: &Server, services: usize, questions: usize, rounds
             let (before, begun) = (processor_time(*pid), Instant::now());
             load(*address, services, questions);
             let (elapsed, after) = (begun.elapsed(), processor_time(*pid));
-            let each = [0, 1].map(|mode: usize| (after[mode] - before[mode]) as f64 * TICK / questions as f64);
+            let each = [0, 1].map(|mode: usize| (after[mode] - before[mode]) / questions as f64);
             rounds.push((each, questions as f64 / elapsed.as_secs_f64()));
         }
     }
@@ -71,12 +67,4 @@ fn load(server: SocketAddr, services: usize, questions: usize) {
             });
         }
     });
-}
-
-/// User and system time of a process, in ticks.
-fn processor_time(pid: u32) -> [u64; 2] {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // Fields 14 and 15; the second is the program's name in parentheses, and may hold blanks.
-    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    [fields[11], fields[12]].map(|field| field.parse().unwrap())
 }

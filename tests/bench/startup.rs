@@ -1,7 +1,7 @@
 //! Starts of svcdns: how long until it answers, and what it holds.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::figures::Spread;
 use super::keys;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
-use super::support::{SOON, dns, seconds, svcdns};
+use super::support::{SOON, dns, free_address, seconds, svcdns};
 
 /// A running `svcdns serve`.
 pub(crate) struct Server {
@@ -125,16 +125,4 @@ fn list(etcd: &Etcd, page: i64, services: usize) -> Duration {
         assert_eq!(found, services * keys::INSTANCES);
     });
     begun.elapsed()
-}
-
-/// A port of 127.0.0.1 that nobody has, on UDP and TCP. It lies below those that the kernel hands out and that etcd gets
-/// here: nobody takes it before it is bound.
-fn free_address() -> SocketAddr {
-    for _ in 0..1000 {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port on 127.0.0.1");
 }

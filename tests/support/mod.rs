@@ -11,6 +11,7 @@ pub(crate) mod process;
 pub(crate) mod svcdns;
 pub(crate) mod upstream;
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -63,4 +64,16 @@ pub(crate) fn skip(test: &str, reason: &str) {
 /// Whether a program is on PATH.
 pub(crate) fn on_path(program: &str) -> bool {
     env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+}
+
+/// A port of 127.0.0.1 that nobody has, on UDP and TCP. It lies below those that the kernel hands out and that etcd gets
+/// here: nobody takes it before it is bound.
+pub(crate) fn free_address() -> SocketAddr {
+    for _ in 0..1000 {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port on 127.0.0.1");
 }

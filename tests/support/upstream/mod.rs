@@ -9,7 +9,7 @@ mod behaviour;
 mod message;
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -124,6 +124,12 @@ impl Upstream {
     /// What was asked for this name, in whatever case and type.
     pub(crate) fn asked_for(&self, name: &str) -> Vec<Asked> {
         self.asked().into_iter().filter(|asked| asked.question.name.eq_ignore_ascii_case(name.trim_end_matches('.'))).collect()
+    }
+
+    /// The names that were asked for, in lower case; not those by which svcdns looks for loops.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let names = self.asked().into_iter().map(|asked| asked.question.name.to_lowercase());
+        names.filter(|name| !name.starts_with("svcdns-loop-check-")).collect()
     }
 
     /// Waits until this name was asked for at least so often.

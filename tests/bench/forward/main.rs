@@ -1,0 +1,221 @@
+//! What forwarding costs, beside dnsmasq and unbound in the same run: processor time of an answer from the cache and of one
+//! from the upstream, and how much later than the upstream itself the answer comes. A program, not a test: it prints
+//! figures and asserts nothing about them.
+//!
+//! `cargo bench --bench forward` measures; `-- --short` only shows that the program works. What the figures mean stands in
+//! `docs/performance.md`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+
+mod batch;
+#[path = "../figures.rs"]
+mod figures;
+mod load;
+mod questions;
+mod roles;
+mod servers;
+#[path = "../../support/mod.rs"]
+mod support;
+
+use std::env;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use figures::Spread;
+use load::Seen;
+use nix::unistd::Pid;
+use questions::Kind;
+use servers::{SETTINGS, Server};
+
+/// How much is measured.
+struct Scale {
+    /// Of each load on each server.
+    rounds: usize,
+    /// Length of one load with as many questions as are answered.
+    period: Duration,
+    /// Questions of one round, one after the other.
+    one_by_one: usize,
+    /// Questions of one round, [`RATE`] a second.
+    at_rate: usize,
+}
+
+const FULL: Scale = Scale { rounds: 7, period: Duration::from_secs(2), one_by_one: 3000, at_rate: 4000 };
+const SHORT: Scale = Scale { rounds: 1, period: Duration::from_millis(200), one_by_one: 100, at_rate: 400 };
+
+/// Questions a second where a rate is set.
+const RATE: u32 = 2000;
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--role") {
+        return roles::play(&arguments[at + 1..]);
+    }
+    let short = arguments.iter().any(|argument| argument == "--short");
+    // Only these, by the first word of their names: for a profile of one of them.
+    let only: Vec<&str> = arguments.iter().filter_map(|argument| argument.strip_prefix("--only=")).collect();
+    run(if short { &SHORT } else { &FULL }, &only);
+}
+
+fn run(scale: &Scale, only: &[&str]) {
+    let begun = Instant::now();
+    let (core, other) = servers::cores();
+    let upstream = Server::role("the upstream itself, in all", &["upstream"]);
+    upstream.pin(other);
+    servers::pin(Pid::from_raw(0), other);
+    let to = upstream.address.to_string();
+    let echo = || Server::role("bare echo, one datagram a call", &["echo"]);
+    let batched = || Server::role("bare echo, up to 64 datagrams a call", &["upstream"]);
+    let relay = || Server::role("bare relay, one datagram a call", &["relay", &to]);
+    let candidates: [(&str, &dyn Fn() -> Server); 7] = [
+        ("svcdns", &|| Server::svcdns(upstream.address)),
+        ("dnsmasq", &|| Server::dnsmasq(upstream.address, 150)),
+        ("dnsmasq-10000", &|| Server::dnsmasq(upstream.address, 10_000)),
+        ("unbound", &|| Server::unbound(upstream.address)),
+        ("echo", &echo),
+        ("batched", &batched),
+        ("relay", &relay),
+    ];
+    let wanted = |name: &str| only.is_empty() || only.contains(&name);
+    let started: Vec<_> = candidates.iter().filter(|(name, _)| wanted(name)).map(|(name, start)| (*name, start())).collect();
+    let of =
+        |names: &[&str]| -> Vec<&Server> { started.iter().filter(|(name, _)| names.contains(name)).map(|(_, server)| server).collect() };
+    for (_, server) in &started {
+        load::warm(server.address);
+        server.pin(core);
+    }
+    println!("{}", figures::machine());
+    println!("Every thread of a server on core {core}; the load and the upstream on core {other}. All over loopback, IPv4 and UDP.");
+    println!("{SETTINGS}\n");
+
+    let cached = processor_time(&of(&["svcdns", "dnsmasq-10000", "unbound", "echo", "batched"]), core, Kind::Cached, scale);
+    let title = format!("Answers from the cache ({} names), µs of processor time", questions::HOT_NAMES);
+    print_costs(&title, &cached);
+    ratio("ratio of svcdns to unbound (aim: at most 0.6)", &cached, "svcdns", "unbound", |cost| cost.total().median());
+
+    let uncached = processor_time(&of(&["svcdns", "dnsmasq", "dnsmasq-10000", "unbound", "relay"]), core, Kind::Uncached, scale);
+    print_costs("Answers from the upstream, µs of processor time", &uncached);
+    ratio("ratio of svcdns to dnsmasq (aim: at most 0.8)", &uncached, "svcdns", "dnsmasq", |cost| cost.total().median());
+
+    let forwarders = of(&["svcdns", "dnsmasq", "unbound", "relay"]);
+    let one_by_one = |address| load::one_by_one(address, Kind::Uncached, scale.one_by_one);
+    let title = "Later than the upstream itself, µs: one question at a time";
+    print_latencies(title, &latencies(&forwarders, &upstream, scale, &one_by_one));
+    let at_rate = |address| load::at_rate(address, Kind::Uncached, RATE, scale.at_rate);
+    let title = format!("Later than the upstream itself, µs: {RATE} questions a second");
+    print_latencies(&title, &latencies(&forwarders, &upstream, scale, &at_rate));
+
+    println!("Medians of {} rounds, with the lowest and the highest; in each round every server is asked in turn.", scale.rounds);
+    println!("The whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
+}
+
+/// Cost of an answer of one server in each round, in microseconds of processor time.
+struct Cost {
+    name: String,
+    user: Vec<f64>,
+    system: Vec<f64>,
+    /// Answers per second.
+    rate: Vec<f64>,
+    failed: usize,
+}
+
+impl Cost {
+    fn total(&self) -> Spread {
+        Spread::new(self.user.iter().zip(&self.system).map(|(user, system)| user + system).collect())
+    }
+}
+
+fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -> Vec<Cost> {
+    let new = |server: &&Server| Cost { name: server.name.clone(), user: vec![], system: vec![], rate: vec![], failed: 0 };
+    let mut costs: Vec<Cost> = servers.iter().map(new).collect();
+    for round in 0..=scale.rounds {
+        for (server, cost) in servers.iter().zip(&mut costs) {
+            // The first round only makes ready. Threads may have been started since the last one.
+            server.pin(core);
+            let before = figures::processor_time(server.pid());
+            let seen = load::flood(server.address, kind, if round == 0 { scale.period / 4 } else { scale.period });
+            let after = figures::processor_time(server.pid());
+            assert!(seen.right > 0, "{} gave no right answer: {seen:?}", server.name);
+            if round > 0 {
+                cost.user.push((after[0] - before[0]) / seen.right as f64);
+                cost.system.push((after[1] - before[1]) / seen.right as f64);
+                cost.rate.push(seen.right as f64 / seen.elapsed.as_secs_f64());
+                cost.failed += seen.failed;
+            }
+        }
+    }
+    costs
+}
+
+fn print_costs(title: &str, costs: &[Cost]) {
+    println!("{title:<60}   user  system   total  (low to high)  answers/CPU s  answers/s");
+    for cost in costs {
+        let spread = cost.total();
+        let [low, total, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
+        let [user, system, rate] = [&cost.user, &cost.system, &cost.rate].map(|values| Spread::new(values.clone()).median());
+        print!("{:<60} {user:>6.2} {system:>7.2} {total:>7.2}  ({low:>5.2}-{high:>5.2})  {:>13.0} {rate:>10.0}", cost.name, 1e6 / total);
+        print_failed(cost.failed);
+    }
+}
+
+fn print_failed(failed: usize) {
+    println!("{}", if failed == 0 { String::new() } else { format!("  {failed} without a right answer") });
+}
+
+/// Percentiles of each round, of one server less the upstream.
+struct Added {
+    name: String,
+    p50: Spread,
+    p99: Spread,
+    failed: usize,
+}
+
+/// Asks the upstream and every server in turn; the first row is of the upstream itself.
+fn latencies(servers: &[&Server], upstream: &Server, scale: &Scale, ask: &dyn Fn(SocketAddr) -> Seen) -> Vec<Added> {
+    let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copied()).collect();
+    let mut rounds: Vec<Vec<[f64; 2]>> = vec![Vec::new(); all.len()];
+    let mut failed = vec![0; all.len()];
+    for _ in 0..scale.rounds {
+        for (at, server) in all.iter().enumerate() {
+            let seen = ask(server.address);
+            let times = Spread::of(seen.times);
+            rounds[at].push([0.5, 0.99].map(|share| times.percentile(share) * 1e3));
+            failed[at] += seen.failed;
+        }
+    }
+    let rows = all.iter().enumerate().map(|(at, server)| {
+        let less = |round: usize, share: usize| if at == 0 { 0.0 } else { rounds[0][round][share] };
+        let of =
+            |share: usize| Spread::new(rounds[at].iter().enumerate().map(|(round, times)| times[share] - less(round, share)).collect());
+        Added { name: server.name.clone(), p50: of(0), p99: of(1), failed: failed[at] }
+    });
+    rows.collect()
+}
+
+fn print_latencies(title: &str, rows: &[Added]) {
+    println!("{title:<60}    p50  (low to high)     p99  (low to high)");
+    for added in rows {
+        let [p50, p99] = [&added.p50, &added.p99].map(|spread| {
+            let [low, median, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
+            format!("{median:>7.1}  ({low:>5.1}-{high:>5.1})")
+        });
+        print!("{:<60}{p50} {p99}", added.name);
+        print_failed(added.failed);
+    }
+    for (share, of) in [("p50", (|added| added.p50.median()) as fn(&Added) -> f64), ("p99", |added| added.p99.median())] {
+        ratio_of(&format!("ratio of svcdns to dnsmasq, {share} (aim: at most 1)"), rows, |added| &added.name, "svcdns", "dnsmasq", of);
+    }
+    println!();
+}
+
+fn ratio(title: &str, costs: &[Cost], one: &str, other: &str, of: impl Fn(&Cost) -> f64) {
+    ratio_of(title, costs, |cost| &cost.name, one, other, of);
+    println!();
+}
+
+/// Nothing when one of the two was not measured.
+fn ratio_of<T>(title: &str, rows: &[T], name: impl Fn(&T) -> &str, one: &str, other: &str, of: impl Fn(&T) -> f64) {
+    let find = |wanted: &str| rows.iter().find(|row| name(row).starts_with(wanted)).map(&of);
+    if let (Some(one), Some(other)) = (find(one), find(other)) {
+        println!("{title:<60} {:>22.2}", one / other);
+    }
+}

@@ -1,0 +1,94 @@
+//! What the benchmark runs beside the servers, each in a process of its own: the upstream, and the least that a server does.
+
+use std::collections::HashMap;
+use std::env;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use super::batch::Batch;
+use super::questions;
+use super::support::process::Process;
+use super::support::{eventually, seconds};
+
+/// Datagrams that the upstream moves in one call.
+const BATCH: usize = 64;
+
+/// Starts this program again in a role; it ends with this process.
+pub(crate) fn start(role: &[&str]) -> (Process, SocketAddr) {
+    let mut process = Process::start(Command::new(env::current_exe().unwrap()).arg("--role").args(role));
+    let address = eventually("the role to listen", seconds(20), || {
+        assert!(process.ended().is_none(), "{role:?} ended:\n{}", process.log());
+        process.log().lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
+    });
+    (process, address)
+}
+
+/// Plays a role until it is killed.
+pub(crate) fn play(role: &[String]) {
+    // From the main thread, which lives as long as the process.
+    prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    println!("listening on {}", socket.local_addr().unwrap());
+    match &*role[0] {
+        "upstream" => answer_batches(&socket),
+        "echo" => answer_singly(&socket),
+        "relay" => relay(&socket, role[1].parse().unwrap()),
+        other => panic!("no role {other}"),
+    }
+}
+
+fn answer_batches(socket: &UdpSocket) {
+    let mut batch = Batch::new(BATCH);
+    let mut answers = vec![Vec::new(); BATCH];
+    let mut to = Vec::with_capacity(BATCH);
+    loop {
+        to.clear();
+        for (question, from) in batch.receive(socket, true) {
+            if questions::answer(question, &mut answers[to.len()]).is_some() {
+                to.push(from);
+            }
+        }
+        batch.send(socket, &answers[..to.len()], &to);
+    }
+}
+
+/// One call in and one out for each question.
+fn answer_singly(socket: &UdpSocket) {
+    let (mut buffer, mut answer) = ([0; 1500], Vec::new());
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        if questions::answer(&buffer[..length], &mut answer).is_some() {
+            let _ = socket.send_to(&answer, from);
+        }
+    }
+}
+
+/// Passes questions on under an id of its own, and answers back under theirs: the least that a forwarder does.
+fn relay(socket: &UdpSocket, upstream: SocketAddr) {
+    let out = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    out.connect(upstream).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    out.set_nonblocking(true).unwrap();
+    let (mut waiting, mut next, mut buffer) = (HashMap::new(), 0_u16, [0; 1500]);
+    loop {
+        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(out.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::NONE).unwrap();
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            next = next.wrapping_add(1);
+            waiting.insert(next, (from, [buffer[0], buffer[1]]));
+            buffer[..2].copy_from_slice(&next.to_be_bytes());
+            let _ = out.send(&buffer[..length]);
+        }
+        while let Ok(length) = out.recv(&mut buffer) {
+            if let Some((to, id)) = waiting.remove(&u16::from_be_bytes([buffer[0], buffer[1]])) {
+                buffer[..2].copy_from_slice(&id);
+                let _ = socket.send_to(&buffer[..length], to);
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use std::process::Command;
 use support::files::Files;
 use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree};
 use support::process::Process;
-use support::{eventually, netns, seconds};
+use support::{SOON, eventually, netns};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -34,7 +34,7 @@ fn lines() -> Vec<String> {
 }
 
 fn found_service() {
-    eventually("hello.svc through the C library", seconds(30), || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
+    eventually("hello.svc through the C library", SOON, || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn an_ordinary_file_and_back() {
         // Other wishes: the earlier installation makes room.
         let told = done(&[&install[..], &["--search"]].concat());
         assert!(told.contains("is undone first") && !told.contains("Note: a name without"), "{told}");
-        eventually("a name without its zone", seconds(30), || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
+        eventually("a name without its zone", SOON, || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
 
         assert!(done(&["uninstall", "--dry-run"]).contains("/etc/resolv.conf"));
         assert!(done(&["uninstall"]).contains("/etc/resolv.conf: as it was before"));
@@ -262,7 +262,7 @@ fn what_has_to_be_there_first() {
             "-c",
             "import socket,time\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind(('0.0.0.0',53));print('up',flush=True);time.sleep(999)",
         ]));
-        eventually("port 53 to be taken", seconds(30), || holder.log().contains("up").then_some(()));
+        eventually("port 53 to be taken", SOON, || holder.log().contains("up").then_some(()));
         let told = refused(&["install", "--keep-nameservers", "--registry", &url], 1);
         assert!(told.contains(&format!("(process {})", holder.pid())) && told.contains("127.0.0.1:53"), "{told}");
         drop(holder);

@@ -562,7 +562,7 @@ mod tests {
         let wish = Wish { server: "127.0.0.1:53".parse().unwrap(), ..wish() };
         let text = steps(&root, &machine, &wish);
         assert!(text.contains("+PartOf=svcdns.service") && text.contains("resolvconf -d lo.svcdns"), "{text}");
-        assert!(text.contains(r#"printf 'nameserver 127.0.0.1\\n' | /usr/sbin/resolvconf -a lo.svcdns"#), "{text}");
+        assert!(text.contains(r"printf 'nameserver 127.0.0.1\\n' | /usr/sbin/resolvconf -a lo.svcdns"), "{text}");
     }
 
     #[test]

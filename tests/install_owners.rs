@@ -12,7 +12,7 @@ use std::process::Command;
 use support::files::Files;
 use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, put_among, refused, serve, svcdns, tree, unpacked};
 use support::process::Process;
-use support::{eventually, netns, seconds};
+use support::{SOON, eventually, netns};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -22,7 +22,7 @@ fn registry() -> Files {
 
 fn found_service(when: &str) {
     let what = format!("hello.svc through the C library {when}");
-    eventually(&what, seconds(30), || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
+    eventually(&what, SOON, || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
 }
 
 /// The lines of resolv.conf that count.
@@ -54,7 +54,7 @@ impl Resolved {
                    <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
         fs::write("/run/dbus/conf", bus).unwrap();
         let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/dbus/conf", "--nofork", "--nopidfile"]));
-        eventually("the bus", seconds(30), || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+        eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
         Self { _bus: bus, resolved: Self::run(folder) }
     }
 
@@ -69,7 +69,7 @@ impl Resolved {
         let program = ["lib/systemd/systemd-resolved", "usr/lib/systemd/systemd-resolved"].map(|path| folder.join(path));
         let program = program.iter().find(|path| path.exists()).unwrap();
         let mut process = Process::start(Command::new(program).env("LD_LIBRARY_PATH", paths.join(":")));
-        eventually("systemd-resolved to answer on its bus", seconds(30), || {
+        eventually("systemd-resolved to answer on its bus", SOON, || {
             assert!(process.ended().is_none(), "{}", process.log());
             Command::new("resolvectl").arg("status").output().unwrap().status.success().then_some(())
         });
@@ -135,7 +135,7 @@ fn systemd_resolved_routes_the_zones() {
 
         // With the zones on the search list, too.
         done(&[&install[..], &["--search"]].concat());
-        eventually("a name without its zone", seconds(30), || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
+        eventually("a name without its zone", SOON, || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
         done(&["uninstall"]);
         assert_as_before(&before, "after the second uninstall");
         drop(server);

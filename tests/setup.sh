@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/protobuf/descriptor.proto:libprotobuf-dev"
 test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount
       getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools
-      dnsmasq:dnsmasq-base unbound:unbound"
+      dnsmasq:dnsmasq-base unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux"
 
 case "${1-}" in
 build) wanted=$build ;;

@@ -10,7 +10,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
 use super::arguments::Install;
-use super::installed_server::{Arranged, Wanted, fingerprint, running};
+use super::installed_server::{Arranged, Wanted, running, settings};
 use super::{NOT_REACHED, Place, output, resolve, uninstall};
 use crate::config::{Config, Origin};
 use crate::name::{Name, Zone};
@@ -34,19 +34,16 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         );
     }
     let root = Root::default();
-    let purpose = format!(
-        "search={} keep-nameservers={} lift-immutable={}\n{}",
-        command.search,
-        command.keep_nameservers,
-        command.lift_immutable,
-        fingerprint(&config)
-    );
     let before = Journal::load(&root)?;
     let lock = if command.dry_run { None } else { Some(Lock::take(&root)?) };
     if let Some(journal) = before {
         if command.dry_run {
             output::print("An earlier installation would be undone first; what follows is from the machine as it is now.\n\n")?;
-        } else if journal.complete && journal.purpose == purpose && journal.stands(&root) && prove(&root, place, &config).await.is_ok() {
+        } else if journal.complete
+            && journal.purpose == purpose(&command, &settings(&config))
+            && journal.stands(&root)
+            && prove(&root, place, &config).await.is_ok()
+        {
             output::print("This is installed already, and works: nothing was changed.\n")?;
             return Ok(ExitCode::SUCCESS);
         } else {
@@ -55,13 +52,21 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
             uninstall::undo(&root, &journal)?;
         }
     }
-    let done = install(&root, place, &command, &config, purpose).await;
+    // Read again: a file that an earlier installation wrote may have gone.
+    let config = place.configure(command.file.config.as_deref(), command.flags.0.clone())?;
+    let done = install(&root, place, &command, &config).await;
     if let Some(lock) = lock
         && !matches!(done, Ok(code) if code == ExitCode::SUCCESS)
     {
         lock.leave(&root);
     }
     done
+}
+
+/// What an installation is for: one for the same finds nothing to do.
+fn purpose(command: &Install, settings: &str) -> String {
+    let Install { search, keep_nameservers, lift_immutable, .. } = command;
+    format!("search={search} keep-nameservers={keep_nameservers} lift-immutable={lift_immutable}\n{settings}")
 }
 
 /// Ends the command where it does not run as root.
@@ -73,7 +78,7 @@ pub(super) fn need_root(command: &str) -> anyhow::Result<()> {
     bail!("`svcdns {command}` changes files of the machine, so it has to run as root: sudo svcdns {}", system::command_line(&line))
 }
 
-async fn install(root: &Root, place: &Place, command: &Install, config: &Config, purpose: String) -> anyhow::Result<ExitCode> {
+async fn install(root: &Root, place: &Place, command: &Install, config: &Config) -> anyhow::Result<ExitCode> {
     let machine = system::detect(root, &Seen::now());
     let way = Way::of(&machine);
     let wanted = Wanted {
@@ -107,7 +112,7 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config,
         return Ok(ExitCode::SUCCESS);
     }
     let servers = arranged.steps.len();
-    let mut journal = Journal::new(purpose, arranged.steps.into_iter().chain(plan.steps).collect());
+    let mut journal = Journal::new(purpose(command, &arranged.settings), arranged.steps.into_iter().chain(plan.steps).collect());
     journal.save(root)?;
     let done = follow(root, place, config, &journal, servers, way, &wish).await;
     if let Err(error) = done {
@@ -136,7 +141,7 @@ async fn follow(
 ) -> anyhow::Result<()> {
     journal.apply(root, 0..servers)?;
     wait_for_server(config, wish).await?;
-    if way.takes_all() && !wish.keep_others {
+    if way.takes_all(wish.keep_others) {
         forwards(wish).await?;
     }
     journal.apply(root, servers..journal.steps.len())?;

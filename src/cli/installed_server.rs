@@ -25,6 +25,8 @@ pub(super) struct Arranged {
     pub(super) address: SocketAddr,
     /// What has to be done for it to run; nothing where it does.
     pub(super) steps: Vec<Step>,
+    /// Its settings: an installation that finds the same ones has nothing to do.
+    pub(super) settings: String,
     /// What a person should know.
     pub(super) notes: Vec<String>,
     /// The command that somebody has to run and supervise first, where neither a server runs nor systemd.
@@ -64,7 +66,7 @@ impl Wanted<'_> {
             }
             if let (Some(address), true) = (usable, differences.is_empty()) {
                 let notes = vec![format!("The server that runs (process {}) has these settings, and is left alone.", status.pid)];
-                return Ok(Arranged { address, steps: Vec::new(), notes, to_start: None });
+                return Ok(Arranged { address, steps: Vec::new(), settings: settings(self.config), notes, to_start: None });
             }
             if !(self.systemd && main_process() == Some(status.pid)) {
                 bail!(
@@ -75,19 +77,18 @@ impl Wanted<'_> {
             }
             held = &status.listen;
         }
-        let (address, listen, mut notes) = self.address(held)?;
+        let (address, listen, notes) = self.address(held)?;
         let flags = match listen {
             Some(listen) => self.flags.clone().with("listen", listen.to_string()),
             None => self.flags.clone(),
         };
         if !self.systemd {
             let to_start = Some(serve_command(self.file, &flags));
-            return Ok(Arranged { address, steps: Vec::new(), notes, to_start });
+            return Ok(Arranged { address, steps: Vec::new(), settings: settings(self.config), notes, to_start });
         }
         let config = self.place.configure(self.file, flags)?;
-        let (steps, said) = self.unit(&config)?;
-        notes.extend(said);
-        Ok(Arranged { address, steps, notes, to_start: None })
+        let steps = self.unit(&config)?;
+        Ok(Arranged { address, steps, settings: settings(&config), notes, to_start: None })
     }
 
     /// Where the server answers, and the address to listen on that nobody has named. `held` is what our own server holds.
@@ -125,7 +126,7 @@ impl Wanted<'_> {
     }
 
     /// The steps that make systemd run the server with this configuration.
-    fn unit(&self, config: &Config) -> anyhow::Result<(Vec<Step>, Vec<String>)> {
+    fn unit(&self, config: &Config) -> anyhow::Result<Vec<Step>> {
         let program = std::env::current_exe().context("cannot find the path of this program")?;
         let program = program.canonicalize().unwrap_or(program);
         if let Some(folder) = hidden(&program) {
@@ -167,7 +168,7 @@ impl Wanted<'_> {
             None
         };
         steps.extend(system::enabled_unit(self.root, SERVER_UNIT, &system::server_unit(&program, named.as_deref()))?);
-        Ok((steps, Vec::new()))
+        Ok(steps)
     }
 
     fn named_file(&self) -> PathBuf {
@@ -237,7 +238,7 @@ fn value<'a>(config: &'a Config, key: &str) -> &'a str {
 }
 
 /// A configuration file that says what was said, defaults apart.
-fn settings(config: &Config) -> String {
+pub(super) fn settings(config: &Config) -> String {
     use std::fmt::Write;
     let mut text = String::from("# Written by `svcdns install` from its flags, variables and file.\n");
     let mut section = "";
@@ -250,11 +251,6 @@ fn settings(config: &Config) -> String {
         let _ = writeln!(text, "{} = {}", key.name, effective.value);
     }
     text
-}
-
-/// What was written where, as one text: an installation with the same is the same.
-pub(super) fn fingerprint(config: &Config) -> String {
-    settings(config)
 }
 
 /// The command that a person has to run and supervise.
@@ -290,10 +286,10 @@ mod tests {
 
     #[test]
     fn the_settings_are_written_as_they_were_said() {
-        let flags = Flags::default().with("registry", "etcd://10.0.0.1:2379").with("etcd.username", "u").with("ttl", "9s");
+        let flags = Flags::default().with("registry", "etcd://10.0.0.1:2379").with("etcd.tls", "true").with("ttl", "9s");
         let config = Config::load(None, [], &flags.with("state-dir", "/x")).unwrap();
         let text = settings(&config);
-        assert!(text.ends_with("registry = [\"etcd://10.0.0.1:2379\"]\nttl = \"9s\"\n\n[etcd]\nusername = \"u\"\n"), "{text}");
+        assert!(text.ends_with("registry = [\"etcd://10.0.0.1:2379\"]\nttl = \"9s\"\n\n[etcd]\ntls = true\n"), "{text}");
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("c"), &text).unwrap();
         let read = Config::load(Some(&folder.path().join("c")), [], &Flags::default()).unwrap();

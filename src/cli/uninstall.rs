@@ -19,12 +19,18 @@ pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     install::need_root("uninstall")?;
-    if Journal::load(&root)?.is_none() {
+    if !root.has(FOLDER) {
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);
     }
     let lock = Lock::take(&root)?;
-    let Some(journal) = Journal::load(&root)? else { return Ok(ExitCode::SUCCESS) };
+    let Some(journal) = Journal::load(&root)? else {
+        // An installation that was cut off before its journal stood leaves at most half of that.
+        Journal::forget(&root)?;
+        lock.leave(&root);
+        output::print(NOTHING)?;
+        return Ok(ExitCode::SUCCESS);
+    };
     undo(&root, &journal)?;
     lock.leave(&root);
     output::print("Done: svcdns is no longer part of this machine's name resolution.\n")?;

@@ -451,3 +451,139 @@ fn difference(file: &FileStep) -> String {
 pub fn command_line(line: &[String]) -> String {
     written(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::detect::{File, NetworkManager, Resolvconf, Resolved};
+    use super::*;
+
+    /// A machine of this owner, on an empty root with the programs that are needed.
+    fn machine(owner: Owner) -> (tempfile::TempDir, Root, Machine) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path());
+        for path in ["/etc", "/var/lib/svcdns", "/usr/sbin"] {
+            fs::create_dir_all(root.path(path)).unwrap();
+        }
+        for program in ["ip", "resolvectl", "resolvconf"] {
+            fs::write(root.path(Path::new("/usr/sbin").join(program)), "").unwrap();
+        }
+        let resolved = Resolved { version: Some(258), dnssec: Some("no".to_owned()), reach: Reach::Stub };
+        let machine = Machine {
+            owner,
+            file: File { target: RESOLV_CONF.into(), is_link: false, kind: Kind::Missing, mounted: false, immutable: false },
+            resolved: (owner == Owner::Resolved).then_some(resolved),
+            network_manager: None,
+            resolvconf: None,
+            dhcp_client: None,
+            networkd: false,
+            systemd: true,
+            container: None,
+            hosts: vec!["files".to_owned(), "dns".to_owned()],
+        };
+        (folder, root, machine)
+    }
+
+    fn wish() -> Wish {
+        let zones = vec!["svc".to_owned(), "corp.test".to_owned()];
+        Wish { zones, server: "127.0.0.1:5300".parse().unwrap(), search: false, keep_others: false, lift_immutable: false }
+    }
+
+    fn steps(root: &Root, machine: &Machine, wish: &Wish) -> String {
+        let plan = plan(root, machine, Way::of(machine), wish).unwrap();
+        plan.steps.iter().map(told).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_delegate_where_there_are_some_and_nothing_validates() {
+        let (_folder, root, mut machine) = machine(Owner::Resolved);
+        let text = steps(&root, &machine, &wish());
+        for said in [
+            "write /etc/systemd/dns-delegate.d/svcdns.dns-delegate",
+            "+[Delegate]",
+            "+DNS=127.0.0.1:5300",
+            "+Domains=~svc ~corp.test",
+            "systemctl reload-or-restart systemd-resolved.service",
+        ] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        assert!(steps(&root, &machine, &Wish { search: true, ..wish() }).contains("+Domains=svc corp.test"));
+        // Where it validates, or may, a link that does not is needed.
+        for dnssec in [Some("yes"), Some("allow-downgrade"), None] {
+            machine.resolved.as_mut().unwrap().dnssec = dnssec.map(str::to_owned);
+            assert_eq!(Way::of(&machine), Way::Link);
+        }
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_with_systemd_resolved() {
+        let (_folder, root, mut machine) = machine(Owner::Resolved);
+        machine.resolved.as_mut().unwrap().version = Some(252);
+        machine.networkd = true;
+        machine.network_manager = Some(NetworkManager { running: true, dns: "systemd-resolved".to_owned(), rc_manager: "auto".to_owned() });
+        let text = steps(&root, &machine, &wish());
+        for said in [
+            "write /etc/systemd/network/00-svcdns.network",
+            "+Unmanaged=yes",
+            "+unmanaged-devices+=interface-name:svcdns0;interface-name:svcdns1",
+            "write /etc/systemd/system/svcdns-resolver.service",
+            "+PartOf=systemd-resolved.service",
+            "+ExecStart=/usr/sbin/resolvectl dnssec svcdns0 no",
+            "+ExecStart=/usr/sbin/resolvectl domain svcdns0 ~svc ~corp.test",
+            "+ExecStart=/usr/sbin/resolvectl dns svcdns0 127.0.0.1:5300",
+            "systemctl enable svcdns-resolver.service",
+        ] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        assert!(!Way::Link.needs_port_53(&machine));
+        machine.resolved.as_mut().unwrap().version = Some(245);
+        assert!(Way::Link.needs_port_53(&machine));
+        let on_53 = Wish { server: "127.0.0.1:53".parse().unwrap(), ..wish() };
+        assert!(steps(&root, &machine, &on_53).contains("resolvectl dns svcdns0 127.0.0.1\n"));
+        machine.resolved.as_mut().unwrap().version = Some(237);
+        assert!(plan(&root, &machine, Way::of(&machine), &wish()).unwrap_err().to_string().contains("systemd-resolved 237"));
+    }
+
+    #[test]
+    fn a_drop_in_for_networkmanagers_dnsmasq() {
+        let (_folder, root, mut machine) = machine(Owner::NetworkManager);
+        machine.network_manager = Some(NetworkManager { running: true, dns: "dnsmasq".to_owned(), rc_manager: "auto".to_owned() });
+        let text = steps(&root, &machine, &wish());
+        for said in ["+server=/svc/127.0.0.1#5300", "+server=/corp.test/127.0.0.1#5300", "nmcli general reload dns-full"] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        assert!(!Way::of(&machine).takes_all(false) && !Way::of(&machine).needs_port_53(&machine));
+    }
+
+    #[test]
+    fn a_record_that_comes_and_goes_with_the_server() {
+        let (_folder, root, machine) = machine(Owner::Resolvconf(Resolvconf::Debian));
+        let wish = Wish { server: "127.0.0.1:53".parse().unwrap(), ..wish() };
+        let text = steps(&root, &machine, &wish);
+        assert!(text.contains("+PartOf=svcdns.service") && text.contains("resolvconf -d lo.svcdns"), "{text}");
+        assert!(text.contains(r"printf 'nameserver 127.0.0.1\\n' | /usr/sbin/resolvconf -a lo.svcdns"), "{text}");
+    }
+
+    #[test]
+    fn the_servers_unit_is_enabled_and_forgotten_again() {
+        let (_folder, root, _) = machine(Owner::Nobody);
+        let steps = enabled_unit(&root, unit::SERVER, "[Unit]\n").unwrap();
+        let Some(Step::Command(last)) = steps.last() else { panic!("{steps:?}") };
+        assert_eq!(last.undo, [line(["systemctl", "disable", "--now", "svcdns.service"])]);
+        let Some(Step::Command(first)) = steps.first() else { panic!("{steps:?}") };
+        assert_eq!((first.run.len(), &first.undo), (0, &vec![line(["systemctl", "daemon-reload"])]));
+        assert!(steps.contains(&Step::Folder("/etc/systemd/system".into())));
+    }
+
+    #[test]
+    fn a_dhcp_client_and_missing_programs_are_told() {
+        let (_folder, root, mut machine) = machine(Owner::Nobody);
+        machine.dhcp_client = Some("dhclient");
+        let plan_of = |machine: &Machine| plan(&root, machine, Way::of(machine), &wish());
+        assert!(plan_of(&machine).unwrap().notes.join("\n").contains("dhclient writes /etc/resolv.conf anew"));
+        fs::remove_file(root.path("/usr/sbin/resolvconf")).unwrap();
+        machine.owner = Owner::Resolvconf(Resolvconf::Openresolv);
+        assert!(plan_of(&machine).unwrap_err().to_string().contains("`resolvconf` is needed"));
+    }
+}

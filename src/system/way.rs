@@ -55,11 +55,13 @@ impl Way {
         }
     }
 
-    /// Whether all names come to us, those outside the zones included.
-    pub fn takes_all(self) -> bool {
+    /// Whether all names come to us and nobody else is asked, for those outside the zones included. `resolvconf` writes one
+    /// line where that is a loopback address, whatever else it knows.
+    pub fn takes_all(self, keeps_others: bool) -> bool {
         match self {
             Self::Delegate | Self::Link | Self::Dnsmasq => false,
-            Self::NetworkManager | Self::Resolvconf | Self::Plain | Self::InPlace => true,
+            Self::Resolvconf => true,
+            Self::NetworkManager | Self::Plain | Self::InPlace => !keeps_others,
         }
     }
 

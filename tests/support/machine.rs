@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use super::netns::{self, run};
 use super::process::Process;
-use super::{eventually, seconds, skip, svcdns};
+use super::{SOON, eventually, skip, svcdns};
 
 /// A server that all names but those of the zone would come from: nobody is there.
 pub(crate) const NOBODY: &str = "10.9.0.77";
@@ -76,7 +76,7 @@ pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
 /// A server in root's own state directory, as a service manager would start it.
 pub(crate) fn serve(flags: &[&str]) -> Process {
     let mut process = Process::start(svcdns::command().args(["serve", "--admin-listen", "off"]).args(flags));
-    eventually("the server's socket", seconds(30), || {
+    eventually("the server's socket", SOON, || {
         assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
         svcdns::command().arg("status").output().unwrap().status.success().then_some(())
     });

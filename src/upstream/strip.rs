@@ -29,6 +29,7 @@ pub(super) struct Opt<'a> {
 pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     let question = question_end(message).ok_or(Malformed)?;
     let mut found: Option<Record> = None;
+    let mut behind = Vec::new();
     for record in records(message, question) {
         let record = record?;
         if record.is_opt() {
@@ -36,6 +37,8 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
             if misplaced || found.replace(record).is_some() {
                 return Err(Malformed);
             }
+        } else if found.is_some() {
+            behind.push(record);
         }
     }
     let Some(opt) = found else { return Ok(Stripped { octets: message.to_vec(), opt: None, question }) };
@@ -45,22 +48,20 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     octets.extend_from_slice(&message[opt.end..]);
     let additional = u16_at(message, 10).unwrap_or_default().saturating_sub(1);
     octets[10..12].copy_from_slice(&additional.to_be_bytes());
-    if opt.end < message.len() {
-        move_pointers(&mut octets, question, &opt);
-    }
+    move_pointers(&mut octets, &behind, &opt);
     let says = Opt { upper_rcode: opt.ttl.to_be_bytes()[0], options: opt.data(message) };
     Ok(Stripped { octets, opt: Some(says), question })
 }
 
-/// Lets the pointers in records that stood behind OPT follow what they point to.
-fn move_pointers(octets: &mut [u8], question: usize, opt: &Record) {
-    let behind: Vec<Record> = records(octets, question).map_while(Result::ok).filter(|record| record.start >= opt.start).collect();
+/// Lets the pointers in records that stood `behind` OPT follow what they point to.
+fn move_pointers(octets: &mut [u8], behind: &[Record], opt: &Record) {
+    let gone = opt.end - opt.start;
     for record in behind {
-        move_pointer(octets, record.start, opt);
+        move_pointer(octets, record.start - gone, opt);
         let (skipped, names) = names(record.rtype);
-        let mut at = record.fixed + 10 + skipped;
+        let mut at = record.fixed - gone + 10 + skipped;
         for _ in 0..names {
-            if at >= record.end {
+            if at >= record.end - gone {
                 break;
             }
             at = move_pointer(octets, at, opt);

@@ -47,16 +47,16 @@ impl Inbox {
     }
 }
 
-/// Folders with their device and inode.
-type Folders = BTreeMap<PathBuf, (u64, u64)>;
+/// Files and folders with their device and inode.
+type Places = BTreeMap<PathBuf, (u64, u64)>;
 
-/// Watches on the folders that the files lie in, links followed.
+/// Watches on the files and the folders that they lie in, links followed.
 #[derive(Debug)]
 pub(super) struct Watches {
     sources: Sources,
     inbox: Inbox,
-    /// The watcher, and the folders it watches with their device and inode: a folder made anew needs a new watch.
-    current: Option<(RecommendedWatcher, Folders)>,
+    /// The watcher, and what it watches with device and inode: what is made anew needs a new watch.
+    current: Option<(RecommendedWatcher, Places)>,
     /// Whether it was told that there are none to be had.
     complained: bool,
 }
@@ -70,26 +70,26 @@ impl Watches {
     /// Watches what is to be watched now.
     pub(super) fn renew(&mut self) {
         let mut wanted = HashSet::new();
-        let mut folders = Folders::new();
+        let mut places = Places::new();
         for place in self.sources.places() {
             for path in links(place) {
-                // A folder is watched itself, and for its files; a file by its folder: it may be replaced.
-                let is_folder = path.is_dir();
-                for folder in [path.parent(), Some(&*path).filter(|_| is_folder)].into_iter().flatten() {
-                    if let Ok(data) = fs::metadata(folder) {
-                        folders.insert(folder.to_owned(), (data.dev(), data.ino()));
+                // A file by its folder, for it may be replaced, and by itself: where it is a mount, as in a container, what is
+                // written to it is no news of the folder.
+                for watched in [path.parent(), Some(&*path)].into_iter().flatten() {
+                    if let Ok(data) = fs::metadata(watched) {
+                        places.insert(watched.to_owned(), (data.dev(), data.ino()));
                     }
                 }
                 wanted.insert(path);
             }
         }
         *self.inbox.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
-        if self.current.as_ref().is_some_and(|(_, watched)| *watched == folders) {
+        if self.current.as_ref().is_some_and(|(_, watched)| *watched == places) {
             return;
         }
         // The old one ends when the new one is there.
-        match watch(&self.inbox, folders.keys().map(PathBuf::as_path)) {
-            Ok(watcher) => self.current = Some((watcher, folders)),
+        match watch(&self.inbox, places.keys().map(PathBuf::as_path)) {
+            Ok(watcher) => self.current = Some((watcher, places)),
             Err(error) => {
                 self.current = None;
                 if !self.complained {
@@ -101,11 +101,11 @@ impl Watches {
     }
 }
 
-fn watch<'a>(inbox: &Inbox, folders: impl Iterator<Item = &'a Path>) -> notify::Result<RecommendedWatcher> {
+fn watch<'a>(inbox: &Inbox, places: impl Iterator<Item = &'a Path>) -> notify::Result<RecommendedWatcher> {
     let inbox = inbox.clone();
     let mut watcher = notify::recommended_watcher(move |event| inbox.hear(event))?;
-    for folder in folders {
-        match watcher.watch(folder, RecursiveMode::NonRecursive) {
+    for place in places {
+        match watcher.watch(place, RecursiveMode::NonRecursive) {
             // Gone since it was looked at: the next look finds out.
             Err(notify::Error { kind: notify::ErrorKind::PathNotFound, .. }) => {}
             other => other?,

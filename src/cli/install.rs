@@ -34,8 +34,9 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         );
     }
     let root = Root::default();
-    let before = Journal::load(&root)?;
     let lock = if command.dry_run { None } else { Some(Lock::take(&root)?) };
+    // Under the lock: what another install has just done would be overlooked, and its journal overwritten.
+    let before = Journal::load(&root)?;
     if let Some(journal) = before {
         if command.dry_run {
             output::print("An earlier installation would be undone first; what follows is from the machine as it is now.\n\n")?;

@@ -129,14 +129,18 @@ impl Iterator for Records<'_> {
 /// lead backwards only, so that every chain of them ends (RFC 1035 section 4.1.4).
 ///
 /// # Errors
-/// When the name leaves the message, a pointer does not lead back, or it is longer than 255 octets.
+/// When the name leaves the message, a pointer does not lead back, there are too many of them, or it is longer than 255 octets.
 pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
     each_label(message, at, |label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
 }
 
+/// Pointers of one name, at most: a label before each, and a name has no more labels. A message full of pointers that lead
+/// from one to the next would else be walked from end to end for each of its records.
+const MOST_POINTERS: usize = 127;
+
 /// Gives every label of the name that begins at `at`, its length in front, the root label included.
 fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(&[u8])) -> Result<(), Malformed> {
-    let (mut before, mut octets) = (at, 0);
+    let (mut before, mut octets, mut pointers) = (at, 0, 0);
     loop {
         let length = *message.get(at).ok_or(Malformed)?;
         match length {
@@ -154,7 +158,8 @@ fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(&[u8])) -> Res
             }
             0xC0.. => {
                 let target = usize::from(u16_at(message, at).ok_or(Malformed)? & 0x3FFF);
-                if target >= before || target < HEADER {
+                pointers += 1;
+                if target >= before || target < HEADER || pointers > MOST_POINTERS {
                     return Err(Malformed);
                 }
                 (before, at) = (target, target);
@@ -212,6 +217,21 @@ mod tests {
             let record = [&[0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0][..], name, &[0, 1, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
             assert!(records(&record, HEADER).any(|record| record.is_err()), "{name:x?}");
         }
+    }
+
+    #[test]
+    fn chains_of_pointers_are_short() {
+        let chain = |pointers: u16| {
+            let mut message = [0; HEADER + 1].to_vec();
+            for at in 0..pointers {
+                let target = if at == 0 { 12 } else { 13 + 2 * (at - 1) };
+                message.extend_from_slice(&(0xC000 | target).to_be_bytes());
+            }
+            let mut out = Vec::new();
+            expand_name(&message, message.len() - 2, &mut out).map(|()| out)
+        };
+        assert_eq!(chain(127), Ok(vec![0]));
+        assert_eq!(chain(128), Err(Malformed));
     }
 
     proptest! {

@@ -459,7 +459,8 @@ async fn one_connection_carries_many_questions() {
     let sockets = Arc::new(Sockets::default());
     server.behave(Behaviour::default().delayed(Duration::from_millis(200)));
     let outgoing = outgoing();
-    let many: Vec<_> = (0..50)
+    // More than go out in one write, and all of them before the connection stands.
+    let many: Vec<_> = (0..600)
         .map(|_| {
             let (sockets, upstream, outgoing) = (Arc::clone(&sockets), Arc::clone(&upstream), outgoing.clone());
             tokio::spawn(async move { sockets.ask(&[upstream], &outgoing, Instant::now() + seconds(30)).await })

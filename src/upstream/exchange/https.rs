@@ -52,6 +52,8 @@ impl Default for Https {
 #[derive(Debug)]
 struct Held {
     sender: SendRequest<Full<Bytes>>,
+    /// When it was made: tells it from others.
+    made: Instant,
     used: Instant,
 }
 
@@ -79,12 +81,12 @@ async fn ask(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, Miss>
     let sent = Instant::now();
     upstream.health.asked(sent);
     let body = Bytes::copy_from_slice(&packet.octets);
-    let (mut sender, fresh) = sender(upstream).await?;
+    let (mut sender, made) = sender(upstream).await?;
     let response = match sender.send_request(request(upstream, body.clone())?).await {
         Ok(response) => response,
-        // Its end and our question met.
-        Err(_) if !fresh => {
-            *upstream.https.held.lock().await = None;
+        // Its end and our question met. Other questions that met it, too, may have made the next one already.
+        Err(_) if made < sent => {
+            upstream.https.held.lock().await.take_if(|held| held.made == made);
             let (mut sender, _) = self::sender(upstream).await?;
             sender.send_request(request(upstream, body)?).await.map_err(|error| broken(&error))?
         }
@@ -128,20 +130,21 @@ fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Mis
     request.body(Full::new(body)).map_err(|error| Miss::Unreachable(format!("no request can be made for it: {error}")))
 }
 
-/// The way into the connection in force, and whether it was made just now.
-async fn sender(upstream: &Arc<Upstream>) -> Result<(SendRequest<Full<Bytes>>, bool), Miss> {
+/// The way into the connection in force, and when that was made.
+async fn sender(upstream: &Arc<Upstream>) -> Result<(SendRequest<Full<Bytes>>, Instant), Miss> {
     // Held while connecting: others wait for the same connection.
     let mut held = upstream.https.held.lock().await;
     if let Some(held) = held.as_mut().filter(|held| !held.sender.is_closed() && held.used.elapsed() < IDLE) {
         held.used = Instant::now();
-        return Ok((held.sender.clone(), false));
+        return Ok((held.sender.clone(), held.made));
     }
     *held = None;
     let late = || format!("no connection within {} s", CONNECT.as_secs());
     let connected = timeout(CONNECT, connect(upstream)).await.unwrap_or_else(|_| Err(late()));
     let sender = connected.map_err(Miss::Unreachable)?;
-    *held = Some(Held { sender: sender.clone(), used: Instant::now() });
-    Ok((sender, true))
+    let made = Instant::now();
+    *held = Some(Held { sender: sender.clone(), made, used: made });
+    Ok((sender, made))
 }
 
 async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String> {

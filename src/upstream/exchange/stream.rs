@@ -17,11 +17,11 @@ use super::{Miss, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER;
 
-/// Questions under way on one connection.
+/// Questions under way on one connection, those that wait for its handshake included.
 const MOST: usize = 4096;
 
-/// Questions that wait to be written.
-const QUEUE: usize = 256;
+/// Questions that go out in one write.
+const WRITTEN: usize = 256;
 
 /// How long it may take until a connection can be written to, handshakes included.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
@@ -63,9 +63,10 @@ pub(super) async fn exchange(upstream: &Arc<Upstream>, packet: &Packet) -> Resul
             let id = entries.free_id(now).ok_or(Miss::Busy)?;
             let packet = packet.with_id(id);
             connection.queue.try_send(packet.framed()).map_err(|_| Miss::Busy)?;
+            // Before its answer can be taken: else it would be owed for ever.
+            upstream.health.asked(now);
             entries.insert(id, packet, now)
         };
-        upstream.health.asked(now);
         drop(connection);
         match reply.await.unwrap_or_else(|_| Reply::Unreachable("the connection was closed".to_owned())) {
             // Its end and our question met: connections that served are closed by either side at any time.
@@ -82,7 +83,7 @@ impl Link {
         if let Some(connection) = current.as_ref().filter(|connection| !connection.pending.is_closed()) {
             return Arc::clone(connection);
         }
-        let (queue, queued) = mpsc::channel(QUEUE);
+        let (queue, queued) = mpsc::channel(MOST);
         let connection = Arc::new(Connection { pending: Pending::new(MOST), queue, proven: AtomicBool::new(false) });
         *current = Some(Arc::clone(&connection));
         upstream.connector.runtime.spawn(live(Arc::clone(&connection), Arc::clone(upstream), queued));
@@ -160,12 +161,12 @@ async fn carry<S: AsyncRead + AsyncWrite>(
     }
 }
 
-/// Writes what is queued, all that is there at once.
+/// Writes what is queued, much of it at once.
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut queued: mpsc::Receiver<Vec<u8>>) -> io::Error {
     let mut frames = Vec::new();
     loop {
         frames.clear();
-        if queued.recv_many(&mut frames, QUEUE).await == 0 {
+        if queued.recv_many(&mut frames, WRITTEN).await == 0 {
             return io::ErrorKind::NotConnected.into();
         }
         let written = async {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming as Body};
@@ -12,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
@@ -185,6 +187,55 @@ async fn https_is_spoken_on_one_connection() {
         let host = format!("{certificate}:{}", address.port());
         assert!(seen.hosts.lock().unwrap().iter().all(|seen| *seen == host));
     }
+}
+
+/// Answers one question on its first connection, leaves the `most` that come then unanswered, and breaks it; serves well on
+/// every other.
+async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>) {
+    accept(acceptor, move |stream, seen| async move {
+        let first = seen.handshakes.lock().unwrap().len() == 1;
+        let (asked, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let told = Arc::clone(&enough);
+        let service = service_fn(move |request: Request<Body>| {
+            let (asked, told) = (Arc::clone(&asked), Arc::clone(&told));
+            async move {
+                let octets = request.into_body().collect().await.unwrap().to_bytes();
+                let before = asked.fetch_add(1, Ordering::SeqCst);
+                if first && before >= 1 {
+                    if before >= most {
+                        told.notify_one();
+                    }
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, Infallible>(well(&octets))
+            }
+        });
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            _ = serving => {}
+            () = enough.notified() => {}
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn https_that_breaks_is_connected_to_once_for_all() {
+    let authority = Authority::new();
+    let (address, seen) = over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
+    let upstream = authority.upstream(https(address, Some("dns.example")));
+    let sockets = Arc::new(Sockets::default());
+    assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());
+    let many: Vec<_> = (0..20)
+        .map(|_| {
+            let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
+            tokio::spawn(async move { sockets.ask(&[upstream], &outgoing(), long()).await })
+        })
+        .collect();
+    for one in many {
+        assert_right(&one.await.unwrap().unwrap());
+    }
+    assert_eq!(seen.handshakes.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]

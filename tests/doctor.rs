@@ -6,13 +6,13 @@ mod support;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use support::files::Files;
 use support::process::Process;
+use support::resolved::{self, Resolved};
 use support::svcdns::{self, Svcdns};
 use support::{SOON, eventually, machine, netns};
 
@@ -304,47 +304,15 @@ fn nscd_runs() {
     });
 }
 
-/// Starts dbus-daemon and the systemd-resolved of this tree with these settings; all that a machine of its own needs.
-fn resolved(tree: &Path, settings: &str) -> (Process, Process) {
-    let _ = fs::remove_dir_all("/run/systemd");
-    fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
-    fs::create_dir_all("/run/dbus").unwrap();
-    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}")).unwrap();
-    let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
-               <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-               <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
-    fs::write("/run/bus.conf", bus).unwrap();
-    let _ = fs::remove_file("/run/dbus/system_bus_socket");
-    let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/bus.conf", "--nofork", "--nopidfile"]));
-    eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
-    let libraries = machine::libraries(tree).join("systemd");
-    let program = ["lib/systemd/systemd-resolved", "usr/lib/systemd/systemd-resolved"].map(|path| tree.join(path));
-    let program = program.iter().find(|path| path.exists()).unwrap();
-    let daemon = Process::start(Command::new(program).env("LD_LIBRARY_PATH", libraries));
-    eventually("systemd-resolved to answer on the bus", SOON, || {
-        Command::new("resolvectl").arg("dnssec").output().ok().filter(|output| output.status.success())
-    });
-    (bus, daemon)
-}
-
 #[test]
 fn systemd_resolved_without_a_route_and_with_dnssec() {
     const TEST: &str = "systemd_resolved_without_a_route_and_with_dnssec";
-    let Some(tree) = machine::unpacked(TEST, &["systemd-resolved"]) else { return };
-    if !support::on_path("dbus-daemon") {
-        return support::skip(TEST, "no dbus-daemon");
-    }
+    let Some(packages) = resolved::packages(TEST) else { return };
     on_a_machine(TEST, |server| {
-        // What installing it would add: a user, and the client on the path.
-        for (file, line) in [("/etc/passwd", "systemd-resolve:x:64999:64999::/:/bin/false"), ("/etc/group", "systemd-resolve:x:64999:")] {
-            fs::write(file, fs::read_to_string(file).unwrap() + line + "\n").unwrap();
-        }
-        netns::empty("/usr/local/bin");
-        fs::copy(tree.join("usr/bin/resolvectl"), "/usr/local/bin/resolvectl").unwrap();
         fs::remove_file(CONF).unwrap();
         symlink("../run/systemd/resolve/stub-resolv.conf", CONF).unwrap();
 
-        let running = resolved(&tree, "DNSSEC=no\n");
+        let mut running = Resolved::start(&packages, "DNSSEC=no");
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
         found.expect_typing(
@@ -356,17 +324,15 @@ fn systemd_resolved_without_a_route_and_with_dnssec() {
         found.expect("name servers", "broken", "127.0.0.53 (systemd-resolved)");
         found.expect("port 53", "ok", "127.0.0.53 port 53 is held by systemd-resolve (process");
         found.expect("resolv.conf", "ok", "its owner is systemd-resolved");
-        drop(running);
 
         let routed = format!("DNS={SERVER}\nDomains=~svc\n");
-        let running = resolved(&tree, &format!("{routed}DNSSEC=no\n"));
+        running.restart(&format!("{routed}DNSSEC=no"));
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
         found.expect("systemd-resolved", "ok", "passes questions for svc on to svcdns (Global to 127.0.0.55)");
         found.expect("name servers", "ok", "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns");
-        drop(running);
 
-        let running = resolved(&tree, &format!("{routed}DNSSEC=yes\n"));
+        running.restart(&format!("{routed}DNSSEC=yes"));
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
         let trap = "validates answers (Global: DNSSEC=yes), and svc is a private zone";
@@ -379,10 +345,8 @@ fn systemd_resolved_without_a_route_and_with_dnssec() {
                 netns::run("sh", &["-c", &typed]);
             }
         }
-        drop(running);
-        let running = resolved(&tree, &format!("{routed}DNSSEC=yes\n"));
+        running.restart(&format!("{routed}DNSSEC=yes"));
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
-        drop(running);
     });
 }

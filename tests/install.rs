@@ -13,7 +13,8 @@ use std::process::Command;
 use support::files::Files;
 use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree};
 use support::process::Process;
-use support::{SOON, eventually, netns};
+use support::upstream::{Record, Upstream};
+use support::{SOON, dns, eventually, netns};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -69,6 +70,105 @@ fn an_ordinary_file_and_back() {
         assert_as_before(&before, "after uninstall");
         assert!(done(&["uninstall"]).contains("Nothing is installed"));
         assert!(server.ended().is_none());
+    });
+}
+
+/// Where the machine's own name server is, in the tests in which there is one; and where the next lease's is.
+const UPSTREAM: &str = "127.0.0.9";
+const NEXT_UPSTREAM: &str = "127.0.0.10";
+
+/// A name server on port 53 that knows one name.
+fn name_server(address: &str, name: &str, found: &str) -> Upstream {
+    let upstream = Upstream::start_at(format!("{address}:53").parse().unwrap());
+    upstream.put([Record::soa("example.test", 300, 30), Record::a(name, 300, found)]);
+    upstream
+}
+
+fn found(name: &str, address: &str) {
+    eventually(&format!("{name} through the C library"), SOON, || (looked_up(name) == [address]).then_some(()));
+}
+
+#[test]
+fn the_only_name_server() {
+    on_a_machine("the_only_name_server", || {
+        let upstream = name_server(UPSTREAM, "www.example.test", "192.0.2.80");
+        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n")).unwrap();
+        let before = tree("/etc");
+        let files = registry();
+        let flags = ["--registry", &files.url(), "--upstream", &upstream.flag()];
+        let serving = [&flags[..], &["--listen", "127.0.0.1:53"]].concat();
+        let mut server = serve(&serving);
+        let told = done(&[&["install"], &flags[..]].concat());
+        assert!(told.contains("If the server dies: nothing is resolved until it runs again"), "{told}");
+        assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
+        found_service();
+        found("www.example.test", "192.0.2.80");
+
+        // As it said: nothing goes on without it, and everything with the next one.
+        server.kill();
+        assert_eq!([looked_up("hello.svc"), looked_up("www.example.test")], [[""; 0]; 2]);
+        let server = serve(&serving);
+        found_service();
+        found("www.example.test", "192.0.2.80");
+        assert!(!upstream.names().contains("hello.svc"), "names of the zone are nobody else's to know");
+
+        done(&["uninstall"]);
+        assert_as_before(&before, "after uninstall");
+        drop(server);
+        found("www.example.test", "192.0.2.80");
+    });
+}
+
+#[test]
+fn others_names_come_from_whom_the_machine_asked_before() {
+    on_a_machine("others_names_come_from_whom_the_machine_asked_before", || {
+        let _upstream = name_server(UPSTREAM, "www.example.test", "192.0.2.80");
+        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n")).unwrap();
+        let before = tree("/etc");
+        let files = registry();
+        let (url, install) = (files.url(), ["install", "--registry", &files.url()]);
+        let serving = ["--registry", &url, "--listen", "127.0.0.1:53"];
+        let mut server = serve(&serving);
+        done(&install);
+        assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
+        found_service();
+        found("www.example.test", "192.0.2.80");
+
+        // One that starts now finds its own address in resolv.conf, and nothing in a cache.
+        server.kill();
+        let mut server = serve(&serving);
+        found("www.example.test", "192.0.2.80");
+        found_service();
+
+        // A DHCP client puts a file of its own there: programs ask its server from now on, and so does ours.
+        let next = name_server(NEXT_UPSTREAM, "next.example.test", "192.0.2.81");
+        let lease = format!("nameserver {NEXT_UPSTREAM}\noptions timeout:1 attempts:1\n");
+        fs::write("/etc/resolv.conf.lease", &lease).unwrap();
+        fs::rename("/etc/resolv.conf.lease", RESOLV_CONF).unwrap();
+        let ours = "127.0.0.1:53".parse().unwrap();
+        eventually("the next upstream to be asked", SOON, || {
+            (dns::addresses(ours, "next.example.test") == Ok(vec!["192.0.2.81".parse().unwrap()])).then_some(())
+        });
+        assert_eq!(looked_up("hello.svc"), [""; 0], "nobody asks svcdns any more");
+
+        next.forget();
+        // Installed again, it leads here again.
+        let told = done(&install);
+        assert!(told.contains("is undone first") && told.contains("written it anew since"), "{told}");
+        assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
+        found_service();
+        found("next.example.test", "192.0.2.81");
+        assert!(!next.names().contains("hello.svc"), "names of the zone are nobody else's to know");
+        assert!(server.ended().is_none());
+
+        // What the client wrote is what comes back.
+        done(&["uninstall"]);
+        assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), lease);
+        let (mut was, mut is) = (before, tree("/etc"));
+        was.remove(Path::new(RESOLV_CONF));
+        is.remove(Path::new(RESOLV_CONF));
+        assert_eq!(is, was);
+        assert!(tree("/var/lib").is_empty(), "{:?}", tree("/var/lib"));
     });
 }
 

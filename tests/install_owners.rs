@@ -5,13 +5,13 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::files::Files;
 use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, put_among, refused, serve, svcdns, tree, unpacked};
-use support::process::Process;
+use support::resolved::{self, Resolved};
 use support::{SOON, eventually, netns};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -30,75 +30,14 @@ fn lines() -> Vec<String> {
     fs::read_to_string(RESOLV_CONF).unwrap().lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
 }
 
-/// systemd-resolved of this machine's release, on a bus of its own.
-struct Resolved {
-    _bus: Process,
-    resolved: Process,
-}
-
-/// The user that systemd-resolved becomes.
-const RESOLVE_USER: u32 = 991;
-
-impl Resolved {
-    fn start(folder: &Path) -> Self {
-        put_among(&folder.join("usr/bin"), "/usr/bin");
-        let text = fs::read_to_string("/etc/passwd").unwrap();
-        if !text.contains("systemd-resolve:") {
-            fs::write("/etc/passwd", format!("{text}systemd-resolve:x:{RESOLVE_USER}:{RESOLVE_USER}::/:/usr/sbin/nologin\n")).unwrap();
-            let groups = fs::read_to_string("/etc/group").unwrap();
-            fs::write("/etc/group", format!("{groups}systemd-resolve:x:{RESOLVE_USER}:\n")).unwrap();
-        }
-        fs::create_dir_all("/run/dbus").unwrap();
-        let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
-                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-                   <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
-        fs::write("/run/dbus/conf", bus).unwrap();
-        let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/dbus/conf", "--nofork", "--nopidfile"]));
-        eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
-        Self { _bus: bus, resolved: Self::run(folder) }
-    }
-
-    fn run(folder: &Path) -> Process {
-        // It refuses a folder that is not its own.
-        fs::create_dir_all("/run/systemd/resolve").unwrap();
-        let user = fs::read_to_string("/etc/passwd").unwrap();
-        let user = user.lines().find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok()).unwrap();
-        chown("/run/systemd/resolve", Some(user), Some(user)).unwrap();
-        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/systemd", "usr/lib/systemd"];
-        let paths: Vec<String> = libraries.iter().map(|path| folder.join(path).display().to_string()).collect();
-        let program = ["lib/systemd/systemd-resolved", "usr/lib/systemd/systemd-resolved"].map(|path| folder.join(path));
-        let program = program.iter().find(|path| path.exists()).unwrap();
-        let mut process = Process::start(Command::new(program).env("LD_LIBRARY_PATH", paths.join(":")));
-        eventually("systemd-resolved to answer on its bus", SOON, || {
-            assert!(process.ended().is_none(), "{}", process.log());
-            Command::new("resolvectl").arg("status").output().unwrap().status.success().then_some(())
-        });
-        process
-    }
-
-    fn restart(&mut self, folder: &Path) {
-        self.resolved.terminate();
-        self.resolved = Self::run(folder);
-    }
-}
-
-fn resolved_packages(test: &str) -> Option<PathBuf> {
-    if !support::on_path("dbus-daemon") {
-        support::skip(test, "no dbus-daemon on PATH");
-        return None;
-    }
-    unpacked(test, &["systemd-resolved", "systemd", "libsystemd-shared"])
-}
-
 #[test]
 fn systemd_resolved_routes_the_zones() {
     const TEST: &str = "systemd_resolved_routes_the_zones";
-    let Some(folder) = resolved_packages(TEST) else { return };
+    let Some(folder) = resolved::packages(TEST) else { return };
     on_a_machine(TEST, || {
         // The trap: it validates, and the zone is not signed.
-        fs::create_dir_all("/etc/systemd/resolved.conf.d").unwrap();
-        fs::write("/etc/systemd/resolved.conf.d/strict.conf", format!("[Resolve]\nDNSSEC=yes\nDNS={NOBODY}\n")).unwrap();
-        let mut resolved = Resolved::start(&folder);
+        let settings = format!("DNSSEC=yes\nDNS={NOBODY}");
+        let mut resolved = Resolved::start(&folder, &settings);
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("../run/systemd/resolve/stub-resolv.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");
@@ -121,7 +60,7 @@ fn systemd_resolved_routes_the_zones() {
         assert!(done(&install).contains("installed already"));
 
         // A restart of systemd-resolved forgets; what is told to be done again brings it back.
-        resolved.restart(&folder);
+        resolved.restart(&settings);
         let (_, again) = told.split_once("whatever starts the server\n").unwrap();
         let again: Vec<&str> = again.lines().take_while(|line| line.starts_with('/')).filter(|line| line.contains("resolvectl")).collect();
         assert!(again.len() > 5, "{told}");
@@ -150,9 +89,9 @@ fn assert_as_before_of(before: &std::collections::BTreeMap<PathBuf, String>, whe
 #[test]
 fn a_link_past_systemd_resolved_is_led_to_its_stub() {
     const TEST: &str = "a_link_past_systemd_resolved_is_led_to_its_stub";
-    let Some(folder) = resolved_packages(TEST) else { return };
+    let Some(folder) = resolved::packages(TEST) else { return };
     on_a_machine(TEST, || {
-        let _resolved = Resolved::start(&folder);
+        let _resolved = Resolved::start(&folder, "");
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("/run/systemd/resolve/resolv.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");

@@ -143,7 +143,7 @@ async fn follow(
     journal.apply(root, 0..servers)?;
     wait_for_server(config, wish).await?;
     if way.takes_all(wish.keep_others) {
-        forwards(wish).await?;
+        forwards(place).await?;
     }
     journal.apply(root, servers..journal.steps.len())?;
     prove(root, place, config).await?;
@@ -179,11 +179,10 @@ async fn wait_for_server(config: &Config, wish: &Wish) -> anyhow::Result<()> {
     }
 }
 
-/// The only name server of the machine must answer other names, too. That it cannot reach others just now is no matter.
-async fn forwards(wish: &Wish) -> anyhow::Result<()> {
-    let name = Name::from_text("arpa.").context("a name")?;
-    let answer = resolve::ask(wish.server, &name, RecordType::NS).await?;
-    if answer.metadata.response_code == ResponseCode::Refused {
+/// The only name server of the machine must forward, too. That it reaches nobody just now is no matter.
+async fn forwards(place: &Place) -> anyhow::Result<()> {
+    let status = running(place).await?.context("the server has gone")?;
+    if status.forwarding.is_none() {
         bail!(
             "the server would become this machine's only name server, and refuses names outside its zones: set `upstream`, or keep the others \
              behind it with --keep-nameservers"

@@ -19,9 +19,6 @@ use super::{Root, edit};
 /// Where the journal is, and what belongs to it.
 pub const FOLDER: &str = "/var/lib/svcdns";
 
-/// The resolv.conf that stood there before ours.
-pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
-
 const JOURNAL: &str = "/var/lib/svcdns/install.json";
 
 /// The form of the journal; another one is another version's.

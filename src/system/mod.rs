@@ -25,7 +25,7 @@ pub use command::{Failure, run};
 pub use detect::{Container, File, Kind, Machine, NetworkManager, Owner, Reach, Resolvconf, Resolved, detect};
 pub use doctor::{Finding, Level, Patient, Reply, Running, examine};
 pub use entry::{Entry, FileEntry, Octets};
-pub use journal::{BEFORE, CommandStep, Edited, FOLDER, FileStep, Journal, JournalError, Lock, Step, Undone};
+pub use journal::{CommandStep, Edited, FOLDER, FileStep, Journal, JournalError, Lock, Step, Undone};
 pub use nsswitch::{Asked, Hosts, Service};
 pub use plan::{Obstacle, Plan, Wish, command_line, enabled_unit, own_file, plan, told};
 pub use pointed::Pointed;

@@ -9,10 +9,10 @@ use super::command::{line, written};
 use super::detect::{Container, Kind, Machine, Owner, RESOLV_CONF, Reach};
 use super::edit::{self, Wanted};
 use super::entry::Entry;
-use super::journal::{BEFORE, CommandStep, Edited, FileStep, Step};
+use super::journal::{CommandStep, Edited, FileStep, Step};
 use super::unit::{self, HEADING, HOOK, Hook};
 use super::way::{Way, misses_programs};
-use crate::upstream::{Fault, MOST_OCTETS};
+use crate::upstream::{BEFORE, Fault, MOST_OCTETS};
 
 /// The link that systemd-resolved routes the zones to.
 const LINK: &str = "svcdns0";

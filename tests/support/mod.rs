@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
+pub(crate) mod resolved;
 pub(crate) mod svcdns;
 pub(crate) mod upstream;
 

@@ -1,0 +1,205 @@
+//! The pages of docs/install on dnsmasq and unbound: the real programs, with the very lines that the pages say, find a service.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use support::files::Files;
+use support::process::Process;
+use support::svcdns::Svcdns;
+use support::upstream::{Record, Upstream};
+use support::{SOON, dns, eventually, free_address, netns, on_path, skip};
+
+/// Where the pages have svcdns.
+const PORT_OF_PAGES: &str = "5300";
+
+/// The root's key, which those that validate have.
+const ROOT: &str = "20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D";
+
+/// The names of the instance's address.
+const PTR: [&str; 2] = ["10-9-0-5.hello.svc.", "hello.svc."];
+
+/// What stands behind the program: a registry with one service, svcdns for it, and somebody for all other names.
+struct Behind {
+    _files: Files,
+    svcdns: Svcdns,
+    upstream: Upstream,
+}
+
+impl Behind {
+    fn start() -> Self {
+        let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), "{}")]);
+        let svcdns = Svcdns::serve(&["--registry", &files.url()]);
+        svcdns.wait_for("hello.svc", &[netns::ADDRESS]);
+        let upstream = Upstream::start();
+        let records = ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
+        upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
+        Self { _files: files, svcdns, upstream }
+    }
+
+    /// The blocks of lines in a page that go into a file, in order, for the port of this server.
+    fn lines(&self, page: &str) -> Vec<String> {
+        let path = format!("{}/docs/install/{page}", env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(path).unwrap();
+        // Code of a list's item: three columns of the item's, four of its own.
+        let mut blocks = vec![String::new()];
+        for line in text.lines() {
+            match line.strip_prefix("       ") {
+                Some(line) => blocks.last_mut().unwrap().push_str(&format!("{line}\n")),
+                None if line.is_empty() => blocks.last_mut().unwrap().push('\n'),
+                None => blocks.push(String::new()),
+            }
+        }
+        blocks.retain(|block| !block.trim().is_empty());
+        let port = self.svcdns.address.port().to_string();
+        assert!(blocks.iter().all(|block| block.contains(PORT_OF_PAGES)), "{page}: {blocks:?}");
+        blocks.iter().map(|block| block.replace(PORT_OF_PAGES, &port)).collect()
+    }
+
+    /// Asks a program with those lines for everything that the page promises; at last without svcdns.
+    fn expect_all(self, program: &Program) {
+        let Program { address, process, .. } = program;
+        eventually("hello.svc", SOON, || {
+            (dns::addresses(*address, "hello.svc") == Ok(vec![netns::ADDRESS.parse().unwrap()])).then_some(())
+        });
+        assert_eq!(dns::dig_short(*address, &["hello.svc", "SRV"]), ["0 1 80 10-9-0-5.hello.svc."], "{}", process.log());
+        assert_eq!(dns::dig_short(*address, &["10-9-0-5.hello.svc"]), [netns::ADDRESS]);
+        assert_eq!(dns::code(*address, "nothing.svc", dns::A), "NXDOMAIN");
+        assert_eq!(dns::dig_short(*address, &["-x", netns::ADDRESS]), PTR, "{}", process.log());
+        // Knowing the zone's own name server by now, it still asks where it was told to.
+        assert_eq!(dns::dig_short(*address, &["svc", "NS"]), ["ns.svc."]);
+        assert_eq!(dns::dig_short(*address, &["hello.svc", "TXT"]).len(), 1);
+        assert_eq!(dns::dig_short(*address, &["www.example.test"]), ["192.0.2.80"]);
+        for name in self.upstream.names() {
+            assert!(!name.ends_with("svc") && !name.ends_with("10.in-addr.arpa"), "{name} is nobody else's to know");
+        }
+        self.svcdns.stop();
+        assert_eq!(dns::dig_short(*address, &["other.example.test"]), ["192.0.2.80"], "other names go on");
+    }
+}
+
+/// A running dnsmasq or unbound.
+struct Program {
+    process: Process,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Program {
+    /// With this configuration, and arguments made of the file's path; it answers at this address.
+    fn start(name: &str, address: SocketAddr, configuration: &str, arguments: impl FnOnce(&str) -> Vec<String>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("configuration");
+        fs::write(&file, configuration).unwrap();
+        // A copy: AppArmor, where it is, lets the program at its own place read no configuration of ours.
+        let program = folder.path().join(name);
+        let place = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|folder| folder.join(name)).find(|path| path.is_file());
+        fs::copy(place.unwrap(), &program).unwrap();
+        let mut process = Process::start(Command::new(program).args(arguments(file.to_str().unwrap())));
+        eventually(&format!("{name} to answer"), SOON, || {
+            assert!(process.ended().is_none(), "{}\n{configuration}", process.log());
+            (dns::code(address, "version.bind", dns::A) != "no answer").then_some(())
+        });
+        Self { process, address, _folder: folder }
+    }
+
+    fn dnsmasq(behind: &Behind, lines: &str) -> Self {
+        let address = free_address();
+        let upstream = behind.upstream.address.port();
+        let own = format!(
+            "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\nport={}\nserver=127.0.0.1#{upstream}\n",
+            address.port()
+        );
+        Self::start("dnsmasq", address, &format!("{own}{lines}"), |file| {
+            vec!["--no-daemon".to_owned(), "--pid-file=".to_owned(), format!("--conf-file={file}")]
+        })
+    }
+
+    /// One that validates, and that takes private addresses out of answers.
+    fn unbound(behind: &Behind, lines: &str) -> Self {
+        let address = free_address();
+        let (port, upstream) = (address.port(), behind.upstream.address.port());
+        let own = format!(
+            "server:
+    interface: 127.0.0.1
+    port: {port}
+    do-daemonize: no
+    chroot: \"\"
+    username: \"\"
+    directory: \"/\"
+    pidfile: \"\"
+    use-syslog: no
+    module-config: \"validator iterator\"
+    trust-anchor: \". IN DS {ROOT}\"
+    local-zone: \"test.\" nodefault
+    domain-insecure: \"example.test.\"
+    private-address: 10.0.0.0/8
+remote-control:
+    control-enable: no
+forward-zone:
+    name: \".\"
+    forward-addr: 127.0.0.1@{upstream}
+"
+        );
+        Self::start("unbound", address, &format!("{own}{lines}"), |file| vec!["-d".to_owned(), "-c".to_owned(), file.to_owned()])
+    }
+}
+
+/// Whether a program is there; counts the test as skipped where it is not.
+fn is_there(test: &str, program: &str) -> bool {
+    let there = on_path(program);
+    if !there {
+        skip(test, &format!("no {program} on PATH"));
+    }
+    there
+}
+
+#[test]
+fn dnsmasq_as_its_page_says() {
+    if !is_there("dnsmasq_as_its_page_says", "dnsmasq") {
+        return;
+    }
+    let behind = Behind::start();
+    let lines = behind.lines("dnsmasq.md");
+    assert_eq!(lines.len(), 1);
+    let program = Program::dnsmasq(&behind, &lines[0]);
+    behind.expect_all(&program);
+}
+
+/// `stop-dns-rebind`, and `dnssec`, with what the page says of them.
+#[test]
+fn a_strict_dnsmasq_as_its_page_says() {
+    if !is_there("a_strict_dnsmasq_as_its_page_says", "dnsmasq") {
+        return;
+    }
+    let behind = Behind::start();
+    let page = behind.lines("dnsmasq.md").concat();
+    let strict = format!("{page}stop-dns-rebind\n");
+    let program = Program::dnsmasq(&behind, &strict);
+    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [""; 0], "what the line of the page is for");
+    drop(program);
+    let text = include_str!("../docs/install/dnsmasq.md");
+    let more = text.split('`').find(|code| code.starts_with("rebind-domain-ok=")).unwrap();
+    let root = ROOT.replace(' ', ",");
+    let program = Program::dnsmasq(&behind, &format!("{strict}{more}\ndnssec\ntrust-anchor=.,{root}\n"));
+    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [netns::ADDRESS], "{}", program.process.log());
+    assert_eq!(dns::code(program.address, "nothing.svc", dns::A), "NXDOMAIN");
+    assert_eq!(dns::dig_short(program.address, &["-x", netns::ADDRESS]), PTR);
+}
+
+#[test]
+fn unbound_as_its_page_says() {
+    if !is_there("unbound_as_its_page_says", "unbound") {
+        return;
+    }
+    let behind = Behind::start();
+    let lines = behind.lines("unbound.md");
+    assert_eq!(lines.len(), 2);
+    let program = Program::unbound(&behind, &lines.concat());
+    behind.expect_all(&program);
+}

@@ -146,10 +146,9 @@ impl Wanted<'_> {
                 bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
             }
         }
-        for key in ["etcd.password-file", "etcd.ca-file", "etcd.cert-file", "etcd.key-file"] {
-            let value = value(config, key);
+        for Effective { key, value, .. } in config.effective().iter().filter(|effective| effective.key.name.ends_with("-file")) {
             if let Some(folder) = hidden(Path::new(value.trim_matches('"'))) {
-                bail!("{key} lies in {folder}, which the service does not see: put it into /etc/svcdns");
+                bail!("{} lies in {folder}, which the service does not see: put it into /etc/svcdns", key.path());
             }
         }
         let mut steps = Vec::new();
@@ -230,11 +229,6 @@ fn hidden(path: &Path) -> Option<&'static str> {
 fn origin(config: &Config, key: &str) -> Origin {
     let found = config.effective().iter().find(|effective| effective.key.path() == key);
     found.map_or(Origin::Default, |effective| effective.origin.clone())
-}
-
-fn value<'a>(config: &'a Config, key: &str) -> &'a str {
-    let found = config.effective().iter().find(|effective| effective.key.path() == key);
-    found.map_or("", |effective| effective.value.as_str())
 }
 
 /// A configuration file that says what was said, defaults apart.

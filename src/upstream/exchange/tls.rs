@@ -103,6 +103,10 @@ fn explained(error: &std::io::Error) -> String {
 async fn read(file: &Path) -> std::io::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt;
     let mut pem = Vec::new();
+    // A pipe would be waited for.
+    if !tokio::fs::metadata(file).await?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file"));
+    }
     tokio::fs::File::open(file).await?.take(MOST_OCTETS).read_to_end(&mut pem).await?;
     Ok(pem)
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use nix::errno::Errno;
 use rand::Rng;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -85,10 +86,15 @@ struct Socket {
 impl Sockets {
     /// Asks in one datagram.
     pub(super) async fn over_udp(&self, upstream: &Arc<Upstream>, packet: Packet) -> Result<Reply, Miss> {
-        let socket = self.socket(upstream).map_err(|error| Miss::Unreachable(error.to_string()))?;
+        let socket = self.socket(upstream).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            // Want of ours, not the upstream's fault.
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => Miss::Busy,
+            _ => Miss::Unreachable(error.to_string()),
+        })?;
         let reply = socket.send(packet).await?;
         drop(socket);
-        reply.await.map_err(|_| Miss::Unreachable("the socket was closed".to_owned()))
+        // Closed while it was owed an answer: for want of room among those that linger.
+        reply.await.map_err(|_| Miss::Busy)
     }
 
     /// One of the upstream's sockets by chance, made anew when it has served its time.

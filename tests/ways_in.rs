@@ -50,7 +50,7 @@ impl Behind {
         let mut blocks = vec![String::new()];
         for line in text.lines() {
             match line.strip_prefix("       ") {
-                Some(line) => blocks.last_mut().unwrap().push_str(&format!("{line}\n")),
+                Some(line) => blocks.last_mut().unwrap().extend([line, "\n"]),
                 None if line.is_empty() => blocks.last_mut().unwrap().push('\n'),
                 None => blocks.push(String::new()),
             }

@@ -170,20 +170,20 @@ async fn other_names(status: &Status, machine: &Machine) -> anyhow::Result<Findi
     let Some(&address) = status.listen.first() else { return Ok(Finding::ok(CHECK, "svcdns listens nowhere.")) };
     let asked = machine.file.conf().asked();
     let alone = asked.iter().all(|server| status.listen.contains(&SocketAddr::new(*server, 53)));
+    if status.forwarding.is_none() {
+        let says = "svcdns is the only name server that programs ask, and passes no other names on (`upstream` is off): no name of the \
+                    Internet is found.";
+        let left = "svcdns passes no other names on; they are left to the machine's other name servers.";
+        return Ok(if alone { Finding::broken(CHECK, says).typing("svcdns check") } else { Finding::ok(CHECK, left) });
+    }
     let answer = resolve::ask(address, &Name::from_text(".")?, RecordType::NS).await;
     Ok(match answer.map(|answer| answer.metadata.response_code) {
-        Ok(ResponseCode::Refused) if alone => {
-            let says = "svcdns is the only name server that programs ask, and passes no other names on (`upstream` is off): no name of the \
-                        Internet is found.";
-            Finding::broken(CHECK, says).typing("svcdns check")
-        }
-        Ok(ResponseCode::Refused) => {
-            Finding::ok(CHECK, "svcdns passes no other names on; they are left to the machine's other name servers.")
-        }
         Ok(ResponseCode::NoError | ResponseCode::NXDomain) => Finding::ok(CHECK, "svcdns passes other names on, and they are answered."),
         Ok(code) => {
-            let says =
-                format!("svcdns passes other names on, and they fail ({}): its upstreams cannot be reached.", resolve::mnemonic(code));
+            let says = format!(
+                "svcdns passes other names on, and they fail ({}): its upstreams refuse or are not reached.",
+                resolve::mnemonic(code)
+            );
             broken_if(alone, CHECK, says).typing("svcdns status")
         }
         Err(_) => {

@@ -20,14 +20,15 @@ pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
 /// The file that the C library reads.
 pub(super) const SYSTEM: &str = "/etc/resolv.conf";
 
-/// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv),
-/// which keep one file for each interface.
+/// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv's old
+/// and new folder), which keep one file for each interface.
 const MANAGED: &[Place] = &[
     Place::File("/run/systemd/resolve/resolv.conf"),
     Place::File("/run/NetworkManager/no-stub-resolv.conf"),
     Place::File("/run/NetworkManager/resolv.conf"),
     Place::Folder("/run/resolvconf/interface"),
     Place::Folder("/run/resolvconf/interfaces"),
+    Place::Folder("/run/resolvconf/keys"),
 ];
 
 /// The most name servers that are used: one of the first few answers, or nobody does.

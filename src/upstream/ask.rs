@@ -30,7 +30,8 @@ impl Sockets {
             upstreams.iter().filter(|upstream| !upstream.is_set_aside()).map(|upstream| (upstream.health().rank(now), upstream)).collect();
         // Stable: the order of the configuration decides between equals.
         ranked.sort_by_key(|(rank, _)| *rank);
-        Asking::new(self, outgoing, ranked).run(now, deadline).await
+        let mut asking = Asking::new(self, outgoing, ranked);
+        asking.run(now, deadline).await
     }
 
     /// Asks this one upstream, whatever is known of it.
@@ -39,7 +40,8 @@ impl Sockets {
     /// When it gives no answer whatsoever.
     pub(super) async fn ask_one(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, deadline: Instant) -> Result<Incoming, Failure> {
         let now = Instant::now();
-        Asking::new(self, outgoing, vec![(Rank::Dead, upstream)]).run(now, deadline).await
+        let mut asking = Asking::new(self, outgoing, vec![(Rank::Dead, upstream)]);
+        asking.run(now, deadline).await
     }
 }
 
@@ -69,7 +71,7 @@ impl<'a> Asking<'a> {
         Self { sockets, outgoing, ranked, begun: 0, tries: 0, under_way, done, best: None, worst: Failure::TimedOut }
     }
 
-    async fn run(mut self, began: Instant, deadline: Instant) -> Result<Incoming, Failure> {
+    async fn run(&mut self, began: Instant, deadline: Instant) -> Result<Incoming, Failure> {
         let Some((first, upstream)) = self.ranked.first() else { return Err(Failure::NoUpstream) };
         let mut patience = began + if *first == Rank::Dead { TIME_OUT } else { upstream.health().hedge_after() };
         if *first == Rank::Dead {
@@ -99,10 +101,10 @@ impl<'a> Asking<'a> {
                         return Ok(incoming);
                     }
                     if !self.is_awaited() && !self.begin_next() && self.under_way.is_empty() {
-                        return self.best.ok_or(self.worst);
+                        return self.best.take().ok_or(self.worst);
                     }
                 }
-                None if Instant::now() >= deadline => return self.best.ok_or(Failure::TimedOut),
+                None if Instant::now() >= deadline => return self.best.take().ok_or(Failure::TimedOut),
                 None => {
                     // Half of those that are left, so that many upstreams are no reason to give up on the last.
                     let hedge = patience < began + TIME_OUT;

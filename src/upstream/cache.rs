@@ -39,50 +39,54 @@ const OVERHEAD: usize = size_of::<Entry>() + 16 + 2 * 72 + 16 + 3 * 16;
 
 /// A question as the cache and the questions in flight know it: name in lower case, type, class, DO and CD; RD apart.
 #[derive(Clone, Copy)]
-pub(super) struct Key {
-    octets: [u8; Self::MOST],
-    length: u16,
-}
+pub(super) struct Key<'a>(&'a [u8]);
 
-impl Key {
-    /// A name of 255 octets, type, class, bits, RD.
-    const MOST: usize = 255 + 4 + 2;
+/// Room for a key: a name of 255 octets, type, class, bits, RD.
+pub(super) type Room = [u8; 255 + 4 + 2];
 
-    /// The key of a query; none without a question.
-    pub(super) fn new(query: &Query<'_>) -> Option<Self> {
+/// Room for a key that is yet to be written.
+pub(super) const ROOM: Room = [0; 255 + 4 + 2];
+
+impl<'a> Key<'a> {
+    /// The key of a query, written into `octets`; none without a question.
+    pub(super) fn new(query: &Query<'_>, octets: &'a mut Room) -> Option<Self> {
         let question = query.question.len();
-        let mut octets = [0; Self::MOST];
         octets.get_mut(..question)?.copy_from_slice(query.question);
         // Type and class stay as they are; length octets are below 'A'.
         octets.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
         *octets.get_mut(question)? = bit(query.edns.is_some_and(|edns| edns.dnssec_ok), 1) | bit(query.flags & flags::CD != 0, 2);
         *octets.get_mut(question + 1)? = bit(query.flags & flags::RD != 0, 1);
-        Some(Self { octets, length: u16::try_from(question + 2).ok()? })
+        Some(Self(&octets[..question + 2]))
     }
 
     /// Name, type and class.
-    pub(super) fn question(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length) - 2]
+    pub(super) fn question(self) -> &'a [u8] {
+        &self.0[..self.0.len() - 2]
     }
 
     /// What entries are found by.
-    fn of_entry(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length) - 1]
+    fn of_entry(self) -> &'a [u8] {
+        &self.0[..self.0.len() - 1]
     }
 
     /// What questions in flight are found by.
-    pub(super) fn of_flight(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length)]
+    pub(super) fn of_flight(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The key of a question in flight, from what it is found by.
+    pub(super) fn from_flight(octets: &'a [u8]) -> Self {
+        Self(octets)
     }
 
     /// Whether recursion is desired.
-    fn recursive(&self) -> bool {
-        self.octets[usize::from(self.length) - 1] != 0
+    fn recursive(self) -> bool {
+        self.0.last().is_some_and(|rd| *rd != 0)
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.of_flight().escape_ascii())
     }
@@ -206,7 +210,7 @@ impl Cache {
     }
 
     /// What is known of a question.
-    pub(super) fn find(&self, key: &Key, now: Instant) -> Found {
+    pub(super) fn find(&self, key: Key<'_>, now: Instant) -> Found {
         let Some(entry) = self.entries.as_ref().and_then(|entries| entries.get(key.of_entry())) else { return Found::Nothing };
         let age = entry.age(now);
         if age < entry.life {
@@ -222,7 +226,7 @@ impl Cache {
     }
 
     /// Takes what a question has come to, and keeps it where that is worth anything.
-    pub(super) fn take(&self, key: &Key, stored: Stored, asked: bool, generation: u64, now: Instant) -> Arc<Entry> {
+    pub(super) fn take(&self, key: Key<'_>, stored: Stored, asked: bool, generation: u64, now: Instant) -> Arc<Entry> {
         let before = self.entries.as_ref().and_then(|entries| entries.peek(key.of_entry()));
         let (life, failures) = match stored.kind() {
             Kind::Positive(ttl) => (ttl.min(MOST_POSITIVE), 0),
@@ -305,9 +309,10 @@ mod tests {
             let name = n.to_be_bytes().map(|octet| octet | 0x80);
             let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x04", &name[..], b"\0\0\x01\0\x01"].concat();
             let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
-            let key = Key::new(&query).unwrap();
+            let mut room = ROOM;
+            let key = Key::new(&query, &mut room).unwrap();
             let stored = Stored::failure(key.question(), ExtendedError { code: rcode::SERVFAIL, text: "" });
-            cache.take(&key, stored, true, 0, now);
+            cache.take(key, stored, true, 0, now);
         }
         let entries = cache.entries.as_ref().unwrap();
         let places = entries.memory_used();

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::addresses::addresses;
 use super::cache::Key;
 use super::counters::Counters;
-use super::exchange::{Failure, Outgoing, Sockets};
+use super::exchange::{Failure, Outgoing, Sockets, Upstream};
 use super::follow::{self, InForce};
 use super::hosts::{Lookup, LookupFailed};
 use super::message::without_records;
@@ -23,6 +23,9 @@ use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype
 
 /// How long addresses hold of which only those of one family could be had.
 const HALF: Duration = Duration::from_secs(30);
+
+const NO_NAME: Unanswered =
+    Unanswered { error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be asked for elsewhere" }, asked: false };
 
 /// Answers questions about other names. One for the whole server.
 #[derive(Debug)]
@@ -185,7 +188,8 @@ impl Lane {
         match Query::parse(&request) {
             Parsed::Silent => None,
             Parsed::Query(query) => Some(resolver.resolve(&self.way, &request, &query, transport).await),
-            Parsed::Bad { query, .. } => Some(resolver.pass(&self.way, &request, &query, transport).await),
+            // Rare, so that its room is taken only then.
+            Parsed::Bad { query, .. } => Some(Box::pin(resolver.pass(&self.way, &request, &query, transport)).await),
         }
     }
 }
@@ -212,20 +216,23 @@ impl Way {
     fn new(shared: &Arc<Shared>) -> Self {
         Self { shared: Arc::clone(shared), sockets: Sockets::default() }
     }
+
+    /// Who is to be asked. Apart from the asking, so that no name takes room in what waits for the answer.
+    fn upstreams(&self, key: Key<'_>) -> Result<Arc<[Arc<Upstream>]>, Unanswered> {
+        let (name, _) = Name::from_wire(key.question()).map_err(|_| NO_NAME)?;
+        match self.shared.in_force.route(&name) {
+            Route::Ask(upstreams) => Ok(upstreams),
+            Route::Nobody(error) => Err(Unanswered { error, asked: false }),
+            Route::Here(_) => Err(NO_NAME),
+        }
+    }
 }
 
 impl Exchange for Way {
-    async fn ask(&self, key: &Key, message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
-        let Shared { settings, in_force, rebinding, .. } = &*self.shared;
-        let unasked = |error| Unanswered { error, asked: false };
-        let no_name = unasked(ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be asked for elsewhere" });
-        let name = Name::from_wire(key.question()).map_err(|_| no_name)?.0;
-        let upstreams = match in_force.route(&name) {
-            Route::Ask(upstreams) => upstreams,
-            Route::Nobody(error) => return Err(unasked(error)),
-            Route::Here(_) => return Err(no_name),
-        };
-        let outgoing = Outgoing::new(message, settings.random_case).ok_or(no_name)?;
+    async fn ask(&self, key: Key<'_>, message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
+        let Shared { settings, rebinding, .. } = &*self.shared;
+        let upstreams = self.upstreams(key)?;
+        let outgoing = Outgoing::new(message, settings.random_case).ok_or(NO_NAME)?;
         let incoming = self.sockets.ask(&upstreams, &outgoing, deadline).await.map_err(|failure| {
             let (code, text) = match failure {
                 Failure::NoUpstream => (ExtendedError::NO_REACHABLE_AUTHORITY, "there is no upstream to ask"),
@@ -236,9 +243,55 @@ impl Exchange for Way {
             Unanswered { error: ExtendedError { code, text }, asked: failure != Failure::NoUpstream }
         })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
-        if rebinding.as_ref().is_some_and(|guard| guard.offends(&name, &incoming.message)) {
+        if let (Some(guard), Ok((name, _))) = (rebinding, Name::from_wire(key.question()))
+            && guard.offends(&name, &incoming.message)
+        {
             return Ok(without_records(key.question(), WITHHELD));
         }
         Ok(incoming.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Servers;
+    use super::super::cache::ROOM;
+    use super::super::exchange::Connector;
+    use super::*;
+    use crate::name::Zones;
+
+    /// glibc has memory at hand, for a thread, in pieces of up to this many octets.
+    const AT_HAND: usize = 1032;
+
+    #[tokio::test]
+    async fn what_waits_for_an_answer_is_small() {
+        let settings = Settings {
+            servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
+            domains: Vec::new(),
+            own: Vec::new(),
+            zones: Zones::new(&["svc".to_owned()]).unwrap(),
+            ca_file: None,
+            random_case: false,
+            rebinding: None,
+            cache_octets: 0,
+            stale: Duration::ZERO,
+            other_opcodes: false,
+        };
+        let forwarder = Forwarder::start(settings, &TaskTracker::new(), &CancellationToken::new());
+        let lane = forwarder.lane();
+        let request = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        let deadline = Instant::now();
+        let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+        let mut room = ROOM;
+        let key = Key::new(&query, &mut room).unwrap();
+        let upstream = Upstream::new("127.0.0.1".parse().unwrap(), Connector::new(tokio::runtime::Handle::current(), None));
+        let outgoing = Outgoing::new(request.clone(), false).unwrap();
+        let sizes = [
+            // With room for what the server's own task has besides.
+            size_of_val(&lane.resolve(request.clone(), Transport::Udp)) + 400,
+            size_of_val(&lane.way.ask(key, request.clone(), deadline)),
+            size_of_val(&lane.way.sockets.attempt(&upstream, &outgoing)),
+        ];
+        assert!(sizes.iter().all(|size| *size <= AT_HAND), "{sizes:?}");
     }
 }

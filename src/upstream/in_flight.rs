@@ -16,7 +16,7 @@ const MOST: u64 = 4096;
 /// What is being asked now. Shared by all threads.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    flights: Mutex<HashMap<Box<[u8]>, Arc<Flight>, RandomState>>,
+    flights: Mutex<HashMap<Arc<[u8]>, Arc<Flight>, RandomState>>,
     places: Gauge,
 }
 
@@ -44,14 +44,14 @@ pub(super) enum Joined {
 #[derive(Debug)]
 pub(super) struct Asking {
     all: Arc<InFlight>,
-    key: Box<Key>,
+    key: Arc<[u8]>,
     flight: Arc<Flight>,
 }
 
 impl Asking {
     /// The question.
-    pub(super) fn key(&self) -> &Key {
-        &self.key
+    pub(super) fn key(&self) -> Key<'_> {
+        Key::from_flight(&self.key)
     }
 
     /// For others, and for its own client, to wait on.
@@ -68,7 +68,7 @@ impl Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.all.lock().remove(self.key.of_flight());
+        self.all.lock().remove(&self.key);
         let _ = self.flight.0.set(None);
     }
 }
@@ -91,12 +91,13 @@ impl InFlight {
     }
 
     /// Takes part in a question.
-    pub(super) fn join(self: &Arc<Self>, key: &Key) -> Joined {
+    pub(super) fn join(self: &Arc<Self>, key: Key<'_>) -> Joined {
         match self.lock().entry(key.of_flight().into()) {
             hash_map::Entry::Occupied(flight) => Joined::Other(Arc::clone(flight.get())),
             hash_map::Entry::Vacant(free) => {
+                let key = Arc::clone(free.key());
                 let flight = Arc::clone(free.insert(Arc::default()));
-                Joined::First(Asking { all: Arc::clone(self), key: Box::new(*key), flight })
+                Joined::First(Asking { all: Arc::clone(self), key, flight })
             }
         }
     }
@@ -107,28 +108,29 @@ impl InFlight {
     }
 
     /// No code that can panic runs under the lock, and the table is whole between any two of its calls.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Arc<Flight>, RandomState>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<[u8]>, Arc<Flight>, RandomState>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cache::ROOM;
     use super::*;
     use crate::wire::{Parsed, Query};
 
-    fn key(name: &[u8]) -> Key {
+    fn join(all: &Arc<InFlight>, name: &[u8]) -> Joined {
         let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0", name, b"\0\x01\0\x01"].concat();
         let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
-        Key::new(&query).unwrap()
+        all.join(Key::new(&query, &mut ROOM.clone()).unwrap())
     }
 
     #[tokio::test]
     async fn one_asks_and_whoever_gives_up_leaves_nobody_waiting() {
         let all = Arc::new(InFlight::default());
-        let Joined::First(asking) = all.join(&key(b"\x01a\0")) else { panic!("nobody asks yet") };
-        let Joined::Other(flight) = all.join(&key(b"\x01A\0")) else { panic!("case makes no difference") };
-        assert!(matches!(all.join(&key(b"\x01b\0")), Joined::First(_)));
+        let Joined::First(asking) = join(&all, b"\x01a\0") else { panic!("nobody asks yet") };
+        let Joined::Other(flight) = join(&all, b"\x01A\0") else { panic!("case makes no difference") };
+        assert!(matches!(join(&all, b"\x01b\0"), Joined::First(_)));
         let waiting = tokio::spawn(async move { flight.outcome().await.is_none() });
         let asker = tokio::spawn(async move {
             let _asking = asking;
@@ -137,7 +139,7 @@ mod tests {
         assert!(asker.await.is_err());
         assert!(waiting.await.unwrap());
         assert!(all.lock().is_empty());
-        assert!(matches!(all.join(&key(b"\x01a\0")), Joined::First(_)));
+        assert!(matches!(join(&all, b"\x01a\0"), Joined::First(_)));
     }
 
     #[test]

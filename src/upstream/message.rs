@@ -110,7 +110,8 @@ impl Stored {
         }
         let options_end = octets.len();
         octets.extend(places.iter().flat_map(|at| at.to_be_bytes()));
-        Ok(Self { options: place(end), places: place(options_end), octets: octets.into(), rcode, kind })
+        // A copy of the right length: what is kept for long is not to be cut from what was for a moment.
+        Ok(Self { options: place(end), places: place(options_end), octets: octets.as_slice().into(), rcode, kind })
     }
 
     /// A failure of which there is no message: SERVFAIL and why. `question` is name, type and class.
@@ -128,6 +129,11 @@ impl Stored {
     /// What it says.
     pub(super) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether the upstream said that records are missing.
+    pub(super) fn is_truncated(&self) -> bool {
+        u16_at(&self.octets, 2).unwrap_or_default() & flags::TC != 0
     }
 
     /// The message, without OPT.

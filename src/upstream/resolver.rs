@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout_at;
 
-use super::cache::{Cache, Entry, Found, Key};
+use super::cache::{Cache, Entry, Found, Key, ROOM};
 use super::counters::Counters;
 use super::in_flight::{Asking, InFlight, Joined, Place};
 use super::message::{Age, Stored, cut_to, is_plain, limit, outgoing, outgoing_plain};
@@ -19,6 +19,8 @@ const CLIENT_TIMER: Duration = Duration::from_millis(1800);
 
 const OVERLOADED: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "too many questions are waiting" };
 const MALFORMED: ExtendedError = ExtendedError { code: ExtendedError::NETWORK_ERROR, text: "the upstream's answer is malformed" };
+const TRUNCATED: ExtendedError =
+    ExtendedError { code: ExtendedError::NETWORK_ERROR, text: "the upstream truncates its answer and gives no whole one over TCP" };
 const TOO_LATE: ExtendedError = ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "no upstream answered in time" };
 const GIVEN_UP: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "asking failed here; see the server's log" };
 
@@ -26,7 +28,7 @@ const GIVEN_UP: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text
 pub(super) trait Exchange: Send + Sync + 'static {
     /// Asks; `message` has id 0 and a question about `key`'s name. The answer is a response to that question, its id any.
     /// Ends by `deadline`.
-    fn ask(&self, key: &Key, message: Vec<u8>, deadline: Instant) -> impl Future<Output = Result<Vec<u8>, Unanswered>> + Send;
+    fn ask(&self, key: Key<'_>, message: Vec<u8>, deadline: Instant) -> impl Future<Output = Result<Vec<u8>, Unanswered>> + Send;
 }
 
 /// Why there is no answer.
@@ -47,6 +49,14 @@ pub(super) enum AtOnce {
     Waiting,
     /// Nothing.
     Unknown,
+}
+
+/// What can be done about a plain query.
+enum Begun {
+    /// Give this.
+    Known(Arc<Entry>, Age),
+    /// Ask or wait, in this place; should nothing better come in time, there is what is past its end.
+    Joined(Joined, Place, Option<Arc<Entry>>),
 }
 
 /// What all lanes share.
@@ -82,8 +92,9 @@ impl Resolver {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> AtOnce {
-        let Some(key) = Key::new(query).filter(|_| is_plain(query)) else { return AtOnce::Unknown };
-        match self.cache.find(&key, now) {
+        let mut room = ROOM;
+        let Some(key) = Key::new(query, &mut room).filter(|_| is_plain(query)) else { return AtOnce::Unknown };
+        match self.cache.find(key, now) {
             Found::Fresh { entry, age, prolong } => {
                 self.counters.hits.increment();
                 entry.stored.write(query, transport, age, out);
@@ -106,15 +117,13 @@ impl Resolver {
     fn prolong<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
         // An answer to somebody who did not want recursion is not kept: it prolongs nothing.
         let query = Query { flags: query.flags | flags::RD, ..*query };
-        let (Some(key), Ok(runtime)) = (Key::new(&query), tokio::runtime::Handle::try_current()) else { return };
+        let mut room = ROOM;
+        let (Some(key), Ok(runtime)) = (Key::new(&query, &mut room), tokio::runtime::Handle::try_current()) else { return };
         let Some(place) = self.in_flight.place() else { return };
-        if let Joined::First(asking) = self.in_flight.join(&key) {
+        if let Joined::First(asking) = self.in_flight.join(key) {
             self.counters.prefetches.increment();
-            let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, outgoing_plain(&query), now() + BUDGET);
-            runtime.spawn(async move {
-                let _place = place;
-                asked.await;
-            });
+            let asked = Arc::clone(self).ask_for_all(Arc::clone(exchange), asking, place, outgoing_plain(&query), now() + BUDGET);
+            runtime.spawn(asked);
         }
     }
 
@@ -126,13 +135,16 @@ impl Resolver {
         query: &Query<'_>,
         transport: Transport,
     ) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
         let found = if is_plain(query) {
             self.find(exchange, query, transport == Transport::Udp).await
         } else {
-            self.ask_alone(exchange, request, query).await
+            // Rare, so that its room is taken only then.
+            Box::pin(self.ask_alone(exchange, request, query)).await
         };
+        let mut out = Vec::with_capacity(512);
         match found {
+            // Some clients do not look at TC over TCP: they would take what is missing for what does not exist.
+            Ok((entry, _)) if transport == Transport::Tcp && entry.stored.is_truncated() => put_failure(query, TRUNCATED, &mut out),
             Ok((entry, age)) => entry.stored.write(query, transport, age, &mut out),
             Err(error) => put_failure(query, error, &mut out),
         }
@@ -165,11 +177,12 @@ impl Resolver {
         query: &Query<'_>,
         limit: usize,
     ) -> Result<Vec<u8>, ExtendedError> {
-        let key = Key::new(query).ok_or(MALFORMED)?;
+        let mut room = ROOM;
+        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
         let _place = self.place()?;
         let mut message = request.to_vec();
         message[..2].fill(0);
-        let mut answer = exchange.ask(&key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
+        let mut answer = exchange.ask(key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
         cut_to(limit, &mut answer).map_err(|_| MALFORMED)?;
         answer[..2].copy_from_slice(&query.id.to_be_bytes());
         Ok(answer)
@@ -186,47 +199,31 @@ impl Resolver {
         stays: bool,
     ) -> Result<(Arc<Entry>, Age), ExtendedError> {
         let began = now();
-        let key = Key::new(query).ok_or(MALFORMED)?;
-        // It may have come since the caller looked.
-        let stale = match self.cache.find(&key, began) {
-            Found::Fresh { entry, age, .. } => {
-                self.counters.hits.increment();
-                return Ok((entry, age));
-            }
-            Found::Stale(entry) => Some(entry),
-            Found::Nothing => None,
-        };
-        let give_stale = |entry| {
-            self.counters.stale.increment();
-            Ok((entry, Age::Stale))
-        };
-        if let Some(entry) = stale.as_ref().filter(|entry| entry.is_put_off(began)) {
-            return give_stale(Arc::clone(entry));
-        }
-        let place = match (self.place(), stale.as_ref()) {
-            (Err(_), Some(entry)) => return give_stale(Arc::clone(entry)),
-            (place, _) => place?,
+        let (joined, place, stale) = match self.begin(query, began)? {
+            Begun::Known(entry, age) => return Ok((entry, age)),
+            Begun::Joined(joined, place, stale) => (joined, place, stale),
         };
         let deadline = began + BUDGET;
-        let flight = match self.in_flight.join(&key) {
+        let flight = match joined {
             Joined::First(asking) => {
                 self.counters.misses.increment();
-                let flight = asking.flight();
-                let asked = Arc::clone(self).ask(Arc::clone(exchange), asking, outgoing_plain(query), deadline);
                 if stays && stale.is_none() {
-                    return Ok((asked.await, Age::Fresh));
-                }
-                // A task of its own: others wait for it, too, when this client is gone or has something else.
-                tokio::spawn(async move {
                     let _place = place;
-                    asked.await
-                });
+                    return Ok((self.ask(&**exchange, asking, outgoing_plain(query), deadline).await, Age::Fresh));
+                }
+                let flight = asking.flight();
+                // A task of its own: others wait for it, too, when this client is gone or has something else.
+                tokio::spawn(Arc::clone(self).ask_for_all(Arc::clone(exchange), asking, place, outgoing_plain(query), deadline));
                 flight
             }
             Joined::Other(flight) => {
                 self.counters.merged.increment();
                 flight
             }
+        };
+        let give_stale = |entry| {
+            self.counters.stale.increment();
+            Ok((entry, Age::Stale))
         };
         let patience = if stale.is_some() { began + CLIENT_TIMER } else { deadline };
         let outcome = timeout_at(patience.into(), flight.outcome()).await;
@@ -245,6 +242,30 @@ impl Resolver {
         }
     }
 
+    /// What can be done about a plain query without waiting. Apart from the waiting, so that the key takes no room in it.
+    fn begin(&self, query: &Query<'_>, now: Instant) -> Result<Begun, ExtendedError> {
+        let mut room = ROOM;
+        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
+        // It may have come since the caller looked.
+        let stale = match self.cache.find(key, now) {
+            Found::Fresh { entry, age, .. } => {
+                self.counters.hits.increment();
+                return Ok(Begun::Known(entry, age));
+            }
+            Found::Stale(entry) => Some(entry),
+            Found::Nothing => None,
+        };
+        let place = if stale.as_ref().is_some_and(|entry| entry.is_put_off(now)) { Err(OVERLOADED) } else { self.place() };
+        match (place, stale) {
+            (Ok(place), stale) => Ok(Begun::Joined(self.in_flight.join(key), place, stale)),
+            (Err(_), Some(entry)) => {
+                self.counters.stale.increment();
+                Ok(Begun::Known(entry, Age::Stale))
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
     /// What a query comes to whose answer is for its client alone.
     async fn ask_alone<E: Exchange>(
         self: &Arc<Self>,
@@ -252,20 +273,22 @@ impl Resolver {
         request: &[u8],
         query: &Query<'_>,
     ) -> Result<(Arc<Entry>, Age), ExtendedError> {
-        let key = Key::new(query).ok_or(MALFORMED)?;
+        let mut room = ROOM;
+        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
         let _place = self.place()?;
         self.counters.misses.increment();
         let message = outgoing(request, query).map_err(|_| MALFORMED)?;
-        let answer = exchange.ask(&key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
+        let answer = exchange.ask(key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
         let stored = Stored::new(&answer, false).map_err(|_| MALFORMED)?;
         Ok((Entry::loose(stored, now()), Age::Fresh))
     }
 
     /// Asks, keeps what it came to, and tells everybody who waits.
-    async fn ask<E: Exchange>(self: Arc<Self>, exchange: Arc<E>, asking: Asking, message: Vec<u8>, deadline: Instant) -> Arc<Entry> {
+    async fn ask<E: Exchange>(&self, exchange: &E, asking: Asking, message: Vec<u8>, deadline: Instant) -> Arc<Entry> {
         let generation = self.cache.generation();
         let key = asking.key();
-        let answer = exchange.ask(key, message, deadline).await;
+        // Two pieces of memory, each of a size that the allocator has at hand: glibc keeps none above 1,032 octets.
+        let answer = Box::pin(exchange.ask(key, message, deadline)).await;
         let answer = answer.and_then(|answer| Stored::new(&answer, true).map_err(|_| Unanswered { error: MALFORMED, asked: true }));
         let (stored, asked) = match answer {
             Ok(stored) => (stored, true),
@@ -274,6 +297,19 @@ impl Resolver {
         let entry = self.cache.take(key, stored, asked, generation, now());
         asking.tell(Arc::clone(&entry));
         entry
+    }
+
+    /// The same whatever becomes of whoever began it.
+    async fn ask_for_all<E: Exchange>(
+        self: Arc<Self>,
+        exchange: Arc<E>,
+        asking: Asking,
+        place: Place,
+        message: Vec<u8>,
+        deadline: Instant,
+    ) {
+        let _place = place;
+        self.ask(&*exchange, asking, message, deadline).await;
     }
 
     fn place(&self) -> Result<Place, ExtendedError> {

@@ -189,10 +189,11 @@ impl Sockets {
     async fn by_protocol(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
         match &upstream.target.protocol {
             Protocol::Plain => self.plain(upstream, outgoing, edns).await,
-            Protocol::Tcp => over_stream(upstream, outgoing, edns, false).await,
-            Protocol::Tls { .. } => over_stream(upstream, outgoing, edns, true).await,
+            // All but datagrams take their room only when they are needed.
+            Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
+            Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
             Protocol::Https { .. } => {
-                let message = https::exchange(upstream, outgoing.dress(edns, false, true)).await?;
+                let message = Box::pin(https::exchange(upstream, outgoing.dress(edns, false, true))).await?;
                 outgoing.read(message).ok_or_else(|| Miss::Bad("its answer is malformed".into()))
             }
         }
@@ -201,7 +202,7 @@ impl Sockets {
     /// Over UDP, and over TCP when the answer is truncated, or is none that a forger could not have sent.
     async fn plain(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
         if outgoing.message().len() > UDP_MAX {
-            return over_stream(upstream, outgoing, edns, false).await;
+            return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case() && upstream.other_cases.load(Ordering::Relaxed) < OTHER_CASES;
         let mut other_case = false;
@@ -215,7 +216,7 @@ impl Sockets {
                     if !answer.is_truncated() {
                         return Ok(answer);
                     }
-                    let whole = tokio::time::timeout(WHOLE, over_stream(upstream, outgoing, edns, false)).await;
+                    let whole = Box::pin(tokio::time::timeout(WHOLE, over_stream(upstream, outgoing, edns, false))).await;
                     let why = match whole {
                         Ok(Ok(whole)) => return Ok(whole),
                         Ok(Err(miss)) => miss.to_string(),
@@ -230,7 +231,7 @@ impl Sockets {
             Reply::Doubtful => {}
             Reply::Unreachable(why) => return Err(Miss::Unreachable(why)),
         }
-        let answer = over_stream(upstream, outgoing, edns, false).await;
+        let answer = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
         if other_case && answer.is_err() {
             upstream.other_cases.fetch_add(1, Ordering::Relaxed);
             return Err(Miss::Bad("it answers in other letters than the question's, and not over TCP".into()));

@@ -22,6 +22,8 @@ enum Does {
     Denies(u32),
     /// Answers SERVFAIL.
     Fails,
+    /// Says that there is more, and never says it.
+    Truncates,
     /// Says nothing until the deadline.
     Nothing,
     Panics,
@@ -35,7 +37,7 @@ struct Upstream {
 }
 
 impl Exchange for Upstream {
-    async fn ask(&self, _: &Key, mut message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
+    async fn ask(&self, _: Key<'_>, mut message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
         self.asked.lock().unwrap().push(message.clone());
         let does = {
             let mut next = self.next.lock().unwrap();
@@ -58,6 +60,7 @@ impl Exchange for Upstream {
                 say(rcode::NXDOMAIN, 9, &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat());
             }
             Does::Fails => say(rcode::SERVFAIL, 7, b""),
+            Does::Truncates => say(flags::TC, 7, b""),
             Does::Nothing => {
                 sleep_until(deadline.into()).await;
                 return Err(SILENT);
@@ -239,14 +242,28 @@ async fn whoever_asks_first_may_leave() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_over_tcp_is_not_told_to_do_so() {
+    let fixture = fixture(&[Does::Truncates], STALE);
+    assert_eq!(fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
+    let with_option = question("a", flags::RD, false, b"\0\x08\0\0");
+    assert_eq!(fixture.ask(&with_option, Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
+    // Over UDP that is of use: such a client asks again over TCP.
+    let truncated = Answer { rcode: 0, ttls: Vec::new(), authoritative: true, error: None };
+    assert_eq!(fixture.answer(&plain("a")).await, truncated);
+    assert_eq!(fixture.asked(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_leaves_nobody_waiting() {
     let fixture = fixture(&[Does::Panics, Does::Answers(60, 0)], Duration::ZERO);
     let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
-    let Joined::First(asking) = fixture.resolver.in_flight.join(&Key::new(&query).unwrap()) else { panic!("nobody asks yet") };
+    let Joined::First(asking) = fixture.resolver.in_flight.join(Key::new(&query, &mut ROOM.clone()).unwrap()) else {
+        panic!("nobody asks yet")
+    };
     let waiting = fixture.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(10)).await;
     let (resolver, upstream) = (Arc::clone(&fixture.resolver), Arc::clone(&fixture.upstream));
-    let asker = tokio::spawn(async move { resolver.ask(upstream, asking, outgoing_plain(&query), now() + BUDGET).await });
+    let asker = tokio::spawn(async move { resolver.ask(&*upstream, asking, outgoing_plain(&query), now() + BUDGET).await });
     assert!(asker.await.is_err());
     assert_eq!(waiting.await.unwrap(), failure(ExtendedError::OTHER));
     assert_eq!(fixture.answer(&plain("a")).await.ttls, [60]);
@@ -390,20 +407,16 @@ fn the_cache_keeps_within_its_octets() {
             message[6..8].copy_from_slice(&[0, 1]);
             message[10..12].fill(0);
             message.truncate(question_end(&message).unwrap());
-            let key = Query::parse(&plain(&format!("n{n}"))).key();
+            let mut room = ROOM;
+            let request = plain(&format!("n{n}"));
+            let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+            let key = Key::new(&query, &mut room).unwrap();
             message.extend(b"\xC0\x0C\0\x01\0\x01\0\0\0\x3C");
             message.extend(u16::try_from(size).unwrap().to_be_bytes());
             message.extend(vec![0; size]);
-            cache.take(&key, Stored::new(&message, true).unwrap(), true, 0, now());
+            cache.take(key, Stored::new(&message, true).unwrap(), true, 0, now());
         }
         assert!(cache.octets() <= octets as u64 && cache.len() > 10, "{} octets, {} entries", cache.octets(), cache.len());
-    }
-}
-
-impl Parsed<'_> {
-    fn key(&self) -> Key {
-        let Parsed::Query(query) = self else { panic!("no query") };
-        Key::new(query).unwrap()
     }
 }
 
@@ -414,8 +427,11 @@ proptest! {
             let set = |bit: u16, flag: u16| if bits & bit != 0 { flag } else { 0 };
             question(name, set(1, flags::RD) | set(2, flags::CD), bits & 4 != 0, b"")
         };
-        let (one, other) = (request(&a, bits & 7), request(&b, bits >> 3));
+        let key = |request: Vec<u8>| {
+            let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+            Key::new(&query, &mut ROOM.clone()).unwrap().of_flight().to_vec()
+        };
         let equal = a.eq_ignore_ascii_case(&b) && bits & 7 == bits >> 3;
-        prop_assert_eq!(Query::parse(&one).key().of_flight() == Query::parse(&other).key().of_flight(), equal);
+        prop_assert_eq!(key(request(&a, bits & 7)) == key(request(&b, bits >> 3)), equal);
     }
 }

@@ -276,7 +276,7 @@ async fn what_is_no_tls_ends_without_harm() {
     }
     server.until("all of them are gone", |c| c.tls.failed_handshakes.get() == 5 && c.tls.open.get() == 1).await;
     assert_eq!(bystander.ask(b"hello").await, b"hello");
-    assert_eq!(server.counters.tls.queries.get(), 1);
+    server.until("it is counted", |c| c.tls.queries.get() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -352,7 +352,7 @@ async fn the_places_of_a_source_are_shared_by_all_kinds_of_connections() {
     assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
     let stream = TcpStream::connect(server.tls).await.unwrap();
     assert!(server.tls_with(stream, server.certificate(), "dot").await.is_err());
-    assert_eq!((server.counters.tls.rejected.get(), server.counters.quic.rejected.get()), (1, 1));
+    server.until("it is counted", |c| (c.tls.rejected.get(), c.quic.rejected.get()) == (1, 1)).await;
     // Another source has a share of its own.
     assert_eq!(ask(&server.quic_with("127.0.0.2", server.certificate(), "doq").await.unwrap(), b"hello").await, b"hello");
     two.close(VarInt::from_u32(0), b"");
@@ -370,9 +370,9 @@ async fn a_busy_server_lets_in_who_shows_where_it_is() {
         assert_eq!(ask(connection, b"hello").await, b"hello");
     }
     // With half of the places taken, who comes next has to show first that answers reach it.
-    assert_eq!(server.counters.quic_retries.get(), 1);
+    server.until("it is counted", |c| c.quic_retries.get() == 1).await;
     assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"hello");
-    assert_eq!((server.counters.quic_retries.get(), server.counters.quic.connections.get()), (2, 4));
+    server.until("it is counted", |c| (c.quic_retries.get(), c.quic.connections.get()) == (2, 4)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -405,7 +405,7 @@ async fn quic_carries_a_question_on_each_stream() {
         assert!(exchange(&connection, &framed([0, 0], word.as_bytes())).await.is_err(), "{word}");
     }
     assert_eq!(ask(&connection, b"hello").await, b"hello");
-    assert_eq!(server.counters.panics.get(), 1);
+    server.until("the panic is counted", |c| c.panics.get() == 1).await;
     server.until("all are counted", |c| c.quic.answers.get() == 353).await;
 }
 
@@ -449,7 +449,7 @@ async fn nobody_is_waited_for_without_end_over_quic() {
     send.reset(VarInt::from_u32(3)).unwrap();
     assert!(exchange(&connection, &framed([0, 0], b"never")).await.is_err());
     assert_eq!(ask(&connection, b"hello").await, b"hello");
-    assert_eq!((server.counters.quic.message_timeouts.get(), server.counters.quic.answer_timeouts.get()), (1, 1));
+    server.until("it is counted", |c| (c.quic.message_timeouts.get(), c.quic.answer_timeouts.get()) == (1, 1)).await;
     // An idle connection is closed, whether by us or by QUIC's own timer, and its place is free.
     timeout(DEADLINE, connection.closed()).await.expect("an idle connection should be closed");
     server.until("its place is free", |c| c.quic.open.get() == 0).await;
@@ -466,7 +466,7 @@ async fn strangers_are_turned_away_before_a_handshake() {
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let stream = socket.connect(server.tls).await.unwrap();
     assert!(server.tls_with(stream, server.certificate(), "dot").await.is_err());
-    assert_eq!((server.counters.quic.refused.get(), server.counters.tls.refused.get()), (1, 1));
+    server.until("it is counted", |c| (c.quic.refused.get(), c.tls.refused.get()) == (1, 1)).await;
     assert_eq!((server.counters.quic.connections.get(), server.counters.tls.connections.get()), (0, 0));
     assert_eq!(server.tls().await.ask(b"hello").await, b"hello");
     assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"hello");

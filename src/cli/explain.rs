@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, bail};
 use hickory_proto::rr::RecordType;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,11 +20,16 @@ use crate::answer::Explanation;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
-    let json = command.json;
+    let (json, asked) = (command.json, command.name.clone());
     let (explanation, registries) =
         if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
     let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation, &registries) };
     output::print(&text)?;
+    if explanation.rcode == "NXDOMAIN"
+        && let Some(hint) = names::hint(&asked, &explanation.name)
+    {
+        output::complain(&hint);
+    }
     Ok(match &*explanation.rcode {
         _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => ExitCode::SUCCESS,
         "NOERROR" | "NXDOMAIN" => NOT_FOUND.into(),
@@ -70,7 +75,12 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
 pub(super) fn kind(text: Option<&str>, reverse: bool) -> anyhow::Result<RecordType> {
     match text {
         Some(text) => {
-            text.to_ascii_uppercase().parse().map_err(|_| anyhow!("{text:?} is not a type of record such as A, AAAA, SRV, TXT or PTR"))
+            let upper = text.to_ascii_uppercase();
+            // RFC 3597 section 5: any type by its number.
+            let numbered = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()).map(RecordType::from);
+            numbered
+                .or_else(|| upper.parse().ok())
+                .with_context(|| format!("{text:?} is not a type of record such as A, AAAA, SRV, TXT, PTR or TYPE65"))
         }
         None if reverse => Ok(RecordType::PTR),
         None => Ok(RecordType::A),

@@ -33,6 +33,12 @@ pub(super) fn is_reverse(name: &Name) -> bool {
     name.labels().next_back().is_some_and(|label| label == b"arpa")
 }
 
+/// What to say when a name that was taken to lie in a zone does not exist there: perhaps another one was meant.
+pub(super) fn hint(text: &str, taken: &str) -> Option<String> {
+    let completed = taken.len() > text.len() + 1 && taken.to_ascii_lowercase().starts_with(&text.to_ascii_lowercase());
+    (completed && text.contains('.')).then(|| format!("for the name outside the served zones write a dot at its end: {text}."))
+}
+
 /// Zones by their texts.
 pub(super) fn zones(texts: &[String]) -> anyhow::Result<Zones> {
     Ok(Zones::new(texts)?)
@@ -41,6 +47,16 @@ pub(super) fn zones(texts: &[String]) -> anyhow::Result<Zones> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_may_lie_elsewhere_gets_a_hint() {
+        assert!(hint("www.example.com", "www.example.com.svc.").is_some_and(|hint| hint.ends_with("www.example.com.")));
+        for (text, taken) in
+            [("hello", "hello.svc."), ("hello.svc", "hello.svc."), ("example.com.", "example.com."), ("10.0.0.1", "1.0.0.10.in-addr.arpa.")]
+        {
+            assert_eq!(hint(text, taken), None, "{text}");
+        }
+    }
 
     #[test]
     fn names_with_and_without_zone() {

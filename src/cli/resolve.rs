@@ -68,6 +68,9 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
         ResponseCode::NoError => format!("{name}: the name exists and has no record of type {kinds}"),
         other => format!("{name}: the server answered {}", mnemonic(other)),
     });
+    if let Some(hint) = names::hint(&command.name, &name.to_string()).filter(|_| response == ResponseCode::NXDomain) {
+        output::complain(&hint);
+    }
     Ok(code.into())
 }
 

@@ -29,7 +29,7 @@ pub enum BindError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The certificate of the encrypted listeners.
-    #[error("no encrypted connections without a certificate: {0}")]
+    #[error("no encrypted connections without a certificate")]
     Certificate(#[from] CertificateError),
     /// Somebody else has the port.
     #[error(

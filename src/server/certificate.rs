@@ -36,12 +36,12 @@ pub struct CertificateFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}: {error}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// No certificate stands in its file.
     #[error("{path} holds no certificate in PEM form: a part from -----BEGIN CERTIFICATE----- to its end", path = path.display())]
@@ -205,7 +205,7 @@ fn contents(path: &Path) -> Result<Vec<u8>, CertificateError> {
         fs::File::open(path)?.take(MOST).read_to_end(&mut octets)?;
         Ok(octets)
     };
-    read().map_err(|source| CertificateError::Unreadable { path: path.to_owned(), source })
+    read().map_err(|error| CertificateError::Unreadable { path: path.to_owned(), error })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::counters::{Counters, Kind, StreamCounters};
+use super::padding;
 use super::{Limits, Respond, Response};
 use crate::wire::Transport;
 
@@ -151,9 +152,16 @@ impl<R: Respond> Connection<'_, R> {
 
     /// Has one message answered: at once where the answer is ready, else in a task of its own, so that it holds up no other.
     async fn answer(&self, request: Vec<u8>, place: OwnedSemaphorePermit, queue: &Queue, later: &mut JoinSet<()>) {
+        let padded = padding::is_wanted(&request, self.kind);
+        let finished = move |mut answer: Vec<u8>| {
+            if padded {
+                padding::pad(&mut answer);
+            }
+            answer
+        };
         let mut answer = Vec::with_capacity(512);
         match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
-            Response::Ready => return queue.push(answer, place).await,
+            Response::Ready => return queue.push(finished(answer), place).await,
             Response::Silent => return,
             Response::Later => {}
         }
@@ -161,7 +169,7 @@ impl<R: Respond> Connection<'_, R> {
         let (kind, patience) = (self.kind, self.limits.answer_timeout);
         later.spawn(async move {
             match timeout(patience, responder.later(request, Transport::Tcp)).await {
-                Ok(Some(answer)) => queue.push(answer, place).await,
+                Ok(Some(answer)) => queue.push(finished(answer), place).await,
                 Ok(None) => {}
                 Err(_) => {
                     counters.of(kind).answer_timeouts.increment();

@@ -14,6 +14,7 @@ mod connection;
 mod counters;
 mod encrypted;
 mod interfaces;
+mod padding;
 mod quic;
 mod responder;
 mod tcp;
@@ -134,7 +135,7 @@ pub enum SettingsError {
     /// Other machines could ask, and nobody has said which of them may.
     #[error(
         "{address} can be reached from other machines, and no access rule says which of them may ask: add the networks that may, \
-         for example --allow {example}, or listen on a loopback address such as 127.0.0.1:5300"
+         for example --allow {example}, or listen on a loopback address such as 127.0.0.1:{}", address.port()
     )]
     Exposed {
         /// The address.

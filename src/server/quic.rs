@@ -16,7 +16,7 @@ use tracing::{debug, error};
 
 use super::admission::{Admission, Place};
 use super::counters::{Counters, Kind, StreamCounters};
-use super::{Access, Limits, Respond, Response};
+use super::{Access, Limits, Respond, Response, padding};
 use crate::wire::{TCP_MAX, Transport};
 
 /// Nothing went wrong (RFC 9250 section 4.3, as the others).
@@ -233,7 +233,11 @@ impl<R: Respond> Listener<R> {
             }
         };
         self.counted().queries.increment();
-        let Some(answer) = self.answer(request).await else { return Ok(()) };
+        let padded = padding::is_wanted(&request, Kind::Quic);
+        let Some(mut answer) = self.answer(request).await else { return Ok(()) };
+        if padded {
+            padding::pad(&mut answer);
+        }
         let Ok(length) = u16::try_from(answer.len()) else {
             error!(octets = answer.len(), "an answer is too long for DNS over QUIC and was left out; please report this");
             return Ok(());

@@ -88,6 +88,8 @@ impl<'a> Query<'a> {
             query.qclass = word(end + 2);
         }
         if flags & flags::OPCODE != 0 {
+            // An OPT record is answered by one, as far as it can be read (RFC 6891 section 6.1.1).
+            let _ = query.read_tail(packet, counts);
             return Parsed::Bad { query, rcode: rcode::NOTIMP };
         }
         if query.question.is_empty() {

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 pub(super) use question::{Answer, Outgoing};
+pub use tls::CaFileError;
+pub(super) use tls::check as check_ca_file;
 pub(super) use udp::Sockets;
 
 use self::https::Https;

@@ -62,7 +62,11 @@ impl Server {
         let admin = port.as_ref().and_then(Listener::address);
 
         let tracker = TaskTracker::new();
-        let forwarder = config.upstream(&addresses).map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
+        let upstream = config.upstream(&addresses);
+        if let Some(settings) = &upstream {
+            settings.check()?;
+        }
+        let forwarder = upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
         let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
         let about = About {

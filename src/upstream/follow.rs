@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::exchange::{Connector, Upstream};
 use super::guard::{self, Guard};
 use super::routes::{Route, Routes};
-use super::sources::{Look, SYSTEM, Sources};
+use super::sources::{List, Look, SYSTEM, Sources};
 use super::watch::{Inbox, Watches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
@@ -115,7 +115,16 @@ impl Follower {
             Servers::Named(targets) => Servers::Named(not_ours(targets)),
             other => other.clone(),
         };
-        let domains = settings.domains.iter().map(|(domain, targets)| (*domain, not_ours(targets))).collect();
+        let domains: Vec<_> = settings.domains.iter().map(|(domain, targets)| (*domain, not_ours(targets))).collect();
+        // Those of the system are told when they are found, and whenever they change.
+        if let Servers::Named(targets) = &servers
+            && !targets.is_empty()
+        {
+            tracing::info!("asking {} for names outside the zones", List(targets));
+        }
+        for (domain, targets) in domains.iter().filter(|(_, targets)| !targets.is_empty()) {
+            tracing::info!("asking {} for names in {domain}", List(targets));
+        }
         let mut follower =
             Self { servers, domains, sources, connector, timings, routes, told, now: None, nobody_since: None, trouble: String::new() };
         let look = follower.look();

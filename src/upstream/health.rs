@@ -25,6 +25,10 @@ const PROBE_DEAD: Duration = Duration::from_secs(1);
 /// For how long an upstream that does not know EDNS is asked without.
 const WITHOUT_EDNS: Duration = Duration::from_secs(900);
 
+/// After a death was told, the next one is told at the earliest after this: an upstream that is always a little too late dies
+/// and returns with every question.
+const QUIET: Duration = Duration::from_secs(60);
+
 /// Bands of round-trip times: two for each power of two of microseconds, up to 2^24 (17 s).
 const BANDS: usize = 48;
 
@@ -50,7 +54,11 @@ pub(super) enum Rank {
 
 /// What was measured of one upstream.
 #[derive(Debug, Default)]
-pub(super) struct Health(Mutex<State>);
+pub(super) struct Health {
+    /// As it is written in the configuration.
+    upstream: String,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -61,6 +69,12 @@ struct State {
     hedge: Duration,
     /// Since when answers are owed.
     owes: Option<Instant>,
+    /// Whether it is dead because it cannot be reached, as the last error says.
+    unreachable: bool,
+    /// Since when it is dead, once that was told.
+    told_dead: Option<Instant>,
+    /// When a death was told last.
+    told_at: Option<Instant>,
     /// When the next question goes to it in any case.
     probe: Option<Instant>,
     probe_after: Duration,
@@ -80,6 +94,9 @@ impl Default for State {
             measured: 0,
             hedge: HEDGE_UNKNOWN,
             owes: None,
+            unreachable: false,
+            told_dead: None,
+            told_at: None,
             probe: None,
             probe_after: PROBE_DEAD,
             refusals: 0,
@@ -114,8 +131,13 @@ pub struct UpstreamReport {
 }
 
 impl Health {
+    /// Nothing is known yet of this upstream, which is named as it is written in the configuration.
+    pub(super) fn new(upstream: String) -> Self {
+        Self { upstream, state: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A question goes out.
@@ -130,21 +152,41 @@ impl Health {
         let mut state = self.lock();
         state.answered += 1;
         state.owes = None;
+        state.unreachable = false;
+        let told_dead = state.told_dead.take();
         state.probe_after = PROBE_DEAD;
         state.probe = Some(now + PROBE);
         state.measure(after);
+        drop(state);
+        if let Some(since) = told_dead {
+            tracing::info!("the upstream {} answers again, after {}", self.upstream, shown(now.saturating_duration_since(since)));
+        }
     }
 
     /// A try failed otherwise than by silence.
     pub(super) fn failed(&self, why: &str, unreachable: bool, now: Instant) {
         let mut state = self.lock();
         state.failed += 1;
-        if unreachable {
-            // Dead at once.
-            state.owes = now.checked_sub(TIME_OUT).or(state.owes);
-        }
         if state.last_error.as_deref() != Some(why) {
             state.last_error = Some(why.to_owned());
+        }
+        if unreachable {
+            state.unreachable = true;
+            if !state.is_dead(now) {
+                // Dead at once.
+                state.owes = now.checked_sub(TIME_OUT).or(state.owes);
+            }
+            let death = state.death(now);
+            drop(state);
+            self.tell(death);
+        }
+    }
+
+    /// Tells that it died.
+    fn tell(&self, death: Option<String>) {
+        if let Some(death) = death {
+            let upstream = &self.upstream;
+            tracing::warn!("the upstream {upstream} {death}; others, where there are any, are asked first until it answers again");
         }
     }
 
@@ -156,8 +198,11 @@ impl Health {
 
     /// How it compares to others.
     pub(super) fn rank(&self, now: Instant) -> Rank {
-        let state = self.lock();
+        let mut state = self.lock();
         if state.is_dead(now) {
+            let death = state.death(now);
+            drop(state);
+            self.tell(death);
             Rank::Dead
         } else if state.refusals >= 3 {
             Rank::Refuses
@@ -196,10 +241,10 @@ impl Health {
     }
 
     /// All of it, for people.
-    pub(super) fn report(&self, upstream: String, looping: bool, now: Instant) -> UpstreamReport {
+    pub(super) fn report(&self, looping: bool, now: Instant) -> UpstreamReport {
         let state = self.lock();
         UpstreamReport {
-            upstream,
+            upstream: self.upstream.clone(),
             round_trip: (state.smoothed > 0).then(|| Duration::from_micros(state.smoothed.into())),
             dead: state.is_dead(now),
             looping,
@@ -214,6 +259,17 @@ impl Health {
 impl State {
     fn is_dead(&self, now: Instant) -> bool {
         self.owes.is_some_and(|since| now.saturating_duration_since(since) >= TIME_OUT)
+    }
+
+    /// What is to be told of its death: once, when it is noticed.
+    fn death(&mut self, now: Instant) -> Option<String> {
+        let quiet = self.told_at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
+        let since = self.owes.filter(|_| self.is_dead(now) && self.told_dead.is_none() && !quiet)?;
+        (self.told_dead, self.told_at) = (Some(since), Some(now));
+        Some(match &self.last_error {
+            Some(why) if self.unreachable => format!("cannot be reached: {why}"),
+            _ => format!("has not answered for {}", shown(now.saturating_duration_since(since))),
+        })
     }
 
     fn measure(&mut self, after: Duration) {
@@ -241,6 +297,13 @@ impl State {
         }
         HEDGE_FLOOR
     }
+}
+
+/// A time for people: no finer than milliseconds, and from ten seconds on than seconds.
+fn shown(time: Duration) -> humantime::FormattedDuration {
+    let unit = if time >= Duration::from_secs(10) { 1000 } else { 1 };
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
 /// Two bands for each power of two.
@@ -323,6 +386,33 @@ mod tests {
         assert_eq!(probes, [0, 1, 3, 7, 15, 31, 61, 91]);
         health.answered(millis(5), dead);
         assert!(!health.take_probe(dead + millis(29_999)) && health.take_probe(dead + PROBE));
+    }
+
+    #[test]
+    fn a_death_is_told_once_and_seldom() {
+        let (health, began) = (Health::default(), Instant::now());
+        let death = |after| health.lock().death(began + after);
+        health.asked(began);
+        assert_eq!(death(millis(999)), None);
+        assert_eq!(death(millis(1500)).as_deref(), Some("has not answered for 1s 500ms"));
+        assert_eq!(death(millis(1600)), None);
+        // It comes back and dies again and again: not told each time, but told when it stays dead.
+        health.answered(millis(2000), began + millis(2000));
+        health.asked(began + millis(2000));
+        assert_eq!(death(millis(61_000)), None);
+        assert_eq!(death(millis(61_500)).as_deref(), Some("has not answered for 59s"));
+        assert_eq!(death(millis(200_000)), None);
+        health.answered(millis(1), began + millis(200_000));
+        health.failed("connection refused", false, began + millis(201_000));
+        assert_eq!(death(millis(201_000)), None, "it answered, if with nothing of use");
+        health.lock().unreachable = true;
+        health.asked(began + millis(201_000));
+        assert_eq!(death(millis(203_000)).as_deref(), Some("cannot be reached: connection refused"));
+        health.answered(millis(1), began + millis(204_000));
+        health.failed("connection refused", true, began + millis(300_000));
+        assert!(health.lock().told_dead.is_some(), "told at once");
+        assert_eq!(health.rank(began + millis(400_000)), Rank::Dead);
+        assert_eq!(health.lock().told_at, Some(began + millis(300_000)), "told once");
     }
 
     #[test]

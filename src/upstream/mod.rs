@@ -27,6 +27,7 @@ mod target;
 mod watch;
 
 pub use counters::Counters;
+pub use exchange::CaFileError;
 pub use forwarder::{Forwarder, Lane, Report};
 pub use health::UpstreamReport;
 pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
@@ -64,6 +65,16 @@ pub struct Settings {
     pub stale: Duration,
     /// Whether messages with an opcode other than QUERY are passed on; else they get NOTIMP.
     pub other_opcodes: bool,
+}
+
+impl Settings {
+    /// Looks whether the file of authorities can be used, which is read again whenever one of them is needed.
+    ///
+    /// # Errors
+    /// When there is one and it cannot be read, or holds no certificate.
+    pub fn check(&self) -> Result<(), CaFileError> {
+        self.ca_file.as_deref().map_or(Ok(()), exchange::check_ca_file)
+    }
 }
 
 /// Who is asked for names without upstreams of their own.

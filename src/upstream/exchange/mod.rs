@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 pub(super) use question::{Answer, Outgoing};
+pub use tls::CaFileError;
+pub(super) use tls::check as check_ca_file;
 pub(super) use udp::Sockets;
 
 use self::https::Https;
@@ -122,9 +124,9 @@ impl Upstream {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             serial,
+            health: Health::new(target.to_string()),
             target,
             connector,
-            health: Health::default(),
             link: Link::default(),
             https: Https::default(),
             other_cases: AtomicU8::new(0),
@@ -155,7 +157,7 @@ impl Upstream {
 
     /// What people may want to know of it.
     pub(super) fn report(&self) -> UpstreamReport {
-        self.health.report(self.target.to_string(), self.is_set_aside(), Instant::now())
+        self.health.report(self.is_set_aside(), Instant::now())
     }
 
     /// Sets it aside because it leads back to us, or takes it back.

@@ -3,6 +3,8 @@
 //! Strict as RFC 8310 section 5 means it: the certificate must be vouched for, and have the name we were given for the upstream,
 //! or else its address. Sessions are resumed.
 
+use std::fs;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +30,21 @@ pub(super) struct Trust {
     /// PEM; none for those the machine trusts.
     ca_file: Option<PathBuf>,
     made: Mutex<Option<Made>>,
+    /// What was told last of authorities that cannot be had.
+    complaint: Mutex<Option<String>>,
+}
+
+/// Why upstreams cannot be told from others.
+#[derive(Debug, thiserror::Error)]
+#[error("no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: {0}")]
+pub struct CaFileError(String);
+
+/// Reads a file of authorities, to see whether it can be used.
+///
+/// # Errors
+/// When it cannot be read, or holds what is no certificate, or nothing.
+pub(in crate::upstream) fn check(file: &Path) -> Result<(), CaFileError> {
+    read(file).and_then(|pem| make(Some(pem), Some(file))).map(drop).map_err(CaFileError)
 }
 
 /// What was made of them.
@@ -43,7 +60,7 @@ struct Made {
 impl Trust {
     /// Those in `ca_file`, or else the machine's. Reads nothing yet.
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
-        Self { ca_file, made: Mutex::new(None) }
+        Self { ca_file, made: Mutex::default(), complaint: Mutex::default() }
     }
 
     /// Speaks TLS on `stream` with whoever has a certificate for `name`, or else for `address`.
@@ -70,8 +87,22 @@ impl Trust {
     /// The configurations for the authorities as they are now. As long as those are the same, so is what it returns: in it are
     /// the sessions that can be resumed.
     async fn made(&self) -> Result<Made, String> {
-        let pem = match &self.ca_file {
-            Some(file) => Some(read(file).await.map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))?),
+        let made = self.made_anew_or_known().await;
+        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = made.as_ref().err();
+        if let Some(why) = why
+            && complaint.as_ref() != Some(why)
+        {
+            tracing::warn!("no new connection to upstreams over TLS or HTTPS: {why}");
+        }
+        complaint.clone_from(&why.cloned());
+        drop(complaint);
+        made
+    }
+
+    async fn made_anew_or_known(&self) -> Result<Made, String> {
+        let pem = match self.ca_file.clone() {
+            Some(file) => Some(tokio::task::spawn_blocking(move || read(&file)).await.map_err(|error| error.to_string())??),
             None => None,
         };
         let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -89,7 +120,7 @@ impl Trust {
 }
 
 /// Why a handshake failed; what is only named by the library, in words.
-fn explained(error: &std::io::Error) -> String {
+fn explained(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
@@ -100,15 +131,17 @@ fn explained(error: &std::io::Error) -> String {
     }
 }
 
-async fn read(file: &Path) -> std::io::Result<Vec<u8>> {
-    use tokio::io::AsyncReadExt;
-    let mut pem = Vec::new();
-    // A pipe would be waited for.
-    if !tokio::fs::metadata(file).await?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file"));
-    }
-    tokio::fs::File::open(file).await?.take(MOST_OCTETS).read_to_end(&mut pem).await?;
-    Ok(pem)
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    let read = || {
+        // A pipe would be waited for.
+        if !fs::metadata(file)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+        }
+        let mut pem = Vec::new();
+        fs::File::open(file)?.take(MOST_OCTETS).read_to_end(&mut pem)?;
+        Ok(pem)
+    };
+    read().map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))
 }
 
 /// Reads the authorities, those of `pem` or else the machine's.
@@ -137,4 +170,43 @@ fn make(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<Made, String> {
     let mut https = dns.clone();
     https.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Made { pem, at: Instant::now(), dns: Arc::new(dns), https: Arc::new(https) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_authorities_is_read_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let wrong = || check(&file).unwrap_err().to_string().replace(&file.display().to_string(), "FILE");
+        let head = "no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: ";
+        assert_eq!(wrong(), format!("{head}cannot read the authorities in FILE: No such file or directory (os error 2)"));
+        fs::write(&file, "no certificate").unwrap();
+        assert_eq!(wrong(), format!("{head}there is no certificate in FILE"));
+        fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(wrong().starts_with(&format!("{head}FILE holds what is no certificate: ")), "{}", wrong());
+        let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
+        fs::write(&file, own.cert.pem()).unwrap();
+        check(&file).unwrap();
+        assert!(check(folder.path()).unwrap_err().to_string().ends_with("not a file"));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_lost_is_told_until_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
+        fs::write(&file, own.cert.pem()).unwrap();
+        let trust = Trust::new(Some(file.clone()));
+        trust.made().await.unwrap();
+        assert_eq!(*trust.complaint.lock().unwrap(), None);
+        fs::remove_file(&file).unwrap();
+        let why = trust.made().await.unwrap_err();
+        assert_eq!(*trust.complaint.lock().unwrap(), Some(why));
+        fs::write(&file, own.cert.pem()).unwrap();
+        trust.made().await.unwrap();
+        assert_eq!(*trust.complaint.lock().unwrap(), None);
+    }
 }

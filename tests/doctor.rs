@@ -161,6 +161,12 @@ fn name_servers_that_lead_elsewhere() {
         found.expect("port 53", "ok", "127.0.0.99 port 53 is held by svcdns (process");
         found.expect("lookup", "broken", "Programs do not find ns.svc");
         drop(other);
+        // Nobody is there: the server that runs needs no second one, programs have to be led to it.
+        let found = doctor(server);
+        assert_eq!(found.cause(), "port 53", "{}", found.text);
+        let words = "Programs ask at 127.0.0.99 port 53, where nobody listens; svcdns answers on 127.0.0.55:53.";
+        found.expect_typing("port 53", "broken", words, "sudo svcdns install");
+        assert!(!found.text.contains("svcdns serve"), "{}", found.text);
 
         // Behind svcdns, one that does not answer: not broken, but slow for some.
         fs::write(CONF, well()).unwrap();

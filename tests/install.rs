@@ -355,6 +355,10 @@ fn what_has_to_be_there_first() {
         // No server, and no systemd to run one.
         let told = refused(&["install", "--keep-nameservers", "--registry", &url], 4);
         assert!(told.contains(&format!("svcdns serve --registry {url} --listen 127.0.0.1:53\n")), "{told}");
+        assert!(told.contains("Then run `svcdns install` again.") && !told.contains("systemd starts"), "{told}");
+        let told = refused(&["install", "--dry-run", "--registry", &url], 4);
+        assert!(told.contains("Then run `svcdns install`. Nothing was changed (--dry-run)."), "{told}");
+        assert!(told.contains("what supervises it has to see to that") && !told.contains("systemd starts"), "{told}");
         assert_as_before(&before, "without a server");
 
         // Somebody else holds port 53.

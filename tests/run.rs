@@ -101,6 +101,9 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         assert!(good(&server, &["--search"], &["getent", "hosts", "hello"]).starts_with("10.9.0.5"));
         // Without a state directory, by the server's address.
         let mut named = svcdns::command();
+        named.args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]);
+        assert_eq!(stdout(&named.output().unwrap()), conf);
+        let mut named = svcdns::command();
         named.args(["run", "--server", SERVER, "--search", "--", "getent", "hosts", "hello"]);
         assert!(stdout(&named.output().unwrap()).starts_with("10.9.0.5"));
 
@@ -127,6 +130,26 @@ fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
         other.wait_for("web.elsewhere", &["10.9.0.6"]);
         let found = good(&server, &[], &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"]);
         assert!(found.contains("10.9.0.5") && found.contains("10.9.0.6"), "{found}");
+    });
+}
+
+#[test]
+fn a_server_that_forwards_stands_alone_although_its_upstream_refuses() {
+    netns::inside("a_server_that_forwards_stands_alone_although_its_upstream_refuses", NOBODY, || {
+        let files = Files::new(&[(HELLO, "{}")]);
+        // It refuses everything outside its zone, with the extended error of a svcdns that does not forward.
+        let upstream = Svcdns::serve(&["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"]);
+        let at = format!("{SERVER}:53").parse().unwrap();
+        let server = Svcdns::serve_at(at, &["--registry", &files.url(), "--upstream", &upstream.address.to_string()]);
+        server.wait_for("hello.svc", &["10.9.0.5"]);
+        let refusal = server.run(&["resolve", "www.example."]);
+        assert!(stderr(&refusal).contains("not authoritative (20)"), "{}", stderr(&refusal));
+
+        let servers = |text: &str| text.lines().filter(|line| line.starts_with("nameserver ")).map(str::to_owned).collect::<Vec<_>>();
+        let alone = [format!("nameserver {SERVER}")];
+        assert_eq!(servers(&good(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
+        let named = svcdns::command().args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]).output().unwrap();
+        assert_eq!(servers(&stdout(&named)), alone, "{}", stderr(&named));
     });
 }
 

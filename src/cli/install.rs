@@ -104,7 +104,8 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config)
     output::print(&told(&machine, way, &wish, &arranged, &plan.steps, &notes))?;
     if let Some(line) = arranged.to_start {
         output::complain(&format!(
-            "no server runs, and there is no systemd to run one. Have this run as root, and again when it ends, by whatever starts services here:\n\n    {line}\n\nthen start install again"
+            "no server runs, and there is no systemd to run one. Have this run as root, and again when it ends, by whatever starts services here:\n\n    {line}\n\nThen run {}",
+            if command.dry_run { "`svcdns install`. Nothing was changed (--dry-run)." } else { "`svcdns install` again." }
         ));
         return Ok(ExitCode::from(NOT_REACHED));
     }
@@ -125,7 +126,7 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config)
     journal.save(root)?;
     output::print(&format!(
         "\nDone, and proven by a lookup through the C library. `sudo svcdns uninstall` puts everything back.\nIf the server dies: {}.\n",
-        way.without_server(wish.keep_others)
+        way.without_server(wish.keep_others, machine.systemd)
     ))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -229,7 +230,7 @@ fn told(machine: &Machine, way: Way, wish: &Wish, arranged: &Arranged, steps: &[
     let mut text = String::new();
     let _ = writeln!(text, "Name resolution here belongs to: {}", machine.owner);
     let _ = writeln!(text, "The way in: {way}, for {}, to {}", wish.zones.join(" "), wish.server);
-    let _ = writeln!(text, "If the server dies: {}", way.without_server(wish.keep_others));
+    let _ = writeln!(text, "If the server dies: {}", way.without_server(wish.keep_others, machine.systemd));
     for note in notes {
         let _ = writeln!(text, "Note: {note}");
     }

@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow, bail};
-use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
@@ -76,20 +75,23 @@ struct Server {
 }
 
 async fn find(place: &Place, command: &Run) -> anyhow::Result<Server> {
-    let (address, zones) = if let Some(address) = command.server {
-        (address, names::zones(std::slice::from_ref(&command.zone))?)
+    let (address, zones, status) = if let Some(address) = command.server {
+        (address, names::zones(std::slice::from_ref(&command.zone))?, None)
     } else {
         let client =
             Client::find(place).await.map_err(|error| if error.is::<NotRunning>() { anyhow!("{error}. {}", start()) } else { error })?;
         let status: Status = client.get("/v1/status").await?;
-        (at_port_53(&status)?, names::zones(&status.zones)?)
+        (at_port_53(&status)?, names::zones(&status.zones)?, Some(status))
     };
     let at = SocketAddr::new(address, PORT);
     let own = Name::from_text(&format!("ns.{}", zones.first().text()))?;
-    resolve::ask(at, &own, RecordType::A).await?;
-    // What is asked does not matter, only whether such questions are taken at all.
-    let other = resolve::ask(at, &Name::from_text(".")?, RecordType::NS).await;
-    let refuses_others = other.is_ok_and(|answer| answer.metadata.response_code == ResponseCode::Refused);
+    let answer = resolve::ask(at, &own, RecordType::A).await?;
+    let refuses_others = match status {
+        Some(status) => status.forwarding.is_none(),
+        // RA (RFC 1035 section 4.1.1) in an answer of its own. What comes back for another name may be an upstream's: its
+        // refusal too, with its extended error.
+        None => !answer.metadata.recursion_available,
+    };
     Ok(Server { address, zones, refuses_others })
 }
 

@@ -55,7 +55,8 @@ pub(super) fn run_within(line: &[String], deadline: Duration) -> Result<String, 
     let said = errors.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
     let said = if said.trim().is_empty() { output } else { said };
     let code = status.code().map_or_else(|| status.to_string(), |code| format!("exit code {code}"));
-    Err(failure(format!("ended with {code}: {}", said.trim().replace('\n', "; "))))
+    let said = said.trim().replace('\n', "; ");
+    Err(failure(if said.is_empty() { format!("ended with {code}") } else { format!("ended with {code}: {said}") }))
 }
 
 fn read(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
@@ -92,6 +93,7 @@ mod tests {
         assert_eq!(run(&line(["echo", "a b"])).unwrap(), "a b\n");
         let failure = run(&line(["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
         assert_eq!(failure.to_string(), "`sh -c 'echo no >&2; exit 3'` ended with exit code 3: no");
+        assert_eq!(run(&line(["sh", "-c", "exit 2"])).unwrap_err().why, "ended with exit code 2");
         assert!(run(&line(["/no/such/program"])).unwrap_err().why.starts_with("cannot be run"));
         assert!(run_within(&line(["sleep", "60"]), Duration::from_millis(50)).unwrap_err().why.contains("stopped"));
         assert_eq!(run(&[]).unwrap(), "");

@@ -99,6 +99,9 @@ mod tests {
         let start = "ExecStart=\"/opt/a b/svcdns\" serve --state-dir /run/svcdns --config /etc/svcdns/100%%.toml\n";
         assert!(unit.contains(start), "{unit}");
         assert!(!unit.contains("/usr/local/bin") && unit.contains("\n[Install]\n"));
+        // getifaddrs(3), for a server that listens on all addresses.
+        let families = unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
+        assert!(families.split(' ').any(|family| family == "AF_NETLINK"), "{families}");
     }
 
     #[test]

@@ -65,19 +65,21 @@ impl Way {
         }
     }
 
-    /// What becomes of names outside the zones when the server dies.
-    pub fn without_server(self, keeps_others: bool) -> &'static str {
+    /// What becomes of names outside the zones when the server dies, on a machine with systemd or without.
+    pub fn without_server(self, keeps_others: bool, systemd: bool) -> &'static str {
         match self {
             Self::Delegate | Self::Link => "names outside the zones go on working: systemd-resolved asks others for them",
             Self::Dnsmasq => "names outside the zones go on working: dnsmasq asks others for them",
-            Self::Resolvconf => {
-                "when its unit stops, resolvconf puts the other name servers back at once; without systemd, `resolvconf -d lo.svcdns` does"
-            }
+            Self::Resolvconf if systemd => "when its unit stops, resolvconf puts the other name servers back at once",
+            Self::Resolvconf => "nothing is resolved until it runs again; `resolvconf -d lo.svcdns` puts the other name servers back",
             Self::NetworkManager | Self::Plain | Self::InPlace if keeps_others => {
                 "names outside the zones go on working for programs that use glibc: it asks the next line"
             }
+            Self::NetworkManager | Self::Plain | Self::InPlace if systemd => {
+                "nothing is resolved until it runs again (systemd starts it again after a second); --keep-nameservers adds a way round for glibc"
+            }
             Self::NetworkManager | Self::Plain | Self::InPlace => {
-                "nothing is resolved until it runs again (systemd starts it within a second); --keep-nameservers adds a way round for glibc"
+                "nothing is resolved until it runs again (what supervises it has to see to that); --keep-nameservers adds a way round for glibc"
             }
         }
     }

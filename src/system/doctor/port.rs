@@ -34,8 +34,14 @@ fn at(patient: &Patient<'_>, address: IpAddr) -> Finding {
                 format!("Nobody listens at {address} port 53, where programs ask when the first name server fails."),
             );
         }
-        let says = format!("Nobody listens at {address} port 53, where programs ask.");
-        return Finding::broken(PORT, says).typing(start(patient, address));
+        let elsewhere = patient.server.filter(|server| !server.listen.contains(&SocketAddr::new(address, 53)));
+        let Some(server) = elsewhere else {
+            let says = format!("Nobody listens at {address} port 53, where programs ask.");
+            return Finding::broken(PORT, says).typing(start(patient, address));
+        };
+        let listen = server.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let says = format!("Programs ask at {address} port 53, where nobody listens; svcdns answers on {listen}.");
+        return Finding::broken(PORT, says).typing("sudo svcdns install");
     };
     let named = |held: &Held| match &held.holder {
         Some(holder) => holder.to_string(),

@@ -39,7 +39,9 @@ pub struct UpstreamView {
     pub asked: u64,
     /// Answers that came.
     pub answered: u64,
-    /// Questions without an answer.
+    /// Questions sent without an answer so far, those under way included.
+    pub unanswered: u64,
+    /// Questions that failed otherwise than by silence: the upstream could not be reached, or what came was no answer.
     pub failed: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
@@ -94,9 +96,9 @@ impl ForwardingView {
 
 impl UpstreamView {
     fn new(report: UpstreamReport) -> Self {
-        let UpstreamReport { upstream, round_trip, dead, looping, asked, answered, failed, last_error } = report;
+        let UpstreamReport { upstream, round_trip, dead, looping, asked, answered, unanswered, failed, last_error } = report;
         let round_trip = round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        Self { upstream, round_trip, dead, looping, asked, answered, failed, last_error }
+        Self { upstream, round_trip, dead, looping, asked, answered, unanswered, failed, last_error }
     }
 }
 
@@ -122,10 +124,16 @@ pub(super) fn numbers(page: &mut Page, view: &ForwardingView) {
     };
     page.counters("svcdns_upstream_asked", "Questions sent to the upstream", count(|upstream| upstream.asked));
     page.counters("svcdns_upstream_answered", "Answers of the upstream", count(|upstream| upstream.answered));
-    page.counters("svcdns_upstream_failed", "Questions that the upstream did not answer", count(|upstream| upstream.failed));
+    page.counters(
+        "svcdns_upstream_failed",
+        "Questions that failed otherwise than by silence of the upstream",
+        count(|upstream| upstream.failed),
+    );
     let state = |number: fn(&UpstreamView) -> Option<f64>| -> Vec<(Labels, f64)> {
         upstreams.iter().filter_map(|upstream| Some((label(upstream), number(upstream)?))).collect()
     };
+    let unanswered = state(|upstream| Some(upstream.unanswered as f64));
+    page.gauges("svcdns_upstream_unanswered", "Questions without an answer of the upstream so far, those under way included", unanswered);
     let usable = state(|upstream| Some(f64::from(u8::from(!upstream.dead && !upstream.looping))));
     page.gauges("svcdns_upstream_usable", "Whether the upstream answers and does not lead back here", usable);
     let round_trips = state(|upstream| upstream.round_trip.map(|micros| micros as f64 / 1e6));

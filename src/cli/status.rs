@@ -76,7 +76,10 @@ fn forwarding(text: &mut String, view: &admin::ForwardingView) {
             (false, false) => "in use",
         };
         let time = upstream.round_trip.map_or_else(String::new, |micros| format!(", {}.{} ms", micros / 1000, micros % 1000 / 100));
-        let counts = format!("{} asked, {} answered, {} failed", upstream.asked, upstream.answered, upstream.failed);
+        let counts = format!(
+            "{} asked, {} answered, {} unanswered, {} failed",
+            upstream.asked, upstream.answered, upstream.unanswered, upstream.failed
+        );
         let _ = writeln!(text, "  {}: {condition}{time}, {counts}", upstream.upstream);
         if let Some(error) = &upstream.last_error {
             let _ = writeln!(text, "    last failure: {error}");

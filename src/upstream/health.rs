@@ -29,8 +29,9 @@ const WITHOUT_EDNS: Duration = Duration::from_secs(900);
 /// and returns with every question.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Bands of round-trip times: two for each power of two of microseconds, up to 2^24 (17 s).
-const BANDS: usize = 48;
+/// Bands of round-trip times: two for each power of two of microseconds, up to 2^20 (1 s), which the
+/// time-out lies below.
+const BANDS: usize = 40;
 
 /// Round trips below 2^10 us (1 ms) are equally good.
 const BEST_BAND: usize = 20;
@@ -124,6 +125,8 @@ pub struct UpstreamReport {
     pub asked: u64,
     /// Answers that came, late ones included.
     pub answered: u64,
+    /// Questions sent without an answer so far, those under way included.
+    pub unanswered: u64,
     /// Tries that failed otherwise than by silence: it could not be reached, or what came was no answer.
     pub failed: u64,
     /// Why the last of them failed.
@@ -250,6 +253,7 @@ impl Health {
             looping,
             asked: state.asked,
             answered: state.answered,
+            unanswered: state.asked.saturating_sub(state.answered),
             failed: state.failed,
             last_error: state.last_error.clone(),
         }
@@ -272,8 +276,9 @@ impl State {
         })
     }
 
+    /// Nobody waits longer than the time-out: how much later an answer came after a hang says nothing of the next one.
     fn measure(&mut self, after: Duration) {
-        let micros = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).clamp(1, 1 << 24);
+        let micros = u32::try_from(after.min(TIME_OUT).as_micros()).unwrap_or(u32::MAX).max(1);
         self.smoothed = if self.smoothed == 0 { micros } else { (self.smoothed - self.smoothed / 8 + micros / 8).max(1) };
         self.bands[band(micros)] += 1;
         self.measured += 1;
@@ -389,6 +394,18 @@ mod tests {
     }
 
     #[test]
+    fn silence_counts_and_a_late_answer_is_no_measure() {
+        let (health, now) = (Health::new("192.0.2.1".to_owned()), Instant::now());
+        (0..5).for_each(|_| health.asked(now));
+        health.answered(millis(7_000), now + millis(7_000));
+        health.answered(millis(60_000), now + millis(60_000));
+        let report = health.report(false, now + millis(60_000));
+        assert_eq!(report.upstream, "192.0.2.1");
+        assert_eq!((report.asked, report.answered, report.unanswered, report.failed), (5, 2, 3, 0));
+        assert_eq!(report.round_trip, Some(TIME_OUT));
+    }
+
+    #[test]
     fn a_death_is_told_once_and_seldom() {
         let (health, began) = (Health::default(), Instant::now());
         let death = |after| health.lock().death(began + after);
@@ -417,9 +434,9 @@ mod tests {
 
     #[test]
     fn bands_lie_side_by_side() {
-        for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1 << 24, u32::MAX] {
+        for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
             let end = band_end(band(micros));
-            assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 24, "{micros}");
+            assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");
             assert!(band(micros) == 0 || micros < 4 || band_end(band(micros) - 1) <= Duration::from_micros(micros.into()), "{micros}");
         }
     }

@@ -169,11 +169,13 @@ impl Sources {
         if conf.name_servers().next().is_none() && shown == Path::new(SYSTEM) {
             look.faults.push(format!("{} names no name server", shown.display()));
         }
+        let mut only_own = conf.name_servers().next().is_some();
         for server in conf.name_servers() {
             let index = |name: &str| if_nametoindex(name).ok();
             let link_local = matches!(server.address, IpAddr::V6(address) if address.is_unicast_link_local());
             let address = server.socket_address(index).filter(|_| !link_local || server.scope.is_some());
             let Some(address) = address else {
+                only_own = false;
                 let why = server.scope.map_or_else(
                     || "a link-local address needs its interface, such as fe80::1%eth0".to_owned(),
                     |scope| format!("there is no interface {scope}"),
@@ -182,14 +184,12 @@ impl Sources {
                 continue;
             };
             let target = Target { address, protocol: Protocol::Plain };
-            let list = if self.is_own(&target) {
+            if self.is_own(&target) {
                 found.own = true;
                 continue;
-            } else if STUBS.contains(&address.ip()) {
-                &mut found.stubs
-            } else {
-                &mut found.usable
-            };
+            }
+            only_own = false;
+            let list = if STUBS.contains(&address.ip()) { &mut found.stubs } else { &mut found.usable };
             if list.contains(&target) {
                 continue;
             }
@@ -198,6 +198,10 @@ impl Sources {
                 break;
             }
             list.push(target);
+        }
+        // A file of an interface need not name anybody else; of the others that are passed over nothing is said.
+        if only_own && shown == Path::new(SYSTEM) {
+            look.faults.push(format!("{} names only svcdns itself", shown.display()));
         }
     }
 }

@@ -171,3 +171,15 @@ fn an_address_with_its_interface() {
     assert_eq!(shown, ["fe80::1%1", "fe80::2%7"]);
     assert!(look.asked_by_system);
 }
+
+#[test]
+fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
+    let machine = || Machine::new(&["127.0.0.1:53"]);
+    let faults = |text: &str| machine().file(SYSTEM, text).look().faults;
+    assert_eq!(faults("nameserver 127.0.0.1\n"), ["/etc/resolv.conf names only svcdns itself"]);
+    assert_eq!(faults("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"), [""; 0]);
+    let look = machine().file(SYSTEM, "nameserver 127.0.0.1\nnameserver fe80::1\n").look();
+    assert!(look.servers.is_empty() && look.faults.len() == 1 && look.faults[0].contains("fe80::1 is left out"), "{look:?}");
+    // Somebody is known elsewhere.
+    assert_eq!(machine().file(SYSTEM, "nameserver 127.0.0.1\n").file(BEFORE, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
+}

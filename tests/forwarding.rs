@@ -678,3 +678,52 @@ fn the_upstreams_of_resolv_conf_are_followed() {
         server.program.stop();
     });
 }
+
+/// An endpoint that is registered by its host's name has the host's addresses, as the upstream says them now.
+#[test]
+fn a_host_that_is_registered_by_name_is_followed() {
+    let upstream = Upstream::start();
+    upstream.put([Record::a("backend.example.test", 1, "192.0.2.1")]);
+    let files = Files::new(&[("default/default/hosted.svc/latest/backend.example.test:8080", "{}")]);
+    let program = Svcdns::serve(&["--registry", &files.url(), "--upstream", &upstream.flag()]);
+    let expect_target = || {
+        let targets = dns::dig_short(program.address, &["hosted.svc", "SRV"]);
+        assert!(targets.len() == 1 && targets[0].ends_with(" 8080 backend.example.test."), "{targets:?}");
+    };
+    program.wait_for("hosted.svc", &["192.0.2.1"]);
+    expect_target();
+    upstream.replace([Record::a("backend.example.test", 1, "192.0.2.2"), Record::a("backend.example.test", 1, "192.0.2.3")]);
+    program.wait_for("hosted.svc", &["192.0.2.2", "192.0.2.3"]);
+    expect_target();
+    // Nobody who says that it is gone: what was found last stays.
+    upstream.behave(Behaviour::code(2));
+    let asked = upstream.asked_for("backend.example.test").len();
+    upstream.wait_for("backend.example.test", asked + 2, seconds(60));
+    program.wait_for("hosted.svc", &["192.0.2.2", "192.0.2.3"]);
+    expect_target();
+    assert_eq!(upstream.names(), ["backend.example.test".to_owned()].into(), "no name of the zone was asked for");
+}
+
+/// Who dies and who returns stands in the log, once each, and what was not answered in the status.
+#[test]
+fn the_log_tells_of_an_upstream_that_dies_and_returns() {
+    let upstream = upstream();
+    let server = Server::over(&[&upstream]);
+    let address = upstream.flag();
+    let told = |words: &str| server.program.log().matches(&format!("the upstream {address} {words}")).count();
+    assert!(server.program.log().contains(&format!("asking {address} for names outside the zones")), "{}", server.program.log());
+    assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
+    upstream.behave(Behaviour::never());
+    for number in 0..3 {
+        server.dig(&[&format!("n{number}.example.test"), "A"]);
+    }
+    eventually("the death to be told", seconds(60), || (told("has not answered for ") >= 1).then_some(()));
+    let status = server.program.run(&["status"]);
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains(" unanswered, ") && !status.contains(" 0 unanswered, "), "{status}");
+    upstream.behave(Behaviour::default());
+    eventually("an answer", seconds(60), || (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(()));
+    eventually("the return to be told", seconds(60), || (told("answers again, after ") >= 1).then_some(()));
+    // Not with every question. Twice, should this machine have stopped for a minute.
+    assert!(told("has not answered for ") <= 2, "{}", server.program.log());
+}

@@ -324,8 +324,9 @@ fn a_certificate_that_cannot_be_used_is_said_at_the_start() {
     let pair = Pair::new();
     let settings = settings(&pair, Limits::default());
     let says = |words: &str| {
-        let message = bind(&settings).unwrap_err().to_string();
-        assert!(message.contains("certificate") && message.contains(words), "{message}");
+        // With its cause, once: as the commands print it.
+        let message = format!("{:#}", anyhow::Error::new(bind(&settings).unwrap_err()));
+        assert!(message.contains("certificate") && message.matches(words).count() == 1, "{message}");
     };
     fs::write(pair.files().key, made().signing_key.serialize_pem()).unwrap();
     says("key.pem is not that of the certificate");

@@ -309,7 +309,6 @@ impl Bound {
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
         let tracker = TaskTracker::new();
-        let admission = Arc::new(Admission::new(limits.clone(), Arc::clone(&counters)));
 
         let shared = Shared {
             own: addresses.into(),
@@ -323,19 +322,21 @@ impl Bound {
         };
         let mut sockets: Vec<Vec<_>> = (0..limits.udp_workers.max(1)).map(|_| Vec::new()).collect();
         let mut listeners = Vec::new();
-        let responder = Arc::new(responder);
+        let serving = Arc::new(Serving {
+            access,
+            admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
+            responder: Arc::new(responder),
+            limits: limits.clone(),
+            counters: Arc::clone(&counters),
+            tracker: tracker.clone(),
+            stop: ending.clone(),
+            abort: abort.clone(),
+        });
         let listener = |address, tcp, tls| {
             Ok::<_, ServeError>(Arc::new(tcp::Listener {
                 socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
                 address,
-                access: access.clone(),
-                admission: Arc::clone(&admission),
-                responder: Arc::clone(&responder),
-                limits: limits.clone(),
-                counters: Arc::clone(&counters),
-                tracker: tracker.clone(),
-                stop: ending.clone(),
-                abort: abort.clone(),
+                serving: Arc::clone(&serving),
                 tls,
             }))
         };
@@ -360,21 +361,14 @@ impl Bound {
                 quic_listeners.push(Arc::new(quic::Listener {
                     endpoint: quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime).map_err(failed)?,
                     address,
-                    access: access.clone(),
-                    admission: Arc::clone(&admission),
-                    responder: Arc::clone(&responder),
-                    limits: limits.clone(),
-                    counters: Arc::clone(&counters),
-                    tracker: tracker.clone(),
-                    stop: ending.clone(),
-                    abort: abort.clone(),
+                    serving: Arc::clone(&serving),
                 }));
             }
             tracker.spawn(certificate.follow(ending.clone()));
         }
         let mut threads = Vec::with_capacity(sockets.len());
         for (number, sockets) in sockets.into_iter().enumerate() {
-            threads.push(Thread::start(number, sockets, responder.fork(), shared.clone()).await?);
+            threads.push(Thread::start(number, sockets, serving.responder.fork(), shared.clone()).await?);
         }
 
         let mut loops = JoinSet::new();
@@ -416,6 +410,21 @@ impl Bound {
 
 /// How long the last words to clients over QUIC may take.
 const GOODBYE: Duration = Duration::from_millis(100);
+
+/// What all listeners for connections share.
+#[derive(Debug)]
+struct Serving<R> {
+    access: Access,
+    admission: Arc<Admission>,
+    responder: Arc<R>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    tracker: TaskTracker,
+    /// Cancelled: nothing more is accepted or read.
+    stop: CancellationToken,
+    /// Cancelled: connections end as they are.
+    abort: CancellationToken,
+}
 
 /// Runs a loop until it ends by itself, and again after a panic in it.
 async fn keep(address: SocketAddr, transport: &str, counters: Arc<Counters>, stop: CancellationToken, start: impl Fn() -> JoinHandle<()>) {

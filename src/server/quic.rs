@@ -10,13 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::rustls;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
-use super::admission::{Admission, Place};
-use super::counters::{Counters, Kind, StreamCounters};
-use super::{Access, Limits, Respond, Response, padding};
+use super::admission::Place;
+use super::counters::{Kind, StreamCounters};
+use super::{Limits, Respond, Response, Serving, padding};
 use crate::wire::{TCP_MAX, Transport};
 
 /// Nothing went wrong (RFC 9250 section 4.3, as the others).
@@ -38,16 +36,8 @@ const INCOMING_OCTETS: u64 = 16 * 1024;
 pub(super) struct Listener<R> {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
-    pub(super) access: Access,
-    pub(super) admission: Arc<Admission>,
-    pub(super) responder: Arc<R>,
-    pub(super) limits: Limits,
-    pub(super) counters: Arc<Counters>,
-    pub(super) tracker: TaskTracker,
-    /// Cancelled: nothing more is accepted or read.
-    pub(super) stop: CancellationToken,
-    /// Cancelled: connections end as they are.
-    pub(super) abort: CancellationToken,
+    /// What all listeners share.
+    pub(super) serving: Arc<Serving<R>>,
 }
 
 /// The settings of a listening socket.
@@ -96,11 +86,11 @@ impl<R: Respond> Listener<R> {
         loop {
             let incoming = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.serving.stop.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else {
-                if !self.stop.is_cancelled() {
+                if !self.serving.stop.is_cancelled() {
                     error!(address = %self.address, "DNS over QUIC has ended: its socket is lost; please report this");
                 }
                 return;
@@ -112,24 +102,24 @@ impl<R: Respond> Listener<R> {
     /// Starts the task of a connection, or refuses it before a handshake costs anything.
     fn admit(self: &Arc<Self>, incoming: Incoming) {
         let source = incoming.remote_address().ip();
-        if !self.access.allows(source) {
-            self.counters.quic.refused.increment();
+        if !self.serving.access.allows(source) {
+            self.serving.counters.quic.refused.increment();
             return incoming.refuse();
         }
         // Places are few: first the source has to show that it is where it says (RFC 9000 section 8.1.2).
-        if self.admission.is_busy() && !incoming.remote_address_validated() {
-            self.counters.quic_retries.increment();
+        if self.serving.admission.is_busy() && !incoming.remote_address_validated() {
+            self.serving.counters.quic_retries.increment();
             if let Err(error) = incoming.retry() {
                 error.into_incoming().refuse();
             }
             return;
         }
-        let Some(place) = self.admission.admit(Kind::Quic, source, false) else { return incoming.refuse() };
+        let Some(place) = self.serving.admission.admit(Kind::Quic, source, false) else { return incoming.refuse() };
         let listener = Arc::clone(self);
-        self.tracker.spawn(async move {
+        self.serving.tracker.spawn(async move {
             tokio::select! {
                 biased;
-                () = listener.abort.cancelled() => {}
+                () = listener.serving.abort.cancelled() => {}
                 () = listener.hold(incoming, place) => {}
             }
         });
@@ -140,12 +130,12 @@ impl<R: Respond> Listener<R> {
         let handshake = async { incoming.accept()?.await };
         let connection = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return,
-            connection = timeout(self.limits.handshake_timeout, handshake) => match connection {
+            () = self.serving.stop.cancelled() => return,
+            connection = timeout(self.serving.limits.handshake_timeout, handshake) => match connection {
                 Ok(Ok(connection)) => connection,
                 failed => {
                     debug!(error = ?failed.map(Result::err), "a connection did not come to be encrypted");
-                    self.counters.quic.failed_handshakes.increment();
+                    self.serving.counters.quic.failed_handshakes.increment();
                     return;
                 }
             },
@@ -178,7 +168,7 @@ impl<R: Respond> Listener<R> {
 
     /// Takes streams, and has the question of each answered in a task of its own.
     async fn converse(self: &Arc<Self>, connection: &quinn::Connection, answers: &mut JoinSet<Result<(), Malformed>>) -> End {
-        let places = Arc::new(Semaphore::new(self.limits.in_flight.clamp(1, 1 << 16)));
+        let places = Arc::new(Semaphore::new(self.serving.limits.in_flight.clamp(1, 1 << 16)));
         loop {
             let next = async {
                 // A client that takes back its questions gets no more of them under way for it.
@@ -187,11 +177,11 @@ impl<R: Respond> Listener<R> {
             };
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Stopped,
+                () = self.serving.stop.cancelled() => return End::Stopped,
                 Some(ended) = answers.join_next() => if self.reap(&ended) {
                     return End::Malformed;
                 },
-                next = timeout(self.limits.idle_timeout, next) => match next {
+                next = timeout(self.serving.limits.idle_timeout, next) => match next {
                     Ok(Some(((send, receive), place))) => {
                         answers.spawn(Arc::clone(self).stream(send, receive, place));
                     }
@@ -208,7 +198,7 @@ impl<R: Respond> Listener<R> {
     fn reap(&self, ended: &Result<Result<(), Malformed>, JoinError>) -> bool {
         match ended {
             Err(failure) if failure.is_panic() => {
-                if self.counters.panics.increment().is_power_of_two() {
+                if self.serving.counters.panics.increment().is_power_of_two() {
                     error!("a panic while answering over QUIC was contained; please report this");
                 }
                 false
@@ -221,7 +211,7 @@ impl<R: Respond> Listener<R> {
     /// Reads the question of a stream, and writes its answer.
     async fn stream(self: Arc<Self>, send: SendStream, mut receive: RecvStream, _place: OwnedSemaphorePermit) -> Result<(), Malformed> {
         let mut reply = Reply(send);
-        let request = match timeout(self.limits.message_timeout, receive.read_to_end(TCP_MAX + 2)).await {
+        let request = match timeout(self.serving.limits.message_timeout, receive.read_to_end(TCP_MAX + 2)).await {
             Ok(Ok(octets)) => message(&octets)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(Malformed),
             // The client has taken it back, or the connection has ended.
@@ -249,7 +239,7 @@ impl<R: Respond> Listener<R> {
             // Until it has arrived: what is under way when a connection is closed is lost.
             reply.0.stopped().await.ok()
         };
-        if timeout(self.limits.write_timeout, written).await.is_err() {
+        if timeout(self.serving.limits.write_timeout, written).await.is_err() {
             self.counted().write_timeouts.increment();
         }
         Ok(())
@@ -257,11 +247,11 @@ impl<R: Respond> Listener<R> {
 
     async fn answer(&self, request: Vec<u8>) -> Option<Vec<u8>> {
         let mut answer = Vec::with_capacity(512);
-        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
+        match self.serving.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
             Response::Ready => Some(answer),
             Response::Silent => None,
             Response::Later => {
-                let later = timeout(self.limits.answer_timeout, self.responder.later(request, Transport::Tcp)).await;
+                let later = timeout(self.serving.limits.answer_timeout, self.serving.responder.later(request, Transport::Tcp)).await;
                 later.unwrap_or_else(|_| {
                     self.counted().answer_timeouts.increment();
                     None
@@ -271,7 +261,7 @@ impl<R: Respond> Listener<R> {
     }
 
     fn counted(&self) -> &StreamCounters {
-        self.counters.of(Kind::Quic)
+        self.serving.counters.of(Kind::Quic)
     }
 }
 

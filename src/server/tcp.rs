@@ -6,30 +6,20 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::admission::{Admission, Place};
+use super::admission::Place;
 use super::backoff::Backoff;
 use super::connection::{Activity, Connection};
-use super::counters::{Counters, Kind};
-use super::{Access, Limits, Respond};
+use super::counters::Kind;
+use super::{Respond, Serving};
 
 /// One listening socket and what its connections need.
 pub(super) struct Listener<R> {
     pub(super) socket: TcpListener,
     pub(super) address: SocketAddr,
-    pub(super) access: Access,
-    pub(super) admission: Arc<Admission>,
-    pub(super) responder: Arc<R>,
-    pub(super) limits: Limits,
-    pub(super) counters: Arc<Counters>,
-    pub(super) tracker: TaskTracker,
-    /// Cancelled: nothing more is accepted or read.
-    pub(super) stop: CancellationToken,
-    /// Cancelled: connections end as they are.
-    pub(super) abort: CancellationToken,
+    /// What all listeners share.
+    pub(super) serving: Arc<Serving<R>>,
     /// Agrees on the encryption (RFC 7858); none for plain TCP.
     pub(super) tls: Option<TlsAcceptor>,
 }
@@ -41,7 +31,7 @@ impl<R: Respond> Listener<R> {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.serving.stop.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
@@ -51,11 +41,11 @@ impl<R: Respond> Listener<R> {
                 }
                 Err(error) => {
                     let pause = backoff.next();
-                    if self.counters.of(self.kind()).accept_errors.increment().is_power_of_two() {
+                    if self.serving.counters.of(self.kind()).accept_errors.increment().is_power_of_two() {
                         warn!(address = %self.address, %error, kind = self.kind().name(), "cannot accept connections at the moment; trying again");
                     }
                     tokio::select! {
-                        () = self.stop.cancelled() => return,
+                        () = self.serving.stop.cancelled() => return,
                         () = tokio::time::sleep(pause) => {}
                     }
                 }
@@ -65,22 +55,22 @@ impl<R: Respond> Listener<R> {
 
     /// Starts the task of a connection, or closes it at once where there is no place for it.
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
-        let allowed = self.access.allows(source.ip());
+        let allowed = self.serving.access.allows(source.ip());
         if !allowed {
-            self.counters.of(self.kind()).refused.increment();
+            self.serving.counters.of(self.kind()).refused.increment();
             if self.tls.is_some() {
                 // A refusal would cost a handshake, which is not for strangers.
                 return;
             }
         }
-        let Some(place) = self.admission.admit(self.kind(), source.ip(), !allowed) else { return };
+        let Some(place) = self.serving.admission.admit(self.kind(), source.ip(), !allowed) else { return };
         // Answers are written whole; waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let listener = Arc::clone(self);
-        self.tracker.spawn(async move {
+        self.serving.tracker.spawn(async move {
             tokio::select! {
                 biased;
-                () = listener.abort.cancelled() => {}
+                () = listener.serving.abort.cancelled() => {}
                 () = listener.hold(stream, allowed, place) => {}
             }
         });
@@ -90,17 +80,17 @@ impl<R: Respond> Listener<R> {
     async fn hold(&self, stream: TcpStream, allowed: bool, _place: Place) {
         let connection = Connection {
             kind: self.kind(),
-            responder: &self.responder,
-            limits: &self.limits,
-            counters: &self.counters,
-            stop: &self.stop,
+            responder: &self.serving.responder,
+            limits: &self.serving.limits,
+            counters: &self.serving.counters,
+            stop: &self.serving.stop,
             activity: Activity::new(),
         };
         let Some(tls) = &self.tls else { return connection.hold(stream, allowed).await };
         let agreed = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return,
-            agreed = timeout(self.limits.handshake_timeout, tls.accept(stream)) => agreed,
+            () = self.serving.stop.cancelled() => return,
+            agreed = timeout(self.serving.limits.handshake_timeout, tls.accept(stream)) => agreed,
         };
         match agreed {
             Ok(Ok(stream)) => {
@@ -109,7 +99,7 @@ impl<R: Respond> Listener<R> {
             }
             failed => {
                 debug!(error = ?failed.map(Result::err), "a connection did not come to be encrypted");
-                self.counters.tls.failed_handshakes.increment();
+                self.serving.counters.tls.failed_handshakes.increment();
             }
         }
     }
@@ -124,12 +114,16 @@ impl<R: Respond> Listener<R> {
 mod tests {
     use super::*;
     use crate::server::Response;
+    use crate::server::admission::Admission;
     use crate::server::connection::append;
+    use crate::server::{Access, Counters, Limits};
     use crate::wire::Transport;
     use std::io::{self, ErrorKind};
     use std::time::{Duration, Instant};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
 
     /// Echoes; `hold…` waits to be released, `never…` waits for ever, `panic…` panics once it has waited.
     #[derive(Default)]
@@ -181,14 +175,16 @@ mod tests {
         let listener = Arc::new(Listener {
             socket,
             address,
-            access: Access::new(&[]),
-            admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
-            responder: Arc::new(Slow::default()),
-            limits,
-            counters,
-            tracker: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            abort: CancellationToken::new(),
+            serving: Arc::new(Serving {
+                access: Access::new(&[]),
+                admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
+                responder: Arc::new(Slow::default()),
+                limits,
+                counters,
+                tracker: TaskTracker::new(),
+                stop: CancellationToken::new(),
+                abort: CancellationToken::new(),
+            }),
             tls: None,
         });
         tokio::spawn(Arc::clone(&listener).run());
@@ -223,7 +219,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2", "quick 3"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
     }
 
@@ -232,13 +228,13 @@ mod tests {
         let mut fixture = connected(Limits { in_flight: 2, ..Limits::default() }).await;
         fixture.send(&["hold 1", "hold 2", "quick 3"]).await;
         // Released one by one: what comes first is never the third, which is not even read before.
-        while fixture.listener.counters.tcp.queries.get() < 2 {
+        while fixture.listener.serving.counters.tcp.queries.get() < 2 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
         assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert!(fixture.next().await.unwrap().starts_with("hold"));
     }
 
@@ -248,7 +244,7 @@ mod tests {
         let mut fixture = connected(limits).await;
         fixture.send(&["never 1", "quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        assert_eq!(fixture.listener.counters.tcp.answer_timeouts.get(), 1);
+        assert_eq!(fixture.listener.serving.counters.tcp.answer_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -259,10 +255,10 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(200)).await;
         fixture.send(&["quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp.idle_timeouts.get(), 1);
+        assert_eq!(fixture.listener.serving.counters.tcp.idle_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -272,7 +268,7 @@ mod tests {
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
         fixture.client.shutdown().await.unwrap();
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.panics.get(), 1);
+        assert_eq!(fixture.listener.serving.counters.panics.get(), 1);
     }
 
     #[tokio::test]
@@ -281,7 +277,7 @@ mod tests {
         fixture.send(&["hold 1", "quick 2"]).await;
         fixture.client.shutdown().await.unwrap();
         assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
@@ -290,14 +286,14 @@ mod tests {
     async fn answers_in_flight_go_out_when_the_server_stops() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1"]).await;
-        while fixture.listener.counters.tcp.queries.get() < 1 {
+        while fixture.listener.serving.counters.tcp.queries.get() < 1 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.stop.cancel();
+        fixture.listener.serving.stop.cancel();
         fixture.send(&["quick 2"]).await;
-        fixture.listener.responder.release.notify_one();
+        fixture.listener.serving.responder.release.notify_one();
         assert_eq!(fixture.next().await.unwrap(), "hold 1");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.counters.tcp.queries.get(), 1);
+        assert_eq!(fixture.listener.serving.counters.tcp.queries.get(), 1);
     }
 }

@@ -1,25 +1,25 @@
 //! One question on its way to its answer.
 
+use std::io::{self, Write};
 use std::net::IpAddr;
 
+use super::fast::Ready;
 use super::message::Response;
-use super::record::{RRset, Record, RecordBuilder, SetBuilder};
+use super::record::{Record, RecordBuilder};
+use super::rrset::{RRset, Records};
 use super::table::Snapshot;
-use super::{Answerer, Counters, compile, full, hosts};
+use super::{Answerer, Manner, compile, full, hosts};
 use crate::catalog::{Condition, Instance};
 use crate::name::{Name, Zone};
 use crate::service::Addresses;
-use crate::wire::{ExtendedError, HEADER, OWNER, Query, Transport, put_u32, rcode, rtype};
+use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
 
 /// A question in class IN, and what it is answered from.
 pub(super) struct Asking<'a> {
     pub(super) answerer: &'a Answerer,
-    pub(super) counters: &'a Counters,
-    pub(super) condition: &'a Condition,
+    pub(super) manner: Manner<'a>,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
-    pub(super) transport: Transport,
-    pub(super) draw: u64,
 }
 
 /// Before every registry was read, for what is not known.
@@ -40,10 +40,18 @@ const HOSTS_UNKNOWN: ExtendedError =
 /// The labels of the name server and of the version, in front of a zone.
 const NS: &[u8] = b"\x02ns";
 const VERSION: &[u8] = b"\x0bdns-version";
+/// The label of the mailbox in a SOA record.
+const HOSTMASTER: &[u8] = b"\x0ahostmaster";
+/// Type SOA, class IN.
+const TYPE_SOA: [u8; 4] = [0, 6, 0, 1];
+/// Refresh, retry and expire: 1 hour, 10 minutes, 1 day. For secondaries, which there are none of.
+const SECONDARIES: [u8; 12] = [0, 0, 0x0E, 0x10, 0, 0, 0x02, 0x58, 0, 1, 0x51, 0x80];
+/// Octets of a SOA record with pointers to the zone's name: owner, head, two names, five numbers.
+const SOA: usize = 2 + 10 + (3 + 2) + (11 + 2) + 20;
 
 impl Asking<'_> {
     pub(super) fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
-        self.answerer.put(response, self.query, self.transport, self.draw, self.counters, out);
+        self.answerer.put(response, self.query, self.manner, out);
     }
 
     /// Answers for a name in a served zone.
@@ -55,39 +63,53 @@ impl Asking<'_> {
             VERSION => return self.version(zone, out),
             _ => {}
         }
-        let error = stale(self.condition, ExtendedError::STALE_ANSWER);
-        if let Some(record) = self.ready(owner) {
-            return self.put_from_record(&record, false, zone, error, out);
+        let error = stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER);
+        match self.ready_at(name, owner) {
+            Ready::Answer(set) => self.put(&Response::answer(set, error), out),
+            Ready::NoData => self.no_data(zone, error, out),
+            Ready::NoName => self.no_name(zone, out),
+            Ready::Unknown => self.in_full(name, zone, error, out),
         }
+    }
+
+    /// Answers from the model, whatever form of the naming grammar the name has.
+    fn in_full(&self, name: &Name, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
         let settings = &self.answerer.settings;
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
             // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
-            full::Found::Absent | full::Found::Empty if !self.condition.synced => {
+            full::Found::Absent | full::Found::Empty if !self.snapshot.condition.synced => {
                 self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
             // Another served zone lies below (RFC 8020).
-            full::Found::Absent if settings.zones.iter().any(|zone| zone.name().ends_with(name)) => self.no_data(zone, error, out),
-            full::Found::Absent => {
-                let apex = self.apex_of(zone);
-                let soa = self.soa(&apex, &apex);
-                self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(self.condition, ExtendedError::STALE_NXDOMAIN)), out);
-            }
+            full::Found::Absent if settings.zones.any_below(name) => self.no_data(zone, error, out),
+            full::Found::Absent => self.no_name(zone, out),
             full::Found::Empty => self.no_data(zone, error, out),
-            full::Found::Service(selection) => {
+            full::Found::Service(full::Selection { service, instances, form }) => {
+                let owner = instances.first().and_then(|first| compile::service_owner(settings, service.base(), &first.key.group));
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
-                compile::record(settings, &self.snapshot.hosts, selection.service, &selection.instances, &mut builder);
+                compile::record(settings, &self.snapshot.hosts, owner.as_deref(), &instances, &mut builder);
                 builder.build(&mut octets);
-                let record = Record::read(&octets, settings.ttl);
-                let rfc2782 = selection.form == full::Form::Rfc2782;
-                let nothing_else = record.srv().count == 0 && (rfc2782 || record.a().count + record.aaaa().count == 0);
-                if self.query.qtype == rtype::TXT || self.query.qtype == rtype::ANY && nothing_else {
-                    return self.put_set(compile::txt(settings, &selection.instances), zone, error, out);
+                let record = Record::read(&octets);
+                let srv = record.srv(settings.ttl, owner.as_deref().unwrap_or_default(), settings.zones.first().name().as_wire());
+                let rfc2782 = form == full::Form::Rfc2782;
+                let [a, aaaa] = if rfc2782 { [RRset::EMPTY; 2] } else { [record.a(settings.ttl), record.aaaa(settings.ttl)] };
+                // RFC 8482 section 4.1: one RRset of those there are.
+                let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
+                let set = match self.query.qtype {
+                    rtype::TXT => return self.put_records(&compile::txt(settings, &instances), zone, error, out),
+                    rtype::ANY if any.is_none() => return self.put_records(&compile::txt(settings, &instances), zone, error, out),
+                    rtype::A | rtype::AAAA if record.hosts_only() && !rfc2782 => return self.no_address(&instances, zone, out),
+                    rtype::A => a,
+                    rtype::AAAA => aaaa,
+                    rtype::SRV => srv,
+                    rtype::ANY => any.unwrap_or(RRset::EMPTY),
+                    _ => RRset::EMPTY,
+                };
+                if set.count > 0 {
+                    return self.put(&Response::answer(set, error), out);
                 }
-                if matches!(self.query.qtype, rtype::A | rtype::AAAA) && record.hosts_only() && !rfc2782 {
-                    return self.no_address(&selection.instances, zone, out);
-                }
-                self.put_from_record(&record, rfc2782, zone, error, out);
+                self.no_data(zone, error, out);
             }
         }
     }
@@ -105,100 +127,83 @@ impl Asking<'_> {
         }
     }
 
-    /// The ready-made record, where it has what is asked for.
-    fn ready(&self, owner: &[u8]) -> Option<Record<'_>> {
-        let record = Record::read(self.snapshot.record(owner)?, self.answerer.settings.ttl);
-        match self.query.qtype {
-            rtype::TXT => None,
-            // An instance's own record has its address, which is an RRset to give.
-            rtype::ANY if record.a().count + record.aaaa().count + record.srv().count == 0 => None,
-            rtype::SRV if record.addresses_only() => None,
-            // Why there is none stands with the instances.
-            rtype::A | rtype::AAAA if record.hosts_only() => None,
-            _ => Some(record),
-        }
-    }
-
-    fn put_from_record(&self, record: &Record<'_>, rfc2782: bool, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
-        let (a, aaaa) = if rfc2782 { (RRset::EMPTY, RRset::EMPTY) } else { (record.a(), record.aaaa()) };
-        let set = match self.query.qtype {
-            rtype::A => a,
-            rtype::AAAA => aaaa,
-            rtype::SRV => record.srv(),
-            // RFC 8482 section 4.1: one RRset of those there are.
-            rtype::ANY => [a, aaaa, record.srv()].into_iter().find(|set| set.count > 0).unwrap_or(RRset::EMPTY),
-            _ => RRset::EMPTY,
-        };
-        if set.count > 0 {
-            return self.put(&Response::answer(set, error), out);
-        }
-        self.no_data(zone, error, out);
-    }
-
-    fn put_set(&self, set: SetBuilder, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
-        if set.is_empty() {
+    fn put_records(&self, records: &Records, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+        if records.is_empty() {
             return self.no_data(zone, error, out);
         }
-        let (octets, count) = set.build();
-        self.put(&Response::answer(RRset::of_units(&octets, count), error), out);
+        self.put(&Response::answer(RRset::of_records(records), error), out);
+    }
+
+    fn no_name(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let soa = self.soa_of(zone);
+        self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(&self.snapshot.condition, ExtendedError::STALE_NXDOMAIN)), out);
     }
 
     fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
-        let apex = self.apex_of(zone);
-        let soa = self.soa(&apex, &apex);
+        let soa = self.soa_of(zone);
         self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
     }
 
-    /// The zone's name, for a question in it: a pointer to where it stands in the question (RFC 1035 section 4.1.4).
-    fn apex_of(&self, zone: &Zone) -> [u8; 2] {
+    /// The SOA record of a zone, for a question in it. The zone's name is a pointer to where it stands in the question (RFC
+    /// 1035 section 4.1.4).
+    fn soa_of(&self, zone: &Zone) -> [u8; SOA] {
         let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
         // A name has at most 255 octets, a pointer 14 bits.
-        (0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes()
+        let apex = (0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes();
+        self.soa_at(apex)
+    }
+
+    /// The SOA record of a zone whose name this points at.
+    fn soa_at(&self, apex: [u8; 2]) -> [u8; SOA] {
+        let mut soa = [0; SOA];
+        // It has just this length.
+        let _ = self.write_soa(&apex, &apex, &mut soa[..]);
+        soa
     }
 
     /// The zone itself: SOA and NS, known before any registry is.
     fn apex(&self, zone: &Zone, out: &mut Vec<u8>) {
         let Self { answerer: Answerer { settings, .. }, .. } = self;
-        let mut set = SetBuilder::default();
+        let mut set = Records::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.put(1, |out| out.extend_from_slice(&self.soa(&OWNER, &OWNER))),
+            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa_at(OWNER))),
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
-                set.put(1, |out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
+                set.put(|out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
                 if let Some(address) = settings.listen.first() {
-                    set.put_glue(*address);
+                    set.put_glue_address(*address);
                 }
             }
             _ => {}
         }
-        self.put_set(set, zone, None, out);
+        self.put_records(&set, zone, None, out);
     }
 
     /// `ns.<zone>`: where we listen.
     fn name_server(&self, zone: &Zone, out: &mut Vec<u8>) {
         let Self { answerer: Answerer { settings, .. }, .. } = self;
-        let mut set = SetBuilder::default();
+        let mut set = Records::default();
         for address in &settings.listen {
             let asked = match address {
                 IpAddr::V4(_) => rtype::A,
                 IpAddr::V6(_) => rtype::AAAA,
             };
             if matches!(self.query.qtype, qtype if qtype == asked || qtype == rtype::ANY) {
-                set.put(1, |out| compile::address_record(out, &OWNER, settings.ttl, *address));
+                set.put(|out| compile::address_record(out, &OWNER, settings.ttl, *address));
             }
         }
-        self.put_set(set, zone, None, out);
+        self.put_records(&set, zone, None, out);
     }
 
     /// `dns-version.<zone>`: who answers here.
     fn version(&self, zone: &Zone, out: &mut Vec<u8>) {
-        let mut set = SetBuilder::default();
+        let mut set = Records::default();
         if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
             let mut data = Vec::new();
             compile::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
-            set.put(1, |out| compile::put_record(out, &OWNER, rtype::TXT, self.answerer.settings.ttl, &data));
+            set.put(|out| compile::put_record(out, &OWNER, rtype::TXT, self.answerer.settings.ttl, &data));
         }
-        self.put_set(set, zone, None, out);
+        self.put_records(&set, zone, None, out);
     }
 
     /// Answers for the reverse name of an address, if it is registered; it is then an apex of its own.
@@ -212,17 +217,18 @@ impl Asking<'_> {
         if set.is_empty() {
             return false;
         }
-        let error = stale(self.condition, ExtendedError::STALE_ANSWER);
+        let error = stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER);
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
-            let (octets, count) = set.build();
             // The instance's name stands first: programs take the first.
-            Self { draw: 0, ..*self }.put(&Response::answer(RRset::of_units(&octets, count), error), out);
+            Self { manner: Manner { draw: 0, ..self.manner }, ..*self }.put(&Response::answer(RRset::of_records(&set), error), out);
         } else {
-            let soa = self.soa(&OWNER, settings.zones.first().name().as_wire());
+            let mut soa = Vec::new();
+            // A vector takes all.
+            let _ = self.write_soa(&OWNER, settings.zones.first().name().as_wire(), &mut soa);
             if self.query.qtype == rtype::SOA {
-                let mut apex = SetBuilder::default();
-                apex.put(1, |out| out.extend_from_slice(&soa));
-                self.put_set(apex, settings.zones.first(), error, out);
+                let mut apex = Records::default();
+                apex.put(|out| out.extend_from_slice(&soa));
+                self.put_records(&apex, settings.zones.first(), error, out);
             } else {
                 self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
             }
@@ -230,23 +236,17 @@ impl Asking<'_> {
         true
     }
 
-    /// A SOA record (RFC 1035 section 3.3.13); its TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
+    /// Writes a SOA record (RFC 1035 section 3.3.13); its TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
     /// `apex` is the zone's name, or a pointer to it.
-    fn soa(&self, owner: &[u8], apex: &[u8]) -> Vec<u8> {
-        let mut data = Vec::with_capacity(2 * apex.len() + 36);
-        data.extend_from_slice(NS);
-        data.extend_from_slice(apex);
-        data.extend_from_slice(b"\x0ahostmaster");
-        data.extend_from_slice(apex);
-        put_u32(&mut data, self.answerer.serial(self.snapshot));
-        let negative_ttl = self.answerer.settings.negative_ttl;
-        // Refresh, retry and expire are for secondaries, which there are none of.
-        for seconds in [3600, 600, 86400, negative_ttl] {
-            put_u32(&mut data, seconds);
+    fn write_soa(&self, owner: &[u8], apex: &[u8], mut out: impl Write) -> io::Result<()> {
+        let ttl = self.answerer.settings.negative_ttl.to_be_bytes();
+        // Two names with their first labels, five numbers.
+        let octets = u16::try_from(NS.len() + HOSTMASTER.len() + 2 * apex.len() + 20).unwrap_or(0).to_be_bytes();
+        let serial = self.answerer.serial(self.snapshot).to_be_bytes();
+        for part in [owner, &TYPE_SOA, &ttl, &octets, NS, apex, HOSTMASTER, apex, &serial, &SECONDARIES, &ttl] {
+            out.write_all(part)?;
         }
-        let mut record = Vec::with_capacity(owner.len() + 10 + data.len());
-        compile::put_record(&mut record, owner, rtype::SOA, negative_ttl, &data);
-        record
+        Ok(())
     }
 }
 

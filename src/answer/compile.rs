@@ -4,14 +4,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Settings;
 use super::hosts::Known;
-use super::record::{RecordBuilder, SetBuilder};
+use super::record::{RecordBuilder, Target};
+use super::rrset::Records;
 use crate::catalog::{Group, Instance, Service};
-use crate::name::{Name, put_instance_label};
+use crate::name::{Name, instance_label, put_instance_label};
 use crate::service::{Addresses, Host, Metadata};
 use crate::wire::{OWNER, put_u16, put_u32, rtype};
 
 /// Most octets of a DNS name (RFC 1035 section 2.3.4).
 pub(super) const MAX_NAME: usize = 255;
+
+/// Octets of the longest instance's label: an IPv6 address in full.
+const LONGEST_INSTANCE: usize = 39;
 
 /// Most octets of one TXT record's data: so that one fits a UDP answer to those who speak EDNS, unless names are very long.
 const TXT_MAX: usize = 1024;
@@ -20,45 +24,29 @@ const TXT_MAX: usize = 1024;
 const PTR_MAX: usize = 100;
 
 /// Puts the A, AAAA and SRV RRsets of these instances into an empty builder: sorted by endpoint, without equal ones, all of
-/// one deployment and namespace.
-pub(super) fn record(settings: &Settings, hosts: &Known, service: &Service, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
-    let Some(first) = instances.first() else { return };
-    let owner = service_owner(settings, service.base(), &first.key.group);
+/// one deployment and namespace, whose service has this `owner` there.
+pub(super) fn record(settings: &Settings, hosts: &Known, owner: Option<&[u8]>, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
+    let zone = settings.zones.first().name().as_wire();
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
         let weight = same_host.iter().map(|instance| u32::from(instance.key.weight)).fold(0, u32::saturating_add);
         let target = match &same_host[0].endpoint.host {
-            Host::V4(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
-            Host::V6(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
+            Host::V4(address) => put_address(builder, weight, (*address).into(), owner, zone),
+            Host::V6(address) => put_address(builder, weight, (*address).into(), owner, zone),
             Host::Name(name) => {
                 for address in addresses_of(name, hosts) {
                     // Names are sorted behind addresses: it may be there already.
-                    let there = match address {
-                        IpAddr::V4(address) => builder.a.grow(&address.octets(), weight),
-                        IpAddr::V6(address) => builder.aaaa.grow(&address.octets(), weight),
-                    };
-                    if !there {
-                        put_address(settings, builder, weight, *address, None);
+                    if !builder.grow(*address, weight) {
+                        builder.put_address(*address, weight);
                     }
                 }
-                Name::from_text(name).ok().map(|name| (name.as_wire().to_vec(), None))
+                Name::from_text(name).ok().map(|name| builder.put_name(name.as_wire()))
             }
         };
-        let Some((target, address)) = target else { continue };
+        let Some(target) = target else { continue };
         for instance in same_host {
-            builder.srv.put(u32::from(instance.key.weight), |out| {
-                // RFC 2782: priority, weight, port, target.
-                put_record_head(out, &OWNER, rtype::SRV, settings.ttl, 6 + target.len());
-                put_u16(out, 0);
-                put_u16(out, instance.key.weight);
-                put_u16(out, instance.endpoint.port);
-                out.extend_from_slice(&target);
-            });
-            if let Some(address) = address {
-                builder.srv.put_glue(address);
-            }
+            builder.put_service(instance.key.weight, instance.endpoint.port, target);
         }
     }
-    builder.hosts_only = builder.a.is_empty() && builder.aaaa.is_empty();
 }
 
 /// The addresses that are known of a host name. What `localhost` is needs no asking (RFC 6761 section 6.3).
@@ -71,34 +59,13 @@ fn addresses_of<'h>(name: &str, hosts: &'h Known) -> &'h [IpAddr] {
     }
 }
 
-/// Puts the record of an address; returns the instance's name, which its SRV records point at, and the address as its glue.
-/// No name where it would not fit DNS.
-fn put_address(
-    settings: &Settings,
-    builder: &mut RecordBuilder,
-    weight: u32,
-    address: IpAddr,
-    service: Option<&[u8]>,
-) -> Option<(Vec<u8>, Option<IpAddr>)> {
-    let set = match address {
-        IpAddr::V4(_) => &mut builder.a,
-        IpAddr::V6(_) => &mut builder.aaaa,
-    };
-    set.put(weight, |out| match address {
-        IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
-        IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
-    });
-    let zone = settings.zones.first().name().as_wire();
-    let mut target = Vec::with_capacity(service?.len() + zone.len() + 16);
-    put_instance_owner(address, service?, &mut target);
-    target.extend_from_slice(zone);
-    (target.len() <= MAX_NAME).then_some((target, Some(address)))
-}
-
-/// The record of one instance's own name.
-pub(super) fn address_only(settings: &Settings, address: IpAddr, builder: &mut RecordBuilder) {
-    put_address(settings, builder, 1, address, None);
-    builder.addresses_only = true;
+/// Puts an address; returns what services there have as their target. None where the instance's name would not fit DNS.
+fn put_address(builder: &mut RecordBuilder, weight: u32, address: IpAddr, owner: Option<&[u8]>, zone: &[u8]) -> Option<Target> {
+    let target = builder.put_address(address, weight);
+    let rest = owner?.len() + zone.len();
+    // The label is looked at only where it matters.
+    let fits = rest + 1 + LONGEST_INSTANCE <= MAX_NAME || rest + 1 + instance_label(address).len() <= MAX_NAME;
+    fits.then_some(target)
 }
 
 /// Appends one A or AAAA record.
@@ -115,7 +82,7 @@ pub(super) fn put_record(out: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, 
     out.extend_from_slice(data);
 }
 
-fn put_record_head(out: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, octets: usize) {
+pub(super) fn put_record_head(out: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, octets: usize) {
     out.extend_from_slice(owner);
     put_u16(out, rtype);
     put_u16(out, rtype::IN);
@@ -127,13 +94,17 @@ fn put_record_head(out: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, octets
 /// The TXT RRset: one record an instance with all its metadata as `key=value` (RFC 6763 section 6.3), strings cut at 255
 /// octets, a record at [`TXT_MAX`]; an instance without metadata has one empty string (RFC 6763 section 6.1). What two
 /// instances say alike stands once.
-pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> SetBuilder {
-    let mut texts: Vec<Vec<u8>> = instances.iter().map(|instance| text(&instance.key.metadata)).collect();
+pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> Records {
+    // Most instances of a service say the same, and share it.
+    let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();
+    metadata.sort_by_key(|metadata| std::sync::Arc::as_ptr(metadata));
+    metadata.dedup_by_key(|metadata| std::sync::Arc::as_ptr(metadata));
+    let mut texts: Vec<Vec<u8>> = metadata.into_iter().map(|metadata| text(metadata)).collect();
     texts.sort_unstable();
     texts.dedup();
-    let mut set = SetBuilder::default();
+    let mut set = Records::default();
     for text in texts {
-        set.put(1, |out| put_record(out, &OWNER, rtype::TXT, settings.ttl, &text));
+        set.put(|out| put_record(out, &OWNER, rtype::TXT, settings.ttl, &text));
     }
     set
 }
@@ -161,7 +132,7 @@ pub(super) fn put_string(out: &mut Vec<u8>, string: &str) {
 }
 
 /// The PTR RRset of an address: the names of the instances there, then those of their services.
-pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Iterator<Item = &'s std::sync::Arc<Service>>) -> SetBuilder {
+pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Iterator<Item = &'s std::sync::Arc<Service>>) -> Records {
     let mut owners = Vec::new();
     // However many there are: more names than are given are of no use.
     for service in services.take(PTR_MAX) {
@@ -178,9 +149,9 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
         owner
     });
     let names = instances.chain(owners.iter().cloned()).filter(|owner| owner.len() + zone.len() <= MAX_NAME);
-    let mut set = SetBuilder::default();
+    let mut set = Records::default();
     for owner in names.take(PTR_MAX) {
-        set.put(1, |out| {
+        set.put(|out| {
             put_record_head(out, &OWNER, rtype::PTR, settings.ttl, owner.len() + zone.len());
             out.extend_from_slice(&owner);
             out.extend_from_slice(zone);
@@ -192,8 +163,7 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
 /// The shortest name of a service in this deployment and namespace: wire labels in front of the zone. None where a part of
 /// it cannot be a label.
 pub(super) fn service_owner(settings: &Settings, base: &str, group: &Group) -> Option<Vec<u8>> {
-    let mut owner = Vec::with_capacity(base.len() + 1);
-    base.split('.').try_for_each(|label| put_label(&mut owner, label))?;
+    let mut owner = owner(base)?;
     let elsewhere = *group.deployment != *settings.deployment;
     if elsewhere || *group.namespace != *settings.namespace {
         put_label(&mut owner, &group.namespace)?;
@@ -201,6 +171,18 @@ pub(super) fn service_owner(settings: &Settings, base: &str, group: &Group) -> O
     if elsewhere {
         put_label(&mut owner, &group.deployment)?;
     }
+    Some(owner)
+}
+
+/// Whether this is the deployment and namespace of names that spell none out.
+pub(super) fn is_configured(settings: &Settings, group: &Group) -> bool {
+    *group.deployment == *settings.deployment && *group.namespace == *settings.namespace
+}
+
+/// Labels of a text with dots, in wire form. None where a part of it cannot be a label.
+pub(super) fn owner(text: &str) -> Option<Vec<u8>> {
+    let mut owner = Vec::with_capacity(text.len() + 16);
+    text.split('.').try_for_each(|label| put_label(&mut owner, label))?;
     Some(owner)
 }
 

@@ -7,7 +7,8 @@ use hickory_proto::rr::RecordType;
 use serde::{Deserialize, Serialize};
 
 use super::full::{self, Outcome, Step};
-use super::{Answerer, Answers, Counters};
+use super::record::Record;
+use super::{Answerer, Answers, Counters, Manner};
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, u16_at};
 
@@ -100,7 +101,7 @@ impl Answerer {
         if let Some((_, zone)) = self.settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
             let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
-            explanation.ready_made = snapshot.record(owner).is_some();
+            explanation.ready_made = snapshot.record(owner).is_some_and(|record| !Record::read(record).is_marker());
             let labels: Vec<&[u8]> = zone.in_front(name).collect();
             if labels.is_empty() {
                 explanation.parsed.push("the zone itself".to_owned());
@@ -117,7 +118,8 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let outcome = self.respond_counting(&Query::parse(&query), Transport::Udp, draw, &uncounted, &mut response);
+        let manner = Manner { transport: Transport::Udp, draw, ready: true, counters: &uncounted };
+        let outcome = self.respond_as(&Query::parse(&query), manner, &mut response);
         explanation.elsewhere = (outcome == super::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };

@@ -1,10 +1,8 @@
 //! A response message, put together from ready-made pieces.
 
-use std::collections::HashSet;
-
-use super::record::RRset;
+use super::rrset::RRset;
 use super::{Answers, Settings};
-use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode, rtype, u16_at};
+use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode};
 
 /// What a response says, before it is known what fits.
 #[derive(Debug)]
@@ -60,28 +58,15 @@ pub(super) fn write(
         Answers::Count(most) => set.count.min(usize::from(most.get())),
         Answers::All | Answers::Fit => set.count,
     };
-    let space = room.saturating_sub(out.len());
-    let all = wanted == set.count && set.octets(space) <= space;
-    // No record is smaller than owner, type, class, TTL and length.
-    let order = set.order(all, wanted.min(space / 12 + 1), draw);
+    let order = set.order(wanted, room.saturating_sub(out.len()), draw);
     let mut put = 0;
-    let mut glued = Vec::new();
-    for index in order.take(wanted) {
-        let (head, record, glue) = set.unit(index);
-        if out.len() + head.len() + record.len() > room {
-            break;
-        }
-        out.extend_from_slice(head);
-        out.extend_from_slice(record);
+    while put < wanted && set.put(order.at(put), room, out) {
         put += 1;
-        if !glue.is_empty() {
-            glued.push((record, glue));
-        }
     }
     let truncated = put < wanted && transport == Transport::Udp && answers != Answers::Fit;
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
     out.extend_from_slice(authority);
-    let mut additional = put_glue(&glued, room, out);
+    let mut additional = set.put_glue(&order, put, room, out);
     if query.edns.is_some() {
         put_opt(out, *rcode, query.edns.is_some_and(|edns| edns.dnssec_ok), *error);
         additional += 1;
@@ -107,32 +92,4 @@ fn header(query: &Query<'_>, rcode: u16, authoritative: bool, forwarding: bool, 
     put_u16(out, u16::from(!query.question.is_empty()));
     out.resize(HEADER, 0);
     out.extend_from_slice(query.question);
-}
-
-/// Appends the addresses of the names that records end with, each once, as long as there is room; returns how many.
-fn put_glue(glued: &[(&[u8], &[u8])], room: usize, out: &mut Vec<u8>) -> usize {
-    let mut seen = HashSet::new();
-    let mut count = 0;
-    for (record, address) in glued {
-        let Some(target) = target(record) else { continue };
-        if out.len() + target.len() + 10 + address.len() > room {
-            break;
-        }
-        if glued.len() > 1 && !seen.insert(target) {
-            continue;
-        }
-        out.extend_from_slice(target);
-        put_u16(out, if address.len() == 4 { rtype::A } else { rtype::AAAA });
-        // Class and TTL as the record's own.
-        out.extend_from_slice(&record[4..10]);
-        put_u16(out, if address.len() == 4 { 4 } else { 16 });
-        out.extend_from_slice(address);
-        count += 1;
-    }
-    count
-}
-
-/// The name that the data of an SRV or NS record ends with.
-fn target(record: &[u8]) -> Option<&[u8]> {
-    record.get(if u16_at(record, 2)? == rtype::SRV { 18 } else { 12 }..)
 }

@@ -4,13 +4,18 @@
 //! I/O or keeps a clock. A question goes through one function, [`Answerer::respond`], however it came.
 
 mod asking;
+mod choice;
 mod compile;
 mod explain;
+mod fast;
 mod full;
 mod hosts;
 mod message;
 mod publish;
 mod record;
+mod rrset;
+mod shard;
+mod sharded;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -22,11 +27,11 @@ pub use table::Snapshot;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
 use crate::catalog::{Condition, Rejections, Stats};
+use crate::metrics::Counter;
 use crate::name::{Name, Zones, reverse_address};
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode, rtype};
 use asking::Asking;
@@ -83,7 +88,6 @@ pub enum Answers {
 pub struct Answerer {
     settings: Settings,
     snapshot: ArcSwap<Snapshot>,
-    condition: ArcSwap<Condition>,
     rejections: ArcSwap<Rejections>,
     stats: ArcSwap<Stats>,
     counters: Counters,
@@ -95,26 +99,36 @@ pub struct Answerer {
 #[derive(Debug, Default)]
 pub struct Counters {
     /// By response code 0-15; BADVERS counts under 0, as its header says.
-    rcodes: [AtomicU64; 16],
-    cut: AtomicU64,
-    left_out: AtomicU64,
+    rcodes: [Counter; 16],
+    cut: Counter,
+    left_out: Counter,
 }
 
 impl Counters {
     /// Answers with this response code, 0-15.
     pub fn answers(&self, rcode: usize) -> u64 {
-        self.rcodes.get(rcode).map_or(0, |count| count.load(Ordering::Relaxed))
+        self.rcodes.get(rcode).map_or(0, Counter::get)
     }
 
     /// Answers that left records out, for want of room or by the `answers` setting.
     pub fn cut(&self) -> u64 {
-        self.cut.load(Ordering::Relaxed)
+        self.cut.get()
     }
 
     /// Records that those answers left out.
     pub fn left_out(&self) -> u64 {
-        self.left_out.load(Ordering::Relaxed)
+        self.left_out.get()
     }
+}
+
+/// How a question is answered.
+#[derive(Clone, Copy, Debug)]
+struct Manner<'a> {
+    transport: Transport,
+    draw: u64,
+    /// Whether ready-made records may be used.
+    ready: bool,
+    counters: &'a Counters,
 }
 
 const NOT_OURS: ExtendedError =
@@ -127,20 +141,27 @@ const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED
 impl Answerer {
     /// Writes the whole response to a packet, as it was `parsed`, into `out` (without TCP's length), where it is ours to give.
     ///
-    /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O.
+    /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O; does not allocate
+    /// where ready-made records have the answer and `out` has room for it.
     pub fn respond(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
-        self.respond_counting(parsed, transport, draw, &self.counters, out)
+        self.respond_as(parsed, Manner { transport, draw, ready: true, counters: &self.counters }, out)
     }
 
-    fn respond_counting(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> Outcome {
+    /// The same, without a look at ready-made records: everything is decided on the model, by the naming grammar. It is what
+    /// [`Self::respond`] must come to, too; for whoever compares the two. Not counted.
+    pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
+        self.respond_as(parsed, Manner { transport, draw, ready: false, counters: &Counters::default() }, out)
+    }
+
+    fn respond_as(&self, parsed: &Parsed<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
         out.clear();
         match parsed {
             Parsed::Silent => Outcome::Silent,
             Parsed::Bad { query, rcode } => {
-                self.put(&Response::code(*rcode, None), query, transport, draw, counters, out);
+                self.put(&Response::code(*rcode, None), query, manner, out);
                 Outcome::Answered
             }
-            Parsed::Query(query) => self.answer(query, transport, draw, counters, out),
+            Parsed::Query(query) => self.answer(query, manner, out),
         }
     }
 
@@ -158,7 +179,8 @@ impl Answerer {
     fn put_code(&self, code: u16, error: ExtendedError, request: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
-        self.put(&Response::code(code, Some(error)), &query, Transport::Udp, 0, &self.counters, out);
+        let manner = Manner { transport: Transport::Udp, draw: 0, ready: true, counters: &self.counters };
+        self.put(&Response::code(code, Some(error)), &query, manner, out);
         true
     }
 
@@ -168,8 +190,8 @@ impl Answerer {
     }
 
     /// The condition of what is known, as of the latest publication.
-    pub fn condition(&self) -> Arc<Condition> {
-        self.condition.load_full()
+    pub fn condition(&self) -> Condition {
+        self.snapshot.load().condition
     }
 
     /// What cannot be served, as of the latest publication.
@@ -192,11 +214,9 @@ impl Answerer {
         &self.counters
     }
 
-    fn answer(&self, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) -> Outcome {
-        // Before the data, as it is stored after it: who finds "synced" here finds what was synced there.
-        let condition = self.condition.load();
+    fn answer(&self, query: &Query<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
         let snapshot = self.snapshot.load();
-        let asking = Asking { answerer: self, counters, condition: &condition, snapshot: &snapshot, query, transport, draw };
+        let asking = Asking { answerer: self, manner, snapshot: &snapshot, query };
         let Ok((name, _)) = Name::from_wire(query.name()) else {
             asking.put(&Response::code(rcode::FORMERR, None), out);
             return Outcome::Answered;
@@ -217,12 +237,13 @@ impl Answerer {
         Outcome::Answered
     }
 
-    fn put(&self, response: &Response<'_>, query: &Query<'_>, transport: Transport, draw: u64, counters: &Counters, out: &mut Vec<u8>) {
+    fn put(&self, response: &Response<'_>, query: &Query<'_>, manner: Manner<'_>, out: &mut Vec<u8>) {
+        let Manner { transport, draw, counters, .. } = manner;
         let left_out = message::write(response, query, transport, &self.settings, draw, out);
-        counters.rcodes[usize::from(response.rcode & 0xF)].fetch_add(1, Ordering::Relaxed);
+        counters.rcodes[usize::from(response.rcode & 0xF)].increment();
         if left_out > 0 {
-            counters.cut.fetch_add(1, Ordering::Relaxed);
-            counters.left_out.fetch_add(left_out as u64, Ordering::Relaxed);
+            counters.cut.increment();
+            counters.left_out.add(left_out as u64);
         }
     }
 

@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 
 use super::full::{self, Form, Found};
 use super::hosts::Hosts;
-use super::record::RecordBuilder;
+use super::record::{RecordBuilder, put_marker};
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
-use crate::catalog::{self, Catalog, Group, Key, Outcome, Service};
+use crate::catalog::{self, Catalog, Condition, Group, Outcome, Service};
 use crate::service::{Addresses, Change, HostChange};
 
 /// Owns what is known and publishes it for an [`Answerer`].
@@ -21,6 +21,8 @@ pub struct Publisher {
     catalog: Catalog,
     hosts: Hosts,
     answerer: Arc<Answerer>,
+    /// Generations that readers may still hold.
+    held: Vec<Arc<Snapshot>>,
 }
 
 /// What came of a batch of changes.
@@ -56,15 +58,14 @@ impl Publisher {
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let answerer = Arc::new(Answerer {
             settings: answer,
-            snapshot: ArcSwap::default(),
-            condition: ArcSwap::from_pointee(catalog.condition(now)),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.condition(now))),
             rejections: ArcSwap::new(catalog.rejections()),
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             serial: seconds as u32,
         });
-        (Self { catalog, hosts: Hosts::default(), answerer: Arc::clone(&answerer) }, answerer)
+        (Self { catalog, hosts: Hosts::default(), answerer: Arc::clone(&answerer), held: Vec::new() }, answerer)
     }
 
     /// Applies changes, each with its registry's place, and publishes them at once; without changes, what time has brought.
@@ -73,14 +74,9 @@ impl Publisher {
             self.catalog.apply(registry, change, now);
         }
         let Outcome { changed, doubts, wake } = self.catalog.settle(now);
-        let (changed, hosts) = self.publish(changed);
+        let (changed, hosts) = self.publish(changed, self.catalog.condition(now));
         self.answerer.rejections.store(self.catalog.rejections());
         self.answerer.stats.store(Arc::new(self.catalog.stats()));
-        // After the data, as it is read before it: who finds "synced" finds what was synced.
-        let condition = self.catalog.condition(now);
-        if **self.answerer.condition.load() != condition {
-            self.answerer.condition.store(Arc::new(condition));
-        }
         Published { changed, hosts, doubts, wake }
     }
 
@@ -97,72 +93,74 @@ impl Publisher {
             .collect();
         if !changed.is_empty() {
             next.advance();
-            self.compile(&mut next, &changed);
-            self.answerer.snapshot.store(Arc::new(next));
+            self.compile(&mut next, &changed, &[]);
+            self.store(next);
         }
         Published { changed, ..Published::default() }
     }
 
-    fn publish(&mut self, bases: Vec<Box<str>>) -> (Vec<Changed>, Vec<HostChange>) {
+    fn publish(&mut self, bases: Vec<Box<str>>, condition: Condition) -> (Vec<Changed>, Vec<HostChange>) {
+        let before = self.answerer.snapshot.load_full();
         if bases.is_empty() {
+            if before.condition != condition {
+                self.store(before.with(condition));
+            }
             return (Vec::new(), Vec::new());
         }
-        let before = self.answerer.snapshot.load_full();
         let changed: Vec<_> = bases
             .into_iter()
             .map(|base| Changed { before: before.service(&base).cloned(), after: self.catalog.service(&base).cloned(), base })
             .collect();
-        let mut next = Snapshot::clone(&before);
+        let mut next = before.with(condition);
         next.advance();
         next.update_services(&changed);
-        next.update_above(above_changes(&changed));
+        let turned = next.update_above(above_changes(&changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
         let hosts = if self.answerer.settings.forwarding { self.hosts.follow(&changed, &mut next.hosts) } else { Vec::new() };
-        self.compile(&mut next, &changed);
-        self.answerer.snapshot.store(Arc::new(next));
+        self.compile(&mut next, &changed, &turned);
+        self.store(next);
         (changed, hosts)
     }
 
-    /// Makes the ready-made records that changed services touch.
-    fn compile(&self, next: &mut Snapshot, changed: &[Changed]) {
+    /// Publishes a generation. Those before it that readers still hold are kept until they do not: no reader is to be the
+    /// one that has to free what is left of one.
+    fn store(&mut self, next: Snapshot) {
+        let before = self.answerer.snapshot.swap(Arc::new(next));
+        self.held.push(before);
+        self.held.retain(|generation| Arc::strong_count(generation) > 1);
+    }
+
+    /// Makes the ready-made records that changed services touch, and those of the names above them that came or went.
+    fn compile(&self, next: &mut Snapshot, changed: &[Changed], turned: &[Box<str>]) {
         let settings = &self.answerer.settings;
-        let owners = Owners::of(settings, changed);
+        let owners = Owners::of(settings, changed, turned);
         let mut builder = RecordBuilder::default();
-        next.update_records(owners.iter(), |next, owner, meaning, out| match meaning {
-            Meaning::Gone if !is_a_service(next, owner) => false,
-            Meaning::Instance(address) if !is_a_service(next, owner) => {
-                compile::address_only(settings, address, &mut builder);
-                builder.build(out);
-                true
-            }
-            _ => compiled(next, settings, owner, &mut builder, out),
-        });
+        next.update_records(owners.iter(), |next, owner, out| compiled(next, settings, owner, &mut builder, out));
     }
 }
 
-/// Appends what the full path says stands at `owner`, made ready; `false` where nothing is worth it. What stands at a name
-/// is decided on the whole model: another service than the one that changed may have that name.
+/// Appends what the full path says stands at `owner`, made ready, or a marker where it must be asked; `false` where there is
+/// nothing. What stands at a name is decided on the whole model: another service than the one that changed may have that
+/// name.
 fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mut RecordBuilder, out: &mut Vec<u8>) -> bool {
     let labels: Vec<&[u8]> = labels(owner).collect();
-    let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {}) else { return false };
-    match selection.form {
-        Form::Service => compile::record(settings, &snapshot.hosts, selection.service, &selection.instances, builder),
-        Form::Instance(address) => compile::address_only(settings, address, builder),
-        Form::Rfc2782 => return false,
+    if let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {})
+        && selection.form == Form::Service
+    {
+        // The names of its instances are made of the owner.
+        let is_shortest = |group| compile::service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
+        if selection.instances.iter().all(|instance| is_shortest(&instance.key.group)) {
+            compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
+            builder.build(out);
+            return true;
+        }
     }
-    builder.build(out);
-    true
-}
-
-/// Whether an instance's name may be read as a service's, with a namespace and a deployment or without.
-fn is_a_service(snapshot: &Snapshot, owner: &[u8]) -> bool {
-    if !snapshot.instance_bases {
-        return false;
-    }
-    let labels: Vec<&[u8]> = labels(owner).collect();
     let mut text = String::new();
-    (labels.len().saturating_sub(2)..=labels.len())
-        .any(|length| length > 0 && full::join(&labels[..length], &mut text) && snapshot.service(&text).is_some())
+    let is_there = full::join(&labels, &mut text) && (snapshot.is_above(&text) || snapshot.service(&text).is_some());
+    if is_there {
+        put_marker(out);
+    }
+    is_there
 }
 
 /// The labels of an owner in wire form without the root.
@@ -179,24 +177,13 @@ fn labels(mut owner: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[derive(Debug, Default)]
 struct Owners {
     octets: Vec<u8>,
-    ends: Vec<(usize, Meaning)>,
-}
-
-/// What a name means, as far as the service alone that changed can say.
-#[derive(Clone, Copy, Debug)]
-enum Meaning {
-    /// A service's name.
-    Service,
-    /// The name of the instance at this address.
-    Instance(IpAddr),
-    /// The name of an instance that went.
-    Gone,
+    ends: Vec<usize>,
 }
 
 impl Owners {
-    /// The names under which the changed services are or were published: each one's shortest name, which has all its
-    /// instances, and the shortest names of the instances that came or went, which have their address alone.
-    fn of(settings: &Settings, changed: &[Changed]) -> Self {
+    /// The names under which the changed services are or were published, each one's shortest name in a deployment and
+    /// namespace; their bases, which are names also where they lead elsewhere only; and the names above that `turned`.
+    fn of(settings: &Settings, changed: &[Changed], turned: &[Box<str>]) -> Self {
         let mut owners = Self::default();
         for Changed { base, before, after } in changed {
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
@@ -205,40 +192,36 @@ impl Owners {
             }
             scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
             scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
+            owners.put(settings, compile::owner(base));
             for group in scopes {
-                let Some(owner) = compile::service_owner(settings, base, group) else { continue };
-                let scope = (&*group.deployment, &*group.namespace);
-                let places = |service: &Option<Arc<Service>>| places(service.as_deref(), |key| key.scope() == scope);
-                for (address, there) in difference(&places(before), &places(after)) {
-                    let meaning = if there { Meaning::Instance(address) } else { Meaning::Gone };
-                    owners.put(settings, meaning, |octets| compile::put_instance_owner(address, &owner, octets));
-                }
-                owners.put(settings, Meaning::Service, |octets| octets.extend_from_slice(&owner));
+                let owner = compile::service_owner(settings, base, group);
+                owners.put(settings, owner.filter(|_| !compile::is_configured(settings, group)));
             }
+        }
+        for name in turned {
+            owners.put(settings, compile::owner(name));
         }
         owners
     }
 
     /// Adds an owner, where it fits DNS.
-    fn put(&mut self, settings: &Settings, meaning: Meaning, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.octets.len();
-        write(&mut self.octets);
-        if self.octets.len() - start + settings.zones.first().name().as_wire().len() > compile::MAX_NAME {
-            self.octets.truncate(start);
-        } else {
-            self.ends.push((self.octets.len(), meaning));
+    fn put(&mut self, settings: &Settings, owner: Option<Vec<u8>>) {
+        let zone = settings.zones.first().name().as_wire();
+        if let Some(owner) = owner.filter(|owner| owner.len() + zone.len() <= compile::MAX_NAME) {
+            self.octets.extend(owner);
+            self.ends.push(self.octets.len());
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&[u8], Meaning)> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
-        starts.zip(&self.ends).map(|(start, (end, meaning))| (&self.octets[start..*end], *meaning))
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.octets[start..*end])
     }
 }
 
-/// The addresses of a service's instances in keys that fulfil the condition, sorted, each once.
-fn places(service: Option<&Service>, wanted: impl Fn(&Key) -> bool) -> Vec<IpAddr> {
-    let served = service.into_iter().flat_map(Service::served).filter(|instance| wanted(instance.key));
+/// The addresses of a service's instances, sorted, each once.
+fn places(service: Option<&Service>) -> Vec<IpAddr> {
+    let served = service.into_iter().flat_map(Service::served);
     let mut places: Vec<_> = served.filter_map(|instance| instance.endpoint.host.address()).collect();
     places.sort_unstable();
     places.dedup();
@@ -296,6 +279,6 @@ fn count(counts: &mut BTreeMap<String, i32>, name: String, delta: i32) {
 
 /// The addresses that came to a service and went from it.
 fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
-    let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref(), |_| true));
+    let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref()));
     difference(&before, &after).into_iter().map(|(address, there)| (address, &*changed.base, there))
 }

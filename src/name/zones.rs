@@ -91,6 +91,11 @@ impl Zones {
         self.zones.len()
     }
 
+    /// Whether a zone is `name` or lies below it.
+    pub fn any_below(&self, name: &Name) -> bool {
+        self.zones.iter().any(|zone| zone.name.ends_with(name))
+    }
+
     /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.
     pub fn find(&self, name: &Name) -> Option<(usize, &Zone)> {
         self.zones.iter().enumerate().filter(|(_, zone)| name.ends_with(&zone.name)).max_by_key(|(_, zone)| zone.label_count)

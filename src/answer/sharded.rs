@@ -6,29 +6,21 @@ use std::sync::Arc;
 /// Rows of a sharded map, and shards of a row.
 const WIDTH: usize = 64;
 
-/// 4,096 immutable shards in two levels, chosen by the high bits of a hash. A clone copies 64 pointers.
-#[derive(Debug)]
-pub(super) struct Sharded<T: ?Sized> {
-    rows: Box<[Arc<[Arc<T>]>]>,
+/// 4,096 immutable shards in two levels, chosen by the high bits of a hash. What a shard is stands in its row: it is found
+/// without a step in between. A clone copies 64 pointers.
+#[derive(Clone, Debug)]
+pub(super) struct Sharded<T> {
+    rows: Box<[Arc<[T]>]>,
 }
 
-impl<T: ?Sized> Clone for Sharded<T> {
-    fn clone(&self) -> Self {
-        Self { rows: self.rows.clone() }
-    }
-}
-
-impl<T: ?Sized> Default for Sharded<T>
-where
-    Arc<T>: Default,
-{
+impl<T: Clone + Default> Default for Sharded<T> {
     fn default() -> Self {
-        let row: Arc<[Arc<T>]> = vec![Arc::<T>::default(); WIDTH].into();
+        let row: Arc<[T]> = vec![T::default(); WIDTH].into();
         Self { rows: vec![row; WIDTH].into() }
     }
 }
 
-impl<T: ?Sized> Sharded<T> {
+impl<T: Clone> Sharded<T> {
     /// The shard that `hash` falls into.
     pub(super) fn shard(&self, hash: u64) -> &T {
         let index = index(hash);
@@ -37,12 +29,12 @@ impl<T: ?Sized> Sharded<T> {
 
     /// All shards.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.rows.iter().flat_map(|row| row.iter().map(Arc::as_ref))
+        self.rows.iter().flat_map(|row| row.iter())
     }
 
     /// Applies changes, each with its hash, one new shard for all that fall into one. `merge` makes a shard from the old
     /// one and its changes, in the order given.
-    pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, mut merge: impl FnMut(&T, &mut [(u64, C)]) -> Arc<T>) {
+    pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, mut merge: impl FnMut(&T, &mut [(u64, C)]) -> T) {
         changes.sort_by_key(|(hash, _)| index(*hash));
         for chunk in changes.chunk_by_mut(|a, b| index(a.0) == index(b.0)) {
             let index = index(chunk[0].0);

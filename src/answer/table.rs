@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
+use super::Changed;
 use super::hosts::Known;
+use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use super::{Changed, shard};
 use crate::catalog::{Condition, Service};
 use crate::name::instance_address;
 
-type Services = Box<[(u64, Arc<Service>)]>;
-type Above = Box<[(Box<str>, u32)]>;
-type Addresses = Box<[(u32, u64)]>;
+type Services = Arc<[(u64, Arc<Service>)]>;
+type Above = Arc<[(Box<str>, u32)]>;
+type Addresses = Arc<[(u32, u64)]>;
 
 /// One generation of everything that is published.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +32,7 @@ pub struct Snapshot {
     pub(super) longest_base: usize,
     /// Whether some base was ever known that begins like an instance's name: one that may mean something else.
     pub(super) instance_bases: bool,
-    pub(super) records: Sharded<[u8]>,
+    pub(super) records: Sharded<Shard>,
     services: Sharded<Services>,
     /// Names above published ones, as text in front of the zone, with the number of names right below them that were
     /// published: the empty non-terminals (RFC 8020).
@@ -93,7 +94,7 @@ impl Snapshot {
     /// The ready-made record of an owner: wire labels in front of the zone, lower-cased.
     pub(super) fn record(&self, owner: &[u8]) -> Option<&[u8]> {
         let hash = self.hash(owner);
-        shard::find(self.records.shard(hash), hash, owner)
+        self.records.shard(hash).find(hash, owner)
     }
 
     /// Whether a published name lies below `name`, text in front of the zone.
@@ -132,7 +133,7 @@ impl Snapshot {
             let mut next: Vec<_> = shard.iter().filter(|entry| !changed(entry)).cloned().collect();
             next.extend(changes.iter().filter_map(|(hash, change)| Some((*hash, change.after.clone()?))));
             next.sort_unstable_by_key(|(hash, _)| *hash);
-            Arc::new(next.into())
+            next.into()
         });
     }
 
@@ -146,7 +147,7 @@ impl Snapshot {
     ) {
         let mut records = std::mem::take(&mut self.records);
         let keyed = owners.map(|owner| (self.hash(owner), owner)).collect();
-        records.update(keyed, |shard, changes| shard::with(shard, changes, |owner, out| make(self, owner, out)));
+        records.update(keyed, |shard, changes| shard.with(changes, |owner, out| make(self, owner, out)));
         self.records = records;
     }
 
@@ -169,7 +170,7 @@ impl Snapshot {
                 }
             }
             next.retain(|(_, count)| *count > 0);
-            Arc::new(next.into())
+            next.into()
         });
         turned
     }
@@ -189,7 +190,7 @@ impl Snapshot {
                     _ => {}
                 }
             }
-            Arc::new(next.into())
+            next.into()
         });
     }
 }

@@ -84,6 +84,10 @@ pub fn reverse_name(address: IpAddr) -> Name {
 /// The address of a complete reverse name, the inverse of [`reverse_name`]; none for any other name, those between an
 /// address and `arpa.` included.
 pub fn reverse_address(name: &Name) -> Option<IpAddr> {
+    // Most names are none: told apart before their labels are looked for.
+    if !name.as_wire().ends_with(b"\x04arpa\0") {
+        return None;
+    }
     let mut labels = name.labels().rev();
     if labels.next()? != b"arpa" {
         return None;

@@ -119,15 +119,15 @@ fn transport_name(transport: Transport) -> &'static str {
 /// Opens UDP and TCP on every address of `settings`, both on the same port. Needs no runtime.
 ///
 /// An unspecified address becomes one pair of sockets for each address the machine has now: an answer has to come from
-/// the address that was asked, which one socket for all cannot promise. Addresses that the machine gets later are not
-/// listened on until the next start.
+/// the address that was asked, which one socket for all cannot promise. Addresses that come and go later are followed once
+/// it is served.
 ///
 /// # Errors
 /// When the settings cannot be served, or a socket cannot be opened; none stays open then.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
     let wanted = settings.limits.udp_workers;
-    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let (mut endpoints, mut wildcards): (Vec<Endpoint>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
     for &listen in &settings.listen {
         let listen = canonical(listen);
         // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
@@ -140,7 +140,9 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
             if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
-            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has now; later ones need a restart");
+            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has, now and later");
+            let port = group.first().map_or(listen.port(), |endpoint| endpoint.address.port());
+            wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {
             let group = open_group(&[listen], |more| workers(&endpoints, more, wanted), false)?;
@@ -148,7 +150,14 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         }
     }
     let encrypted = settings.encrypted.open()?;
-    Ok(Bound { endpoints, encrypted, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
+    Ok(Bound {
+        endpoints,
+        wildcards,
+        encrypted,
+        access: settings.access(),
+        limits: settings.limits.clone(),
+        counters: Arc::new(Counters::default()),
+    })
 }
 
 /// How many threads the next address gets for UDP, beside those that are there.
@@ -188,8 +197,8 @@ fn try_group(addresses: &[SocketAddr], workers: &impl Fn(&[Endpoint]) -> usize, 
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match open(address, workers(&endpoints)) {
-            Ok(endpoint) => endpoints.push(endpoint),
+        match open(address, workers(&endpoints)).map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error)) {
+            Ok(endpoint) => endpoints.push(Endpoint { followed: skip_absent, ..endpoint }),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
                 warn!(%address, "not listening on an address that cannot be used at the moment");
             }
@@ -199,12 +208,16 @@ fn try_group(addresses: &[SocketAddr], workers: &impl Fn(&[Endpoint]) -> usize, 
     Ok(endpoints)
 }
 
-fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, BindError> {
-    let tcp = open_tcp(address).map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?;
-    let port = tcp.local_addr().map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?.port();
-    address.set_port(port);
-    let udp = open_udp(address, workers).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, address, error))?;
-    Ok(Endpoint { address, udp, tcp })
+/// Opens the sockets of one address.
+///
+/// # Errors
+/// What the system says of one of them.
+pub(super) fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, (Transport, io::Error)> {
+    let tcp_failed = |error| (Transport::Tcp, error);
+    let tcp = open_tcp(address).map_err(tcp_failed)?;
+    address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
+    let udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
+    Ok(Endpoint { address, followed: false, udp, tcp })
 }
 
 pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {

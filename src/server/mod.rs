@@ -89,7 +89,7 @@ pub enum Response {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
-    /// means each address that the machine has at the start.
+    /// means each address that the machine has, followed as they come and go.
     pub listen: Vec<SocketAddr>,
     /// Encrypted listeners beside them.
     pub encrypted: Encrypted,
@@ -252,6 +252,8 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Bound {
     endpoints: Vec<Endpoint>,
+    /// The unspecified addresses among those listened on, ports resolved.
+    wildcards: Vec<SocketAddr>,
     encrypted: Option<Opened>,
     access: Access,
     limits: Limits,
@@ -262,6 +264,8 @@ pub struct Bound {
 #[derive(Debug)]
 struct Endpoint {
     address: SocketAddr,
+    /// Whether it was not named, but is one of a wildcard's: it goes with the address.
+    followed: bool,
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
@@ -280,7 +284,7 @@ pub struct ServeError {
 const RESTART: Duration = Duration::from_millis(100);
 
 impl Bound {
-    /// The addresses that are listened on, ports resolved, each for UDP and TCP.
+    /// The addresses that are listened on at the start, ports resolved, each for UDP and TCP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
@@ -305,7 +309,7 @@ impl Bound {
     /// # Errors
     /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
-        let Self { endpoints, encrypted, access, limits, counters } = self;
+        let Self { endpoints, wildcards, encrypted, access, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
         let ending = stop.child_token();
         let _on_drop = ending.clone().drop_guard();
@@ -359,7 +363,7 @@ impl Bound {
         }
         let mut listening = Listening::new(Arc::clone(&serving), shared);
         for endpoint in endpoints {
-            listening.open(endpoint).await?;
+            listening.serve(endpoint).await?;
         }
 
         let mut loops = JoinSet::new();
@@ -373,6 +377,7 @@ impl Bound {
             let (counters, stop) = (Arc::clone(&counters), ending.clone());
             loops.spawn(keep(listener.address, Kind::Quic.name(), counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
         }
+        listening.follow(&wildcards).await;
         let mut threads = listening.ended().await;
         while loops.join_next().await.is_some() {}
 

@@ -48,12 +48,13 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    /// Starts a thread for this socket, and waits until it has taken it. It answers until `stop` is cancelled, or the
+    /// Starts a thread of this number for this socket, and waits until it has taken it. It answers until `stop` is cancelled, or the
     /// runtime that this is called in ends.
     ///
     /// # Errors
     /// When the system has no thread, or no runtime.
     pub(super) async fn start<R: Respond>(
+        number: usize,
         address: SocketAddr,
         socket: UdpSocket,
         responder: R,
@@ -81,7 +82,7 @@ impl Thread {
                 }
             }
         };
-        std::thread::Builder::new().name("udp".to_owned()).spawn(run).map_err(failed)?;
+        std::thread::Builder::new().name(format!("udp-{number}")).spawn(run).map_err(failed)?;
         started.await.unwrap_or_else(|_| Err(failed(io::Error::other("its thread ended at once"))))?;
         let ending = tokio::spawn(async move {
             let _reading = reading;

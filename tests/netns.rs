@@ -4,9 +4,10 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use support::etcd::Etcd;
 use support::svcdns::Svcdns;
@@ -117,4 +118,118 @@ fn a_source_without_access_is_refused() {
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(over_tcp.is_none_or(|answer| support::dns::code_of(&answer) == "REFUSED"), "TCP is no way around");
     });
+}
+
+/// What the server says at this address over both transports; none where it does not answer.
+fn asked_at(address: &str) -> Option<(Vec<IpAddr>, &'static str)> {
+    let server: SocketAddr = address.parse().unwrap();
+    let question = support::dns::question(fastrand::u16(..), "hello.svc", support::dns::A);
+    let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    // An answer from another address would not reach it.
+    socket.connect(server).ok()?;
+    socket.set_read_timeout(Some(MOMENT)).unwrap();
+    socket.send(&question).ok()?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).ok()?;
+    let message = hickory_proto::op::Message::from_vec(&answer[..length]).unwrap();
+    let over_udp = message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
+    let mut stream = TcpStream::connect_timeout(&server, MOMENT).ok()?;
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    support::dns::send_tcp(&mut stream, &question);
+    Some((over_udp, support::dns::code_of(&support::dns::receive_tcp(&mut stream)?)))
+}
+
+/// How long an address is given that perhaps does not answer; it is asked again.
+const MOMENT: Duration = Duration::from_secs(2);
+
+fn answers_at(address: &str) {
+    let right = (vec!["10.9.0.5".parse().unwrap()], "NOERROR");
+    support::eventually(&format!("answers from {address}"), SOON, || (asked_at(address).as_ref() == Some(&right)).then_some(()));
+}
+
+/// Whether any process of the namespace has a UDP or a listening TCP socket of this address.
+fn is_listened_on(address: &str) -> bool {
+    !output("ss", &["-Hlnut", "src", address]).is_empty()
+}
+
+#[test]
+fn a_wildcard_follows_the_addresses_of_the_machine() {
+    netns::inside("a_wildcard_follows_the_addresses_of_the_machine", "127.0.0.53", || {
+        let etcd = Etcd::start();
+        etcd.put("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}");
+        let flags = ["--listen", "0.0.0.0:53", "--listen", "[::]:53", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"];
+        let flags = [&["--registry", &etcd.url()], &flags[..]].concat();
+        let mut server = Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags);
+        server.wait_for("hello.svc", &["10.9.0.5"]);
+        for address in ["10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {
+            answers_at(address);
+        }
+
+        // What comes is answered at: an IPv6 address once nobody else in the network has it.
+        netns::run("ip", &["address", "add", "10.9.1.7/24", "dev", "veth0"]);
+        netns::run("ip", &["address", "add", "fd00:1::7/64", "dev", "veth1"]);
+        for address in ["10.9.1.7:53", "[fd00:1::7]:53"] {
+            answers_at(address);
+        }
+
+        // What goes is closed, with its connections; the others go on.
+        let mut lost = TcpStream::connect("10.9.1.7:53").unwrap();
+        let mut kept = TcpStream::connect("10.9.0.5:53").unwrap();
+        for stream in [&mut lost, &mut kept] {
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            support::dns::send_tcp(stream, &support::dns::question(1, "hello.svc", support::dns::A));
+            assert!(support::dns::receive_tcp(stream).is_some());
+        }
+        netns::run("ip", &["address", "del", "10.9.1.7/24", "dev", "veth0"]);
+        netns::run("ip", &["address", "del", "fd00:1::7/64", "dev", "veth1"]);
+        for address in ["10.9.1.7", "[fd00:1::7]"] {
+            support::eventually(&format!("no socket at {address}"), SOON, || (!is_listened_on(address)).then_some(()));
+        }
+        support::dns::send_tcp(&mut kept, &support::dns::question(2, "hello.svc", support::dns::A));
+        assert!(support::dns::receive_tcp(&mut kept).is_some());
+        for address in ["127.0.0.1:53", "10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {
+            answers_at(address);
+        }
+
+        // A port that somebody else has there is taken over when it is given up.
+        netns::run("ip", &["address", "add", "10.9.2.1/32", "dev", "lo"]);
+        answers_at("10.9.2.1:53");
+        netns::run("ip", &["address", "del", "10.9.2.1/32", "dev", "lo"]);
+        support::eventually("no socket at 10.9.2.1", SOON, || (!is_listened_on("10.9.2.1")).then_some(()));
+        let (reserved, freed) = (reserve("10.9.2.1:53"), "10.9.2.1:53");
+        netns::run("ip", &["address", "add", "10.9.2.1/32", "dev", "lo"]);
+        support::eventually("a warning of a taken port", SOON, || server.log().contains("taken by").then_some(()));
+        drop(reserved);
+        answers_at(freed);
+        assert_eq!(server.log().matches("taken by").count(), 1, "said once:\n{}", server.log());
+
+        // Many at once, come and gone and come again.
+        let batch = |verb: &str, last: u32| {
+            let lines: String = (1..=last).map(|host| format!("address {verb} 10.10.0.{host}/32 dev lo\n")).collect();
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), lines).unwrap();
+            netns::run("ip", &["-batch", file.path().to_str().unwrap()]);
+        };
+        batch("add", 60);
+        batch("del", 60);
+        batch("add", 40);
+        for host in [1, 17, 40] {
+            answers_at(&format!("10.10.0.{host}:53"));
+        }
+        support::eventually("no socket at 10.10.0.41", SOON, || (!is_listened_on("10.10.0.41")).then_some(()));
+        batch("del", 40);
+        support::eventually("no socket in 10.10.0.0/24", SOON, || (!is_listened_on("10.10.0.0/24")).then_some(()));
+        answers_at("127.0.0.1:53");
+        assert!(server.is_running());
+        server.stop();
+    });
+}
+
+/// Has the port of an address that the machine may get later.
+fn reserve(address: &str) -> socket2::Socket {
+    let address: SocketAddr = address.parse().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpFreebind, &true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
 }

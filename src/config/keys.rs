@@ -83,7 +83,7 @@ macro_rules! keys {
 
 keys! {
     LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
-        "Where to answer, over UDP and TCP. An address that is not loopback needs `allow`.";
+        "Where to answer, over UDP and TCP. An address that is not loopback needs `allow`. `0.0.0.0` and `[::]` mean each address that the machine has, as they come and go.";
     ALLOW = "" "allow" List "CIDR" "networks" "[]"
         "Who may ask from other than loopback addresses; everyone else is refused.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"

@@ -19,6 +19,8 @@ const UDP_RECEIVE_BUFFER: usize = 1024 * 1024;
 const TCP_SEND_BUFFER: usize = 128 * 1024;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 512;
+/// Threads that answer over UDP, in all, beyond which a further address gets one only.
+const THREADS: usize = 32;
 /// How often a free TCP port is tried whose UDP port is taken.
 const ATTEMPTS: usize = 16;
 
@@ -117,15 +119,15 @@ fn transport_name(transport: Transport) -> &'static str {
 /// Opens UDP and TCP on every address of `settings`, both on the same port. Needs no runtime.
 ///
 /// An unspecified address becomes one pair of sockets for each address the machine has now: an answer has to come from
-/// the address that was asked, which one socket for all cannot promise. Addresses that the machine gets later are not
-/// listened on until the next start.
+/// the address that was asked, which one socket for all cannot promise. Addresses that come and go later are followed once
+/// it is served.
 ///
 /// # Errors
 /// When the settings cannot be served, or a socket cannot be opened; none stays open then.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
-    let workers = settings.limits.udp_workers.max(1);
-    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let wanted = settings.limits.udp_workers;
+    let (mut endpoints, mut wildcards): (Vec<Endpoint>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
     for &listen in &settings.listen {
         let listen = canonical(listen);
         // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
@@ -134,18 +136,38 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
             let addresses =
                 interfaces::addresses_for(listen).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
             let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(&addresses, workers, true)?;
+            let group = open_group(&addresses, |more| workers(&endpoints, more, wanted), true)?;
             if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
-            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has now; later ones need a restart");
+            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has, now and later");
+            let port = group.first().map_or(listen.port(), |endpoint| endpoint.address.port());
+            wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {
-            endpoints.extend(open_group(&[listen], workers, false)?);
+            let group = open_group(&[listen], |more| workers(&endpoints, more, wanted), false)?;
+            endpoints.extend(group);
         }
     }
     let encrypted = settings.encrypted.open()?;
-    Ok(Bound { endpoints, encrypted, access: settings.access(), limits: settings.limits.clone(), counters: Arc::new(Counters::default()) })
+    Ok(Bound {
+        endpoints,
+        wildcards,
+        encrypted,
+        access: settings.access(),
+        limits: settings.limits.clone(),
+        counters: Arc::new(Counters::default()),
+    })
+}
+
+/// How many threads the next address gets for UDP, beside those that are there.
+fn workers(endpoints: &[Endpoint], more: &[Endpoint], wanted: usize) -> usize {
+    workers_beside(endpoints.iter().chain(more).map(|endpoint| endpoint.udp.len()).sum(), wanted)
+}
+
+/// How many threads an address gets for UDP where `wanted` are wished for and so many are `running` for others.
+pub(super) fn workers_beside(running: usize, wanted: usize) -> usize {
+    if running + wanted <= THREADS { wanted.max(1) } else { 1 }
 }
 
 /// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
@@ -158,10 +180,10 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
 /// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
-fn open_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn open_group(addresses: &[SocketAddr], workers: impl Fn(&[Endpoint]) -> usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut attempt = 1;
     loop {
-        let result = try_group(addresses, workers, skip_absent);
+        let result = try_group(addresses, &workers, skip_absent);
         match &result {
             Err(BindError::InUse { .. }) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
             _ => return result,
@@ -169,14 +191,14 @@ fn open_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Re
     }
 }
 
-fn try_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn try_group(addresses: &[SocketAddr], workers: &impl Fn(&[Endpoint]) -> usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
     let mut endpoints: Vec<Endpoint> = Vec::with_capacity(addresses.len());
     for &(mut address) in addresses {
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match open(address, workers) {
-            Ok(endpoint) => endpoints.push(endpoint),
+        match open(address, workers(&endpoints)).map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error)) {
+            Ok(endpoint) => endpoints.push(Endpoint { followed: skip_absent, ..endpoint }),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
                 warn!(%address, "not listening on an address that cannot be used at the moment");
             }
@@ -186,12 +208,16 @@ fn try_group(addresses: &[SocketAddr], workers: usize, skip_absent: bool) -> Res
     Ok(endpoints)
 }
 
-fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, BindError> {
-    let tcp = open_tcp(address).map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?;
-    let port = tcp.local_addr().map_err(|error| BindError::explain(Transport::Tcp, &LISTEN, address, error))?.port();
-    address.set_port(port);
-    let udp = open_udp(address, workers).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, address, error))?;
-    Ok(Endpoint { address, udp, tcp })
+/// Opens the sockets of one address.
+///
+/// # Errors
+/// What the system says of one of them.
+pub(super) fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, (Transport, io::Error)> {
+    let tcp_failed = |error| (Transport::Tcp, error);
+    let tcp = open_tcp(address).map_err(tcp_failed)?;
+    address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
+    let udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
+    Ok(Endpoint { address, followed: false, udp, tcp })
 }
 
 pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -264,6 +290,13 @@ mod tests {
         let port = bound.addresses()[0].port();
         assert!(bound.addresses().contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{:?}", bound.addresses());
         assert!(bound.addresses().iter().all(|address| address.port() == port && !address.ip().is_unspecified()));
+    }
+
+    #[test]
+    fn many_addresses_get_few_threads_each() {
+        let threads = |wanted: usize| (0..20).fold(0, |running, _| running + workers_beside(running, wanted));
+        assert_eq!([0, 1, 4].map(threads), [20, 20, THREADS + 12]);
+        assert_eq!(workers_beside(0, 100), 1);
     }
 
     #[test]

@@ -1,13 +1,63 @@
-//! The addresses this machine has.
+//! The addresses this machine has, and when they change.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
 
 use nix::ifaddrs::getifaddrs;
+use nix::libc::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK};
 use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use tokio::net::UdpSocket;
 
-/// Every address of an interface that is up, in the family of `unspecified` and with its port, each once. Later changes of
-/// the machine's addresses are not seen.
+/// Tells when addresses or links of this machine change (rtnetlink(7)). What has changed is not read: the list of addresses
+/// says how things are.
+#[derive(Debug)]
+pub(super) struct Changes {
+    socket: UdpSocket,
+}
+
+impl Changes {
+    /// Listens for changes from now on. Within a runtime.
+    ///
+    /// # Errors
+    /// When the system lets us not.
+    pub(super) fn watch() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        let groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups.unsigned_abs()))?;
+        // The runtime waits for any kind of socket, in this type.
+        Ok(Self { socket: UdpSocket::from_std(socket.into())? })
+    }
+
+    /// Waits for the next change, and takes in all that were told so far.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(super) async fn next(&self) -> io::Result<()> {
+        let mut any = false;
+        loop {
+            if !any {
+                self.socket.readable().await?;
+            }
+            match self.socket.try_recv(&mut [0; 256]) {
+                Ok(_) => any = true,
+                // More than fits was told, and some of it is lost.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => any = true,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if any {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Every address of an interface that is up, in the family of `unspecified` and with its port, each once.
 ///
 /// # Errors
 /// When the system does not say.

@@ -14,9 +14,11 @@ mod connection;
 mod counters;
 mod encrypted;
 mod interfaces;
+mod listening;
 mod padding;
 mod quic;
 mod responder;
+mod tasks;
 mod tcp;
 mod udp;
 mod workers;
@@ -49,7 +51,8 @@ use admission::Admission;
 use certificate::Purpose;
 use counters::Kind;
 use encrypted::Opened;
-use workers::{Shared, Thread};
+use listening::Listening;
+use workers::Shared;
 
 /// Makes answers. Called from many threads at once.
 pub trait Respond: Send + Sync + Sized + 'static {
@@ -86,7 +89,7 @@ pub enum Response {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
-    /// means each address that the machine has at the start.
+    /// means each address that the machine has, followed as they come and go.
     pub listen: Vec<SocketAddr>,
     /// Encrypted listeners beside them.
     pub encrypted: Encrypted,
@@ -201,7 +204,8 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// How long answers in flight have to get out once the server stops.
     pub drain_timeout: Duration,
-    /// Threads that answer over UDP, each with a socket of its own on every listening address.
+    /// Threads that answer over UDP on each listening address, each with a socket of its own. Once there are 32 in all,
+    /// further addresses get one each.
     pub udp_workers: usize,
     /// Answers over UDP that may be waited for at a time, over all sockets; beyond that, SERVFAIL.
     pub udp_in_flight: usize,
@@ -248,6 +252,8 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Bound {
     endpoints: Vec<Endpoint>,
+    /// The unspecified addresses among those listened on, ports resolved.
+    wildcards: Vec<SocketAddr>,
     encrypted: Option<Opened>,
     access: Access,
     limits: Limits,
@@ -258,6 +264,8 @@ pub struct Bound {
 #[derive(Debug)]
 struct Endpoint {
     address: SocketAddr,
+    /// Whether it was not named, but is one of a wildcard's: it goes with the address.
+    followed: bool,
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
@@ -276,7 +284,7 @@ pub struct ServeError {
 const RESTART: Duration = Duration::from_millis(100);
 
 impl Bound {
-    /// The addresses that are listened on, ports resolved, each for UDP and TCP.
+    /// The addresses that are listened on at the start, ports resolved, each for UDP and TCP.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
@@ -301,8 +309,7 @@ impl Bound {
     /// # Errors
     /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
-        let addresses = self.addresses();
-        let Self { endpoints, encrypted, access, limits, counters } = self;
+        let Self { endpoints, wildcards, encrypted, access, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
         let ending = stop.child_token();
         let _on_drop = ending.clone().drop_guard();
@@ -311,17 +318,14 @@ impl Bound {
         let tracker = TaskTracker::new();
 
         let shared = Shared {
-            own: addresses.into(),
+            own: Arc::default(),
             access: access.clone(),
             counters: Arc::clone(&counters),
             places: Arc::new(Semaphore::new(limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
             patience: limits.answer_timeout,
             drain: limits.drain_timeout,
-            stop: ending.clone(),
             abort: abort.clone(),
         };
-        let mut sockets: Vec<Vec<_>> = (0..limits.udp_workers.max(1)).map(|_| Vec::new()).collect();
-        let mut listeners = Vec::new();
         let serving = Arc::new(Serving {
             access,
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
@@ -332,26 +336,17 @@ impl Bound {
             stop: ending.clone(),
             abort: abort.clone(),
         });
-        let listener = |address, tcp, tls| {
-            Ok::<_, ServeError>(Arc::new(tcp::Listener {
-                socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
-                address,
-                serving: Arc::clone(&serving),
-                tls,
-            }))
-        };
-        for Endpoint { address, udp, tcp } in endpoints {
-            for (thread, socket) in sockets.iter_mut().zip(udp) {
-                thread.push((address, socket));
-            }
-            listeners.push(listener(address, tcp, None)?);
-        }
-        let mut quic_listeners = Vec::new();
+        let (mut tls_listeners, mut quic_listeners) = (Vec::new(), Vec::new());
         if let Some(Opened { tls, quic, certificate }) = encrypted {
             for (address, socket) in tls {
-                let failed = |error| ServeError { address, source: io::Error::other(error) };
-                let config = certificate.config(Purpose::Tls).map_err(failed)?;
-                listeners.push(listener(address, socket, Some(TlsAcceptor::from(Arc::new(config))))?);
+                let failed = |source| ServeError { address, source };
+                let config = certificate.config(Purpose::Tls).map_err(|error| failed(io::Error::other(error)))?;
+                tls_listeners.push(Arc::new(tcp::Listener {
+                    socket: tokio::net::TcpListener::from_std(socket).map_err(failed)?,
+                    address,
+                    serving: Arc::clone(&serving),
+                    tls: Some(TlsAcceptor::from(Arc::new(config))),
+                }));
             }
             for (address, socket) in quic {
                 let failed = |source| ServeError { address, source };
@@ -366,13 +361,13 @@ impl Bound {
             }
             tracker.spawn(certificate.follow(ending.clone()));
         }
-        let mut threads = Vec::with_capacity(sockets.len());
-        for (number, sockets) in sockets.into_iter().enumerate() {
-            threads.push(Thread::start(number, sockets, serving.responder.fork(), shared.clone()).await?);
+        let mut listening = Listening::new(Arc::clone(&serving), shared);
+        for endpoint in endpoints {
+            listening.serve(endpoint).await?;
         }
 
         let mut loops = JoinSet::new();
-        for listener in listeners {
+        for listener in tls_listeners {
             let (counters, stop) = (Arc::clone(&counters), ending.clone());
             let transport = listener.kind().name();
             loops.spawn(keep(listener.address, transport, counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
@@ -382,6 +377,8 @@ impl Bound {
             let (counters, stop) = (Arc::clone(&counters), ending.clone());
             loops.spawn(keep(listener.address, Kind::Quic.name(), counters, stop, move || tokio::spawn(Arc::clone(&listener).run())));
         }
+        listening.follow(&wildcards).await;
+        let mut threads = listening.ended().await;
         while loops.join_next().await.is_some() {}
 
         tracker.close();
@@ -424,6 +421,23 @@ struct Serving<R> {
     stop: CancellationToken,
     /// Cancelled: connections end as they are.
     abort: CancellationToken,
+}
+
+impl<R> Serving<R> {
+    /// The same, with an end of its own.
+    fn until(&self, stop: CancellationToken) -> Self {
+        let Self { access, admission, responder, limits, counters, tracker, stop: _, abort } = self;
+        Self {
+            access: access.clone(),
+            admission: Arc::clone(admission),
+            responder: Arc::clone(responder),
+            limits: limits.clone(),
+            counters: Arc::clone(counters),
+            tracker: tracker.clone(),
+            stop,
+            abort: abort.clone(),
+        }
+    }
 }
 
 /// Runs a loop until it ends by itself, and again after a panic in it.

@@ -1,111 +1,283 @@
-//! The UDP loop: batches of datagrams in, batches of answers out, with no allocation and no task for an answer that is ready.
+//! Answering over UDP: batches of datagrams in, batches of answers out, with no allocation and no task for an answer that is
+//! ready.
+//!
+//! A thread with nothing to wait for but datagrams waits in the call that receives them: no readiness is asked for, no event
+//! loop turns. While answers are under way that have to be waited for, its runtime runs, and watches the socket too.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::UdpSocket;
+use arc_swap::ArcSwap;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::runtime::LocalRuntime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 use super::backoff::Backoff;
-use super::batch::{Batch, Left};
+use super::batch::{Address, Batch, SIZE, send_one};
+use super::tasks::Tasks;
 use super::{Access, Counters, Respond, Response};
 use crate::wire::Transport;
 
 /// Full batches in a row before the other tasks of the thread get their turn.
 const TURN: usize = 2;
 /// How long a full send buffer may hold up the loop before answers are dropped.
-const SEND_PATIENCE: Duration = Duration::from_millis(10);
+const SEND_PAUSE: Duration = Duration::from_millis(5);
 
 /// One UDP socket and what is needed to answer on it.
 #[derive(Debug)]
 pub(super) struct Worker<R> {
-    pub(super) socket: UdpSocket,
+    pub(super) socket: Arc<Stoppable>,
     pub(super) address: SocketAddr,
-    /// All listening addresses.
-    pub(super) own: Arc<[SocketAddr]>,
+    pub(super) own: Arc<ArcSwap<Own>>,
     pub(super) access: Access,
-    pub(super) responder: Arc<R>,
+    pub(super) responder: R,
     pub(super) counters: Arc<Counters>,
     /// A place for each answer that is waited for, over all sockets.
     pub(super) places: Arc<Semaphore>,
     /// How long such an answer may take.
     pub(super) patience: Duration,
-    /// The answers of this thread that are waited for.
-    pub(super) tracker: TaskTracker,
     pub(super) stop: CancellationToken,
 }
 
+/// A socket, and whether its reading has ended.
+#[derive(Debug)]
+pub(super) struct Stoppable {
+    pub(super) socket: UdpSocket,
+    stopped: AtomicBool,
+}
+
+impl Stoppable {
+    pub(super) fn new(socket: UdpSocket) -> Self {
+        Self { socket, stopped: AtomicBool::new(false) }
+    }
+
+    /// Ends the reading, and wakes a thread that waits in it. What is being answered can still be sent.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        // Says that there is no connection to shut down, and wakes whoever reads all the same (inet_shutdown).
+        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Read);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+}
+
+/// All addresses that are listened on. Questions that seem to come from them are forged, to make us talk to ourselves.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    /// Their ports, each once: clients seldom have one of them.
+    ports: Vec<u16>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Own {
+    pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
+        let mut ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Self { ports, addresses }
+    }
+
+    fn contains(&self, source: SocketAddr) -> bool {
+        self.ports.contains(&source.port())
+            && self.addresses.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
+    }
+}
+
+/// What a thread uses again and again while it answers.
+#[derive(Debug)]
+struct Hand<A> {
+    batch: Batch<A>,
+    draws: fastrand::Rng,
+    backoff: Backoff,
+    /// Questions of the last batch whose answers have to be waited for.
+    later: Vec<Later>,
+}
+
+/// A question whose answer has to be waited for.
+#[derive(Debug)]
+struct Later {
+    request: Vec<u8>,
+    source: SocketAddr,
+    waiting: Waiting,
+}
+
 impl<R: Respond> Worker<R> {
-    /// Answers until the server stops; survives every error of the socket.
-    pub(super) async fn run(self: Arc<Self>) {
-        let mut batch = Batch::new();
-        let mut draws = fastrand::Rng::new();
-        let mut backoff = Backoff::default();
+    /// Answers until the server stops; survives every error of the socket. A panic may end it before.
+    pub(super) fn run<A: Address>(self: &Arc<Self>, runtime: &LocalRuntime, tasks: &mut Tasks) {
+        // The responder may begin tasks of its own.
+        let _entered = runtime.enter();
+        let mut hand =
+            Hand::<A> { batch: Batch::new(), draws: fastrand::Rng::new(), backoff: Backoff::default(), later: Vec::with_capacity(SIZE) };
+        while !self.socket.is_stopped() && !self.stop.is_cancelled() {
+            if tasks.are_under_way() || !hand.later.is_empty() {
+                runtime.block_on(self.answer_beside(&mut hand, tasks));
+            } else {
+                self.answer_alone(&mut hand, tasks);
+            }
+        }
+    }
+
+    /// Answers until there is a task to care for, or the server stops. Waits in the system call.
+    fn answer_alone<A: Address>(&self, hand: &mut Hand<A>, tasks: &Tasks) {
+        let socket = &self.socket.socket;
+        if let Err(error) = socket.set_nonblocking(false) {
+            return std::thread::sleep(self.receive_failed(&error, hand));
+        }
+        let mut most = Most::default();
+        loop {
+            let received = hand.batch.receive(socket, most.next());
+            if self.socket.is_stopped() {
+                return;
+            }
+            match received {
+                Ok(count) => {
+                    most.learn(count);
+                    self.received(hand);
+                    self.answer_all(hand);
+                    let mut patience = Patience::default();
+                    while !self.send_all(&mut hand.batch, &mut patience) {
+                        std::thread::sleep(SEND_PAUSE);
+                    }
+                    if !hand.later.is_empty() || tasks.are_under_way() {
+                        return;
+                    }
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => std::thread::sleep(self.receive_failed(&error, hand)),
+            }
+        }
+    }
+
+    /// Answers while there are tasks to care for, or until the server stops.
+    async fn answer_beside<A: Address>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &mut Tasks) {
+        self.wait_for_answers(hand, tasks);
+        // Registered for this time only, else each datagram would cost a look into what nobody waits for.
+        let watched = self.socket.socket.set_nonblocking(true).and_then(|()| self.socket.socket.try_clone());
+        let watched = match watched.and_then(tokio::net::UdpSocket::from_std) {
+            Ok(watched) => watched,
+            // The tasks go on meanwhile.
+            Err(error) => return sleep(self.receive_failed(&error, hand)).await,
+        };
         let mut stopped = pin!(self.stop.cancelled());
         let mut full = 0;
         loop {
             let ready = tokio::select! {
                 biased;
                 () = &mut stopped => return,
-                ready = self.socket.readable() => ready,
+                ready = watched.readable() => ready,
             };
-            match ready.and_then(|()| batch.receive(&self.socket)) {
+            match ready.and_then(|()| self.receive_watched(&watched, &mut hand.batch)) {
                 Ok(left) => {
-                    if backoff.reset() {
-                        debug!(address = %self.address, "receiving over UDP works again");
+                    self.received(hand);
+                    self.answer_all(hand);
+                    let waited_for = self.wait_for_answers(hand, tasks);
+                    let mut patience = Patience::default();
+                    while !self.send_all(&mut hand.batch, &mut patience) {
+                        sleep(SEND_PAUSE).await;
                     }
-                    self.answer_all(&mut batch, &mut draws);
-                    self.send_all(&mut batch).await;
+                    if tasks.may_rest(waited_for, Instant::now()) {
+                        return;
+                    }
                     full = if left == Left::Perhaps { full + 1 } else { 0 };
                     if full >= TURN {
                         full = 0;
                         tokio::task::yield_now().await;
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => {
-                    let pause = backoff.next();
-                    if self.counters.udp_receive_errors.increment().is_power_of_two() {
-                        warn!(address = %self.address, %error, "cannot receive over UDP at the moment; going on");
-                    }
+                    let pause = self.receive_failed(&error, hand);
                     tokio::select! {
                         () = &mut stopped => return,
-                        () = tokio::time::sleep(pause) => {}
+                        () = sleep(pause) => {}
                     }
                 }
             }
         }
     }
 
-    /// Writes the answers of a batch that are ready, and begins to wait for the others.
-    fn answer_all(self: &Arc<Self>, batch: &mut Batch, draws: &mut fastrand::Rng) {
-        let now = Instant::now();
-        batch.answer(|request, source, out| match self.answer(request, source, now, draws.u64(..), out) {
-            Response::Ready => true,
-            Response::Silent => false,
-            Response::Later => self.later(request, source, out),
+    /// Receives from a socket that is watched, and says whether the runtime is to tell when there is more.
+    fn receive_watched<A: Address>(&self, watched: &tokio::net::UdpSocket, batch: &mut Batch<A>) -> io::Result<Left> {
+        let mut count = 0;
+        let outcome = watched.try_io(Interest::READABLE, || {
+            count = batch.receive(&self.socket.socket, SIZE)?;
+            // Fewer than asked for: the socket is empty. To say so here spares a call that would find nothing.
+            if count < SIZE { Err(ErrorKind::WouldBlock.into()) } else { Ok(Left::Perhaps) }
         });
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && count > 0 => Ok(Left::Nothing),
+            outcome => outcome,
+        }
     }
 
-    /// Writes the answer to one datagram, where it is ready.
-    fn answer(&self, request: &[u8], source: SocketAddr, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response {
-        // Nothing answers at port 0, and our own addresses ask only when somebody forges them to make us talk to ourselves.
-        if source.port() == 0 || self.own.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical()) {
+    /// Notes that receiving works.
+    fn received<A>(&self, hand: &mut Hand<A>) {
+        if hand.backoff.reset() {
+            debug!(address = %self.address, "receiving over UDP works again");
+        }
+    }
+
+    /// Notes that receiving does not work; says how long to pause.
+    #[cold]
+    fn receive_failed<A>(&self, error: &io::Error, hand: &mut Hand<A>) -> Duration {
+        if self.counters.udp_receive_errors.increment().is_power_of_two() {
+            warn!(address = %self.address, %error, "cannot receive over UDP at the moment; going on");
+        }
+        hand.backoff.next()
+    }
+
+    /// Writes the answers of a batch that are ready, and notes what has to be waited for.
+    fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
+        let Hand { batch, draws, later, .. } = hand;
+        let (now, own, mut queries) = (Instant::now(), self.own.load(), 0);
+        batch.answer(|request, source, out| match self.answer(request, source, &own, now, draws.u64(..), &mut queries, out) {
+            Response::Ready => true,
+            Response::Silent => false,
+            Response::Later => match self.place() {
+                Some(waiting) => {
+                    later.push(Later { request: request.to_vec(), source, waiting });
+                    false
+                }
+                None => self.fail(request, out),
+            },
+        });
+        if queries > 0 {
+            self.counters.udp_queries.add(queries);
+        }
+    }
+
+    /// Writes the answer to one datagram, where it is ready. Counts it in `queries` where it is one that may be asked.
+    #[expect(clippy::too_many_arguments, reason = "what a batch has in common, and its one datagram")]
+    fn answer(
+        &self,
+        request: &[u8],
+        source: SocketAddr,
+        own: &Own,
+        now: Instant,
+        draw: u64,
+        queries: &mut u64,
+        out: &mut Vec<u8>,
+    ) -> Response {
+        // Nothing answers at port 0.
+        if source.port() == 0 || own.contains(source) {
             self.counters.udp_implausible.increment();
             return Response::Silent;
         }
         let responder = &self.responder;
         let written = |written| if written { Response::Ready } else { Response::Silent };
         if self.access.allows(source.ip()) {
-            self.counters.udp_queries.increment();
+            *queries += 1;
             self.contained(request, || responder.respond(request, Transport::Udp, now, draw, out))
         } else {
             self.counters.udp_refused.increment();
@@ -123,65 +295,81 @@ impl<R: Respond> Worker<R> {
         })
     }
 
-    /// Begins to wait for an answer; without a place for that, writes the failure. Says whether that is written.
-    ///
-    /// In a task of this thread, where the responder's own sockets are: an answer wakes no other thread.
-    fn later(self: &Arc<Self>, request: &[u8], source: SocketAddr, out: &mut Vec<u8>) -> bool {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            if self.counters.udp_overloads.increment().is_power_of_two() {
-                warn!("too many questions over UDP wait for their answers; answering SERVFAIL to more");
-            }
-            let fail = || if self.responder.fail(request, out) { Response::Ready } else { Response::Silent };
-            return self.contained(request, fail) == Response::Ready;
-        };
-        let (worker, request) = (Arc::clone(self), request.to_vec());
-        let waiting = Waiting { counters: Arc::clone(&self.counters), _place: place };
-        self.tracker.spawn(async move {
-            let _waiting = waiting;
-            match timeout(worker.patience, worker.responder.later(request, Transport::Udp)).await {
-                Ok(Some(answer)) => worker.send(&answer, source).await,
-                Ok(None) => {}
-                Err(_) => {
-                    worker.counters.udp_answer_timeouts.increment();
-                }
-            }
-        });
-        false
+    /// A place to wait for an answer, if one is free.
+    fn place(&self) -> Option<Waiting> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        Some(Waiting { counters: Arc::clone(&self.counters), _place: place })
     }
 
-    /// Sends the answers of a batch, each independent of the others.
-    async fn send_all(&self, batch: &mut Batch) {
-        let mut patience = Patience::default();
-        while batch.unsent() > 0 {
-            match batch.send(&self.socket) {
-                Ok(count) => {
-                    patience = Patience::default();
-                    self.counters.udp_answers.add(count as u64);
-                }
-                Err(error) => {
-                    let given_up = if error.kind() == ErrorKind::WouldBlock { batch.unsent() } else { 1 };
-                    if !patience.lasts(&error, &self.socket).await {
-                        self.count_unsent(&error, given_up);
-                        batch.skip(given_up);
-                        patience = Patience::default();
+    /// Writes the failure for want of a place to wait. Says whether it is written.
+    fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+        if self.counters.udp_overloads.increment().is_power_of_two() {
+            warn!("too many questions over UDP wait for their answers; answering SERVFAIL to more");
+        }
+        let fail = || if self.responder.fail(request, out) { Response::Ready } else { Response::Silent };
+        self.contained(request, fail) == Response::Ready
+    }
+
+    /// Begins to wait for the answers of a batch that were not ready; says whether there are any.
+    ///
+    /// In tasks of this thread, where the responder's own sockets are: an answer wakes no other thread.
+    fn wait_for_answers<A>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &Tasks) -> bool {
+        let any = !hand.later.is_empty();
+        for Later { request, source, waiting } in hand.later.drain(..) {
+            let worker = Arc::clone(self);
+            tasks.answers.spawn(async move {
+                let _waiting = waiting;
+                match timeout(worker.patience, worker.responder.later(request, Transport::Udp)).await {
+                    Ok(Some(answer)) => worker.send(&answer, source).await,
+                    Ok(None) => {}
+                    Err(_) => {
+                        worker.counters.udp_answer_timeouts.increment();
                     }
                 }
+            });
+        }
+        any
+    }
+
+    /// Sends the answers of a batch, each independent of the others. False: the socket takes no more, and after
+    /// [`SEND_PAUSE`] it is worth another try.
+    fn send_all<A: Address>(&self, batch: &mut Batch<A>, patience: &mut Patience) -> bool {
+        while batch.unsent() > 0 {
+            match batch.send(&self.socket.socket) {
+                Ok(count) => {
+                    *patience = Patience::default();
+                    self.counters.udp_answers.add(count as u64);
+                }
+                Err(error) => match patience.after(&error) {
+                    Next::Again => {}
+                    Next::Pause => return false,
+                    Next::GiveUp => {
+                        let given_up = if error.kind() == ErrorKind::WouldBlock { batch.unsent() } else { 1 };
+                        self.count_unsent(&error, given_up);
+                        batch.skip(given_up);
+                        *patience = Patience::default();
+                    }
+                },
             }
         }
         batch.shrink();
+        true
     }
 
     /// Sends one answer, or drops and counts it.
     async fn send(&self, answer: &[u8], target: SocketAddr) {
         let mut patience = Patience::default();
         loop {
-            match self.socket.try_send_to(answer, target) {
-                Ok(_) => {
+            match send_one(&self.socket.socket, answer, target) {
+                Ok(()) => {
                     self.counters.udp_answers.increment();
                     return;
                 }
-                Err(error) if patience.lasts(&error, &self.socket).await => {}
-                Err(error) => return self.count_unsent(&error, 1),
+                Err(error) => match patience.after(&error) {
+                    Next::Again => {}
+                    Next::Pause => sleep(SEND_PAUSE).await,
+                    Next::GiveUp => return self.count_unsent(&error, 1),
+                },
             }
         }
     }
@@ -196,28 +384,66 @@ impl<R: Respond> Worker<R> {
     }
 }
 
+/// What is left in a watched socket after a batch was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nothing: the socket says when there is something again.
+    Nothing,
+    /// There may be more.
+    Perhaps,
+}
+
+/// How many datagrams to ask for: one, where they come one by one, since that call costs less.
+#[derive(Debug, Default)]
+struct Most {
+    /// Batches of one in a row, as far as is known.
+    singles: u8,
+}
+
+impl Most {
+    /// Batches of one before one is asked for; as often, all are asked for again to see.
+    const FEW: u8 = 8;
+
+    fn next(&self) -> usize {
+        if self.singles > Self::FEW { 1 } else { SIZE }
+    }
+
+    fn learn(&mut self, received: usize) {
+        self.singles = match (received, self.singles) {
+            (2.., _) => 0,
+            (_, singles) if singles >= 2 * Self::FEW => Self::FEW,
+            (_, singles) => singles + 1,
+        };
+    }
+}
+
 /// Whether it is worth trying again to send: a client that cannot be reached holds up nobody for long.
 #[derive(Debug, Default)]
 struct Patience {
-    waited: bool,
+    paused: bool,
     repeated: bool,
 }
 
+/// What to do after an answer was not sent.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Again,
+    Pause,
+    GiveUp,
+}
+
 impl Patience {
-    /// Waits for room in a full buffer, for a moment and once. Else false.
-    async fn lasts(&mut self, error: &io::Error, socket: &UdpSocket) -> bool {
+    fn after(&mut self, error: &io::Error) -> Next {
         match error.kind() {
-            ErrorKind::WouldBlock if !self.waited => {
-                // Once the moment has passed, one more try: the socket may only not have told yet that there is room.
-                self.waited = true;
-                let _ = timeout(SEND_PATIENCE, socket.writable()).await;
-                true
-            }
+            ErrorKind::Interrupted => Next::Again,
+            ErrorKind::WouldBlock if !std::mem::replace(&mut self.paused, true) => Next::Pause,
             // An error left behind by an earlier answer (ICMP) is reported once, in place of sending this one.
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                !std::mem::replace(&mut self.repeated, true)
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+                if !std::mem::replace(&mut self.repeated, true) =>
+            {
+                Next::Again
             }
-            _ => false,
+            _ => Next::GiveUp,
         }
     }
 }
@@ -240,6 +466,9 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::SockaddrIn;
+    use tokio::net::UdpSocket as Client;
+    use tokio::runtime::{Builder, LocalOptions};
 
     /// Answers with the request itself; panics where it begins with `!`.
     struct Echo;
@@ -271,60 +500,64 @@ mod tests {
         }
     }
 
-    async fn worker() -> Worker<Echo> {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    fn worker() -> Worker<Echo> {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         Worker {
-            socket,
+            socket: Arc::new(Stoppable::new(socket)),
             address,
-            own: [address, SocketAddr::from(([127, 0, 0, 9], 53))].into(),
+            own: Arc::new(ArcSwap::from_pointee(Own::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]))),
             access: Access::new(&[]),
-            responder: Arc::new(Echo),
+            responder: Echo,
             counters: Arc::default(),
             places: Arc::new(Semaphore::new(1)),
             patience: Duration::from_secs(5),
-            tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
     }
 
-    #[tokio::test]
-    async fn sources_that_cannot_be_clients_are_dropped() {
-        let worker = worker().await;
-        let mut answer = Vec::new();
-        let mut ask = |source: SocketAddr| worker.answer(b"question", source, Instant::now(), 0, &mut answer);
-        for source in [worker.address, "127.0.0.9:53".parse().unwrap(), "127.0.0.1:0".parse().unwrap()] {
-            assert_eq!(ask(source), Response::Silent, "{source}");
-        }
-        assert_eq!(worker.counters.udp_implausible.get(), 3);
-        assert_eq!(worker.counters.udp_queries.get(), 0);
-        // The same port at another address is a client like any other.
-        assert_eq!(ask(SocketAddr::from(([127, 0, 0, 8], 53))), Response::Ready);
+    fn hand() -> Hand<SockaddrIn> {
+        Hand { batch: Batch::new(), draws: fastrand::Rng::new(), backoff: Backoff::default(), later: Vec::new() }
     }
 
-    #[tokio::test]
-    async fn a_source_without_access_gets_the_refusal() {
-        let worker = worker().await;
-        let mut answer = Vec::new();
-        assert_eq!(worker.answer(b"question", "192.0.2.1:9".parse().unwrap(), Instant::now(), 0, &mut answer), Response::Ready);
-        assert_eq!(answer, b"refused");
+    fn ask(worker: &Worker<Echo>, source: &str) -> (Response, u64, Vec<u8>) {
+        let (mut answer, mut queries) = (Vec::new(), 0);
+        let own = worker.own.load();
+        let response = worker.answer(b"question", source.parse().unwrap(), &own, Instant::now(), 0, &mut queries, &mut answer);
+        (response, queries, answer)
+    }
+
+    #[test]
+    fn sources_that_cannot_be_clients_are_dropped() {
+        let worker = worker();
+        for source in [&*worker.address.to_string(), "127.0.0.9:53", "[::ffff:127.0.0.9]:53", "127.0.0.1:0"] {
+            assert_eq!(ask(&worker, source), (Response::Silent, 0, Vec::new()), "{source}");
+        }
+        assert_eq!(worker.counters.udp_implausible.get(), 4);
+        // The same port at another address is a client like any other.
+        assert_eq!(ask(&worker, "127.0.0.8:53"), (Response::Ready, 1, b"question".to_vec()));
+    }
+
+    #[test]
+    fn a_source_without_access_gets_the_refusal() {
+        let worker = worker();
+        assert_eq!(ask(&worker, "192.0.2.1:9"), (Response::Ready, 0, b"refused".to_vec()));
         assert_eq!(worker.counters.udp_refused.get(), 1);
-        assert_eq!(worker.counters.udp_queries.get(), 0);
     }
 
     #[tokio::test]
     async fn a_panic_costs_one_datagram_of_a_batch() {
-        let worker = Arc::new(worker().await);
-        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let worker = worker();
+        let client = Client::bind("127.0.0.1:0").await.unwrap();
         for question in ["first", "!", "last"] {
             client.send_to(question.as_bytes(), worker.address).await.unwrap();
         }
-        let mut batch = Batch::new();
-        worker.socket.readable().await.unwrap();
-        batch.receive(&worker.socket).unwrap();
-        worker.answer_all(&mut batch, &mut fastrand::Rng::new());
-        worker.send_all(&mut batch).await;
-        assert_eq!((worker.counters.panics.get(), worker.counters.udp_answers.get()), (1, 2));
+        let mut hand = hand();
+        assert_eq!(hand.batch.receive(&worker.socket.socket, SIZE).unwrap(), 3);
+        worker.answer_all(&mut hand);
+        assert!(worker.send_all(&mut hand.batch, &mut Patience::default()));
+        let counters = &worker.counters;
+        assert_eq!((counters.panics.get(), counters.udp_queries.get(), counters.udp_answers.get()), (1, 3, 2));
         let mut received = [0; 16];
         for expected in ["first", "last"] {
             let length = client.recv(&mut received).await.unwrap();
@@ -334,13 +567,57 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_cannot_be_sent_is_counted_and_forgotten() {
-        let worker = worker().await;
+        let worker = worker();
         worker.send(&vec![0; 70_000], "127.0.0.1:9".parse().unwrap()).await;
         assert_eq!(worker.counters.udp_send_errors.get(), 1);
-        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::bind("127.0.0.1:0").await.unwrap();
         worker.send(b"answer", client.local_addr().unwrap()).await;
         let mut received = [0; 16];
         assert_eq!(client.recv(&mut received).await.unwrap(), 6);
         assert_eq!(worker.counters.udp_answers.get(), 1);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_datagrams_is_woken_to_stop() {
+        let worker = Arc::new(worker());
+        let socket = Arc::clone(&worker.socket);
+        let thread = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
+            worker.run::<SockaddrIn>(&runtime, &mut Tasks::new(&runtime));
+        });
+        // Once it has answered, it waits for the next one.
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"question", socket.socket.local_addr().unwrap()).unwrap();
+        assert_eq!(client.recv(&mut [0; 16]).unwrap(), 8);
+        socket.stop();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn one_is_asked_for_where_one_comes_at_a_time() {
+        let mut most = Most::default();
+        let mut asked = Vec::new();
+        for _ in 0..1000 {
+            asked.push(most.next());
+            most.learn(1);
+        }
+        let singles = asked.iter().filter(|most| **most == 1).count();
+        assert!((800..1000).contains(&singles), "{singles}");
+        while most.next() == 1 {
+            most.learn(1);
+        }
+        most.learn(2);
+        assert_eq!(most.next(), SIZE);
+    }
+
+    #[test]
+    fn a_full_buffer_is_waited_for_once_and_an_old_error_passed_over_once() {
+        let mut patience = Patience::default();
+        let full = io::Error::from(ErrorKind::WouldBlock);
+        let refused = io::Error::from(ErrorKind::ConnectionRefused);
+        assert_eq!(
+            [&full, &full, &refused, &refused].map(|error| patience.after(error)),
+            [Next::Pause, Next::GiveUp, Next::Again, Next::GiveUp]
+        );
     }
 }

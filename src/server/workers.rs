@@ -1,28 +1,31 @@
-//! The threads that answer over UDP: each with a runtime of its own and a socket of its own on every listening address.
+//! The threads that answer over UDP: one for each socket, each with a runtime of its own.
 //!
 //! The kernel spreads clients over the sockets of an address (SO_REUSEPORT). What a question needs stays in one thread, from
 //! its datagram through an exchange with an upstream to the answer.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions};
+use arc_swap::ArcSwap;
+use nix::sys::socket::{SockaddrIn, SockaddrIn6};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
-use super::udp::Worker;
-use super::{Access, Counters, Respond, ServeError, keep};
+use super::tasks::Tasks;
+use super::udp::{Own, Stoppable, Worker};
+use super::{Access, Counters, RESTART, Respond, ServeError};
 
 /// What the workers of all threads share.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     /// All listening addresses.
-    pub(super) own: Arc<[SocketAddr]>,
+    pub(super) own: Arc<ArcSwap<Own>>,
     pub(super) access: Access,
     pub(super) counters: Arc<Counters>,
     /// A place for each answer that is waited for.
@@ -31,8 +34,6 @@ pub(super) struct Shared {
     pub(super) patience: Duration,
     /// How long answers in flight have to get out at the end.
     pub(super) drain: Duration,
-    /// Cancelled: nothing more is read.
-    pub(super) stop: CancellationToken,
     /// Cancelled: answers in flight are given up.
     pub(super) abort: CancellationToken,
 }
@@ -42,29 +43,40 @@ pub(super) struct Shared {
 pub(super) struct Thread {
     /// Closed when the thread has ended.
     ended: oneshot::Receiver<()>,
+    /// Ends the reading when it is time.
+    ending: JoinHandle<()>,
 }
 
 impl Thread {
-    /// Starts a thread for these sockets, and waits until it has taken them.
+    /// Starts a thread of this number for this socket, and waits until it has taken it. It answers until `stop` is cancelled, or the
+    /// runtime that this is called in ends.
     ///
     /// # Errors
-    /// When the system has no thread, or no runtime, or takes no socket.
+    /// When the system has no thread, or no runtime.
     pub(super) async fn start<R: Respond>(
         number: usize,
-        sockets: Vec<(SocketAddr, UdpSocket)>,
+        address: SocketAddr,
+        socket: UdpSocket,
         responder: R,
         shared: Shared,
+        stop: CancellationToken,
     ) -> Result<Self, ServeError> {
-        let Some(&(address, _)) = sockets.first() else { return Ok(Self { ended: oneshot::channel().1 }) };
         let failed = |source| ServeError { address, source };
         let (starting, started) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
+        let reading = Reading(Arc::new(Stoppable::new(socket)));
+        let Shared { own, access, counters, places, patience, drain, abort } = shared;
+        let socket = Arc::clone(&reading.0);
+        let worker = Worker { socket, address, own, access, responder, counters, places, patience, stop: stop.clone() };
         let run = move || {
             // Dropped at the end, and by a panic, too.
             let _ending: oneshot::Sender<()> = ending;
             match Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default()) {
                 // What is left over ends with the runtime.
-                Ok(runtime) => runtime.block_on(serve(sockets, responder, shared, starting)),
+                Ok(runtime) => {
+                    let _ = starting.send(Ok(()));
+                    serve(Arc::new(worker), &runtime, drain, &abort);
+                }
                 Err(error) => {
                     let _ = starting.send(Err(ServeError { address, source: error }));
                 }
@@ -72,55 +84,53 @@ impl Thread {
         };
         std::thread::Builder::new().name(format!("udp-{number}")).spawn(run).map_err(failed)?;
         started.await.unwrap_or_else(|_| Err(failed(io::Error::other("its thread ended at once"))))?;
-        Ok(Self { ended })
+        let ending = tokio::spawn(async move {
+            let _reading = reading;
+            stop.cancelled().await;
+        });
+        Ok(Self { ended, ending })
     }
 
-    /// Waits until the thread has ended.
+    /// Waits until the thread has ended and its socket is closed.
     pub(super) async fn ended(&mut self) {
+        if !self.ending.is_finished() {
+            let _ = (&mut self.ending).await;
+        }
         let _ = (&mut self.ended).await;
     }
 }
 
-/// Answers on all sockets until the server stops, and lets out the answers in flight.
-async fn serve<R: Respond>(
-    sockets: Vec<(SocketAddr, UdpSocket)>,
-    responder: R,
-    shared: Shared,
-    starting: oneshot::Sender<Result<(), ServeError>>,
-) {
-    let (responder, tracker) = (Arc::new(responder), TaskTracker::new());
-    let mut workers = Vec::with_capacity(sockets.len());
-    for (address, socket) in sockets {
-        match tokio::net::UdpSocket::from_std(socket) {
-            Ok(socket) => workers.push(Arc::new(Worker {
-                socket,
-                address,
-                own: Arc::clone(&shared.own),
-                access: shared.access.clone(),
-                responder: Arc::clone(&responder),
-                counters: Arc::clone(&shared.counters),
-                places: Arc::clone(&shared.places),
-                patience: shared.patience,
-                tracker: tracker.clone(),
-                stop: shared.stop.clone(),
-            })),
-            Err(source) => {
-                let _ = starting.send(Err(ServeError { address, source }));
-                return;
-            }
+/// Ends the reading of its socket when it is dropped.
+#[derive(Debug)]
+struct Reading(Arc<Stoppable>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Answers until the server stops, again after a panic, and lets out the answers in flight.
+fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime, drain: Duration, abort: &CancellationToken) {
+    let mut tasks = Tasks::new(runtime);
+    while catch_unwind(AssertUnwindSafe(|| match worker.address {
+        SocketAddr::V4(_) => worker.run::<SockaddrIn>(runtime, &mut tasks),
+        SocketAddr::V6(_) => worker.run::<SockaddrIn6>(runtime, &mut tasks),
+    }))
+    .is_err()
+    {
+        worker.counters.panics.increment();
+        error!(address = %worker.address, transport = "UDP", "the loop of a socket panicked and is started again; please report this");
+        std::thread::sleep(RESTART);
+    }
+    let Tasks { answers, .. } = tasks;
+    drop(worker);
+    answers.close();
+    runtime.block_on(async {
+        tokio::select! {
+            () = answers.wait() => {}
+            () = abort.cancelled() => {}
+            () = tokio::time::sleep(drain) => info!(answers = answers.len(), "giving up answers over UDP that did not come in time"),
         }
-    }
-    let _ = starting.send(Ok(()));
-    let mut loops = JoinSet::new();
-    for worker in workers {
-        let (counters, stop) = (Arc::clone(&shared.counters), shared.stop.clone());
-        loops.spawn_local(keep(worker.address, "UDP", counters, stop, move || spawn_local(Arc::clone(&worker).run())));
-    }
-    while loops.join_next().await.is_some() {}
-    tracker.close();
-    tokio::select! {
-        () = tracker.wait() => {}
-        () = shared.abort.cancelled() => {}
-        () = tokio::time::sleep(shared.drain) => info!(answers = tracker.len(), "giving up answers over UDP that did not come in time"),
-    }
+    });
 }

@@ -24,12 +24,12 @@ const END: f64 = 4.0;
 
 /// Light unless the reader's screen is dark; each with a ground of its own, so that it can be read on any page.
 const STYLE: &str = "
-text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+text { font: 13px system-ui, sans-serif; fill: #1f2328; stroke: #ffffff; stroke-width: 4px; paint-order: stroke; }
 .title { font-size: 16px; font-weight: 600; } .kind { font-weight: 600; } .small { font-size: 12px; fill: #59636e; }
 .ground { fill: #ffffff; } .line { stroke: #d1d9e0; } .echo { stroke: #59636e; stroke-dasharray: 4 3; }
 .bar { fill: #8c959f; } .svcdns { fill: #0969da; } .ceiling { fill: #1a7f37; } .cut { stroke: #ffffff; stroke-width: 3; }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; } .small { fill: #9198a1; }
+  text { fill: #e6edf3; stroke: #0d1117; } .small { fill: #9198a1; }
   .ground { fill: #0d1117; } .line { stroke: #30363d; } .echo { stroke: #9198a1; }
   .bar { fill: #6e7681; } .svcdns { fill: #4493f8; } .ceiling { fill: #3fb950; } .cut { stroke: #0d1117; }
 }

@@ -20,6 +20,10 @@ const SOCKETS_AT_RATE: usize = 4;
 /// A question without an answer for so long is lost.
 const LOST: Duration = Duration::from_millis(500);
 
+/// Fewest right answers of a load, and longest wait for them: the machine may be busy.
+const FEWEST: usize = 100;
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// When the load itself finds that it stood still for so long, it was the machine's doing.
 const STALL: Duration = Duration::from_micros(100);
 
@@ -169,7 +173,7 @@ pub(crate) fn flood(target: &Target, kind: Kind, period: Duration) -> Seen {
     let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(target, IN_FLIGHT / SOCKETS)).collect();
     let (mut batch, mut seen, begun) = (Batch::new(IN_FLIGHT / SOCKETS), Seen::default(), Instant::now());
     let (mut now, mut swept) = (begun, begun);
-    while now - begun < period {
+    while now - begun < period || seen.right < FEWEST && now - begun < PATIENCE {
         let mut taken = 0;
         for asker in &mut askers {
             asker.ask(kind, IN_FLIGHT, now, &mut batch);
@@ -188,8 +192,7 @@ pub(crate) fn flood(target: &Target, kind: Kind, period: Duration) -> Seen {
         }
     }
     // What is still under way is answered, too, and costs the server its time.
-    finish(&mut askers, &mut seen, &mut batch, false);
-    seen.elapsed = begun.elapsed();
+    finish(&mut askers, &mut seen, &mut batch, begun, false);
     seen
 }
 
@@ -203,7 +206,7 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
     seen.times.reserve((period.as_secs_f64() * rate) as usize + 1);
     let begun = Instant::now();
     let (mut due, mut last, mut swept, mut next) = (begun, begun, begun, 0);
-    while last - begun < period {
+    while last - begun < period || seen.right < FEWEST && last - begun < PATIENCE {
         let now = Instant::now();
         if now - last > STALL {
             due += now - last;
@@ -228,17 +231,19 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
             swept = now;
         }
     }
-    finish(&mut askers, &mut seen, &mut batch, true);
-    seen.elapsed = begun.elapsed();
+    finish(&mut askers, &mut seen, &mut batch, begun, true);
     seen
 }
 
-/// Waits for the answers that are still to come.
-fn finish(askers: &mut [Asker], seen: &mut Seen, batch: &mut Batch, timed: bool) {
-    let begun = Instant::now();
-    for asker in askers.iter_mut() {
-        while asker.free.len() < asker.slots.len() && begun.elapsed() < LOST {
-            asker.take(seen, batch, timed);
+/// Waits for the answers that are still to come; the load has lasted until the last of them.
+fn finish(askers: &mut [Asker], seen: &mut Seen, batch: &mut Batch, begun: Instant, timed: bool) {
+    let ended = Instant::now();
+    seen.elapsed = ended - begun;
+    for asker in askers {
+        while asker.free.len() < asker.slots.len() && ended.elapsed() < LOST {
+            if asker.take(seen, batch, timed) > 0 {
+                seen.elapsed = begun.elapsed();
+            }
         }
         seen.lost += asker.slots.len() - asker.free.len();
     }

@@ -110,7 +110,10 @@ fn run(options: &Options) {
         }
         match (peer.version)() {
             Ok(version) => peers.push((peer, version)),
-            Err(reason) => left_out.push(format!("{}: {reason}", peer.name)),
+            Err(reason) => {
+                assert!(peer.optional || !options.whole(), "a whole run needs {}: {reason}", peer.name);
+                left_out.push(format!("{}: {reason}", peer.name));
+            }
         }
     }
     let all: Vec<Results> = options.contents.iter().map(|content| measured(*content, &peers, options.rounds, cores)).collect();

@@ -34,6 +34,8 @@ pub(crate) struct Peer {
     pub(crate) most: usize,
     /// Whether it also runs in the short form.
     pub(crate) short: bool,
+    /// Whether a whole run can do without it: it needs a toolchain that not every machine has.
+    pub(crate) optional: bool,
 }
 
 /// All of them, the ceiling last.
@@ -45,6 +47,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: svcdns,
         most: usize::MAX,
         short: true,
+        optional: false,
     },
     Peer {
         name: "knot",
@@ -53,14 +56,16 @@ pub(crate) const PEERS: &[Peer] = &[
         start: knot,
         most: usize::MAX,
         short: false,
+        optional: false,
     },
     Peer {
         name: "nsd",
-        settings: "zone file; `server-count: 1`, `minimal-responses: yes`, no rate limits",
+        settings: "zone file; `server-count: 1`, no rate limits; `minimal-responses: yes`, which leaves out NS records, but glue, too",
         version: || installed("/usr/sbin/nsd", "-v", "version "),
         start: nsd,
         most: usize::MAX,
         short: false,
+        optional: false,
     },
     Peer {
         name: "unbound",
@@ -69,14 +74,16 @@ pub(crate) const PEERS: &[Peer] = &[
         start: unbound,
         most: usize::MAX,
         short: true,
+        optional: false,
     },
     Peer {
         name: "hickory",
         settings: "a handler of the benchmark's own over a hash map; the version is hickory-server's",
-        version: || Ok("0.26".to_owned()),
+        version: || Ok(locked("hickory-server")),
         start: |content, _| role("handler", content),
         most: usize::MAX,
         short: true,
+        optional: false,
     },
     Peer {
         name: "dnsmasq",
@@ -85,6 +92,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: dnsmasq,
         most: 10_000,
         short: true,
+        optional: false,
     },
     Peer {
         name: "coredns",
@@ -93,6 +101,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: coredns,
         most: 10_000,
         short: false,
+        optional: true,
     },
     Peer {
         name: "consul",
@@ -101,6 +110,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: consul,
         most: 10_000,
         short: false,
+        optional: true,
     },
     Peer {
         name: ECHO,
@@ -109,6 +119,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: |content, _| role("echo", content),
         most: usize::MAX,
         short: true,
+        optional: false,
     },
     // Only where `--only` names it: its ratio to the first says how far ratios can be trusted.
     Peer {
@@ -118,6 +129,7 @@ pub(crate) const PEERS: &[Peer] = &[
         start: |content, _| role("echo", content),
         most: usize::MAX,
         short: false,
+        optional: false,
     },
 ];
 
@@ -133,6 +145,13 @@ fn installed(program: &str, flag: &str, before: &str) -> Result<String, String> 
     } else {
         Err(format!("{program} is not installed (tests/setup.sh bench)"))
     }
+}
+
+/// The version of a crate that this program is built with.
+fn locked(name: &str) -> String {
+    let lock = include_str!("../../../Cargo.lock");
+    let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).unwrap();
+    rest.split('"').next().unwrap().to_owned()
 }
 
 fn folder() -> TempDir {

@@ -28,10 +28,12 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked
 	cargo test --locked --bench registry -- --short
 	cargo test --locked --bench forward -- --short
+	cargo test --locked --bench peers -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-bench: ## measure what a large registry costs, and forwarding beside dnsmasq and unbound (docs/performance.md)
-	@tests/setup.sh test
+bench: ## measure answers beside other servers (docs/benchmarks.md), a large registry and forwarding (docs/performance.md)
+	@tests/setup.sh bench
+	cargo bench --locked --bench peers
 	cargo bench --locked --bench registry
 	cargo bench --locked --bench forward
 

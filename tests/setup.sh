@@ -3,6 +3,7 @@
 #
 #   tests/setup.sh build     what `cargo build` needs
 #   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
+#   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot and nsd
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,12 +12,14 @@ build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/pro
 test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount
       getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools
       dnsmasq:dnsmasq-base unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux"
+bench="knotd:knot nsd:nsd"
 
 case "${1-}" in
 build) wanted=$build ;;
 test) wanted="$build $test" ;;
+bench) wanted="$build $test $bench" ;;
 *)
-    echo "usage: tests/setup.sh build|test" >&2
+    echo "usage: tests/setup.sh build|test|bench" >&2
     exit 2
     ;;
 esac
@@ -70,10 +73,10 @@ if [ -n "$missing" ]; then
     }
     install || { $sudo apt-get update -qq && install; }
     if [ -d /run/systemd/system ]; then
-        for daemon in etcd-server:etcd unbound:unbound; do
+        for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd; do
             case " $missing " in
             *" ${daemon%%:*} "*)
-                echo "Leaving Debian's ${daemon##*:}.service disabled: the tests start their own." >&2
+                echo "Leaving Debian's ${daemon##*:}.service disabled: whoever needs one here starts their own." >&2
                 $sudo systemctl disable --quiet "${daemon##*:}.service" || true
                 ;;
             esac
@@ -81,6 +84,6 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-if [ "$1" = test ] && command -v go >/dev/null 2>&1; then
+if [ "$1" != build ] && command -v go >/dev/null 2>&1; then
     (cd tests/goframe && go mod download)
 fi

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::prctl;
 
-use super::batch::Batch;
+use super::common::batch::Batch;
 use super::questions::{self, Kind};
 
 /// Sockets that ask at once.

@@ -7,7 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
 
-mod batch;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../figures.rs"]
 mod figures;
 mod load;
@@ -21,9 +22,9 @@ use std::env;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use common::cores;
 use figures::Spread;
 use load::Seen;
-use nix::unistd::Pid;
 use questions::Kind;
 use servers::{SETTINGS, Server};
 
@@ -58,10 +59,10 @@ fn main() {
 
 fn run(scale: &Scale, only: &[&str]) {
     let begun = Instant::now();
-    let (core, other) = servers::cores();
+    let (core, other) = cores::cores();
     let upstream = Server::role("the upstream itself, in all", &["upstream"]);
     upstream.pin(other);
-    servers::pin(Pid::from_raw(0), other);
+    cores::pin(cores::SELF, other);
     let to = upstream.address.to_string();
     let echo = || Server::role("bare echo, one datagram a call", &["echo"]);
     let batched = || Server::role("bare echo, up to 64 datagrams a call", &["upstream"]);

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
-use super::batch::Batch;
+use super::common::batch::Batch;
 use super::questions;
 use super::support::process::Process;
 use super::support::{eventually, seconds};

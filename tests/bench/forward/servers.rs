@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::common::{cores, programs};
 use super::roles;
 use super::support::files::Files;
 use super::support::process::Process;
@@ -47,7 +47,7 @@ impl Server {
         command.arg(format!("--cache-size={cache}"));
         command.arg(format!("--port={}", address.port()));
         command.arg(format!("--server={}#{}", upstream.ip(), upstream.port()));
-        let name = format!("dnsmasq {}, cache of {cache}", version("dnsmasq", "--version", "Dnsmasq version "));
+        let name = format!("dnsmasq {}, cache of {cache}", programs::version(Path::new("dnsmasq"), "--version", "Dnsmasq version "));
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 
@@ -83,12 +83,9 @@ forward-zone:
             upstream.port()
         );
         fs::write(&path, configuration).unwrap();
-        // A copy: AppArmor, where it is, lets the program at its own place read no configuration of ours.
-        let program = state.path().join("unbound");
-        fs::copy("/usr/sbin/unbound", &program).unwrap();
-        let mut command = Command::new(&program);
+        let mut command = Command::new(programs::copied(Path::new("/usr/sbin/unbound"), state.path()));
         command.args(["-d", "-c"]).arg(&path);
-        let name = format!("unbound {}", version("unbound", "-V", "Version "));
+        let name = format!("unbound {}", programs::version(Path::new("unbound"), "-V", "Version "));
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 
@@ -104,33 +101,6 @@ forward-zone:
 
     /// Keeps all its threads on one core.
     pub(crate) fn pin(&self, core: usize) {
-        for entry in fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten() {
-            let thread = entry.file_name().to_string_lossy().parse().unwrap();
-            pin(Pid::from_raw(thread), core);
-        }
+        cores::pin_process(self.pid(), core);
     }
-}
-
-/// Keeps a thread, 0 for this one, on one core.
-pub(crate) fn pin(thread: Pid, core: usize) {
-    let mut set = CpuSet::new();
-    set.set(core).unwrap();
-    // A thread may have ended meanwhile.
-    let _ = sched_setaffinity(thread, &set);
-}
-
-/// The core of the servers, and that of the load and the upstream; the same one when there is one only.
-pub(crate) fn cores() -> (usize, usize) {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
-    let first = cores.next().unwrap();
-    (first, cores.next().unwrap_or(first))
-}
-
-/// What a program says of itself.
-fn version(program: &str, flag: &str, before: &str) -> String {
-    let output = Command::new(program).arg(flag).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix(before)).unwrap_or("of an unknown version");
-    line.split_whitespace().next().unwrap_or_default().to_owned()
 }

@@ -1,0 +1,250 @@
+//! Questions to one server: as many as it answers, or so many a second.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::common::batch::Batch;
+use super::content::Content;
+use super::questions::{self, Asked, Kind};
+
+/// Questions in flight of all sockets: above 200 the receive buffers of servers that leave them as they come overflow.
+pub(crate) const IN_FLIGHT: usize = 128;
+/// Sockets that ask at once where as much is asked as is answered.
+pub(crate) const SOCKETS: usize = 16;
+/// And where a rate is set: each is looked at all the time.
+const SOCKETS_AT_RATE: usize = 4;
+
+/// A question without an answer for so long is lost.
+const LOST: Duration = Duration::from_millis(500);
+
+/// Fewest right answers of a load, and longest wait for them: the machine may be busy.
+const FEWEST: usize = 100;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When the load itself finds that it stood still for so long, it was the machine's doing.
+const STALL: Duration = Duration::from_micros(100);
+
+/// Whom to ask, about what, and how to know a right answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) content: Content,
+    /// What follows a name's first label, on the wire.
+    pub(crate) zone: &'static [u8],
+    /// An answer of the right size is right: it is an echo's.
+    pub(crate) echo: bool,
+}
+
+/// What a load saw.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) right: usize,
+    pub(crate) wrong: usize,
+    pub(crate) lost: usize,
+    /// Octets of all right answers.
+    pub(crate) octets: usize,
+    pub(crate) elapsed: Duration,
+    /// How long each answer took, in nanoseconds, where a rate was set.
+    pub(crate) times: Vec<u32>,
+    /// Answers left out of these: they were under way while the load stood still.
+    pub(crate) stalled: usize,
+}
+
+/// A question's place: its number is the end of its id.
+#[derive(Debug)]
+struct Slot {
+    message: Vec<u8>,
+    asked: Option<Asked>,
+    at: Instant,
+    stalled: bool,
+}
+
+/// A socket and the questions that it waits for.
+struct Asker<'a> {
+    target: &'a Target,
+    socket: UdpSocket,
+    slots: Vec<Slot>,
+    /// Slots in which nothing is in flight.
+    free: Vec<usize>,
+    sequence: u16,
+}
+
+impl<'a> Asker<'a> {
+    fn new(target: &'a Target, slots: usize) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.connect(target.address).unwrap();
+        let slot = |_| Slot { message: Vec::with_capacity(64), asked: None, at: Instant::now(), stalled: false };
+        Self { target, socket, slots: (0..slots).map(slot).collect(), free: (0..slots).collect(), sequence: fastrand::u16(..) }
+    }
+
+    /// Asks in so many free slots, from this time on.
+    fn ask(&mut self, kind: Kind, most: usize, at: Instant, batch: &mut Batch) {
+        let asking = self.free.split_off(self.free.len().saturating_sub(most));
+        let slots = u16::try_from(self.slots.len()).unwrap();
+        for number in &asking {
+            self.sequence = self.sequence.wrapping_add(1);
+            let id = self.sequence.wrapping_mul(slots) | u16::try_from(*number).unwrap();
+            let slot = &mut self.slots[*number];
+            slot.asked = Some(questions::write(kind, self.target.content, self.target.zone, id, &mut slot.message));
+            (slot.at, slot.stalled) = (at, false);
+        }
+        if !asking.is_empty() {
+            let messages: Vec<&[u8]> = asking.iter().map(|number| &*self.slots[*number].message).collect();
+            batch.send(&self.socket, &messages, &[None; IN_FLIGHT][..messages.len()]);
+        }
+    }
+
+    /// Takes the answers that are there; how many.
+    fn take(&mut self, seen: &mut Seen, batch: &mut Batch, timed: bool) -> usize {
+        let mut taken = 0;
+        let received = batch.receive(&self.socket, false);
+        let now = timed.then(Instant::now);
+        for (message, _) in received {
+            let [a, b, ..] = *message else { continue };
+            let number = usize::from(u16::from_be_bytes([a, b])) % self.slots.len();
+            let slot = &mut self.slots[number];
+            // Else it is an answer that came after it was given up.
+            let Some(asked) = slot.asked.take_if(|_| slot.message[..2] == [a, b]) else { continue };
+            self.free.push(number);
+            taken += 1;
+            if !self.target.is_right(message, &slot.message, asked) {
+                seen.wrong += 1;
+                continue;
+            }
+            seen.right += 1;
+            seen.octets += message.len();
+            match now {
+                Some(_) if slot.stalled => seen.stalled += 1,
+                Some(now) => seen.times.push(u32::try_from((now - slot.at).as_nanos()).unwrap_or(u32::MAX)),
+                None => {}
+            }
+        }
+        taken
+    }
+
+    /// Gives up what was asked too long ago.
+    fn give_up(&mut self, now: Instant, seen: &mut Seen) {
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if now.saturating_duration_since(slot.at) > LOST && slot.asked.take().is_some() {
+                self.free.push(number);
+                seen.lost += 1;
+            }
+        }
+    }
+}
+
+impl Target {
+    fn is_right(&self, message: &[u8], question: &[u8], asked: Asked) -> bool {
+        if self.echo {
+            return message.len() == questions::size(asked, self.content);
+        }
+        questions::is_right(message, question, asked, self.content)
+    }
+
+    /// One question, and its answer if one comes soon.
+    fn probe(&self, service: usize, kind: Kind) -> Option<Vec<u8>> {
+        let (mut question, mut answer) = (Vec::new(), vec![0; 1500]);
+        let asked = questions::write_about(service, kind, self.content, self.zone, fastrand::u16(..), &mut question);
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.connect(self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket.send(&question).ok()?;
+        let length = socket.recv(&mut answer).ok()?;
+        answer.truncate(length);
+        self.is_right(&answer, &question, asked).then_some(answer)
+    }
+
+    /// Whether a right answer to such a question comes soon.
+    pub(crate) fn answers(&self, service: usize, kind: Kind) -> bool {
+        self.probe(service, kind).is_some()
+    }
+
+    /// Octets of the answer to such a question.
+    pub(crate) fn size_of_answer(&self, kind: Kind) -> Option<usize> {
+        (0..5).find_map(|_| self.probe(0, kind)).map(|answer| answer.len())
+    }
+}
+
+/// Asks for so long, always with [`IN_FLIGHT`] questions in flight.
+pub(crate) fn flood(target: &Target, kind: Kind, period: Duration) -> Seen {
+    let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(target, IN_FLIGHT / SOCKETS)).collect();
+    let (mut batch, mut seen, begun) = (Batch::new(IN_FLIGHT / SOCKETS), Seen::default(), Instant::now());
+    let (mut now, mut swept) = (begun, begun);
+    while now - begun < period || seen.right < FEWEST && now - begun < PATIENCE {
+        let mut taken = 0;
+        for asker in &mut askers {
+            asker.ask(kind, IN_FLIGHT, now, &mut batch);
+            taken += asker.take(&mut seen, &mut batch, false);
+        }
+        if taken == 0 {
+            let mut ready: Vec<_> = askers.iter().map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut ready, PollTimeout::from(50_u16)).unwrap();
+        }
+        now = Instant::now();
+        if now - swept > LOST / 5 {
+            for asker in &mut askers {
+                asker.give_up(now, &mut seen);
+            }
+            swept = now;
+        }
+    }
+    // What is still under way is answered, too, and costs the server its time.
+    finish(&mut askers, &mut seen, &mut batch, begun, false);
+    seen
+}
+
+/// Asks so many questions a second for so long, each when it is due, answered or not.
+///
+/// Its answer's time counts from when the question was due, unless the load itself stood still: then all that is due moves, and
+/// what is under way is not counted.
+pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) -> Seen {
+    let mut askers: Vec<_> = (0..SOCKETS_AT_RATE).map(|_| Asker::new(target, IN_FLIGHT / SOCKETS_AT_RATE)).collect();
+    let (mut batch, mut seen, interval) = (Batch::new(IN_FLIGHT / SOCKETS_AT_RATE), Seen::default(), Duration::from_secs_f64(1.0 / rate));
+    seen.times.reserve((period.as_secs_f64() * rate) as usize + 1);
+    let begun = Instant::now();
+    let (mut due, mut last, mut swept, mut next) = (begun, begun, begun, 0);
+    while last - begun < period || seen.right < FEWEST && last - begun < PATIENCE {
+        let now = Instant::now();
+        if now - last > STALL {
+            due += now - last;
+            askers.iter_mut().flat_map(|asker| &mut asker.slots).for_each(|slot| slot.stalled = true);
+        }
+        last = now;
+        // At most one for each look at the answers; where all slots are taken the question waits, and its time counts.
+        if now >= due && !askers[next].free.is_empty() {
+            askers[next].ask(kind, 1, due, &mut batch);
+            due += interval;
+            next = (next + 1) % SOCKETS_AT_RATE;
+        }
+        for asker in &mut askers {
+            if asker.free.len() < asker.slots.len() {
+                asker.take(&mut seen, &mut batch, true);
+            }
+        }
+        if now - swept > LOST / 5 {
+            for asker in &mut askers {
+                asker.give_up(now, &mut seen);
+            }
+            swept = now;
+        }
+    }
+    finish(&mut askers, &mut seen, &mut batch, begun, true);
+    seen
+}
+
+/// Waits for the answers that are still to come; the load has lasted until the last of them.
+fn finish(askers: &mut [Asker], seen: &mut Seen, batch: &mut Batch, begun: Instant, timed: bool) {
+    let ended = Instant::now();
+    seen.elapsed = ended - begun;
+    for asker in askers {
+        while asker.free.len() < asker.slots.len() && ended.elapsed() < LOST {
+            if asker.take(seen, batch, timed) > 0 {
+                seen.elapsed = begun.elapsed();
+            }
+        }
+        seen.lost += asker.slots.len() - asker.free.len();
+    }
+}

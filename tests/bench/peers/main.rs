@@ -1,0 +1,198 @@
+//! What an answer from the registry costs, beside the servers that people would use instead and beside a bare echo, which is as
+//! fast as the kernel lets a UDP server be. A program, not a test: it prints figures and asserts nothing about them, save that
+//! every server gives right answers and that the echo's are as long as svcdns's.
+//!
+//! `cargo bench --bench peers` measures, and writes `docs/benchmarks.md` and its chart; what measures less writes the same below
+//! `target/peers/`:
+//!
+//!   `--short`             only shows that the program works, with what is installed
+//!   `--scale=1k|10k|1m`   only with so many services
+//!   `--only=a,b`          only these servers; `echo,echo-again` says how far ratios can be trusted
+//!   `--rounds=N`
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures are rounded for people")]
+
+mod aims;
+mod chart;
+#[path = "../common/mod.rs"]
+mod common;
+mod consul;
+mod content;
+#[path = "../figures.rs"]
+mod figures;
+mod go;
+mod handler;
+mod load;
+mod measure;
+mod page;
+mod peers;
+mod questions;
+mod report;
+mod roles;
+mod server;
+#[path = "../../support/mod.rs"]
+mod support;
+mod table;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::cores;
+use content::Content;
+use measure::{Load, Rounds, Row};
+use peers::{ECHO, PEERS, Peer, SECOND_ECHO};
+use questions::Kind;
+use report::Results;
+use server::Server;
+use support::etcd::Etcd;
+
+/// Connections that fill etcd.
+const CONNECTIONS: usize = 4;
+
+/// What the arguments ask for.
+struct Options {
+    short: bool,
+    only: Vec<String>,
+    contents: Vec<Content>,
+    rounds: Rounds,
+}
+
+impl Options {
+    fn read(arguments: &[String]) -> Self {
+        let value = |name: &str| arguments.iter().rev().find_map(|argument| argument.strip_prefix(name));
+        let short = arguments.iter().any(|argument| argument == "--short");
+        let only = value("--only=").map_or_else(Vec::new, |names| names.split(',').map(str::to_owned).collect());
+        for name in &only {
+            assert!(PEERS.iter().any(|peer| peer.name == name), "no server {name}");
+        }
+        let content = |services, instances, srv| Content { services, instances, srv };
+        let (small, usual, large) = (content(1_000, 1, false), content(10_000, 3, true), content(1_000_000, 1, false));
+        let contents = match value("--scale=") {
+            _ if short => vec![content(200, 3, true)],
+            None => vec![usual, small, large],
+            Some("1k") => vec![small],
+            Some("10k") => vec![usual],
+            Some("1m") => vec![large],
+            Some(other) => panic!("no scale {other}"),
+        };
+        let rounds = value("--rounds=").map_or(if short { 1 } else { 7 }, |rounds| rounds.parse().unwrap());
+        Self { short, only, contents, rounds: Rounds { rounds, period: Duration::from_millis(if short { 60 } else { 700 }) } }
+    }
+
+    /// Whether all is measured that the page tells.
+    fn whole(&self) -> bool {
+        !self.short && self.only.is_empty() && self.contents.len() == 3 && self.rounds.rounds >= 6
+    }
+
+    fn wants(&self, peer: &Peer) -> bool {
+        if self.only.is_empty() { peer.name != SECOND_ECHO } else { self.only.iter().any(|name| name == peer.name) }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--role") {
+        return roles::play(&arguments[at + 1..]);
+    }
+    run(&Options::read(&arguments));
+}
+
+fn run(options: &Options) {
+    let begun = Instant::now();
+    let (machine, cores) = (figures::machine(), cores::cores());
+    let (mut peers, mut left_out) = (Vec::new(), Vec::new());
+    for peer in PEERS.iter().filter(|peer| options.wants(peer)) {
+        if options.short && !peer.short && options.only.is_empty() {
+            left_out.push(format!("{}: not in the short form", peer.name));
+            continue;
+        }
+        match (peer.version)() {
+            Ok(version) => peers.push((peer, version)),
+            Err(reason) => {
+                assert!(peer.optional || !options.whole(), "a whole run needs {}: {reason}", peer.name);
+                left_out.push(format!("{}: {reason}", peer.name));
+            }
+        }
+    }
+    let all: Vec<Results> = options.contents.iter().map(|content| measured(*content, &peers, options.rounds, cores)).collect();
+    let page = page::Page { machine, cores, peers, left_out, all, rounds: options.rounds, begun };
+    print!("{}", page.text());
+    page.write(options.whole());
+}
+
+/// Starts all servers with a content on one core, and measures them from another.
+fn measured(content: Content, peers: &[(&Peer, String)], rounds: Rounds, (core, other): (usize, usize)) -> Results {
+    cores::pin(cores::SELF, other);
+    let peers: Vec<_> = peers.iter().filter(|(peer, _)| content.services <= peer.most).collect();
+    let etcd = Etcd::builder().argument("--quota-backend-bytes=8589934592").start();
+    let start = |peer: &Peer, content| {
+        let mut server = cores::on(core, other, || (peer.start)(content, &etcd));
+        server.wait();
+        server.pin(core);
+        server
+    };
+    let memory_of_empty: Vec<u64> =
+        peers.iter().map(|(peer, _)| start(peer, content.empty())).map(|server| settled_memory(&server)).collect();
+    fill(&etcd, content, peers.iter().any(|(peer, _)| peer.name == "coredns"));
+    let servers: Vec<Server> = peers.iter().map(|(peer, _)| start(peer, content)).collect();
+    let row = |((peer, version), empty_kib): (&&(&Peer, String), u64)| Row {
+        name: peer.name,
+        version: version.clone(),
+        empty_kib,
+        memory_kib: 0,
+        samples: BTreeMap::new(),
+    };
+    let mut rows: Vec<Row> = peers.iter().zip(memory_of_empty).map(row).collect();
+    let loads = loads(content);
+    same_sizes(&rows, &servers, &loads);
+    let common = measure::measure(&servers, &mut rows, &loads, rounds, core);
+    for (row, server) in rows.iter_mut().zip(&servers) {
+        row.memory_kib = server.memory_kib();
+    }
+    Results { content, rows, common }
+}
+
+fn loads(content: Content) -> Vec<Load> {
+    let kinds: &[Kind] =
+        if content.srv { &[Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed, Kind::Odd] } else { &[Kind::A, Kind::NxDomain] };
+    let floods = kinds.iter().map(|kind| Load::Flood(*kind));
+    let rates = [Load::Waking, Load::OwnHalf, Load::CommonHalf];
+    floods.chain(rates.into_iter().filter(|_| content.srv)).collect()
+}
+
+/// The memory of a server that has started and done nothing else.
+fn settled_memory(server: &Server) -> u64 {
+    thread::sleep(Duration::from_millis(300));
+    server.memory_kib()
+}
+
+/// The ceiling is one only when its answers are as long as ours.
+fn same_sizes(rows: &[Row], servers: &[Server], loads: &[Load]) {
+    let find = |name| rows.iter().position(|row| row.name == name).map(|at| &servers[at].target);
+    let (Some(svcdns), Some(echo)) = (find("svcdns"), find(ECHO)) else { return };
+    for load in loads {
+        if let Load::Flood(kind) = load
+            && *kind != Kind::Mixed
+        {
+            let [ours, its] = [svcdns, echo].map(|target| target.size_of_answer(*kind));
+            assert_eq!(ours, its, "octets of an answer to {kind:?}, of svcdns and of the echo");
+        }
+    }
+}
+
+/// Puts the content into etcd, as GoFrame does; for CoreDNS a second time, as SkyDNS did.
+fn fill(etcd: &Etcd, content: Content, skydns: bool) {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let part = content.services.div_ceil(CONNECTIONS);
+    thread::scope(|scope| {
+        for connection in 0..CONNECTIONS {
+            let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);
+            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services))));
+        }
+    });
+    if skydns {
+        runtime().block_on(etcd.put_many(peers::skydns_keys(content)));
+    }
+}

@@ -1,0 +1,154 @@
+//! Rounds in which every server is asked in turn, and what they showed.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use super::figures::Spread;
+use super::load::{self, Target};
+use super::peers::{ECHO, SECOND_ECHO};
+use super::questions::Kind;
+use super::server::Server;
+
+/// Questions a second where wake-ups dominate.
+pub(crate) const WAKING: f64 = 20_000.0;
+
+/// How a server is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Load {
+    /// As much as it answers.
+    Flood(Kind),
+    /// [`WAKING`] questions a second for A.
+    Waking,
+    /// For A, half of what it answered itself.
+    OwnHalf,
+    /// For A, half of what the slowest of [`COMMON`] answered: none of them is near its end, and all have the same to do.
+    CommonHalf,
+}
+
+/// Whose rates make the common one.
+pub(crate) const COMMON: [&str; 4] = ["svcdns", "knot", "nsd", "unbound"];
+
+/// What one server showed under one load in one round.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    /// Microseconds of processor time for a right answer.
+    pub(crate) cost: f64,
+    /// Right answers per second.
+    pub(crate) rate: f64,
+    /// Share of its core's time.
+    pub(crate) busy: f64,
+    /// Octets of an answer, on average.
+    pub(crate) octets: f64,
+    /// Times of answers in microseconds, where a rate was set: p50, p99, p99.9.
+    pub(crate) times: Option<[f64; 3]>,
+    /// Wrong and lost answers.
+    pub(crate) failed: usize,
+    /// Share of the answers whose time could not be told.
+    pub(crate) stalled: f64,
+}
+
+/// A server, and all that was measured of it.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) version: String,
+    pub(crate) empty_kib: u64,
+    pub(crate) memory_kib: u64,
+    /// Of each load one sample a round.
+    pub(crate) samples: BTreeMap<Load, Vec<Sample>>,
+}
+
+impl Row {
+    /// What every round showed under a load; none when it was not asked so.
+    pub(crate) fn spread(&self, load: Load, of: impl Fn(&Sample) -> f64) -> Option<Spread> {
+        Some(Spread::new(self.samples.get(&load)?.iter().map(of).collect()))
+    }
+
+    /// The same over what the other showed in the same round.
+    pub(crate) fn ratio(&self, other: &Self, load: Load, of: impl Fn(&Sample) -> f64) -> Option<Spread> {
+        let (ours, theirs) = (self.samples.get(&load)?, other.samples.get(&load)?);
+        Some(Spread::new(ours.iter().zip(theirs).map(|(ours, theirs)| of(ours) / of(theirs)).collect()))
+    }
+
+    pub(crate) fn failed(&self, load: Load) -> usize {
+        self.samples.get(&load).map_or(0, |samples| samples.iter().map(|sample| sample.failed).sum())
+    }
+}
+
+/// How often and how long.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounds {
+    pub(crate) rounds: usize,
+    /// Of each load on each server in each round.
+    pub(crate) period: Duration,
+}
+
+/// Measures all servers under all loads; the rate of [`Load::CommonHalf`].
+pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], rounds: Rounds, core: usize) -> f64 {
+    // Makes everything ready, and tells the rates that later loads are halves of.
+    let reached: Vec<f64> = servers.iter().map(|server| sample(server, core, rounds.period, Load::Flood(Kind::A), 0.0).rate).collect();
+    let pairs = || rows.iter().zip(&reached);
+    let of_common = pairs().filter(|(row, _)| COMMON.contains(&row.name)).map(|(_, rate)| *rate);
+    let common = of_common.chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp)).min_by(f64::total_cmp).unwrap_or(WAKING) / 2.0;
+    for round in 0..rounds.rounds {
+        for load in loads {
+            for turn in 0..servers.len() {
+                // Each round begins with another.
+                let at = (turn + round) % servers.len();
+                let rate = match load {
+                    Load::Flood(_) => 0.0,
+                    Load::Waking => WAKING,
+                    Load::OwnHalf => reached[at] / 2.0,
+                    Load::CommonHalf => common,
+                };
+                let able = reached[at] > rate * 1.1;
+                if able && asks(rows[at].name, *load) {
+                    let sample = sample(&servers[at], core, rounds.period, *load, rate);
+                    rows[at].samples.entry(*load).or_default().push(sample);
+                }
+            }
+        }
+    }
+    common
+}
+
+/// Whether a server is measured so: the slow path is svcdns's alone.
+fn asks(name: &str, load: Load) -> bool {
+    load != Load::Flood(Kind::Odd) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&name)
+}
+
+fn sample(server: &Server, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
+    // Threads may have been started since the last time.
+    server.pin(core);
+    let before = settled(server);
+    let seen = ask(&server.target, load, rate, period);
+    let spent = settled(server) - before;
+    assert!(seen.right > 0, "no right answer under {load:?} from {:?}: {seen:?}", server.target);
+    let right = seen.right as f64;
+    let times = (!seen.times.is_empty()).then(|| {
+        let spread = Spread::new(seen.times.iter().map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect());
+        [0.5, 0.99, 0.999].map(|share| spread.percentile(share))
+    });
+    Sample {
+        cost: spent / right,
+        rate: right / seen.elapsed.as_secs_f64(),
+        busy: spent / 1e6 / seen.elapsed.as_secs_f64(),
+        octets: seen.octets as f64 / right,
+        times,
+        failed: seen.wrong + seen.lost,
+        stalled: seen.stalled as f64 / right,
+    }
+}
+
+/// Processor time so far, taken while the server waits: of a thread that runs it is known only to the last tick.
+fn settled(server: &Server) -> f64 {
+    thread::sleep(Duration::from_millis(10));
+    server.processor_time()
+}
+
+fn ask(target: &Target, load: Load, rate: f64, period: Duration) -> load::Seen {
+    match load {
+        Load::Flood(kind) => load::flood(target, kind, period),
+        _ => load::at_rate(target, Kind::A, rate, period),
+    }
+}

@@ -1,0 +1,358 @@
+//! The servers that are compared: how each is started with the content, at a free port, with one worker.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::common::programs;
+use super::content::{Content, NEGATIVE_TTL, TTL, apex, instance_label};
+use super::load::Target;
+use super::server::Server;
+use super::support::etcd::Etcd;
+use super::support::process::Process;
+use super::support::{free_address, svcdns};
+use super::{consul, go, roles};
+
+/// What follows a name's first label, on the wire.
+const ZONE: &[u8] = b"\x03svc\x00";
+const CONSUL_ZONE: &[u8] = b"\x07service\x03svc\x00";
+
+/// A server that can be started.
+pub(crate) struct Peer {
+    /// As `--only` names it.
+    pub(crate) name: &'static str,
+    /// How it is told to serve the content, for the reader of the figures.
+    pub(crate) settings: &'static str,
+    /// Its version; why it cannot run here, if it cannot.
+    pub(crate) version: fn() -> Result<String, String>,
+    pub(crate) start: fn(Content, &Etcd) -> Server,
+    /// The most services that it is measured with.
+    pub(crate) most: usize,
+    /// Whether it also runs in the short form.
+    pub(crate) short: bool,
+    /// Whether a whole run can do without it: it needs a toolchain that not every machine has.
+    pub(crate) optional: bool,
+}
+
+/// All of them, the ceiling last.
+pub(crate) const PEERS: &[Peer] = &[
+    Peer {
+        name: "svcdns",
+        settings: "etcd with GoFrame's keys; `--upstream off`, all else as it comes",
+        version: || Ok(env!("CARGO_PKG_VERSION").to_owned()),
+        start: svcdns,
+        most: usize::MAX,
+        short: true,
+        optional: false,
+    },
+    Peer {
+        name: "knot",
+        settings: "zone file; `udp-workers: 1`, `tcp-workers: 1`, `background-workers: 1`",
+        version: || installed("/usr/sbin/knotd", "--version", "version "),
+        start: knot,
+        most: usize::MAX,
+        short: false,
+        optional: false,
+    },
+    Peer {
+        name: "nsd",
+        settings: "zone file; `server-count: 1`, no rate limits; `minimal-responses: yes`, which leaves out NS records, but glue, too",
+        version: || installed("/usr/sbin/nsd", "-v", "version "),
+        start: nsd,
+        most: usize::MAX,
+        short: false,
+        optional: false,
+    },
+    Peer {
+        name: "unbound",
+        settings: "`local-data` in a static `local-zone`, which has no glue; `num-threads: 1`",
+        version: || installed("/usr/sbin/unbound", "-V", "Version "),
+        start: unbound,
+        most: usize::MAX,
+        short: true,
+        optional: false,
+    },
+    Peer {
+        name: "hickory",
+        settings: "a handler of the benchmark's own over a hash map; the version is hickory-server's",
+        version: || Ok(locked("hickory-server")),
+        start: |content, _| role("handler", content),
+        most: usize::MAX,
+        short: true,
+        optional: false,
+    },
+    Peer {
+        name: "dnsmasq",
+        settings: "`host-record` and `srv-host`, `local=/svc/`; it has no SOA",
+        version: || installed("/usr/sbin/dnsmasq", "--version", "version "),
+        start: dnsmasq,
+        most: 10_000,
+        short: true,
+        optional: false,
+    },
+    Peer {
+        name: "coredns",
+        settings: "only its etcd plugin, with the services in SkyDNS's form; what etcd itself takes for each answer is not counted",
+        version: || go::built("coredns", "github.com/coredns/coredns"),
+        start: coredns,
+        most: 10_000,
+        short: false,
+        optional: true,
+    },
+    Peer {
+        name: "consul",
+        settings: "`agent -dev`, services put into its catalog; names end in `.service.svc`",
+        version: || go::built("consul", "github.com/hashicorp/consul"),
+        start: consul,
+        most: 10_000,
+        short: false,
+        optional: true,
+    },
+    Peer {
+        name: ECHO,
+        settings: "of the benchmark's own: blocks in `recvmmsg`, up to 32 datagrams, answers with `sendmmsg`; answers as long as svcdns's",
+        version: || Ok(String::new()),
+        start: |content, _| role("echo", content),
+        most: usize::MAX,
+        short: true,
+        optional: false,
+    },
+    // Only where `--only` names it: its ratio to the first says how far ratios can be trusted.
+    Peer {
+        name: SECOND_ECHO,
+        settings: "the same program again",
+        version: || Ok(String::new()),
+        start: |content, _| role("echo", content),
+        most: usize::MAX,
+        short: false,
+        optional: false,
+    },
+];
+
+/// The ceiling.
+pub(crate) const ECHO: &str = "echo";
+/// The ceiling a second time.
+pub(crate) const SECOND_ECHO: &str = "echo-again";
+
+fn installed(program: &str, flag: &str, before: &str) -> Result<String, String> {
+    let path = Path::new(program);
+    if path.is_file() {
+        Ok(programs::version(path, flag, before))
+    } else {
+        Err(format!("{program} is not installed (tests/setup.sh bench)"))
+    }
+}
+
+/// The version of a crate that this program is built with.
+fn locked(name: &str) -> String {
+    let lock = include_str!("../../../Cargo.lock");
+    let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).unwrap();
+    rest.split('"').next().unwrap().to_owned()
+}
+
+fn folder() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn server(command: &mut Command, address: SocketAddr, content: Content, folder: TempDir) -> Server {
+    Server::new(Process::start(command), Target { address, content, zone: ZONE, echo: false }, folder)
+}
+
+fn role(role: &str, content: Content) -> Server {
+    let mut process = Process::start(&mut roles::command(role, content));
+    let address = roles::address(&mut process);
+    Server::new(process, Target { address, content, zone: ZONE, echo: role == "echo" }, folder())
+}
+
+fn svcdns(content: Content, etcd: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let mut command = svcdns::command();
+    command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off", "--upstream", "off"]);
+    command.arg("--state-dir").arg(folder.path());
+    server(&mut command, address, content, folder)
+}
+
+/// The content as lines of a zone file.
+fn records(content: Content) -> String {
+    let mut zone = String::with_capacity(content.services * content.instances * 60);
+    apex(&mut zone);
+    let mut known = (usize::MAX, String::new());
+    for (service, address, port) in content.all() {
+        if known.0 != service {
+            known = (service, content.label(service));
+        }
+        let name = &known.1;
+        writeln!(zone, "{name}.svc. {TTL} IN A {address}").unwrap();
+        if content.srv {
+            let target = instance_label(address);
+            writeln!(zone, "{name}.svc. {TTL} IN SRV 0 1 {port} {target}.{name}.svc.").unwrap();
+            writeln!(zone, "{target}.{name}.svc. {TTL} IN A {address}").unwrap();
+        }
+    }
+    zone
+}
+
+fn knot(content: Content, _: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let path = folder.path().display();
+    fs::write(folder.path().join("svc.zone"), records(content)).unwrap();
+    let configuration = format!(
+        "server:
+    listen: 127.0.0.1@{}
+    rundir: {path}
+    udp-workers: 1
+    tcp-workers: 1
+    background-workers: 1
+log:
+  - target: stderr
+    any: warning
+database:
+    storage: {path}
+zone:
+  - domain: svc.
+    storage: {path}
+    file: svc.zone
+    semantic-checks: off
+    journal-content: none
+    zonefile-sync: -1
+    zonefile-load: whole
+",
+        address.port()
+    );
+    let file = folder.path().join("knot.conf");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/knotd"), folder.path()));
+    command.arg("-c").arg(file);
+    server(&mut command, address, content, folder)
+}
+
+fn nsd(content: Content, _: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let path = folder.path().display();
+    fs::write(folder.path().join("svc.zone"), records(content)).unwrap();
+    let configuration = format!(
+        "server:
+    ip-address: 127.0.0.1@{}
+    server-count: 1
+    username: \"\"
+    chroot: \"\"
+    zonesdir: \"{path}\"
+    database: \"\"
+    pidfile: \"\"
+    xfrdfile: \"{path}/xfrd.state\"
+    xfrdir: \"{path}\"
+    zonelistfile: \"{path}/zone.list\"
+    minimal-responses: yes
+    rrl-ratelimit: 0
+    rrl-whitelist-ratelimit: 0
+remote-control:
+    control-enable: no
+zone:
+    name: svc
+    zonefile: svc.zone
+",
+        address.port()
+    );
+    let file = folder.path().join("nsd.conf");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/nsd"), folder.path()));
+    command.args(["-d", "-c"]).arg(file);
+    server(&mut command, address, content, folder)
+}
+
+fn unbound(content: Content, _: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let path = folder.path().display();
+    let mut configuration = format!(
+        "server:
+    interface: 127.0.0.1
+    port: {}
+    access-control: 127.0.0.0/8 allow
+    do-daemonize: no
+    chroot: \"\"
+    username: \"\"
+    directory: \"{path}\"
+    pidfile: \"\"
+    use-syslog: no
+    verbosity: 0
+    num-threads: 1
+    module-config: \"iterator\"
+    local-zone: \"svc.\" static
+",
+        address.port()
+    );
+    for record in records(content).lines() {
+        writeln!(configuration, "    local-data: '{record}'").unwrap();
+    }
+    configuration.push_str("remote-control:\n    control-enable: no\n");
+    let file = folder.path().join("unbound.conf");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/unbound"), folder.path()));
+    command.args(["-d", "-c"]).arg(file);
+    server(&mut command, address, content, folder)
+}
+
+fn dnsmasq(content: Content, _: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let mut configuration = format!("local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\n");
+    for service in 0..content.services {
+        let name = content.label(service);
+        let addresses: Vec<_> = (0..content.instances).map(|instance| content.address(service, instance)).collect();
+        // A host-record holds one address of a kind; several of one name are one RRset.
+        for instance in &addresses {
+            writeln!(configuration, "host-record={name}.svc,{instance}").unwrap();
+        }
+        if content.srv {
+            for instance in addresses {
+                let (label, port) = (instance_label(instance), Content::port(service));
+                writeln!(configuration, "srv-host={name}.svc,{label}.{name}.svc,{port},0,1").unwrap();
+                writeln!(configuration, "host-record={label}.{name}.svc,{instance}").unwrap();
+            }
+        }
+    }
+    let file = folder.path().join("dnsmasq.conf");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/dnsmasq"), folder.path()));
+    command.args(["--no-daemon", "--no-resolv", "--no-hosts", "--bind-interfaces", "--listen-address=127.0.0.1", "--pid-file="]);
+    command.arg(format!("--port={}", address.port())).arg(format!("--conf-file={}", file.display()));
+    server(&mut command, address, content, folder)
+}
+
+fn coredns(content: Content, etcd: &Etcd) -> Server {
+    let (address, folder) = (free_address(), folder());
+    let configuration = format!(
+        "svc.:{} {{
+    bind 127.0.0.1
+    etcd svc {{
+        path /skydns
+        endpoint http://{}
+    }}
+}}
+",
+        address.port(),
+        etcd.endpoint(0)
+    );
+    let file = folder.path().join("Corefile");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(go::program("coredns"));
+    command.arg("-conf").arg(file);
+    server(&mut command, address, content, folder)
+}
+
+/// The keys of CoreDNS's etcd plugin.
+pub(crate) fn skydns_keys(content: Content) -> impl Iterator<Item = (String, String)> {
+    content.all().map(move |(service, address, port)| {
+        let key = format!("/skydns/svc/{}/{}", content.label(service), instance_label(address));
+        (key, format!(r#"{{"host":"{address}","port":{port},"priority":0,"weight":1,"ttl":{TTL}}}"#))
+    })
+}
+
+fn consul(content: Content, _: &Etcd) -> Server {
+    let (dns, folder) = (free_address(), folder());
+    let process = consul::start(&go::program("consul"), dns, content, folder.path());
+    Server::new(process, Target { address: dns, content, zone: CONSUL_ZONE, echo: false }, folder)
+}

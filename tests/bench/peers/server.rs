@@ -1,0 +1,110 @@
+//! A running server: its threads, its processor time, its memory, its end.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::common::cores;
+use super::load::Target;
+use super::questions::Kind;
+use super::support::process::Process;
+use super::support::seconds;
+
+/// Longest time until a server has read a million names.
+const READY: Duration = seconds(300);
+
+/// A running server.
+pub(crate) struct Server {
+    process: Process,
+    pub(crate) target: Target,
+    /// Its configuration and state.
+    _folder: TempDir,
+}
+
+impl Server {
+    pub(crate) fn new(process: Process, target: Target, folder: TempDir) -> Self {
+        Self { process, target, _folder: folder }
+    }
+
+    /// Waits until it has all of the content.
+    pub(crate) fn wait(&mut self) {
+        let begun = Instant::now();
+        let content = self.target.content;
+        let (service, kind) = if content.services == 0 { (0, Kind::NxDomain) } else { (content.services - 1, Kind::A) };
+        while !self.target.answers(service, kind) {
+            assert!(self.process.ended().is_none(), "a server ended:\n{}", self.process.log());
+            assert!(begun.elapsed() < READY, "a server at {} does not answer:\n{}", self.address(), self.process.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.target.address
+    }
+
+    /// Its processes: nsd has several.
+    fn processes(&self) -> Vec<u32> {
+        let mut found = vec![self.process.pid()];
+        let mut at = 0;
+        while let Some(process) = found.get(at) {
+            for thread in cores::threads(*process) {
+                let children = fs::read_to_string(format!("/proc/{}/task/{thread}/children", found[at])).unwrap_or_default();
+                found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            }
+            at += 1;
+        }
+        found
+    }
+
+    /// Keeps all threads that it has now on one core.
+    pub(crate) fn pin(&self, core: usize) {
+        self.processes().iter().for_each(|process| cores::pin_process(*process, core));
+    }
+
+    /// User and system time of all its threads so far, in microseconds; to the nanosecond while it waits.
+    pub(crate) fn processor_time(&self) -> f64 {
+        let threads = self
+            .processes()
+            .into_iter()
+            .flat_map(|process| cores::threads(process).into_iter().map(move |thread| format!("/proc/{process}/task/{thread}/schedstat")));
+        let nanoseconds = threads.map(|path| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0)
+        });
+        nanoseconds.sum::<u64>() as f64 / 1e3
+    }
+
+    /// Its resident memory in KiB; pages that several of its processes share count once.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let of = |process: u32| {
+            let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:").map(str::to_owned)).unwrap_or_default();
+            line.split_whitespace().next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.processes().into_iter().map(of).sum()
+    }
+}
+
+impl Drop for Server {
+    /// As a service manager would stop it, then by force, its children too.
+    fn drop(&mut self) {
+        let processes = self.processes();
+        if self.process.ended().is_none() {
+            self.process.signal(Signal::SIGTERM);
+        }
+        let begun = Instant::now();
+        while self.process.ended().is_none() && begun.elapsed() < seconds(10) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.process.kill();
+        for child in &processes[1..] {
+            // Mostly it is gone already.
+            let _ = kill(Pid::from_raw(child.cast_signed()), Signal::SIGKILL);
+        }
+    }
+}

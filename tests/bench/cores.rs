@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -28,10 +29,21 @@ pub(crate) fn threads() -> BTreeSet<i32> {
     fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
 }
 
-/// Processor time of a thread of this process so far, to the nanosecond, and how often it waited for something.
+/// Processor time of the thread that calls this so far.
+pub(crate) fn own_time() -> Duration {
+    // The kernel adds up when it looks at a thread; else at the next tick only.
+    thread::yield_now();
+    time_in("/proc/thread-self/schedstat")
+}
+
+fn time_in(schedstat: &str) -> Duration {
+    Duration::from_nanos(fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// Processor time of a thread of this process so far, and how often it waited for something. To the nanosecond when it waits,
+/// else to a tick (10 ms at most).
 pub(crate) fn spent(thread: i32) -> (Duration, u64) {
-    let read = |file: &str| fs::read_to_string(format!("/proc/self/task/{thread}/{file}")).unwrap();
-    let nanoseconds = read("schedstat").split_whitespace().next().unwrap().parse().unwrap();
-    let waits = read("status").lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok()).unwrap();
-    (Duration::from_nanos(nanoseconds), waits)
+    let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok()).unwrap();
+    (time_in(&format!("/proc/self/task/{thread}/schedstat")), waits)
 }

@@ -49,7 +49,7 @@ const fn shape(services: usize, instances: usize) -> Shape {
 
 const FULL: Scale = Scale {
     usual: shape(10_000, 3),
-    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(1_000_000, 1)],
+    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(100_000, 10), shape(1_000_000, 1)],
     many: 10_000,
     rounds: 15,
     turn: Duration::from_millis(40),
@@ -59,7 +59,7 @@ const FULL: Scale = Scale {
 
 const SHORT: Scale = Scale {
     usual: shape(100, 3),
-    growing: &[shape(100, 1)],
+    growing: &[shape(100, 1), shape(100, 10)],
     many: 100,
     rounds: 2,
     turn: Duration::from_millis(1),
@@ -88,6 +88,6 @@ fn run(scale: &Scale) {
     println!("In one thread, without sockets. Instructions: {}", count::version());
     steps::print(scale.usual, scale.rounds, scale.turn, scale.counted);
     growth::print(scale.growing, scale.rounds, scale.turn, scale.changes, scale.counted);
-    one_name::print(scale.usual, scale.many, scale.rounds, scale.turn, scale.counted);
+    one_name::print(scale.usual, scale.many, scale.rounds, scale.turn, scale.counted.div_ceil(10));
     println!("\nThe whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
 }

@@ -7,6 +7,7 @@ use svcdns::answer::Outcome;
 use svcdns::wire::{Parsed, Query, Transport};
 
 use super::content::Store;
+use super::cores;
 use super::figures::Spread;
 
 /// One step of the way of a question, or of a change.
@@ -68,7 +69,7 @@ fn nothing() -> Step {
     })
 }
 
-/// Nanoseconds of each step, less those of doing nothing: in every round each has its turn.
+/// Nanoseconds of processor time of each step, less those of doing nothing: in every round each has its turn.
 pub(crate) fn time(steps: &mut [Step], rounds: usize, turn: Duration) -> Vec<Spread> {
     let mut empty = nothing();
     let mut times = vec![Vec::with_capacity(rounds); steps.len()];
@@ -94,9 +95,9 @@ fn fill(step: &mut Step, turn: Duration) -> usize {
 }
 
 fn each(step: &mut Step, count: usize) -> f64 {
-    let begun = Instant::now();
+    let before = cores::own_time();
     step.repeat(count);
-    begun.elapsed().as_secs_f64() * 1e9 / count as f64
+    cores::own_time().saturating_sub(before).as_secs_f64() * 1e9 / count as f64
 }
 
 /// Questions of one length, one behind the other, for as long as the program lasts.

@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # Where a test that cannot run on this machine leaves its name and reason.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test bench check flood deny clean
+.PHONY: help run build test bench micro check flood deny clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,13 +29,21 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench registry -- --short
 	cargo test --locked --bench forward -- --short
 	cargo test --locked --bench peers -- --short
+	cargo test --locked --bench storm -- --short
+	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-bench: ## measure answers beside other servers (docs/benchmarks.md), a large registry and forwarding (docs/performance.md)
+bench: ## measure answers beside other servers (docs/benchmarks.md); a large registry, forwarding, a storm, each step (docs/performance.md)
 	@tests/setup.sh bench
 	cargo bench --locked --bench peers
 	cargo bench --locked --bench registry
 	cargo bench --locked --bench forward
+	cargo bench --locked --bench storm
+	cargo bench --locked --bench micro
+
+micro: ## measure and count the single steps, and how they grow with what is known: part of make bench
+	@tests/setup.sh test
+	cargo bench --locked --bench micro
 
 flood: ## put a million keys under one service of a release build, and show what that does to others
 	@tests/setup.sh test

@@ -1,4 +1,4 @@
-//! Questions from one socket, as fast as the answers come.
+//! Questions from one socket, one after the other.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 

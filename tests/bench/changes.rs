@@ -1,87 +1,133 @@
-//! From a put to the answer that shows it, and to the event that a bare watcher sees.
+//! From a put to the answer that shows it: of svcdns, and of a bare watcher that is asked in the same way.
+//!
+//! Both are processes that follow the same etcd and are asked over UDP, one question every [`PERIOD`]: few enough to leave
+//! the cores to those who work. They take turns in blocks, and who is not asked is stopped (`SIGSTOP`), so that neither is
+//! measured while the other works.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, EventType, WatchOptions};
+use etcd_client::Client;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use tokio::sync::mpsc as queue;
 
 use super::ask::{self, Asker};
 use super::figures::Spread;
 use super::keys;
+use super::startup::Server;
 use super::support::SOON;
 use super::support::etcd::Etcd;
+use super::support::process::Process;
+use super::watcher::Watcher;
 
-/// What all changes showed, each counted from when its put was sent.
-pub(crate) struct Changes {
-    /// To the first answer with the new instance.
-    pub(crate) answered: Spread,
-    /// To the event in a watcher that does nothing else.
-    pub(crate) watched: Spread,
+/// Between two questions.
+const PERIOD: Duration = Duration::from_micros(100);
+
+/// Changes of one block.
+const BLOCK: usize = 25;
+
+/// What the changes showed to one of the two, each time counted from when its put was sent.
+pub(crate) struct Seen {
+    /// To the middle between the last question that was answered without the new instance and the first answer with it.
+    pub(crate) shown: Spread,
     /// To etcd's reply.
     pub(crate) acknowledged: Spread,
-    /// The first less the second, at least 0: which of two processes runs first is the scheduler's choice.
-    pub(crate) behind: Spread,
-    /// Of one question while waiting.
-    pub(crate) poll: Spread,
+    /// Half of what lies between those two: how far the middle may be off.
+    pub(crate) blur: Spread,
+}
+
+/// What both saw.
+pub(crate) struct Changes {
+    pub(crate) svcdns: Seen,
+    pub(crate) watcher: Seen,
+}
+
+/// Who is asked.
+struct Side<'a> {
+    process: &'a Process,
+    asker: Asker,
+    shown: Vec<Duration>,
+    acknowledged: Vec<Duration>,
+    blur: Vec<Duration>,
+}
+
+impl<'a> Side<'a> {
+    fn new(process: &'a Process, address: SocketAddr) -> Self {
+        Self { process, asker: Asker::new(address), shown: vec![], acknowledged: vec![], blur: vec![] }
+    }
+
+    fn seen(self) -> Seen {
+        Seen { shown: Spread::of(self.shown), acknowledged: Spread::of(self.acknowledged), blur: Spread::of(self.blur) }
+    }
+
+    /// Asks until the answer holds the address: when it was asked in vain last, and when the answer came.
+    fn wait(&mut self, question: &[u8], address: Ipv4Addr) -> (Instant, Instant) {
+        let begun = Instant::now();
+        let mut last = begun;
+        loop {
+            let asked = Instant::now();
+            if ask::holds(self.asker.ask(question), address) {
+                return (last, Instant::now());
+            }
+            assert!(begun.elapsed() < SOON, "no answer shows {address}");
+            last = asked;
+            thread::sleep(PERIOD.saturating_sub(asked.elapsed()));
+        }
+    }
 }
 
 /// When one put was sent, and when it was acknowledged.
 type Put = (Instant, Instant);
 
-/// Adds one instance to this many services, one after the other.
-pub(crate) fn measure(etcd: &Etcd, server: SocketAddr, services: usize, changes: usize, pause: Duration) -> Changes {
-    assert!(changes <= services, "each change needs a service of its own");
+/// Adds one instance to `2 * changes` services, one after the other; half of them are asked of either.
+pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: usize, pause: Duration) -> Changes {
+    assert!(2 * changes <= services, "each change needs a service of its own");
+    let watcher = Watcher::start(etcd);
+    let mut sides = [Side::new(&server.process, server.address), Side::new(&watcher.process, watcher.address)];
     let (order, orders) = queue::unbounded_channel();
     let (put, puts) = mpsc::channel();
-    let (event, events) = mpsc::channel();
     let endpoint = etcd.endpoint(0);
-    let putter = thread::spawn({
-        let endpoint = endpoint.clone();
-        move || keys::runtime().block_on(put_each(&endpoint, orders, &put))
-    });
-    // Ends with the channel's other side, at the latest with the program.
-    thread::spawn(move || keys::runtime().block_on(watch(&endpoint, &event)));
-    assert!(events.recv_timeout(SOON).unwrap().0.is_empty(), "the watch is confirmed first");
+    let putter = thread::spawn(move || keys::runtime().block_on(put_each(&endpoint, orders, &put)));
+    // The kernel may be late by 50 µs else.
+    prctl::set_timerslack(1).unwrap();
 
-    let mut asker = Asker::new(server);
-    let (mut answered, mut watched, mut acknowledged, mut behind, mut poll) = (vec![], vec![], vec![], vec![], vec![]);
-    for number in 0..changes {
-        thread::sleep(pause);
-        let service = number * (services / changes);
-        let address = Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
-        let (key, question) = (keys::key(service, address), ask::question(&keys::name(service)));
-        let (begun, mut polls) = (Instant::now(), 1);
-        order.send(key.clone()).unwrap();
-        while !ask::holds(asker.ask(&question), address) {
-            polls += 1;
-            assert!(begun.elapsed() < SOON, "no answer shows {key}");
-        }
-        let at = Instant::now();
-        poll.push((at - begun) / polls);
-        let (sent, ack) = puts.recv_timeout(SOON).unwrap();
-        let seen = loop {
-            let (seen_key, seen) = events.recv_timeout(SOON).unwrap();
-            if seen_key == key.as_bytes() {
-                break seen;
+    let mut last: Option<(Vec<u8>, Ipv4Addr)> = None;
+    for number in 0..2 * changes {
+        let side = number / BLOCK % 2;
+        if number % BLOCK == 0 {
+            sides[1 - side].process.signal(Signal::SIGSTOP);
+            sides[side].process.signal(Signal::SIGCONT);
+            // What it slept through comes first.
+            if let Some((question, address)) = &last {
+                sides[side].wait(question, *address);
             }
-        };
-        answered.push(at - sent);
-        watched.push(seen - sent);
-        acknowledged.push(ack - sent);
-        behind.push(at.saturating_duration_since(seen));
+        }
+        let side = &mut sides[side];
+        // Not in step with anything that runs by the clock.
+        thread::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
+        let service = number * (services / (2 * changes));
+        let address = Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
+        let question = ask::question(&keys::name(service));
+        order.send(keys::key(service, address)).unwrap();
+        let (before, after) = side.wait(&question, address);
+        let (sent, acknowledged) = puts.recv_timeout(SOON).unwrap();
+        let before = before.max(sent);
+        let blur = after.saturating_duration_since(before) / 2;
+        side.shown.push(before + blur - sent);
+        side.blur.push(blur);
+        side.acknowledged.push(acknowledged - sent);
+        last = Some((question, address));
+    }
+    for side in &sides {
+        side.process.signal(Signal::SIGCONT);
     }
     drop(order);
     putter.join().unwrap();
-    Changes {
-        answered: Spread::of(answered),
-        watched: Spread::of(watched),
-        acknowledged: Spread::of(acknowledged),
-        behind: Spread::of(behind),
-        poll: Spread::of(poll),
-    }
+    let [svcdns, watcher] = sides.map(Side::seen);
+    Changes { svcdns, watcher }
 }
 
 async fn put_each(endpoint: &str, mut orders: queue::UnboundedReceiver<String>, done: &mpsc::Sender<Put>) {
@@ -90,22 +136,5 @@ async fn put_each(endpoint: &str, mut orders: queue::UnboundedReceiver<String>, 
         let sent = Instant::now();
         client.put(key, keys::VALUE, None).await.unwrap();
         done.send((sent, Instant::now())).unwrap();
-    }
-}
-
-/// Says an empty key once etcd has confirmed the watch, then every key that is put, until the stream breaks.
-async fn watch(endpoint: &str, seen: &mpsc::Sender<(Vec<u8>, Instant)>) {
-    let client = Client::connect([endpoint], None).await.unwrap();
-    let mut stream = client.watch_client().watch("/service/", Some(WatchOptions::new().with_prefix())).await.unwrap();
-    if seen.send((Vec::new(), Instant::now())).is_err() {
-        return;
-    }
-    while let Ok(Some(message)) = stream.message().await {
-        let at = Instant::now();
-        for event in message.events().iter().filter(|event| event.event_type() == EventType::Put) {
-            if seen.send((event.kv().unwrap().key().to_vec(), at)).is_err() {
-                return;
-            }
-        }
     }
 }

@@ -1,28 +1,29 @@
-//! What svcdns costs with a large etcd behind it: time to the first answer, memory, time from a change to its answer, and
-//! processor time of an answer. A program, not a test: it prints figures and asserts nothing about them.
+//! What svcdns costs with a large etcd behind it: time to the first answer, memory, and time from a change to its answer. A
+//! program, not a test: it prints figures and asserts nothing about them.
 //!
-//! `cargo bench --bench registry` measures; `-- --short` only shows that the program works. What the figures mean stands
-//! in `docs/performance.md`.
+//! `cargo bench --bench registry` measures; `-- --million` only the largest registry, and `-- --short` only shows that the
+//! program works. What the figures mean stands in `docs/performance.md`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
 
 mod ask;
 mod changes;
-mod cost;
 mod figures;
 mod keys;
 mod startup;
 #[path = "../support/mod.rs"]
 mod support;
-mod yardstick;
+mod watcher;
 
 use std::env;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use changes::Seen;
 use figures::{Spread, megabytes};
 use keys::INSTANCES;
+use startup::{Memory, Server, Starts};
 use support::etcd::Etcd;
 use support::seconds;
 
@@ -32,91 +33,112 @@ struct Scale {
     services: usize,
     /// Starts of svcdns, and as many bare lists beside them.
     starts: usize,
+    /// Changes that are asked of svcdns, and as many of a bare watcher.
     changes: usize,
-    /// Between two changes.
+    /// Between two changes, on average.
     pause: Duration,
-    /// Questions of one round of load.
-    questions: usize,
-    /// Rounds of load on each of the two servers.
-    rounds: usize,
     /// How long memory may settle after the list.
     settle: Duration,
+    /// Services of one key each, in the largest registry.
+    million: usize,
+    /// Starts with that.
+    million_starts: usize,
 }
 
 const FULL: Scale = Scale {
     services: 10_000,
     starts: 9,
-    changes: 1000,
-    pause: Duration::from_millis(15),
-    questions: 60_000,
-    rounds: 3,
+    changes: 2000,
+    pause: Duration::from_millis(10),
     settle: seconds(30),
+    million: 1_000_000,
+    million_starts: 3,
 };
 
 const SHORT: Scale =
-    Scale { services: 300, starts: 2, changes: 30, pause: Duration::from_millis(5), questions: 1000, rounds: 1, settle: seconds(1) };
+    Scale { services: 300, starts: 2, changes: 50, pause: Duration::from_millis(5), settle: seconds(1), million: 2000, million_starts: 1 };
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let Some(at) = arguments.iter().position(|argument| argument == "--yardstick") {
-        return yardstick::serve(arguments[at + 1].parse().unwrap());
+    if let Some(at) = arguments.iter().position(|argument| argument == "--watcher") {
+        return watcher::watch(&arguments[at + 1]);
     }
-    let short = arguments.iter().any(|argument| argument == "--short");
-    run(if short { &SHORT } else { &FULL });
+    let given = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+    let scale = if given("--short") { &SHORT } else { &FULL };
+    let begun = Instant::now();
+    println!("{}", figures::machine());
+    println!("{} with its data in memory; svcdns, etcd and the benchmark share the cores over loopback, nothing is pinned", etcd_version());
+    if !given("--million") {
+        usual(scale);
+    }
+    million(scale);
+    println!("\nThe whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
 }
 
-fn run(scale: &Scale) {
-    println!("{}", figures::machine());
-    println!(
-        "{} with its data in memory; svcdns, etcd and the benchmark share the cores over loopback, nothing is pinned\n",
-        etcd_version()
-    );
-    let begun = Instant::now();
+/// A registry of usual services: starts, memory, and changes.
+fn usual(scale: &Scale) {
     let etcd = Etcd::start();
     let empty = startup::memory_of_empty(&etcd);
-    let (octets, filling) = keys::fill(&etcd, scale.services);
     let instances = scale.services * INSTANCES;
-    println!("{instances} keys of {} services in etcd, {:.1} MB of keys and values", scale.services, octets as f64 / 1e6);
-    println!("(put by the benchmark in {:.1} s)\n", filling.as_secs_f64());
+    print_content(instances, scale.services, keys::fill(&etcd, scale.services));
 
-    let (server, starts) = startup::measure(&etcd, scale.services, scale.starts);
-    println!("Time to the first answer, ms                            min  median     max");
+    let (server, starts) = startup::measure(&etcd, &keys::name(scale.services - 1), instances, scale.starts, &[5000, 20_000]);
+    print_starts(&starts, 500);
+    print_memory(&server, empty, instances, scale.settle, 60);
+    let seen = changes::measure(&etcd, &server, scale.services, scale.changes, scale.pause);
+    memory_row("after the changes below", server.memory(), Some((empty, instances)));
+
+    println!("\nA new instance, {} times each, ms               p50     p90     p99     max", scale.changes);
+    let changes::Changes { svcdns, watcher } = seen;
+    percentile_row("put sent to svcdns's changed answer", &svcdns.shown);
+    percentile_row("put sent to a bare watcher's changed answer", &watcher.shown);
+    let ratio = |share| svcdns.shown.percentile(share) / watcher.shown.percentile(share);
+    let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(ratio);
+    println!("{:<44} {p50:>6.2} {p90:>7.2} {p99:>7.2} {max:>7.2}", "ratio (aim: p50 and p99 at most 1.10)");
+    for (who, Seen { acknowledged, blur, .. }) in [("svcdns", &svcdns), ("the watcher", &watcher)] {
+        percentile_row(&format!("put sent to acknowledged, {who} asked"), acknowledged);
+        percentile_row(&format!("resolution (+ or -), {who} asked"), blur);
+    }
+    server.stop();
+}
+
+/// A registry of very many services.
+fn million(scale: &Scale) {
+    let etcd = Etcd::builder().argument("--quota-backend-bytes=8589934592").start();
+    let empty = startup::memory_of_empty(&etcd);
+    print_content(scale.million, scale.million, keys::fill_lone(&etcd, scale.million));
+    let (server, starts) = startup::measure(&etcd, &keys::lone_name(scale.million - 1), scale.million, scale.million_starts, &[20_000]);
+    print_starts(&starts, 6000);
+    print_memory(&server, empty, scale.million, scale.settle, 400);
+    server.stop();
+}
+
+fn print_content(keys: usize, services: usize, (octets, filling): (usize, Duration)) {
+    println!("\n{keys} keys of {services} services in etcd, {:.1} MB of keys and values", octets as f64 / 1e6);
+    println!("(put by the benchmark in {:.1} s)", filling.as_secs_f64());
+}
+
+/// `aim` in milliseconds.
+fn print_starts(starts: &Starts, aim: u32) {
+    println!("\nTime to the first answer, ms                            min  median     max");
     row("exec of svcdns to an A record of the last service", &starts.first_answer);
-    row("bare list by the same client library, pages of 5000", &starts.list_5000);
-    row("bare list by the same client library, pages of 20000", &starts.list_20000);
-    println!("{:<50} {:>15.2}", "ratio to the bare list in pages of 5000", starts.first_answer.median() / starts.list_5000.median());
-    println!("{:<50} {:>15.2}\n", "ratio to the bare list in pages of 20000", starts.first_answer.median() / starts.list_20000.median());
+    for (page, times) in &starts.lists {
+        row(&format!("bare list by the same client library, pages of {page}"), times);
+    }
+    for (page, times) in &starts.lists {
+        println!("{:<50} {:>16.2}", format!("ratio to the bare list in pages of {page}"), starts.first_answer.median() / times.median());
+    }
+    println!("(aim: {aim} ms; asked every half millisecond)");
+}
 
-    println!("Resident memory of svcdns, MB                           now    peak  octets an instance over an empty svcdns");
+/// `aim` in MB.
+fn print_memory(server: &Server, empty: Memory, instances: usize, settle: Duration, aim: u32) {
+    println!("\nResident memory of svcdns, MB (aim: {aim})                now    peak  octets an instance over an empty svcdns");
     memory_row("empty registry", empty, None);
     thread::sleep(seconds(1));
     memory_row("1 s after the first answer", server.memory(), Some((empty, instances)));
-    thread::sleep(scale.settle);
-    memory_row(&format!("{} s later", scale.settle.as_secs()), server.memory(), Some((empty, instances)));
-
-    let costs = cost::measure(&server, scale.services, scale.questions, scale.rounds);
-    memory_row("after the questions below", server.memory(), Some((empty, instances)));
-    let seen = changes::measure(&etcd, server.address, scale.services, scale.changes, scale.pause);
-    memory_row("after the changes below", server.memory(), Some((empty, instances)));
-
-    println!("\nA new instance, {} times, ms                    p50     p90     p99     max", scale.changes);
-    percentile_row("put sent to changed answer", &seen.answered);
-    percentile_row("put sent to a bare watcher's event", &seen.watched);
-    percentile_row("put sent to acknowledged", &seen.acknowledged);
-    percentile_row("a bare watcher's event to changed answer", &seen.behind);
-    let ratio = |share| seen.answered.percentile(share) / seen.watched.percentile(share);
-    println!("{:<40} {:>10.2} {:>7.2} {:>7.2} {:>7.2}", "ratio of the first two", ratio(0.5), ratio(0.9), ratio(0.99), ratio(1.0));
-    println!("(one question every {:.3} ms meanwhile)", seen.poll.median());
-
-    println!("\nYardstick: processor time of an A answer over UDP, µs  user  system   total   answers/s");
-    for (name, cost) in [("svcdns", &costs.svcdns), ("hickory-server over a HashMap", &costs.yardstick)] {
-        let rate = cost.rate.median();
-        println!("{name:<50} {:>8.1} {:>7.1} {:>7.1} {rate:>11.0}", cost.user.median(), cost.system.median(), cost.total.median());
-    }
-    println!("{:<50} {:>24.2}", "ratio", costs.svcdns.total.median() / costs.yardstick.total.median());
-    println!("(medians of {} rounds of {} questions from {} sockets)", scale.rounds, scale.questions, cost::SOCKETS);
-    server.stop();
-    println!("\nThe whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
+    thread::sleep(settle);
+    memory_row(&format!("{} s later", settle.as_secs()), server.memory(), Some((empty, instances)));
 }
 
 fn etcd_version() -> String {
@@ -130,12 +152,13 @@ fn row(name: &str, spread: &Spread) {
 
 fn percentile_row(name: &str, spread: &Spread) {
     let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|share| spread.percentile(share));
-    println!("{name:<40} {p50:>10.2} {p90:>7.2} {p99:>7.2} {max:>7.2}");
+    println!("{name:<44} {p50:>6.2} {p90:>7.2} {p99:>7.2} {max:>7.2}");
 }
 
-fn memory_row(name: &str, memory: startup::Memory, over: Option<(startup::Memory, usize)>) {
+fn memory_row(name: &str, memory: Memory, over: Option<(Memory, usize)>) {
     let each = over.map_or(String::new(), |(empty, instances)| {
-        format!("{:.0}", (memory.resident_kib.saturating_sub(empty.resident_kib) * 1024) as f64 / instances as f64)
+        let octets = |now: u64, before: u64| (now.saturating_sub(before) * 1024) as f64 / instances as f64;
+        format!("{:.0}, at the peak {:.0}", octets(memory.resident_kib, empty.resident_kib), octets(memory.peak_kib, empty.peak_kib))
     });
-    println!("{name:<50} {:>8.1} {:>7.1} {each:>7}", megabytes(memory.resident_kib), megabytes(memory.peak_kib));
+    println!("{name:<50} {:>8.1} {:>7.1}  {each}", megabytes(memory.resident_kib), megabytes(memory.peak_kib));
 }

@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use super::ask::{self, Asker};
 use super::figures::Spread;
-use super::keys;
+use super::keys::runtime;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
 use super::support::{SOON, dns, free_address, seconds, svcdns};
 
 /// A running `svcdns serve`.
 pub(crate) struct Server {
-    process: Process,
+    pub(crate) process: Process,
     pub(crate) address: SocketAddr,
     _state: TempDir,
 }
@@ -57,10 +57,6 @@ impl Server {
         Memory { resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     pub(crate) fn stop(mut self) {
         let status = self.process.terminate();
         assert!(status.success(), "svcdns ended with {status}:\n{}", self.process.log());
@@ -70,8 +66,8 @@ impl Server {
 /// What several starts showed.
 pub(crate) struct Starts {
     pub(crate) first_answer: Spread,
-    pub(crate) list_5000: Spread,
-    pub(crate) list_20000: Spread,
+    /// Of a bare list, by the size of its pages.
+    pub(crate) lists: Vec<(i64, Spread)>,
 }
 
 /// The memory of a svcdns that has read an empty registry.
@@ -84,31 +80,32 @@ pub(crate) fn memory_of_empty(etcd: &Etcd) -> Memory {
     memory
 }
 
-/// Starts svcdns so often, with bare lists in between; the last one goes on running.
-pub(crate) fn measure(etcd: &Etcd, services: usize, starts: usize) -> (Server, Starts) {
-    let last = keys::name(services - 1);
-    let (mut first_answer, mut list_5000, mut list_20000) = (Vec::new(), Vec::new(), Vec::new());
+/// Starts svcdns so often, with bare lists in pages of these sizes in between; the last one goes on running. `last` is the
+/// name of the service that is listed last.
+pub(crate) fn measure(etcd: &Etcd, last: &str, keys: usize, starts: usize, pages: &[i64]) -> (Server, Starts) {
+    let (mut first_answer, mut lists) = (Vec::new(), vec![Vec::new(); pages.len()]);
     let mut running: Option<Server> = None;
     for _ in 0..starts {
         if let Some(server) = running.take() {
             server.stop();
         }
-        list_5000.push(list(etcd, 5000, services));
-        list_20000.push(list(etcd, 20_000, services));
+        for (page, times) in pages.iter().zip(&mut lists) {
+            times.push(list(etcd, *page, keys));
+        }
         let begun = Instant::now();
         let mut server = Server::start(etcd);
-        server.wait(&last, |answer| ask::records(answer).is_some_and(|records| records > 0));
+        server.wait(last, |answer| ask::records(answer).is_some_and(|records| records > 0));
         first_answer.push(begun.elapsed());
         running = Some(server);
     }
-    let starts = Starts { first_answer: Spread::of(first_answer), list_5000: Spread::of(list_5000), list_20000: Spread::of(list_20000) };
-    (running.unwrap(), starts)
+    let lists = pages.iter().copied().zip(lists.into_iter().map(Spread::of)).collect();
+    (running.unwrap(), Starts { first_answer: Spread::of(first_answer), lists })
 }
 
 /// A bare list of the same keys at one revision, from connecting to the last page.
-fn list(etcd: &Etcd, page: i64, services: usize) -> Duration {
+fn list(etcd: &Etcd, page: i64, keys: usize) -> Duration {
     let begun = Instant::now();
-    keys::runtime().block_on(async {
+    runtime().block_on(async {
         let mut client = Client::connect([etcd.endpoint(0)], None).await.unwrap();
         let (mut from, mut revision, mut found) = (b"/service/".to_vec(), 0, 0);
         loop {
@@ -122,7 +119,7 @@ fn list(etcd: &Etcd, page: i64, services: usize) -> Duration {
             from = answer.kvs().last().unwrap().key().to_vec();
             from.push(0);
         }
-        assert_eq!(found, services * keys::INSTANCES);
+        assert_eq!(found, keys);
     });
     begun.elapsed()
 }

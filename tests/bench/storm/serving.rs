@@ -1,0 +1,62 @@
+//! svcdns's own sockets in this process, answered by one thread.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use svcdns::answer::Answerer;
+use svcdns::server::{self, Limits, Responder, Settings};
+use tokio_util::sync::CancellationToken;
+
+use super::cores;
+use super::support::{SOON, dns, eventually};
+
+/// A server that runs until it is dropped.
+pub(crate) struct Serving {
+    pub(crate) address: SocketAddr,
+    /// Every thread that the server started: whatever they are called, the one that answers is among them.
+    threads: BTreeSet<i32>,
+    stop: CancellationToken,
+    serve: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Serves on loopback; all threads of the server stay on one core.
+    pub(crate) fn start(answerer: &Arc<Answerer>, core: usize) -> Self {
+        let before = cores::threads();
+        let limits = Limits { udp_workers: 1, ..Limits::default() };
+        let settings = Settings { listen: vec![(Ipv4Addr::LOCALHOST, 0).into()], limits, ..Settings::default() };
+        let bound = server::bind(&settings).unwrap();
+        let (address, stop) = (bound.addresses()[0], CancellationToken::new());
+        let (responder, stopped) = (Responder::new(Arc::clone(answerer), None), stop.clone());
+        let serve = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(bound.serve(responder, stopped)).unwrap();
+        });
+        eventually("the server to answer", SOON, || dns::ask(address, "nothing.svc", dns::A));
+        let threads: BTreeSet<_> = cores::threads().difference(&before).copied().collect();
+        for thread in &threads {
+            cores::pin(*thread, core);
+        }
+        Self { address, threads, stop, serve: Some(serve) }
+    }
+
+    /// Processor time of the server's threads so far, and how often they waited.
+    pub(crate) fn spent(&self) -> (Duration, u64) {
+        self.threads
+            .iter()
+            .map(|thread| cores::spent(*thread))
+            .fold(Default::default(), |(time, waits), (more, again)| (time + more, waits + again))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(serve) = self.serve.take() {
+            let _ = serve.join();
+        }
+    }
+}

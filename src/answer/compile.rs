@@ -23,9 +23,9 @@ const PTR_MAX: usize = 100;
 /// one deployment and namespace.
 pub(super) fn record(settings: &Settings, hosts: &Known, service: &Service, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
     let Some(first) = instances.first() else { return };
-    let owner = service_owner(settings, service.base(), &first.key.group);
+    let owner = service_owner(settings, service.base(), first.key.group());
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
-        let weight = same_host.iter().map(|instance| u32::from(instance.key.weight)).fold(0, u32::saturating_add);
+        let weight = same_host.iter().map(|instance| u32::from(instance.key.weight())).fold(0, u32::saturating_add);
         let target = match &same_host[0].endpoint.host {
             Host::V4(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
             Host::V6(address) => put_address(settings, builder, weight, (*address).into(), owner.as_deref()),
@@ -45,11 +45,11 @@ pub(super) fn record(settings: &Settings, hosts: &Known, service: &Service, inst
         };
         let Some((target, address)) = target else { continue };
         for instance in same_host {
-            builder.srv.put(u32::from(instance.key.weight), |out| {
+            builder.srv.put(u32::from(instance.key.weight()), |out| {
                 // RFC 2782: priority, weight, port, target.
                 put_record_head(out, &OWNER, rtype::SRV, settings.ttl, 6 + target.len());
                 put_u16(out, 0);
-                put_u16(out, instance.key.weight);
+                put_u16(out, instance.key.weight());
                 put_u16(out, instance.endpoint.port);
                 out.extend_from_slice(&target);
             });
@@ -166,7 +166,7 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
     // However many there are: more names than are given are of no use.
     for service in services.take(PTR_MAX) {
         for instance in service.served().filter(|instance| instance.endpoint.host.address() == Some(address)) {
-            owners.extend(service_owner(settings, service.base(), &instance.key.group));
+            owners.extend(service_owner(settings, service.base(), instance.key.group()));
         }
     }
     owners.sort();

@@ -12,7 +12,7 @@ use super::hosts::Hosts;
 use super::record::RecordBuilder;
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
-use crate::catalog::{self, Catalog, Group, Key, Outcome, Service};
+use crate::catalog::{self, Catalog, Changed, Group, Key, Outcome, Service};
 use crate::service::{Addresses, Change, HostChange};
 
 /// Owns what is known and publishes it for an [`Answerer`].
@@ -35,17 +35,6 @@ pub struct Published {
     pub doubts: Vec<(u8, Vec<i64>)>,
     /// When to call [`Publisher::apply`] again, though nothing may have come.
     pub wake: Option<Instant>,
-}
-
-/// A service before and after a change.
-#[derive(Clone, Debug)]
-pub struct Changed {
-    /// Its base.
-    pub base: Box<str>,
-    /// What it was; none for a new one.
-    pub before: Option<Arc<Service>>,
-    /// What it is; none for one that is gone.
-    pub after: Option<Arc<Service>>,
 }
 
 impl Publisher {
@@ -73,7 +62,7 @@ impl Publisher {
             self.catalog.apply(registry, change, now);
         }
         let Outcome { changed, doubts, wake } = self.catalog.settle(now);
-        let (changed, hosts) = self.publish(changed);
+        let hosts = self.publish(&changed);
         self.answerer.rejections.store(self.catalog.rejections());
         self.answerer.stats.store(Arc::new(self.catalog.stats()));
         // After the data, as it is read before it: who finds "synced" finds what was synced.
@@ -89,11 +78,11 @@ impl Publisher {
         let before = self.answerer.snapshot.load_full();
         let mut next = Snapshot::clone(&before);
         let touched = self.hosts.resolve(found, &mut next.hosts);
-        let same = |base: Box<str>| Some((before.service(&base)?.clone(), base));
+        let same = |base: Box<str>| before.service(&base).cloned();
         let changed: Vec<_> = touched
             .into_iter()
             .filter_map(same)
-            .map(|(service, base)| Changed { base, before: Some(Arc::clone(&service)), after: Some(service) })
+            .map(|service| Changed { before: Some(Arc::clone(&service)), after: Some(service) })
             .collect();
         if !changed.is_empty() {
             next.advance();
@@ -103,24 +92,19 @@ impl Publisher {
         Published { changed, ..Published::default() }
     }
 
-    fn publish(&mut self, bases: Vec<Box<str>>) -> (Vec<Changed>, Vec<HostChange>) {
-        if bases.is_empty() {
-            return (Vec::new(), Vec::new());
+    fn publish(&mut self, changed: &[Changed]) -> Vec<HostChange> {
+        if changed.is_empty() {
+            return Vec::new();
         }
-        let before = self.answerer.snapshot.load_full();
-        let changed: Vec<_> = bases
-            .into_iter()
-            .map(|base| Changed { before: before.service(&base).cloned(), after: self.catalog.service(&base).cloned(), base })
-            .collect();
-        let mut next = Snapshot::clone(&before);
+        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
         next.advance();
-        next.update_services(&changed);
-        next.update_above(above_changes(&changed));
+        next.update_services(changed);
+        next.update_above(above_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
-        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(&changed, &mut next.hosts) } else { Vec::new() };
-        self.compile(&mut next, &changed);
+        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(changed, &mut next.hosts) } else { Vec::new() };
+        self.compile(&mut next, changed);
         self.answerer.snapshot.store(Arc::new(next));
-        (changed, hosts)
+        hosts
     }
 
     /// Makes the ready-made records that changed services touch.
@@ -198,7 +182,8 @@ impl Owners {
     /// instances, and the shortest names of the instances that came or went, which have their address alone.
     fn of(settings: &Settings, changed: &[Changed]) -> Self {
         let mut owners = Self::default();
-        for Changed { base, before, after } in changed {
+        for change in changed {
+            let (base, Changed { before, after }) = (change.base(), change);
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
             for service in before.iter().chain(after) {
                 scopes.extend(service.visible_groups());
@@ -255,7 +240,8 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// below `b`; as `a.b.n`, below `b.n` and `n`; as `a.b.n.d`, below `b.n.d`, `n.d` and `d`.
 fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
-    for Changed { base, before, after } in changed {
+    for change in changed {
+        let (base, Changed { before, after }) = (change.base(), change);
         for (service, delta) in [(before, -1), (after, 1)] {
             let mut last = None;
             // Sorted by deployment and namespace.
@@ -297,5 +283,5 @@ fn count(counts: &mut BTreeMap<String, i32>, name: String, delta: i32) {
 /// The addresses that came to a service and went from it.
 fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref(), |_| true));
-    difference(&before, &after).into_iter().map(|(address, there)| (address, &*changed.base, there))
+    difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))
 }

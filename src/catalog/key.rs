@@ -213,3 +213,35 @@ impl Frame {
             .then_with(|| self.around.cmp(&other.around))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Host;
+
+    #[test]
+    fn a_text_is_made_of_what_stands_around_or_not_at_all() {
+        let endpoints = |hosts: &[&str]| -> Vec<Endpoint> {
+            let host = |host: &&str| host.parse::<std::net::IpAddr>().map_or_else(|_| Host::Name((*host).into()), Host::from);
+            hosts.iter().map(|text| Endpoint { host: host(text), port: 80 }).collect()
+        };
+        for (text, base, hosts, around) in [
+            ("/service/d/n/hello.svc/latest/10.0.0.1:80", "hello", &["10.0.0.1"][..], Some(("/service/d/n/", ".svc/latest/"))),
+            ("/s/d/n/a/latest/10.0.0.1:80,[fd00::5]:80", "a", &["10.0.0.1", "fd00::5"], Some(("/s/d/n/", "/latest/"))),
+            ("/s///s//web.example:80", "s", &["web.example"], Some(("/s///", "//"))),
+            ("/s/d/n/a/v/", "a", &[], Some(("/s/d/n/", "/v/"))),
+            ("/s/d/n/A/v/10.0.0.1:80", "a", &["10.0.0.1"], None),
+            ("/s/d/n/a/v/10.0.0.1:080", "a", &["10.0.0.1"], None),
+            ("/s/d/n/a/v/10.0.0.1:80,10.0.0.1:0", "a", &["10.0.0.1"], None),
+            ("/s/d/n/a/v/10.0.0.1:80/", "a", &["10.0.0.1"], None),
+            ("/s/d/n/a/v/10.0.0.1:80 ", "a", &["10.0.0.1"], None),
+            ("s/d/n/a/v/10.0.0.1:80", "a", &["10.0.0.1"], None),
+            ("s#d#n#a#v#10.0.0.1-80", "a", &["10.0.0.1"], None),
+        ] {
+            let endpoints = endpoints(hosts);
+            let found = Around::of(text, base, &endpoints);
+            assert_eq!(found.as_ref().map(|around| (&*around.front, &*around.back)), around, "{text}");
+            assert!(found.is_none_or(|around| !around.make(&format!("{text} "), base, &endpoints)));
+        }
+    }
+}

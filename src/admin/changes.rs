@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::http::Watching;
 use super::views::{EndpointView, EventView};
-use crate::answer::Changed;
-use crate::catalog::Service;
+use crate::catalog::{Changed, Service};
 
 /// How many changes a reader may be behind before some are left out.
 const BEHIND: usize = 4_096;
@@ -91,7 +90,7 @@ fn event(changed: &Changed) -> Option<EventView> {
     };
     let (before, after) = (instances(changed.before.as_ref()), instances(changed.after.as_ref()));
     let event = EventView {
-        service: Some(changed.base.to_string()),
+        service: Some(changed.base().to_owned()),
         added: after.difference(&before).cloned().collect(),
         removed: before.difference(&after).cloned().collect(),
         gone: changed.after.is_none(),

@@ -288,11 +288,11 @@ impl ServiceView {
     /// A service under its name in the zone of this text (with a trailing dot).
     pub fn new(service: &Service, zone: &str) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
-            key: key.text.to_string(),
-            registry: key.registry,
+            key: service.text(key),
+            registry: key.registry(),
             revision: key.revision,
-            held: key.held,
-            rejected: key.rejected.iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
+            held: key.held(),
+            rejected: key.rejected().iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
         });
         Self {
             base: service.base().to_owned(),
@@ -305,13 +305,13 @@ impl ServiceView {
 
 impl EndpointView {
     pub(super) fn new(instance: &Instance<'_>) -> Self {
-        let group = &instance.key.group;
+        let group = instance.key.group();
         Self {
             endpoint: instance.endpoint.to_string(),
             deployment: group.deployment.to_string(),
             namespace: group.namespace.to_string(),
             version: group.version.to_string(),
-            weight: instance.key.weight,
+            weight: instance.key.weight(),
         }
     }
 }
@@ -322,9 +322,9 @@ impl InstanceView {
         Self {
             endpoint: EndpointView::new(instance),
             metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
-            key: key.text.to_string(),
-            registry: key.registry,
-            held: key.held,
+            key: instance.text(),
+            registry: key.registry(),
+            held: key.held(),
             left_out: instance.left_out.map(|reason| reason.to_string()),
         }
     }

@@ -86,7 +86,7 @@ impl Asking<'_> {
             full::Found::Absent => self.no_name(zone, out),
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(full::Selection { service, instances, form }) => {
-                let owner = instances.first().and_then(|first| compile::service_owner(settings, service.base(), &first.key.group));
+                let owner = instances.first().and_then(|first| compile::service_owner(settings, service.base(), first.key.group()));
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
                 compile::record(settings, &self.snapshot.hosts, owner.as_deref(), &instances, &mut builder);
                 builder.build(&mut octets);

@@ -28,7 +28,7 @@ const PTR_MAX: usize = 100;
 pub(super) fn record(settings: &Settings, hosts: &Known, owner: Option<&[u8]>, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
     let zone = settings.zones.first().name().as_wire();
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
-        let weight = same_host.iter().map(|instance| u32::from(instance.key.weight)).fold(0, u32::saturating_add);
+        let weight = same_host.iter().map(|instance| u32::from(instance.key.weight())).fold(0, u32::saturating_add);
         let target = match &same_host[0].endpoint.host {
             Host::V4(address) => put_address(builder, weight, (*address).into(), owner, zone),
             Host::V6(address) => put_address(builder, weight, (*address).into(), owner, zone),
@@ -44,7 +44,7 @@ pub(super) fn record(settings: &Settings, hosts: &Known, owner: Option<&[u8]>, i
         };
         let Some(target) = target else { continue };
         for instance in same_host {
-            builder.put_service(instance.key.weight, instance.endpoint.port, target);
+            builder.put_service(instance.key.weight(), instance.endpoint.port, target);
         }
     }
 }
@@ -137,7 +137,7 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
     // However many there are: more names than are given are of no use.
     for service in services.take(PTR_MAX) {
         for instance in service.served().filter(|instance| instance.endpoint.host.address() == Some(address)) {
-            owners.extend(service_owner(settings, service.base(), &instance.key.group));
+            owners.extend(service_owner(settings, service.base(), instance.key.group()));
         }
     }
     owners.sort();

@@ -191,12 +191,12 @@ impl Considered {
         let key = instance.key;
         Self {
             endpoint: instance.endpoint.to_string(),
-            group: format!("{}/{}/{}", key.group.deployment, key.group.namespace, key.group.version),
-            weight: key.weight,
-            registry: key.registry,
-            key: key.text.to_string(),
+            group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
+            weight: key.weight(),
+            registry: key.registry(),
+            key: instance.text(),
             revision: key.revision,
-            held: key.held,
+            held: key.held(),
             dropped,
         }
     }

@@ -233,8 +233,8 @@ impl<'a> Want<'a> {
         if let Some(address) = self.address {
             return service.served().any(|instance| {
                 instance.endpoint.host.address() == Some(address)
-                    && self.in_scope(&instance.key.group)
-                    && self.spelled_version(&instance.key.group)
+                    && self.in_scope(instance.key.group())
+                    && self.spelled_version(instance.key.group())
             });
         }
         service.visible_groups().any(|group| self.in_scope(group) && self.spelled_version(group))
@@ -268,13 +268,13 @@ impl<'a> Want<'a> {
     /// Why an instance is not meant, if it is not.
     fn drops(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
         let key = instance.key;
-        if !self.in_scope(&key.group) {
+        if !self.in_scope(key.group()) {
             return Some("another deployment or namespace");
         }
         if instance.left_out.is_some() {
             return Some("left out");
         }
-        let version = &*key.group.version;
+        let version = &*key.group().version;
         let version_holds = match &self.version {
             Version::Default => !latest_only || version == "latest",
             Version::Any => true,
@@ -300,9 +300,9 @@ impl<'a> Want<'a> {
     fn holds(selector: &Selector<'_>, instance: &Instance<'_>) -> bool {
         let (value, key) = (&selector.value, instance.key);
         match selector.key {
-            b"deployment" => *value == *key.group.deployment,
-            b"namespace" => *value == *key.group.namespace,
-            b"version" => *value == *key.group.version,
+            b"deployment" => *value == *key.group().deployment,
+            b"namespace" => *value == *key.group().namespace,
+            b"version" => *value == *key.group().version,
             b"port" => *value == instance.endpoint.port.to_string(),
             b"instance" => match instance.endpoint.host.address() {
                 Some(address) => instance_address(value.as_bytes()).or_else(|| value.parse().ok()) == Some(address),

@@ -3,8 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::Changed;
-use crate::catalog::{Instance, Service};
+use crate::catalog::{Changed, Instance, Service};
 use crate::service::{Addresses, Host, HostChange};
 
 /// Most host names whose addresses are looked up: a flood of registrations must not become a flood of questions. Those
@@ -24,8 +23,9 @@ impl Hosts {
     /// Follows changed services: `known` gets the hosts that are new and loses those that went, as the changes returned say.
     pub(super) fn follow(&mut self, changed: &[Changed], known: &mut Known) -> Vec<HostChange> {
         let mut changes = Vec::new();
-        for Changed { base, before, after } in changed {
-            let [before, after] = [before, after].map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
+        for changed in changed {
+            let base = changed.base();
+            let [before, after] = [&changed.before, &changed.after].map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
             for host in before.difference(&after) {
                 let Some(bases) = self.bases.get_mut(*host) else { continue };
                 bases.remove(base);
@@ -38,9 +38,9 @@ impl Hosts {
             for host in after.difference(&before) {
                 let room = self.bases.len() < MOST_HOSTS;
                 if let Some(bases) = self.bases.get_mut(*host) {
-                    bases.insert(base.clone());
+                    bases.insert(base.into());
                 } else if room {
-                    self.bases.insert((*host).into(), BTreeSet::from([base.clone()]));
+                    self.bases.insert((*host).into(), BTreeSet::from([base.into()]));
                     Arc::make_mut(known).insert((*host).into(), Addresses::Pending);
                     changes.push(HostChange::Wanted((*host).into()));
                 }

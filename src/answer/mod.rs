@@ -21,7 +21,7 @@ mod table;
 mod tests;
 
 pub use explain::{Considered, Explanation, Tried};
-pub use publish::{Changed, Published, Publisher};
+pub use publish::{Published, Publisher};
 pub use table::Snapshot;
 
 use std::net::IpAddr;

@@ -12,7 +12,7 @@ use super::hosts::Hosts;
 use super::record::{RecordBuilder, put_marker};
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
-use crate::catalog::{self, Catalog, Condition, Group, Outcome, Service};
+use crate::catalog::{self, Catalog, Changed, Condition, Group, Outcome, Service};
 use crate::service::{Addresses, Change, HostChange};
 
 /// Owns what is known and publishes it for an [`Answerer`].
@@ -39,17 +39,6 @@ pub struct Published {
     pub wake: Option<Instant>,
 }
 
-/// A service before and after a change.
-#[derive(Clone, Debug)]
-pub struct Changed {
-    /// Its base.
-    pub base: Box<str>,
-    /// What it was; none for a new one.
-    pub before: Option<Arc<Service>>,
-    /// What it is; none for one that is gone.
-    pub after: Option<Arc<Service>>,
-}
-
 impl Publisher {
     /// A publisher of nothing yet, for this many registries, and its answerer.
     #[must_use]
@@ -74,7 +63,7 @@ impl Publisher {
             self.catalog.apply(registry, change, now);
         }
         let Outcome { changed, doubts, wake } = self.catalog.settle(now);
-        let (changed, hosts) = self.publish(changed, self.catalog.condition(now));
+        let hosts = self.publish(&changed, self.catalog.condition(now));
         self.answerer.rejections.store(self.catalog.rejections());
         self.answerer.stats.store(Arc::new(self.catalog.stats()));
         Published { changed, hosts, doubts, wake }
@@ -85,11 +74,11 @@ impl Publisher {
         let before = self.answerer.snapshot.load_full();
         let mut next = Snapshot::clone(&before);
         let touched = self.hosts.resolve(found, &mut next.hosts);
-        let same = |base: Box<str>| Some((before.service(&base)?.clone(), base));
+        let same = |base: Box<str>| before.service(&base).cloned();
         let changed: Vec<_> = touched
             .into_iter()
             .filter_map(same)
-            .map(|(service, base)| Changed { base, before: Some(Arc::clone(&service)), after: Some(service) })
+            .map(|service| Changed { before: Some(Arc::clone(&service)), after: Some(service) })
             .collect();
         if !changed.is_empty() {
             next.advance();
@@ -99,27 +88,23 @@ impl Publisher {
         Published { changed, ..Published::default() }
     }
 
-    fn publish(&mut self, bases: Vec<Box<str>>, condition: Condition) -> (Vec<Changed>, Vec<HostChange>) {
+    fn publish(&mut self, changed: &[Changed], condition: Condition) -> Vec<HostChange> {
         let before = self.answerer.snapshot.load_full();
-        if bases.is_empty() {
+        if changed.is_empty() {
             if before.condition != condition {
                 self.store(before.with(condition));
             }
-            return (Vec::new(), Vec::new());
+            return Vec::new();
         }
-        let changed: Vec<_> = bases
-            .into_iter()
-            .map(|base| Changed { before: before.service(&base).cloned(), after: self.catalog.service(&base).cloned(), base })
-            .collect();
         let mut next = before.with(condition);
         next.advance();
-        next.update_services(&changed);
-        let turned = next.update_above(above_changes(&changed));
+        next.update_services(changed);
+        let turned = next.update_above(above_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
-        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(&changed, &mut next.hosts) } else { Vec::new() };
-        self.compile(&mut next, &changed, &turned);
+        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(changed, &mut next.hosts) } else { Vec::new() };
+        self.compile(&mut next, changed, &turned);
         self.store(next);
-        (changed, hosts)
+        hosts
     }
 
     /// Publishes a generation. Those before it that readers still hold are kept until they do not: no reader is to be the
@@ -149,7 +134,7 @@ fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mu
     {
         // The names of its instances are made of the owner.
         let is_shortest = |group| compile::service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
-        if selection.instances.iter().all(|instance| is_shortest(&instance.key.group)) {
+        if selection.instances.iter().all(|instance| is_shortest(instance.key.group())) {
             compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
             builder.build(out);
             return true;
@@ -185,7 +170,8 @@ impl Owners {
     /// namespace; their bases, which are names also where they lead elsewhere only; and the names above that `turned`.
     fn of(settings: &Settings, changed: &[Changed], turned: &[Box<str>]) -> Self {
         let mut owners = Self::default();
-        for Changed { base, before, after } in changed {
+        for change in changed {
+            let (base, Changed { before, after }) = (change.base(), change);
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
             for service in before.iter().chain(after) {
                 scopes.extend(service.visible_groups());
@@ -238,7 +224,8 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// below `b`; as `a.b.n`, below `b.n` and `n`; as `a.b.n.d`, below `b.n.d`, `n.d` and `d`.
 fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
-    for Changed { base, before, after } in changed {
+    for change in changed {
+        let (base, Changed { before, after }) = (change.base(), change);
         for (service, delta) in [(before, -1), (after, 1)] {
             let mut last = None;
             // Sorted by deployment and namespace.
@@ -280,5 +267,5 @@ fn count(counts: &mut BTreeMap<String, i32>, name: String, delta: i32) {
 /// The addresses that came to a service and went from it.
 fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref()));
-    difference(&before, &after).into_iter().map(|(address, there)| (address, &*changed.base, there))
+    difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))
 }

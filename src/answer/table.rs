@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use super::Changed;
 use super::hosts::Known;
 use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use crate::catalog::{Condition, Service};
+use crate::catalog::{Changed, Condition, Service};
 use crate::name::instance_address;
 
 type Services = Arc<[(u64, Arc<Service>)]>;
@@ -121,15 +120,15 @@ impl Snapshot {
 
     /// Puts and removes services.
     pub(super) fn update_services(&mut self, changes: &[Changed]) {
-        self.longest_base = changes.iter().map(|change| change.base.split('.').count()).fold(self.longest_base, usize::max);
-        let first = |change: &Changed| instance_address(change.base.split('.').next().unwrap_or_default().as_bytes());
+        self.longest_base = changes.iter().map(|change| change.base().split('.').count()).fold(self.longest_base, usize::max);
+        let first = |change: &Changed| instance_address(change.base().split('.').next().unwrap_or_default().as_bytes());
         self.instance_bases |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();
-        let keyed = changes.iter().map(|change| (self.hash(change.base.as_bytes()), change)).collect();
+        let keyed = changes.iter().map(|change| (self.hash(change.base().as_bytes()), change)).collect();
         self.services.update(keyed, |shard, changes| {
             let changed =
-                |entry: &(u64, Arc<Service>)| changes.iter().any(|(hash, change)| *hash == entry.0 && *change.base == *entry.1.base());
+                |entry: &(u64, Arc<Service>)| changes.iter().any(|(hash, change)| *hash == entry.0 && change.base() == entry.1.base());
             let mut next: Vec<_> = shard.iter().filter(|entry| !changed(entry)).cloned().collect();
             next.extend(changes.iter().filter_map(|(hash, change)| Some((*hash, change.after.clone()?))));
             next.sort_unstable_by_key(|(hash, _)| *hash);

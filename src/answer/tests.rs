@@ -283,7 +283,7 @@ fn hosts_have_the_addresses_that_were_looked_up() {
 
     let changed =
         house.publisher.resolve(vec![known("a.example", &["192.0.2.1", "10.0.0.7"]), (Box::from("b.example"), Addresses::Failed)]);
-    assert_eq!(changed.changed.iter().map(|changed| &*changed.base).collect::<Vec<_>>(), ["other", "web"]);
+    assert_eq!(changed.changed.iter().map(|changed| changed.base().to_owned()).collect::<Vec<_>>(), ["other", "web"]);
     assert_eq!(house.a("web.svc"), "10.0.0.7 | 192.0.2.1");
     assert_eq!(house.short("web.svc", rtype::AAAA), "NODATA");
     assert_eq!(house.a("v1.other.prod.svc"), "10.0.0.7 | 192.0.2.1");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::model::{Key, Service};
+use super::key::Key;
+use super::model::Service;
 use crate::name::{Reading, Scope, Zones, instance_label, readings};
 
 /// One name, two claims to it.
@@ -79,7 +80,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
             self.shadowed(service.base(), scope);
-            let visible = &scope[..scope.partition_point(|key| key.rank == scope[0].rank)];
+            let visible = &scope[..scope.partition_point(|key| key.rank() == scope[0].rank())];
             let key = &scope[0];
             let forms = self.forms(service.base(), key);
             for form in &forms {
@@ -87,7 +88,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
             }
             // Versions and instances are published in front of the shortest form.
             let Some(form) = forms.first() else { continue };
-            for version in visible.chunk_by(|a, b| a.group == b.group).map(|keys| &*keys[0].group.version) {
+            for version in visible.chunk_by(|a, b| a.group() == b.group()).map(|keys| &*keys[0].group().version) {
                 if version.split('.').all(is_label) {
                     let claim = Claim { instance: false, version: version.split('.').count(), base: labels };
                     self.claim(&format!("{version}.{form}"), key, claim);
@@ -122,16 +123,16 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
 
     /// Reports the spellings of one deployment and namespace that are not the first.
     fn shadowed(&mut self, base: &str, scope: &[Arc<Key>]) {
-        let mut spellings = scope.chunk_by(|a, b| a.rank == b.rank).map(|keys| &keys[0]);
+        let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
         for loser in spellings {
             self.found.push(Conflict {
                 name: base.to_owned(),
                 kind: ConflictKind::Shadowed,
-                deployment: loser.group.deployment.clone(),
-                namespace: loser.group.namespace.clone(),
-                winner: spelling(base, winner.rank, self.zones),
-                loser: spelling(base, loser.rank, self.zones),
+                deployment: loser.group().deployment.clone(),
+                namespace: loser.group().namespace.clone(),
+                winner: spelling(base, winner.rank(), self.zones),
+                loser: spelling(base, loser.rank(), self.zones),
             });
         }
     }
@@ -155,8 +156,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
             self.found.push(Conflict {
                 name: name.to_owned(),
                 kind: ConflictKind::Hidden,
-                deployment: key.group.deployment.clone(),
-                namespace: key.group.namespace.clone(),
+                deployment: key.group().deployment.clone(),
+                namespace: key.group().namespace.clone(),
                 winner: describe(&winner),
                 loser: describe(&claimed),
             });
@@ -179,12 +180,12 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         let first = keys.partition_point(|key| key.scope() < (deployment, namespace));
         let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace)) else { return false };
         let mut keys = &keys[first..];
-        keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank == winner.rank)];
+        keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank() == winner.rank())];
         if let Some(version) = reading.version {
             let version = joined(version);
-            let first = keys.partition_point(|key| *key.group.version < *version);
+            let first = keys.partition_point(|key| *key.group().version < *version);
             keys = &keys[first..];
-            keys = &keys[..keys.partition_point(|key| *key.group.version == *version)];
+            keys = &keys[..keys.partition_point(|key| *key.group().version == *version)];
         }
         let Some(instance) = reading.instance else { return !keys.is_empty() };
         let address = crate::name::instance_address(instance);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::mirror::Standing;
-use super::model::Key;
+use super::key::Key;
 use crate::service::ListKind;
 
 /// Deletes by lease within this time belong together; a pause of this length ends a storm.

@@ -1,7 +1,7 @@
 //! The mirror: one entry for each key of each registry, chained by base, and the services made of them.
 //!
-//! Laid out for many keys: an entry is 24 octets and five in the index, a base 32 and five. The text of a key stands only
-//! in its [`Key`], which the model shares; the text of a base only in its [`Service`].
+//! Laid out for many keys: an entry is 24 octets and nine in the index, a base 24 and nine. What a key says stands only in
+//! its [`Key`], which the model shares; the name of a base only in its [`Service`].
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::model::{Docker0, Key, Service};
+use super::key::Key;
+use super::model::{Docker0, Service};
 
 /// The end of a chain. The caps on keys keep every index far below it.
 const NONE: u32 = u32::MAX;
@@ -20,12 +21,12 @@ pub(super) struct Mirror {
     hasher: RandomState,
     entries: Vec<Entry>,
     free_entries: Vec<u32>,
-    /// Entries by registry and text of their key; removed ones are not in it.
-    index: HashTable<u32>,
+    /// Entries by registry and text of their key, with a part of their hash; removed ones are not in it.
+    index: HashTable<(u32, u32)>,
     bases: Vec<Base>,
     free_bases: Vec<u32>,
-    /// Bases by name.
-    names: HashTable<u32>,
+    /// Bases by name, with a part of their hash.
+    names: HashTable<(u32, u32)>,
     /// Bases to rebuild at the next [`Self::rebuild`].
     ready: Vec<u32>,
     tallies: Vec<Tally>,
@@ -67,7 +68,8 @@ impl Standing {
 /// One base name with its chain of entries.
 #[derive(Debug)]
 struct Base {
-    made: Made,
+    /// As of the last rebuild; without a key where nothing was made yet, or nothing is left that counts.
+    service: Arc<Service>,
     head: u32,
     /// The sum of [`size`] over the keys that count.
     size: u32,
@@ -79,13 +81,20 @@ struct Base {
     ready: bool,
 }
 
-/// What was made of a base. One of the two holds its name.
-#[derive(Debug)]
-enum Made {
-    /// Nothing: not yet, or nothing is left that counts.
-    Nothing(Box<str>),
-    /// The service, as of the last rebuild.
-    Service(Arc<Service>),
+/// A service before and after a change.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// What it was; none for a new one.
+    pub before: Option<Arc<Service>>,
+    /// What it is; none for one that is gone.
+    pub after: Option<Arc<Service>>,
+}
+
+impl Changed {
+    /// The base of the service.
+    pub fn base(&self) -> &str {
+        self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
+    }
 }
 
 /// Counts of one registry, and its part of the bases to rebuild.
@@ -134,14 +143,26 @@ impl Mirror {
 
     /// The hash of a registry's key: seeded, so that nobody can choose keys that collide.
     pub(super) fn hash(&self, registry: u8, text: &str) -> u64 {
-        hash(&self.hasher, registry, text)
+        self.hasher.hash_one((registry, text))
     }
 
     /// The entry of a key.
     pub(super) fn find(&self, hash: u64, registry: u8, text: &str) -> Option<u32> {
-        self.index
-            .find(hash, |&slot| self.entries[slot as usize].key.as_ref().is_some_and(|key| key.registry == registry && *key.text == *text))
-            .copied()
+        let part = part(hash);
+        let is = |&(known, slot): &(u32, u32)| {
+            let entry = &self.entries[slot as usize];
+            let here = |key: &Arc<Key>| key.registry() == registry && key.has_text(self.name(entry.base), text);
+            known == part && entry.key.as_ref().is_some_and(here)
+        };
+        self.index.find(spread(part), is).map(|(_, slot)| *slot)
+    }
+
+    /// The hash and the text of an entry's key.
+    pub(super) fn hash_and_text(&self, slot: u32) -> (u64, String) {
+        let entry = &self.entries[slot as usize];
+        let Some(key) = &entry.key else { return (0, String::new()) };
+        let text = key.text(self.name(entry.base));
+        (self.hash(key.registry(), &text), text)
     }
 
     /// The key of an entry; none where the entry is free.
@@ -171,7 +192,7 @@ impl Mirror {
 
     /// The name of a base.
     pub(super) fn name(&self, base: u32) -> &str {
-        self.bases[base as usize].name()
+        self.bases[base as usize].service.base()
     }
 
     /// How much of the cap on instances a base takes: the sum of [`size`] over its keys.
@@ -181,7 +202,8 @@ impl Mirror {
 
     /// A base by its name.
     pub(super) fn base_named(&self, name: &str) -> Option<u32> {
-        self.names.find(self.hasher.hash_one(name), |&base| self.bases[base as usize].name() == name).copied()
+        let part = part(self.hasher.hash_one(name));
+        self.names.find(spread(part), |&(known, base)| known == part && self.name(base) == name).map(|(_, base)| *base)
     }
 
     /// The service of this name as of the last rebuild.
@@ -199,7 +221,7 @@ impl Mirror {
         let older = |entry: &Entry| {
             entry.standing == Standing::Present
                 && entry.generation != generation
-                && entry.key.as_ref().is_some_and(|key| key.registry == registry)
+                && entry.key.as_ref().is_some_and(|key| key.registry() == registry)
         };
         (0..).zip(&self.entries).filter(|(_, entry)| older(entry)).map(|(slot, _)| slot).collect()
     }
@@ -217,8 +239,7 @@ impl Mirror {
         let entry = Entry { key: Some(key), base, next: *head, generation, standing: Standing::Present };
         let slot = place(&mut self.entries, &mut self.free_entries, entry);
         *head = slot;
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.index.insert_unique(hash, slot, |&slot| hash_of(hasher, &entries[slot as usize]));
+        self.index.insert_unique(spread(part(hash)), (part(hash), slot), |(part, _)| spread(*part));
         self.count(slot, true);
         slot
     }
@@ -232,8 +253,8 @@ impl Mirror {
         }
         entry.standing = standing;
         if standing == Standing::Removed {
-            let hash = hash_of(&self.hasher, &self.entries[slot as usize]);
-            if let Ok(found) = self.index.find_entry(hash, |&other| other == slot) {
+            let (hash, _) = self.hash_and_text(slot);
+            if let Ok(found) = self.index.find_entry(spread(part(hash)), |(_, other)| *other == slot) {
                 found.remove();
             }
         }
@@ -278,26 +299,31 @@ impl Mirror {
     }
 
     /// Makes each marked service anew, once; says which changed, came or went.
-    pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<Box<str>> {
+    pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<Changed> {
         std::mem::take(&mut self.ready).into_iter().filter_map(|base| self.rebuild_one(base, docker0)).collect()
     }
 
-    fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<Box<str>> {
+    fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<Changed> {
         let keys = self.take_stock(base);
         let record = &mut self.bases[base as usize];
         record.ready = false;
-        let name: Box<str> = record.name().into();
-        let had = record.service().is_some();
-        if keys.is_empty() {
-            if record.head == NONE && record.waits == 0 {
-                self.free_base(base);
-            } else {
-                record.made = Made::Nothing(name.clone());
+        let is_free = keys.is_empty() && record.head == NONE && record.waits == 0;
+        let made = record.service.with(keys, docker0);
+        let (before, after) = match Arc::get_mut(&mut record.service) {
+            // Nobody has seen the one before: it takes its place.
+            Some(unseen) if unseen.keys().is_empty() => {
+                *unseen = made;
+                (None, record.service().cloned())
             }
-            return had.then_some(name);
+            _ => {
+                let before = std::mem::replace(&mut record.service, Arc::new(made));
+                (Some(before).filter(|before| !before.keys().is_empty()), record.service().cloned())
+            }
+        };
+        if is_free {
+            self.free_base(base);
         }
-        record.made = Made::Service(Arc::new(Service::new(name.clone(), keys, docker0)));
-        Some(name)
+        (before.is_some() || after.is_some()).then_some(Changed { before, after })
     }
 
     /// Takes the removed entries out of a base's chain; returns the keys that count.
@@ -331,19 +357,18 @@ impl Mirror {
         if let Some(base) = self.base_named(name) {
             return base;
         }
-        let record = Base { made: Made::Nothing(name.into()), head: NONE, size: 0, waits: 0, waiter: 0, ready: false };
+        let record = Base { service: Arc::new(Service::empty(name)), head: NONE, size: 0, waits: 0, waiter: 0, ready: false };
         let base = place(&mut self.bases, &mut self.free_bases, record);
-        let (bases, hasher) = (&self.bases, &self.hasher);
-        self.names.insert_unique(hasher.hash_one(name), base, |&base| hasher.hash_one(bases[base as usize].name()));
+        let part = part(self.hasher.hash_one(name));
+        self.names.insert_unique(spread(part), (part, base), |(part, _)| spread(*part));
         base
     }
 
     fn free_base(&mut self, base: u32) {
-        let hash = self.hasher.hash_one(self.name(base));
-        if let Ok(found) = self.names.find_entry(hash, |&other| other == base) {
+        let part = part(self.hasher.hash_one(self.name(base)));
+        if let Ok(found) = self.names.find_entry(spread(part), |(_, other)| *other == base) {
             found.remove();
         }
-        self.bases[base as usize].made = Made::Nothing(Box::default());
         self.free_bases.push(base);
     }
 
@@ -351,7 +376,7 @@ impl Mirror {
     fn count(&mut self, slot: u32, add: bool) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return };
-        let tally = &mut self.tallies[usize::from(key.registry)];
+        let tally = &mut self.tallies[usize::from(key.registry())];
         let step = |number: &mut usize, by: usize| *number = if add { *number + by } else { *number - by };
         match entry.standing {
             Standing::Present => {
@@ -374,27 +399,20 @@ impl Mirror {
 }
 
 impl Base {
-    fn name(&self) -> &str {
-        match &self.made {
-            Made::Nothing(name) => name,
-            Made::Service(service) => service.base(),
-        }
-    }
-
     fn service(&self) -> Option<&Arc<Service>> {
-        match &self.made {
-            Made::Nothing(_) => None,
-            Made::Service(service) => Some(service),
-        }
+        Some(&self.service).filter(|service| !service.keys().is_empty())
     }
 }
 
-fn hash(hasher: &RandomState, registry: u8, text: &str) -> u64 {
-    hasher.hash_one((registry, text))
+/// The part of a hash that stands in a table, so that a table grows without a look at what it finds.
+#[expect(clippy::cast_possible_truncation, reason = "a part is wanted")]
+fn part(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
-fn hash_of(hasher: &RandomState, entry: &Entry) -> u64 {
-    entry.key.as_ref().map_or(0, |key| hash(hasher, key.registry, &key.text))
+/// A part of a hash, spread over as many bits as a table wants.
+fn spread(part: u32) -> u64 {
+    u64::from(part) << 32 | u64::from(part)
 }
 
 /// Puts an element at a free place, or at the end.
@@ -415,6 +433,6 @@ mod tests {
     #[test]
     fn entries_and_bases_stay_small() {
         assert_eq!(size_of::<Entry>(), 24);
-        assert_eq!(size_of::<Base>(), 32);
+        assert_eq!(size_of::<Base>(), 24);
     }
 }

@@ -7,6 +7,7 @@ mod conflicts;
 mod follow;
 mod grace;
 mod intern;
+mod key;
 mod mirror;
 mod model;
 #[cfg(test)]
@@ -14,9 +15,12 @@ mod properties;
 mod rejections;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use conflicts::{Conflict, ConflictKind, conflicts};
-pub use model::{Docker0, Few, Group, Instance, Key, LeftOut, Service};
+pub use key::{Group, Key};
+pub use mirror::Changed;
+pub use model::{Docker0, Few, Instance, LeftOut, Service};
 pub use rejections::{LISTED, RejectedKey, Rejections};
 
 use std::sync::Arc;
@@ -25,12 +29,13 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use serde::Serialize;
 
-use crate::name::{BaseError, Name, Zones, base_of};
-use crate::service::{Change, Host, ListKind, Metadata, Put, Reason, Registration, Rejected, Removal};
+use crate::name::{Base, BaseError, Name, Zones, base_of};
+use crate::service::{Change, Endpoint, Host, ListKind, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId};
 
 use follow::{Follow, List};
 use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
 use intern::Interner;
+use key::{Around, Frame, Odd};
 use mirror::{Mirror, Standing, size};
 use rejections::Ledger;
 
@@ -82,6 +87,9 @@ pub struct Catalog {
     mirror: Mirror,
     follows: Vec<Follow>,
     groups: Interner<Group>,
+    frames: Interner<Frame>,
+    /// The frame of the last put: mostly that of the next, too.
+    last_frame: Option<Arc<Frame>>,
     metadata: Interner<Metadata>,
     /// Keys dropped since the interned values were tidied last.
     dropped: usize,
@@ -93,10 +101,10 @@ pub struct Catalog {
 }
 
 /// What has happened since the catalog was settled last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The bases of services that came, changed or went, sorted.
-    pub changed: Vec<Box<str>>,
+    /// The services that came, changed or went, sorted by base.
+    pub changed: Vec<Changed>,
     /// Which registry to ask which of its leases are gone ([`Change::LeasesGone`]).
     pub doubts: Vec<(u8, Vec<i64>)>,
     /// When to settle again even if no change comes.
@@ -151,6 +159,8 @@ impl Catalog {
             mirror: Mirror::new(hasher.clone(), registries),
             follows: (0..registries).map(|_| Follow::default()).collect(),
             groups: Interner::new(hasher.clone()),
+            frames: Interner::new(hasher.clone()),
+            last_frame: None,
             metadata: Interner::new(hasher),
             dropped: 0,
             tidy: 0,
@@ -201,7 +211,8 @@ impl Catalog {
             outcome.wake = earlier(outcome.wake, earlier(follow.storm.wake(), follow.holds.wake()));
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
-        outcome.changed.sort_unstable();
+        // Lists come sorted, which a stable sort makes use of.
+        outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         self.tidy();
         if !self.condition(now).synced && self.follows.iter().any(|follow| follow.synced) {
             outcome.wake = earlier(outcome.wake, Some(began + PATIENCE));
@@ -253,20 +264,18 @@ impl Catalog {
         (0..u8::MAX).take(self.follows.len())
     }
 
-    fn put(&mut self, registry: u8, mut put: Put) {
-        let hash = self.mirror.hash(registry, &put.key);
-        let slot = self.mirror.find(hash, registry, &put.key);
+    fn put(&mut self, registry: u8, put: Put) {
+        let Put { key: text, revision, lease, content } = put;
+        let hash = self.mirror.hash(registry, &text);
+        let slot = self.mirror.find(hash, registry, &text);
         let follow = &self.follows[usize::from(registry)];
         let (in_list, generation) = (follow.list.is_some(), follow.generation);
-        if !in_list && self.is_outdated(registry, hash, slot, put.revision) {
+        if !in_list && self.is_outdated(registry, hash, slot, revision) {
             return;
         }
         self.ledger.clear(registry, hash);
-        // What stays is allocated here, and what the registry's thread allocated goes: its memory is not left with holes.
-        let text = put.key.clone();
-        let text = std::mem::replace(&mut put.key, text);
-        let revision = put.revision;
-        let admitted = self.understand(registry, put).and_then(|(base, key)| self.admit(registry, hash, slot, &base, key));
+        let understood = content.and_then(|content| self.understand(registry, &text, revision, lease, content));
+        let admitted = understood.and_then(|(base, key)| self.admit(registry, hash, slot, &text, &base, key));
         let Err(rejected) = admitted else { return };
         if let Some(slot) = slot {
             self.change(slot, None, Standing::Removed);
@@ -286,10 +295,9 @@ impl Catalog {
         revision != 0 && revision < known.max(follow.memory.revision(hash))
     }
 
-    /// Makes the model's key of a put, and finds its base.
-    fn understand(&mut self, registry: u8, put: Put) -> Result<(String, Key), Rejected> {
-        let Put { key: text, revision, lease, content } = put;
-        let Registration { id, mut endpoints, mut rejected, metadata } = content?;
+    /// Makes the model's key of a registration, and finds its base.
+    fn understand(&mut self, registry: u8, text: &str, revision: u64, lease: i64, content: Registration) -> Result<(String, Key), Rejected> {
+        let Registration { id, mut endpoints, mut rejected, metadata } = content;
         let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
             let reason = match error {
                 BaseError::NotDns => Reason::NameNotDns,
@@ -307,32 +315,36 @@ impl Catalog {
             reason.is_none()
         });
         if endpoints.len() > usize::from(u16::MAX) {
-            return Err(Rejected::new(&text, Reason::TooManyInstances));
+            return Err(Rejected::new(text, Reason::TooManyInstances));
         }
-        let group = Group {
-            deployment: id.deployment.to_ascii_lowercase().into(),
-            namespace: id.namespace.to_ascii_lowercase().into(),
-            version: id.version.to_ascii_lowercase().into(),
+        let last = self.last_frame.take().filter(|frame| {
+            let same = frame.registry == registry && frame.rank == base.rank && !frame.held && frame.group.is_of(&id);
+            same && frame.around.make(text, &base.text, &endpoints)
+        });
+        let (frame, text) = match last {
+            Some(frame) => (frame, None),
+            None => self.frame(registry, text, &id, &base, &endpoints),
         };
-        let weight = metadata.weight();
-        let key = Key {
-            text,
-            revision,
-            lease,
-            group: self.groups.intern(Arc::new(group)),
-            endpoints: endpoints.into(),
-            rejected: rejected.into(),
-            metadata: self.metadata.intern(metadata),
-            weight,
-            registry,
-            rank: base.rank,
-            held: false,
-        };
+        self.last_frame = Some(Arc::clone(&frame));
+        let is_odd = text.is_some() || !rejected.is_empty();
+        let odd = is_odd.then(|| Box::new(Odd { text, rejected: rejected.into() }));
+        let key = Key { revision, lease, endpoints: endpoints.into(), metadata: self.metadata.intern(metadata), frame, odd };
         Ok((base.text, key))
     }
 
+    /// The frame of a key, and its text where the frame does not make it.
+    fn frame(&mut self, registry: u8, text: &str, id: &ServiceId, base: &Base, endpoints: &[Endpoint]) -> (Arc<Frame>, Option<Box<str>>) {
+        let (around, text) = match Around::of(text, &base.text, endpoints) {
+            Some(around) => (around, None),
+            None => (Around::default(), Some(text.into())),
+        };
+        let group = self.groups.intern(Arc::new(Group::of(id)));
+        let frame = Frame { group, registry, rank: base.rank, held: false, around };
+        (self.frames.intern(Arc::new(frame)), text)
+    }
+
     /// Puts a key into the mirror, if the caps leave room for it.
-    fn admit(&mut self, registry: u8, hash: u64, slot: Option<u32>, base: &str, key: Key) -> Result<(), Rejected> {
+    fn admit(&mut self, registry: u8, hash: u64, slot: Option<u32>, text: &str, base: &str, key: Key) -> Result<(), Rejected> {
         let generation = self.follows[usize::from(registry)].generation;
         let same_base = slot.filter(|&slot| self.mirror.name(self.mirror.base(slot)) == base);
         if let Some(slot) = same_base
@@ -348,10 +360,10 @@ impl Catalog {
         let now = self.mirror.base_named(base).map_or(0, |base| self.mirror.size_of(base));
         let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
         if others as usize + size(&key) as usize > self.settings.max_instances_per_service {
-            return Err(Rejected::new(&key.text, Reason::TooManyInstances));
+            return Err(Rejected::new(text, Reason::TooManyInstances));
         }
         if slot.is_none() && self.mirror.tally(registry).keys >= self.settings.max_keys {
-            return Err(Rejected::new(&key.text, Reason::TooManyKeys));
+            return Err(Rejected::new(text, Reason::TooManyKeys));
         }
         let slot = if let Some(slot) = same_base {
             self.change(slot, Some(Arc::new(key)), Standing::Present);
@@ -362,7 +374,7 @@ impl Catalog {
                 self.change(slot, None, Standing::Removed);
                 self.touch(slot, registry);
             }
-            self.ledger.enter(|| hash, &key);
+            self.ledger.enter(|| (hash, text.to_owned()), &key);
             self.mirror.insert(hash, Arc::new(key), base, generation)
         };
         self.touch(slot, registry);
@@ -502,7 +514,7 @@ impl Catalog {
     /// Serves a key although its registry says that it is gone; returns it as it is served.
     fn hold(&mut self, registry: u8, slot: u32, until: Instant, then: Standing) -> Option<Arc<Key>> {
         let mut held = Key::clone(self.mirror.key(slot)?);
-        held.held = true;
+        held.frame = self.frames.intern(Arc::new(Frame { held: true, ..Frame::clone(&held.frame) }));
         let held = Arc::new(held);
         self.change(slot, Some(Arc::clone(&held)), Standing::Held);
         self.follows[usize::from(registry)].holds.add(until, Hold { slot, key: Arc::clone(&held), then });
@@ -517,14 +529,13 @@ impl Catalog {
     /// Changes an entry, and the rejections with it.
     fn change(&mut self, slot: u32, key: Option<Arc<Key>>, standing: Standing) {
         let Self { mirror, ledger, dropped, .. } = self;
-        let hash = |mirror: &Mirror, key: &Key| mirror.hash(key.registry, &key.text);
         if let Some(key) = mirror.key(slot).filter(|_| mirror.standing(slot).counts()) {
-            ledger.leave(|| hash(mirror, key), key);
+            ledger.leave(|| mirror.hash_and_text(slot).0, key);
         }
         *dropped += usize::from(key.is_some() || standing == Standing::Removed);
         mirror.update(slot, key, standing);
         if let Some(key) = mirror.key(slot).filter(|_| standing.counts()) {
-            ledger.enter(|| hash(mirror, key), key);
+            ledger.enter(|| mirror.hash_and_text(slot), key);
         }
     }
 
@@ -534,15 +545,17 @@ impl Catalog {
         self.mirror.touch(self.mirror.base(slot), in_list.then_some(registry));
     }
 
-    /// Forgets groups and metadata that no key has any more, now and then; twice, since readers may hold the services before
+    /// Forgets frames, groups and metadata that no key has any more, now and then; twice, since readers may hold the services before
     /// a change a little longer.
     fn tidy(&mut self) {
-        if self.dropped > (self.groups.len().max(self.metadata.len()) / 2).max(1024) {
+        if self.dropped > (self.frames.len().max(self.metadata.len()) / 2).max(1024) {
             self.dropped = 0;
             self.tidy = 2;
         }
         if self.tidy > 0 {
             self.tidy -= 1;
+            self.last_frame = None;
+            self.frames.tidy();
             self.groups.tidy();
             self.metadata.tidy();
         }

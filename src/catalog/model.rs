@@ -1,28 +1,48 @@
 //! The model made of what the registries hold: what readers of the catalog see.
 
-use std::cmp::Ordering;
 use std::net::Ipv4Addr;
 use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::service::{Endpoint, Host, Metadata, Rejected};
+use super::key::{Group, Key};
+use super::text::Text;
+use crate::service::{Endpoint, Host};
 
 /// Everything known under one base name, in every deployment, namespace and version. Immutable: a change makes a new one.
 ///
-/// Laid out for many services with few instances: keys are shared with the catalog's mirror, an instance is eight octets.
-#[derive(Debug)]
+/// Laid out for many services of one instance: such a one is a single allocation of 56 octets besides its key, which is
+/// shared with the catalog's mirror.
+#[derive(Clone, Debug)]
 pub struct Service {
-    base: Box<str>,
-    /// Sorted by (deployment, namespace, rank, version, text, registry): within a deployment and namespace the winning
-    /// spelling stands first.
-    keys: Few<Arc<Key>>,
-    /// Sorted by (deployment, namespace, version, endpoint, position of the key).
-    instances: Few<Slot>,
+    base: Text,
+    body: Body,
 }
 
-/// A slice that needs no allocation of its own for one element: most services have one key, most keys one endpoint.
+#[derive(Clone, Debug)]
+enum Body {
+    /// Nothing.
+    Empty,
+    /// One key with one endpoint, which nothing can keep from being served.
+    One(Arc<Key>),
+    /// Anything else.
+    Many(Box<Many>),
+}
+
+#[derive(Clone, Debug)]
+struct Many {
+    /// Sorted by [`Key::order`].
+    keys: Box<[Arc<Key>]>,
+    /// Sorted by (deployment, namespace, version, endpoint, position of the key).
+    instances: Box<[Slot]>,
+}
+
+/// The instances of a [`Body::One`].
+const ONLY: &[Slot] = &[Slot { key: 0, endpoint: 0, left_out: None }];
+
+/// A slice that needs no allocation of its own for one element: most keys have one endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Few<T> {
     /// One element, in place.
@@ -33,7 +53,7 @@ pub enum Few<T> {
 
 impl<'a, T> IntoIterator for &'a Few<T> {
     type Item = &'a T;
-    type IntoIter = std::slice::Iter<'a, T>;
+    type IntoIter = slice::Iter<'a, T>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
@@ -67,60 +87,24 @@ struct Slot {
     left_out: Option<LeftOut>,
 }
 
-/// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct Group {
-    /// GoFrame's deployment.
-    pub deployment: Box<str>,
-    /// GoFrame's namespace.
-    pub namespace: Box<str>,
-    /// The version.
-    pub version: Box<str>,
-}
-
-impl Group {
-    /// Deployment and namespace.
-    pub fn scope(&self) -> (&str, &str) {
-        (&self.deployment, &self.namespace)
-    }
-}
-
-/// One registry key, understood: the catalog's mirror and the model share it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Key {
-    /// The key as the store has it.
-    pub text: Box<str>,
-    /// The revision of its last change.
-    pub revision: u64,
-    /// Its lease, 0 for none.
-    pub lease: i64,
-    /// Deployment, namespace and version.
-    pub group: Arc<Group>,
-    /// The usable endpoints, at most 65,535.
-    pub endpoints: Few<Endpoint>,
-    /// The endpoints that cannot be served.
-    pub rejected: Box<[Rejected]>,
-    /// What the registrant says about itself. Shared by all keys that say the same.
-    pub metadata: Arc<Metadata>,
-    /// The weight, 0-65535: the metadata's, read once.
-    pub weight: u16,
-    /// The registry's place in the configuration, from 0.
-    pub registry: u8,
-    /// Which spelling of the base is registered; the lowest in a deployment and namespace wins (`name::Base`).
-    pub rank: u8,
-    /// Whether the registry says that it is gone, and the removal is not believed yet.
-    pub held: bool,
-}
-
 /// One endpoint of one key, as seen in a service.
 #[derive(Clone, Copy, Debug)]
 pub struct Instance<'a> {
+    /// The service it is one of.
+    pub service: &'a Service,
     /// The key it stands in.
     pub key: &'a Arc<Key>,
     /// Where it is.
     pub endpoint: &'a Endpoint,
     /// Why it is not served, where it is not.
     pub left_out: Option<LeftOut>,
+}
+
+impl Instance<'_> {
+    /// The key it stands in as the store has it.
+    pub fn text(&self) -> String {
+        self.service.text(self.key)
+    }
 }
 
 /// Why an instance is known but not served.
@@ -152,16 +136,19 @@ pub enum Docker0 {
 const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
+    /// A service without a key.
+    pub(super) fn empty(base: &str) -> Self {
+        Self { base: base.into(), body: Body::Empty }
+    }
+
     /// Makes the service of these keys, in any order. O(n log n).
-    pub fn new(base: Box<str>, mut keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
-        keys.sort_unstable_by(|a, b| a.order(b));
-        let mut slots = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
-        let mut first = 0;
-        for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
-            add_scope(&mut slots, scope, first, docker0);
-            first += scope.len();
-        }
-        Self { base, keys: keys.into(), instances: slots.into() }
+    pub fn new(base: &str, keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
+        Self { base: base.into(), body: Body::new(keys, docker0) }
+    }
+
+    /// This service with these keys in place of its own.
+    pub(super) fn with(&self, keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
+        Self { base: self.base.clone(), body: Body::new(keys, docker0) }
     }
 
     /// The registered name in lower case, less a served zone's suffix.
@@ -169,16 +156,35 @@ impl Service {
         &self.base
     }
 
-    /// The keys, sorted by (deployment, namespace, rank, version, text, registry).
+    /// The keys, sorted by deployment, namespace, rank, version, then by text but for endpoints, which stand in their own
+    /// order, then by registry: within a deployment and namespace the winning spelling stands first.
     pub fn keys(&self) -> &[Arc<Key>] {
-        &self.keys
+        match &self.body {
+            Body::Empty => &[],
+            Body::One(key) => slice::from_ref(key),
+            Body::Many(many) => &many.keys,
+        }
+    }
+
+    fn slots(&self) -> &[Slot] {
+        match &self.body {
+            Body::Empty => &[],
+            Body::One(_) => ONLY,
+            Body::Many(many) => &many.instances,
+        }
+    }
+
+    /// One of the keys as the store has it.
+    pub fn text(&self, key: &Key) -> String {
+        key.text(&self.base)
     }
 
     /// Every instance, those left out included, sorted by (deployment, namespace, version, endpoint).
     pub fn instances(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
-        self.instances.iter().map(|slot| {
-            let key = &self.keys[slot.key as usize];
-            Instance { key, endpoint: &key.endpoints[usize::from(slot.endpoint)], left_out: slot.left_out }
+        let keys = self.keys();
+        self.slots().iter().map(|slot| {
+            let key = &keys[slot.key as usize];
+            Instance { service: self, key, endpoint: &key.endpoints[usize::from(slot.endpoint)], left_out: slot.left_out }
         })
     }
 
@@ -189,48 +195,54 @@ impl Service {
 
     /// The groups of the keys that no other spelling shadows, each once, sorted. Takes time by their number, not the keys'.
     pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        let mut rest: &[Arc<Key>] = &self.keys;
+        let mut rest: &[Arc<Key>] = self.keys();
         let mut winner: Option<&Key> = None;
         std::iter::from_fn(move || {
             let first = loop {
                 let first = rest.first()?;
                 match winner {
                     // The rest of this deployment and namespace is shadowed.
-                    Some(winner) if winner.scope() == first.scope() && winner.rank != first.rank => {
+                    Some(winner) if winner.scope() == first.scope() && winner.rank() != first.rank() => {
                         rest = &rest[rest.partition_point(|key| key.scope() == first.scope())..];
                     }
                     _ => break first,
                 }
             };
             winner = Some(first);
-            rest = &rest[rest.partition_point(|key| key.group == first.group && key.rank == first.rank)..];
-            Some(&first.group)
+            rest = &rest[rest.partition_point(|key| key.group() == first.group() && key.rank() == first.rank())..];
+            Some(first.group())
         })
     }
 }
 
-impl Key {
-    /// Deployment and namespace.
-    pub fn scope(&self) -> (&str, &str) {
-        self.group.scope()
-    }
-
-    fn order(&self, other: &Self) -> Ordering {
-        self.scope()
-            .cmp(&other.scope())
-            .then_with(|| self.rank.cmp(&other.rank))
-            .then_with(|| self.group.version.cmp(&other.group.version))
-            .then_with(|| self.text.cmp(&other.text))
-            .then_with(|| self.registry.cmp(&other.registry))
+impl Body {
+    fn new(mut keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
+        if keys.is_empty() {
+            return Self::Empty;
+        }
+        if keys.len() == 1
+            && keys[0].endpoints.len() == 1
+            && let Some(key) = keys.pop()
+        {
+            return Self::One(key);
+        }
+        keys.sort_unstable_by(|a, b| a.order(b));
+        let mut slots = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
+        let mut first = 0;
+        for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
+            add_scope(&mut slots, scope, first, docker0);
+            first += scope.len();
+        }
+        Self::Many(Box::new(Many { keys: keys.into(), instances: slots.into() }))
     }
 }
 
 /// Adds the instances of one deployment and namespace, whose keys stand at `first` and after, sorted.
 fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Docker0) {
-    let winner = keys[0].rank;
+    let winner = keys[0].rank();
     let mut ports: Vec<u16> = Vec::new();
     if docker0 == Docker0::Drop {
-        let visible = keys.iter().take_while(|key| key.rank == winner);
+        let visible = keys.iter().take_while(|key| key.rank() == winner);
         ports.extend(visible.flat_map(|key| key.endpoints.iter()).filter(|e| e.host != DOCKER0).map(|e| e.port));
         ports.sort_unstable();
         ports.dedup();
@@ -238,7 +250,7 @@ fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Do
     let added = slots.len();
     for (offset, key) in keys.iter().enumerate() {
         for (endpoint, at) in key.endpoints.iter().zip(0..=u16::MAX) {
-            let left_out = if key.rank != winner {
+            let left_out = if key.rank() != winner {
                 Some(LeftOut::Shadowed)
             } else if endpoint.host == DOCKER0 && ports.binary_search(&endpoint.port).is_ok() {
                 Some(LeftOut::Docker0)
@@ -252,10 +264,10 @@ fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Do
     }
     let of = |slot: &Slot| {
         let key = &keys[slot.key as usize - first];
-        (&*key.group.version, &key.endpoints[usize::from(slot.endpoint)])
+        (&*key.group().version, &key.endpoints[usize::from(slot.endpoint)])
     };
     // Of equal endpoints the one that a registry still has is served, not the one that is only held.
-    let held = |slot: &Slot| keys[slot.key as usize - first].held;
+    let held = |slot: &Slot| keys[slot.key as usize - first].held();
     slots[added..].sort_by(|a, b| of(a).cmp(&of(b)).then(a.left_out.cmp(&b.left_out)).then(held(a).cmp(&held(b))).then(a.key.cmp(&b.key)));
     for at in added + 1..slots.len() {
         let (before, here) = (slots[at - 1], slots[at]);
@@ -272,14 +284,14 @@ mod tests {
     use crate::catalog::tests::key;
 
     fn service(keys: &[&str], docker0: Docker0) -> Service {
-        Service::new("hello".into(), keys.iter().map(|text| Arc::new(key(text))).collect(), docker0)
+        Service::new("hello", keys.iter().map(|text| Arc::new(key(text))).collect(), docker0)
     }
 
     fn instances(service: &Service) -> Vec<String> {
         service
             .instances()
-            .map(|Instance { key, endpoint, left_out }| {
-                let Group { deployment, namespace, version } = &*key.group;
+            .map(|Instance { key, endpoint, left_out, .. }| {
+                let Group { deployment, namespace, version } = &**key.group();
                 let left_out = left_out.map(|left_out| format!(" {left_out:?}")).unwrap_or_default();
                 format!("{deployment}/{namespace}/{version} {endpoint}{left_out}")
             })
@@ -288,8 +300,8 @@ mod tests {
 
     #[test]
     fn a_service_of_one_endpoint_is_small() {
-        assert!(size_of::<Service>() <= 48);
-        assert!(size_of::<Key>() <= 104);
+        assert!(size_of::<Service>() <= 40);
+        assert!(size_of::<Key>() <= 72);
         assert_eq!(size_of::<Slot>(), 8);
     }
 
@@ -304,7 +316,7 @@ mod tests {
         assert_eq!(instances(&service), sorted);
         assert_eq!(service.served().count(), 5);
         assert_eq!(service.instances().len(), 5);
-        let keys: Vec<&str> = service.keys().iter().map(|key| &*key.text).collect();
+        let keys: Vec<String> = service.keys().iter().map(|key| service.text(key)).collect();
         assert!(keys[0].starts_with("/s/d/dev/hello/v1") && keys[2].starts_with("/s/d/prod"), "{keys:?}");
     }
 
@@ -380,14 +392,15 @@ mod tests {
             "d/n/v2 10.0.0.1:80",
         ];
         assert_eq!(instances(&service), expected);
-        assert_eq!(service.served().next().unwrap().key.text.split('/').nth(1), Some("service"), "the first key wins");
+        assert_eq!(service.served().next().unwrap().text().split('/').nth(1), Some("service"), "the first key wins");
     }
 
     #[test]
     fn of_equal_endpoints_the_one_that_is_not_held_is_served() {
-        let held = Key { held: true, ..key("/a/d/n/hello/v1/10.0.0.1:80") };
-        let service = Service::new("hello".into(), vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))], Docker0::Drop);
-        let served: Vec<bool> = service.served().map(|instance| instance.key.held).collect();
+        let mut held = key("/a/d/n/hello/v1/10.0.0.1:80");
+        Arc::make_mut(&mut held.frame).held = true;
+        let service = Service::new("hello", vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))], Docker0::Drop);
+        let served: Vec<bool> = service.served().map(|instance| instance.key.held()).collect();
         assert_eq!(served, [false]);
     }
 

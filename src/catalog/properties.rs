@@ -223,8 +223,8 @@ impl World {
         let outcome = self.catalog.settle(self.now);
         self.doubts.extend(outcome.doubts);
         let looks = looks(self.catalog.services());
-        let changed: BTreeSet<&str> = outcome.changed.iter().map(|base| &**base).collect();
-        assert!(outcome.changed.is_sorted() && changed.len() == outcome.changed.len());
+        let changed: BTreeSet<&str> = outcome.changed.iter().map(Changed::base).collect();
+        assert!(outcome.changed.is_sorted_by_key(Changed::base) && changed.len() == outcome.changed.len());
         for base in looks.keys().chain(self.looked.keys()) {
             assert!(looks.get(base) == self.looked.get(base) || changed.contains(&**base), "{base} changed in silence");
         }
@@ -244,7 +244,8 @@ impl World {
         }
         // With a grace, everything said is there; what else is there is held, and not for longer than the grace.
         let all = |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(u8, String), bool> {
-            services.flat_map(|service| service.keys()).map(|key| ((key.registry, key.text.to_string()), key.held)).collect()
+            let keys = services.flat_map(|service| service.keys().iter().map(|key| (service.text(key), key)));
+            keys.map(|(text, key)| ((key.registry(), text), key.held())).collect()
         };
         let mut kept = all(&mut self.catalog.services());
         for (key, _) in all(&mut services.iter()) {
@@ -265,14 +266,14 @@ impl World {
             for put in store.said.values() {
                 match plain(registry, put) {
                     Ok((base, key)) => {
-                        key.rejected.iter().for_each(|rejected| *rejections.entry(rejected.reason).or_default() += 1);
+                        key.rejected().iter().for_each(|rejected| *rejections.entry(rejected.reason).or_default() += 1);
                         bases.entry(base).or_default().push(Arc::new(key));
                     }
                     Err(reason) => *rejections.entry(reason).or_default() += 1,
                 }
             }
         }
-        let services = bases.into_iter().map(|(base, keys)| Arc::new(Service::new(base.into(), keys, Docker0::Drop)));
+        let services = bases.into_iter().map(|(base, keys)| Arc::new(Service::new(&base, keys, Docker0::Drop)));
         (services.collect(), rejections)
     }
 }
@@ -294,23 +295,22 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
         registration.endpoints.into_iter().partition(|endpoint| endpoint.host.to_string() == "web.svc");
     let mut rejected = registration.rejected;
     rejected.extend(inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HostInZone)));
+    let around = Around::of(&put.key, base, &endpoints);
+    let text = around.is_none().then(|| put.key.clone());
+    let odd = (text.is_some() || !rejected.is_empty()).then(|| Box::new(Odd { text, rejected: rejected.into() }));
     let group = Group {
         deployment: registration.id.deployment.to_lowercase().into(),
         namespace: registration.id.namespace.to_lowercase().into(),
         version: registration.id.version.to_lowercase().into(),
     };
+    let frame = Frame { group: Arc::new(group), registry, rank, held: false, around: around.unwrap_or_default() };
     let key = Key {
-        text: put.key.clone(),
         revision: put.revision,
         lease: put.lease,
-        group: Arc::new(group),
         endpoints: endpoints.into(),
-        rejected: rejected.into(),
-        weight: registration.metadata.weight(),
         metadata: registration.metadata,
-        registry,
-        rank,
-        held: false,
+        frame: Arc::new(frame),
+        odd,
     };
     Ok((base.to_owned(), key))
 }
@@ -318,7 +318,7 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
 /// How services look: everything of their keys, and every instance.
 fn looks<'a>(services: impl IntoIterator<Item = &'a Arc<Service>>) -> BTreeMap<String, String> {
     let look = |service: &Service| {
-        let instances = service.instances().map(|instance| (&*instance.key.text, instance.endpoint, instance.left_out));
+        let instances = service.instances().map(|instance| (instance.text(), instance.endpoint, instance.left_out));
         format!("{:?} {:?}", service.keys(), instances.collect::<Vec<_>>())
     };
     services.into_iter().map(|service| (service.base().to_owned(), look(service))).collect()
@@ -362,7 +362,8 @@ proptest! {
         // Nothing that was buried stays for good.
         world.now += grace::WINDOW;
         world.settle();
-        prop_assert_eq!(world.catalog.settle(world.now), Outcome::default());
+        let Outcome { changed, doubts, wake } = world.catalog.settle(world.now);
+        prop_assert!(changed.is_empty() && doubts.is_empty() && wake.is_none());
         let known: usize = (0..REGISTRIES).map(|registry| world.catalog.mirror.tally(registry).keys).sum();
         prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use serde::Serialize;
 
-use super::model::Key;
+use super::key::Key;
 use crate::service::{Reason, Rejected};
 
 /// Most rejections listed for one registry.
@@ -114,30 +114,32 @@ impl Ledger {
     }
 
     /// Notes the rejected endpoints of a key that is served from now on. O(rejected endpoints).
-    pub(super) fn enter(&mut self, hash: impl FnOnce() -> u64, key: &Key) {
-        if key.rejected.is_empty() {
+    pub(super) fn enter(&mut self, hash_and_text: impl FnOnce() -> (u64, String), key: &Key) {
+        let rejected = key.rejected();
+        if rejected.is_empty() {
             return;
         }
         self.recount = true;
-        let pages = &mut self.registries[usize::from(key.registry)];
-        for rejected in &key.rejected {
+        let pages = &mut self.registries[usize::from(key.registry())];
+        for rejected in rejected {
             *pages.counts.entry(rejected.reason).or_default() += 1;
         }
-        let room = key.rejected.len().min(LISTED.saturating_sub(pages.entries));
+        let room = rejected.len().min(LISTED.saturating_sub(pages.entries));
         if room > 0 {
-            pages.list(hash(), &key.text, true, 0, key.rejected[..room].into());
+            let (hash, text) = hash_and_text();
+            pages.list(hash, &text, true, 0, rejected[..room].into());
             self.relist = true;
         }
     }
 
     /// Forgets the rejected endpoints of a key that is served no longer. O(rejected endpoints).
     pub(super) fn leave(&mut self, hash: impl FnOnce() -> u64, key: &Key) {
-        if key.rejected.is_empty() {
+        if key.rejected().is_empty() {
             return;
         }
         self.recount = true;
-        let pages = &mut self.registries[usize::from(key.registry)];
-        for rejected in &key.rejected {
+        let pages = &mut self.registries[usize::from(key.registry())];
+        for rejected in key.rejected() {
             decrease(&mut pages.counts, rejected.reason);
         }
         if let Some(listed) = pages.listed.remove(&hash()) {

@@ -25,23 +25,26 @@ pub(super) fn registration(text: &str) -> Registration {
 /// The model's key of a text, whose name is as in the zones `svc` and `internal`.
 pub(super) fn key(text: &str) -> Key {
     let Registration { id, endpoints, rejected, metadata } = registration(text);
-    let group = Group {
-        deployment: id.deployment.to_ascii_lowercase().into(),
-        namespace: id.namespace.to_ascii_lowercase().into(),
-        version: id.version.to_ascii_lowercase().into(),
-    };
-    Key {
-        text: text.into(),
-        revision: 0,
-        lease: 0,
-        group: Arc::new(group),
-        endpoints: endpoints.into(),
-        rejected: rejected.into(),
-        weight: metadata.weight(),
-        metadata,
-        registry: 0,
-        rank: base_of(&id.name, &zones()).unwrap().rank,
-        held: false,
+    let base = base_of(&id.name, &zones()).unwrap();
+    let around = Around::of(text, &base.text, &endpoints);
+    let odd_text = around.is_none().then(|| text.into());
+    let odd = (odd_text.is_some() || !rejected.is_empty()).then(|| Box::new(Odd { text: odd_text, rejected: rejected.into() }));
+    let group = Arc::new(Group::of(&id));
+    let frame = Frame { group, registry: 0, rank: base.rank, held: false, around: around.unwrap_or_default() };
+    Key { revision: 0, lease: 0, endpoints: endpoints.into(), metadata, frame: Arc::new(frame), odd }
+}
+
+/// What came of a [`Catalog::settle`], the services that changed by their base.
+#[derive(Debug, Default, PartialEq)]
+struct Settled {
+    changed: Vec<Box<str>>,
+    doubts: Vec<(u8, Vec<i64>)>,
+    wake: Option<Instant>,
+}
+
+impl From<Outcome> for Settled {
+    fn from(Outcome { changed, doubts, wake }: Outcome) -> Self {
+        Self { changed: changed.iter().map(|changed| changed.base().into()).collect(), doubts, wake }
     }
 }
 
@@ -83,7 +86,7 @@ impl World {
     }
 
     /// A whole list of keys, whose lease is their place from 1.
-    fn list(&mut self, kind: ListKind, keys: &[String]) -> Outcome {
+    fn list(&mut self, kind: ListKind, keys: &[String]) -> Settled {
         self.of(0, Change::ListBegin(kind));
         for (text, lease) in keys.iter().zip(1..) {
             self.put(text, 0, lease);
@@ -92,11 +95,11 @@ impl World {
         self.settle()
     }
 
-    fn settle(&mut self) -> Outcome {
-        self.catalog.settle(self.now)
+    fn settle(&mut self) -> Settled {
+        self.catalog.settle(self.now).into()
     }
 
-    fn pass(&mut self, time: Duration) -> Outcome {
+    fn pass(&mut self, time: Duration) -> Settled {
         self.now += time;
         self.settle()
     }
@@ -137,7 +140,7 @@ fn a_put_makes_a_service_and_a_delete_ends_it() {
     assert_eq!(world.settle().changed, ["hello".into()]);
     assert!(world.catalog.service("hello").is_none());
     assert_eq!(world.catalog.services().count(), 0);
-    assert_eq!(world.settle(), Outcome::default());
+    assert_eq!(world.settle(), Settled::default());
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn group_texts_are_lower_case_and_shared() {
     world.put("/service/Dev/NS/a/V1/10.0.0.1:80", 0, 0);
     world.put("/service/dev/ns/b/v1/10.0.0.1:80", 0, 0);
     world.settle();
-    let group = |base: &str| Arc::clone(&world.catalog.service(base).unwrap().keys()[0].group);
+    let group = |base: &str| Arc::clone(&world.catalog.service(base).unwrap().keys()[0].group());
     assert!(Arc::ptr_eq(&group("a"), &group("b")));
     assert_eq!(*group("a"), Group { deployment: "dev".into(), namespace: "ns".into(), version: "v1".into() });
     assert_eq!(world.catalog.service("a").unwrap().keys()[0].metadata.len(), 0);
@@ -276,7 +279,7 @@ fn a_restored_store_removes_nothing_at_once() {
     world.list(ListKind::Routine, &hellos(0..100));
     world.list(ListKind::Restored, &hellos(1..100));
     assert_eq!((world.served("hello"), world.holding()), (100, 1));
-    let held: Vec<bool> = world.catalog.service("hello").unwrap().keys().iter().map(|key| key.held).collect();
+    let held: Vec<bool> = world.catalog.service("hello").unwrap().keys().iter().map(|key| key.held()).collect();
     assert_eq!(held.iter().filter(|held| **held).count(), 1);
     // A check of the store, which never broke since, does not end the hold.
     let wake = world.list(ListKind::Routine, &hellos(1..100)).wake.unwrap();
@@ -352,7 +355,7 @@ fn an_explicit_delete_ends_a_hold() {
 }
 
 /// A world of so many hellos on their leases, of which the first so many go with their leases at once.
-fn storm(keys: u32, gone: u32) -> (World, Outcome) {
+fn storm(keys: u32, gone: u32) -> (World, Settled) {
     let mut world = World::new();
     world.list(ListKind::Routine, &hellos(0..keys));
     expire(&mut world, 0..gone);
@@ -789,7 +792,7 @@ fn what_is_gone_leaves_nothing_behind() {
     }
     world.list(ListKind::Routine, &[]);
     world.settle();
-    assert_eq!((world.catalog.groups.len(), world.catalog.metadata.len()), (0, 0));
+    assert_eq!((world.catalog.frames.len(), world.catalog.groups.len(), world.catalog.metadata.len()), (0, 0, 0));
     assert_eq!(world.catalog.services().count(), 0);
     // Places of what is gone are used again.
     assert!(world.catalog.mirror.places() <= (10_000, 10_000), "{:?}", world.catalog.mirror.places());

@@ -54,7 +54,8 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states }) = Following::start(&config, &config.listen, &tracker, &stop, None);
+    let (mut following, Followed { answerer, states }) = Following::new(&config, &config.listen, None);
+    following.begin(&tracker, &stop);
     let read = async {
         while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
             if following.next().await.is_none() {

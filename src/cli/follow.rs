@@ -9,14 +9,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::config::{Config, RegistryUrl};
-use crate::registry::etcd::Etcd;
-use crate::registry::file::File;
+use crate::registry::etcd::{self, Etcd};
+use crate::registry::file::{self, File};
 use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
 use crate::service::{Addresses, Change};
 use crate::upstream::Wanted;
 
-/// Batches that may wait to be published; then the registries wait. Few: what waits takes memory, and gains no time.
-const WAITING: usize = 8;
+/// Batches that may wait to be published; then the registries wait. Single events that come together are published together.
+const WAITING: usize = 64;
 
 /// Most changes of one publication: a flood must not keep what has come already from being seen.
 const MOST: usize = 50_000;
@@ -28,13 +28,32 @@ const COMMANDS: usize = 16;
 const RESTART: Duration = Duration::from_secs(1);
 
 /// All registries of a configuration, and what is made of them.
+///
+/// All of it is the work of one thread with a runtime of its own, the one that calls [`Self::begin`] and [`Self::next`]: from
+/// what the network brings to the publication no other thread has to be woken, and all that is kept comes from one arena of
+/// the allocator. Whoever reads much at a time lets the others in between.
 #[derive(Debug)]
 pub(super) struct Following {
+    followers: Vec<Follower>,
     publisher: Publisher,
     batches: mpsc::Receiver<Batch>,
     commands: Vec<mpsc::Sender<Command>>,
     hosts: Option<Hosts>,
     wake: Option<Instant>,
+}
+
+/// A registry that is not followed yet.
+#[derive(Debug)]
+struct Follower {
+    source: Source,
+    feed: Feed,
+    asked: mpsc::Receiver<Command>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Etcd(etcd::Settings),
+    File(file::Settings),
 }
 
 /// The way to who looks up the addresses of host names, and back.
@@ -56,39 +75,38 @@ pub(super) struct Followed {
 }
 
 impl Following {
-    /// Begins to follow every registry until `stop`, for a server that listens on these addresses. Without a way to look up
-    /// `hosts`, other names are not forwarded either.
-    pub(super) fn start(
-        config: &Config,
-        listen: &[std::net::SocketAddr],
-        tracker: &TaskTracker,
-        stop: &CancellationToken,
-        hosts: Option<Hosts>,
-    ) -> (Self, Followed) {
+    /// Prepares to follow every registry, for a server that listens on these addresses. Without a way to look up `hosts`,
+    /// other names are not forwarded either.
+    pub(super) fn new(config: &Config, listen: &[std::net::SocketAddr], hosts: Option<Hosts>) -> (Self, Followed) {
         let count = config.registries.len();
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, count, Instant::now());
         let (sender, batches) = mpsc::channel(WAITING);
-        let (mut commands, mut states) = (Vec::new(), Vec::new());
+        let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for (url, index) in config.registries.iter().zip(0..=u8::MAX) {
             let state = Arc::new(State::new(url.to_string()));
             let (asking, asked) = mpsc::channel(COMMANDS);
             let feed = Feed::new(RegistryIndex(index), sender.clone(), Arc::clone(&state));
-            match url {
-                RegistryUrl::Etcd { endpoints } => {
-                    let settings = config.etcd(endpoints);
-                    tracker.spawn(keep(move || Etcd::new(settings.clone()), feed, asked, stop.clone()));
-                }
-                RegistryUrl::File(directory) => {
-                    let settings = config.file(directory);
-                    tracker.spawn(keep(move || File::new(settings.clone()), feed, asked, stop.clone()));
-                }
-            }
+            let source = match url {
+                RegistryUrl::Etcd { endpoints } => Source::Etcd(config.etcd(endpoints)),
+                RegistryUrl::File(directory) => Source::File(config.file(directory)),
+            };
+            followers.push(Follower { source, feed, asked });
             commands.push(asking);
             states.push(state);
         }
-        (Self { publisher, batches, commands, hosts, wake: None }, Followed { answerer, states })
+        (Self { followers, publisher, batches, commands, hosts, wake: None }, Followed { answerer, states })
+    }
+
+    /// Begins to follow every registry until `stop`, as tasks of the runtime that this is called in.
+    pub(super) fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
+        for Follower { source, feed, asked } in self.followers.drain(..) {
+            match source {
+                Source::Etcd(settings) => tracker.spawn(keep(move || Etcd::new(settings.clone()), feed, asked, stop.clone())),
+                Source::File(settings) => tracker.spawn(keep(move || File::new(settings.clone()), feed, asked, stop.clone())),
+            };
+        }
     }
 
     /// Waits for changes, or for what time brings, and publishes all that has come, once. None when every registry has

@@ -68,7 +68,7 @@ impl Server {
         }
         let forwarder = upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
-        let (following, Followed { answerer, states }) = Following::start(config, &addresses, &tracker, &stop, hosts);
+        let (following, Followed { answerer, states }) = Following::new(config, &addresses, hosts);
         let about = About {
             listen: addresses.clone(),
             tls: tls.clone(),
@@ -82,7 +82,7 @@ impl Server {
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
-        let publisher = publish(following, site, stop.clone())?;
+        let publisher = follow(following, site, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
         Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
@@ -134,14 +134,21 @@ async fn admin_port(address: Option<SocketAddr>) -> Option<Listener> {
     }
 }
 
-/// Publishes in a thread of its own, so that a large change holds up no answer. The receiver hears when it has ended.
-fn publish(mut following: Following, site: Arc<Site>, stop: CancellationToken) -> anyhow::Result<oneshot::Receiver<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+/// Follows the registries and publishes in a thread of its own, so that a large change holds up no answer. The receiver
+/// hears when it has ended.
+fn follow(
+    mut following: Following,
+    site: Arc<Site>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+) -> anyhow::Result<oneshot::Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (ending, ended) = oneshot::channel();
-    std::thread::Builder::new().name("publisher".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
         // Dropped at the end, and by a panic, too.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
+            following.begin(&tracker, &stop);
             loop {
                 let next = tokio::select! {
                     () = stop.cancelled() => return,
@@ -153,6 +160,8 @@ fn publish(mut following: Following, site: Arc<Site>, stop: CancellationToken) -
                 tracing::debug!(services = published.changed.len(), duration_us = took.as_micros(), "published");
             }
         });
+        // A folder that hangs keeps nobody.
+        runtime.shutdown_background();
     })?;
     Ok(ended)
 }

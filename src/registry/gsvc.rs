@@ -37,8 +37,8 @@ pub fn parse(key: &[u8], value: &[u8]) -> Result<Registration, Rejected> {
     Reader::default().parse(key, value)
 }
 
-/// Reads many keys as [`parse`] does, and shares the identity and the metadata of a key with the key before it where they
-/// are the same. Stores list the instances of a service one after the other, and they say mostly the same of themselves.
+/// Reads many keys as [`parse`] does, and shares what a key says with the key before it where it is the same: the parts of
+/// its identity, its metadata. Stores list the instances of a service one after the other, and they say mostly the same of themselves.
 #[derive(Debug, Default)]
 pub struct Reader {
     id: Option<ServiceId>,
@@ -63,10 +63,7 @@ impl Reader {
     }
 
     fn id(&mut self, segments: &Segments<'_>, key: &str) -> Result<ServiceId, Rejected> {
-        if let Some(last) = self.id.as_ref().filter(|last| segments.are(last)) {
-            return Ok(last.clone());
-        }
-        let id = segments.id(key)?;
+        let id = segments.id(key, self.id.as_ref())?;
         self.id = Some(id.clone());
         Ok(id)
     }
@@ -98,7 +95,7 @@ pub fn parse_file_name(name: &[u8], content: &[u8]) -> Result<Registration, Reje
     let (endpoints, rejected) = endpoints(segments.endpoints, file_endpoint);
     let mut metadata = metadata(content)?;
     metadata.remove(UPDATE_AT);
-    Ok(Registration { id: segments.id(name)?, endpoints, rejected, metadata: Arc::new(Metadata::new(metadata)) })
+    Ok(Registration { id: segments.id(name, None)?, endpoints, rejected, metadata: Arc::new(Metadata::new(metadata)) })
 }
 
 /// Writes the key of a registration, with a leading `/`.
@@ -143,22 +140,20 @@ struct Segments<'a> {
 }
 
 impl Segments<'_> {
-    /// Whether these segments, none of them empty, name this service.
-    fn are(&self, id: &ServiceId) -> bool {
-        *self.name == *id.name && *self.version == *id.version && *self.namespace == *id.namespace && *self.deployment == *id.deployment
-    }
-
-    /// The identity in these segments of `key`; GoFrame's defaults in place of empty ones.
-    fn id(&self, key: &str) -> Result<ServiceId, Rejected> {
+    /// The identity in these segments of `key`; GoFrame's defaults in place of empty ones. What is as in `last` is shared.
+    fn id(&self, key: &str, last: Option<&ServiceId>) -> Result<ServiceId, Rejected> {
         if self.name.is_empty() {
             return Err(Rejected::new(key, Reason::NameNotDns));
         }
-        let or = |segment: &str, default: &str| Arc::from(if segment.is_empty() { default } else { segment });
+        let or = |segment: &str, default: &str, last: Option<&Arc<str>>| {
+            let text = if segment.is_empty() { default } else { segment };
+            last.filter(|last| ***last == *text).map_or_else(|| Arc::from(text), Arc::clone)
+        };
         Ok(ServiceId {
-            deployment: or(self.deployment, "default"),
-            namespace: or(self.namespace, "default"),
-            name: Arc::from(self.name),
-            version: or(self.version, "latest"),
+            deployment: or(self.deployment, "default", last.map(|last| &last.deployment)),
+            namespace: or(self.namespace, "default", last.map(|last| &last.namespace)),
+            name: or(self.name, "", last.map(|last| &last.name)),
+            version: or(self.version, "latest", last.map(|last| &last.version)),
         })
     }
 }

@@ -7,65 +7,78 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 /// A registration's metadata: the flat JSON object that GoFrame writes as the value of a key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Metadata(
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Metadata {
     /// Sorted by key without case, then with: a question's label finds its key without looking at all of them.
-    Box<[(Box<str>, Value)]>,
-);
+    entries: Box<[(Box<str>, Value)]>,
+    /// Read once.
+    weight: u16,
+}
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Self::new(BTreeMap::new())
+    }
+}
 
 impl Metadata {
     /// Takes entries as they are.
     pub fn new(entries: BTreeMap<Box<str>, Value>) -> Self {
         let mut entries: Box<[_]> = entries.into_iter().collect();
         entries.sort_by(|(a, _), (b, _)| folded(a).cmp(folded(b)).then_with(|| a.cmp(b)));
-        Self(entries)
+        let weight = weight(&entries);
+        Self { entries, weight }
     }
 
     /// All entries, sorted by key without case.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        self.0.iter().map(|(key, value)| (&**key, text(value)))
+        self.entries.iter().map(|(key, value)| (&**key, text(value)))
     }
 
     /// One entry as text: strings as they are, anything else by its JSON text (`true`, `5`). The key compares without
     /// case, since a DNS label carries none; the first match in key order counts.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
-        let at = self.0.partition_point(|(name, _)| folded(name).lt(folded(key)));
-        self.0.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
+        let at = self.entries.partition_point(|(name, _)| folded(name).lt(folded(key)));
+        self.entries.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
     }
 
     /// `weight`, a number or a numeric string, rounded and clamped to 0-65535; absent or unreadable means 1.
     pub fn weight(&self) -> u16 {
-        let number = match self.0.iter().find(|(key, _)| &**key == "weight").map(|(_, value)| value) {
-            Some(Value::Number(number)) => number.as_f64(),
-            Some(Value::String(string)) => string.trim().parse::<f64>().ok(),
-            _ => None,
-        };
-        match number {
-            Some(number) if number.is_finite() => {
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u16")]
-                let weight = number.round().clamp(0.0, f64::from(u16::MAX)) as u16;
-                weight
-            }
-            _ => 1,
-        }
+        self.weight
     }
 
     /// Number of entries.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
     }
 }
 
 impl Serialize for Metadata {
     /// As GoFrame writes it: one object, keys sorted bytewise.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let sorted: BTreeMap<_, _> = self.0.iter().map(|(key, value)| (key, value)).collect();
+        let sorted: BTreeMap<_, _> = self.entries.iter().map(|(key, value)| (key, value)).collect();
         serializer.collect_map(sorted)
+    }
+}
+
+fn weight(entries: &[(Box<str>, Value)]) -> u16 {
+    let number = match entries.iter().find(|(key, _)| &**key == "weight").map(|(_, value)| value) {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(string)) => string.trim().parse::<f64>().ok(),
+        _ => None,
+    };
+    match number {
+        Some(number) if number.is_finite() => {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u16")]
+            let weight = number.round().clamp(0.0, f64::from(u16::MAX)) as u16;
+            weight
+        }
+        _ => 1,
     }
 }
 

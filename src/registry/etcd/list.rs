@@ -1,6 +1,7 @@
 //! A full list of every head at one revision, in pages.
 
 use etcd_client::{GetOptions, GetResponse, KvClient};
+use tokio::task::yield_now;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Timings;
@@ -20,7 +21,8 @@ const GROWTH: u32 = 4;
 /// Sends every key of all prefixes as of `revision`, in batches of at most a page size. The caller has begun the list and
 /// will end it.
 ///
-/// While one page is read into changes the next is under way, so two of them are held at most.
+/// While one page is read into changes the next is under way, so two of them are held at most. Before each batch whatever
+/// else runs on this thread gets its turn: the request for that page, other registries, pings.
 pub(super) async fn send_all(
     connection: &Connection,
     prefixes: &[Prefix],
@@ -60,6 +62,7 @@ pub(super) async fn send_all(
 
 async fn send(page: &GetResponse, keys: &mut gsvc::Reader, batch_size: usize, feed: &Feed) -> Result<(), FollowerGone> {
     for batch in page.kvs().chunks(batch_size.max(1)) {
+        yield_now().await;
         feed.send(batch.iter().map(|kv| change::put(kv, keys)).collect()).await?;
     }
     Ok(())

@@ -2,7 +2,8 @@
 # Installs the Debian packages that building or testing needs, and only those that are missing. Quick when nothing is.
 #
 #   tests/setup.sh build     what `cargo build` needs
-#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
+#   tests/setup.sh fuzz      that, and what cargo-fuzz needs
+#   tests/setup.sh test      what building needs, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,9 +15,10 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
 
 case "${1-}" in
 build) wanted=$build ;;
+fuzz) wanted="$build c++:g++" ;;
 test) wanted="$build $test" ;;
 *)
-    echo "usage: tests/setup.sh build|test" >&2
+    echo "usage: tests/setup.sh build|fuzz|test" >&2
     exit 2
     ;;
 esac

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use allocation_counter::measure;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{TestError, TestRunner};
 
 use fuzz::answers::Kinds;
 use fuzz::world::{ACT, act_out};
@@ -29,13 +29,20 @@ fn ready_made_answers_equal_full_ones() {
     let kinds = RefCell::new(Kinds { allocates, ..Kinds::unmeasured() });
     // Numbers, not octets: there are fewer of them to draw and to shrink.
     let acts = prop::collection::vec(any::<[u64; ACT / 8]>(), 1..ACTS);
-    TestRunner::new(config)
-        .run(&acts, |acts| {
-            let octets: Vec<u8> = acts.as_flattened().iter().flat_map(|number| number.to_le_bytes()).collect();
-            act_out(&octets, &mut kinds.borrow_mut());
-            Ok(())
-        })
-        .unwrap();
+    let octets = |acts: &[[u64; ACT / 8]]| -> Vec<u8> { acts.as_flattened().iter().flat_map(|number| number.to_le_bytes()).collect() };
+    let result = TestRunner::new(config).run(&acts, |acts| {
+        act_out(&octets(&acts), &mut kinds.borrow_mut());
+        Ok(())
+    });
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, acts)) => {
+            let found = concat!(env!("CARGO_TARGET_TMPDIR"), "/changes");
+            std::fs::write(found, octets(&acts)).unwrap();
+            panic!("{reason}\n{found} has the octets, to be kept in tests/fuzz/corpus/changes");
+        }
+        Err(error) => panic!("{error}"),
+    }
     let counts = kinds.into_inner().counts;
     let questions: u64 = counts.values().map(|[all, _]| all).sum();
     println!("{questions} questions: kinds of answers, how many, and how many of them without an allocation: {counts:?}");

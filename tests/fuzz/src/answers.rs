@@ -57,6 +57,9 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     assert_eq!(answer[HEADER..][..query.question.len()], *query.question, "the question comes back octet for octet");
     assert_eq!(message.edns.is_some(), query.edns.is_some());
     assert!(transport == Transport::Udp || !message.metadata.truncation);
+    let mut octets: Vec<_> = question_end(answer).into_iter().flat_map(|end| records(answer, end)).map(|record| record.unwrap()).collect();
+    octets.sort_by_key(|record| &answer[record.start..record.end]);
+    assert!(octets.windows(2).all(|two| answer[two[0].start..two[0].end] != answer[two[1].start..two[1].end]), "twice: {message}");
     match message.metadata.response_code {
         ResponseCode::NoError if message.metadata.truncation => "cut",
         // With `answers = "fit"`, of records none of which does.

@@ -68,6 +68,8 @@ const LONG: &str = "llllllllllllllllllllllllllllllllllllllllllllllllllllllllllll
 pub fn put(choices: &mut Choices<'_>) -> Put {
     let id = id(choices);
     let count = match choices.below(16) {
+        // More than any message has room for.
+        15 if choices.one_in(16) => 5_000,
         15 => usize::from(choices.octet()) + 20,
         few => few % 5,
     };

@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # Where a test that cannot run on this machine leaves its name and reason.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test bench micro check flood deny clean
+.PHONY: help run build test bench micro check flood properties fuzz deny clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,19 @@ micro: ## measure and count the single steps, and how they grow with what is kno
 flood: ## put a million keys under one service of a release build, and show what that does to others
 	@tests/setup.sh test
 	FLOOD=1000000 cargo test --locked --release --test bad_input a_flood -- --nocapture
+
+# About 3,000,000 questions.
+properties: export PROPTEST_CASES ?= 25000
+properties: ## hold the fast answers equal to the full ones for millions of questions
+	@tests/setup.sh build
+	cargo test --locked --release --test properties -- --nocapture
+
+# Seconds for each target.
+FUZZ_SECONDS ?= 60
+fuzz: ## look for octets that break a promise, guided by coverage (needs cargo-fuzz)
+	@tests/setup.sh fuzz
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not installed: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	tests/fuzz/fuzz.sh run $(FUZZ_SECONDS)
 
 deny: ## check licences, duplicates and advisories of the dependencies (needs cargo-deny)
 	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny" >&2; exit 1; }

@@ -4,6 +4,7 @@
 #   tests/setup.sh build     what `cargo build` needs
 #   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
 #   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot and nsd
+#   tests/setup.sh fuzz      what building needs, and what cargo-fuzz needs
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,10 +17,11 @@ bench="knotd:knot nsd:nsd"
 
 case "${1-}" in
 build) wanted=$build ;;
+fuzz) wanted="$build c++:g++" ;;
 test) wanted="$build $test" ;;
 bench) wanted="$build $test $bench" ;;
 *)
-    echo "usage: tests/setup.sh build|test|bench" >&2
+    echo "usage: tests/setup.sh build|test|bench|fuzz" >&2
     exit 2
     ;;
 esac

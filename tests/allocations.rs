@@ -1,0 +1,228 @@
+//! An answer that is ready costs no allocation: neither a registered service's nor a kept one of an upstream.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::time::Instant;
+
+use allocation_counter::measure;
+use svcdns::answer::{Answerer, Answers, Outcome, Publisher, Settings};
+use svcdns::catalog;
+use svcdns::name::{Name, Zones};
+use svcdns::registry::gsvc;
+use svcdns::service::{Addresses, Change, ListKind, Put};
+use svcdns::upstream::{self, Forwarder, Servers};
+use svcdns::wire::{Parsed, Query, Transport, put_u16, rtype};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use support::upstream::{Record, Upstream};
+
+/// Questions of each kind.
+const QUESTIONS: u64 = 1_000;
+
+fn zones() -> Zones {
+    Zones::new(&["svc".to_owned()]).unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        zones: zones(),
+        deployment: "default".into(),
+        namespace: "default".into(),
+        version_fallback: true,
+        answers: Answers::All,
+        ttl: 5,
+        negative_ttl: 1,
+        listen: vec![[127, 0, 0, 1].into()],
+        forwarding: true,
+    }
+}
+
+fn put(key: &str, value: &str) -> Change {
+    let content = gsvc::parse(key.as_bytes(), value.as_bytes());
+    Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
+}
+
+/// A server with a service of each kind, and what came after its list.
+fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::sync::Arc<Answerer> {
+    let now = Instant::now();
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones()), settings, 1, now);
+    let mut changes = vec![Change::ListBegin(ListKind::Routine)];
+    for (key, value) in [
+        ("one/latest/10.0.0.1:80", "{}"),
+        ("three/latest/10.0.0.1:80,10.0.0.2:80,10.0.0.3:80", "{}"),
+        ("both/latest/10.0.0.1:80,[fd00::5]:80", "{}"),
+        ("weights/latest/10.0.0.1:80", r#"{"weight":3}"#),
+        ("weights/latest/10.0.0.2:80", r#"{"weight":1}"#),
+        ("weights/latest/10.0.0.3:80", r#"{"weight":0}"#),
+        ("ports/latest/10.0.0.1:80,10.0.0.1:81", "{}"),
+        ("hosts/latest/web.example:80", "{}"),
+        ("versions/v1/10.0.0.1:80", "{}"),
+        ("a.b.c/latest/10.0.0.1:80", "{}"),
+    ] {
+        changes.push(put(&format!("/service/default/default/{key}"), value));
+    }
+    // Of one length, so that equally many fit whichever are drawn.
+    for at in 10..100 {
+        changes.push(put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), "{}"));
+        changes.push(put(&format!("/service/default/default/heavy/latest/10.1.0.{at}:80"), &format!(r#"{{"weight":{}}}"#, at % 5)));
+    }
+    changes.push(put("/service/default/prod/else/latest/10.0.0.9:80", "{}"));
+    changes.push(Change::ListEnd { revision: 1 });
+    changes.extend(then);
+    publisher.apply(changes.into_iter().map(|change| (0, change)), now);
+    publisher.resolve(vec![("web.example".into(), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
+    answerer
+}
+
+fn packet(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
+    let mut packet = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+    packet.extend_from_slice(Name::from_text(name).unwrap().as_wire());
+    put_u16(&mut packet, rtype);
+    put_u16(&mut packet, rtype::IN);
+    if let Some(payload) = payload {
+        packet[11] = 1;
+        packet.extend_from_slice(&[0, 0, 41]);
+        put_u16(&mut packet, payload);
+        packet.extend_from_slice(&[0; 6]);
+    }
+    packet
+}
+
+/// How often `answer` allocates for so many draws, once it has been called.
+fn allocations(mut answer: impl FnMut(u64)) -> u64 {
+    (0..64).for_each(&mut answer);
+    measure(|| (0..QUESTIONS).for_each(&mut answer)).count_total
+}
+
+/// What is asked, and what of the answer's header tells that it is the answer meant: code and number of answers, TC apart.
+type Asked<'a> = (&'a str, u16, Option<u16>, Transport, (u8, u16, bool));
+
+/// What allocates among these, with how often.
+fn what_allocates(answerer: &Answerer, asked: &[Asked<'_>]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut out = Vec::with_capacity(65_535);
+    for (name, rtype, payload, transport, expected) in asked {
+        let packet = packet(name, *rtype, *payload);
+        let ask = |draw: u64, out: &mut Vec<u8>| answerer.respond(&Query::parse(&packet), *transport, draw, out);
+        assert_eq!(ask(1, &mut out), Outcome::Answered);
+        assert_eq!((out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0), *expected, "{name} {rtype} {payload:?}");
+        let count = allocations(|draw| {
+            ask(draw, &mut out);
+        });
+        if count > 0 {
+            found.push(format!("{name} type {rtype} EDNS {payload:?} {transport:?}: {count} in {QUESTIONS} answers"));
+        }
+    }
+    found
+}
+
+/// What most programs ask for: a name, its types, and the size of answer they take.
+const READY: [Asked<'static>; 31] = [
+    ("one.svc", rtype::A, None, Transport::Udp, (0, 1, false)),
+    ("ONE.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
+    ("one.svc", rtype::A, Some(1232), Transport::Tcp, (0, 1, false)),
+    ("one.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 1, false)),
+    ("one.svc", rtype::ANY, None, Transport::Udp, (0, 1, false)),
+    ("three.svc", rtype::A, None, Transport::Udp, (0, 3, false)),
+    ("three.svc", rtype::SRV, None, Transport::Udp, (0, 3, false)),
+    ("three.svc", rtype::SRV, Some(4096), Transport::Udp, (0, 3, false)),
+    ("both.svc", rtype::AAAA, None, Transport::Udp, (0, 1, false)),
+    ("both.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 2, false)),
+    ("ports.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 2, false)),
+    ("weights.svc", rtype::A, Some(1232), Transport::Udp, (0, 3, false)),
+    ("weights.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 3, false)),
+    ("hosts.svc", rtype::A, None, Transport::Udp, (0, 1, false)),
+    ("hosts.svc", rtype::SRV, None, Transport::Udp, (0, 1, false)),
+    ("many.svc", rtype::A, None, Transport::Udp, (0, 30, true)),
+    ("many.svc", rtype::A, Some(1232), Transport::Udp, (0, 74, true)),
+    ("many.svc", rtype::A, Some(1232), Transport::Tcp, (0, 90, false)),
+    ("many.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 31, true)),
+    ("many.svc", rtype::SRV, None, Transport::Tcp, (0, 90, false)),
+    ("heavy.svc", rtype::A, None, Transport::Udp, (0, 30, true)),
+    ("heavy.svc", rtype::A, Some(1232), Transport::Udp, (0, 74, true)),
+    ("heavy.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 30, true)),
+    ("else.prod.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
+    ("10-0-0-1.three.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
+    ("10-0-0-1.three.svc", rtype::AAAA, Some(1232), Transport::Udp, (0, 0, false)),
+    ("one.svc", rtype::AAAA, Some(1232), Transport::Udp, (0, 0, false)),
+    ("one.svc", 65, None, Transport::Udp, (0, 0, false)),
+    ("nothing.svc", rtype::A, Some(1232), Transport::Udp, (3, 0, false)),
+    ("nothing.nowhere.svc", rtype::AAAA, None, Transport::Udp, (3, 0, false)),
+    ("b.c.svc", rtype::A, Some(1232), Transport::Udp, (0, 0, false)),
+];
+
+#[test]
+fn ready_answers() {
+    let found = what_allocates(&house(settings(), []), &READY);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn ready_answers_of_a_registry_that_is_away() {
+    let found = what_allocates(&house(settings(), [Change::Connected(false)]), &READY[..2]);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn ready_answers_of_few_records() {
+    let asked = [
+        ("many.svc", rtype::A, Some(1232), Transport::Udp, (0, 2, false)),
+        ("heavy.svc", rtype::A, Some(1232), Transport::Udp, (0, 2, false)),
+        ("heavy.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 2, false)),
+    ];
+    let found = what_allocates(&house(Settings { answers: Answers::Count(2.try_into().unwrap()), ..settings() }, []), &asked);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn what_an_upstream_said_before() {
+    let upstream = Upstream::start();
+    upstream.put([
+        Record::soa("example.test", 300, 300),
+        Record::a("www.example.test", 300, "192.0.2.1"),
+        Record::cname("alias.example.test", 300, "www.example.test"),
+    ]);
+    let settings = upstream::Settings {
+        servers: Servers::Named(vec![upstream.flag().parse().unwrap()]),
+        domains: Vec::new(),
+        own: Vec::new(),
+        zones: zones(),
+        ca_file: None,
+        random_case: false,
+        rebinding: None,
+        cache_octets: 1 << 20,
+        stale: std::time::Duration::ZERO,
+        other_opcodes: false,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+    let mut out = Vec::with_capacity(65_535);
+    let mut found = Vec::new();
+    runtime.block_on(async {
+        let lane = Forwarder::start(settings, &tracker, &stop).lane();
+        for (name, rtype, payload) in [
+            ("www.example.test", rtype::A, None),
+            ("www.example.test", rtype::A, Some(1232)),
+            ("WWW.example.test", rtype::AAAA, Some(1232)),
+            ("alias.example.test", rtype::A, Some(1232)),
+            ("nothing.example.test", rtype::A, None),
+        ] {
+            let packet = packet(name, rtype, payload);
+            let answer = lane.resolve(packet.clone(), Transport::Udp).await.unwrap();
+            assert!(matches!(answer[3] & 0xF, 0 | 3), "{name}: {answer:02x?}");
+            let Parsed::Query(query) = Query::parse(&packet) else { panic!("{name} is no question") };
+            let now = Instant::now();
+            let count = allocations(|_| {
+                out.clear();
+                assert!(lane.respond(&query, Transport::Udp, now, &mut out));
+            });
+            if count > 0 {
+                found.push(format!("{name} type {rtype} EDNS {payload:?}: {count} in {QUESTIONS} answers"));
+            }
+        }
+    });
+    stop.cancel();
+    assert!(found.is_empty(), "{found:#?}");
+}

@@ -1,0 +1,43 @@
+//! Other people's files and words: resolv.conf, nsswitch.conf, names, upstreams and registries as they are written.
+
+use svcdns::config::RegistryUrl;
+use svcdns::name::{Name, Zones, instance_address, instance_label, reverse_address, reverse_name};
+use svcdns::system::{Asked, Hosts};
+use svcdns::upstream::{MOST_NAME_SERVERS, ResolvConf, Target};
+
+/// The target.
+pub fn files(octets: &[u8]) {
+    let conf = ResolvConf::parse(octets);
+    assert!(conf.lines.iter().flat_map(|line| line.octets).eq(octets), "every octet is kept");
+    assert!((1..=MOST_NAME_SERVERS).contains(&conf.asked().len()));
+    assert!(conf.name_servers().all(|server| server.socket_address(|_| Some(1)).is_some()));
+    let _ = (conf.search(), conf.options().count());
+    assert!(conf.faults().all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty()));
+
+    let text = String::from_utf8_lossy(octets);
+    if let Some(hosts) = Hosts::of(&text) {
+        assert_eq!(hosts.by_dns().asked(), Asked::Dns, "{hosts:?}");
+        assert!(Hosts::of(&hosts.line()).is_some());
+    }
+    for line in text.lines().take(16) {
+        words(line);
+    }
+}
+
+fn words(line: &str) {
+    if let Ok(name) = Name::from_text(line) {
+        assert_eq!(Name::from_text(&name.to_string()), Ok(name));
+        assert_eq!(Name::from_wire(name.as_wire()), Ok((name, name.as_wire().len())));
+        if let Some(address) = reverse_address(&name) {
+            assert_eq!(reverse_name(address), name);
+        }
+    }
+    if let Some(address) = instance_address(line.as_bytes()) {
+        assert_eq!(instance_address(instance_label(address).as_bytes()), Some(address));
+    }
+    let _ = Zones::new(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let _ = RegistryUrl::parse(line).map(|url| url.to_string());
+    if let Ok(target) = line.parse::<Target>() {
+        assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target), "{line:?} is not read back");
+    }
+}

@@ -1,0 +1,207 @@
+//! Names to ask for: every row of the naming grammar about something registered, and what is a little beside it.
+
+use svcdns::answer::Settings;
+use svcdns::name::{Zones, instance_label, reverse_name};
+use svcdns::service::{Put, Registration};
+
+use super::choices::Choices;
+
+/// Labels of no meaning, or of another one.
+const WORDS: [&[u8]; 32] = [
+    b"a",
+    b"b",
+    b"hello",
+    b"prod",
+    b"default",
+    b"blue",
+    b"v1",
+    b"2",
+    b"0",
+    b"latest",
+    b"10-0-0-1",
+    b"10-0-0-2",
+    b"fd00--5",
+    b"_tcp",
+    b"_http",
+    b"_80",
+    b"_env",
+    b"_version",
+    b"_namespace",
+    b"_deployment",
+    b"_instance",
+    b"_port",
+    b"_",
+    b"80",
+    b"ns",
+    b"dns-version",
+    b"nothing",
+    b"a.b",
+    b"\0",
+    b"\xFF\xFE",
+    b"_udp",
+    b"lllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll",
+];
+
+/// Labels in front of the root.
+type Labels = Vec<Vec<u8>>;
+
+/// A name in wire form, in letters of any case.
+pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) -> Vec<u8> {
+    let zones = &settings.zones;
+    let mut labels = match choices.below(16) {
+        0 => elsewhere(choices, registered),
+        1 => [random(choices), zone(choices, zones)].concat(),
+        2 => [special(choices), zone(choices, zones)].concat(),
+        _ => match pick(choices, registered) {
+            Some(registration) => [row(choices, settings, registration), zone(choices, zones)].concat(),
+            None => [random(choices), zone(choices, zones)].concat(),
+        },
+    };
+    match choices.below(20) {
+        0 if labels.len() > 1 => drop(labels.remove(0)),
+        1 => labels.insert(0, word(choices)),
+        2 if !labels.is_empty() => {
+            let at = choices.below(labels.len());
+            labels[at] = word(choices);
+        }
+        3 if labels.len() > 1 => {
+            let at = choices.below(labels.len() - 1);
+            labels.swap(at, at + 1);
+        }
+        4 if !labels.is_empty() => labels.insert(0, labels[0].clone()),
+        _ => {}
+    }
+    let upper = choices.octet();
+    wire(&labels, if upper > 127 { upper } else { 0 })
+}
+
+/// A name in wire form: labels are cut and left out where DNS has no room for them; letters are upper-cased by the bits of `upper`.
+fn wire(labels: &[Vec<u8>], upper: u8) -> Vec<u8> {
+    let mut first = labels.len();
+    let mut octets = 1;
+    while first > 0 && octets + 1 + labels[first - 1].len().min(63) <= 255 {
+        first -= 1;
+        octets += 1 + labels[first].len().min(63);
+    }
+    let mut name = Vec::with_capacity(octets);
+    for label in labels[first..].iter().filter(|label| !label.is_empty()) {
+        let label = &label[..label.len().min(63)];
+        name.push(u8::try_from(label.len()).unwrap());
+        let cased =
+            label.iter().enumerate().map(|(at, octet)| if upper >> (at % 8) & 1 == 1 { octet.to_ascii_uppercase() } else { *octet });
+        name.extend(cased);
+    }
+    name.push(0);
+    name
+}
+
+fn pick<'a>(choices: &mut Choices<'_>, registered: &'a [Put]) -> Option<&'a Registration> {
+    let at = choices.below(256);
+    registered.get(at % registered.len().max(1))?.content.as_ref().ok()
+}
+
+/// A name of a service: a row of the grammar.
+fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registration) -> Labels {
+    let id = &registration.id;
+    let base = base(&id.name.to_lowercase(), &settings.zones);
+    let (namespace, deployment) = (split(&id.namespace), split(&id.deployment));
+    let here = [*settings.namespace == *id.namespace, *settings.deployment == *id.deployment];
+    let scope = match (choices.below(8), here) {
+        (0..=4, [true, true]) => Vec::new(),
+        (0..=6, [_, true]) => namespace,
+        _ => [namespace, deployment].concat(),
+    };
+    let front: Labels = match choices.below(16) {
+        0..=5 => Vec::new(),
+        6 => split(&id.version),
+        7 => vec![instance(choices, registration)],
+        8 => [vec![instance(choices, registration)], split(&id.version)].concat(),
+        9 => vec![protocol(choices), b"_tcp".to_vec()],
+        10 => {
+            // In front of the zone: the base alone.
+            let mut base = base;
+            base[0].insert(0, b'_');
+            base.push(b"_tcp".to_vec());
+            return base;
+        }
+        11 => vec![choices.of(&[&b"_tcp"[..], b"_env", b"_version"]).to_vec()],
+        12 => [vec![protocol(choices), b"_tcp".to_vec()], selector(choices, registration)].concat(),
+        13 => [selector(choices, registration), selector(choices, registration)].concat(),
+        _ => selector(choices, registration),
+    };
+    [front, base, scope].concat()
+}
+
+fn selector(choices: &mut Choices<'_>, registration: &Registration) -> Labels {
+    let id = &registration.id;
+    let endpoint = registration.endpoints.first();
+    let (value, key) = match choices.below(8) {
+        0 => (id.version.to_string(), "_version"),
+        1 => (id.namespace.to_string(), "_namespace"),
+        2 => (id.deployment.to_string(), "_deployment"),
+        3 => (endpoint.map_or_else(|| "80".to_owned(), |endpoint| endpoint.port.to_string()), "_port"),
+        4 => return vec![instance(choices, registration), b"_instance".to_vec()],
+        5 => (endpoint.map_or_else(|| "x".to_owned(), |endpoint| endpoint.host.to_string()), "_instance"),
+        6 => (registration.metadata.text("env").map_or_else(|| "a".to_owned(), Into::into), "_env"),
+        _ => (registration.metadata.text("protocol").map_or_else(|| "http".to_owned(), Into::into), "_protocol"),
+    };
+    [split(&value), split(key)].concat()
+}
+
+fn protocol(choices: &mut Choices<'_>) -> Vec<u8> {
+    choices.of(&[&b"_http"[..], b"_80", b"_81", b"_8000", b"_grpc", b"_080", b"_65535"]).to_vec()
+}
+
+fn instance(choices: &mut Choices<'_>, registration: &Registration) -> Vec<u8> {
+    let at = choices.below(256) % registration.endpoints.len().max(1);
+    match registration.endpoints.get(at).and_then(|endpoint| endpoint.host.address()) {
+        Some(address) if choices.one_in(4) => address.to_string().replace([':', '.'], "-").into(),
+        Some(address) => instance_label(address).into(),
+        None => word(choices),
+    }
+}
+
+/// The registered name without a zone's suffix, sometimes as it is.
+fn base(registered: &str, zones: &Zones) -> Labels {
+    let cut = zones.iter().filter_map(|zone| registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.'));
+    split(cut.min_by_key(|base| base.len()).unwrap_or(registered))
+}
+
+fn split(text: &str) -> Labels {
+    text.to_lowercase().split('.').map(|label| label.as_bytes().to_vec()).collect()
+}
+
+fn zone(choices: &mut Choices<'_>, zones: &Zones) -> Labels {
+    let zone = zones.iter().nth(choices.below(zones.len())).unwrap();
+    zone.name().labels().map(<[u8]>::to_vec).collect()
+}
+
+/// The zone's own names.
+fn special(choices: &mut Choices<'_>) -> Labels {
+    match choices.below(4) {
+        0 => Vec::new(),
+        1 => vec![b"ns".to_vec()],
+        2 => vec![b"dns-version".to_vec()],
+        _ => vec![b"_tcp".to_vec()],
+    }
+}
+
+/// Names outside the zones: reverse names and others.
+fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
+    let address = pick(choices, registered).and_then(|registration| registration.endpoints.first()).and_then(|e| e.host.address());
+    match (choices.below(4), address) {
+        (0, _) => vec![b"example".to_vec(), b"com".to_vec()],
+        (1, None) => Vec::new(),
+        (2, None) => vec![b"1".to_vec(), b"0".to_vec(), b"0".to_vec(), b"10".to_vec(), b"in-addr".to_vec(), b"arpa".to_vec()],
+        (_, Some(address)) => reverse_name(address).labels().map(<[u8]>::to_vec).collect(),
+        (_, None) => vec![b"web".to_vec(), b"example".to_vec()],
+    }
+}
+
+fn random(choices: &mut Choices<'_>) -> Labels {
+    (0..choices.below(6)).map(|_| word(choices)).collect()
+}
+
+fn word(choices: &mut Choices<'_>) -> Vec<u8> {
+    choices.of(&WORDS).to_vec()
+}

@@ -1,0 +1,98 @@
+//! Packets of any kind, asked of servers in every condition.
+
+use std::sync::{Arc, LazyLock};
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use svcdns::answer::{Answerer, Answers, Publisher, Settings};
+use svcdns::catalog;
+use svcdns::name::Zones;
+use svcdns::registry::gsvc;
+use svcdns::service::{Addresses, Change, ListKind, Put};
+use svcdns::wire::Transport;
+
+use super::answers::{Kinds, answer};
+use super::choices::Choices;
+use super::question::Question;
+
+/// Every kind of service there is.
+const KEYS: &str = r#"
+/service/default/default/hello.svc/latest/10.0.0.1:8000 {"protocol":"http","env":"a.b"}
+/service/default/default/hello.svc/latest/10.0.0.2:8000,[fd00::5]:8000 {"protocol":"http"}
+/service/default/default/hello.svc/v1.2.0/10.0.0.3:9000 {}
+/service/default/default/hello/v9/10.0.0.9:1 {}
+/service/default/prod/hello.svc/latest/10.0.1.1:80 {}
+/service/blue/prod/hello.svc/latest/10.0.2.1:80 {}
+/service/default/prod/prodonly/latest/10.0.1.9:80 {}
+/service/default/default/a.b.c/latest/10.0.3.1:80 {}
+/service/default/default/w/latest/10.0.4.1:80 {"weight":3}
+/service/default/default/w/latest/10.0.4.2:80 {"weight":1}
+/service/default/default/w/latest/10.0.4.3:80 {"weight":0}
+/service/default/default/web/latest/web.example:80 {}
+/service/default/default/both/latest/web.example:80,localhost:81,10.0.0.7:82 {}
+/service/default/default/10-0-0-1.hello/latest/10.0.5.1:80 {}
+/service/default/default/hello.prod/latest/10.0.5.2:80 {}
+/service/default/default/none/latest/10.0.0.1:0 {}
+/service/default/default/ver/v1/10.0.6.1:80 {}
+/service/default/default/ver/v2/10.0.6.2:80 {}
+"#;
+
+/// A server that many look at.
+struct Houses([Arc<Answerer>; 4]);
+
+static HOUSES: LazyLock<Houses> = LazyLock::new(|| {
+    let forwarding = Settings { forwarding: true, answers: Answers::Fit, ..settings() };
+    let one = Settings { answers: Answers::Count(1.try_into().unwrap()), ..settings() };
+    let away = [Change::Connected(false)];
+    Houses([house(settings(), true, []), house(forwarding, true, []), house(one, true, away), house(settings(), false, [])])
+});
+
+/// The target: which server and transport, the draw, and the packet.
+pub fn packets(octets: &[u8]) {
+    let mut choices = Choices::new(octets);
+    let which = choices.octet();
+    let draw = u64::from(choices.octet()) << (which >> 3);
+    let transport = if which & 4 == 0 { Transport::Udp } else { Transport::Tcp };
+    let question = Question { packet: choices.rest().to_vec(), transport, draw };
+    answer(&HOUSES.0[usize::from(which & 3)], &question, &mut Kinds::unmeasured());
+}
+
+fn settings() -> Settings {
+    Settings {
+        zones: Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap(),
+        deployment: "default".into(),
+        namespace: "default".into(),
+        version_fallback: true,
+        answers: Answers::All,
+        ttl: 5,
+        negative_ttl: 1,
+        listen: vec![[127, 0, 0, 1].into()],
+        forwarding: false,
+    }
+}
+
+fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>) -> Arc<Answerer> {
+    let now = Instant::now();
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 1, now);
+    let mut changes = vec![Change::ListBegin(ListKind::Routine)];
+    changes.extend(KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)));
+    changes.extend(
+        (0..120).map(|at| put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), &format!("{{\"weight\":{}}}", at % 7))),
+    );
+    changes.extend((0..120).map(|at| put(&format!("/service/default/default/many.many/latest/10.2.0.{at}:80"), "{}")));
+    if read {
+        changes.push(Change::ListEnd { revision: 1 });
+    }
+    changes.extend(then);
+    publisher.apply(changes.into_iter().map(|change| (0, change)), now);
+    let found = BTreeMap::from([(Box::from("web.example"), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
+    publisher.resolve(found.into_iter().collect());
+    publisher.apply([], now + Duration::from_secs(1));
+    answerer
+}
+
+fn put(key: &str, value: &str) -> Change {
+    let content = gsvc::parse(key.as_bytes(), value.as_bytes());
+    Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
+}

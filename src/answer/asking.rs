@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use super::fast::Ready;
 use super::message::Response;
 use super::record::{Record, RecordBuilder};
 use super::rrset::{RRset, Records};
@@ -38,8 +37,8 @@ const HOSTS_UNKNOWN: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and no address of it can be found" };
 
 /// The labels of the name server and of the version, in front of a zone.
-const NS: &[u8] = b"\x02ns";
-const VERSION: &[u8] = b"\x0bdns-version";
+pub(super) const NS: &[u8] = b"\x02ns";
+pub(super) const VERSION: &[u8] = b"\x0bdns-version";
 /// The label of the mailbox in a SOA record.
 const HOSTMASTER: &[u8] = b"\x0ahostmaster";
 /// Type SOA, class IN.
@@ -63,18 +62,13 @@ impl Asking<'_> {
             VERSION => return self.version(zone, out),
             _ => {}
         }
-        let error = stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER);
-        match self.ready_at(name, owner) {
-            Ready::Answer(set) => self.put(&Response::answer(set, error), out),
-            Ready::NoData => self.no_data(zone, error, out),
-            Ready::NoName => self.no_name(zone, out),
-            Ready::Unknown => self.in_full(name, zone, error, out),
-        }
+        self.in_full(name, zone, out);
     }
 
     /// Answers from the model, whatever form of the naming grammar the name has.
-    fn in_full(&self, name: &Name, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+    fn in_full(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
         let settings = &self.answerer.settings;
+        let error = self.stale();
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
             // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
@@ -82,7 +76,7 @@ impl Asking<'_> {
                 self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
             // Another served zone lies below (RFC 8020).
-            full::Found::Absent if settings.zones.any_below(name) => self.no_data(zone, error, out),
+            full::Found::Absent if settings.zones.any_below(name.as_wire()) => self.no_data(zone, error, out),
             full::Found::Absent => self.no_name(zone, out),
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(full::Selection { service, instances, form }) => {
@@ -127,6 +121,11 @@ impl Asking<'_> {
         }
     }
 
+    /// What is told with answers from what may be out of date.
+    pub(super) fn stale(&self) -> Option<ExtendedError> {
+        stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER)
+    }
+
     fn put_records(&self, records: &Records, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
         if records.is_empty() {
             return self.no_data(zone, error, out);
@@ -134,12 +133,12 @@ impl Asking<'_> {
         self.put(&Response::answer(RRset::of_records(records), error), out);
     }
 
-    fn no_name(&self, zone: &Zone, out: &mut Vec<u8>) {
+    pub(super) fn no_name(&self, zone: &Zone, out: &mut Vec<u8>) {
         let soa = self.soa_of(zone);
         self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(&self.snapshot.condition, ExtendedError::STALE_NXDOMAIN)), out);
     }
 
-    fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+    pub(super) fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
         let soa = self.soa_of(zone);
         self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
     }
@@ -217,7 +216,7 @@ impl Asking<'_> {
         if set.is_empty() {
             return false;
         }
-        let error = stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER);
+        let error = self.stale();
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             // The instance's name stands first: programs take the first.
             Self { manner: Manner { draw: 0, ..self.manner }, ..*self }.put(&Response::answer(RRset::of_records(&set), error), out);

@@ -2,7 +2,7 @@
 
 use super::rrset::RRset;
 use super::{Answers, Settings};
-use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, put_u16, rcode};
+use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, rcode};
 
 /// What a response says, before it is known what fits.
 #[derive(Debug)]
@@ -59,14 +59,12 @@ pub(super) fn write(
         Answers::All | Answers::Fit => set.count,
     };
     let order = set.order(wanted, room.saturating_sub(out.len()), draw);
-    let mut put = 0;
-    while put < wanted && set.put(order.at(put), room, out) {
-        put += 1;
-    }
+    let start = out.len();
+    let put = set.put(&order, wanted, room, out);
     let truncated = put < wanted && transport == Transport::Udp && answers != Answers::Fit;
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
     out.extend_from_slice(authority);
-    let mut additional = set.put_glue(&order, put, room, out);
+    let mut additional = set.put_glue(&order, put, start, room, out);
     if query.edns.is_some() {
         put_opt(out, *rcode, query.edns.is_some_and(|edns| edns.dnssec_ok), *error);
         additional += 1;
@@ -87,9 +85,10 @@ fn header(query: &Query<'_>, rcode: u16, authoritative: bool, forwarding: bool, 
     let echoed = query.flags & (flags::OPCODE | flags::RD | flags::CD);
     let authoritative = if authoritative { flags::AA } else { 0 };
     let recursion = if forwarding { flags::RA } else { 0 };
-    put_u16(out, query.id);
-    put_u16(out, flags::QR | echoed | authoritative | recursion | rcode & 0xF);
-    put_u16(out, u16::from(!query.question.is_empty()));
-    out.resize(HEADER, 0);
+    let mut header = [0; HEADER];
+    header[..2].copy_from_slice(&query.id.to_be_bytes());
+    header[2..4].copy_from_slice(&(flags::QR | echoed | authoritative | recursion | rcode & 0xF).to_be_bytes());
+    header[5] = u8::from(!query.question.is_empty());
+    out.extend_from_slice(&header);
     out.extend_from_slice(query.question);
 }

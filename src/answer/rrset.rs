@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use super::choice::Order;
-use super::compile::{MAX_NAME, put_instance_owner, put_record, put_record_head};
+use super::compile::{MAX_NAME, put_instance_owner};
 use super::record::{SERVICE, name};
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
@@ -66,6 +67,8 @@ pub(super) struct Records {
 
 /// Octets of a record in front of its data: owner pointer, type, class, TTL and length.
 const HEAD: usize = 12;
+/// Where the target of an SRV record begins: behind priority, weight and port.
+const TARGET: usize = HEAD + 6;
 /// More names than this are told apart by a set, fewer by looking at all of them.
 const FEW: usize = 32;
 
@@ -107,37 +110,58 @@ impl<'a> RRset<'a> {
         }
     }
 
-    /// Appends the record at `index`, if that makes the message no longer than `room`.
-    pub(super) fn put(&self, index: usize, room: usize, out: &mut Vec<u8>) -> bool {
-        let start = out.len();
+    /// Appends the first `wanted` records of an order, as many as make the message no longer than `room`; returns how many.
+    pub(super) fn put(&self, order: &Order, wanted: usize, room: usize, out: &mut Vec<u8>) -> usize {
         match self.data {
-            Data::Addresses { octets, each } => {
-                let Some(address) = octets.get(index * each..(index + 1) * each) else { return true };
-                if start + HEAD + each > room {
-                    return false;
-                }
-                out.extend_from_slice(&address_head(each, self.ttl));
-                out.extend_from_slice(address);
-            }
-            Data::Services(services) => services.put(index, self.ttl, out),
-            Data::Records(records) => out.extend_from_slice(records.get(index)),
+            Data::Addresses { octets, each: 4 } => put_addresses::<4>(octets, rtype::A, self.ttl, order, wanted, room, out),
+            Data::Addresses { octets, .. } => put_addresses::<16>(octets, rtype::AAAA, self.ttl, order, wanted, room, out),
+            Data::Services(services) => fill(wanted, room, out, |place, out| services.put(order.at(place), self.ttl, out)),
+            Data::Records(records) => fill(wanted, room, out, |place, out| out.extend_from_slice(records.get(order.at(place)))),
         }
-        let fits = out.len() <= room;
-        if !fits {
-            out.truncate(start);
-        }
-        fits
     }
 
     /// Appends the addresses of the names that the first `put` records of an order end with, each once, as long as there is
-    /// room; returns how many.
-    pub(super) fn put_glue(&self, order: &Order, put: usize, room: usize, out: &mut Vec<u8>) -> usize {
+    /// room; returns how many. The records were appended from `start` on.
+    pub(super) fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
         match self.data {
             Data::Addresses { .. } => 0,
-            Data::Records(records) => usize::from(records.put_glue(room, out)),
-            Data::Services(services) => services.put_glue(order, put, room, self.ttl, out),
+            Data::Services(services) => services.put_glue(order, put, start, room, out),
+            Data::Records(records) => usize::from(records.put_glue(start, room, out)),
         }
     }
+}
+
+/// Appends A or AAAA records.
+fn put_addresses<const N: usize>(
+    octets: &[u8],
+    rtype: u16,
+    ttl: u32,
+    order: &Order,
+    wanted: usize,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> usize {
+    let (addresses, _) = octets.as_chunks::<N>();
+    let put = wanted.min(room.saturating_sub(out.len()) / (HEAD + N));
+    let head = record_head(OWNER, rtype, ttl, N);
+    for place in 0..put {
+        out.extend_from_slice(&head);
+        out.extend_from_slice(addresses.get(order.at(place)).unwrap_or(&[0; N]));
+    }
+    put
+}
+
+/// Appends records, as many as make the message no longer than `room`; returns how many.
+fn fill(wanted: usize, room: usize, out: &mut Vec<u8>, mut put: impl FnMut(usize, &mut Vec<u8>)) -> usize {
+    for place in 0..wanted {
+        let start = out.len();
+        put(place, out);
+        if out.len() > room {
+            out.truncate(start);
+            return place;
+        }
+    }
+    wanted
 }
 
 impl<'a> Services<'a> {
@@ -174,40 +198,36 @@ impl<'a> Services<'a> {
 
     /// Appends an SRV record (RFC 2782): priority, weight, port, target.
     fn put(&self, index: usize, ttl: u32, out: &mut Vec<u8>) {
-        let Some(entry) = self.entry(index) else { return };
+        let Some(entry) = self.entry(index).and_then(|entry| entry.first_chunk::<4>()) else { return };
         let start = out.len();
-        put_record_head(out, &OWNER, rtype::SRV, ttl, 0);
-        out.extend_from_slice(&[0, 0]);
-        out.extend_from_slice(&entry[..4]);
-        if let Some(target) = self.number(index).and_then(|number| self.target(number)) {
-            self.put_target(&target, out);
+        let mut head = [0; TARGET];
+        head[..HEAD].copy_from_slice(&record_head(OWNER, rtype::SRV, ttl, 0));
+        head[HEAD + 2..].copy_from_slice(entry);
+        out.extend_from_slice(&head);
+        match self.number(index).and_then(|number| self.target(number)) {
+            Some(Target::Instance(address)) => {
+                put_instance_owner(address, self.owner, out);
+                out.extend_from_slice(self.zone);
+            }
+            Some(Target::Name(name)) => out.extend_from_slice(name),
+            None => out.push(0),
         }
         // A name and six octets.
         let octets = u16::try_from(out.len() - start - HEAD).unwrap_or(0);
         out[start + HEAD - 2..start + HEAD].copy_from_slice(&octets.to_be_bytes());
     }
 
-    fn put_target(&self, target: &Target<'_>, out: &mut Vec<u8>) {
-        match target {
-            Target::Instance(address) => {
-                put_instance_owner(*address, self.owner, out);
-                out.extend_from_slice(self.zone);
-            }
-            Target::Name(name) => out.extend_from_slice(name),
-        }
-    }
-
-    fn put_glue(&self, order: &Order, put: usize, room: usize, ttl: u32, out: &mut Vec<u8>) -> usize {
+    fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
         let number = |place| self.number(order.at(place)).unwrap_or(usize::MAX);
         let mut seen = HashSet::new();
-        let mut count = 0;
+        let (mut count, mut record) = (0, start);
         for place in 0..put {
-            let number_here = number(place);
-            let again = if put > FEW { !seen.insert(number_here) } else { (0..place).any(|before| number(before) == number_here) };
-            let Some(target @ Target::Instance(address)) = self.target(number_here).filter(|_| !again) else { continue };
-            let start = out.len();
-            self.put_target(&target, out);
-            if !put_address(out, start, address, ttl, room) {
+            let target = record + TARGET;
+            record += HEAD + usize::from(u16_at(out, record + HEAD - 2).unwrap_or(0));
+            let here = number(place);
+            let again = if put > FEW { !seen.insert(here) } else { (0..place).any(|before| number(before) == here) };
+            let Some(Target::Instance(address)) = self.target(here).filter(|_| !again) else { continue };
+            if !put_address(target..record, address, start, room, out) {
                 break;
             }
             count += 1;
@@ -238,36 +258,47 @@ impl Records {
         self.ends.get(index).and_then(|end| self.octets.get(start..*end)).unwrap_or_default()
     }
 
-    fn put_glue(&self, room: usize, out: &mut Vec<u8>) -> bool {
-        let Some(address) = self.glue else { return false };
-        let (start, ttl) = (out.len(), u32_at(&self.octets, 6).unwrap_or(0));
-        out.extend_from_slice(self.get(0).get(HEAD..).unwrap_or_default());
-        put_address(out, start, address, ttl, room)
+    fn put_glue(&self, start: usize, room: usize, out: &mut Vec<u8>) -> bool {
+        let Some(address) = self.glue.filter(|_| out.len() > start) else { return false };
+        put_address(start + HEAD..out.len(), address, start, room, out)
     }
 }
 
-/// Completes the record of an address whose owner was appended at `start`, if that makes the message no longer than `room`;
-/// else takes the owner back.
-fn put_address(out: &mut Vec<u8>, start: usize, address: IpAddr, ttl: u32, room: usize) -> bool {
+/// Appends the record of an address whose owner stands at `name` in the message, if that makes the message no longer than
+/// `room`. Its TTL is that of the record at `start`.
+fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, out: &mut Vec<u8>) -> bool {
+    let end = out.len();
+    let ttl = u32_at(out, start + 6).unwrap_or(0);
+    let (rtype, octets) = match address {
+        IpAddr::V4(_) => (rtype::A, 4),
+        IpAddr::V6(_) => (rtype::AAAA, 16),
+    };
+    match u16::try_from(name.start) {
+        // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
+        Ok(place @ ..0x4000) => out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets)),
+        _ => {
+            out.extend_from_within(name);
+            out.extend_from_slice(&record_head(OWNER, rtype, ttl, octets)[2..]);
+        }
+    }
     match address {
-        IpAddr::V4(address) => put_record(out, &[], rtype::A, ttl, &address.octets()),
-        IpAddr::V6(address) => put_record(out, &[], rtype::AAAA, ttl, &address.octets()),
+        IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
     }
     let fits = out.len() <= room;
     if !fits {
-        out.truncate(start);
+        out.truncate(end);
     }
     fits
 }
 
-/// What A and AAAA records of the question's owner begin with: owner, type, class, TTL and length.
-fn address_head(octets: usize, ttl: u32) -> [u8; HEAD] {
+/// What a record begins with whose owner is a pointer: owner, type, class, TTL and length.
+fn record_head(owner: [u8; 2], rtype: u16, ttl: u32, octets: usize) -> [u8; HEAD] {
     let mut head = [0; HEAD];
-    let (rtype, length) = if octets == 4 { (rtype::A, 4) } else { (rtype::AAAA, 16) };
-    head[..2].copy_from_slice(&OWNER);
+    head[..2].copy_from_slice(&owner);
     head[2..4].copy_from_slice(&rtype.to_be_bytes());
     head[4..6].copy_from_slice(&rtype::IN.to_be_bytes());
     head[6..10].copy_from_slice(&ttl.to_be_bytes());
-    head[11] = length;
+    head[10..].copy_from_slice(&u16::try_from(octets).unwrap_or(0).to_be_bytes());
     head
 }

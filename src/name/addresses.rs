@@ -16,24 +16,56 @@ pub fn instance_label(address: IpAddr) -> String {
 
 /// Appends the octets of an instance's label, without its length.
 pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
-    let (numbers, base): (&[u16], u16) = match &address {
-        IpAddr::V4(address) => (&address.octets().map(u16::from), 10),
-        IpAddr::V6(address) => (&address.segments(), 16),
-    };
-    for (place, &number) in numbers.iter().enumerate() {
-        if place > 0 {
-            out.push(b'-');
+    match address {
+        IpAddr::V4(address) => {
+            let (mut label, mut end) = ([b'-'; 16], 0);
+            for octet in address.octets() {
+                let [digits @ .., count] = DECIMALS[usize::from(octet)];
+                label[end..end + 3].copy_from_slice(&digits);
+                end += usize::from(count);
+                label[end] = b'-';
+                end += 1;
+            }
+            // Without the last hyphen.
+            out.extend_from_slice(&label[..end - 1]);
         }
-        let mut unit = 1;
-        while number / unit >= base {
-            unit *= base;
-        }
-        while unit > 0 {
-            out.push(b"0123456789abcdef"[usize::from(number / unit % base)]);
-            unit /= base;
+        IpAddr::V6(address) => {
+            for (place, group) in address.segments().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'-');
+                }
+                let digits = (4 - group.leading_zeros() / 4).max(1);
+                out.extend((0..digits).rev().map(|digit| b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xF)]));
+            }
         }
     }
 }
+
+/// The decimal digits of each octet, and how many they are: every SRV record has four of them.
+const DECIMALS: [[u8; 4]; 256] = {
+    let mut decimals = [[b'-'; 4]; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let (mut unit, mut at) = (
+            if octet > 99 {
+                100
+            } else if octet > 9 {
+                10
+            } else {
+                1
+            },
+            0,
+        );
+        while unit > 0 {
+            decimals[octet][at] = b"0123456789"[octet / unit % 10];
+            unit /= 10;
+            at += 1;
+        }
+        decimals[octet][3] = b"\0\x01\x02\x03"[at];
+        octet += 1;
+    }
+    decimals
+};
 
 /// The address that an instance label says, the inverse of [`instance_label`]. Numbers have no leading zeros. A shortened
 /// IPv6 form (`fd00--5` for `fd00::5`) is understood too, where it neither begins nor ends with `-`, as host names must not.

@@ -91,9 +91,26 @@ impl Zones {
         self.zones.len()
     }
 
-    /// Whether a zone is `name` or lies below it.
-    pub fn any_below(&self, name: &Name) -> bool {
-        self.zones.iter().any(|zone| zone.name.ends_with(name))
+    /// Whether a zone is this name or lies below it: one that is valid, in wire form, lower-cased.
+    pub fn any_below(&self, wire: &[u8]) -> bool {
+        self.zones.iter().any(|zone| {
+            let below = zone.name.as_wire().len() >= wire.len();
+            below && Name::from_wire(wire).is_ok_and(|(name, _)| zone.name.ends_with(&name))
+        })
+    }
+
+    /// The zone that a name lies in or is, and the labels in front of it: of a name that is valid, in wire form, lower-cased.
+    pub fn split<'n>(&self, wire: &'n [u8]) -> Option<(&'n [u8], &Zone)> {
+        let found = self.zones.iter().filter_map(|zone| {
+            let front = wire.strip_suffix(zone.name.as_wire())?;
+            // The octets of the zone may stand inside a label.
+            let mut rest = front;
+            while let Some((length, behind)) = rest.split_first() {
+                rest = behind.get(usize::from(*length)..)?;
+            }
+            Some((front, zone))
+        });
+        found.max_by_key(|(_, zone)| zone.label_count)
     }
 
     /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.

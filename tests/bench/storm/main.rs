@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
 
-#[path = "../forward/batch.rs"]
+#[path = "../common/batch.rs"]
 mod batch;
 #[path = "../content.rs"]
 mod content;

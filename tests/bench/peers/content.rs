@@ -106,10 +106,10 @@ impl Content {
         QUESTION + self.instances * 16
     }
 
-    /// With all SRV records and the addresses of their targets, no name in them compressed (RFC 2782).
+    /// With all SRV records, no name in them compressed (RFC 2782), and the addresses of their targets, which they point at.
     pub(crate) fn srv_size(self) -> usize {
         let target = 1 + INSTANCE_LABEL + 1 + LABEL + 5;
-        QUESTION + self.instances * (12 + 6 + target + target + 14)
+        QUESTION + self.instances * (12 + 6 + target + 2 + 14)
     }
 }
 

@@ -158,7 +158,8 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         let etcd = Etcd::start();
         etcd.put("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}");
         let flags = ["--listen", "0.0.0.0:53", "--listen", "[::]:53", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"];
-        let flags = [&["--registry", &etcd.url()], &flags[..]].concat();
+        let url = etcd.url();
+        let flags = [&["--registry", &*url], &flags[..]].concat();
         let mut server = Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags);
         server.wait_for("hello.svc", &["10.9.0.5"]);
         for address in ["10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {

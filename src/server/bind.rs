@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
 use super::certificate::CertificateError;
+use super::query_log::QueryLog;
 use super::{Bound, Counters, Endpoint, Settings, SettingsError, interfaces};
 use crate::system::{Holder, holder_of};
 use crate::wire::Transport;
@@ -155,6 +156,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         wildcards,
         encrypted,
         access: settings.access(),
+        log: QueryLog::new(settings.log_queries),
         limits: settings.limits.clone(),
         counters: Arc::new(Counters::default()),
     })

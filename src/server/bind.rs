@@ -142,7 +142,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
             info!(listen = %listen, addresses = group.len(), "listening on each address the machine has, now and later");
-            let port = group.first().map_or(listen.port(), |endpoint| endpoint.address.port());
+            let port = group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
             wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {

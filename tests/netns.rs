@@ -158,7 +158,8 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         let etcd = Etcd::start();
         etcd.put("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}");
         let flags = ["--listen", "0.0.0.0:53", "--listen", "[::]:53", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"];
-        let flags = [&["--registry", &etcd.url()], &flags[..]].concat();
+        let url = etcd.url();
+        let flags = [&["--registry", &*url], &flags[..]].concat();
         let mut server = Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags);
         server.wait_for("hello.svc", &["10.9.0.5"]);
         for address in ["10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {
@@ -185,6 +186,9 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         for address in ["10.9.1.7", "[fd00:1::7]"] {
             support::eventually(&format!("no socket at {address}"), SOON, || (!is_listened_on(address)).then_some(()));
         }
+        // Its client, which had the same address, cannot be told.
+        let lost_is_open = || !output("ss", &["-Hnt", "state", "established", "src", "10.9.1.7:53"]).is_empty();
+        support::eventually("no connection at 10.9.1.7", SOON, || (!lost_is_open()).then_some(()));
         support::dns::send_tcp(&mut kept, &support::dns::question(2, "hello.svc", support::dns::A));
         assert!(support::dns::receive_tcp(&mut kept).is_some());
         for address in ["127.0.0.1:53", "10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {

@@ -138,6 +138,8 @@ keys! {
         "Where the server keeps its socket. Empty: /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
     LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module" r#""info""#
         "What is logged, to standard error. A level alone is that of svcdns; the libraries it is made of then tell no more than warnings.";
+    LOG_QUERIES = "" "log-queries" Number "N" "questions, from 1; `0` turns it off" "0"
+        "Of every so many questions one is logged, at level `info`: who asked, what, over which transport, and how it was answered.";
     TLS_LISTEN = "tls" "listen" List "ADDR[:PORT]" "addresses; port 853 unless named" "[]"
         "Where to answer over TLS (DoT). Needs `cert-file` and `key-file`, and `allow` where other machines can reach it.";
     TLS_QUIC_LISTEN = "tls" "quic-listen" List "ADDR[:PORT]" "addresses; port 853 unless named" "[]"

@@ -97,6 +97,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// The filter of the log, in tracing's notation.
     pub log: String,
+    /// Of how many questions one is logged; 0 for none.
+    pub log_queries: u32,
     /// How to reach etcd.
     pub etcd: Etcd,
     effective: Vec<Effective>,

@@ -63,6 +63,7 @@ impl Config {
             encrypted: self.encrypted.clone(),
             allow: self.allow.clone(),
             allow_loopback: true,
+            log_queries: self.log_queries,
             limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },
         }
     }

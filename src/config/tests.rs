@@ -37,6 +37,7 @@ fn the_defaults() {
     assert_eq!(config.answers, Answers::All);
     assert_eq!(config.admin_listen, "127.0.0.1:5380".parse().ok());
     assert_eq!(config.state_dir, None);
+    assert_eq!((config.log_queries, config.server().log_queries), (0, 0));
     assert!(config.version_fallback && config.allow.is_empty() && config.etcd.tls.is_none());
     assert!(config.effective().iter().all(|effective| effective.origin == Origin::Default));
 }

@@ -54,6 +54,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
+        log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,
         etcd: etcd(layers)?,
         effective: layers.effective(),
     };
@@ -186,6 +187,10 @@ fn number(text: &str, most: usize) -> Result<usize, String> {
         Ok(number) if (1..=most).contains(&number) => Ok(number),
         _ => Err(format!("{text:?} is not a whole number from 1 to {most}")),
     }
+}
+
+fn number_or_none(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 to {}", u32::MAX))
 }
 
 fn size(text: &str) -> Result<usize, String> {

@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
 use super::certificate::CertificateError;
+use super::query_log::QueryLog;
 use super::{Bound, Counters, Endpoint, Settings, SettingsError, interfaces};
 use crate::system::{Holder, holder_of};
 use crate::wire::Transport;
@@ -141,7 +142,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
             info!(listen = %listen, addresses = group.len(), "listening on each address the machine has, now and later");
-            let port = group.first().map_or(listen.port(), |endpoint| endpoint.address.port());
+            let port = group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
             wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {
@@ -155,6 +156,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         wildcards,
         encrypted,
         access: settings.access(),
+        log: QueryLog::new(settings.log_queries),
         limits: settings.limits.clone(),
         counters: Arc::new(Counters::default()),
     })

@@ -4,6 +4,7 @@
 //! octets queued: a client that never reads stops being read from, and is closed when its write has taken too long.
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +19,16 @@ use tracing::{debug, error};
 
 use super::counters::{Counters, Kind, StreamCounters};
 use super::padding;
+use super::query_log::QueryLog;
 use super::{Limits, Respond, Response};
 use crate::wire::Transport;
 
 /// One connection, seen from its task.
 pub(super) struct Connection<'a, R> {
     pub(super) kind: Kind,
+    /// The client.
+    pub(super) source: SocketAddr,
+    pub(super) log: QueryLog,
     pub(super) responder: &'a Arc<R>,
     pub(super) limits: &'a Limits,
     pub(super) counters: &'a Arc<Counters>,
@@ -153,6 +158,7 @@ impl<R: Respond> Connection<'_, R> {
     /// Has one message answered: at once where the answer is ready, else in a task of its own, so that it holds up no other.
     async fn answer(&self, request: Vec<u8>, place: OwnedSemaphorePermit, queue: &Queue, later: &mut JoinSet<()>) {
         let padded = padding::is_wanted(&request, self.kind);
+        let asked = self.log.pick(&request, self.source, self.kind.name());
         let finished = move |mut answer: Vec<u8>| {
             if padded {
                 padding::pad(&mut answer);
@@ -161,19 +167,27 @@ impl<R: Respond> Connection<'_, R> {
         };
         let mut answer = Vec::with_capacity(512);
         match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
-            Response::Ready => return queue.push(finished(answer), place).await,
-            Response::Silent => return,
+            Response::Ready => {
+                if let Some(asked) = asked {
+                    asked.answered(Some(&answer));
+                }
+                return queue.push(finished(answer), place).await;
+            }
+            Response::Silent => return asked.map_or((), |asked| asked.answered(None)),
             Response::Later => {}
         }
         let (responder, queue, counters) = (Arc::clone(self.responder), queue.clone(), Arc::clone(self.counters));
         let (kind, patience) = (self.kind, self.limits.answer_timeout);
         later.spawn(async move {
-            match timeout(patience, responder.later(request, Transport::Tcp)).await {
-                Ok(Some(answer)) => queue.push(finished(answer), place).await,
-                Ok(None) => {}
-                Err(_) => {
-                    counters.of(kind).answer_timeouts.increment();
-                }
+            let answer = timeout(patience, responder.later(request, Transport::Tcp)).await.unwrap_or_else(|_| {
+                counters.of(kind).answer_timeouts.increment();
+                None
+            });
+            if let Some(asked) = asked {
+                asked.answered(answer.as_deref());
+            }
+            if let Some(answer) = answer {
+                queue.push(finished(answer), place).await;
             }
         });
     }

@@ -16,6 +16,7 @@ mod encrypted;
 mod interfaces;
 mod listening;
 mod padding;
+mod query_log;
 mod quic;
 mod responder;
 mod tasks;
@@ -52,6 +53,7 @@ use certificate::Purpose;
 use counters::Kind;
 use encrypted::Opened;
 use listening::Listening;
+use query_log::QueryLog;
 use workers::Shared;
 
 /// Makes answers. Called from many threads at once.
@@ -97,6 +99,8 @@ pub struct Settings {
     pub allow: Vec<IpNet>,
     /// Whether loopback may ask without standing in `allow`; on by default.
     pub allow_loopback: bool,
+    /// Of how many questions that a thread is asked one is logged; 0 for none. Names and addresses of clients end in the log.
+    pub log_queries: u32,
     /// Deadlines and bounds.
     pub limits: Limits,
 }
@@ -109,6 +113,7 @@ impl Default for Settings {
             encrypted: Encrypted::default(),
             allow: Vec::new(),
             allow_loopback: true,
+            log_queries: 0,
             limits: Limits::default(),
         }
     }
@@ -256,6 +261,7 @@ pub struct Bound {
     wildcards: Vec<SocketAddr>,
     encrypted: Option<Opened>,
     access: Access,
+    log: QueryLog,
     limits: Limits,
     counters: Arc<Counters>,
 }
@@ -309,7 +315,7 @@ impl Bound {
     /// # Errors
     /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
     pub async fn serve<R: Respond>(self, responder: R, stop: CancellationToken) -> Result<(), ServeError> {
-        let Self { endpoints, wildcards, encrypted, access, limits, counters } = self;
+        let Self { endpoints, wildcards, encrypted, access, log, limits, counters } = self;
         // Ends with this future too, should nobody wait for the drain.
         let ending = stop.child_token();
         let _on_drop = ending.clone().drop_guard();
@@ -320,6 +326,7 @@ impl Bound {
         let shared = Shared {
             own: Arc::default(),
             access: access.clone(),
+            log,
             counters: Arc::clone(&counters),
             places: Arc::new(Semaphore::new(limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
             patience: limits.answer_timeout,
@@ -328,6 +335,7 @@ impl Bound {
         };
         let serving = Arc::new(Serving {
             access,
+            log,
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
             responder: Arc::new(responder),
             limits: limits.clone(),
@@ -412,6 +420,7 @@ const GOODBYE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct Serving<R> {
     access: Access,
+    log: QueryLog,
     admission: Arc<Admission>,
     responder: Arc<R>,
     limits: Limits,
@@ -426,9 +435,10 @@ struct Serving<R> {
 impl<R> Serving<R> {
     /// The same, with an end of its own.
     fn until(&self, stop: CancellationToken) -> Self {
-        let Self { access, admission, responder, limits, counters, tracker, stop: _, abort } = self;
+        let Self { access, log, admission, responder, limits, counters, tracker, stop: _, abort } = self;
         Self {
             access: access.clone(),
+            log: *log,
             admission: Arc::clone(admission),
             responder: Arc::clone(responder),
             limits: limits.clone(),

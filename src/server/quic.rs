@@ -183,7 +183,7 @@ impl<R: Respond> Listener<R> {
                 },
                 next = timeout(self.serving.limits.idle_timeout, next) => match next {
                     Ok(Some(((send, receive), place))) => {
-                        answers.spawn(Arc::clone(self).stream(send, receive, place));
+                        answers.spawn(Arc::clone(self).stream(connection.remote_address(), send, receive, place));
                     }
                     Ok(None) => return End::Closed,
                     Err(_) if answers.is_empty() => return End::Idle,
@@ -209,7 +209,13 @@ impl<R: Respond> Listener<R> {
     }
 
     /// Reads the question of a stream, and writes its answer.
-    async fn stream(self: Arc<Self>, send: SendStream, mut receive: RecvStream, _place: OwnedSemaphorePermit) -> Result<(), Malformed> {
+    async fn stream(
+        self: Arc<Self>,
+        source: SocketAddr,
+        send: SendStream,
+        mut receive: RecvStream,
+        _place: OwnedSemaphorePermit,
+    ) -> Result<(), Malformed> {
         let mut reply = Reply(send);
         let request = match timeout(self.serving.limits.message_timeout, receive.read_to_end(TCP_MAX + 2)).await {
             Ok(Ok(octets)) => message(&octets)?.to_vec(),
@@ -224,7 +230,12 @@ impl<R: Respond> Listener<R> {
         };
         self.counted().queries.increment();
         let padded = padding::is_wanted(&request, Kind::Quic);
-        let Some(mut answer) = self.answer(request).await else { return Ok(()) };
+        let asked = self.serving.log.pick(&request, source, Kind::Quic.name());
+        let answer = self.answer(request).await;
+        if let Some(asked) = asked {
+            asked.answered(answer.as_deref());
+        }
+        let Some(mut answer) = answer else { return Ok(()) };
         if padded {
             padding::pad(&mut answer);
         }

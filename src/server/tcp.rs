@@ -71,15 +71,17 @@ impl<R: Respond> Listener<R> {
             tokio::select! {
                 biased;
                 () = listener.serving.abort.cancelled() => {}
-                () = listener.hold(stream, allowed, place) => {}
+                () = listener.hold(stream, source, allowed, place) => {}
             }
         });
     }
 
     /// Lives as long as the connection, and keeps its place.
-    async fn hold(&self, stream: TcpStream, allowed: bool, _place: Place) {
+    async fn hold(&self, stream: TcpStream, source: SocketAddr, allowed: bool, _place: Place) {
         let connection = Connection {
             kind: self.kind(),
+            source,
+            log: self.serving.log,
             responder: &self.serving.responder,
             limits: &self.serving.limits,
             counters: &self.serving.counters,
@@ -177,6 +179,7 @@ mod tests {
             address,
             serving: Arc::new(Serving {
                 access: Access::new(&[]),
+                log: crate::server::QueryLog::default(),
                 admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
                 responder: Arc::new(Slow::default()),
                 limits,

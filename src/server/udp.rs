@@ -23,6 +23,7 @@ use tracing::{debug, error, warn};
 
 use super::backoff::Backoff;
 use super::batch::{Address, Batch, SIZE, send_one};
+use super::query_log::{Asked, QueryLog};
 use super::tasks::Tasks;
 use super::{Access, Counters, Respond, Response};
 use crate::wire::Transport;
@@ -39,6 +40,7 @@ pub(super) struct Worker<R> {
     pub(super) address: SocketAddr,
     pub(super) own: Arc<ArcSwap<Own>>,
     pub(super) access: Access,
+    pub(super) log: QueryLog,
     pub(super) responder: R,
     pub(super) counters: Arc<Counters>,
     /// A place for each answer that is waited for, over all sockets.
@@ -110,6 +112,7 @@ struct Later {
     request: Vec<u8>,
     source: SocketAddr,
     waiting: Waiting,
+    asked: Option<Asked>,
 }
 
 impl<R: Respond> Worker<R> {
@@ -241,16 +244,23 @@ impl<R: Respond> Worker<R> {
     fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
         let Hand { batch, draws, later, .. } = hand;
         let (now, own, mut queries) = (Instant::now(), self.own.load(), 0);
-        batch.answer(|request, source, out| match self.answer(request, source, &own, now, draws.u64(..), &mut queries, out) {
-            Response::Ready => true,
-            Response::Silent => false,
-            Response::Later => match self.place() {
-                Some(waiting) => {
-                    later.push(Later { request: request.to_vec(), source, waiting });
-                    false
-                }
-                None => self.fail(request, out),
-            },
+        batch.answer(|request, source, out| {
+            let asked = self.log.pick(request, source, "UDP");
+            let written = match self.answer(request, source, &own, now, draws.u64(..), &mut queries, out) {
+                Response::Ready => true,
+                Response::Silent => false,
+                Response::Later => match self.place() {
+                    Some(waiting) => {
+                        later.push(Later { request: request.to_vec(), source, waiting, asked });
+                        return false;
+                    }
+                    None => self.fail(request, out),
+                },
+            };
+            if let Some(asked) = asked {
+                asked.answered(written.then_some(out));
+            }
+            written
         });
         if queries > 0 {
             self.counters.udp_queries.add(queries);
@@ -315,16 +325,19 @@ impl<R: Respond> Worker<R> {
     /// In tasks of this thread, where the responder's own sockets are: an answer wakes no other thread.
     fn wait_for_answers<A>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &Tasks) -> bool {
         let any = !hand.later.is_empty();
-        for Later { request, source, waiting } in hand.later.drain(..) {
+        for Later { request, source, waiting, asked } in hand.later.drain(..) {
             let worker = Arc::clone(self);
             tasks.answers.spawn(async move {
                 let _waiting = waiting;
-                match timeout(worker.patience, worker.responder.later(request, Transport::Udp)).await {
-                    Ok(Some(answer)) => worker.send(&answer, source).await,
-                    Ok(None) => {}
-                    Err(_) => {
-                        worker.counters.udp_answer_timeouts.increment();
-                    }
+                let answer = timeout(worker.patience, worker.responder.later(request, Transport::Udp)).await.unwrap_or_else(|_| {
+                    worker.counters.udp_answer_timeouts.increment();
+                    None
+                });
+                if let Some(asked) = asked {
+                    asked.answered(answer.as_deref());
+                }
+                if let Some(answer) = answer {
+                    worker.send(&answer, source).await;
                 }
             });
         }
@@ -508,6 +521,7 @@ mod tests {
             address,
             own: Arc::new(ArcSwap::from_pointee(Own::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]))),
             access: Access::new(&[]),
+            log: QueryLog::default(),
             responder: Echo,
             counters: Arc::default(),
             places: Arc::new(Semaphore::new(1)),

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::query_log::QueryLog;
 use super::tasks::Tasks;
 use super::udp::{Own, Stoppable, Worker};
 use super::{Access, Counters, RESTART, Respond, ServeError};
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     /// All listening addresses.
     pub(super) own: Arc<ArcSwap<Own>>,
     pub(super) access: Access,
+    pub(super) log: QueryLog,
     pub(super) counters: Arc<Counters>,
     /// A place for each answer that is waited for.
     pub(super) places: Arc<Semaphore>,
@@ -65,9 +67,9 @@ impl Thread {
         let (starting, started) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
         let reading = Reading(Arc::new(Stoppable::new(socket)));
-        let Shared { own, access, counters, places, patience, drain, abort } = shared;
+        let Shared { own, access, log, counters, places, patience, drain, abort } = shared;
         let socket = Arc::clone(&reading.0);
-        let worker = Worker { socket, address, own, access, responder, counters, places, patience, stop: stop.clone() };
+        let worker = Worker { socket, address, own, access, log, responder, counters, places, patience, stop: stop.clone() };
         let run = move || {
             // Dropped at the end, and by a panic, too.
             let _ending: oneshot::Sender<()> = ending;

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mirror::Standing;
 use super::key::Key;
+use super::mirror::Standing;
 use crate::service::ListKind;
 
 /// Deletes by lease within this time belong together; a pause of this length ends a storm.

@@ -77,7 +77,8 @@ impl Around {
 
     /// Whether this text is made of these.
     pub(super) fn make(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
-        let within = text.strip_prefix(&*self.front).and_then(|rest| rest.strip_prefix(base)).and_then(|rest| rest.strip_prefix(&*self.back));
+        let within =
+            text.strip_prefix(&*self.front).and_then(|rest| rest.strip_prefix(base)).and_then(|rest| rest.strip_prefix(&*self.back));
         within.is_some_and(|rest| {
             let mut rest = Rest(rest);
             put_endpoints(&mut rest, endpoints).is_ok() && rest.0.is_empty()

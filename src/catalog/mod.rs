@@ -296,7 +296,14 @@ impl Catalog {
     }
 
     /// Makes the model's key of a registration, and finds its base.
-    fn understand(&mut self, registry: u8, text: &str, revision: u64, lease: i64, content: Registration) -> Result<(String, Key), Rejected> {
+    fn understand(
+        &mut self,
+        registry: u8,
+        text: &str,
+        revision: u64,
+        lease: i64,
+        content: Registration,
+    ) -> Result<(String, Key), Rejected> {
         let Registration { id, mut endpoints, mut rejected, metadata } = content;
         let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
             let reason = match error {

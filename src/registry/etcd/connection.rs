@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, TlsOptions};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, TlsOptions, Txn, TxnOp,
+};
 use tokio::time::{Instant, timeout};
 
 use super::change::revision;
@@ -44,13 +46,17 @@ impl Connection {
 
     /// Asks where the store stands, and whether every prefix may be read: a list that breaks off for want of permission
     /// would be begun in vain.
+    ///
+    /// Asked by a transaction that would read a prefix if a key had a negative version: permission is asked for all that it
+    /// might do, and nothing is read. To read even the first key of a prefix takes etcd a walk over all of its keys.
     pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<Standing, Failure> {
         let mut standing = Standing { cluster: 0, revision: 0 };
         for prefix in prefixes {
             let doing = format!("read {}", prefix.start());
-            let options = GetOptions::new().with_range(prefix.end()).with_limit(1).with_keys_only();
+            let never = Compare::version(prefix.start(), CompareOp::Less, 0);
+            let read = TxnOp::get(prefix.start(), Some(GetOptions::new().with_range(prefix.end())));
             let mut kv = self.kv.clone();
-            let answer = limited(&doing, self.request_timeout, kv.get(prefix.start(), Some(options))).await?;
+            let answer = limited(&doing, self.request_timeout, kv.txn(Txn::new().when([never]).and_then([read]))).await?;
             let header = answer.header().ok_or_else(|| Failure::new(Kind::Connection, format!("cannot {doing}: no header")))?;
             standing = Standing { cluster: header.cluster_id(), revision: revision(header.revision()) };
         }

@@ -6,7 +6,7 @@
 //!
 //! - `supervisor`: the state machine, and the only place that knows what was already said (a revision for each head)
 //! - `connection`: one client of one endpoint, and which endpoint is next
-//! - `list`, `watch`: the two ways to read
+//! - `list`, `watch`: the two ways to read; `stride`: how far a page of a list reaches
 //! - `change`: etcd's keys and events, put into the words of [`crate::service`]
 //! - `register`: the one way to write
 
@@ -17,6 +17,7 @@ mod failure;
 mod list;
 mod register;
 mod secret;
+mod stride;
 mod supervisor;
 mod watch;
 
@@ -103,8 +104,8 @@ pub struct Tls {
 /// How long things may take, and how often they are done. The defaults suit real clusters; tests shorten them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as many keys; a page of more than
-    /// 64 MiB is asked for again in parts.
+    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as many keys, or a sixteenth of all
+    /// keys, and then at most 16 MiB; a page of more than 64 MiB is asked for again in parts.
     pub page_size: u32,
     /// Keys of a page sent at a time, at least 1: understood keys take more room than their page does.
     pub batch_size: usize,

@@ -160,7 +160,7 @@ fn measured<'a>(
             }
         }
     });
-    fill(&etcd, content, empty.contains_key("coredns"));
+    fill(&etcd, content, empty.contains_key("svcdns"), empty.contains_key("coredns"));
     let (mut rows, mut servers) = (Vec::new(), Vec::new());
     peers.retain(|(peer, version)| {
         let Some(empty_kib) = empty.get(peer.name) else { return true };
@@ -211,10 +211,10 @@ fn same_sizes(rows: &[Row], servers: &[Server], loads: &[Load]) {
     }
 }
 
-/// Puts the content into etcd, as GoFrame does; for CoreDNS a second time, as SkyDNS did.
-fn fill(etcd: &Etcd, content: Content, skydns: bool) {
+/// Puts the content into etcd for who reads it there: as GoFrame does, and for CoreDNS as SkyDNS did.
+fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let part = content.services.div_ceil(CONNECTIONS);
+    let part = if goframe { content.services.div_ceil(CONNECTIONS) } else { 0 };
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);

@@ -1,24 +1,26 @@
 //! Consul, with the services in its catalog.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde_json::{Value, json};
 
 use super::content::Content;
 use super::support::process::Process;
-use super::support::{SOON, eventually, free_address};
+use super::support::{SOON, free_address};
 
 /// Operations of one transaction: the most that Consul takes.
 const OPERATIONS: usize = 64;
 
-/// Starts an agent that holds the content and answers at this address.
-pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &Path) -> Process {
+/// Starts an agent that holds the content and answers at this address; why it does not.
+pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &Path) -> Result<Process, String> {
     let http = free_address();
     let ports: Vec<u16> = (0..3).map(|_| free_address().port()).collect();
-    let configuration = serde_json::json!({
+    let configuration = json!({
         "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "domain": "svc", "log_level": "WARN",
         "disable_update_check": true, "enable_debug": false,
         "dns_config": { "service_ttl": { "*": "5s" } },
@@ -29,47 +31,43 @@ pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &
     let mut command = Command::new(program);
     command.args(["agent", "-dev", "-config-file"]).arg(file);
     let mut process = Process::start(&mut command);
-    eventually("Consul to have a leader", SOON, || {
-        assert!(process.ended().is_none(), "Consul ended:\n{}", process.log());
-        let (status, text) = request(http, "GET", "/v1/status/leader", "")?;
-        (status == 200 && text.len() > 4).then_some(())
-    });
-    fill(http, content);
-    process
+    let begun = Instant::now();
+    while !request(http, "GET", "/v1/status/leader", "").is_ok_and(|leader| leader.len() > 4) {
+        if process.ended().is_some() || begun.elapsed() > SOON {
+            return Err(format!("it has no leader:\n{}", process.log()));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    fill(http, content)?;
+    Ok(process)
 }
 
 /// Puts all instances into the catalog, each a service of one node.
-fn fill(http: SocketAddr, content: Content) {
-    if content.services == 0 {
-        return;
+fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
+    let put = |operations: &[Value]| request(http, "PUT", "/v1/txn", &Value::from(operations).to_string());
+    put(&[json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } })])?;
+    let service = |(service, address, port): (usize, Ipv4Addr, u16)| {
+        let name = content.label(service);
+        let instance = json!({ "ID": format!("{name}-{address}"), "Service": name, "Address": address.to_string(), "Port": port });
+        json!({ "Service": { "Verb": "set", "Node": "bench", "Service": instance } })
+    };
+    let services: Vec<_> = content.all().map(service).collect();
+    services.chunks(OPERATIONS).try_for_each(|operations| put(operations).map(drop))
+}
+
+/// The text of an answer that is no error.
+fn request(http: SocketAddr, method: &str, path: &str, body: &str) -> Result<String, String> {
+    let exchange = || {
+        let mut stream = TcpStream::connect(http)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let length = body.len();
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let answer = exchange().map_err(|error: io::Error| format!("{path}: {error}"))?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, text)) if head.split(' ').nth(1) == Some("200") => Ok(text.to_owned()),
+        _ => Err(format!("{path}: {answer}")),
     }
-    let node = serde_json::json!([{ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } }]);
-    put(http, &node);
-    let services: Vec<_> = content
-        .all()
-        .map(|(service, address, port)| {
-            let name = content.label(service);
-            let instance =
-                serde_json::json!({ "ID": format!("{name}-{address}"), "Service": name, "Address": address.to_string(), "Port": port });
-            serde_json::json!({ "Service": { "Verb": "set", "Node": "bench", "Service": instance } })
-        })
-        .collect();
-    services.chunks(OPERATIONS).for_each(|operations| put(http, &operations.into()));
-}
-
-fn put(http: SocketAddr, operations: &serde_json::Value) {
-    let (status, text) = request(http, "PUT", "/v1/txn", &operations.to_string()).unwrap();
-    assert!(status == 200, "Consul refused a transaction: {text}");
-}
-
-/// The status and the text of an answer.
-fn request(http: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(http).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-    let length = body.len();
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, text) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, text.to_owned()))
 }

@@ -103,7 +103,8 @@ fn run(options: &Options) {
     let begun = Instant::now();
     let (machine, cores) = (figures::machine(), cores::cores());
     let (mut peers, mut left_out) = (Vec::new(), Vec::new());
-    for peer in PEERS.iter().filter(|peer| options.wants(peer)) {
+    let most = options.contents.iter().map(|content| content.services).min().unwrap_or(0);
+    for peer in PEERS.iter().filter(|peer| options.wants(peer) && peer.most >= most) {
         if options.short && !peer.short && options.only.is_empty() {
             left_out.push(format!("{}: not in the short form", peer.name));
             continue;
@@ -116,35 +117,63 @@ fn run(options: &Options) {
             }
         }
     }
-    let all: Vec<Results> = options.contents.iter().map(|content| measured(*content, &peers, options.rounds, cores)).collect();
+    let mut all = Vec::new();
+    for content in &options.contents {
+        all.push(measured(*content, &mut peers, &mut left_out, options.rounds, cores));
+    }
     let page = page::Page { machine, cores, peers, left_out, all, rounds: options.rounds, begun };
     print!("{}", page.text());
     page.write(options.whole());
 }
 
-/// Starts all servers with a content on one core, and measures them from another.
-fn measured(content: Content, peers: &[(&Peer, String)], rounds: Rounds, (core, other): (usize, usize)) -> Results {
+/// Starts all servers with a content on one core, and measures them from another. An optional one that cannot be started is
+/// left out from then on.
+fn measured<'a>(
+    content: Content,
+    peers: &mut Vec<(&'a Peer, String)>,
+    left_out: &mut Vec<String>,
+    rounds: Rounds,
+    (core, other): (usize, usize),
+) -> Results {
     cores::pin(cores::SELF, other);
-    let peers: Vec<_> = peers.iter().filter(|(peer, _)| content.services <= peer.most).collect();
     let etcd = Etcd::builder().argument("--quota-backend-bytes=8589934592").start();
-    let start = |peer: &Peer, content| {
-        let mut server = cores::on(core, other, || (peer.start)(content, &etcd));
-        server.wait();
+    let start = |peer: &Peer, content| -> Result<Server, String> {
+        let mut server = cores::on(core, other, || (peer.start)(content, &etcd))?;
+        server.wait()?;
         server.pin(core);
-        server
+        Ok(server)
     };
-    let memory_of_empty: Vec<u64> =
-        peers.iter().map(|(peer, _)| start(peer, content.empty())).map(|server| settled_memory(&server)).collect();
-    fill(&etcd, content, peers.iter().any(|(peer, _)| peer.name == "coredns"));
-    let servers: Vec<Server> = peers.iter().map(|(peer, _)| start(peer, content)).collect();
-    let row = |((peer, version), empty_kib): (&&(&Peer, String), u64)| Row {
-        name: peer.name,
-        version: version.clone(),
-        empty_kib,
-        memory_kib: 0,
-        samples: BTreeMap::new(),
+    let mut failed = |peer: &'a Peer, reason: String| {
+        assert!(peer.optional, "{}: {reason}", peer.name);
+        left_out.push(format!("{}: {}", peer.name, reason.lines().last().unwrap_or_default()));
     };
-    let mut rows: Vec<Row> = peers.iter().zip(memory_of_empty).map(row).collect();
+    let mut empty = BTreeMap::new();
+    peers.retain(|(peer, _)| {
+        if content.services > peer.most {
+            return true;
+        }
+        match start(peer, content.empty()) {
+            Ok(server) => empty.insert(peer.name, settled_memory(&server)).is_none(),
+            Err(reason) => {
+                failed(peer, reason);
+                false
+            }
+        }
+    });
+    fill(&etcd, content, empty.contains_key("svcdns"), empty.contains_key("coredns"));
+    let (mut rows, mut servers) = (Vec::new(), Vec::new());
+    peers.retain(|(peer, version)| {
+        let Some(empty_kib) = empty.get(peer.name) else { return true };
+        match start(peer, content) {
+            Ok(server) => {
+                servers.push(server);
+                let (version, empty_kib) = (version.clone(), *empty_kib);
+                rows.push(Row { name: peer.name, version, empty_kib, memory_kib: 0, samples: BTreeMap::new() });
+            }
+            Err(reason) => failed(peer, reason),
+        }
+        servers.len() == rows.len() && rows.last().is_some_and(|row| row.name == peer.name)
+    });
     let loads = loads(content);
     same_sizes(&rows, &servers, &loads);
     let common = measure::measure(&servers, &mut rows, &loads, rounds, core);
@@ -182,10 +211,10 @@ fn same_sizes(rows: &[Row], servers: &[Server], loads: &[Load]) {
     }
 }
 
-/// Puts the content into etcd, as GoFrame does; for CoreDNS a second time, as SkyDNS did.
-fn fill(etcd: &Etcd, content: Content, skydns: bool) {
+/// Puts the content into etcd for who reads it there: as GoFrame does, and for CoreDNS as SkyDNS did.
+fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let part = content.services.div_ceil(CONNECTIONS);
+    let part = if goframe { content.services.div_ceil(CONNECTIONS) } else { 0 };
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);

@@ -29,7 +29,7 @@ pub(crate) struct Peer {
     pub(crate) settings: &'static str,
     /// Its version; why it cannot run here, if it cannot.
     pub(crate) version: fn() -> Result<String, String>,
-    pub(crate) start: fn(Content, &Etcd) -> Server,
+    pub(crate) start: fn(Content, &Etcd) -> Result<Server, String>,
     /// The most services that it is measured with.
     pub(crate) most: usize,
     /// Whether it also runs in the short form.
@@ -44,7 +44,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "svcdns",
         settings: "etcd with GoFrame's keys; `--upstream off`, all else as it comes",
         version: || Ok(env!("CARGO_PKG_VERSION").to_owned()),
-        start: svcdns,
+        start: |content, etcd| Ok(svcdns(content, etcd)),
         most: usize::MAX,
         short: true,
         optional: false,
@@ -53,7 +53,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "knot",
         settings: "zone file; `udp-workers: 1`, `tcp-workers: 1`, `background-workers: 1`",
         version: || installed("/usr/sbin/knotd", "--version", "version "),
-        start: knot,
+        start: |content, _| Ok(knot(content)),
         most: usize::MAX,
         short: false,
         optional: false,
@@ -62,7 +62,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "nsd",
         settings: "zone file; `server-count: 1`, no rate limits; `minimal-responses: yes`, which leaves out NS records, but glue, too",
         version: || installed("/usr/sbin/nsd", "-v", "version "),
-        start: nsd,
+        start: |content, _| Ok(nsd(content)),
         most: usize::MAX,
         short: false,
         optional: false,
@@ -71,7 +71,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "unbound",
         settings: "`local-data` in a static `local-zone`, which has no glue; `num-threads: 1`",
         version: || installed("/usr/sbin/unbound", "-V", "Version "),
-        start: unbound,
+        start: |content, _| Ok(unbound(content)),
         most: usize::MAX,
         short: true,
         optional: false,
@@ -80,7 +80,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "hickory",
         settings: "a handler of the benchmark's own over a hash map; the version is hickory-server's",
         version: || Ok(locked("hickory-server")),
-        start: |content, _| role("handler", content),
+        start: |content, _| Ok(role("handler", content)),
         most: usize::MAX,
         short: true,
         optional: false,
@@ -89,7 +89,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "dnsmasq",
         settings: "`host-record` and `srv-host`, `local=/svc/`; it has no SOA",
         version: || installed("/usr/sbin/dnsmasq", "--version", "version "),
-        start: dnsmasq,
+        start: |content, _| Ok(dnsmasq(content)),
         most: 10_000,
         short: true,
         optional: false,
@@ -98,7 +98,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "coredns",
         settings: "only its etcd plugin, with the services in SkyDNS's form; what etcd itself takes for each answer is not counted",
         version: || go::built("coredns", "github.com/coredns/coredns"),
-        start: coredns,
+        start: |content, etcd| Ok(coredns(content, etcd)),
         most: 10_000,
         short: false,
         optional: true,
@@ -107,7 +107,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "consul",
         settings: "`agent -dev`, services put into its catalog; names end in `.service.svc`",
         version: || go::built("consul", "github.com/hashicorp/consul"),
-        start: consul,
+        start: |content, _| consul(content),
         most: 10_000,
         short: false,
         optional: true,
@@ -116,7 +116,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: ECHO,
         settings: "of the benchmark's own: blocks in `recvmmsg`, up to 32 datagrams, answers with `sendmmsg`; answers as long as svcdns's",
         version: || Ok(String::new()),
-        start: |content, _| role("echo", content),
+        start: |content, _| Ok(role("echo", content)),
         most: usize::MAX,
         short: true,
         optional: false,
@@ -126,7 +126,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: SECOND_ECHO,
         settings: "the same program again",
         version: || Ok(String::new()),
-        start: |content, _| role("echo", content),
+        start: |content, _| Ok(role("echo", content)),
         most: usize::MAX,
         short: false,
         optional: false,
@@ -196,7 +196,7 @@ fn records(content: Content) -> String {
     zone
 }
 
-fn knot(content: Content, _: &Etcd) -> Server {
+fn knot(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let path = folder.path().display();
     fs::write(folder.path().join("svc.zone"), records(content)).unwrap();
@@ -230,7 +230,7 @@ zone:
     server(&mut command, address, content, folder)
 }
 
-fn nsd(content: Content, _: &Etcd) -> Server {
+fn nsd(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let path = folder.path().display();
     fs::write(folder.path().join("svc.zone"), records(content)).unwrap();
@@ -264,7 +264,7 @@ zone:
     server(&mut command, address, content, folder)
 }
 
-fn unbound(content: Content, _: &Etcd) -> Server {
+fn unbound(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let path = folder.path().display();
     let mut configuration = format!(
@@ -296,7 +296,7 @@ fn unbound(content: Content, _: &Etcd) -> Server {
     server(&mut command, address, content, folder)
 }
 
-fn dnsmasq(content: Content, _: &Etcd) -> Server {
+fn dnsmasq(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let mut configuration = format!("local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\n");
     for service in 0..content.services {
@@ -351,8 +351,8 @@ pub(crate) fn skydns_keys(content: Content) -> impl Iterator<Item = (String, Str
     })
 }
 
-fn consul(content: Content, _: &Etcd) -> Server {
+fn consul(content: Content) -> Result<Server, String> {
     let (dns, folder) = (free_address(), folder());
-    let process = consul::start(&go::program("consul"), dns, content, folder.path());
-    Server::new(process, Target { address: dns, content, zone: CONSUL_ZONE, echo: false }, folder)
+    let process = consul::start(&go::program("consul"), dns, content, folder.path())?;
+    Ok(Server::new(process, Target { address: dns, content, zone: CONSUL_ZONE, echo: false }, folder))
 }

@@ -45,7 +45,7 @@ impl Shape {
         key(service, self.address(service, instance))
     }
 
-    /// Every instance, with the value that `value` gives it.
+    /// Every instance, as service and number.
     fn keys(self) -> impl Iterator<Item = (usize, usize)> {
         (0..self.services).flat_map(move |service| (0..self.instances).map(move |instance| (service, instance)))
     }

@@ -49,7 +49,7 @@ const fn shape(services: usize, instances: usize) -> Shape {
 
 const FULL: Scale = Scale {
     usual: shape(10_000, 3),
-    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(100_000, 10), shape(1_000_000, 1)],
+    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(100_000, 3), shape(1_000_000, 1)],
     many: 10_000,
     rounds: 15,
     turn: Duration::from_millis(40),
@@ -59,7 +59,7 @@ const FULL: Scale = Scale {
 
 const SHORT: Scale = Scale {
     usual: shape(100, 3),
-    growing: &[shape(100, 1), shape(100, 10)],
+    growing: &[shape(100, 1), shape(100, 3)],
     many: 100,
     rounds: 2,
     turn: Duration::from_millis(1),

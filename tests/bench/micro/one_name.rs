@@ -1,5 +1,6 @@
 //! One name with very many instances: an answer should cost what its octets cost.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::content::{self, Shape, Store, VALUE};
@@ -11,18 +12,25 @@ use super::support::dns;
 const EQUAL: usize = 90_000_000;
 const WEIGHTED: usize = 90_000_001;
 
-/// Where the addresses of the second begin.
-const ELSEWHERE: u32 = (11 << 24) + (1 << 16);
+/// The first octet of their addresses.
+const EQUAL_NET: u8 = 11;
+const WEIGHTED_NET: u8 = 12;
+
+/// The address of an instance. All have as many digits, so that the names of all instances are of one length, and as many
+/// records fit whichever they are.
+fn address(net: u8, instance: usize) -> Ipv4Addr {
+    let digits = |number: usize| u8::try_from(100 + number).unwrap();
+    Ipv4Addr::new(net, 100, digits(instance / 100), digits(instance % 100))
+}
 
 /// All answers of two names with so many instances, one of them with weights, among other services.
 pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
     let mut store = Store::of(shape);
     let (mut equal, mut weighted) = (Vec::new(), Vec::new());
-    for instance in 0..u32::try_from(instances).unwrap() {
-        let [first, second] = [(12 << 24) + (1 << 16), ELSEWHERE].map(|from| std::net::Ipv4Addr::from_bits(from + instance));
-        equal.push(store.put(&content::key(EQUAL, first), VALUE));
+    for instance in 0..instances {
+        equal.push(store.put(&content::key(EQUAL, address(EQUAL_NET, instance)), VALUE));
         let value = format!(r#"{{"insecure":true,"protocol":"http","weight":{}}}"#, 1 + instance % 7);
-        weighted.push(store.put(&content::key(WEIGHTED, second), &value));
+        weighted.push(store.put(&content::key(WEIGHTED, address(WEIGHTED_NET, instance)), &value));
     }
     store.apply(equal);
     store.apply(weighted);
@@ -33,7 +41,7 @@ pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
         let plain = dns::question(7, &Shape::name(service), qtype);
         let edns = dns::question_with_opt(7, &Shape::name(service), qtype, 1232);
         for (size, question) in [("512", plain), ("1232", edns)] {
-            let records = records(&store, &question);
+            let records = step::records(&store, &question);
             steps.push(Step::answer(&format!("{kind}, {size} octets"), &store, Questions::of([question]), 0, records));
         }
     }
@@ -41,18 +49,10 @@ pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
     steps.push(Step::new("a publication of one change", move || {
         weight = 9 - weight;
         let value = format!(r#"{{"insecure":true,"protocol":"http","weight":{weight}}}"#);
-        let change = store.put(&content::key(WEIGHTED, std::net::Ipv4Addr::from_bits(ELSEWHERE)), &value);
+        let change = store.put(&content::key(WEIGHTED, address(WEIGHTED_NET, 0)), &value);
         store.apply([change]);
     }));
     steps
-}
-
-/// How many records the answer holds.
-fn records(store: &Store, question: &[u8]) -> u16 {
-    use svcdns::wire::{Query, Transport};
-    let mut out = Vec::new();
-    store.answerer.respond(&Query::parse(question), Transport::Udp, 1, &mut out);
-    u16::from_be_bytes([out[6], out[7]])
 }
 
 /// Measures and prints a name with three instances and one with many.

@@ -62,6 +62,13 @@ impl Step {
     }
 }
 
+/// How many records the answer to a question over UDP holds.
+pub(crate) fn records(store: &Store, question: &[u8]) -> u16 {
+    let mut out = Vec::new();
+    store.answerer.respond(&Query::parse(question), Transport::Udp, 1, &mut out);
+    u16::from_be_bytes([out[6], out[7]])
+}
+
 /// Nothing at all: what counting and timing themselves cost.
 fn nothing() -> Step {
     Step::new("nothing", || {

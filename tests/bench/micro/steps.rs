@@ -1,5 +1,6 @@
 //! The steps of a question's way to its answer, and of a change's.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::content::{self, Shape, Store, VALUE};
@@ -15,8 +16,6 @@ const WEIGHTED: usize = 90_000_000;
 /// And one whose addresses do not fit 512 octets.
 const LARGE: usize = 90_000_001;
 const LARGE_INSTANCES: usize = 100;
-/// Addresses that fit: header, question, and 16 octets for each.
-const FIT: u16 = (512 - 12 - 26) / 16;
 
 /// All steps, with so much known.
 pub(crate) fn of(shape: Shape) -> Vec<Step> {
@@ -28,7 +27,8 @@ pub(crate) fn of(shape: Shape) -> Vec<Step> {
     let edns = |qtype| some(&|service| dns::question_with_opt(fastrand::u16(..), &Shape::name(service), qtype, 1232));
     let one = |name: String, qtype| Questions::of([dns::question(7, &name, qtype)]);
     let absent = some(&|service| dns::question(fastrand::u16(..), &Shape::name(service + 50_000_000), dns::A));
-    let answer = |name, questions, code, records| Step::answer(name, &store, questions, code, records);
+    let fit = step::records(&store, &dns::question(7, &Shape::name(LARGE), dns::A));
+    let answer = |name: &str, questions, code, records| Step::answer(name, &store, questions, code, records);
     let mut steps = vec![
         Step::parse("parse of a question", plain(dns::A)),
         Step::parse("parse of a question with EDNS", edns(dns::A)),
@@ -36,7 +36,7 @@ pub(crate) fn of(shape: Shape) -> Vec<Step> {
         answer("A, one name all the time", one(Shape::name(0), dns::A), 0, each),
         answer("A with EDNS", edns(dns::A), 0, each),
         answer("A of 3 instances with weights", one(Shape::name(WEIGHTED), dns::A), 0, 3),
-        answer("A, 29 of 100 instances fit", one(Shape::name(LARGE), dns::A), 0, FIT),
+        answer(&format!("A, {fit} of {LARGE_INSTANCES} instances fit"), one(Shape::name(LARGE), dns::A), 0, fit),
         answer("SRV", plain(dns::SRV), 0, each),
         answer("NODATA (AAAA)", plain(dns::AAAA), 0, 0),
         answer("NXDOMAIN", absent, 3, 0),
@@ -60,7 +60,7 @@ fn add_special(store: &mut Store) {
 
 fn special_key(service: usize, instance: usize) -> String {
     let number = u32::try_from(instance).unwrap();
-    content::key(service, std::net::Ipv4Addr::from_bits((10 << 24) + (250 << 16) + number))
+    content::key(service, Ipv4Addr::from_bits((10 << 24) + (250 << 16) + number))
 }
 
 /// An instance more of some service, or the same one gone again.

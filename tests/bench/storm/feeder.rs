@@ -24,11 +24,11 @@ pub(crate) struct Fed {
 }
 
 impl Fed {
-    pub(crate) fn print(&self, rate: u32) {
+    pub(crate) fn print(&self, load: &str, rate: u32) {
         let changes: usize = self.sizes.iter().sum();
         let sizes = Spread::new(self.sizes.iter().map(|size| *size as f64).collect());
         println!(
-            "\nThe storm: {changes} changes in {} publications, {:.0} changes a second ({rate} were due)",
+            "\nThe storm beside {load}: {changes} changes in {} publications, {:.0} changes a second ({rate} were due)",
             self.sizes.len(),
             changes as f64 / self.period.as_secs_f64()
         );

@@ -79,14 +79,14 @@ fn run(scale: &Scale) {
     );
 
     let mut measured: [Vec<Round>; 2] = Default::default();
-    let mut fed = Fed::default();
+    let mut fed: [Fed; 2] = Default::default();
     for round in 0..scale.rounds {
-        for ((_, load), rounds) in LOADS.iter().zip(&mut measured) {
+        for (((_, load), rounds), fed) in LOADS.iter().zip(&mut measured).zip(&mut fed) {
             // Each state comes first as often as the other.
             let storm_first = round % 2 == 1;
             let mut of = [storm_first, !storm_first].map(|storm| {
                 let rate = if storm { scale.changes } else { 0 };
-                one(&serving, *load, shape, scale.period, &mut store, rate, &mut fed)
+                one(&serving, *load, shape, scale.period, &mut store, rate, fed)
             });
             if storm_first {
                 of.swap(0, 1);
@@ -103,7 +103,9 @@ fn run(scale: &Scale) {
         print(name, rounds);
     }
     println!("ratio: median of the rounds'; aim for the first row: at most 1.10");
-    fed.print(scale.changes);
+    for ((name, _), fed) in LOADS.iter().zip(&fed) {
+        fed.print(name, scale.changes);
+    }
     println!(
         "\nMedians of {} rounds of {:.1} s; the whole run took {:.0} s; load average now {}",
         scale.rounds,

@@ -405,7 +405,6 @@ impl Base {
 }
 
 /// The part of a hash that stands in a table, so that a table grows without a look at what it finds.
-#[expect(clippy::cast_possible_truncation, reason = "a part is wanted")]
 fn part(hash: u64) -> u32 {
     (hash >> 32) as u32
 }

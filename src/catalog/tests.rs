@@ -149,7 +149,7 @@ fn group_texts_are_lower_case_and_shared() {
     world.put("/service/Dev/NS/a/V1/10.0.0.1:80", 0, 0);
     world.put("/service/dev/ns/b/v1/10.0.0.1:80", 0, 0);
     world.settle();
-    let group = |base: &str| Arc::clone(&world.catalog.service(base).unwrap().keys()[0].group());
+    let group = |base: &str| Arc::clone(world.catalog.service(base).unwrap().keys()[0].group());
     assert!(Arc::ptr_eq(&group("a"), &group("b")));
     assert_eq!(*group("a"), Group { deployment: "dev".into(), namespace: "ns".into(), version: "v1".into() });
     assert_eq!(world.catalog.service("a").unwrap().keys()[0].metadata.len(), 0);

@@ -52,7 +52,7 @@ struct Follower {
 
 #[derive(Debug)]
 enum Source {
-    Etcd(etcd::Settings),
+    Etcd(Box<etcd::Settings>),
     File(file::Settings),
 }
 
@@ -89,7 +89,7 @@ impl Following {
             let (asking, asked) = mpsc::channel(COMMANDS);
             let feed = Feed::new(RegistryIndex(index), sender.clone(), Arc::clone(&state));
             let source = match url {
-                RegistryUrl::Etcd { endpoints } => Source::Etcd(config.etcd(endpoints)),
+                RegistryUrl::Etcd { endpoints } => Source::Etcd(Box::new(config.etcd(endpoints))),
                 RegistryUrl::File(directory) => Source::File(config.file(directory)),
             };
             followers.push(Follower { source, feed, asked });
@@ -103,7 +103,7 @@ impl Following {
     pub(super) fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
         for Follower { source, feed, asked } in self.followers.drain(..) {
             match source {
-                Source::Etcd(settings) => tracker.spawn(keep(move || Etcd::new(settings.clone()), feed, asked, stop.clone())),
+                Source::Etcd(settings) => tracker.spawn(keep(move || Etcd::new((*settings).clone()), feed, asked, stop.clone())),
                 Source::File(settings) => tracker.spawn(keep(move || File::new(settings.clone()), feed, asked, stop.clone())),
             };
         }

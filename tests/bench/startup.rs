@@ -13,7 +13,10 @@ use super::figures::Spread;
 use super::keys::runtime;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
-use super::support::{SOON, dns, free_address, seconds, svcdns};
+use super::support::{dns, free_address, seconds, svcdns};
+
+/// Longest wait for a list: the machine may be busy.
+const PATIENCE: Duration = seconds(600);
 
 /// A running `svcdns serve`.
 pub(crate) struct Server {
@@ -43,7 +46,7 @@ impl Server {
         let (begun, question, mut asker) = (Instant::now(), ask::question(name), Asker::new(self.address));
         while !asker.poll(&question).is_some_and(&right) {
             assert!(self.process.ended().is_none(), "svcdns ended:\n{}", self.process.log());
-            assert!(begun.elapsed() < SOON, "svcdns does not answer for {name}:\n{}", self.process.log());
+            assert!(begun.elapsed() < PATIENCE, "svcdns does not answer for {name}:\n{}", self.process.log());
             thread::sleep(Duration::from_micros(500));
         }
     }

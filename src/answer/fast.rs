@@ -53,6 +53,8 @@ impl<'a> Asking<'a> {
             return Ready::Unknown;
         }
         match self.snapshot.record(owner).map(Record::read) {
+            // A single label is nothing but the name of a service; of more, the first may be a version or an instance.
+            Some(record) if record.is_marker() && is_single(owner) && self.snapshot.condition.synced => Ready::NoData,
             Some(record) if record.is_marker() => Ready::Unknown,
             Some(record) => self.of_record(&record, owner),
             None if self.is_absent(name, owner) => Ready::NoName,
@@ -117,4 +119,9 @@ impl<'a> Asking<'a> {
         }
         .map(|set| if set.count > 0 { Ready::Answer(set) } else { Ready::NoData })
     }
+}
+
+/// Whether an owner has one label.
+fn is_single(owner: &[u8]) -> bool {
+    owner.first().is_some_and(|length| usize::from(*length) + 1 == owner.len())
 }

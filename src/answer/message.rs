@@ -61,7 +61,8 @@ pub(super) fn write(
     let order = set.order(wanted, room.saturating_sub(out.len()), draw);
     let start = out.len();
     let put = set.put(&order, wanted, room, out);
-    let truncated = put < wanted && transport == Transport::Udp && answers != Answers::Fit;
+    // What fits is an answer; nothing is none, whatever the setting.
+    let truncated = put < wanted && transport == Transport::Udp && (answers != Answers::Fit || put == 0);
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
     out.extend_from_slice(authority);
     let mut additional = set.put_glue(&order, put, start, room, out);

@@ -3,6 +3,7 @@
 //! [`Publisher`] owns what is known and publishes it; [`Answerer`] reads the latest publication without a lock. Neither does
 //! I/O or keeps a clock. A question goes through one function, [`Answerer::respond`], however it came.
 
+mod ahead;
 mod asking;
 mod choice;
 mod compile;

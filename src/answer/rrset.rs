@@ -3,7 +3,6 @@
 //! Every record's owner is the pointer to the question (`C0 0C`); SRV targets are written whole (RFC 2782 forbids compressing
 //! one).
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::Range;
 
@@ -69,8 +68,10 @@ pub(super) struct Records {
 const HEAD: usize = 12;
 /// Where the target of an SRV record begins: behind priority, weight and port.
 const TARGET: usize = HEAD + 6;
-/// More names than this are told apart by a set, fewer by looking at all of them.
+/// More targets than this are told apart by a set, fewer by looking at all of them.
 const FEW: usize = 32;
+/// The number of a target has 16 bits.
+const TARGETS: usize = 1 << 16;
 
 impl<'a> RRset<'a> {
     /// A set without records.
@@ -218,14 +219,21 @@ impl<'a> Services<'a> {
     }
 
     fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
-        let number = |place| self.number(order.at(place)).unwrap_or(usize::MAX);
-        let mut seen = HashSet::new();
+        let number = |place| self.number(order.at(place)).unwrap_or_default();
+        // Whose address stands there already, where there are more than a look at each takes time for.
+        let mut seen = if put > FEW { Some([0u64; TARGETS / 64]) } else { None };
         let (mut count, mut record) = (0, start);
         for place in 0..put {
             let target = record + TARGET;
             record += HEAD + usize::from(u16_at(out, record + HEAD - 2).unwrap_or(0));
             let here = number(place);
-            let again = if put > FEW { !seen.insert(here) } else { (0..place).any(|before| number(before) == here) };
+            let again = match &mut seen {
+                None => (0..place).any(|before| number(before) == here),
+                Some(seen) => {
+                    let (word, bit) = (&mut seen[here / 64], 1 << (here % 64));
+                    std::mem::replace(word, *word | bit) & bit != 0
+                }
+            };
             let Some(Target::Instance(address)) = self.target(here).filter(|_| !again) else { continue };
             if !put_address(target..record, address, start, room, out) {
                 break;
@@ -273,13 +281,12 @@ fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, o
         IpAddr::V4(_) => (rtype::A, 4),
         IpAddr::V6(_) => (rtype::AAAA, 16),
     };
-    match u16::try_from(name.start) {
-        // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
-        Ok(place @ ..0x4000) => out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets)),
-        _ => {
-            out.extend_from_within(name);
-            out.extend_from_slice(&record_head(OWNER, rtype, ttl, octets)[2..]);
-        }
+    // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
+    if let Ok(place @ ..0x4000) = u16::try_from(name.start) {
+        out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets));
+    } else {
+        out.extend_from_within(name);
+        out.extend_from_slice(&record_head(OWNER, rtype, ttl, octets)[2..]);
     }
     match address {
         IpAddr::V4(address) => out.extend_from_slice(&address.octets()),

@@ -72,6 +72,16 @@ impl Shard {
         next.finish()
     }
 
+    /// The octets from the slot on that a hash points at.
+    pub(super) fn at_slot(&self, hash: u64) -> &[u8] {
+        self.octets.get(SLOT * place(tag(hash), self.count)..).unwrap_or_default()
+    }
+
+    /// The octets from the entry on that stands in the first of these slots.
+    pub(super) fn at_entry(&self, slot: &[u8]) -> &[u8] {
+        u32_at(slot, 4).and_then(|start| self.octets.get(start as usize..)).unwrap_or_default()
+    }
+
     /// The slots from one on: tag and place of the entry, or empty.
     fn slots(&self, from: usize) -> impl Iterator<Item = Option<(u32, usize)>> {
         let octets = self.octets.get(SLOT * from..SLOT * self.all as usize).unwrap_or_default();

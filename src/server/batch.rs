@@ -9,8 +9,9 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, Sockaddr
 
 /// Most datagrams of one batch.
 pub(super) const SIZE: usize = 32;
-/// Octets read of a datagram; no query comes near, and the rest of a longer one is lost.
-const DATAGRAM: usize = 4096;
+/// Octets read of a datagram: more than the 1,232 that we offer to take; the rest of a longer one is lost. An odd number of
+/// cache lines, so that the datagrams of a batch do not all compete for the same places in the cache.
+const DATAGRAM: usize = 21 * 64;
 /// Octets an answer buffer keeps from one batch to the next.
 const KEPT: usize = 4096;
 
@@ -92,6 +93,12 @@ impl<A: Address> Batch<A> {
         let messages = recvmmsg(socket.as_raw_fd(), receiving, slices.iter_mut().take(most), MsgFlags::MSG_WAITFORONE, None)?;
         received.extend(messages.filter_map(|message| Some((message.bytes, message.address?.to_std()))));
         Ok(received.len())
+    }
+
+    /// The datagrams received.
+    pub(super) fn requests(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let requests = self.received.iter().zip(self.requests.chunks_exact(DATAGRAM));
+        requests.map(|((length, _), request)| request.get(..*length).unwrap_or(request))
     }
 
     /// Has each datagram answered: `answer` gets its octets, its source and where the answer goes, and says whether there

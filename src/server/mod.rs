@@ -62,6 +62,12 @@ pub trait Respond: Send + Sync + Sized + 'static {
     #[must_use]
     fn fork(&self) -> Self;
 
+    /// Told of messages that came together, at least two, before [`Self::respond`] is asked for each: what they need may be
+    /// fetched for all at once.
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) {
+        let _ = requests;
+    }
+
     /// Clears `out` and writes the answer to `request`, without TCP's length prefix, if it is ready. `draw` is a fresh
     /// random number. Must neither block nor wait.
     fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response;

@@ -28,6 +28,10 @@ impl Respond for Responder {
         Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
     }
 
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) {
+        self.answerer.look_ahead(requests);
+    }
+
     fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response {
         let parsed = Query::parse(request);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)

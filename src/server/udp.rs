@@ -244,6 +244,9 @@ impl<R: Respond> Worker<R> {
     fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
         let Hand { batch, draws, later, .. } = hand;
         let (now, own, mut queries) = (Instant::now(), self.own.load(), 0);
+        if batch.requests().len() > 1 {
+            self.responder.look_ahead(batch.requests());
+        }
         batch.answer(|request, source, out| {
             let asked = self.log.pick(request, source, "UDP");
             let written = match self.answer(request, source, &own, now, draws.u64(..), &mut queries, out) {

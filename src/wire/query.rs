@@ -140,6 +140,13 @@ impl<'a> Query<'a> {
     }
 }
 
+/// The name that a message asks for, in wire form; none where there is no uncompressed one of at most 255 octets. Nothing else
+/// of the message is looked at.
+#[must_use]
+pub fn question_name(message: &[u8]) -> Option<&[u8]> {
+    message.get(HEADER..name_end(message, HEADER, false)?)
+}
+
 /// Where the name at `at` ends. A name of at most 255 octets, labels of at most 63; a pointer ends it where `pointers`
 /// may stand (it is not followed: nobody here reads those names).
 pub(super) fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {

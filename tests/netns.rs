@@ -209,7 +209,8 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
 
         // Many at once, come and gone and come again.
         let batch = |verb: &str, last: u32| {
-            let lines: String = (1..=last).map(|host| format!("address {verb} 10.10.0.{host}/32 dev lo\n")).collect();
+            let lines: Vec<_> = (1..=last).map(|host| format!("address {verb} 10.10.0.{host}/32 dev lo")).collect();
+            let lines = lines.join("\n");
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), lines).unwrap();
             netns::run("ip", &["-batch", file.path().to_str().unwrap()]);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::choice::Order;
 use super::compile::{MAX_NAME, put_instance_owner};
 use super::record::{SERVICE, name};
+use crate::name::ipv4_label;
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
 /// One RRset.
@@ -200,14 +201,26 @@ impl<'a> Services<'a> {
     /// Appends an SRV record (RFC 2782): priority, weight, port, target.
     fn put(&self, index: usize, ttl: u32, out: &mut Vec<u8>) {
         let Some(entry) = self.entry(index).and_then(|entry| entry.first_chunk::<4>()) else { return };
+        let target = self.number(index).and_then(|number| self.target(number));
         let start = out.len();
-        let mut head = [0; TARGET];
-        head[..HEAD].copy_from_slice(&record_head(OWNER, rtype::SRV, ttl, 0));
-        head[HEAD + 2..].copy_from_slice(entry);
-        out.extend_from_slice(&head);
-        match self.number(index).and_then(|number| self.target(number)) {
+        // With the label of an IPv4 address, so that most of a record is one copy.
+        let (mut front, mut length) = ([0; TARGET + 1 + 16], TARGET);
+        front[..HEAD].copy_from_slice(&record_head(OWNER, rtype::SRV, ttl, 0));
+        front[HEAD + 2..TARGET].copy_from_slice(entry);
+        if let Some(Target::Instance(IpAddr::V4(address))) = target {
+            let (label, octets) = ipv4_label(address.octets());
+            // At most 15.
+            front[TARGET] = u8::try_from(octets).unwrap_or(0);
+            front[TARGET + 1..].copy_from_slice(&label);
+            length += 1 + octets;
+        }
+        out.extend_from_slice(&front[..length]);
+        match target {
             Some(Target::Instance(address)) => {
-                put_instance_owner(address, self.owner, out);
+                if address.is_ipv6() {
+                    put_instance_owner(address, &[], out);
+                }
+                out.extend_from_slice(self.owner);
                 out.extend_from_slice(self.zone);
             }
             Some(Target::Name(name)) => out.extend_from_slice(name),

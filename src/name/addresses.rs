@@ -18,16 +18,8 @@ pub fn instance_label(address: IpAddr) -> String {
 pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
-            let (mut label, mut end) = ([b'-'; 16], 0);
-            for octet in address.octets() {
-                let [digits @ .., count] = DECIMALS[usize::from(octet)];
-                label[end..end + 3].copy_from_slice(&digits);
-                end += usize::from(count);
-                label[end] = b'-';
-                end += 1;
-            }
-            // Without the last hyphen.
-            out.extend_from_slice(&label[..end - 1]);
+            let (label, length) = ipv4_label(address.octets());
+            out.extend_from_slice(&label[..length]);
         }
         IpAddr::V6(address) => {
             for (place, group) in address.segments().into_iter().enumerate() {
@@ -39,6 +31,19 @@ pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
             }
         }
     }
+}
+
+/// The label of an instance at an IPv4 address, and how many octets of it count, 7-15.
+pub fn ipv4_label(octets: [u8; 4]) -> ([u8; 16], usize) {
+    let (mut label, mut end) = ([b'-'; 16], 0);
+    for octet in octets {
+        let [digits @ .., count] = DECIMALS[usize::from(octet)];
+        label[end..end + 3].copy_from_slice(&digits);
+        // What stands behind fewer digits is the hyphen.
+        end += usize::from(count) + 1;
+    }
+    // Without the last one.
+    (label, end - 1)
 }
 
 /// The decimal digits of each octet, and how many they are: every SRV record has four of them.

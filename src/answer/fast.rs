@@ -1,7 +1,7 @@
 //! What a name asks for, as far as one probe of the ready-made records says: no allocation, no walk through the grammar.
 //!
-//! Whatever is not certain here is left to the full path, which must come to the same answer: `properties.rs` holds the two
-//! together.
+//! Whatever is not certain here is left to the full path, which must come to the same answer: `tests/properties.rs` and the fuzz
+//! targets hold the two together.
 
 use super::asking::{Asking, NS, VERSION};
 use super::compile::MAX_NAME;

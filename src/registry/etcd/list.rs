@@ -146,7 +146,9 @@ mod tests {
     #[test]
     fn pages_grow_with_small_keys_and_shrink_with_large_ones() {
         assert_eq!(fitting(5000, 500_000, 100_000, 5000), 20_000);
-        assert_eq!(fitting(5000, 5_000_000, 100_000, 5000), 4194);
+        assert_eq!(fitting(5000, 5_000_000, 10_000, 5000), 4194);
+        // A sixteenth of all.
+        assert_eq!(fitting(5000, 5_000_000, 100_000, 5000), 6250);
         assert_eq!(fitting(40, 40 << 20, 100_000, 5000), 16);
         assert_eq!(fitting(1, 10 << 20, 10, 5000), 1);
         assert_eq!(fitting(0, 0, 0, 0), 4);

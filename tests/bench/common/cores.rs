@@ -1,6 +1,8 @@
-//! Which core does what.
+//! Which core does what, and how long.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -43,4 +45,23 @@ pub(crate) fn cores() -> (usize, usize) {
     let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
     let first = cores.next().unwrap();
     (first, cores.next().unwrap_or(first))
+}
+
+/// Processor time of the thread that calls this so far.
+pub(crate) fn own_time() -> Duration {
+    // The kernel adds up when it looks at a thread; else at the next tick only.
+    thread::yield_now();
+    time_in("/proc/thread-self/schedstat")
+}
+
+/// Processor time of a thread of this process so far, and how often it waited for something. To the nanosecond when it waits,
+/// else to a tick (10 ms at most).
+pub(crate) fn spent(thread: u32) -> (Duration, u64) {
+    let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok()).unwrap();
+    (time_in(&format!("/proc/self/task/{thread}/schedstat")), waits)
+}
+
+fn time_in(schedstat: &str) -> Duration {
+    Duration::from_nanos(fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap())
 }

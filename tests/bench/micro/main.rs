@@ -6,10 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../content.rs"]
 mod content;
-#[path = "../cores.rs"]
-mod cores;
 mod count;
 #[path = "../figures.rs"]
 mod figures;
@@ -23,6 +23,7 @@ mod support;
 use std::env;
 use std::time::{Duration, Instant};
 
+use common::cores;
 use content::Shape;
 
 /// How much is measured.
@@ -83,7 +84,7 @@ fn main() {
 fn run(scale: &Scale) {
     let begun = Instant::now();
     // Nothing else of this program runs meanwhile: the other core is for the rest of the machine.
-    cores::pin(0, cores::cores().0);
+    cores::pin(cores::SELF, cores::cores().0);
     println!("{}", figures::machine());
     println!("In one thread, without sockets. Instructions: {}", count::version());
     steps::print(scale.usual, scale.rounds, scale.turn, scale.counted);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use svcdns::answer::Outcome;
 use svcdns::wire::{Parsed, Query, Transport};
 
+use super::common::cores;
 use super::content::Store;
-use super::cores;
 use super::figures::Spread;
 
 /// One step of the way of a question, or of a change.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
-use super::batch::Batch;
+use super::common::batch::Batch;
 use super::content::Shape;
 use super::support::dns;
 

@@ -7,12 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
 
-#[path = "../common/batch.rs"]
-mod batch;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../content.rs"]
 mod content;
-#[path = "../cores.rs"]
-mod cores;
 mod feeder;
 #[path = "../figures.rs"]
 mod figures;
@@ -26,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::cores;
 use content::{Shape, Store};
 use feeder::Fed;
 use figures::Spread;
@@ -67,7 +66,7 @@ fn run(scale: &Scale) {
     let begun = Instant::now();
     let (core, other) = cores::cores();
     // Threads made from here on inherit this; those that answer are taken away from it.
-    cores::pin(0, other);
+    cores::pin(cores::SELF, other);
     let shape = Shape { services: scale.services, instances: INSTANCES };
     let mut store = Store::of(shape);
     let serving = Serving::start(&store.answerer, core);

@@ -1,23 +1,24 @@
 //! svcdns's own sockets in this process, answered by one thread.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use svcdns::answer::Answerer;
 use svcdns::server::{self, Limits, Responder, Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::cores;
+use super::common::cores;
 use super::support::{SOON, dns, eventually};
 
 /// A server that runs until it is dropped.
 pub(crate) struct Serving {
     pub(crate) address: SocketAddr,
     /// Every thread that the server started: whatever they are called, the one that answers is among them.
-    threads: BTreeSet<i32>,
+    threads: Vec<u32>,
     stop: CancellationToken,
     serve: Option<JoinHandle<()>>,
 }
@@ -25,7 +26,7 @@ pub(crate) struct Serving {
 impl Serving {
     /// Serves on loopback; all threads of the server stay on one core.
     pub(crate) fn start(answerer: &Arc<Answerer>, core: usize) -> Self {
-        let before = cores::threads();
+        let before = cores::threads(process::id());
         let limits = Limits { udp_workers: 1, ..Limits::default() };
         let settings = Settings { listen: vec![(Ipv4Addr::LOCALHOST, 0).into()], limits, ..Settings::default() };
         let bound = server::bind(&settings).unwrap();
@@ -36,9 +37,10 @@ impl Serving {
             runtime.block_on(bound.serve(responder, stopped)).unwrap();
         });
         eventually("the server to answer", SOON, || dns::ask(address, "nothing.svc", dns::A));
-        let threads: BTreeSet<_> = cores::threads().difference(&before).copied().collect();
+        let mut threads = cores::threads(process::id());
+        threads.retain(|thread| !before.contains(thread));
         for thread in &threads {
-            cores::pin(*thread, core);
+            cores::pin(Pid::from_raw(thread.cast_signed()), core);
         }
         Self { address, threads, stop, serve: Some(serve) }
     }

@@ -38,7 +38,7 @@ impl Results {
 
     fn costs(&self, load: Load) -> Table {
         let what = match load {
-            Load::Flood(Kind::Odd) => "A with an EDNS option (svcdns: slow path), as many as are answered".to_owned(),
+            Load::Flood(Kind::Odd) => "A with an EDNS option, as many as are answered".to_owned(),
             Load::Flood(kind) => format!("{}, as many as are answered", kind.name()),
             _ => format!("A, {} questions a second", thousands(WAKING)),
         };

@@ -132,9 +132,12 @@ fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mu
     if let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {})
         && selection.form == Form::Service
     {
-        // The names of its instances are made of the owner.
-        let is_shortest = |group| compile::service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
-        if selection.instances.iter().all(|instance| is_shortest(instance.key.group())) {
+        // The names of its instances are made of the owner. And under a longer name than need be, which is only made anew with
+        // what once was there, the record would not follow the service.
+        let is_shortest =
+            |group: &Arc<Group>| compile::service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
+        let mut groups = selection.instances.iter().map(|instance| instance.key.group());
+        if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
             compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
             builder.build(out);
             return true;

@@ -49,7 +49,12 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
         let what = "p99 at half of its own rate over the better of knot's and nsd's".to_owned();
         aims.push(Aim { what, limit: 1.0, least: false, value: over_better(usual, Load::OwnHalf, p99) });
         let value = over(usual, "hickory", Load::Flood(Kind::Odd), cost);
-        aims.push(Aim { what: "CPU of A with an EDNS option over the hickory-server handler's".to_owned(), limit: 1.0, least: false, value });
+        aims.push(Aim {
+            what: "CPU of A with an EDNS option over the hickory-server handler's".to_owned(),
+            limit: 1.0,
+            least: false,
+            value,
+        });
     }
     for (results, limit) in [(small, 0.9), (large, 0.8)] {
         if let Some(results) = results {

@@ -112,7 +112,7 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
     common
 }
 
-/// Whether a server is measured so: the slow path is svcdns's alone.
+/// Whether a server is measured so: a question with an option is for svcdns and the handler alone.
 fn asks(name: &str, load: Load) -> bool {
     load != Load::Flood(Kind::Odd) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&name)
 }

@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     NxDomain,
     /// Of ten questions seven for A and one for each of the others.
     Mixed,
-    /// A with EDNS and an option: not the plain shape, so svcdns answers by its slow path.
+    /// A with EDNS and an option.
     Odd,
 }
 
@@ -36,7 +36,7 @@ impl Kind {
             Self::NoData => "NODATA",
             Self::NxDomain => "NXDOMAIN",
             Self::Mixed => "mixed",
-            Self::Odd => "slow path",
+            Self::Odd => "A with an option",
         }
     }
 

@@ -26,17 +26,7 @@ fn zones() -> Zones {
 }
 
 fn settings() -> Settings {
-    Settings {
-        zones: zones(),
-        deployment: "default".into(),
-        namespace: "default".into(),
-        version_fallback: true,
-        answers: Answers::All,
-        ttl: 5,
-        negative_ttl: 1,
-        listen: vec![[127, 0, 0, 1].into()],
-        forwarding: true,
-    }
+    Settings { listen: vec![[127, 0, 0, 1].into()], forwarding: true, ..Settings::new(zones()) }
 }
 
 fn put(key: &str, value: &str) -> Change {

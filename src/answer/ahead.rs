@@ -8,6 +8,7 @@ use std::hint::black_box;
 
 use super::Answerer;
 use super::compile::MAX_NAME;
+use super::fast::lower_cased;
 use super::table::Snapshot;
 use crate::wire::question_name;
 
@@ -29,12 +30,8 @@ impl Answerer {
 
     /// The hash of the name that a message asks for, if it lies in a served zone.
     fn hash_of(&self, snapshot: &Snapshot, request: &[u8]) -> Option<u64> {
-        let wire = question_name(request)?;
         let mut room = [0; MAX_NAME];
-        let name = room.get_mut(..wire.len())?;
-        name.copy_from_slice(wire);
-        name.make_ascii_lowercase();
-        let (owner, _) = self.settings.zones.split(name)?;
+        let (owner, _) = self.settings.zones.split(lower_cased(question_name(request)?, &mut room)?)?;
         Some(snapshot.hash(owner))
     }
 }

@@ -7,15 +7,12 @@ use super::hosts::Known;
 use super::record::{RecordBuilder, Target};
 use super::rrset::Records;
 use crate::catalog::{Group, Instance, Service};
-use crate::name::{Name, instance_label, put_instance_label};
+use crate::name::{MAX_INSTANCE_LABEL, Name, instance_label, put_instance_label};
 use crate::service::{Addresses, Host, Metadata};
 use crate::wire::{OWNER, put_u16, put_u32, rtype};
 
 /// Most octets of a DNS name (RFC 1035 section 2.3.4).
 pub(super) const MAX_NAME: usize = 255;
-
-/// Octets of the longest instance's label: an IPv6 address in full.
-const LONGEST_INSTANCE: usize = 39;
 
 /// Most octets of one TXT record's data: so that one fits a UDP answer to those who speak EDNS, unless names are very long.
 const TXT_MAX: usize = 1024;
@@ -64,7 +61,7 @@ fn put_address(builder: &mut RecordBuilder, weight: u32, address: IpAddr, owner:
     let target = builder.put_address(address, weight);
     let rest = owner?.len() + zone.len();
     // The label is looked at only where it matters.
-    let fits = rest + 1 + LONGEST_INSTANCE <= MAX_NAME || rest + 1 + instance_label(address).len() <= MAX_NAME;
+    let fits = rest + 1 + MAX_INSTANCE_LABEL <= MAX_NAME || rest + 1 + instance_label(address).len() <= MAX_NAME;
     fits.then_some(target)
 }
 

@@ -30,10 +30,7 @@ impl<'a> Asking<'a> {
             return false;
         }
         let mut room = [0; MAX_NAME];
-        let Some(name) = room.get_mut(..self.query.name().len()) else { return false };
-        name.copy_from_slice(self.query.name());
-        // Length octets are at most 63, below 'A': only letters change.
-        name.make_ascii_lowercase();
+        let Some(name) = lower_cased(self.query.name(), &mut room) else { return false };
         let Some((owner, zone)) = self.answerer.settings.zones.split(name) else { return false };
         match self.ready(name, owner) {
             Ready::Answer(set) => self.put(&Response::answer(set, self.stale()), out),
@@ -119,6 +116,15 @@ impl<'a> Asking<'a> {
         }
         .map(|set| if set.count > 0 { Ready::Answer(set) } else { Ready::NoData })
     }
+}
+
+/// A valid name in wire form, lower-cased into `room`.
+pub(super) fn lower_cased<'r>(name: &[u8], room: &'r mut [u8; MAX_NAME]) -> Option<&'r [u8]> {
+    let room = room.get_mut(..name.len())?;
+    room.copy_from_slice(name);
+    // Length octets are at most 63, below 'A': only letters change.
+    room.make_ascii_lowercase();
+    Some(room)
 }
 
 /// Whether an owner has one label.

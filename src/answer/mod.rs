@@ -61,6 +61,24 @@ pub struct Settings {
     pub forwarding: bool,
 }
 
+impl Settings {
+    /// What svcdns comes with, for these zones: nothing is listened on, and names outside the zones are refused.
+    #[must_use]
+    pub fn new(zones: Zones) -> Self {
+        Self {
+            zones,
+            deployment: "default".into(),
+            namespace: "default".into(),
+            version_fallback: true,
+            answers: Answers::All,
+            ttl: 5,
+            negative_ttl: 1,
+            listen: Vec::new(),
+            forwarding: false,
+        }
+    }
+}
+
 /// What became of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

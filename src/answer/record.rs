@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::rrset::{RRset, Services};
-use crate::wire::{put_u16, put_u32, u16_at, u32_at};
+use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// What one owner has: its addresses, and its services.
 ///
@@ -117,14 +117,7 @@ pub(super) fn sum(weights: &[u8], index: usize) -> u32 {
 /// The name at `index` among the targets.
 pub(super) fn name(names: &[u8], index: usize) -> Option<&[u8]> {
     let start = u32_at(names, SUM * index)? as usize;
-    let name = names.get(start..)?;
-    let mut end = 0;
-    loop {
-        match *name.get(end)? {
-            0 => return name.get(..=end),
-            length => end += 1 + usize::from(length),
-        }
-    }
+    names.get(start..name_end(names, start, false)?)
 }
 
 /// A record on the way. Reused from one to the next.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::choice::Order;
 use super::compile::{MAX_NAME, put_instance_owner};
 use super::record::{SERVICE, name};
-use crate::name::ipv4_label;
+use crate::name::{MAX_INSTANCE_LABEL, ipv4_label};
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
 /// One RRset.
@@ -191,7 +191,7 @@ impl<'a> Services<'a> {
     }
 
     fn most_octets(&self) -> usize {
-        let label = if self.sixteen.is_empty() { "255-255-255-255".len() } else { 39 };
+        let label = if self.sixteen.is_empty() { "255-255-255-255".len() } else { MAX_INSTANCE_LABEL };
         let each = HEAD + 6 + 1 + label + self.owner.len() + self.zone.len();
         // Many services may have one name.
         let names = if self.names.is_empty() { 0 } else { MAX_NAME };

@@ -25,17 +25,8 @@ struct House {
 }
 
 fn settings() -> Settings {
-    Settings {
-        zones: Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap(),
-        deployment: "default".into(),
-        namespace: "default".into(),
-        version_fallback: true,
-        answers: Answers::All,
-        ttl: 5,
-        negative_ttl: 1,
-        listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        forwarding: false,
-    }
+    let zones = Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap();
+    Settings { listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], ..Settings::new(zones) }
 }
 
 /// `/service/<deployment>/<namespace>/<name>/<version>/<endpoints>` and its JSON.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::labels::Name;
 
 /// Longest instance label: eight groups of four digits and seven hyphens.
-const MAX_INSTANCE_LABEL: usize = 39;
+pub const MAX_INSTANCE_LABEL: usize = 39;
 
 /// The label of an instance: `10-0-0-1`; IPv6 in full, groups without leading zeros: `fd00-0-0-0-0-0-0-5`.
 pub fn instance_label(address: IpAddr) -> String {

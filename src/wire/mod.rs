@@ -5,7 +5,7 @@
 mod query;
 mod records;
 
-pub use query::{Edns, Parsed, Query, question_name};
+pub use query::{Edns, Parsed, Query, name_end, question_name};
 pub use records::{Malformed, Record, Records, Section, expand_name, question_end, records};
 
 /// Octets of a message header (RFC 1035 section 4.1.1).

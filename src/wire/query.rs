@@ -149,7 +149,8 @@ pub fn question_name(message: &[u8]) -> Option<&[u8]> {
 
 /// Where the name at `at` ends. A name of at most 255 octets, labels of at most 63; a pointer ends it where `pointers`
 /// may stand (it is not followed: nobody here reads those names).
-pub(super) fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {
+#[must_use]
+pub fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {
     let mut end = at;
     loop {
         let len = *packet.get(end)?;

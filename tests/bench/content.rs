@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use svcdns::answer::{self, Answerer, Answers, Publisher};
+use svcdns::answer::{self, Answerer, Publisher};
 use svcdns::catalog;
 use svcdns::name::Zones;
 use svcdns::registry::gsvc;
@@ -68,17 +68,7 @@ impl Store {
     /// Nothing known yet; the settings are those that svcdns comes with, but names outside the zone are refused.
     pub(crate) fn empty() -> Self {
         let zones = Zones::new(&["svc".to_owned()]).unwrap();
-        let answer = answer::Settings {
-            zones: zones.clone(),
-            deployment: "default".into(),
-            namespace: "default".into(),
-            version_fallback: true,
-            answers: Answers::All,
-            ttl: 5,
-            negative_ttl: 1,
-            listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            forwarding: false,
-        };
+        let answer = answer::Settings { listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], ..answer::Settings::new(zones.clone()) };
         let (publisher, answerer) = Publisher::new(catalog::Settings::new(zones), answer, 1, Instant::now());
         Self { publisher, answerer, reader: gsvc::Reader::default(), revision: 0 }
     }

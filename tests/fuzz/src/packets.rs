@@ -59,17 +59,8 @@ pub fn packets(octets: &[u8]) {
 }
 
 fn settings() -> Settings {
-    Settings {
-        zones: Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap(),
-        deployment: "default".into(),
-        namespace: "default".into(),
-        version_fallback: true,
-        answers: Answers::All,
-        ttl: 5,
-        negative_ttl: 1,
-        listen: vec![[127, 0, 0, 1].into()],
-        forwarding: false,
-    }
+    let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
+    Settings { listen: vec![[127, 0, 0, 1].into()], ..Settings::new(zones) }
 }
 
 fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>) -> Arc<Answerer> {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use svcdns::answer::{Answers, Publisher, Settings};
+use svcdns::answer::{Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -55,17 +55,7 @@ fn reads_back(Registration { id, endpoints, metadata, .. }: &Registration) {
 /// Whatever was registered, the answers to its names are well-formed.
 fn serves(entries: &[(&[u8], &[u8])]) {
     let zones = Zones::new(&["svc".to_owned()]).unwrap();
-    let settings = Settings {
-        zones: zones.clone(),
-        deployment: "default".into(),
-        namespace: "default".into(),
-        version_fallback: true,
-        answers: Answers::All,
-        ttl: 5,
-        negative_ttl: 1,
-        listen: Vec::new(),
-        forwarding: false,
-    };
+    let settings = Settings::new(zones.clone());
     let now = Instant::now();
     let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones), settings, 1, now);
     let put = |(key, value): &(&[u8], &[u8])| {

@@ -67,6 +67,16 @@ pub(super) struct Resolver {
     in_flight: Arc<InFlight>,
 }
 
+/// Writes an entry into `out`, which is empty.
+fn write(entry: &Entry, query: &Query<'_>, transport: Transport, age: Age, out: &mut Vec<u8>) {
+    // Some clients do not look at TC over TCP: they would take what is missing for what does not exist.
+    if transport == Transport::Tcp && entry.stored.is_truncated() {
+        put_failure(query, TRUNCATED, out);
+    } else {
+        entry.stored.write(query, transport, age, out);
+    }
+}
+
 /// The time, as timers have it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -97,14 +107,14 @@ impl Resolver {
         match self.cache.find(key, now) {
             Found::Fresh { entry, age, prolong } => {
                 self.counters.hits.increment();
-                entry.stored.write(query, transport, age, out);
+                write(&entry, query, transport, age, out);
                 if prolong {
                     self.prolong(exchange, query);
                 }
             }
             Found::Stale(entry) if entry.is_put_off(now) => {
                 self.counters.stale.increment();
-                entry.stored.write(query, transport, Age::Stale, out);
+                write(&entry, query, transport, Age::Stale, out);
             }
             Found::Stale(_) => return AtOnce::Waiting,
             Found::Nothing => return AtOnce::Unknown,
@@ -143,9 +153,7 @@ impl Resolver {
         };
         let mut out = Vec::with_capacity(512);
         match found {
-            // Some clients do not look at TC over TCP: they would take what is missing for what does not exist.
-            Ok((entry, _)) if transport == Transport::Tcp && entry.stored.is_truncated() => put_failure(query, TRUNCATED, &mut out),
-            Ok((entry, age)) => entry.stored.write(query, transport, age, &mut out),
+            Ok((entry, age)) => write(&entry, query, transport, age, &mut out),
             Err(error) => put_failure(query, error, &mut out),
         }
         out

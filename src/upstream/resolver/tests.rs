@@ -23,7 +23,7 @@ enum Does {
     /// Answers SERVFAIL.
     Fails,
     /// Says that there is more, and never says it.
-    Truncates,
+    Truncates(u16),
     /// Says nothing until the deadline.
     Nothing,
     Panics,
@@ -60,7 +60,7 @@ impl Exchange for Upstream {
                 say(rcode::NXDOMAIN, 9, &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat());
             }
             Does::Fails => say(rcode::SERVFAIL, 7, b""),
-            Does::Truncates => say(flags::TC, 7, b""),
+            Does::Truncates(code) => say(flags::TC | code, 7, b""),
             Does::Nothing => {
                 sleep_until(deadline.into()).await;
                 return Err(SILENT);
@@ -142,10 +142,10 @@ fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
 
 impl Fixture {
     /// What is answered at once.
-    fn at_once(&self, request: &[u8]) -> Option<Answer> {
+    fn at_once(&self, request: &[u8], transport: Transport) -> Option<Answer> {
         let mut out = Vec::new();
         with(request, |query| {
-            let found = self.resolver.at_once(&self.upstream, query, Transport::Udp, now(), &mut out);
+            let found = self.resolver.at_once(&self.upstream, query, transport, now(), &mut out);
             assert_eq!(found == AtOnce::Written, !out.is_empty());
         });
         (!out.is_empty()).then(|| read(&out))
@@ -154,7 +154,7 @@ impl Fixture {
     /// As the server does it: at once, or in its own time.
     fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<Answer> {
         let (resolver, upstream, request) = (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
-        let ready = self.at_once(&request);
+        let ready = self.at_once(&request, transport);
         tokio::spawn(async move {
             if let Some(answer) = ready {
                 return answer;
@@ -182,17 +182,17 @@ async fn what_was_asked_for_is_kept_while_it_holds() {
     let fixture = fixture(&[Does::Answers(60, 5)], Duration::ZERO);
     assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(60) });
     advance(seconds(20)).await;
-    assert_eq!(fixture.at_once(&plain("A")), Some(answer(40)));
+    assert_eq!(fixture.at_once(&plain("A"), Transport::Udp), Some(answer(40)));
     advance(seconds(39)).await;
     // Asked for twice, and about to end.
-    assert_eq!((fixture.at_once(&plain("a")), fixture.asked()), (Some(answer(1)), 1));
+    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp), fixture.asked()), (Some(answer(1)), 1));
     sleep(Duration::from_millis(10)).await;
     sleep(seconds(1)).await;
     assert_eq!(fixture.asked(), 2);
     assert_eq!(fixture.resolver.counters.prefetches.get(), 1);
-    assert_eq!(fixture.at_once(&plain("a")), Some(answer(59)));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(59)));
     advance(seconds(60)).await;
-    assert_eq!(fixture.at_once(&plain("a")), None);
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,17 +201,17 @@ async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
     fixture.answer(&plain("a")).await;
     advance(seconds(91)).await;
     // Asked for once only since.
-    assert_eq!(fixture.at_once(&plain("a")), Some(answer(9)));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(9)));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(fixture.asked(), 1);
     for _ in 0..5 {
-        assert!(fixture.at_once(&plain("a")).is_some());
+        assert!(fixture.at_once(&plain("a"), Transport::Udp).is_some());
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(fixture.asked(), 2);
     // It failed: what there is goes on to its end.
     sleep(seconds(5)).await;
-    assert_eq!(fixture.at_once(&plain("a")).map(|answer| answer.ttls), Some(vec![4]));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).map(|answer| answer.ttls), Some(vec![4]));
     assert_eq!(fixture.asked(), 2);
 }
 
@@ -243,7 +243,7 @@ async fn whoever_asks_first_may_leave() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_over_tcp_is_not_told_to_do_so() {
-    let fixture = fixture(&[Does::Truncates], STALE);
+    let fixture = fixture(&[Does::Truncates(0)], STALE);
     assert_eq!(fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
     let with_option = question("a", flags::RD, false, b"\0\x08\0\0");
     assert_eq!(fixture.ask(&with_option, Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
@@ -251,6 +251,15 @@ async fn who_asks_over_tcp_is_not_told_to_do_so() {
     let truncated = Answer { rcode: 0, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
     assert_eq!(fixture.asked(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
+    let fixture = fixture(&[Does::Truncates(rcode::SERVFAIL)], STALE);
+    let truncated = Answer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
+    assert_eq!(fixture.answer(&plain("a")).await, truncated);
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Tcp), Some(failure(ExtendedError::NETWORK_ERROR)));
+    assert_eq!(fixture.asked(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,7 +287,7 @@ async fn the_client_hears_something_within_the_budget_and_the_question_rests_for
         assert_eq!(fixture.answer(&plain("a")).await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
         assert_eq!(now() - began, BUDGET);
         let asked = now();
-        while fixture.at_once(&plain("a")).is_some() {
+        while fixture.at_once(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
@@ -293,7 +302,7 @@ async fn a_failing_name_rests_longer_each_time() {
     for _ in 0..8 {
         assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
         let asked = now();
-        while fixture.at_once(&plain("a")).is_some() {
+        while fixture.at_once(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
@@ -303,7 +312,7 @@ async fn a_failing_name_rests_longer_each_time() {
     advance(seconds(61)).await;
     fixture.answer(&plain("a")).await;
     advance(Duration::from_millis(1100)).await;
-    assert_eq!(fixture.at_once(&plain("a")), None);
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,12 +324,12 @@ async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
     assert_eq!(now() - began, CLIENT_TIMER);
     // For half a minute nobody waits again.
-    assert_eq!(fixture.at_once(&plain("a")), Some(stale(ExtendedError::STALE_ANSWER)));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(stale(ExtendedError::STALE_ANSWER)));
     sleep(seconds(5)).await;
-    assert_eq!((fixture.at_once(&plain("a")), fixture.asked()), (Some(stale(ExtendedError::STALE_ANSWER)), 2));
+    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp), fixture.asked()), (Some(stale(ExtendedError::STALE_ANSWER)), 2));
     sleep(seconds(31)).await;
     assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(20) });
-    assert_eq!(fixture.at_once(&plain("a")), Some(answer(20)));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(20)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,8 +339,8 @@ async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
     advance(seconds(100)).await;
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
     sleep(seconds(2)).await;
-    assert_eq!(fixture.at_once(&plain("a")).map(|answer| answer.rcode), Some(0));
-    assert_eq!((fixture.at_once(&plain("a")).unwrap().error, fixture.asked()), (None, 2));
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).map(|answer| answer.rcode), Some(0));
+    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp).unwrap().error, fixture.asked()), (None, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,7 +348,7 @@ async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
     let fixture = fixture(&[Does::Denies(10), Does::Fails], STALE);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
-    assert_eq!(fixture.at_once(&plain("a")).unwrap(), Answer { rcode: rcode::NXDOMAIN, ..answer(5) });
+    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).unwrap(), Answer { rcode: rcode::NXDOMAIN, ..answer(5) });
     advance(seconds(5)).await;
     let began = now();
     let gone = Answer { rcode: rcode::NXDOMAIN, ..stale(ExtendedError::STALE_NXDOMAIN) };
@@ -354,7 +363,7 @@ async fn what_is_not_to_be_kept_is_not() {
     // For who does not want recursion; with an option that is passed on.
     for request in [question("a", 0, false, b""), question("a", flags::RD, false, b"\xFD\xE9\0\x01x")] {
         fixture.answer(&request).await;
-        assert_eq!(fixture.at_once(&plain("a")), None);
+        assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
     }
     // What others said before the upstreams changed, even when it comes after.
     let slow = self::fixture(&[Does::Answers(60, 100)], STALE);
@@ -362,14 +371,14 @@ async fn what_is_not_to_be_kept_is_not() {
     sleep(Duration::from_millis(50)).await;
     slow.resolver.cache.clear();
     assert_eq!(waiting.await.unwrap().ttls, [60]);
-    assert_eq!(slow.at_once(&plain("a")), None);
+    assert_eq!(slow.at_once(&plain("a"), Transport::Udp), None);
     // TTL 0, and no cache at all.
     let none = self::fixture(&[Does::Answers(0, 0)], STALE);
     none.answer(&plain("a")).await;
-    assert_eq!(none.at_once(&plain("a")), None);
+    assert_eq!(none.at_once(&plain("a"), Transport::Udp), None);
     let off = Fixture { resolver: Resolver::new(0, STALE), ..self::fixture(&[Does::Answers(60, 0)], STALE) };
     off.answer(&plain("a")).await;
-    assert_eq!((off.at_once(&plain("a")), off.resolver.cache.len()), (None, 0));
+    assert_eq!((off.at_once(&plain("a"), Transport::Udp), off.resolver.cache.len()), (None, 0));
 }
 
 #[tokio::test(start_paused = true)]

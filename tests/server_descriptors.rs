@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use svcdns::server::{Respond, Response, Settings, bind};
+use svcdns::server::{Request, Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,12 @@ impl Respond for Echo {
         Self
     }
 
-    fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+    type Ahead = ();
+
+    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
+
+    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
+        let Request { octets: request, .. } = request;
         out.clear();
         out.extend_from_slice(request);
         Response::Ready

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, Endpoint, VarInt};
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
-use svcdns::server::{CertificateFiles, Counters, Encrypted, Limits, Respond, Response, Settings, bind};
+use svcdns::server::{CertificateFiles, Counters, Encrypted, Limits, Request, Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +44,12 @@ impl Respond for Echo {
         Self
     }
 
-    fn respond(&self, request: &[u8], transport: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+    type Ahead = ();
+
+    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
+
+    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
+        let Request { octets: request, transport, .. } = request;
         assert_eq!(transport, Transport::Tcp);
         out.clear();
         let word = request.get(2..).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::server::{Counters, Limits, Respond, Response, Settings, bind};
+use svcdns::server::{Counters, Limits, Request, Respond, Response, Settings, bind};
 use svcdns::wire::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -27,7 +27,12 @@ impl Respond for Echo {
         Self
     }
 
-    fn respond(&self, request: &[u8], transport: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+    type Ahead = ();
+
+    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
+
+    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
+        let Request { octets: request, transport, .. } = request;
         out.clear();
         assert_ne!(request, b"panic", "asked to panic");
         if request == b"big" {

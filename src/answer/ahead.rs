@@ -1,50 +1,82 @@
-//! Memory that a batch of questions needs, fetched for all of them at once.
+//! What questions ask for, found out for all that came together before the first is answered.
 //!
 //! An answer waits for memory twice or three times, one after the other: for its shard, for a slot, for the record. Questions
 //! that came together need not wait one after the other: where their places in memory are looked up step by step for all, the
 //! processor waits for many of them at the same time.
 
 use std::hint::black_box;
+use std::sync::Arc;
+
+use arc_swap::Guard;
 
 use super::Answerer;
-use super::compile::MAX_NAME;
-use super::fast::lower_cased;
-use super::table::Snapshot;
+use super::table::{Snapshot, lower_cased};
 use crate::wire::question_name;
 
 /// Most questions of one look.
 const MOST: usize = 32;
 
-impl Answerer {
-    /// Looks at messages that [`Self::respond`] is asked next, at most 32: says nothing, but has what they need fetched. Worth
-    /// its time for two or more.
-    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) {
-        let snapshot = self.snapshot.load();
-        let (mut hashes, mut count) = ([0; MOST], 0);
-        for hash in requests.filter_map(|request| self.hash_of(&snapshot, request)).take(MOST) {
-            hashes[count] = hash;
-            count += 1;
-        }
-        fetch(&snapshot, &hashes[..count]);
-    }
+/// Messages that came together: what they ask for, and the one publication that they are answered from.
+#[derive(Debug)]
+pub struct Ahead {
+    pub(super) snapshot: Guard<Arc<Snapshot>>,
+    places: [Option<Place>; MOST],
+}
 
-    /// The hash of the name that a message asks for, if it lies in a served zone.
-    fn hash_of(&self, snapshot: &Snapshot, request: &[u8]) -> Option<u64> {
-        let mut room = [0; MAX_NAME];
-        let (owner, _) = self.settings.zones.split(lower_cased(question_name(request)?, &mut room)?)?;
-        Some(snapshot.hash(owner))
+/// The name of a question in a served zone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The hash of the labels in front of the zone.
+    pub(super) hash: u64,
+    /// Octets of these labels.
+    pub(super) owner: u8,
+    /// The zone's place in the list of zones.
+    pub(super) zone: u8,
+}
+
+impl Ahead {
+    /// What the message of this number asks for; none for what is not known, which is no error.
+    pub(super) fn place(&self, number: usize) -> Option<Place> {
+        self.places.get(number).copied().flatten()
     }
 }
 
-/// Reads what a probe for each hash will read. No turn of a loop depends on the one before.
-fn fetch(snapshot: &Snapshot, hashes: &[u64]) {
+impl Answerer {
+    /// Looks at messages that [`Self::respond_ahead`] is asked next, of which it knows 32: says nothing, but finds out what they
+    /// ask for, and has what that needs fetched for all at once.
+    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
+        let mut ahead = Ahead { snapshot: self.snapshot.load(), places: [None; MOST] };
+        let mut count = 0;
+        for (place, request) in ahead.places.iter_mut().zip(requests) {
+            *place = question_name(request).and_then(|name| self.place(&ahead.snapshot, name));
+            count += 1;
+        }
+        // One question alone waits no less for it.
+        if count > 1 {
+            fetch(&ahead.snapshot, &ahead.places[..count]);
+        }
+        ahead
+    }
+
+    /// What a valid name in wire form asks for, if it lies in a served zone.
+    pub(super) fn place(&self, snapshot: &Snapshot, name: &[u8]) -> Option<Place> {
+        let mut room = [0; 256];
+        let name = lower_cased(name, &mut room)?;
+        let (zone, owner) = self.settings.zones.split(name)?;
+        Some(Place { hash: snapshot.hash(owner), owner: u8::try_from(owner.len()).ok()?, zone: u8::try_from(zone).ok()? })
+    }
+}
+
+/// Reads what a probe for each place will read. No turn of a loop depends on the one before.
+fn fetch(snapshot: &Snapshot, places: &[Option<Place>]) {
+    let hashes = || places.iter().flatten().map(|place| place.hash);
     let mut slots: [&[u8]; MOST] = [&[]; MOST];
     let mut entries = slots;
-    for (slot, hash) in slots.iter_mut().zip(hashes) {
-        *slot = snapshot.records.shard(*hash).at_slot(*hash);
+    for (slot, hash) in slots.iter_mut().zip(hashes()) {
+        *slot = snapshot.records.shard(hash).at_slot(hash);
     }
-    for ((entry, slot), hash) in entries.iter_mut().zip(slots).zip(hashes) {
-        *entry = snapshot.records.shard(*hash).at_entry(slot);
+    for ((entry, slot), hash) in entries.iter_mut().zip(slots).zip(hashes()) {
+        *entry = snapshot.records.shard(hash).at_entry(slot);
     }
     let read = entries.iter().fold(0, |read, entry| read ^ entry.first().copied().unwrap_or(0));
     black_box(read);

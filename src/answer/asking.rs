@@ -1,19 +1,19 @@
 //! One question on its way to its answer.
 
-use std::io::{self, Write};
 use std::net::IpAddr;
 
+use super::ahead::Place;
 use super::message::Response;
 use super::record::{Record, RecordBuilder};
 use super::rrset::{RRset, Records};
 use super::table::Snapshot;
-use super::{Answerer, Manner, compile, full, hosts};
+use super::{Answerer, Manner, Outcome, compile, full, hosts};
 use crate::catalog::{Condition, Instance};
-use crate::name::{Name, Zone};
+use crate::name::{Name, Zone, reverse_address};
 use crate::service::Addresses;
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
 
-/// A question in class IN, and what it is answered from.
+/// A question, and what it is answered from.
 pub(super) struct Asking<'a> {
     pub(super) answerer: &'a Answerer,
     pub(super) manner: Manner<'a>,
@@ -21,6 +21,10 @@ pub(super) struct Asking<'a> {
     pub(super) query: &'a Query<'a>,
 }
 
+const NOT_OURS: ExtendedError =
+    ExtendedError { code: ExtendedError::NOT_AUTHORITATIVE, text: "not a zone served here, and forwarding is off" };
+const NOT_INTERNET: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
+const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 /// Before every registry was read, for what is not known.
 const NOT_READY: ExtendedError = ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
 /// What a registry said before it went away.
@@ -41,14 +45,40 @@ pub(super) const NS: &[u8] = b"\x02ns";
 pub(super) const VERSION: &[u8] = b"\x0bdns-version";
 /// The label of the mailbox in a SOA record.
 const HOSTMASTER: &[u8] = b"\x0ahostmaster";
-/// Type SOA, class IN.
-const TYPE_SOA: [u8; 4] = [0, 6, 0, 1];
-/// Refresh, retry and expire: 1 hour, 10 minutes, 1 day. For secondaries, which there are none of.
-const SECONDARIES: [u8; 12] = [0, 0, 0x0E, 0x10, 0, 0, 0x02, 0x58, 0, 1, 0x51, 0x80];
-/// Octets of a SOA record with pointers to the zone's name: owner, head, two names, five numbers.
-const SOA: usize = 2 + 10 + (3 + 2) + (11 + 2) + 20;
+/// A SOA record (RFC 1035 section 3.3.13) whose names end with pointers to the zone's. Refresh, retry and expire are 1 hour, 10
+/// minutes and 1 day: for secondaries, which there are none of. 0 stands where [`Asking::soa_at`] writes.
+const SOA: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\0\0\
+    \0\0\0\0\0\0\x0e\x10\0\0\x02\x58\0\x01\x51\x80\0\0\0\0";
+/// Where its numbers begin: serial, refresh, retry, expire, minimum.
+const SOA_NUMBERS: usize = SOA.len() - 20;
 
 impl Asking<'_> {
+    /// Responds, from ready-made records where a place is given and they have the answer.
+    pub(super) fn respond(&self, place: Option<Place>, out: &mut Vec<u8>) -> Outcome {
+        if place.is_some_and(|place| self.fast(place, out)) {
+            return Outcome::Answered;
+        }
+        let Self { query, answerer: Answerer { settings, .. }, .. } = self;
+        let Ok((name, _)) = Name::from_wire(query.name()) else {
+            self.put(&Response::code(rcode::FORMERR, None), out);
+            return Outcome::Answered;
+        };
+        let refused = |error| Response::code(rcode::REFUSED, Some(error));
+        if query.qclass != rtype::IN {
+            self.put(&refused(NOT_INTERNET), out);
+        } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
+            self.put(&refused(NO_TRANSFER), out);
+        } else if let Some((_, zone)) = settings.zones.find(&name) {
+            self.in_zone(&name, zone, out);
+        } else if reverse_address(&name).is_some_and(|address| self.reverse(address, out)) {
+        } else if settings.forwarding {
+            return Outcome::Elsewhere;
+        } else {
+            self.put(&refused(NOT_OURS), out);
+        }
+        Outcome::Answered
+    }
+
     pub(super) fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
         self.answerer.put(response, self.query, self.manner, out);
     }
@@ -101,7 +131,7 @@ impl Asking<'_> {
                     _ => RRset::EMPTY,
                 };
                 if set.count > 0 {
-                    return self.put(&Response::answer(set, error), out);
+                    return self.put(&Response::answer(&set, error), out);
                 }
                 self.no_data(zone, error, out);
             }
@@ -130,7 +160,7 @@ impl Asking<'_> {
         if records.is_empty() {
             return self.no_data(zone, error, out);
         }
-        self.put(&Response::answer(RRset::of_records(records), error), out);
+        self.put(&Response::answer(&RRset::of_records(records), error), out);
     }
 
     pub(super) fn no_name(&self, zone: &Zone, out: &mut Vec<u8>) {
@@ -145,18 +175,23 @@ impl Asking<'_> {
 
     /// The SOA record of a zone, for a question in it. The zone's name is a pointer to where it stands in the question (RFC
     /// 1035 section 4.1.4).
-    fn soa_of(&self, zone: &Zone) -> [u8; SOA] {
+    fn soa_of(&self, zone: &Zone) -> [u8; SOA.len()] {
         let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
         // A name has at most 255 octets, a pointer 14 bits.
-        let apex = (0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes();
-        self.soa_at(apex)
+        self.soa_at((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
     }
 
-    /// The SOA record of a zone whose name this points at.
-    fn soa_at(&self, apex: [u8; 2]) -> [u8; SOA] {
-        let mut soa = [0; SOA];
-        // It has just this length.
-        let _ = self.write_soa(&apex, &apex, &mut soa[..]);
+    /// The SOA record of a zone whose name this points at. Its TTL and MINIMUM are the TTL of negative answers (RFC 2308
+    /// section 5).
+    fn soa_at(&self, apex: [u8; 2]) -> [u8; SOA.len()] {
+        let ttl = self.answerer.settings.negative_ttl.to_be_bytes();
+        let mut soa = *SOA;
+        soa[..2].copy_from_slice(&apex);
+        soa[6..10].copy_from_slice(&ttl);
+        soa[15..17].copy_from_slice(&apex);
+        soa[28..30].copy_from_slice(&apex);
+        soa[SOA_NUMBERS..][..4].copy_from_slice(&self.answerer.serial(self.snapshot).to_be_bytes());
+        soa[SOA_NUMBERS + 16..].copy_from_slice(&ttl);
         soa
     }
 
@@ -219,11 +254,12 @@ impl Asking<'_> {
         let error = self.stale();
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             // The instance's name stands first: programs take the first.
-            Self { manner: Manner { draw: 0, ..self.manner }, ..*self }.put(&Response::answer(RRset::of_records(&set), error), out);
+            Self { manner: Manner { draw: 0, ..self.manner }, ..*self }.put(&Response::answer(&RRset::of_records(&set), error), out);
         } else {
+            let (apex, numbers) = (settings.zones.first().name().as_wire(), &self.soa_at(OWNER)[SOA_NUMBERS..]);
+            let data = [NS, apex, HOSTMASTER, apex, numbers].concat();
             let mut soa = Vec::new();
-            // A vector takes all.
-            let _ = self.write_soa(&OWNER, settings.zones.first().name().as_wire(), &mut soa);
+            compile::put_record(&mut soa, &OWNER, rtype::SOA, settings.negative_ttl, &data);
             if self.query.qtype == rtype::SOA {
                 let mut apex = Records::default();
                 apex.put(|out| out.extend_from_slice(&soa));
@@ -233,19 +269,6 @@ impl Asking<'_> {
             }
         }
         true
-    }
-
-    /// Writes a SOA record (RFC 1035 section 3.3.13); its TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
-    /// `apex` is the zone's name, or a pointer to it.
-    fn write_soa(&self, owner: &[u8], apex: &[u8], mut out: impl Write) -> io::Result<()> {
-        let ttl = self.answerer.settings.negative_ttl.to_be_bytes();
-        // Two names with their first labels, five numbers.
-        let octets = u16::try_from(NS.len() + HOSTMASTER.len() + 2 * apex.len() + 20).unwrap_or(0).to_be_bytes();
-        let serial = self.answerer.serial(self.snapshot).to_be_bytes();
-        for part in [owner, &TYPE_SOA, &ttl, &octets, NS, apex, HOSTMASTER, apex, &serial, &SECONDARIES, &ttl] {
-            out.write_all(part)?;
-        }
-        Ok(())
     }
 }
 

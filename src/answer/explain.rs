@@ -118,7 +118,7 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let manner = Manner { transport: Transport::Udp, draw, ready: true, counters: &uncounted };
+        let manner = Manner { transport: Transport::Udp, draw, counters: &uncounted };
         let outcome = self.respond_as(&Query::parse(&query), manner, &mut response);
         explanation.elsewhere = (outcome == super::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));

@@ -3,8 +3,8 @@
 //! Whatever is not certain here is left to the full path, which must come to the same answer: `tests/properties.rs` and the fuzz
 //! targets hold the two together.
 
+use super::ahead::Place;
 use super::asking::{Asking, NS, VERSION};
-use super::compile::MAX_NAME;
 use super::message::Response;
 use super::record::Record;
 use super::rrset::RRset;
@@ -25,15 +25,17 @@ enum Ready<'a> {
 
 impl<'a> Asking<'a> {
     /// Answers where that takes no more than the ready-made records. False: it does.
-    pub(super) fn fast(&self, out: &mut Vec<u8>) -> bool {
+    pub(super) fn fast(&self, place: Place, out: &mut Vec<u8>) -> bool {
+        let name = self.query.name();
+        let (Some(owner), Some(zone)) = (name.get(..usize::from(place.owner)), self.answerer.settings.zones.get(usize::from(place.zone)))
+        else {
+            return false;
+        };
         if self.query.qclass != rtype::IN || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR) {
             return false;
         }
-        let mut room = [0; MAX_NAME];
-        let Some(name) = lower_cased(self.query.name(), &mut room) else { return false };
-        let Some((owner, zone)) = self.answerer.settings.zones.split(name) else { return false };
-        match self.ready(name, owner) {
-            Ready::Answer(set) => self.put(&Response::answer(set, self.stale()), out),
+        match self.ready(name, owner, place.hash) {
+            Ready::Answer(set) => self.put(&Response::answer(&set, self.stale()), out),
             Ready::NoData => self.no_data(zone, self.stale(), out),
             Ready::NoName => self.no_name(zone, out),
             Ready::Unknown => return false,
@@ -41,28 +43,22 @@ impl<'a> Asking<'a> {
         true
     }
 
-    /// What is certain about `name`, lower-cased, whose labels in front of its zone are `owner`.
-    fn ready<'n>(&self, name: &[u8], owner: &'n [u8]) -> Ready<'n>
-    where
-        'a: 'n,
-    {
-        if matches!(owner, b"" | NS | VERSION) {
+    /// What is certain about `name`, whose labels in front of its zone are `owner` with this hash.
+    fn ready(&self, name: &[u8], owner: &[u8], hash: u64) -> Ready<'a> {
+        if owner.is_empty() || [NS, VERSION].iter().any(|special| owner.eq_ignore_ascii_case(special)) {
             return Ready::Unknown;
         }
-        match self.snapshot.record(owner).map(Record::read) {
+        match self.snapshot.record_at(hash, owner).map(|(owner, record)| (owner, Record::read(record))) {
             // A single label is nothing but the name of a service; of more, the first may be a version or an instance.
-            Some(record) if record.is_marker() && is_single(owner) && self.snapshot.condition.synced => Ready::NoData,
-            Some(record) if record.is_marker() => Ready::Unknown,
-            Some(record) => self.of_record(&record, owner),
+            Some((_, record)) if record.is_marker() && is_single(owner) && self.snapshot.condition.synced => Ready::NoData,
+            Some((_, record)) if record.is_marker() => Ready::Unknown,
+            Some((owner, record)) => self.of_record(&record, owner),
             None if self.is_absent(name, owner) => Ready::NoName,
             None => self.instance(owner).unwrap_or(Ready::Unknown),
         }
     }
 
-    fn of_record<'n>(&self, record: &Record<'n>, owner: &'n [u8]) -> Ready<'n>
-    where
-        'a: 'n,
-    {
+    fn of_record(&self, record: &Record<'a>, owner: &'a [u8]) -> Ready<'a> {
         let settings = &self.answerer.settings;
         let srv = || record.srv(settings.ttl, owner, settings.zones.first().name().as_wire());
         let set = match self.query.qtype {
@@ -100,10 +96,7 @@ impl<'a> Asking<'a> {
     }
 
     /// The address of an instance, by its own name: its service has it among its records.
-    fn instance<'n>(&self, owner: &[u8]) -> Option<Ready<'n>>
-    where
-        'a: 'n,
-    {
+    fn instance(&self, owner: &[u8]) -> Option<Ready<'a>> {
         let (length, rest) = owner.split_first()?;
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.instance_bases)?;
@@ -116,15 +109,6 @@ impl<'a> Asking<'a> {
         }
         .map(|set| if set.count > 0 { Ready::Answer(set) } else { Ready::NoData })
     }
-}
-
-/// A valid name in wire form, lower-cased into `room`.
-pub(super) fn lower_cased<'r>(name: &[u8], room: &'r mut [u8; MAX_NAME]) -> Option<&'r [u8]> {
-    let room = room.get_mut(..name.len())?;
-    room.copy_from_slice(name);
-    // Length octets are at most 63, below 'A': only letters change.
-    room.make_ascii_lowercase();
-    Some(room)
 }
 
 /// Whether an owner has one label.

@@ -12,7 +12,7 @@ pub(super) struct Response<'a> {
     /// Whether it comes from a zone served here.
     pub(super) authoritative: bool,
     /// The answer section.
-    pub(super) answers: RRset<'a>,
+    pub(super) answers: &'a RRset<'a>,
     /// The authority section's SOA; empty for none.
     pub(super) authority: &'a [u8],
     /// An extended error, told to those who speak EDNS.
@@ -22,17 +22,17 @@ pub(super) struct Response<'a> {
 impl<'a> Response<'a> {
     /// A response without records, from outside the zones.
     pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
-        Self { rcode, authoritative: false, answers: RRset::EMPTY, authority: &[], error }
+        Self { rcode, authoritative: false, answers: &RRset::EMPTY, authority: &[], error }
     }
 
     /// An authoritative answer.
-    pub(super) fn answer(answers: RRset<'a>, error: Option<ExtendedError>) -> Self {
+    pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError>) -> Self {
         Self { rcode: rcode::NOERROR, authoritative: true, answers, authority: &[], error }
     }
 
     /// An authoritative answer that there is nothing, or no such name (RFC 2308 section 2).
     pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
-        Self { rcode, authoritative: true, answers: RRset::EMPTY, authority: soa, error }
+        Self { rcode, authoritative: true, answers: &RRset::EMPTY, authority: soa, error }
     }
 }
 

@@ -21,6 +21,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::Ahead;
 pub use explain::{Considered, Explanation, Tried};
 pub use publish::{Published, Publisher};
 pub use table::Snapshot;
@@ -33,8 +34,9 @@ use arc_swap::ArcSwap;
 
 use crate::catalog::{Condition, Rejections, Stats};
 use crate::metrics::Counter;
-use crate::name::{Name, Zones, reverse_address};
-use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode, rtype};
+use crate::name::Zones;
+use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
+use ahead::Place;
 use asking::Asking;
 use message::Response;
 
@@ -145,15 +147,9 @@ impl Counters {
 struct Manner<'a> {
     transport: Transport,
     draw: u64,
-    /// Whether ready-made records may be used.
-    ready: bool,
     counters: &'a Counters,
 }
 
-const NOT_OURS: ExtendedError =
-    ExtendedError { code: ExtendedError::NOT_AUTHORITATIVE, text: "not a zone served here, and forwarding is off" };
-const NOT_INTERNET: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
-const NO_TRANSFER: ExtendedError = ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 const TOO_MANY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
@@ -163,16 +159,44 @@ impl Answerer {
     /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O; does not allocate
     /// where ready-made records have the answer and `out` has room for it.
     pub fn respond(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
-        self.respond_as(parsed, Manner { transport, draw, ready: true, counters: &self.counters }, out)
+        self.respond_as(parsed, Manner { transport, draw, counters: &self.counters }, out)
+    }
+
+    fn respond_as(&self, parsed: &Parsed<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
+        let snapshot = self.snapshot.load();
+        let place = if let Parsed::Query(query) = parsed { self.place(&snapshot, query.name()) } else { None };
+        self.respond_from(&snapshot, parsed, place, manner, out)
+    }
+
+    /// The same for the message of this number of those that [`Self::look_ahead`] saw, as of then.
+    pub fn respond_ahead(
+        &self,
+        (ahead, number): (&Ahead, usize),
+        parsed: &Parsed<'_>,
+        transport: Transport,
+        draw: u64,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let manner = Manner { transport, draw, counters: &self.counters };
+        self.respond_from(&ahead.snapshot, parsed, ahead.place(number), manner, out)
     }
 
     /// The same, without a look at ready-made records: everything is decided on the model, by the naming grammar. It is what
     /// [`Self::respond`] must come to, too; for whoever compares the two. Not counted.
     pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
-        self.respond_as(parsed, Manner { transport, draw, ready: false, counters: &Counters::default() }, out)
+        let manner = Manner { transport, draw, counters: &Counters::default() };
+        self.respond_from(&self.snapshot.load(), parsed, None, manner, out)
     }
 
-    fn respond_as(&self, parsed: &Parsed<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
+    /// Responds from ready-made records, where a place is given, or in full.
+    fn respond_from(
+        &self,
+        snapshot: &Snapshot,
+        parsed: &Parsed<'_>,
+        place: Option<Place>,
+        manner: Manner<'_>,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
         out.clear();
         match parsed {
             Parsed::Silent => Outcome::Silent,
@@ -180,7 +204,7 @@ impl Answerer {
                 self.put(&Response::code(*rcode, None), query, manner, out);
                 Outcome::Answered
             }
-            Parsed::Query(query) => self.answer(query, manner, out),
+            Parsed::Query(query) => Asking { answerer: self, manner, snapshot, query }.respond(place, out),
         }
     }
 
@@ -198,7 +222,7 @@ impl Answerer {
     fn put_code(&self, code: u16, error: ExtendedError, request: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
-        let manner = Manner { transport: Transport::Udp, draw: 0, ready: true, counters: &self.counters };
+        let manner = Manner { transport: Transport::Udp, draw: 0, counters: &self.counters };
         self.put(&Response::code(code, Some(error)), &query, manner, out);
         true
     }
@@ -231,32 +255,6 @@ impl Answerer {
     /// Numbers of answers.
     pub fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    fn answer(&self, query: &Query<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
-        let snapshot = self.snapshot.load();
-        let asking = Asking { answerer: self, manner, snapshot: &snapshot, query };
-        if manner.ready && asking.fast(out) {
-            return Outcome::Answered;
-        }
-        let Ok((name, _)) = Name::from_wire(query.name()) else {
-            asking.put(&Response::code(rcode::FORMERR, None), out);
-            return Outcome::Answered;
-        };
-        let refused = |error| Response::code(rcode::REFUSED, Some(error));
-        if query.qclass != rtype::IN {
-            asking.put(&refused(NOT_INTERNET), out);
-        } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
-            asking.put(&refused(NO_TRANSFER), out);
-        } else if let Some((_, zone)) = self.settings.zones.find(&name) {
-            asking.in_zone(&name, zone, out);
-        } else if reverse_address(&name).is_some_and(|address| asking.reverse(address, out)) {
-        } else if self.settings.forwarding {
-            return Outcome::Elsewhere;
-        } else {
-            asking.put(&refused(NOT_OURS), out);
-        }
-        Outcome::Answered
     }
 
     fn put(&self, response: &Response<'_>, query: &Query<'_>, manner: Manner<'_>, out: &mut Vec<u8>) {

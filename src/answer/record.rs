@@ -12,15 +12,20 @@ use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 /// What one owner has: its addresses, and its services.
 ///
 /// Octets: flags; a count of two octets for each of A, AAAA and SRV that there is; of each the running sums of weights where
-/// they differ; the addresses; the services, six octets each; the host names among their targets, behind their places.
+/// they differ, and the addresses or services, six octets each; the host names among their targets, behind their places.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     flags: u8,
-    counts: [usize; 3],
-    weights: [&'a [u8]; 3],
-    /// Addresses of four octets, then of sixteen, then services.
-    parts: [&'a [u8]; 3],
-    names: &'a [u8],
+    counts: [u16; 3],
+    /// All behind the counts.
+    sets: &'a [u8],
+}
+
+/// A set as it is kept: the running sums of weights, if any, and its addresses or services.
+#[derive(Clone, Copy, Debug)]
+struct Set<'a> {
+    weights: &'a [u8],
+    octets: &'a [u8],
 }
 
 /// The first of three bits: the record has the set.
@@ -40,24 +45,33 @@ pub(super) const SERVICE: usize = 6;
 const SUM: usize = 4;
 
 impl<'a> Record<'a> {
-    /// Reads what [`RecordBuilder::build`] wrote.
+    /// Reads what [`RecordBuilder::build`] wrote: as much of it as every question needs.
     pub(super) fn read(bytes: &'a [u8]) -> Self {
-        let (&flags, mut rest) = bytes.split_first().unwrap_or((&0, &[]));
-        let mut record = Self { flags, counts: [0; 3], weights: [&[]; 3], parts: [&[]; 3], names: &[] };
-        for number in 0..3 {
+        let (&flags, mut sets) = bytes.split_first().unwrap_or((&0, &[]));
+        let mut counts = [0; 3];
+        for (number, count) in counts.iter_mut().enumerate() {
             if flags & (PRESENT << number) != 0 {
-                record.counts[number] = u16_at(take(&mut rest, 2), 0).map_or(0, usize::from);
+                *count = u16_at(take(&mut sets, 2), 0).unwrap_or(0);
             }
         }
-        for (number, octets) in OCTETS.into_iter().enumerate() {
-            let count = record.counts[number];
-            if flags & (WEIGHTED << number) != 0 {
-                record.weights[number] = take(&mut rest, SUM * count);
-            }
-            record.parts[number] = take(&mut rest, octets * count);
-        }
-        record.names = rest;
-        record
+        Self { flags, counts, sets }
+    }
+
+    /// The first set, of addresses of four octets: no other is read for it.
+    fn four(&self) -> Set<'a> {
+        self.take(0, &mut { self.sets })
+    }
+
+    /// All sets, and the names behind them.
+    fn all(&self) -> ([Set<'a>; 3], &'a [u8]) {
+        let mut rest = self.sets;
+        ([0, 1, 2].map(|number| self.take(number, &mut rest)), rest)
+    }
+
+    fn take(&self, number: usize, rest: &mut &'a [u8]) -> Set<'a> {
+        let count = usize::from(self.counts[number]);
+        let weights = if self.flags & (WEIGHTED << number) != 0 { take(rest, SUM * count) } else { &[] };
+        Set { weights, octets: take(rest, OCTETS[number] * count) }
     }
 
     /// Whether the record says nothing but that something stands at this name or below it.
@@ -67,18 +81,20 @@ impl<'a> Record<'a> {
 
     /// The A RRset.
     pub(super) fn a(&self, ttl: u32) -> RRset<'a> {
-        RRset::of_addresses(self.parts[0], OCTETS[0], self.weights[0], ttl)
+        self.four().addresses(OCTETS[0], ttl)
     }
 
     /// The AAAA RRset.
     pub(super) fn aaaa(&self, ttl: u32) -> RRset<'a> {
-        RRset::of_addresses(self.parts[1], OCTETS[1], self.weights[1], ttl)
+        let ([_, sixteen, _], _) = self.all();
+        sixteen.addresses(OCTETS[1], ttl)
     }
 
     /// The SRV RRset, whose targets are host names, or instances of the service `owner` (wire labels) in `zone`.
     pub(super) fn srv(&self, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> RRset<'a> {
-        let services = Services { entries: self.parts[2], four: self.parts[0], sixteen: self.parts[1], names: self.names, owner, zone };
-        RRset::of_services(services, self.weights[2], ttl)
+        let ([four, sixteen, services], names) = self.all();
+        let of = Services { entries: services.octets, four: four.octets, sixteen: sixteen.octets, names, owner, zone };
+        RRset::of_services(of, services.weights, ttl)
     }
 
     /// Whether every instance is known by a host name, and no address of one is known.
@@ -92,14 +108,24 @@ impl<'a> Record<'a> {
         if self.flags & NAMES != 0 {
             return None;
         }
-        let find = |number: usize, octets: &[u8]| {
-            let one = self.parts[number].chunks_exact(OCTETS[number]).find(|known| *known == octets)?;
-            Some(RRset::of_addresses(one, OCTETS[number], &[], ttl))
-        };
+        let ([four, sixteen, _], _) = self.all();
         match address {
-            IpAddr::V4(address) => find(0, &address.octets()).map(|one| [one, RRset::EMPTY]),
-            IpAddr::V6(address) => find(1, &address.octets()).map(|one| [RRset::EMPTY, one]),
+            IpAddr::V4(address) => four.one(&address.octets(), ttl).map(|one| [one, RRset::EMPTY]),
+            IpAddr::V6(address) => sixteen.one(&address.octets(), ttl).map(|one| [RRset::EMPTY, one]),
         }
+    }
+}
+
+impl<'a> Set<'a> {
+    /// The RRset of addresses of so many octets.
+    fn addresses(&self, each: usize, ttl: u32) -> RRset<'a> {
+        RRset::of_addresses(self.octets, each, self.weights, ttl)
+    }
+
+    /// The RRset of this address alone, if it is there.
+    fn one(&self, address: &[u8], ttl: u32) -> Option<RRset<'a>> {
+        let one = self.octets.chunks_exact(address.len()).find(|known| *known == address)?;
+        Some(RRset::of_addresses(one, address.len(), &[], ttl))
     }
 }
 

@@ -146,9 +146,11 @@ fn put_addresses<const N: usize>(
     let (addresses, _) = octets.as_chunks::<N>();
     let put = wanted.min(room.saturating_sub(out.len()) / (HEAD + N));
     let head = record_head(OWNER, rtype, ttl, N);
-    for place in 0..put {
-        out.extend_from_slice(&head);
-        out.extend_from_slice(addresses.get(order.at(place)).unwrap_or(&[0; N]));
+    let start = out.len();
+    out.resize(start + put * (HEAD + N), 0);
+    for (place, record) in out[start..].chunks_exact_mut(HEAD + N).enumerate() {
+        record[..HEAD].copy_from_slice(&head);
+        record[HEAD..].copy_from_slice(addresses.get(order.at(place)).unwrap_or(&[0; N]));
     }
     put
 }
@@ -203,9 +205,9 @@ impl<'a> Services<'a> {
         let Some(entry) = self.entry(index).and_then(|entry| entry.first_chunk::<4>()) else { return };
         let target = self.number(index).and_then(|number| self.target(number));
         let start = out.len();
-        // With the label of an IPv4 address, so that most of a record is one copy.
+        // With the label of an IPv4 address, so that all in front of the service's name is one copy of a fixed length; what is
+        // too much of it is taken back.
         let (mut front, mut length) = ([0; TARGET + 1 + 16], TARGET);
-        front[..HEAD].copy_from_slice(&record_head(OWNER, rtype::SRV, ttl, 0));
         front[HEAD + 2..TARGET].copy_from_slice(entry);
         if let Some(Target::Instance(IpAddr::V4(address))) = target {
             let (label, octets) = ipv4_label(address.octets());
@@ -214,7 +216,8 @@ impl<'a> Services<'a> {
             front[TARGET + 1..].copy_from_slice(&label);
             length += 1 + octets;
         }
-        out.extend_from_slice(&front[..length]);
+        out.extend_from_slice(&front);
+        out.truncate(start + length);
         match target {
             Some(Target::Instance(address)) => {
                 if address.is_ipv6() {
@@ -226,28 +229,51 @@ impl<'a> Services<'a> {
             Some(Target::Name(name)) => out.extend_from_slice(name),
             None => out.push(0),
         }
-        // A name and six octets.
-        let octets = u16::try_from(out.len() - start - HEAD).unwrap_or(0);
-        out[start + HEAD - 2..start + HEAD].copy_from_slice(&octets.to_be_bytes());
+        let octets = out.len() - start - HEAD;
+        if let Some(head) = out[start..].first_chunk_mut() {
+            *head = record_head(OWNER, rtype::SRV, ttl, octets);
+        }
     }
 
     fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
+        if put > FEW {
+            return self.put_much_glue(order, put, start, room, out);
+        }
         let number = |place| self.number(order.at(place)).unwrap_or_default();
-        // Whose address stands there already, where there are more than a look at each takes time for.
-        let mut seen = if put > FEW { Some([0u64; TARGETS / 64]) } else { None };
+        let again = |place, here| (0..place).any(|before| number(before) == here);
+        self.put_glue_unless(again, order, put, start, room, out)
+    }
+
+    /// The same for more records than a look at each takes time for. Apart, since few answers need so much of the stack.
+    #[inline(never)]
+    fn put_much_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
+        let mut seen = [0u64; TARGETS / 64];
+        let again = |_, here: usize| {
+            let (word, bit) = (&mut seen[here / 64], 1 << (here % 64));
+            std::mem::replace(word, *word | bit) & bit != 0
+        };
+        self.put_glue_unless(again, order, put, start, room, out)
+    }
+
+    /// Appends the addresses of targets, except of those that stand there `again`: asked with their places and numbers.
+    fn put_glue_unless(
+        &self,
+        mut again: impl FnMut(usize, usize) -> bool,
+        order: &Order,
+        put: usize,
+        start: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
         let (mut count, mut record) = (0, start);
         for place in 0..put {
             let target = record + TARGET;
             record += HEAD + usize::from(u16_at(out, record + HEAD - 2).unwrap_or(0));
-            let here = number(place);
-            let again = match &mut seen {
-                None => (0..place).any(|before| number(before) == here),
-                Some(seen) => {
-                    let (word, bit) = (&mut seen[here / 64], 1 << (here % 64));
-                    std::mem::replace(word, *word | bit) & bit != 0
-                }
-            };
-            let Some(Target::Instance(address)) = self.target(here).filter(|_| !again) else { continue };
+            let here = self.number(order.at(place)).unwrap_or_default();
+            if again(place, here) {
+                continue;
+            }
+            let Some(Target::Instance(address)) = self.target(here) else { continue };
             if !put_address(target..record, address, start, room, out) {
                 break;
             }
@@ -295,7 +321,8 @@ fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, o
         IpAddr::V6(_) => (rtype::AAAA, 16),
     };
     // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
-    if let Ok(place @ ..0x4000) = u16::try_from(name.start) {
+    let pointer = u16::try_from(name.start).ok().filter(|place| *place < 0x4000);
+    if let Some(place) = pointer {
         out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets));
     } else {
         out.extend_from_within(name);

@@ -90,9 +90,15 @@ impl Snapshot {
             .filter(move |service| service.served().any(|instance| instance.endpoint.host.address() == Some(address)))
     }
 
-    /// The ready-made record of an owner: wire labels in front of the zone, lower-cased.
+    /// The ready-made record of an owner: wire labels in front of the zone.
     pub(super) fn record(&self, owner: &[u8]) -> Option<&[u8]> {
-        let hash = self.hash(owner);
+        let mut room = [0; 256];
+        let hash = self.hash(lower_cased(owner, &mut room)?);
+        self.record_at(hash, owner).map(|(_, record)| record)
+    }
+
+    /// The same by its hash, with the owner as it is kept: lower-cased.
+    pub(super) fn record_at(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
         self.records.shard(hash).find(hash, owner)
     }
 
@@ -102,7 +108,7 @@ impl Snapshot {
         shard.binary_search_by(|(entry, _)| (**entry).cmp(name)).is_ok()
     }
 
-    /// The hash by which names are found, of a base's text or an owner's octets.
+    /// The hash by which names are found, of a base's text or an owner's octets, lower-cased.
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
         self.hasher.hash_one(name)
     }
@@ -192,4 +198,14 @@ impl Snapshot {
             next.into()
         });
     }
+}
+
+/// A valid name in wire form, or a part of one, lower-cased into `room`, which is all 0.
+pub(super) fn lower_cased<'r>(name: &[u8], room: &'r mut [u8; 256]) -> Option<&'r [u8]> {
+    room.get_mut(..name.len())?.copy_from_slice(name);
+    // Whole words of the processor at a time. Length octets are at most 63, below 'A': only letters change.
+    for word in &mut room.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
+        word.make_ascii_lowercase();
+    }
+    room.get(..name.len())
 }

@@ -91,7 +91,7 @@ impl Zones {
         self.zones.len()
     }
 
-    /// Whether a zone is this name or lies below it: one that is valid, in wire form, lower-cased.
+    /// Whether a zone is this name or lies below it: one that is valid, in wire form.
     pub fn any_below(&self, wire: &[u8]) -> bool {
         self.zones.iter().any(|zone| {
             let below = zone.name.as_wire().len() >= wire.len();
@@ -99,18 +99,24 @@ impl Zones {
         })
     }
 
-    /// The zone that a name lies in or is, and the labels in front of it: of a name that is valid, in wire form, lower-cased.
-    pub fn split<'n>(&self, wire: &'n [u8]) -> Option<(&'n [u8], &Zone)> {
-        let found = self.zones.iter().filter_map(|zone| {
+    /// A zone by its place in the list.
+    pub fn get(&self, place: usize) -> Option<&Zone> {
+        self.zones.get(place)
+    }
+
+    /// The zone that a name lies in or is, by its place in the list, and the labels in front of it: of a name that is valid, in
+    /// wire form, lower-cased.
+    pub fn split<'n>(&self, wire: &'n [u8]) -> Option<(usize, &'n [u8])> {
+        let found = self.zones.iter().enumerate().filter_map(|(place, zone)| {
             let front = wire.strip_suffix(zone.name.as_wire())?;
             // The octets of the zone may stand inside a label.
             let mut rest = front;
             while let Some((length, behind)) = rest.split_first() {
                 rest = behind.get(usize::from(*length)..)?;
             }
-            Some((front, zone))
+            Some((place, front, zone.label_count))
         });
-        found.max_by_key(|(_, zone)| zone.label_count)
+        found.max_by_key(|(_, _, label_count)| *label_count).map(|(place, front, _)| (place, front))
     }
 
     /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.

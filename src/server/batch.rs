@@ -101,13 +101,13 @@ impl<A: Address> Batch<A> {
         requests.map(|((length, _), request)| request.get(..*length).unwrap_or(request))
     }
 
-    /// Has each datagram answered: `answer` gets its octets, its source and where the answer goes, and says whether there
-    /// is one.
-    pub(super) fn answer(&mut self, mut answer: impl FnMut(&[u8], SocketAddr, &mut Vec<u8>) -> bool) {
+    /// Has each datagram answered: `answer` gets its number, its octets, its source and where the answer goes, and says
+    /// whether there is one.
+    pub(super) fn answer(&mut self, mut answer: impl FnMut(usize, &[u8], SocketAddr, &mut Vec<u8>) -> bool) {
         let Self { requests, received, answers, targets, .. } = self;
-        for ((length, source), request) in received.iter().zip(requests.chunks_exact(DATAGRAM)) {
+        for (number, ((length, source), request)) in received.iter().zip(requests.chunks_exact(DATAGRAM)).enumerate() {
             let (Some(target), Some(out)) = (A::from_std(*source), answers.get_mut(targets.len())) else { continue };
-            if answer(request.get(..*length).unwrap_or(request), *source, out) {
+            if answer(number, request.get(..*length).unwrap_or(request), *source, out) {
                 targets.push(Some(target));
             }
         }
@@ -183,7 +183,7 @@ mod tests {
         let mut counts = Vec::new();
         for most in [SIZE, 1, SIZE, SIZE] {
             counts.push(batch.receive(&server, most).unwrap());
-            batch.answer(|request, source, out| {
+            batch.answer(|_, request, source, out| {
                 assert_eq!(source, client_address);
                 out.clear();
                 out.extend_from_slice(request);
@@ -220,7 +220,7 @@ mod tests {
         }
         let mut batch = Batch::<SockaddrIn>::new();
         assert_eq!(batch.receive(&server, SIZE).unwrap(), 4);
-        batch.answer(|request, _, out| {
+        batch.answer(|_, request, _, out| {
             out.clear();
             out.extend_from_slice(request);
             if request == b"long" {
@@ -252,7 +252,7 @@ mod tests {
             let mut lengths = Vec::new();
             while lengths.len() < 2 {
                 batch.receive(&server, most).unwrap();
-                batch.answer(|request, _, _| {
+                batch.answer(|_, request, _, _| {
                     lengths.push(request.len());
                     false
                 });

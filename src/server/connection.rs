@@ -166,7 +166,7 @@ impl<R: Respond> Connection<'_, R> {
             answer
         };
         let mut answer = Vec::with_capacity(512);
-        match self.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
+        match self.responder.respond_alone(&request, Transport::Tcp, &mut answer) {
             Response::Ready => {
                 if let Some(asked) = asked {
                     asked.answered(Some(&answer));

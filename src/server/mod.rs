@@ -31,11 +31,11 @@ pub use counters::{Counters, StreamCounters};
 pub use encrypted::Encrypted;
 pub use responder::Responder;
 
-use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, iter};
 
 use ipnet::IpNet;
 use quinn::VarInt;
@@ -62,15 +62,22 @@ pub trait Respond: Send + Sync + Sized + 'static {
     #[must_use]
     fn fork(&self) -> Self;
 
-    /// Told of messages that came together, at least two, before [`Self::respond`] is asked for each: what they need may be
-    /// fetched for all at once.
-    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) {
-        let _ = requests;
-    }
+    /// What [`Self::look_ahead`] found out.
+    type Ahead;
 
-    /// Clears `out` and writes the answer to `request`, without TCP's length prefix, if it is ready. `draw` is a fresh
-    /// random number. Must neither block nor wait.
-    fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response;
+    /// Looks at messages that came together before [`Self::respond`] is asked for each: what they need may be fetched for all at
+    /// once.
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Self::Ahead;
+
+    /// Clears `out` and writes the answer to a request, without TCP's length prefix, if it is ready. `ahead` is what was found
+    /// out about it and those that came with it. Must neither block nor wait.
+    fn respond(&self, request: Request<'_>, ahead: &Self::Ahead, out: &mut Vec<u8>) -> Response;
+
+    /// The same for a message that came alone.
+    fn respond_alone(&self, octets: &[u8], transport: Transport, out: &mut Vec<u8>) -> Response {
+        let ahead = self.look_ahead(iter::once(octets));
+        self.respond(Request { octets, number: 0, transport, now: Instant::now(), draw: fastrand::u64(..) }, &ahead, out)
+    }
 
     /// The answer that [`Response::Later`] promised; none: stay silent. Ends within its own deadline.
     fn later(&self, request: Vec<u8>, transport: Transport) -> impl Future<Output = Option<Vec<u8>>> + Send;
@@ -80,6 +87,21 @@ pub trait Respond: Send + Sync + Sized + 'static {
 
     /// Clears `out` and writes that there is no answer now (SERVFAIL): too many others are waited for. False: stay silent.
     fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
+}
+
+/// A message to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'r> {
+    /// What came, without TCP's length prefix.
+    pub octets: &'r [u8],
+    /// Its number among those that came together, from 0 on.
+    pub number: usize,
+    /// How it came.
+    pub transport: Transport,
+    /// When.
+    pub now: Instant,
+    /// A fresh random number.
+    pub draw: u64,
 }
 
 /// What [`Respond::respond`] did.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, Incoming, ReadToEndError, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt};
@@ -258,7 +257,7 @@ impl<R: Respond> Listener<R> {
 
     async fn answer(&self, request: Vec<u8>) -> Option<Vec<u8>> {
         let mut answer = Vec::with_capacity(512);
-        match self.serving.responder.respond(&request, Transport::Tcp, Instant::now(), fastrand::u64(..), &mut answer) {
+        match self.serving.responder.respond_alone(&request, Transport::Tcp, &mut answer) {
             Response::Ready => Some(answer),
             Response::Silent => None,
             Response::Later => {

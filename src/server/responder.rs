@@ -1,10 +1,9 @@
 //! Joins what is served here with what is asked elsewhere.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::{Respond, Response};
-use crate::answer::{Answerer, Outcome};
+use super::{Request, Respond, Response};
+use crate::answer::{Ahead, Answerer, Outcome};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
 
@@ -28,18 +27,21 @@ impl Respond for Responder {
         Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
     }
 
-    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) {
-        self.answerer.look_ahead(requests);
+    type Ahead = Ahead;
+
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
+        self.answerer.look_ahead(requests)
     }
 
-    fn respond(&self, request: &[u8], transport: Transport, now: Instant, draw: u64, out: &mut Vec<u8>) -> Response {
-        let parsed = Query::parse(request);
+    fn respond(&self, request: Request<'_>, ahead: &Ahead, out: &mut Vec<u8>) -> Response {
+        let Request { octets, number, transport, now, draw } = request;
+        let parsed = Query::parse(octets);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
             && lane.passes(query)
         {
             return Response::Later;
         }
-        match (self.answerer.respond(&parsed, transport, draw, out), &parsed, &self.lane) {
+        match (self.answerer.respond_ahead((ahead, number), &parsed, transport, draw, out), &parsed, &self.lane) {
             (Outcome::Silent, ..) => Response::Silent,
             (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
             (Outcome::Elsewhere | Outcome::Answered, ..) => Response::Ready,

@@ -115,13 +115,13 @@ impl<R: Respond> Listener<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::Response;
     use crate::server::admission::Admission;
     use crate::server::connection::append;
     use crate::server::{Access, Counters, Limits};
+    use crate::server::{Request, Response};
     use crate::wire::Transport;
     use std::io::{self, ErrorKind};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
     use tokio_util::sync::CancellationToken;
@@ -138,7 +138,12 @@ mod tests {
             Self::default()
         }
 
-        fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+        type Ahead = ();
+
+        fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
+
+        fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
+            let Request { octets: request, .. } = request;
             out.clear();
             out.extend_from_slice(request);
             if request.starts_with(b"quick") { Response::Ready } else { Response::Later }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::runtime::LocalRuntime;
@@ -25,7 +25,7 @@ use super::backoff::Backoff;
 use super::batch::{Address, Batch, SIZE, send_one};
 use super::query_log::{Asked, QueryLog};
 use super::tasks::Tasks;
-use super::{Access, Counters, Respond, Response};
+use super::{Access, Counters, Request, Respond, Response};
 use crate::wire::Transport;
 
 /// Full batches in a row before the other tasks of the thread get their turn.
@@ -104,6 +104,14 @@ struct Hand<A> {
     backoff: Backoff,
     /// Questions of the last batch whose answers have to be waited for.
     later: Vec<Later>,
+}
+
+/// What the datagrams of a batch have in common.
+#[derive(Debug)]
+struct Common<A> {
+    ahead: A,
+    own: Guard<Arc<Own>>,
+    now: Instant,
 }
 
 /// A question whose answer has to be waited for.
@@ -243,21 +251,21 @@ impl<R: Respond> Worker<R> {
     /// Writes the answers of a batch that are ready, and notes what has to be waited for.
     fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
         let Hand { batch, draws, later, .. } = hand;
-        let (now, own, mut queries) = (Instant::now(), self.own.load(), 0);
-        if batch.requests().len() > 1 {
-            self.responder.look_ahead(batch.requests());
-        }
-        batch.answer(|request, source, out| {
-            let asked = self.log.pick(request, source, "UDP");
-            let written = match self.answer(request, source, &own, now, draws.u64(..), &mut queries, out) {
+        let ahead = self.responder.look_ahead(batch.requests());
+        let common = Common { ahead, own: self.own.load(), now: Instant::now() };
+        let mut queries = 0;
+        batch.answer(|number, octets, source, out| {
+            let asked = self.log.pick(octets, source, "UDP");
+            let request = Request { octets, number, transport: Transport::Udp, now: common.now, draw: draws.u64(..) };
+            let written = match self.answer(request, source, &common, &mut queries, out) {
                 Response::Ready => true,
                 Response::Silent => false,
                 Response::Later => match self.place() {
                     Some(waiting) => {
-                        later.push(Later { request: request.to_vec(), source, waiting, asked });
+                        later.push(Later { request: octets.to_vec(), source, waiting, asked });
                         return false;
                     }
-                    None => self.fail(request, out),
+                    None => self.fail(octets, out),
                 },
             };
             if let Some(asked) = asked {
@@ -271,30 +279,27 @@ impl<R: Respond> Worker<R> {
     }
 
     /// Writes the answer to one datagram, where it is ready. Counts it in `queries` where it is one that may be asked.
-    #[expect(clippy::too_many_arguments, reason = "what a batch has in common, and its one datagram")]
     fn answer(
         &self,
-        request: &[u8],
+        request: Request<'_>,
         source: SocketAddr,
-        own: &Own,
-        now: Instant,
-        draw: u64,
+        common: &Common<R::Ahead>,
         queries: &mut u64,
         out: &mut Vec<u8>,
     ) -> Response {
         // Nothing answers at port 0.
-        if source.port() == 0 || own.contains(source) {
+        if source.port() == 0 || common.own.contains(source) {
             self.counters.udp_implausible.increment();
             return Response::Silent;
         }
-        let responder = &self.responder;
+        let (responder, octets) = (&self.responder, request.octets);
         let written = |written| if written { Response::Ready } else { Response::Silent };
         if self.access.allows(source.ip()) {
             *queries += 1;
-            self.contained(request, || responder.respond(request, Transport::Udp, now, draw, out))
+            self.contained(octets, || responder.respond(request, &common.ahead, out))
         } else {
             self.counters.udp_refused.increment();
-            self.contained(request, || written(responder.refuse(request, out)))
+            self.contained(octets, || written(responder.refuse(octets, out)))
         }
     }
 
@@ -494,7 +499,12 @@ mod tests {
             Self
         }
 
-        fn respond(&self, request: &[u8], _: Transport, _: Instant, _: u64, out: &mut Vec<u8>) -> Response {
+        type Ahead = ();
+
+        fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
+
+        fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
+            let Request { octets: request, .. } = request;
             assert!(!request.starts_with(b"!"), "asked to panic");
             out.clear();
             out.extend_from_slice(request);
@@ -539,8 +549,9 @@ mod tests {
 
     fn ask(worker: &Worker<Echo>, source: &str) -> (Response, u64, Vec<u8>) {
         let (mut answer, mut queries) = (Vec::new(), 0);
-        let own = worker.own.load();
-        let response = worker.answer(b"question", source.parse().unwrap(), &own, Instant::now(), 0, &mut queries, &mut answer);
+        let common = Common { ahead: (), own: worker.own.load(), now: Instant::now() };
+        let request = Request { octets: b"question", number: 0, transport: Transport::Udp, now: common.now, draw: 0 };
+        let response = worker.answer(request, source.parse().unwrap(), &common, &mut queries, &mut answer);
         (response, queries, answer)
     }
 

@@ -36,7 +36,11 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
     let parsed = Query::parse(packet);
     let (mut fast, mut full) = (Vec::with_capacity(TCP_MAX), Vec::new());
     let mut outcome = Outcome::Silent;
-    let allocates = (kinds.allocates)(&mut || outcome = answerer.respond(&parsed, *transport, *draw, &mut fast));
+    let allocates = (kinds.allocates)(&mut || {
+        // As it is where several came together.
+        let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
+        outcome = answerer.respond_ahead((&ahead, 1), &parsed, *transport, *draw, &mut fast);
+    });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
     assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));
     assert_eq!(outcome == Outcome::Answered, !fast.is_empty());

@@ -3,14 +3,13 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::RecordType;
 use serde::{Deserialize, Serialize};
 
 use super::full::{self, Outcome, Step};
 use super::record::Record;
 use super::{Answerer, Answers, Counters, Manner};
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
-use crate::wire::{self, Query, Transport, put_u16, u16_at};
+use crate::wire::{self, Query, Transport, put_u16, type_name, u16_at};
 
 /// How a question is answered, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +89,7 @@ impl Answerer {
         let snapshot = self.snapshot.load();
         let mut explanation = Explanation {
             name: name.to_string(),
-            rtype: RecordType::from(rtype).to_string(),
+            rtype: type_name(rtype),
             setting: match self.settings.answers {
                 Answers::All => "all".to_owned(),
                 Answers::Fit => "fit".to_owned(),

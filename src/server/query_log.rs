@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use tracing::info;
 
-use crate::wire::{Parsed, Query};
+use crate::wire::{Parsed, Query, type_name};
 
 /// Which questions are logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,30 +84,6 @@ fn text(wire: &[u8]) -> String {
         rest = next;
     }
     if text.is_empty() { ".".to_owned() } else { text }
-}
-
-/// The name of a type; those not met every day as RFC 3597 section 5 writes them.
-fn type_name(qtype: u16) -> String {
-    let name = match qtype {
-        1 => "A",
-        2 => "NS",
-        5 => "CNAME",
-        6 => "SOA",
-        12 => "PTR",
-        15 => "MX",
-        16 => "TXT",
-        28 => "AAAA",
-        33 => "SRV",
-        35 => "NAPTR",
-        43 => "DS",
-        48 => "DNSKEY",
-        64 => "SVCB",
-        65 => "HTTPS",
-        255 => "ANY",
-        257 => "CAA",
-        _ => return format!("TYPE{qtype}"),
-    };
-    name.to_owned()
 }
 
 /// The name of an answer's response code, of those that fit the header.

@@ -8,6 +8,8 @@ mod records;
 pub use query::{Edns, Parsed, Query, name_end, question_name};
 pub use records::{Malformed, Record, Records, Section, expand_name, question_end, records};
 
+use hickory_proto::rr::RecordType;
+
 /// Octets of a message header (RFC 1035 section 4.1.1).
 pub const HEADER: usize = 12;
 /// The largest UDP answer, whatever the client offers: fits IPv6's minimum MTU unfragmented (DNS flag day 2020).
@@ -18,6 +20,15 @@ pub const UDP_PLAIN: usize = 512;
 pub const TCP_MAX: usize = 65535;
 /// A compression pointer to the owner of the question, which always stands right after the header.
 pub const OWNER: [u8; 2] = [0xC0, 0x0C];
+
+/// The name of a record type; of one without a name as RFC 3597 section 5 writes it.
+#[must_use]
+pub fn type_name(rtype: u16) -> String {
+    match RecordType::from(rtype) {
+        RecordType::Unknown(number) => format!("TYPE{number}"),
+        known => known.to_string(),
+    }
+}
 
 /// How a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -118,7 +118,7 @@ impl Publisher {
     /// Makes the ready-made records that changed services touch, and those of the names above them that came or went.
     fn compile(&self, next: &mut Snapshot, changed: &[Changed], turned: &[Box<str>]) {
         let settings = &self.answerer.settings;
-        let owners = Owners::of(settings, changed, turned);
+        let owners = Owners::of(settings, next, changed, turned);
         let mut builder = RecordBuilder::default();
         next.update_records(owners.iter(), |next, owner, out| compiled(next, settings, owner, &mut builder, out));
     }
@@ -170,8 +170,9 @@ struct Owners {
 
 impl Owners {
     /// The names under which the changed services are or were published, each one's shortest name in a deployment and
-    /// namespace; their bases, which are names also where they lead elsewhere only; and the names above that `turned`.
-    fn of(settings: &Settings, changed: &[Changed], turned: &[Box<str>]) -> Self {
+    /// namespace; their bases, which are names also where they lead elsewhere only; names of others that they take or give
+    /// back; and the names above that `turned`.
+    fn of(settings: &Settings, next: &Snapshot, changed: &[Changed], turned: &[Box<str>]) -> Self {
         let mut owners = Self::default();
         for change in changed {
             let (base, Changed { before, after }) = (change.base(), change);
@@ -183,8 +184,12 @@ impl Owners {
             scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
             owners.put(settings, compile::owner(base));
             for group in scopes {
-                let owner = compile::service_owner(settings, base, group);
-                owners.put(settings, owner.filter(|_| !compile::is_configured(settings, group)));
+                if !compile::is_configured(settings, group) {
+                    owners.put(settings, compile::service_owner(settings, base, group));
+                } else if base.rsplit_once('.').is_some_and(|(front, _)| next.service(front).is_some()) {
+                    // `a.b` with its namespace spelled out, `a.b.n`, is what `a` in namespace `b` of deployment `n` is called, too.
+                    owners.put(settings, compile::owner(&format!("{base}.{}", group.namespace)));
+                }
             }
         }
         for name in turned {

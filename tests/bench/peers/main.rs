@@ -18,6 +18,7 @@ mod chart;
 mod common;
 mod consul;
 mod content;
+mod ending;
 #[path = "../figures.rs"]
 mod figures;
 mod go;
@@ -96,6 +97,7 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "--role") {
         return roles::play(&arguments[at + 1..]);
     }
+    ending::watch();
     run(&Options::read(&arguments));
 }
 
@@ -218,7 +220,7 @@ fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);
-            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services))));
+            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services).inspect(|_| ending::go_on()))));
         }
     });
     if skydns {

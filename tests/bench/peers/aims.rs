@@ -48,9 +48,9 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
         aims.push(Aim { what, limit: 1.0, least: false, value: over_better(usual, Load::CommonHalf, p99) });
         let what = "p99 at half of its own rate over the better of knot's and nsd's".to_owned();
         aims.push(Aim { what, limit: 1.0, least: false, value: over_better(usual, Load::OwnHalf, p99) });
-        let value = over(usual, "hickory", Load::Flood(Kind::Odd), cost);
+        let value = over(usual, "hickory", Load::Flood(Kind::SpelledOut), cost);
         aims.push(Aim {
-            what: "CPU of A with an EDNS option over the hickory-server handler's".to_owned(),
+            what: "CPU of A, namespace and deployment spelled out, over the hickory-server handler's".to_owned(),
             limit: 1.0,
             least: false,
             value,

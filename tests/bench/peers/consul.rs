@@ -10,6 +10,7 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 
 use super::content::Content;
+use super::ending;
 use super::support::process::Process;
 use super::support::{SOON, free_address};
 
@@ -52,7 +53,10 @@ fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
         json!({ "Service": { "Verb": "set", "Node": "bench", "Service": instance } })
     };
     let services: Vec<_> = content.all().map(service).collect();
-    services.chunks(OPERATIONS).try_for_each(|operations| put(operations).map(drop))
+    services.chunks(OPERATIONS).try_for_each(|operations| {
+        ending::go_on();
+        put(operations).map(drop)
+    })
 }
 
 /// The text of an answer that is no error.

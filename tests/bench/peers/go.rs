@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::ending;
 use super::support::on_path;
 use super::support::process::Process;
 
@@ -37,6 +38,7 @@ pub(crate) fn built(name: &str, module: &str) -> Result<String, String> {
     let mut build = Process::start(&mut command);
     let begun = std::time::Instant::now();
     while build.ended().is_none() && begun.elapsed() < LONGEST {
+        ending::go_on();
         std::thread::sleep(Duration::from_millis(100));
     }
     match build.ended() {

@@ -1,4 +1,5 @@
-//! The least that a server on hickory-server does: the same names in a hash map, answered over UDP.
+//! The least that a server on hickory-server does: the same names in a hash map, answered over UDP. Those that are spelled out are
+//! names like others here.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -56,6 +57,9 @@ impl Names {
                 let target = Name::from_str(&format!("{}.{name}", instance_label(address))).unwrap();
                 entry.srv.push(Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 1, port, target.clone()))));
                 entry.glue.push(Record::from_rdata(target, TTL, RData::A(A(address))));
+                let spelled_out = Name::from_str(&format!("{}.default.default.svc.", content.label(service))).unwrap();
+                let record = Record::from_rdata(spelled_out.clone(), TTL, RData::A(A(address)));
+                names.entry(spelled_out.into()).or_default().a.push(record);
             }
             service_name = Some((service, name));
         }

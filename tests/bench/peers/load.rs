@@ -8,21 +8,28 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::common::batch::Batch;
 use super::content::Content;
+use super::ending;
 use super::questions::{self, Asked, Kind};
 
 /// Questions in flight of all sockets: above 200 the receive buffers of servers that leave them as they come overflow.
 pub(crate) const IN_FLIGHT: usize = 128;
 /// Sockets that ask at once where as much is asked as is answered.
 pub(crate) const SOCKETS: usize = 16;
-/// And where a rate is set: each is looked at all the time.
-const SOCKETS_AT_RATE: usize = 4;
+/// In flight to a server that is slow: it is busy all the same, and no answer takes so long that it counts as lost.
+pub(crate) const IN_FLIGHT_SLOW: usize = 16;
+/// Where a rate is set, one socket asks at most so many at once: what is late must not look like [`STALL`].
+const AT_ONCE: usize = 16;
 
 /// A question without an answer for so long is lost.
 const LOST: Duration = Duration::from_millis(500);
 
+/// Of so many answers one is checked in full, which costs the load more the more records there are, and an echo's none; the others
+/// are held to what costs the same for all, and to that one's length.
+pub(crate) const IN_FULL: usize = 16;
+
 /// Fewest right answers of a load, and longest wait for them: the machine may be busy.
 const FEWEST: usize = 100;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// When the load itself finds that it stood still for so long, it was the machine's doing.
 const STALL: Duration = Duration::from_micros(100);
@@ -51,6 +58,10 @@ pub(crate) struct Seen {
     pub(crate) times: Vec<u32>,
     /// Answers left out of these: they were under way while the load stood still.
     pub(crate) stalled: usize,
+    /// How long after it was due each question was asked, in nanoseconds.
+    pub(crate) late: Vec<u32>,
+    /// Octets of the last answer of each kind that was checked in full.
+    lengths: [usize; Kind::COUNT],
 }
 
 /// A question's place: its number is the end of its id.
@@ -80,8 +91,8 @@ impl<'a> Asker<'a> {
         Self { target, socket, slots: (0..slots).map(slot).collect(), free: (0..slots).collect(), sequence: fastrand::u16(..) }
     }
 
-    /// Asks in so many free slots, from this time on.
-    fn ask(&mut self, kind: Kind, most: usize, at: Instant, batch: &mut Batch) {
+    /// Asks in at most so many free slots, the first question due then and each one so long after that before; how many.
+    fn ask(&mut self, kind: Kind, most: usize, mut due: Instant, interval: Duration, batch: &mut Batch) -> usize {
         let asking = self.free.split_off(self.free.len().saturating_sub(most));
         let slots = u16::try_from(self.slots.len()).unwrap();
         for number in &asking {
@@ -89,12 +100,14 @@ impl<'a> Asker<'a> {
             let id = self.sequence.wrapping_mul(slots) | u16::try_from(*number).unwrap();
             let slot = &mut self.slots[*number];
             slot.asked = Some(questions::write(kind, self.target.content, self.target.zone, id, &mut slot.message));
-            (slot.at, slot.stalled) = (at, false);
+            (slot.at, slot.stalled) = (due, false);
+            due += interval;
         }
         if !asking.is_empty() {
             let messages: Vec<&[u8]> = asking.iter().map(|number| &*self.slots[*number].message).collect();
             batch.send(&self.socket, &messages, &[None; IN_FLIGHT][..messages.len()]);
         }
+        asking.len()
     }
 
     /// Takes the answers that are there; how many.
@@ -110,7 +123,7 @@ impl<'a> Asker<'a> {
             let Some(asked) = slot.asked.take_if(|_| slot.message[..2] == [a, b]) else { continue };
             self.free.push(number);
             taken += 1;
-            if !self.target.is_right(message, &slot.message, asked) {
+            if !self.target.seems_right(message, &slot.message, asked, seen) {
                 seen.wrong += 1;
                 continue;
             }
@@ -118,7 +131,7 @@ impl<'a> Asker<'a> {
             seen.octets += message.len();
             match now {
                 Some(_) if slot.stalled => seen.stalled += 1,
-                Some(now) => seen.times.push(u32::try_from((now - slot.at).as_nanos()).unwrap_or(u32::MAX)),
+                Some(now) => seen.times.push(nanoseconds(now - slot.at)),
                 None => {}
             }
         }
@@ -137,11 +150,24 @@ impl<'a> Asker<'a> {
 }
 
 impl Target {
+    /// Whether an answer that fits is right: checked in full.
     fn is_right(&self, message: &[u8], question: &[u8], asked: Asked) -> bool {
         if self.echo {
             return message.len() == questions::size(asked, self.content);
         }
         questions::is_right(message, question, asked, self.content)
+    }
+
+    /// The same for one in [`IN_FULL`] and any of another length than the last such; the others only have to fit.
+    fn seems_right(&self, message: &[u8], question: &[u8], asked: Asked, seen: &mut Seen) -> bool {
+        let length = &mut seen.lengths[asked.kind as usize];
+        let full = seen.right.is_multiple_of(IN_FULL) || message.len() != *length;
+        let right =
+            questions::fits(message, question, asked, self.content, self.echo) && (!full || self.is_right(message, question, asked));
+        if right {
+            *length = message.len();
+        }
+        right
     }
 
     /// One question, and its answer if one comes soon.
@@ -154,7 +180,7 @@ impl Target {
         socket.send(&question).ok()?;
         let length = socket.recv(&mut answer).ok()?;
         answer.truncate(length);
-        self.is_right(&answer, &question, asked).then_some(answer)
+        self.seems_right(&answer, &question, asked, &mut Seen::default()).then_some(answer)
     }
 
     /// Whether a right answer to such a question comes soon.
@@ -168,20 +194,26 @@ impl Target {
     }
 }
 
-/// Asks for so long, always with [`IN_FLIGHT`] questions in flight.
-pub(crate) fn flood(target: &Target, kind: Kind, period: Duration) -> Seen {
-    let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(target, IN_FLIGHT / SOCKETS)).collect();
-    let (mut batch, mut seen, begun) = (Batch::new(IN_FLIGHT / SOCKETS), Seen::default(), Instant::now());
+fn nanoseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// Asks for so long, always with so many questions in flight.
+pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Duration) -> Seen {
+    let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(target, in_flight / SOCKETS)).collect();
+    let (mut batch, mut seen, begun) = (Batch::new(in_flight / SOCKETS), Seen::default(), Instant::now());
     let (mut now, mut swept) = (begun, begun);
     while now - begun < period || seen.right < FEWEST && now - begun < PATIENCE {
+        ending::go_on();
         let mut taken = 0;
         for asker in &mut askers {
-            asker.ask(kind, IN_FLIGHT, now, &mut batch);
+            asker.ask(kind, IN_FLIGHT, now, Duration::ZERO, &mut batch);
             taken += asker.take(&mut seen, &mut batch, false);
         }
         if taken == 0 {
             let mut ready: Vec<_> = askers.iter().map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN)).collect();
-            poll(&mut ready, PollTimeout::from(50_u16)).unwrap();
+            // Only a signal ends it early, which shows above.
+            let _ = poll(&mut ready, PollTimeout::from(50_u16));
         }
         now = Instant::now();
         if now - swept > LOST / 5 {
@@ -201,37 +233,39 @@ pub(crate) fn flood(target: &Target, kind: Kind, period: Duration) -> Seen {
 /// Its answer's time counts from when the question was due, unless the load itself stood still: then all that is due moves, and
 /// what is under way is not counted.
 pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) -> Seen {
-    let mut askers: Vec<_> = (0..SOCKETS_AT_RATE).map(|_| Asker::new(target, IN_FLIGHT / SOCKETS_AT_RATE)).collect();
-    let (mut batch, mut seen, interval) = (Batch::new(IN_FLIGHT / SOCKETS_AT_RATE), Seen::default(), Duration::from_secs_f64(1.0 / rate));
-    seen.times.reserve((period.as_secs_f64() * rate) as usize + 1);
+    let (mut asker, mut batch, mut seen) = (Asker::new(target, IN_FLIGHT), Batch::new(AT_ONCE), Seen::default());
+    let interval = Duration::from_secs_f64(1.0 / rate);
+    for times in [&mut seen.times, &mut seen.late] {
+        times.reserve((period.as_secs_f64() * rate) as usize + 1);
+    }
     let begun = Instant::now();
-    let (mut due, mut last, mut swept, mut next) = (begun, begun, begun, 0);
+    let (mut due, mut last, mut swept) = (begun, begun, begun);
     while last - begun < period || seen.right < FEWEST && last - begun < PATIENCE {
+        ending::go_on();
         let now = Instant::now();
         if now - last > STALL {
             due += now - last;
-            askers.iter_mut().flat_map(|asker| &mut asker.slots).for_each(|slot| slot.stalled = true);
+            asker.slots.iter_mut().for_each(|slot| slot.stalled = true);
         }
         last = now;
-        // At most one for each look at the answers; where all slots are taken the question waits, and its time counts.
-        if now >= due && !askers[next].free.is_empty() {
-            askers[next].ask(kind, 1, due, &mut batch);
-            due += interval;
-            next = (next + 1) % SOCKETS_AT_RATE;
-        }
-        for asker in &mut askers {
-            if asker.free.len() < asker.slots.len() {
-                asker.take(&mut seen, &mut batch, true);
+        // All that are due go at once, else the load falls behind before fast servers do. Where all slots are taken questions
+        // wait, and their time counts.
+        if now >= due {
+            let most = ((now - due).as_nanos() / interval.as_nanos() + 1).min(AT_ONCE as u128) as usize;
+            for _ in 0..asker.ask(kind, most, due, interval, &mut batch) {
+                seen.late.push(nanoseconds(now - due));
+                due += interval;
             }
+        }
+        if asker.free.len() < asker.slots.len() {
+            asker.take(&mut seen, &mut batch, true);
         }
         if now - swept > LOST / 5 {
-            for asker in &mut askers {
-                asker.give_up(now, &mut seen);
-            }
+            asker.give_up(now, &mut seen);
             swept = now;
         }
     }
-    finish(&mut askers, &mut seen, &mut batch, begun, true);
+    finish(std::slice::from_mut(&mut asker), &mut seen, &mut batch, begun, true);
     seen
 }
 

@@ -18,6 +18,7 @@ mod chart;
 mod common;
 mod consul;
 mod content;
+mod ending;
 #[path = "../figures.rs"]
 mod figures;
 mod go;
@@ -96,6 +97,7 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "--role") {
         return roles::play(&arguments[at + 1..]);
     }
+    ending::watch();
     run(&Options::read(&arguments));
 }
 
@@ -161,20 +163,26 @@ fn measured<'a>(
         }
     });
     fill(&etcd, content, empty.contains_key("svcdns"), empty.contains_key("coredns"));
-    let (mut rows, mut servers) = (Vec::new(), Vec::new());
+    let (loads, mut rows, mut servers) = (loads(content), Vec::new(), Vec::new());
     peers.retain(|(peer, version)| {
         let Some(empty_kib) = empty.get(peer.name) else { return true };
-        match start(peer, content) {
+        let row = Row {
+            name: peer.name,
+            slow: peer.slow,
+            version: version.clone(),
+            empty_kib: *empty_kib,
+            memory_kib: 0,
+            samples: BTreeMap::new(),
+        };
+        match start(peer, content).and_then(|server| measure::answers_rightly(&server, &row, &loads).map(|()| server)) {
             Ok(server) => {
                 servers.push(server);
-                let (version, empty_kib) = (version.clone(), *empty_kib);
-                rows.push(Row { name: peer.name, version, empty_kib, memory_kib: 0, samples: BTreeMap::new() });
+                rows.push(row);
             }
             Err(reason) => failed(peer, reason),
         }
         servers.len() == rows.len() && rows.last().is_some_and(|row| row.name == peer.name)
     });
-    let loads = loads(content);
     same_sizes(&rows, &servers, &loads);
     let common = measure::measure(&servers, &mut rows, &loads, rounds, core);
     for (row, server) in rows.iter_mut().zip(&servers) {
@@ -184,8 +192,11 @@ fn measured<'a>(
 }
 
 fn loads(content: Content) -> Vec<Load> {
-    let kinds: &[Kind] =
-        if content.srv { &[Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed, Kind::Odd] } else { &[Kind::A, Kind::NxDomain] };
+    let kinds: &[Kind] = if content.srv {
+        &[Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed, Kind::SpelledOut]
+    } else {
+        &[Kind::A, Kind::NxDomain]
+    };
     let floods = kinds.iter().map(|kind| Load::Flood(*kind));
     let rates = [Load::Waking, Load::OwnHalf, Load::CommonHalf];
     floods.chain(rates.into_iter().filter(|_| content.srv)).collect()
@@ -218,7 +229,7 @@ fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);
-            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services))));
+            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services).inspect(|_| ending::go_on()))));
         }
     });
     if skydns {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
+use super::common::cores;
 use super::figures::Spread;
-use super::load::{self, Target};
+use super::load::{self, IN_FLIGHT, IN_FLIGHT_SLOW, Target};
 use super::peers::{ECHO, SECOND_ECHO};
 use super::questions::Kind;
 use super::server::Server;
@@ -46,11 +47,16 @@ pub(crate) struct Sample {
     pub(crate) failed: usize,
     /// Share of the answers whose time could not be told.
     pub(crate) stalled: f64,
+    /// Microseconds of the load's own processor time for a right answer.
+    pub(crate) load_cost: f64,
+    /// How late the load was with a question in microseconds, where a rate was set: p99.
+    pub(crate) late: f64,
 }
 
 /// A server, and all that was measured of it.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
+    pub(crate) slow: bool,
     pub(crate) version: String,
     pub(crate) empty_kib: u64,
     pub(crate) memory_kib: u64,
@@ -83,10 +89,16 @@ pub(crate) struct Rounds {
     pub(crate) period: Duration,
 }
 
+/// Rounds that slow servers take part in: what they cost more than others shows in a few.
+pub(crate) const SLOW_ROUNDS: usize = 3;
+/// And what they are asked.
+const SLOW_LOADS: [Load; 4] = [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
+
 /// Measures all servers under all loads; the rate of [`Load::CommonHalf`].
 pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], rounds: Rounds, core: usize) -> f64 {
     // Makes everything ready, and tells the rates that later loads are halves of.
-    let reached: Vec<f64> = servers.iter().map(|server| sample(server, core, rounds.period, Load::Flood(Kind::A), 0.0).rate).collect();
+    let reach = |(server, row): (_, &Row)| sample(server, row.slow, core, rounds.period, Load::Flood(Kind::A), 0.0).rate;
+    let reached: Vec<f64> = servers.iter().zip(&*rows).map(reach).collect();
     let pairs = || rows.iter().zip(&reached);
     let of_common = pairs().filter(|(row, _)| COMMON.contains(&row.name)).map(|(_, rate)| *rate);
     let common = of_common.chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp)).min_by(f64::total_cmp).unwrap_or(WAKING) / 2.0;
@@ -102,8 +114,8 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
                     Load::CommonHalf => common,
                 };
                 let able = reached[at] > rate * 1.1;
-                if able && asks(rows[at].name, *load) {
-                    let sample = sample(&servers[at], core, rounds.period, *load, rate);
+                if able && asks(&rows[at], *load, round) {
+                    let sample = sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
                     rows[at].samples.entry(*load).or_default().push(sample);
                 }
             }
@@ -112,21 +124,34 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
     common
 }
 
-/// Whether a server is measured so: a question with an option is for svcdns and the handler alone.
-fn asks(name: &str, load: Load) -> bool {
-    load != Load::Flood(Kind::Odd) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&name)
+/// Whether a server gives a right answer to all that it will be asked; what it does not.
+pub(crate) fn answers_rightly(server: &Server, row: &Row, loads: &[Load]) -> Result<(), String> {
+    let wrong = loads.iter().find_map(|load| match load {
+        Load::Flood(kind) if asks(row, *load, 0) => server.target.size_of_answer(*kind).is_none().then_some(kind),
+        _ => None,
+    });
+    wrong.map_or(Ok(()), |kind| Err(format!("it gives no right answer to {}", kind.name())))
 }
 
-fn sample(server: &Server, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
+/// Whether a server is measured so: only svcdns and the handler know names that are spelled out.
+fn asks(row: &Row, load: Load, round: usize) -> bool {
+    let known = load != Load::Flood(Kind::SpelledOut) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
+    known && (!row.slow || round < SLOW_ROUNDS && SLOW_LOADS.contains(&load))
+}
+
+fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
     // Threads may have been started since the last time.
     server.pin(core);
     let before = settled(server);
-    let seen = ask(&server.target, load, rate, period);
+    let own = cores::own_time();
+    let seen = ask(&server.target, slow, load, rate, period);
+    let own = cores::own_time().saturating_sub(own);
     let spent = settled(server) - before;
     assert!(seen.right > 0, "no right answer under {load:?} from {:?}: {seen:?}", server.target);
     let right = seen.right as f64;
+    let microseconds = |times: &[u32]| Spread::new(times.iter().map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect());
     let times = (!seen.times.is_empty()).then(|| {
-        let spread = Spread::new(seen.times.iter().map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect());
+        let spread = microseconds(&seen.times);
         [0.5, 0.99, 0.999].map(|share| spread.percentile(share))
     });
     Sample {
@@ -137,6 +162,8 @@ fn sample(server: &Server, core: usize, period: Duration, load: Load, rate: f64)
         times,
         failed: seen.wrong + seen.lost,
         stalled: seen.stalled as f64 / right,
+        load_cost: own.as_secs_f64() * 1e6 / right,
+        late: if seen.late.is_empty() { 0.0 } else { microseconds(&seen.late).percentile(0.99) },
     }
 }
 
@@ -146,9 +173,9 @@ fn settled(server: &Server) -> f64 {
     server.processor_time()
 }
 
-fn ask(target: &Target, load: Load, rate: f64, period: Duration) -> load::Seen {
+fn ask(target: &Target, slow: bool, load: Load, rate: f64, period: Duration) -> load::Seen {
     match load {
-        Load::Flood(kind) => load::flood(target, kind, period),
+        Load::Flood(kind) => load::flood(target, kind, if slow { IN_FLIGHT_SLOW } else { IN_FLIGHT }, period),
         _ => load::at_rate(target, Kind::A, rate, period),
     }
 }

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::load::{IN_FLIGHT, SOCKETS};
-use super::measure::Rounds;
-use super::peers::Peer;
+use super::load::{IN_FLIGHT, IN_FLIGHT_SLOW, IN_FULL, SOCKETS};
+use super::measure::{Rounds, SLOW_ROUNDS};
+use super::peers::{PEERS, Peer};
 use super::report::{self, Results};
 use super::{aims, chart, figures, go};
 
@@ -37,17 +37,21 @@ impl Page<'_> {
     fn circumstances(&self) -> Vec<String> {
         let (core, other) = self.cores;
         let Rounds { rounds, period } = self.rounds;
+        let slow = PEERS.iter().filter(|peer| peer.slow).map(|peer| peer.name).collect::<Vec<_>>().join(", ");
         let mut lines = vec![
             format!("{}, {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"), self.machine),
             format!(
-                "All threads of a server on core {core}, the load on core {other}; IPv4, UDP, loopback; questions of 38 octets without EDNS, names of 20 octets"
+                "All threads of a server on core {core}, the load on core {other}; IPv4, UDP, loopback; questions of 38 octets without EDNS, names of 20 octets; where namespace and deployment are spelled out, 16 more"
             ),
             format!(
-                "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Every answer is checked: its code, and that its records are those of the name (the echo's: its length)"
+                "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, question, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
             ),
             format!(
                 "{rounds} round(s), in each every server in turn, {} ms under each load; median (low–high). A ratio is one of the same round; its median is the figure",
                 period.as_millis()
+            ),
+            format!(
+                "{slow}: {SLOW_ROUNDS} rounds at most, {IN_FLIGHT_SLOW} in flight, and only A, SRV, NXDOMAIN and half of what each answered: with 10,000 services they are tens to hundreds of times as slow as the others, and the run is to end"
             ),
             "CPU: user and system time of all threads of the server (/proc/PID/task/*/schedstat), by right answers".to_owned(),
         ];

@@ -6,10 +6,8 @@ const A: u16 = 1;
 const SRV: u16 = 33;
 const AAAA: u16 = 28;
 
-/// An OPT record of 1232 octets that asks for the server's id (RFC 5001), which nobody here has.
-const NSID: [u8; 15] = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 4, 0, 3, 0, 0];
-/// Octets of an OPT record without options in an answer.
-const OPT: usize = 11;
+/// Namespace and deployment, which a name may leave out when they are the configured ones.
+const SPELLED_OUT: &[u8] = b"\x07default\x07default";
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,11 +22,14 @@ pub(crate) enum Kind {
     NxDomain,
     /// Of ten questions seven for A and one for each of the others.
     Mixed,
-    /// A with EDNS and an option.
-    Odd,
+    /// A, namespace and deployment spelled out: svcdns has such names nowhere, it works them out.
+    SpelledOut,
 }
 
 impl Kind {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::SpelledOut as usize + 1;
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::A => "A",
@@ -36,7 +37,7 @@ impl Kind {
             Self::NoData => "NODATA",
             Self::NxDomain => "NXDOMAIN",
             Self::Mixed => "mixed",
-            Self::Odd => "A with an option",
+            Self::SpelledOut => "A of name.default.default.svc",
         }
     }
 
@@ -56,7 +57,7 @@ impl Kind {
 /// What was asked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    kind: Kind,
+    pub(crate) kind: Kind,
     service: usize,
 }
 
@@ -71,12 +72,15 @@ pub(crate) fn write_about(service: usize, kind: Kind, content: Content, zone: &[
     let kind = kind.draw();
     out.clear();
     out.extend(id.to_be_bytes());
-    out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(kind == Kind::Odd)]);
+    out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     out.push(LABEL as u8);
     if kind == Kind::NxDomain {
         content.write_unknown(service, usize::from(id), out);
     } else {
         content.write_label(service, out);
+    }
+    if kind == Kind::SpelledOut {
+        out.extend(SPELLED_OUT);
     }
     out.extend(zone);
     let qtype = match kind {
@@ -86,27 +90,32 @@ pub(crate) fn write_about(service: usize, kind: Kind, content: Content, zone: &[
     };
     out.extend(qtype.to_be_bytes());
     out.extend([0, 1]);
-    if kind == Kind::Odd {
-        out.extend(NSID);
-    }
     Asked { kind, service }
 }
 
-/// Whether this is the right answer: to this question, whole, with the right code, and with exactly the records of that service.
+/// Whether this can be the right answer: to this question, whole, with the right code and as many records as there are instances.
+/// It costs the same for an echo, whose code and count are the question's.
+pub(crate) fn fits(message: &[u8], question: &[u8], asked: Asked, content: Content, echo: bool) -> bool {
+    let (code, records) = match asked.kind {
+        _ if echo => (0, 0),
+        Kind::NxDomain => (3, 0),
+        Kind::NoData => (0, 0),
+        _ => (0, content.instances),
+    };
+    message.len() >= question.len()
+        && word(message, 2) & 0x820F == 0x8000 | code
+        && usize::from(word(message, 6)) == records
+        && message[12..question.len()] == question[12..]
+}
+
+/// Whether an answer that fits holds exactly the records of that service.
 pub(crate) fn is_right(message: &[u8], question: &[u8], asked: Asked, content: Content) -> bool {
-    let end = question.len() - if asked.kind == Kind::Odd { NSID.len() } else { 0 };
-    let code = if asked.kind == Kind::NxDomain { 3 } else { 0 };
-    if message.len() < end || word(message, 2) & 0x820F != 0x8000 | code || message[12..end] != question[12..end] {
-        return false;
-    }
-    let records = usize::from(word(message, 6));
-    match asked.kind {
-        Kind::NoData | Kind::NxDomain => records == 0,
-        kind => {
-            records == content.instances
-                && holds_all(&message[end..], if kind == Kind::Srv { SRV } else { A }, asked.service, content).is_some()
-        }
-    }
+    let wanted = match asked.kind {
+        Kind::NoData | Kind::NxDomain => return true,
+        Kind::Srv => SRV,
+        _ => A,
+    };
+    holds_all(&message[question.len()..], wanted, asked.service, content).is_some()
 }
 
 /// Whether the records that begin here are those of all instances of a service.
@@ -156,19 +165,19 @@ pub(crate) fn size(asked: Asked, content: Content) -> usize {
     match asked.kind {
         Kind::Srv => content.srv_size(),
         Kind::NoData | Kind::NxDomain => NEGATIVE_SIZE,
-        Kind::Odd => content.a_size() + OPT,
+        Kind::SpelledOut => content.a_size() + SPELLED_OUT.len(),
         _ => content.a_size(),
     }
 }
 
 /// The same, told from the question alone and with as little work as can be: its type, and the last digit of the first label.
 pub(crate) fn size_of_answer_to(question: &[u8], content: Content) -> usize {
-    // Other types' first octet is 0, too.
+    // Other types' first octet is 0, too. In a name that is spelled out a letter stands here.
     match question.get(QUESTION - 3) {
         Some(33) => content.srv_size(),
         Some(28) => NEGATIVE_SIZE,
         _ if question.get(12 + LABEL) != Some(&b'0') => NEGATIVE_SIZE,
-        _ if question.len() > QUESTION => content.a_size() + OPT,
+        _ if question.len() > QUESTION => content.a_size() + SPELLED_OUT.len(),
         _ => content.a_size(),
     }
 }

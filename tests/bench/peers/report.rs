@@ -4,7 +4,6 @@ use super::content::Content;
 use super::figures::{Spread, megabytes};
 use super::measure::{Load, Row, WAKING};
 use super::peers::{ECHO, Peer};
-use super::questions::Kind;
 use super::table::Table;
 
 /// What was measured with one content.
@@ -38,7 +37,6 @@ impl Results {
 
     fn costs(&self, load: Load) -> Table {
         let what = match load {
-            Load::Flood(Kind::Odd) => "A with an EDNS option, as many as are answered".to_owned(),
             Load::Flood(kind) => format!("{}, as many as are answered", kind.name()),
             _ => format!("A, {} questions a second", thousands(WAKING)),
         };
@@ -54,13 +52,25 @@ impl Results {
                 thousands(median(|sample| sample.rate)),
                 spread(over(|sample| sample.rate).as_ref(), 2),
                 format!("{:.0} %", 100.0 * median(|sample| sample.busy)),
+                // Where a rate is set the load never waits.
+                if matches!(load, Load::Flood(_)) { format!("{:.2}", median(|sample| sample.load_cost)) } else { String::new() },
                 format!("{:.0}", median(|sample| sample.octets)),
                 row.failed(load).to_string(),
             ])
         };
         Table {
             title: format!("{}: {what}", self.describe()),
-            head: vec!["", "CPU µs an answer", "over the echo's", "answers/s", "over the echo's", "core busy", "octets", "wrong or lost"],
+            head: vec![
+                "",
+                "CPU µs an answer",
+                "over the echo's",
+                "answers/s",
+                "over the echo's",
+                "core busy",
+                "load's CPU µs",
+                "octets",
+                "wrong or lost",
+            ],
             rows: self.rows.iter().filter_map(row).collect(),
         }
     }
@@ -72,10 +82,11 @@ impl Results {
         };
         let row = |row: &Row| {
             let at = |share: usize| row.spread(load, |sample| sample.times.map_or(f64::NAN, |times| times[share]));
-            let [rate, cost, stalled] = [
+            let [rate, cost, stalled, late] = [
                 row.spread(load, |sample| sample.rate)?,
                 row.spread(load, |sample| sample.cost)?,
                 row.spread(load, |sample| sample.stalled)?,
+                row.spread(load, |sample| sample.late)?,
             ];
             Some(vec![
                 title(row),
@@ -84,13 +95,14 @@ impl Results {
                 spread(at(1).as_ref(), 1),
                 spread(at(2).as_ref(), 1),
                 format!("{:.2}", cost.median()),
+                spread(Some(&late), 1),
                 format!("{:.1} %", 100.0 * stalled.percentile(1.0)),
                 row.failed(load).to_string(),
             ])
         };
         Table {
             title: format!("{}: A, time of an answer in µs at {what}", self.describe()),
-            head: vec!["", "answers/s", "p50", "p99", "p99.9", "CPU µs an answer", "left out, at most", "wrong or lost"],
+            head: vec!["", "answers/s", "p50", "p99", "p99.9", "CPU µs an answer", "asked late, p99", "left out, at most", "wrong or lost"],
             rows: self.rows.iter().filter_map(row).collect(),
         }
     }

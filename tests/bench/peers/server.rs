@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::common::cores;
+use super::ending;
 use super::load::Target;
 use super::questions::Kind;
 use super::support::process::Process;
@@ -36,6 +37,7 @@ impl Server {
         let content = self.target.content;
         let (service, kind) = if content.services == 0 { (0, Kind::NxDomain) } else { (content.services - 1, Kind::A) };
         while !self.target.answers(service, kind) {
+            ending::go_on();
             if self.process.ended().is_some() {
                 return Err(format!("it ended:\n{}", self.process.log()));
             }

@@ -110,7 +110,8 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
                 let rate = match load {
                     Load::Flood(_) => 0.0,
                     Load::Waking => WAKING,
-                    Load::OwnHalf => reached[at] / 2.0,
+                    // Of this round, whose machine may be faster or slower than that of the others.
+                    Load::OwnHalf => rows[at].samples[&Load::Flood(Kind::A)].last().map_or(WAKING, |sample| sample.rate) / 2.0,
                     Load::CommonHalf => common,
                 };
                 let able = reached[at] > rate * 1.1;

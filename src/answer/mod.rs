@@ -22,7 +22,7 @@ mod table;
 mod tests;
 
 pub use explain::{Considered, Explanation, Tried};
-pub use publish::{Published, Publisher};
+pub use publish::{Publication, Published, Publisher};
 pub use table::Snapshot;
 
 use std::net::IpAddr;

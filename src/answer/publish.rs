@@ -16,7 +16,7 @@ use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
 use crate::service::{Addresses, Change, HostChange};
 
 /// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
-/// shares the thread waits one or two tenths of a second. Tests have little, and try many slices.
+/// shares the thread waits some tenths of a second. Tests have little, and try many slices.
 const SLICE: usize = if cfg!(test) { 2 } else { 100_000 };
 
 /// Owns what is known and publishes it for an [`Answerer`].

@@ -66,7 +66,18 @@ pub(super) enum Outcome {
 }
 
 /// Resolves the labels in front of a zone: lower-cased, left to right, at least one.
-pub(super) fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, labels: &[&[u8]], mut step: impl FnMut(Step<'_>)) -> Found<'s> {
+pub(super) fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, labels: &[&[u8]], step: impl FnMut(Step<'_>)) -> Found<'s> {
+    resolve_near(snapshot, settings, labels, None, step)
+}
+
+/// The same, sooner where the name turns out to be that of a service `near`, which is one of the snapshot's.
+pub(super) fn resolve_near<'s>(
+    snapshot: &'s Snapshot,
+    settings: &Settings,
+    labels: &[&[u8]],
+    near: Option<&'s Arc<Service>>,
+    mut step: impl FnMut(Step<'_>),
+) -> Found<'s> {
     let Some(asked) = asked(labels) else {
         step(Step::Parsed(None));
         return Found::Absent;
@@ -78,7 +89,8 @@ pub(super) fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, labels: &
     let mut exists = false;
     let mut text = String::new();
     for reading in readings(&asked.rest, snapshot.longest_base) {
-        let service = join(reading.base, &mut text).then(|| snapshot.service(&text)).flatten();
+        let service =
+            join(reading.base, &mut text).then(|| near.filter(|near| near.has_base(&text)).or_else(|| snapshot.service(&text))).flatten();
         let Some(service) = service else {
             step(Step::Reading(&reading, Outcome::Unknown));
             continue;

@@ -23,7 +23,7 @@ mod tests;
 
 pub use ahead::Ahead;
 pub use explain::{Considered, Explanation, Tried};
-pub use publish::{Published, Publisher};
+pub use publish::{Publication, Published, Publisher};
 pub use table::Snapshot;
 
 use std::net::IpAddr;

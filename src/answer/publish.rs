@@ -12,8 +12,12 @@ use super::hosts::Hosts;
 use super::record::{RecordBuilder, put_marker};
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
-use crate::catalog::{self, Catalog, Changed, Condition, Group, Outcome, Service};
+use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
 use crate::service::{Addresses, Change, HostChange};
+
+/// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
+/// shares the thread waits some tenths of a second. Tests have little, and try many slices.
+const SLICE: usize = if cfg!(test) { 2 } else { 100_000 };
 
 /// Owns what is known and publishes it for an [`Answerer`].
 #[derive(Debug)]
@@ -59,14 +63,27 @@ impl Publisher {
 
     /// Applies changes, each with its registry's place, and publishes them at once; without changes, what time has brought.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = (u8, Change)>, now: Instant) -> Published {
+        self.begin(changes, now).publish()
+    }
+
+    /// Applies changes as [`Self::apply`] does, and begins to publish what came of them: the model is made, its records are not.
+    pub fn begin(&mut self, changes: impl IntoIterator<Item = (u8, Change)>, now: Instant) -> Publication<'_> {
         for (registry, change) in changes {
             self.catalog.apply(registry, change, now);
         }
-        let Outcome { changed, doubts, wake } = self.catalog.settle(now);
-        let hosts = self.publish(&changed, self.catalog.condition(now));
-        self.answerer.rejections.store(self.catalog.rejections());
-        self.answerer.stats.store(Arc::new(self.catalog.stats()));
-        Published { changed, hosts, doubts, wake }
+        let outcome = self.catalog.settle(now);
+        let condition = self.catalog.condition(now);
+        let before = self.answerer.snapshot.load();
+        let is_new = !outcome.changed.is_empty() || before.condition != condition;
+        let next = is_new.then(|| {
+            let mut next = before.with(condition);
+            if !outcome.changed.is_empty() {
+                next.advance();
+                next.update_services(&outcome.changed);
+            }
+            next
+        });
+        Publication { publisher: self, outcome, next, made: 0, hosts: Vec::new() }
     }
 
     /// Takes what is known now of the addresses of host names, and publishes it at once.
@@ -88,25 +105,6 @@ impl Publisher {
         Published { changed, ..Published::default() }
     }
 
-    fn publish(&mut self, changed: &[Changed], condition: Condition) -> Vec<HostChange> {
-        let before = self.answerer.snapshot.load_full();
-        if changed.is_empty() {
-            if before.condition != condition {
-                self.store(before.with(condition));
-            }
-            return Vec::new();
-        }
-        let mut next = before.with(condition);
-        next.advance();
-        next.update_services(changed);
-        let turned = next.update_above(above_changes(changed));
-        next.update_addresses(changed.iter().flat_map(address_changes));
-        let hosts = if self.answerer.settings.forwarding { self.hosts.follow(changed, &mut next.hosts) } else { Vec::new() };
-        self.compile(&mut next, changed, &turned);
-        self.store(next);
-        hosts
-    }
-
     /// Publishes a generation. Those before it that readers still hold are kept until they do not: no reader is to be the
     /// one that has to free what is left of one.
     fn store(&mut self, next: Snapshot) {
@@ -120,16 +118,76 @@ impl Publisher {
         let settings = &self.answerer.settings;
         let owners = Owners::of(settings, next, changed, turned);
         let mut builder = RecordBuilder::default();
-        next.update_records(owners.iter(), |next, owner, out| compiled(next, settings, owner, &mut builder, out));
+        // Made in the order of the services, which lie in memory much like that, before they go where their hashes say.
+        let mut octets = Vec::new();
+        let mut ends = Vec::with_capacity(owners.ends.len());
+        for (owner, service) in owners.iter() {
+            compile_one(next, settings, owner, service, &mut builder, &mut octets);
+            ends.push(octets.len());
+        }
+        let records = parts(&octets, ends.iter().copied());
+        next.update_records(owners.iter().zip(records).map(|((owner, _), record)| (owner, (!record.is_empty()).then_some(record))));
     }
 }
 
-/// Appends what the full path says stands at `owner`, made ready, or a marker where it must be asked; `false` where there is
-/// nothing. What stands at a name is decided on the whole model: another service than the one that changed may have that
-/// name.
-fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mut RecordBuilder, out: &mut Vec<u8>) -> bool {
+/// A publication on the way. Readers see nothing of it before it is published as a whole; one that is dropped before loses its
+/// changes.
+#[derive(Debug)]
+#[must_use = "what is not published is lost"]
+pub struct Publication<'p> {
+    publisher: &'p mut Publisher,
+    outcome: Outcome,
+    /// The generation on the way: its services are complete. None where nothing has changed.
+    next: Option<Snapshot>,
+    /// Changed services, from the first on, for which everything else is made, too.
+    made: usize,
+    hosts: Vec<HostChange>,
+}
+
+impl Publication<'_> {
+    /// Makes the records of the next services, 100,000 at most. `false` when nothing is left but to publish them.
+    pub fn go_on(&mut self) -> bool {
+        let Self { publisher, outcome, next, made, hosts } = self;
+        let rest = outcome.changed.get(*made..).unwrap_or_default();
+        let changed = &rest[..rest.len().min(SLICE)];
+        let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
+        // An owner that several slices touch is made by each, at last by one that sees all that bears on it.
+        let turned = next.update_above(above_changes(changed));
+        next.update_addresses(changed.iter().flat_map(address_changes));
+        if publisher.answerer.settings.forwarding {
+            hosts.extend(publisher.hosts.follow(changed, &mut next.hosts));
+        }
+        publisher.compile(next, changed, &turned);
+        *made += changed.len();
+        *made < outcome.changed.len()
+    }
+
+    /// Does what is left of the work, and publishes it at once.
+    pub fn publish(mut self) -> Published {
+        while self.go_on() {}
+        let Self { publisher, outcome: Outcome { changed, doubts, wake }, next, hosts, .. } = self;
+        if let Some(next) = next {
+            publisher.store(next);
+        }
+        publisher.answerer.rejections.store(publisher.catalog.rejections());
+        publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
+        Published { changed, hosts, doubts, wake }
+    }
+}
+
+/// Appends what the full path says stands at `owner`, made ready, or a marker where it must be asked; nothing where there is
+/// nothing. What stands at a name is decided on the whole model: another service than the one that changed, which is `near` if it
+/// is still there, may have that name.
+fn compile_one(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    owner: &[u8],
+    near: Option<&Arc<Service>>,
+    builder: &mut RecordBuilder,
+    out: &mut Vec<u8>,
+) {
     let labels: Vec<&[u8]> = labels(owner).collect();
-    if let Found::Service(selection) = full::resolve(snapshot, settings, &labels, |_| {})
+    if let Found::Service(selection) = full::resolve_near(snapshot, settings, &labels, near, |_| {})
         && selection.form == Form::Service
     {
         // The names of its instances are made of the owner. And under a longer name than need be, which is only made anew with
@@ -140,15 +198,13 @@ fn compiled(snapshot: &Snapshot, settings: &Settings, owner: &[u8], builder: &mu
         if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
             compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
             builder.build(out);
-            return true;
+            return;
         }
     }
     let mut text = String::new();
-    let is_there = full::join(&labels, &mut text) && (snapshot.is_above(&text) || snapshot.service(&text).is_some());
-    if is_there {
+    if full::join(&labels, &mut text) && (snapshot.is_above(&text) || snapshot.service(&text).is_some()) {
         put_marker(out);
     }
-    is_there
 }
 
 /// The labels of an owner in wire form without the root.
@@ -161,19 +217,27 @@ fn labels(mut owner: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Owners of ready-made records that a change touches, one behind the other: wire labels in front of the zone.
-#[derive(Debug, Default)]
-struct Owners {
-    octets: Vec<u8>,
-    ends: Vec<usize>,
+/// The parts of some octets that end at these places.
+fn parts(octets: &[u8], ends: impl Iterator<Item = usize>) -> impl Iterator<Item = &[u8]> {
+    let mut start = 0;
+    ends.map(move |end| &octets[std::mem::replace(&mut start, end)..end])
 }
 
-impl Owners {
+/// Owners of ready-made records that a change touches, one behind the other: wire labels in front of the zone.
+#[derive(Debug, Default)]
+struct Owners<'c> {
+    octets: Vec<u8>,
+    /// Where each ends, and the service that is there since the change.
+    ends: Vec<(usize, Option<&'c Arc<Service>>)>,
+}
+
+impl<'c> Owners<'c> {
     /// The names under which the changed services are or were published, each one's shortest name in a deployment and
     /// namespace; their bases, which are names also where they lead elsewhere only; names of others that they take or give
     /// back; and the names above that `turned`.
-    fn of(settings: &Settings, next: &Snapshot, changed: &[Changed], turned: &[Box<str>]) -> Self {
+    fn of(settings: &Settings, next: &Snapshot, changed: &'c [Changed], turned: &[Box<str>]) -> Self {
         let mut owners = Self::default();
+        owners.ends.reserve(changed.len() + turned.len());
         for change in changed {
             let (base, Changed { before, after }) = (change.base(), change);
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
@@ -182,34 +246,33 @@ impl Owners {
             }
             scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
             scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
-            owners.put(settings, compile::owner(base));
+            owners.put(settings, compile::owner(base), after.as_ref());
             for group in scopes {
                 if !compile::is_configured(settings, group) {
-                    owners.put(settings, compile::service_owner(settings, base, group));
+                    owners.put(settings, compile::service_owner(settings, base, group), after.as_ref());
                 } else if base.rsplit_once('.').is_some_and(|(front, _)| next.service(front).is_some()) {
                     // `a.b` with its namespace spelled out, `a.b.n`, is what `a` in namespace `b` of deployment `n` is called, too.
-                    owners.put(settings, compile::owner(&format!("{base}.{}", group.namespace)));
+                    owners.put(settings, compile::owner(&format!("{base}.{}", group.namespace)), after.as_ref());
                 }
             }
         }
         for name in turned {
-            owners.put(settings, compile::owner(name));
+            owners.put(settings, compile::owner(name), None);
         }
         owners
     }
 
     /// Adds an owner, where it fits DNS.
-    fn put(&mut self, settings: &Settings, owner: Option<Vec<u8>>) {
+    fn put(&mut self, settings: &Settings, owner: Option<Vec<u8>>, service: Option<&'c Arc<Service>>) {
         let zone = settings.zones.first().name().as_wire();
         if let Some(owner) = owner.filter(|owner| owner.len() + zone.len() <= compile::MAX_NAME) {
             self.octets.extend(owner);
-            self.ends.push(self.octets.len());
+            self.ends.push((self.octets.len(), service));
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.octets[start..*end])
+    fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&'c Arc<Service>>)> {
+        parts(&self.octets, self.ends.iter().map(|(end, _)| *end)).zip(self.ends.iter().map(|(_, service)| *service))
     }
 }
 
@@ -232,33 +295,40 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// below `b`; as `a.b.n`, below `b.n` and `n`; as `a.b.n.d`, below `b.n.d`, `n.d` and `d`.
 fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
+    let mut full = String::new();
     for change in changed {
         let (base, Changed { before, after }) = (change.base(), change);
+        // As most changes: only the instances are others.
+        if let (Some(before), Some(after)) = (before, after)
+            && scopes(before).eq(scopes(after))
+        {
+            continue;
+        }
         for (service, delta) in [(before, -1), (after, 1)] {
             let mut last = None;
             // Sorted by deployment and namespace.
-            for (deployment, namespace) in service.iter().flat_map(|service| service.visible_groups()).map(|group| group.scope()) {
+            for (deployment, namespace) in service.iter().flat_map(|service| scopes(service)) {
                 if last.replace((deployment, namespace)) == Some((deployment, namespace)) {
                     continue;
                 }
-                let full = format!("{namespace}.{deployment}");
+                full.clear();
+                full.extend([namespace, ".", deployment]);
                 let labels = [namespace, deployment].map(compile::is_label);
                 // Names are made of what can be labels only.
                 let tails = [("", true), (namespace, labels[0]), (&full, labels[0] && labels[1])];
                 for (tail, _) in tails.into_iter().filter(|(_, can_be)| *can_be) {
                     let mut above = base.split_once('.').map(|(_, above)| above);
                     loop {
-                        let name = match above {
-                            Some(above) if tail.is_empty() => above.to_owned(),
-                            Some(above) => format!("{above}.{tail}"),
+                        match above {
+                            Some(above) if tail.is_empty() => count(&mut counts, above, delta),
+                            Some(above) => count(&mut counts, &format!("{above}.{tail}"), delta),
                             None => break,
-                        };
-                        count(&mut counts, name, delta);
+                        }
                         above = above.and_then(|above| above.split_once('.')).map(|(_, above)| above);
                     }
                     let mut above = Some(tail).filter(|tail| !tail.is_empty());
                     while let Some(name) = above {
-                        count(&mut counts, name.to_owned(), delta);
+                        count(&mut counts, name, delta);
                         above = name.split_once('.').map(|(_, above)| above);
                     }
                 }
@@ -268,8 +338,16 @@ fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     counts.into_iter().filter(|(_, delta)| *delta != 0).map(|(name, delta)| (name.into(), delta)).collect()
 }
 
-fn count(counts: &mut BTreeMap<String, i32>, name: String, delta: i32) {
-    *counts.entry(name).or_default() += delta;
+/// Deployments and namespaces of a service's names, sorted.
+fn scopes(service: &Service) -> impl Iterator<Item = (&str, &str)> {
+    service.visible_groups().map(|group| group.scope())
+}
+
+fn count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
+    match counts.get_mut(name) {
+        Some(known) => *known += delta,
+        None => drop(counts.insert(name.to_owned(), delta)),
+    }
 }
 
 /// The addresses that came to a service and went from it.

@@ -27,6 +27,9 @@ pub(super) struct Shard {
     octets: Arc<[u8]>,
 }
 
+/// The hash of an owner, the owner, and its record or none.
+type Change<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
+
 impl Shard {
     /// Finds the record of `owner`, in any case, whose hash this is; with the owner as it is kept.
     pub(super) fn find(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -47,24 +50,24 @@ impl Shard {
         None
     }
 
-    /// This shard with the records of some owners made anew: `make` appends one, or says `false`: there is none. Of an owner
-    /// that comes twice one is taken.
-    pub(super) fn with(&self, changes: &mut [(u64, &[u8])], mut make: impl FnMut(&[u8], &mut Vec<u8>) -> bool) -> Self {
-        changes.sort_unstable_by(|a, b| (tag(a.0), a.1).cmp(&(tag(b.0), b.1)));
+    /// This shard with other records of some owners, or none of them any more. Of an owner that comes twice one is taken.
+    pub(super) fn with(&self, changes: &mut [Change<'_>]) -> Self {
+        fn of<'a>((hash, (owner, _)): &Change<'a>) -> (u32, &'a [u8]) {
+            (tag(*hash), owner)
+        }
+        changes.sort_unstable_by(|a, b| of(a).cmp(&of(b)));
         let mut next = Next::default();
+        next.slots.reserve(self.all as usize + changes.len());
         next.entries.reserve(self.octets.len() + changes.len() * USUAL);
-        let mut record = Vec::new();
         let mut old = self.entries().peekable();
-        for same in changes.chunk_by(|a, b| a == b) {
-            let (hash, owner) = same[0];
-            let here = (tag(hash), owner);
+        for same in changes.chunk_by(|a, b| of(a) == of(b)) {
+            let (here, (_, (owner, record))) = (of(&same[0]), same[0]);
             while let Some((tag, owner, record)) = old.next_if(|(tag, owner, _)| (*tag, *owner) < here) {
                 next.put(tag, owner, record);
             }
             let _replaced = old.next_if(|(tag, owner, _)| (*tag, *owner) == here);
-            record.clear();
-            if make(owner, &mut record) {
-                next.put(here.0, owner, &record);
+            if let Some(record) = record {
+                next.put(here.0, owner, record);
             }
         }
         for (tag, owner, record) in old {
@@ -192,21 +195,19 @@ mod tests {
             let hash = |owner: u64| [0, 1, u64::from(u32::MAX), 1 << 31][usize::try_from(owner % 4).unwrap()];
             for step in steps {
                 let owners: Vec<_> = step.iter().map(|(owner, _)| owner.to_be_bytes()).collect();
-                let mut seen: HashMap<&[u8], Option<usize>> = HashMap::new();
-                let mut changes: Vec<(u64, &[u8])> = Vec::new();
+                let mut changes: HashMap<u64, (&[u8], Option<Vec<u8>>)> = HashMap::new();
                 for ((owner, length), octets) in step.iter().zip(&owners) {
-                    seen.insert(octets.as_slice(), *length);
-                    changes.push((hash(*owner), octets));
+                    changes.insert(*owner, (octets, length.map(|length| vec![octets[7]; length])));
                     match length {
                         Some(length) => expected.insert(*owner, *length),
                         None => expected.remove(owner),
                     };
                 }
-                shard = shard.with(&mut changes, |owner, out| {
-                    let length = seen[owner];
-                    out.extend(length.into_iter().flat_map(|length| std::iter::repeat_n(owner[7], length)));
-                    length.is_some()
-                });
+                let mut changes: Vec<Change<'_>> =
+                    changes.iter().map(|(owner, (octets, record))| (hash(*owner), (*octets, record.as_deref()))).collect();
+                // Again, which changes nothing.
+                changes.extend_from_within(..);
+                shard = shard.with(&mut changes);
                 for owner in 0..40u64 {
                     let octets = owner.to_be_bytes();
                     let record = expected.get(&owner).map(|length| vec![octets[7]; *length]);

@@ -33,9 +33,10 @@ impl<T: Clone> Sharded<T> {
     }
 
     /// Applies changes, each with its hash, one new shard for all that fall into one. `merge` makes a shard from the old
-    /// one and its changes, in the order given.
+    /// one and its changes, in no order.
     pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, mut merge: impl FnMut(&T, &mut [(u64, C)]) -> T) {
-        changes.sort_by_key(|(hash, _)| index(*hash));
+        // In place: there may be a million.
+        changes.sort_unstable_by_key(|(hash, _)| index(*hash));
         for chunk in changes.chunk_by_mut(|a, b| index(a.0) == index(b.0)) {
             let index = index(chunk[0].0);
             let shard = merge(self.shard(chunk[0].0), chunk);

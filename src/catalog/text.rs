@@ -29,6 +29,16 @@ impl From<&str> for Text {
     }
 }
 
+impl Text {
+    /// The octets of the text: to compare them, nobody needs to see once more that they are UTF-8.
+    pub(super) fn octets(&self) -> &[u8] {
+        match self {
+            Self::Short(length, octets) => &octets[..usize::from(*length)],
+            Self::Long(text) => text.as_bytes(),
+        }
+    }
+}
+
 impl Deref for Text {
     type Target = str;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -130,7 +131,12 @@ impl Following {
             Some(batch)
         });
         let of = |(RegistryIndex(index), batch): Batch| batch.into_iter().map(move |change| (index, change));
-        let mut published = publisher.apply(first.into_iter().chain(waiting).flat_map(of), began);
+        let mut publication = publisher.begin(first.into_iter().chain(waiting).flat_map(of), began);
+        while publication.go_on() {
+            // Else the connections of this thread would miss their pings.
+            yield_now().await;
+        }
+        let mut published = publication.publish();
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
             hosts.wanted.tell(std::mem::take(&mut published.hosts));

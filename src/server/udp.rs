@@ -91,7 +91,7 @@ impl Own {
     }
 
     fn contains(&self, source: SocketAddr) -> bool {
-        self.ports.contains(&source.port())
+        self.ports.iter().any(|port| *port == source.port())
             && self.addresses.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
     }
 }

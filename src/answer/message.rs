@@ -51,7 +51,9 @@ pub(super) fn write(
     let Response { rcode, authoritative, answers: set, authority, error } = response;
     let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
     let room = query.limit(transport).saturating_sub(opt);
-    header(query, *rcode, *authoritative, settings.forwarding, out);
+    // The question is echoed octet for octet, its letters' case included.
+    out.extend_from_slice(&[0; HEADER]);
+    out.extend_from_slice(query.question);
 
     let answers = settings.answers;
     let wanted = match answers {
@@ -64,32 +66,30 @@ pub(super) fn write(
     // What fits is an answer; nothing is none, whatever the setting.
     let truncated = put < wanted && transport == Transport::Udp && (answers != Answers::Fit || put == 0);
     let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
-    out.extend_from_slice(authority);
+    if !authority.is_empty() {
+        out.extend_from_slice(authority);
+    }
     let mut additional = set.put_glue(&order, put, start, room, out);
     if query.edns.is_some() {
         put_opt(out, *rcode, query.edns.is_some_and(|edns| edns.dnssec_ok), *error);
         additional += 1;
     }
 
-    if truncated {
-        out[2] |= flags::TC.to_be_bytes()[0];
-    }
-    for (at, count) in [(6, put), (8, usize::from(!authority.is_empty())), (10, additional)] {
-        // A message has at most 65,535 octets, so fewer records.
-        out[at..at + 2].copy_from_slice(&u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes());
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    let flags = flags::QR
+        | query.flags & (flags::OPCODE | flags::RD | flags::CD)
+        | flag(*authoritative, flags::AA)
+        | flag(truncated, flags::TC)
+        | flag(settings.forwarding, flags::RA)
+        | rcode & 0xF;
+    // A message has at most 65,535 octets, so fewer records.
+    let counts = [usize::from(!query.question.is_empty()), put, usize::from(!authority.is_empty()), additional];
+    let [questions, answers, authorities, additional] = counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+    if let Some(header) = out.first_chunk_mut::<HEADER>() {
+        let words = [query.id, flags, questions, answers, authorities, additional];
+        for (octets, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+            *octets = word.to_be_bytes();
+        }
     }
     set.count - put
-}
-
-/// Writes the header and echoes the question octet for octet, its letters' case included.
-fn header(query: &Query<'_>, rcode: u16, authoritative: bool, forwarding: bool, out: &mut Vec<u8>) {
-    let echoed = query.flags & (flags::OPCODE | flags::RD | flags::CD);
-    let authoritative = if authoritative { flags::AA } else { 0 };
-    let recursion = if forwarding { flags::RA } else { 0 };
-    let mut header = [0; HEADER];
-    header[..2].copy_from_slice(&query.id.to_be_bytes());
-    header[2..4].copy_from_slice(&(flags::QR | echoed | authoritative | recursion | rcode & 0xF).to_be_bytes());
-    header[5] = u8::from(!query.question.is_empty());
-    out.extend_from_slice(&header);
-    out.extend_from_slice(query.question);
 }

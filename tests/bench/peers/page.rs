@@ -47,7 +47,7 @@ impl Page<'_> {
                 "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, question, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
             ),
             format!(
-                "{rounds} round(s), in each every server in turn, {} ms under each load; median (low–high). A ratio is one of the same round; its median is the figure",
+                "{rounds} round(s), in each every server in turn, {} ms under each load; median (lower–upper quartile). A ratio is one of the same round; its median is the figure",
                 period.as_millis()
             ),
             format!(

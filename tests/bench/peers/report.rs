@@ -135,10 +135,10 @@ fn title(row: &Row) -> String {
     format!("{} {}", row.name, row.version).trim_end().to_owned()
 }
 
-/// `1.05 (1.01–1.20)`: the median, the lowest and the highest.
+/// `1.05 (1.01–1.20)`: the median, and between what half of the rounds lie: outliers are the machine's.
 fn spread(spread: Option<&Spread>, digits: usize) -> String {
     spread.map_or_else(String::new, |spread| {
-        let [low, median, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
+        let [low, median, high] = [0.25, 0.5, 0.75].map(|share| spread.percentile(share));
         format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
     })
 }

@@ -1,53 +1,66 @@
 //! A map in many small immutable parts: a publication copies those it touches and shares all others with the generation
 //! before.
 
+use std::array::from_fn;
 use std::sync::Arc;
 
-/// Rows of a sharded map, and shards of a row.
-const WIDTH: usize = 64;
+/// Branches of a node.
+const WIDTH: usize = 16;
 
-/// 4,096 immutable shards in two levels, chosen by the high bits of a hash. What a shard is stands in its row: it is found
-/// without a step in between. A clone copies 64 pointers.
+type Node<T> = Arc<[T; WIDTH]>;
+
+/// 4,096 immutable shards in a tree of three levels, chosen by the high bits of a hash. What a shard is stands in its row: it is
+/// found without a step in between. A clone copies one pointer, and a change of one shard three nodes: each pointer copied
+/// is a count somewhere in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Sharded<T> {
-    rows: Box<[Arc<[T]>]>,
+    root: Node<Node<Node<T>>>,
 }
 
-impl<T: Clone + Default> Default for Sharded<T> {
+impl<T: Default> Default for Sharded<T> {
     fn default() -> Self {
-        let row: Arc<[T]> = vec![T::default(); WIDTH].into();
-        Self { rows: vec![row; WIDTH].into() }
+        let row: Node<T> = Arc::new(from_fn(|_| T::default()));
+        let rows = Arc::new(from_fn(|_| Arc::clone(&row)));
+        Self { root: Arc::new(from_fn(|_| Arc::clone(&rows))) }
     }
 }
 
 impl<T: Clone> Sharded<T> {
     /// The shard that `hash` falls into.
     pub(super) fn shard(&self, hash: u64) -> &T {
-        let index = index(hash);
-        &self.rows[index / WIDTH][index % WIDTH]
+        let [first, second, third] = branches(hash);
+        &self.root[first][second][third]
     }
 
     /// All shards.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.rows.iter().flat_map(|row| row.iter())
+        self.root.iter().flat_map(|rows| rows.iter()).flat_map(|row| row.iter())
     }
 
     /// Applies changes, each with its hash, one new shard for all that fall into one. `merge` makes a shard from the old
     /// one and its changes, in no order.
     pub(super) fn update<C>(&mut self, mut changes: Vec<(u64, C)>, mut merge: impl FnMut(&T, &mut [(u64, C)]) -> T) {
         // In place: there may be a million.
-        changes.sort_unstable_by_key(|(hash, _)| index(*hash));
-        for chunk in changes.chunk_by_mut(|a, b| index(a.0) == index(b.0)) {
-            let index = index(chunk[0].0);
-            let shard = merge(self.shard(chunk[0].0), chunk);
-            Arc::make_mut(&mut self.rows[index / WIDTH])[index % WIDTH] = shard;
+        changes.sort_unstable_by_key(|(hash, _)| number(*hash));
+        for chunk in changes.chunk_by_mut(|a, b| number(a.0) == number(b.0)) {
+            let hash = chunk[0].0;
+            let shard = merge(self.shard(hash), chunk);
+            let [first, second, third] = branches(hash);
+            let rows = &mut Arc::make_mut(&mut self.root)[first];
+            Arc::make_mut(&mut Arc::make_mut(rows)[second])[third] = shard;
         }
     }
 }
 
 /// The number of the shard that a hash falls into, 0-4095.
-fn index(hash: u64) -> usize {
+fn number(hash: u64) -> usize {
     usize::from((hash >> 52) as u16)
+}
+
+/// The way to it: the branches to take.
+fn branches(hash: u64) -> [usize; 3] {
+    let number = number(hash);
+    [number / WIDTH / WIDTH % WIDTH, number / WIDTH % WIDTH, number % WIDTH]
 }
 
 /// The part of a hash that tells what falls into one shard apart.

@@ -1,6 +1,6 @@
 //! The table that readers share: persistent shards under one root.
 //!
-//! A publication copies the shards it touches, the rows that hold them and the root; all else is shared with the
+//! A publication copies the shards it touches and the nodes above them; all else is shared with the
 //! generation before. Readers load one pointer and see one generation whole.
 
 use std::hash::BuildHasher;

@@ -1,10 +1,11 @@
 //! Processes that end with their test.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -26,13 +27,19 @@ impl Process {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self { child, name, folder, ended: None }
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let begun = Instant::now();
+        loop {
+            match command.spawn() {
+                Ok(child) => return Self { child, name, folder, ended: None },
+                // A program that was just copied counts as being written to for as long as a child that another thread started
+                // meanwhile has not come to its own program.
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SOON => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("cannot start {name}: {error}"),
+            }
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

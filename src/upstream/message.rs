@@ -5,8 +5,8 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, put_error, put_opt_with, question_end, rcode,
-    records, rtype, u16_at, u32_at,
+    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, name_stands_in, put_error, put_opt_with,
+    question_end, rcode, records, rtype, u16_at, u32_at,
 };
 
 /// Longest life of an answer that there is nothing, seconds (RFC 2308 section 5).
@@ -214,6 +214,10 @@ fn read(message: &[u8], question: usize, rcode: u16) -> Result<(Kind, Vec<u16>),
     let (mut places, mut least, mut negative, mut answered) = (Vec::new(), u32::MAX, None, false);
     for record in records(message, question) {
         let record = record?;
+        // It would become another name as the TTL goes down.
+        if name_stands_in(message, record.start, &places) {
+            return Err(Malformed);
+        }
         places.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
         // RFC 2181 section 8: with the uppermost bit set it counts as 0.
         let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };

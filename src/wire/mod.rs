@@ -6,7 +6,7 @@ mod query;
 mod records;
 
 pub use query::{Edns, Parsed, Query, name_end, question_name};
-pub use records::{Malformed, Record, Records, Section, expand_name, question_end, records};
+pub use records::{Malformed, Record, Records, Section, expand_name, name_stands_in, question_end, records};
 
 use hickory_proto::rr::RecordType;
 

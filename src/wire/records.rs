@@ -89,7 +89,7 @@ impl Records<'_> {
     fn read(&mut self, section: Section) -> Option<Record> {
         let (message, start) = (self.message, self.at);
         let fixed = name_end(message, start, true)?;
-        each_label(message, start, |_| {}).ok()?;
+        each_label(message, start, |_, _| {}).ok()?;
         let end = fixed + 10 + usize::from(u16_at(message, fixed + 8)?);
         let record = Record {
             section,
@@ -131,15 +131,27 @@ impl Iterator for Records<'_> {
 /// # Errors
 /// When the name leaves the message, a pointer does not lead back, there are too many of them, or it is longer than 255 octets.
 pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
-    each_label(message, at, |label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
+    each_label(message, at, |_, label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
+}
+
+/// Whether the name that begins at `at`, which is well-formed, stands in part in these places of four octets each, in ascending
+/// order: a pointer may lead anywhere, to what is no name but a TTL, too.
+#[must_use]
+pub fn name_stands_in(message: &[u8], at: usize, places: &[u16]) -> bool {
+    let mut found = false;
+    let looked = each_label(message, at, |start, label| {
+        let next = places.partition_point(|place| usize::from(*place) + 4 <= start);
+        found |= places.get(next).is_some_and(|place| usize::from(*place) < start + label.len());
+    });
+    found && looked.is_ok()
 }
 
 /// Pointers of one name, at most: a label before each, and a name has no more labels. A message full of pointers that lead
 /// from one to the next would else be walked from end to end for each of its records.
 const MOST_POINTERS: usize = 127;
 
-/// Gives every label of the name that begins at `at`, its length in front, the root label included.
-fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(&[u8])) -> Result<(), Malformed> {
+/// Gives every label of the name that begins at `at`, its place and its octets with the length in front, the root label included.
+fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(usize, &[u8])) -> Result<(), Malformed> {
     let (mut before, mut octets, mut pointers) = (at, 0, 0);
     loop {
         let length = *message.get(at).ok_or(Malformed)?;
@@ -150,7 +162,7 @@ fn each_label(message: &[u8], mut at: usize, mut give: impl FnMut(&[u8])) -> Res
                 if octets > 255 {
                     return Err(Malformed);
                 }
-                give(label);
+                give(at, label);
                 if length == 0 {
                     return Ok(());
                 }
@@ -232,6 +244,14 @@ mod tests {
         };
         assert_eq!(chain(127), Ok(vec![0]));
         assert_eq!(chain(128), Err(Malformed));
+    }
+
+    #[test]
+    fn a_name_may_stand_in_what_is_no_name() {
+        // At 12 the label `a`, at 16 a TTL that reads as a label of one octet and the root, at 20 pointers to each.
+        let message = [&[0; 12][..], b"\x01a\0\0", &[1, b'b', 0, 0], &[0xC0, 12, 0xC0, 16]].concat();
+        assert_eq!([20, 22].map(|at| name_stands_in(&message, at, &[16])), [false, true]);
+        assert_eq!([20, 22].map(|at| name_stands_in(&message, at, &[4, 9, 30])), [true, false]);
     }
 
     proptest! {

@@ -94,7 +94,7 @@ pub(crate) const PEERS: &[Peer] = &[
     },
     Peer {
         name: "dnsmasq",
-        settings: "a hosts file and `srv-host`, `local=/svc/`; it has no SOA. It goes through the list of all `srv-host` at every question, for A, too",
+        settings: "a hosts file and `srv-host`, `local=/svc/`; it has no SOA. Every `srv-host` makes every answer slower, that of A, too",
         version: || installed("/usr/sbin/dnsmasq", "--version", "version "),
         start: |content, _| Ok(dnsmasq(content)),
         most: 10_000,

@@ -162,12 +162,6 @@ impl Answerer {
         self.respond_as(parsed, Manner { transport, draw, counters: &self.counters }, out)
     }
 
-    fn respond_as(&self, parsed: &Parsed<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
-        let snapshot = self.snapshot.load();
-        let place = if let Parsed::Query(query) = parsed { self.place(&snapshot, query.name()) } else { None };
-        self.respond_from(&snapshot, parsed, place, manner, out)
-    }
-
     /// The same for the message of this number of those that [`Self::look_ahead`] saw, as of then.
     pub fn respond_ahead(
         &self,
@@ -186,6 +180,12 @@ impl Answerer {
     pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
         let manner = Manner { transport, draw, counters: &Counters::default() };
         self.respond_from(&self.snapshot.load(), parsed, None, manner, out)
+    }
+
+    fn respond_as(&self, parsed: &Parsed<'_>, manner: Manner<'_>, out: &mut Vec<u8>) -> Outcome {
+        let snapshot = self.snapshot.load();
+        let place = if let Parsed::Query(query) = parsed { self.place(&snapshot, query.name()) } else { None };
+        self.respond_from(&snapshot, parsed, place, manner, out)
     }
 
     /// Responds from ready-made records, where a place is given, or in full.

@@ -35,7 +35,7 @@ pub struct Snapshot {
     services: Sharded<Services>,
     /// Names above published ones, as text in front of the zone, with the number of names right below them that were
     /// published: the empty non-terminals (RFC 8020).
-    above: Arc<Sharded<Above>>,
+    above: Sharded<Above>,
     /// Hash of an address, hash of the base of a service that has it.
     addresses: Sharded<Addresses>,
     /// What is known of the host names that endpoints are registered under.
@@ -137,8 +137,8 @@ impl Snapshot {
             changes.sort_unstable_by_key(|(hash, _)| *hash);
             let is_changed = |(hash, service): &&(u64, Arc<Service>)| {
                 let first = changes.partition_point(|(other, _)| other < hash);
-                let same = changes[first..].iter().take_while(|(other, _)| other == hash);
-                same.into_iter().any(|(_, (change, _))| change.base() == service.base())
+                let mut same = changes[first..].iter().take_while(|(other, _)| other == hash);
+                same.any(|(_, (change, _))| change.base() == service.base())
             };
             let mut next = Vec::with_capacity(shard.len() + changes.len());
             next.extend(shard.iter().filter(|entry| !is_changed(entry)).cloned());
@@ -158,11 +158,8 @@ impl Snapshot {
     /// Adds to the counts of names below; returns the names that came to have any, or have none any more.
     pub(super) fn update_above(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
         let mut turned = Vec::new();
-        if changes.is_empty() {
-            return turned;
-        }
         let keyed = changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
-        Arc::make_mut(&mut self.above).update(keyed, |shard, changes| {
+        self.above.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (_, (name, delta)) in changes {
                 match next.binary_search_by(|(entry, _)| entry.cmp(name)) {

@@ -119,15 +119,8 @@ fn put_ipv4_endpoint(out: &mut impl Write, address: Ipv4Addr, port: u16) -> fmt:
         *octet = if *octet == b'-' { b'.' } else { *octet };
     }
     out.write_str(str::from_utf8(&label[..length]).map_err(|_| fmt::Error)?)?;
-    let (mut digits, mut start, mut rest) = ([b':'; 6], 6, port);
-    while rest > 0 || start == 6 {
-        start -= 1;
-        let [digit, _] = (rest % 10).to_le_bytes();
-        digits[start] = b'0' + digit;
-        rest /= 10;
-    }
-    // With the colon in front, for at most five digits were written.
-    out.write_str(str::from_utf8(&digits[start - 1..]).map_err(|_| fmt::Error)?)
+    out.write_char(':')?;
+    out.write_str(itoa::Buffer::new().format(port))
 }
 
 /// One registry key, understood: the catalog's mirror and the model share it.

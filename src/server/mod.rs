@@ -15,6 +15,7 @@ mod counters;
 mod encrypted;
 mod interfaces;
 mod listening;
+mod pace;
 mod padding;
 mod query_log;
 mod quic;

@@ -23,6 +23,7 @@ use tracing::{debug, error, warn};
 
 use super::backoff::Backoff;
 use super::batch::{Address, Batch, SIZE, send_one};
+use super::pace::{Most, Next, Patience, SEND_PAUSE};
 use super::query_log::{Asked, QueryLog};
 use super::tasks::Tasks;
 use super::{Access, Counters, Request, Respond, Response};
@@ -30,8 +31,6 @@ use crate::wire::Transport;
 
 /// Full batches in a row before the other tasks of the thread get their turn.
 const TURN: usize = 2;
-/// How long a full send buffer may hold up the loop before answers are dropped.
-const SEND_PAUSE: Duration = Duration::from_millis(5);
 
 /// One UDP socket and what is needed to answer on it.
 #[derive(Debug)]
@@ -414,61 +413,6 @@ enum Left {
     Perhaps,
 }
 
-/// How many datagrams to ask for: one, where they come one by one, since that call costs less.
-#[derive(Debug, Default)]
-struct Most {
-    /// Batches of one in a row, as far as is known.
-    singles: u8,
-}
-
-impl Most {
-    /// Batches of one before one is asked for; as often, all are asked for again to see.
-    const FEW: u8 = 8;
-
-    fn next(&self) -> usize {
-        if self.singles > Self::FEW { 1 } else { SIZE }
-    }
-
-    fn learn(&mut self, received: usize) {
-        self.singles = match (received, self.singles) {
-            (2.., _) => 0,
-            (_, singles) if singles >= 2 * Self::FEW => Self::FEW,
-            (_, singles) => singles + 1,
-        };
-    }
-}
-
-/// Whether it is worth trying again to send: a client that cannot be reached holds up nobody for long.
-#[derive(Debug, Default)]
-struct Patience {
-    paused: bool,
-    repeated: bool,
-}
-
-/// What to do after an answer was not sent.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    Again,
-    Pause,
-    GiveUp,
-}
-
-impl Patience {
-    fn after(&mut self, error: &io::Error) -> Next {
-        match error.kind() {
-            ErrorKind::Interrupted => Next::Again,
-            ErrorKind::WouldBlock if !std::mem::replace(&mut self.paused, true) => Next::Pause,
-            // An error left behind by an earlier answer (ICMP) is reported once, in place of sending this one.
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
-                if !std::mem::replace(&mut self.repeated, true) =>
-            {
-                Next::Again
-            }
-            _ => Next::GiveUp,
-        }
-    }
-}
-
 /// An answer that is waited for.
 #[derive(Debug)]
 struct Waiting {
@@ -619,33 +563,5 @@ mod tests {
         assert_eq!(client.recv(&mut [0; 16]).unwrap(), 8);
         socket.stop();
         thread.join().unwrap();
-    }
-
-    #[test]
-    fn one_is_asked_for_where_one_comes_at_a_time() {
-        let mut most = Most::default();
-        let mut asked = Vec::new();
-        for _ in 0..1000 {
-            asked.push(most.next());
-            most.learn(1);
-        }
-        let singles = asked.iter().filter(|most| **most == 1).count();
-        assert!((800..1000).contains(&singles), "{singles}");
-        while most.next() == 1 {
-            most.learn(1);
-        }
-        most.learn(2);
-        assert_eq!(most.next(), SIZE);
-    }
-
-    #[test]
-    fn a_full_buffer_is_waited_for_once_and_an_old_error_passed_over_once() {
-        let mut patience = Patience::default();
-        let full = io::Error::from(ErrorKind::WouldBlock);
-        let refused = io::Error::from(ErrorKind::ConnectionRefused);
-        assert_eq!(
-            [&full, &full, &refused, &refused].map(|error| patience.after(error)),
-            [Next::Pause, Next::GiveUp, Next::Again, Next::GiveUp]
-        );
     }
 }

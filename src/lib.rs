@@ -9,6 +9,7 @@ pub mod answer;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod metrics;
 pub mod name;
 pub mod registry;

@@ -10,7 +10,7 @@ use svcdns::answer::{Answerer, Answers, Outcome, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
-use svcdns::service::{Addresses, Change, ListKind, Put};
+use svcdns::service::{Addresses, Change, ListKind, Put, RegistryId, Update};
 use svcdns::upstream::{self, Forwarder, Servers};
 use svcdns::wire::{Parsed, Query, Transport, put_u16, rtype};
 use tokio_util::sync::CancellationToken;
@@ -61,8 +61,8 @@ fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::syn
     changes.push(put("/service/default/prod/else/latest/10.0.0.9:80", "{}"));
     changes.push(Change::ListEnd { revision: 1 });
     changes.extend(then);
-    publisher.apply(changes.into_iter().map(|change| (0, change)), now);
-    publisher.resolve(vec![("web.example".into(), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
+    publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
+    publisher.apply([Update::Hosts(vec![("web.example".into(), Addresses::Known([[192, 0, 2, 1].into()].into()))])], now);
     answerer
 }
 

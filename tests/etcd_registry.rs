@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
 use svcdns::registry::etcd::{RegisterError, RegisterEvent, Secret, Settings, Timings, Tls, register};
-use svcdns::registry::{Command, Feed, Registry, RegistryIndex, Report, State};
-use svcdns::service::{Change, ListKind, Put, Reason, Removal};
+use svcdns::registry::{Command, Feed, Registry, Report, State, gsvc};
+use svcdns::service::{Change, ListKind, Put, Reason, RegistryId, Removal, Update};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -120,14 +120,15 @@ impl Following {
         let state = Arc::new(State::new("etcd://test".to_owned()));
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = CancellationToken::new();
-        let feed = Feed::new(RegistryIndex(0), sender, state.clone());
+        let feed = Feed::new(RegistryId::FIRST, sender, state.clone());
         let registry = svcdns::registry::etcd::Etcd::new(settings);
         let follow = tokio::spawn(registry.follow(feed, commanded, stop.clone()));
         let collect = tokio::spawn({
             let seen = seen.clone();
             async move {
-                while let Some((index, batch)) = batches.recv().await {
-                    assert_eq!(index, RegistryIndex(0));
+                while let Some(update) = batches.recv().await {
+                    let Update::Registry(registry, batch) = update else { panic!("{update:?}") };
+                    assert_eq!(registry, RegistryId::FIRST);
                     seen.lock().unwrap().apply(batch);
                 }
             }
@@ -608,12 +609,12 @@ async fn junk_hurts_nothing_but_itself() {
     let good: Vec<_> = (1..4).map(|count| key("good", count)).collect();
     let (nested, large) = (vec![b'['; 20_000], vec![b'x'; 100_000]);
     let junk: [(&[u8], &[u8], Reason); 6] = [
-        (b"/service/short", b"{}", Reason::TooFewSegments),
-        (b"/service/default/default/a/b/latest/10.0.0.1:80", b"{}", Reason::TooManySegments),
-        (b"/service/default/default/good/latest/10.0.0.2:8001", b"not JSON", Reason::ValueNotJson),
-        (b"/service/default/default/good\xff\xfe/latest/10.0.0.1:80", b"{}", Reason::KeyNotText),
-        (b"/service/default/default/deep/latest/10.0.0.1:80", &nested, Reason::ValueNotJson),
-        (b"/service/default/default/zzz/latest/10.0.0.1:80", &large, Reason::ValueTooLong),
+        (b"/service/short", b"{}", gsvc::TOO_FEW_SEGMENTS),
+        (b"/service/default/default/a/b/latest/10.0.0.1:80", b"{}", gsvc::TOO_MANY_SEGMENTS),
+        (b"/service/default/default/good/latest/10.0.0.2:8001", b"not JSON", Reason::VALUE_NOT_JSON),
+        (b"/service/default/default/good\xff\xfe/latest/10.0.0.1:80", b"{}", Reason::KEY_NOT_TEXT),
+        (b"/service/default/default/deep/latest/10.0.0.1:80", &nested, Reason::VALUE_NOT_JSON),
+        (b"/service/default/default/zzz/latest/10.0.0.1:80", &large, Reason::VALUE_TOO_LONG),
     ];
     client.put(&*good[0], "{}", None).await.unwrap();
     for (key, value, _) in &junk[..3] {
@@ -631,7 +632,7 @@ async fn junk_hurts_nothing_but_itself() {
     let keys = following.seen().keys.clone();
     assert!(good.iter().all(|key| keys[key].content.is_ok()));
     let mut reasons: Vec<_> = keys.values().filter_map(|put| put.content.as_ref().err()).map(|rejected| rejected.reason).collect();
-    let mut expected: Vec<_> = junk.iter().map(|(.., reason)| *reason).chain([Reason::KeyTooLong]).collect();
+    let mut expected: Vec<_> = junk.iter().map(|(.., reason)| *reason).chain([Reason::KEY_TOO_LONG]).collect();
     reasons.sort();
     expected.sort();
     assert_eq!(reasons, expected);

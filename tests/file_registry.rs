@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use svcdns::registry::file::{self, File, RegisterError, RegisterEvent, Registrant, Settings, Timings};
-use svcdns::registry::{Batch, Feed, Registry, RegistryIndex, State};
-use svcdns::service::{Change, Endpoint, Metadata, Reason, ServiceId};
+use svcdns::registry::{Feed, Registry, State, gsvc};
+use svcdns::service::{Change, Endpoint, Metadata, Reason, RegistryId, ServiceId, Update};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -41,7 +41,7 @@ const BY_LOOKING: Timings = Timings { look: Duration::from_millis(20), rescan: D
 
 /// Someone who follows a folder and keeps what it is told.
 struct Follower {
-    changes: mpsc::Receiver<Batch>,
+    changes: mpsc::Receiver<Update>,
     state: Arc<State>,
     /// By key: the registration's endpoints and protocol, or why there is none.
     held: BTreeMap<String, Result<String, Reason>>,
@@ -52,6 +52,12 @@ struct Follower {
     _stop: DropGuard,
 }
 
+/// The changes of an update, which is one of the registry.
+fn changes(update: Update) -> Vec<Change> {
+    let Update::Registry(_, changes) = update else { panic!("{update:?}") };
+    changes
+}
+
 impl Follower {
     fn start(directory: &Path, named: bool, timings: Timings) -> Self {
         let (sender, changes) = mpsc::channel(16);
@@ -59,7 +65,7 @@ impl Follower {
         let settings = Settings { directory: directory.into(), named, heads: vec!["service".into(), "services".into()], timings };
         let stop = CancellationToken::new();
         let (_, commands) = mpsc::channel(1);
-        tokio::spawn(File::new(settings).follow(Feed::new(RegistryIndex(0), sender, Arc::clone(&state)), commands, stop.clone()));
+        tokio::spawn(File::new(settings).follow(Feed::new(RegistryId::FIRST, sender, Arc::clone(&state)), commands, stop.clone()));
         Self { changes, state, held: BTreeMap::new(), listing: false, lists: 0, connected: Vec::new(), puts: 0, _stop: stop.drop_guard() }
     }
 
@@ -95,7 +101,7 @@ impl Follower {
         let deadline = Instant::now() + DEADLINE;
         while !condition(self) || self.listing {
             match timeout_at(deadline, self.changes.recv()).await {
-                Ok(Some((_, changes))) => changes.into_iter().for_each(|change| self.take(change)),
+                Ok(Some(update)) => changes(update).into_iter().for_each(|change| self.take(change)),
                 Ok(None) => panic!("{what}: the registry has ended"),
                 Err(elapsed) => panic!("{what}: {elapsed} after {DEADLINE:?}; held: {:?}", self.held),
             }
@@ -105,8 +111,8 @@ impl Follower {
     /// Takes whatever comes for this long.
     async fn linger(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
-        while let Ok(Some((_, changes))) = timeout_at(deadline, self.changes.recv()).await {
-            for change in changes {
+        while let Ok(Some(update)) = timeout_at(deadline, self.changes.recv()).await {
+            for change in changes(update) {
                 self.take(change);
             }
         }
@@ -236,7 +242,7 @@ async fn an_empty_moment_hurts_nobody() {
     assert_eq!((follower.puts, &follower.held[A]), (1, &Ok("10.0.0.1:80 http".into())));
 
     fs::write(&path, "").unwrap();
-    follower.until("it stays empty", |follower| follower.held[A] == Err(Reason::ValueNotJson)).await;
+    follower.until("it stays empty", |follower| follower.held[A] == Err(Reason::VALUE_NOT_JSON)).await;
     fs::write(&path, CONTENT).unwrap();
     follower.until("it is written", |follower| follower.held[A].is_ok()).await;
 }
@@ -271,16 +277,16 @@ async fn hostile_files_are_rejected_one_by_one() {
     let mut follower = Follower::start(folder.path(), true, timings);
     follower.until("all are judged", |follower| follower.held.len() == 12).await;
     let expected: BTreeMap<String, Result<String, Reason>> = [
-        (named("pipe"), Err(Reason::Unreadable)),
-        (named("folder"), Err(Reason::Unreadable)),
-        (named("link"), Err(Reason::Unreadable)),
-        (named("device"), Err(Reason::Unreadable)),
-        ("service#default#default#\\xff#latest#10.0.0.9-80".into(), Err(Reason::KeyNotText)),
-        (named("large"), Err(Reason::ValueTooLong)),
-        (named("brackets"), Err(Reason::ValueNotJson)),
-        (named("text"), Err(Reason::ValueNotJson)),
-        ("README.txt".into(), Err(Reason::TooFewSegments)),
-        ("service#default#shop#a#b#v1-rc#10.9.0.5-39645".into(), Err(Reason::TooManySegments)),
+        (named("pipe"), Err(file::UNREADABLE)),
+        (named("folder"), Err(file::UNREADABLE)),
+        (named("link"), Err(file::UNREADABLE)),
+        (named("device"), Err(file::UNREADABLE)),
+        ("service#default#default#\\xff#latest#10.0.0.9-80".into(), Err(Reason::KEY_NOT_TEXT)),
+        (named("large"), Err(Reason::VALUE_TOO_LONG)),
+        (named("brackets"), Err(Reason::VALUE_NOT_JSON)),
+        (named("text"), Err(Reason::VALUE_NOT_JSON)),
+        ("README.txt".into(), Err(gsvc::TOO_FEW_SEGMENTS)),
+        ("service#default#shop#a#b#v1-rc#10.9.0.5-39645".into(), Err(gsvc::TOO_MANY_SEGMENTS)),
         ("service#default#default#ports#latest#10.0.0.1-0,10.0.0.2-81,[-0".into(), Ok("10.0.0.2:81 http".into())),
         ("service#default#my-shop#user-svc#v1-rc#web-1.example-9000".into(), Ok("web-1.example:9000 http".into())),
     ]
@@ -334,7 +340,7 @@ async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
     }
     fs::set_permissions(path.join(B), fs::Permissions::from_mode(0o200)).unwrap();
     fs::File::options().write(true).open(path.join(B)).unwrap().set_modified(SystemTime::now()).unwrap();
-    follower.until("the file is closed", |follower| follower.held[B] == Err(Reason::Unreadable)).await;
+    follower.until("the file is closed", |follower| follower.held[B] == Err(file::UNREADABLE)).await;
 }
 
 #[tokio::test]
@@ -386,7 +392,7 @@ async fn follows_end_when_stopped() {
     let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: BY_EVENTS };
     let state = Arc::new(State::new("file".into()));
     let stop = CancellationToken::new();
-    let task = tokio::spawn(File::new(settings).follow(Feed::new(RegistryIndex(0), sender, state), commands, stop.clone()));
+    let task = tokio::spawn(File::new(settings).follow(Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
     changes.recv().await.unwrap();
     stop.cancel();
     tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();

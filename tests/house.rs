@@ -10,7 +10,14 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may import.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("cli", &["admin", "answer", "catalog", "config", "metrics", "name", "registry", "server", "service", "system", "upstream", "wire"]),
+    (
+        "cli",
+        &[
+            "admin", "answer", "catalog", "config", "daemon", "metrics", "name", "registry", "server", "service", "system", "upstream",
+            "wire",
+        ],
+    ),
+    ("daemon", &["admin", "answer", "config", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),

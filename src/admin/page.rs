@@ -1,6 +1,6 @@
 //! The metrics page.
 
-use super::views::{Status, code};
+use super::views::Status;
 use super::{Site, forwarding};
 use crate::metrics::{Counter, Labels, Page};
 use crate::server::StreamCounters;
@@ -24,7 +24,7 @@ pub(super) fn metrics(site: &Site) -> Page {
     page.gauge("svcdns_stale", "Whether a registry that was read once cannot be reached now", usize::from(status.stale));
     let rejections = site.answerer.rejections();
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-    let counts = rejections.counts.iter().map(|(reason, count)| (vec![("reason", code(*reason))], *count as f64));
+    let counts = rejections.counts.iter().map(|(reason, count)| (vec![("reason", reason.code().to_owned())], *count as f64));
     page.gauges("svcdns_rejected", "Keys and endpoints that cannot be served", counts);
     page.counter("svcdns_generations", "Publications of a changed table", status.generation);
     page.times("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);

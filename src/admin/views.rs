@@ -12,7 +12,7 @@ use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
 use crate::registry::State;
-use crate::service::{Reason, Rejected};
+use crate::service::Rejected;
 
 /// The server, at a glance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,7 +132,7 @@ pub struct InstanceView {
     /// The key it stands in.
     pub key: String,
     /// Its registry's place in the configuration, from 0.
-    pub registry: u8,
+    pub registry: usize,
     /// Whether the registry says that it is gone, and that is not believed yet.
     pub held: bool,
     /// Why it is not served, where it is not.
@@ -146,7 +146,7 @@ pub struct KeyView {
     /// The key as the store has it.
     pub key: String,
     /// Its registry's place in the configuration, from 0.
-    pub registry: u8,
+    pub registry: usize,
     /// The revision of its last change.
     pub revision: u64,
     /// Whether the registry says that it is gone, and that is not believed yet.
@@ -184,7 +184,7 @@ pub struct RejectionCount {
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionView {
     /// Its registry's place in the configuration, from 0.
-    pub registry: u8,
+    pub registry: usize,
     /// The key.
     pub key: String,
     /// Whether only an endpoint of it is rejected.
@@ -272,7 +272,7 @@ impl Status {
             deployment: settings.deployment.to_string(),
             namespace: settings.namespace.to_string(),
             synced: condition.synced,
-            stale: condition.stale,
+            stale: !condition.away.is_empty(),
             holding: condition.holding,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
             forwarding: site.forwarder.as_deref().map(ForwardingView::new),
@@ -289,7 +289,7 @@ impl ServiceView {
     pub fn new(service: &Service, zone: &str) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
-            registry: key.registry(),
+            registry: key.registry().place(),
             revision: key.revision,
             held: key.held(),
             rejected: key.rejected().iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
@@ -323,7 +323,7 @@ impl InstanceView {
             endpoint: EndpointView::new(instance),
             metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
             key: instance.text(),
-            registry: key.registry(),
+            registry: key.registry().place(),
             held: key.held(),
             left_out: instance.left_out.map(|reason| reason.to_string()),
         }
@@ -358,29 +358,21 @@ impl RejectionsView {
             counts: rejections
                 .counts
                 .iter()
-                .map(|(reason, count)| RejectionCount { reason: code(*reason), message: reason.to_string(), count: *count })
+                .map(|(reason, count)| RejectionCount { reason: reason.code().to_owned(), message: reason.to_string(), count: *count })
                 .collect(),
             unlisted: rejections.unlisted,
             listed: rejections
                 .listed
                 .iter()
                 .map(|listed| RejectionView {
-                    registry: listed.registry,
+                    registry: listed.registry.place(),
                     key: listed.key.to_string(),
                     endpoint_only: listed.endpoint_only,
                     found: listed.rejected.found.to_string(),
-                    reason: code(listed.rejected.reason),
+                    reason: listed.rejected.reason.code().to_owned(),
                     message: listed.rejected.reason.to_string(),
                 })
                 .collect(),
         }
-    }
-}
-
-/// A reason's name for scripts.
-pub(super) fn code(reason: Reason) -> String {
-    match serde_json::to_value(reason) {
-        Ok(serde_json::Value::String(code)) => code,
-        _ => String::new(),
     }
 }

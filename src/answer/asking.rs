@@ -7,8 +7,8 @@ use super::message::Response;
 use super::record::{Record, RecordBuilder};
 use super::rrset::{RRset, Records};
 use super::table::Snapshot;
-use super::{Answerer, Manner, Outcome, compile, full, hosts};
-use crate::catalog::{Condition, Instance};
+use super::{Answerer, Manner, Outcome, compile, full};
+use crate::catalog::{Condition, Instance, Staleness};
 use crate::name::{Name, Zone, reverse_address};
 use crate::service::Addresses;
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
@@ -140,7 +140,8 @@ impl Asking<'_> {
 
     /// Answers where all instances are known by host names only, and no address of one is known.
     fn no_address(&self, instances: &[Instance<'_>], zone: &Zone, out: &mut Vec<u8>) {
-        let is_pending = |instance| hosts::host_of(instance).is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending));
+        let is_pending =
+            |instance: &Instance<'_>| instance.host_name().is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending));
         if !self.answerer.settings.forwarding {
             self.no_data(zone, Some(HOSTS_ONLY), out);
         } else if instances.iter().any(is_pending) {
@@ -274,6 +275,9 @@ impl Asking<'_> {
 
 /// The extended error of answers from what may be out of date.
 fn stale(condition: &Condition, code: u16) -> Option<ExtendedError> {
-    let text = if condition.stale { AWAY } else { HELD };
-    (condition.stale || condition.holding > 0).then_some(ExtendedError { code, text })
+    let text = match condition.staleness()? {
+        Staleness::Away => AWAY,
+        Staleness::Held => HELD,
+    };
+    Some(ExtendedError { code, text })
 }

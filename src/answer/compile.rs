@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Settings;
-use super::hosts::Known;
 use super::record::{RecordBuilder, Target};
 use super::rrset::Records;
-use crate::catalog::{Group, Instance, Service};
+use crate::catalog::{Group, HostAddresses, Instance, Service};
 use crate::name::{MAX_INSTANCE_LABEL, Name, instance_label, put_instance_label};
 use crate::service::{Addresses, Host, Metadata};
 use crate::wire::{OWNER, put_u16, put_u32, rtype};
@@ -22,7 +21,13 @@ const PTR_MAX: usize = 100;
 
 /// Puts the A, AAAA and SRV RRsets of these instances into an empty builder: sorted by endpoint, without equal ones, all of
 /// one deployment and namespace, whose service has this `owner` there.
-pub(super) fn record(settings: &Settings, hosts: &Known, owner: Option<&[u8]>, instances: &[Instance<'_>], builder: &mut RecordBuilder) {
+pub(super) fn record(
+    settings: &Settings,
+    hosts: &HostAddresses,
+    owner: Option<&[u8]>,
+    instances: &[Instance<'_>],
+    builder: &mut RecordBuilder,
+) {
     let zone = settings.zones.first().name().as_wire();
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
         let weight = same_host.iter().map(|instance| u32::from(instance.key.weight())).fold(0, u32::saturating_add);
@@ -47,7 +52,7 @@ pub(super) fn record(settings: &Settings, hosts: &Known, owner: Option<&[u8]>, i
 }
 
 /// The addresses that are known of a host name. What `localhost` is needs no asking (RFC 6761 section 6.3).
-fn addresses_of<'h>(name: &str, hosts: &'h Known) -> &'h [IpAddr] {
+fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     match hosts.get(name) {
         _ if name == "localhost" => &LOCALHOST,

@@ -71,7 +71,7 @@ pub struct Considered {
     /// Its weight.
     pub weight: u16,
     /// Its registry's place in the configuration, from 0.
-    pub registry: u8,
+    pub registry: usize,
     /// The key it stands in.
     pub key: String,
     /// The revision of the key's last change.
@@ -192,7 +192,7 @@ impl Considered {
             endpoint: instance.endpoint.to_string(),
             group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
             weight: key.weight(),
-            registry: key.registry(),
+            registry: key.registry().place(),
             key: instance.text(),
             revision: key.revision,
             held: key.held(),

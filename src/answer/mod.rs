@@ -10,7 +10,6 @@ mod compile;
 mod explain;
 mod fast;
 mod full;
-mod hosts;
 mod message;
 mod publish;
 mod record;

@@ -8,12 +8,11 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::full::{self, Form, Found};
-use super::hosts::Hosts;
 use super::record::{RecordBuilder, put_marker};
 use super::table::Snapshot;
 use super::{Answerer, Counters, Settings, compile};
 use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
-use crate::service::{Addresses, Change, HostChange};
+use crate::service::{HostChange, RegistryId, Update};
 
 /// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
 /// shares the thread waits some tenths of a second. Tests have little, and try many slices.
@@ -23,22 +22,21 @@ const SLICE: usize = if cfg!(test) { 2 } else { 100_000 };
 #[derive(Debug)]
 pub struct Publisher {
     catalog: Catalog,
-    hosts: Hosts,
     answerer: Arc<Answerer>,
     /// Generations that readers may still hold.
     held: Vec<Arc<Snapshot>>,
 }
 
-/// What came of a batch of changes.
+/// What came of some updates.
 #[derive(Debug, Default)]
 pub struct Published {
     /// The services that changed, by base.
     pub changed: Vec<Changed>,
-    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and told
-    /// by [`Publisher::resolve`]. None with forwarding off.
+    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and come
+    /// back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
     /// What to ask registries: which of these leases no longer exist?
-    pub doubts: Vec<(u8, Vec<i64>)>,
+    pub doubts: Vec<(RegistryId, Vec<i64>)>,
     /// When to call [`Publisher::apply`] again, though nothing may have come.
     pub wake: Option<Instant>,
 }
@@ -58,18 +56,18 @@ impl Publisher {
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             serial: seconds as u32,
         });
-        (Self { catalog, hosts: Hosts::default(), answerer: Arc::clone(&answerer), held: Vec::new() }, answerer)
+        (Self { catalog, answerer: Arc::clone(&answerer), held: Vec::new() }, answerer)
     }
 
-    /// Applies changes, each with its registry's place, and publishes them at once; without changes, what time has brought.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = (u8, Change)>, now: Instant) -> Published {
-        self.begin(changes, now).publish()
+    /// Takes updates, and publishes what came of them at once; without updates, what time has brought.
+    pub fn apply(&mut self, updates: impl IntoIterator<Item = Update>, now: Instant) -> Published {
+        self.begin(updates, now).publish()
     }
 
-    /// Applies changes as [`Self::apply`] does, and begins to publish what came of them: the model is made, its records are not.
-    pub fn begin(&mut self, changes: impl IntoIterator<Item = (u8, Change)>, now: Instant) -> Publication<'_> {
-        for (registry, change) in changes {
-            self.catalog.apply(registry, change, now);
+    /// Takes updates as [`Self::apply`] does, and begins to publish what came of them: the model is made, its records are not.
+    pub fn begin(&mut self, updates: impl IntoIterator<Item = Update>, now: Instant) -> Publication<'_> {
+        for update in updates {
+            self.catalog.take(update, now);
         }
         let outcome = self.catalog.settle(now);
         let condition = self.catalog.condition(now);
@@ -79,30 +77,12 @@ impl Publisher {
             let mut next = before.with(condition);
             if !outcome.changed.is_empty() {
                 next.advance();
+                next.hosts = self.catalog.hosts().clone();
                 next.update_services(&outcome.changed);
             }
             next
         });
-        Publication { publisher: self, outcome, next, made: 0, hosts: Vec::new() }
-    }
-
-    /// Takes what is known now of the addresses of host names, and publishes it at once.
-    pub fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> Published {
-        let before = self.answerer.snapshot.load_full();
-        let mut next = Snapshot::clone(&before);
-        let touched = self.hosts.resolve(found, &mut next.hosts);
-        let same = |base: Box<str>| before.service(&base).cloned();
-        let changed: Vec<_> = touched
-            .into_iter()
-            .filter_map(same)
-            .map(|service| Changed { before: Some(Arc::clone(&service)), after: Some(service) })
-            .collect();
-        if !changed.is_empty() {
-            next.advance();
-            self.compile(&mut next, &changed, &[]);
-            self.store(next);
-        }
-        Published { changed, ..Published::default() }
+        Publication { publisher: self, outcome, next, made: 0 }
     }
 
     /// Publishes a generation. Those before it that readers still hold are kept until they do not: no reader is to be the
@@ -141,22 +121,18 @@ pub struct Publication<'p> {
     next: Option<Snapshot>,
     /// Changed services, from the first on, for which everything else is made, too.
     made: usize,
-    hosts: Vec<HostChange>,
 }
 
 impl Publication<'_> {
     /// Makes the records of the next services, 100,000 at most. `false` when nothing is left but to publish them.
     pub fn go_on(&mut self) -> bool {
-        let Self { publisher, outcome, next, made, hosts } = self;
+        let Self { publisher, outcome, next, made } = self;
         let rest = outcome.changed.get(*made..).unwrap_or_default();
         let changed = &rest[..rest.len().min(SLICE)];
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // An owner that several slices touch is made by each, at last by one that sees all that bears on it.
         let turned = next.update_above(above_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
-        if publisher.answerer.settings.forwarding {
-            hosts.extend(publisher.hosts.follow(changed, &mut next.hosts));
-        }
         publisher.compile(next, changed, &turned);
         *made += changed.len();
         *made < outcome.changed.len()
@@ -165,7 +141,7 @@ impl Publication<'_> {
     /// Does what is left of the work, and publishes it at once.
     pub fn publish(mut self) -> Published {
         while self.go_on() {}
-        let Self { publisher, outcome: Outcome { changed, doubts, wake }, next, hosts, .. } = self;
+        let Self { publisher, outcome: Outcome { changed, doubts, hosts, wake }, next, .. } = self;
         if let Some(next) = next {
             publisher.store(next);
         }

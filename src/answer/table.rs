@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use super::hosts::Known;
 use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use crate::catalog::{Changed, Condition, Service};
+use crate::catalog::{Changed, Condition, HostAddresses, Service};
 use crate::name::instance_address;
 
 type Services = Arc<[(u64, Arc<Service>)]>;
@@ -39,7 +38,7 @@ pub struct Snapshot {
     /// Hash of an address, hash of the base of a service that has it.
     addresses: Sharded<Addresses>,
     /// What is known of the host names that endpoints are registered under.
-    pub(super) hosts: Known,
+    pub(super) hosts: HostAddresses,
 }
 
 impl Snapshot {

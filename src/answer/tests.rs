@@ -14,7 +14,9 @@ use proptest::prelude::*;
 use super::{Answerer, Answers, Outcome, Published, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
-use crate::service::{Addresses, Change, Endpoint, Host, HostChange, ListKind, Metadata, Put, Registration, Removal, ServiceId};
+use crate::service::{
+    Addresses, Change, Endpoint, Host, HostChange, ListKind, Metadata, Put, Registration, RegistryId, Removal, ServiceId, Update,
+};
 use crate::wire::{Query, Transport, rtype};
 
 /// A publisher and its answerer, and the time they are told.
@@ -46,6 +48,11 @@ fn put(key: &str, value: &str) -> Change {
     Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
 }
 
+/// Changes of the first registry.
+fn update(changes: impl IntoIterator<Item = Change>) -> Update {
+    Update::Registry(RegistryId::FIRST, changes.into_iter().collect())
+}
+
 impl House {
     fn empty(settings: Settings) -> Self {
         let now = Instant::now();
@@ -72,7 +79,12 @@ impl House {
     }
 
     fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Published {
-        self.publisher.apply(changes.into_iter().map(|change| (0, change)), self.now)
+        self.publisher.apply([update(changes)], self.now)
+    }
+
+    /// Tells what addresses host names have.
+    fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> Published {
+        self.publisher.apply([Update::Hosts(found)], self.now)
     }
 
     fn ask(&self, name: &str, rtype: u16) -> Message {
@@ -132,7 +144,7 @@ fn a_large_publication_is_made_in_parts_and_seen_as_a_whole() {
     let mut list = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
     list.extend((1..10).map(|n| put(&key(n), "{}")));
     list.push(Change::ListEnd { revision: 0 });
-    let mut publication = publisher.begin(list.into_iter().map(|change| (0, change)), now);
+    let mut publication = publisher.begin([update(list)], now);
     let mut parts = 1;
     while publication.go_on() {
         parts += 1;
@@ -147,7 +159,7 @@ fn a_large_publication_is_made_in_parts_and_seen_as_a_whole() {
     let delete = |n: usize| Change::Delete { key: key(n).into(), revision: 0, removal: Removal::Explicit };
     let changes = (1..10).map(delete).chain([put("/service/default/default/b.a/latest/10.0.0.1:80", "{}")]);
     let generation = answerer.snapshot.load().generation();
-    let mut publication = publisher.begin(changes.map(|change| (0, change)), now);
+    let mut publication = publisher.begin([update(changes)], now);
     while publication.go_on() {
         assert_eq!((a("s1.a.svc".into()), a("b.a.svc".into())), ("10.0.0.1".into(), "NXDOMAIN".into()));
     }
@@ -305,8 +317,7 @@ fn hosts_have_the_addresses_that_were_looked_up() {
     assert_eq!(house.short("web.svc", rtype::SRV), "0 1 9000 a.example. | 0 1 9000 b.example.");
     assert_eq!(house.ask("web.svc", rtype::TXT).answers.len(), 1);
 
-    let changed =
-        house.publisher.resolve(vec![known("a.example", &["192.0.2.1", "10.0.0.7"]), (Box::from("b.example"), Addresses::Failed)]);
+    let changed = house.resolve(vec![known("a.example", &["192.0.2.1", "10.0.0.7"]), (Box::from("b.example"), Addresses::Failed)]);
     assert_eq!(changed.changed.iter().map(|changed| changed.base().to_owned()).collect::<Vec<_>>(), ["other", "web"]);
     assert_eq!(house.a("web.svc"), "10.0.0.7 | 192.0.2.1");
     assert_eq!(house.short("web.svc", rtype::AAAA), "NODATA");
@@ -316,9 +327,9 @@ fn hosts_have_the_addresses_that_were_looked_up() {
     // Nothing of a host that is registered no more remains.
     let gone = Change::Delete { key: WEB.into(), revision: 0, removal: Removal::Explicit };
     assert_eq!(house.apply([gone]).hosts, [HostChange::Unwanted("b.example".into())]);
-    assert!(house.publisher.resolve(vec![known("b.example", &["192.0.2.9"])]).changed.is_empty());
+    assert!(house.resolve(vec![known("b.example", &["192.0.2.9"])]).changed.is_empty());
     assert_eq!(house.apply([put(WEB, "{}")]).hosts, [wanted("b.example")]);
-    house.publisher.resolve(vec![known("a.example", &[]), known("b.example", &[])]);
+    house.resolve(vec![known("a.example", &[]), known("b.example", &[])]);
     let answer = house.ask("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("NODATA", Some(0)));
 }
@@ -712,7 +723,7 @@ fn of_two_registries_one_that_was_read_is_answered_from() {
     let settings = settings();
     let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
     let list = [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
-    publisher.apply(list.into_iter().map(|change| (0, change)), now);
+    publisher.apply([update(list)], now);
     let mut house = House { publisher, answerer, now };
     assert_eq!((house.a("hello.svc").as_str(), house.short("hello.svc", rtype::AAAA).as_str()), ("10.0.0.1", "NODATA"));
     let unknown = house.ask("other.svc", rtype::A);

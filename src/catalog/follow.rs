@@ -38,6 +38,11 @@ pub(super) struct List {
 }
 
 impl Follow {
+    /// Whether its keys are known and it cannot be reached.
+    pub(super) fn is_away(&self) -> bool {
+        self.synced && self.disconnected
+    }
+
     /// Whether what a list says should be known already: a routine one, not the first.
     pub(super) fn is_checking(&self) -> bool {
         self.synced && self.list.is_some_and(|list| list.kind == ListKind::Routine)

@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use super::model::Few;
 use crate::name::ipv4_label;
-use crate::service::{Endpoint, Host, Metadata, Rejected, ServiceId};
+use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 
 /// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Group {
-    /// GoFrame's deployment.
+    /// The deployment.
     pub deployment: Box<str>,
-    /// GoFrame's namespace.
+    /// The namespace.
     pub namespace: Box<str>,
     /// The version.
     pub version: Box<str>,
@@ -47,46 +47,90 @@ impl Group {
 pub(super) struct Frame {
     /// Deployment, namespace and version.
     pub(super) group: Arc<Group>,
-    /// The registry's place in the configuration.
-    pub(super) registry: u8,
+    /// The registry.
+    pub(super) registry: RegistryId,
     /// Which spelling of the base is registered.
     pub(super) rank: u8,
     /// Whether the registry says that the key is gone.
     pub(super) held: bool,
-    /// What stands around the base and the endpoints in the text of the key.
+    /// What the text of the key has besides base and endpoints.
     pub(super) around: Around,
 }
 
-/// What stands in front of the base (`/service/default/default/`) and between it and the endpoints (`.svc/latest/`) in the
-/// text of a key. Together with those it is the whole text, so that this need not be kept.
+/// What a key's text has besides its base and its endpoints, whatever the layout: together with those it makes the whole text,
+/// so that the text itself need not be kept.
+///
+/// | text | before | between | after |
+/// |---|---|---|---|
+/// | `/service/default/default/hello.svc/latest/10.0.0.1:80` | `/service/default/default/` | `.svc/latest/` | |
+/// | `10.0.0.1#80#DEFAULT#hello` | | `#DEFAULT#` | |
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Around {
-    pub(super) front: Box<str>,
-    pub(super) back: Box<str>,
+    before: Box<str>,
+    between: Box<str>,
+    after: Box<str>,
+    endpoints_first: bool,
+    /// The character between a host and its port.
+    port_mark: char,
 }
 
+/// What may stand between a host and its port, the usual one first.
+const PORT_MARKS: [char; 3] = [':', '-', '#'];
+
 impl Around {
-    /// What stands around the base and the endpoints in a text of GoFrame's layout; none where the text is not made of them
-    /// (letters of another case, endpoints spelled in another way or left out).
+    /// Finds what stands around the base and the endpoints in a text; none where the text is not made of them (letters of
+    /// another case, endpoints spelled in another way or left out).
     pub(super) fn of(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
-        // The base stands behind head, deployment and namespace.
-        let (slash, _) = text.match_indices('/').nth(3)?;
-        let (front, rest) = text.split_at(slash + 1);
-        let rest = rest.strip_prefix(base)?;
-        let back = rest.rfind('/').map(|slash| &rest[..=slash])?;
-        let around = Self { front: front.into(), back: back.into() };
-        around.make(text, base, endpoints).then_some(around)
+        PORT_MARKS.into_iter().find_map(|port_mark| {
+            let mut written = String::new();
+            put_endpoints(&mut written, endpoints, port_mark).ok()?;
+            let start = text.rfind(&written)?;
+            let end = start + written.len();
+            // Of several places the one next to the endpoints: further off are a head or a namespace that many bases share.
+            let in_front = words(&text[..start], base).last();
+            let around = |before: &str, between: &str, after: &str, endpoints_first| Self {
+                before: before.into(),
+                between: between.into(),
+                after: after.into(),
+                endpoints_first,
+                port_mark,
+            };
+            let around = if let Some(at) = in_front {
+                around(&text[..at], &text[at + base.len()..start], &text[end..], false)
+            } else {
+                let at = end + words(&text[end..], base).next()?;
+                around(&text[..start], &text[end..at], &text[at + base.len()..], true)
+            };
+            around.makes(text, base, endpoints).then_some(around)
+        })
     }
 
     /// Whether this text is made of these.
-    pub(super) fn make(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
-        let within =
-            text.strip_prefix(&*self.front).and_then(|rest| rest.strip_prefix(base)).and_then(|rest| rest.strip_prefix(&*self.back));
-        within.is_some_and(|rest| {
-            let mut rest = Rest(rest);
-            put_endpoints(&mut rest, endpoints).is_ok() && rest.0.is_empty()
-        })
+    pub(super) fn makes(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
+        let mut rest = Rest(text);
+        self.put(&mut rest, base, endpoints).is_ok() && rest.0.is_empty()
     }
+
+    fn put(&self, out: &mut impl Write, base: &str, endpoints: &[Endpoint]) -> fmt::Result {
+        out.write_str(&self.before)?;
+        if self.endpoints_first {
+            put_endpoints(out, endpoints, self.port_mark)?;
+            out.write_str(&self.between)?;
+            out.write_str(base)?;
+        } else {
+            out.write_str(base)?;
+            out.write_str(&self.between)?;
+            put_endpoints(out, endpoints, self.port_mark)?;
+        }
+        out.write_str(&self.after)
+    }
+}
+
+/// Where a word stands in a text, not as a part of a longer one.
+fn words<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
+    let is_edge = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
+    let found = text.match_indices(word).map(|(at, _)| at);
+    found.filter(move |at| is_edge(text[..*at].chars().next_back()) && is_edge(text[at + word.len()..].chars().next()))
 }
 
 /// What is left of a text that is written once more.
@@ -99,27 +143,29 @@ impl Write for Rest<'_> {
     }
 }
 
-fn put_endpoints(out: &mut impl Write, endpoints: &[Endpoint]) -> fmt::Result {
+/// Writes endpoints as the text of a key holds them, with this mark for each `:`.
+fn put_endpoints(out: &mut impl Write, endpoints: &[Endpoint], port_mark: char) -> fmt::Result {
     for (place, endpoint) in endpoints.iter().enumerate() {
         if place > 0 {
             out.write_char(',')?;
         }
         match endpoint.host {
-            Host::V4(address) => put_ipv4_endpoint(out, address, endpoint.port)?,
-            Host::V6(_) | Host::Name(_) => write!(out, "{endpoint}")?,
+            Host::V4(address) => put_ipv4_endpoint(out, address, endpoint.port, port_mark)?,
+            Host::V6(_) | Host::Name(_) if port_mark == ':' => write!(out, "{endpoint}")?,
+            Host::V6(_) | Host::Name(_) => out.write_str(&endpoint.to_string().replace(':', port_mark.encode_utf8(&mut [0; 4])))?,
         }
     }
     Ok(())
 }
 
-/// What the endpoint's `Display` writes, in a fifth of the time: it is compared with each key of a list.
-fn put_ipv4_endpoint(out: &mut impl Write, address: Ipv4Addr, port: u16) -> fmt::Result {
+/// Writes what the endpoint's `Display` writes, in a fifth of the time: it is compared with each key of a list.
+fn put_ipv4_endpoint(out: &mut impl Write, address: Ipv4Addr, port: u16, port_mark: char) -> fmt::Result {
     let (mut label, length) = ipv4_label(address.octets());
     for octet in &mut label {
         *octet = if *octet == b'-' { b'.' } else { *octet };
     }
     out.write_str(str::from_utf8(&label[..length]).map_err(|_| fmt::Error)?)?;
-    out.write_char(':')?;
+    out.write_char(port_mark)?;
     out.write_str(itoa::Buffer::new().format(port))
 }
 
@@ -166,8 +212,8 @@ impl Key {
         self.metadata.weight()
     }
 
-    /// The registry's place in the configuration, from 0.
-    pub fn registry(&self) -> u8 {
+    /// The registry that holds it.
+    pub fn registry(&self) -> RegistryId {
         self.frame.registry
     }
 
@@ -191,10 +237,9 @@ impl Key {
         if let Some(text) = self.odd_text() {
             return text.to_owned();
         }
-        let Around { front, back } = &self.frame.around;
-        let mut text = [&**front, base, &**back].concat();
+        let mut text = String::new();
         // A `String` takes all that is written.
-        let _ = put_endpoints(&mut text, &self.endpoints);
+        let _ = self.frame.around.put(&mut text, base, &self.endpoints);
         text
     }
 
@@ -202,7 +247,7 @@ impl Key {
     pub(super) fn has_text(&self, base: &str, text: &str) -> bool {
         match self.odd_text() {
             Some(odd) => odd == text,
-            None => self.frame.around.make(text, base, &self.endpoints),
+            None => self.frame.around.makes(text, base, &self.endpoints),
         }
     }
 
@@ -241,34 +286,45 @@ mod tests {
         for (address, port) in [([0, 0, 0, 0], 0), ([10, 0, 0, 1], 8), ([192, 168, 99, 100], 80), ([255, 255, 255, 255], 65535)] {
             let endpoints = [Endpoint { host: Host::V4(address.into()), port }, Endpoint { host: Host::Name("a.b".into()), port }];
             let mut text = String::new();
-            put_endpoints(&mut text, &endpoints).unwrap();
+            put_endpoints(&mut text, &endpoints, ':').unwrap();
             assert_eq!(text, format!("{},{}", endpoints[0], endpoints[1]));
+            let mut text = String::new();
+            put_endpoints(&mut text, &endpoints, '#').unwrap();
+            assert_eq!(text, format!("{},{}", endpoints[0], endpoints[1]).replace(':', "#"));
         }
     }
 
+    fn endpoints(hosts: &[&str]) -> Vec<Endpoint> {
+        let host = |host: &&str| host.parse::<std::net::IpAddr>().map_or_else(|_| Host::Name((*host).into()), Host::from);
+        hosts.iter().map(|text| Endpoint { host: host(text), port: 80 }).collect()
+    }
+
     #[test]
-    fn a_text_is_made_of_what_stands_around_or_not_at_all() {
-        let endpoints = |hosts: &[&str]| -> Vec<Endpoint> {
-            let host = |host: &&str| host.parse::<std::net::IpAddr>().map_or_else(|_| Host::Name((*host).into()), Host::from);
-            hosts.iter().map(|text| Endpoint { host: host(text), port: 80 }).collect()
-        };
+    fn a_text_is_made_of_base_endpoints_and_what_stands_around_or_not_at_all() {
         for (text, base, hosts, around) in [
-            ("/service/d/n/hello.svc/latest/10.0.0.1:80", "hello", &["10.0.0.1"][..], Some(("/service/d/n/", ".svc/latest/"))),
-            ("/s/d/n/a/latest/10.0.0.1:80,[fd00::5]:80", "a", &["10.0.0.1", "fd00::5"], Some(("/s/d/n/", "/latest/"))),
-            ("/s///s//web.example:80", "s", &["web.example"], Some(("/s///", "//"))),
-            ("/s/d/n/a/v/", "a", &[], Some(("/s/d/n/", "/v/"))),
-            ("/s/d/n/A/v/10.0.0.1:80", "a", &["10.0.0.1"], None),
-            ("/s/d/n/a/v/10.0.0.1:080", "a", &["10.0.0.1"], None),
-            ("/s/d/n/a/v/10.0.0.1:80,10.0.0.1:0", "a", &["10.0.0.1"], None),
-            ("/s/d/n/a/v/10.0.0.1:80/", "a", &["10.0.0.1"], None),
-            ("/s/d/n/a/v/10.0.0.1:80 ", "a", &["10.0.0.1"], None),
-            ("s/d/n/a/v/10.0.0.1:80", "a", &["10.0.0.1"], None),
-            ("s#d#n#a#v#10.0.0.1-80", "a", &["10.0.0.1"], None),
+            ("/service/d/n/hello.svc/latest/10.0.0.1:80", "hello", &["10.0.0.1"][..], Some(("/service/d/n/", ".svc/latest/", ""))),
+            ("/s/d/n/b/latest/10.0.0.1:80,[fd00::5]:80", "b", &["10.0.0.1", "fd00::5"], Some(("/s/d/n/", "/latest/", ""))),
+            ("/s///t//web.example:80", "t", &["web.example"], Some(("/s///", "//", ""))),
+            ("/s/d/n/b/v/", "b", &[], Some(("/s/d/n/", "/v/", ""))),
+            ("/s/d/n/b/v/10.0.0.1:80/", "b", &["10.0.0.1"], Some(("/s/d/n/", "/v/", "/"))),
+            ("s#d#n#b#v#10.0.0.1-80", "b", &["10.0.0.1"], Some(("s#d#n#", "#v#", ""))),
+            ("s#d#n#b#v#[fd00--5]-80,10.0.0.1-80", "b", &["fd00::5", "10.0.0.1"], Some(("s#d#n#", "#v#", ""))),
+            ("shop.svc-v1.2.0-10.0.0.1:80", "shop", &["10.0.0.1"], Some(("", ".svc-v1.2.0-", ""))),
+            ("10.0.0.1#80#DEFAULT#G@@hello.svc", "hello", &["10.0.0.1"], Some(("", "#DEFAULT#G@@", ".svc"))),
+            // The base is also a namespace, a head, a part of another word.
+            ("/b/d/b/b/v/10.0.0.1:80", "b", &["10.0.0.1"], Some(("/b/d/b/", "/v/", ""))),
+            ("/s/d/n/er/latest/10.0.0.1:80", "er", &["10.0.0.1"], Some(("/s/d/n/", "/latest/", ""))),
+            ("/s/d/n/late/latest/10.0.0.1:80", "late", &["10.0.0.1"], Some(("/s/d/n/", "/latest/", ""))),
+            ("/s/d/n/B/v/10.0.0.1:80", "b", &["10.0.0.1"], None),
+            ("/s/d/n/b/v/10.0.0.1:080", "b", &["10.0.0.1"], None),
+            ("/s/d/n/bc/v/10.0.0.1:80", "b", &["10.0.0.1"], None),
+            ("a8292e80", "b", &["10.0.0.1"], None),
         ] {
             let endpoints = endpoints(hosts);
             let found = Around::of(text, base, &endpoints);
-            assert_eq!(found.as_ref().map(|around| (&*around.front, &*around.back)), around, "{text}");
-            assert!(found.is_none_or(|around| !around.make(&format!("{text} "), base, &endpoints)));
+            let parts = found.as_ref().map(|around| (&*around.before, &*around.between, &*around.after));
+            assert_eq!(parts, around, "{text}");
+            assert!(found.is_none_or(|around| !around.makes(&format!("{text} "), base, &endpoints)));
         }
     }
 }

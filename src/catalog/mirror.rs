@@ -11,6 +11,7 @@ use hashbrown::HashTable;
 
 use super::key::Key;
 use super::model::{Docker0, Service};
+use crate::service::RegistryId;
 
 /// The end of a chain. The caps on keys keep every index far below it.
 const NONE: u32 = u32::MAX;
@@ -76,7 +77,7 @@ struct Base {
     /// How often the base stands in the `waiting` lists of registries.
     waits: u32,
     /// The registry in whose `waiting` list it was put last.
-    waiter: u8,
+    waiter: RegistryId,
     /// Whether it stands in `ready`.
     ready: bool,
 }
@@ -137,17 +138,17 @@ impl Mirror {
     }
 
     /// The counts of a registry.
-    pub(super) fn tally(&self, registry: u8) -> &Tally {
-        &self.tallies[usize::from(registry)]
+    pub(super) fn tally(&self, registry: RegistryId) -> &Tally {
+        &self.tallies[registry.place()]
     }
 
     /// The hash of a registry's key: seeded, so that nobody can choose keys that collide.
-    pub(super) fn hash(&self, registry: u8, text: &str) -> u64 {
+    pub(super) fn hash(&self, registry: RegistryId, text: &str) -> u64 {
         self.hasher.hash_one((registry, text))
     }
 
     /// The entry of a key.
-    pub(super) fn find(&self, hash: u64, registry: u8, text: &str) -> Option<u32> {
+    pub(super) fn find(&self, hash: u64, registry: RegistryId, text: &str) -> Option<u32> {
         let part = part(hash);
         let is = |&(known, slot): &(u32, u32)| {
             let entry = &self.entries[slot as usize];
@@ -218,7 +219,7 @@ impl Mirror {
     }
 
     /// The entries of a registry that it has and that are older than this list, in no order. O(all entries).
-    pub(super) fn older(&self, registry: u8, generation: u32) -> Vec<u32> {
+    pub(super) fn older(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
         let older = |entry: &Entry| {
             entry.standing == Standing::Present
                 && entry.generation != generation
@@ -263,7 +264,7 @@ impl Mirror {
     }
 
     /// Marks a base to be rebuilt: at the next [`Self::rebuild`], or after the running list of this registry.
-    pub(super) fn touch(&mut self, base: u32, waiting_for: Option<u8>) {
+    pub(super) fn touch(&mut self, base: u32, waiting_for: Option<RegistryId>) {
         let record = &mut self.bases[base as usize];
         match waiting_for {
             None if !record.ready => {
@@ -273,15 +274,15 @@ impl Mirror {
             Some(registry) if record.waits == 0 || record.waiter != registry => {
                 record.waits += 1;
                 record.waiter = registry;
-                self.tallies[usize::from(registry)].waiting.push(base);
+                self.tallies[registry.place()].waiting.push(base);
             }
             _ => {}
         }
     }
 
     /// Keeps the marks of an abandoned list few: each base once.
-    pub(super) fn abandon(&mut self, registry: u8) {
-        let waiting = &mut self.tallies[usize::from(registry)].waiting;
+    pub(super) fn abandon(&mut self, registry: RegistryId) {
+        let waiting = &mut self.tallies[registry.place()].waiting;
         waiting.sort_unstable();
         let bases = &mut self.bases;
         waiting.dedup_by(|again, base| {
@@ -292,8 +293,8 @@ impl Mirror {
     }
 
     /// Releases the marks of a registry's list, which is complete.
-    pub(super) fn release(&mut self, registry: u8) {
-        for base in std::mem::take(&mut self.tallies[usize::from(registry)].waiting) {
+    pub(super) fn release(&mut self, registry: RegistryId) {
+        for base in std::mem::take(&mut self.tallies[registry.place()].waiting) {
             self.bases[base as usize].waits -= 1;
             self.touch(base, None);
         }
@@ -359,7 +360,8 @@ impl Mirror {
     }
 
     fn new_base(&mut self, name: &str) -> u32 {
-        let record = Base { service: Arc::new(Service::empty(name)), head: NONE, size: 0, waits: 0, waiter: 0, ready: false };
+        let record =
+            Base { service: Arc::new(Service::empty(name)), head: NONE, size: 0, waits: 0, waiter: RegistryId::FIRST, ready: false };
         let base = place(&mut self.bases, &mut self.free_bases, record);
         let part = part(self.hasher.hash_one(name));
         self.names.insert_unique(spread(part), (part, base), |(part, _)| spread(*part));
@@ -378,7 +380,7 @@ impl Mirror {
     fn count(&mut self, slot: u32, add: bool) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return };
-        let tally = &mut self.tallies[usize::from(key.registry())];
+        let tally = &mut self.tallies[key.registry().place()];
         let step = |number: &mut usize, by: usize| *number = if add { *number + by } else { *number - by };
         match entry.standing {
             Standing::Present => {

@@ -6,6 +6,7 @@
 mod conflicts;
 mod follow;
 mod grace;
+mod hosts;
 mod intern;
 mod key;
 mod mirror;
@@ -18,6 +19,7 @@ mod tests;
 mod text;
 
 pub use conflicts::{Conflict, ConflictKind, conflicts};
+pub use hosts::HostAddresses;
 pub use key::{Group, Key};
 pub use mirror::Changed;
 pub use model::{Docker0, Few, Instance, LeftOut, Service};
@@ -30,10 +32,14 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use crate::name::{Base, BaseError, Name, Zones, base_of};
-use crate::service::{Change, Endpoint, Host, ListKind, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId};
+use crate::service::{
+    Change, Endpoint, Host, HostChange, ListKind, MAX_REGISTRIES, Metadata, Put, Reason, Registration, RegistryId, RegistrySet, Rejected,
+    Removal, ServiceId, Update,
+};
 
 use follow::{Follow, List};
 use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
+use hosts::Hosts;
 use intern::Interner;
 use key::{Around, Frame, Odd};
 use mirror::{Mirror, Standing, size};
@@ -42,8 +48,8 @@ use rejections::Ledger;
 /// Longest removal grace; a longer one is cut to it.
 const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Most keys of one registry whatever the settings say: 255 registries of so many still have 32-bit places.
-const MOST_KEYS: usize = (1 << 24) - 1;
+/// Largest [`Settings::max_keys`]: the keys of [`MAX_REGISTRIES`] such registries still have 32-bit places.
+pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
 /// With several registries, how long the slower ones are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +66,7 @@ pub struct Settings {
     /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
     /// counts as one.
     pub max_instances_per_service: usize,
-    /// Most keys of one registry, those that cannot be served apart; at most 16,777,215.
+    /// Most keys of one registry, those that cannot be served apart; at most [`MAX_KEYS`].
     pub max_keys: usize,
 }
 
@@ -96,6 +102,7 @@ pub struct Catalog {
     /// How often to tidy them still.
     tidy: u8,
     ledger: Ledger,
+    hosts: Hosts,
     /// When the first call came.
     began: Option<Instant>,
 }
@@ -106,21 +113,46 @@ pub struct Outcome {
     /// The services that came, changed or went, sorted by base.
     pub changed: Vec<Changed>,
     /// Which registry to ask which of its leases are gone ([`Change::LeasesGone`]).
-    pub doubts: Vec<(u8, Vec<i64>)>,
+    pub doubts: Vec<(RegistryId, Vec<i64>)>,
+    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and come
+    /// back as [`Update::Hosts`].
+    pub hosts: Vec<HostChange>,
     /// When to settle again even if no change comes.
     pub wake: Option<Instant>,
 }
 
 /// How far the data can be relied on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// Whether absence means something: each registry has completed a list, or one has and 10 s have passed.
     pub synced: bool,
-    /// Whether a registry that has completed a list cannot be reached now.
-    pub stale: bool,
-    /// How many keys are served although their registry says they are gone.
+    /// The registries that have completed a list and cannot be reached now.
+    pub away: RegistrySet,
+    /// The registries of which keys are served although they say that these are gone.
+    pub held: RegistrySet,
+    /// How many such keys there are.
     pub holding: usize,
+}
+
+/// Why what a registry said may be out of date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staleness {
+    /// It cannot be reached: what it said last is served.
+    Away,
+    /// It no longer has what is served, which is not believed yet.
+    Held,
+}
+
+impl Condition {
+    /// Says why what these registries hold may be out of date; none while it is not.
+    pub fn staleness_of(&self, holders: RegistrySet) -> Option<Staleness> {
+        if self.away.intersects(holders) { Some(Staleness::Away) } else { self.held.intersects(holders).then_some(Staleness::Held) }
+    }
+
+    /// Says why an absence may be out of date, which any registry might end; none while it is not.
+    pub fn staleness(&self) -> Option<Staleness> {
+        self.staleness_of(RegistrySet::from_bits(u16::MAX))
+    }
 }
 
 /// Sizes, for metrics.
@@ -147,12 +179,11 @@ pub struct RegistryStats {
 }
 
 impl Catalog {
-    /// An empty catalog that follows this many registries, at most 255.
+    /// An empty catalog that follows this many registries, at most [`MAX_REGISTRIES`].
     pub fn new(settings: Settings, registries: usize) -> Self {
         let mut settings = settings;
         settings.removal_grace = settings.removal_grace.min(LONGEST_GRACE);
-        settings.max_keys = settings.max_keys.min(MOST_KEYS);
-        let registries = registries.min(usize::from(u8::MAX));
+        let registries = registries.min(MAX_REGISTRIES);
         let hasher = RandomState::default();
         Self {
             settings,
@@ -165,15 +196,34 @@ impl Catalog {
             dropped: 0,
             tidy: 0,
             ledger: Ledger::new(registries),
+            hosts: Hosts::default(),
             began: None,
         }
     }
 
-    /// Takes a change of the registry at this place in the configuration (any other place is ignored). O(1) amortised; a
-    /// [`Change::ListEnd`] is O(all keys). Services change at the next [`Self::settle`].
-    pub fn apply(&mut self, registry: u8, change: Change, now: Instant) {
+    /// Takes an update. O(1) amortised for each change in it; a [`Change::ListEnd`] is O(all keys). Services change at the next
+    /// [`Self::settle`].
+    pub fn take(&mut self, update: Update, now: Instant) {
+        match update {
+            Update::Registry(registry, changes) => {
+                for change in changes {
+                    self.apply(registry, change, now);
+                }
+            }
+            Update::Hosts(found) => {
+                for base in self.hosts.resolve(found) {
+                    if let Some(base) = self.mirror.base_named(&base) {
+                        self.mirror.touch(base, None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a change of a registry. One that is not followed is ignored.
+    fn apply(&mut self, registry: RegistryId, change: Change, now: Instant) {
         self.began.get_or_insert(now);
-        let Some(follow) = self.follows.get_mut(usize::from(registry)) else { return };
+        let Some(follow) = self.follows.get_mut(registry.place()) else { return };
         match change {
             Change::ListBegin(kind) => {
                 if follow.list.is_some() {
@@ -204,15 +254,16 @@ impl Catalog {
         let mut outcome = Outcome::default();
         for registry in self.registries() {
             self.pass_time(registry, now);
-            let follow = &mut self.follows[usize::from(registry)];
+            let follow = &mut self.follows[registry.place()];
             outcome.doubts.extend(follow.storm.doubt(now).map(|leases| (registry, leases)));
             self.give_benefit_of_doubt(registry, now);
-            let follow = &self.follows[usize::from(registry)];
+            let follow = &self.follows[registry.place()];
             outcome.wake = earlier(outcome.wake, earlier(follow.storm.wake(), follow.holds.wake()));
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
         // Lists come sorted, which a stable sort makes use of.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
+        outcome.hosts = self.hosts.follow(&outcome.changed);
         self.tidy();
         if !self.condition(now).synced && self.follows.iter().any(|follow| follow.synced) {
             outcome.wake = earlier(outcome.wake, Some(began + PATIENCE));
@@ -230,13 +281,19 @@ impl Catalog {
         self.mirror.services()
     }
 
+    /// What is known of the addresses of host names, as of the last [`Self::settle`] and what was told since.
+    pub fn hosts(&self) -> &HostAddresses {
+        &self.hosts.addresses
+    }
+
     /// How far the data can be relied on.
     pub fn condition(&self, now: Instant) -> Condition {
         let waited = self.began.is_some_and(|began| now.saturating_duration_since(began) >= PATIENCE);
         let all = self.follows.iter().all(|follow| follow.synced);
         Condition {
             synced: all || (waited && self.follows.iter().any(|follow| follow.synced)),
-            stale: self.follows.iter().any(|follow| follow.synced && follow.disconnected),
+            away: self.registries().filter(|registry| self.follows[registry.place()].is_away()).collect(),
+            held: self.registries().filter(|registry| self.mirror.tally(*registry).held > 0).collect(),
             holding: self.registries().map(|registry| self.mirror.tally(registry).held).sum(),
         }
     }
@@ -254,21 +311,21 @@ impl Catalog {
                 keys: tally.present + tally.held,
                 instances: tally.instances + tally.held_instances,
                 held: tally.held,
-                differences: self.follows[usize::from(registry)].differences,
+                differences: self.follows[registry.place()].differences,
             }
         };
         Stats { registries: self.registries().map(of).collect() }
     }
 
-    fn registries(&self) -> impl Iterator<Item = u8> + use<> {
-        (0..u8::MAX).take(self.follows.len())
+    fn registries(&self) -> impl Iterator<Item = RegistryId> + use<> {
+        RegistryId::first(self.follows.len())
     }
 
-    fn put(&mut self, registry: u8, put: Put) {
+    fn put(&mut self, registry: RegistryId, put: Put) {
         let Put { key: text, revision, lease, content } = put;
         let hash = self.mirror.hash(registry, &text);
         let slot = self.mirror.find(hash, registry, &text);
-        let follow = &self.follows[usize::from(registry)];
+        let follow = &self.follows[registry.place()];
         let (in_list, generation) = (follow.list.is_some(), follow.generation);
         if !in_list && self.is_outdated(registry, hash, slot, revision) {
             return;
@@ -282,14 +339,14 @@ impl Catalog {
             self.touch(slot, registry);
         }
         if !in_list {
-            self.follows[usize::from(registry)].memory.note(hash, revision);
+            self.follows[registry.place()].memory.note(hash, revision);
         }
         self.ledger.reject(registry, hash, &text, rejected, generation, in_list);
     }
 
     /// Whether an event is older than what is known of its key in this list epoch.
-    fn is_outdated(&self, registry: u8, hash: u64, slot: Option<u32>, revision: u64) -> bool {
-        let follow = &self.follows[usize::from(registry)];
+    fn is_outdated(&self, registry: RegistryId, hash: u64, slot: Option<u32>, revision: u64) -> bool {
+        let follow = &self.follows[registry.place()];
         let current = |slot: &u32| self.mirror.standing(*slot) == Standing::Present && self.mirror.generation(*slot) == follow.generation;
         let known = slot.filter(current).and_then(|slot| self.mirror.key(slot)).map_or(0, |key| key.revision);
         revision != 0 && revision < known.max(follow.memory.revision(hash))
@@ -298,7 +355,7 @@ impl Catalog {
     /// Makes the model's key of a registration, and finds its base.
     fn understand(
         &mut self,
-        registry: u8,
+        registry: RegistryId,
         text: &str,
         revision: u64,
         lease: i64,
@@ -307,9 +364,9 @@ impl Catalog {
         let Registration { id, mut endpoints, mut rejected, metadata } = content;
         let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
             let reason = match error {
-                BaseError::NotDns => Reason::NameNotDns,
-                BaseError::TooLong => Reason::NameTooLong,
-                BaseError::Reserved => Reason::NameReserved,
+                BaseError::NotDns => Reason::NAME_NOT_DNS,
+                BaseError::TooLong => Reason::NAME_TOO_LONG,
+                BaseError::Reserved => Reason::NAME_RESERVED,
             };
             Rejected::new(&id.name, reason)
         })?;
@@ -322,11 +379,11 @@ impl Catalog {
             reason.is_none()
         });
         if endpoints.len() > usize::from(u16::MAX) {
-            return Err(Rejected::new(text, Reason::TooManyInstances));
+            return Err(Rejected::new(text, Reason::TOO_MANY_INSTANCES));
         }
         let last = self.last_frame.take().filter(|frame| {
             let same = frame.registry == registry && frame.rank == base.rank && !frame.held && frame.group.is_of(&id);
-            same && frame.around.make(text, &base.text, &endpoints)
+            same && frame.around.makes(text, &base.text, &endpoints)
         });
         let (frame, text) = match last {
             Some(frame) => (frame, None),
@@ -340,7 +397,14 @@ impl Catalog {
     }
 
     /// The frame of a key, and its text where the frame does not make it.
-    fn frame(&mut self, registry: u8, text: &str, id: &ServiceId, base: &Base, endpoints: &[Endpoint]) -> (Arc<Frame>, Option<Box<str>>) {
+    fn frame(
+        &mut self,
+        registry: RegistryId,
+        text: &str,
+        id: &ServiceId,
+        base: &Base,
+        endpoints: &[Endpoint],
+    ) -> (Arc<Frame>, Option<Box<str>>) {
         let (around, text) = match Around::of(text, &base.text, endpoints) {
             Some(around) => (around, None),
             None => (Around::default(), Some(text.into())),
@@ -351,8 +415,8 @@ impl Catalog {
     }
 
     /// Puts a key into the mirror, if the caps leave room for it.
-    fn admit(&mut self, registry: u8, hash: u64, slot: Option<u32>, text: &str, base: &str, key: Key) -> Result<(), Rejected> {
-        let generation = self.follows[usize::from(registry)].generation;
+    fn admit(&mut self, registry: RegistryId, hash: u64, slot: Option<u32>, text: &str, base: &str, key: Key) -> Result<(), Rejected> {
+        let generation = self.follows[registry.place()].generation;
         let same_base = slot.filter(|&slot| self.mirror.name(self.mirror.base(slot)) == base);
         if let Some(slot) = same_base
             && self.mirror.standing(slot) == Standing::Present
@@ -361,17 +425,17 @@ impl Catalog {
             self.mirror.set_generation(slot, generation);
             return Ok(());
         }
-        let follow = &mut self.follows[usize::from(registry)];
+        let follow = &mut self.follows[registry.place()];
         follow.differences += u64::from(follow.is_checking());
         let replaced = same_base.filter(|&slot| self.mirror.standing(slot).counts()).and_then(|slot| self.mirror.key(slot));
         let known = self.mirror.base_named(base);
         let now = known.map_or(0, |base| self.mirror.size_of(base));
         let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
         if others as usize + size(&key) as usize > self.settings.max_instances_per_service {
-            return Err(Rejected::new(text, Reason::TooManyInstances));
+            return Err(Rejected::new(text, Reason::TOO_MANY_INSTANCES));
         }
         if slot.is_none() && self.mirror.tally(registry).keys >= self.settings.max_keys {
-            return Err(Rejected::new(text, Reason::TooManyKeys));
+            return Err(Rejected::new(text, Reason::TOO_MANY_KEYS));
         }
         let slot = if let Some(slot) = same_base {
             self.change(slot, Some(Arc::new(key)), Standing::Present);
@@ -389,13 +453,13 @@ impl Catalog {
         Ok(())
     }
 
-    fn delete(&mut self, registry: u8, text: &str, revision: u64, removal: Removal, now: Instant) {
+    fn delete(&mut self, registry: RegistryId, text: &str, revision: u64, removal: Removal, now: Instant) {
         let hash = self.mirror.hash(registry, text);
         let slot = self.mirror.find(hash, registry, text);
         if self.is_outdated(registry, hash, slot, revision) {
             return;
         }
-        self.follows[usize::from(registry)].memory.note(hash, revision);
+        self.follows[registry.place()].memory.note(hash, revision);
         self.ledger.clear(registry, hash);
         let Some(slot) = slot else { return };
         match removal {
@@ -412,11 +476,11 @@ impl Catalog {
     }
 
     /// A key that hung on a lease is gone: believed for now, unless a storm of expiry rages.
-    fn expire(&mut self, registry: u8, slot: u32, lease: i64, now: Instant) {
+    fn expire(&mut self, registry: RegistryId, slot: u32, lease: i64, now: Instant) {
         self.pass_time(registry, now);
         let before = self.mirror.tally(registry).instances;
         let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
-        let storm = &mut self.follows[usize::from(registry)].storm;
+        let storm = &mut self.follows[registry.place()].storm;
         if storm.is_expiry() {
             storm.goes_on(now);
             self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);
@@ -427,9 +491,9 @@ impl Catalog {
         self.touch(slot, registry);
     }
 
-    fn answer(&mut self, registry: u8, gone: &[i64], now: Instant) {
+    fn answer(&mut self, registry: RegistryId, gone: &[i64], now: Instant) {
         self.pass_time(registry, now);
-        match self.follows[usize::from(registry)].storm.answer(gone) {
+        match self.follows[registry.place()].storm.answer(gone) {
             Answer::Unasked => {}
             Answer::Expiry(tombs) => {
                 for tomb in tombs {
@@ -447,8 +511,8 @@ impl Catalog {
     }
 
     /// Sweeps what a complete list did not name.
-    fn end_list(&mut self, registry: u8, list: List, now: Instant) {
-        let generation = self.follows[usize::from(registry)].generation;
+    fn end_list(&mut self, registry: RegistryId, list: List, now: Instant) {
+        let generation = self.follows[registry.place()].generation;
         let swept = self.mirror.older(registry, generation);
         let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
         let instances = keys.map(|key| key.endpoints.len()).sum();
@@ -462,7 +526,7 @@ impl Catalog {
         };
         let hold = !self.settings.removal_grace.is_zero() && sweep.is_doubtful(list.kind);
         if list.kind == ListKind::Routine {
-            self.follows[usize::from(registry)].differences += swept.len() as u64;
+            self.follows[registry.place()].differences += swept.len() as u64;
         }
         for slot in swept {
             if hold {
@@ -477,8 +541,8 @@ impl Catalog {
     }
 
     /// Ends what is over: tombstones, storms, holds.
-    fn pass_time(&mut self, registry: u8, now: Instant) {
-        let follow = &mut self.follows[usize::from(registry)];
+    fn pass_time(&mut self, registry: RegistryId, now: Instant) {
+        let follow = &mut self.follows[registry.place()];
         let (tombs, holds) = (follow.storm.advance(now), follow.holds.ended(now));
         for tomb in tombs {
             self.forget(&tomb);
@@ -492,8 +556,8 @@ impl Catalog {
     }
 
     /// While a registry is asked whether leases expired: goes on serving what hung on them and was not seen missing yet.
-    fn give_benefit_of_doubt(&mut self, registry: u8, now: Instant) {
-        let mut tombs = self.follows[usize::from(registry)].storm.take_unseen();
+    fn give_benefit_of_doubt(&mut self, registry: RegistryId, now: Instant) {
+        let mut tombs = self.follows[registry.place()].storm.take_unseen();
         for tomb in &mut tombs {
             let until = tomb.at + DOUBT.min(self.settings.removal_grace);
             if until > now
@@ -503,7 +567,7 @@ impl Catalog {
                 tomb.key = held;
             }
         }
-        self.follows[usize::from(registry)].storm.put_back(tombs);
+        self.follows[registry.place()].storm.put_back(tombs);
     }
 
     /// Whether a tombstone still stands for its key: that was neither put again nor removed.
@@ -520,12 +584,12 @@ impl Catalog {
     }
 
     /// Serves a key although its registry says that it is gone; returns it as it is served.
-    fn hold(&mut self, registry: u8, slot: u32, until: Instant, then: Standing) -> Option<Arc<Key>> {
+    fn hold(&mut self, registry: RegistryId, slot: u32, until: Instant, then: Standing) -> Option<Arc<Key>> {
         let mut held = Key::clone(self.mirror.key(slot)?);
         held.frame = self.frames.intern(Arc::new(Frame { held: true, ..Frame::clone(&held.frame) }));
         let held = Arc::new(held);
         self.change(slot, Some(Arc::clone(&held)), Standing::Held);
-        self.follows[usize::from(registry)].holds.add(until, Hold { slot, key: Arc::clone(&held), then });
+        self.follows[registry.place()].holds.add(until, Hold { slot, key: Arc::clone(&held), then });
         Some(held)
     }
 
@@ -548,8 +612,8 @@ impl Catalog {
     }
 
     /// Marks the service of an entry that its registry changed.
-    fn touch(&mut self, slot: u32, registry: u8) {
-        let in_list = self.follows[usize::from(registry)].list.is_some();
+    fn touch(&mut self, slot: u32, registry: RegistryId) {
+        let in_list = self.follows[registry.place()].list.is_some();
         self.mirror.touch(self.mirror.base(slot), in_list.then_some(registry));
     }
 
@@ -573,8 +637,8 @@ impl Catalog {
 /// Why a host name cannot be an endpoint.
 fn host_reason(host: &str, zones: &Zones) -> Option<Reason> {
     match Name::from_text(host) {
-        Ok(name) => zones.find(&name).map(|_| Reason::HostInZone),
-        Err(_) => Some(Reason::HostMalformed),
+        Ok(name) => zones.find(&name).map(|_| Reason::HOST_IN_ZONE),
+        Err(_) => Some(Reason::HOST_MALFORMED),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::tests::{registration, zones};
+use super::tests::{id, registration, zones};
 use super::*;
 use crate::service::ListKind;
 
@@ -100,7 +100,7 @@ struct World {
     now: Instant,
     grace: Duration,
     stores: Vec<Store>,
-    doubts: Vec<(u8, Vec<i64>)>,
+    doubts: Vec<(RegistryId, Vec<i64>)>,
     /// How every service looked after the last settling.
     looked: BTreeMap<String, String>,
 }
@@ -122,7 +122,7 @@ impl World {
                 let store = &self.stores[usize::from(registry)];
                 if store.seen && !store.events.is_empty() {
                     let event = which.get(&store.events).clone();
-                    self.catalog.apply(registry, event, self.now);
+                    self.catalog.apply(id(registry), event, self.now);
                 }
             }
             Step::Lose { registry, keys } => {
@@ -135,7 +135,7 @@ impl World {
                 store.seen = false;
             }
             Step::List { registry, kind, cut } => self.list(registry, kind, cut),
-            Step::Connected { registry, connected } => self.catalog.apply(registry, Change::Connected(connected), self.now),
+            Step::Connected { registry, connected } => self.catalog.apply(id(registry), Change::Connected(connected), self.now),
             Step::Answer { gone } => {
                 for (registry, leases) in std::mem::take(&mut self.doubts) {
                     let leases = if gone { leases } else { Vec::new() };
@@ -153,14 +153,14 @@ impl World {
         let store = &mut self.stores[usize::from(registry)];
         store.revision += 1;
         let content = if content == 3 {
-            Err(Rejected::new(&text, Reason::ValueNotJson))
+            Err(Rejected::new(&text, Reason::VALUE_NOT_JSON))
         } else {
             let mut registration = registration(&text);
             if content == 1 {
                 registration.metadata = Arc::new(Metadata::new(BTreeMap::from([("weight".into(), serde_json::Value::from(7))])));
             }
             if content == 2 {
-                registration.rejected.push(Rejected::new("10.0.0.1:0", Reason::PortOutOfRange));
+                registration.rejected.push(Rejected::new("10.0.0.1:0", Reason::PORT_OUT_OF_RANGE));
             }
             Ok(registration)
         };
@@ -192,7 +192,7 @@ impl World {
         if registry != 1 {
             self.stores[usize::from(registry)].events.push(event.clone());
         }
-        self.catalog.apply(registry, event, self.now);
+        self.catalog.apply(id(registry), event, self.now);
     }
 
     fn list(&mut self, registry: u8, kind: ListKind, cut: Option<Index>) {
@@ -200,11 +200,11 @@ impl World {
         let named = cut.map_or(store.keys.len(), |cut| cut.index(store.keys.len() + 1));
         store.events.clear();
         store.seen = cut.is_none();
-        self.catalog.apply(registry, Change::ListBegin(kind), self.now);
+        self.catalog.apply(id(registry), Change::ListBegin(kind), self.now);
         for (key, put) in store.keys.iter().take(named) {
             store.said.insert(*key, put.clone());
             store.gone.remove(key);
-            self.catalog.apply(registry, Change::Put(put.clone()), self.now);
+            self.catalog.apply(id(registry), Change::Put(put.clone()), self.now);
         }
         if cut.is_none() {
             let Store { said, keys, gone, .. } = store;
@@ -215,7 +215,7 @@ impl World {
                 }
                 stays
             });
-            self.catalog.apply(registry, Change::ListEnd { revision: store.revision }, self.now);
+            self.catalog.apply(id(registry), Change::ListEnd { revision: store.revision }, self.now);
         }
     }
 
@@ -243,9 +243,9 @@ impl World {
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
         // With a grace, everything said is there; what else is there is held, and not for longer than the grace.
-        let all = |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(u8, String), bool> {
+        let all = |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
             let keys = services.flat_map(|service| service.keys().iter().map(|key| (service.text(key), key)));
-            keys.map(|(text, key)| ((key.registry(), text), key.held())).collect()
+            keys.map(|(text, key)| ((key.registry().place(), text), key.held())).collect()
         };
         let mut kept = all(&mut self.catalog.services());
         for (key, _) in all(&mut services.iter()) {
@@ -253,7 +253,7 @@ impl World {
         }
         assert_eq!(self.catalog.condition(self.now).holding, kept.len());
         for ((registry, kept), held) in kept {
-            let gone = self.stores[usize::from(registry)].gone.iter().find(|(key, _)| text(**key) == kept);
+            let gone = self.stores[registry].gone.iter().find(|(key, _)| text(**key) == kept);
             assert!(held && gone.is_some_and(|(_, since)| self.now < *since + self.grace), "{kept}");
         }
     }
@@ -287,14 +287,14 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
         _ => (&*name, 2),
     };
     match base {
-        "bad name" | "_x" => return Err(Reason::NameNotDns),
-        "ns" => return Err(Reason::NameReserved),
+        "bad name" | "_x" => return Err(Reason::NAME_NOT_DNS),
+        "ns" => return Err(Reason::NAME_RESERVED),
         _ => {}
     }
     let (inside, endpoints): (Vec<_>, Vec<_>) =
         registration.endpoints.into_iter().partition(|endpoint| endpoint.host.to_string() == "web.svc");
     let mut rejected = registration.rejected;
-    rejected.extend(inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HostInZone)));
+    rejected.extend(inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HOST_IN_ZONE)));
     let around = Around::of(&put.key, base, &endpoints);
     let text = around.is_none().then(|| put.key.clone());
     let odd = (text.is_some() || !rejected.is_empty()).then(|| Box::new(Odd { text, rejected: rejected.into() }));
@@ -303,7 +303,7 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
         namespace: registration.id.namespace.to_lowercase().into(),
         version: registration.id.version.to_lowercase().into(),
     };
-    let frame = Frame { group: Arc::new(group), registry, rank, held: false, around: around.unwrap_or_default() };
+    let frame = Frame { group: Arc::new(group), registry: id(registry), rank, held: false, around: around.unwrap_or_default() };
     let key = Key {
         revision: put.revision,
         lease: put.lease,
@@ -362,9 +362,9 @@ proptest! {
         // Nothing that was buried stays for good.
         world.now += grace::WINDOW;
         world.settle();
-        let Outcome { changed, doubts, wake } = world.catalog.settle(world.now);
+        let Outcome { changed, doubts, wake, .. } = world.catalog.settle(world.now);
         prop_assert!(changed.is_empty() && doubts.is_empty() && wake.is_none());
-        let known: usize = (0..REGISTRIES).map(|registry| world.catalog.mirror.tally(registry).keys).sum();
+        let known: usize = (0..REGISTRIES).map(|registry| world.catalog.mirror.tally(id(registry)).keys).sum();
         prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
     }
 }

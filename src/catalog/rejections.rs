@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use super::key::Key;
-use crate::service::{Reason, Rejected};
+use crate::service::{MAX_REGISTRIES, Reason, RegistryId, Rejected};
 
 /// Most rejections listed for one registry.
 pub const LISTED: usize = 1_000;
@@ -36,8 +36,8 @@ pub struct Rejections {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectedKey {
-    /// The registry's place in the configuration, from 0.
-    pub registry: u8,
+    /// The registry.
+    pub registry: RegistryId,
     /// The key, shortened to 4,096 characters, control characters escaped.
     pub key: Arc<str>,
     /// Whether only an endpoint is rejected, and the key is served.
@@ -89,9 +89,9 @@ impl Ledger {
     }
 
     /// Notes a key that cannot be served at all and is not noted now. O(1).
-    pub(super) fn reject(&mut self, registry: u8, hash: u64, key: &str, rejected: Rejected, generation: u32, in_list: bool) {
+    pub(super) fn reject(&mut self, registry: RegistryId, hash: u64, key: &str, rejected: Rejected, generation: u32, in_list: bool) {
         self.recount = true;
-        let pages = &mut self.registries[usize::from(registry)];
+        let pages = &mut self.registries[registry.place()];
         if pages.entries < LISTED {
             *pages.counts.entry(rejected.reason).or_default() += 1;
             pages.list(hash, key, false, generation, Box::new([rejected]));
@@ -103,8 +103,8 @@ impl Ledger {
     }
 
     /// Forgets a key that was rejected as a whole: it is gone, or good now. O(1).
-    pub(super) fn clear(&mut self, registry: u8, hash: u64) {
-        let pages = &mut self.registries[usize::from(registry)];
+    pub(super) fn clear(&mut self, registry: RegistryId, hash: u64) {
+        let pages = &mut self.registries[registry.place()];
         if pages.listed.get(&hash).is_some_and(|listed| !listed.endpoint_only)
             && let Some(listed) = pages.listed.remove(&hash)
         {
@@ -120,7 +120,7 @@ impl Ledger {
             return;
         }
         self.recount = true;
-        let pages = &mut self.registries[usize::from(key.registry())];
+        let pages = &mut self.registries[key.registry().place()];
         for rejected in rejected {
             *pages.counts.entry(rejected.reason).or_default() += 1;
         }
@@ -138,7 +138,7 @@ impl Ledger {
             return;
         }
         self.recount = true;
-        let pages = &mut self.registries[usize::from(key.registry())];
+        let pages = &mut self.registries[key.registry().place()];
         for rejected in key.rejected() {
             decrease(&mut pages.counts, rejected.reason);
         }
@@ -149,14 +149,14 @@ impl Ledger {
     }
 
     /// A list begins.
-    pub(super) fn begin_list(&mut self, registry: u8) {
-        self.registries[usize::from(registry)].counting.clear();
+    pub(super) fn begin_list(&mut self, registry: RegistryId) {
+        self.registries[registry.place()].counting.clear();
     }
 
     /// A list is complete: keys that it did not name are rejected no longer. O(listed).
-    pub(super) fn end_list(&mut self, registry: u8, generation: u32) {
+    pub(super) fn end_list(&mut self, registry: RegistryId, generation: u32) {
         self.recount = true;
-        let pages = &mut self.registries[usize::from(registry)];
+        let pages = &mut self.registries[registry.place()];
         pages.unlisted = std::mem::take(&mut pages.counting);
         let swept = |listed: &Listed| !listed.endpoint_only && listed.generation != generation;
         let swept: Vec<u64> = pages.listed.iter().filter(|(_, listed)| swept(listed)).map(|(hash, _)| *hash).collect();
@@ -186,7 +186,7 @@ impl Ledger {
 
     fn list(&self) -> Arc<[RejectedKey]> {
         let mut list = Vec::new();
-        for (registry, pages) in (0..=u8::MAX).zip(&self.registries) {
+        for (registry, pages) in RegistryId::first(MAX_REGISTRIES).zip(&self.registries) {
             let mut listed: Vec<&Listed> = pages.listed.values().collect();
             listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
             list.extend(listed.into_iter().flat_map(|listed| {

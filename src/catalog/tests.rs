@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::service::{Endpoint, ListKind, ServiceId};
+use crate::service::{Addresses, Endpoint, ListKind, ServiceId};
 
 pub(super) fn zones() -> Zones {
     Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap()
@@ -30,7 +30,7 @@ pub(super) fn key(text: &str) -> Key {
     let odd_text = around.is_none().then(|| text.into());
     let odd = (odd_text.is_some() || !rejected.is_empty()).then(|| Box::new(Odd { text: odd_text, rejected: rejected.into() }));
     let group = Arc::new(Group::of(&id));
-    let frame = Frame { group, registry: 0, rank: base.rank, held: false, around: around.unwrap_or_default() };
+    let frame = Frame { group, registry: RegistryId::FIRST, rank: base.rank, held: false, around: around.unwrap_or_default() };
     Key { revision: 0, lease: 0, endpoints: endpoints.into(), metadata, frame: Arc::new(frame), odd }
 }
 
@@ -38,12 +38,12 @@ pub(super) fn key(text: &str) -> Key {
 #[derive(Debug, Default, PartialEq)]
 struct Settled {
     changed: Vec<Box<str>>,
-    doubts: Vec<(u8, Vec<i64>)>,
+    doubts: Vec<(RegistryId, Vec<i64>)>,
     wake: Option<Instant>,
 }
 
 impl From<Outcome> for Settled {
-    fn from(Outcome { changed, doubts, wake }: Outcome) -> Self {
+    fn from(Outcome { changed, doubts, wake, .. }: Outcome) -> Self {
         Self { changed: changed.iter().map(|changed| changed.base().into()).collect(), doubts, wake }
     }
 }
@@ -52,8 +52,16 @@ pub(super) fn put(text: &str, revision: u64, lease: i64) -> Put {
     Put { key: text.into(), revision, lease, content: Ok(registration(text)) }
 }
 
+/// A reason that only one layout of keys has.
+const JUNK: Reason = Reason::new("junk", "no key of this layout");
+
 fn bad(text: &str) -> Put {
-    Put { key: text.into(), revision: 0, lease: 0, content: Err(Rejected::new(text, Reason::TooFewSegments)) }
+    Put { key: text.into(), revision: 0, lease: 0, content: Err(Rejected::new(text, JUNK)) }
+}
+
+/// The number of the registry at this place.
+pub(super) fn id(place: u8) -> RegistryId {
+    RegistryId::new(place.into()).unwrap()
 }
 
 /// A catalog and its time.
@@ -74,7 +82,7 @@ impl World {
     }
 
     fn of(&mut self, registry: u8, change: Change) {
-        self.catalog.apply(registry, change, self.now);
+        self.catalog.apply(id(registry), change, self.now);
     }
 
     fn put(&mut self, text: &str, revision: u64, lease: i64) {
@@ -263,11 +271,11 @@ fn an_abandoned_list_sweeps_nothing() {
     world.of(0, Change::Connected(false));
     world.settle();
     assert_eq!(world.served("hello"), 20);
-    assert!(world.catalog.condition(world.now).stale);
+    assert!(world.catalog.condition(world.now).away.contains(id(0)));
     world.of(0, Change::Connected(true));
     world.list(ListKind::Reconnect, &hellos(0..19));
     assert_eq!(world.served("hello"), 19);
-    assert!(!world.catalog.condition(world.now).stale);
+    assert!(world.catalog.condition(world.now).away.is_empty());
     // An end without a beginning is no list.
     world.of(0, Change::ListEnd { revision: 0 });
     assert_eq!(world.settle().changed, []);
@@ -379,7 +387,7 @@ fn many_leases_at_once_are_a_doubt() {
         let left = if doubtful { keys } else { keys - gone };
         assert_eq!(world.served("hello"), left as usize, "deletes apply at once, unless they are in doubt at once");
         if let [(registry, leases)] = &outcome.doubts[..] {
-            assert_eq!(*registry, 0);
+            assert_eq!(*registry, id(0));
             assert!((10..=32).contains(&leases.len()), "{leases:?}");
             assert!(leases.iter().all(|lease| (1..=i64::from(gone)).contains(lease)));
         }
@@ -606,11 +614,11 @@ fn names_that_cannot_be_served_are_rejected_with_their_reason() {
     let mut world = World::new();
     let long = format!("/service/d/n/{}/latest/10.0.0.1:80", ["a".repeat(63).as_str(); 4].join("."));
     for (text, reason) in [
-        ("/service/d/n/he llo/latest/10.0.0.1:80", Reason::NameNotDns),
-        ("/service/d/n/_hello/latest/10.0.0.1:80", Reason::NameNotDns),
-        ("/service/d/n/svc/latest/10.0.0.1:80", Reason::NameReserved),
-        ("/service/d/n/ns.svc/latest/10.0.0.1:80", Reason::NameReserved),
-        (&*long, Reason::NameTooLong),
+        ("/service/d/n/he llo/latest/10.0.0.1:80", Reason::NAME_NOT_DNS),
+        ("/service/d/n/_hello/latest/10.0.0.1:80", Reason::NAME_NOT_DNS),
+        ("/service/d/n/svc/latest/10.0.0.1:80", Reason::NAME_RESERVED),
+        ("/service/d/n/ns.svc/latest/10.0.0.1:80", Reason::NAME_RESERVED),
+        (&*long, Reason::NAME_TOO_LONG),
     ] {
         world.put(text, 0, 0);
         assert_eq!(world.counts(), BTreeMap::from([(reason, 1)]), "{text}");
@@ -632,14 +640,14 @@ fn a_host_in_a_served_zone_is_rejected_and_its_neighbours_are_not() {
     let served: Vec<String> = service.served().map(|instance| instance.endpoint.to_string()).collect();
     assert_eq!(served, ["10.0.0.1:80", "localhost:80", "web.example:80"]);
     let rejections = world.catalog.rejections();
-    assert_eq!(rejections.counts, BTreeMap::from([(Reason::HostInZone, 2)]));
+    assert_eq!(rejections.counts, BTreeMap::from([(Reason::HOST_IN_ZONE, 2)]));
     let listed: Vec<(&str, bool)> = rejections.listed.iter().map(|listed| (&*listed.rejected.found, listed.endpoint_only)).collect();
     assert_eq!(listed, [("web.svc:80", true), ("a.b.internal:80", true)]);
     world.put("/service/d/n/other/latest/web.svc:80", 0, 0);
     world.settle();
     assert_eq!(world.catalog.service("other").map(|service| service.instances().len()), Some(0), "known, without an instance");
     world.delete(text, 0, Removal::Explicit);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::HostInZone, 1)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::HOST_IN_ZONE, 1)]));
 }
 
 #[test]
@@ -651,7 +659,7 @@ fn a_bad_content_ends_a_key_and_a_good_one_ends_the_rejection() {
     assert_eq!(world.settle().changed, ["hello".into()]);
     assert_eq!((world.served("hello"), world.counts().len()), (0, 1));
     world.of(0, Change::Put(bad(HELLO)));
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooFewSegments, 1)]), "the same key again counts once");
+    assert_eq!(world.counts(), BTreeMap::from([(JUNK, 1)]), "the same key again counts once");
     world.put(HELLO, 0, 0);
     world.settle();
     assert_eq!((world.served("hello"), world.counts().len()), (1, 0));
@@ -663,9 +671,9 @@ fn a_rejected_key_that_becomes_good_but_for_an_endpoint_counts_as_that() {
     let text = "/service/d/n/hello/latest/web.svc:80,10.0.0.1:80";
     world.of(0, Change::Put(bad(text)));
     world.put(text, 0, 0);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::HostInZone, 1)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::HOST_IN_ZONE, 1)]));
     world.of(0, Change::Put(bad(text)));
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooFewSegments, 1)]));
+    assert_eq!(world.counts(), BTreeMap::from([(JUNK, 1)]));
     world.delete(text, 0, Removal::Explicit);
     assert_eq!(world.counts(), BTreeMap::new());
     assert_eq!(world.catalog.rejections().listed.len(), 0);
@@ -678,10 +686,10 @@ fn a_list_forgets_rejections_that_it_does_not_name() {
     world.of(0, Change::Put(bad("/b")));
     world.of(0, Change::ListBegin(ListKind::Routine));
     world.of(0, Change::Put(bad("/b")));
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooFewSegments, 2)]));
+    assert_eq!(world.counts(), BTreeMap::from([(JUNK, 2)]));
     world.of(0, Change::ListEnd { revision: 0 });
     assert_eq!(world.catalog.rejections().listed.iter().map(|listed| &*listed.key).collect::<Vec<_>>(), ["/b"]);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooFewSegments, 1)]));
+    assert_eq!(world.counts(), BTreeMap::from([(JUNK, 1)]));
 }
 
 #[test]
@@ -694,14 +702,14 @@ fn rejected_keys_of_any_number_and_size_take_bounded_memory() {
         }
         world.of(0, Change::ListEnd { revision: 0 });
         let rejections = world.catalog.rejections();
-        assert_eq!(rejections.counts, BTreeMap::from([(Reason::TooFewSegments, 5_000)]), "round {round}");
+        assert_eq!(rejections.counts, BTreeMap::from([(JUNK, 5_000)]), "round {round}");
         assert_eq!((rejections.listed.len(), rejections.unlisted), (LISTED, 4_000));
     }
     world.of(0, Change::ListBegin(ListKind::Routine));
     world.of(0, Change::Put(bad(&"x\n".repeat(500_000))));
     world.of(0, Change::ListEnd { revision: 0 });
     let rejections = world.catalog.rejections();
-    assert_eq!((rejections.unlisted, rejections.counts[&Reason::TooFewSegments]), (1, 1), "there was no room during the list");
+    assert_eq!((rejections.unlisted, rejections.counts[&JUNK]), (1, 1), "there was no room during the list");
     world.of(0, Change::Put(bad(&"x\n".repeat(500_000))));
     let key = Arc::clone(&world.catalog.rejections().listed[0].key);
     assert!(key.len() < 10_000 && key.starts_with("x\\nx"), "{} octets", key.len());
@@ -714,7 +722,7 @@ fn the_surplus_of_instances_is_rejected_and_may_come_later() {
     world.put("/service/d/n/hello/latest/10.9.0.1:80,10.9.0.2:80,10.9.0.3:80", 0, 0);
     world.settle();
     assert_eq!(world.catalog.service("hello").unwrap().instances().len(), 8);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooManyInstances, 1)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 1)]));
     world.put("/service/d/n/hello/latest/10.9.0.4:80,10.9.0.5:80", 0, 0);
     world.put("/service/d/n/other/latest/10.9.0.4:80", 0, 0);
     world.settle();
@@ -727,7 +735,7 @@ fn the_surplus_of_instances_is_rejected_and_may_come_later() {
     assert_eq!(world.catalog.service("hello").unwrap().instances().len(), 10, "room for one");
     // Keys without an endpoint count too.
     world.put("/service/d/n/hello/latest/", 0, 0);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooManyInstances, 2)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 2)]));
 }
 
 #[test]
@@ -752,7 +760,7 @@ fn a_million_keys_of_one_service_end_at_the_cap() {
     world.of(0, Change::ListEnd { revision: 100_000 });
     world.settle();
     assert_eq!(world.catalog.service("hello").unwrap().keys().len(), 100);
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooManyInstances, 99_900)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 99_900)]));
     assert_eq!(world.catalog.rejections().listed.len(), LISTED);
 }
 
@@ -767,11 +775,11 @@ fn the_surplus_of_keys_is_rejected() {
     world.settle();
     assert_eq!(world.served("hello"), 3);
     assert_eq!(world.served("other"), 1, "each registry by itself");
-    assert_eq!(world.counts(), BTreeMap::from([(Reason::TooManyKeys, 2)]));
+    assert_eq!(world.counts(), BTreeMap::from([(Reason::TOO_MANY_KEYS, 2)]));
     world.delete(HELLO, 0, Removal::Explicit);
     world.put(&hellos(4..5)[0], 0, 0);
     world.settle();
-    assert_eq!((world.served("hello"), world.counts()[&Reason::TooManyKeys]), (3, 1));
+    assert_eq!((world.served("hello"), world.counts()[&Reason::TOO_MANY_KEYS]), (3, 1));
 }
 
 #[test]
@@ -875,4 +883,97 @@ fn what_a_routine_list_finds_that_no_event_told_is_counted() {
     assert_eq!(differences(&world), 2, "one key went, one changed");
     list(&mut world, ListKind::Reconnect, &[(one, 6)]);
     assert_eq!(differences(&world), 2, "after a reconnect differences are to be expected");
+}
+
+#[test]
+fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
+    let mut world = World::with(|_| {}, 3);
+    for registry in 0..3 {
+        world.of(registry, Change::ListBegin(ListKind::Routine));
+        world.of(registry, Change::ListEnd { revision: 0 });
+    }
+    let of = |places: &[u8]| places.iter().map(|place| id(*place)).collect::<RegistrySet>();
+    let staleness = |world: &World, holders: &[u8]| world.catalog.condition(world.now).staleness_of(of(holders));
+    assert_eq!(world.catalog.condition(world.now).staleness(), None);
+    world.of(1, Change::Connected(false));
+    let condition = world.catalog.condition(world.now);
+    assert_eq!((condition.away, condition.held, condition.staleness()), (of(&[1]), of(&[]), Some(Staleness::Away)));
+    assert_eq!(
+        [&[0][..], &[1], &[0, 1], &[0, 2]].map(|holders| staleness(&world, holders)),
+        [None, Some(Staleness::Away), Some(Staleness::Away), None]
+    );
+    // Another one says that its keys are gone, which is not believed.
+    world.of(2, Change::Put(put("/service/d/n/other/latest/10.0.0.9:80", 0, 0)));
+    world.settle();
+    world.of(2, Change::ListBegin(ListKind::Restored));
+    world.of(2, Change::ListEnd { revision: 0 });
+    world.settle();
+    let condition = world.catalog.condition(world.now);
+    assert_eq!((condition.held, condition.holding), (of(&[2]), 1));
+    assert_eq!([&[0][..], &[2], &[1, 2]].map(|holders| staleness(&world, holders)), [None, Some(Staleness::Held), Some(Staleness::Away)]);
+    world.of(1, Change::Connected(true));
+    assert_eq!(world.catalog.condition(world.now).staleness(), Some(Staleness::Held));
+}
+
+#[test]
+fn keys_of_any_layout_share_what_is_alike_in_them() {
+    let layouts: [fn(u32, u32) -> String; 4] = [
+        |service, n| format!("/service/default/default/s{service}.svc/latest/10.{service}.0.{n}:80"),
+        |service, n| format!("service#default#default#s{service}.svc#latest#10.{service}.0.{n}-80"),
+        |service, n| format!("s{service}.svc--10.{service}.0.{n}:80"),
+        |service, n| format!("10.{service}.0.{n}#80#DEFAULT#DEFAULT_GROUP@@s{service}.svc"),
+    ];
+    for layout in layouts {
+        let mut world = World::new();
+        let mut texts = Vec::new();
+        for (service, n) in (0..20).flat_map(|service| (1..20).map(move |n| (service, n))) {
+            let gsvc = format!("/service/default/default/s{service}.svc/latest/10.{service}.0.{n}:80");
+            let text = layout(service, n);
+            let key = text.clone().into();
+            world.of(0, Change::Put(Put { key, revision: 0, lease: 0, content: Ok(registration(&gsvc)) }));
+            texts.push(text);
+        }
+        world.settle();
+        let keys = || world.catalog.services().flat_map(|service| service.keys().iter().map(move |key| (service, key)));
+        assert!(keys().all(|(_, key)| key.odd.is_none()), "{}: a key keeps its text", texts[0]);
+        assert_eq!(world.catalog.frames.len(), 1, "{}", texts[0]);
+        let mut kept: Vec<String> = keys().map(|(service, key)| service.text(key)).collect();
+        kept.sort_unstable();
+        texts.sort_unstable();
+        assert_eq!(kept, texts);
+        // Each is found again by its text.
+        for text in &texts {
+            world.delete(text, 0, Removal::Explicit);
+        }
+        world.settle();
+        assert_eq!(world.catalog.services().count(), 0);
+    }
+}
+
+#[test]
+fn host_names_are_wanted_while_endpoints_are_registered_under_them() {
+    let mut world = World::new();
+    let key = |n: u32| format!("/service/d/n/s{n}/latest/web.example:80");
+    world.put(&key(1), 0, 0);
+    world.put("/service/d/n/local/latest/localhost:80", 0, 0);
+    let outcome = world.catalog.settle(world.now);
+    assert_eq!(outcome.hosts, [HostChange::Wanted("web.example".into())]);
+    assert_eq!(world.catalog.hosts().get("web.example"), Some(&Addresses::Pending));
+    world.put(&key(2), 0, 0);
+    assert_eq!(world.catalog.settle(world.now).hosts, []);
+
+    let known = Addresses::Known([[192, 0, 2, 1].into()].into());
+    let found = |host: &str| Update::Hosts(vec![(host.into(), known.clone())]);
+    world.catalog.take(found("web.example"), world.now);
+    assert_eq!(world.settle().changed, ["s1".into(), "s2".into()], "its services change with its addresses");
+    assert_eq!(world.catalog.hosts().get("web.example"), Some(&known));
+    world.catalog.take(found("web.example"), world.now);
+    world.catalog.take(found("nobody.example"), world.now);
+    assert_eq!(world.settle().changed, [] as [Box<str>; 0], "nothing new, or nobody wants it");
+
+    world.delete(&key(1), 0, Removal::Explicit);
+    assert_eq!(world.catalog.settle(world.now).hosts, []);
+    world.delete(&key(2), 0, Removal::Explicit);
+    assert_eq!(world.catalog.settle(world.now).hosts, [HostChange::Unwanted("web.example".into())]);
+    assert_eq!(world.catalog.hosts().get("web.example"), None);
 }

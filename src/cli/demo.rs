@@ -18,9 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::Place;
 use super::arguments::Demo;
 use super::output::{complain, print, quoted};
-use super::serve::{Signals, log};
-use super::server::Server;
 use crate::config::{Config, Flags};
+use crate::daemon::{Server, Signals, log};
 use crate::registry::file;
 use crate::service::{Endpoint, Metadata, ServiceId};
 

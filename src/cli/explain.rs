@@ -11,10 +11,10 @@ use tokio_util::task::TaskTracker;
 
 use super::arguments::Explain;
 use super::client::{Client, escaped};
-use super::follow::{Followed, Following};
 use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output, resolve};
 use crate::admin::Status;
 use crate::answer::Explanation;
+use crate::daemon::{Followed, Following};
 
 /// How long a registry may take to be read.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -54,7 +54,7 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
     let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states }) = Following::new(&config, &config.listen, None);
+    let (mut following, Followed { answerer, states, .. }) = Following::new(&config, &config.listen, None);
     following.begin(&tracker, &stop);
     let read = async {
         while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
@@ -122,7 +122,7 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
     part("Readings, the best first", tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect());
     let keys = considered.iter().flat_map(|instance| {
         let fate = instance.dropped.as_ref().map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
-        let registry = registries.get(usize::from(instance.registry)).map_or("an unknown registry", |url| url);
+        let registry = registries.get(instance.registry).map_or("an unknown registry", |url| url);
         let held = if instance.held { ", held (its registry says that it is gone)" } else { "" };
         [
             format!("{} {} weight {}: {fate}{held}", instance.endpoint, instance.group, instance.weight),

@@ -110,7 +110,7 @@ keys! {
         "How long a sudden removal of many instances is not believed: time for them to register again after an outage of the registry.";
     MAX_INSTANCES_PER_SERVICE = "" "max-instances-per-service" Number "N" "instances, 1 to 65535" "10000"
         "The most instances of one service that are served.";
-    MAX_KEYS = "" "max-keys" Number "N" "keys, from 1" "2000000"
+    MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "The most keys of one registry that are followed.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "256"
         "The most TCP connections at a time.";

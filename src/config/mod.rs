@@ -49,7 +49,7 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Who may ask from elsewhere than this machine.
     pub allow: Vec<IpNet>,
-    /// The registries to follow, at least one, at most [`MAX_REGISTRIES`].
+    /// The registries to follow, at least one, at most 16.
     pub registries: Vec<RegistryUrl>,
     /// The served zones.
     pub zones: Zones,
@@ -103,9 +103,6 @@ pub struct Config {
     pub etcd: Etcd,
     effective: Vec<Effective>,
 }
-
-/// The most registries that can be followed: a registry's place is an octet.
-pub const MAX_REGISTRIES: usize = 16;
 
 /// How to reach etcd, for all registries of that kind.
 #[derive(Clone, Debug, Default)]

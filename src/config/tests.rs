@@ -99,7 +99,8 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("admin-listen = '0.0.0.0:80'"), @"svcdns.toml:1:16: admin-listen: 0.0.0.0:80 can be reached from other machines, and this interface asks nobody who they are: name a loopback address");
     assert_snapshot!(mistake("zone = []"), @r#"svcdns.toml:1:1: zone: there is no zone to serve: name at least one, such as "svc""#);
     assert_snapshot!(mistake("zone = ['a', 'sv c']"), @r#"svcdns.toml:1:14: zone: the zone "sv c" may hold only a-z, 0-9, '-', '_' and dots"#);
-    assert_snapshot!(mistake("max-keys = 0"), @r#"svcdns.toml:1:12: max-keys: "0" is not a whole number from 1 to 1000000000"#);
+    assert_snapshot!(mistake("max-keys = 0"), @r#"svcdns.toml:1:12: max-keys: "0" is not a whole number from 1 to 268435455"#);
+    assert_snapshot!(mistake("max-keys = 268435456"), @r#"svcdns.toml:1:12: max-keys: "268435456" is not a whole number from 1 to 268435455"#);
     assert_snapshot!(mistake("docker0 = 'off'"), @r#"svcdns.toml:1:11: docker0: "off" is neither drop nor keep"#);
     assert_snapshot!(mistake("allow = ['10.0.0.0/33']"), @r#"svcdns.toml:1:10: allow: "10.0.0.0/33" is not a network such as 10.0.0.0/8 or fd00::/8"#);
     assert_snapshot!(mistake("namespace = 'a/b'"), @r#"svcdns.toml:1:13: namespace: "a/b" is not one segment of a registry key: some characters, none of them '/'"#);

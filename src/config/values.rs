@@ -11,15 +11,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::answer::Answers;
-use crate::catalog::Docker0;
+use crate::catalog::{Docker0, MAX_KEYS};
 use crate::name::{Name, Zones};
 use crate::registry::etcd::{Secret, Tls};
+use crate::service::MAX_REGISTRIES;
 
 use super::error::{ConfigError, Origin};
 use super::keys::{self, Key};
 use super::layers::{Layers, PASSWORD_VARIABLE, Written};
 use super::url::RegistryUrl;
-use super::{Config, Etcd, MAX_REGISTRIES, encrypted, upstream};
+use super::{Config, Etcd, encrypted, upstream};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -42,7 +43,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         ttl: whole(keys::TTL)?,
         negative_ttl: whole(keys::NEGATIVE_TTL)?,
         max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, 65_535))?,
-        max_keys: one(layers, keys::MAX_KEYS, |text| number(text, 1_000_000_000))?,
+        max_keys: one(layers, keys::MAX_KEYS, |text| number(text, MAX_KEYS))?,
         tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
         tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
         upstream: upstream::read(layers)?,

@@ -21,6 +21,14 @@ pub const MAX_KEY: usize = 4096;
 /// The largest value that is read, in octets (64 KiB). Held against it before any JSON is parsed.
 pub const MAX_VALUE: usize = 64 * 1024;
 
+/// A key with fewer than the six segments of the layout.
+pub const TOO_FEW_SEGMENTS: Reason =
+    Reason::new("too-few-segments", "the key has fewer than the six segments /head/deployment/namespace/name/version/endpoints");
+
+/// A key whose segments are shifted: GoFrame escapes nothing, so a `/` in a name makes one more.
+pub const TOO_MANY_SEGMENTS: Reason =
+    Reason::new("too-many-segments", "the key has too many segments: a name cannot hold '/' ('#' in a file name)");
+
 /// The entry that GoFrame's file registry adds to the metadata: the writer's local time of the last refresh.
 const UPDATE_AT: &str = "UpdateAt";
 
@@ -56,7 +64,7 @@ impl Reader {
         let segments = segments(key, '/')?;
         let (endpoints, rejected) = endpoints(segments.endpoints, endpoint);
         if segments.more && endpoints.is_empty() {
-            return Err(Rejected::new(key, Reason::TooManySegments));
+            return Err(Rejected::new(key, TOO_MANY_SEGMENTS));
         }
         let metadata = self.metadata(value)?;
         Ok(Registration { id: self.id(&segments, key)?, endpoints, rejected, metadata })
@@ -90,7 +98,7 @@ pub fn parse_file_name(name: &[u8], content: &[u8]) -> Result<Registration, Reje
     let name = text(name)?;
     let segments = segments(name, '#')?;
     if segments.more {
-        return Err(Rejected::new(name, Reason::TooManySegments));
+        return Err(Rejected::new(name, TOO_MANY_SEGMENTS));
     }
     let (endpoints, rejected) = endpoints(segments.endpoints, file_endpoint);
     let mut metadata = metadata(content)?;
@@ -143,7 +151,7 @@ impl Segments<'_> {
     /// The identity in these segments of `key`; GoFrame's defaults in place of empty ones. What is as in `last` is shared.
     fn id(&self, key: &str, last: Option<&ServiceId>) -> Result<ServiceId, Rejected> {
         if self.name.is_empty() {
-            return Err(Rejected::new(key, Reason::NameNotDns));
+            return Err(Rejected::new(key, Reason::NAME_NOT_DNS));
         }
         let or = |segment: &str, default: &str, last: Option<&Arc<str>>| {
             let text = if segment.is_empty() { default } else { segment };
@@ -160,14 +168,14 @@ impl Segments<'_> {
 
 fn text(key: &[u8]) -> Result<&str, Rejected> {
     if key.len() > MAX_KEY {
-        return Err(Rejected::new(&excerpt(key), Reason::KeyTooLong));
+        return Err(Rejected::new(&excerpt(key), Reason::KEY_TOO_LONG));
     }
-    str::from_utf8(key).map_err(|_| Rejected::new(&excerpt(key), Reason::KeyNotText))
+    str::from_utf8(key).map_err(|_| Rejected::new(&excerpt(key), Reason::KEY_NOT_TEXT))
 }
 
 fn segments(key: &str, separator: char) -> Result<Segments<'_>, Rejected> {
     let mut segments = key.trim_matches(|c: char| c == separator || c.is_whitespace()).split(separator);
-    let mut next = || segments.next().ok_or_else(|| Rejected::new(key, Reason::TooFewSegments));
+    let mut next = || segments.next().ok_or_else(|| Rejected::new(key, TOO_FEW_SEGMENTS));
     let _head = next()?;
     let (deployment, namespace, name, version, endpoints) = (next()?, next()?, next()?, next()?, next()?);
     Ok(Segments { deployment, namespace, name, version, endpoints, more: segments.next().is_some() })
@@ -191,20 +199,20 @@ fn endpoints(list: &str, read: impl Fn(&str) -> Result<Endpoint, Reason>) -> (Ve
 
 /// `host:port`, as in a key.
 fn endpoint(piece: &str) -> Result<Endpoint, Reason> {
-    let (host, port) = piece.rsplit_once(':').ok_or(Reason::EndpointMalformed)?;
+    let (host, port) = piece.rsplit_once(':').ok_or(Reason::ENDPOINT_MALFORMED)?;
     host_and_port(host.trim(), port.trim())
 }
 
 /// `host-port`, as in a file name, or `host:port`, as v2.3.3 to v2.4.0 wrote.
 fn file_endpoint(piece: &str) -> Result<Endpoint, Reason> {
-    let (host, port) = piece.rsplit_once(['-', ':']).ok_or(Reason::EndpointMalformed)?;
+    let (host, port) = piece.rsplit_once(['-', ':']).ok_or(Reason::ENDPOINT_MALFORMED)?;
     let host = host.trim();
     if host.starts_with('[') { host_and_port(&host.replace('-', ":"), port.trim()) } else { host_and_port(host, port.trim()) }
 }
 
 fn host_and_port(host: &str, port: &str) -> Result<Endpoint, Reason> {
     if host.is_empty() {
-        return Err(Reason::EndpointMalformed);
+        return Err(Reason::ENDPOINT_MALFORMED);
     }
     // The host first: of `[:0`, which GoFrame writes for `[::]:8000`, the bracket tells a person more than the 0.
     Ok(Endpoint { host: parse_host(host)?, port: parse_port(port)? })
@@ -213,19 +221,19 @@ fn host_and_port(host: &str, port: &str) -> Result<Endpoint, Reason> {
 fn parse_port(port: &str) -> Result<u16, Reason> {
     // Digits only: the number parser takes a sign, too.
     let digits = !port.is_empty() && port.bytes().all(|octet| octet.is_ascii_digit());
-    port.parse().ok().filter(|&port| digits && port != 0).ok_or(Reason::PortOutOfRange)
+    port.parse().ok().filter(|&port| digits && port != 0).ok_or(Reason::PORT_OUT_OF_RANGE)
 }
 
 /// An IPv4 address in strict dotted decimal, an IPv6 address in brackets, or a host name.
 fn parse_host(host: &str) -> Result<Host, Reason> {
     if let Some(inside) = host.strip_prefix('[') {
-        let address: Ipv6Addr = inside.strip_suffix(']').and_then(|inside| inside.parse().ok()).ok_or(Reason::HostMalformed)?;
+        let address: Ipv6Addr = inside.strip_suffix(']').and_then(|inside| inside.parse().ok()).ok_or(Reason::HOST_MALFORMED)?;
         return usable(address.to_canonical());
     }
     if let Ok(address) = host.parse::<Ipv4Addr>() {
         return usable(address.into());
     }
-    host_name(host).map(Host::Name).ok_or(Reason::HostMalformed)
+    host_name(host).map(Host::Name).ok_or(Reason::HOST_MALFORMED)
 }
 
 /// Refuses what no connection can be made to: RFC 1122 section 3.2.1.3, RFC 1112 section 4, RFC 4291 section 2.7.
@@ -234,7 +242,7 @@ fn usable(address: IpAddr) -> Result<Host, Reason> {
         IpAddr::V4(address) => matches!(address.octets()[0], 0 | 224..),
         IpAddr::V6(address) => address.is_unspecified() || address.is_multicast(),
     };
-    if unusable { Err(Reason::AddressUnusable) } else { Ok(address.into()) }
+    if unusable { Err(Reason::ADDRESS_UNUSABLE) } else { Ok(address.into()) }
 }
 
 /// A host name of letters, digits and hyphens (RFC 1123 section 2.1), lower-cased, without a trailing dot. None where it
@@ -259,14 +267,14 @@ fn is_number(label: &str) -> bool {
 
 fn metadata(value: &[u8]) -> Result<BTreeMap<Box<str>, Value>, Rejected> {
     if value.len() > MAX_VALUE {
-        return Err(Rejected::new(&excerpt(value), Reason::ValueTooLong));
+        return Err(Rejected::new(&excerpt(value), Reason::VALUE_TOO_LONG));
     }
     if value.trim_ascii().is_empty() {
         return Ok(BTreeMap::new());
     }
     // Nesting deeper than 128 is an error of the parser.
     let object: Option<BTreeMap<Box<str>, Value>> =
-        serde_json::from_slice(value).map_err(|_| Rejected::new(&excerpt(value), Reason::ValueNotJson))?;
+        serde_json::from_slice(value).map_err(|_| Rejected::new(&excerpt(value), Reason::VALUE_NOT_JSON))?;
     Ok(object.unwrap_or_default())
 }
 
@@ -371,14 +379,14 @@ mod tests {
             ("/service/default/default/a//10.0.0.1:80", Ok("default default a latest")),
             ("/service///a//10.0.0.1:80", Ok("default default a latest")),
             ("/service/default/default/a/latest/,", Ok("default default a latest")),
-            ("/service/default/default//latest/10.0.0.1:80", Err(Reason::NameNotDns)),
-            ("/service/default/default/a/b/latest/10.0.0.1:80", Err(Reason::TooManySegments)),
-            ("/service/default/default/a/latest/0.0.0.0:80/x", Err(Reason::TooManySegments)),
-            ("/service/default/default/a/latest/", Err(Reason::TooFewSegments)),
-            ("/service/default/default/a/10.0.0.1:80", Err(Reason::TooFewSegments)),
-            ("/service", Err(Reason::TooFewSegments)),
-            ("", Err(Reason::TooFewSegments)),
-            ("///", Err(Reason::TooFewSegments)),
+            ("/service/default/default//latest/10.0.0.1:80", Err(Reason::NAME_NOT_DNS)),
+            ("/service/default/default/a/b/latest/10.0.0.1:80", Err(TOO_MANY_SEGMENTS)),
+            ("/service/default/default/a/latest/0.0.0.0:80/x", Err(TOO_MANY_SEGMENTS)),
+            ("/service/default/default/a/latest/", Err(TOO_FEW_SEGMENTS)),
+            ("/service/default/default/a/10.0.0.1:80", Err(TOO_FEW_SEGMENTS)),
+            ("/service", Err(TOO_FEW_SEGMENTS)),
+            ("", Err(TOO_FEW_SEGMENTS)),
+            ("///", Err(TOO_FEW_SEGMENTS)),
         ] {
             let found = read(key, "{}").map(|registration| id(&registration));
             assert_eq!(found.as_deref(), expected.as_ref().map(|id| &**id), "{key}");
@@ -393,13 +401,12 @@ mod tests {
         let rejected: Vec<_> = found.rejected.iter().map(|rejected| (&*rejected.found, rejected.reason)).collect();
         assert_eq!(
             rejected,
-            [("[:0", Reason::HostMalformed), (":80", Reason::EndpointMalformed), ("10.0.0.3:70000", Reason::PortOutOfRange)]
+            [("[:0", Reason::HOST_MALFORMED), (":80", Reason::ENDPOINT_MALFORMED), ("10.0.0.3:70000", Reason::PORT_OUT_OF_RANGE)]
         );
     }
 
     #[test]
     fn endpoints() {
-        use Reason::{AddressUnusable, EndpointMalformed, HostMalformed, PortOutOfRange};
         let long_label = "a".repeat(64);
         let longest = format!("{}.{}", ["a".repeat(63).as_str(); 3].join("."), "b".repeat(61));
         assert_eq!(longest.len(), 253);
@@ -415,61 +422,61 @@ mod tests {
             ("0.pool.example:9000", Ok("0.pool.example:9000")),
             ("fd00:80", Ok("fd00:80")),
             (&format!("{longest}:80"), Ok(&*format!("{longest}:80"))),
-            ("latest", Err(EndpointMalformed)),
-            ("10.0.0.1", Err(EndpointMalformed)),
-            (":80", Err(EndpointMalformed)),
-            (":", Err(EndpointMalformed)),
-            ("10.0.0.1:0", Err(PortOutOfRange)),
-            ("10.0.0.1:70000", Err(PortOutOfRange)),
-            ("10.0.0.1:65536", Err(PortOutOfRange)),
-            ("10.0.0.1:99999999999999999999", Err(PortOutOfRange)),
-            ("10.0.0.1:abc", Err(PortOutOfRange)),
-            ("10.0.0.1:", Err(PortOutOfRange)),
-            ("10.0.0.1:+80", Err(PortOutOfRange)),
-            ("10.0.0.1:-80", Err(PortOutOfRange)),
-            ("10.0.0.1:0x50", Err(PortOutOfRange)),
-            ("10.0.0.1:８０", Err(PortOutOfRange)),
-            ("fd00:0", Err(PortOutOfRange)),
-            ("[:0", Err(HostMalformed)),
-            ("[fd00:0", Err(HostMalformed)),
-            ("[]:80", Err(HostMalformed)),
-            ("[10.0.0.1]:80", Err(HostMalformed)),
-            ("::1:80", Err(HostMalformed)),
-            ("fd00::1:80", Err(HostMalformed)),
-            ("[fe80::1%eth0]:80", Err(HostMalformed)),
-            ("fe80::1%eth0:80", Err(HostMalformed)),
-            ("999.1.1.1:80", Err(HostMalformed)),
-            ("010.0.0.1:80", Err(HostMalformed)),
-            ("10.0.0.01:80", Err(HostMalformed)),
-            ("10.0.0.1.:80", Err(HostMalformed)),
-            ("10.1:80", Err(HostMalformed)),
-            ("1:80", Err(HostMalformed)),
-            ("0x7f.1:80", Err(HostMalformed)),
-            ("0x7f000001:80", Err(HostMalformed)),
-            ("0x:80", Err(HostMalformed)),
-            ("host.5:80", Err(HostMalformed)),
-            ("http://10.0.0.1:80", Err(HostMalformed)),
-            (".:80", Err(HostMalformed)),
-            ("a..b:80", Err(HostMalformed)),
-            (".a:80", Err(HostMalformed)),
-            ("-a:80", Err(HostMalformed)),
-            ("a-:80", Err(HostMalformed)),
-            ("a_b:80", Err(HostMalformed)),
-            ("a b:80", Err(HostMalformed)),
-            ("a\0b:80", Err(HostMalformed)),
-            ("bücher.example:80", Err(HostMalformed)),
-            (&format!("{long_label}:80"), Err(HostMalformed)),
-            (&format!("a{longest}:80"), Err(HostMalformed)),
-            ("0.0.0.0:80", Err(AddressUnusable)),
-            ("0.1.2.3:80", Err(AddressUnusable)),
-            ("224.0.0.1:80", Err(AddressUnusable)),
-            ("239.255.255.255:80", Err(AddressUnusable)),
-            ("240.0.0.1:80", Err(AddressUnusable)),
-            ("255.255.255.255:80", Err(AddressUnusable)),
-            ("[::]:80", Err(AddressUnusable)),
-            ("[ff02::1]:80", Err(AddressUnusable)),
-            ("[::ffff:0.0.0.0]:80", Err(AddressUnusable)),
-            ("[::ffff:224.0.0.1]:80", Err(AddressUnusable)),
+            ("latest", Err(Reason::ENDPOINT_MALFORMED)),
+            ("10.0.0.1", Err(Reason::ENDPOINT_MALFORMED)),
+            (":80", Err(Reason::ENDPOINT_MALFORMED)),
+            (":", Err(Reason::ENDPOINT_MALFORMED)),
+            ("10.0.0.1:0", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:70000", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:65536", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:99999999999999999999", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:abc", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:+80", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:-80", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:0x50", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("10.0.0.1:８０", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("fd00:0", Err(Reason::PORT_OUT_OF_RANGE)),
+            ("[:0", Err(Reason::HOST_MALFORMED)),
+            ("[fd00:0", Err(Reason::HOST_MALFORMED)),
+            ("[]:80", Err(Reason::HOST_MALFORMED)),
+            ("[10.0.0.1]:80", Err(Reason::HOST_MALFORMED)),
+            ("::1:80", Err(Reason::HOST_MALFORMED)),
+            ("fd00::1:80", Err(Reason::HOST_MALFORMED)),
+            ("[fe80::1%eth0]:80", Err(Reason::HOST_MALFORMED)),
+            ("fe80::1%eth0:80", Err(Reason::HOST_MALFORMED)),
+            ("999.1.1.1:80", Err(Reason::HOST_MALFORMED)),
+            ("010.0.0.1:80", Err(Reason::HOST_MALFORMED)),
+            ("10.0.0.01:80", Err(Reason::HOST_MALFORMED)),
+            ("10.0.0.1.:80", Err(Reason::HOST_MALFORMED)),
+            ("10.1:80", Err(Reason::HOST_MALFORMED)),
+            ("1:80", Err(Reason::HOST_MALFORMED)),
+            ("0x7f.1:80", Err(Reason::HOST_MALFORMED)),
+            ("0x7f000001:80", Err(Reason::HOST_MALFORMED)),
+            ("0x:80", Err(Reason::HOST_MALFORMED)),
+            ("host.5:80", Err(Reason::HOST_MALFORMED)),
+            ("http://10.0.0.1:80", Err(Reason::HOST_MALFORMED)),
+            (".:80", Err(Reason::HOST_MALFORMED)),
+            ("a..b:80", Err(Reason::HOST_MALFORMED)),
+            (".a:80", Err(Reason::HOST_MALFORMED)),
+            ("-a:80", Err(Reason::HOST_MALFORMED)),
+            ("a-:80", Err(Reason::HOST_MALFORMED)),
+            ("a_b:80", Err(Reason::HOST_MALFORMED)),
+            ("a b:80", Err(Reason::HOST_MALFORMED)),
+            ("a\0b:80", Err(Reason::HOST_MALFORMED)),
+            ("bücher.example:80", Err(Reason::HOST_MALFORMED)),
+            (&format!("{long_label}:80"), Err(Reason::HOST_MALFORMED)),
+            (&format!("a{longest}:80"), Err(Reason::HOST_MALFORMED)),
+            ("0.0.0.0:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("0.1.2.3:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("224.0.0.1:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("239.255.255.255:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("240.0.0.1:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("255.255.255.255:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("[::]:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("[ff02::1]:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("[::ffff:0.0.0.0]:80", Err(Reason::ADDRESS_UNUSABLE)),
+            ("[::ffff:224.0.0.1]:80", Err(Reason::ADDRESS_UNUSABLE)),
         ] {
             let found = endpoint(text).map(|endpoint| endpoint.to_string());
             assert_eq!(found.as_deref(), expected.as_ref().map(|text| &**text), "{text}");
@@ -485,37 +492,37 @@ mod tests {
             ("{}", Ok(0)),
             (r#" {"a":1,"b":{"c":[]}} "#, Ok(2)),
             (r#"{"a":1,"a":2}"#, Ok(1)),
-            ("[]", Err(Reason::ValueNotJson)),
-            ("5", Err(Reason::ValueNotJson)),
-            ("\"text\"", Err(Reason::ValueNotJson)),
-            ("true", Err(Reason::ValueNotJson)),
-            ("{", Err(Reason::ValueNotJson)),
-            ("{} x", Err(Reason::ValueNotJson)),
-            ("hello", Err(Reason::ValueNotJson)),
-            ("{\"a\":1e999}", Err(Reason::ValueNotJson)),
+            ("[]", Err(Reason::VALUE_NOT_JSON)),
+            ("5", Err(Reason::VALUE_NOT_JSON)),
+            ("\"text\"", Err(Reason::VALUE_NOT_JSON)),
+            ("true", Err(Reason::VALUE_NOT_JSON)),
+            ("{", Err(Reason::VALUE_NOT_JSON)),
+            ("{} x", Err(Reason::VALUE_NOT_JSON)),
+            ("hello", Err(Reason::VALUE_NOT_JSON)),
+            ("{\"a\":1e999}", Err(Reason::VALUE_NOT_JSON)),
         ] {
             assert_eq!(read(KEY, value).map(|registration| registration.metadata.len()), expected, "{value}");
         }
         let last = read(KEY, r#"{"weight":1,"weight":7}"#).unwrap();
         assert_eq!(last.metadata.weight(), 7);
-        assert_eq!(parse(KEY.as_bytes(), b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::ValueNotJson);
+        assert_eq!(parse(KEY.as_bytes(), b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::VALUE_NOT_JSON);
     }
 
     #[test]
     fn limits_hold_before_anything_is_parsed() {
         let filler = |size: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(size - 8));
         assert_eq!(read(KEY, &filler(MAX_VALUE)).unwrap().metadata.len(), 1);
-        assert_eq!(read(KEY, &filler(MAX_VALUE + 1)), Err(Reason::ValueTooLong));
-        assert_eq!(read(KEY, &"x".repeat(1 << 20)), Err(Reason::ValueTooLong));
-        assert_eq!(read(KEY, &"[".repeat(20_000)), Err(Reason::ValueNotJson));
-        assert_eq!(read(KEY, &format!("{{\"a\":{}{}}}", "[".repeat(20_000), "]".repeat(20_000))), Err(Reason::ValueNotJson));
+        assert_eq!(read(KEY, &filler(MAX_VALUE + 1)), Err(Reason::VALUE_TOO_LONG));
+        assert_eq!(read(KEY, &"x".repeat(1 << 20)), Err(Reason::VALUE_TOO_LONG));
+        assert_eq!(read(KEY, &"[".repeat(20_000)), Err(Reason::VALUE_NOT_JSON));
+        assert_eq!(read(KEY, &format!("{{\"a\":{}{}}}", "[".repeat(20_000), "]".repeat(20_000))), Err(Reason::VALUE_NOT_JSON));
 
         let head = "/service/default/default/";
         let long = |size: usize| format!("{head}{}/latest/10.0.0.1:80", "a".repeat(size - head.len() - 19));
         assert_eq!(long(MAX_KEY).len(), MAX_KEY);
         assert!(read(&long(MAX_KEY), "").is_ok());
-        assert_eq!(read(&long(MAX_KEY + 1), ""), Err(Reason::KeyTooLong));
-        assert_eq!(parse(b"/service/default/default/\xff/latest/10.0.0.1:80", b"").unwrap_err().reason, Reason::KeyNotText);
+        assert_eq!(read(&long(MAX_KEY + 1), ""), Err(Reason::KEY_TOO_LONG));
+        assert_eq!(parse(b"/service/default/default/\xff/latest/10.0.0.1:80", b"").unwrap_err().reason, Reason::KEY_NOT_TEXT);
     }
 
     #[test]
@@ -527,7 +534,6 @@ mod tests {
 
     #[test]
     fn reads_file_names_where_goframes_own_reader_fails() {
-        use Reason::{KeyNotText, NameNotDns, PortOutOfRange, TooFewSegments, TooManySegments, ValueNotJson};
         for (name, expected) in [
             (
                 "service#default#default#demo#latest#10.9.0.5-8000,172.17.0.1-8000",
@@ -538,18 +544,18 @@ mod tests {
             ("service#default#default#old#latest#web-1.example:9000", Ok("default default old latest web-1.example:9000")),
             ("service#default#default#six#latest#[fd00--5]-80", Ok("default default six latest [fd00::5]:80")),
             ("service###a##10.0.0.1-80", Ok("default default a latest 10.0.0.1:80")),
-            ("service#default#shop#a#b#v1-rc#10.9.0.5-39645", Err(TooManySegments)),
-            ("service#default#shop#a#b#v1-2#10.9.0.5-39645", Err(TooManySegments)),
-            ("service#default#default##latest#10.0.0.1-80", Err(NameNotDns)),
-            ("README.txt", Err(TooFewSegments)),
+            ("service#default#shop#a#b#v1-rc#10.9.0.5-39645", Err(TOO_MANY_SEGMENTS)),
+            ("service#default#shop#a#b#v1-2#10.9.0.5-39645", Err(TOO_MANY_SEGMENTS)),
+            ("service#default#default##latest#10.0.0.1-80", Err(Reason::NAME_NOT_DNS)),
+            ("README.txt", Err(TOO_FEW_SEGMENTS)),
         ] {
             let found = parse_file_name(name.as_bytes(), b"").map(|found| format!("{} {}", id(&found), shown(&found)));
             assert_eq!(found.as_deref().map_err(|rejected| rejected.reason), expected, "{name}");
         }
         let port = parse_file_name(b"service#default#default#a#latest#10.0.0.1-0,10.0.0.2-80", b"{}").unwrap();
-        assert_eq!((shown(&port).as_str(), port.rejected[0].reason), ("10.0.0.2:80", PortOutOfRange));
-        assert_eq!(parse_file_name(b"service#default#default#\xff#latest#10.0.0.1-0", b"{}").unwrap_err().reason, KeyNotText);
-        assert_eq!(parse_file_name(b"service#default#default#a#latest#10.0.0.1-80", b"[]").unwrap_err().reason, ValueNotJson);
+        assert_eq!((shown(&port).as_str(), port.rejected[0].reason), ("10.0.0.2:80", Reason::PORT_OUT_OF_RANGE));
+        assert_eq!(parse_file_name(b"service#default#default#\xff#latest#10.0.0.1-0", b"{}").unwrap_err().reason, Reason::KEY_NOT_TEXT);
+        assert_eq!(parse_file_name(b"service#default#default#a#latest#10.0.0.1-80", b"[]").unwrap_err().reason, Reason::VALUE_NOT_JSON);
     }
 
     #[test]

@@ -16,12 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::service::Change;
-
-/// A registry's place in the list of configured registries, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct RegistryIndex(pub u8);
+use crate::service::{Change, RegistryId, Update};
 
 /// A registry that can be followed.
 pub trait Registry: Send + 'static {
@@ -38,14 +33,11 @@ pub enum Command {
     AskLeases(Vec<i64>),
 }
 
-/// Changes of one registry, in order: the unit that travels on the channel.
-pub type Batch = (RegistryIndex, Vec<Change>);
-
 /// The sending side of the one channel, as handed to a registry.
 #[derive(Clone, Debug)]
 pub struct Feed {
-    index: RegistryIndex,
-    sender: mpsc::Sender<Batch>,
+    registry: RegistryId,
+    sender: mpsc::Sender<Update>,
     state: Arc<State>,
 }
 
@@ -55,12 +47,12 @@ pub struct Feed {
 pub struct FollowerGone;
 
 impl Feed {
-    /// A feed for the registry at `index` that reports its condition in `state`.
-    pub fn new(index: RegistryIndex, sender: mpsc::Sender<Batch>, state: Arc<State>) -> Self {
-        Self { index, sender, state }
+    /// A feed for the registry of this number, which reports its condition in `state`.
+    pub fn new(registry: RegistryId, sender: mpsc::Sender<Update>, state: Arc<State>) -> Self {
+        Self { registry, sender, state }
     }
 
-    /// Sends changes as one batch; waits when the follower is behind. An empty batch is not sent.
+    /// Sends changes as one update; waits when the follower is behind. None are not sent.
     ///
     /// # Errors
     /// When the follower has gone.
@@ -68,7 +60,7 @@ impl Feed {
         if changes.is_empty() {
             return Ok(());
         }
-        self.sender.send((self.index, changes)).await.map_err(|_| FollowerGone)
+        self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FollowerGone)
     }
 
     /// The registry's own report of its condition.

@@ -4,20 +4,23 @@
 
 mod change;
 mod metadata;
+mod registry;
 mod rejection;
 mod resolution;
+mod update;
 
 pub use change::{Change, ListKind, Put, Removal};
 pub use metadata::Metadata;
+pub use registry::{MAX_REGISTRIES, RegistryId, RegistrySet};
 pub use rejection::{Reason, Rejected};
 pub use resolution::{Addresses, HostChange};
+pub use update::Update;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// The identity under which a process registers itself: the four middle segments of a GoFrame key
-/// (`/<head>/<deployment>/<namespace>/<name>/<version>/<endpoints>`), as written, case kept.
+/// The identity under which a process registers itself, as written, case kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
     /// GoFrame's deployment; `default` where the registrant set none.

@@ -1,6 +1,8 @@
 //! Why something in a registry cannot be served.
 
-use serde::Serialize;
+use std::fmt;
+
+use serde::{Serialize, Serializer};
 
 /// Something that cannot be served: the offending text and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,59 +35,68 @@ impl Rejected {
     }
 }
 
-/// Why a key or an endpoint is skipped. The `Display` form is for people, the serialised form for scripts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// GoFrame's layout has six segments.
-    #[error("the key has fewer than the six segments /head/deployment/namespace/name/version/endpoints")]
-    TooFewSegments,
-    /// GoFrame escapes nothing: a `/` in a name shifts every later segment.
-    #[error("the key has too many segments: a name cannot hold '/' ('#' in a file name)")]
-    TooManySegments,
-    /// Larger than `max-key-size`.
-    #[error("the key is longer than 4096 octets")]
-    KeyTooLong,
-    /// The key is not UTF-8.
-    #[error("the key is not valid UTF-8")]
-    KeyNotText,
-    /// Larger than `max-value-size`.
-    #[error("the value is larger than 64 KiB")]
-    ValueTooLong,
-    /// A value must be one flat JSON object, or empty.
-    #[error("the value is not a JSON object")]
-    ValueNotJson,
-    /// A folder, a pipe, a device or a symbolic link where a file is expected, or no permission to read it.
-    #[error("not a regular file that can be read")]
-    Unreadable,
-    /// Not a DNS name: labels of 1-63 of `[a-z0-9_-]`, none beginning with `_`.
-    #[error("the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'")]
-    NameNotDns,
+/// Why a key or an endpoint is skipped: a code for scripts, and a sentence for people.
+///
+/// The reasons here are those that any registry may give, and the follower's own. A reason that only one kind of registry or
+/// one layout of keys has is a constant of that module. Reasons are ordered by their code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reason {
+    code: &'static str,
+    sentence: &'static str,
+}
+
+impl Reason {
+    /// A key over the size that is read.
+    pub const KEY_TOO_LONG: Self = Self::new("key-too-long", "the key is longer than 4096 bytes, a fixed limit");
+    /// A key that is not UTF-8.
+    pub const KEY_NOT_TEXT: Self = Self::new("key-not-text", "the key is not valid UTF-8");
+    /// A value over the size that is read.
+    pub const VALUE_TOO_LONG: Self = Self::new("value-too-long", "the value is larger than 64 KiB, a fixed limit");
+    /// A value that must be one flat JSON object, or empty.
+    pub const VALUE_NOT_JSON: Self = Self::new("value-not-json", "the value is not a JSON object");
+    /// No DNS name: labels of 1-63 of `[a-z0-9_-]` are, none beginning with `_`.
+    pub const NAME_NOT_DNS: Self =
+        Self::new("name-not-dns", "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'");
     /// Over the 253 characters of a DNS name with its zone.
-    #[error("the name is too long for DNS (253 characters with its zone)")]
-    NameTooLong,
+    pub const NAME_TOO_LONG: Self = Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
     /// `ns`, `dns-version`, or the zone itself.
-    #[error("the name is reserved")]
-    NameReserved,
+    pub const NAME_RESERVED: Self = Self::new("name-reserved", "the name is reserved");
     /// No `host:port`.
-    #[error("the endpoint is not host:port")]
-    EndpointMalformed,
+    pub const ENDPOINT_MALFORMED: Self = Self::new("endpoint-malformed", "the endpoint is not host:port");
     /// Port 0, above 65535 or no number.
-    #[error("the port is not a number from 1 to 65535")]
-    PortOutOfRange,
-    /// Neither an address nor a host name outside the served zones.
-    #[error("the host is neither an IP address nor a host name")]
-    HostMalformed,
-    /// A host name inside a served zone would lead back here.
-    #[error("the host is a name in a zone served here")]
-    HostInZone,
-    /// Unspecified, multicast, broadcast or reserved.
-    #[error("the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)")]
-    AddressUnusable,
-    /// The cap on instances of one service.
-    #[error("the service has more instances than are served")]
-    TooManyInstances,
-    /// The cap on keys of one registry.
-    #[error("the registry has more keys than are followed")]
-    TooManyKeys,
+    pub const PORT_OUT_OF_RANGE: Self = Self::new("port-out-of-range", "the port is not a number from 1 to 65535");
+    /// Neither an address nor a host name.
+    pub const HOST_MALFORMED: Self = Self::new("host-malformed", "the host is neither an IP address nor a host name");
+    /// A host name inside a served zone, which would lead back here.
+    pub const HOST_IN_ZONE: Self = Self::new("host-in-zone", "the host is a name in a zone served here");
+    /// An unspecified, multicast, broadcast or reserved address.
+    pub const ADDRESS_UNUSABLE: Self =
+        Self::new("address-unusable", "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)");
+    /// Over the instances of one service that are served.
+    pub const TOO_MANY_INSTANCES: Self =
+        Self::new("too-many-instances", "the service has more instances than are served (max-instances-per-service)");
+    /// Over the keys of one registry that are followed.
+    pub const TOO_MANY_KEYS: Self = Self::new("too-many-keys", "the registry has more keys than are followed (max-keys)");
+
+    /// Makes a reason of its code (lower case with hyphens, unique in the program) and its sentence.
+    pub const fn new(code: &'static str, sentence: &'static str) -> Self {
+        Self { code, sentence }
+    }
+
+    /// Returns the code, for scripts and metrics.
+    pub fn code(self) -> &'static str {
+        self.code
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.sentence)
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.code)
+    }
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{Addresses, HostChange};
+use crate::service::{Addresses, HostChange, Update};
 
 /// Lookups under way at a time: many names at once must not become a storm of questions.
 const AT_ONCE: usize = 16;
@@ -62,14 +62,10 @@ struct Tracked {
     wish: u64,
 }
 
-/// Looks up what is wanted by `lookup`, and sends what is found, until `stop` or nobody listens. `lookup` ends by itself
-/// within a few seconds.
-pub async fn follow_hosts<F>(
-    wanted: &Wanted,
-    lookup: impl Fn(Box<str>) -> F,
-    found: mpsc::Sender<Vec<(Box<str>, Addresses)>>,
-    stop: CancellationToken,
-) where
+/// Looks up what is wanted by `lookup`, and sends what is found down the inlet, until `stop` or nobody listens. `lookup` ends
+/// by itself within a few seconds.
+pub async fn follow_hosts<F>(wanted: &Wanted, lookup: impl Fn(Box<str>) -> F, inlet: mpsc::Sender<Update>, stop: CancellationToken)
+where
     F: Future<Output = Lookup> + Send + 'static,
 {
     let mut hosts: HashMap<Box<str>, Tracked> = HashMap::new();
@@ -109,7 +105,7 @@ pub async fn follow_hosts<F>(
         let Some(Ok((host, wish, answer))) = ended else { continue };
         let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.wish == wish) else { continue };
         if let Some(addresses) = tracked.take(answer)
-            && found.send(vec![(host, addresses)]).await.is_err()
+            && inlet.send(Update::Hosts(vec![(host, addresses)])).await.is_err()
         {
             return;
         }
@@ -171,7 +167,7 @@ mod tests {
     struct Following {
         zone: Arc<Zone>,
         wanted: Arc<Wanted>,
-        found: mpsc::Receiver<Vec<(Box<str>, Addresses)>>,
+        found: mpsc::Receiver<Update>,
     }
 
     impl Following {
@@ -191,7 +187,7 @@ mod tests {
         }
 
         async fn next(&mut self) -> (String, Addresses) {
-            let mut found = self.found.recv().await.unwrap();
+            let Some(Update::Hosts(mut found)) = self.found.recv().await else { panic!("no addresses") };
             let (host, addresses) = found.remove(0);
             (host.into(), addresses)
         }

@@ -9,7 +9,7 @@ use svcdns::answer::{self, Answerer, Publisher};
 use svcdns::catalog;
 use svcdns::name::Zones;
 use svcdns::registry::gsvc;
-use svcdns::service::{Change, ListKind, Put, Removal};
+use svcdns::service::{Change, ListKind, Put, RegistryId, Removal, Update};
 
 /// What GoFrame's HTTP server registers as its metadata.
 pub(crate) const VALUE: &str = r#"{"insecure":true,"protocol":"http"}"#;
@@ -111,6 +111,6 @@ impl Store {
 
     /// Publishes changes.
     pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.publisher.apply(changes.into_iter().map(|change| (0, change)), Instant::now());
+        self.publisher.apply([Update::Registry(RegistryId::FIRST, changes.into_iter().collect())], Instant::now());
     }
 }

@@ -20,6 +20,9 @@ use super::folder::Found;
 /// A difference between the clocks' progress that no scheduling explains.
 const JUMP: Duration = Duration::from_secs(2);
 
+/// A folder, a pipe, a device or a symbolic link where a file is expected, or no permission to read it.
+pub const UNREADABLE: Reason = Reason::new("unreadable", "not a regular file that can be read");
+
 /// Files of one folder that are followed; more are left alone.
 const MOST_FILES: usize = 2_000_000;
 
@@ -94,8 +97,8 @@ impl Known {
         let (written, content) = match found {
             Found::Gone => return self.forget(name),
             Found::Unchanged => return self.expire(name, now),
-            Found::Failed => (None, Err(Unsettled(Rejected::new(&name.to_string_lossy(), Reason::Unreadable)))),
-            Found::Unreadable { written } => (Some(written), Ok(Err(Rejected::new(&name.to_string_lossy(), Reason::Unreadable)))),
+            Found::Failed => (None, Err(Unsettled(Rejected::new(&name.to_string_lossy(), UNREADABLE)))),
+            Found::Unreadable { written } => (Some(written), Ok(Err(Rejected::new(&name.to_string_lossy(), UNREADABLE)))),
             Found::File { written, content } => (Some(written), read(name, &content)),
         };
         if written.is_some_and(|written| !self.refresh(name, written, now)) {
@@ -200,8 +203,8 @@ struct Unsettled(Rejected);
 fn read(name: &OsStr, content: &[u8]) -> Result<Result<Registration, Rejected>, Unsettled> {
     match gsvc::parse_file_name(name.as_bytes(), content) {
         // GoFrame never writes an empty file: there is always `UpdateAt`.
-        Ok(_) if content.trim_ascii().is_empty() => Err(Unsettled(Rejected::new("", Reason::ValueNotJson))),
-        Err(rejected) if rejected.reason == Reason::ValueNotJson => Err(Unsettled(rejected)),
+        Ok(_) if content.trim_ascii().is_empty() => Err(Unsettled(Rejected::new("", Reason::VALUE_NOT_JSON))),
+        Err(rejected) if rejected.reason == Reason::VALUE_NOT_JSON => Err(Unsettled(rejected)),
         content => Ok(content),
     }
 }

@@ -9,6 +9,7 @@ mod known;
 mod register;
 mod watch;
 
+pub use known::UNREADABLE;
 pub use register::{RegisterError, RegisterEvent, Registrant, register};
 
 use std::collections::HashSet;
@@ -359,7 +360,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::registry::{RegistryIndex, State};
+    use crate::registry::State;
+    use crate::service::RegistryId;
 
     #[test]
     fn a_folder_that_cannot_be_watched_is_read_to_its_end() {
@@ -370,7 +372,7 @@ mod tests {
         }
         let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: Timings::default() };
         let (sender, _batches) = mpsc::channel(1);
-        let feed = Feed::new(RegistryIndex(0), sender, Arc::new(State::new("file".to_owned())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".to_owned())));
         let mut follower = Follower::new(settings, feed, Inbox::default());
         let mut now = Moment::now();
         let mut changes = Vec::new();

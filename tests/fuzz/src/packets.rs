@@ -9,7 +9,7 @@ use svcdns::answer::{Answerer, Answers, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::Zones;
 use svcdns::registry::gsvc;
-use svcdns::service::{Addresses, Change, ListKind, Put};
+use svcdns::service::{Addresses, Change, ListKind, Put, RegistryId, Update};
 use svcdns::wire::Transport;
 
 use super::answers::{Kinds, answer};
@@ -76,9 +76,9 @@ fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>)
         changes.push(Change::ListEnd { revision: 1 });
     }
     changes.extend(then);
-    publisher.apply(changes.into_iter().map(|change| (0, change)), now);
+    publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
     let found = BTreeMap::from([(Box::from("web.example"), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
-    publisher.resolve(found.into_iter().collect());
+    publisher.apply([Update::Hosts(found.into_iter().collect())], now);
     publisher.apply([], now + Duration::from_secs(1));
     answerer
 }

@@ -6,7 +6,7 @@ use svcdns::answer::{Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
-use svcdns::service::{Change, Put, Registration, Rejected};
+use svcdns::service::{Change, Put, Registration, RegistryId, Rejected, Update};
 use svcdns::wire::{Transport, put_u16, rtype};
 
 use super::answers::{Kinds, answer};
@@ -61,7 +61,7 @@ fn serves(entries: &[(&[u8], &[u8])]) {
     let put = |(key, value): &(&[u8], &[u8])| {
         Change::Put(Put { key: String::from_utf8_lossy(key).into(), revision: 0, lease: 0, content: gsvc::parse(key, value) })
     };
-    let published = publisher.apply(entries.iter().map(|entry| (0, put(entry))), now);
+    let published = publisher.apply([Update::Registry(RegistryId::FIRST, entries.iter().map(put).collect())], now);
     let mut kinds = Kinds::unmeasured();
     for service in published.changed.iter().filter_map(|changed| changed.after.as_ref()) {
         for rtype in [rtype::A, rtype::SRV, rtype::TXT] {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
 use svcdns::catalog::{self, Docker0};
 use svcdns::name::Zones;
-use svcdns::service::{Addresses, Change, HostChange, ListKind, Put, Removal};
+use svcdns::service::{Addresses, Change, HostChange, ListKind, Put, RegistryId, Removal, Update};
 
 use super::answers::{Kinds, answer, without_serial};
 use super::choices::Choices;
@@ -49,6 +49,11 @@ pub fn act_out(octets: &[u8], kinds: &mut Kinds) {
     world.compare_with_rebuilt();
 }
 
+/// The number of the registry at this place.
+fn id(place: u8) -> RegistryId {
+    RegistryId::new(place.into()).unwrap_or(RegistryId::FIRST)
+}
+
 /// A server's data, and beside it what it was told.
 struct World {
     catalog: catalog::Settings,
@@ -61,7 +66,7 @@ struct World {
     /// The same, for the names that are asked for: what went stays.
     known: Vec<Put>,
     /// Changes that are yet to be told.
-    pending: Vec<(u8, Change)>,
+    pending: Vec<Update>,
     hosts: BTreeMap<Box<str>, Addresses>,
     /// Registries whose list is broken off.
     broken: [bool; REGISTRIES as usize],
@@ -165,7 +170,7 @@ impl World {
     }
 
     fn tell(&mut self, registry: u8, change: Change) {
-        self.pending.push((registry, change));
+        self.pending.push(Update::Registry(id(registry), vec![change]));
     }
 
     fn pick(&self, choices: &mut Choices<'_>) -> Option<(u8, Put)> {
@@ -200,7 +205,7 @@ impl World {
         if let Some(known) = self.hosts.get_mut(host) {
             known.clone_from(&found);
         }
-        self.publisher.resolve(vec![(host.into(), found)]);
+        self.publisher.apply([Update::Hosts(vec![(host.into(), found)])], self.now);
     }
 
     fn ask(&mut self, choices: &mut Choices<'_>, kinds: &mut Kinds) {
@@ -221,16 +226,16 @@ impl World {
     fn compare_with_rebuilt(mut self) {
         self.publish();
         let condition = self.answerer.condition();
-        if condition.holding > 0 || condition.stale || !condition.synced || self.broken.contains(&true) {
+        if condition.holding > 0 || !condition.away.is_empty() || !condition.synced || self.broken.contains(&true) {
             return;
         }
         let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), usize::from(REGISTRIES), self.now);
         for registry in 0..REGISTRIES {
             let puts = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| Change::Put(put.clone()));
             let changes = [Change::ListBegin(ListKind::Routine)].into_iter().chain(puts).chain([Change::ListEnd { revision: 0 }]);
-            publisher.apply(changes.map(|change| (registry, change)), self.now);
+            publisher.apply([Update::Registry(id(registry), changes.collect())], self.now);
         }
-        publisher.resolve(self.hosts.clone().into_iter().collect());
+        publisher.apply([Update::Hosts(self.hosts.clone().into_iter().collect())], self.now);
         let mut kinds = Kinds::unmeasured();
         for question in &self.questions {
             let [here, rebuilt] = [&self.answerer, &answerer].map(|answerer| without_serial(answer(answerer, question, &mut kinds)));

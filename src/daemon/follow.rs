@@ -1,5 +1,6 @@
-//! Joins registries, catalog and table: takes changes from the one channel and publishes them.
+//! Joins registries, catalog and table: takes updates from the one inlet and publishes them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,15 @@ use crate::answer::{Answerer, Published, Publisher};
 use crate::config::{Config, RegistryUrl};
 use crate::registry::etcd::{self, Etcd};
 use crate::registry::file::{self, File};
-use crate::registry::{Batch, Command, Feed, Registry, RegistryIndex, State};
-use crate::service::{Addresses, Change};
+use crate::registry::{Command, Feed, Registry, State};
+use crate::service::{Change, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::Wanted;
 
-/// Batches that may wait to be published; then the registries wait. Single events that come together are published together.
-const WAITING: usize = 64;
+/// Updates that may wait to be published; then their sources wait. Those that come together are published together.
+const INLET: usize = 64;
 
-/// Most changes of one publication: a flood must not keep what has come already from being seen.
-const MOST: usize = 50_000;
+/// Most changes taken for one publication: a flood must not keep what has come already from being seen.
+const MAX_CHANGES: usize = 50_000;
 
 /// Questions to a registry that may wait.
 const COMMANDS: usize = 16;
@@ -34,12 +35,13 @@ const RESTART: Duration = Duration::from_secs(1);
 /// what the network brings to the publication no other thread has to be woken, and all that is kept comes from one arena of
 /// the allocator. Whoever reads much at a time lets the others in between.
 #[derive(Debug)]
-pub(super) struct Following {
+pub struct Following {
     followers: Vec<Follower>,
     publisher: Publisher,
-    batches: mpsc::Receiver<Batch>,
+    inlet: mpsc::Receiver<Update>,
     commands: Vec<mpsc::Sender<Command>>,
-    hosts: Option<Hosts>,
+    /// Told which host names are wanted, where somebody looks them up.
+    hosts: Option<Arc<Wanted>>,
     wake: Option<Instant>,
 }
 
@@ -57,38 +59,30 @@ enum Source {
     File(file::Settings),
 }
 
-/// The way to who looks up the addresses of host names, and back.
+/// What others need of what is followed.
 #[derive(Debug)]
-pub(super) struct Hosts {
-    /// Where to tell which are wanted.
-    pub(super) wanted: Arc<Wanted>,
-    /// What is found.
-    pub(super) found: mpsc::Receiver<Vec<(Box<str>, Addresses)>>,
-}
-
-/// Who can look at what is followed.
-#[derive(Debug)]
-pub(super) struct Followed {
+pub struct Followed {
     /// The way in for questions.
-    pub(super) answerer: Arc<Answerer>,
+    pub answerer: Arc<Answerer>,
     /// The registries' own reports.
-    pub(super) states: Vec<Arc<State>>,
+    pub states: Vec<Arc<State>>,
+    /// The way in for updates from other sources than the registries.
+    pub inlet: mpsc::Sender<Update>,
 }
 
 impl Following {
-    /// Prepares to follow every registry, for a server that listens on these addresses. Without a way to look up `hosts`,
-    /// other names are not forwarded either.
-    pub(super) fn new(config: &Config, listen: &[std::net::SocketAddr], hosts: Option<Hosts>) -> (Self, Followed) {
-        let count = config.registries.len();
+    /// Prepares to follow every registry, for a server that listens on these addresses. `hosts` is told which host names to look
+    /// up; without it other names are not forwarded either.
+    pub fn new(config: &Config, listen: &[SocketAddr], hosts: Option<Arc<Wanted>>) -> (Self, Followed) {
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
-        let (publisher, answerer) = Publisher::new(config.catalog(), settings, count, Instant::now());
-        let (sender, batches) = mpsc::channel(WAITING);
+        let (publisher, answerer) = Publisher::new(config.catalog(), settings, config.registries.len(), Instant::now());
+        let (sender, inlet) = mpsc::channel(INLET);
         let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (url, index) in config.registries.iter().zip(0..=u8::MAX) {
+        for (url, registry) in config.registries.iter().zip(RegistryId::first(MAX_REGISTRIES)) {
             let state = Arc::new(State::new(url.to_string()));
             let (asking, asked) = mpsc::channel(COMMANDS);
-            let feed = Feed::new(RegistryIndex(index), sender.clone(), Arc::clone(&state));
+            let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
             let source = match url {
                 RegistryUrl::Etcd { endpoints } => Source::Etcd(Box::new(config.etcd(endpoints))),
                 RegistryUrl::File(directory) => Source::File(config.file(directory)),
@@ -97,11 +91,12 @@ impl Following {
             commands.push(asking);
             states.push(state);
         }
-        (Self { followers, publisher, batches, commands, hosts, wake: None }, Followed { answerer, states })
+        let following = Self { followers, publisher, inlet, commands, hosts, wake: None };
+        (following, Followed { answerer, states, inlet: sender })
     }
 
     /// Begins to follow every registry until `stop`, as tasks of the runtime that this is called in.
-    pub(super) fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
+    pub fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
         for Follower { source, feed, asked } in self.followers.drain(..) {
             match source {
                 Source::Etcd(settings) => tracker.spawn(keep(move || Etcd::new((*settings).clone()), feed, asked, stop.clone())),
@@ -110,28 +105,23 @@ impl Following {
         }
     }
 
-    /// Waits for changes, or for what time brings, and publishes all that has come, once. None when every registry has
+    /// Waits for updates, or for what time brings, and publishes all that has come, once. None when every source of updates has
     /// ended. Also says how long the publication took.
-    pub(super) async fn next(&mut self) -> Option<(Published, Duration)> {
+    pub async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
-        let (first, found) = tokio::select! {
-            batch = self.batches.recv() => (Some(batch?), None),
-            Some(found) = found(&mut self.hosts) => (None, Some(found)),
-            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => (None, None),
+        let first = tokio::select! {
+            update = self.inlet.recv() => Some(update?),
+            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => None,
         };
         let began = Instant::now();
-        if let Some(found) = found {
-            return Some((self.publisher.resolve(found), began.elapsed()));
-        }
-        let Self { publisher, batches, .. } = self;
+        let Self { publisher, inlet, .. } = self;
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
-            let batch = (taken < MOST).then(|| batches.try_recv().ok()).flatten()?;
-            taken += batch.1.len();
-            Some(batch)
+            let update = (taken < MAX_CHANGES).then(|| inlet.try_recv().ok()).flatten()?;
+            taken += update.len();
+            Some(update)
         });
-        let of = |(RegistryIndex(index), batch): Batch| batch.into_iter().map(move |change| (index, change));
-        let mut publication = publisher.begin(first.into_iter().chain(waiting).flat_map(of), began);
+        let mut publication = publisher.begin(first.into_iter().chain(waiting), began);
         while publication.go_on() {
             // Else the connections of this thread would miss their pings.
             yield_now().await;
@@ -139,23 +129,15 @@ impl Following {
         let mut published = publication.publish();
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
-            hosts.wanted.tell(std::mem::take(&mut published.hosts));
+            hosts.tell(std::mem::take(&mut published.hosts));
         }
         for (registry, leases) in published.doubts.drain(..) {
-            if let Some(commands) = self.commands.get(usize::from(registry)) {
+            if let Some(commands) = self.commands.get(registry.place()) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
                 let _ = commands.try_send(Command::AskLeases(leases));
             }
         }
         Some((published, began.elapsed()))
-    }
-}
-
-/// The next addresses of host names; waits for ever where nobody looks them up.
-async fn found(hosts: &mut Option<Hosts>) -> Option<Vec<(Box<str>, Addresses)>> {
-    match hosts {
-        Some(hosts) => hosts.found.recv().await,
-        None => std::future::pending().await,
     }
 }
 

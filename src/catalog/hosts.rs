@@ -3,25 +3,35 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::catalog::{Changed, Instance, Service};
+use super::Changed;
+use super::model::{Instance, Service};
 use crate::service::{Addresses, Host, HostChange};
 
-/// Most host names whose addresses are looked up: a flood of registrations must not become a flood of questions. Those
-/// beyond have none.
-const MOST_HOSTS: usize = 10_000;
+/// Most host names whose addresses are looked up (fixed): a flood of registrations must not become a flood of queries. Those
+/// beyond have no addresses.
+const MAX_HOSTS: usize = 10_000;
 
-/// The addresses of host names, for readers: a publication shares it with the one before unless they changed.
-pub(super) type Known = Arc<HashMap<Box<str>, Addresses>>;
+/// The addresses of host names, as of one settling. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct HostAddresses(Arc<HashMap<Box<str>, Addresses>>);
+
+impl HostAddresses {
+    /// Returns what is known of a host name; none where no endpoint is registered under it.
+    pub fn get(&self, host: &str) -> Option<&Addresses> {
+        self.0.get(host)
+    }
+}
 
 /// Which services have which hosts.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
     bases: HashMap<Box<str>, BTreeSet<Box<str>>>,
+    pub(super) addresses: HostAddresses,
 }
 
 impl Hosts {
-    /// Follows changed services: `known` gets the hosts that are new and loses those that went, as the changes returned say.
-    pub(super) fn follow(&mut self, changed: &[Changed], known: &mut Known) -> Vec<HostChange> {
+    /// Follows changed services; returns the hosts that are wanted from now on and those that are no longer.
+    pub(super) fn follow(&mut self, changed: &[Changed]) -> Vec<HostChange> {
         let mut changes = Vec::new();
         for changed in changed {
             let base = changed.base();
@@ -31,17 +41,17 @@ impl Hosts {
                 bases.remove(base);
                 if bases.is_empty() {
                     self.bases.remove(*host);
-                    Arc::make_mut(known).remove(*host);
+                    Arc::make_mut(&mut self.addresses.0).remove(*host);
                     changes.push(HostChange::Unwanted((*host).into()));
                 }
             }
             for host in after.difference(&before) {
-                let room = self.bases.len() < MOST_HOSTS;
+                let room = self.bases.len() < MAX_HOSTS;
                 if let Some(bases) = self.bases.get_mut(*host) {
                     bases.insert(base.into());
                 } else if room {
                     self.bases.insert((*host).into(), BTreeSet::from([base.into()]));
-                    Arc::make_mut(known).insert((*host).into(), Addresses::Pending);
+                    Arc::make_mut(&mut self.addresses.0).insert((*host).into(), Addresses::Pending);
                     changes.push(HostChange::Wanted((*host).into()));
                 }
             }
@@ -50,12 +60,12 @@ impl Hosts {
     }
 
     /// Takes what was found; returns the bases of the services that it changes. What is no longer wanted is passed over.
-    pub(super) fn resolve(&self, found: Vec<(Box<str>, Addresses)>, known: &mut Known) -> BTreeSet<Box<str>> {
+    pub(super) fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> BTreeSet<Box<str>> {
         let mut touched = BTreeSet::new();
         for (host, addresses) in found {
             let Some(bases) = self.bases.get(&host) else { continue };
-            if known.get(&host) != Some(&addresses) {
-                Arc::make_mut(known).insert(host, addresses);
+            if self.addresses.get(&host) != Some(&addresses) {
+                Arc::make_mut(&mut self.addresses.0).insert(host, addresses);
                 touched.extend(bases.iter().cloned());
             }
         }
@@ -63,14 +73,17 @@ impl Hosts {
     }
 }
 
-/// The host whose addresses are to be looked up; what `localhost` is needs no asking (RFC 6761 section 6.3).
-pub(super) fn host_of<'a>(instance: &Instance<'a>) -> Option<&'a str> {
-    match &instance.endpoint.host {
-        Host::Name(name) if &**name != "localhost" => Some(name),
-        _ => None,
+impl<'a> Instance<'a> {
+    /// Returns the host name whose addresses are to be looked up, if it is registered under one. What `localhost` is needs no
+    /// lookup (RFC 6761 section 6.3).
+    pub fn host_name(&self) -> Option<&'a str> {
+        match &self.endpoint.host {
+            Host::Name(name) if &**name != "localhost" => Some(name),
+            _ => None,
+        }
     }
 }
 
 fn hosts_of(service: &Service) -> BTreeSet<&str> {
-    service.served().filter_map(|instance| host_of(&instance)).collect()
+    service.served().filter_map(|instance| instance.host_name()).collect()
 }

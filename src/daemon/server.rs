@@ -1,45 +1,43 @@
-//! The whole server, joined: what `serve` and `demo` run.
+//! The whole server: what `serve` and `demo` run.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::follow::{Followed, Following, Hosts};
+use super::follow::{Followed, Following};
+use super::{ServerError, StartError};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
 use crate::name::Name;
 use crate::server::{Responder, ServeError};
+use crate::service::Update;
 use crate::upstream::{Forwarder, LookupFailed, Wanted, follow_hosts};
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
 const END: Duration = Duration::from_secs(5);
 
-/// Hosts whose addresses were found and are not published yet, at most.
-const FOUND: usize = 64;
-
 /// A running server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server {
     /// Where it answers.
-    pub(super) addresses: Vec<SocketAddr>,
+    pub addresses: Vec<SocketAddr>,
     /// Where it answers over TLS.
-    pub(super) tls: Vec<SocketAddr>,
+    pub tls: Vec<SocketAddr>,
     /// Where it answers over QUIC.
-    pub(super) quic: Vec<SocketAddr>,
+    pub quic: Vec<SocketAddr>,
     /// Where HTTP is served besides the socket.
-    pub(super) admin: Option<SocketAddr>,
+    pub admin: Option<SocketAddr>,
     /// Its state directory.
-    pub(super) state_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// The way in for questions.
-    pub(super) answerer: Arc<Answerer>,
+    pub answerer: Arc<Answerer>,
     dns: tokio::task::JoinHandle<Result<(), ServeError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
@@ -50,7 +48,10 @@ pub(super) struct Server {
 
 impl Server {
     /// Takes the state directory, opens all sockets and begins to follow the registries.
-    pub(super) async fn start(config: &Config, stop: CancellationToken) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When one of these cannot be had; nothing is left behind then.
+    pub async fn start(config: &Config, stop: CancellationToken) -> Result<Self, StartError> {
         let named = config.state_dir.clone().map(|path| Candidate { path, doubtful: false });
         let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
         let mut state = StateDir::take(&path, doubtful)?;
@@ -67,8 +68,11 @@ impl Server {
             settings.check()?;
         }
         let forwarder = upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
-        let hosts = forwarder.as_ref().map(|forwarder| look_up_hosts(forwarder, &tracker, &stop));
-        let (following, Followed { answerer, states }) = Following::new(config, &addresses, hosts);
+        let wanted = forwarder.is_some().then(Arc::<Wanted>::default);
+        let (following, Followed { answerer, states, inlet }) = Following::new(config, &addresses, wanted.clone());
+        if let Some((forwarder, wanted)) = forwarder.clone().zip(wanted) {
+            tracker.spawn(look_up_hosts(forwarder, wanted, inlet, stop.clone()));
+        }
         let about = About {
             listen: addresses.clone(),
             tls: tls.clone(),
@@ -89,11 +93,14 @@ impl Server {
     }
 
     /// Waits until it is told to stop, then until all have ended.
-    pub(super) async fn finish(mut self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When it ended without being told.
+    pub async fn finish(mut self) -> Result<(), ServerError> {
         let ended = tokio::select! {
-            ended = &mut self.dns => ended.context("the DNS server panicked; please report this").and_then(|ended| Ok(ended?)),
+            ended = &mut self.dns => ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?)),
             _ = &mut self.publisher, if !self.stop.is_cancelled() => {
-                if self.stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the publication of changes ended unasked; please report this")) }
+                if self.stop.is_cancelled() { Ok(()) } else { Err(ServerError::PublisherEnded) }
             }
         };
         self.stop.cancel();
@@ -108,18 +115,13 @@ impl Server {
     }
 }
 
-/// Begins to look up the addresses of host names that endpoints are registered under.
-fn look_up_hosts(forwarder: &Arc<Forwarder>, tracker: &TaskTracker, stop: &CancellationToken) -> Hosts {
-    let (wanted, (sender, found)) = (Arc::new(Wanted::default()), mpsc::channel(FOUND));
-    let (forwarder, told, stop) = (Arc::clone(forwarder), Arc::clone(&wanted), stop.clone());
-    tracker.spawn(async move {
-        let lookup = |host: Box<str>| {
-            let forwarder = Arc::clone(&forwarder);
-            async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
-        };
-        follow_hosts(&told, lookup, sender, stop).await;
-    });
-    Hosts { wanted, found }
+/// Looks up the addresses of the host names that are wanted, until `stop`.
+async fn look_up_hosts(forwarder: Arc<Forwarder>, wanted: Arc<Wanted>, inlet: mpsc::Sender<Update>, stop: CancellationToken) {
+    let lookup = |host: Box<str>| {
+        let forwarder = Arc::clone(&forwarder);
+        async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
+    };
+    follow_hosts(&wanted, lookup, inlet, stop).await;
 }
 
 /// Opens the port of the HTTP interface. One that cannot be had is no reason not to serve names.
@@ -141,10 +143,10 @@ fn follow(
     site: Arc<Site>,
     tracker: TaskTracker,
     stop: CancellationToken,
-) -> anyhow::Result<oneshot::Receiver<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+) -> Result<oneshot::Receiver<()>, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let (ending, ended) = oneshot::channel();
-    std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
+    let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
         // Dropped at the end, and by a panic, too.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
@@ -162,6 +164,7 @@ fn follow(
         });
         // A folder that hangs keeps nobody.
         runtime.shutdown_background();
-    })?;
+    });
+    thread.map_err(StartError::Thread)?;
     Ok(ended)
 }

@@ -1,0 +1,38 @@
+//! Why the server does not start, and why it ends.
+
+use std::io;
+
+use crate::admin::StateDirError;
+use crate::server::{BindError, ServeError};
+use crate::upstream::CaFileError;
+
+/// The server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its state directory cannot be had.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// A socket cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The authorities for upstreams over TLS cannot be read.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
+    /// The system has no thread for following the registries.
+    #[error("cannot start the thread that follows the registries: {0}")]
+    Thread(io::Error),
+}
+
+/// The server ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A socket could not be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The task that answers panicked.
+    #[error("the DNS server panicked; please report this: {0}")]
+    Panicked(tokio::task::JoinError),
+    /// The thread that publishes changes is gone.
+    #[error("the publication of changes ended unasked; please report this")]
+    PublisherEnded,
+}

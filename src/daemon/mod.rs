@@ -1,0 +1,16 @@
+//! The running server, joined: opens the sockets, follows the registries, and publishes what comes of them.
+//!
+//! Everything that changes what is served comes down one channel ([`crate::service::Update`]) to one thread, which owns the
+//! catalog and publishes. Whoever has something new to say gets a sender of that channel.
+
+mod error;
+mod follow;
+mod log;
+mod server;
+mod signals;
+
+pub use error::{ServerError, StartError};
+pub use follow::{Followed, Following};
+pub use log::log;
+pub use server::Server;
+pub use signals::Signals;

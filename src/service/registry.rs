@@ -1,0 +1,117 @@
+//! Which registry something comes from.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Most registries that one server follows (fixed): a [`RegistrySet`] has a bit for each.
+pub const MAX_REGISTRIES: usize = 16;
+
+/// A registry's number: its place in the configuration, from 0, below [`MAX_REGISTRIES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RegistryId(u8);
+
+impl RegistryId {
+    /// The first registry.
+    pub const FIRST: Self = Self(0);
+
+    /// Makes the number of the registry at this place; none from [`MAX_REGISTRIES`] on.
+    pub fn new(place: usize) -> Option<Self> {
+        u8::try_from(place).ok().filter(|_| place < MAX_REGISTRIES).map(Self)
+    }
+
+    /// Returns the numbers of the first `count` registries, at most [`MAX_REGISTRIES`].
+    pub fn first(count: usize) -> impl Iterator<Item = Self> + use<> {
+        (0..count).map_while(Self::new)
+    }
+
+    /// Returns the place in the configuration, from 0.
+    pub fn place(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for RegistryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Some of the registries, one bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RegistrySet(u16);
+
+impl RegistrySet {
+    /// No registry.
+    pub const EMPTY: Self = Self(0);
+
+    /// Whether it holds no registry.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it holds this registry.
+    pub fn contains(self, registry: RegistryId) -> bool {
+        self.0 & 1 << registry.0 != 0
+    }
+
+    /// Whether a registry is in both.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether every registry of this set is in the other.
+    pub fn is_subset_of(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// Adds a registry.
+    pub fn insert(&mut self, registry: RegistryId) {
+        self.0 |= 1 << registry.0;
+    }
+
+    /// Returns the bits, the first registry's the lowest: for whoever stores the set.
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Makes the set of these bits, as [`Self::bits`] returned them.
+    pub fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+}
+
+impl FromIterator<RegistryId> for RegistrySet {
+    fn from_iter<I: IntoIterator<Item = RegistryId>>(registries: I) -> Self {
+        let mut set = Self::EMPTY;
+        registries.into_iter().for_each(|registry| set.insert(registry));
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_end_with_the_bits_of_a_set() {
+        assert_eq!(RegistryId::new(0), Some(RegistryId::FIRST));
+        assert_eq!(RegistryId::new(15).map(RegistryId::place), Some(15));
+        assert_eq!((RegistryId::new(16), RegistryId::new(256)), (None, None));
+        assert_eq!(RegistryId::first(3).map(RegistryId::place).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(RegistryId::first(300).count(), MAX_REGISTRIES);
+    }
+
+    #[test]
+    fn a_set_holds_what_was_put_in() {
+        let some: RegistrySet = [1, 15].into_iter().filter_map(RegistryId::new).collect();
+        let held: Vec<_> = RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();
+        assert_eq!(held.iter().map(|registry| registry.place()).collect::<Vec<_>>(), [1, 15]);
+        assert_eq!(RegistrySet::from_bits(some.bits()), some);
+        let other: RegistrySet = [RegistryId::FIRST].into_iter().collect();
+        assert!(some.intersects(some) && !some.intersects(other) && !some.intersects(RegistrySet::EMPTY));
+        assert!(RegistrySet::EMPTY.is_subset_of(other) && some.is_subset_of(some) && !some.is_subset_of(other));
+        assert!(RegistrySet::EMPTY.is_empty() && !other.is_empty());
+    }
+}

@@ -5,9 +5,14 @@ use std::net::IpAddr;
 use hickory_proto::op::Message;
 use serde::{Deserialize, Serialize};
 
+use super::answerer::Answerer;
+use super::asking;
+use super::counters::Counters;
 use super::full::{self, Outcome, Step};
+use super::message::Writer;
 use super::record::Record;
-use super::{Answerer, Answers, Counters, Manner};
+use super::settings::Answers;
+use super::table::Snapshot;
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, type_name, u16_at};
 
@@ -117,9 +122,9 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let manner = Manner { transport: Transport::Udp, draw, counters: &uncounted };
-        let outcome = self.respond_as(&Query::parse(&query), manner, &mut response);
-        explanation.elsewhere = (outcome == super::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
+        let writer = Writer { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
+        let outcome = self.respond_as(&Query::parse(&query), writer, &mut response);
+        explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();
@@ -130,7 +135,7 @@ impl Answerer {
 }
 
 impl Explanation {
-    fn add(&mut self, step: &Step<'_>, snapshot: &super::Snapshot) {
+    fn add(&mut self, step: &Step<'_>, snapshot: &Snapshot) {
         if let Step::Reading(reading, Outcome::Elsewhere) = step {
             self.add_elsewhere(reading, snapshot);
         }
@@ -154,7 +159,7 @@ impl Explanation {
     }
 
     /// The instances of a service that is known, but not where the name says.
-    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &super::Snapshot) {
+    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &Snapshot) {
         let mut base = String::new();
         let service = full::join(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
@@ -163,7 +168,7 @@ impl Explanation {
         }
     }
 
-    fn add_address(&mut self, snapshot: &super::Snapshot, address: IpAddr) {
+    fn add_address(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.at_address(address) {
             for instance in service.instances().filter(|instance| instance.endpoint.host.address() == Some(address)) {
                 self.considered.push(Considered::new(&instance, instance.left_out.map(|reason| reason.to_string())));

@@ -29,45 +29,43 @@ const TOO_MANY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
-    /// Writes the whole response to a packet, as it was `parsed`, into `out` (without TCP's length), where it is ours to give.
+    /// Looks at messages that came together, or at one alone, before [`Self::respond`] is asked for each.
     ///
-    /// `draw` is a fresh random number: it decides which instance comes first. Never blocks, does no I/O; does not allocate
-    /// where ready-made records have the answer and `out` has room for it.
-    pub fn respond(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
-        self.respond_as(parsed, self.writer(transport, draw), out)
+    /// Finds out what the first 32 ask for, and has the memory that their answers need fetched for all at once.
+    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
+        Ahead::new(&self.settings.zones, self.snapshot.load(), requests)
     }
 
-    /// The same for the message of this number of those that [`Self::look_ahead`] saw, as of then.
-    pub fn respond_ahead(
+    /// Writes the whole response to a message into `out`, without TCP's length prefix, where it is ours to give.
+    ///
+    /// `parsed` is the message as [`Query::parse`] reads it, and `ahead` what [`Self::look_ahead`] found, with the number of
+    /// this message among those it saw: the response is of that publication. `draw` is a fresh random number, which decides
+    /// which instance comes first. Never blocks and does no I/O; allocates nothing where ready-made records have the answer
+    /// and `out` has room for it.
+    pub fn respond(
         &self,
-        (ahead, number): (&Ahead, usize),
         parsed: &Parsed<'_>,
+        (ahead, number): (&Ahead, usize),
         transport: Transport,
         draw: u64,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        self.respond_from(&ahead.snapshot, parsed, ahead.place(number), self.writer(transport, draw), out)
+        self.answer(parsed, (&ahead.snapshot, ahead.place(number)), self.writer(transport, draw), out)
     }
 
-    /// The same, without a look at ready-made records: everything is decided on the model, by the naming grammar. It is what
-    /// [`Self::respond`] must come to, too; for whoever compares the two. Not counted.
+    /// The same from the model alone, by the naming grammar, without a look at ready-made records, and not counted.
+    ///
+    /// For whoever compares the two: both give the same response.
     pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
         let writer = Writer { counters: &Counters::default(), ..self.writer(transport, draw) };
-        self.respond_from(&self.snapshot.load(), parsed, None, writer, out)
+        self.answer(parsed, (&self.snapshot.load(), None), writer, out)
     }
 
-    pub(super) fn respond_as(&self, parsed: &Parsed<'_>, writer: Writer<'_>, out: &mut Vec<u8>) -> Outcome {
-        let snapshot = self.snapshot.load();
-        let place = if let Parsed::Query(query) = parsed { Place::of(&self.settings.zones, &snapshot, query.name()) } else { None };
-        self.respond_from(&snapshot, parsed, place, writer, out)
-    }
-
-    /// Responds from ready-made records, where a place is given, or in full.
-    fn respond_from(
+    /// Responds from ready-made records where the place of the name is given and they have the answer, else from the model.
+    pub(super) fn answer(
         &self,
-        snapshot: &Snapshot,
         parsed: &Parsed<'_>,
-        place: Option<Place>,
+        (snapshot, place): (&Snapshot, Option<Place>),
         writer: Writer<'_>,
         out: &mut Vec<u8>,
     ) -> Outcome {
@@ -83,12 +81,6 @@ impl Answerer {
                 if place.is_some_and(|place| asking.fast(place, out)) { Outcome::Answered } else { asking.respond(out) }
             }
         }
-    }
-
-    /// Looks at messages that [`Self::respond_ahead`] is asked next, of which it knows 32: says nothing, but finds out what they
-    /// ask for, and has what that needs fetched for all at once.
-    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
-        Ahead::new(&self.settings.zones, self.snapshot.load(), requests)
     }
 
     /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.

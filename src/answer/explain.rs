@@ -1,5 +1,6 @@
 //! Every step from a name to the octets of its answer, for people.
 
+use std::iter;
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
@@ -91,7 +92,9 @@ impl Answerer {
     /// Explains the answer over UDP to a question for `name`, from a client that takes `payload` octets (none: no EDNS).
     #[must_use]
     pub fn explain(&self, name: &Name, rtype: u16, payload: Option<u16>, draw: u64) -> Explanation {
-        let snapshot = self.snapshot.load();
+        let query = query(name, rtype, payload);
+        let ahead = self.look_ahead(iter::once(&*query));
+        let snapshot = &*ahead.snapshot;
         let mut explanation = Explanation {
             name: name.to_string(),
             rtype: type_name(rtype),
@@ -110,20 +113,19 @@ impl Answerer {
             if labels.is_empty() {
                 explanation.parsed.push("the zone itself".to_owned());
             } else {
-                full::resolve(&snapshot, &self.settings, &labels, |step| explanation.add(&step, &snapshot));
+                full::resolve(snapshot, &self.settings, &labels, |step| explanation.add(&step, snapshot));
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("the reverse name of {address}"));
-            explanation.add_address(&snapshot, address);
+            explanation.add_address(snapshot, address);
         } else {
             explanation.parsed.push("lies in no served zone".to_owned());
         }
-        let query = query(name, rtype, payload);
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
         let writer = Writer { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
-        let outcome = self.respond_as(&Query::parse(&query), writer, &mut response);
+        let outcome = self.answer(&Query::parse(&query), (snapshot, ahead.place(0)), writer, &mut response);
         explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };

@@ -97,7 +97,7 @@ fn what_allocates(answerer: &Answerer, asked: &[Asked<'_>]) -> Vec<String> {
         let packet = packet(name, *rtype, *payload);
         let ask = |draw: u64, out: &mut Vec<u8>| {
             let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
-            answerer.respond_ahead((&ahead, 1), &Query::parse(&packet), *transport, draw, out)
+            answerer.respond(&Query::parse(&packet), (&ahead, 1), *transport, draw, out)
         };
         assert_eq!(ask(1, &mut out), Outcome::Answered);
         assert_eq!((out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0), *expected, "{name} {rtype} {payload:?}");

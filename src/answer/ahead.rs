@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::Answerer;
 use super::table::{Snapshot, lower_cased};
+use crate::name::Zones;
 use crate::wire::question_name;
 
 /// Most questions of one look.
@@ -37,35 +37,34 @@ pub(super) struct Place {
 }
 
 impl Ahead {
+    /// Looks at messages that are to be answered from this publication, the first 32 of them.
+    pub(super) fn new<'r>(zones: &Zones, snapshot: Guard<Arc<Snapshot>>, requests: impl Iterator<Item = &'r [u8]>) -> Self {
+        let mut places = [None; MOST];
+        let mut count = 0;
+        for (place, request) in places.iter_mut().zip(requests) {
+            *place = question_name(request).and_then(|name| Place::of(zones, &snapshot, name));
+            count += 1;
+        }
+        // One question alone waits no less for it.
+        if count > 1 {
+            fetch(&snapshot, &places[..count]);
+        }
+        Self { snapshot, places }
+    }
+
     /// What the message of this number asks for; none for what is not known, which is no error.
     pub(super) fn place(&self, number: usize) -> Option<Place> {
         self.places.get(number).copied().flatten()
     }
 }
 
-impl Answerer {
-    /// Looks at messages that [`Self::respond_ahead`] is asked next, of which it knows 32: says nothing, but finds out what they
-    /// ask for, and has what that needs fetched for all at once.
-    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
-        let mut ahead = Ahead { snapshot: self.snapshot.load(), places: [None; MOST] };
-        let mut count = 0;
-        for (place, request) in ahead.places.iter_mut().zip(requests) {
-            *place = question_name(request).and_then(|name| self.place(&ahead.snapshot, name));
-            count += 1;
-        }
-        // One question alone waits no less for it.
-        if count > 1 {
-            fetch(&ahead.snapshot, &ahead.places[..count]);
-        }
-        ahead
-    }
-
+impl Place {
     /// What a valid name in wire form asks for, if it lies in a served zone.
-    pub(super) fn place(&self, snapshot: &Snapshot, name: &[u8]) -> Option<Place> {
+    pub(super) fn of(zones: &Zones, snapshot: &Snapshot, name: &[u8]) -> Option<Self> {
         let mut room = [0; 256];
         let name = lower_cased(name, &mut room)?;
-        let (zone, owner) = self.settings.zones.split(name)?;
-        Some(Place { hash: snapshot.hash(owner), owner: u8::try_from(owner.len()).ok()?, zone: u8::try_from(zone).ok()? })
+        let (zone, owner) = zones.split(name)?;
+        Some(Self { hash: snapshot.hash(owner), owner: u8::try_from(owner.len()).ok()?, zone: u8::try_from(zone).ok()? })
     }
 }
 

@@ -2,21 +2,34 @@
 
 use std::net::IpAddr;
 
-use super::ahead::Place;
-use super::message::Response;
+use super::message::{Response, Writer};
+use super::owner::{HOSTMASTER, NS, VERSION, service_owner};
 use super::record::{Record, RecordBuilder};
 use super::rrset::{RRset, Records};
+use super::settings::Settings;
 use super::table::Snapshot;
-use super::{Answerer, Manner, Outcome, compile, full};
+use super::{compile, full, rare};
 use crate::catalog::{Condition, Instance, Staleness};
 use crate::name::{Name, Zone, reverse_address};
 use crate::service::Addresses;
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
 
+/// What became of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The response is written.
+    Answered,
+    /// There is nothing to say.
+    Silent,
+    /// The message is well-formed, its name lies outside the zones, and forwarding is on: somebody else is to be asked.
+    Elsewhere,
+}
+
 /// A question, and what it is answered from.
 pub(super) struct Asking<'a> {
-    pub(super) answerer: &'a Answerer,
-    pub(super) manner: Manner<'a>,
+    pub(super) writer: Writer<'a>,
+    /// The serial of generation 0.
+    pub(super) first_serial: u32,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
 }
@@ -40,11 +53,6 @@ const HOSTS_PENDING: ExtendedError =
 const HOSTS_UNKNOWN: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "registered by host name only, and no address of it can be found" };
 
-/// The labels of the name server and of the version, in front of a zone.
-pub(super) const NS: &[u8] = b"\x02ns";
-pub(super) const VERSION: &[u8] = b"\x0bdns-version";
-/// The label of the mailbox in a SOA record.
-const HOSTMASTER: &[u8] = b"\x0ahostmaster";
 /// A SOA record (RFC 1035 section 3.3.13) whose names end with pointers to the zone's. Refresh, retry and expire are 1 hour, 10
 /// minutes and 1 day: for secondaries, which there are none of. 0 stands where [`Asking::soa_at`] writes.
 const SOA: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\0\0\
@@ -52,13 +60,14 @@ const SOA: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\
 /// Where its numbers begin: serial, refresh, retry, expire, minimum.
 const SOA_NUMBERS: usize = SOA.len() - 20;
 
-impl Asking<'_> {
-    /// Responds, from ready-made records where a place is given and they have the answer.
-    pub(super) fn respond(&self, place: Option<Place>, out: &mut Vec<u8>) -> Outcome {
-        if place.is_some_and(|place| self.fast(place, out)) {
-            return Outcome::Answered;
-        }
-        let Self { query, answerer: Answerer { settings, .. }, .. } = self;
+impl<'a> Asking<'a> {
+    pub(super) fn settings(&self) -> &'a Settings {
+        self.writer.settings
+    }
+
+    /// Responds from the model.
+    pub(super) fn respond(&self, out: &mut Vec<u8>) -> Outcome {
+        let (query, settings) = (self.query, self.settings());
         let Ok((name, _)) = Name::from_wire(query.name()) else {
             self.put(&Response::code(rcode::FORMERR, None), out);
             return Outcome::Answered;
@@ -80,7 +89,7 @@ impl Asking<'_> {
     }
 
     pub(super) fn put(&self, response: &Response<'_>, out: &mut Vec<u8>) {
-        self.answerer.put(response, self.query, self.manner, out);
+        self.writer.put(response, self.query, out);
     }
 
     /// Answers for a name in a served zone.
@@ -97,7 +106,7 @@ impl Asking<'_> {
 
     /// Answers from the model, whatever form of the naming grammar the name has.
     fn in_full(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
-        let settings = &self.answerer.settings;
+        let settings = self.settings();
         let error = self.stale();
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
@@ -110,19 +119,20 @@ impl Asking<'_> {
             full::Found::Absent => self.no_name(zone, out),
             full::Found::Empty => self.no_data(zone, error, out),
             full::Found::Service(full::Selection { service, instances, form }) => {
-                let owner = instances.first().and_then(|first| compile::service_owner(settings, service.base(), first.key.group()));
+                let owner = instances.first().and_then(|first| service_owner(settings, service.base(), first.key.group()));
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
                 compile::record(settings, &self.snapshot.hosts, owner.as_deref(), &instances, &mut builder);
                 builder.build(&mut octets);
                 let record = Record::read(&octets);
-                let srv = record.srv(settings.ttl, owner.as_deref().unwrap_or_default(), settings.zones.first().name().as_wire());
+                let srv = RRset::srv(&record, settings.ttl, owner.as_deref().unwrap_or_default(), settings.zones.first().name().as_wire());
                 let rfc2782 = form == full::Form::Rfc2782;
-                let [a, aaaa] = if rfc2782 { [RRset::EMPTY; 2] } else { [record.a(settings.ttl), record.aaaa(settings.ttl)] };
+                let [a, aaaa] =
+                    if rfc2782 { [RRset::EMPTY; 2] } else { [RRset::a(&record, settings.ttl), RRset::aaaa(&record, settings.ttl)] };
                 // RFC 8482 section 4.1: one RRset of those there are.
                 let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
                 let set = match self.query.qtype {
-                    rtype::TXT => return self.put_records(&compile::txt(settings, &instances), zone, error, out),
-                    rtype::ANY if any.is_none() => return self.put_records(&compile::txt(settings, &instances), zone, error, out),
+                    rtype::TXT => return self.put_records(&rare::txt(settings, &instances), zone, error, out),
+                    rtype::ANY if any.is_none() => return self.put_records(&rare::txt(settings, &instances), zone, error, out),
                     rtype::A | rtype::AAAA if record.hosts_only() && !rfc2782 => return self.no_address(&instances, zone, out),
                     rtype::A => a,
                     rtype::AAAA => aaaa,
@@ -142,7 +152,7 @@ impl Asking<'_> {
     fn no_address(&self, instances: &[Instance<'_>], zone: &Zone, out: &mut Vec<u8>) {
         let is_pending =
             |instance: &Instance<'_>| instance.host_name().is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending));
-        if !self.answerer.settings.forwarding {
+        if !self.settings().forwarding {
             self.no_data(zone, Some(HOSTS_ONLY), out);
         } else if instances.iter().any(is_pending) {
             // An absence would be remembered by everything above us.
@@ -185,26 +195,32 @@ impl Asking<'_> {
     /// The SOA record of a zone whose name this points at. Its TTL and MINIMUM are the TTL of negative answers (RFC 2308
     /// section 5).
     fn soa_at(&self, apex: [u8; 2]) -> [u8; SOA.len()] {
-        let ttl = self.answerer.settings.negative_ttl.to_be_bytes();
+        let ttl = self.settings().negative_ttl.to_be_bytes();
         let mut soa = *SOA;
         soa[..2].copy_from_slice(&apex);
         soa[6..10].copy_from_slice(&ttl);
         soa[15..17].copy_from_slice(&apex);
         soa[28..30].copy_from_slice(&apex);
-        soa[SOA_NUMBERS..][..4].copy_from_slice(&self.answerer.serial(self.snapshot).to_be_bytes());
+        soa[SOA_NUMBERS..][..4].copy_from_slice(&self.serial().to_be_bytes());
         soa[SOA_NUMBERS + 16..].copy_from_slice(&ttl);
         soa
     }
 
+    /// The serial of the zones: grows by one with each publication of a changed table.
+    fn serial(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
+        self.first_serial.wrapping_add(self.snapshot.generation() as u32)
+    }
+
     /// The zone itself: SOA and NS, known before any registry is.
     fn apex(&self, zone: &Zone, out: &mut Vec<u8>) {
-        let Self { answerer: Answerer { settings, .. }, .. } = self;
+        let settings = self.settings();
         let mut set = Records::default();
         match self.query.qtype {
             rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa_at(OWNER))),
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
-                set.put(|out| compile::put_record(out, &OWNER, rtype::NS, settings.ttl, &server));
+                set.put(|out| rare::put_record(out, rtype::NS, settings.ttl, &server));
                 if let Some(address) = settings.listen.first() {
                     set.put_glue_address(*address);
                 }
@@ -216,7 +232,7 @@ impl Asking<'_> {
 
     /// `ns.<zone>`: where we listen.
     fn name_server(&self, zone: &Zone, out: &mut Vec<u8>) {
-        let Self { answerer: Answerer { settings, .. }, .. } = self;
+        let settings = self.settings();
         let mut set = Records::default();
         for address in &settings.listen {
             let asked = match address {
@@ -224,7 +240,7 @@ impl Asking<'_> {
                 IpAddr::V6(_) => rtype::AAAA,
             };
             if matches!(self.query.qtype, qtype if qtype == asked || qtype == rtype::ANY) {
-                set.put(|out| compile::address_record(out, &OWNER, settings.ttl, *address));
+                set.put(|out| rare::put_address(out, settings.ttl, *address));
             }
         }
         self.put_records(&set, zone, None, out);
@@ -235,32 +251,32 @@ impl Asking<'_> {
         let mut set = Records::default();
         if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
             let mut data = Vec::new();
-            compile::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
-            set.put(|out| compile::put_record(out, &OWNER, rtype::TXT, self.answerer.settings.ttl, &data));
+            rare::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
+            set.put(|out| rare::put_record(out, rtype::TXT, self.settings().ttl, &data));
         }
         self.put_records(&set, zone, None, out);
     }
 
     /// Answers for the reverse name of an address, if it is registered; it is then an apex of its own.
     pub(super) fn reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
-        let settings = &self.answerer.settings;
+        let settings = self.settings();
         // Every machine has its own loopback: no registry can name it.
         if address.is_loopback() {
             return false;
         }
-        let set = compile::ptr(settings, address, self.snapshot.at_address(address));
+        let set = rare::ptr(settings, address, self.snapshot.at_address(address));
         if set.is_empty() {
             return false;
         }
         let error = self.stale();
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             // The instance's name stands first: programs take the first.
-            Self { manner: Manner { draw: 0, ..self.manner }, ..*self }.put(&Response::answer(&RRset::of_records(&set), error), out);
+            Self { writer: Writer { draw: 0, ..self.writer }, ..*self }.put(&Response::answer(&RRset::of_records(&set), error), out);
         } else {
             let (apex, numbers) = (settings.zones.first().name().as_wire(), &self.soa_at(OWNER)[SOA_NUMBERS..]);
             let data = [NS, apex, HOSTMASTER, apex, numbers].concat();
             let mut soa = Vec::new();
-            compile::put_record(&mut soa, &OWNER, rtype::SOA, settings.negative_ttl, &data);
+            rare::put_record(&mut soa, rtype::SOA, settings.negative_ttl, &data);
             if self.query.qtype == rtype::SOA {
                 let mut apex = Records::default();
                 apex.put(|out| out.extend_from_slice(&soa));

@@ -1,6 +1,6 @@
 //! Which records come first, and which at all: weighted choice.
 
-use super::record::sum;
+use super::weights::Weights;
 
 /// Most records of a sample that takes no memory of its own: no datagram holds more.
 const FEW: usize = 128;
@@ -23,23 +23,22 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// The order of all `count` records, whose running sums of weights these are, or none where all have the same: the first
-    /// place is drawn, in proportion to weight.
-    pub(super) fn of_all(count: usize, weights: &[u8], draw: u64) -> Self {
+    /// The order of all `count` records with these weights: the first place is drawn, in proportion to weight.
+    pub(super) fn of_all(count: usize, weights: Weights<'_>, draw: u64) -> Self {
         let Some(last) = count.checked_sub(1) else { return Self::Around { start: 0, live: 0 } };
-        if weights.is_empty() {
+        if weights.are_equal() {
             return Self::Around { start: below(draw, count), live: count };
         }
-        let total = sum(weights, last);
-        let live = partition(count, |index| sum(weights, index) < total) + 1;
+        let total = weights.sum(last);
+        let live = partition(count, |index| weights.sum(index) < total) + 1;
         let ticket = u32::try_from(below(draw, total.max(1) as usize)).unwrap_or(0);
-        Self::Around { start: partition(live, |index| sum(weights, index) <= ticket), live }
+        Self::Around { start: partition(live, |index| weights.sum(index) <= ticket), live }
     }
 
     /// The order of `most` of them at most: a sample by weight without replacement. Where all have the same weight, the order
     /// of all.
-    pub(super) fn of_some(most: usize, count: usize, weights: &[u8], draw: u64) -> Self {
-        if weights.is_empty() {
+    pub(super) fn of_some(most: usize, count: usize, weights: Weights<'_>, draw: u64) -> Self {
+        if weights.are_equal() {
             return Self::of_all(count, weights, draw);
         }
         let mut random = fastrand::Rng::with_seed(draw);
@@ -71,12 +70,12 @@ fn below(draw: u64, count: usize) -> usize {
 
 /// Draws one after the other among those that are left: a ticket is looked up where it would be with what was drawn before
 /// still in its place.
-fn few(most: usize, count: usize, weights: &[u8], random: &mut fastrand::Rng) -> [u16; FEW] {
+fn few(most: usize, count: usize, weights: Weights<'_>, random: &mut fastrand::Rng) -> [u16; FEW] {
     let mut order = [0; FEW];
     // Of those drawn: the running sum in front of it, and its weight; sorted.
     let mut drawn = [(0u32, 0u32); FEW];
-    let mut left = sum(weights, count - 1);
-    let live = partition(count, |index| sum(weights, index) < left) + usize::from(left > 0);
+    let mut left = weights.sum(count - 1);
+    let live = partition(count, |index| weights.sum(index) < left) + usize::from(left > 0);
     for place in 0..most {
         let index = if place < live && left > 0 {
             let mut ticket = random.u32(0..left);
@@ -86,11 +85,10 @@ fn few(most: usize, count: usize, weights: &[u8], random: &mut fastrand::Rng) ->
                 behind
             });
             let at = after.count();
-            let index = partition(live, |index| sum(weights, index) <= ticket);
-            let before = index.checked_sub(1).map_or(0, |before| sum(weights, before));
-            let weight = sum(weights, index) - before;
+            let index = partition(live, |index| weights.sum(index) <= ticket);
+            let weight = weights.of(index);
             drawn.copy_within(at..place, at + 1);
-            drawn[at] = (before, weight);
+            drawn[at] = (weights.sum_before(index), weight);
             left -= weight;
             index
         } else {
@@ -103,9 +101,9 @@ fn few(most: usize, count: usize, weights: &[u8], random: &mut fastrand::Rng) ->
 }
 
 /// Efraimidis and Spirakis (2006): those with the largest u^(1/w) are a sample without replacement by weight.
-fn many(most: usize, count: usize, weights: &[u8], random: &mut fastrand::Rng) -> Vec<usize> {
+fn many(most: usize, count: usize, weights: Weights<'_>, random: &mut fastrand::Rng) -> Vec<usize> {
     let key = |index: usize, random: &mut fastrand::Rng| {
-        let weight = sum(weights, index) - index.checked_sub(1).map_or(0, |before| sum(weights, before));
+        let weight = weights.of(index);
         if weight == 0 { -1.0 - random.f64() } else { random.f64().powf(1.0 / f64::from(weight)) }
     };
     let mut keyed: Vec<(f64, usize)> = (0..count).map(|index| (key(index, random), index)).collect();
@@ -133,7 +131,7 @@ mod tests {
     use super::many as many_of;
     use super::*;
 
-    fn sums(weights: &[u32]) -> Vec<u8> {
+    fn running_sums(weights: &[u32]) -> Vec<u8> {
         let mut total = 0;
         weights
             .iter()
@@ -164,9 +162,10 @@ mod tests {
     #[test]
     fn both_ways_to_sample_are_by_weight_without_replacement() {
         let weights = [5, 1, 100, 1, 20, 3, 70, 0, 0];
-        let octets = sums(&weights);
-        let few = places(&weights, 8, 60_000, |draw| Order::of_some(8, weights.len(), &octets, draw));
-        let many = places(&weights, 8, 60_000, |draw| Order::Many(many_of(8, weights.len(), &octets, &mut fastrand::Rng::with_seed(draw))));
+        let octets = running_sums(&weights);
+        let sums = Weights::new(&octets);
+        let few = places(&weights, 8, 60_000, |draw| Order::of_some(8, weights.len(), sums, draw));
+        let many = places(&weights, 8, 60_000, |draw| Order::Many(many_of(8, weights.len(), sums, &mut fastrand::Rng::with_seed(draw))));
         for (place, (few, many)) in few.iter().zip(&many).enumerate().take(7) {
             for (index, (few, many)) in few.iter().zip(many).enumerate() {
                 assert!((few - many).abs() < 0.015, "record {index} at place {place}: {few} and {many}");
@@ -179,13 +178,14 @@ mod tests {
     #[test]
     fn all_are_there_once_and_the_first_by_weight() {
         let weights = [10, 30, 60, 0, 0];
-        let octets = sums(&weights);
-        let first = places(&weights, 5, 20_000, |draw| Order::of_all(5, &octets, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let octets = running_sums(&weights);
+        let sums = Weights::new(&octets);
+        let first = places(&weights, 5, 20_000, |draw| Order::of_all(5, sums, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         assert!((first[0][2] - 0.6).abs() < 0.02 && (first[0][0] - 0.1).abs() < 0.02, "{:?}", first[0]);
         assert!(first[3][3] > 0.99 && first[4][4] > 0.99);
-        let equal = places(&[1; 4], 4, 20_000, |draw| Order::of_all(4, &[], draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let equal = places(&[1; 4], 4, 20_000, |draw| Order::of_all(4, Weights::EQUAL, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         assert!(equal[0].iter().all(|share| (share - 0.25).abs() < 0.02), "{equal:?}");
-        let none = sums(&[0, 0, 0]);
-        places(&[0; 3], 3, 10, |draw| Order::of_some(3, 3, &none, draw));
+        let none = running_sums(&[0, 0, 0]);
+        places(&[0; 3], 3, 10, |draw| Order::of_some(3, 3, Weights::new(&none), draw));
     }
 }

@@ -1,13 +1,19 @@
 //! Every step from a name to the octets of its answer, for people.
 
+use std::iter;
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
 use serde::{Deserialize, Serialize};
 
+use super::answerer::Answerer;
+use super::asking;
+use super::counters::Counters;
 use super::full::{self, Outcome, Step};
+use super::message::Writer;
 use super::record::Record;
-use super::{Answerer, Answers, Counters, Manner};
+use super::settings::Answers;
+use super::table::Snapshot;
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, type_name, u16_at};
 
@@ -86,7 +92,9 @@ impl Answerer {
     /// Explains the answer over UDP to a question for `name`, from a client that takes `payload` octets (none: no EDNS).
     #[must_use]
     pub fn explain(&self, name: &Name, rtype: u16, payload: Option<u16>, draw: u64) -> Explanation {
-        let snapshot = self.snapshot.load();
+        let query = query(name, rtype, payload);
+        let ahead = self.look_ahead(iter::once(&*query));
+        let snapshot = &*ahead.snapshot;
         let mut explanation = Explanation {
             name: name.to_string(),
             rtype: type_name(rtype),
@@ -105,21 +113,20 @@ impl Answerer {
             if labels.is_empty() {
                 explanation.parsed.push("the zone itself".to_owned());
             } else {
-                full::resolve(&snapshot, &self.settings, &labels, |step| explanation.add(&step, &snapshot));
+                full::resolve(snapshot, &self.settings, &labels, |step| explanation.add(&step, snapshot));
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("the reverse name of {address}"));
-            explanation.add_address(&snapshot, address);
+            explanation.add_address(snapshot, address);
         } else {
             explanation.parsed.push("lies in no served zone".to_owned());
         }
-        let query = query(name, rtype, payload);
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let manner = Manner { transport: Transport::Udp, draw, counters: &uncounted };
-        let outcome = self.respond_as(&Query::parse(&query), manner, &mut response);
-        explanation.elsewhere = (outcome == super::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
+        let writer = Writer { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
+        let outcome = self.answer(&Query::parse(&query), (snapshot, ahead.place(0)), writer, &mut response);
+        explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
         explanation.octets = response.len();
@@ -130,7 +137,7 @@ impl Answerer {
 }
 
 impl Explanation {
-    fn add(&mut self, step: &Step<'_>, snapshot: &super::Snapshot) {
+    fn add(&mut self, step: &Step<'_>, snapshot: &Snapshot) {
         if let Step::Reading(reading, Outcome::Elsewhere) = step {
             self.add_elsewhere(reading, snapshot);
         }
@@ -154,7 +161,7 @@ impl Explanation {
     }
 
     /// The instances of a service that is known, but not where the name says.
-    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &super::Snapshot) {
+    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &Snapshot) {
         let mut base = String::new();
         let service = full::join(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
@@ -163,7 +170,7 @@ impl Explanation {
         }
     }
 
-    fn add_address(&mut self, snapshot: &super::Snapshot, address: IpAddr) {
+    fn add_address(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.at_address(address) {
             for instance in service.instances().filter(|instance| instance.endpoint.host.address() == Some(address)) {
                 self.considered.push(Considered::new(&instance, instance.left_out.map(|reason| reason.to_string())));

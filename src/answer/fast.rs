@@ -4,8 +4,9 @@
 //! targets hold the two together.
 
 use super::ahead::Place;
-use super::asking::{Asking, NS, VERSION};
+use super::asking::Asking;
 use super::message::Response;
+use super::owner::{NS, VERSION};
 use super::record::Record;
 use super::rrset::RRset;
 use crate::name::instance_address;
@@ -27,8 +28,7 @@ impl<'a> Asking<'a> {
     /// Answers where that takes no more than the ready-made records. False: it does.
     pub(super) fn fast(&self, place: Place, out: &mut Vec<u8>) -> bool {
         let name = self.query.name();
-        let (Some(owner), Some(zone)) = (name.get(..usize::from(place.owner)), self.answerer.settings.zones.get(usize::from(place.zone)))
-        else {
+        let (Some(owner), Some(zone)) = (name.get(..usize::from(place.owner)), self.settings().zones.get(usize::from(place.zone))) else {
             return false;
         };
         if self.query.qclass != rtype::IN || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR) {
@@ -59,18 +59,18 @@ impl<'a> Asking<'a> {
     }
 
     fn of_record(&self, record: &Record<'a>, owner: &'a [u8]) -> Ready<'a> {
-        let settings = &self.answerer.settings;
-        let srv = || record.srv(settings.ttl, owner, settings.zones.first().name().as_wire());
+        let settings = self.settings();
+        let srv = || RRset::srv(record, settings.ttl, owner, settings.zones.first().name().as_wire());
         let set = match self.query.qtype {
             // Why there is none stands with the instances.
             rtype::A | rtype::AAAA if record.hosts_only() => return Ready::Unknown,
-            rtype::A => record.a(settings.ttl),
-            rtype::AAAA => record.aaaa(settings.ttl),
+            rtype::A => RRset::a(record, settings.ttl),
+            rtype::AAAA => RRset::aaaa(record, settings.ttl),
             rtype::SRV => srv(),
             rtype::TXT => return Ready::Unknown,
             // RFC 8482 section 4.1: one RRset of those there are.
             rtype::ANY => {
-                let sets = [record.a(settings.ttl), record.aaaa(settings.ttl), srv()];
+                let sets = [RRset::a(record, settings.ttl), RRset::aaaa(record, settings.ttl), srv()];
                 return sets.into_iter().find(|set| set.count > 0).map_or(Ready::Unknown, Ready::Answer);
             }
             _ => RRset::EMPTY,
@@ -92,7 +92,7 @@ impl<'a> Asking<'a> {
         }
         self.snapshot.condition.synced
             && (last.len() == owner.len() || self.snapshot.record(last).is_none())
-            && !self.answerer.settings.zones.any_below(name)
+            && !self.settings().zones.any_below(name)
     }
 
     /// The address of an instance, by its own name: its service has it among its records.
@@ -101,7 +101,7 @@ impl<'a> Asking<'a> {
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.instance_bases)?;
         let record = Record::read(self.snapshot.record(service)?);
-        let [a, aaaa] = record.instance(address, self.answerer.settings.ttl)?;
+        let [a, aaaa] = RRset::of_instance(&record, address, self.settings().ttl)?;
         match self.query.qtype {
             rtype::A => Some(a),
             rtype::AAAA => Some(aaaa),

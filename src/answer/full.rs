@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Settings;
+use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Group, Instance, Service};
 use crate::name::{Asked, Reading, Scope, Selector, asked, instance_address, readings};

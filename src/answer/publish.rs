@@ -7,10 +7,14 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
+use super::answerer::Answerer;
+use super::compile;
+use super::counters::Counters;
 use super::full::{self, Form, Found};
+use super::owner::{MAX_NAME, is_configured, is_label, owner_of, service_owner};
 use super::record::{RecordBuilder, put_marker};
+use super::settings::Settings;
 use super::table::Snapshot;
-use super::{Answerer, Counters, Settings, compile};
 use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
 use crate::service::{HostChange, RegistryId, Update};
 
@@ -54,7 +58,7 @@ impl Publisher {
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
-            serial: seconds as u32,
+            first_serial: seconds as u32,
         });
         (Self { catalog, answerer: Arc::clone(&answerer), held: Vec::new() }, answerer)
     }
@@ -168,8 +172,7 @@ fn compile_one(
     {
         // The names of its instances are made of the owner. And under a longer name than need be, which is only made anew with
         // what once was there, the record would not follow the service.
-        let is_shortest =
-            |group: &Arc<Group>| compile::service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
+        let is_shortest = |group: &Arc<Group>| service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
         let mut groups = selection.instances.iter().map(|instance| instance.key.group());
         if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
             compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
@@ -222,18 +225,18 @@ impl<'c> Owners<'c> {
             }
             scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
             scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
-            owners.put(settings, compile::owner(base), after.as_ref());
+            owners.put(settings, owner_of(base), after.as_ref());
             for group in scopes {
-                if !compile::is_configured(settings, group) {
-                    owners.put(settings, compile::service_owner(settings, base, group), after.as_ref());
+                if !is_configured(settings, group) {
+                    owners.put(settings, service_owner(settings, base, group), after.as_ref());
                 } else if base.rsplit_once('.').is_some_and(|(front, _)| next.service(front).is_some()) {
                     // `a.b` with its namespace spelled out, `a.b.n`, is what `a` in namespace `b` of deployment `n` is called, too.
-                    owners.put(settings, compile::owner(&format!("{base}.{}", group.namespace)), after.as_ref());
+                    owners.put(settings, owner_of(&format!("{base}.{}", group.namespace)), after.as_ref());
                 }
             }
         }
         for name in turned {
-            owners.put(settings, compile::owner(name), None);
+            owners.put(settings, owner_of(name), None);
         }
         owners
     }
@@ -241,7 +244,7 @@ impl<'c> Owners<'c> {
     /// Adds an owner, where it fits DNS.
     fn put(&mut self, settings: &Settings, owner: Option<Vec<u8>>, service: Option<&'c Arc<Service>>) {
         let zone = settings.zones.first().name().as_wire();
-        if let Some(owner) = owner.filter(|owner| owner.len() + zone.len() <= compile::MAX_NAME) {
+        if let Some(owner) = owner.filter(|owner| owner.len() + zone.len() <= MAX_NAME) {
             self.octets.extend(owner);
             self.ends.push((self.octets.len(), service));
         }
@@ -289,7 +292,7 @@ fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
                 }
                 full.clear();
                 full.extend([namespace, ".", deployment]);
-                let labels = [namespace, deployment].map(compile::is_label);
+                let labels = [namespace, deployment].map(is_label);
                 // Names are made of what can be labels only.
                 let tails = [("", true), (namespace, labels[0]), (&full, labels[0] && labels[1])];
                 for (tail, _) in tails.into_iter().filter(|(_, can_be)| *can_be) {

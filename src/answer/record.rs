@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::rrset::{RRset, Services};
+use super::weights::{SUM, Weights};
 use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// What one owner has: its addresses, and its services.
@@ -23,9 +23,24 @@ pub(super) struct Record<'a> {
 
 /// A set as it is kept: the running sums of weights, if any, and its addresses or services.
 #[derive(Clone, Copy, Debug)]
-struct Set<'a> {
-    weights: &'a [u8],
-    octets: &'a [u8],
+pub(super) struct Set<'a> {
+    /// The weights of its records.
+    pub(super) weights: Weights<'a>,
+    /// Its addresses or services, [`FOUR`], [`SIXTEEN`] or [`SERVICE`] octets each.
+    pub(super) octets: &'a [u8],
+}
+
+/// All sets of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sets<'a> {
+    /// Addresses of four octets.
+    pub(super) four: Set<'a>,
+    /// Addresses of sixteen octets.
+    pub(super) sixteen: Set<'a>,
+    /// Services: weight, port, and the number of the target.
+    pub(super) services: Set<'a>,
+    /// The host names among the targets, read by [`name`].
+    pub(super) names: &'a [u8],
 }
 
 /// The first of three bits: the record has the set.
@@ -37,12 +52,14 @@ const NAMES: u8 = 64;
 /// The record says nothing but that something stands at this name or below it.
 const MARKER: u8 = 128;
 
-/// Octets of an address or a service, by set.
-const OCTETS: [usize; 3] = [4, 16, SERVICE];
+/// Octets of an IPv4 address.
+pub(super) const FOUR: usize = 4;
+/// Octets of an IPv6 address.
+pub(super) const SIXTEEN: usize = 16;
 /// Octets of a service: weight, port, and the number of its target among addresses of four octets, of sixteen, and names.
 pub(super) const SERVICE: usize = 6;
-/// Octets of a running sum of weights, and of the place of a name.
-const SUM: usize = 4;
+/// Octets of the place of a name.
+const PLACE: usize = 4;
 
 impl<'a> Record<'a> {
     /// Reads what [`RecordBuilder::build`] wrote: as much of it as every question needs.
@@ -58,20 +75,21 @@ impl<'a> Record<'a> {
     }
 
     /// The first set, of addresses of four octets: no other is read for it.
-    fn four(&self) -> Set<'a> {
+    pub(super) fn four(&self) -> Set<'a> {
         self.take(0, &mut { self.sets })
     }
 
     /// All sets, and the names behind them.
-    fn all(&self) -> ([Set<'a>; 3], &'a [u8]) {
+    pub(super) fn sets(&self) -> Sets<'a> {
         let mut rest = self.sets;
-        ([0, 1, 2].map(|number| self.take(number, &mut rest)), rest)
+        let [four, sixteen, services] = [0, 1, 2].map(|number| self.take(number, &mut rest));
+        Sets { four, sixteen, services, names: rest }
     }
 
     fn take(&self, number: usize, rest: &mut &'a [u8]) -> Set<'a> {
         let count = usize::from(self.counts[number]);
-        let weights = if self.flags & (WEIGHTED << number) != 0 { take(rest, SUM * count) } else { &[] };
-        Set { weights, octets: take(rest, OCTETS[number] * count) }
+        let sums = if self.flags & (WEIGHTED << number) != 0 { take(rest, SUM * count) } else { &[] };
+        Set { weights: Weights::new(sums), octets: take(rest, [FOUR, SIXTEEN, SERVICE][number] * count) }
     }
 
     /// Whether the record says nothing but that something stands at this name or below it.
@@ -79,53 +97,29 @@ impl<'a> Record<'a> {
         self.flags & MARKER != 0
     }
 
-    /// The A RRset.
-    pub(super) fn a(&self, ttl: u32) -> RRset<'a> {
-        self.four().addresses(OCTETS[0], ttl)
-    }
-
-    /// The AAAA RRset.
-    pub(super) fn aaaa(&self, ttl: u32) -> RRset<'a> {
-        let ([_, sixteen, _], _) = self.all();
-        sixteen.addresses(OCTETS[1], ttl)
-    }
-
-    /// The SRV RRset, whose targets are host names, or instances of the service `owner` (wire labels) in `zone`.
-    pub(super) fn srv(&self, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> RRset<'a> {
-        let ([four, sixteen, services], names) = self.all();
-        let of = Services { entries: services.octets, four: four.octets, sixteen: sixteen.octets, names, owner, zone };
-        RRset::of_services(of, services.weights, ttl)
-    }
-
     /// Whether every instance is known by a host name, and no address of one is known.
     pub(super) fn hosts_only(&self) -> bool {
         self.flags & NAMES != 0 && self.counts[0] == 0 && self.counts[1] == 0
     }
 
-    /// The A and AAAA RRsets of the instance at this address alone; none where no instance is known to be registered by it.
-    pub(super) fn instance(&self, address: IpAddr, ttl: u32) -> Option<[RRset<'a>; 2]> {
+    /// The octets of this address, if an instance is known to be registered by it.
+    pub(super) fn instance(&self, address: IpAddr) -> Option<&'a [u8]> {
         // An address may be that of a registered host name, which is no instance's name.
         if self.flags & NAMES != 0 {
             return None;
         }
-        let ([four, sixteen, _], _) = self.all();
+        let Sets { four, sixteen, .. } = self.sets();
         match address {
-            IpAddr::V4(address) => four.one(&address.octets(), ttl).map(|one| [one, RRset::EMPTY]),
-            IpAddr::V6(address) => sixteen.one(&address.octets(), ttl).map(|one| [RRset::EMPTY, one]),
+            IpAddr::V4(address) => four.find(&address.octets()),
+            IpAddr::V6(address) => sixteen.find(&address.octets()),
         }
     }
 }
 
 impl<'a> Set<'a> {
-    /// The RRset of addresses of so many octets.
-    fn addresses(&self, each: usize, ttl: u32) -> RRset<'a> {
-        RRset::of_addresses(self.octets, each, self.weights, ttl)
-    }
-
-    /// The RRset of this address alone, if it is there.
-    fn one(&self, address: &[u8], ttl: u32) -> Option<RRset<'a>> {
-        let one = self.octets.chunks_exact(address.len()).find(|known| *known == address)?;
-        Some(RRset::of_addresses(one, address.len(), &[], ttl))
+    /// The octets of this address, if it is in the set.
+    fn find(&self, address: &[u8]) -> Option<&'a [u8]> {
+        self.octets.chunks_exact(address.len()).find(|known| *known == address)
     }
 }
 
@@ -135,14 +129,9 @@ fn take<'a>(rest: &mut &'a [u8], octets: usize) -> &'a [u8] {
     taken
 }
 
-/// The running sum of the weights up to the record at `index`.
-pub(super) fn sum(weights: &[u8], index: usize) -> u32 {
-    u32_at(weights, SUM * index).unwrap_or(0)
-}
-
 /// The name at `index` among the targets.
 pub(super) fn name(names: &[u8], index: usize) -> Option<&[u8]> {
-    let start = u32_at(names, SUM * index)? as usize;
+    let start = u32_at(names, PLACE * index)? as usize;
     names.get(start..name_end(names, start, false)?)
 }
 
@@ -243,7 +232,7 @@ impl RecordBuilder {
                 put_u16(out, u16::try_from(place(*target)).unwrap_or(u16::MAX));
             },
         );
-        let mut at = SUM * names.len();
+        let mut at = PLACE * names.len();
         for name in names.iter() {
             put_u32(out, u32::try_from(at).unwrap_or(u32::MAX));
             at += name.len();

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use super::choice::Order;
-use super::compile::{MAX_NAME, put_instance_owner};
-use super::record::{SERVICE, name};
+use super::owner::{MAX_NAME, put_instance_owner};
+use super::record::{FOUR, Record, SERVICE, SIXTEEN, Set, Sets, name};
+use super::weights::Weights;
 use crate::name::{MAX_INSTANCE_LABEL, ipv4_label};
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
@@ -17,8 +18,7 @@ use crate::wire::{OWNER, rtype, u16_at, u32_at};
 pub(super) struct RRset<'a> {
     /// Number of records.
     pub(super) count: usize,
-    /// Running sums of the weights, four octets each; none where all have the same. Records of weight 0 stand last.
-    weights: &'a [u8],
+    weights: Weights<'a>,
     ttl: u32,
     data: Data<'a>,
 }
@@ -36,18 +36,18 @@ enum Data<'a> {
 
 /// What SRV records are made of.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Services<'a> {
+struct Services<'a> {
     /// Weight, port, and the number of the target.
-    pub(super) entries: &'a [u8],
+    entries: &'a [u8],
     /// The first targets: instances by their addresses of four octets.
-    pub(super) four: &'a [u8],
+    four: &'a [u8],
     /// Then those of sixteen.
-    pub(super) sixteen: &'a [u8],
+    sixteen: &'a [u8],
     /// Then names: their places, then they themselves.
-    pub(super) names: &'a [u8],
+    names: &'a [u8],
     /// What stands behind an instance's label: the service's name in wire labels, and the zone.
-    pub(super) owner: &'a [u8],
-    pub(super) zone: &'a [u8],
+    owner: &'a [u8],
+    zone: &'a [u8],
 }
 
 /// What an SRV record points at.
@@ -76,27 +76,46 @@ const TARGETS: usize = 1 << 16;
 
 impl<'a> RRset<'a> {
     /// A set without records.
-    pub(super) const EMPTY: Self = Self { count: 0, weights: &[], ttl: 0, data: Data::Addresses { octets: &[], each: 4 } };
+    pub(super) const EMPTY: Self = Self::of_addresses(Set { weights: Weights::EQUAL, octets: &[] }, FOUR, 0);
 
-    /// A or AAAA records.
-    pub(super) fn of_addresses(octets: &'a [u8], each: usize, weights: &'a [u8], ttl: u32) -> Self {
-        Self { count: octets.len() / each, weights, ttl, data: Data::Addresses { octets, each } }
+    /// The A RRset of a record.
+    pub(super) fn a(record: &Record<'a>, ttl: u32) -> Self {
+        Self::of_addresses(record.four(), FOUR, ttl)
     }
 
-    /// SRV records.
-    pub(super) fn of_services(services: Services<'a>, weights: &'a [u8], ttl: u32) -> Self {
-        Self { count: services.entries.len() / SERVICE, weights, ttl, data: Data::Services(services) }
+    /// The AAAA RRset of a record.
+    pub(super) fn aaaa(record: &Record<'a>, ttl: u32) -> Self {
+        Self::of_addresses(record.sets().sixteen, SIXTEEN, ttl)
+    }
+
+    /// The SRV RRset of a record; its targets are host names, or instances of the service `owner` in `zone`.
+    pub(super) fn srv(record: &Record<'a>, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> Self {
+        let Sets { four, sixteen, services, names } = record.sets();
+        let (count, weights, entries) = (services.octets.len() / SERVICE, services.weights, services.octets);
+        let services = Services { entries, four: four.octets, sixteen: sixteen.octets, names, owner, zone };
+        Self { count, weights, ttl, data: Data::Services(services) }
+    }
+
+    /// The A and AAAA RRsets of the instance at this address alone; none where the record knows no instance by it.
+    pub(super) fn of_instance(record: &Record<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
+        let octets = record.instance(address)?;
+        let one = Self::of_addresses(Set { weights: Weights::EQUAL, octets }, octets.len(), ttl);
+        Some(if address.is_ipv4() { [one, Self::EMPTY] } else { [Self::EMPTY, one] })
     }
 
     /// Records of any type.
     pub(super) fn of_records(records: &'a Records) -> Self {
-        Self { count: records.ends.len(), weights: &[], ttl: 0, data: Data::Records(records) }
+        Self { count: records.ends.len(), weights: Weights::EQUAL, ttl: 0, data: Data::Records(records) }
+    }
+
+    const fn of_addresses(Set { weights, octets }: Set<'a>, each: usize, ttl: u32) -> Self {
+        Self { count: octets.len() / each, weights, ttl, data: Data::Addresses { octets, each } }
     }
 
     /// The order in which to put at most `wanted` records into `space` octets.
     pub(super) fn order(&self, wanted: usize, space: usize, draw: u64) -> Order {
         // Without weights it is the same for some as for all.
-        if self.weights.is_empty() || wanted == self.count && self.most_octets() <= space {
+        if self.weights.are_equal() || wanted == self.count && self.most_octets() <= space {
             return Order::of_all(self.count, self.weights, draw);
         }
         // No record is smaller than what stands in front of its data.
@@ -115,8 +134,8 @@ impl<'a> RRset<'a> {
     /// Appends the first `wanted` records of an order, as many as make the message no longer than `room`; returns how many.
     pub(super) fn put(&self, order: &Order, wanted: usize, room: usize, out: &mut Vec<u8>) -> usize {
         match self.data {
-            Data::Addresses { octets, each: 4 } => put_addresses::<4>(octets, rtype::A, self.ttl, order, wanted, room, out),
-            Data::Addresses { octets, .. } => put_addresses::<16>(octets, rtype::AAAA, self.ttl, order, wanted, room, out),
+            Data::Addresses { octets, each: FOUR } => put_addresses::<FOUR>(octets, rtype::A, self.ttl, order, wanted, room, out),
+            Data::Addresses { octets, .. } => put_addresses::<SIXTEEN>(octets, rtype::AAAA, self.ttl, order, wanted, room, out),
             Data::Services(services) => fill(wanted, room, out, |place, out| services.put(order.at(place), self.ttl, out)),
             Data::Records(records) => fill(wanted, room, out, |place, out| out.extend_from_slice(records.get(order.at(place)))),
         }
@@ -340,7 +359,7 @@ fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, o
 }
 
 /// What a record begins with whose owner is a pointer: owner, type, class, TTL and length.
-fn record_head(owner: [u8; 2], rtype: u16, ttl: u32, octets: usize) -> [u8; HEAD] {
+pub(super) fn record_head(owner: [u8; 2], rtype: u16, ttl: u32, octets: usize) -> [u8; HEAD] {
     let mut head = [0; HEAD];
     head[..2].copy_from_slice(&owner);
     head[2..4].copy_from_slice(&rtype.to_be_bytes());

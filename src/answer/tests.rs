@@ -1,6 +1,7 @@
 //! Answers as an independent decoder reads them.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -122,7 +123,7 @@ fn query(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
 
 fn respond(answerer: &Answerer, query: &[u8], transport: Transport, draw: u64) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    let outcome = answerer.respond(&Query::parse(query), transport, draw, &mut out);
+    let outcome = answerer.respond(&Query::parse(query), (&answerer.look_ahead(iter::once(query)), 0), transport, draw, &mut out);
     assert_eq!(outcome == Outcome::Silent, out.is_empty());
     (outcome == Outcome::Answered).then_some(out)
 }

@@ -41,7 +41,7 @@ impl Respond for Responder {
         {
             return Response::Later;
         }
-        match (self.answerer.respond_ahead((ahead, number), &parsed, transport, draw, out), &parsed, &self.lane) {
+        match (self.answerer.respond(&parsed, (ahead, number), transport, draw, out), &parsed, &self.lane) {
             (Outcome::Silent, ..) => Response::Silent,
             (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
             (Outcome::Elsewhere | Outcome::Answered, ..) => Response::Ready,

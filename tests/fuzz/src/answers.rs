@@ -39,7 +39,7 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
     let allocates = (kinds.allocates)(&mut || {
         // As it is where several came together.
         let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
-        outcome = answerer.respond_ahead((&ahead, 1), &parsed, *transport, *draw, &mut fast);
+        outcome = answerer.respond(&parsed, (&ahead, 1), *transport, *draw, &mut fast);
     });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
     assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));

@@ -9,9 +9,9 @@ use super::rrset::{RRset, Records};
 use super::settings::Settings;
 use super::table::Snapshot;
 use super::{compile, full, rare};
-use crate::catalog::{Condition, Instance, Staleness};
+use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, Zone, reverse_address};
-use crate::service::Addresses;
+use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
 
 /// What became of a question.
@@ -107,7 +107,7 @@ impl<'a> Asking<'a> {
     /// Answers from the model, whatever form of the naming grammar the name has.
     fn in_full(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
         let settings = self.settings();
-        let error = self.stale();
+        let absence = self.stale_absence();
         let labels: Vec<&[u8]> = zone.in_front(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
             // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
@@ -115,25 +115,26 @@ impl<'a> Asking<'a> {
                 self.put(&Response::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
             // Another served zone lies below (RFC 8020).
-            full::Found::Absent if settings.zones.any_below(name.as_wire()) => self.no_data(zone, error, out),
+            full::Found::Absent if settings.zones.any_below(name.as_wire()) => self.no_data(zone, absence, out),
             full::Found::Absent => self.no_name(zone, out),
-            full::Found::Empty => self.no_data(zone, error, out),
-            full::Found::Service(full::Selection { service, instances, form }) => {
+            full::Found::Empty => self.no_data(zone, absence, out),
+            full::Found::Service(selection) => {
+                let full::Selection { service, instances, holders, form } = &selection;
                 let owner = instances.first().and_then(|first| service_owner(settings, service.base(), first.key.group()));
                 let (mut builder, mut octets) = (RecordBuilder::default(), Vec::new());
-                compile::record(settings, &self.snapshot.hosts, owner.as_deref(), &instances, &mut builder);
+                compile::record(settings, &self.snapshot.hosts, owner.as_deref(), &selection, &mut builder);
                 builder.build(&mut octets);
                 let record = Record::read(&octets);
                 let srv = RRset::srv(&record, settings.ttl, owner.as_deref().unwrap_or_default(), settings.zones.first().name().as_wire());
-                let rfc2782 = form == full::Form::Rfc2782;
+                let rfc2782 = *form == full::Form::Rfc2782;
                 let [a, aaaa] =
                     if rfc2782 { [RRset::EMPTY; 2] } else { [RRset::a(&record, settings.ttl), RRset::aaaa(&record, settings.ttl)] };
                 // RFC 8482 section 4.1: one RRset of those there are.
                 let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
                 let set = match self.query.qtype {
-                    rtype::TXT => return self.put_records(&rare::txt(settings, &instances), zone, error, out),
-                    rtype::ANY if any.is_none() => return self.put_records(&rare::txt(settings, &instances), zone, error, out),
-                    rtype::A | rtype::AAAA if record.hosts_only() && !rfc2782 => return self.no_address(&instances, zone, out),
+                    rtype::TXT => return self.put_held(&rare::txt(settings, instances), *holders, zone, out),
+                    rtype::ANY if any.is_none() => return self.put_held(&rare::txt(settings, instances), *holders, zone, out),
+                    rtype::A | rtype::AAAA if record.hosts_only() && !rfc2782 => return self.no_address(instances, zone, out),
                     rtype::A => a,
                     rtype::AAAA => aaaa,
                     rtype::SRV => srv,
@@ -141,9 +142,9 @@ impl<'a> Asking<'a> {
                     _ => RRset::EMPTY,
                 };
                 if set.count > 0 {
-                    return self.put(&Response::answer(&set, error), out);
+                    return self.put(&Response::answer(&set, self.stale_answer(*holders)), out);
                 }
-                self.no_data(zone, error, out);
+                self.no_data(zone, absence, out);
             }
         }
     }
@@ -162,21 +163,39 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// What is told with answers from what may be out of date.
-    pub(super) fn stale(&self) -> Option<ExtendedError> {
-        stale(&self.snapshot.condition, ExtendedError::STALE_ANSWER)
+    /// The extended error of an answer that these registries hold (RFC 8914 section 4.4): told when one of them may be out of
+    /// date, whatever the others are.
+    pub(super) fn stale_answer(&self, holders: RegistrySet) -> Option<ExtendedError> {
+        stale(self.snapshot.condition.staleness_of(holders), ExtendedError::STALE_ANSWER)
     }
 
-    fn put_records(&self, records: &Records, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
+    /// The extended error of an absence, which any registry might end: told when any may be out of date.
+    pub(super) fn stale_absence(&self) -> Option<ExtendedError> {
+        stale(self.snapshot.condition.staleness(), ExtendedError::STALE_ANSWER)
+    }
+
+    /// Puts records that these registries hold, or says that there are none.
+    fn put_held(&self, records: &Records, holders: RegistrySet, zone: &Zone, out: &mut Vec<u8>) {
         if records.is_empty() {
-            return self.no_data(zone, error, out);
+            return self.no_data(zone, self.stale_absence(), out);
         }
-        self.put(&Response::answer(&RRset::of_records(records), error), out);
+        self.put(&Response::answer(&RRset::of_records(records), self.stale_answer(holders)), out);
+    }
+
+    /// Puts records that svcdns knows of itself, or says that there are none: no registry makes them stale.
+    fn put_own(&self, records: &Records, zone: &Zone, out: &mut Vec<u8>) {
+        if records.is_empty() {
+            return self.no_data(zone, None, out);
+        }
+        self.put(&Response::answer(&RRset::of_records(records), None), out);
     }
 
     pub(super) fn no_name(&self, zone: &Zone, out: &mut Vec<u8>) {
         let soa = self.soa_of(zone);
-        self.put(&Response::negative(rcode::NXDOMAIN, &soa, stale(&self.snapshot.condition, ExtendedError::STALE_NXDOMAIN)), out);
+        self.put(
+            &Response::negative(rcode::NXDOMAIN, &soa, stale(self.snapshot.condition.staleness(), ExtendedError::STALE_NXDOMAIN)),
+            out,
+        );
     }
 
     pub(super) fn no_data(&self, zone: &Zone, error: Option<ExtendedError>, out: &mut Vec<u8>) {
@@ -227,7 +246,7 @@ impl<'a> Asking<'a> {
             }
             _ => {}
         }
-        self.put_records(&set, zone, None, out);
+        self.put_own(&set, zone, out);
     }
 
     /// `ns.<zone>`: where we listen.
@@ -243,7 +262,7 @@ impl<'a> Asking<'a> {
                 set.put(|out| rare::put_address(out, settings.ttl, *address));
             }
         }
-        self.put_records(&set, zone, None, out);
+        self.put_own(&set, zone, out);
     }
 
     /// `dns-version.<zone>`: who answers here.
@@ -254,7 +273,7 @@ impl<'a> Asking<'a> {
             rare::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
             set.put(|out| rare::put_record(out, rtype::TXT, self.settings().ttl, &data));
         }
-        self.put_records(&set, zone, None, out);
+        self.put_own(&set, zone, out);
     }
 
     /// Answers for the reverse name of an address, if it is registered; it is then an apex of its own.
@@ -268,10 +287,13 @@ impl<'a> Asking<'a> {
         if set.is_empty() {
             return false;
         }
-        let error = self.stale();
+        let holders = self.snapshot.at_address(address).flat_map(|service| service.instances());
+        let holders = holders.filter(|instance| instance.is_behind_answers() && instance.endpoint.host.address() == Some(address));
+        let holders = holders.map(|instance| instance.key.registry()).collect();
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
             // The instance's name stands first: programs take the first.
-            Self { writer: Writer { draw: 0, ..self.writer }, ..*self }.put(&Response::answer(&RRset::of_records(&set), error), out);
+            let first = Self { writer: Writer { draw: 0, ..self.writer }, ..*self };
+            first.put(&Response::answer(&RRset::of_records(&set), self.stale_answer(holders)), out);
         } else {
             let (apex, numbers) = (settings.zones.first().name().as_wire(), &self.soa_at(OWNER)[SOA_NUMBERS..]);
             let data = [NS, apex, HOSTMASTER, apex, numbers].concat();
@@ -280,9 +302,9 @@ impl<'a> Asking<'a> {
             if self.query.qtype == rtype::SOA {
                 let mut apex = Records::default();
                 apex.put(|out| out.extend_from_slice(&soa));
-                self.put_records(&apex, settings.zones.first(), error, out);
+                self.put_held(&apex, holders, settings.zones.first(), out);
             } else {
-                self.put(&Response::negative(rcode::NOERROR, &soa, error), out);
+                self.put(&Response::negative(rcode::NOERROR, &soa, self.stale_absence()), out);
             }
         }
         true
@@ -290,8 +312,8 @@ impl<'a> Asking<'a> {
 }
 
 /// The extended error of answers from what may be out of date.
-fn stale(condition: &Condition, code: u16) -> Option<ExtendedError> {
-    let text = match condition.staleness()? {
+fn stale(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
+    let text = match staleness? {
         Staleness::Away => AWAY,
         Staleness::Held => HELD,
     };

@@ -2,23 +2,25 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::full::Selection;
 use super::owner::MAX_NAME;
 use super::record::{RecordBuilder, Target};
 use super::settings::Settings;
-use crate::catalog::{HostAddresses, Instance};
+use crate::catalog::HostAddresses;
 use crate::name::{MAX_INSTANCE_LABEL, Name, instance_label};
 use crate::service::{Addresses, Host};
 
-/// Puts the A, AAAA and SRV RRsets of these instances into an empty builder: sorted by endpoint, without equal ones, all of
-/// one deployment and namespace, whose service has this `owner` there.
+/// Puts the A, AAAA and SRV RRsets of the instances selected into an empty builder: all of one deployment and namespace, whose
+/// service has this `owner` there.
 pub(super) fn record(
     settings: &Settings,
     hosts: &HostAddresses,
     owner: Option<&[u8]>,
-    instances: &[Instance<'_>],
+    Selection { instances, holders, .. }: &Selection<'_>,
     builder: &mut RecordBuilder,
 ) {
     let zone = settings.zones.first().name().as_wire();
+    builder.set_holders(*holders);
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
         let weight = same_host.iter().map(|instance| u32::from(instance.key.weight())).fold(0, u32::saturating_add);
         let target = match &same_host[0].endpoint.host {

@@ -10,12 +10,13 @@ use super::owner::{NS, VERSION};
 use super::record::Record;
 use super::rrset::RRset;
 use crate::name::instance_address;
+use crate::service::RegistrySet;
 use crate::wire::rtype;
 
 /// What is certain without the full path.
 enum Ready<'a> {
-    /// This RRset, which has records.
-    Answer(RRset<'a>),
+    /// This RRset, which has records, held by these registries.
+    Answer(RRset<'a>, RegistrySet),
     /// The name exists and has nothing of the type.
     NoData,
     /// The name does not exist.
@@ -35,8 +36,8 @@ impl<'a> Asking<'a> {
             return false;
         }
         match self.ready(name, owner, place.hash) {
-            Ready::Answer(set) => self.put(&Response::answer(&set, self.stale()), out),
-            Ready::NoData => self.no_data(zone, self.stale(), out),
+            Ready::Answer(set, holders) => self.put(&Response::answer(&set, self.stale_answer(holders)), out),
+            Ready::NoData => self.no_data(zone, self.stale_absence(), out),
             Ready::NoName => self.no_name(zone, out),
             Ready::Unknown => return false,
         }
@@ -71,11 +72,12 @@ impl<'a> Asking<'a> {
             // RFC 8482 section 4.1: one RRset of those there are.
             rtype::ANY => {
                 let sets = [RRset::a(record, settings.ttl), RRset::aaaa(record, settings.ttl), srv()];
-                return sets.into_iter().find(|set| set.count > 0).map_or(Ready::Unknown, Ready::Answer);
+                let set = sets.into_iter().find(|set| set.count > 0);
+                return set.map_or(Ready::Unknown, |set| Ready::Answer(set, record.holders()));
             }
             _ => RRset::EMPTY,
         };
-        if set.count > 0 { Ready::Answer(set) } else { Ready::NoData }
+        if set.count > 0 { Ready::Answer(set, record.holders()) } else { Ready::NoData }
     }
 
     /// Whether nothing can be at or below the last label: every name in use, and every deployment and namespace, leaves a
@@ -101,13 +103,19 @@ impl<'a> Asking<'a> {
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.instance_bases)?;
         let record = Record::read(self.snapshot.record(service)?);
+        // Another version, which the record need not hold, may have the same instance in another registry. Where that one could
+        // matter, the model says which registries hold the instance.
+        let (holders, stale) = (record.holders(), self.snapshot.condition.stale());
+        if !(stale.is_empty() || holders.is_single() && stale.is_subset_of(holders)) {
+            return None;
+        }
         let [a, aaaa] = RRset::of_instance(&record, address, self.settings().ttl)?;
         match self.query.qtype {
             rtype::A => Some(a),
             rtype::AAAA => Some(aaaa),
             _ => None,
         }
-        .map(|set| if set.count > 0 { Ready::Answer(set) } else { Ready::NoData })
+        .map(|set| if set.count > 0 { Ready::Answer(set, record.holders()) } else { Ready::NoData })
     }
 }
 

@@ -9,6 +9,7 @@ use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Group, Instance, Service};
 use crate::name::{Asked, Reading, Scope, Selector, asked, instance_address, readings};
+use crate::service::RegistrySet;
 
 /// What stands at a name inside a zone.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Those served, sorted by endpoint, equal endpoints once.
     pub(super) instances: Vec<Instance<'s>>,
+    /// The registries that hold them, each that holds one of equal endpoints included.
+    pub(super) holders: RegistrySet,
     /// What the name names.
     pub(super) form: Form,
 }
@@ -101,8 +104,7 @@ pub(super) fn resolve_near<'s>(
             if asked.partial {
                 return Found::Empty;
             }
-            let instances = want.select(service, settings.version_fallback, step);
-            return Found::Service(Selection { service, instances, form: want.form() });
+            return Found::Service(want.select(service, settings.version_fallback, want.form(), step));
         }
         step(Step::Reading(&reading, Outcome::Elsewhere));
         exists |= want.anywhere(&reading).known(service) || above_version(service, &want, &reading);
@@ -132,8 +134,7 @@ fn tcp_of_base<'a, 's>(snapshot: &'s Snapshot, settings: &'a Settings, asked: &'
         return Found::Empty;
     }
     step(Step::Reading(&reading, Outcome::Taken));
-    let instances = want.select(service, settings.version_fallback, step);
-    Found::Service(Selection { service, instances, form: Form::Rfc2782 })
+    Found::Service(want.select(service, settings.version_fallback, Form::Rfc2782, step))
 }
 
 /// Joins labels with dots. False when a label could not be part of such a text: it holds a dot, or is no text.
@@ -260,31 +261,34 @@ impl<'a> Want<'a> {
         }
     }
 
-    /// The instances meant, sorted by endpoint, equal endpoints (of two versions) once.
-    fn select<'s>(&self, service: &'s Service, version_fallback: bool, mut step: impl FnMut(Step<'_>)) -> Vec<Instance<'s>> {
+    /// Selects the instances meant, for a name of this form.
+    fn select<'s>(&self, service: &'s Arc<Service>, version_fallback: bool, form: Form, mut step: impl FnMut(Step<'_>)) -> Selection<'s> {
         let latest_only = self.version == Version::Default
             && (!version_fallback || service.visible_groups().any(|group| self.in_scope(group) && &*group.version == "latest"));
+        let mut holders = RegistrySet::EMPTY;
         let mut instances: Vec<_> = service
             .instances()
             .filter(|instance| {
-                let dropped = self.drops(instance, latest_only);
+                let mut dropped = self.drops(instance, latest_only);
+                if dropped.is_none() && instance.is_behind_answers() {
+                    holders.insert(instance.key.registry());
+                }
+                dropped = dropped.or_else(|| instance.left_out.map(|_| "left out"));
                 step(Step::Instance(*instance, dropped));
                 dropped.is_none()
             })
             .collect();
         instances.sort_by(|a, b| a.endpoint.cmp(b.endpoint));
+        // Of two versions.
         instances.dedup_by(|a, b| a.endpoint == b.endpoint);
-        instances
+        Selection { service, instances, holders, form }
     }
 
-    /// Why an instance is not meant, if it is not.
+    /// Says why an instance is not meant, if it is not, whether it is served or left out.
     fn drops(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
         let key = instance.key;
         if !self.in_scope(key.group()) {
             return Some("another deployment or namespace");
-        }
-        if instance.left_out.is_some() {
-            return Some("left out");
         }
         let version = &*key.group().version;
         let version_holds = match &self.version {

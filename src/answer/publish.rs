@@ -175,7 +175,7 @@ fn compile_one(
         let is_shortest = |group: &Arc<Group>| service_owner(settings, selection.service.base(), group).is_some_and(|name| name == owner);
         let mut groups = selection.instances.iter().map(|instance| instance.key.group());
         if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
-            compile::record(settings, &snapshot.hosts, Some(owner), &selection.instances, builder);
+            compile::record(settings, &snapshot.hosts, Some(owner), &selection, builder);
             builder.build(out);
             return;
         }

@@ -7,15 +7,17 @@
 use std::net::IpAddr;
 
 use super::weights::{SUM, Weights};
+use crate::service::RegistrySet;
 use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// What one owner has: its addresses, and its services.
 ///
-/// Octets: flags; a count of two octets for each of A, AAAA and SRV that there is; of each the running sums of weights where
+/// Octets: flags; the registries that hold it, a bit each, in two octets; a count of two octets for each of A, AAAA and SRV that there is; of each the running sums of weights where
 /// they differ, and the addresses or services, six octets each; the host names among their targets, behind their places.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     flags: u8,
+    holders: RegistrySet,
     counts: [u16; 3],
     /// All behind the counts.
     sets: &'a [u8],
@@ -52,6 +54,8 @@ const NAMES: u8 = 64;
 /// The record says nothing but that something stands at this name or below it.
 const MARKER: u8 = 128;
 
+/// Octets of the set of registries.
+const HOLDERS: usize = 2;
 /// Octets of an IPv4 address.
 pub(super) const FOUR: usize = 4;
 /// Octets of an IPv6 address.
@@ -65,13 +69,15 @@ impl<'a> Record<'a> {
     /// Reads what [`RecordBuilder::build`] wrote: as much of it as every question needs.
     pub(super) fn read(bytes: &'a [u8]) -> Self {
         let (&flags, mut sets) = bytes.split_first().unwrap_or((&0, &[]));
+        // A marker has none.
+        let holders = RegistrySet::from_bits(u16_at(take(&mut sets, HOLDERS), 0).unwrap_or(0));
         let mut counts = [0; 3];
         for (number, count) in counts.iter_mut().enumerate() {
             if flags & (PRESENT << number) != 0 {
                 *count = u16_at(take(&mut sets, 2), 0).unwrap_or(0);
             }
         }
-        Self { flags, counts, sets }
+        Self { flags, holders, counts, sets }
     }
 
     /// The first set, of addresses of four octets: no other is read for it.
@@ -95,6 +101,11 @@ impl<'a> Record<'a> {
     /// Whether the record says nothing but that something stands at this name or below it.
     pub(super) fn is_marker(&self) -> bool {
         self.flags & MARKER != 0
+    }
+
+    /// Returns the registries that hold its instances.
+    pub(super) fn holders(&self) -> RegistrySet {
+        self.holders
     }
 
     /// Whether every instance is known by a host name, and no address of one is known.
@@ -138,6 +149,7 @@ pub(super) fn name(names: &[u8], index: usize) -> Option<&[u8]> {
 /// A record on the way. Reused from one to the next.
 #[derive(Debug, Default)]
 pub(super) struct RecordBuilder {
+    holders: RegistrySet,
     four: Vec<(u32, [u8; 4])>,
     sixteen: Vec<(u32, [u8; 16])>,
     services: Vec<(u16, u16, Target)>,
@@ -159,6 +171,11 @@ pub(super) enum Target {
 const MOST: usize = u16::MAX as usize / 3;
 
 impl RecordBuilder {
+    /// Says which registries hold what is put.
+    pub(super) fn set_holders(&mut self, holders: RegistrySet) {
+        self.holders = holders;
+    }
+
     /// Adds an address. That it is not there yet is the caller's care.
     pub(super) fn put_address(&mut self, address: IpAddr, weight: u32) -> Target {
         match address {
@@ -195,12 +212,13 @@ impl RecordBuilder {
 
     /// Appends the octets that [`Record::read`] reads, and begins anew.
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
-        let Self { four, sixteen, services, names } = self;
+        let Self { holders, four, sixteen, services, names } = self;
         four.truncate(MOST);
         sixteen.truncate(MOST);
         names.truncate(MOST);
         let start = out.len();
         out.push(if names.is_empty() { 0 } else { NAMES });
+        put_u16(out, holders.bits());
         let counts = [four.len(), sixteen.len()];
         let there = |target: Target| match target {
             Target::Four(place) => place < counts[0],

@@ -356,6 +356,49 @@ fn before_the_first_list_the_zone_cannot_answer() {
 }
 
 #[test]
+fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
+    let now = Instant::now();
+    let settings = settings();
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
+    let key = |name: &str, version: &str, n: u8| put(&format!("/service/default/default/{name}/{version}/10.0.0.{n}:80"), HTTP);
+    let list = |puts: Vec<Change>| {
+        let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+        changes.extend(puts);
+        changes.push(Change::ListEnd { revision: 0 });
+        changes
+    };
+    let [first, second] = [0, 1].map(|place| RegistryId::new(place).unwrap());
+    let own = vec![key("here.svc", "latest", 1), key("both.svc", "latest", 2), key("one.svc", "latest", 4)];
+    let others = vec![key("there.svc", "latest", 3), key("both.svc", "latest", 2), key("one.svc", "v1", 4), key("one.svc", "v2", 5)];
+    publisher.apply([Update::Registry(first, list(own)), Update::Registry(second, list(others))], now);
+    let house = House { publisher, answerer, now };
+    let error = |house: &House, name: &str, rtype: u16| extended_error(&house.ask(name, rtype));
+    let names = ["here.svc", "both.svc", "there.svc", "one.svc", "10-0-0-1.here.svc", "10-0-0-4.one.svc", "10-0-0-5.one.svc"];
+    let errors = |house: &House| names.map(|name| error(house, name, rtype::A));
+    assert_eq!(errors(&house), [None; 7]);
+
+    let mut house = house;
+    let disconnect = |registry, connected| Update::Registry(registry, vec![Change::Connected(connected)]);
+    house.publisher.apply([disconnect(second, false)], now);
+    // An instance is held by every registry that has it in any version.
+    assert_eq!(errors(&house), [None, Some(3), Some(3), None, None, Some(3), Some(3)]);
+    assert_eq!([rtype::SRV, rtype::TXT, rtype::ANY].map(|rtype| error(&house, "here.svc", rtype)), [None; 3]);
+    assert_eq!([rtype::SRV, rtype::TXT, rtype::ANY].map(|rtype| error(&house, "there.svc", rtype)), [Some(3); 3]);
+    assert_eq!(error(&house, "http._protocol.here.svc", rtype::A), None);
+    assert_eq!(error(&house, "http._protocol.there.svc", rtype::A), Some(3));
+    assert_eq!(error(&house, "1.0.0.10.in-addr.arpa", rtype::PTR), None);
+    assert_eq!([2, 3, 4].map(|n| error(&house, &format!("{n}.0.0.10.in-addr.arpa"), rtype::PTR)), [Some(3); 3]);
+    // What is not there might be in the registry that is away; what svcdns knows of itself is not.
+    assert_eq!((error(&house, "here.svc", rtype::AAAA), error(&house, "nobody.svc", rtype::A)), (Some(3), Some(19)));
+    assert_eq!((error(&house, "svc", rtype::SOA), error(&house, "ns.svc", rtype::AAAA)), (None, None));
+
+    house.publisher.apply([disconnect(first, false), disconnect(second, true)], now);
+    assert_eq!(errors(&house), [Some(3), Some(3), None, Some(3), Some(3), Some(3), None]);
+    house.publisher.apply([disconnect(first, true)], now);
+    assert_eq!((errors(&house), error(&house, "nobody.svc", rtype::A)), ([None; 7], None));
+}
+
+#[test]
 fn a_registry_that_is_away_makes_answers_stale_not_empty() {
     let mut house = House::of(&[HELLO]);
     house.apply([Change::Connected(false)]);

@@ -14,6 +14,7 @@ mod model;
 #[cfg(test)]
 mod properties;
 mod rejections;
+mod status;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -24,18 +25,17 @@ pub use key::{Group, Key};
 pub use mirror::Changed;
 pub use model::{Docker0, Few, Instance, LeftOut, Service};
 pub use rejections::{LISTED, RejectedKey, Rejections};
+pub use status::{Condition, RegistryStats, Staleness, Stats};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
-use serde::Serialize;
-
 use crate::name::{Base, BaseError, Name, Zones, base_of};
 use crate::service::{
-    Change, Endpoint, Host, HostChange, ListKind, MAX_REGISTRIES, Metadata, Put, Reason, Registration, RegistryId, RegistrySet, Rejected,
-    Removal, ServiceId, Update,
+    Change, Endpoint, Host, HostChange, ListKind, MAX_REGISTRIES, Metadata, Put, Reason, Registration, RegistryId, Rejected, Removal,
+    ServiceId, Update,
 };
+use foldhash::fast::RandomState;
 
 use follow::{Follow, List};
 use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
@@ -119,63 +119,6 @@ pub struct Outcome {
     pub hosts: Vec<HostChange>,
     /// When to settle again even if no change comes.
     pub wake: Option<Instant>,
-}
-
-/// How far the data can be relied on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Condition {
-    /// Whether absence means something: each registry has completed a list, or one has and 10 s have passed.
-    pub synced: bool,
-    /// The registries that have completed a list and cannot be reached now.
-    pub away: RegistrySet,
-    /// The registries of which keys are served although they say that these are gone.
-    pub held: RegistrySet,
-    /// How many such keys there are.
-    pub holding: usize,
-}
-
-/// Why what a registry said may be out of date.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Staleness {
-    /// It cannot be reached: what it said last is served.
-    Away,
-    /// It no longer has what is served, which is not believed yet.
-    Held,
-}
-
-impl Condition {
-    /// Says why what these registries hold may be out of date; none while it is not.
-    pub fn staleness_of(&self, holders: RegistrySet) -> Option<Staleness> {
-        if self.away.intersects(holders) { Some(Staleness::Away) } else { self.held.intersects(holders).then_some(Staleness::Held) }
-    }
-
-    /// Says why an absence may be out of date, which any registry might end; none while it is not.
-    pub fn staleness(&self) -> Option<Staleness> {
-        self.staleness_of(RegistrySet::from_bits(u16::MAX))
-    }
-}
-
-/// Sizes, for metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Stats {
-    /// One entry for each registry, in the order of the configuration.
-    pub registries: Vec<RegistryStats>,
-}
-
-/// Sizes of one registry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct RegistryStats {
-    /// Its keys that can be served, those held included.
-    pub keys: usize,
-    /// Their endpoints.
-    pub instances: usize,
-    /// Of those, keys that it no longer has.
-    pub held: usize,
-    /// Differences that routine lists found against what the events had said, since the start: some versions of etcd lose
-    /// events.
-    pub differences: u64,
 }
 
 impl Catalog {

@@ -101,6 +101,11 @@ pub struct Instance<'a> {
 }
 
 impl Instance<'_> {
+    /// Whether its registry holds what is answered: it is served, or the same endpoint of another key is.
+    pub fn is_behind_answers(&self) -> bool {
+        matches!(self.left_out, None | Some(LeftOut::Duplicate))
+    }
+
     /// The key it stands in as the store has it.
     pub fn text(&self) -> String {
         self.service.text(self.key)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::service::{Addresses, Endpoint, ListKind, ServiceId};
+use crate::service::{Addresses, Endpoint, ListKind, RegistrySet, ServiceId};
 
 pub(super) fn zones() -> Zones {
     Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap()

@@ -61,6 +61,17 @@ impl RegistrySet {
         self.0 & other.0 != 0
     }
 
+    /// Whether it holds one registry and no other.
+    pub fn is_single(self) -> bool {
+        self.0.is_power_of_two()
+    }
+
+    /// Returns the registries that are in either.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether every registry of this set is in the other.
     pub fn is_subset_of(self, other: Self) -> bool {
         self.0 & !other.0 == 0
@@ -113,5 +124,7 @@ mod tests {
         assert!(some.intersects(some) && !some.intersects(other) && !some.intersects(RegistrySet::EMPTY));
         assert!(RegistrySet::EMPTY.is_subset_of(other) && some.is_subset_of(some) && !some.is_subset_of(other));
         assert!(RegistrySet::EMPTY.is_empty() && !other.is_empty());
+        assert_eq!([some, other, RegistrySet::EMPTY].map(RegistrySet::is_single), [false, true, false]);
+        assert!(some.is_subset_of(some.union(other)) && other.is_subset_of(some.union(other)));
     }
 }

@@ -13,8 +13,8 @@ pub struct Counters {
 
 impl Counters {
     /// Answers with this response code, 0-15.
-    pub fn answers(&self, rcode: usize) -> u64 {
-        self.rcodes.get(rcode).map_or(0, Counter::get)
+    pub fn answers(&self, rcode: u16) -> u64 {
+        self.rcodes.get(usize::from(rcode)).map_or(0, Counter::get)
     }
 
     /// Answers that left records out, for want of room or by the `answers` setting.

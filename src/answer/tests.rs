@@ -16,7 +16,7 @@ use super::{Answerer, Answers, Outcome, Published, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{Addresses, Change, Endpoint, Host, HostChange, ListKind, Metadata, Put, Registration, Removal, ServiceId};
-use crate::wire::{Query, Transport, rtype};
+use crate::wire::{Query, Transport, rcode_name, rtype};
 
 /// A publisher and its answerer, and the time they are told.
 struct House {
@@ -101,7 +101,7 @@ fn short(message: &Message) -> String {
     match message.metadata.response_code {
         ResponseCode::NoError if data.is_empty() => "NODATA".to_owned(),
         ResponseCode::NoError => data.join(" | "),
-        other => format!("{other:?}").to_uppercase(),
+        other => rcode_name(other.into()).into_owned(),
     }
 }
 

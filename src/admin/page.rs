@@ -34,7 +34,7 @@ fn answers(page: &mut Page, site: &Site) {
     let counters = site.answerer.counters();
     let by_code = (0..16).map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.answers(rcode)));
     page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
-    page.counter("svcdns_truncated_answers", "Answers that left records out", counters.cut());
+    page.counter("svcdns_truncated_answers", "Answers with TC set, because not all records fit", counters.truncated());
     let server = &site.server;
     let streams = [("tcp", &server.tcp), ("tls", &server.tls), ("quic", &server.quic)];
     let by_stream = |number: fn(&StreamCounters) -> u64| streams.map(|(name, counters)| (transport(name), number(counters)));

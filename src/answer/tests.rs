@@ -384,6 +384,8 @@ fn as_many_as_fit() {
     }
     let whole = house.ask_with("many.svc", rtype::A, None, Transport::Tcp, 7);
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (100, false));
+    let left_out = [30, 29, 29, 74, 74].map(|fit| 100 - fit).into_iter().sum();
+    assert_eq!((house.answerer.counters().truncated(), house.answerer.counters().left_out()), (5, left_out));
     let few = many(30).ask_with("many.svc", rtype::A, None, Transport::Udp, 7);
     assert_eq!((few.answers.len(), few.metadata.truncation), (30, false));
 }
@@ -407,12 +409,19 @@ fn the_settings_for_answers_that_do_not_fit() {
     let fit = House::with(Settings { answers: Answers::Fit, ..settings() }, &keys);
     let answer = fit.ask("many.svc", rtype::A);
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (74, false));
+    let counters = fit.answerer.counters();
+    assert_eq!((counters.truncated(), counters.left_out()), (0, 26));
+    // Where not one record fits, TC says so whatever the setting.
+    let large = format!(r#"{{"a":"{0}","b":"{0}","c":"{0}"}}"#, "x".repeat(250));
+    let large = House::with(Settings { answers: Answers::Fit, ..settings() }, &[(HELLO.0, &large)]);
+    assert!(large.ask_with("hello.svc", rtype::TXT, None, Transport::Udp, 0).metadata.truncation);
+    assert_eq!((large.answerer.counters().truncated(), large.answerer.counters().left_out()), (1, 1));
     let one = House::with(Settings { answers: Answers::Count(NonZeroU16::MIN), ..settings() }, &keys);
     for transport in [Transport::Udp, Transport::Tcp] {
         let answer = one.ask_with("many.svc", rtype::A, None, transport, 11);
         assert_eq!((answer.answers.len(), answer.metadata.truncation), (1, false));
     }
-    assert_eq!(one.answerer.counters().cut(), 2);
+    assert_eq!((one.answerer.counters().truncated(), one.answerer.counters().left_out()), (0, 198));
 }
 
 #[test]

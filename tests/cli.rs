@@ -127,6 +127,15 @@ fn resolve_and_explain_say_what_dns_says() {
     }
     assert!(text.contains(&format!(", in {}", files.url())), "the registry of a key in\n{text}");
     assert_eq!(code(&server.run(&["explain", "nothing"])), 2);
+    // A type without a name, one by its number, and one with a name that few read
+    for (rtype, name) in [("TYPE65280", "TYPE65280"), ("type65", "HTTPS"), ("IXFR", "IXFR")] {
+        let explained = server.run(&["explain", "hello", rtype]);
+        assert!(stdout(&explained).starts_with(&format!("hello.svc. {name}\n")), "{explained:?}");
+    }
+    assert_eq!(code(&server.run(&["explain", "hello", "TYPE65280"])), 2);
+    assert_eq!(code(&server.run(&["explain", "hello", "TYPE65536"])), 1);
+    let unnamed = server.run(&["resolve", "hello", "TYPE65280"]);
+    assert!(stderr(&unnamed).contains("no record of type TYPE65280"), "{unnamed:?}");
     let refused = server.run(&["explain", "example.com."]);
     assert_eq!(code(&refused), 3);
     assert!(stdout(&refused).contains("not authoritative (20): "), "{}", stdout(&refused));
@@ -394,7 +403,17 @@ fn http_is_for_reading_and_only_by_loopback_names() {
     assert!(page.contains("svcdns_answers_total{rcode=\"NOERROR\"}") && page.contains("svcdns_publication_seconds_count"), "{page}");
     let explained: Value = serde_json::from_str(&get("/v1/explain?name=hello.svc&type=SRV&payload=0").1).unwrap();
     assert_eq!((&explained["rcode"], &explained["limit"]), (&"NOERROR".into(), &512.into()));
-    assert_eq!(get("/v1/explain?name=a..b").0, "400");
+    for (query, rtype, rcode) in [
+        ("name=hello.svc&type=TYPE65", "HTTPS", "NOERROR"),
+        ("name=nothing.svc&type=type65280", "TYPE65280", "NXDOMAIN"),
+        ("name=hello.svc&type=OPT", "OPT", "FORMERR"),
+    ] {
+        let explained: Value = serde_json::from_str(&get(&format!("/v1/explain?{query}")).1).unwrap();
+        assert_eq!((&explained["rtype"], &explained["rcode"]), (&rtype.into(), &rcode.into()), "{query}");
+    }
+    for query in ["name=a..b", "name=hello.svc&type=TYPE65536", "name=hello.svc&type=65"] {
+        assert_eq!(get(&format!("/v1/explain?{query}")).0, "400", "{query}");
+    }
 
     assert_eq!(curl(&["-X", "POST", &format!("{base}/healthz")]).0, "405");
     assert_eq!(curl(&["-H", "Host: evil.example", &format!("{base}/v1/services")]).0, "403");

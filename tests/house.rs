@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("daemon", &["admin", "answer", "config", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
-    ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),
+    ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream", "wire"]),
     ("system", &["upstream", "wire"]),
     // `system` only to name who has a port that is taken.
     ("server", &["answer", "metrics", "system", "upstream", "wire"]),
@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ENTANGLED: &[(&str, &str)] = &[
     ("admin", "`routes` knows the readers of `http`, which serves its routes"),
     ("catalog", "`key` takes a container of few items from `model`, which is made of keys"),
-    ("cli", "each of `install` and `uninstall`, `explain` and `resolve` uses a part of the other"),
+    ("cli", "each of `install` and `uninstall` does a step of the other"),
     ("config", "`layers` and `file`, `values` and its parts each share the types of the other"),
 ];
 

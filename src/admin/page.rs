@@ -4,9 +4,7 @@ use super::views::Status;
 use super::{Site, forwarding};
 use crate::metrics::{Counter, Labels, Page};
 use crate::server::StreamCounters;
-
-/// The names of response codes that are counted by name (RFC 6895 section 2.3).
-const RCODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
+use crate::wire::rcode_name;
 
 /// All numbers as they are now.
 pub(super) fn metrics(site: &Site) -> Page {
@@ -34,12 +32,9 @@ pub(super) fn metrics(site: &Site) -> Page {
 
 fn answers(page: &mut Page, site: &Site) {
     let counters = site.answerer.counters();
-    let by_code = (0..16).map(|rcode| {
-        let name = RCODES.get(rcode).map_or_else(|| format!("RCODE{rcode}"), |name| (*name).to_owned());
-        (vec![("rcode", name)], counters.answers(rcode))
-    });
+    let by_code = (0..16).map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.answers(rcode)));
     page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
-    page.counter("svcdns_truncated_answers", "Answers that left records out", counters.cut());
+    page.counter("svcdns_truncated_answers", "Answers with TC set, because not all records fit", counters.truncated());
     let server = &site.server;
     let streams = [("tcp", &server.tcp), ("tls", &server.tls), ("quic", &server.quic)];
     let by_stream = |number: fn(&StreamCounters) -> u64| streams.map(|(name, counters)| (transport(name), number(counters)));

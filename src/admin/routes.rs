@@ -8,7 +8,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use hickory_proto::rr::RecordType;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +16,7 @@ use super::views::{ConflictView, RejectionsView, ServiceView, Status};
 use super::{Site, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
+use crate::wire::type_number;
 
 #[derive(Clone)]
 struct Shared {
@@ -130,13 +130,13 @@ async fn explain(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Re
             Err(error) => return (StatusCode::BAD_REQUEST, format!("{:?} is not a name: {error}\n", asked.name)).into_response(),
         },
     };
-    let kind = asked.kind.as_deref().unwrap_or("A").to_ascii_uppercase();
-    let Ok(kind) = kind.parse::<RecordType>() else {
+    let kind = asked.kind.as_deref().unwrap_or("A");
+    let Some(rtype) = type_number(kind) else {
         return (StatusCode::BAD_REQUEST, format!("{kind:?} is not a type of record\n")).into_response();
     };
     let payload = Some(asked.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
     let draw = fastrand::u64(..);
-    let mut explanation = shared.site.answerer.explain(&name, kind.into(), payload, draw);
+    let mut explanation = shared.site.answerer.explain(&name, rtype, payload, draw);
     if let (Some(elsewhere), Some(forwarder)) = (&mut explanation.elsewhere, &shared.site.forwarder) {
         *elsewhere = forwarder.describe(&name);
     }

@@ -15,7 +15,7 @@ use super::record::Record;
 use super::settings::Answers;
 use super::table::Snapshot;
 use crate::name::{Asked, Name, Reading, Scope, reverse_address};
-use crate::wire::{self, Query, Transport, put_u16, type_name, u16_at};
+use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
 /// How a question is answered, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,11 +180,12 @@ impl Explanation {
 
     fn add_response(&mut self, response: &[u8]) {
         let Ok(message) = Message::from_vec(response) else { return };
-        self.rcode = format!("{:?}", message.metadata.response_code).to_uppercase();
+        self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
         self.truncated = message.metadata.truncation;
         self.answers = message.answers.iter().map(ToString::to_string).collect();
         self.others = message.authorities.iter().chain(&message.additionals).map(ToString::to_string).collect();
-        let option = message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(15)));
+        let option =
+            message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::EXTENDED_ERROR)));
         self.extended_error = option.and_then(|option| <Vec<u8>>::try_from(option).ok()).and_then(|octets| {
             let code = u16_at(&octets, 0)?;
             Some(format!("{code} {}", String::from_utf8_lossy(octets.get(2..)?)).trim_end().to_owned())

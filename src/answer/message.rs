@@ -47,18 +47,26 @@ pub(super) struct Writer<'a> {
     pub(super) counters: &'a Counters,
 }
 
+/// What a written response lacks.
+struct Written {
+    /// Whether TC says so.
+    truncated: bool,
+    /// Records of the answer that it left out.
+    left_out: usize,
+}
+
 impl Writer<'_> {
     /// Writes the response to `query` into `out`, which is empty, and counts it.
     pub(super) fn put(&self, response: &Response<'_>, query: &Query<'_>, out: &mut Vec<u8>) {
-        let left_out = self.write(response, query, out);
-        self.counters.count(response.rcode, left_out);
+        let Written { truncated, left_out } = self.write(response, query, out);
+        self.counters.count(response.rcode, truncated, left_out);
     }
 
-    /// Writes the response to `query` into `out`, which is empty; returns how many records of the answer it left out.
+    /// Writes the response to `query` into `out`, which is empty.
     ///
     /// As many records as fit, in an order drawn by weight. When not all do, TC says so over UDP, and the OPT and what fits
     /// stay: stubs without TCP still have addresses. Glue takes what room is left and never causes TC (RFC 2181 section 9).
-    fn write(&self, response: &Response<'_>, query: &Query<'_>, out: &mut Vec<u8>) -> usize {
+    fn write(&self, response: &Response<'_>, query: &Query<'_>, out: &mut Vec<u8>) -> Written {
         let Self { settings, transport, draw, .. } = *self;
         let Response { rcode, authoritative, answers: set, authority, error } = response;
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
@@ -103,6 +111,6 @@ impl Writer<'_> {
                 *octets = word.to_be_bytes();
             }
         }
-        set.count - put
+        Written { truncated, left_out: set.count - put }
     }
 }

@@ -19,8 +19,8 @@ use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
 use crate::service::{HostChange, RegistryId, Update};
 
 /// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
-/// shares the thread waits some tenths of a second. Tests have little, and try many slices.
-const SLICE: usize = if cfg!(test) { 2 } else { 100_000 };
+/// shares the thread waits some tenths of a second.
+const SLICE: usize = 100_000;
 
 /// Owns what is known and publishes it for an [`Answerer`].
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Publisher {
     answerer: Arc<Answerer>,
     /// Generations that readers may still hold.
     held: Vec<Arc<Snapshot>>,
+    /// Changed services whose records [`Publication::go_on`] makes at once: [`SLICE`], or fewer where tests have few.
+    pub(super) slice: usize,
 }
 
 /// What came of some updates.
@@ -60,7 +62,7 @@ impl Publisher {
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             first_serial: seconds as u32,
         });
-        (Self { catalog, answerer: Arc::clone(&answerer), held: Vec::new() }, answerer)
+        (Self { catalog, answerer: Arc::clone(&answerer), held: Vec::new(), slice: SLICE }, answerer)
     }
 
     /// Takes updates, and publishes what came of them at once; without updates, what time has brought.
@@ -132,7 +134,7 @@ impl Publication<'_> {
     pub fn go_on(&mut self) -> bool {
         let Self { publisher, outcome, next, made } = self;
         let rest = outcome.changed.get(*made..).unwrap_or_default();
-        let changed = &rest[..rest.len().min(SLICE)];
+        let changed = &rest[..rest.len().min(publisher.slice)];
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // An owner that several slices touch is made by each, at last by one that sees all that bears on it.
         let turned = next.update_above(above_changes(changed));

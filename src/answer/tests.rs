@@ -18,7 +18,7 @@ use crate::name::{Name, Zones};
 use crate::service::{
     Addresses, Change, Endpoint, Host, HostChange, ListKind, Metadata, Put, Registration, RegistryId, Removal, ServiceId, Update,
 };
-use crate::wire::{Query, Transport, rtype};
+use crate::wire::{Query, Transport, rcode_name, rtype};
 
 /// A publisher and its answerer, and the time they are told.
 struct House {
@@ -58,7 +58,9 @@ impl House {
     fn empty(settings: Settings) -> Self {
         let now = Instant::now();
         let catalog = catalog::Settings::new(settings.zones.clone());
-        let (publisher, answerer) = Publisher::new(catalog, settings, 1, now);
+        let (mut publisher, answerer) = Publisher::new(catalog, settings, 1, now);
+        // Tests have few services, and try many slices.
+        publisher.slice = 2;
         Self { publisher, answerer, now }
     }
 
@@ -113,7 +115,7 @@ fn short(message: &Message) -> String {
     match message.metadata.response_code {
         ResponseCode::NoError if data.is_empty() => "NODATA".to_owned(),
         ResponseCode::NoError => data.join(" | "),
-        other => format!("{other:?}").to_uppercase(),
+        other => rcode_name(other.into()).into_owned(),
     }
 }
 
@@ -438,6 +440,8 @@ fn as_many_as_fit() {
     }
     let whole = house.ask_with("many.svc", rtype::A, None, Transport::Tcp, 7);
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (100, false));
+    let left_out = [30, 29, 29, 74, 74].map(|fit| 100 - fit).into_iter().sum();
+    assert_eq!((house.answerer.counters().truncated(), house.answerer.counters().left_out()), (5, left_out));
     let few = many(30).ask_with("many.svc", rtype::A, None, Transport::Udp, 7);
     assert_eq!((few.answers.len(), few.metadata.truncation), (30, false));
 }
@@ -461,12 +465,19 @@ fn the_settings_for_answers_that_do_not_fit() {
     let fit = House::with(Settings { answers: Answers::Fit, ..settings() }, &keys);
     let answer = fit.ask("many.svc", rtype::A);
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (74, false));
+    let counters = fit.answerer.counters();
+    assert_eq!((counters.truncated(), counters.left_out()), (0, 26));
+    // Where not one record fits, TC says so whatever the setting.
+    let large = format!(r#"{{"a":"{0}","b":"{0}","c":"{0}"}}"#, "x".repeat(250));
+    let large = House::with(Settings { answers: Answers::Fit, ..settings() }, &[(HELLO.0, &large)]);
+    assert!(large.ask_with("hello.svc", rtype::TXT, None, Transport::Udp, 0).metadata.truncation);
+    assert_eq!((large.answerer.counters().truncated(), large.answerer.counters().left_out()), (1, 1));
     let one = House::with(Settings { answers: Answers::Count(NonZeroU16::MIN), ..settings() }, &keys);
     for transport in [Transport::Udp, Transport::Tcp] {
         let answer = one.ask_with("many.svc", rtype::A, None, transport, 11);
         assert_eq!((answer.answers.len(), answer.metadata.truncation), (1, false));
     }
-    assert_eq!(one.answerer.counters().cut(), 2);
+    assert_eq!((one.answerer.counters().truncated(), one.answerer.counters().left_out()), (0, 198));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::admin::Status;
 use crate::config::Flags;
 use crate::name::Name;
 use crate::system::{self, Finding, Level, Machine, Patient, Reply, Root, Routes, Running, Seen};
+use crate::wire::rcode_name;
 
 /// A lookup that takes longer waits for somebody.
 const SLOW: Duration = Duration::from_secs(1);
@@ -124,7 +125,7 @@ async fn reply(address: SocketAddr, question: &Name) -> Reply {
             RData::TXT(txt) => txt.txt_data.iter().any(|text| text.starts_with(b"svcdns ")),
             _ => false,
         });
-    if is_ours { Reply::Svcdns } else { Reply::Code(resolve::mnemonic(code)) }
+    if is_ours { Reply::Svcdns } else { Reply::Code(rcode_name(code.into()).into_owned()) }
 }
 
 /// The running server: whether it answers where it says.
@@ -182,7 +183,7 @@ async fn other_names(status: &Status, machine: &Machine) -> anyhow::Result<Findi
         Ok(code) => {
             let says = format!(
                 "svcdns passes other names on, and they fail ({}): its upstreams refuse or are not reached.",
-                resolve::mnemonic(code)
+                rcode_name(code.into())
             );
             broken_if(alone, CHECK, says).typing("svcdns status")
         }

@@ -4,17 +4,17 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use hickory_proto::rr::RecordType;
+use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::arguments::Explain;
 use super::client::{Client, escaped};
-use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output, resolve};
+use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
 use crate::admin::Status;
 use crate::answer::Explanation;
 use crate::daemon::{Followed, Following};
+use crate::wire::{extended_error_text, type_name};
 
 /// How long a registry may take to be read.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -42,8 +42,8 @@ async fn running(place: &Place, command: Explain) -> anyhow::Result<(Explanation
     let client = Client::find(place).await?;
     let status: Status = client.get("/v1/status").await?;
     let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
-    let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
-    let path = format!("/v1/explain?name={}&type={kind}&payload={}", escaped(&name.to_string()), command.payload);
+    let rtype = names::rtype(command.kind.as_deref(), &name)?;
+    let path = format!("/v1/explain?name={}&type={}&payload={}", escaped(&name.to_string()), type_name(rtype), command.payload);
     Ok((client.get(&path).await?, status.registries.into_iter().map(|registry| registry.url).collect()))
 }
 
@@ -51,7 +51,7 @@ async fn running(place: &Place, command: Explain) -> anyhow::Result<(Explanation
 async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, Vec<String>)> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::meant(&command.name, &config.zones)?;
-    let kind = kind(command.kind.as_deref(), names::is_reverse(&name))?;
+    let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
     let (mut following, Followed { answerer, states, .. }) = Following::new(&config, &config.listen, None);
@@ -68,24 +68,8 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
         let reasons = unread.map(|state| format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer")));
         bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
     }
-    let explanation = answerer.explain(&name, kind.into(), Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
+    let explanation = answerer.explain(&name, rtype, Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
     Ok((explanation, config.registries.iter().map(ToString::to_string).collect()))
-}
-
-/// The type meant.
-pub(super) fn kind(text: Option<&str>, reverse: bool) -> anyhow::Result<RecordType> {
-    match text {
-        Some(text) => {
-            let upper = text.to_ascii_uppercase();
-            // RFC 3597 section 5: any type by its number.
-            let numbered = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()).map(RecordType::from);
-            numbered
-                .or_else(|| upper.parse().ok())
-                .with_context(|| format!("{text:?} is not a type of record such as A, AAAA, SRV, TXT, PTR or TYPE65"))
-        }
-        None if reverse => Ok(RecordType::PTR),
-        None => Ok(RecordType::A),
-    }
 }
 
 fn text(explanation: &Explanation, registries: &[String]) -> String {
@@ -150,6 +134,5 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
 /// An extended error, `14 its text`, as `resolve` puts it.
 fn named(error: &str) -> String {
     let (code, text) = error.split_once(' ').unwrap_or((error, ""));
-    let name = code.parse().map_or("extended error", resolve::extended_error_name);
-    if text.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {text}") }
+    code.parse().map_or_else(|_| error.to_owned(), |code| extended_error_text(code, text))
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, anyhow};
 
 use crate::name::{Name, Zones, reverse_name};
+use crate::wire::{rtype, type_number};
 
 /// The name meant: an address means its reverse name; a name with a final dot, in a served zone or below `arpa` is taken
 /// as it is; any other one lies in the first zone.
@@ -31,6 +32,17 @@ pub(super) fn base(text: &str, zones: &Zones) -> anyhow::Result<String> {
 /// Whether a type need not be said: only an address means PTR.
 pub(super) fn is_reverse(name: &Name) -> bool {
     name.labels().next_back().is_some_and(|label| label == b"arpa")
+}
+
+/// The record type meant: without one, PTR for a reverse name and A for any other.
+pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
+    match text {
+        Some(text) => {
+            type_number(text).with_context(|| format!("{text:?} is not a type of record such as A, AAAA, SRV, TXT, PTR or TYPE65"))
+        }
+        None if is_reverse(name) => Ok(rtype::PTR),
+        None => Ok(rtype::A),
+    }
 }
 
 /// What to say when a name that was taken to lie in a zone does not exist there: perhaps another one was meant.

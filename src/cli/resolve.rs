@@ -15,9 +15,10 @@ use tokio::time::timeout;
 
 use super::arguments::Resolve;
 use super::client::Client;
-use super::{FAILED_ANSWER, NOT_FOUND, Place, explain, names, output};
+use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
 use crate::admin::Status;
 use crate::name::Name;
+use crate::wire::{EXTENDED_ERROR, extended_error_text, rcode_name, rtype, type_name};
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -36,20 +37,20 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
         (own_address(&status)?, names::zones(&status.zones)?)
     };
     let name = names::meant(&command.name, &zones)?;
-    let kinds = match command.kind.as_deref() {
-        None if !names::is_reverse(&name) => vec![RecordType::A, RecordType::AAAA],
-        kind => vec![explain::kind(kind, names::is_reverse(&name))?],
+    let rtypes = match command.kind.as_deref() {
+        None if !names::is_reverse(&name) => vec![rtype::A, rtype::AAAA],
+        kind => vec![names::rtype(kind, &name)?],
     };
     let mut records = String::new();
     let mut worst: Option<(u8, ResponseCode)> = None;
-    for kind in &kinds {
-        let answer = ask(server, &name, *kind).await?;
+    for rtype in &rtypes {
+        let answer = ask(server, &name, RecordType::from(*rtype)).await?;
         for record in &answer.answers {
             let line = if command.short { data(&record.data) } else { line(record) };
             let _ = writeln!(records, "{line}");
         }
         if let Some(note) = extended_error(&answer) {
-            output::complain(&format!("{name} {kind}: {note}"));
+            output::complain(&format!("{name} {}: {note}", type_name(*rtype)));
         }
         match answer.metadata.response_code {
             ResponseCode::NoError if !answer.answers.is_empty() => {}
@@ -62,11 +63,11 @@ pub(super) async fn run(place: &Place, command: Resolve) -> anyhow::Result<ExitC
     if code == NOT_FOUND && !records.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    let kinds = kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+    let types = rtypes.iter().map(|rtype| type_name(*rtype)).collect::<Vec<_>>().join(" or ");
     output::complain(&match response {
         ResponseCode::NXDomain => format!("{name}: there is no such name (NXDOMAIN)"),
-        ResponseCode::NoError => format!("{name}: the name exists and has no record of type {kinds}"),
-        other => format!("{name}: the server answered {}", mnemonic(other)),
+        ResponseCode::NoError => format!("{name}: the name exists and has no record of type {types}"),
+        other => format!("{name}: the server answered {}", rcode_name(other.into())),
     });
     if let Some(hint) = names::hint(&command.name, &name.to_string()).filter(|_| response == ResponseCode::NXDomain) {
         output::complain(&hint);
@@ -144,7 +145,7 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> anyhow::Result<Message> {
 
 /// A record as people read it: name, TTL, type, data.
 fn line(record: &Record) -> String {
-    format!("{}  {}  {}  {}", record.name, record.ttl, record.record_type(), data(&record.data))
+    format!("{}  {}  {}  {}", record.name, record.ttl, type_name(record.record_type().into()), data(&record.data))
 }
 
 fn data(data: &RData) -> String {
@@ -158,42 +159,28 @@ fn data(data: &RData) -> String {
     }
 }
 
-/// A response code by the name that `dig` gives it.
-pub(super) fn mnemonic(code: ResponseCode) -> String {
-    match code {
-        ResponseCode::NoError => "NOERROR".to_owned(),
-        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
-        ResponseCode::FormErr => "FORMERR".to_owned(),
-        ResponseCode::ServFail => "SERVFAIL".to_owned(),
-        ResponseCode::NotImp => "NOTIMP".to_owned(),
-        ResponseCode::Refused => "REFUSED".to_owned(),
-        other => format!("response code {}", u16::from(other)),
-    }
-}
-
 /// What the server says besides the answer (RFC 8914).
 fn extended_error(answer: &Message) -> Option<String> {
-    let option = answer.edns.as_ref()?.option(EdnsCode::Unknown(15))?;
+    let option = answer.edns.as_ref()?.option(EdnsCode::Unknown(EXTENDED_ERROR))?;
     let octets = <Vec<u8>>::try_from(option).ok()?;
     let (code, text) = octets.split_at_checked(2)?;
     let code = u16::from_be_bytes([*code.first()?, *code.get(1)?]);
-    let name = extended_error_name(code);
     let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
-    Some(if text.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {text}") })
+    Some(extended_error_text(code, &text))
 }
 
-/// What an extended error is called (RFC 8914 section 4).
-pub(super) fn extended_error_name(code: u16) -> &'static str {
-    match code {
-        0 => "other",
-        3 => "stale answer",
-        14 => "not ready",
-        18 => "prohibited",
-        19 => "stale NXDOMAIN answer",
-        20 => "not authoritative",
-        21 => "not supported",
-        22 => "no reachable authority",
-        23 => "network error",
-        _ => "extended error",
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::rdata::NULL;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_printed_with_its_type_even_without_a_name() {
+        let name = hickory_proto::rr::Name::from_ascii("a.example.").unwrap();
+        let of = |data: RData| line(&Record::from_rdata(name.clone(), 60, data));
+        assert_eq!(of(RData::A(Ipv4Addr::LOCALHOST.into())), "a.example.  60  A  127.0.0.1");
+        let unnamed = RData::Unknown { code: RecordType::Unknown(65280), rdata: NULL::with(vec![1]) };
+        assert!(of(unnamed).starts_with("a.example.  60  TYPE65280  "));
     }
 }

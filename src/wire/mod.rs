@@ -1,14 +1,15 @@
-//! Bytes that every room which touches packets shares: the header, the one question, OPT and its extended errors.
+//! Bytes that every room which touches packets shares: the header, the one question, OPT and its extended errors; types
+//! and codes as text.
 //!
 //! A leaf: imports no other room. Knows no data and no policy: what is malformed is said here, what to answer elsewhere.
 
 mod query;
 mod records;
+mod text;
 
 pub use query::{Edns, Parsed, Query, name_end, question_name};
 pub use records::{Malformed, Record, Records, Section, expand_name, name_stands_in, question_end, records};
-
-use hickory_proto::rr::RecordType;
+pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
 /// Octets of a message header (RFC 1035 section 4.1.1).
 pub const HEADER: usize = 12;
@@ -20,15 +21,6 @@ pub const UDP_PLAIN: usize = 512;
 pub const TCP_MAX: usize = 65535;
 /// A compression pointer to the owner of the question, which always stands right after the header.
 pub const OWNER: [u8; 2] = [0xC0, 0x0C];
-
-/// The name of a record type; of one without a name as RFC 3597 section 5 writes it.
-#[must_use]
-pub fn type_name(rtype: u16) -> String {
-    match RecordType::from(rtype) {
-        RecordType::Unknown(number) => format!("TYPE{number}"),
-        known => known.to_string(),
-    }
-}
 
 /// How a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,110 @@
+//! Record types, response codes and extended errors as text: the one place where these are written and read.
+
+use std::borrow::Cow;
+
+use hickory_proto::rr::RecordType;
+
+use super::{ExtendedError, rtype};
+
+/// The name of a record type; a type without one as RFC 3597 section 5 writes it, `TYPE65280`.
+#[must_use]
+pub fn type_name(rtype: u16) -> String {
+    match RecordType::from(rtype) {
+        RecordType::Unknown(number) => format!("TYPE{number}"),
+        known => known.to_string(),
+    }
+}
+
+/// The number of a record type, by its name or as `TYPE65280`, in any case; the inverse of [`type_name`].
+#[must_use]
+pub fn type_number(name: &str) -> Option<u16> {
+    /// Types that hickory names but does not read.
+    const WRITTEN_ONLY: [u16; 3] = [0, rtype::OPT, rtype::IXFR];
+    let name = name.to_ascii_uppercase();
+    if let Some(number) = name.strip_prefix("TYPE") {
+        return number.parse().ok().filter(|_| number.bytes().all(|digit| digit.is_ascii_digit()));
+    }
+    let read = name.parse().map(RecordType::into).ok();
+    read.or_else(|| WRITTEN_ONLY.into_iter().find(|number| type_name(*number) == name))
+}
+
+/// The name of a response code (RFC 6895 section 2.3); a code without one as `RCODE12`.
+#[must_use]
+pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
+    Cow::Borrowed(match rcode {
+        0 => "NOERROR",
+        1 => "FORMERR",
+        2 => "SERVFAIL",
+        3 => "NXDOMAIN",
+        4 => "NOTIMP",
+        5 => "REFUSED",
+        6 => "YXDOMAIN",
+        7 => "YXRRSET",
+        8 => "NXRRSET",
+        9 => "NOTAUTH",
+        10 => "NOTZONE",
+        11 => "DSOTYPENI",
+        // Of OPT. In TSIG, which nobody here reads, 16 is BADSIG.
+        16 => "BADVERS",
+        17 => "BADKEY",
+        18 => "BADTIME",
+        19 => "BADMODE",
+        20 => "BADNAME",
+        21 => "BADALG",
+        22 => "BADTRUNC",
+        23 => "BADCOOKIE",
+        other => return Cow::Owned(format!("RCODE{other}")),
+    })
+}
+
+/// An extended error (RFC 8914) with the name of its code: `stale answer (3): registry away`.
+#[must_use]
+pub fn extended_error_text(code: u16, extra: &str) -> String {
+    let name = match code {
+        ExtendedError::OTHER => "other",
+        ExtendedError::STALE_ANSWER => "stale answer",
+        ExtendedError::NOT_READY => "not ready",
+        ExtendedError::BLOCKED => "blocked",
+        ExtendedError::PROHIBITED => "prohibited",
+        ExtendedError::STALE_NXDOMAIN => "stale NXDOMAIN answer",
+        ExtendedError::NOT_AUTHORITATIVE => "not authoritative",
+        ExtendedError::NOT_SUPPORTED => "not supported",
+        ExtendedError::NO_REACHABLE_AUTHORITY => "no reachable authority",
+        ExtendedError::NETWORK_ERROR => "network error",
+        // Never given by svcdns itself: an upstream's.
+        _ => "extended error",
+    };
+    if extra.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {extra}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_read_as_it_is_written() {
+        for rtype in 0..=u16::MAX {
+            let name = type_name(rtype);
+            assert_eq!(type_number(&name), Some(rtype), "{name}");
+            assert_eq!(type_number(&format!("type{rtype}")), Some(rtype));
+        }
+        assert_eq!([1, 65, 251, 65280].map(type_name), ["A", "HTTPS", "IXFR", "TYPE65280"]);
+        assert_eq!(["aaaa", "Srv", "*"].map(type_number), [Some(28), Some(33), Some(255)]);
+        assert_eq!(["", "NOTYPE", "TYPE", "TYPE65536", "TYPE+1", "TYPE-1", "65", "UNKNOWN"].map(type_number), [None; 8]);
+    }
+
+    #[test]
+    fn response_codes_have_the_names_of_the_registry() {
+        let names = [0, 3, 5, 11, 12, 15, 16, 23, 24, 4095].map(rcode_name);
+        let expected =
+            ["NOERROR", "NXDOMAIN", "REFUSED", "DSOTYPENI", "RCODE12", "RCODE15", "BADVERS", "BADCOOKIE", "RCODE24", "RCODE4095"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn extended_errors_are_written_with_name_code_and_text() {
+        assert_eq!(extended_error_text(ExtendedError::STALE_ANSWER, "registry away"), "stale answer (3): registry away");
+        assert_eq!(extended_error_text(ExtendedError::PROHIBITED, ""), "prohibited (18)");
+        assert_eq!(extended_error_text(6, "bogus"), "extended error (6): bogus");
+    }
+}

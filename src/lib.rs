@@ -12,6 +12,7 @@ pub mod config;
 pub mod metrics;
 pub mod name;
 pub mod registry;
+pub mod resolv_conf;
 pub mod server;
 pub mod service;
 pub mod system;

@@ -14,10 +14,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),
-    ("system", &["upstream", "wire"]),
+    ("system", &["resolv_conf", "wire"]),
     // `system` only to name who has a port that is taken.
     ("server", &["answer", "metrics", "system", "upstream", "wire"]),
-    ("upstream", &["metrics", "name", "service", "wire"]),
+    ("upstream", &["metrics", "name", "resolv_conf", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
     ("registry", &["service"]),
@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("wire", &[]),
     ("metrics", &[]),
+    ("resolv_conf", &[]),
 ];
 
 /// Lines of a file, tests apart, above which there is a second idea inside.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::Root;
 use super::command::{line, written};
-use super::detect::{Container, Kind, Machine, Owner, RESOLV_CONF, Reach};
+use super::detect::{Container, Kind, Machine, Owner, Reach};
 use super::edit::{self, Wanted};
 use super::entry::Entry;
 use super::journal::{CommandStep, Edited, FileStep, Step};
 use super::unit::{self, HEADING, HOOK, Hook};
 use super::way::{Way, misses_programs};
-use crate::upstream::{BEFORE, Fault, MOST_OCTETS};
+use crate::resolv_conf::{BEFORE, Fault, MOST_OCTETS, RESOLV_CONF};
 
 /// The link that systemd-resolved routes the zones to.
 const LINK: &str = "svcdns0";

@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Finding, Level, Patient, Reply};
-use crate::system::detect::RESOLV_CONF;
+use crate::resolv_conf::{MOST_NAME_SERVERS, RESOLV_CONF};
 use crate::system::resolved::is_exempt;
 use crate::system::{Kind, Owner, Reach, Scope};
-use crate::upstream::MOST_NAME_SERVERS;
 
 const FILE: &str = "resolv.conf";
 const SERVERS: &str = "name servers";

@@ -2,8 +2,9 @@
 
 use svcdns::config::RegistryUrl;
 use svcdns::name::{Name, Zones, instance_address, instance_label, reverse_address, reverse_name};
+use svcdns::resolv_conf::{MOST_NAME_SERVERS, ResolvConf};
 use svcdns::system::{Asked, Hosts};
-use svcdns::upstream::{MOST_NAME_SERVERS, ResolvConf, Target};
+use svcdns::upstream::Target;
 
 /// The target.
 pub fn files(octets: &[u8]) {

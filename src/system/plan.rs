@@ -224,7 +224,9 @@ impl Planning<'_> {
             Kind::Unreadable(error) => return obstacle(format!("it cannot be read ({error}): repair it or remove it, and start again")),
             Kind::NoFile => return obstacle("it is not a file: remove it, and start again".to_owned()),
             Kind::TooLong => {
-                return obstacle(format!("it has more than {MOST_OCTETS} octets, so it is no resolv.conf: repair it, and start again"));
+                return obstacle(format!(
+                    "it has more than {MOST_OCTETS} bytes (a fixed limit), so it is no resolv.conf: repair it, and start again"
+                ));
             }
         }
         let faults: Vec<_> = file.conf().faults().collect();

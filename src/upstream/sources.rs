@@ -194,7 +194,7 @@ impl Sources {
                 continue;
             }
             if list.len() == MOST_SERVERS {
-                found.faults.push(format!("{}: only the first {MOST_SERVERS} name servers are used", shown.display()));
+                found.faults.push(format!("{}: only the first {MOST_SERVERS} name servers are used (a fixed limit)", shown.display()));
                 break;
             }
             list.push(target);
@@ -245,7 +245,7 @@ fn octets(path: &Path) -> io::Result<Vec<u8>> {
     let mut octets = Vec::new();
     fs::File::open(path)?.take(MOST_OCTETS as u64 + 1).read_to_end(&mut octets)?;
     if octets.len() > MOST_OCTETS {
-        return Err(io::Error::other("it is longer than any resolv.conf"));
+        return Err(io::Error::other(format!("it has more than {MOST_OCTETS} bytes, the fixed limit for a resolv.conf")));
     }
     Ok(octets)
 }

@@ -159,7 +159,7 @@ fn more_than_three_name_servers_are_used_but_not_any_number() {
     assert_eq!((look.servers.len(), look.faults.len()), (7, 0));
     let look = Machine::new(&[]).file(RESOLV_CONF, servers(20)).look();
     assert_eq!(look.servers.len(), MOST_SERVERS);
-    assert_eq!(look.faults, ["/etc/resolv.conf: only the first 16 name servers are used"]);
+    assert_eq!(look.faults, ["/etc/resolv.conf: only the first 16 name servers are used (a fixed limit)"]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod metrics;
 pub mod name;
 pub mod registry;
+pub mod resolv_conf;
 pub mod server;
 pub mod service;
 pub mod system;

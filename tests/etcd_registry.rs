@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
-use svcdns::registry::etcd::{RegisterError, RegisterEvent, Secret, Settings, Timings, Tls, register};
-use svcdns::registry::{Command, Feed, Registry, Report, State, gsvc};
-use svcdns::service::{Change, ListKind, Put, Reason, RegistryId, Removal, Update};
+use svcdns::registry::etcd::{Settings, Timings, Tls, register};
+use svcdns::registry::{Command, Feed, RegisterError, RegisterEvent, Registrant, Registry, Report, Secret, State, gsvc};
+use svcdns::service::{Change, Endpoint, ListKind, Metadata, Put, Reason, RegistryId, Removal, ServiceId, Update};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -115,6 +115,11 @@ struct Following {
 
 impl Following {
     fn start(settings: Settings) -> Self {
+        Self::start_with(settings, ListKind::Routine)
+    }
+
+    /// Starts with a first list of this kind.
+    fn start_with(settings: Settings, first: ListKind) -> Self {
         let (sender, mut batches) = mpsc::channel(8);
         let (commands, commanded) = mpsc::channel(8);
         let state = Arc::new(State::new("etcd://test".to_owned()));
@@ -122,7 +127,7 @@ impl Following {
         let stop = CancellationToken::new();
         let feed = Feed::new(RegistryId::FIRST, sender, state.clone());
         let registry = svcdns::registry::etcd::Etcd::new(settings);
-        let follow = tokio::spawn(registry.follow(feed, commanded, stop.clone()));
+        let follow = tokio::spawn(registry.follow(first, feed, commanded, stop.clone()));
         let collect = tokio::spawn({
             let seen = seen.clone();
             async move {
@@ -688,6 +693,15 @@ async fn routine_lists_lose_and_reorder_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_list_is_of_the_kind_asked_for() {
+    let etcd = Etcd::start();
+    let following = Following::start_with(settings(&etcd), ListKind::Reconnect);
+    following.until_listed().await;
+    assert_eq!(following.seen().lists, [ListKind::Reconnect]);
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn following_ends_when_the_follower_goes() {
     let etcd = Etcd::start();
     let following = Following::synced(settings(&etcd)).await;
@@ -705,35 +719,35 @@ struct Registering {
 }
 
 impl Registering {
-    fn start(settings: Settings, key: String, ttl: Duration) -> Self {
+    /// Registers what stands at [`key`] of the same name and address.
+    fn start(settings: Settings, name: &str, last: u8, ttl: Duration) -> Self {
+        let registrant = Registrant {
+            head: "service".into(),
+            id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: name.into(), version: "latest".into() },
+            endpoints: vec![Endpoint { host: std::net::IpAddr::from([10, 0, 0, last]).into(), port: 8000 }],
+            metadata: Metadata::default(),
+            ttl,
+        };
         let events = Arc::new(Mutex::new(Vec::new()));
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (events, stop) = (events.clone(), stop.clone());
-            async move { register(&settings, &key, "{}", ttl, stop, |event| events.lock().unwrap().push(event)).await }
+            async move { register(&settings, &registrant, stop, |event| events.lock().unwrap().push(event)).await }
         });
         Self { events, stop, task }
     }
 
     /// Waits until it has said so often that the key stands: the store and its followers may know earlier.
-    async fn until_registered(&self, times: usize) -> Vec<i64> {
+    async fn until_registered(&self, times: usize) {
         let deadline = Instant::now() + SOON;
-        loop {
-            let leases = self.leases();
-            if leases.len() >= times {
-                return leases;
-            }
-            assert!(Instant::now() < deadline, "registered {leases:?}, not {times} times: {:?}", self.events.lock().unwrap());
+        while self.registered() < times {
+            assert!(Instant::now() < deadline, "not registered {times} times: {:?}", self.events.lock().unwrap());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    fn leases(&self) -> Vec<i64> {
-        let leases = |event: &RegisterEvent| match event {
-            RegisterEvent::Registered { lease } => Some(*lease),
-            _ => None,
-        };
-        self.events.lock().unwrap().iter().filter_map(leases).collect()
+    fn registered(&self) -> usize {
+        self.events.lock().unwrap().iter().filter(|event| **event == RegisterEvent::Registered).count()
     }
 }
 
@@ -744,10 +758,11 @@ async fn a_registration_lives_as_long_as_its_registrant() {
     let key = key("mine", 1);
     // A machine that stops for some seconds between two renewals must not end it.
     let ttl = Duration::from_secs(9);
-    let mine = Registering::start(settings(&etcd), key.clone(), ttl);
+    let mine = Registering::start(settings(&etcd), "mine", 1, ttl);
     following.until_key(&key).await;
-    let lease = mine.until_registered(1).await[0];
-    assert_eq!(following.seen().keys[&key].lease, lease);
+    mine.until_registered(1).await;
+    let lease = following.seen().keys[&key].lease;
+    assert_ne!(lease, 0);
     // Longer than the lease lives by itself.
     tokio::time::sleep(ttl + Duration::from_secs(2)).await;
     assert!(following.seen().removals.is_empty());
@@ -756,22 +771,25 @@ async fn a_registration_lives_as_long_as_its_registrant() {
     etcd.delete(&key);
     following.until("the deletion", |seen| seen.removals.len() == 1).await;
     following.until_key(&key).await;
-    assert_eq!(mine.until_registered(2).await, [lease, lease]);
+    mine.until_registered(2).await;
+    assert_eq!(following.seen().keys[&key].lease, lease);
 
     // An outage shorter than the lease, since leases begin anew: the same lease goes on.
     etcd.kill();
     etcd.start_all();
     following.until("the reconnect", |seen| seen.connected.contains(&false) && seen.is_connected()).await;
     tokio::time::sleep(ttl + Duration::from_secs(2)).await;
-    assert_eq!(mine.leases(), [lease, lease]);
+    assert_eq!(mine.registered(), 2);
     assert_eq!(following.keys(), [key.as_str()]);
+    assert_eq!(following.seen().keys[&key].lease, lease);
 
     // A wipe: another lease.
     etcd.wipe();
     etcd.start_all();
     following.until("the key in the new store", |seen| seen.keys.get(&key).is_some_and(|put| put.lease != lease)).await;
-    let again = mine.until_registered(3).await[2];
-    assert_eq!(following.seen().keys[&key].lease, again);
+    mine.until_registered(3).await;
+    assert_eq!(mine.registered(), 3);
+    let again = following.seen().keys[&key].lease;
 
     // Removed in the open: the lease still exists.
     let removed = following.seen().removals.len();
@@ -794,7 +812,7 @@ async fn a_registration_says_what_stands_in_its_way() {
     reader.password = Some(Secret::from("reader-secret"));
     // No lease ends before its registrant does.
     let ttl = Duration::from_secs(60);
-    let refused = Registering::start(reader, key("mine", 1), ttl);
+    let refused = Registering::start(reader, "mine", 1, ttl);
     let error = tokio::time::timeout(SOON, refused.task).await.expect("a refusal").unwrap().unwrap_err();
     assert!(matches!(&error, RegisterError::Refused { reason, .. } if reason.contains("permission denied")), "{error}");
 
@@ -802,7 +820,7 @@ async fn a_registration_says_what_stands_in_its_way() {
     let mut root = settings(&etcd);
     root.username = Some("root".to_owned());
     root.password = Some(Secret::from("root-secret"));
-    let mine = Registering::start(root.clone(), key("mine", 2), ttl);
+    let mine = Registering::start(root.clone(), "mine", 2, ttl);
     let following = Following::synced(root.clone()).await;
     following.until_key(&key("mine", 2)).await;
     etcd.put(&key("mine", 2), r#"{"of":"another"}"#);
@@ -811,7 +829,7 @@ async fn a_registration_says_what_stands_in_its_way() {
     assert!(etcd.value(&key("mine", 2)).is_some_and(|value| value.contains("another")));
 
     // At the end of a store that is away, it says how long the key remains.
-    let left = Registering::start(root, key("left", 1), ttl);
+    let left = Registering::start(root, "left", 1, ttl);
     following.until_key(&key("left", 1)).await;
     etcd.kill();
     left.stop.cancel();

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use svcdns::registry::file::{self, File, RegisterError, RegisterEvent, Registrant, Settings, Timings};
-use svcdns::registry::{Feed, Registry, State, gsvc};
-use svcdns::service::{Change, Endpoint, Metadata, Reason, RegistryId, ServiceId, Update};
+use svcdns::registry::file::{self, File, Settings, Timings};
+use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, State, gsvc};
+use svcdns::service::{Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -27,6 +27,9 @@ const CONTENT: &str = r#"{"UpdateAt":"2026-11-22 23:22:29","protocol":"http"}"#;
 /// How long anything that must happen may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How often a registration is refreshed, so that a test need not wait.
+const OFTEN: Duration = Duration::from_millis(50);
+
 /// Looks so seldom that only events can tell, and takes no file for dead or broken only because the machine is busy.
 const BY_EVENTS: Timings = Timings {
     dead_after: Duration::from_secs(600),
@@ -34,6 +37,7 @@ const BY_EVENTS: Timings = Timings {
     rescan: Duration::from_secs(3600),
     retry: Duration::from_millis(20),
     patience: Duration::from_secs(60),
+    refresh: OFTEN,
 };
 
 /// Looks so often that a test need not wait.
@@ -65,7 +69,12 @@ impl Follower {
         let settings = Settings { directory: directory.into(), named, heads: vec!["service".into(), "services".into()], timings };
         let stop = CancellationToken::new();
         let (_, commands) = mpsc::channel(1);
-        tokio::spawn(File::new(settings).follow(Feed::new(RegistryId::FIRST, sender, Arc::clone(&state)), commands, stop.clone()));
+        tokio::spawn(File::new(settings).follow(
+            ListKind::Routine,
+            Feed::new(RegistryId::FIRST, sender, Arc::clone(&state)),
+            commands,
+            stop.clone(),
+        ));
         Self { changes, state, held: BTreeMap::new(), listing: false, lists: 0, connected: Vec::new(), puts: 0, _stop: stop.drop_guard() }
     }
 
@@ -385,6 +394,29 @@ async fn a_large_folder_is_one_list() {
 }
 
 #[tokio::test]
+async fn the_first_list_is_of_the_kind_asked_for() {
+    let folder = TempDir::new().unwrap();
+    for directory in [folder.path().to_owned(), folder.path().join("missing")] {
+        let (sender, mut changes) = mpsc::channel(16);
+        let (_commander, commands) = mpsc::channel(1);
+        let settings = Settings { directory, named: true, heads: Vec::new(), timings: BY_EVENTS };
+        let feed = Feed::new(RegistryIndex(0), sender, Arc::new(State::new("file".into())));
+        let stop = CancellationToken::new();
+        tokio::spawn(File::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
+        let mut kinds = Vec::new();
+        while kinds.is_empty() {
+            let (_, batch) = timeout_at(Instant::now() + DEADLINE, changes.recv()).await.unwrap().unwrap();
+            kinds.extend(batch.into_iter().filter_map(|change| match change {
+                Change::ListBegin(kind) => Some(kind),
+                _ => None,
+            }));
+        }
+        assert_eq!(kinds, [ListKind::Reconnect]);
+        stop.cancel();
+    }
+}
+
+#[tokio::test]
 async fn follows_end_when_stopped() {
     let folder = TempDir::new().unwrap();
     let (sender, mut changes) = mpsc::channel(16);
@@ -392,15 +424,27 @@ async fn follows_end_when_stopped() {
     let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: BY_EVENTS };
     let state = Arc::new(State::new("file".into()));
     let stop = CancellationToken::new();
-    let task = tokio::spawn(File::new(settings).follow(Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
+    let task =
+        tokio::spawn(File::new(settings).follow(ListKind::Routine, Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
     changes.recv().await.unwrap();
     stop.cancel();
     tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
 }
 
-fn registrant(directory: PathBuf, name: &str) -> Registrant {
+/// Keeps a registration of this name in a folder, refreshed this often.
+async fn register(
+    directory: PathBuf,
+    name: &str,
+    refresh: Duration,
+    stop: CancellationToken,
+    events: impl Fn(RegisterEvent),
+) -> Result<(), RegisterError> {
+    let settings = Settings { directory, named: true, heads: Vec::new(), timings: Timings { refresh, ..Timings::default() } };
+    file::register(&settings, &registrant(name), stop, events).await
+}
+
+fn registrant(name: &str) -> Registrant {
     Registrant {
-        directory,
         head: "service".into(),
         id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: name.into(), version: "v1-rc".into() },
         endpoints: vec![
@@ -408,7 +452,7 @@ fn registrant(directory: PathBuf, name: &str) -> Registrant {
             Endpoint { host: svcdns::service::Host::Name("web-1.example".into()), port: 81 },
         ],
         metadata: Metadata::new([("protocol".into(), "http".into())].into()),
-        refresh: Duration::from_millis(50),
+        ttl: Duration::from_secs(10),
     }
 }
 
@@ -423,7 +467,7 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
 
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let task = tokio::spawn(file::register(registrant(directory.clone(), "user-svc"), stop.clone(), move |event| {
+    let task = tokio::spawn(register(directory.clone(), "user-svc", OFTEN, stop.clone(), move |event| {
         let _ = sender.send(event);
     }));
     follower.until("it is registered", |follower| follower.keys() == [FILE]).await;
@@ -477,10 +521,10 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
 async fn what_would_read_back_differently_is_not_registered() {
     let folder = TempDir::new().unwrap();
     for name in ["", "a/b", "a#b", "../a"] {
-        let refused = file::register(registrant(folder.path().into(), name), CancellationToken::new(), |_| {}).await;
-        assert!(matches!(refused, Err(RegisterError::NotWritable { .. })), "{name}");
+        let refused = register(folder.path().into(), name, OFTEN, CancellationToken::new(), |_| {}).await;
+        assert!(matches!(refused, Err(RegisterError::NotWritable(_))), "{name}");
     }
-    let long = file::register(registrant(folder.path().into(), &"a".repeat(250)), CancellationToken::new(), |_| {}).await;
+    let long = register(folder.path().into(), &"a".repeat(250), OFTEN, CancellationToken::new(), |_| {}).await;
     assert!(matches!(long, Err(RegisterError::Refused { .. })));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -491,7 +535,7 @@ async fn a_registration_that_cannot_be_written_is_tried_again() {
     let directory = parent.path().join("gsvc");
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let task = tokio::spawn(file::register(registrant(directory.clone(), "a"), stop.clone(), move |event| {
+    let task = tokio::spawn(register(directory.clone(), "a", OFTEN, stop.clone(), move |event| {
         let _ = sender.send(event);
     }));
     assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
@@ -513,8 +557,8 @@ async fn a_registration_that_another_program_keeps_is_left() {
     let folder = TempDir::new().unwrap();
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let registrant = Registrant { refresh: Duration::from_secs(3600), ..registrant(folder.path().into(), "a") };
-    let task = tokio::spawn(file::register(registrant, stop.clone(), move |event| {
+    let seldom = Duration::from_secs(3600);
+    let task = tokio::spawn(register(folder.path().into(), "a", seldom, stop.clone(), move |event| {
         let _ = sender.send(event);
     }));
     assert_eq!(events.recv().await, Some(RegisterEvent::Registered));

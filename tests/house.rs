@@ -21,10 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream", "wire"]),
-    ("system", &["upstream", "wire"]),
+    ("system", &["resolv_conf", "wire"]),
     // `system` only to name who has a port that is taken.
     ("server", &["answer", "metrics", "system", "upstream", "wire"]),
-    ("upstream", &["metrics", "name", "service", "wire"]),
+    ("upstream", &["metrics", "name", "resolv_conf", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
     ("registry", &["service"]),
@@ -32,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("wire", &[]),
     ("metrics", &[]),
+    ("resolv_conf", &[]),
 ];
 
 /// Rooms whose modules import one another in circles, each with what leads back. Any other room holds none.

@@ -20,7 +20,7 @@ use super::arguments::Demo;
 use super::output::{complain, print, quoted};
 use crate::config::{Config, Flags};
 use crate::daemon::{Server, Signals, log};
-use crate::registry::file;
+use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
 
 /// Where the demo answers if nobody else does.
@@ -58,15 +58,20 @@ async fn demonstrate(folder: &Path, stop: CancellationToken) -> anyhow::Result<(
     let page = Router::new().fallback(get(hello));
     let until = stop.clone();
     let service = tokio::spawn(async move { axum::serve(listener, page).with_graceful_shutdown(until.cancelled_owned()).await });
-    let registrant = file::Registrant {
-        directory: registry,
+    let registrant = Registrant {
         head: "service".to_owned(),
         id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: "hello.svc".into(), version: "latest".into() },
         endpoints: vec![Endpoint { host: http.ip().into(), port: http.port() }],
         metadata: Metadata::new([("protocol".into(), "http".into())].into()),
-        refresh: Duration::from_secs(10),
+        ttl: Duration::from_secs(10),
     };
-    let registered = tokio::spawn(file::register(registrant, stop.clone(), |_| {}));
+    let (registries, until) = (config.registries, stop.clone());
+    let registered = tokio::spawn(async move {
+        match registries.first() {
+            Some(registry) => registry.register(&registrant, until, |_| {}).await,
+            None => Ok(()),
+        }
+    });
 
     let known = async {
         while server.answerer.snapshot().service("hello").is_none() {

@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use super::Place;
 use super::client::{Client, NotRunning};
 use crate::admin::Status;
-use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, PASSWORD_VARIABLE, RegistryUrl};
+use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, SecretKey, secrets};
+use crate::registry::Source;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
 
@@ -135,13 +136,11 @@ impl Wanted<'_> {
                 program.display()
             );
         }
-        if std::env::var_os(PASSWORD_VARIABLE).is_some_and(|password| !password.is_empty()) {
-            bail!("{PASSWORD_VARIABLE} does not reach a service: write the password into a file and name it with --etcd-password-file");
+        let given = |secret: &&SecretKey| std::env::var_os(secret.variable).is_some_and(|value| !value.is_empty());
+        if let Some(SecretKey { name, variable, file }) = secrets().find(given) {
+            bail!("{variable} does not reach a service: write the {name} into a file and name it with --{}", file.flag());
         }
-        for path in config.registries.iter().filter_map(|registry| match registry {
-            RegistryUrl::File(directory) => Some(&directory.path),
-            RegistryUrl::Etcd { .. } => None,
-        }) {
+        for path in config.registries.iter().filter_map(Source::folder) {
             if let Some(folder) = hidden(path) {
                 bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
             }

@@ -17,21 +17,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::Register;
 use super::output::complain;
-use crate::config::{Config, RegistryUrl};
-use crate::registry::gsvc;
-use crate::registry::{etcd, file};
+use crate::config::Config;
+use crate::name;
+use crate::registry::{RegisterEvent, Registrant, Source, gsvc};
 use crate::service::{Metadata, Registration};
-use crate::{admin, name};
-
-/// How often a file is refreshed; GoFrame does so every 10 s, and takes what is older than 20 s for dead.
-const REFRESH: Duration = Duration::from_secs(10);
 
 /// How long a registration may take to be taken back.
 const FAREWELL: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
     let config = super::configure(command.file.config.as_deref(), &command.flags.0)?;
-    let registration = understand(&command, &config)?;
+    let Registration { id, endpoints, metadata, .. } = understand(&command, &config)?;
+    let registrant = Registrant { head: command.head, id, endpoints, metadata: (*metadata).clone(), ttl: command.ttl };
     let signals = Signals::new()?;
     let child = match command.command.split_first() {
         None => None,
@@ -44,8 +41,8 @@ pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
     };
 
     let (stop, mut kept) = (CancellationToken::new(), JoinSet::new());
-    for url in &config.registries {
-        kept.spawn(keep(url.clone(), config.clone(), command.head.clone(), command.ttl, registration.clone(), stop.clone()));
+    for registry in config.registries {
+        kept.spawn(keep(registry, registrant.clone(), stop.clone()));
     }
     let ended = attend(child, signals, &mut kept, &stop).await;
     stop.cancel();
@@ -93,61 +90,27 @@ fn understand(command: &Register, config: &Config) -> anyhow::Result<Registratio
     Ok(registration)
 }
 
-/// Keeps the registration in one registry until `stop`.
-async fn keep(
-    url: RegistryUrl,
-    config: Config,
-    head: String,
-    ttl: Duration,
-    registration: Registration,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let Registration { id, endpoints, metadata, .. } = registration;
-    let name = id.name.to_string();
+/// Keeps the registration in one registry until `stop`, and tells the person about it.
+async fn keep(registry: Source, registrant: Registrant, stop: CancellationToken) -> anyhow::Result<()> {
+    let name = &registrant.id.name;
     // Every attempt fails for the same reason while a registry is away: said once.
     let said = Mutex::new(String::new());
-    let registered = || {
-        said.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        complain(&format!("{name} is registered in {url}"));
-    };
-    let failed = |error: &str| {
+    let tell = |event| {
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-        if *said != error {
-            error.clone_into(&mut said);
-            complain(&format!("{name} cannot be kept in {url} now, and is tried again: {error}"));
+        match event {
+            RegisterEvent::Registered => {
+                said.clear();
+                complain(&format!("{name} is registered in {registry}"));
+            }
+            RegisterEvent::Failed(error) if *said != error => {
+                complain(&format!("{name} cannot be kept in {registry} now, and is tried again: {error}"));
+                *said = error;
+            }
+            RegisterEvent::Left => complain(&format!("{name} stays in {registry}: another program keeps it, too")),
+            RegisterEvent::Failed(_) | RegisterEvent::Removed => {}
         }
     };
-    match &url {
-        RegistryUrl::Etcd { endpoints: members } => {
-            let (key, value) = (gsvc::key(&head, &id, &endpoints), gsvc::value(&metadata));
-            let events = |event| match event {
-                etcd::RegisterEvent::Registered { .. } => registered(),
-                etcd::RegisterEvent::Failed(error) => failed(&error),
-                etcd::RegisterEvent::Removed => {}
-            };
-            Ok(etcd::register(&config.etcd(members), &key, &value, ttl, stop, events).await?)
-        }
-        RegistryUrl::File(directory) => {
-            if !directory.named && directory.path.exists() && !admin::is_trusted(&directory.path) {
-                bail!("{url} belongs to another user; name a registry with --registry (or this one, if it is meant)");
-            }
-            let registrant = file::Registrant {
-                directory: directory.path.clone(),
-                head,
-                id,
-                endpoints,
-                metadata: (*metadata).clone(),
-                refresh: REFRESH,
-            };
-            let events = |event| match event {
-                file::RegisterEvent::Registered => registered(),
-                file::RegisterEvent::Failed(error) => failed(&error),
-                file::RegisterEvent::Left => complain(&format!("{name} stays in {url}: another program keeps it, too")),
-                file::RegisterEvent::Removed => {}
-            };
-            Ok(file::register(registrant, stop, events).await?)
-        }
-    }
+    Ok(registry.register(&registrant, stop, tell).await?)
 }
 
 /// Waits until the command ends, or, without one, until a signal comes. A registration that fails for good ends both.

@@ -10,7 +10,7 @@ const WIDTH: usize = 100;
 /// The table of all keys in Markdown.
 pub fn markdown() -> String {
     let mut text = String::from("| key | form | default | variable | meaning |\n|---|---|---|---|---|\n");
-    for key in KEYS {
+    for key in KEYS.iter() {
         let _ = writeln!(
             text,
             "| `{}` | {} | {} | `{}` | {} |",
@@ -32,7 +32,7 @@ pub fn template() -> String {
          # Variables of the environment (SVCDNS_LISTEN …) beat this file, flags beat both; `svcdns check` shows the result.\n",
     );
     let mut section = "";
-    for key in KEYS {
+    for key in KEYS.iter() {
         if key.section != section {
             section = key.section;
             let _ = write!(text, "\n#[{section}]\n");

@@ -7,7 +7,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Origin, nearest};
 use super::keys::{KEYS, Key, Kind};
-use super::layers::{Layer, PASSWORD_VARIABLE, Setting, Written};
+use super::layers::{Layer, Setting, Written};
+use super::registry::secrets;
 
 /// Reads a file's text. `path` is for messages.
 pub(super) fn read(path: &Path, text: &str) -> Result<Layer, ConfigError> {
@@ -64,13 +65,15 @@ impl Reader<'_> {
     fn entry(&self, layer: &mut Layer, section: &str, name: &str, at: usize, value: &Spanned<DeValue<'_>>) -> Result<(), ConfigError> {
         let origin = self.origin(at);
         let path = if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") };
-        if path == "etcd.password" {
+        if let Some(secret) = secrets().find(|secret| secret.path() == path) {
             return Err(ConfigError::Invalid {
                 origin,
                 key: path,
                 why: format!(
-                    "a password does not stand here, where many can read it: put it in a file of its own and name that with etcd.password-file, \
-                     or in the variable {PASSWORD_VARIABLE}"
+                    "a {} does not stand here, where many can read it: put it in a file of its own and name that with {}, or in the variable {}",
+                    secret.name,
+                    secret.file.path(),
+                    secret.variable
                 ),
             });
         }

@@ -3,6 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::keys::{self, KEYS, Key, Kind};
+use super::registry::kind_of;
 
 /// What was given by flags: keys with the values given, in order.
 #[derive(Clone, Debug, Default)]
@@ -65,12 +66,17 @@ fn is_a_flag_of_serve(key: &Key) -> bool {
 
 /// The keys of [`RegistryFlags`].
 fn reaches_a_registry(key: &Key) -> bool {
-    key.section == "etcd" || [keys::REGISTRY, keys::DEPLOYMENT, keys::NAMESPACE, keys::LOG].contains(&key)
+    kind_of(key).is_some() || [keys::REGISTRY, keys::DEPLOYMENT, keys::NAMESPACE, keys::LOG].contains(&key)
 }
 
 fn augment(command: Command, wanted: impl Fn(&Key) -> bool) -> Command {
     command.args(KEYS.iter().filter(|key| wanted(key)).map(|key| {
-        let heading = if key.section.is_empty() { "Settings" } else { "Settings for etcd" };
+        let heading = match (key.section, kind_of(key)) {
+            ("", _) => "Settings".to_owned(),
+            (_, Some(kind)) => format!("Settings for {}", kind.name),
+            // The listeners' section `tls` shares a heading with the section behind it.
+            (_, None) => "Settings for etcd".to_owned(),
+        };
         let help = key.meaning.replace('`', "");
         // Given twice, the last one counts: so a script can put its own behind someone else's.
         let arg = if key.kind == Kind::List { Arg::new(key.flag()) } else { Arg::new(key.flag()).overrides_with(key.flag()) };

@@ -1,5 +1,9 @@
 //! The one table of everything that can be set. Flags, variables, the check for unknown keys, the table in the
-//! documentation and the template file are all made from it.
+//! documentation and the template file are all made from it. The keys of a kind of registry are in that kind's own table.
+
+use std::sync::LazyLock;
+
+use super::registry::KINDS;
 
 /// One thing that can be set.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,17 +75,29 @@ impl Key {
     }
 }
 
+/// Makes a constant of each key, and a table of them all.
 macro_rules! keys {
-    ($($(#[$doc:meta])* $constant:ident = $section:literal $name:literal $kind:ident $value:literal $unit:literal $default:literal $meaning:literal;)*) => {
-        $($(#[$doc])* pub(super) const $constant: &Key = &Key {
-            section: $section, name: $name, kind: Kind::$kind, value: $value, unit: $unit, default: $default, meaning: $meaning,
+    ($table:ident: $($constant:ident = $section:literal $name:literal $kind:ident $value:literal $unit:literal $default:literal $meaning:literal;)*) => {
+        $(pub(super) const $constant: &$crate::config::Key = &$crate::config::Key {
+            section: $section,
+            name: $name,
+            kind: $crate::config::Kind::$kind,
+            value: $value,
+            unit: $unit,
+            default: $default,
+            meaning: $meaning,
         };)*
-        /// Every key, in the order of the documentation: those without a section first.
-        pub static KEYS: &[&Key] = &[$($constant),*];
+        const $table: &[&$crate::config::Key] = &[$($constant),*];
     };
 }
 
-keys! {
+pub(super) use keys;
+
+/// Every key, in the order of the documentation: those without a section first, those of the kinds of registry last.
+pub static KEYS: LazyLock<Vec<&'static Key>> =
+    LazyLock::new(|| GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect());
+
+keys! { GENERAL:
     LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
         "Where to answer, over UDP and TCP. An address that is not loopback needs `allow`. `0.0.0.0` and `[::]` mean each address that the machine has, as they come and go.";
     ALLOW = "" "allow" List "CIDR" "networks" "[]"
@@ -148,18 +164,4 @@ keys! {
         "The certificate to show, followed by those that lead to an authority. Read again when it changes.";
     TLS_KEY_FILE = "tls" "key-file" Text "FILE" "file, PEM" r#""""#
         "The key of the certificate.";
-    ETCD_USERNAME = "etcd" "username" Text "USER" "" r#""""#
-        "The etcd user. Empty: none.";
-    ETCD_PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#
-        "A file that holds the password of the etcd user. The variable SVCDNS_ETCD_PASSWORD can hold the password itself.";
-    ETCD_TLS = "etcd" "tls" Bool "BOOL" "" "false"
-        "Whether to speak TLS with etcd. Any of the keys below turns it on, too.";
-    ETCD_CA_FILE = "etcd" "ca-file" Text "FILE" "file, PEM" r#""""#
-        "The authorities that may vouch for etcd. Empty: those the machine trusts.";
-    ETCD_CERT_FILE = "etcd" "cert-file" Text "FILE" "file, PEM" r#""""#
-        "Our certificate, where etcd wants one.";
-    ETCD_KEY_FILE = "etcd" "key-file" Text "FILE" "file, PEM" r#""""#
-        "The key of our certificate.";
-    ETCD_SERVER_NAME = "etcd" "server-name" Text "NAME" "host name" r#""""#
-        "The name in etcd's certificate, where it is not the host in the URL.";
 }

@@ -8,15 +8,12 @@ use super::error::{ConfigError, Origin, nearest};
 use super::file;
 use super::flags::Flags;
 use super::keys::{KEYS, Key, Kind};
-use super::url::split_urls;
+use super::registry::{SecretKey, secrets, split_urls, without_user};
 use super::{DEFAULT_FILE, keys};
-use crate::registry::etcd::Secret;
+use crate::registry::Secret;
 
 /// The variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "SVCDNS_CONFIG";
-
-/// The variable that holds the etcd user's password.
-pub const PASSWORD_VARIABLE: &str = "SVCDNS_ETCD_PASSWORD";
 
 /// One value of one key, as text.
 #[derive(Clone, Debug)]
@@ -51,8 +48,8 @@ pub struct Effective {
 #[derive(Debug)]
 pub(super) struct Layers {
     settings: HashMap<String, Setting>,
-    /// The password of the environment.
-    pub(super) password: Option<Secret>,
+    /// The secrets of the environment, by their variables.
+    secrets: HashMap<&'static str, Secret>,
 }
 
 impl Layer {
@@ -75,16 +72,18 @@ impl Layers {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: &Flags,
     ) -> Result<Self, ConfigError> {
-        let (mut variables, mut password, mut configured) = (Layer::new(), None, None);
+        let (mut variables, mut given_secrets, mut configured) = (Layer::new(), HashMap::new(), None);
         for (name, value) in environment {
-            if name == PASSWORD_VARIABLE {
-                password = Some(value).filter(|value| !value.is_empty()).map(Secret::from);
+            if let Some(secret) = secrets().find(|secret| secret.variable == name) {
+                if !value.is_empty() {
+                    given_secrets.insert(secret.variable, Secret::from(value));
+                }
             } else if name == CONFIG_VARIABLE {
                 configured = Some(value);
             } else if name.starts_with("SVCDNS_") {
                 let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
-                    let known = KEYS.iter().map(|key| key.variable());
-                    let suggestion = nearest(&name, known.chain([CONFIG_VARIABLE.to_owned(), PASSWORD_VARIABLE.to_owned()]));
+                    let others = secrets().map(|secret| secret.variable).chain([CONFIG_VARIABLE]).map(str::to_owned);
+                    let suggestion = nearest(&name, KEYS.iter().map(|key| key.variable()).chain(others));
                     return Err(ConfigError::UnknownVariable { name, suggestion });
                 };
                 variables.insert(key, setting(key, [value.as_str()], &Origin::Variable(name)));
@@ -105,7 +104,7 @@ impl Layers {
                 Some((key.path(), setting))
             })
             .collect();
-        Ok(Self { settings, password })
+        Ok(Self { settings, secrets: given_secrets })
     }
 
     /// What was written for a list.
@@ -117,6 +116,11 @@ impl Layers {
     pub(super) fn one(&self, key: &Key) -> Written {
         let last = self.list(key).last().cloned();
         last.unwrap_or_else(|| Written { text: String::new(), origin: self.origin(key) })
+    }
+
+    /// A secret that stands in the environment.
+    pub(super) fn secret(&self, secret: &SecretKey) -> Option<&Secret> {
+        self.secrets.get(secret.variable)
     }
 
     /// Where the key was written.
@@ -133,21 +137,14 @@ impl Layers {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         match key.kind {
             Kind::List => {
-                let items: Vec<String> = self.list(key).iter().map(|item| quoted(&without_secret(key, &item.text))).collect();
+                let shown = |item: &Written| if key == keys::REGISTRY { without_user(&item.text) } else { item.text.clone() };
+                let items: Vec<String> = self.list(key).iter().map(|item| quoted(&shown(item))).collect();
                 format!("[{}]", items.join(", "))
             }
             Kind::Bool | Kind::Number => self.one(key).text,
             Kind::TextOrNumber if self.one(key).text.parse::<i64>().is_ok() => self.one(key).text,
             Kind::Text | Kind::Duration | Kind::Size | Kind::TextOrNumber => quoted(&self.one(key).text),
         }
-    }
-}
-
-/// The text of a URL less what stands before an `@`.
-fn without_secret(key: &Key, text: &str) -> String {
-    match (text.split_once("://"), key == keys::REGISTRY) {
-        (Some((scheme, rest)), true) => format!("{scheme}://{}", rest.rsplit('@').next().unwrap_or(rest)),
-        _ => text.to_owned(),
     }
 }
 
@@ -177,7 +174,7 @@ fn as_default(mut setting: Setting) -> Setting {
 fn defaults_text() -> String {
     let mut text = String::new();
     let mut section = "";
-    for key in KEYS {
+    for key in KEYS.iter() {
         if key.section != section {
             section = key.section;
             let _ = writeln!(text, "[{section}]");

@@ -10,19 +10,19 @@ mod file;
 mod flags;
 mod keys;
 mod layers;
+mod registry;
 mod rooms;
 mod state_dir;
 mod upstream;
-mod url;
 mod values;
 
 pub use document::{markdown, template};
 pub use error::{ConfigError, Origin};
 pub use flags::{Flags, RegistryFlags, ServeFlags};
 pub use keys::{KEYS, Key, Kind};
-pub use layers::{CONFIG_VARIABLE, Effective, PASSWORD_VARIABLE};
+pub use layers::{CONFIG_VARIABLE, Effective};
+pub use registry::{SecretKey, secrets};
 pub use state_dir::{Candidate, own_state_dir, state_dirs};
-pub use url::{Directory, RegistryUrl, UrlError};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
-use crate::registry::etcd::{Secret, Tls};
+use crate::registry::Source;
 use crate::server::Encrypted;
 use crate::upstream::{Servers, Target};
 
@@ -49,16 +49,14 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Who may ask from elsewhere than this machine.
     pub allow: Vec<IpNet>,
-    /// The registries to follow, at least one, at most 16.
-    pub registries: Vec<RegistryUrl>,
+    /// The registries to follow, at least one, at most [`crate::service::MAX_REGISTRIES`].
+    pub registries: Vec<Source>,
     /// The served zones.
     pub zones: Zones,
     /// GoFrame's deployment that short names mean.
     pub deployment: String,
     /// GoFrame's namespace that short names mean.
     pub namespace: String,
-    /// The first segments of registry keys that are read.
-    pub heads: Vec<String>,
     /// Whether a service without version `latest` answers with every version.
     pub version_fallback: bool,
     /// How many records an answer holds.
@@ -99,20 +97,9 @@ pub struct Config {
     pub log: String,
     /// Of how many questions one is logged; 0 for none.
     pub log_queries: u32,
-    /// How to reach etcd.
-    pub etcd: Etcd,
+    /// The secrets that were given, whether or not a registry named needs them.
+    pub secrets: Vec<&'static SecretKey>,
     effective: Vec<Effective>,
-}
-
-/// How to reach etcd, for all registries of that kind.
-#[derive(Clone, Debug, Default)]
-pub struct Etcd {
-    /// The user.
-    pub username: Option<String>,
-    /// The user's password.
-    pub password: Option<Secret>,
-    /// Whether the connection is encrypted, and how.
-    pub tls: Option<Tls>,
 }
 
 /// Who is asked for names outside the zones, and how.

@@ -2,8 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Config, Directory};
-use crate::registry::{etcd, file};
+use super::Config;
 use crate::upstream::Servers;
 use crate::{answer, catalog, server, upstream};
 
@@ -65,27 +64,6 @@ impl Config {
             allow_loopback: true,
             log_queries: self.log_queries,
             limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },
-        }
-    }
-
-    /// How to follow a file registry.
-    pub fn file(&self, directory: &Directory) -> file::Settings {
-        file::Settings {
-            directory: directory.path.clone(),
-            named: directory.named,
-            heads: self.heads.clone(),
-            timings: file::Timings::default(),
-        }
-    }
-
-    /// How to reach the etcd of these endpoints.
-    pub fn etcd(&self, endpoints: &[String]) -> etcd::Settings {
-        etcd::Settings {
-            username: self.etcd.username.clone(),
-            password: self.etcd.password.clone(),
-            tls: self.etcd.tls.clone(),
-            heads: self.heads.clone(),
-            ..etcd::Settings::new(endpoints.to_vec())
         }
     }
 }

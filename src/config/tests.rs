@@ -1,6 +1,12 @@
 use insta::assert_snapshot;
 
 use super::*;
+use crate::registry::etcd::{self, Tls};
+use crate::registry::{Secret, file};
+use crate::service::MAX_REGISTRIES;
+
+/// Where the password of the etcd user may be.
+const PASSWORD_VARIABLE: &str = "SVCDNS_ETCD_PASSWORD";
 
 /// Loads with this file's text, these variables and no flags.
 fn load(text: &str, environment: &[(&str, &str)], flags: &Flags) -> Result<Config, String> {
@@ -16,6 +22,15 @@ fn zones(config: &Config) -> String {
     config.zones.iter().map(crate::name::Zone::text).collect::<Vec<_>>().join(" ")
 }
 
+/// The settings of the only registry, an etcd at `a`, with this section `[etcd]`.
+fn etcd(section: &str, environment: &[(&str, &str)]) -> etcd::Settings {
+    let config = load(&format!("registry = 'etcd://a'\n[etcd]\n{section}"), environment, &Flags::default()).unwrap();
+    match &*config.registries {
+        [Source::Etcd(settings)] => (**settings).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn mistake(text: &str) -> String {
     load(text, &[], &Flags::default()).unwrap_err()
 }
@@ -28,17 +43,19 @@ fn mistaken_variable(name: &str, value: &str) -> String {
 fn the_defaults() {
     let config = load("", &[("PATH", "/bin")], &Flags::default()).unwrap();
     assert_eq!(config.listen, ["127.0.0.1:5300".parse().unwrap()]);
-    assert_eq!(config.registries, [RegistryUrl::implicit()]);
+    let Source::File(registry) = &config.registries[0] else { panic!("{:?}", config.registries) };
+    assert_eq!((config.registries.len(), registry.named), (1, false), "believed only while the folder is ours or root's");
+    assert_eq!(registry.directory, std::env::temp_dir().join("gsvc"));
+    assert_eq!((&registry.heads, registry.timings), (&vec!["service".to_owned(), "services".to_owned()], file::Timings::default()));
     assert_eq!(zones(&config), "svc.");
     assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
-    assert_eq!(config.heads, ["service", "services"]);
     assert_eq!((config.ttl, config.negative_ttl), (5, 1));
     assert_eq!(config.removal_grace, Duration::from_secs(12));
     assert_eq!(config.answers, Answers::All);
     assert_eq!(config.admin_listen, "127.0.0.1:5380".parse().ok());
     assert_eq!(config.state_dir, None);
     assert_eq!((config.log_queries, config.server().log_queries), (0, 0));
-    assert!(config.version_fallback && config.allow.is_empty() && config.etcd.tls.is_none());
+    assert!(config.version_fallback && config.allow.is_empty() && config.secrets.is_empty());
     assert!(config.effective().iter().all(|effective| effective.origin == Origin::Default));
 }
 
@@ -107,6 +124,11 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("log = 'svcdns=loud'"), @r#"svcdns.toml:1:7: log: "svcdns=loud" is not a filter such as info, debug or warn,svcdns::registry=debug: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#);
     assert_snapshot!(mistake("registry = ['etcd://a', 'consul://b:8500']"), @"svcdns.toml:1:25: registry: registries of kind consul are not supported yet: there are etcd:// and file://");
     assert_snapshot!(mistake("registry = ['etcd://a', 'etcd://a:2379']"), @"svcdns.toml:1:25: registry: etcd://a:2379 is named twice");
+    assert_snapshot!(mistake("registry = ['file:///x', 'file:///x']"), @"svcdns.toml:1:26: registry: file:///x is named twice");
+    assert_snapshot!(mistake("registry = 'file://x'"), @"svcdns.toml:1:12: registry: a directory is written with its whole path: file:///directory");
+    assert_snapshot!(mistake("registry = '127.0.0.1:2379'"), @"svcdns.toml:1:12: registry: a registry is written as etcd://host:port[,host:port] or file:///directory");
+    assert_snapshot!(mistake("registry = 'Redis://a'"), @r#"svcdns.toml:1:12: registry: there is no kind of registry "redis": a registry is written as etcd://host:port[,host:port] or file:///directory"#);
+    assert_snapshot!(mistake("registry = 'etcd://a:1/service'"), @r#"svcdns.toml:1:12: registry: nothing may follow the endpoints of an etcd URL, but there is "/service" (heads, deployment and namespace have settings of their own)"#);
     assert_snapshot!(mistaken_variable("SVCDNS_TTL", "x"), @r#"SVCDNS_TTL: ttl: "x" is not a duration such as 12s, 500ms or 1m 30s"#);
 }
 
@@ -170,26 +192,48 @@ fn passwords_stay_out_of_sight() {
     assert_snapshot!(mistake("[etcd]\nusername = 'root'\npassword-file = '/nowhere/at/all'"), @"svcdns.toml:3:17: etcd.password-file: cannot read /nowhere/at/all: No such file or directory (os error 2)");
 
     assert_snapshot!(mistaken_variable(PASSWORD_VARIABLE, "hunter2"), @"SVCDNS_ETCD_PASSWORD: etcd.username: a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD");
-    assert_eq!(load("", &[(PASSWORD_VARIABLE, "")], &Flags::default()).unwrap().etcd.password, None);
+    assert_eq!(etcd("", &[(PASSWORD_VARIABLE, "")]).password, None);
 
+    let settings = etcd("username = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")]);
+    assert_eq!(settings.username.as_deref(), Some("root"));
+    assert_eq!(settings.password.as_ref().map(Secret::expose), Some("hunter2"));
     let config = load("[etcd]\nusername = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
-    assert_eq!(config.etcd.password.as_ref().map(Secret::expose), Some("hunter2"));
-    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!format!("{settings:?} {config:?}").contains("hunter2"));
+    assert_eq!(config.secrets.iter().map(|secret| (secret.name, secret.kind())).collect::<Vec<_>>(), [("password", "etcd")]);
 
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");
     std::fs::write(&file, "from file\n").unwrap();
-    let text = format!("[etcd]\nusername = 'root'\npassword-file = '{}'", file.display());
-    let config = load(&text, &[], &Flags::default()).unwrap();
-    assert_eq!(config.etcd.password.as_ref().map(Secret::expose), Some("from file"));
+    let section = format!("username = 'root'\npassword-file = '{}'", file.display());
+    assert_eq!(etcd(&section, &[]).password.as_ref().map(Secret::expose), Some("from file"));
+    assert_eq!(etcd(&section, &[(PASSWORD_VARIABLE, "hunter2")]).password.as_ref().map(Secret::expose), Some("hunter2"));
 }
 
 #[test]
 fn tls_is_on_when_anything_of_it_is_set() {
-    assert_eq!(load("[etcd]\ntls = true", &[], &Flags::default()).unwrap().etcd.tls, Some(Tls::default()));
-    let config = load("[etcd]\nca-file = '/ca.pem'", &[], &Flags::default()).unwrap();
-    assert_eq!(config.etcd.tls.and_then(|tls| tls.ca_file), Some("/ca.pem".into()));
+    assert_eq!(etcd("", &[]).tls, None);
+    assert_eq!(etcd("tls = true", &[]).tls, Some(Tls::default()));
+    assert_eq!(etcd("ca-file = '/ca.pem'", &[]).tls.and_then(|tls| tls.ca_file), Some("/ca.pem".into()));
     assert_snapshot!(mistake("[etcd]\ncert-file = '/c.pem'"), @"svcdns.toml:2:13: etcd.cert-file: a certificate and its key go together: set both etcd.cert-file and etcd.key-file");
+}
+
+#[test]
+fn every_kind_of_registry_has_its_own_section_and_stands_in_the_documentation() {
+    for kind in registry::KINDS {
+        assert!(kind.keys.iter().all(|key| key.section == kind.name), "{}", kind.name);
+        assert!(keys::REGISTRY.unit.contains(&format!("`{}://", kind.name)), "{}", kind.name);
+    }
+    assert!(secrets().all(|secret| KEYS.contains(&secret.file) && KEYS.iter().all(|key| key.variable() != secret.variable)));
+}
+
+#[test]
+fn as_many_registries_are_followed_as_have_a_number() {
+    let named = |count: usize| {
+        let urls: Vec<String> = (0..count).map(|n| format!("file:///{n}")).collect();
+        load("", &[("SVCDNS_REGISTRY", &urls.join(" "))], &Flags::default())
+    };
+    assert_eq!(named(MAX_REGISTRIES).unwrap().registries.len(), MAX_REGISTRIES);
+    assert_eq!(named(MAX_REGISTRIES + 1).unwrap_err(), "SVCDNS_REGISTRY: registry: at most 16 registries can be followed (a fixed limit)");
 }
 
 #[test]
@@ -250,8 +294,9 @@ fn every_flag_of_a_command_can_be_read() {
     let matches = command.get_matches_from(["serve", "--zone", "a", "--zone=b,c", "--etcd-username", "root", "--ttl", "3s"]);
     let ServeFlags(flags) = ServeFlags::from_arg_matches(&matches).unwrap();
     assert!(flags.has("zone") && !flags.has("listen"));
-    let config = load("", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
-    assert_eq!((&*zones(&config), config.ttl, config.etcd.username.as_deref()), ("a. b. c.", 3, Some("root")));
+    let config = load("registry = 'etcd://a'", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
+    let Source::Etcd(settings) = &config.registries[0] else { panic!("{:?}", config.registries) };
+    assert_eq!((&*zones(&config), config.ttl, settings.username.as_deref()), ("a. b. c.", 3, Some("root")));
 }
 
 #[test]

@@ -13,14 +13,11 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_KEYS};
 use crate::name::{Name, Zones};
-use crate::registry::etcd::{Secret, Tls};
-use crate::service::MAX_REGISTRIES;
 
-use super::error::{ConfigError, Origin};
+use super::error::ConfigError;
 use super::keys::{self, Key};
-use super::layers::{Layers, PASSWORD_VARIABLE, Written};
-use super::url::RegistryUrl;
-use super::{Config, Etcd, encrypted, upstream};
+use super::layers::{Layers, Written};
+use super::{Config, encrypted, registry, upstream};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -31,11 +28,10 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
-        registries: registries(layers)?,
+        registries: registry::read(layers)?,
         zones: zones(layers)?,
         deployment: segment(layers, keys::DEPLOYMENT)?,
         namespace: segment(layers, keys::NAMESPACE)?,
-        heads: list(layers, keys::HEADS, key_segment)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
         answers: one(layers, keys::ANSWERS, answers)?,
         docker0: one(layers, keys::DOCKER0, docker0)?,
@@ -56,13 +52,10 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
         log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,
-        etcd: etcd(layers)?,
+        secrets: registry::secrets().filter(|secret| secret.is_given(layers)).collect(),
         effective: layers.effective(),
     };
     upstream::check(layers, &config)?;
-    if config.heads.is_empty() {
-        return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
-    }
     if let Err(error) = config.server().check() {
         return Err(ConfigError::Listen { origin: encrypted::origin_of(layers, &error), error });
     }
@@ -104,19 +97,6 @@ fn network(text: &str) -> Result<IpNet, String> {
     network.map(|network| network.trunc()).ok_or_else(|| format!("{text:?} is not a network such as 10.0.0.0/8 or fd00::/8"))
 }
 
-fn registries(layers: &Layers) -> Result<Vec<RegistryUrl>, ConfigError> {
-    let named = list(layers, keys::REGISTRY, |text| RegistryUrl::parse(text).map_err(|error| error.to_string()))?;
-    for (at, url) in named.iter().enumerate() {
-        if named[..at].contains(url) {
-            return Err(invalid(keys::REGISTRY, &layers.list(keys::REGISTRY)[at], format!("{url} is named twice")));
-        }
-    }
-    if named.len() > MAX_REGISTRIES {
-        return Err(invalid(keys::REGISTRY, &layers.one(keys::REGISTRY), format!("at most {MAX_REGISTRIES} registries can be followed")));
-    }
-    Ok(if named.is_empty() { vec![RegistryUrl::implicit()] } else { named })
-}
-
 fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
     // One by one first: the mistake then has its place.
     let texts = list(layers, keys::ZONE, |text| {
@@ -128,6 +108,15 @@ fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
 
 fn segment(layers: &Layers, key: &Key) -> Result<String, ConfigError> {
     one(layers, key, key_segment)
+}
+
+/// The first segments of GoFrame's keys, at least one.
+pub(super) fn heads(layers: &Layers) -> Result<Vec<String>, ConfigError> {
+    let heads = list(layers, keys::HEADS, key_segment)?;
+    if heads.is_empty() {
+        return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
+    }
+    Ok(heads)
 }
 
 fn key_segment(text: &str) -> Result<String, String> {
@@ -219,51 +208,10 @@ fn log_filter(text: &str) -> Result<String, String> {
         .map_err(|error| format!("{text:?} is not a filter such as info, debug or warn,svcdns::registry=debug: {error}"))
 }
 
-fn text(layers: &Layers, key: &Key) -> Option<String> {
+pub(super) fn text(layers: &Layers, key: &Key) -> Option<String> {
     Some(layers.one(key).text).filter(|text| !text.is_empty())
 }
 
 pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
     text(layers, key).map(PathBuf::from)
-}
-
-fn etcd(layers: &Layers) -> Result<Etcd, ConfigError> {
-    let tls = Tls {
-        ca_file: path(layers, keys::ETCD_CA_FILE),
-        cert_file: path(layers, keys::ETCD_CERT_FILE),
-        key_file: path(layers, keys::ETCD_KEY_FILE),
-        server_name: text(layers, keys::ETCD_SERVER_NAME),
-    };
-    for (key, given, other) in [(keys::ETCD_CERT_FILE, &tls.cert_file, &tls.key_file), (keys::ETCD_KEY_FILE, &tls.key_file, &tls.cert_file)]
-    {
-        if given.is_some() && other.is_none() {
-            let why = "a certificate and its key go together: set both etcd.cert-file and etcd.key-file".to_owned();
-            return Err(invalid(key, &layers.one(key), why));
-        }
-    }
-    let wanted = boolean(layers, keys::ETCD_TLS)? || tls != Tls::default();
-    let username = text(layers, keys::ETCD_USERNAME);
-    let password = match (&layers.password, path(layers, keys::ETCD_PASSWORD_FILE)) {
-        (Some(password), _) => Some(password.clone()),
-        (None, Some(path)) => {
-            let key = keys::ETCD_PASSWORD_FILE;
-            let read = std::fs::read_to_string(&path)
-                .map_err(|error| invalid(key, &layers.one(key), format!("cannot read {}: {error}", path.display())))?;
-            Some(Secret::from(read.trim_end_matches(['\r', '\n']).to_owned()))
-        }
-        (None, None) => None,
-    };
-    if username.is_some() != password.is_some() {
-        let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
-        // Of the two, the one that was written.
-        let (key, written) = match (&username, &layers.password) {
-            (Some(_), _) => (keys::ETCD_USERNAME, layers.one(keys::ETCD_USERNAME)),
-            (None, Some(_)) => {
-                (keys::ETCD_USERNAME, Written { text: String::new(), origin: Origin::Variable(PASSWORD_VARIABLE.to_owned()) })
-            }
-            (None, None) => (keys::ETCD_PASSWORD_FILE, layers.one(keys::ETCD_PASSWORD_FILE)),
-        };
-        return Err(invalid(key, &written, why.to_owned()));
-    }
-    Ok(Etcd { username, password, tls: wanted.then_some(tls) })
 }

@@ -10,11 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
-use crate::config::{Config, RegistryUrl};
-use crate::registry::etcd::{self, Etcd};
-use crate::registry::file::{self, File};
-use crate::registry::{Command, Feed, Registry, State};
-use crate::service::{Change, MAX_REGISTRIES, RegistryId, Update};
+use crate::config::Config;
+use crate::registry::{Command, Feed, Registry, Source, State};
+use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::Wanted;
 
 /// Updates that may wait to be published; then their sources wait. Those that come together are published together.
@@ -53,12 +51,6 @@ struct Follower {
     asked: mpsc::Receiver<Command>,
 }
 
-#[derive(Debug)]
-enum Source {
-    Etcd(Box<etcd::Settings>),
-    File(file::Settings),
-}
-
 /// What others need of what is followed.
 #[derive(Debug)]
 pub struct Followed {
@@ -79,14 +71,10 @@ impl Following {
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, config.registries.len(), Instant::now());
         let (sender, inlet) = mpsc::channel(INLET);
         let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (url, registry) in config.registries.iter().zip(RegistryId::first(MAX_REGISTRIES)) {
-            let state = Arc::new(State::new(url.to_string()));
+        for (source, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
+            let state = Arc::new(State::new(source.to_string()));
             let (asking, asked) = mpsc::channel(COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
-            let source = match url {
-                RegistryUrl::Etcd { endpoints } => Source::Etcd(Box::new(config.etcd(endpoints))),
-                RegistryUrl::File(directory) => Source::File(config.file(directory)),
-            };
             followers.push(Follower { source, feed, asked });
             commands.push(asking);
             states.push(state);
@@ -98,10 +86,7 @@ impl Following {
     /// Begins to follow every registry until `stop`, as tasks of the runtime that this is called in.
     pub fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
         for Follower { source, feed, asked } in self.followers.drain(..) {
-            match source {
-                Source::Etcd(settings) => tracker.spawn(keep(move || Etcd::new((*settings).clone()), feed, asked, stop.clone())),
-                Source::File(settings) => tracker.spawn(keep(move || File::new(settings.clone()), feed, asked, stop.clone())),
-            };
+            tracker.spawn(keep(source, feed, asked, stop.clone()));
         }
     }
 
@@ -142,10 +127,11 @@ impl Following {
 }
 
 /// Follows a registry until `stop`, and anew should its follower panic.
-async fn keep<R: Registry>(make: impl Fn() -> R + Send, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+    let mut first = ListKind::Routine;
     loop {
         let (asking, asked) = mpsc::channel(COMMANDS);
-        let mut follower = tokio::spawn(make().follow(feed.clone(), asked, stop.clone()));
+        let mut follower = tokio::spawn(registry.clone().follow(first, feed.clone(), asked, stop.clone()));
         let ended = loop {
             tokio::select! {
                 ended = &mut follower => break ended,
@@ -167,9 +153,75 @@ async fn keep<R: Registry>(make: impl Fn() -> R + Send, feed: Feed, mut commands
         if feed.send(vec![Change::Connected(false)]).await.is_err() {
             return;
         }
+        // The catalog knows what the follower told it before the panic; what happened since, nobody saw.
+        first = ListKind::Reconnect;
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RESTART) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::catalog::{self, Catalog};
+    use crate::name::Zones;
+    use crate::registry::gsvc;
+    use crate::service::Put;
+
+    /// A store whose first follower panics after its list; the second finds half as many services.
+    #[derive(Clone, Default)]
+    struct Panicking(Arc<AtomicU32>);
+
+    const SERVICES: usize = 20;
+
+    impl Registry for Panicking {
+        async fn follow(self, first: ListKind, feed: Feed, _commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+            let before = self.0.fetch_add(1, Ordering::Relaxed);
+            let put = |n| {
+                let key = format!("/service/default/default/hello-{n}/latest/10.0.0.1:80");
+                let content = gsvc::parse(key.as_bytes(), b"{}");
+                Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
+            };
+            let mut list = vec![Change::ListBegin(first)];
+            list.extend((0..SERVICES >> before).map(put));
+            list.push(Change::ListEnd { revision: 0 });
+            feed.send(list).await.unwrap();
+            assert!(before > 0, "the first follower panics");
+            stop.cancelled().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_follower_misses_that_panicked_before_is_not_believed_at_once() {
+        let (sender, mut inlet) = mpsc::channel(INLET);
+        let (_asking, asked) = mpsc::channel(COMMANDS);
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("test://".to_owned())));
+        let stop = CancellationToken::new();
+        let kept = tokio::spawn(keep(Panicking::default(), feed, asked, stop.clone()));
+
+        let mut catalog = Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap()), 1);
+        let now = Instant::now();
+        let mut lists = Vec::new();
+        while lists.len() < 2 {
+            let update = inlet.recv().await.unwrap();
+            let Update::Registry(RegistryId::FIRST, changes) = &update else { panic!("{update:?}") };
+            lists.extend(changes.iter().filter_map(|change| match change {
+                Change::ListBegin(kind) => Some(*kind),
+                _ => None,
+            }));
+            catalog.take(update, now);
+            catalog.settle(now);
+            assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
+        }
+        assert_eq!(lists, [ListKind::Routine, ListKind::Reconnect]);
+        // What is still missing when the grace is over is gone.
+        catalog.settle(now + Duration::from_secs(3600));
+        assert_eq!(catalog.services().count(), SERVICES / 2);
+        stop.cancel();
+        kept.await.unwrap();
     }
 }

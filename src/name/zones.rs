@@ -34,7 +34,7 @@ pub enum ZonesError {
     #[error("there is no zone to serve: name at least one, such as \"svc\"")]
     NoZone,
     /// More than 255 zones.
-    #[error("{0} zones are too many: at most 255 can be served")]
+    #[error("{0} zones are too many: at most 255 can be served (a fixed limit)")]
     TooMany(usize),
     /// The DNS root.
     #[error("the zone {0:?} is the root of the DNS: name a zone of its own, such as \"svc\"")]

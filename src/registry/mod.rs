@@ -1,12 +1,20 @@
-//! Where services come from: one file per kind of registry, each a supervisor that follows its store for ever and
-//! sends what it sees down one channel.
+//! Where services come from: one folder for each kind of registry ([`Source`]), with a supervisor that follows its store
+//! for ever and sends what it sees down one channel.
 //!
 //! A registry knows no DNS and keeps no copy of what it read. It never writes to a store except for
-//! [`register`](../cli/index.html), by request of a person.
+//! [`register`](Source::register), by request of a person.
 
 pub mod etcd;
 pub mod file;
 pub mod gsvc;
+
+mod register;
+mod secret;
+mod source;
+
+pub use register::{RegisterError, RegisterEvent, Registrant};
+pub use secret::Secret;
+pub use source::Source;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,13 +24,22 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{Change, RegistryId, Update};
+use crate::service::{Change, ListKind, RegistryId, Update};
 
 /// A registry that can be followed.
 pub trait Registry: Send + 'static {
     /// Follows the store until `stop` is cancelled: lists it, then sends each change as it comes; survives every
     /// failure of the store by itself. Ends soon after `stop`, or when the follower has gone.
-    fn follow(self, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) -> impl Future<Output = ()> + Send;
+    ///
+    /// The first list is of kind `first`: `Routine` while the follower knows nothing of this registry, `Reconnect` if it
+    /// knows what an earlier call of `follow` told it.
+    fn follow(
+        self,
+        first: ListKind,
+        feed: Feed,
+        commands: mpsc::Receiver<Command>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// What a follower may ask of a registry.

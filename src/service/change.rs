@@ -35,9 +35,9 @@ pub enum Change {
 /// Why a list is made: decides how far its removals are believed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListKind {
-    /// The first list of this process, or a routine check of a connection that never broke.
+    /// The first list of a registry of which nothing is known yet, or a routine check of a connection that never broke.
     Routine,
-    /// After a reconnect or a compaction, the same store.
+    /// After a reconnect, a compaction or a panic, the same store.
     Reconnect,
     /// The store went back in time, or is another one: restored from a backup, or wiped.
     Restored,

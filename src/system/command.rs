@@ -14,8 +14,25 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Failure {
     /// The program with its arguments.
     pub line: String,
-    /// What happened: `ended with 1: …`.
-    pub why: String,
+    /// What happened to it.
+    pub why: RunError,
+}
+
+/// What happened to a program that was run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// It never started: there is no such program, or this user may not run it.
+    #[error("cannot be run: {0}")]
+    NotRun(String),
+    /// It ran past its deadline and was killed.
+    #[error("has not ended after {} s and was stopped", .0.as_secs())]
+    TooLong(Duration),
+    /// Its end could not be learned.
+    #[error("cannot be waited for: {0}")]
+    Lost(String),
+    /// It reported failure: its exit code or signal, and what it wrote.
+    #[error("ended with {0}")]
+    Failed(String),
 }
 
 /// Runs a program to its end; gives what it wrote to standard output.
@@ -27,11 +44,11 @@ pub fn run(line: &[String]) -> Result<String, Failure> {
 }
 
 pub(super) fn run_within(line: &[String], deadline: Duration) -> Result<String, Failure> {
-    let failure = |why: String| Failure { line: written(line), why };
+    let failure = |why| Failure { line: written(line), why };
     let [program, arguments @ ..] = line else { return Ok(String::new()) };
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| failure(format!("cannot be run: {error}")))?;
+    let mut child = command.spawn().map_err(|error| failure(RunError::NotRun(error.to_string())))?;
     // Read beside, so that a full pipe never holds it up.
     let (output, errors) = (read(child.stdout.take()), read(child.stderr.take()));
     let start = Instant::now();
@@ -41,10 +58,10 @@ pub(super) fn run_within(line: &[String], deadline: Duration) -> Result<String, 
             Ok(None) if start.elapsed() > deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(failure(format!("has not ended after {} s and was stopped", deadline.as_secs())));
+                return Err(failure(RunError::TooLong(deadline)));
             }
             Ok(None) => thread::sleep(Duration::from_millis(5)),
-            Err(error) => return Err(failure(format!("cannot be waited for: {error}"))),
+            Err(error) => return Err(failure(RunError::Lost(error.to_string()))),
         }
     };
     // A program that it left behind may hold the pipes open; what has come by now is what it said.
@@ -56,7 +73,7 @@ pub(super) fn run_within(line: &[String], deadline: Duration) -> Result<String, 
     let said = if said.trim().is_empty() { output } else { said };
     let code = status.code().map_or_else(|| status.to_string(), |code| format!("exit code {code}"));
     let said = said.trim().replace('\n', "; ");
-    Err(failure(if said.is_empty() { format!("ended with {code}") } else { format!("ended with {code}: {said}") }))
+    Err(failure(RunError::Failed(if said.is_empty() { code } else { format!("{code}: {said}") })))
 }
 
 fn read(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
@@ -93,9 +110,10 @@ mod tests {
         assert_eq!(run(&line(["echo", "a b"])).unwrap(), "a b\n");
         let failure = run(&line(["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
         assert_eq!(failure.to_string(), "`sh -c 'echo no >&2; exit 3'` ended with exit code 3: no");
-        assert_eq!(run(&line(["sh", "-c", "exit 2"])).unwrap_err().why, "ended with exit code 2");
-        assert!(run(&line(["/no/such/program"])).unwrap_err().why.starts_with("cannot be run"));
-        assert!(run_within(&line(["sleep", "60"]), Duration::from_millis(50)).unwrap_err().why.contains("stopped"));
+        assert_eq!(run(&line(["sh", "-c", "exit 2"])).unwrap_err().why, RunError::Failed("exit code 2".to_owned()));
+        assert!(matches!(run(&line(["/no/such/program"])).unwrap_err().why, RunError::NotRun(_)));
+        let deadline = Duration::from_millis(50);
+        assert_eq!(run_within(&line(["sleep", "60"]), deadline).unwrap_err().why, RunError::TooLong(deadline));
         assert_eq!(run(&[]).unwrap(), "");
     }
 

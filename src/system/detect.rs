@@ -9,10 +9,7 @@ use std::{fmt, fs, io};
 use super::nsswitch::NSSWITCH_CONF;
 use super::seen::RESOLVED;
 use super::{Hosts, Root, Seen};
-use crate::upstream::{MOST_OCTETS, ResolvConf};
-
-/// The resolver's file.
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+use crate::resolv_conf::{MOST_OCTETS, RESOLV_CONF, ResolvConf};
 
 /// What was found out.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::upstream::{Line, ResolvConf, Says};
+use crate::resolv_conf::{Line, ResolvConf, Says};
 
 /// The line in front of ours.
 const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcdns end\" and uncomments those behind #svcdns#\n";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::command::{self, Failure};
+use super::command::{self, Failure, RunError};
 use super::entry::{self, Entry};
 use super::{Root, edit};
 
@@ -277,7 +277,7 @@ impl CommandStep {
             match command::run(line) {
                 Ok(_) => {}
                 // The program has gone, and what it was told with it.
-                Err(failure) if failure.why.starts_with("cannot be run") => return Ok(Some(failure.to_string())),
+                Err(failure) if matches!(failure.why, RunError::NotRun(_)) => return Ok(Some(failure.to_string())),
                 Err(failure) => return Err(failure.into()),
             }
         }

@@ -21,7 +21,7 @@ mod seen;
 mod unit;
 mod way;
 
-pub use command::{Failure, run};
+pub use command::{Failure, RunError, run};
 pub use detect::{Container, File, Kind, Machine, NetworkManager, Owner, Reach, Resolvconf, Resolved, detect};
 pub use doctor::{Finding, Level, Patient, Reply, Running, examine};
 pub use entry::{Entry, FileEntry, Octets};

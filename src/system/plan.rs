@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::Root;
 use super::command::{line, written};
-use super::detect::{Container, Kind, Machine, Owner, RESOLV_CONF, Reach};
+use super::detect::{Container, Kind, Machine, Owner, Reach};
 use super::edit::{self, Wanted};
 use super::entry::Entry;
 use super::journal::{CommandStep, Edited, FileStep, Step};
 use super::unit::{self, HEADING, HOOK, Hook};
 use super::way::{Way, misses_programs};
-use crate::upstream::{BEFORE, Fault, MOST_OCTETS};
+use crate::resolv_conf::{BEFORE, Fault, MOST_OCTETS, RESOLV_CONF};
 
 /// The link that systemd-resolved routes the zones to.
 const LINK: &str = "svcdns0";
@@ -224,7 +224,9 @@ impl Planning<'_> {
             Kind::Unreadable(error) => return obstacle(format!("it cannot be read ({error}): repair it or remove it, and start again")),
             Kind::NoFile => return obstacle("it is not a file: remove it, and start again".to_owned()),
             Kind::TooLong => {
-                return obstacle(format!("it has more than {MOST_OCTETS} octets, so it is no resolv.conf: repair it, and start again"));
+                return obstacle(format!(
+                    "it has more than {MOST_OCTETS} bytes (a fixed limit), so it is no resolv.conf: repair it, and start again"
+                ));
             }
         }
         let faults: Vec<_> = file.conf().faults().collect();

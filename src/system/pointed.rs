@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::upstream::{MOST_NAME_SERVERS, ResolvConf, Says};
+use crate::resolv_conf::{MOST_NAME_SERVERS, ResolvConf, Says};
 
 /// What a resolv.conf is to say.
 #[derive(Clone, Debug)]

@@ -12,8 +12,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
-use super::detect::RESOLV_CONF;
 use super::nsswitch::{self, NSSWITCH_CONF};
+use crate::resolv_conf::RESOLV_CONF;
 
 /// systemd-resolved's folder: its socket, over which nss-resolve asks, and its own resolv.conf files.
 const RESOLVED: &str = "/run/systemd/resolve";

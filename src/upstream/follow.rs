@@ -17,10 +17,11 @@ use tokio_util::task::TaskTracker;
 use super::exchange::{Connector, Upstream};
 use super::guard::{self, Guard};
 use super::routes::{Route, Routes};
-use super::sources::{List, Look, SYSTEM, Sources};
+use super::sources::{List, Look, Sources};
 use super::watch::{Inbox, Watches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
+use crate::resolv_conf::RESOLV_CONF;
 use crate::wire::ExtendedError;
 
 /// When the files are looked at.
@@ -215,7 +216,7 @@ impl Follower {
         let trouble = format!("no upstream is known: {}", look.faults.join("; "));
         let told = format!("{trouble}; {goes_on}");
         if self.trouble != told {
-            tracing::warn!("{trouble}. Write `nameserver ADDRESS` into {SYSTEM}, or name an upstream with --upstream; {goes_on}");
+            tracing::warn!("{trouble}. Write `nameserver ADDRESS` into {RESOLV_CONF}, or name an upstream with --upstream; {goes_on}");
             self.trouble = told;
         }
         servers

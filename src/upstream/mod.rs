@@ -17,7 +17,6 @@ mod in_flight;
 mod message;
 mod own;
 mod rebinding;
-mod resolv_conf;
 mod resolver;
 mod routes;
 mod sources;
@@ -31,8 +30,6 @@ pub use exchange::CaFileError;
 pub use forwarder::{Forwarder, Lane, Report};
 pub use health::UpstreamReport;
 pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
-pub use resolv_conf::{Fault, Line, MOST_NAME_SERVERS, MOST_OCTETS, NameServer, ResolvConf, Says};
-pub use sources::BEFORE;
 pub use special::answered_here;
 pub use target::{Protocol, Target, TargetError};
 

@@ -11,14 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::net::if_::if_nametoindex;
 
-use super::resolv_conf::{MOST_OCTETS, ResolvConf};
 use super::{Protocol, Target};
-
-/// What /etc/resolv.conf held before svcdns was installed as the machine's resolver: the last source.
-pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
-
-/// The file that the C library reads.
-pub(super) const SYSTEM: &str = "/etc/resolv.conf";
+use crate::resolv_conf::{BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
 
 /// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv's old
 /// and new folder), which keep one file for each interface.
@@ -68,6 +62,8 @@ struct Found {
     usable: Vec<Target>,
     stubs: Vec<Target>,
     own: bool,
+    unreadable: bool,
+    faults: Vec<String>,
 }
 
 /// Reads the files below a root, for a server that listens on `own`.
@@ -83,7 +79,7 @@ impl Sources {
     /// The files and folders that may be read, the root in front.
     pub(super) fn places(&self) -> impl Iterator<Item = PathBuf> {
         let managed = MANAGED.iter().map(|(Place::File(path) | Place::Folder(path))| *path);
-        [SYSTEM].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
+        [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
     }
 
     /// Looks at the files in order, until one names somebody whom we can ask.
@@ -91,34 +87,38 @@ impl Sources {
         let mut look = Look::default();
         let mut stubs = None;
         let managed = MANAGED.iter().copied();
-        for place in [Place::File(SYSTEM)].into_iter().chain(managed) {
-            let found = self.read(place, &mut look);
-            look.asked_by_system |= found.own;
+        for place in [Place::File(RESOLV_CONF)].into_iter().chain(managed) {
+            let Found { usable, stubs: found_stubs, own, unreadable, faults } = self.read(place);
+            look.asked_by_system |= own;
+            look.unreadable |= unreadable;
             let (Place::File(path) | Place::Folder(path)) = place;
-            if !found.usable.is_empty() {
-                return look.settled(found.usable, path);
+            if !usable.is_empty() {
+                return look.settled(usable, faults, path);
             }
-            if !found.stubs.is_empty() {
-                stubs.get_or_insert((found.stubs, path));
+            if !found_stubs.is_empty() {
+                stubs.get_or_insert_with(|| (found_stubs, faults.clone(), path));
             }
+            look.faults.extend(faults);
         }
         // What was there before is of use only while it is we who stand there now.
         if look.asked_by_system {
-            let found = self.read(Place::File(BEFORE), &mut look);
-            if !found.usable.is_empty() {
-                return look.settled(found.usable, BEFORE);
+            let Found { usable, unreadable, faults, .. } = self.read(Place::File(BEFORE));
+            look.unreadable |= unreadable;
+            if !usable.is_empty() {
+                return look.settled(usable, faults, BEFORE);
             }
+            look.faults.extend(faults);
         }
         // systemd-resolved knows somebody, and does not say whom; should it be us, the loop is found.
         match stubs {
-            Some((stubs, path)) => look.settled(stubs, path),
+            Some((stubs, faults, path)) => look.settled(stubs, faults, path),
             None => look,
         }
     }
 
     /// Whether programs of this machine ask us, by /etc/resolv.conf alone.
     pub(super) fn is_asked_by_system(&self) -> bool {
-        self.read(Place::File(SYSTEM), &mut Look::default()).own
+        self.read(Place::File(RESOLV_CONF)).own
     }
 
     /// Whether it is ourselves.
@@ -130,10 +130,10 @@ impl Sources {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    fn read(&self, place: Place, look: &mut Look) -> Found {
+    fn read(&self, place: Place) -> Found {
         let mut found = Found::default();
         match place {
-            Place::File(path) => self.read_file(&self.below_root(path), Path::new(path), look, &mut found),
+            Place::File(path) => self.read_file(&self.below_root(path), Path::new(path), &mut found),
             Place::Folder(path) => {
                 let files = fs::read_dir(self.below_root(path)).into_iter().flatten().flatten();
                 let mut names: Vec<_> = files.map(|file| file.file_name()).collect();
@@ -141,7 +141,7 @@ impl Sources {
                 names.truncate(MOST_FILES);
                 for name in names {
                     let shown = Path::new(path).join(&name);
-                    self.read_file(&self.below_root(path).join(name), &shown, look, &mut found);
+                    self.read_file(&self.below_root(path).join(name), &shown, &mut found);
                 }
             }
         }
@@ -149,25 +149,25 @@ impl Sources {
     }
 
     /// Reads one file; `shown` is its path for people. What is not there says nothing.
-    fn read_file(&self, path: &Path, shown: &Path, look: &mut Look, found: &mut Found) {
+    fn read_file(&self, path: &Path, shown: &Path, found: &mut Found) {
         let octets = match octets(path) {
             Ok(octets) => octets,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if shown == Path::new(SYSTEM) {
-                    look.faults.push(format!("there is no {}", shown.display()));
+                if shown == Path::new(RESOLV_CONF) {
+                    found.faults.push(format!("there is no {}", shown.display()));
                 }
                 return;
             }
             Err(error) => {
-                look.unreadable = true;
-                look.faults.push(format!("{} cannot be read: {error}", shown.display()));
+                found.unreadable = true;
+                found.faults.push(format!("{} cannot be read: {error}", shown.display()));
                 return;
             }
         };
         let conf = ResolvConf::parse(&octets);
-        look.faults.extend(conf.faults().map(|(line, fault)| format!("{}:{line}: {fault}", shown.display())));
-        if conf.name_servers().next().is_none() && shown == Path::new(SYSTEM) {
-            look.faults.push(format!("{} names no name server", shown.display()));
+        found.faults.extend(conf.faults().map(|(line, fault)| format!("{}:{line}: {fault}", shown.display())));
+        if conf.name_servers().next().is_none() && shown == Path::new(RESOLV_CONF) {
+            found.faults.push(format!("{} names no name server", shown.display()));
         }
         let mut only_own = conf.name_servers().next().is_some();
         for server in conf.name_servers() {
@@ -180,7 +180,7 @@ impl Sources {
                     || "a link-local address needs its interface, such as fe80::1%eth0".to_owned(),
                     |scope| format!("there is no interface {scope}"),
                 );
-                look.faults.push(format!("{}: {} is left out: {why}", shown.display(), server.address));
+                found.faults.push(format!("{}: {} is left out: {why}", shown.display(), server.address));
                 continue;
             };
             let target = Target { address, protocol: Protocol::Plain };
@@ -194,24 +194,22 @@ impl Sources {
                 continue;
             }
             if list.len() == MOST_SERVERS {
-                look.faults.push(format!("{}: only the first {MOST_SERVERS} name servers are used", shown.display()));
+                found.faults.push(format!("{}: only the first {MOST_SERVERS} name servers are used (a fixed limit)", shown.display()));
                 break;
             }
             list.push(target);
         }
         // A file of an interface need not name anybody else; of the others that are passed over nothing is said.
-        if only_own && shown == Path::new(SYSTEM) {
-            look.faults.push(format!("{} names only svcdns itself", shown.display()));
+        if only_own && shown == Path::new(RESOLV_CONF) {
+            found.faults.push(format!("{} names only svcdns itself", shown.display()));
         }
     }
 }
 
 impl Look {
-    fn settled(mut self, servers: Vec<Target>, from: &str) -> Self {
-        (self.servers, self.from) = (servers, from.into());
-        // What is wrong with files that were passed over is of no concern.
-        self.faults.retain(|fault| fault.starts_with(from) && !fault.ends_with("names no name server"));
-        self
+    /// Asks the servers found in one place; faults in the places passed over are of no concern then.
+    fn settled(self, servers: Vec<Target>, faults: Vec<String>, from: &str) -> Self {
+        Self { servers, faults, from: from.into(), ..self }
     }
 }
 
@@ -247,7 +245,7 @@ fn octets(path: &Path) -> io::Result<Vec<u8>> {
     let mut octets = Vec::new();
     fs::File::open(path)?.take(MOST_OCTETS as u64 + 1).read_to_end(&mut octets)?;
     if octets.len() > MOST_OCTETS {
-        return Err(io::Error::other("it is longer than any resolv.conf"));
+        return Err(io::Error::other(format!("it has more than {MOST_OCTETS} bytes, the fixed limit for a resolv.conf")));
     }
     Ok(octets)
 }

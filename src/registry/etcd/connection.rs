@@ -9,7 +9,7 @@ use etcd_client::{
 use tokio::time::{Instant, timeout};
 
 use super::change::revision;
-use super::failure::{AUTH_OFF, Failure, Kind};
+use super::failure::{Failure, Kind};
 use super::{HEADS, Settings, Tls};
 
 /// Largest message that is accepted, in octets. The library's 4 MiB fail for good at some 43,000 listed keys, and at a
@@ -80,7 +80,7 @@ pub(super) async fn connect(settings: &Settings, endpoint: &str) -> Result<Clien
     // Without a user this does not touch the network yet. Boxed: the library's future is 17 KB.
     let attempt = |options| limited("connect", settings.timings.dial_timeout, Box::pin(Client::connect([&url], Some(options))));
     match attempt(options).await {
-        Err(failure) if failure.text.contains(AUTH_OFF) => attempt(anonymous).await,
+        Err(failure) if failure.kind == Kind::AuthOff => attempt(anonymous).await,
         result => result,
     }
 }

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Permission,
     /// The member does not know the user, or no longer knows the token: log in again.
     Login,
+    /// A user was named, and the store has authentication turned off: go on without a login.
+    AuthOff,
     /// The history that was asked for is gone: list.
     Compacted,
     /// The answer is larger than what is accepted: ask for less.
@@ -62,12 +64,14 @@ impl Failure {
 // gRPC status codes, by number so that no gRPC crate of our own has to match the client library's.
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
+const FAILED_PRECONDITION: i32 = 9;
 const OUT_OF_RANGE: i32 = 11;
 const UNAUTHENTICATED: i32 = 16;
 
-/// etcd's message where a login is tried and authentication is off.
-pub(super) const AUTH_OFF: &str = "authentication is not enabled";
-
+/// Finds out what a failure of the client library means.
+///
+/// Together with [`Failure::canceled`] the only place that reads etcd's messages: etcd gives several
+/// of its errors the same status code, with no details to tell them apart.
 fn explain(error: &Error) -> (Kind, String) {
     match error {
         Error::GRpcStatus(status) => {
@@ -75,6 +79,7 @@ fn explain(error: &Error) -> (Kind, String) {
             let kind = match i32::from(status.code()) {
                 PERMISSION_DENIED => Kind::Permission,
                 UNAUTHENTICATED => Kind::Login,
+                FAILED_PRECONDITION if message.contains("authentication is not enabled") => Kind::AuthOff,
                 INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => Kind::Login,
                 OUT_OF_RANGE if message.contains("compacted") => Kind::Compacted,
                 OUT_OF_RANGE if message.contains("too large") => Kind::TooLarge,

@@ -16,21 +16,21 @@ mod connection;
 mod failure;
 mod list;
 mod register;
-mod secret;
 mod stride;
 mod supervisor;
 mod watch;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Command, Feed, Registry};
+use super::{Command, Feed, Registry, Secret};
+use crate::service::ListKind;
 
-pub use register::{RegisterError, RegisterEvent, register};
-pub use secret::Secret;
+pub use register::register;
 
 /// The heads of GoFrame's keys: `service` since v2.3.3, `services` before.
 pub const HEADS: [&str; 2] = ["service", "services"];
@@ -49,8 +49,8 @@ impl Etcd {
 }
 
 impl Registry for Etcd {
-    async fn follow(self, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) {
-        let supervisor = supervisor::Supervisor::new(self.settings, feed, commands);
+    async fn follow(self, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+        let supervisor = supervisor::Supervisor::new(self.settings, first, feed, commands);
         // Whatever is under way when `stop` comes can be dropped: no part of it writes to the store.
         tokio::select! {
             () = stop.cancelled() => {}
@@ -85,6 +85,13 @@ impl Settings {
 
     fn bounded(self) -> Self {
         Self { timings: self.timings.bounded(), ..self }
+    }
+}
+
+impl fmt::Display for Settings {
+    /// The registry's URL: `etcd://a:2379,b:2379`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "etcd://{}", self.endpoints.join(","))
     }
 }
 

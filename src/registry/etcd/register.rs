@@ -10,43 +10,7 @@ use super::Settings;
 use super::backoff::Backoff;
 use super::connection::{Connection, Endpoints, limited};
 use super::failure::{Failure, Kind};
-
-/// What happens to a registration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegisterEvent {
-    /// The key stands in the store, on this lease; said again whenever it had to be put again.
-    Registered {
-        /// etcd's id of the lease.
-        lease: i64,
-    },
-    /// The store cannot be reached or refuses; it is tried again. The text is for people and holds no secret.
-    Failed(String),
-    /// The key was removed, on purpose.
-    Removed,
-}
-
-/// Why a registration ended other than by being removed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RegisterError {
-    /// The first attempt was refused in a way that trying again does not help.
-    #[error("cannot register {key}: {reason}")]
-    Refused {
-        /// The key.
-        key: String,
-        /// What the store said.
-        reason: String,
-    },
-    /// The store could not be reached at the end; the key goes with its lease.
-    #[error("cannot remove {key} now ({reason}); it goes by itself within {seconds} s")]
-    NotRemoved {
-        /// The key.
-        key: String,
-        /// What went wrong.
-        reason: String,
-        /// The lease's time to live, in seconds.
-        seconds: u64,
-    },
-}
+use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
 /// Attempts to remove the key at the end, over the members in turn; together they take one request's time.
 const REMOVALS: u32 = 3;
@@ -54,9 +18,9 @@ const REMOVALS: u32 = 3;
 /// The longest time to live that etcd grants, in seconds.
 const LONGEST_TTL: u64 = 9_000_000_000;
 
-/// Puts a key on a lease of `ttl` (rounded up to whole seconds; the store may grant longer) and keeps it alive until
-/// `stop`; then removes the key. It is put again when the lease was lost, or the key is missing: after an outage, a wipe,
-/// a restore, or a deletion by hand. A key that someone else has put since is left alone.
+/// Puts the registration's key on a lease of its `ttl` (rounded up to whole seconds; the store may grant longer) and keeps
+/// it alive until `stop`; then removes the key. It is put again when the lease was lost, or the key is missing: after an
+/// outage, a wipe, a restore, or a deletion by hand. A key that someone else has put since is left alone.
 ///
 /// The key is deleted while its lease still exists, and the lease left to lapse, as GoFrame does: so followers can tell
 /// it from an expiry.
@@ -65,17 +29,16 @@ const LONGEST_TTL: u64 = 9_000_000_000;
 /// When the first attempt is refused for good, or the key could not be removed at the end.
 pub async fn register(
     settings: &Settings,
-    key: &str,
-    value: &str,
-    ttl: Duration,
+    registrant: &Registrant,
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
     let settings = &settings.clone().bounded();
-    let mut registrant = Registrant {
+    let Registrant { head, id, endpoints, metadata, ttl } = registrant;
+    let mut keeper = Keeper {
         settings,
-        key,
-        value,
+        key: gsvc::key(head, id, endpoints),
+        value: gsvc::value(metadata),
         ttl: ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).clamp(1, LONGEST_TTL),
         lease: None,
         endpoints: Endpoints::new(&settings.endpoints),
@@ -87,14 +50,14 @@ pub async fn register(
         let mut good_since = None;
         let ended = tokio::select! {
             () = stop.cancelled() => None,
-            Err(failure) = registrant.keep(&mut good_since) => Some(failure),
+            Err(failure) = keeper.keep(&mut good_since) => Some(failure),
         };
-        let Some(failure) = ended else { return registrant.remove().await };
+        let Some(failure) = ended else { return keeper.remove().await };
         ever |= good_since.is_some();
         if !ever && matches!(failure.kind, Kind::Permission | Kind::Login | Kind::Settings) {
-            return Err(RegisterError::Refused { key: key.to_owned(), reason: registrant.hidden(&failure.text) });
+            return Err(RegisterError::Refused { key: keeper.key.clone(), reason: keeper.hidden(&failure.text) });
         }
-        (registrant.events)(RegisterEvent::Failed(registrant.hidden(&failure.text)));
+        (keeper.events)(RegisterEvent::Failed(keeper.hidden(&failure.text)));
         if good_since.is_some_and(|since: Instant| since.elapsed() >= settings.timings.healthy_after) {
             backoff.reset();
         }
@@ -105,10 +68,11 @@ pub async fn register(
     }
 }
 
-struct Registrant<'a, F> {
+/// Keeps one key in the store.
+struct Keeper<'a, F> {
     settings: &'a Settings,
-    key: &'a str,
-    value: &'a str,
+    key: String,
+    value: String,
     /// Time to live, in seconds.
     ttl: u64,
     /// The lease that the key hangs on; none before the first, and after it was lost.
@@ -117,7 +81,7 @@ struct Registrant<'a, F> {
     events: F,
 }
 
-impl<F: Fn(RegisterEvent)> Registrant<'_, F> {
+impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
     /// Connects, and keeps the key in the store until something fails.
     async fn keep(&mut self, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
         let endpoint = self.endpoints.choose().ok_or_else(|| Failure::new(Kind::Settings, "no endpoint is configured"))?;
@@ -151,8 +115,8 @@ impl<F: Fn(RegisterEvent)> Registrant<'_, F> {
         // Known before the put: should its answer get lost, the key is still looked after, and removed at the end.
         self.lease = Some(lease);
         let options = PutOptions::new().with_lease(lease);
-        limited(&format!("put {}", self.key), limit, connection.kv.clone().put(self.key, self.value, Some(options))).await?;
-        (self.events)(RegisterEvent::Registered { lease });
+        limited(&format!("put {}", self.key), limit, connection.kv.clone().put(&*self.key, &*self.value, Some(options))).await?;
+        (self.events)(RegisterEvent::Registered);
         Ok(lease)
     }
 
@@ -173,12 +137,12 @@ impl<F: Fn(RegisterEvent)> Registrant<'_, F> {
 
     /// Puts the key again where it is missing.
     async fn look_after(&self, connection: &Connection, lease: i64) -> Result<(), Failure> {
-        let put = TxnOp::put(self.key, self.value, Some(PutOptions::new().with_lease(lease)));
-        let txn = Txn::new().when([Compare::version(self.key, CompareOp::Equal, 0)]).and_then([put]);
+        let put = TxnOp::put(&*self.key, &*self.value, Some(PutOptions::new().with_lease(lease)));
+        let txn = Txn::new().when([Compare::version(&*self.key, CompareOp::Equal, 0)]).and_then([put]);
         let limit = self.settings.timings.request_timeout;
         let done = limited(&format!("look after {}", self.key), limit, connection.kv.clone().txn(txn)).await?;
         if done.succeeded() {
-            (self.events)(RegisterEvent::Registered { lease });
+            (self.events)(RegisterEvent::Registered);
         }
         Ok(())
     }
@@ -203,13 +167,13 @@ impl<F: Fn(RegisterEvent)> Registrant<'_, F> {
             }
             sleep(self.settings.timings.backoff_min).await;
         }
-        Err(RegisterError::NotRemoved { key: self.key.to_owned(), reason, seconds: self.ttl })
+        Err(RegisterError::NotRemoved { key: self.key.clone(), reason, seconds: self.ttl })
     }
 
     async fn remove_at(&self, endpoint: &str, lease: i64) -> Result<(), Failure> {
         let connection = Connection::open(self.settings, endpoint).await?;
-        let ours = Compare::lease(self.key, CompareOp::Equal, lease);
-        let txn = Txn::new().when([ours]).and_then([TxnOp::delete(self.key, None)]);
+        let ours = Compare::lease(&*self.key, CompareOp::Equal, lease);
+        let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
         limited(&format!("delete {}", self.key), self.settings.timings.request_timeout, connection.kv.clone().txn(txn)).await?;
         Ok(())
     }

@@ -29,7 +29,7 @@ pub(super) struct Supervisor {
     backoff: Backoff,
     /// Up to where everything was sent; none before the first list.
     position: Option<Position>,
-    /// A list that must be sent before anything else: it was begun and broke off, or events are missing.
+    /// A list that must be sent before anything else: the first, one that was begun and broke off, or events are missing.
     owed: Option<ListKind>,
     /// Whether the follower was told that the store is reachable.
     connected: bool,
@@ -72,14 +72,14 @@ impl From<Failure> for End {
 }
 
 impl Supervisor {
-    pub(super) fn new(settings: Settings, feed: Feed, commands: mpsc::Receiver<Command>) -> Self {
+    pub(super) fn new(settings: Settings, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>) -> Self {
         let timings = &settings.timings;
         Self {
             prefixes: Prefix::of(&settings.heads),
             endpoints: Endpoints::new(&settings.endpoints),
             backoff: Backoff::new(timings.backoff_min, timings.backoff_max),
             position: None,
-            owed: None,
+            owed: Some(first),
             connected: false,
             settings,
             feed,
@@ -152,9 +152,8 @@ impl Supervisor {
     /// The list that is due where the store stands so, and at least `least`.
     fn due(&self, standing: Standing, least: Option<ListKind>) -> Option<ListKind> {
         match &self.position {
-            None => Some(least.unwrap_or(ListKind::Routine)),
             Some(position) if position.cluster != standing.cluster || standing.revision < position.newest() => Some(ListKind::Restored),
-            Some(_) => least,
+            _ => least,
         }
     }
 

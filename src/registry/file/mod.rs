@@ -10,10 +10,11 @@ mod register;
 mod watch;
 
 pub use known::UNREADABLE;
-pub use register::{RegisterError, RegisterEvent, Registrant, register};
+pub use register::register;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fmt;
 use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,7 +31,7 @@ use super::{Command, Feed, Registry};
 use crate::service::{Change, ListKind};
 
 /// Which folder is followed, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The folder; it need not exist yet.
     pub directory: PathBuf,
@@ -43,7 +44,14 @@ pub struct Settings {
     pub timings: Timings,
 }
 
-/// How long things take when a folder is followed.
+impl fmt::Display for Settings {
+    /// The registry's URL: `file:///tmp/gsvc`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file://{}", self.directory.display())
+    }
+}
+
+/// How long things take when a folder is followed, or a registration is kept in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
     /// A file counts for this long after it was last written (GoFrame: 20 s).
@@ -56,6 +64,8 @@ pub struct Timings {
     pub retry: Duration,
     /// How long the content of a file may make no sense before it is believed.
     pub patience: Duration,
+    /// Between two writings of a registration of our own (GoFrame: 10 s).
+    pub refresh: Duration,
 }
 
 impl Default for Timings {
@@ -66,6 +76,7 @@ impl Default for Timings {
             rescan: Duration::from_secs(10),
             retry: Duration::from_millis(100),
             patience: Duration::from_secs(2),
+            refresh: Duration::from_secs(10),
         }
     }
 }
@@ -87,9 +98,9 @@ impl File {
 }
 
 impl Registry for File {
-    async fn follow(self, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+    async fn follow(self, first: ListKind, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
         let inbox = Inbox::default();
-        let mut follower = Follower::new(self.settings, feed.clone(), inbox.clone());
+        let mut follower = Follower::new(self.settings, first, feed.clone(), inbox.clone());
         let mut commanded = true;
         loop {
             // On a thread of its own: a folder on a network can hang.
@@ -125,6 +136,8 @@ impl Registry for File {
 /// Follows one folder, step by step. Knows no task and no channel.
 struct Follower {
     settings: Settings,
+    /// The kind of the first list, the only one: afterwards this side knows what is gone.
+    first: ListKind,
     feed: Feed,
     inbox: Inbox,
     folder: Option<Folder>,
@@ -153,7 +166,7 @@ struct Step {
 }
 
 impl Follower {
-    fn new(mut settings: Settings, feed: Feed, inbox: Inbox) -> Self {
+    fn new(mut settings: Settings, first: ListKind, feed: Feed, inbox: Inbox) -> Self {
         // As inotify's events have it.
         if let Ok(absolute) = std::path::absolute(&settings.directory) {
             settings.directory = absolute;
@@ -161,6 +174,7 @@ impl Follower {
         let known = Known::new(settings.timings);
         Self {
             settings,
+            first,
             feed,
             inbox,
             folder: None,
@@ -241,7 +255,7 @@ impl Follower {
                 if self.listed {
                     changes.extend(gone);
                 } else {
-                    changes.push(Change::ListBegin(ListKind::Routine));
+                    changes.push(Change::ListBegin(self.first));
                     self.end_reading(changes, now);
                 }
             }
@@ -314,7 +328,7 @@ impl Follower {
         } else {
             // Nothing was said yet, or in a list that was broken off.
             self.known.keep_only(|_| false);
-            changes.push(Change::ListBegin(ListKind::Routine));
+            changes.push(Change::ListBegin(self.first));
         }
         self.reading = true;
         self.next_reading = None;
@@ -373,7 +387,7 @@ mod tests {
         let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: Timings::default() };
         let (sender, _batches) = mpsc::channel(1);
         let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".to_owned())));
-        let mut follower = Follower::new(settings, feed, Inbox::default());
+        let mut follower = Follower::new(settings, ListKind::Routine, feed, Inbox::default());
         let mut now = Moment::now();
         let mut changes = Vec::new();
         // Each batch of files takes as long as the time between two looks.

@@ -3,74 +3,15 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::Uid;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::registry::gsvc;
-use crate::service::{Endpoint, Metadata, ServiceId};
-
-/// What is registered, and where.
-#[derive(Clone, Debug)]
-pub struct Registrant {
-    /// The folder; made when it is missing.
-    pub directory: PathBuf,
-    /// The first part of the file's name: `service`.
-    pub head: String,
-    /// Who.
-    pub id: ServiceId,
-    /// Where; at least one.
-    pub endpoints: Vec<Endpoint>,
-    /// What is said about it.
-    pub metadata: Metadata,
-    /// Between two refreshes; 10 s in GoFrame, whose readers take what is older than 20 s for dead.
-    pub refresh: Duration,
-}
-
-/// What happens to a registration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegisterEvent {
-    /// The file stands in the folder; said again whenever it had to be made again.
-    Registered,
-    /// The file cannot be written; it is tried again every second. The text is for people.
-    Failed(String),
-    /// The file was removed, on purpose.
-    Removed,
-    /// The file was left in place at the end: another program keeps the same registration.
-    Left,
-}
-
-/// Why a registration is not made, or not taken back.
-#[derive(Debug, thiserror::Error)]
-pub enum RegisterError {
-    /// GoFrame escapes nothing, so what is written would be read as something else.
-    #[error(
-        "the file registry cannot hold this registration, its file {file:?} would be read as something else: \
-         no part may be empty or hold '/' or '#', and there must be an endpoint"
-    )]
-    NotWritable {
-        /// The name that the file would have.
-        file: String,
-    },
-    /// The file cannot be written.
-    #[error("cannot register: {path} cannot be written: {error}", path = path.display())]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The file cannot be removed; it counts until its time is up.
-    #[error("cannot remove {path} now ({error}); it counts for 20 s more", path = path.display())]
-    NotRemoved {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-}
+use super::Settings;
+use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
 /// Between two looks whether somebody removed the file.
 const LOOK: Duration = Duration::from_secs(1);
@@ -84,26 +25,34 @@ type Stamp = (u64, SystemTime);
 ///
 /// # Errors
 /// When the first writing fails, or the removal at the end. What fails in between goes to `events` and is tried again.
-pub async fn register(registrant: Registrant, stop: CancellationToken, events: impl Fn(RegisterEvent)) -> Result<(), RegisterError> {
-    let path = registrant.directory.join(readable_name(&registrant)?);
-    let mut ours = match write(&registrant, &path) {
-        Ok(stamp) => stamp,
-        Err(error) => return Err(RegisterError::Refused { path, error }),
-    };
+pub async fn register(
+    settings: &Settings,
+    registrant: &Registrant,
+    stop: CancellationToken,
+    events: impl Fn(RegisterEvent),
+) -> Result<(), RegisterError> {
+    let Settings { directory, named, timings, .. } = settings;
+    if !named && is_foreign(directory) {
+        return Err(RegisterError::Foreign(settings.to_string()));
+    }
+    let path = directory.join(readable_name(registrant)?);
+    let key = || path.display().to_string();
+    let write = || write(directory, &path, registrant);
+    let mut ours = write().map_err(|error| RegisterError::Refused { key: key(), reason: error.to_string() })?;
     events(RegisterEvent::Registered);
     let mut refreshed = Instant::now();
     let (mut failing, mut shared) = (false, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = sleep(LOOK.min(registrant.refresh)) => {}
+            () = sleep(LOOK.min(timings.refresh)) => {}
         }
         let found = stamp(&path);
-        if found.is_some() && !failing && refreshed.elapsed() < registrant.refresh {
+        if found.is_some() && !failing && refreshed.elapsed() < timings.refresh {
             continue;
         }
         shared = found.is_some_and(|found| found != ours);
-        match write(&registrant, &path) {
+        match write() {
             Ok(stamp) => {
                 refreshed = Instant::now();
                 if found.is_none() || failing {
@@ -113,7 +62,7 @@ pub async fn register(registrant: Registrant, stop: CancellationToken, events: i
             }
             Err(error) => {
                 failing = true;
-                events(RegisterEvent::Failed(format!("{} cannot be written: {error}", path.display())));
+                events(RegisterEvent::Failed(format!("{} cannot be written: {error}", key())));
             }
         }
     }
@@ -125,7 +74,8 @@ pub async fn register(registrant: Registrant, stop: CancellationToken, events: i
         }
         Some(_) => {
             if let Err(error) = fs::remove_file(&path) {
-                return Err(RegisterError::NotRemoved { path, error });
+                let seconds = timings.dead_after.as_secs();
+                return Err(RegisterError::NotRemoved { key: key(), reason: error.to_string(), seconds });
             }
         }
     }
@@ -138,6 +88,12 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
+/// Whether something is at `path` that is not a folder of root's or of our own user: a link to one would lead elsewhere.
+fn is_foreign(path: &Path) -> bool {
+    let trusted = |owner| owner == Uid::effective().as_raw() || owner == Uid::from_raw(0).as_raw();
+    path.symlink_metadata().is_ok_and(|found| !found.is_dir() || !trusted(found.uid()))
+}
+
 /// The file's name, if it reads back as what it was made of.
 fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
     let Registrant { head, id, endpoints, .. } = registrant;
@@ -147,7 +103,11 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
     if same && file.starts_with(&format!("{head}#")) && !head.is_empty() && !head.contains(['#', '/']) && !file.contains('/') {
         Ok(file)
     } else {
-        Err(RegisterError::NotWritable { file })
+        // GoFrame escapes nothing.
+        Err(RegisterError::NotWritable(format!(
+            "the file registry cannot hold this registration, its file {file:?} would be read as something else: \
+             no part may be empty or hold '/' or '#', and there must be an endpoint"
+        )))
     }
 }
 
@@ -155,14 +115,13 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
 ///
 /// It is made in a hidden folder of its own: GoFrame's readers scan every file of the folder, whatever its name, and fail
 /// at one they cannot read, but leave folders alone.
-fn write(registrant: &Registrant, path: &Path) -> io::Result<Stamp> {
-    let Registrant { directory, metadata, .. } = registrant;
+fn write(directory: &Path, path: &Path, registrant: &Registrant) -> io::Result<Stamp> {
     // The mode that GoFrame gives it, less the umask.
     DirBuilder::new().recursive(true).mode(0o777).create(directory)?;
     let workshop = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
     DirBuilder::new().mode(0o700).create(&workshop)?;
     let file = workshop.join("registration");
-    let content = gsvc::file_content(metadata, &jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string());
+    let content = gsvc::file_content(&registrant.metadata, &jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string());
     let written = make(&file, &content).and_then(|()| {
         let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
         fs::rename(&file, path)?;

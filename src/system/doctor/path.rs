@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Finding, Level, Patient, Reply};
-use crate::system::detect::RESOLV_CONF;
+use crate::resolv_conf::{MOST_NAME_SERVERS, MOST_OCTETS, RESOLV_CONF};
 use crate::system::resolved::is_exempt;
 use crate::system::{Kind, Owner, Reach, Scope};
-use crate::upstream::MOST_NAME_SERVERS;
 
 const FILE: &str = "resolv.conf";
 const SERVERS: &str = "name servers";
@@ -40,7 +39,8 @@ fn file(patient: &Patient<'_>) -> Vec<Finding> {
         }
         Kind::NoFile => return vec![Finding::broken(FILE, format!("{leads} is not a file.")).typing(format!("ls -lL {RESOLV_CONF}"))],
         Kind::TooLong => {
-            return vec![Finding::broken(FILE, format!("{leads} is too long for a resolv.conf.")).typing(format!("head {RESOLV_CONF}"))];
+            let says = format!("{leads} has more than {MOST_OCTETS} bytes (a fixed limit): too long for a resolv.conf.");
+            return vec![Finding::broken(FILE, says).typing(format!("head {RESOLV_CONF}"))];
         }
     }
     let conf = file.conf();

@@ -41,7 +41,7 @@ const STUB: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\n";
 #[test]
 fn resolv_conf_comes_first() {
     let machine = Machine::new(&["127.0.0.1:5300"])
-        .file(SYSTEM, "nameserver 192.0.2.1\nnameserver 2001:db8::1\n")
+        .file(RESOLV_CONF, "nameserver 192.0.2.1\nnameserver 2001:db8::1\n")
         .file(RESOLVED, "nameserver 192.0.2.9\n");
     assert_eq!(machine.asks(), "192.0.2.1 and 2001:db8::1 (from /etc/resolv.conf)");
     assert!(!machine.look().asked_by_system && machine.look().faults.is_empty());
@@ -59,7 +59,7 @@ fn behind_a_stub_stands_whom_it_asks() {
         ("/run/resolvconf/interfaces/eth0", "nameserver 127.0.0.1\n"),
         (BEFORE, "nameserver 127.0.0.1\n"),
     ] {
-        let machine = Machine::new(&["127.0.0.1:53", "[::1]:53"]).file(SYSTEM, resolv_conf).file(path, "nameserver 192.0.2.1\n");
+        let machine = Machine::new(&["127.0.0.1:53", "[::1]:53"]).file(RESOLV_CONF, resolv_conf).file(path, "nameserver 192.0.2.1\n");
         let from = if path.contains("resolvconf") { Path::new(path).parent().unwrap() } else { Path::new(path) };
         assert_eq!(machine.asks(), format!("192.0.2.1 (from {})", from.display()), "{path} {resolv_conf}");
         assert_eq!(machine.look().asked_by_system, resolv_conf.contains("127.0.0.1\n"), "{path}");
@@ -70,14 +70,14 @@ fn behind_a_stub_stands_whom_it_asks() {
 #[test]
 fn a_link_is_followed() {
     let machine = Machine::new(&[]).file("/run/systemd/resolve/stub-resolv.conf", STUB).file(RESOLVED, "nameserver 192.0.2.1\n");
-    symlink("../run/systemd/resolve/stub-resolv.conf", machine.path(SYSTEM)).unwrap();
+    symlink("../run/systemd/resolve/stub-resolv.conf", machine.path(RESOLV_CONF)).unwrap();
     assert_eq!(machine.asks(), "192.0.2.1 (from /run/systemd/resolve/resolv.conf)");
 }
 
 #[test]
 fn interfaces_of_a_resolvconf_count_together() {
     let machine = Machine::new(&["127.0.0.1:53"])
-        .file(SYSTEM, "nameserver 127.0.0.1\n")
+        .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
         .file("/run/resolvconf/interface/wlan0.dhclient", "nameserver 192.0.2.2\nnameserver 192.0.2.1\n")
         .file("/run/resolvconf/interface/eth0.dhclient", "nameserver 192.0.2.1\n")
         .file("/run/resolvconf/interface/lo.svcdns", "nameserver 127.0.0.1\n");
@@ -86,27 +86,27 @@ fn interfaces_of_a_resolvconf_count_together() {
 
 #[test]
 fn a_resolver_at_another_loopback_address_is_one() {
-    let machine = Machine::new(&["127.0.0.2:53"]).file(SYSTEM, "nameserver 127.0.0.1\n").file(RESOLVED, "nameserver 192.0.2.9\n");
+    let machine = Machine::new(&["127.0.0.2:53"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(RESOLVED, "nameserver 192.0.2.9\n");
     assert_eq!(machine.asks(), "127.0.0.1 (from /etc/resolv.conf)");
     // What listens on another port is not who is asked on port 53.
-    let machine = Machine::new(&["127.0.0.1:5300"]).file(SYSTEM, "nameserver 127.0.0.1\n");
+    let machine = Machine::new(&["127.0.0.1:5300"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n");
     assert_eq!(machine.asks(), "127.0.0.1 (from /etc/resolv.conf)");
 }
 
 #[test]
 fn own_addresses_are_left_out() {
-    let machine = Machine::new(&["127.0.0.1:53"]).file(SYSTEM, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n");
+    let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n");
     assert_eq!(machine.asks(), "192.0.2.1 (from /etc/resolv.conf)");
     assert!(machine.look().asked_by_system);
     // Nobody else is known: nobody, rather than ourselves.
-    let machine = Machine::new(&["127.0.0.1:53"]).file(SYSTEM, "nameserver 0.0.0.0\n").file(BEFORE, "nameserver 127.0.0.1\n");
+    let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 0.0.0.0\n").file(BEFORE, "nameserver 127.0.0.1\n");
     assert_eq!(machine.look().servers, []);
     assert!(machine.look().asked_by_system);
 }
 
 #[test]
 fn the_stub_itself_is_the_last_resort() {
-    let machine = Machine::new(&["127.0.0.1:53"]).file(SYSTEM, STUB).file(RESOLVED, "# nobody\n");
+    let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.asks(), "127.0.0.53 (from /etc/resolv.conf)");
     // What was there before is for the time when it is we who stand there.
     let machine = machine.file(BEFORE, "nameserver 192.0.2.1\n");
@@ -122,7 +122,7 @@ fn files_that_name_nobody() {
         (b"nameserver fe80::1\n", "/etc/resolv.conf: fe80::1 is left out: a link-local address needs its interface, such as fe80::1%eth0"),
         (b"nameserver fe80::1%nowhere9\n", "/etc/resolv.conf: fe80::1 is left out: there is no interface nowhere9"),
     ] {
-        let look = Machine::new(&[]).file(SYSTEM, octets).look();
+        let look = Machine::new(&[]).file(RESOLV_CONF, octets).look();
         assert!(look.servers.is_empty() && !look.unreadable, "{look:?}");
         assert!(look.faults.contains(&fault.to_owned()), "{look:?}");
     }
@@ -134,17 +134,17 @@ fn files_that_name_nobody() {
 #[test]
 fn what_cannot_be_read_is_said() {
     let machine = Machine::new(&[]);
-    fs::create_dir_all(machine.path(SYSTEM)).unwrap();
+    fs::create_dir_all(machine.path(RESOLV_CONF)).unwrap();
     let look = machine.look();
     assert!(look.unreadable && look.servers.is_empty());
     assert_eq!(look.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
 
-    let long = Machine::new(&[]).file(SYSTEM, vec![b'#'; MOST_OCTETS + 1]).look();
+    let long = Machine::new(&[]).file(RESOLV_CONF, vec![b'#'; MOST_OCTETS + 1]).look();
     assert!(long.unreadable, "{long:?}");
 
     // A circle of links.
     let machine = Machine::new(&[]);
-    symlink("resolv.conf", machine.path(SYSTEM)).unwrap();
+    symlink("resolv.conf", machine.path(RESOLV_CONF)).unwrap();
     assert!(machine.look().unreadable);
 
     // Another file can still help.
@@ -155,17 +155,17 @@ fn what_cannot_be_read_is_said() {
 #[test]
 fn more_than_three_name_servers_are_used_but_not_any_number() {
     let servers = |count: u8| (1..=count).map(|n| format!("nameserver 192.0.2.{n}\n")).collect::<Vec<_>>().concat();
-    let look = Machine::new(&[]).file(SYSTEM, servers(7)).look();
+    let look = Machine::new(&[]).file(RESOLV_CONF, servers(7)).look();
     assert_eq!((look.servers.len(), look.faults.len()), (7, 0));
-    let look = Machine::new(&[]).file(SYSTEM, servers(20)).look();
+    let look = Machine::new(&[]).file(RESOLV_CONF, servers(20)).look();
     assert_eq!(look.servers.len(), MOST_SERVERS);
-    assert_eq!(look.faults, ["/etc/resolv.conf: only the first 16 name servers are used"]);
+    assert_eq!(look.faults, ["/etc/resolv.conf: only the first 16 name servers are used (a fixed limit)"]);
 }
 
 #[test]
 fn an_address_with_its_interface() {
     let look =
-        Machine::new(&["[fe80::5%1]:53"]).file(SYSTEM, "nameserver fe80::1%lo\nnameserver fe80::5%lo\nnameserver fe80::2%7\n").look();
+        Machine::new(&["[fe80::5%1]:53"]).file(RESOLV_CONF, "nameserver fe80::1%lo\nnameserver fe80::5%lo\nnameserver fe80::2%7\n").look();
     let shown: Vec<_> = look.servers.iter().map(ToString::to_string).collect();
     // The loopback interface is the first of every machine.
     assert_eq!(shown, ["fe80::1%1", "fe80::2%7"]);
@@ -175,11 +175,11 @@ fn an_address_with_its_interface() {
 #[test]
 fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
     let machine = || Machine::new(&["127.0.0.1:53"]);
-    let faults = |text: &str| machine().file(SYSTEM, text).look().faults;
+    let faults = |text: &str| machine().file(RESOLV_CONF, text).look().faults;
     assert_eq!(faults("nameserver 127.0.0.1\n"), ["/etc/resolv.conf names only svcdns itself"]);
     assert_eq!(faults("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"), [""; 0]);
-    let look = machine().file(SYSTEM, "nameserver 127.0.0.1\nnameserver fe80::1\n").look();
+    let look = machine().file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver fe80::1\n").look();
     assert!(look.servers.is_empty() && look.faults.len() == 1 && look.faults[0].contains("fe80::1 is left out"), "{look:?}");
     // Somebody is known elsewhere.
-    assert_eq!(machine().file(SYSTEM, "nameserver 127.0.0.1\n").file(BEFORE, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
+    assert_eq!(machine().file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(BEFORE, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
 }

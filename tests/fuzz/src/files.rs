@@ -1,9 +1,12 @@
 //! Other people's files and words: resolv.conf, nsswitch.conf, names, upstreams and registries as they are written.
 
-use svcdns::config::RegistryUrl;
+use std::path::Path;
+
+use svcdns::config::{Config, Flags};
 use svcdns::name::{Name, Zones, instance_address, instance_label, reverse_address, reverse_name};
+use svcdns::resolv_conf::{MOST_NAME_SERVERS, ResolvConf};
 use svcdns::system::{Asked, Hosts};
-use svcdns::upstream::{MOST_NAME_SERVERS, ResolvConf, Target};
+use svcdns::upstream::Target;
 
 /// The target.
 pub fn files(octets: &[u8]) {
@@ -36,7 +39,10 @@ fn words(line: &str) {
         assert_eq!(instance_address(instance_label(address).as_bytes()), Some(address));
     }
     let _ = Zones::new(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
-    let _ = RegistryUrl::parse(line).map(|url| url.to_string());
+    let flags = Flags::default().with("registry", line);
+    if let Ok(config) = Config::load(Some(Path::new("/dev/null")), [], &flags) {
+        assert!(config.registries.iter().all(|registry| !registry.to_string().is_empty()));
+    }
     if let Ok(target) = line.parse::<Target>() {
         assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target), "{line:?} is not read back");
     }

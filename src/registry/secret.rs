@@ -44,7 +44,7 @@ impl fmt::Display for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Settings;
+    use super::super::etcd::Settings;
     use super::*;
 
     #[test]

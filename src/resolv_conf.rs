@@ -2,8 +2,17 @@
 //!
 //! The one parser of that file: forwarding takes its upstreams from it, the installer changes single lines of it. A line
 //! that makes no sense is ignored, as the C library ignores it, and told in [`ResolvConf::faults`]; all octets are kept.
+//!
+//! A leaf: imports no other room.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// The file that the C library reads.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The copy that `install` keeps of what [`RESOLV_CONF`] held before: forwarding asks the name
+/// servers in it once the file itself names only svcdns.
+pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// Most octets that are read: whatever is longer is no resolv.conf.
 pub const MOST_OCTETS: usize = 1 << 20;

@@ -1,0 +1,126 @@
+//! The registries as a person names them: a URL for each, and a section of keys for each kind.
+//!
+//! A kind is one table ([`RegistryKind`]) in a file of its own; what the rest of this room knows of a kind is its table.
+
+mod etcd;
+mod file;
+mod url;
+
+pub(super) use url::{split_urls, without_user};
+
+use std::collections::HashMap;
+
+use super::error::ConfigError;
+use super::keys::{self, Key};
+use super::layers::Layers;
+use super::values::{invalid, list, path};
+use crate::registry::{Secret, Source};
+use crate::service::MAX_REGISTRIES;
+
+/// A kind of registry, as a person writes it.
+pub(super) struct RegistryKind {
+    /// The scheme of its URLs, which is also the section of its keys.
+    pub(super) name: &'static str,
+    /// The form of its URLs, for messages.
+    form: &'static str,
+    /// The keys of its section, in the order of the documentation.
+    pub(super) keys: &'static [&'static Key],
+    /// What it logs in with that nobody may see, if anything.
+    secret: Option<&'static SecretKey>,
+    /// Reads the keys of the section, and returns what makes a source of a URL.
+    read: fn(&Layers) -> Result<Reader, ConfigError>,
+}
+
+/// Makes a source of the part of a URL behind `://`, or says what is wrong with it.
+type Reader = Box<dyn Fn(&str) -> Result<Source, String>>;
+
+/// Every kind, in the order of messages and documentation.
+pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &file::KIND];
+
+/// Kinds that GoFrame has and svcdns does not support yet.
+const NOT_YET: &[&str] = &["zookeeper", "consul", "nacos", "polaris"];
+
+/// A secret of a kind of registry. It is read from a file of its own or from a variable of the environment; there is no
+/// flag and no key for it, since others could read it there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SecretKey {
+    /// What it is, in a word: `password`.
+    pub name: &'static str,
+    /// The variable that can hold it.
+    pub variable: &'static str,
+    /// The key of the file that can hold it.
+    pub file: &'static Key,
+}
+
+impl SecretKey {
+    /// The kind of registry that it is for.
+    pub fn kind(&self) -> &'static str {
+        self.file.section
+    }
+
+    /// The key that does not exist, as a person would write it: `etcd.password`.
+    pub(super) fn path(&self) -> String {
+        format!("{}.{}", self.kind(), self.name)
+    }
+
+    /// Whether somebody gave it, wherever.
+    pub(super) fn is_given(&self, layers: &Layers) -> bool {
+        layers.secret(self).is_some() || path(layers, self.file).is_some()
+    }
+
+    /// The secret itself, without the end of line behind it in a file.
+    fn read(&self, layers: &Layers) -> Result<Option<Secret>, ConfigError> {
+        if let Some(secret) = layers.secret(self) {
+            return Ok(Some(secret.clone()));
+        }
+        let Some(path) = path(layers, self.file) else { return Ok(None) };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| invalid(self.file, &layers.one(self.file), format!("cannot read {}: {error}", path.display())))?;
+        Ok(Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned())))
+    }
+}
+
+/// The secrets of all kinds of registry.
+pub fn secrets() -> impl Iterator<Item = &'static SecretKey> {
+    KINDS.iter().filter_map(|kind| kind.secret)
+}
+
+/// The kind in whose section a key is, if any.
+pub(super) fn kind_of(key: &Key) -> Option<&'static RegistryKind> {
+    KINDS.iter().copied().find(|kind| kind.keys.contains(&key))
+}
+
+/// The registries named, or else GoFrame's default: the directory `gsvc` in the temp directory.
+pub(super) fn read(layers: &Layers) -> Result<Vec<Source>, ConfigError> {
+    // All of them, so that a mistake in a section is found whichever registries are named.
+    let readers = KINDS.iter().map(|kind| Ok((kind.name, (kind.read)(layers)?))).collect::<Result<_, ConfigError>>()?;
+    let sources = list(layers, keys::REGISTRY, |url| source(&readers, url))?;
+    for (at, source) in sources.iter().enumerate() {
+        if sources[..at].contains(source) {
+            return Err(invalid(keys::REGISTRY, &layers.list(keys::REGISTRY)[at], format!("{source} is named twice")));
+        }
+    }
+    if sources.len() > MAX_REGISTRIES {
+        return Err(invalid(
+            keys::REGISTRY,
+            &layers.one(keys::REGISTRY),
+            format!("at most {MAX_REGISTRIES} registries can be followed (a fixed limit)"),
+        ));
+    }
+    Ok(if sources.is_empty() { vec![file::implicit(layers)?] } else { sources })
+}
+
+/// The registry of a URL.
+fn source(readers: &HashMap<&str, Reader>, url: &str) -> Result<Source, String> {
+    let forms = || KINDS.iter().map(|kind| kind.form).collect::<Vec<_>>().join(" or ");
+    let (scheme, rest) = url.trim().split_once("://").ok_or_else(|| format!("a registry is written as {}", forms()))?;
+    let scheme = scheme.to_ascii_lowercase();
+    if let Some(reader) = readers.get(&*scheme) {
+        return reader(rest);
+    }
+    if NOT_YET.contains(&&*scheme) {
+        let schemes: Vec<_> = KINDS.iter().map(|kind| format!("{}://", kind.name)).collect();
+        return Err(format!("registries of kind {scheme} are not supported yet: there are {}", schemes.join(" and ")));
+    }
+    Err(format!("there is no kind of registry {scheme:?}: a registry is written as {}", forms()))
+}

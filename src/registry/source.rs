@@ -1,0 +1,67 @@
+//! The kinds of registry: one variant for each, with its settings.
+
+use std::fmt;
+use std::path::Path;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::etcd::{self, Etcd};
+use super::file::{self, File};
+use super::{Command, Feed, RegisterError, RegisterEvent, Registrant, Registry};
+use crate::service::ListKind;
+
+/// A registry to follow or to write to. Shown as its URL, without secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An etcd cluster.
+    Etcd(Box<etcd::Settings>),
+    /// GoFrame's file registry.
+    File(file::Settings),
+}
+
+impl Source {
+    /// Keeps a registration in the registry until `stop`, then removes it.
+    ///
+    /// # Errors
+    /// When the first attempt is refused for good, or the removal at the end fails. What fails in
+    /// between goes to `events` and is tried again.
+    pub async fn register(
+        &self,
+        registrant: &Registrant,
+        stop: CancellationToken,
+        events: impl Fn(RegisterEvent),
+    ) -> Result<(), RegisterError> {
+        match self {
+            Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
+            Self::File(settings) => file::register(settings, registrant, stop, events).await,
+        }
+    }
+
+    /// The folder of this machine that must be visible to whoever follows the registry, if any.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Etcd(_) => None,
+            Self::File(settings) => Some(&settings.directory),
+        }
+    }
+}
+
+impl Registry for Source {
+    async fn follow(self, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+        match self {
+            // Boxed: its future is large, and would be the size of every other kind's.
+            Self::Etcd(settings) => Box::pin(Etcd::new(*settings).follow(first, feed, commands, stop)).await,
+            Self::File(settings) => File::new(settings).follow(first, feed, commands, stop).await,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Etcd(settings) => settings.fmt(f),
+            Self::File(settings) => settings.fmt(f),
+        }
+    }
+}

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{SOON, eventually};
 
@@ -102,6 +104,25 @@ impl Drop for Process {
             for line in tail.into_iter().rev() {
                 eprintln!("    {line}");
             }
+        }
+    }
+}
+
+/// Lets what is started from now on have SIGHUP, SIGINT and SIGQUIT at their defaults, also where this process was started with
+/// them ignored (`nohup`, `&` in a script).
+///
+/// A child inherits that a signal is ignored, and a shell cannot even trap it then. A handler is not inherited: the child has the
+/// default. It is set only where the signal was ignored, so that Ctrl-C ends the tests otherwise.
+pub(crate) fn stop_ignoring_signals() {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(mask.trim(), 16).unwrap();
+    for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()] {
+        if ignored & 1 << (kind.as_raw_value() - 1) != 0 {
+            // The handler stays when the runtime and the receiver go.
+            let runtime = runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let _entered = runtime.enter();
+            drop(signal(kind).unwrap());
         }
     }
 }

@@ -34,7 +34,7 @@ is_there() {
     case "$1" in
     google/*) # beside a protoc of one's own, or Debian's
         [ -e "/usr/include/$1" ] || [ -e "$(dirname "$(command -v protoc || echo /)")/../include/$1" ] ;;
-    systemd/*) # a library of systemd: the tests unpack a systemd-resolved, and this package brings all libraries that it loads
+    systemd/*) # The tests unpack a systemd-resolved; this library's package depends on all others it loads.
         for file in /usr/lib/*/"$1"-*.so /usr/lib/"$1"-*.so; do
             [ ! -e "$file" ] || return 0
         done

@@ -207,8 +207,10 @@ fn code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-/// The signals that are passed on. None where whoever started us had one ignored (`nohup`, `&` in a script): it stays so,
-/// for the command, too.
+/// The signals that are passed on; `None` is one that was ignored when we started.
+///
+/// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, so that the
+/// command inherits it as if it had been started directly.
 #[derive(Debug)]
 struct Signals {
     terminate: Signal,
@@ -235,7 +237,7 @@ impl Signals {
     }
 }
 
-/// Listens for a signal, unless this process ignores it: a bit of the mask that the kernel shows (proc(5)).
+/// Listens for a signal unless this process ignores it, as the kernel's mask says (proc(5)).
 fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
@@ -243,7 +245,7 @@ fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     if ignored { Ok(None) } else { signal(kind).map(Some) }
 }
 
-/// Waits for a signal; for ever where it is ignored.
+/// Waits for a signal; forever if it is ignored.
 async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {

@@ -108,11 +108,11 @@ impl Drop for Process {
     }
 }
 
-/// Lets what is started from now on have SIGHUP, SIGINT and SIGQUIT at their defaults, also where this process was started with
-/// them ignored (`nohup`, `&` in a script).
+/// Gives later children SIGHUP, SIGINT and SIGQUIT at their defaults if this process ignores them.
 ///
-/// A child inherits that a signal is ignored, and a shell cannot even trap it then. A handler is not inherited: the child has the
-/// default. It is set only where the signal was ignored, so that Ctrl-C ends the tests otherwise.
+/// `nohup`, and `&` in a script, start the tests with signals ignored. A child inherits that, and a
+/// shell cannot even trap such a signal. A handler is not inherited: the child gets the default.
+/// Signals that are not ignored get no handler, so Ctrl-C still ends the tests.
 pub(crate) fn stop_ignoring_signals() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();

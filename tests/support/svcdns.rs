@@ -105,7 +105,7 @@ impl Svcdns {
     }
 }
 
-/// The program with no setting of the surroundings, nor any signal that they have ignored.
+/// The program, free of its surroundings: no `SVCDNS_` variables, no ignored signals.
 pub(crate) fn command() -> Command {
     process::stop_ignoring_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));

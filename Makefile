@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # Where a test that cannot run on this machine leaves its name and reason.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test bench micro check flood properties fuzz deny clean
+.PHONY: help run build test fresh bench micro check flood properties fuzz deny clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,9 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench storm -- --short
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
+
+fresh: ## run make test on a new, minimal Debian that is removed afterwards (needs root and debootstrap)
+	tests/fresh-machine.sh make test
 
 bench: ## measure answers beside other servers (docs/benchmarks.md); a large registry, forwarding, a storm, each step (docs/performance.md)
 	@tests/setup.sh bench

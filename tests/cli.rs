@@ -230,14 +230,17 @@ fn register_lasts_as_long_as_its_command() {
 fn register_leaves_ignored_what_it_was_started_with_ignored() {
     let files = Files::new(&[]);
     let program = svcdns::command();
-    let mut nohup = Command::new("sh");
-    for (name, _) in program.get_envs() {
-        nohup.env_remove(name);
+    // As `nohup` does, and a script's `&`.
+    for signal in ["HUP", "INT"] {
+        let mut starter = Command::new("sh");
+        for (name, _) in program.get_envs() {
+            starter.env_remove(name);
+        }
+        starter.args(["-c", &format!(r#"trap '' {signal}; exec "$0" "$@""#)]).arg(program.get_program());
+        starter.args(["register", "--config", "/dev/null", "--registry", &files.url(), "kept", "10.0.0.5:1", "--"]);
+        let mut kept = Process::start(starter.args(["sh", "-c", &format!("kill -{signal} $PPID $$; exit 8")]));
+        assert_eq!(kept.wait(SOON).code(), Some(8), "both live on after SIG{signal}:\n{}", kept.log());
     }
-    nohup.args(["-c", r#"trap '' HUP; exec "$0" "$@""#]).arg(program.get_program());
-    nohup.args(["register", "--config", "/dev/null", "--registry", &files.url(), "kept", "10.0.0.5:1", "--"]);
-    let mut kept = Process::start(nohup.args(["sh", "-c", "kill -HUP $$; exit 8"]));
-    assert_eq!(kept.wait(SOON).code(), Some(8), "the command hung itself up and lives:\n{}", kept.log());
 }
 
 #[test]

@@ -170,12 +170,14 @@ fn code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-/// The signals that are passed on.
+/// The signals that are passed on; `None` is one that was ignored when we started.
+///
+/// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, so that the
+/// command inherits it as if it had been started directly.
 #[derive(Debug)]
 struct Signals {
     terminate: Signal,
-    interrupt: Signal,
-    /// None where whoever started us had it ignored (`nohup`): it stays so, for the command, too.
+    interrupt: Option<Signal>,
     hang_up: Option<Signal>,
 }
 
@@ -183,30 +185,35 @@ impl Signals {
     fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: if hang_up_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
+            interrupt: unless_ignored(SignalKind::interrupt())?,
+            hang_up: unless_ignored(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) -> Number {
         let Self { terminate, interrupt, hang_up } = self;
-        let hung_up = async {
-            match hang_up {
-                Some(hang_up) => hang_up.recv().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             _ = terminate.recv() => Number::SIGTERM,
-            _ = interrupt.recv() => Number::SIGINT,
-            _ = hung_up => Number::SIGHUP,
+            () = received(interrupt) => Number::SIGINT,
+            () = received(hang_up) => Number::SIGHUP,
         }
     }
 }
 
-/// Whether SIGHUP is ignored by this process: a bit of the mask that the kernel shows (proc(5)). Where it shows none, not.
-fn hang_up_is_ignored() -> bool {
+/// Listens for a signal unless this process ignores it, as the kernel's mask says (proc(5)).
+fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & 1 << (Number::SIGHUP as u32 - 1) != 0)
+    let ignored = mask.is_some_and(|mask| mask & 1 << (kind.as_raw_value() - 1) != 0);
+    if ignored { Ok(None) } else { signal(kind).map(Some) }
+}
+
+/// Waits for a signal; forever if it is ignored.
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
 }

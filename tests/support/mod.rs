@@ -13,6 +13,8 @@ pub(crate) mod svcdns;
 pub(crate) mod upstream;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::{self, net::UnixListener};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -67,12 +69,18 @@ pub(crate) fn on_path(program: &str) -> bool {
     env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
 }
 
-/// A port of 127.0.0.1 that nobody has, on UDP and TCP. It lies below those that the kernel hands out and that etcd gets
-/// here: nobody takes it before it is bound.
+/// Reserves a free port of 127.0.0.1, UDP and TCP, until this process ends.
+///
+/// It is below the ports that the kernel hands out and that etcd gets here, and no other test gets
+/// the same one, so it is still free when its server binds it.
 pub(crate) fn free_address() -> SocketAddr {
     for _ in 0..1000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));
+        // An abstract socket name has one owner and is free again when its process ends.
+        let name = unix::net::SocketAddr::from_abstract_name(format!("svcdns test at {address}")).unwrap();
+        let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
         if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            Box::leak(Box::new(reservation));
             return address;
         }
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{SOON, eventually};
 
@@ -102,6 +104,25 @@ impl Drop for Process {
             for line in tail.into_iter().rev() {
                 eprintln!("    {line}");
             }
+        }
+    }
+}
+
+/// Gives later children SIGHUP, SIGINT and SIGQUIT at their defaults if this process ignores them.
+///
+/// `nohup`, and `&` in a script, start the tests with signals ignored. A child inherits that, and a
+/// shell cannot even trap such a signal. A handler is not inherited: the child gets the default.
+/// Signals that are not ignored get no handler, so Ctrl-C still ends the tests.
+pub(crate) fn stop_ignoring_signals() {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(mask.trim(), 16).unwrap();
+    for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()] {
+        if ignored & 1 << (kind.as_raw_value() - 1) != 0 {
+            // The handler stays when the runtime and the receiver go.
+            let runtime = runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let _entered = runtime.enter();
+            drop(signal(kind).unwrap());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::process::Process;
+use super::process::{self, Process};
 use super::{SOON, dns, eventually};
 
 /// A running `svcdns serve` with a state directory of its own.
@@ -105,8 +105,9 @@ impl Svcdns {
     }
 }
 
-/// The program with no setting of the surroundings.
+/// The program, free of its surroundings: no `SVCDNS_` variables, no ignored signals.
 pub(crate) fn command() -> Command {
+    process::stop_ignoring_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SVCDNS_") {

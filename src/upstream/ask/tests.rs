@@ -64,6 +64,18 @@ fn deadline() -> Instant {
     Instant::now() + seconds(4)
 }
 
+/// Asks, and says how many queries may have gone out to one upstream in the time that it took.
+///
+/// One; but a busy machine may take longer for an answer than the wait before the second query, and
+/// from then on one more goes out every second.
+async fn ask_counting(sockets: &Sockets, upstreams: &[Arc<Upstream>], outgoing: &Outgoing) -> (Result<Incoming, Failure>, usize) {
+    let hedge_after = upstreams.iter().map(|upstream| upstream.health().hedge_after()).min().unwrap();
+    let began = Instant::now();
+    let result = sockets.ask(upstreams, outgoing, began + seconds(30)).await;
+    let took = began.elapsed();
+    (result, if took < hedge_after { 1 } else { 2 + usize::try_from(took.as_secs()).unwrap() })
+}
+
 /// The answer says 192.0.2.1, and its question is ours.
 fn assert_right(incoming: &Incoming) {
     assert_eq!(incoming.message[12..33], question()[12..33]);
@@ -75,13 +87,24 @@ fn assert_right(incoming: &Incoming) {
 async fn one_answers() {
     let server = server();
     let sockets = Sockets::default();
-    let upstream = upstream_of(target(&server));
+    let upstream = [upstream_of(target(&server))];
+    let mut most = 0;
     for _ in 0..20 {
-        assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing(), deadline()).await.unwrap());
-        assert_right(&sockets.ask_one(&upstream, &outgoing(), deadline()).await.unwrap());
+        let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing()).await;
+        assert_right(&answer.unwrap());
+        let began = Instant::now();
+        assert_right(&sockets.ask_one(&upstream[0], &outgoing(), began + seconds(30)).await.unwrap());
+        most += queries + 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     }
-    let report = upstream.report();
-    assert_eq!((report.asked, report.answered, report.failed, report.dead), (40, 40, 0, false));
+    // The answer to a second query may still be on its way.
+    let until = Instant::now() + seconds(30);
+    while upstream[0].report().answered < upstream[0].report().asked {
+        assert!(Instant::now() < until, "{:?}", upstream[0].report());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let report = upstream[0].report();
+    assert!((40..=most).contains(&usize::try_from(report.asked).unwrap()), "{most} at most: {report:?}");
+    assert_eq!((report.answered, report.failed, report.dead), (report.asked, 0, false));
     assert!(report.round_trip.is_some());
 }
 
@@ -180,10 +203,16 @@ async fn what_is_never_right_ends_in_time() {
 async fn forged_answers_are_not_heard() {
     let sockets = Sockets::default();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
-        let server = server();
-        server.behave(Behaviour::forged(forged));
-        let upstream = [upstream_of(target(&server))];
-        assert_right(&sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+        // Until one query goes out: those of two could come to one socket.
+        let (server, answer) = loop {
+            let server = server();
+            server.behave(Behaviour::forged(forged));
+            let (answer, queries) = ask_counting(&sockets, &[upstream_of(target(&server))], &outgoing()).await;
+            if queries == 1 {
+                break (server, answer);
+            }
+        };
+        assert_right(&answer.unwrap());
         // Who is guessing cannot guess into a connection.
         assert_eq!(server.connections(), usize::from(forged == Forged::Ids(40)), "{forged:?}");
     }
@@ -315,12 +344,18 @@ async fn the_second_question_overtakes_a_slow_answer() {
     for upstream in &upstreams {
         measure(&sockets, upstream).await;
     }
+    while upstreams[0].health().rank(Instant::now()) >= upstreams[1].health().rank(Instant::now()) {
+        measure(&sockets, &upstreams[0]).await;
+    }
     slow.behave(Behaviour::default().delayed(seconds(20)));
     good.behave(Behaviour::default());
     slow.forget();
-    let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(15)).await.unwrap();
+    let began = Instant::now();
+    let incoming = sockets.ask(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
-    assert_eq!(slow.asked().len(), 1);
+    // It is asked again after a second, should the other take so long.
+    let most = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!((1..=most).contains(&slow.asked().len()), "{} queries, {most} at most", slow.asked().len());
 }
 
 #[tokio::test]
@@ -406,10 +441,16 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase).over_tcp(Tcp::Closes));
     let upstream = [upstream_of(target(&server))];
-    for _ in 0..3 {
-        assert_eq!(sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap_err(), Failure::Bad);
+    let (mut failures, mut most) = (0, 0);
+    loop {
+        let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing).await;
+        match answer {
+            Ok(incoming) => break assert_right(&incoming),
+            Err(failure) => assert_eq!(failure, Failure::Bad),
+        }
+        (failures, most) = (failures + 1, most + queries);
     }
-    assert_right(&sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap());
+    assert!(failures <= 3 && most >= 3, "{failures} failures, {most} queries at most");
 }
 
 #[tokio::test]
@@ -434,8 +475,9 @@ async fn codes_are_tried_elsewhere() {
         assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
     }
     bad.forget();
-    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
-    assert!(bad.asked().len() <= 1);
+    let (answer, most) = ask_counting(&sockets, &upstreams, &outgoing()).await;
+    assert_right(&answer.unwrap());
+    assert!(bad.asked().len() <= most);
 }
 
 #[tokio::test]
@@ -445,11 +487,13 @@ async fn who_knows_no_edns_is_asked_without() {
         let server = server();
         server.behave(Behaviour::edns(edns));
         let upstream = [upstream_of(target(&server))];
-        for _ in 0..5 {
+        let (answer, most) = ask_counting(&sockets, &upstream, &outgoing()).await;
+        assert_right(&answer.unwrap());
+        for _ in 0..4 {
             assert_right(&sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
         }
         let with = server.asked().iter().filter(|asked| asked.question.opt.is_some()).count();
-        assert_eq!(with, 1, "{edns:?}");
+        assert!((1..=most).contains(&with), "{edns:?}: {with} queries, {most} at most");
     }
 }
 

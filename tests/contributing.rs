@@ -1,0 +1,109 @@
+//! What the pages tell contributors to type exists: make targets, scripts, test programs.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read the pages has nothing to say")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PAGE: &str = include_str!("../docs/contributing.md");
+const MAKEFILE: &str = include_str!("../Makefile");
+
+/// The targets that `make` lists.
+fn make_targets() -> BTreeSet<&'static str> {
+    MAKEFILE.lines().filter(|line| line.contains(": ") && line.contains("## ")).filter_map(|line| line.split(':').next()).collect()
+}
+
+/// README.md and all pages below docs/.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = vec![root.join("README.md")];
+    let mut folders = vec![root.join("docs")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The code of a page: each line of its blocks, and each piece between backticks.
+fn code(page: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut in_block = false;
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            in_block = !in_block;
+        } else if in_block {
+            found.push(line);
+        } else {
+            found.extend(line.split('`').skip(1).step_by(2));
+        }
+    }
+    found
+}
+
+/// The target of a command that runs `make`, on this machine or on a fresh one.
+fn target_of(code: &str) -> Option<&str> {
+    let mut words = code.split_whitespace().skip_while(|word| *word == "sudo" || word.starts_with("--") || word.ends_with(".sh"));
+    (words.next()? == "make").then(|| words.next()).flatten()
+}
+
+#[test]
+fn the_page_has_every_make_target_and_no_page_has_another() {
+    let listed = make_targets();
+    assert!(listed.len() > 10, "{listed:?}");
+    let rows = PAGE.lines().filter_map(|line| line.strip_prefix("| `make ")?.split('`').next());
+    let told: BTreeSet<&str> = rows.chain(["help"]).collect();
+    assert_eq!(told, listed, "the table of docs/contributing.md, and what `make` lists");
+    let mut found = 0;
+    for (path, page) in pages() {
+        for target in code(&page).into_iter().filter_map(target_of) {
+            assert!(listed.contains(target), "{}: there is no make {target}", path.display());
+            found += 1;
+        }
+    }
+    assert!(found > listed.len(), "the pages were read");
+}
+
+#[test]
+fn scripts_and_test_programs_of_the_page_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = code(PAGE);
+    let scripts: BTreeSet<&str> =
+        code.iter().flat_map(|line| line.split_whitespace()).filter(|word| word.starts_with("tests/") && word.ends_with(".sh")).collect();
+    assert_eq!(scripts.iter().copied().collect::<Vec<_>>(), ["tests/fresh-machine.sh", "tests/setup.sh"]);
+    for script in scripts {
+        let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o111, 0o111, "{script} can be run");
+    }
+    let mut programs = 0;
+    for arguments in code.iter().filter_map(|line| line.strip_prefix("cargo test --locked --test ")) {
+        let (program, test) = arguments.split_once(' ').unwrap_or((arguments, ""));
+        let source = fs::read_to_string(root.join("tests").join(program).with_extension("rs")).unwrap();
+        assert!(test.is_empty() || source.contains(&format!("fn {test}(")), "{program} has no test {test}");
+        programs += 1;
+    }
+    assert_eq!(programs, 2);
+}
+
+#[test]
+fn the_script_makes_the_machine_that_the_page_describes() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fresh-machine.sh");
+    let output = Command::new(&script).output().unwrap();
+    let usage = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{usage}");
+    assert!(usage.contains("tests/fresh-machine.sh make test") && usage.ends_with("Exit code: the command's.\n"), "{usage}");
+    let script = fs::read_to_string(script).unwrap();
+    let debootstrap = code(PAGE).into_iter().find(|code| code.starts_with("debootstrap ")).unwrap();
+    assert!(script.contains(debootstrap), "{debootstrap}");
+    for part in ["/src", "/opt/rust", "pivot_root"] {
+        assert!(PAGE.contains(part) && script.contains(part), "{part}");
+    }
+    assert!(MAKEFILE.contains("\ttests/fresh-machine.sh make test\n"));
+}

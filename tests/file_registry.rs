@@ -400,12 +400,12 @@ async fn the_first_list_is_of_the_kind_asked_for() {
         let (sender, mut changes) = mpsc::channel(16);
         let (_commander, commands) = mpsc::channel(1);
         let settings = Settings { directory, named: true, heads: Vec::new(), timings: BY_EVENTS };
-        let feed = Feed::new(RegistryIndex(0), sender, Arc::new(State::new("file".into())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".into())));
         let stop = CancellationToken::new();
         tokio::spawn(File::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
         let mut kinds = Vec::new();
         while kinds.is_empty() {
-            let (_, batch) = timeout_at(Instant::now() + DEADLINE, changes.recv()).await.unwrap().unwrap();
+            let batch = self::changes(timeout_at(Instant::now() + DEADLINE, changes.recv()).await.unwrap().unwrap());
             kinds.extend(batch.into_iter().filter_map(|change| match change {
                 Change::ListBegin(kind) => Some(kind),
                 _ => None,

@@ -37,7 +37,7 @@ pub(super) struct Place {
 }
 
 impl Ahead {
-    /// Looks at messages that are to be answered from this publication, the first 32 of them.
+    /// Looks at the first 32 messages that are to be answered from this publication.
     pub(super) fn new<'r>(zones: &Zones, snapshot: Guard<Arc<Snapshot>>, requests: impl Iterator<Item = &'r [u8]>) -> Self {
         let mut places = [None; MOST];
         let mut count = 0;

@@ -29,19 +29,21 @@ const TOO_MANY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text
 const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
-    /// Looks at messages that came together, or at one alone, before [`Self::respond`] is asked for each.
+    /// Looks at messages that came together, or at one alone, before they are answered.
     ///
-    /// Finds out what the first 32 ask for, and has the memory that their answers need fetched for all at once.
+    /// Finds out what the first 32 ask for, and fetches the memory that their answers need for all
+    /// of them at once.
     pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
         Ahead::new(&self.settings.zones, self.snapshot.load(), requests)
     }
 
-    /// Writes the whole response to a message into `out`, without TCP's length prefix, where it is ours to give.
+    /// Writes the response to a message into `out`, without TCP's length, if it is ours to give.
     ///
-    /// `parsed` is the message as [`Query::parse`] reads it, and `ahead` what [`Self::look_ahead`] found, with the number of
-    /// this message among those it saw: the response is of that publication. `draw` is a fresh random number, which decides
-    /// which instance comes first. Never blocks and does no I/O; allocates nothing where ready-made records have the answer
-    /// and `out` has room for it.
+    /// `parsed` is the message as [`Query::parse`] reads it; `ahead` is what [`Self::look_ahead`]
+    /// found, with the number of this message among those it saw: the response is of that
+    /// publication. `draw` is a fresh random number, which decides which instance comes first.
+    /// Never blocks and does no I/O; allocates nothing where ready-made records have the answer and
+    /// `out` has room for it.
     pub fn respond(
         &self,
         parsed: &Parsed<'_>,
@@ -53,15 +55,16 @@ impl Answerer {
         self.answer(parsed, (&ahead.snapshot, ahead.place(number)), self.writer(transport, draw), out)
     }
 
-    /// The same from the model alone, by the naming grammar, without a look at ready-made records, and not counted.
+    /// Writes the response that the naming grammar alone gives, without ready-made records.
     ///
-    /// For whoever compares the two: both give the same response.
+    /// [`Self::respond`] must give the same: this is for tests that compare the two. Not counted.
     pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
         let writer = Writer { counters: &Counters::default(), ..self.writer(transport, draw) };
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
     }
 
-    /// Responds from ready-made records where the place of the name is given and they have the answer, else from the model.
+    /// Responds from ready-made records if the name's place is given and they have the answer, else
+    /// from the model.
     pub(super) fn answer(
         &self,
         parsed: &Parsed<'_>,

@@ -23,7 +23,8 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// The order of all `count` records with these weights: the first place is drawn, in proportion to weight.
+    /// The order of all `count` records with these weights: the first place is drawn, in proportion
+    /// to weight.
     pub(super) fn of_all(count: usize, weights: Weights<'_>, draw: u64) -> Self {
         let Some(last) = count.checked_sub(1) else { return Self::Around { start: 0, live: 0 } };
         if weights.are_equal() {

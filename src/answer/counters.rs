@@ -22,7 +22,7 @@ impl Counters {
         self.truncated.get()
     }
 
-    /// Records that answers left out, with TC for want of room or without it by the `answers` setting.
+    /// Records that answers left out: for want of room, or by the `answers` setting without TC.
     pub fn left_out(&self) -> u64 {
         self.left_out.get()
     }

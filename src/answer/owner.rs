@@ -18,7 +18,8 @@ pub(super) const VERSION: &[u8] = b"\x0bdns-version";
 /// The mailbox in a SOA record.
 pub(super) const HOSTMASTER: &[u8] = b"\x0ahostmaster";
 
-/// The shortest name of a service in this deployment and namespace. None where a part of it cannot be a label.
+/// The shortest name of a service in this deployment and namespace. None where a part of it cannot
+/// be a label.
 pub(super) fn service_owner(settings: &Settings, base: &str, group: &Group) -> Option<Vec<u8>> {
     let mut owner = owner_of(base)?;
     let elsewhere = *group.deployment != *settings.deployment;

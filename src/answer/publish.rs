@@ -29,7 +29,8 @@ pub struct Publisher {
     answerer: Arc<Answerer>,
     /// Generations that readers may still hold.
     held: Vec<Arc<Snapshot>>,
-    /// Changed services whose records [`Publication::go_on`] makes at once: [`SLICE`], or fewer where tests have few.
+    /// Changed services whose records [`Publication::go_on`] makes at once: [`SLICE`], fewer in
+    /// tests.
     pub(super) slice: usize,
 }
 

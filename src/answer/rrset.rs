@@ -88,7 +88,8 @@ impl<'a> RRset<'a> {
         Self::of_addresses(record.sets().sixteen, SIXTEEN, ttl)
     }
 
-    /// The SRV RRset of a record; its targets are host names, or instances of the service `owner` in `zone`.
+    /// The SRV RRset of a record; its targets are host names, or instances of the service `owner` in
+    /// `zone`.
     pub(super) fn srv(record: &Record<'a>, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> Self {
         let Sets { four, sixteen, services, names } = record.sets();
         let (count, weights, entries) = (services.octets.len() / SERVICE, services.weights, services.octets);
@@ -96,7 +97,8 @@ impl<'a> RRset<'a> {
         Self { count, weights, ttl, data: Data::Services(services) }
     }
 
-    /// The A and AAAA RRsets of the instance at this address alone; none where the record knows no instance by it.
+    /// The A and AAAA RRsets of the instance at this address alone; none where the record knows no
+    /// instance by it.
     pub(super) fn of_instance(record: &Record<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
         let octets = record.instance(address)?;
         let one = Self::of_addresses(Set { weights: Weights::EQUAL, octets }, octets.len(), ttl);

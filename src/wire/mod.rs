@@ -1,5 +1,5 @@
-//! Bytes that every room which touches packets shares: the header, the one question, OPT and its extended errors; types
-//! and codes as text.
+//! Bytes that every room which touches packets shares: the header, the one question, OPT and its
+//! extended errors; types and codes as text.
 //!
 //! A leaf: imports no other room. Knows no data and no policy: what is malformed is said here, what to answer elsewhere.
 

@@ -1,4 +1,7 @@
-//! Record types, response codes and extended errors as text: the one place where these are written and read.
+//! Record types, response codes and extended errors as text.
+//!
+//! The one place where these are written and read: commands, the HTTP interface, logs and metrics
+//! take them from here.
 
 use std::borrow::Cow;
 
@@ -15,7 +18,8 @@ pub fn type_name(rtype: u16) -> String {
     }
 }
 
-/// The number of a record type, by its name or as `TYPE65280`, in any case; the inverse of [`type_name`].
+/// The number of a record type, by its name or as `TYPE65280`, in any case; reads all that
+/// [`type_name`] writes.
 #[must_use]
 pub fn type_number(name: &str) -> Option<u16> {
     /// Types that hickory names but does not read.

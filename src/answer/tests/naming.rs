@@ -1,0 +1,179 @@
+//! Which names exist, and what stands at them: the naming grammar.
+
+use super::*;
+
+#[test]
+fn the_naming_table() {
+    let house = House::of(&[
+        HELLO,
+        ("/service/default/default/hello.svc/latest/10.0.0.2:8000", r#"{"gray":"x","env":"Gray.Two"}"#),
+        ("/service/default/default/hello.svc/v1.2.0/10.0.0.3:9000", "{}"),
+        ("/service/default/prod/hello.svc/latest/10.0.1.1:80", "{}"),
+        ("/service/blue/prod/hello.svc/latest/10.0.2.1:80", "{}"),
+        ("/service/default/prod/prodonly/latest/10.0.1.9:80", "{}"),
+        ("/service/default/default/a.b.c/latest/10.0.3.1:80", "{}"),
+    ]);
+    for (name, answer) in [
+        ("hello.svc", "10.0.0.1 | 10.0.0.2"),
+        ("HELLO.SVC", "10.0.0.1 | 10.0.0.2"),
+        ("hello.internal", "10.0.0.1 | 10.0.0.2"),
+        ("hello.default.svc", "10.0.0.1 | 10.0.0.2"),
+        ("hello.default.default.svc", "10.0.0.1 | 10.0.0.2"),
+        ("hello.prod.svc", "10.0.1.1"),
+        ("hello.prod.default.svc", "10.0.1.1"),
+        ("hello.prod.blue.svc", "10.0.2.1"),
+        ("hello.nowhere.svc", "NXDOMAIN"),
+        ("v1.2.0.hello.svc", "10.0.0.3"),
+        ("v1.2.0.hello.default.default.svc", "10.0.0.3"),
+        ("2.0.hello.svc", "NODATA"),
+        ("0.hello.svc", "NODATA"),
+        ("1.0.hello.svc", "NXDOMAIN"),
+        ("v9.hello.svc", "NXDOMAIN"),
+        ("10-0-0-2.hello.svc", "10.0.0.2"),
+        ("10-0-0-3.hello.svc", "10.0.0.3"),
+        ("10-0-0-3.v1.2.0.hello.svc", "10.0.0.3"),
+        ("10-0-0-1.v1.2.0.hello.svc", "NXDOMAIN"),
+        ("10-0-1-1.hello.prod.svc", "10.0.1.1"),
+        ("10-0-0-9.hello.svc", "NXDOMAIN"),
+        ("gray.two._env.hello.svc", "10.0.0.2"),
+        ("gray.two._env.x._gray.hello.svc", "10.0.0.2"),
+        ("gray.two._env.y._gray.hello.svc", "NODATA"),
+        ("true._insecure.hello.svc", "10.0.0.1"),
+        ("latest._version.hello.svc", "10.0.0.1 | 10.0.0.2"),
+        ("v1.2.0._version.hello.svc", "10.0.0.3"),
+        ("v7._version.hello.svc", "NODATA"),
+        ("prod._namespace.hello.svc", "10.0.1.1"),
+        ("prod._namespace.blue._deployment.hello.svc", "10.0.2.1"),
+        ("prod._namespace.hello.default.svc", "NODATA"),
+        ("10-0-0-3._instance.hello.svc", "10.0.0.3"),
+        ("8000._port.hello.svc", "10.0.0.1 | 10.0.0.2"),
+        ("9000._port.v1.2.0.hello.svc", "10.0.0.3"),
+        ("two._env.hello.svc", "NODATA"),
+        ("_env.hello.svc", "NODATA"),
+        ("_tcp.hello.svc", "NODATA"),
+        ("x._env.unknown.svc", "NXDOMAIN"),
+        ("_http._tcp.hello.svc", "NODATA"),
+        ("_tcp.svc", "NODATA"),
+        ("_hello._tcp.svc", "NODATA"),
+        ("_zzz._tcp.svc", "NXDOMAIN"),
+        ("prodonly.svc", "NODATA"),
+        ("prod._namespace.prodonly.svc", "10.0.1.9"),
+        ("prodonly.prod.svc", "10.0.1.9"),
+        ("prod.svc", "NODATA"),
+        ("default.svc", "NODATA"),
+        ("default.default.svc", "NODATA"),
+        ("blue.svc", "NODATA"),
+        ("a.b.c.svc", "10.0.3.1"),
+        ("b.c.svc", "NODATA"),
+        ("c.svc", "NODATA"),
+        ("x.b.c.svc", "NXDOMAIN"),
+        ("unknown.svc", "NXDOMAIN"),
+        ("x.hello.svc", "NXDOMAIN"),
+        ("svc", "NODATA"),
+        ("ns.svc", "127.0.0.1"),
+        ("example.com", "REFUSED"),
+        ("xsvc", "REFUSED"),
+    ] {
+        assert_eq!(house.a(name), answer, "{name}");
+    }
+    assert_eq!(house.short("hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
+    assert_eq!(house.short("hello.internal", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
+    assert_eq!(house.short("hello.prod.blue.svc", rtype::SRV), "0 1 80 10-0-2-1.hello.prod.blue.svc.");
+    assert_eq!(house.short("_http._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
+    assert_eq!(house.short("_8000._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
+    assert_eq!(house.short("_grpc._tcp.hello.svc", rtype::SRV), "NODATA");
+    assert_eq!(house.short("_hello._tcp.svc", rtype::SRV), house.short("hello.svc", rtype::SRV));
+    assert_eq!(house.short("_a.b.c._tcp.svc", rtype::SRV), "0 1 80 10-0-3-1.a.b.c.svc.");
+    assert_eq!(house.short("10-0-0-1.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
+    assert_eq!(house.short("v1.2.0.hello.svc", rtype::SRV), "0 1 9000 10-0-0-3.hello.svc.");
+    assert_eq!(house.short("hello.svc", rtype::AAAA), "NODATA");
+    assert_eq!(house.short("hello.svc", 15), "NODATA");
+    assert_eq!(house.short("svc", rtype::NS), "ns.svc.");
+    assert_eq!(house.short("internal", rtype::NS), "ns.internal.");
+    assert!(house.short("dns-version.svc", rtype::TXT).starts_with("svcdns "));
+    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "10-0-0-1.hello.svc. | hello.svc.");
+    for draw in 0..5 {
+        let answer = house.ask_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
+        assert_eq!(answer.answers[0].data.to_string(), "10-0-0-1.hello.svc.");
+    }
+    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::A), "NODATA");
+    assert_eq!(house.short("9.9.9.9.in-addr.arpa", rtype::PTR), "REFUSED");
+    assert_eq!(house.short("hello.svc", rtype::AXFR), "REFUSED");
+}
+
+#[test]
+fn versions_fall_back_only_without_latest() {
+    let keys = [("/service/default/default/ver/v1/10.0.0.1:80", "{}"), ("/service/default/default/ver/v2/10.0.0.2:80", "{}")];
+    assert_eq!(House::of(&keys).a("ver.svc"), "10.0.0.1 | 10.0.0.2");
+    let strict = House::with(Settings { version_fallback: false, ..settings() }, &keys);
+    assert_eq!((strict.a("ver.svc"), strict.a("v1.ver.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
+    let canary = House::of(&[HELLO, ("/service/default/default/hello.svc/latest-canary/10.0.0.7:80", "{}")]);
+    assert_eq!((canary.a("hello.svc"), canary.a("latest-canary.hello.svc")), ("10.0.0.1".to_owned(), "10.0.0.7".to_owned()));
+}
+
+#[test]
+fn a_name_that_went_is_gone_and_one_of_unusable_endpoints_is_known() {
+    let mut house = House::of(&[HELLO]);
+    house.apply([Change::Delete { key: HELLO.0.into(), revision: 0, removal: Removal::Explicit }]);
+    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned()));
+    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "REFUSED");
+    let Change::Put(mut known) = put(HELLO.0, HTTP) else { unreachable!() };
+    known.content.as_mut().unwrap().endpoints.clear();
+    house.apply([Change::Put(known)]);
+    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NODATA".to_owned(), "NXDOMAIN".to_owned()));
+}
+
+#[test]
+fn two_processes_at_one_address_are_one_a_and_two_srv() {
+    let house = House::of(&[
+        ("/service/default/default/p/latest/10.0.0.1:80", r#"{"weight":2}"#),
+        ("/service/default/default/p/latest/10.0.0.1:81", r#"{"weight":3}"#),
+        ("/services/default/default/p/latest/10.0.0.1:80", r#"{"weight":9}"#),
+    ]);
+    assert_eq!(house.a("p.svc"), "10.0.0.1");
+    assert_eq!(house.short("p.svc", rtype::SRV), "0 2 80 10-0-0-1.p.svc. | 0 3 81 10-0-0-1.p.svc.");
+    assert_eq!(house.ask("p.svc", rtype::SRV).additionals.len(), 1);
+}
+
+#[test]
+fn one_service_has_another_ones_name_until_it_goes() {
+    let mut house = House::of(&[
+        ("/service/default/prod/hello/latest/10.0.1.1:80", "{}"),
+        ("/service/default/default/hello.prod/latest/10.0.0.9:80", "{}"),
+    ]);
+    assert_eq!(house.a("hello.prod.svc"), "10.0.0.9");
+    // Within a row of the grammar the longest registered base wins.
+    assert_eq!(house.a("hello.prod.default.svc"), "10.0.0.9");
+    assert_eq!(house.a("prod._namespace.hello.svc"), "10.0.1.1");
+    let key = "/service/default/default/hello.prod/latest/10.0.0.9:80";
+    house.apply([Change::Delete { key: key.into(), revision: 0, removal: Removal::Explicit }]);
+    assert_eq!(house.a("hello.prod.svc"), "10.0.1.1");
+}
+
+#[test]
+fn a_name_above_another_zone_exists() {
+    let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
+    let house = House::with(Settings { zones, ..settings() }, &[HELLO]);
+    assert_eq!((house.a("b.svc"), house.a("hello.a.b.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
+    assert_eq!(house.a("c.svc"), "NXDOMAIN");
+}
+
+#[test]
+fn a_namespace_that_is_no_label_makes_no_names() {
+    let house = House::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
+    for (name, answer) in [("y.svc", "NXDOMAIN"), ("x.y.svc", "NXDOMAIN"), ("hello.x.y.svc", "NXDOMAIN"), ("hello.svc", "NODATA")] {
+        assert_eq!(house.a(name), answer, "{name}");
+    }
+    assert_eq!(house.a("x.y._namespace.hello.svc"), "10.0.0.1");
+    assert_eq!(house.short("x.y._namespace.hello.svc", rtype::SRV), "NODATA");
+}
+
+#[test]
+fn a_label_like_an_instance_is_no_version() {
+    let house = House::of(&[
+        ("/service/default/prod/hello/latest/10.0.0.1:80", "{}"),
+        ("/service/default/default/hello.prod/10-0-0-1/10.0.0.7:80", "{}"),
+    ]);
+    assert_eq!(house.a("10-0-0-1.hello.prod.svc"), "10.0.0.1");
+    assert_eq!(house.a("10-0-0-1._version.hello.prod.svc"), "10.0.0.7");
+}

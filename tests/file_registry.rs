@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::unistd::{Uid, setfsuid};
 use svcdns::registry::file::{self, File, Settings, Timings};
 use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, State, gsvc};
 use svcdns::service::{Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update};
@@ -141,6 +144,25 @@ async fn appears(path: &Path) {
     while !path.exists() {
         assert!(Instant::now() < deadline, "{} is not there after {DEADLINE:?}", path.display());
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Keeps this thread, and the threads it starts, from opening what is closed to its owner, as root can.
+struct OrdinaryUser {
+    before: Uid,
+}
+
+impl OrdinaryUser {
+    /// Takes root's rights to files until the value is dropped; changes nothing for any other user.
+    fn assume() -> Self {
+        let user = Uid::effective();
+        Self { before: setfsuid(if user.is_root() { Uid::from_raw(65_534) } else { user }) }
+    }
+}
+
+impl Drop for OrdinaryUser {
+    fn drop(&mut self) {
+        setfsuid(self.before);
     }
 }
 
@@ -307,6 +329,7 @@ async fn hostile_files_are_rejected_one_by_one() {
 
 #[tokio::test]
 async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
+    let _user = OrdinaryUser::assume();
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     fs::write(&path, "a file").unwrap();
@@ -335,10 +358,6 @@ async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
     fs::write(path.join(B), CONTENT).unwrap();
     follower.until("it can again", |follower| follower.keys() == [B]).await;
 
-    if nix::unistd::Uid::effective().is_root() {
-        eprintln!("SKIPPED: nothing is closed to root");
-        return;
-    }
     for mode in [0o000, 0o300, 0o400] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         follower.until("the folder is closed", |follower| follower.connected.ends_with(&[false])).await;
@@ -368,9 +387,8 @@ async fn a_folder_nobody_named_must_be_ours() {
     fs::rename(&real, &path).unwrap();
     follower.until("a folder of ours is followed", |follower| follower.keys() == [A]).await;
 
-    if !nix::unistd::Uid::effective().is_root() {
-        eprintln!("SKIPPED: only root can give a folder away");
-        return;
+    if !Uid::effective().is_root() {
+        return support::skip("a_folder_nobody_named_must_be_ours", "only root can give a folder away");
     }
     std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
     follower.until("somebody else's folder is refused", |follower| follower.connected.ends_with(&[true, false])).await;

@@ -38,7 +38,6 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Imports that close a circle between the modules of a room, each with what leads back.
 const CIRCLES: &[(&str, &str, &str, &str)] = &[
     ("admin", "routes", "http", "the count of live readers, which the routes take, is defined in `http`"),
-    ("catalog", "key", "model", "the container of a key's few endpoints is defined in the model"),
     ("cli", "uninstall", "install", "the check for root is defined in `install`, which undoes as `uninstall` does"),
     ("config", "file", "layers", "the layer that a file fills is defined beside what reads the files"),
     ("config", "encrypted", "values", "the readers of single values are defined beside what joins them"),

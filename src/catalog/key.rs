@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::model::Few;
+use super::few::Few;
 use crate::name::ipv4_label;
 use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 

@@ -4,6 +4,7 @@
 //! which services changed and what to ask a registry.
 
 mod conflicts;
+mod few;
 mod follow;
 mod grace;
 mod hosts;
@@ -20,10 +21,11 @@ mod tests;
 mod text;
 
 pub use conflicts::{Conflict, ConflictKind, conflicts};
+pub use few::Few;
 pub use hosts::HostAddresses;
 pub use key::{Group, Key};
 pub use mirror::Changed;
-pub use model::{Docker0, Few, Instance, LeftOut, Service};
+pub use model::{Docker0, Instance, LeftOut, Service};
 pub use rejections::{LISTED, RejectedKey, Rejections};
 pub use status::{Condition, RegistryStats, Staleness, Stats};
 

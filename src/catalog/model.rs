@@ -1,7 +1,6 @@
 //! The model made of what the registries hold: what readers of the catalog see.
 
 use std::net::Ipv4Addr;
-use std::ops::Deref;
 use std::slice;
 use std::sync::Arc;
 
@@ -41,44 +40,6 @@ struct Many {
 
 /// The instances of a [`Body::One`].
 const ONLY: &[Slot] = &[Slot { key: 0, endpoint: 0, left_out: None }];
-
-/// A slice that needs no allocation of its own for one element: most keys have one endpoint.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Few<T> {
-    /// One element, in place.
-    One([T; 1]),
-    /// None, or several.
-    Many(Box<[T]>),
-}
-
-impl<'a, T> IntoIterator for &'a Few<T> {
-    type Item = &'a T;
-    type IntoIter = slice::Iter<'a, T>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-impl<T> From<Vec<T>> for Few<T> {
-    fn from(elements: Vec<T>) -> Self {
-        match <[T; 1]>::try_from(elements) {
-            Ok(one) => Self::One(one),
-            Err(elements) => Self::Many(elements.into()),
-        }
-    }
-}
-
-impl<T> Deref for Few<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match self {
-            Self::One(one) => one,
-            Self::Many(many) => many,
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {

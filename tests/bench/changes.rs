@@ -17,6 +17,7 @@ use tokio::sync::mpsc as queue;
 use super::ask::{self, Asker};
 use super::figures::Spread;
 use super::keys;
+use super::reading::Reading;
 use super::startup::Server;
 use super::support::SOON;
 use super::support::etcd::Etcd;
@@ -31,12 +32,11 @@ const BLOCK: usize = 25;
 
 /// What the changes showed to one of the two, each time counted from when its put was sent.
 pub(crate) struct Seen {
-    /// To the middle between the last question that was answered without the new instance and the first answer with it.
-    pub(crate) shown: Spread,
+    /// To the change's first answer, in milliseconds: bounded by the last query that was answered without the new
+    /// instance and the first answer with it, read as the middle between them.
+    pub(crate) shown: Vec<Reading>,
     /// To etcd's reply.
     pub(crate) acknowledged: Spread,
-    /// Half of what lies between those two: how far the middle may be off.
-    pub(crate) blur: Spread,
 }
 
 /// What both saw.
@@ -49,18 +49,17 @@ pub(crate) struct Changes {
 struct Side<'a> {
     process: &'a Process,
     asker: Asker,
-    shown: Vec<Duration>,
+    shown: Vec<Reading>,
     acknowledged: Vec<Duration>,
-    blur: Vec<Duration>,
 }
 
 impl<'a> Side<'a> {
     fn new(process: &'a Process, address: SocketAddr) -> Self {
-        Self { process, asker: Asker::new(address), shown: vec![], acknowledged: vec![], blur: vec![] }
+        Self { process, asker: Asker::new(address), shown: vec![], acknowledged: vec![] }
     }
 
     fn seen(self) -> Seen {
-        Seen { shown: Spread::of(self.shown), acknowledged: Spread::of(self.acknowledged), blur: Spread::of(self.blur) }
+        Seen { shown: self.shown, acknowledged: Spread::of(self.acknowledged) }
     }
 
     /// Asks until the answer holds the address: when it was asked in vain last, and when the answer came.
@@ -114,10 +113,8 @@ pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: us
         order.send(keys::key(service, address)).unwrap();
         let (before, after) = side.wait(&question, address);
         let (sent, acknowledged) = puts.recv_timeout(SOON).unwrap();
-        let before = before.max(sent);
-        let blur = after.saturating_duration_since(before) / 2;
-        side.shown.push(before + blur - sent);
-        side.blur.push(blur);
+        let [low, high] = [before, after].map(|at| at.saturating_duration_since(sent).as_secs_f64() * 1e3);
+        side.shown.push(Reading { low, value: f64::midpoint(low, high), high });
         side.acknowledged.push(acknowledged - sent);
         last = Some((question, address));
     }

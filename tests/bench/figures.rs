@@ -28,14 +28,47 @@ impl Spread {
     pub(crate) fn median(&self) -> f64 {
         self.percentile(0.5)
     }
+
+    /// Returns whether a percentile is more than the largest value.
+    pub(crate) fn reaches(&self, share: f64) -> bool {
+        (share * self.0.len() as f64).ceil() < self.0.len() as f64
+    }
+
+    /// Bounds the percentile of all that could have been measured, with [`CONFIDENCE`].
+    ///
+    /// How many of the values lie below it is a matter of chance and follows the binomial
+    /// distribution, whatever the values are. So two of the values themselves are the bounds; a
+    /// bound is infinite where there are too few values.
+    pub(crate) fn bounds(&self, share: f64) -> [f64; 2] {
+        let (count, tail) = (self.0.len(), (1.0 - CONFIDENCE) / 2.0);
+        // Of `rank` values below it, as a logarithm: the first is too small for a number.
+        let mut probability = count as f64 * (1.0 - share).ln();
+        let mut fewer = 0.0;
+        let mut bounds = [f64::NEG_INFINITY, f64::INFINITY];
+        for rank in 0..=count {
+            if rank > 0 && fewer <= tail {
+                bounds[0] = self.0[rank - 1];
+            }
+            if rank > 0 && 1.0 - fewer <= tail {
+                bounds[1] = self.0[rank - 1];
+                break;
+            }
+            fewer += probability.exp();
+            probability += ((count - rank) as f64 / (rank + 1) as f64 * share / (1.0 - share)).ln();
+        }
+        bounds
+    }
 }
+
+/// Probability that a figure's true value lies within its bounds.
+pub(crate) const CONFIDENCE: f64 = 0.95;
 
 pub(crate) fn megabytes(kib: u64) -> f64 {
     (kib * 1024) as f64 / 1e6
 }
 
 /// Unit of the times in `/proc/PID/stat`, in microseconds: 1/`USER_HZ`, which Linux fixes at 100 for every architecture.
-const TICK: f64 = 10_000.0;
+pub(crate) const TICK: f64 = 10_000.0;
 
 /// User and system time of a process and all its threads so far, in microseconds.
 pub(crate) fn processor_time(pid: u32) -> [f64; 2] {

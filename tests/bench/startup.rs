@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::ask::{self, Asker};
 use super::figures::Spread;
 use super::keys::runtime;
+use super::reading::Reading;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
 use super::support::{dns, free_address, seconds, svcdns};
@@ -41,10 +42,20 @@ impl Server {
         Self { process: Process::start(&mut command), address, _state: state }
     }
 
-    /// Asks every half millisecond until an answer is `right`.
-    fn wait(&mut self, name: &str, right: impl Fn(&[u8]) -> bool) {
+    /// Asks every half millisecond until an answer is `right`; returns the moments between which the server
+    /// had that answer first.
+    fn wait(&mut self, name: &str, right: impl Fn(&[u8]) -> bool) -> [Instant; 2] {
         let (begun, question, mut asker) = (Instant::now(), ask::question(name), Asker::new(self.address));
-        while !asker.poll(&question).is_some_and(&right) {
+        let (mut wrong, mut before) = (begun, begun);
+        loop {
+            let now = Instant::now();
+            match asker.poll(&question) {
+                Some(answer) if right(answer) => return [wrong, Instant::now()],
+                // The server gave it after the look before.
+                Some(_) => wrong = before,
+                None => {}
+            }
+            before = now;
             assert!(self.process.ended().is_none(), "svcdns ended:\n{}", self.process.log());
             assert!(begun.elapsed() < PATIENCE, "svcdns does not answer for {name}:\n{}", self.process.log());
             thread::sleep(Duration::from_micros(500));
@@ -68,7 +79,8 @@ impl Server {
 
 /// What several starts showed.
 pub(crate) struct Starts {
-    pub(crate) first_answer: Spread,
+    /// In milliseconds, bounded by the last look that found no such answer.
+    pub(crate) first_answer: Vec<Reading>,
     /// Of a bare list, by the size of its pages.
     pub(crate) lists: Vec<(i64, Spread)>,
 }
@@ -97,12 +109,13 @@ pub(crate) fn measure(etcd: &Etcd, last: &str, keys: usize, starts: usize, pages
         }
         let begun = Instant::now();
         let mut server = Server::start(etcd);
-        server.wait(last, |answer| ask::records(answer).is_some_and(|records| records > 0));
-        first_answer.push(begun.elapsed());
+        let seen = server.wait(last, |answer| ask::records(answer).is_some_and(|records| records > 0));
+        let [low, high] = seen.map(|at| (at - begun).as_secs_f64() * 1e3);
+        first_answer.push(Reading { low, value: high, high });
         running = Some(server);
     }
     let lists = pages.iter().copied().zip(lists.into_iter().map(Spread::of)).collect();
-    (running.unwrap(), Starts { first_answer: Spread::of(first_answer), lists })
+    (running.unwrap(), Starts { first_answer, lists })
 }
 
 /// A bare list of the same keys at one revision, from connecting to the last page.

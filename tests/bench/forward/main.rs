@@ -13,6 +13,8 @@ mod common;
 mod figures;
 mod load;
 mod questions;
+#[path = "../reading.rs"]
+mod reading;
 mod roles;
 mod servers;
 #[path = "../../support/mod.rs"]
@@ -26,6 +28,7 @@ use common::cores;
 use figures::Spread;
 use load::Seen;
 use questions::Kind;
+use reading::{Aim, Reading};
 use servers::{SETTINGS, Server};
 
 /// How much is measured.
@@ -91,11 +94,14 @@ fn run(scale: &Scale, only: &[&str]) {
     let cached = processor_time(&of(&["svcdns", "dnsmasq-10000", "unbound", "echo", "batched"]), core, Kind::Cached, scale);
     let title = format!("Answers from the cache ({} names), µs of processor time", questions::HOT_NAMES);
     print_costs(&title, &cached);
-    ratio("ratio of svcdns to unbound (aim: at most 0.6)", &cached, "svcdns", "unbound", |cost| cost.total().median());
+    let times = |cost: &Cost| cost.total.clone();
+    print_aim("time of svcdns over unbound's", Aim::AtMost(0.6), &cached, "unbound", |cost| &cost.name, times);
+    println!();
 
     let uncached = processor_time(&of(&["svcdns", "dnsmasq", "dnsmasq-10000", "unbound", "relay"]), core, Kind::Uncached, scale);
     print_costs("Answers from the upstream, µs of processor time", &uncached);
-    ratio("ratio of svcdns to dnsmasq (aim: at most 0.8)", &uncached, "svcdns", "dnsmasq", |cost| cost.total().median());
+    print_aim("time of svcdns over dnsmasq's", Aim::AtMost(0.8), &uncached, "dnsmasq", |cost| &cost.name, times);
+    println!();
 
     let forwarders = of(&["svcdns", "dnsmasq", "unbound", "relay"]);
     let one_by_one = |address| load::one_by_one(address, Kind::Uncached, scale.one_by_one);
@@ -106,6 +112,7 @@ fn run(scale: &Scale, only: &[&str]) {
     print_latencies(&title, &latencies(&forwarders, &upstream, scale, &at_rate));
 
     println!("Medians of {} rounds, with the lowest and the highest; in each round every server is asked in turn.", scale.rounds);
+    println!("An aim's figure is the median of the ratios of the rounds. {}", reading::note());
     println!("The whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
 }
 
@@ -114,19 +121,15 @@ struct Cost {
     name: String,
     user: Vec<f64>,
     system: Vec<f64>,
+    /// Both together, bounded by the unit that the kernel counts in.
+    total: Vec<Reading>,
     /// Answers per second.
     rate: Vec<f64>,
     failed: usize,
 }
 
-impl Cost {
-    fn total(&self) -> Spread {
-        Spread::new(self.user.iter().zip(&self.system).map(|(user, system)| user + system).collect())
-    }
-}
-
 fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -> Vec<Cost> {
-    let new = |server: &&Server| Cost { name: server.name.clone(), user: vec![], system: vec![], rate: vec![], failed: 0 };
+    let new = |server: &&Server| Cost { name: server.name.clone(), user: vec![], system: vec![], total: vec![], rate: vec![], failed: 0 };
     let mut costs: Vec<Cost> = servers.iter().map(new).collect();
     for round in 0..=scale.rounds {
         for (server, cost) in servers.iter().zip(&mut costs) {
@@ -137,8 +140,13 @@ fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -
             let after = figures::processor_time(server.pid());
             assert!(seen.right > 0, "{} gave no right answer: {seen:?}", server.name);
             if round > 0 {
-                cost.user.push((after[0] - before[0]) / seen.right as f64);
-                cost.system.push((after[1] - before[1]) / seen.right as f64);
+                let right = seen.right as f64;
+                let [user, system] = [after[0] - before[0], after[1] - before[1]];
+                cost.user.push(user / right);
+                cost.system.push(system / right);
+                // Each of the two is off by less than a tick.
+                let bounds = |ticks: f64| (user + system + ticks * figures::TICK) / right;
+                cost.total.push(Reading { low: bounds(-2.0), value: bounds(0.0), high: bounds(2.0) });
                 cost.rate.push(seen.right as f64 / seen.elapsed.as_secs_f64());
                 cost.failed += seen.failed;
             }
@@ -150,7 +158,7 @@ fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -
 fn print_costs(title: &str, costs: &[Cost]) {
     println!("{title:<60}   user  system   total  (low to high)  answers/CPU s  answers/s");
     for cost in costs {
-        let spread = cost.total();
+        let spread = Reading::values(&cost.total);
         let [low, total, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
         let [user, system, rate] = [&cost.user, &cost.system, &cost.rate].map(|values| Spread::new(values.clone()).median());
         print!("{:<60} {user:>6.2} {system:>7.2} {total:>7.2}  ({low:>5.2}-{high:>5.2})  {:>13.0} {rate:>10.0}", cost.name, 1e6 / total);
@@ -165,8 +173,8 @@ fn print_failed(failed: usize) {
 /// Percentiles of each round, of one server less the upstream.
 struct Added {
     name: String,
-    p50: Spread,
-    p99: Spread,
+    p50: Vec<Reading>,
+    p99: Vec<Reading>,
     failed: usize,
 }
 
@@ -185,8 +193,9 @@ fn latencies(servers: &[&Server], upstream: &Server, scale: &Scale, ask: &dyn Fn
     }
     let rows = all.iter().enumerate().map(|(at, server)| {
         let less = |round: usize, share: usize| if at == 0 { 0.0 } else { rounds[0][round][share] };
-        let of =
-            |share: usize| Spread::new(rounds[at].iter().enumerate().map(|(round, times)| times[share] - less(round, share)).collect());
+        let of = |share: usize| -> Vec<Reading> {
+            rounds[at].iter().enumerate().map(|(round, times)| Reading::exact(times[share] - less(round, share))).collect()
+        };
         Added { name: server.name.clone(), p50: of(0), p99: of(1), failed: failed[at] }
     });
     rows.collect()
@@ -195,28 +204,25 @@ fn latencies(servers: &[&Server], upstream: &Server, scale: &Scale, ask: &dyn Fn
 fn print_latencies(title: &str, rows: &[Added]) {
     println!("{title:<60}    p50  (low to high)     p99  (low to high)");
     for added in rows {
-        let [p50, p99] = [&added.p50, &added.p99].map(|spread| {
+        let [p50, p99] = [&added.p50, &added.p99].map(|readings| {
+            let spread = Reading::values(readings);
             let [low, median, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
             format!("{median:>7.1}  ({low:>5.1}-{high:>5.1})")
         });
         print!("{:<60}{p50} {p99}", added.name);
         print_failed(added.failed);
     }
-    for (share, of) in [("p50", (|added| added.p50.median()) as fn(&Added) -> f64), ("p99", |added| added.p99.median())] {
-        ratio_of(&format!("ratio of svcdns to dnsmasq, {share} (aim: at most 1)"), rows, |added| &added.name, "svcdns", "dnsmasq", of);
+    for (share, of) in [("p50", (|added| added.p50.clone()) as fn(&Added) -> Vec<Reading>), ("p99", |added| added.p99.clone())] {
+        print_aim(&format!("{share} of svcdns over dnsmasq's"), Aim::AtMost(1.0), rows, "dnsmasq", |added| &added.name, of);
     }
     println!();
 }
 
-fn ratio(title: &str, costs: &[Cost], one: &str, other: &str, of: impl Fn(&Cost) -> f64) {
-    ratio_of(title, costs, |cost| &cost.name, one, other, of);
-    println!();
-}
-
-/// Nothing when one of the two was not measured.
-fn ratio_of<T>(title: &str, rows: &[T], name: impl Fn(&T) -> &str, one: &str, other: &str, of: impl Fn(&T) -> f64) {
+/// Judges the ratio of svcdns to another server, round by round; silent when one of the two was not measured.
+fn print_aim<T>(what: &str, aim: Aim, rows: &[T], other: &str, name: fn(&T) -> &str, of: impl Fn(&T) -> Vec<Reading>) {
     let find = |wanted: &str| rows.iter().find(|row| name(row).starts_with(wanted)).map(&of);
-    if let (Some(one), Some(other)) = (find(one), find(other)) {
-        println!("{title:<60} {:>22.2}", one / other);
+    if let (Some(ours), Some(theirs)) = (find("svcdns"), find(other)) {
+        let ratios: Vec<Reading> = ours.into_iter().zip(theirs).map(|(ours, theirs)| ours.over(theirs)).collect();
+        println!("{}", aim.line(what, Reading::median(&ratios)));
     }
 }

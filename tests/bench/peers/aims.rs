@@ -1,37 +1,53 @@
 //! What svcdns is to reach, and whether this run shows it.
 
-use super::measure::{Load, Sample};
+use super::measure::{Load, P99, Sample};
+use super::paired::Ratio;
 use super::peers::ECHO;
 use super::questions::Kind;
+use super::reading::{Aim, Reading};
 use super::report::Results;
 
-/// One aim.
-struct Aim {
+/// One aim, and what was measured of it.
+struct Line {
     what: String,
-    limit: f64,
-    /// Whether the limit is the least that is wanted; else it is the most.
-    least: bool,
-    value: Option<f64>,
+    aim: Aim,
+    measured: Option<Measured>,
 }
 
-impl Aim {
-    fn line(&self) -> String {
-        let Self { what, limit, least, value } = self;
-        let sign = if *least { "≥" } else { "≤" };
-        let said = value.map_or_else(
-            || "not measured".to_owned(),
-            |value| {
-                let met = if *least { value >= *limit } else { value <= *limit };
-                format!("{value:.2} {}", if met { "met" } else { "MISSED" })
-            },
-        );
-        format!("aim: {what} {sign} {limit:.2}: {said}")
+/// What is judged, and where it comes from.
+struct Measured {
+    reading: Reading,
+    /// The medians behind it, and their rounds.
+    from: String,
+}
+
+impl Line {
+    fn new(what: impl Into<String>, aim: Aim, measured: Option<Measured>) -> Self {
+        Self { what: what.into(), aim, measured }
+    }
+
+    fn text(&self) -> String {
+        let Self { what, aim, measured } = self;
+        measured.as_ref().map_or_else(
+            || format!("aim: {what} {aim}: not measured in enough rounds"),
+            |Measured { reading, from }| format!("{} ({from})", aim.line(what, *reading)),
+        )
     }
 }
 
-fn cost(sample: &Sample) -> f64 {
-    sample.cost
+impl Measured {
+    fn by(ratio: &Ratio, other: &str) -> Self {
+        let Ratio { median, rounds, medians: [ours, theirs] } = ratio;
+        Self { reading: *median, from: format!("{ours:.2} and {other}'s {theirs:.2} in {rounds} rounds") }
+    }
 }
+
+/// The figure of a sample that an aim is about, where it is known.
+type Figure = fn(&Sample) -> Option<Reading>;
+
+const COST: Figure = |sample| Some(Reading::exact(sample.cost));
+const RATE: Figure = |sample| Some(Reading::exact(sample.rate));
+const P99_TIME: Figure = |sample| sample.times[P99];
 
 /// A line for each aim, as far as something was measured of it. `all` holds the results by number of services.
 pub(crate) fn lines(all: &[Results]) -> Vec<String> {
@@ -43,18 +59,12 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
         against_peers(usual, Kind::A, 0.8, &mut aims);
         against_peers(usual, Kind::Srv, 0.8, &mut aims);
         against_peers(usual, Kind::NxDomain, 0.9, &mut aims);
-        let p99 = |sample: &Sample| sample.times.map_or(f64::NAN, |times| times[1]);
-        let what = "p99 at the common rate over the better of knot's and nsd's".to_owned();
-        aims.push(Aim { what, limit: 1.0, least: false, value: over_better(usual, Load::CommonHalf, p99) });
-        let what = "p99 at half of its own rate over the better of knot's and nsd's".to_owned();
-        aims.push(Aim { what, limit: 1.0, least: false, value: over_better(usual, Load::OwnHalf, p99) });
-        let value = over(usual, "hickory", Load::Flood(Kind::SpelledOut), cost);
-        aims.push(Aim {
-            what: "CPU of A, namespace and deployment spelled out, over the hickory-server handler's".to_owned(),
-            limit: 1.0,
-            least: false,
-            value,
-        });
+        let what = "p99 at the common rate over the better of knot's and nsd's";
+        aims.push(Line::new(what, Aim::AtMost(1.0), over_better(usual, Load::CommonHalf, P99_TIME)));
+        let what = "p99 at half of its own rate over the better of knot's and nsd's";
+        aims.push(Line::new(what, Aim::AtMost(1.0), over_better(usual, Load::OwnHalf, P99_TIME)));
+        let what = "CPU of A, namespace and deployment spelled out, over the hickory-server handler's";
+        aims.push(Line::new(what, Aim::AtMost(1.0), over(usual, "hickory", Load::Flood(Kind::SpelledOut), COST)));
     }
     for (results, limit) in [(small, 0.9), (large, 0.8)] {
         if let Some(results) = results {
@@ -62,41 +72,46 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
         }
     }
     if let (Some(small), Some(large)) = (small, large) {
-        let [small, large] = [small, large].map(|results| over(results, ECHO, Load::Flood(Kind::A), cost));
-        let value = large.zip(small).map(|(large, small)| large / small);
-        aims.push(Aim { what: "growth of CPU over the echo's from 1,000 to 1,000,000 names".to_owned(), limit: 1.1, least: false, value });
+        let what = "growth of CPU over the echo's from 1,000 to 1,000,000 names";
+        aims.push(Line::new(what, Aim::AtMost(1.1), growth(small, large)));
     }
-    aims.iter().map(Aim::line).collect()
+    aims.iter().map(Line::text).collect()
 }
 
-fn against_echo(results: &Results, aims: &mut Vec<Aim>) {
+fn against_echo(results: &Results, aims: &mut Vec<Line>) {
     for (kind, limit) in [(Kind::A, 1.08), (Kind::Srv, 1.1), (Kind::NoData, 1.08), (Kind::NxDomain, 1.08), (Kind::Mixed, 1.08)] {
         let (load, name) = (Load::Flood(kind), kind.name());
-        let value = over(results, ECHO, load, cost);
-        aims.push(Aim { what: format!("CPU of {name} over the echo's"), limit, least: false, value });
-        let value = over(results, ECHO, load, |sample| sample.rate);
-        aims.push(Aim { what: format!("answers/s of {name} over the echo's"), limit: 0.93, least: true, value });
+        aims.push(Line::new(format!("CPU of {name} over the echo's"), Aim::AtMost(limit), over(results, ECHO, load, COST)));
+        aims.push(Line::new(format!("answers/s of {name} over the echo's"), Aim::AtLeast(0.93), over(results, ECHO, load, RATE)));
     }
-    let value = over(results, ECHO, Load::Waking, cost);
-    aims.push(Aim { what: "CPU over the echo's at 20,000 questions/s".to_owned(), limit: 1.05, least: false, value });
+    let what = "CPU over the echo's at 20,000 questions/s";
+    aims.push(Line::new(what, Aim::AtMost(1.05), over(results, ECHO, Load::Waking, COST)));
 }
 
-fn against_peers(results: &Results, kind: Kind, limit: f64, aims: &mut Vec<Aim>) {
+fn against_peers(results: &Results, kind: Kind, limit: f64, aims: &mut Vec<Line>) {
     let what = format!("CPU of {} over the better of knot's and nsd's, {}", kind.name(), results.describe());
-    aims.push(Aim { what, limit, least: false, value: over_better(results, Load::Flood(kind), cost) });
+    aims.push(Line::new(what, Aim::AtMost(limit), over_better(results, Load::Flood(kind), COST)));
 }
 
-/// Median of the ratios of svcdns to another.
-fn over(results: &Results, other: &str, load: Load, of: fn(&Sample) -> f64) -> Option<f64> {
-    results.row("svcdns")?.ratio(results.row(other)?, load, of).map(|ratio| ratio.median())
+fn ratio(results: &Results, other: &str, load: Load, of: Figure) -> Option<Ratio> {
+    results.row("svcdns")?.ratio(results.row(other)?, load, of)
 }
 
-/// The larger of the two ratios: to the better one.
-fn over_better(results: &Results, load: Load, of: fn(&Sample) -> f64) -> Option<f64> {
-    ["knot", "nsd"]
-        .into_iter()
-        .map(|other| over(results, other, load, of))
-        .collect::<Option<Vec<f64>>>()?
-        .into_iter()
-        .max_by(f64::total_cmp)
+fn over(results: &Results, other: &str, load: Load, of: Figure) -> Option<Measured> {
+    Some(Measured::by(&ratio(results, other, load, of)?, other))
+}
+
+/// Compares with the better one: the larger of the two ratios counts, and of their bounds.
+fn over_better(results: &Results, load: Load, of: Figure) -> Option<Measured> {
+    let [knot, nsd] = [over(results, "knot", load, of)?, over(results, "nsd", load, of)?];
+    let reading = knot.reading.max(nsd.reading);
+    let larger = if knot.reading.value > nsd.reading.value { knot } else { nsd };
+    Some(Measured { reading, ..larger })
+}
+
+fn growth(small: &Results, large: &Results) -> Option<Measured> {
+    let [small, large] = [small, large].map(|results| ratio(results, ECHO, Load::Flood(Kind::A), COST));
+    let (small, large) = (small?, large?);
+    let from = format!("{:.2} in {} rounds and {:.2} in {}", large.median.value, large.rounds, small.median.value, small.rounds);
+    Some(Measured { reading: large.median.over(small.median), from })
 }

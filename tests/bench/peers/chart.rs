@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use super::measure::Load;
+use super::paired::Ratio;
 use super::peers::ECHO;
 use super::questions::Kind;
+use super::reading::Reading;
 use super::report::Results;
 
 /// The questions, from top to bottom.
@@ -44,10 +46,10 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
         let load = Load::Flood(kind);
         writeln!(body, r#"<text class="kind" x="20" y="{:.0}">{}</text>"#, y + BAR - 3.0, kind.name()).unwrap();
         for row in &results.rows {
-            let (Some(ratio), Some(cost)) = (row.ratio(echo, load, |sample| sample.cost), row.spread(load, |sample| sample.cost)) else {
+            let Some(Ratio { median, medians: [cost, _], .. }) = row.ratio(echo, load, |sample| Some(Reading::exact(sample.cost))) else {
                 continue;
             };
-            bar(&mut body, y, row.name, ratio.median(), cost.median());
+            bar(&mut body, y, row.name, median.value, cost);
             y += BAR + GAP;
         }
         y += BETWEEN - GAP;

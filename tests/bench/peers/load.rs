@@ -54,8 +54,8 @@ pub(crate) struct Seen {
     /// Octets of all right answers.
     pub(crate) octets: usize,
     pub(crate) elapsed: Duration,
-    /// How long each answer took, in nanoseconds, where a rate was set.
-    pub(crate) times: Vec<u32>,
+    /// How long each answer took, where a rate was set.
+    pub(crate) times: Vec<Took>,
     /// Answers left out of these: they were under way while the load stood still.
     pub(crate) stalled: usize,
     /// How long after it was due each question was asked, in nanoseconds.
@@ -64,12 +64,24 @@ pub(crate) struct Seen {
     lengths: [usize; Kind::COUNT],
 }
 
+/// Bounds of the time that an answer took, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Took {
+    /// From when the query was sent to the last look at the socket that did not find the answer.
+    pub(crate) least: u32,
+    /// From when the query was due to the look that found the answer.
+    pub(crate) most: u32,
+}
+
 /// A question's place: its number is the end of its id.
 #[derive(Debug)]
 struct Slot {
     message: Vec<u8>,
     asked: Option<Asked>,
+    /// When the query was due.
     at: Instant,
+    /// When the query was sent, where times count.
+    sent: Instant,
     stalled: bool,
 }
 
@@ -81,18 +93,22 @@ struct Asker<'a> {
     /// Slots in which nothing is in flight.
     free: Vec<usize>,
     sequence: u16,
+    /// When a look at the socket that left nothing there began, where times count.
+    emptied: Instant,
 }
 
 impl<'a> Asker<'a> {
     fn new(target: &'a Target, slots: usize) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(target.address).unwrap();
-        let slot = |_| Slot { message: Vec::with_capacity(64), asked: None, at: Instant::now(), stalled: false };
-        Self { target, socket, slots: (0..slots).map(slot).collect(), free: (0..slots).collect(), sequence: fastrand::u16(..) }
+        let now = Instant::now();
+        let slot = |_| Slot { message: Vec::with_capacity(64), asked: None, at: now, sent: now, stalled: false };
+        let (slots, free) = ((0..slots).map(slot).collect(), (0..slots).collect());
+        Self { target, socket, slots, free, sequence: fastrand::u16(..), emptied: now }
     }
 
     /// Asks in at most so many free slots, the first question due then and each one so long after that before; how many.
-    fn ask(&mut self, kind: Kind, most: usize, mut due: Instant, interval: Duration, batch: &mut Batch) -> usize {
+    fn ask(&mut self, kind: Kind, most: usize, mut due: Instant, interval: Duration, batch: &mut Batch, timed: bool) -> usize {
         let asking = self.free.split_off(self.free.len().saturating_sub(most));
         let slots = u16::try_from(self.slots.len()).unwrap();
         for number in &asking {
@@ -106,16 +122,24 @@ impl<'a> Asker<'a> {
         if !asking.is_empty() {
             let messages: Vec<&[u8]> = asking.iter().map(|number| &*self.slots[*number].message).collect();
             batch.send(&self.socket, &messages, &[None; IN_FLIGHT][..messages.len()]);
+            if timed {
+                let sent = Instant::now();
+                for number in &asking {
+                    self.slots[*number].sent = sent;
+                }
+            }
         }
         asking.len()
     }
 
     /// Takes the answers that are there; how many.
     fn take(&mut self, seen: &mut Seen, batch: &mut Batch, timed: bool) -> usize {
-        let mut taken = 0;
+        let (mut taken, mut came) = (0, 0);
+        let begun = timed.then(Instant::now);
         let received = batch.receive(&self.socket, false);
         let now = timed.then(Instant::now);
         for (message, _) in received {
+            came += 1;
             let [a, b, ..] = *message else { continue };
             let number = usize::from(u16::from_be_bytes([a, b])) % self.slots.len();
             let slot = &mut self.slots[number];
@@ -131,9 +155,17 @@ impl<'a> Asker<'a> {
             seen.octets += message.len();
             match now {
                 Some(_) if slot.stalled => seen.stalled += 1,
-                Some(now) => seen.times.push(nanoseconds(now - slot.at)),
+                Some(now) => seen
+                    .times
+                    .push(Took { least: nanoseconds(self.emptied.saturating_duration_since(slot.sent)), most: nanoseconds(now - slot.at) }),
                 None => {}
             }
+        }
+        // A full batch may have left answers in the socket.
+        if let Some(begun) = begun
+            && came < AT_ONCE
+        {
+            self.emptied = begun;
         }
         taken
     }
@@ -207,7 +239,7 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
         ending::go_on();
         let mut taken = 0;
         for asker in &mut askers {
-            asker.ask(kind, IN_FLIGHT, now, Duration::ZERO, &mut batch);
+            asker.ask(kind, IN_FLIGHT, now, Duration::ZERO, &mut batch, false);
             taken += asker.take(&mut seen, &mut batch, false);
         }
         if taken == 0 {
@@ -235,9 +267,9 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
 pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) -> Seen {
     let (mut asker, mut batch, mut seen) = (Asker::new(target, IN_FLIGHT), Batch::new(AT_ONCE), Seen::default());
     let interval = Duration::from_secs_f64(1.0 / rate);
-    for times in [&mut seen.times, &mut seen.late] {
-        times.reserve((period.as_secs_f64() * rate) as usize + 1);
-    }
+    let expected = (period.as_secs_f64() * rate) as usize + 1;
+    seen.times.reserve(expected);
+    seen.late.reserve(expected);
     let begun = Instant::now();
     let (mut due, mut last, mut swept) = (begun, begun, begun);
     while last - begun < period || seen.right < FEWEST && last - begun < PATIENCE {
@@ -252,7 +284,7 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
         // wait, and their time counts.
         if now >= due {
             let most = ((now - due).as_nanos() / interval.as_nanos() + 1).min(AT_ONCE as u128) as usize;
-            for _ in 0..asker.ask(kind, most, due, interval, &mut batch) {
+            for _ in 0..asker.ask(kind, most, due, interval, &mut batch, true) {
                 seen.late.push(nanoseconds(now - due));
                 due += interval;
             }

@@ -26,8 +26,11 @@ mod handler;
 mod load;
 mod measure;
 mod page;
+mod paired;
 mod peers;
 mod questions;
+#[path = "../reading.rs"]
+mod reading;
 mod report;
 mod roles;
 mod server;
@@ -51,6 +54,10 @@ use support::etcd::Etcd;
 
 /// Connections that fill etcd.
 const CONNECTIONS: usize = 4;
+
+/// Rounds of a run whose figures go into the page. Many short ones: what else the machine does comes and goes, and is to meet
+/// those that are compared alike.
+const ROUNDS: usize = 21;
 
 /// What the arguments ask for.
 struct Options {
@@ -78,14 +85,13 @@ impl Options {
             Some("1m") => vec![large],
             Some(other) => panic!("no scale {other}"),
         };
-        // Many short ones: what else the machine does comes and goes, and is to meet those that are compared alike.
-        let rounds = value("--rounds=").map_or(if short { 1 } else { 21 }, |rounds| rounds.parse().unwrap());
+        let rounds = value("--rounds=").map_or(if short { 1 } else { ROUNDS }, |rounds| rounds.parse().unwrap());
         Self { short, only, contents, rounds: Rounds { rounds, period: Duration::from_millis(if short { 60 } else { 250 }) } }
     }
 
     /// Whether all is measured that the page tells.
     fn whole(&self) -> bool {
-        !self.short && self.only.is_empty() && self.contents.len() == 3 && self.rounds.rounds >= 6
+        !self.short && self.only.is_empty() && self.contents.len() == 3 && self.rounds.rounds >= ROUNDS
     }
 
     fn wants(&self, peer: &Peer) -> bool {
@@ -170,6 +176,7 @@ fn measured<'a>(
         let row = Row {
             name: peer.name,
             slow: peer.slow,
+            rounds: rounds.of(peer.slow),
             version: version.clone(),
             empty_kib: *empty_kib,
             memory_kib: 0,

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::common::cores;
 use super::figures::Spread;
-use super::load::{self, IN_FLIGHT, IN_FLIGHT_SLOW, Target};
+use super::load::{self, IN_FLIGHT, IN_FLIGHT_SLOW, Target, Took};
+use super::paired::{ByRound, Ratio, paired};
 use super::peers::{ECHO, SECOND_ECHO};
 use super::questions::Kind;
+use super::reading::Reading;
 use super::server::Server;
 
 /// Questions a second where wake-ups dominate.
@@ -30,6 +32,13 @@ pub(crate) enum Load {
 /// Whose rates make the common one.
 pub(crate) const COMMON: [&str; 4] = ["svcdns", "knot", "nsd", "unbound"];
 
+/// Quantiles of the times of answers that are told: p50, p99, p99.9.
+const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
+/// Where among them p50 and p99 are.
+pub(crate) const P50: usize = 0;
+pub(crate) const P99: usize = 1;
+pub(crate) const P999: usize = 2;
+
 /// What one server showed under one load in one round.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
@@ -41,8 +50,8 @@ pub(crate) struct Sample {
     pub(crate) busy: f64,
     /// Octets of an answer, on average.
     pub(crate) octets: f64,
-    /// Times of answers in microseconds, where a rate was set: p50, p99, p99.9.
-    pub(crate) times: Option<[f64; 3]>,
+    /// Times of answers in microseconds at each of [`QUANTILES`], where they are known.
+    pub(crate) times: [Option<Reading>; QUANTILES.len()],
     /// Wrong and lost answers.
     pub(crate) failed: usize,
     /// Share of the answers whose time could not be told.
@@ -60,24 +69,34 @@ pub(crate) struct Row {
     pub(crate) version: String,
     pub(crate) empty_kib: u64,
     pub(crate) memory_kib: u64,
-    /// Of each load one sample a round.
-    pub(crate) samples: BTreeMap<Load, Vec<Sample>>,
+    /// Rounds that the server is to take part in.
+    pub(crate) rounds: usize,
+    pub(crate) samples: BTreeMap<Load, ByRound<Sample>>,
 }
 
 impl Row {
-    /// What every round showed under a load; none when it was not asked so.
-    pub(crate) fn spread(&self, load: Load, of: impl Fn(&Sample) -> f64) -> Option<Spread> {
-        Some(Spread::new(self.samples.get(&load)?.iter().map(of).collect()))
+    /// Returns the samples under a load; none when the server was not asked so.
+    pub(crate) fn samples(&self, load: Load) -> impl Iterator<Item = &Sample> {
+        self.samples.get(&load).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The same over what the other showed in the same round.
-    pub(crate) fn ratio(&self, other: &Self, load: Load, of: impl Fn(&Sample) -> f64) -> Option<Spread> {
-        let (ours, theirs) = (self.samples.get(&load)?, other.samples.get(&load)?);
-        Some(Spread::new(ours.iter().zip(theirs).map(|(ours, theirs)| of(ours) / of(theirs)).collect()))
+    /// Pairs the samples under a load with those of another server in the same rounds.
+    pub(crate) fn beside<'a>(&'a self, other: &'a Self, load: Load) -> Vec<[&'a Sample; 2]> {
+        let both = self.samples.get(&load).zip(other.samples.get(&load));
+        both.map_or_else(Vec::new, |(ours, theirs)| paired(ours, theirs))
+    }
+
+    /// Compares with another server, in the rounds in which both were measured and `of` is known.
+    pub(crate) fn ratio(&self, other: &Self, load: Load, of: impl Fn(&Sample) -> Option<Reading>) -> Option<Ratio> {
+        let readings = |row: &Self| -> ByRound<Reading> {
+            let samples = row.samples.get(&load).into_iter().flatten();
+            samples.filter_map(|(round, sample)| Some((*round, of(sample)?))).collect()
+        };
+        Ratio::of(&readings(self), &readings(other), self.rounds.min(other.rounds))
     }
 
     pub(crate) fn failed(&self, load: Load) -> usize {
-        self.samples.get(&load).map_or(0, |samples| samples.iter().map(|sample| sample.failed).sum())
+        self.samples(load).map(|sample| sample.failed).sum()
     }
 }
 
@@ -87,6 +106,13 @@ pub(crate) struct Rounds {
     pub(crate) rounds: usize,
     /// Of each load on each server in each round.
     pub(crate) period: Duration,
+}
+
+impl Rounds {
+    /// Rounds that a server is to take part in.
+    pub(crate) fn of(self, slow: bool) -> usize {
+        if slow { self.rounds.min(SLOW_ROUNDS) } else { self.rounds }
+    }
 }
 
 /// Rounds that slow servers take part in: what they cost more than others shows in a few.
@@ -107,17 +133,20 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
             for turn in 0..servers.len() {
                 // Each round begins with another.
                 let at = (turn + round) % servers.len();
+                if round >= rows[at].rounds || !is_asked(&rows[at], *load) {
+                    continue;
+                }
                 let rate = match load {
                     Load::Flood(_) => 0.0,
                     Load::Waking => WAKING,
                     // Of this round, whose machine may be faster or slower than that of the others.
-                    Load::OwnHalf => rows[at].samples[&Load::Flood(Kind::A)].last().map_or(WAKING, |sample| sample.rate) / 2.0,
+                    Load::OwnHalf => rows[at].samples[&Load::Flood(Kind::A)][&round].rate / 2.0,
                     Load::CommonHalf => common,
                 };
-                let able = reached[at] > rate * 1.1;
-                if able && asks(&rows[at], *load, round) {
+                // A rate that is the same for all may be beyond a server.
+                if *load == Load::OwnHalf || reached[at] > rate * 1.1 {
                     let sample = sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
-                    rows[at].samples.entry(*load).or_default().push(sample);
+                    rows[at].samples.entry(*load).or_default().insert(round, sample);
                 }
             }
         }
@@ -128,16 +157,17 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
 /// Whether a server gives a right answer to all that it will be asked; what it does not.
 pub(crate) fn answers_rightly(server: &Server, row: &Row, loads: &[Load]) -> Result<(), String> {
     let wrong = loads.iter().find_map(|load| match load {
-        Load::Flood(kind) if asks(row, *load, 0) => server.target.size_of_answer(*kind).is_none().then_some(kind),
+        Load::Flood(kind) if is_asked(row, *load) => server.target.size_of_answer(*kind).is_none().then_some(kind),
         _ => None,
     });
     wrong.map_or(Ok(()), |kind| Err(format!("it gives no right answer to {}", kind.name())))
 }
 
-/// Whether a server is measured so: only svcdns and the handler know names that are spelled out.
-fn asks(row: &Row, load: Load, round: usize) -> bool {
+/// Returns whether a server is measured under a load: only svcdns and the handler know names that
+/// are spelled out.
+pub(crate) fn is_asked(row: &Row, load: Load) -> bool {
     let known = load != Load::Flood(Kind::SpelledOut) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
-    known && (!row.slow || round < SLOW_ROUNDS && SLOW_LOADS.contains(&load))
+    known && (!row.slow || SLOW_LOADS.contains(&load))
 }
 
 fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
@@ -150,22 +180,37 @@ fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load
     let spent = settled(server) - before;
     assert!(seen.right > 0, "no right answer under {load:?} from {:?}: {seen:?}", server.target);
     let right = seen.right as f64;
-    let microseconds = |times: &[u32]| Spread::new(times.iter().map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect());
-    let times = (!seen.times.is_empty()).then(|| {
-        let spread = microseconds(&seen.times);
-        [0.5, 0.99, 0.999].map(|share| spread.percentile(share))
-    });
     Sample {
         cost: spent / right,
         rate: right / seen.elapsed.as_secs_f64(),
         busy: spent / 1e6 / seen.elapsed.as_secs_f64(),
         octets: seen.octets as f64 / right,
-        times,
+        times: quantiles(&seen),
         failed: seen.wrong + seen.lost,
         stalled: seen.stalled as f64 / right,
         load_cost: own.as_secs_f64() * 1e6 / right,
-        late: if seen.late.is_empty() { 0.0 } else { microseconds(&seen.late).percentile(0.99) },
+        late: if seen.late.is_empty() { 0.0 } else { microseconds(seen.late.iter()).percentile(0.99) },
     }
+}
+
+/// Takes the quantiles of a load's times.
+///
+/// None is known where the load stood still during most answers, nor one that would only be the
+/// longest time of all.
+fn quantiles(seen: &load::Seen) -> [Option<Reading>; QUANTILES.len()] {
+    if seen.times.is_empty() || seen.stalled > seen.times.len() {
+        return [None; QUANTILES.len()];
+    }
+    let spread = |of: fn(&Took) -> &u32| microseconds(seen.times.iter().map(of));
+    let [least, most] = [spread(|took| &took.least), spread(|took| &took.most)];
+    QUANTILES.map(|share| {
+        let [low, high] = [&least, &most].map(|spread| spread.percentile(share));
+        most.reaches(share).then_some(Reading { low, value: high, high })
+    })
+}
+
+fn microseconds<'a>(nanoseconds: impl Iterator<Item = &'a u32>) -> Spread {
+    Spread::new(nanoseconds.map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect())
 }
 
 /// Processor time so far, taken while the server waits: of a thread that runs it is known only to the last tick.

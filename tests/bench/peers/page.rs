@@ -10,7 +10,7 @@ use super::load::{IN_FLIGHT, IN_FLIGHT_SLOW, IN_FULL, SOCKETS};
 use super::measure::{Rounds, SLOW_ROUNDS};
 use super::peers::{PEERS, Peer};
 use super::report::{self, Results};
-use super::{aims, chart, figures, go};
+use super::{aims, chart, figures, go, reading};
 
 /// What a run replaces stands between these lines.
 const BEGIN: &str = "<!-- Written by `cargo bench --bench peers`: begin -->";
@@ -47,9 +47,11 @@ impl Page<'_> {
                 "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, question, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
             ),
             format!(
-                "{rounds} round(s), in each every server in turn, {} ms under each load; median (lower–upper quartile). A ratio is one of the same round; its median is the figure",
+                "{rounds} round(s), in each every server in turn, {} ms under each load; median (lower–upper quartile). A ratio is of two samples of the same round, and only rounds that both servers took part in count; the medians beside it are of the same rounds",
                 period.as_millis()
             ),
+            "A row or a cell that lacks most of its rounds is left out: the rate was beyond the server, or the load stood still during most answers, and what remains says nothing. A note below the table names each such server".to_owned(),
+            reading::note(),
             format!(
                 "{slow}: {SLOW_ROUNDS} rounds at most, {IN_FLIGHT_SLOW} in flight, and only A, SRV, NXDOMAIN and half of what each answered: with 10,000 services they are tens to hundreds of times as slow as the others, and the run is to end"
             ),

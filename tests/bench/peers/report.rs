@@ -2,8 +2,10 @@
 
 use super::content::Content;
 use super::figures::{Spread, megabytes};
-use super::measure::{Load, Row, WAKING};
+use super::measure::{self, Load, P50, P99, P999, Row, Sample, WAKING};
+use super::paired::are_most;
 use super::peers::{ECHO, Peer};
+use super::reading::Reading;
 use super::table::Table;
 
 /// What was measured with one content.
@@ -42,22 +44,32 @@ impl Results {
         };
         let echo = self.row(ECHO);
         let row = |row: &Row| {
-            let cost = row.spread(load, |sample| sample.cost)?;
-            let over = |of: fn(&super::measure::Sample) -> f64| echo.and_then(|echo| row.ratio(echo, load, of));
-            let median = |of: fn(&super::measure::Sample) -> f64| row.spread(load, of).map_or(0.0, |spread| spread.median());
-            Some(vec![
+            // All figures of a row are of the rounds that its ratios are of.
+            let pairs = row.beside(echo.unwrap_or(row), load);
+            if !are_most(pairs.len(), row.rounds) {
+                return Err(pairs.len());
+            }
+            let ours = |of: fn(&Sample) -> f64| pairs.iter().map(|[ours, _]| of(ours)).collect::<Vec<_>>();
+            let median = |of| Spread::new(ours(of)).median();
+            let over = |of: fn(&Sample) -> f64| {
+                let ratios = pairs.iter().map(|[ours, theirs]| of(ours) / of(theirs));
+                if echo.is_some() { spread(ratios.collect(), 2) } else { String::new() }
+            };
+            Ok(vec![
                 title(row),
-                spread(Some(&cost), 2),
-                spread(over(|sample| sample.cost).as_ref(), 2),
+                spread(ours(|sample| sample.cost), 2),
+                over(|sample| sample.cost),
                 thousands(median(|sample| sample.rate)),
-                spread(over(|sample| sample.rate).as_ref(), 2),
+                over(|sample| sample.rate),
                 format!("{:.0} %", 100.0 * median(|sample| sample.busy)),
                 // Where a rate is set the load never waits.
                 if matches!(load, Load::Flood(_)) { format!("{:.2}", median(|sample| sample.load_cost)) } else { String::new() },
                 format!("{:.0}", median(|sample| sample.octets)),
                 row.failed(load).to_string(),
+                pairs.len().to_string(),
             ])
         };
+        let (rows, notes) = self.printed(load, row);
         Table {
             title: format!("{}: {what}", self.describe()),
             head: vec![
@@ -70,8 +82,10 @@ impl Results {
                 "load's CPU µs",
                 "octets",
                 "wrong or lost",
+                "rounds",
             ],
-            rows: self.rows.iter().filter_map(row).collect(),
+            rows,
+            notes,
         }
     }
 
@@ -81,30 +95,61 @@ impl Results {
             _ => format!("{} questions a second for all", thousands(self.common)),
         };
         let row = |row: &Row| {
-            let at = |share: usize| row.spread(load, |sample| sample.times.map_or(f64::NAN, |times| times[share]));
-            let [rate, cost, stalled, late] = [
-                row.spread(load, |sample| sample.rate)?,
-                row.spread(load, |sample| sample.cost)?,
-                row.spread(load, |sample| sample.stalled)?,
-                row.spread(load, |sample| sample.late)?,
-            ];
-            Some(vec![
+            let told: Vec<&Sample> = row.samples(load).filter(|sample| sample.times[P50].is_some()).collect();
+            if !are_most(told.len(), row.rounds) {
+                return Err(told.len());
+            }
+            let of = |of: fn(&Sample) -> f64| Spread::new(told.iter().map(|sample| of(sample)).collect());
+            let cell = |quantile: usize, of: fn(Reading) -> f64| {
+                let times: Vec<f64> = told.iter().filter_map(|sample| sample.times[quantile]).map(of).collect();
+                if are_most(times.len(), row.rounds) { spread(times, 1) } else { String::new() }
+            };
+            Ok(vec![
                 title(row),
-                thousands(rate.median()),
-                spread(at(0).as_ref(), 1),
-                spread(at(1).as_ref(), 1),
-                spread(at(2).as_ref(), 1),
-                format!("{:.2}", cost.median()),
-                spread(Some(&late), 1),
-                format!("{:.1} %", 100.0 * stalled.percentile(1.0)),
+                thousands(of(|sample| sample.rate).median()),
+                cell(P50, |time| time.value),
+                cell(P99, |time| time.value),
+                cell(P99, |time| time.low),
+                cell(P999, |time| time.value),
+                format!("{:.2}", of(|sample| sample.cost).median()),
+                spread(told.iter().map(|sample| sample.late).collect(), 1),
+                format!("{:.1} %", 100.0 * of(|sample| sample.stalled).percentile(1.0)),
                 row.failed(load).to_string(),
+                told.len().to_string(),
             ])
         };
+        let (rows, notes) = self.printed(load, row);
         Table {
             title: format!("{}: A, time of an answer in µs at {what}", self.describe()),
-            head: vec!["", "answers/s", "p50", "p99", "p99.9", "CPU µs an answer", "asked late, p99", "left out, at most", "wrong or lost"],
-            rows: self.rows.iter().filter_map(row).collect(),
+            head: vec![
+                "",
+                "answers/s",
+                "p50",
+                "p99",
+                "p99, at least",
+                "p99.9",
+                "CPU µs an answer",
+                "asked late, p99",
+                "left out, at most",
+                "wrong or lost",
+                "rounds",
+            ],
+            rows,
+            notes,
         }
+    }
+
+    /// Makes the row of each server that was asked so, and a note about those that have none; `make`
+    /// fails with the rounds that it has when most are missing.
+    fn printed(&self, load: Load, make: impl Fn(&Row) -> Result<Vec<String>, usize>) -> (Vec<Vec<String>>, Vec<String>) {
+        let (mut rows, mut notes) = (Vec::new(), Vec::new());
+        for row in self.rows.iter().filter(|row| measure::is_asked(row, load)) {
+            match make(row) {
+                Ok(cells) => rows.push(cells),
+                Err(rounds) => notes.push(format!("Left out: {}, measured in {rounds} of {} rounds", row.name, row.rounds)),
+            }
+        }
+        (rows, notes)
     }
 
     fn memory(&self) -> Table {
@@ -118,6 +163,7 @@ impl Results {
             title: format!("{}: resident memory in MB, after the load", self.describe()),
             head: vec!["", "empty", "now", "octets an instance"],
             rows: self.rows.iter().map(row).collect(),
+            notes: Vec::new(),
         }
     }
 }
@@ -128,6 +174,7 @@ pub(crate) fn settings(peers: &[(&Peer, String)]) -> Table {
         title: "The servers".to_owned(),
         head: vec!["", "version", "settings"],
         rows: peers.iter().map(|(peer, version)| vec![peer.name.to_owned(), version.clone(), peer.settings.to_owned()]).collect(),
+        notes: Vec::new(),
     }
 }
 
@@ -136,11 +183,10 @@ fn title(row: &Row) -> String {
 }
 
 /// `1.05 (1.01–1.20)`: the median, and between what half of the rounds lie: outliers are the machine's.
-fn spread(spread: Option<&Spread>, digits: usize) -> String {
-    spread.map_or_else(String::new, |spread| {
-        let [low, median, high] = [0.25, 0.5, 0.75].map(|share| spread.percentile(share));
-        format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
-    })
+fn spread(values: Vec<f64>, digits: usize) -> String {
+    let spread = Spread::new(values);
+    let [low, median, high] = [0.25, 0.5, 0.75].map(|share| spread.percentile(share));
+    format!("{median:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
 /// `12,345`.

@@ -7,6 +7,8 @@ pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) head: Vec<&'static str>,
     pub(crate) rows: Vec<Vec<String>>,
+    /// Lines below the table.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Table {
@@ -28,6 +30,9 @@ impl Table {
             let cells: Vec<&str> = row.iter().map(String::as_str).collect();
             writeln!(text, "{}", line(&cells)).unwrap();
         }
+        for note in &self.notes {
+            writeln!(text, "{note}").unwrap();
+        }
         text
     }
 
@@ -36,6 +41,9 @@ impl Table {
         let mut text = format!("**{}**\n\n| {} |\n|---|{}\n", self.title, self.head.join(" | "), "--:|".repeat(self.head.len() - 1));
         for row in &self.rows {
             writeln!(text, "| {} |", row.join(" | ")).unwrap();
+        }
+        for note in &self.notes {
+            write!(text, "\n{note}\n").unwrap();
         }
         text
     }

@@ -1,0 +1,42 @@
+//! A slice for one element, mostly.
+
+use std::ops::Deref;
+use std::slice;
+
+/// A slice that needs no allocation of its own for one element: most keys have one endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Few<T> {
+    /// One element, in place.
+    One([T; 1]),
+    /// None, or several.
+    Many(Box<[T]>),
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(elements: Vec<T>) -> Self {
+        match <[T; 1]>::try_from(elements) {
+            Ok(one) => Self::One(one),
+            Err(elements) => Self::Many(elements.into()),
+        }
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
+}

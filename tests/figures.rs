@@ -1,0 +1,147 @@
+//! The figures of the benchmarks, from made samples: bounds, verdicts and the pairing of rounds.
+#![allow(clippy::float_cmp, reason = "the samples are made so that every result is exact")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+#![allow(clippy::unwrap_used, reason = "helpers of the benchmarks")]
+
+#[path = "bench/figures.rs"]
+mod figures;
+#[path = "bench/peers/paired.rs"]
+mod paired;
+#[path = "bench/reading.rs"]
+mod reading;
+
+use figures::Spread;
+use paired::{ByRound, Ratio, are_most, paired};
+use reading::{Aim, Reading, Verdict};
+
+fn spread(values: impl IntoIterator<Item = u32>) -> Spread {
+    Spread::new(values.into_iter().map(f64::from).collect())
+}
+
+fn reading(low: f64, value: f64, high: f64) -> Reading {
+    Reading { low, value, high }
+}
+
+/// Samples of an exact instrument, by round.
+fn exact(samples: &[(usize, f64)]) -> ByRound<Reading> {
+    samples.iter().map(|(round, value)| (*round, Reading::exact(*value))).collect()
+}
+
+#[test]
+fn the_bounds_of_a_median_are_the_order_statistics_of_the_binomial_distribution() {
+    // From tables for the sign test, at 95 %.
+    for (count, low, high) in [(6, 1, 6), (7, 1, 7), (8, 1, 8), (9, 2, 8), (21, 6, 16), (100, 40, 61)] {
+        assert_eq!(spread(1..=count).bounds(0.5), [f64::from(low), f64::from(high)], "{count} values");
+    }
+}
+
+#[test]
+fn five_values_do_not_bound_their_median() {
+    assert_eq!(spread(1..=5).bounds(0.5), [f64::NEG_INFINITY, f64::INFINITY]);
+}
+
+#[test]
+fn a_p99_is_bounded_from_above_only_by_hundreds_of_values() {
+    // 0.99^368 is below 2.5 %, 0.99^367 is not.
+    assert_eq!(spread(1..=367).bounds(0.99)[1], f64::INFINITY);
+    assert_eq!(spread(1..=368).bounds(0.99)[1], 368.0);
+    let [low, high] = spread(1..=2000).bounds(0.99);
+    assert!((1970.0..1975.0).contains(&low) && (1986.0..1992.0).contains(&high), "{low} {high}");
+}
+
+#[test]
+fn a_quantile_that_would_be_the_largest_value_is_not_reached() {
+    assert!(spread(1..=101).reaches(0.99));
+    assert!(!spread(1..=99).reaches(0.99));
+    assert!(!spread(1..=999).reaches(0.999));
+}
+
+#[test]
+fn a_quantile_is_bounded_by_the_resolution_of_its_readings() {
+    let readings: Vec<Reading> = (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
+    assert_eq!(Reading::median(&readings), reading(5.5, 11.0, 18.0));
+}
+
+#[test]
+fn a_ratio_has_the_bounds_of_both_sides() {
+    assert_eq!(reading(1.0, 2.0, 4.0).over(reading(2.0, 4.0, 8.0)), reading(0.125, 0.5, 2.0));
+    assert_eq!(reading(-4.0, -2.0, -1.0).over(reading(2.0, 4.0, 8.0)), reading(-2.0, -0.5, -0.125));
+}
+
+#[test]
+fn a_ratio_over_what_may_be_nothing_has_no_bounds() {
+    let ratio = reading(1.0, 2.0, 3.0).over(reading(-1.0, 4.0, 8.0));
+    assert_eq!(ratio, reading(f64::NEG_INFINITY, 0.5, f64::INFINITY));
+    assert_eq!(Aim::AtMost(1.0).verdict(ratio), Verdict::NotDecidable);
+}
+
+#[test]
+fn the_larger_of_two_ratios_has_the_larger_bounds() {
+    assert_eq!(reading(0.5, 0.8, 1.3).max(reading(0.6, 0.7, 0.9)), reading(0.6, 0.8, 1.3));
+}
+
+#[test]
+fn an_aim_within_the_bounds_is_not_decidable() {
+    for (low, high, most, least) in [
+        (0.6, 0.9, Verdict::Met, Verdict::Missed),
+        (0.6, 1.0, Verdict::Met, Verdict::NotDecidable),
+        (0.8, 1.2, Verdict::NotDecidable, Verdict::NotDecidable),
+        (1.0, 1.2, Verdict::NotDecidable, Verdict::Met),
+        (1.1, 1.4, Verdict::Missed, Verdict::Met),
+    ] {
+        let read = reading(low, f64::midpoint(low, high), high);
+        assert_eq!(Aim::AtMost(1.0).verdict(read), most, "at most 1, {read}");
+        assert_eq!(Aim::AtLeast(1.0).verdict(read), least, "at least 1, {read}");
+    }
+}
+
+#[test]
+fn a_p99_read_at_half_of_its_size_decides_nothing() {
+    // As svcdns and a bare watcher were read once: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
+    let ratio = reading(9.62, 21.68, 33.74).over(reading(15.14, 30.66, 46.18));
+    assert_eq!(Aim::AtMost(1.1).line("p99", ratio), "aim: p99 ≤ 1.10: 0.71 (0.21–2.23): not decidable");
+}
+
+#[test]
+fn a_reading_without_bounds_says_so() {
+    let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
+    assert_eq!(Aim::AtMost(1.0).line("p50", few), "aim: p50 ≤ 1.00: 0.60 (unbounded): not decidable");
+}
+
+#[test]
+fn samples_are_paired_by_their_round() {
+    let (ours, theirs) = (ByRound::from([(0, "a"), (2, "c"), (3, "d")]), ByRound::from([(1, "B"), (2, "C"), (3, "D"), (4, "E")]));
+    assert_eq!(paired(&ours, &theirs), [[&"c", &"C"], [&"d", &"D"]]);
+}
+
+#[test]
+fn a_ratio_never_compares_different_rounds() {
+    // The machine is ten times as slow in odd rounds, and the other server sat round 0 out.
+    let ours = exact(&[(0, 1.0), (1, 10.0), (2, 1.0), (3, 10.0), (4, 1.0), (5, 10.0), (6, 1.0)]);
+    let theirs = exact(&[(1, 20.0), (2, 2.0), (3, 20.0), (4, 2.0), (5, 20.0), (6, 2.0)]);
+    let ratio = Ratio::of(&ours, &theirs, 7).unwrap();
+    assert_eq!((ratio.median, ratio.rounds), (Reading::exact(0.5), 6));
+}
+
+#[test]
+fn the_medians_beside_a_ratio_are_of_its_rounds() {
+    let ours = exact(&[(0, 900.0), (1, 900.0), (2, 100.0), (3, 110.0), (4, 120.0)]);
+    let theirs = exact(&[(2, 200.0), (3, 220.0), (4, 240.0), (5, 1.0)]);
+    let ratio = Ratio::of(&ours, &theirs, 6).unwrap();
+    assert_eq!((ratio.rounds, ratio.medians), (3, [110.0, 220.0]));
+    assert_eq!(ratio.median.value, 0.5);
+}
+
+#[test]
+fn a_ratio_needs_half_of_the_planned_rounds() {
+    let (ours, theirs) = (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
+    assert!(Ratio::of(&ours, &theirs, 4).is_some());
+    assert!(Ratio::of(&ours, &theirs, 5).is_none());
+    assert!(Ratio::of(&ours, &ByRound::new(), 0).is_none());
+}
+
+#[test]
+fn half_of_the_rounds_stand_for_all_but_none_stands_for_nothing() {
+    assert!(are_most(3, 6) && are_most(11, 21));
+    assert!(!are_most(10, 21) && !are_most(0, 0));
+}

@@ -48,9 +48,13 @@ fn code(page: &str) -> Vec<&str> {
     found
 }
 
+fn is_script(word: &str) -> bool {
+    Path::new(word).extension().is_some_and(|extension| extension == "sh")
+}
+
 /// The target of a command that runs `make`, on this machine or on a fresh one.
 fn target_of(code: &str) -> Option<&str> {
-    let mut words = code.split_whitespace().skip_while(|word| *word == "sudo" || word.starts_with("--") || word.ends_with(".sh"));
+    let mut words = code.split_whitespace().skip_while(|word| *word == "sudo" || word.starts_with("--") || is_script(word));
     (words.next()? == "make").then(|| words.next()).flatten()
 }
 
@@ -75,8 +79,7 @@ fn the_page_has_every_make_target_and_no_page_has_another() {
 fn scripts_and_test_programs_of_the_page_are_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code = code(PAGE);
-    let scripts: BTreeSet<&str> =
-        code.iter().flat_map(|line| line.split_whitespace()).filter(|word| word.starts_with("tests/") && word.ends_with(".sh")).collect();
+    let scripts: BTreeSet<&str> = code.iter().flat_map(|line| line.split_whitespace()).filter(|word| is_script(word)).collect();
     assert_eq!(scripts.iter().copied().collect::<Vec<_>>(), ["tests/fresh-machine.sh", "tests/setup.sh"]);
     for script in scripts {
         let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();

@@ -27,8 +27,9 @@ toolchain=$(rustc --print sysroot) || fail "no Rust toolchain on PATH"
 release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" 'Created-By: Packages' | head -n 1)
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-machine-XXXXXX")
+machine=
 trap 'rm -rf --one-file-system "$root"' EXIT
-trap 'exit 130' INT TERM
+trap '[ -z "$machine" ] || kill -KILL "$machine"; exit 130' INT TERM
 
 debootstrap --variant=minbase --include=ca-certificates,git,make "$release" "$root" "$mirror" >&2
 git clone -q . "$root/src"
@@ -39,7 +40,8 @@ mkdir -p "$root/opt/rust" "$root/root/.cargo" "$root/old"
 ! [ -e "${CARGO_HOME:-$HOME/.cargo}/config.toml" ] || cp "${CARGO_HOME:-$HOME/.cargo}/config.toml" "$root/root/.cargo/"
 
 export root toolchain
-# No chroot: the tests could not make namespaces in it, and would be skipped.
+# No chroot: the tests could not make namespaces in it, and would be skipped. In the background,
+# because unshare passes no signal on; its end is the end of every process of the machine.
 unshare --mount --pid --fork --kill-child --propagation private sh -euc '
     mount --bind "$root" "$root"
     mount --bind -o ro "$toolchain" "$root/opt/rust"
@@ -52,4 +54,6 @@ unshare --mount --pid --fork --kill-child --propagation private sh -euc '
     cd /src
     umount -l /old
     exec env -i HOME=/root LANG=C.UTF-8 TERM="${TERM-dumb}" CI="${CI-}" PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
-' sh "$@"
+' sh "$@" &
+machine=$!
+wait "$machine"

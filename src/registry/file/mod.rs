@@ -384,7 +384,9 @@ mod tests {
         for n in 0..files {
             fs::write(folder.path().join(format!("service#default#default#a#latest#10.0.0.1-{}", n + 1)), "{}").unwrap();
         }
-        let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: Timings::default() };
+        // None of them dies of age, however long a busy machine took to write the others.
+        let timings = Timings { dead_after: Duration::from_secs(3600), ..Timings::default() };
+        let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings };
         let (sender, _batches) = mpsc::channel(1);
         let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".to_owned())));
         let mut follower = Follower::new(settings, ListKind::Routine, feed, Inbox::default());
@@ -395,7 +397,7 @@ mod tests {
             // As where inotify refuses.
             follower.watch = None;
             changes.extend(follower.step(now).changes);
-            let look = Timings::default().look;
+            let look = timings.look;
             now = Moment { wall: now.wall + look, monotonic: now.monotonic + look };
         }
         let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();

@@ -622,10 +622,10 @@ async fn junk_hurts_nothing_but_itself() {
     let junk: [(&[u8], &[u8], Reason); 6] = [
         (b"/service/short", b"{}", gsvc::TOO_FEW_SEGMENTS),
         (b"/service/default/default/a/b/latest/10.0.0.1:80", b"{}", gsvc::TOO_MANY_SEGMENTS),
-        (b"/service/default/default/good/latest/10.0.0.2:8001", b"not JSON", Reason::VALUE_NOT_JSON),
-        (b"/service/default/default/good\xff\xfe/latest/10.0.0.1:80", b"{}", Reason::KEY_NOT_TEXT),
-        (b"/service/default/default/deep/latest/10.0.0.1:80", &nested, Reason::VALUE_NOT_JSON),
-        (b"/service/default/default/zzz/latest/10.0.0.1:80", &large, Reason::VALUE_TOO_LONG),
+        (b"/service/default/default/good/latest/10.0.0.2:8001", b"not JSON", gsvc::VALUE_NOT_JSON),
+        (b"/service/default/default/good\xff\xfe/latest/10.0.0.1:80", b"{}", gsvc::KEY_NOT_TEXT),
+        (b"/service/default/default/deep/latest/10.0.0.1:80", &nested, gsvc::VALUE_NOT_JSON),
+        (b"/service/default/default/zzz/latest/10.0.0.1:80", &large, gsvc::VALUE_TOO_LONG),
     ];
     client.put(&*good[0], "{}", None).await.unwrap();
     for (key, value, _) in &junk[..3] {
@@ -643,7 +643,7 @@ async fn junk_hurts_nothing_but_itself() {
     let keys = following.seen().keys.clone();
     assert!(good.iter().all(|key| keys[key].content.is_ok()));
     let mut reasons: Vec<_> = keys.values().filter_map(|put| put.content.as_ref().err()).map(|rejected| rejected.reason).collect();
-    let mut expected: Vec<_> = junk.iter().map(|(.., reason)| *reason).chain([Reason::KEY_TOO_LONG]).collect();
+    let mut expected: Vec<_> = junk.iter().map(|(.., reason)| *reason).chain([gsvc::KEY_TOO_LONG]).collect();
     reasons.sort();
     expected.sort();
     assert_eq!(reasons, expected);

@@ -273,7 +273,7 @@ async fn an_empty_moment_hurts_nobody() {
     assert_eq!((follower.puts, &follower.held[A]), (1, &Ok("10.0.0.1:80 http".into())));
 
     fs::write(&path, "").unwrap();
-    follower.until("it stays empty", |follower| follower.held[A] == Err(Reason::VALUE_NOT_JSON)).await;
+    follower.until("it stays empty", |follower| follower.held[A] == Err(gsvc::VALUE_NOT_JSON)).await;
     fs::write(&path, CONTENT).unwrap();
     follower.until("it is written", |follower| follower.held[A].is_ok()).await;
 }
@@ -312,10 +312,10 @@ async fn hostile_files_are_rejected_one_by_one() {
         (named("folder"), Err(file::UNREADABLE)),
         (named("link"), Err(file::UNREADABLE)),
         (named("device"), Err(file::UNREADABLE)),
-        ("service#default#default#\\xff#latest#10.0.0.9-80".into(), Err(Reason::KEY_NOT_TEXT)),
-        (named("large"), Err(Reason::VALUE_TOO_LONG)),
-        (named("brackets"), Err(Reason::VALUE_NOT_JSON)),
-        (named("text"), Err(Reason::VALUE_NOT_JSON)),
+        ("service#default#default#\\xff#latest#10.0.0.9-80".into(), Err(gsvc::KEY_NOT_TEXT)),
+        (named("large"), Err(gsvc::VALUE_TOO_LONG)),
+        (named("brackets"), Err(gsvc::VALUE_NOT_JSON)),
+        (named("text"), Err(gsvc::VALUE_NOT_JSON)),
         ("README.txt".into(), Err(gsvc::TOO_FEW_SEGMENTS)),
         ("service#default#shop#a#b#v1-rc#10.9.0.5-39645".into(), Err(gsvc::TOO_MANY_SEGMENTS)),
         ("service#default#default#ports#latest#10.0.0.1-0,10.0.0.2-81,[-0".into(), Ok("10.0.0.2:81 http".into())),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::tests::{id, registration, zones};
+use super::tests::{JUNK, id, registration, zones};
 use super::*;
 use crate::service::ListKind;
 
@@ -153,7 +153,7 @@ impl World {
         let store = &mut self.stores[usize::from(registry)];
         store.revision += 1;
         let content = if content == 3 {
-            Err(Rejected::new(&text, Reason::VALUE_NOT_JSON))
+            Err(Rejected::new(&text, JUNK))
         } else {
             let mut registration = registration(&text);
             if content == 1 {

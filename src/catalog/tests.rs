@@ -53,7 +53,7 @@ pub(super) fn put(text: &str, revision: u64, lease: i64) -> Put {
 }
 
 /// A reason that only one layout of keys has.
-const JUNK: Reason = Reason::new("junk", "no key of this layout");
+pub(super) const JUNK: Reason = Reason::new("junk", "no key of this layout");
 
 fn bad(text: &str) -> Put {
     Put { key: text.into(), revision: 0, lease: 0, content: Err(Rejected::new(text, JUNK)) }

@@ -21,6 +21,18 @@ pub const MAX_KEY: usize = 4096;
 /// The largest value that is read, in octets (64 KiB). Held against it before any JSON is parsed.
 pub const MAX_VALUE: usize = 64 * 1024;
 
+/// A key longer than [`MAX_KEY`].
+pub const KEY_TOO_LONG: Reason = Reason::new("key-too-long", "the key is longer than 4096 bytes, a fixed limit");
+
+/// A key that is not UTF-8.
+pub const KEY_NOT_TEXT: Reason = Reason::new("key-not-text", "the key is not valid UTF-8");
+
+/// A value larger than [`MAX_VALUE`].
+pub const VALUE_TOO_LONG: Reason = Reason::new("value-too-long", "the value is larger than 64 KiB, a fixed limit");
+
+/// A value that is neither one JSON object nor empty.
+pub const VALUE_NOT_JSON: Reason = Reason::new("value-not-json", "the value is not a JSON object");
+
 /// A key with fewer than the six segments of the layout.
 pub const TOO_FEW_SEGMENTS: Reason =
     Reason::new("too-few-segments", "the key has fewer than the six segments /head/deployment/namespace/name/version/endpoints");
@@ -168,9 +180,9 @@ impl Segments<'_> {
 
 fn text(key: &[u8]) -> Result<&str, Rejected> {
     if key.len() > MAX_KEY {
-        return Err(Rejected::new(&excerpt(key), Reason::KEY_TOO_LONG));
+        return Err(Rejected::new(&excerpt(key), KEY_TOO_LONG));
     }
-    str::from_utf8(key).map_err(|_| Rejected::new(&excerpt(key), Reason::KEY_NOT_TEXT))
+    str::from_utf8(key).map_err(|_| Rejected::new(&excerpt(key), KEY_NOT_TEXT))
 }
 
 fn segments(key: &str, separator: char) -> Result<Segments<'_>, Rejected> {
@@ -267,14 +279,14 @@ fn is_number(label: &str) -> bool {
 
 fn metadata(value: &[u8]) -> Result<BTreeMap<Box<str>, Value>, Rejected> {
     if value.len() > MAX_VALUE {
-        return Err(Rejected::new(&excerpt(value), Reason::VALUE_TOO_LONG));
+        return Err(Rejected::new(&excerpt(value), VALUE_TOO_LONG));
     }
     if value.trim_ascii().is_empty() {
         return Ok(BTreeMap::new());
     }
     // Nesting deeper than 128 is an error of the parser.
     let object: Option<BTreeMap<Box<str>, Value>> =
-        serde_json::from_slice(value).map_err(|_| Rejected::new(&excerpt(value), Reason::VALUE_NOT_JSON))?;
+        serde_json::from_slice(value).map_err(|_| Rejected::new(&excerpt(value), VALUE_NOT_JSON))?;
     Ok(object.unwrap_or_default())
 }
 
@@ -492,37 +504,37 @@ mod tests {
             ("{}", Ok(0)),
             (r#" {"a":1,"b":{"c":[]}} "#, Ok(2)),
             (r#"{"a":1,"a":2}"#, Ok(1)),
-            ("[]", Err(Reason::VALUE_NOT_JSON)),
-            ("5", Err(Reason::VALUE_NOT_JSON)),
-            ("\"text\"", Err(Reason::VALUE_NOT_JSON)),
-            ("true", Err(Reason::VALUE_NOT_JSON)),
-            ("{", Err(Reason::VALUE_NOT_JSON)),
-            ("{} x", Err(Reason::VALUE_NOT_JSON)),
-            ("hello", Err(Reason::VALUE_NOT_JSON)),
-            ("{\"a\":1e999}", Err(Reason::VALUE_NOT_JSON)),
+            ("[]", Err(VALUE_NOT_JSON)),
+            ("5", Err(VALUE_NOT_JSON)),
+            ("\"text\"", Err(VALUE_NOT_JSON)),
+            ("true", Err(VALUE_NOT_JSON)),
+            ("{", Err(VALUE_NOT_JSON)),
+            ("{} x", Err(VALUE_NOT_JSON)),
+            ("hello", Err(VALUE_NOT_JSON)),
+            ("{\"a\":1e999}", Err(VALUE_NOT_JSON)),
         ] {
             assert_eq!(read(KEY, value).map(|registration| registration.metadata.len()), expected, "{value}");
         }
         let last = read(KEY, r#"{"weight":1,"weight":7}"#).unwrap();
         assert_eq!(last.metadata.weight(), 7);
-        assert_eq!(parse(KEY.as_bytes(), b"{\"a\":\"\xff\"}").unwrap_err().reason, Reason::VALUE_NOT_JSON);
+        assert_eq!(parse(KEY.as_bytes(), b"{\"a\":\"\xff\"}").unwrap_err().reason, VALUE_NOT_JSON);
     }
 
     #[test]
     fn limits_hold_before_anything_is_parsed() {
         let filler = |size: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(size - 8));
         assert_eq!(read(KEY, &filler(MAX_VALUE)).unwrap().metadata.len(), 1);
-        assert_eq!(read(KEY, &filler(MAX_VALUE + 1)), Err(Reason::VALUE_TOO_LONG));
-        assert_eq!(read(KEY, &"x".repeat(1 << 20)), Err(Reason::VALUE_TOO_LONG));
-        assert_eq!(read(KEY, &"[".repeat(20_000)), Err(Reason::VALUE_NOT_JSON));
-        assert_eq!(read(KEY, &format!("{{\"a\":{}{}}}", "[".repeat(20_000), "]".repeat(20_000))), Err(Reason::VALUE_NOT_JSON));
+        assert_eq!(read(KEY, &filler(MAX_VALUE + 1)), Err(VALUE_TOO_LONG));
+        assert_eq!(read(KEY, &"x".repeat(1 << 20)), Err(VALUE_TOO_LONG));
+        assert_eq!(read(KEY, &"[".repeat(20_000)), Err(VALUE_NOT_JSON));
+        assert_eq!(read(KEY, &format!("{{\"a\":{}{}}}", "[".repeat(20_000), "]".repeat(20_000))), Err(VALUE_NOT_JSON));
 
         let head = "/service/default/default/";
         let long = |size: usize| format!("{head}{}/latest/10.0.0.1:80", "a".repeat(size - head.len() - 19));
         assert_eq!(long(MAX_KEY).len(), MAX_KEY);
         assert!(read(&long(MAX_KEY), "").is_ok());
-        assert_eq!(read(&long(MAX_KEY + 1), ""), Err(Reason::KEY_TOO_LONG));
-        assert_eq!(parse(b"/service/default/default/\xff/latest/10.0.0.1:80", b"").unwrap_err().reason, Reason::KEY_NOT_TEXT);
+        assert_eq!(read(&long(MAX_KEY + 1), ""), Err(KEY_TOO_LONG));
+        assert_eq!(parse(b"/service/default/default/\xff/latest/10.0.0.1:80", b"").unwrap_err().reason, KEY_NOT_TEXT);
     }
 
     #[test]
@@ -554,8 +566,8 @@ mod tests {
         }
         let port = parse_file_name(b"service#default#default#a#latest#10.0.0.1-0,10.0.0.2-80", b"{}").unwrap();
         assert_eq!((shown(&port).as_str(), port.rejected[0].reason), ("10.0.0.2:80", Reason::PORT_OUT_OF_RANGE));
-        assert_eq!(parse_file_name(b"service#default#default#\xff#latest#10.0.0.1-0", b"{}").unwrap_err().reason, Reason::KEY_NOT_TEXT);
-        assert_eq!(parse_file_name(b"service#default#default#a#latest#10.0.0.1-80", b"[]").unwrap_err().reason, Reason::VALUE_NOT_JSON);
+        assert_eq!(parse_file_name(b"service#default#default#\xff#latest#10.0.0.1-0", b"{}").unwrap_err().reason, KEY_NOT_TEXT);
+        assert_eq!(parse_file_name(b"service#default#default#a#latest#10.0.0.1-80", b"[]").unwrap_err().reason, VALUE_NOT_JSON);
     }
 
     #[test]

@@ -46,14 +46,6 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// A key over the size that is read.
-    pub const KEY_TOO_LONG: Self = Self::new("key-too-long", "the key is longer than 4096 bytes, a fixed limit");
-    /// A key that is not UTF-8.
-    pub const KEY_NOT_TEXT: Self = Self::new("key-not-text", "the key is not valid UTF-8");
-    /// A value over the size that is read.
-    pub const VALUE_TOO_LONG: Self = Self::new("value-too-long", "the value is larger than 64 KiB, a fixed limit");
-    /// A value that must be one flat JSON object, or empty.
-    pub const VALUE_NOT_JSON: Self = Self::new("value-not-json", "the value is not a JSON object");
     /// No DNS name: labels of 1-63 of `[a-z0-9_-]` are, none beginning with `_`.
     pub const NAME_NOT_DNS: Self =
         Self::new("name-not-dns", "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'");

@@ -203,8 +203,8 @@ struct Unsettled(Rejected);
 fn read(name: &OsStr, content: &[u8]) -> Result<Result<Registration, Rejected>, Unsettled> {
     match gsvc::parse_file_name(name.as_bytes(), content) {
         // GoFrame never writes an empty file: there is always `UpdateAt`.
-        Ok(_) if content.trim_ascii().is_empty() => Err(Unsettled(Rejected::new("", Reason::VALUE_NOT_JSON))),
-        Err(rejected) if rejected.reason == Reason::VALUE_NOT_JSON => Err(Unsettled(rejected)),
+        Ok(_) if content.trim_ascii().is_empty() => Err(Unsettled(Rejected::new("", gsvc::VALUE_NOT_JSON))),
+        Err(rejected) if rejected.reason == gsvc::VALUE_NOT_JSON => Err(Unsettled(rejected)),
         content => Ok(content),
     }
 }

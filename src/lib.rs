@@ -9,6 +9,7 @@ pub mod answer;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod metrics;
 pub mod name;
 pub mod registry;
@@ -17,3 +18,7 @@ pub mod service;
 pub mod system;
 pub mod upstream;
 pub mod wire;
+
+// Lets the unit tests include a file of `tests/support`, which names the crate from outside.
+#[cfg(test)]
+extern crate self as svcdns;

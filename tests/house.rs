@@ -10,13 +10,19 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may import.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("cli", &["admin", "answer", "catalog", "config", "metrics", "name", "registry", "server", "service", "system", "upstream", "wire"]),
+    (
+        "cli",
+        &[
+            "admin", "answer", "catalog", "config", "daemon", "metrics", "name", "registry", "server", "service", "system", "upstream",
+            "wire",
+        ],
+    ),
+    ("daemon", &["admin", "answer", "catalog", "config", "metrics", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream"]),
     ("system", &["upstream", "wire"]),
-    // `system` only to name who has a port that is taken.
-    ("server", &["answer", "metrics", "system", "upstream", "wire"]),
+    ("server", &["metrics", "wire"]),
     ("upstream", &["metrics", "name", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),

@@ -14,8 +14,9 @@ use super::follow::{Followed, Following, Hosts};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
+use crate::daemon::{ListenError, Responder, report_not_listening};
 use crate::name::Name;
-use crate::server::{Responder, ServeError};
+use crate::server::BindError;
 use crate::upstream::{Forwarder, LookupFailed, Wanted, follow_hosts};
 use crate::{admin, server};
 
@@ -40,7 +41,7 @@ pub(super) struct Server {
     pub(super) state_dir: PathBuf,
     /// The way in for questions.
     pub(super) answerer: Arc<Answerer>,
-    dns: tokio::task::JoinHandle<Result<(), ServeError>>,
+    dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -55,7 +56,7 @@ impl Server {
         let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
         let mut state = StateDir::take(&path, doubtful)?;
         let socket = Listener::Socket(state.listen()?);
-        let bound = server::bind(&config.server())?;
+        let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let port = admin_port(config.admin_listen).await;
@@ -84,7 +85,7 @@ impl Server {
         }
         let publisher = follow(following, site, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
-        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
+        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), report_not_listening, stop.clone()));
         Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 

@@ -19,3 +19,7 @@ pub mod service;
 pub mod system;
 pub mod upstream;
 pub mod wire;
+
+// Lets the unit tests include a file of `tests/support`, which names the crate from outside.
+#[cfg(test)]
+extern crate self as svcdns;

@@ -22,8 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
     ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream", "wire"]),
     ("system", &["resolv_conf", "wire"]),
-    // `system` only to name who has a port that is taken.
-    ("server", &["answer", "metrics", "system", "upstream", "wire"]),
+    ("server", &["metrics", "wire"]),
     ("upstream", &["metrics", "name", "resolv_conf", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),

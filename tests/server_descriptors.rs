@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -9,45 +11,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use svcdns::server::{Request, Respond, Response, Settings, bind};
-use svcdns::wire::Transport;
+use svcdns::server::{Settings, bind};
 use tokio_util::sync::CancellationToken;
+
+use support::echo::Echo;
 
 /// Longest wait for what must happen.
 const SOON: Duration = Duration::from_secs(60);
-
-struct Echo;
-
-impl Respond for Echo {
-    fn fork(&self) -> Self {
-        Self
-    }
-
-    type Ahead = ();
-
-    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
-
-    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-        let Request { octets: request, .. } = request;
-        out.clear();
-        out.extend_from_slice(request);
-        Response::Ready
-    }
-
-    async fn later(&self, _: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn fail(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
-        out.clear();
-        out.extend_from_slice(b"too many");
-        true
-    }
-
-    fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-        false
-    }
-}
 
 /// Sets the soft limit of this process.
 fn limit_descriptors(soft: usize) {
@@ -63,12 +33,13 @@ fn no_descriptors_left_means_waiting_not_dying() {
     let bound = bind(&settings).unwrap();
     let (address, counters) = (bound.addresses()[0], bound.counters());
     let stop = CancellationToken::new();
-    runtime.spawn(bound.serve(Echo, stop.clone()));
+    runtime.spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     udp.set_read_timeout(Some(SOON)).unwrap();
     let mut answer = [0; 16];
     udp.send_to(b"ready?", address).unwrap();
-    assert_eq!(udp.recv(&mut answer).unwrap(), 6, "all of the server has started");
+    let length = udp.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..length], b"udp ready?", "all of the server has started");
     // They are sockets already: to connect needs no descriptor here, and one in the server.
     let new = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
     let sockets: Vec<Socket> = (0..20).map(|_| new()).collect();
@@ -83,7 +54,8 @@ fn no_descriptors_left_means_waiting_not_dying() {
         std::thread::sleep(Duration::from_millis(2));
     }
     udp.send_to(b"hello", address).unwrap();
-    assert_eq!(udp.recv(&mut answer).unwrap(), 5, "UDP needs no descriptor a query");
+    let length = udp.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..length], b"udp hello", "UDP needs no descriptor a query");
     std::thread::sleep(Duration::from_millis(300));
     let (errors, elapsed) = (counters.tcp.accept_errors.get(), begun.elapsed());
     assert!(errors < 100 * (1 + elapsed.as_secs()), "{errors} attempts in {elapsed:?} are a busy loop");
@@ -94,8 +66,8 @@ fn no_descriptors_left_means_waiting_not_dying() {
     for client in &mut clients {
         client.set_read_timeout(Some(SOON)).unwrap();
         client.write_all(b"\0\x05hello").unwrap();
-        let mut answer = [0; 7];
+        let mut answer = [0; 11];
         client.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"\0\x05hello");
+        assert_eq!(&answer, b"\0\x09tcp hello");
     }
 }

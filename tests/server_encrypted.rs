@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, Endpoint, VarInt};
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
-use svcdns::server::{CertificateFiles, Counters, Encrypted, Limits, Request, Respond, Response, Settings, bind};
-use svcdns::wire::Transport;
+use svcdns::server::{CertificateFiles, Counters, Encrypted, Limits, Settings, bind};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -29,56 +28,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 
+use support::echo::Echo;
 use support::files::Files;
 use support::svcdns::Svcdns;
+use support::{SOON, eventually};
 
 /// Nothing here takes that long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Echoes what comes, less its first two octets, the id. `slow` takes half a second, `never` for ever, `panic` panics, `big`
-/// gives 60,000 octets, `silent` nothing.
-struct Echo;
-
-impl Respond for Echo {
-    fn fork(&self) -> Self {
-        Self
-    }
-
-    type Ahead = ();
-
-    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
-
-    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-        let Request { octets: request, transport, .. } = request;
-        assert_eq!(transport, Transport::Tcp);
-        out.clear();
-        let word = request.get(2..).unwrap_or_default();
-        assert_ne!(word, b"panic", "asked to panic");
-        match word {
-            b"slow" | b"never" => return Response::Later,
-            b"silent" => return Response::Silent,
-            b"big" => out.resize(60_000, b'x'),
-            _ => out.extend_from_slice(word),
-        }
-        Response::Ready
-    }
-
-    async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-        if request.ends_with(b"never") {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        Some(request[2..].to_vec())
-    }
-
-    fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-        panic!("no stranger gets as far as a message")
-    }
-
-    fn fail(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-        false
-    }
-}
 
 /// A certificate for `localhost` in a folder of its own.
 struct Pair {
@@ -136,7 +92,7 @@ fn start(settings: &Settings, pair: Pair) -> Server {
     let bound = bind(settings).unwrap();
     let (tls, quic, counters) = (bound.tls_addresses()[0], bound.quic_addresses()[0], bound.counters());
     let stop = CancellationToken::new();
-    let serving = bound.serve(Echo, stop.clone());
+    let serving = bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Server { tls, quic, counters, stop, task, pair }
 }
@@ -242,20 +198,38 @@ async fn closed(connection: &quinn::Connection) -> VarInt {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_knows_its_client_at_a_wildcard_too() {
+    let pair = Pair::new();
+    let any = || vec!["0.0.0.0:0".parse().unwrap()];
+    let settings = settings(&pair, Limits::default());
+    let encrypted = Encrypted { tls: any(), quic: any(), ..settings.encrypted };
+    let mut server = start(&Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], encrypted, ..settings }, pair);
+    // Another address than that of the listener, and than the usual one.
+    server.tls.set_ip([127, 0, 0, 7].into());
+    server.quic.set_ip([127, 0, 0, 7].into());
+    let mut client = server.tls().await;
+    let source = client.0.get_ref().0.local_addr().unwrap();
+    assert_eq!(client.ask(b"client").await, format!("{source} {}", server.tls).into_bytes());
+    let connection = server.quic_with("127.0.0.2", server.certificate(), "doq").await.unwrap();
+    let told = String::from_utf8(ask(&connection, b"client").await).unwrap();
+    assert!(told.starts_with("127.0.0.2:") && told.ends_with(&format!(" {}", server.quic)), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_carries_pipelined_messages_and_answers_as_they_are_ready() {
     let server = start_with(Limits::default());
     let mut client = server.tls().await;
     assert_eq!(client.0.get_ref().1.alpn_protocol(), Some(&b"dot"[..]));
     client.send(&[b"slow", b"one", b"silent", b"two", b"big"]).await;
-    assert_eq!(client.next().await.unwrap(), b"one");
-    assert_eq!(client.next().await.unwrap(), b"two");
+    assert_eq!(client.next().await.unwrap(), b"tls one");
+    assert_eq!(client.next().await.unwrap(), b"tls two");
     assert_eq!(client.next().await.unwrap().len(), 60_000);
-    assert_eq!(client.next().await.unwrap(), b"slow");
+    assert_eq!(client.next().await.unwrap(), b"tls slow, at last");
     server.until("all are counted", |c| c.tls.queries.get() == 5 && c.tls.answers.get() == 4).await;
     assert_eq!(server.counters.tcp.connections.get(), 0);
     // A client need not name the protocol.
     let stream = TcpStream::connect(server.tls).await.unwrap();
-    assert_eq!(server.tls_with(stream, server.certificate(), "").await.unwrap().ask(b"hello").await, b"hello");
+    assert_eq!(server.tls_with(stream, server.certificate(), "").await.unwrap().ask(b"hello").await, b"tls hello");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,7 +254,7 @@ async fn what_is_no_tls_ends_without_harm() {
         assert!(end.is_ok() || end.unwrap_err().kind() == ErrorKind::ConnectionReset);
     }
     server.until("all of them are gone", |c| c.tls.failed_handshakes.get() == 5 && c.tls.open.get() == 1).await;
-    assert_eq!(bystander.ask(b"hello").await, b"hello");
+    assert_eq!(bystander.ask(b"hello").await, b"tls hello");
     server.until("it is counted", |c| c.tls.queries.get() == 1).await;
 }
 
@@ -288,7 +262,7 @@ async fn what_is_no_tls_ends_without_harm() {
 async fn an_idle_connection_over_tls_ends_with_a_goodbye() {
     let server = start_with(Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() });
     let mut client = server.tls().await;
-    assert_eq!(client.ask(b"hello").await, b"hello");
+    assert_eq!(client.ask(b"hello").await, b"tls hello");
     let end = timeout(DEADLINE, client.0.read(&mut [0])).await.expect("the server should close");
     assert_eq!(end.expect("not cut short"), 0);
     server.until("it is counted", |c| c.tls.idle_timeouts.get() == 1).await;
@@ -305,23 +279,23 @@ async fn a_certificate_that_is_replaced_is_shown_from_then_on() {
     assert!(server.tls_with(stream, &trusted, protocol).await.is_err(), "not the certificate yet");
     // First half of the pair, which changes nothing, then the whole.
     fs::write(server.pair.files().certificate, second.cert.pem()).unwrap();
-    assert_eq!(server.tls().await.ask(b"hello").await, b"hello");
+    assert_eq!(server.tls().await.ask(b"hello").await, b"tls hello");
     write(server.pair.folder.path(), &second);
     let begun = Instant::now();
     loop {
         let stream = TcpStream::connect(server.tls).await.unwrap();
         if let Ok(mut client) = server.tls_with(stream, &trusted, protocol).await {
-            assert_eq!(client.ask(b"hello").await, b"hello");
+            assert_eq!(client.ask(b"hello").await, b"tls hello");
             break;
         }
         assert!(begun.elapsed() < DEADLINE, "the new certificate is not shown");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (trusted, protocol) = trusting("doq");
-    assert_eq!(ask(&server.quic_with("127.0.0.1", &trusted, protocol).await.unwrap(), b"hello").await, b"hello");
+    assert_eq!(ask(&server.quic_with("127.0.0.1", &trusted, protocol).await.unwrap(), b"hello").await, b"quic hello");
     // Who was connected stays so.
-    assert_eq!(tls.ask(b"still").await, b"still");
-    assert_eq!(ask(&quic, b"still").await, b"still");
+    assert_eq!(tls.ask(b"still").await, b"tls still");
+    assert_eq!(ask(&quic, b"still").await, b"quic still");
 }
 
 #[test]
@@ -351,16 +325,16 @@ fn a_certificate_that_cannot_be_used_is_said_at_the_start() {
 async fn the_places_of_a_source_are_shared_by_all_kinds_of_connections() {
     let server = start_with(Limits { connections_per_loopback_source: 3, connections: 20, ..Limits::default() });
     let mut tls = server.tls().await;
-    assert_eq!(tls.ask(b"hello").await, b"hello");
+    assert_eq!(tls.ask(b"hello").await, b"tls hello");
     let (one, two) = (server.quic().await.unwrap(), server.quic().await.unwrap());
-    assert_eq!(ask(&one, b"hello").await, b"hello");
+    assert_eq!(ask(&one, b"hello").await, b"quic hello");
     let refused = server.quic().await.unwrap_err();
     assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
     let stream = TcpStream::connect(server.tls).await.unwrap();
     assert!(server.tls_with(stream, server.certificate(), "dot").await.is_err());
     server.until("it is counted", |c| (c.tls.rejected.get(), c.quic.rejected.get()) == (1, 1)).await;
     // Another source has a share of its own.
-    assert_eq!(ask(&server.quic_with("127.0.0.2", server.certificate(), "doq").await.unwrap(), b"hello").await, b"hello");
+    assert_eq!(ask(&server.quic_with("127.0.0.2", server.certificate(), "doq").await.unwrap(), b"hello").await, b"quic hello");
     two.close(VarInt::from_u32(0), b"");
     let begun = Instant::now();
     while server.quic().await.is_err() {
@@ -373,11 +347,11 @@ async fn a_busy_server_lets_in_who_shows_where_it_is() {
     let server = start_with(Limits { connections: 4, ..Limits::default() });
     let connections = [server.quic().await.unwrap(), server.quic().await.unwrap(), server.quic().await.unwrap()];
     for connection in &connections {
-        assert_eq!(ask(connection, b"hello").await, b"hello");
+        assert_eq!(ask(connection, b"hello").await, b"quic hello");
     }
     // With half of the places taken, who comes next has to show first that answers reach it.
     server.until("it is counted", |c| c.quic_retries.get() == 1).await;
-    assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"hello");
+    assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"quic hello");
     server.until("it is counted", |c| (c.quic_retries.get(), c.quic.connections.get()) == (2, 4)).await;
 }
 
@@ -391,17 +365,17 @@ async fn quic_carries_a_question_on_each_stream() {
         // Far more than 100, and than may be under way together.
         for number in 0..300 {
             let word = format!("question {number}");
-            assert_eq!(ask(&connection, word.as_bytes()).await, word.as_bytes());
+            assert_eq!(ask(&connection, word.as_bytes()).await, format!("quic {word}").into_bytes());
         }
         assert_eq!(ask(&connection, b"big").await.len(), 60_000);
     };
     let (slow, ()) = tokio::join!(slow, others);
-    assert_eq!(slow.unwrap(), b"\0\x04slow");
+    assert_eq!(slow.unwrap(), b"\0\x12quic slow, at last");
     let words: Vec<String> = (0..50).map(|number| format!("together {number}")).collect();
     let mut together = tokio::task::JoinSet::new();
     for word in words {
         let connection = connection.clone();
-        together.spawn(async move { assert_eq!(ask(&connection, word.as_bytes()).await, word.as_bytes()) });
+        together.spawn(async move { assert_eq!(ask(&connection, word.as_bytes()).await, format!("quic {word}").into_bytes()) });
     }
     while let Some(ended) = together.join_next().await {
         ended.unwrap();
@@ -410,7 +384,7 @@ async fn quic_carries_a_question_on_each_stream() {
     for word in ["silent", "panic"] {
         assert!(exchange(&connection, &framed([0, 0], word.as_bytes())).await.is_err(), "{word}");
     }
-    assert_eq!(ask(&connection, b"hello").await, b"hello");
+    assert_eq!(ask(&connection, b"hello").await, b"quic hello");
     server.until("the panic is counted", |c| c.panics.get() == 1).await;
     server.until("all are counted", |c| c.quic.answers.get() == 353).await;
 }
@@ -432,7 +406,7 @@ async fn who_breaks_the_rules_of_quic_is_closed() {
     assert!(timeout(Duration::from_millis(100), connection.open_uni()).await.is_err());
     assert!(server.quic_with("127.0.0.1", server.certificate(), "h3").await.is_err());
     assert!(server.quic_with("127.0.0.1", server.certificate(), "").await.is_err());
-    assert_eq!(ask(&bystander, b"hello").await, b"hello");
+    assert_eq!(ask(&bystander, b"hello").await, b"quic hello");
     server.until("they are counted", |c| c.quic.broken.get() == 6 && c.quic.failed_handshakes.get() == 2).await;
 }
 
@@ -454,7 +428,7 @@ async fn nobody_is_waited_for_without_end_over_quic() {
     send.write_all(&[0, 9, 0]).await.unwrap();
     send.reset(VarInt::from_u32(3)).unwrap();
     assert!(exchange(&connection, &framed([0, 0], b"never")).await.is_err());
-    assert_eq!(ask(&connection, b"hello").await, b"hello");
+    assert_eq!(ask(&connection, b"hello").await, b"quic hello");
     server.until("it is counted", |c| (c.quic.message_timeouts.get(), c.quic.answer_timeouts.get()) == (1, 1)).await;
     // An idle connection is closed, whether by us or by QUIC's own timer, and its place is free.
     timeout(DEADLINE, connection.closed()).await.expect("an idle connection should be closed");
@@ -474,8 +448,8 @@ async fn strangers_are_turned_away_before_a_handshake() {
     assert!(server.tls_with(stream, server.certificate(), "dot").await.is_err());
     server.until("it is counted", |c| (c.quic.refused.get(), c.tls.refused.get()) == (1, 1)).await;
     assert_eq!((server.counters.quic.connections.get(), server.counters.tls.connections.get()), (0, 0));
-    assert_eq!(server.tls().await.ask(b"hello").await, b"hello");
-    assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"hello");
+    assert_eq!(server.tls().await.ask(b"hello").await, b"tls hello");
+    assert_eq!(ask(&server.quic().await.unwrap(), b"hello").await, b"quic hello");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -487,8 +461,8 @@ async fn answers_in_flight_go_out_when_the_server_stops() {
     let slow = tokio::spawn(async move { ask(&asked, b"slow").await });
     server.until("both are asked", |c| c.tls.queries.get() == 1 && c.quic.queries.get() == 1).await;
     server.stop.cancel();
-    assert_eq!(tls.next().await.unwrap(), b"slow");
-    assert_eq!(slow.await.unwrap(), b"slow");
+    assert_eq!(tls.next().await.unwrap(), b"tls slow, at last");
+    assert_eq!(slow.await.unwrap(), b"quic slow, at last");
     assert_eq!(tls.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof, "closed in an orderly way");
     assert_eq!(closed(&quic).await, VarInt::from_u32(0));
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
@@ -507,7 +481,8 @@ fn kdig_asks_over_tls_and_quic() {
     let path = |name: &str| pair.folder.path().join(name).display().to_string();
     let (certificate, key) = (path("cert.pem"), path("key.pem"));
     let flags = ["--upstream", "off", "--registry", &files.url(), "--tls-listen", "127.0.0.1:0", "--tls-quic-listen", "127.0.0.1:0"];
-    let server = Svcdns::serve(&[&flags[..], &["--tls-cert-file", &certificate, "--tls-key-file", &key]].concat());
+    let more = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--log-queries", "1"];
+    let server = Svcdns::serve(&[&flags[..], &more].concat());
     server.wait_for("hello.svc", &["10.0.0.1"]);
     let status = server.run(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
@@ -523,6 +498,9 @@ fn kdig_asks_over_tls_and_quic() {
         assert!(answer.contains("NOERROR") && answer.contains("10.0.0.1"), "{kind}: {answer}");
         let answer = ask("example.com");
         assert!(answer.contains("REFUSED"), "{kind}: {answer}");
+        let named = if kind == "tls" { "DNS over TLS" } else { "DNS over QUIC" };
+        let line = format!(r#" destination={address} transport="{named}" name=hello.svc kind=A rcode="NOERROR" octets="#);
+        eventually("the query in the log", SOON, || server.log().contains(&line).then_some(()));
     }
     let text = String::from_utf8(server.run(&["status"]).stdout).unwrap();
     assert!(text.contains("answers over TLS on 127.0.0.1:") && text.contains("answers over QUIC on 127.0.0.1:"), "{text}");

@@ -4,8 +4,10 @@
 mod support;
 
 use std::net::TcpStream;
+use std::time::Duration;
 
 use support::svcdns::Svcdns;
+use support::upstream::{Behaviour, Record, Upstream};
 use support::{SOON, dns};
 
 /// A server of an empty registry, and the directory it is in.
@@ -24,11 +26,18 @@ fn ask_over_tcp(server: &Svcdns, question: &[u8]) {
     assert!(dns::receive_tcp(&mut stream).is_some());
 }
 
-/// The lines about questions, from their transport on.
+/// The lines about queries to this server, from their transport on.
 fn questions(server: &Svcdns) -> Vec<String> {
     let log = server.log();
     let lines = log.lines().filter_map(|line| line.split_once("question source=127.0.0.1:")?.1.split_once(' '));
-    lines.map(|(_, rest)| rest.to_owned()).collect()
+    let destination = format!("destination={} ", server.address);
+    lines.map(|(_, rest)| rest.strip_prefix(&destination).unwrap_or_else(|| panic!("{destination}in {rest}")).to_owned()).collect()
+}
+
+/// The time that a query took, by its line.
+fn duration(line: &str) -> Duration {
+    let (_, micros) = line.split_once(" duration_us=").unwrap_or_else(|| panic!("no duration in {line}"));
+    Duration::from_micros(micros.parse().unwrap())
 }
 
 #[test]
@@ -52,6 +61,36 @@ fn questions_are_logged_where_that_is_wanted() {
     ] {
         assert!(found.iter().any(|line| line.starts_with(begin)), "{begin} in {found:#?}");
     }
+    server.stop();
+}
+
+#[test]
+fn the_time_that_a_query_took_is_logged_too() {
+    let upstream = Upstream::start();
+    let delay = Duration::from_secs(1);
+    for transport in ["udp", "tcp"] {
+        let name = format!("{transport}.slow.test");
+        upstream.put([Record::a(&name, 300, "192.0.2.1")]);
+        upstream.on(&name, Behaviour { delay, ..Behaviour::default() });
+    }
+    let (server, _directory) = serve(&["--log-queries", "1", "--upstream", &upstream.flag()]);
+    assert_eq!(dns::code(server.address, "udp.slow.test", dns::A), "NOERROR");
+    ask_over_tcp(&server, &dns::question(7, "tcp.slow.test", dns::A));
+    // From the cache, without a wait.
+    assert_eq!(dns::code(server.address, "tcp.slow.test", dns::A), "NOERROR");
+    let found = support::eventually("three queries in the log", SOON, || {
+        let found: Vec<_> = questions(&server).into_iter().filter(|line| line.contains("slow.test")).collect();
+        (found.len() == 3).then_some(found)
+    });
+    for (line, begin) in found.iter().zip([
+        r#"transport="UDP" name=udp.slow.test kind=A rcode="NOERROR" octets="#,
+        r#"transport="TCP" name=tcp.slow.test kind=A rcode="NOERROR" octets="#,
+        r#"transport="UDP" name=tcp.slow.test kind=A rcode="NOERROR" octets="#,
+    ]) {
+        assert!(line.starts_with(begin), "{begin} in {found:#?}");
+    }
+    let [udp, tcp, kept] = [0, 1, 2].map(|at| duration(&found[at]));
+    assert!(udp >= delay && tcp >= delay && kept < delay, "{found:#?}");
     server.stop();
 }
 

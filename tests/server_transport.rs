@@ -2,80 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
 
+mod support;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::server::{Counters, Limits, Request, Respond, Response, Settings, bind};
-use svcdns::wire::Transport;
+use svcdns::server::{Counters, Limits, Settings, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use support::echo::Echo;
+
 /// Nothing here takes that long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Echoes with the transport in front; `big` gives 60,000 octets, `silent` nothing, `panic` panics; `later` is answered later,
-/// `slow` half a second later, `where` later with the name of the thread, `never` never, `later panic` panics later.
-struct Echo;
-
-impl Respond for Echo {
-    fn fork(&self) -> Self {
-        Self
-    }
-
-    type Ahead = ();
-
-    fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
-
-    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-        let Request { octets: request, transport, .. } = request;
-        out.clear();
-        assert_ne!(request, b"panic", "asked to panic");
-        if request == b"big" {
-            out.resize(60_000, b'x');
-        } else {
-            out.extend_from_slice(if transport == Transport::Udp { b"udp " } else { b"tcp " });
-            out.extend_from_slice(request);
-        }
-        match request {
-            b"silent" => Response::Silent,
-            b"later" | b"slow" | b"never" | b"where" | b"later panic" => Response::Later,
-            _ => Response::Ready,
-        }
-    }
-
-    async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-        let thread = || std::thread::current().name().unwrap_or_default().to_owned();
-        let begun_in = thread();
-        tokio::time::sleep(Duration::from_millis(if request == b"slow" { 500 } else { 10 })).await;
-        match request.as_slice() {
-            b"never" => std::future::pending().await,
-            b"where" => {
-                assert_eq!(begun_in, thread());
-                return Some(begun_in.into_bytes());
-            }
-            _ => assert_ne!(request, b"later panic", "asked to panic"),
-        }
-        Some([&request, b" than never".as_slice()].concat())
-    }
-
-    fn fail(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
-        out.clear();
-        out.extend_from_slice(b"too many");
-        true
-    }
-
-    fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        out.clear();
-        out.extend_from_slice(b"refused ");
-        out.extend_from_slice(request);
-        true
-    }
-}
 
 struct Server {
     address: SocketAddr,
@@ -87,7 +31,7 @@ struct Server {
 fn start(settings: &Settings) -> Server {
     let bound = bind(settings).unwrap();
     let (address, counters, stop) = (bound.addresses()[0], bound.counters(), CancellationToken::new());
-    let serving = bound.serve(Echo, stop.clone());
+    let serving = bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Server { address, counters, stop, task }
 }
@@ -199,12 +143,25 @@ async fn udp_and_tcp_answer_on_both_loopback_families() {
 }
 
 #[tokio::test]
+async fn a_query_knows_its_client() {
+    for address in ["127.0.0.1:0", "127.77.10.1:0", "[::1]:0"] {
+        let server = start(&on(address));
+        let socket = UdpSocket::bind((server.address.ip(), 0)).await.unwrap();
+        let expected = format!("{} {}", socket.local_addr().unwrap(), server.address);
+        assert_eq!(ask_udp(&socket, server.address, b"client").await, expected.as_bytes());
+        let mut client = server.connect().await;
+        let expected = format!("{} {}", client.0.local_addr().unwrap(), server.address);
+        assert_eq!(client.ask(b"client").await.unwrap(), expected.as_bytes());
+    }
+}
+
+#[tokio::test]
 async fn every_address_of_the_machine_answers_from_itself() {
     let settings = Settings { allow: vec!["0.0.0.0/0".parse().unwrap()], ..on("0.0.0.0:0") };
     let bound = bind(&settings).unwrap();
     let addresses = bound.addresses();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(bound.serve(Echo, stop.clone()));
+    let task = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     for address in addresses {
         assert_eq!(ask_udp(&socket, address, b"hello").await, b"udp hello");
@@ -510,19 +467,11 @@ async fn dropping_the_server_ends_its_loops() {
 }
 
 #[tokio::test]
-async fn listening_twice_names_the_holder() {
-    let server = start_with(patient());
-    let message = bind(&on(&server.address.to_string())).unwrap_err().to_string();
-    assert!(message.contains(&server.address.to_string()), "{message}");
-    assert!(message.contains(&format!("(process {})", std::process::id())), "{message}");
-}
-
-#[tokio::test]
 async fn what_has_to_be_waited_for_is_answered_later() {
     let server = start_with(Limits::default());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    assert_eq!(ask_udp(&socket, server.address, b"later").await, b"later than never");
-    assert_eq!(server.connect().await.ask(b"later").await.unwrap(), b"later than never");
+    assert_eq!(ask_udp(&socket, server.address, b"later").await, b"udp later, at last");
+    assert_eq!(server.connect().await.ask(b"later").await.unwrap(), b"tcp later, at last");
 }
 
 #[tokio::test]
@@ -534,7 +483,7 @@ async fn every_thread_answers_and_waits_by_itself() {
     while seen.len() < 3 {
         assert!(begun.elapsed() < DEADLINE, "not every thread is asked: {seen:?}");
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        seen.insert(String::from_utf8(ask_udp(&socket, server.address, b"where").await).unwrap());
+        seen.insert(String::from_utf8(ask_udp(&socket, server.address, b"thread").await).unwrap());
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["udp-0", "udp-1", "udp-2"]);
@@ -555,11 +504,11 @@ async fn only_so_many_answers_over_udp_are_waited_for() {
     // One panics, and its place is free all the same.
     for _ in 0..3 {
         let panics = server.counters.panics.get();
-        socket.send_to(b"later panic", server.address).await.unwrap();
+        socket.send_to(b"panic-later", server.address).await.unwrap();
         server.until("the panic is counted", |c| c.panics.get() == panics + 1).await;
     }
     let begun = Instant::now();
-    while ask_udp(&socket, server.address, b"later").await != b"later than never" {
+    while ask_udp(&socket, server.address, b"later").await != b"udp later, at last" {
         assert!(begun.elapsed() < DEADLINE, "the places are not free again");
     }
 }
@@ -573,7 +522,7 @@ async fn answers_over_udp_in_flight_go_out_when_the_server_stops() {
     server.stop.cancel();
     let mut answer = [0; 64];
     let length = timeout(DEADLINE, socket.recv(&mut answer)).await.expect("an answer in time").unwrap();
-    assert_eq!(&answer[..length], b"slow than never");
+    assert_eq!(&answer[..length], b"udp slow, at last");
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
 }
 
@@ -608,7 +557,7 @@ async fn a_flood_over_udp_leaves_later_answers_their_turn() {
         client.send_to(b"later", address).await.unwrap();
         let mut answer = [0; 64];
         if let Ok(Ok(length)) = timeout(brief(200), client.recv(&mut answer)).await {
-            assert_eq!(&answer[..length], b"later than never");
+            assert_eq!(&answer[..length], b"udp later, at last");
             answers += 1;
         }
     }

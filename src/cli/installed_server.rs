@@ -9,6 +9,7 @@ use super::Place;
 use super::client::{Client, NotRunning};
 use crate::admin::Status;
 use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, SecretKey, secrets};
+use crate::daemon::ListenError;
 use crate::registry::Source;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
@@ -218,7 +219,8 @@ fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {
 
 /// Whether the port is free; who holds it where it is not.
 fn can_listen(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
-    Ok(server::bind(&server::Settings { listen: vec![address], ..config.server() }).map(drop)?)
+    let settings = server::Settings { listen: vec![address], ..config.server() };
+    Ok(server::bind(&settings).map(drop).map_err(ListenError::with_holder)?)
 }
 
 fn hidden(path: &Path) -> Option<&'static str> {

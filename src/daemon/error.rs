@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::listen_error::ListenError;
 use crate::admin::StateDirError;
-use crate::server::{BindError, ServeError};
+use crate::server::BindError;
 use crate::upstream::CaFileError;
 
 /// The server cannot start.
@@ -14,7 +15,7 @@ pub enum StartError {
     StateDir(#[from] StateDirError),
     /// A socket cannot be opened.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Listen(#[from] ListenError),
     /// The authorities for upstreams over TLS cannot be read.
     #[error(transparent)]
     CaFile(#[from] CaFileError),
@@ -28,7 +29,7 @@ pub enum StartError {
 pub enum ServerError {
     /// A socket could not be served.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Serve(#[from] BindError),
     /// The task that answers panicked.
     #[error("the DNS server panicked; please report this: {0}")]
     Panicked(tokio::task::JoinError),

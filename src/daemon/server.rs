@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::follow::{Followed, Following};
-use super::{ServerError, StartError};
+use super::listen_error::{ListenError, report_not_listening};
+use super::{Responder, ServerError, StartError};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
 use crate::name::Name;
-use crate::server::{Responder, ServeError};
+use crate::server::BindError;
 use crate::service::Update;
 use crate::upstream::{Forwarder, LookupFailed, Wanted, follow_hosts};
 use crate::{admin, server};
@@ -38,7 +39,7 @@ pub struct Server {
     pub state_dir: PathBuf,
     /// The way in for questions.
     pub answerer: Arc<Answerer>,
-    dns: tokio::task::JoinHandle<Result<(), ServeError>>,
+    dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -56,7 +57,7 @@ impl Server {
         let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
         let mut state = StateDir::take(&path, doubtful)?;
         let socket = Listener::Socket(state.listen()?);
-        let bound = server::bind(&config.server())?;
+        let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let port = admin_port(config.admin_listen).await;
@@ -88,7 +89,7 @@ impl Server {
         }
         let publisher = follow(following, site, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
-        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), stop.clone()));
+        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), report_not_listening, stop.clone()));
         Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
     }
 

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Limits;
-use super::counters::{Counters, Kind};
+use super::{Counters, Limits, StreamKind};
 
 /// The connections that are open now, over all listening addresses and kinds of connections.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Place {
     admission: Arc<Admission>,
-    kind: Kind,
+    kind: StreamKind,
     source: IpAddr,
     stranger: bool,
 }
@@ -43,7 +42,7 @@ impl Admission {
 
     /// A place for a connection from `source`; a `stranger` has no access and stays only for its refusal. None when a
     /// limit is reached.
-    pub(super) fn admit(self: &Arc<Self>, kind: Kind, source: IpAddr, stranger: bool) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, kind: StreamKind, source: IpAddr, stranger: bool) -> Option<Place> {
         let source = source.to_canonical();
         let by_source_limit =
             if source.is_loopback() { self.limits.connections_per_loopback_source } else { self.limits.connections_per_source };
@@ -113,26 +112,26 @@ mod tests {
     fn each_source_has_its_share() {
         let admission = admission(100);
         let source = address("10.0.0.1");
-        let first = admission.admit(Kind::Tcp, source, false).unwrap();
-        let _second = admission.admit(Kind::Tcp, address("::ffff:10.0.0.1"), false).unwrap();
-        assert!(admission.admit(Kind::Tcp, source, false).is_none());
-        assert!(admission.admit(Kind::Tcp, address("10.0.0.2"), false).is_some());
+        let first = admission.admit(StreamKind::Tcp, source, false).unwrap();
+        let _second = admission.admit(StreamKind::Tcp, address("::ffff:10.0.0.1"), false).unwrap();
+        assert!(admission.admit(StreamKind::Tcp, source, false).is_none());
+        assert!(admission.admit(StreamKind::Tcp, address("10.0.0.2"), false).is_some());
         drop(first);
-        assert!(admission.admit(Kind::Tcp, source, false).is_some());
+        assert!(admission.admit(StreamKind::Tcp, source, false).is_some());
         assert_eq!(admission.counters.tcp.rejected.get(), 1);
     }
 
     #[test]
     fn loopback_has_a_larger_share() {
         let admission = admission(100);
-        let held: Vec<_> = std::iter::from_fn(|| admission.admit(Kind::Tcp, address("127.0.0.1"), false)).take(50).collect();
+        let held: Vec<_> = std::iter::from_fn(|| admission.admit(StreamKind::Tcp, address("127.0.0.1"), false)).take(50).collect();
         assert_eq!(held.len(), 3);
     }
 
     #[test]
     fn the_total_holds_over_all_sources() {
         let admission = admission(4);
-        let held: Vec<_> = (0..9).filter_map(|host| admission.admit(Kind::Tcp, address(&format!("10.0.0.{host}")), false)).collect();
+        let held: Vec<_> = (0..9).filter_map(|host| admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)).collect();
         assert_eq!(held.len(), 4);
         assert_eq!(admission.counters.tcp.open.get(), 4);
     }
@@ -141,11 +140,11 @@ mod tests {
     fn the_limits_hold_over_all_kinds_together() {
         let admission = admission(4);
         let source = address("10.0.0.1");
-        let _tcp = admission.admit(Kind::Tcp, source, false).unwrap();
+        let _tcp = admission.admit(StreamKind::Tcp, source, false).unwrap();
         assert!(!admission.is_busy());
-        let _tls = admission.admit(Kind::Tls, source, false).unwrap();
+        let _tls = admission.admit(StreamKind::Tls, source, false).unwrap();
         assert!(admission.is_busy());
-        assert!(admission.admit(Kind::Quic, source, false).is_none());
+        assert!(admission.admit(StreamKind::Quic, source, false).is_none());
         let counters = &admission.counters;
         assert_eq!(
             [&counters.tcp, &counters.tls, &counters.quic].map(|kind| (kind.open.get(), kind.rejected.get())),
@@ -156,15 +155,15 @@ mod tests {
     #[test]
     fn strangers_cannot_take_the_places_of_others() {
         let admission = admission(100);
-        let _stranger = admission.admit(Kind::Tcp, address("10.0.0.1"), true).unwrap();
-        assert!(admission.admit(Kind::Tcp, address("10.0.0.2"), true).is_none());
-        assert!(admission.admit(Kind::Tcp, address("10.0.0.2"), false).is_some());
+        let _stranger = admission.admit(StreamKind::Tcp, address("10.0.0.1"), true).unwrap();
+        assert!(admission.admit(StreamKind::Tcp, address("10.0.0.2"), true).is_none());
+        assert!(admission.admit(StreamKind::Tcp, address("10.0.0.2"), false).is_some());
     }
 
     #[test]
     fn nothing_is_kept_of_a_source_that_has_gone() {
         let admission = admission(100);
-        drop((0..50).filter_map(|host| admission.admit(Kind::Tcp, address(&format!("10.0.0.{host}")), false)).collect::<Vec<_>>());
+        drop((0..50).filter_map(|host| admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)).collect::<Vec<_>>());
         let open = admission.open();
         assert_eq!((open.total, open.strangers, open.by_source.len()), (0, 0, 0));
         assert_eq!(admission.counters.tcp.open.get(), 0);

@@ -1,5 +1,6 @@
 //! Opens the sockets, and says in words what stands in the way.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -9,8 +10,9 @@ use tracing::{info, warn};
 
 use super::certificate::CertificateError;
 use super::query_log::QueryLog;
-use super::{Bound, Counters, Endpoint, Settings, SettingsError, interfaces};
-use crate::system::{Holder, holder_of};
+use super::serve::Endpoint;
+use super::sink::Tap;
+use super::{Bound, Counters, Settings, SettingsError, interfaces};
 use crate::wire::Transport;
 
 /// Octets of datagrams that may wait to be read: some thousand queries in a burst. The kernel may grant less.
@@ -25,7 +27,7 @@ const THREADS: usize = 32;
 /// How often a free TCP port is tried whose UDP port is taken.
 const ATTEMPTS: usize = 16;
 
-/// Why the sockets could not be opened.
+/// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The settings themselves.
@@ -35,20 +37,8 @@ pub enum BindError {
     #[error("no encrypted connections without a certificate")]
     Certificate(#[from] CertificateError),
     /// Somebody else has the port.
-    #[error(
-        "cannot listen on {address} ({}): the port is taken by {}; stop that, or choose another port with {flag}",
-        transport_name(*.transport), holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
-    )]
-    InUse {
-        /// The address.
-        address: SocketAddr,
-        /// Whether its UDP or its TCP port.
-        transport: Transport,
-        /// The flag that named the address.
-        flag: &'static str,
-        /// Who has it, where that can be seen.
-        holder: Option<Holder>,
-    },
+    #[error(transparent)]
+    InUse(PortTaken),
     /// A port below 1024, without the right to it.
     #[error(
         "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
@@ -80,6 +70,35 @@ pub enum BindError {
     },
 }
 
+/// A port that another process has.
+///
+/// The server does not look for that process. A caller that does puts it into the message with
+/// [`Self::by`].
+#[derive(Debug, thiserror::Error)]
+pub struct PortTaken {
+    /// The address.
+    pub address: SocketAddr,
+    /// Whether its UDP or its TCP port.
+    pub transport: Transport,
+    /// The flag that named the address.
+    pub flag: &'static str,
+}
+
+impl PortTaken {
+    /// The message, with who has the port.
+    pub fn by(&self, holder: impl fmt::Display) -> String {
+        let Self { address, transport, flag } = self;
+        let transport = transport_name(*transport);
+        format!("cannot listen on {address} ({transport}): the port is taken by {holder}; stop that, or choose another port with {flag}")
+    }
+}
+
+impl fmt::Display for PortTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.by("another process"))
+    }
+}
+
 /// How an address was named, for what to do about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Named {
@@ -100,7 +119,7 @@ impl BindError {
     /// What the system said, in words and with what to do.
     pub(super) fn explain(transport: Transport, named: &'static Named, address: SocketAddr, error: io::Error) -> Self {
         match error.kind() {
-            ErrorKind::AddrInUse => Self::InUse { address, transport, flag: named.flag, holder: holder_of(transport, address) },
+            ErrorKind::AddrInUse => Self::InUse(PortTaken { address, transport, flag: named.flag }),
             ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => {
                 Self::NotPermitted { address, flag: named.flag, example: SocketAddr::new(address.ip(), named.port) }
             }
@@ -156,7 +175,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         wildcards,
         encrypted,
         access: settings.access(),
-        log: QueryLog::new(settings.log_queries),
+        tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
         limits: settings.limits.clone(),
         counters: Arc::new(Counters::default()),
     })
@@ -187,7 +206,7 @@ fn open_group(addresses: &[SocketAddr], workers: impl Fn(&[Endpoint]) -> usize, 
     loop {
         let result = try_group(addresses, &workers, skip_absent);
         match &result {
-            Err(BindError::InUse { .. }) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
+            Err(BindError::InUse(_)) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
             _ => return result,
         }
     }
@@ -312,19 +331,23 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_reported_with_its_holder() {
+    fn a_taken_port_is_reported_with_its_address_and_transport() {
         let taken = bind(&listening(&["127.0.0.1:0"])).unwrap();
         let address = taken.addresses()[0];
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
-        assert!(matches!(error, BindError::InUse { transport: Transport::Tcp, .. }), "{error:?}");
-        let message = error.to_string();
-        assert!(message.contains(&address.to_string()) && message.contains(&std::process::id().to_string()), "{message}");
+        assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Tcp, .. })), "{error:?}");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot listen on {address} (TCP): the port is taken by another process; stop that, or choose another port with --listen"
+            )
+        );
 
         // An address of its own: no connection of another test has the same number as its TCP port.
         let udp = UdpSocket::bind("127.77.6.1:0").unwrap();
         let address = udp.local_addr().unwrap();
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
-        assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+        assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })), "{error:?}");
     }
 
     #[test]
@@ -340,7 +363,7 @@ mod tests {
         for workers in [1, 3] {
             let limits = crate::server::Limits { udp_workers: workers, ..crate::server::Limits::default() };
             let error = bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
-            assert!(matches!(error, BindError::InUse { transport: Transport::Udp, holder: Some(_), .. }), "{error:?}");
+            assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })), "{error:?}");
         }
         drop(other);
         let limits = crate::server::Limits { udp_workers: 3, ..crate::server::Limits::default() };

@@ -14,26 +14,20 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::counters::{Counters, Kind, StreamCounters};
-use super::padding;
-use super::query_log::QueryLog;
-use super::{Limits, Respond, Response};
-use crate::wire::Transport;
+use super::serve::Serving;
+use super::{Client, DnsTransport, Respond, Response, StreamCounters, StreamKind, padding};
 
 /// One connection, seen from its task.
 pub(super) struct Connection<'a, R> {
-    pub(super) kind: Kind,
+    pub(super) kind: StreamKind,
     /// The client.
     pub(super) source: SocketAddr,
-    pub(super) log: QueryLog,
-    pub(super) responder: &'a Arc<R>,
-    pub(super) limits: &'a Limits,
-    pub(super) counters: &'a Arc<Counters>,
-    /// Cancelled: no further message is read.
-    pub(super) stop: &'a CancellationToken,
+    /// The address of ours that it is connected to.
+    pub(super) destination: SocketAddr,
+    /// What all connections share. Once it stops, no further message is read.
+    pub(super) serving: &'a Arc<Serving<R>>,
     pub(super) activity: Activity,
 }
 
@@ -82,8 +76,8 @@ impl<R: Respond> Connection<'_, R> {
     /// Answers messages until the connection ends, and lets out the answers it owes.
     async fn converse(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> End {
         let (reading, writing) = split(stream);
-        let in_flight = self.limits.in_flight.clamp(1, 1 << 16);
-        let queued = u32::try_from(self.limits.queued_octets).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        let in_flight = self.serving.limits.in_flight.clamp(1, 1 << 16);
+        let queued = u32::try_from(self.serving.limits.queued_octets).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let (sender, answers) = mpsc::channel(in_flight);
         let queue = Queue { sender, room: Arc::new(Semaphore::new(queued as usize)), size: queued };
         // Aborted when this function returns, whatever the reason.
@@ -97,7 +91,7 @@ impl<R: Respond> Connection<'_, R> {
             return end;
         }
         // The queue ends with the last answer that is still being made.
-        let owed = self.limits.answer_timeout.saturating_add(self.limits.write_timeout);
+        let owed = self.serving.limits.answer_timeout.saturating_add(self.serving.limits.write_timeout);
         let written = timeout(owed, writing).await;
         self.reap(&mut later);
         if matches!(written, Ok(Ok(()))) { end } else { End::Unwritable }
@@ -118,14 +112,14 @@ impl<R: Respond> Connection<'_, R> {
                 let place = Arc::clone(&places).acquire_owned().await.map_err(|_| End::Broken)?;
                 // This message's own place is not one of an answer owed.
                 self.first_octet(&mut reader, || places.available_permits() + 1 < in_flight).await?;
-                match timeout(self.limits.message_timeout, read_message(&mut reader)).await {
+                match timeout(self.serving.limits.message_timeout, read_message(&mut reader)).await {
                     Ok(message) => message.map(|request| (request, place)),
                     Err(_) => Err(End::Late),
                 }
             };
             let (request, place) = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Stopped,
+                () = self.serving.stop.cancelled() => return End::Stopped,
                 next = next => match next {
                     Ok(next) => next,
                     Err(end) => return end,
@@ -141,7 +135,7 @@ impl<R: Respond> Connection<'_, R> {
     /// Waits for the first octet of a message, as long as the connection is not idle.
     async fn first_octet(&self, reader: &mut (impl AsyncBufReadExt + Unpin), owed: impl Fn() -> bool) -> Result<(), End> {
         // Not nothing, so that the loop below always waits.
-        let patience = self.limits.idle_timeout.max(Duration::from_millis(10));
+        let patience = self.serving.limits.idle_timeout.max(Duration::from_millis(10));
         loop {
             match timeout(patience.saturating_sub(self.activity.since()), reader.fill_buf()).await {
                 Ok(Ok([])) => return Err(End::Closed),
@@ -157,8 +151,10 @@ impl<R: Respond> Connection<'_, R> {
 
     /// Has one message answered: at once where the answer is ready, else in a task of its own, so that it holds up no other.
     async fn answer(&self, request: Vec<u8>, place: OwnedSemaphorePermit, queue: &Queue, later: &mut JoinSet<()>) {
-        let padded = padding::is_wanted(&request, self.kind);
-        let asked = self.log.pick(&request, self.source, self.kind.name());
+        let Self { kind, source, destination, serving, .. } = *self;
+        let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
+        let received = serving.tap.receive();
+        let padded = padding::is_wanted(&request, kind);
         let finished = move |mut answer: Vec<u8>| {
             if padded {
                 padding::pad(&mut answer);
@@ -166,37 +162,32 @@ impl<R: Respond> Connection<'_, R> {
             answer
         };
         let mut answer = Vec::with_capacity(512);
-        match self.responder.respond_alone(&request, Transport::Tcp, &mut answer) {
-            Response::Ready => {
-                if let Some(asked) = asked {
-                    asked.answered(Some(&answer));
-                }
-                return queue.push(finished(answer), place).await;
+        let answered = match serving.responder.respond_alone(&request, &client, &mut answer) {
+            Response::Ready => Some(answer),
+            Response::Silent => None,
+            Response::Later => {
+                let (serving, queue) = (Arc::clone(serving), queue.clone());
+                later.spawn(async move {
+                    if let Some(answer) = serving.later(kind, request, client, received).await {
+                        queue.push(finished(answer), place).await;
+                    }
+                });
+                return;
             }
-            Response::Silent => return asked.map_or((), |asked| asked.answered(None)),
-            Response::Later => {}
+        };
+        if let Some(received) = received {
+            serving.tap.finished(&client, &request, answered.as_deref(), received);
         }
-        let (responder, queue, counters) = (Arc::clone(self.responder), queue.clone(), Arc::clone(self.counters));
-        let (kind, patience) = (self.kind, self.limits.answer_timeout);
-        later.spawn(async move {
-            let answer = timeout(patience, responder.later(request, Transport::Tcp)).await.unwrap_or_else(|_| {
-                counters.of(kind).answer_timeouts.increment();
-                None
-            });
-            if let Some(asked) = asked {
-                asked.answered(answer.as_deref());
-            }
-            if let Some(answer) = answer {
-                queue.push(finished(answer), place).await;
-            }
-        });
+        if let Some(answer) = answered {
+            queue.push(finished(answer), place).await;
+        }
     }
 
     /// Forgets the tasks that have ended, so that their number stays within the messages in flight.
     fn reap(&self, later: &mut JoinSet<()>) {
         while let Some(ended) = later.try_join_next() {
             if ended.is_err_and(|failure| failure.is_panic()) {
-                self.counters.panics.increment();
+                self.serving.counters.panics.increment();
             }
         }
     }
@@ -214,7 +205,7 @@ impl<R: Respond> Connection<'_, R> {
                 gathered.push(answer);
                 next = if octets.len() < GATHERED { answers.try_recv().ok() } else { None };
             }
-            match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
+            match timeout(self.serving.limits.write_timeout, write_whole(&mut writing, &octets)).await {
                 Ok(Ok(())) => {
                     self.counted().answers.add(gathered.len() as u64);
                 }
@@ -238,20 +229,20 @@ impl<R: Respond> Connection<'_, R> {
         let mut reader = BufReader::new(reading);
         let request = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return End::Stopped,
-            request = timeout(self.limits.message_timeout, read_message(&mut reader)) => match request {
+            () = self.serving.stop.cancelled() => return End::Stopped,
+            request = timeout(self.serving.limits.message_timeout, read_message(&mut reader)) => match request {
                 Ok(Ok(request)) => request,
                 Ok(Err(end)) => return end,
                 Err(_) => return End::Late,
             },
         };
         let mut answer = Vec::new();
-        if !self.responder.refuse(&request, &mut answer) {
+        if !self.serving.responder.refuse(&request, &mut answer) {
             return End::Refused;
         }
         let mut octets = Vec::with_capacity(answer.len() + 2);
         append(&mut octets, &answer);
-        match timeout(self.limits.write_timeout, write_whole(&mut writing, &octets)).await {
+        match timeout(self.serving.limits.write_timeout, write_whole(&mut writing, &octets)).await {
             Ok(Ok(())) => {
                 self.counted().answers.increment();
                 End::Refused
@@ -261,7 +252,7 @@ impl<R: Respond> Connection<'_, R> {
     }
 
     fn counted(&self) -> &StreamCounters {
-        self.counters.of(self.kind)
+        self.serving.counters.of(self.kind)
     }
 
     fn count(&self, end: End) {

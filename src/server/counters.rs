@@ -1,5 +1,6 @@
 //! What the server counts.
 
+use super::StreamKind;
 use crate::metrics::{Counter, Gauge};
 
 /// Everything the server counts since it was bound. A count never says what was asked or by whom.
@@ -66,32 +67,13 @@ pub struct StreamCounters {
     pub accept_errors: Counter,
 }
 
-/// The kinds of connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Tcp,
-    Tls,
-    Quic,
-}
-
 impl Counters {
     /// What is counted of connections of this kind.
-    pub(super) fn of(&self, kind: Kind) -> &StreamCounters {
+    pub(super) fn of(&self, kind: StreamKind) -> &StreamCounters {
         match kind {
-            Kind::Tcp => &self.tcp,
-            Kind::Tls => &self.tls,
-            Kind::Quic => &self.quic,
-        }
-    }
-}
-
-impl Kind {
-    /// Its name, for people.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Tls => "DNS over TLS",
-            Self::Quic => "DNS over QUIC",
+            StreamKind::Tcp => &self.tcp,
+            StreamKind::Tls => &self.tls,
+            StreamKind::Quic => &self.quic,
         }
     }
 }

@@ -14,9 +14,11 @@ use tracing::{info, warn};
 
 use super::bind::{BindError, LISTEN, open, workers_beside};
 use super::interfaces::{Changes, addresses_for};
+use super::serve::{Endpoint, Serving};
 use super::udp::Own;
 use super::workers::{Shared, Thread};
-use super::{Endpoint, Respond, ServeError, Serving, keep, tcp};
+use super::{Respond, StreamKind, tcp};
+use crate::wire::Transport;
 
 /// How long changes are gathered before the addresses are read: they often come several at a time.
 const GATHER: Duration = Duration::from_millis(50);
@@ -25,11 +27,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the addresses are read without having heard of a change, should that message be lost.
 const REREAD: Duration = Duration::from_secs(30);
 
+/// Hears of an address that the machine has and that cannot be listened on.
+pub(super) type Report = Box<dyn Fn(SocketAddr, BindError) + Send>;
+
 /// All that is listened on.
-#[derive(Debug)]
 pub(super) struct Listening<R> {
     serving: Arc<Serving<R>>,
     shared: Shared,
+    report: Report,
     open: HashMap<SocketAddr, Open>,
     /// Threads started so far.
     started: usize,
@@ -48,33 +53,28 @@ struct Open {
 
 impl<R: Respond> Listening<R> {
     /// Nothing yet.
-    pub(super) fn new(serving: Arc<Serving<R>>, shared: Shared) -> Self {
-        Self { serving, shared, open: HashMap::new(), started: 0 }
+    pub(super) fn new(serving: Arc<Serving<R>>, shared: Shared, report: Report) -> Self {
+        Self { serving, shared, report, open: HashMap::new(), started: 0 }
     }
 
     /// Answers on these sockets from now on.
     ///
     /// # Errors
     /// When the runtime does not take the one for TCP, or there is no thread for one for UDP; none of them is served then.
-    pub(super) async fn serve(&mut self, endpoint: Endpoint) -> Result<(), ServeError> {
+    pub(super) async fn serve(&mut self, endpoint: Endpoint) -> Result<(), BindError> {
         let Endpoint { address, followed, udp, tcp } = endpoint;
         let stop = self.serving.stop.child_token();
         let unless_done = stop.clone().drop_guard();
-        let listener = Arc::new(tcp::Listener {
-            socket: tokio::net::TcpListener::from_std(tcp).map_err(|source| ServeError { address, source })?,
-            address,
-            serving: Arc::new(self.serving.until(stop.clone())),
-            tls: None,
-        });
+        let serving = Arc::new(self.serving.until(stop.clone()));
+        let listener = tcp::Listener::new(tcp, address, Arc::clone(&serving), None);
+        let listener = Arc::new(listener.map_err(|source| BindError::System { address, transport: Transport::Tcp, source })?);
         let mut threads = Vec::with_capacity(udp.len());
         for socket in udp {
             let responder = self.serving.responder.fork();
             threads.push(Thread::start(self.started, address, socket, responder, self.shared.clone(), stop.clone()).await?);
             self.started += 1;
         }
-        let tcp = tokio::spawn(keep(address, listener.kind().name(), Arc::clone(&self.serving.counters), stop.clone(), move || {
-            tokio::spawn(Arc::clone(&listener).run())
-        }));
+        let tcp = tokio::spawn(serving.keep(address, StreamKind::Tcp, move || Arc::clone(&listener).run()));
         self.open.insert(address, Open { followed, stop: unless_done.disarm(), threads, tcp });
         self.tell_own();
         Ok(())
@@ -156,16 +156,15 @@ impl<R: Respond> Listening<R> {
         let error = match open(address, workers_beside(self.threads(), self.serving.limits.udp_workers)) {
             Ok(endpoint) => match self.serve(Endpoint { followed: true, ..endpoint }).await {
                 Ok(()) => return true,
-                Err(error) => error.to_string(),
+                Err(error) => error,
             },
             // Still being checked for a second owner in the network (RFC 4862 section 5.4), or gone again.
             Err((_, error)) if error.kind() == ErrorKind::AddrNotAvailable => return false,
-            // Said once, and not at once: it may be a socket of ours that is just being closed.
-            Err(_) if before != 1 => return false,
-            Err((transport, error)) => BindError::explain(transport, &LISTEN, address, error).to_string(),
+            Err((transport, error)) => BindError::explain(transport, &LISTEN, address, error),
         };
+        // Said once, and not at once: it may be a socket of ours that is just being closed.
         if before == 1 {
-            warn!(%address, error, "not answering on a new address at the moment; trying again");
+            (self.report)(address, error);
         }
         false
     }

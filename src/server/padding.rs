@@ -1,6 +1,6 @@
 //! Padded answers on encrypted transports, whose lengths tell less of what was asked (RFC 7830, RFC 8467 section 4.1).
 
-use super::counters::Kind;
+use super::StreamKind;
 use crate::wire::{HEADER, Parsed, Query, put_u16, question_end, records, u16_at};
 
 /// Octets of which a padded answer's length is a multiple (RFC 8467 section 4.1).
@@ -10,12 +10,12 @@ const PADDING: u16 = 12;
 
 /// Whether the answer to `request` is to be padded: over TLS where the query is padded itself (RFC 7830 section 4), over QUIC
 /// whenever it has an OPT record (RFC 9250 section 5.4). Never where everybody can read it.
-pub(super) fn is_wanted(request: &[u8], kind: Kind) -> bool {
+pub(super) fn is_wanted(request: &[u8], kind: StreamKind) -> bool {
     let (Parsed::Query(query) | Parsed::Bad { query, .. }) = Query::parse(request) else { return false };
     match kind {
-        Kind::Tcp => false,
-        Kind::Tls => has_padding(query.options),
-        Kind::Quic => query.edns.is_some(),
+        StreamKind::Tcp => false,
+        StreamKind::Tls => has_padding(query.options),
+        StreamKind::Quic => query.edns.is_some(),
     }
 }
 
@@ -61,8 +61,8 @@ mod tests {
     #[test]
     fn who_pads_gets_padding() {
         let (plain, padded) = (message(0x0100, b"\0\x0A\0\x01x"), message(0x0100, b"\0\x0A\0\x01x\0\x0C\0\0"));
-        assert!(is_wanted(&padded, Kind::Tls) && !is_wanted(&plain, Kind::Tls) && is_wanted(&plain, Kind::Quic));
-        assert!(!is_wanted(&padded, Kind::Tcp));
+        assert!(is_wanted(&padded, StreamKind::Tls) && !is_wanted(&plain, StreamKind::Tls) && is_wanted(&plain, StreamKind::Quic));
+        assert!(!is_wanted(&padded, StreamKind::Tcp));
         for options in [&b""[..], b"\0\x0A\0\x01x", &[&[0, 10, 1, 200][..], &[1; 456]].concat()] {
             let mut answer = message(0x8100, options);
             let before = answer.len();

@@ -1,66 +1,55 @@
-//! Every so many questions, one in the log: who asked what, and what the answer was.
+//! Every so many queries, one in the log: who asked what where, and what the response was.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use tracing::info;
 
-use crate::wire::{Parsed, Query, type_name};
+use super::sink::{Finished, Sink};
+use crate::wire::{Parsed, Query, rcode_name, type_name};
 
-/// Which questions are logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct QueryLog {
-    /// One of so many that a thread is asked; 0 for none.
-    every: u32,
-}
-
-/// A question to be logged once it is known how it was answered.
+/// Logs one of so many queries that a thread is asked.
 #[derive(Debug)]
-pub(super) struct Asked {
-    source: SocketAddr,
-    transport: &'static str,
-    name: String,
-    kind: String,
+pub(super) struct QueryLog {
+    every: NonZeroU32,
 }
 
 impl QueryLog {
-    pub(super) fn new(every: u32) -> Self {
-        Self { every }
+    /// Logs one of `every` queries; 0 is for none.
+    pub(super) fn new(every: u32) -> Option<Self> {
+        NonZeroU32::new(every).map(|every| Self { every })
     }
+}
 
-    /// Notes a question where it is one to be logged. Where none is, that costs a comparison.
-    pub(super) fn pick(self, request: &[u8], source: SocketAddr, transport: &'static str) -> Option<Asked> {
-        (self.every > 0 && self.is_next()).then(|| Asked::new(request, source, transport))
-    }
-
-    /// Counts a question of this thread, whatever its transport; says whether its turn has come.
-    fn is_next(self) -> bool {
+impl Sink for QueryLog {
+    /// Counts a query of this thread, whatever its transport; says whether its turn has come.
+    fn wants(&self) -> bool {
         thread_local! {
             static COUNT: Cell<u32> = const { Cell::new(0) };
         }
         let count = COUNT.get() + 1;
-        COUNT.set(if count >= self.every { 0 } else { count });
-        count >= self.every
+        let its_turn = count >= self.every.get();
+        COUNT.set(if its_turn { 0 } else { count });
+        its_turn
+    }
+
+    fn finished(&self, query: &Finished<'_>) {
+        let Finished { client, request, response, duration } = *query;
+        let (source, destination, transport) = (client.source, client.destination, client.transport.name());
+        let (name, kind) = question(request);
+        let (rcode, octets) = (response.map_or(Cow::Borrowed("none"), rcode_of), response.map_or(0, <[u8]>::len));
+        let duration_us = duration.as_micros();
+        info!(%source, %destination, transport, %name, %kind, rcode = &*rcode, octets, duration_us, "question");
     }
 }
 
-impl Asked {
-    #[cold]
-    fn new(request: &[u8], source: SocketAddr, transport: &'static str) -> Self {
-        let (name, kind) = match Query::parse(request) {
-            Parsed::Query(query) | Parsed::Bad { query, .. } if !query.question.is_empty() => (text(query.name()), type_name(query.qtype)),
-            _ => ("?".to_owned(), "?".to_owned()),
-        };
-        Self { source, transport, name, kind }
-    }
-
-    /// Logs it with its answer, if there was one.
-    #[cold]
-    pub(super) fn answered(self, answer: Option<&[u8]>) {
-        let Self { source, transport, name, kind } = self;
-        let (rcode, octets) = (answer.map_or("none", rcode_name), answer.map_or(0, <[u8]>::len));
-        info!(%source, transport, %name, %kind, rcode, octets, "question");
+/// The name and the type that a query asks for.
+fn question(request: &[u8]) -> (String, String) {
+    match Query::parse(request) {
+        Parsed::Query(query) | Parsed::Bad { query, .. } if !query.question.is_empty() => (text(query.name()), type_name(query.qtype)),
+        _ => ("?".to_owned(), "?".to_owned()),
     }
 }
 
@@ -86,11 +75,9 @@ fn text(wire: &[u8]) -> String {
     if text.is_empty() { ".".to_owned() } else { text }
 }
 
-/// The name of an answer's response code, of those that fit the header.
-fn rcode_name(answer: &[u8]) -> &'static str {
-    const NAMES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
-    let rcode = answer.get(3).map(|flags| usize::from(flags & 0x0F));
-    rcode.and_then(|rcode| NAMES.get(rcode).copied()).unwrap_or("other")
+/// The name of the response code in the header; its upper bits, in OPT, are not read.
+fn rcode_of(response: &[u8]) -> Cow<'static, str> {
+    response.get(3).map_or(Cow::Borrowed("none"), |flags| rcode_name(u16::from(flags & 0xF)))
 }
 
 #[cfg(test)]
@@ -114,9 +101,12 @@ mod tests {
     fn one_of_so_many_is_picked() {
         // In a thread of its own, whose count begins with this test.
         std::thread::spawn(|| {
-            let source = SocketAddr::from(([127, 0, 0, 1], 9));
-            let picked = |every: u32| (0..12).filter(|_| QueryLog::new(every).pick(b"?", source, "UDP").is_some()).count();
-            assert_eq!([0, 1, 4, 13].map(picked), [0, 12, 3, 0]);
+            let picked = |every: u32| {
+                let log = QueryLog::new(every).unwrap();
+                (0..12).filter(|_| log.wants()).count()
+            };
+            assert_eq!([1, 4, 13].map(picked), [12, 3, 0]);
+            assert!(QueryLog::new(0).is_none());
         })
         .join()
         .unwrap();
@@ -131,10 +121,9 @@ mod tests {
             request
         };
         for (qtype, kind) in [(1, "A"), (33, "SRV"), (65, "HTTPS"), (4711, "TYPE4711")] {
-            let asked = Asked::new(&request(qtype), SocketAddr::from(([127, 0, 0, 1], 9)), "UDP");
-            assert_eq!((&*asked.name, &*asked.kind), ("hello.svc", kind));
+            assert_eq!(question(&request(qtype)), ("hello.svc".to_owned(), kind.to_owned()));
         }
-        assert_eq!(Asked::new(b"garbage", SocketAddr::from(([127, 0, 0, 1], 9)), "UDP").name, "?");
-        assert_eq!([&[0, 0, 0x81, 0x83][..], &[0, 0, 0x81, 0x80], &[0]].map(rcode_name), ["NXDOMAIN", "NOERROR", "other"]);
+        assert_eq!(question(b"garbage").0, "?");
+        assert_eq!([&[0, 0, 0x81, 0x83][..], &[0, 0, 0x81, 0x80], &[0]].map(rcode_of), ["NXDOMAIN", "NOERROR", "none"]);
     }
 }

@@ -1,10 +1,14 @@
 //! DNS over QUIC (RFC 9250): a connection is admitted as over TCP, and each question has a stream of its own.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
-use quinn::{Endpoint, IdleTimeout, Incoming, ReadToEndError, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, Incoming, ReadToEndError, RecvStream, SendStream, ServerConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
@@ -12,9 +16,9 @@ use tokio_rustls::rustls;
 use tracing::{debug, error};
 
 use super::admission::Place;
-use super::counters::{Kind, StreamCounters};
-use super::{Limits, Respond, Response, Serving, padding};
-use crate::wire::{TCP_MAX, Transport};
+use super::serve::Serving;
+use super::{Client, DnsTransport, Limits, Respond, Response, StreamCounters, StreamKind, padding};
+use crate::wire::TCP_MAX;
 
 /// Nothing went wrong (RFC 9250 section 4.3, as the others).
 const DOQ_NO_ERROR: VarInt = VarInt::from_u32(0);
@@ -36,14 +40,14 @@ pub(super) struct Listener<R> {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
     /// What all listeners share.
-    pub(super) serving: Arc<Serving<R>>,
+    serving: Arc<Serving<R>>,
 }
 
 /// The settings of a listening socket.
 ///
 /// # Errors
 /// When the library has no cipher that QUIC begins with: never.
-pub(super) fn config(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, NoInitialCipherSuite> {
+fn config(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, NoInitialCipherSuite> {
     let number = |number: usize| VarInt::from_u32(u32::try_from(number).unwrap_or(u32::MAX));
     let mut transport = TransportConfig::default();
     transport
@@ -80,6 +84,16 @@ enum End {
 }
 
 impl<R: Respond> Listener<R> {
+    /// A listener with this socket, which must not block.
+    ///
+    /// # Errors
+    /// When the runtime does not take the socket, or `tls` lacks the cipher QUIC begins with.
+    pub(super) fn new(socket: UdpSocket, address: SocketAddr, serving: Arc<Serving<R>>, tls: rustls::ServerConfig) -> io::Result<Self> {
+        let config = config(tls, &serving.limits).map_err(io::Error::other)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, address, serving })
+    }
+
     /// Accepts until the server stops.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
@@ -113,15 +127,9 @@ impl<R: Respond> Listener<R> {
             }
             return;
         }
-        let Some(place) = self.serving.admission.admit(Kind::Quic, source, false) else { return incoming.refuse() };
+        let Some(place) = self.serving.admission.admit(StreamKind::Quic, source, false) else { return incoming.refuse() };
         let listener = Arc::clone(self);
-        self.serving.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = listener.serving.abort.cancelled() => {}
-                () = listener.hold(incoming, place) => {}
-            }
-        });
+        self.serving.spawn(async move { listener.hold(incoming, place).await });
     }
 
     /// Lives as long as the connection, and keeps its place.
@@ -168,6 +176,12 @@ impl<R: Respond> Listener<R> {
     /// Takes streams, and has the question of each answered in a task of its own.
     async fn converse(self: &Arc<Self>, connection: &quinn::Connection, answers: &mut JoinSet<Result<(), Malformed>>) -> End {
         let places = Arc::new(Semaphore::new(self.serving.limits.in_flight.clamp(1, 1 << 16)));
+        let client = Client {
+            source: connection.remote_address(),
+            // More exact than the listener's own address, which may be a wildcard.
+            destination: SocketAddr::new(connection.local_ip().unwrap_or_else(|| self.address.ip()), self.address.port()),
+            transport: DnsTransport::Stream(StreamKind::Quic),
+        };
         loop {
             let next = async {
                 // A client that takes back its questions gets no more of them under way for it.
@@ -182,7 +196,7 @@ impl<R: Respond> Listener<R> {
                 },
                 next = timeout(self.serving.limits.idle_timeout, next) => match next {
                     Ok(Some(((send, receive), place))) => {
-                        answers.spawn(Arc::clone(self).stream(connection.remote_address(), send, receive, place));
+                        answers.spawn(Arc::clone(self).stream(client, send, receive, place));
                     }
                     Ok(None) => return End::Closed,
                     Err(_) if answers.is_empty() => return End::Idle,
@@ -210,7 +224,7 @@ impl<R: Respond> Listener<R> {
     /// Reads the question of a stream, and writes its answer.
     async fn stream(
         self: Arc<Self>,
-        source: SocketAddr,
+        client: Client,
         send: SendStream,
         mut receive: RecvStream,
         _place: OwnedSemaphorePermit,
@@ -228,13 +242,8 @@ impl<R: Respond> Listener<R> {
             }
         };
         self.counted().queries.increment();
-        let padded = padding::is_wanted(&request, Kind::Quic);
-        let asked = self.serving.log.pick(&request, source, Kind::Quic.name());
-        let answer = self.answer(request).await;
-        if let Some(asked) = asked {
-            asked.answered(answer.as_deref());
-        }
-        let Some(mut answer) = answer else { return Ok(()) };
+        let padded = padding::is_wanted(&request, StreamKind::Quic);
+        let Some(mut answer) = self.answer(request, client).await else { return Ok(()) };
         if padded {
             padding::pad(&mut answer);
         }
@@ -255,23 +264,24 @@ impl<R: Respond> Listener<R> {
         Ok(())
     }
 
-    async fn answer(&self, request: Vec<u8>) -> Option<Vec<u8>> {
+    /// The answer to a query, once it is there.
+    async fn answer(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+        let Serving { tap, responder, .. } = &*self.serving;
+        let received = tap.receive();
         let mut answer = Vec::with_capacity(512);
-        match self.serving.responder.respond_alone(&request, Transport::Tcp, &mut answer) {
+        let answered = match responder.respond_alone(&request, &client, &mut answer) {
             Response::Ready => Some(answer),
             Response::Silent => None,
-            Response::Later => {
-                let later = timeout(self.serving.limits.answer_timeout, self.serving.responder.later(request, Transport::Tcp)).await;
-                later.unwrap_or_else(|_| {
-                    self.counted().answer_timeouts.increment();
-                    None
-                })
-            }
+            Response::Later => return self.serving.later(StreamKind::Quic, request, client, received).await,
+        };
+        if let Some(received) = received {
+            tap.finished(&client, &request, answered.as_deref(), received);
         }
+        answered
     }
 
     fn counted(&self) -> &StreamCounters {
-        self.serving.counters.of(Kind::Quic)
+        self.serving.counters.of(StreamKind::Quic)
     }
 }
 

@@ -1,6 +1,7 @@
 //! TCP and TLS over it: accepting connections, as many as there are places for.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{self, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -11,20 +12,33 @@ use tracing::{debug, warn};
 use super::admission::Place;
 use super::backoff::Backoff;
 use super::connection::{Activity, Connection};
-use super::counters::Kind;
-use super::{Respond, Serving};
+use super::serve::Serving;
+use super::{Respond, StreamKind};
 
 /// One listening socket and what its connections need.
 pub(super) struct Listener<R> {
-    pub(super) socket: TcpListener,
+    socket: TcpListener,
     pub(super) address: SocketAddr,
     /// What all listeners share.
-    pub(super) serving: Arc<Serving<R>>,
+    serving: Arc<Serving<R>>,
     /// Agrees on the encryption (RFC 7858); none for plain TCP.
-    pub(super) tls: Option<TlsAcceptor>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl<R: Respond> Listener<R> {
+    /// A listener with this socket, which must not block.
+    ///
+    /// # Errors
+    /// When the runtime does not take the socket.
+    pub(super) fn new(
+        socket: net::TcpListener,
+        address: SocketAddr,
+        serving: Arc<Serving<R>>,
+        tls: Option<TlsAcceptor>,
+    ) -> io::Result<Self> {
+        Ok(Self { socket: TcpListener::from_std(socket)?, address, serving, tls })
+    }
+
     /// Accepts until the server stops; survives every error of the socket.
     pub(super) async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::default();
@@ -67,27 +81,14 @@ impl<R: Respond> Listener<R> {
         // Answers are written whole; waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let listener = Arc::clone(self);
-        self.serving.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = listener.serving.abort.cancelled() => {}
-                () = listener.hold(stream, source, allowed, place) => {}
-            }
-        });
+        self.serving.spawn(async move { listener.hold(stream, source, allowed, place).await });
     }
 
     /// Lives as long as the connection, and keeps its place.
     async fn hold(&self, stream: TcpStream, source: SocketAddr, allowed: bool, _place: Place) {
-        let connection = Connection {
-            kind: self.kind(),
-            source,
-            log: self.serving.log,
-            responder: &self.serving.responder,
-            limits: &self.serving.limits,
-            counters: &self.serving.counters,
-            stop: &self.serving.stop,
-            activity: Activity::new(),
-        };
+        // More exact than the listener's own address, which may be a wildcard.
+        let destination = stream.local_addr().unwrap_or(self.address);
+        let connection = Connection { kind: self.kind(), source, destination, serving: &self.serving, activity: Activity::new() };
         let Some(tls) = &self.tls else { return connection.hold(stream, allowed).await };
         let agreed = tokio::select! {
             biased;
@@ -107,97 +108,35 @@ impl<R: Respond> Listener<R> {
     }
 
     /// The kind of its connections.
-    pub(super) fn kind(&self) -> Kind {
-        if self.tls.is_some() { Kind::Tls } else { Kind::Tcp }
+    pub(super) fn kind(&self) -> StreamKind {
+        if self.tls.is_some() { StreamKind::Tls } else { StreamKind::Tcp }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::admission::Admission;
+    use crate::server::Limits;
     use crate::server::connection::append;
-    use crate::server::{Access, Counters, Limits};
-    use crate::server::{Request, Response};
-    use crate::wire::Transport;
-    use std::io::{self, ErrorKind};
+    use crate::server::echo::Echo;
+    use crate::server::serve::tests::serving;
+    use std::io::ErrorKind;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::sync::Notify;
-    use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
-
-    /// Echoes; `hold…` waits to be released, `never…` waits for ever, `panic…` panics once it has waited.
-    #[derive(Default)]
-    struct Slow {
-        release: Notify,
-    }
-
-    impl Respond for Slow {
-        fn fork(&self) -> Self {
-            Self::default()
-        }
-
-        type Ahead = ();
-
-        fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
-
-        fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-            let Request { octets: request, .. } = request;
-            out.clear();
-            out.extend_from_slice(request);
-            if request.starts_with(b"quick") { Response::Ready } else { Response::Later }
-        }
-
-        async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-            if request.starts_with(b"hold") {
-                self.release.notified().await;
-            } else if request.starts_with(b"never") {
-                std::future::pending::<()>().await;
-            } else if request.starts_with(b"panic") {
-                tokio::task::yield_now().await;
-                panic!("asked to panic");
-            }
-            Some(request)
-        }
-
-        fn refuse(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-            false
-        }
-
-        fn fail(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-            false
-        }
-    }
 
     struct Fixture {
-        listener: Arc<Listener<Slow>>,
+        serving: Arc<Serving<Echo>>,
         client: TcpStream,
     }
 
     async fn connected(limits: Limits) -> Fixture {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let counters = Arc::new(Counters::default());
-        let listener = Arc::new(Listener {
-            socket,
-            address,
-            serving: Arc::new(Serving {
-                access: Access::new(&[]),
-                log: crate::server::QueryLog::default(),
-                admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
-                responder: Arc::new(Slow::default()),
-                limits,
-                counters,
-                tracker: TaskTracker::new(),
-                stop: CancellationToken::new(),
-                abort: CancellationToken::new(),
-            }),
-            tls: None,
-        });
-        tokio::spawn(Arc::clone(&listener).run());
+        let socket = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (address, serving) = (socket.local_addr().unwrap(), serving(limits));
+        let listener = Arc::new(Listener::new(socket, address, Arc::clone(&serving), None).unwrap());
+        tokio::spawn(listener.run());
         let client = TcpStream::connect(address).await.unwrap();
-        Fixture { listener, client }
+        Fixture { serving, client }
     }
 
     impl Fixture {
@@ -225,10 +164,10 @@ mod tests {
     async fn a_slow_answer_holds_up_no_other() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1", "quick 2", "quick 3"]).await;
-        assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.serving.responder.release.notify_one();
-        assert_eq!(fixture.next().await.unwrap(), "hold 1");
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 3");
+        fixture.serving.responder.release();
+        assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
     }
 
     #[tokio::test]
@@ -236,14 +175,14 @@ mod tests {
         let mut fixture = connected(Limits { in_flight: 2, ..Limits::default() }).await;
         fixture.send(&["hold 1", "hold 2", "quick 3"]).await;
         // Released one by one: what comes first is never the third, which is not even read before.
-        while fixture.listener.serving.counters.tcp.queries.get() < 2 {
+        while fixture.serving.counters.tcp.queries.get() < 2 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.serving.responder.release.notify_one();
-        assert!(fixture.next().await.unwrap().starts_with("hold"));
-        assert_eq!(fixture.next().await.unwrap(), "quick 3");
-        fixture.listener.serving.responder.release.notify_one();
-        assert!(fixture.next().await.unwrap().starts_with("hold"));
+        fixture.serving.responder.release();
+        assert!(fixture.next().await.unwrap().starts_with("tcp hold"));
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 3");
+        fixture.serving.responder.release();
+        assert!(fixture.next().await.unwrap().starts_with("tcp hold"));
     }
 
     #[tokio::test]
@@ -251,8 +190,8 @@ mod tests {
         let limits = Limits { answer_timeout: Duration::from_millis(30), in_flight: 1, ..Limits::default() };
         let mut fixture = connected(limits).await;
         fixture.send(&["never 1", "quick 2"]).await;
-        assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        assert_eq!(fixture.listener.serving.counters.tcp.answer_timeouts.get(), 1);
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
+        assert_eq!(fixture.serving.counters.tcp.answer_timeouts.get(), 1);
     }
 
     #[tokio::test]
@@ -262,21 +201,21 @@ mod tests {
         // Several times what an idle connection would have.
         tokio::time::sleep(Duration::from_millis(200)).await;
         fixture.send(&["quick 2"]).await;
-        assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.serving.responder.release.notify_one();
-        assert_eq!(fixture.next().await.unwrap(), "hold 1");
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
+        fixture.serving.responder.release();
+        assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.serving.counters.tcp.idle_timeouts.get(), 1);
+        assert_eq!(fixture.serving.counters.tcp.idle_timeouts.get(), 1);
     }
 
     #[tokio::test]
     async fn a_panic_costs_one_answer() {
         let mut fixture = connected(Limits::default()).await;
-        fixture.send(&["panic 1", "quick 2"]).await;
-        assert_eq!(fixture.next().await.unwrap(), "quick 2");
+        fixture.send(&["panic-later 1", "quick 2"]).await;
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
         fixture.client.shutdown().await.unwrap();
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.serving.counters.panics.get(), 1);
+        assert_eq!(fixture.serving.counters.panics.get(), 1);
     }
 
     #[tokio::test]
@@ -284,9 +223,9 @@ mod tests {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1", "quick 2"]).await;
         fixture.client.shutdown().await.unwrap();
-        assert_eq!(fixture.next().await.unwrap(), "quick 2");
-        fixture.listener.serving.responder.release.notify_one();
-        assert_eq!(fixture.next().await.unwrap(), "hold 1");
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
+        fixture.serving.responder.release();
+        assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
 
@@ -294,14 +233,14 @@ mod tests {
     async fn answers_in_flight_go_out_when_the_server_stops() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1"]).await;
-        while fixture.listener.serving.counters.tcp.queries.get() < 1 {
+        while fixture.serving.counters.tcp.queries.get() < 1 {
             tokio::task::yield_now().await;
         }
-        fixture.listener.serving.stop.cancel();
+        fixture.serving.stop.cancel();
         fixture.send(&["quick 2"]).await;
-        fixture.listener.serving.responder.release.notify_one();
-        assert_eq!(fixture.next().await.unwrap(), "hold 1");
+        fixture.serving.responder.release();
+        assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(fixture.listener.serving.counters.tcp.queries.get(), 1);
+        assert_eq!(fixture.serving.counters.tcp.queries.get(), 1);
     }
 }

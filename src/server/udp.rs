@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::runtime::LocalRuntime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -24,10 +24,9 @@ use tracing::{debug, error, warn};
 use super::backoff::Backoff;
 use super::batch::{Address, Batch, SIZE, send_one};
 use super::pace::{Most, Next, Patience, SEND_PAUSE};
-use super::query_log::{Asked, QueryLog};
 use super::tasks::Tasks;
-use super::{Access, Counters, Request, Respond, Response};
-use crate::wire::Transport;
+use super::workers::Shared;
+use super::{Client, Counters, DnsTransport, Request, Respond, Response};
 
 /// Full batches in a row before the other tasks of the thread get their turn.
 const TURN: usize = 2;
@@ -37,15 +36,8 @@ const TURN: usize = 2;
 pub(super) struct Worker<R> {
     pub(super) socket: Arc<Stoppable>,
     pub(super) address: SocketAddr,
-    pub(super) own: Arc<ArcSwap<Own>>,
-    pub(super) access: Access,
-    pub(super) log: QueryLog,
     pub(super) responder: R,
-    pub(super) counters: Arc<Counters>,
-    /// A place for each answer that is waited for, over all sockets.
-    pub(super) places: Arc<Semaphore>,
-    /// How long such an answer may take.
-    pub(super) patience: Duration,
+    pub(super) shared: Shared,
     pub(super) stop: CancellationToken,
 }
 
@@ -119,7 +111,8 @@ struct Later {
     request: Vec<u8>,
     source: SocketAddr,
     waiting: Waiting,
-    asked: Option<Asked>,
+    /// When it was received, if the sink wants it.
+    received: Option<Instant>,
 }
 
 impl<R: Respond> Worker<R> {
@@ -241,7 +234,7 @@ impl<R: Respond> Worker<R> {
     /// Notes that receiving does not work; says how long to pause.
     #[cold]
     fn receive_failed<A>(&self, error: &io::Error, hand: &mut Hand<A>) -> Duration {
-        if self.counters.udp_receive_errors.increment().is_power_of_two() {
+        if self.shared.counters.udp_receive_errors.increment().is_power_of_two() {
             warn!(address = %self.address, %error, "cannot receive over UDP at the moment; going on");
         }
         hand.backoff.next()
@@ -251,53 +244,52 @@ impl<R: Respond> Worker<R> {
     fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
         let Hand { batch, draws, later, .. } = hand;
         let ahead = self.responder.look_ahead(batch.requests());
-        let common = Common { ahead, own: self.own.load(), now: Instant::now() };
+        let common = Common { ahead, own: self.shared.own.load(), now: Instant::now() };
         let mut queries = 0;
         batch.answer(|number, octets, source, out| {
-            let asked = self.log.pick(octets, source, "UDP");
-            let request = Request { octets, number, transport: Transport::Udp, now: common.now, draw: draws.u64(..) };
-            let written = match self.answer(request, source, &common, &mut queries, out) {
+            let (client, wanted) = (self.client(source), self.shared.tap.wants());
+            let request = Request { octets, number, client: &client, now: common.now, draw: draws.u64(..) };
+            let written = match self.answer(request, &common, &mut queries, out) {
                 Response::Ready => true,
                 Response::Silent => false,
                 Response::Later => match self.place() {
                     Some(waiting) => {
-                        later.push(Later { request: octets.to_vec(), source, waiting, asked });
+                        later.push(Later { request: octets.to_vec(), source, waiting, received: wanted.then_some(common.now) });
                         return false;
                     }
                     None => self.fail(octets, out),
                 },
             };
-            if let Some(asked) = asked {
-                asked.answered(written.then_some(out));
+            if wanted {
+                self.shared.tap.finished(&client, octets, written.then_some(out), common.now);
             }
             written
         });
         if queries > 0 {
-            self.counters.udp_queries.add(queries);
+            self.shared.counters.udp_queries.add(queries);
         }
     }
 
+    /// The client that asks from `source`: each address has sockets of its own.
+    fn client(&self, source: SocketAddr) -> Client {
+        Client { source, destination: self.address, transport: DnsTransport::Udp }
+    }
+
     /// Writes the answer to one datagram, where it is ready. Counts it in `queries` where it is one that may be asked.
-    fn answer(
-        &self,
-        request: Request<'_>,
-        source: SocketAddr,
-        common: &Common<R::Ahead>,
-        queries: &mut u64,
-        out: &mut Vec<u8>,
-    ) -> Response {
+    fn answer(&self, request: Request<'_>, common: &Common<R::Ahead>, queries: &mut u64, out: &mut Vec<u8>) -> Response {
+        let source = request.client.source;
         // Nothing answers at port 0.
         if source.port() == 0 || common.own.contains(source) {
-            self.counters.udp_implausible.increment();
+            self.shared.counters.udp_implausible.increment();
             return Response::Silent;
         }
         let (responder, octets) = (&self.responder, request.octets);
         let written = |written| if written { Response::Ready } else { Response::Silent };
-        if self.access.allows(source.ip()) {
+        if self.shared.access.allows(source.ip()) {
             *queries += 1;
             self.contained(octets, || responder.respond(request, &common.ahead, out))
         } else {
-            self.counters.udp_refused.increment();
+            self.shared.counters.udp_refused.increment();
             self.contained(octets, || written(responder.refuse(octets, out)))
         }
     }
@@ -305,7 +297,7 @@ impl<R: Respond> Worker<R> {
     /// A panic costs the answer to its datagram.
     fn contained(&self, request: &[u8], respond: impl FnOnce() -> Response) -> Response {
         catch_unwind(AssertUnwindSafe(respond)).unwrap_or_else(|_| {
-            if self.counters.panics.increment().is_power_of_two() {
+            if self.shared.counters.panics.increment().is_power_of_two() {
                 error!(octets = request.len(), "a panic while answering was contained; please report this");
             }
             Response::Silent
@@ -314,14 +306,14 @@ impl<R: Respond> Worker<R> {
 
     /// A place to wait for an answer, if one is free.
     fn place(&self) -> Option<Waiting> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        Some(Waiting { counters: Arc::clone(&self.counters), _place: place })
+        let place = Arc::clone(&self.shared.places).try_acquire_owned().ok()?;
+        Some(Waiting { counters: Arc::clone(&self.shared.counters), _place: place })
     }
 
     /// Writes the failure for want of a place to wait. Says whether it is written.
     fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        if self.counters.udp_overloads.increment().is_power_of_two() {
-            warn!("too many questions over UDP wait for their answers; answering SERVFAIL to more");
+        if self.shared.counters.udp_overloads.increment().is_power_of_two() {
+            warn!("too many queries over UDP wait for their responses (the limit is fixed); answering SERVFAIL to more");
         }
         let fail = || if self.responder.fail(request, out) { Response::Ready } else { Response::Silent };
         self.contained(request, fail) == Response::Ready
@@ -332,16 +324,19 @@ impl<R: Respond> Worker<R> {
     /// In tasks of this thread, where the responder's own sockets are: an answer wakes no other thread.
     fn wait_for_answers<A>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &Tasks) -> bool {
         let any = !hand.later.is_empty();
-        for Later { request, source, waiting, asked } in hand.later.drain(..) {
+        for Later { request, source, waiting, received } in hand.later.drain(..) {
             let worker = Arc::clone(self);
             tasks.answers.spawn(async move {
                 let _waiting = waiting;
-                let answer = timeout(worker.patience, worker.responder.later(request, Transport::Udp)).await.unwrap_or_else(|_| {
-                    worker.counters.udp_answer_timeouts.increment();
+                let Shared { tap, patience, counters, .. } = &worker.shared;
+                let client = worker.client(source);
+                let kept = received.map(|received| tap.keep(&client, &request, received));
+                let answer = timeout(*patience, worker.responder.later(request, client)).await.unwrap_or_else(|_| {
+                    counters.udp_answer_timeouts.increment();
                     None
                 });
-                if let Some(asked) = asked {
-                    asked.answered(answer.as_deref());
+                if let Some(kept) = kept {
+                    kept.finished(answer.as_deref());
                 }
                 if let Some(answer) = answer {
                     worker.send(&answer, source).await;
@@ -358,7 +353,7 @@ impl<R: Respond> Worker<R> {
             match batch.send(&self.socket.socket) {
                 Ok(count) => {
                     *patience = Patience::default();
-                    self.counters.udp_answers.add(count as u64);
+                    self.shared.counters.udp_answers.add(count as u64);
                 }
                 Err(error) => match patience.after(&error) {
                     Next::Again => {}
@@ -382,7 +377,7 @@ impl<R: Respond> Worker<R> {
         loop {
             match send_one(&self.socket.socket, answer, target) {
                 Ok(()) => {
-                    self.counters.udp_answers.increment();
+                    self.shared.counters.udp_answers.increment();
                     return;
                 }
                 Err(error) => match patience.after(&error) {
@@ -396,10 +391,10 @@ impl<R: Respond> Worker<R> {
 
     fn count_unsent(&self, error: &io::Error, answers: usize) {
         if error.kind() == ErrorKind::WouldBlock {
-            self.counters.udp_dropped.add(answers as u64);
+            self.shared.counters.udp_dropped.add(answers as u64);
         } else {
             debug!(%error, "cannot send an answer over UDP");
-            self.counters.udp_send_errors.add(answers as u64);
+            self.shared.counters.udp_send_errors.add(answers as u64);
         }
     }
 }
@@ -431,60 +426,29 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Access;
+    use crate::server::echo::Echo;
+    use crate::server::sink::Tap;
+    use arc_swap::ArcSwap;
     use nix::sys::socket::SockaddrIn;
-    use tokio::net::UdpSocket as Client;
+    use tokio::net;
     use tokio::runtime::{Builder, LocalOptions};
-
-    /// Answers with the request itself; panics where it begins with `!`.
-    struct Echo;
-
-    impl Respond for Echo {
-        fn fork(&self) -> Self {
-            Self
-        }
-
-        type Ahead = ();
-
-        fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
-
-        fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-            let Request { octets: request, .. } = request;
-            assert!(!request.starts_with(b"!"), "asked to panic");
-            out.clear();
-            out.extend_from_slice(request);
-            Response::Ready
-        }
-
-        async fn later(&self, request: Vec<u8>, _: Transport) -> Option<Vec<u8>> {
-            Some(request)
-        }
-
-        fn refuse(&self, _: &[u8], out: &mut Vec<u8>) -> bool {
-            out.clear();
-            out.extend_from_slice(b"refused");
-            true
-        }
-
-        fn fail(&self, _: &[u8], _: &mut Vec<u8>) -> bool {
-            false
-        }
-    }
+    use tokio::sync::Semaphore;
 
     fn worker() -> Worker<Echo> {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        Worker {
-            socket: Arc::new(Stoppable::new(socket)),
-            address,
+        let shared = Shared {
             own: Arc::new(ArcSwap::from_pointee(Own::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]))),
             access: Access::new(&[]),
-            log: QueryLog::default(),
-            responder: Echo,
+            tap: Tap::default(),
             counters: Arc::default(),
             places: Arc::new(Semaphore::new(1)),
             patience: Duration::from_secs(5),
-            stop: CancellationToken::new(),
-        }
+            drain: Duration::ZERO,
+            abort: CancellationToken::new(),
+        };
+        Worker { socket: Arc::new(Stoppable::new(socket)), address, responder: Echo::default(), shared, stop: CancellationToken::new() }
     }
 
     fn hand() -> Hand<SockaddrIn> {
@@ -493,9 +457,10 @@ mod tests {
 
     fn ask(worker: &Worker<Echo>, source: &str) -> (Response, u64, Vec<u8>) {
         let (mut answer, mut queries) = (Vec::new(), 0);
-        let common = Common { ahead: (), own: worker.own.load(), now: Instant::now() };
-        let request = Request { octets: b"question", number: 0, transport: Transport::Udp, now: common.now, draw: 0 };
-        let response = worker.answer(request, source.parse().unwrap(), &common, &mut queries, &mut answer);
+        let common = Common { ahead: (), own: worker.shared.own.load(), now: Instant::now() };
+        let client = worker.client(source.parse().unwrap());
+        let request = Request { octets: b"question", number: 0, client: &client, now: common.now, draw: 0 };
+        let response = worker.answer(request, &common, &mut queries, &mut answer);
         (response, queries, answer)
     }
 
@@ -505,33 +470,33 @@ mod tests {
         for source in [&*worker.address.to_string(), "127.0.0.9:53", "[::ffff:127.0.0.9]:53", "127.0.0.1:0"] {
             assert_eq!(ask(&worker, source), (Response::Silent, 0, Vec::new()), "{source}");
         }
-        assert_eq!(worker.counters.udp_implausible.get(), 4);
+        assert_eq!(worker.shared.counters.udp_implausible.get(), 4);
         // The same port at another address is a client like any other.
-        assert_eq!(ask(&worker, "127.0.0.8:53"), (Response::Ready, 1, b"question".to_vec()));
+        assert_eq!(ask(&worker, "127.0.0.8:53"), (Response::Ready, 1, b"udp question".to_vec()));
     }
 
     #[test]
     fn a_source_without_access_gets_the_refusal() {
         let worker = worker();
-        assert_eq!(ask(&worker, "192.0.2.1:9"), (Response::Ready, 0, b"refused".to_vec()));
-        assert_eq!(worker.counters.udp_refused.get(), 1);
+        assert_eq!(ask(&worker, "192.0.2.1:9"), (Response::Ready, 0, b"refused question".to_vec()));
+        assert_eq!(worker.shared.counters.udp_refused.get(), 1);
     }
 
     #[tokio::test]
     async fn a_panic_costs_one_datagram_of_a_batch() {
         let worker = worker();
-        let client = Client::bind("127.0.0.1:0").await.unwrap();
-        for question in ["first", "!", "last"] {
+        let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for question in ["first", "panic", "last"] {
             client.send_to(question.as_bytes(), worker.address).await.unwrap();
         }
         let mut hand = hand();
         assert_eq!(hand.batch.receive(&worker.socket.socket, SIZE).unwrap(), 3);
         worker.answer_all(&mut hand);
         assert!(worker.send_all(&mut hand.batch, &mut Patience::default()));
-        let counters = &worker.counters;
+        let counters = &worker.shared.counters;
         assert_eq!((counters.panics.get(), counters.udp_queries.get(), counters.udp_answers.get()), (1, 3, 2));
         let mut received = [0; 16];
-        for expected in ["first", "last"] {
+        for expected in ["udp first", "udp last"] {
             let length = client.recv(&mut received).await.unwrap();
             assert_eq!(&received[..length], expected.as_bytes());
         }
@@ -541,12 +506,12 @@ mod tests {
     async fn an_answer_that_cannot_be_sent_is_counted_and_forgotten() {
         let worker = worker();
         worker.send(&vec![0; 70_000], "127.0.0.1:9".parse().unwrap()).await;
-        assert_eq!(worker.counters.udp_send_errors.get(), 1);
-        let client = Client::bind("127.0.0.1:0").await.unwrap();
+        assert_eq!(worker.shared.counters.udp_send_errors.get(), 1);
+        let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         worker.send(b"answer", client.local_addr().unwrap()).await;
         let mut received = [0; 16];
         assert_eq!(client.recv(&mut received).await.unwrap(), 6);
-        assert_eq!(worker.counters.udp_answers.get(), 1);
+        assert_eq!(worker.shared.counters.udp_answers.get(), 1);
     }
 
     #[test]
@@ -560,7 +525,7 @@ mod tests {
         // Once it has answered, it waits for the next one.
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.send_to(b"question", socket.socket.local_addr().unwrap()).unwrap();
-        assert_eq!(client.recv(&mut [0; 16]).unwrap(), 8);
+        assert_eq!(client.recv(&mut [0; 16]).unwrap(), b"udp question".len());
         socket.stop();
         thread.join().unwrap();
     }

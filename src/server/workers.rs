@@ -17,10 +17,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::query_log::QueryLog;
+use super::serve::RESTART;
+use super::sink::Tap;
 use super::tasks::Tasks;
 use super::udp::{Own, Stoppable, Worker};
-use super::{Access, Counters, RESTART, Respond, ServeError};
+use super::{Access, BindError, Counters, Respond};
+use crate::wire::Transport;
 
 /// What the workers of all threads share.
 #[derive(Clone, Debug)]
@@ -28,7 +30,7 @@ pub(super) struct Shared {
     /// All listening addresses.
     pub(super) own: Arc<ArcSwap<Own>>,
     pub(super) access: Access,
-    pub(super) log: QueryLog,
+    pub(super) tap: Tap,
     pub(super) counters: Arc<Counters>,
     /// A place for each answer that is waited for.
     pub(super) places: Arc<Semaphore>,
@@ -62,14 +64,12 @@ impl Thread {
         responder: R,
         shared: Shared,
         stop: CancellationToken,
-    ) -> Result<Self, ServeError> {
-        let failed = |source| ServeError { address, source };
+    ) -> Result<Self, BindError> {
+        let failed = move |source| BindError::System { address, transport: Transport::Udp, source };
         let (starting, started) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
         let reading = Reading(Arc::new(Stoppable::new(socket)));
-        let Shared { own, access, log, counters, places, patience, drain, abort } = shared;
-        let socket = Arc::clone(&reading.0);
-        let worker = Worker { socket, address, own, access, log, responder, counters, places, patience, stop: stop.clone() };
+        let worker = Worker { socket: Arc::clone(&reading.0), address, responder, shared, stop: stop.clone() };
         let run = move || {
             // Dropped at the end, and by a panic, too.
             let _ending: oneshot::Sender<()> = ending;
@@ -77,10 +77,10 @@ impl Thread {
                 // What is left over ends with the runtime.
                 Ok(runtime) => {
                     let _ = starting.send(Ok(()));
-                    serve(Arc::new(worker), &runtime, drain, &abort);
+                    serve(Arc::new(worker), &runtime);
                 }
                 Err(error) => {
-                    let _ = starting.send(Err(ServeError { address, source: error }));
+                    let _ = starting.send(Err(failed(error)));
                 }
             }
         };
@@ -113,7 +113,7 @@ impl Drop for Reading {
 }
 
 /// Answers until the server stops, again after a panic, and lets out the answers in flight.
-fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime, drain: Duration, abort: &CancellationToken) {
+fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime) {
     let mut tasks = Tasks::new(runtime);
     while catch_unwind(AssertUnwindSafe(|| match worker.address {
         SocketAddr::V4(_) => worker.run::<SockaddrIn>(runtime, &mut tasks),
@@ -121,11 +121,12 @@ fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime, drain: Dura
     }))
     .is_err()
     {
-        worker.counters.panics.increment();
+        worker.shared.counters.panics.increment();
         error!(address = %worker.address, transport = "UDP", "the loop of a socket panicked and is started again; please report this");
         std::thread::sleep(RESTART);
     }
     let Tasks { answers, .. } = tasks;
+    let (drain, abort) = (worker.shared.drain, worker.shared.abort.clone());
     drop(worker);
     answers.close();
     runtime.block_on(async {

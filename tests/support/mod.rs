@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
 
 pub(crate) mod dns;
+pub(crate) mod echo;
 pub(crate) mod etcd;
 pub(crate) mod files;
 pub(crate) mod machine;

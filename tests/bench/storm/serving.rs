@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 use svcdns::answer::Answerer;
-use svcdns::server::{self, Limits, Responder, Settings};
+use svcdns::daemon::Responder;
+use svcdns::server::{self, Limits, Settings};
 use tokio_util::sync::CancellationToken;
 
 use super::common::cores;
@@ -34,7 +35,7 @@ impl Serving {
         let (responder, stopped) = (Responder::new(Arc::clone(answerer), None), stop.clone());
         let serve = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(bound.serve(responder, stopped)).unwrap();
+            runtime.block_on(bound.serve(responder, |_, error| panic!("{error}"), stopped)).unwrap();
         });
         eventually("the server to answer", SOON, || dns::ask(address, "nothing.svc", dns::A));
         let mut threads = cores::threads(process::id());

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Request, Respond, Response};
 use crate::answer::{Ahead, Answerer, Outcome};
+use crate::server::{Client, Request, Respond, Response};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
 
@@ -34,7 +34,8 @@ impl Respond for Responder {
     }
 
     fn respond(&self, request: Request<'_>, ahead: &Ahead, out: &mut Vec<u8>) -> Response {
-        let Request { octets, number, transport, now, draw } = request;
+        let Request { octets, number, client, now, draw } = request;
+        let transport = Transport::from(client.transport);
         let parsed = Query::parse(octets);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
             && lane.passes(query)
@@ -48,8 +49,8 @@ impl Respond for Responder {
         }
     }
 
-    async fn later(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
-        self.lane.as_ref()?.resolve(request, transport).await
+    async fn later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+        self.lane.as_ref()?.resolve(request, client.transport.into()).await
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {

@@ -81,7 +81,7 @@ impl Own {
         Self { ports, addresses }
     }
 
-    fn contains(&self, source: SocketAddr) -> bool {
+    fn contains(&self, source: &SocketAddr) -> bool {
         self.ports.iter().any(|port| *port == source.port())
             && self.addresses.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
     }
@@ -277,7 +277,8 @@ impl<R: Respond> Worker<R> {
 
     /// Writes the answer to one datagram, where it is ready. Counts it in `queries` where it is one that may be asked.
     fn answer(&self, request: Request<'_>, common: &Common<R::Ahead>, queries: &mut u64, out: &mut Vec<u8>) -> Response {
-        let source = request.client.source;
+        // Borrowed: a copy would be made field by field.
+        let source = &request.client.source;
         // Nothing answers at port 0.
         if source.port() == 0 || common.own.contains(source) {
             self.shared.counters.udp_implausible.increment();

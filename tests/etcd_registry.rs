@@ -25,8 +25,8 @@ use support::etcd::Etcd;
 /// Longest wait for anything that should happen.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Nothing happens by the clock unless a test asks for it. A year, because some waits are a random
-/// part of their setting: an hour has been drawn short enough to hit a test.
+/// Nothing happens by the clock unless a test asks for it. Some waits are a random part of their
+/// setting, so this is a year: a part of an hour may be seconds.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A busy machine may take seconds for anything; only what a test is about is given less time than this.

@@ -64,10 +64,10 @@ fn deadline() -> Instant {
     Instant::now() + seconds(4)
 }
 
-/// Asks, and says how many queries may have gone out to one upstream in the time that it took.
+/// Asks, and returns the largest number of queries that one upstream may have got meanwhile.
 ///
-/// One; but a busy machine may take longer for an answer than the wait before the second query, and
-/// from then on one more goes out every second.
+/// It is one unless the answer, on a busy machine, took longer than the wait before the second
+/// query; after that one more goes out every second.
 async fn ask_counting(sockets: &Sockets, upstreams: &[Arc<Upstream>], outgoing: &Outgoing) -> (Result<Incoming, Failure>, usize) {
     let hedge_after = upstreams.iter().map(|upstream| upstream.health().hedge_after()).min().unwrap();
     let began = Instant::now();
@@ -203,16 +203,16 @@ async fn what_is_never_right_ends_in_time() {
 async fn forged_answers_are_not_heard() {
     let sockets = Sockets::default();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
-        // Until one query goes out: those of two could come to one socket.
-        let (server, answer) = loop {
+        // Until one query is enough: forged answers to two could meet at one socket.
+        let server = loop {
             let server = server();
             server.behave(Behaviour::forged(forged));
             let (answer, queries) = ask_counting(&sockets, &[upstream_of(target(&server))], &outgoing()).await;
+            assert_right(&answer.unwrap());
             if queries == 1 {
-                break (server, answer);
+                break server;
             }
         };
-        assert_right(&answer.unwrap());
         // Who is guessing cannot guess into a connection.
         assert_eq!(server.connections(), usize::from(forged == Forged::Ids(40)), "{forged:?}");
     }
@@ -449,8 +449,9 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
             Err(failure) => assert_eq!(failure, Failure::Bad),
         }
         (failures, most) = (failures + 1, most + queries);
+        assert!(failures <= 3, "{most} queries at most");
     }
-    assert!(failures <= 3 && most >= 3, "{failures} failures, {most} queries at most");
+    assert!(most >= 3, "{failures} failures, {most} queries at most");
 }
 
 #[tokio::test]

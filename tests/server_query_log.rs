@@ -3,7 +3,9 @@
 
 mod support;
 
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use support::svcdns::Svcdns;
@@ -99,5 +101,37 @@ fn no_question_is_logged_unless_wanted() {
     let (server, _directory) = serve(&[]);
     ask_over_tcp(&server, &dns::question(7, "hello.svc", dns::A));
     assert_eq!(questions(&server), [""; 0]);
+    server.stop();
+}
+
+/// A number of the metrics page.
+fn metric(server: &Svcdns, name: &str) -> f64 {
+    let mut stream = UnixStream::connect(svcdns::admin::socket_path(server.state_dir()).unwrap()).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: svcdns\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let number = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    number.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_answers_nor_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let registry = format!("file://{}", directory.path().display());
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let flags = ["--registry", &registry, "--log-queries", "1"];
+    let server = Svcdns::serve_with((Ipv4Addr::LOCALHOST, 0).into(), &flags, |command| {
+        command.stderr(writer);
+    });
+    server.wait_for_code("nothing.svc", "NXDOMAIN");
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect(server.address).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    // More lines than the pipe (64 KiB) and the queue of the log have room for.
+    for id in 0..10_000 {
+        socket.send(&dns::question(id, "nothing.svc", dns::A)).unwrap();
+        socket.recv(&mut [0; 512]).unwrap_or_else(|error| panic!("query {id}: {error}"));
+    }
+    assert!(metric(&server, "svcdns_lost_log_lines_total") > 1_000.0);
     server.stop();
 }

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::Semaphore;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
 use crate::metrics::Times;
@@ -51,6 +52,8 @@ pub struct Site {
     pub forwarder: Option<Arc<Forwarder>>,
     /// How long publications took.
     pub publications: Times,
+    /// Lines of the log that nobody read fast enough.
+    pub lost_log_lines: ErrorCounter,
     /// Live changes.
     pub changes: Changes,
     watchers: Arc<Semaphore>,
@@ -83,6 +86,7 @@ impl Site {
         registries: Vec<Arc<State>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
+        lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
             about,
@@ -91,6 +95,7 @@ impl Site {
             server,
             forwarder,
             publications: Times::new(),
+            lost_log_lines,
             changes: Changes::default(),
             watchers: Arc::new(Semaphore::new(WATCHERS)),
         }

@@ -24,6 +24,8 @@ pub(super) fn metrics(site: &Site) -> Page {
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
     let counts = rejections.counts.iter().map(|(reason, count)| (vec![("reason", reason.code().to_owned())], *count as f64));
     page.gauges("svcdns_rejected", "Keys and endpoints that cannot be served", counts);
+    let lost = u64::try_from(site.lost_log_lines.dropped_lines()).unwrap_or(u64::MAX);
+    page.counter("svcdns_lost_log_lines", "Lines of the log lost because nobody read it fast enough", lost);
     page.counter("svcdns_generations", "Publications of a changed table", status.generation);
     page.times("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);
     page.gauges("svcdns_build", "Always 1", [(vec![("version", status.version)], 1.0)]);

@@ -19,7 +19,7 @@ use super::Place;
 use super::arguments::Demo;
 use super::output::{complain, print, quoted};
 use crate::config::{Config, Flags};
-use crate::daemon::{Server, Signals, log};
+use crate::daemon::{Log, Server, Signals};
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
 
@@ -30,18 +30,18 @@ const PORT: u16 = 5300;
 const READY: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(_place: &Place, _command: Demo) -> anyhow::Result<ExitCode> {
-    log("warn")?;
+    let log = Log::begin("warn")?;
     let signals = Signals::new()?;
     let folder = Folder::make()?;
     let stop = CancellationToken::new();
     let ending = tokio::spawn(signals.stop_on(stop.clone(), false));
-    let ended = demonstrate(&folder.0, stop).await;
+    let ended = demonstrate(&folder.0, &log, stop).await;
     ending.abort();
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn demonstrate(folder: &Path, stop: CancellationToken) -> anyhow::Result<()> {
+async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyhow::Result<()> {
     let (state_dir, registry) = (folder.join("state"), folder.join("gsvc"));
     fs::create_dir(&registry)?;
     // What the surroundings say (environment, /etc) is for the real server.
@@ -51,7 +51,7 @@ async fn demonstrate(folder: &Path, stop: CancellationToken) -> anyhow::Result<(
         .with("state-dir", state_dir.to_string_lossy())
         .with("admin-listen", "127.0.0.1:0");
     let config = Config::load(Some(Path::new("/dev/null")), [], &flags)?;
-    let server = Server::start(&config, stop.clone()).await?;
+    let server = Server::start(&config, log, stop.clone()).await?;
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let http = listener.local_addr()?;

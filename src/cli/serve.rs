@@ -7,14 +7,14 @@ use tracing::info;
 
 use super::Place;
 use super::arguments::Serve;
-use crate::daemon::{Server, Signals, log};
+use crate::daemon::{Log, Server, Signals};
 
 pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCode> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
-    log(&config.log)?;
+    let log = Log::begin(&config.log)?;
     let stop = CancellationToken::new();
     let signals = Signals::new()?;
-    let server = Server::start(&config, stop.clone()).await?;
+    let server = Server::start(&config, &log, stop.clone()).await?;
     for address in &server.addresses {
         info!(%address, "answering over UDP and TCP");
     }

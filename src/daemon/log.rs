@@ -2,21 +2,45 @@
 
 use std::io::IsTerminal;
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// Logs to standard error from now on, as this filter says (tracing's notation). To be called once.
+/// Lines that may wait to be written; while so many do, further ones are lost and counted.
+const MAX_WAITING_LINES: usize = 8_192;
+
+/// The server's log, written to standard error by a thread of its own.
 ///
-/// # Errors
-/// When the filter cannot be understood.
-pub fn log(filter: &str) -> Result<(), ParseError> {
-    let filter = EnvFilter::builder().parse(filter)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        // It would complain to standard error, and panic where that is what nobody reads any more.
-        .log_internal_errors(false)
-        .init();
-    Ok(())
+/// Whoever reads standard error may stop reading: a paused terminal, a full pipe, a log service that hangs. Threads that
+/// answer queries log, too, and must not wait for that reader. When this is dropped, waiting lines are written, for 1 s at most.
+#[derive(Debug)]
+pub struct Log {
+    lost: ErrorCounter,
+    _writer: WorkerGuard,
+}
+
+impl Log {
+    /// Begins to log what this filter lets pass (tracing's notation). To be called once.
+    ///
+    /// # Errors
+    /// When the filter cannot be understood.
+    pub fn begin(filter: &str) -> Result<Self, ParseError> {
+        let filter = EnvFilter::builder().parse(filter)?;
+        let lossy = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES).thread_name("log");
+        let (writer, guard) = lossy.finish(std::io::stderr());
+        let lost = writer.error_counter();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(writer)
+            .with_ansi(std::io::stderr().is_terminal())
+            // It would complain to standard error, and panic where that is what nobody reads any more.
+            .log_internal_errors(false)
+            .init();
+        Ok(Self { lost, _writer: guard })
+    }
+
+    /// Returns the counter of lines that were lost because nobody read the log fast enough.
+    pub(super) fn lost_lines(&self) -> ErrorCounter {
+        self.lost.clone()
+    }
 }

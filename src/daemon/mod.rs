@@ -14,7 +14,7 @@ mod signals;
 pub use error::{ServerError, StartError};
 pub use follow::{Followed, Following};
 pub use listen_error::ListenError;
-pub use log::log;
+pub use log::Log;
 pub use responder::Responder;
 pub use server::Server;
 pub use signals::Signals;

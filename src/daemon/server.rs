@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::follow::{Followed, Following};
 use super::listen_error::{ListenError, report_not_listening};
-use super::{Responder, ServerError, StartError};
+use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{About, Listener, Site, StateDir};
 use crate::answer::Answerer;
 use crate::config::{Candidate, Config, own_state_dir};
@@ -48,11 +48,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the state directory, opens all sockets and begins to follow the registries.
+    /// Takes the state directory, opens all sockets and begins to follow the registries. What happens goes to `log`.
     ///
     /// # Errors
-    /// When one of these cannot be had; nothing is left behind then.
-    pub async fn start(config: &Config, stop: CancellationToken) -> Result<Self, StartError> {
+    /// When one of these cannot be had.
+    pub async fn start(config: &Config, log: &Log, stop: CancellationToken) -> Result<Self, StartError> {
         let named = config.state_dir.clone().map(|path| Candidate { path, doubtful: false });
         let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
         let mut state = StateDir::take(&path, doubtful)?;
@@ -83,7 +83,7 @@ impl Server {
             started: SystemTime::now(),
             began: Instant::now(),
         };
-        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone()));
+        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone(), log.lost_lines()));
         for listener in [Some(socket), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }

@@ -26,10 +26,16 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a program; what it writes goes to a log of its own.
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::start_with(command, |_| {})
+    }
+
+    /// The same with changes to the command, such as where it writes.
+    pub(crate) fn start_with(command: &mut Command, change: impl FnOnce(&mut Command)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        change(command);
         let begun = Instant::now();
         loop {
             match command.spawn() {

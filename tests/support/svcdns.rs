@@ -31,7 +31,7 @@ impl Svcdns {
         Self::serve_with(listen, flags, |_| {})
     }
 
-    /// The same with changes to the command, such as its environment.
+    /// The same with changes to the command, such as its environment or where it writes.
     pub(crate) fn serve_with<S: AsRef<str>>(listen: SocketAddr, flags: &[S], change: impl FnOnce(&mut Command)) -> Self {
         let state = tempfile::tempdir().unwrap();
         let mut command = command();
@@ -40,8 +40,7 @@ impl Svcdns {
             command.args(["--upstream", "off"]);
         }
         command.args(flags.iter().map(AsRef::as_ref));
-        change(&mut command);
-        let mut process = Process::start(&mut command);
+        let mut process = Process::start_with(&mut command, change);
         let port = eventually("svcdns serve to listen on UDP and TCP", SOON, || {
             assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
             listening_port(process.pid(), listen.ip())

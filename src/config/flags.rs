@@ -2,8 +2,10 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::keys::{self, KEYS, Key, Kind};
+use super::key::{Key, Kind};
+use super::keys;
 use super::registry::kind_of;
+use super::table::KEYS;
 
 /// What was given by flags: keys with the values given, in order.
 #[derive(Clone, Debug, Default)]

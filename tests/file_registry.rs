@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::{Uid, setfsuid};
+use svcdns::catalog::{self, Catalog};
+use svcdns::name::Zones;
 use svcdns::registry::file::{self, File, Settings, Timings};
 use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, State, gsvc};
 use svcdns::service::{Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update};
@@ -409,6 +411,27 @@ async fn a_large_folder_is_one_list() {
     assert_eq!((follower.held.len(), follower.puts), (1200, 1200));
     follower.linger(Duration::from_millis(300)).await;
     assert_eq!((follower.lists, follower.puts), (1, 1200));
+}
+
+#[tokio::test]
+async fn files_beyond_max_keys_are_rejected_and_none_is_left_out() {
+    let folder = TempDir::new().unwrap();
+    for n in 0..5 {
+        fs::write(folder.path().join(format!("service#default#default#s{n}#latest#10.0.0.1-80")), CONTENT).unwrap();
+    }
+    let mut follower = Follower::start(folder.path(), true, BY_LOOKING);
+    let zones = Zones::new(&["svc".to_owned()]).unwrap();
+    let mut catalog = Catalog::new(catalog::Settings { max_keys: 3, ..catalog::Settings::new(zones) }, 1);
+    let now = std::time::Instant::now();
+    while !catalog.condition(now).synced {
+        let update = timeout_at(Instant::now() + DEADLINE, follower.changes.recv()).await.unwrap().unwrap();
+        catalog.take(update, now);
+    }
+    catalog.settle(now);
+    assert_eq!(catalog.services().count(), 3);
+    let rejections = catalog.rejections();
+    assert_eq!(rejections.counts, BTreeMap::from([(Reason::TOO_MANY_KEYS, 2)]));
+    assert_eq!(rejections.listed.len(), 2);
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 
-use super::http::Watching;
 use super::views::{EndpointView, EventView};
+use super::watching::Watching;
 use crate::catalog::{Changed, Service};
 
 /// How many changes a reader may be behind before some are left out.

@@ -4,7 +4,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::watching::Watching;
 use super::{Site, routes};
 
 /// Most connections at a time, of one listener.
@@ -64,31 +64,6 @@ impl Listener {
             Self::Socket(_) => None,
             Self::Port(listener) => listener.local_addr().ok(),
         }
-    }
-}
-
-/// Counts the live changes that a connection carries.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Watching(Arc<AtomicUsize>);
-
-/// One stream of live changes, while it lasts.
-#[derive(Debug)]
-pub(super) struct WatchingGuard(Arc<AtomicUsize>);
-
-impl Watching {
-    pub(super) fn begin(&self) -> WatchingGuard {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        WatchingGuard(Arc::clone(&self.0))
-    }
-
-    fn is_on(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Drop for WatchingGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ mod page;
 mod routes;
 mod socket;
 mod views;
+mod watching;
 
 pub use changes::Changes;
 pub use forwarding::{CacheView, ForwardingView, UpstreamView};

@@ -11,8 +11,8 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::http::Watching;
 use super::views::{ConflictView, RejectionsView, ServiceView, Status};
+use super::watching::Watching;
 use super::{Site, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};

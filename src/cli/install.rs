@@ -11,6 +11,7 @@ use hickory_proto::rr::RecordType;
 
 use super::arguments::Install;
 use super::installed_server::{Arranged, Wanted, running, settings};
+use super::privilege::need_root;
 use super::{NOT_REACHED, Place, output, resolve, uninstall};
 use crate::config::{Config, Origin};
 use crate::name::{Name, Zone};
@@ -68,15 +69,6 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
 fn purpose(command: &Install, settings: &str) -> String {
     let Install { search, keep_nameservers, lift_immutable, .. } = command;
     format!("search={search} keep-nameservers={keep_nameservers} lift-immutable={lift_immutable}\n{settings}")
-}
-
-/// Ends the command where it does not run as root.
-pub(super) fn need_root(command: &str) -> anyhow::Result<()> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    let line: Vec<String> = std::env::args().skip(1).collect();
-    bail!("`svcdns {command}` changes files of the machine, so it has to run as root: sudo svcdns {}", system::command_line(&line))
 }
 
 async fn install(root: &Root, place: &Place, command: &Install, config: &Config) -> anyhow::Result<ExitCode> {

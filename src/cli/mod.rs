@@ -11,6 +11,7 @@ mod installed_server;
 mod ls;
 mod names;
 mod output;
+mod privilege;
 mod register;
 mod resolve;
 mod run;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::arguments::Uninstall;
-use super::{install, output};
+use super::output;
+use super::privilege::need_root;
 use crate::system::{FOLDER, Journal, Lock, Root, Step};
 
 pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
@@ -18,7 +19,7 @@ pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
         output::print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    install::need_root("uninstall")?;
+    need_root("uninstall")?;
     if !root.has(FOLDER) {
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);

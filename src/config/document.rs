@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::keys::{KEYS, Key};
+use super::key::Key;
+use super::table::KEYS;
 
 /// Longest line of a comment in the template, in characters.
 const WIDTH: usize = 100;

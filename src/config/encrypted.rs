@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use super::error::{ConfigError, Origin};
-use super::keys::{self, Key};
+use super::key::Key;
+use super::keys;
 use super::layers::Layers;
 use super::values::{invalid, list, path};
 use crate::server::{CertificateFiles, Encrypted, SettingsError};

@@ -6,9 +6,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Origin, nearest};
-use super::keys::{KEYS, Key, Kind};
+use super::key::{Key, Kind};
 use super::layers::{Layer, Setting, Written};
 use super::registry::secrets;
+use super::table::KEYS;
 
 /// Reads a file's text. `path` is for messages.
 pub(super) fn read(path: &Path, text: &str) -> Result<Layer, ConfigError> {

@@ -2,8 +2,10 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::keys::{self, KEYS, Key, Kind};
+use super::key::{Key, Kind};
+use super::keys;
 use super::registry::kind_of;
+use super::table::KEYS;
 
 /// What was given by flags: keys with the values given, in order.
 #[derive(Clone, Debug, Default)]
@@ -71,11 +73,10 @@ fn reaches_a_registry(key: &Key) -> bool {
 
 fn augment(command: Command, wanted: impl Fn(&Key) -> bool) -> Command {
     command.args(KEYS.iter().filter(|key| wanted(key)).map(|key| {
-        let heading = match (key.section, kind_of(key)) {
-            ("", _) => "Settings".to_owned(),
-            (_, Some(kind)) => format!("Settings for {}", kind.name),
-            // The listeners' section `tls` shares a heading with the section behind it.
-            (_, None) => "Settings for etcd".to_owned(),
+        let heading = match key.section {
+            "" => "Settings".to_owned(),
+            "tls" => "Settings for TLS and QUIC listeners".to_owned(),
+            section => format!("Settings for {section}"),
         };
         let help = key.meaning.replace('`', "");
         // Given twice, the last one counts: so a script can put its own behind someone else's.

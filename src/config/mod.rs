@@ -4,25 +4,32 @@
 //! room ([`Config::effective`]); no other room sees it.
 
 mod document;
+mod effective;
 mod encrypted;
 mod error;
 mod file;
 mod flags;
+mod gather;
+mod key;
 mod keys;
 mod layers;
+mod read;
 mod registry;
 mod rooms;
 mod state_dir;
+mod table;
 mod upstream;
 mod values;
 
 pub use document::{markdown, template};
+pub use effective::Effective;
 pub use error::{ConfigError, Origin};
 pub use flags::{Flags, RegistryFlags, ServeFlags};
-pub use keys::{KEYS, Key, Kind};
-pub use layers::{CONFIG_VARIABLE, Effective};
-pub use registry::{SecretKey, secrets};
+pub use gather::CONFIG_VARIABLE;
+pub use key::{Key, Kind, SecretKey};
+pub use registry::secrets;
 pub use state_dir::{Candidate, own_state_dir, state_dirs};
+pub use table::KEYS;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,8 +43,6 @@ use crate::name::{Name, Zones};
 use crate::registry::Source;
 use crate::server::Encrypted;
 use crate::upstream::{Servers, Target};
-
-use layers::Layers;
 
 /// The file that is read when no other is named, where it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
@@ -123,7 +128,7 @@ impl Config {
     /// # Errors
     /// The first mistake found, with its place.
     pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>, flags: &Flags) -> Result<Self, ConfigError> {
-        values::read(&Layers::gather(file, environment, flags)?)
+        read::read(&gather::gather(file, environment, flags)?)
     }
 
     /// Every key in the order of the table, with its value as it stands and where that came from.

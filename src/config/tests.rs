@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use insta::assert_snapshot;
 
 use super::*;
@@ -297,6 +299,16 @@ fn every_flag_of_a_command_can_be_read() {
     let config = load("registry = 'etcd://a'", &[(PASSWORD_VARIABLE, "x")], &flags).unwrap();
     let Source::Etcd(settings) = &config.registries[0] else { panic!("{:?}", config.registries) };
     assert_eq!((&*zones(&config), config.ttl, settings.username.as_deref()), ("a. b. c.", 3, Some("root")));
+}
+
+#[test]
+fn help_lists_the_flags_of_a_section_under_one_heading() {
+    use clap::Args;
+    let command = ServeFlags::augment_args(clap::Command::new("serve"));
+    let heading = |key: &Key| command.get_arguments().find(|arg| arg.get_long() == Some(&key.flag())).and_then(clap::Arg::get_help_heading);
+    let headings: BTreeSet<_> = KEYS.iter().filter_map(|key| Some((key.section, heading(key)?))).collect();
+    let expected = [("", "Settings"), ("etcd", "Settings for etcd"), ("tls", "Settings for TLS and QUIC listeners")];
+    assert_eq!(headings, BTreeSet::from(expected));
 }
 
 #[test]

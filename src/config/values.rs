@@ -1,156 +1,66 @@
-//! From texts to values: what each key may hold.
+//! Readers of single values, from text to what it means, that several keys share.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use bytesize::ByteSize;
-use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
-
-use crate::answer::Answers;
-use crate::catalog::{Docker0, MAX_KEYS};
-use crate::name::{Name, Zones};
-
 use super::error::ConfigError;
-use super::keys::{self, Key};
+use super::key::{Key, SecretKey};
 use super::layers::{Layers, Written};
-use super::{Config, encrypted, registry, upstream};
+use crate::name::Name;
+use crate::registry::Secret;
 
-const DAY: Duration = Duration::from_secs(86_400);
-const HOUR: Duration = Duration::from_secs(3_600);
-
-/// Reads every value, and checks those that only fit together.
-pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
-    let whole = |key| seconds(layers, key);
-    let config = Config {
-        listen: list(layers, keys::LISTEN, socket_address)?,
-        allow: list(layers, keys::ALLOW, network)?,
-        registries: registry::read(layers)?,
-        zones: zones(layers)?,
-        deployment: segment(layers, keys::DEPLOYMENT)?,
-        namespace: segment(layers, keys::NAMESPACE)?,
-        version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
-        answers: one(layers, keys::ANSWERS, answers)?,
-        docker0: one(layers, keys::DOCKER0, docker0)?,
-        removal_grace: one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?,
-        ttl: whole(keys::TTL)?,
-        negative_ttl: whole(keys::NEGATIVE_TTL)?,
-        max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, 65_535))?,
-        max_keys: one(layers, keys::MAX_KEYS, |text| number(text, MAX_KEYS))?,
-        tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
-        tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
-        upstream: upstream::read(layers)?,
-        cache_octets: one(layers, keys::CACHE_SIZE, size)?,
-        serve_stale: one(layers, keys::SERVE_STALE, |text| duration(text, Duration::ZERO, 30 * DAY))?,
-        rebinding: rebinding(layers)?,
-        forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
-        encrypted: encrypted::read(layers)?,
-        admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
-        state_dir: path(layers, keys::STATE_DIR),
-        log: one(layers, keys::LOG, log_filter)?,
-        log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,
-        secrets: registry::secrets().filter(|secret| secret.is_given(layers)).collect(),
-        effective: layers.effective(),
-    };
-    upstream::check(layers, &config)?;
-    if let Err(error) = config.server().check() {
-        return Err(ConfigError::Listen { origin: encrypted::origin_of(layers, &error), error });
-    }
-    Ok(config)
-}
-
+/// Makes the error that a key cannot have this value.
 pub(super) fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
     ConfigError::Invalid { origin: written.origin.clone(), key: key.path(), why }
 }
 
-fn one<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
+/// Reads the value of a key that has one.
+pub(super) fn one<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
     let written = layers.one(key);
     read(&written.text).map_err(|why| invalid(key, &written, why))
 }
 
+/// Reads each item of a list.
 pub(super) fn list<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
     layers.list(key).iter().map(|written| read(&written.text).map_err(|why| invalid(key, written, why))).collect()
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"))
-}
-
-fn admin_address(text: &str) -> Result<Option<SocketAddr>, String> {
-    if text == "off" {
-        return Ok(None);
-    }
-    let address =
-        SocketAddr::from_str(text).map_err(|_| format!("{text:?} is neither an address with a port, such as 127.0.0.1:5380, nor off"))?;
-    if address.ip().to_canonical().is_loopback() {
-        Ok(Some(address))
-    } else {
-        Err(format!("{address} can be reached from other machines, and this interface asks nobody who they are: name a loopback address"))
-    }
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
-    network.map(|network| network.trunc()).ok_or_else(|| format!("{text:?} is not a network such as 10.0.0.0/8 or fd00::/8"))
-}
-
-fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
-    // One by one first: the mistake then has its place.
-    let texts = list(layers, keys::ZONE, |text| {
-        let text = text.to_owned();
-        Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
-    })?;
-    Zones::new(&texts).map_err(|error| invalid(keys::ZONE, &layers.one(keys::ZONE), error.to_string()))
-}
-
-fn segment(layers: &Layers, key: &Key) -> Result<String, ConfigError> {
-    one(layers, key, key_segment)
-}
-
-/// The first segments of GoFrame's keys, at least one.
-pub(super) fn heads(layers: &Layers) -> Result<Vec<String>, ConfigError> {
-    let heads = list(layers, keys::HEADS, key_segment)?;
-    if heads.is_empty() {
-        return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
-    }
-    Ok(heads)
-}
-
-fn key_segment(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
-        Err(format!("{text:?} is not one segment of a registry key: some characters, none of them '/'"))
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
+/// Reads `true` or `false`.
 pub(super) fn boolean(layers: &Layers, key: &Key) -> Result<bool, ConfigError> {
     one(layers, key, |text| text.parse().map_err(|_| format!("{text:?} is neither true nor false")))
 }
 
-fn answers(text: &str) -> Result<Answers, String> {
-    match text {
-        "all" => Ok(Answers::All),
-        "fit" => Ok(Answers::Fit),
-        _ => match text.parse() {
-            Ok(count) => Ok(Answers::Count(count)),
-            Err(_) => Err(format!("{text:?} is neither all, fit nor a number from 1 to 65535")),
-        },
+/// Reads a text; none where it is empty.
+pub(super) fn text(layers: &Layers, key: &Key) -> Option<String> {
+    Some(layers.one(key).text).filter(|text| !text.is_empty())
+}
+
+/// Reads the path of a file or a directory; none where it is empty.
+pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
+    text(layers, key).map(PathBuf::from)
+}
+
+/// Reads a secret from its variable, or else from its file, without the end of line there.
+pub(super) fn secret(layers: &Layers, key: &SecretKey) -> Result<Option<Secret>, ConfigError> {
+    if let Some(secret) = layers.secret(key) {
+        return Ok(Some(secret.clone()));
+    }
+    let Some(path) = path(layers, key.file) else { return Ok(None) };
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| invalid(key.file, &layers.one(key.file), format!("cannot read {}: {error}", path.display())))?;
+    Ok(Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned())))
+}
+
+/// Reads a whole number from 1 to `most`.
+pub(super) fn number(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("{text:?} is not a whole number from 1 to {most}")),
     }
 }
 
-fn docker0(text: &str) -> Result<Docker0, String> {
-    match text {
-        "drop" => Ok(Docker0::Drop),
-        "keep" => Ok(Docker0::Keep),
-        _ => Err(format!("{text:?} is neither drop nor keep")),
-    }
-}
-
-fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+/// Reads a duration within these bounds.
+pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = match text {
         "0" => Duration::ZERO,
         _ => humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration such as 12s, 500ms or 1m 30s"))?,
@@ -162,56 +72,16 @@ fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, Str
     }
 }
 
-fn seconds(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
-    one(layers, key, |text| {
-        let duration = duration(text, Duration::ZERO, DAY)?;
-        if duration.subsec_nanos() != 0 {
-            return Err(format!("{text} is not a whole number of seconds, and DNS counts in those"));
-        }
-        u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
-    })
-}
-
-fn number(text: &str, most: usize) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if (1..=most).contains(&number) => Ok(number),
-        _ => Err(format!("{text:?} is not a whole number from 1 to {most}")),
-    }
-}
-
-fn number_or_none(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 to {}", u32::MAX))
-}
-
-fn size(text: &str) -> Result<usize, String> {
-    let size = ByteSize::from_str(text).map_err(|_| format!("{text:?} is not a size such as 32MiB or 500kB"))?;
-    usize::try_from(size.as_u64()).ok().filter(|_| size <= ByteSize::gib(64)).ok_or_else(|| format!("{text} is more than 64GiB"))
-}
-
-fn rebinding(layers: &Layers) -> Result<Option<Vec<Name>>, ConfigError> {
-    let allowed = list(layers, keys::REBINDING_ALLOW, domain)?;
-    Ok(boolean(layers, keys::REBINDING_GUARD)?.then_some(allowed))
-}
-
+/// Reads a domain name.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
     Name::from_text(text).map_err(|error| format!("{text:?} is not a domain name: {error}"))
 }
 
-fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::builder()
-        .parse(text)
-        .map(|_| match text.parse::<LevelFilter>() {
-            // What etcd's client and the HTTP libraries say at these levels buries what svcdns says.
-            Ok(level) if level > LevelFilter::WARN => format!("warn,svcdns={text}"),
-            _ => text.to_owned(),
-        })
-        .map_err(|error| format!("{text:?} is not a filter such as info, debug or warn,svcdns::registry=debug: {error}"))
-}
-
-pub(super) fn text(layers: &Layers, key: &Key) -> Option<String> {
-    Some(layers.one(key).text).filter(|text| !text.is_empty())
-}
-
-pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
-    text(layers, key).map(PathBuf::from)
+/// Reads one segment of a registry key.
+pub(super) fn key_segment(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
+        Err(format!("{text:?} is not one segment of a registry key: some characters, none of them '/'"))
+    } else {
+        Ok(text.to_owned())
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::net::Ipv6Addr;
 
-use super::{Reader, RegistryKind, SecretKey};
+use super::{Reader, RegistryKind, heads};
 use crate::config::error::{ConfigError, Origin};
-use crate::config::keys::keys;
+use crate::config::key::{SecretKey, keys};
 use crate::config::layers::{Layers, Written};
-use crate::config::values::{boolean, heads, invalid, path, text};
+use crate::config::values::{boolean, invalid, path, secret, text};
 use crate::registry::etcd::{Settings, Tls};
 use crate::registry::{Secret, Source};
 
@@ -44,7 +44,7 @@ fn read(layers: &Layers) -> Result<Reader, ConfigError> {
 
 /// The user and the password: both or neither.
 fn login(layers: &Layers) -> Result<(Option<String>, Option<Secret>), ConfigError> {
-    let (username, password) = (text(layers, USERNAME), PASSWORD.read(layers)?);
+    let (username, password) = (text(layers, USERNAME), secret(layers, &PASSWORD)?);
     if username.is_some() != password.is_some() {
         let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
         // Of the two, the one that was written.

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Reader, RegistryKind};
+use super::{Reader, RegistryKind, heads};
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
-use crate::config::values::heads;
 use crate::registry::Source;
 use crate::registry::file::{Settings, Timings};
 

@@ -11,10 +11,11 @@ pub(super) use url::{split_urls, without_user};
 use std::collections::HashMap;
 
 use super::error::ConfigError;
-use super::keys::{self, Key};
+use super::key::{Key, SecretKey};
+use super::keys;
 use super::layers::Layers;
-use super::values::{invalid, list, path};
-use crate::registry::{Secret, Source};
+use super::values::{invalid, key_segment, list};
+use crate::registry::Source;
 use crate::service::MAX_REGISTRIES;
 
 /// A kind of registry, as a person writes it.
@@ -39,46 +40,6 @@ pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &file::KIND];
 
 /// Kinds that GoFrame has and svcdns does not support yet.
 const NOT_YET: &[&str] = &["zookeeper", "consul", "nacos", "polaris"];
-
-/// A secret of a kind of registry. It is read from a file of its own or from a variable of the environment; there is no
-/// flag and no key for it, since others could read it there.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SecretKey {
-    /// What it is, in a word: `password`.
-    pub name: &'static str,
-    /// The variable that can hold it.
-    pub variable: &'static str,
-    /// The key of the file that can hold it.
-    pub file: &'static Key,
-}
-
-impl SecretKey {
-    /// The kind of registry that it is for.
-    pub fn kind(&self) -> &'static str {
-        self.file.section
-    }
-
-    /// The key that does not exist, as a person would write it: `etcd.password`.
-    pub(super) fn path(&self) -> String {
-        format!("{}.{}", self.kind(), self.name)
-    }
-
-    /// Whether somebody gave it, wherever.
-    pub(super) fn is_given(&self, layers: &Layers) -> bool {
-        layers.secret(self).is_some() || path(layers, self.file).is_some()
-    }
-
-    /// The secret itself, without the end of line behind it in a file.
-    fn read(&self, layers: &Layers) -> Result<Option<Secret>, ConfigError> {
-        if let Some(secret) = layers.secret(self) {
-            return Ok(Some(secret.clone()));
-        }
-        let Some(path) = path(layers, self.file) else { return Ok(None) };
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| invalid(self.file, &layers.one(self.file), format!("cannot read {}: {error}", path.display())))?;
-        Ok(Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned())))
-    }
-}
 
 /// The secrets of all kinds of registry.
 pub fn secrets() -> impl Iterator<Item = &'static SecretKey> {
@@ -123,4 +84,13 @@ fn source(readers: &HashMap<&str, Reader>, url: &str) -> Result<Source, String> 
         return Err(format!("registries of kind {scheme} are not supported yet: there are {}", schemes.join(" and ")));
     }
     Err(format!("there is no kind of registry {scheme:?}: a registry is written as {}", forms()))
+}
+
+/// The first segments of GoFrame's keys, at least one.
+fn heads(layers: &Layers) -> Result<Vec<String>, ConfigError> {
+    let heads = list(layers, keys::HEADS, key_segment)?;
+    if heads.is_empty() {
+        return Err(invalid(keys::HEADS, &layers.one(keys::HEADS), "at least one must be named".to_owned()));
+    }
+    Ok(heads)
 }

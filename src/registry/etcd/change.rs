@@ -4,11 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use etcd_client::{Event, KeyValue};
 
-use crate::registry::gsvc;
+use crate::registry::gsvc::{self, MAX_KEY};
 use crate::service::{Change, Put, Removal};
-
-/// Longest key that is passed on as it is, in octets. Longer ones cannot be served, and are only named.
-const MAX_KEY: usize = 4096;
 
 /// One key of a list, or the content of a put.
 pub(super) fn put(kv: KeyValue, reader: &mut gsvc::Reader) -> Change {
@@ -39,8 +36,8 @@ pub(super) fn revision(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }
 
-/// The key as text that is unique in this registry: as it is where it is text of bearable length; otherwise escaped, or
-/// cut and told apart by a hash. The latter two are never served (`gsvc::parse` rejects them), only shown.
+/// The key as text that is unique in this registry: as it is where it is text of at most [`MAX_KEY`] bytes; otherwise
+/// escaped, or cut and told apart by a hash. The latter two are never served (`gsvc::parse` rejects them), only shown.
 fn key_text(key: Vec<u8>) -> Box<str> {
     if key.len() > MAX_KEY {
         let mut hasher = DefaultHasher::new();

@@ -23,9 +23,6 @@ const JUMP: Duration = Duration::from_secs(2);
 /// A folder, a pipe, a device or a symbolic link where a file is expected, or no permission to read it.
 pub const UNREADABLE: Reason = Reason::new("unreadable", "not a regular file that can be read");
 
-/// Files of one folder that are followed; more are left alone.
-const MOST_FILES: usize = 2_000_000;
-
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
@@ -37,6 +34,8 @@ pub(super) struct Moment {
 #[derive(Debug)]
 pub(super) struct Known {
     timings: Timings,
+    /// One for each file in the folder. The catalog alone limits how many are served, and lists the surplus as
+    /// rejected.
     files: HashMap<OsString, File>,
     /// Files whose content makes no sense since then: their writers may be at it.
     unsettled: HashMap<OsString, Instant>,
@@ -152,9 +151,6 @@ impl Known {
             file.digest = digest;
             file.alive = true;
         } else {
-            if self.files.len() >= MOST_FILES {
-                return None;
-            }
             let deadline = self.deadline(written, now)?;
             self.files.insert(name.into(), File { written, deadline, digest, alive: true });
         }

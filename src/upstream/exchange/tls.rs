@@ -21,8 +21,8 @@ use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 /// For how long the machine's authorities, once read, are taken for what they are.
 const FRESH: Duration = Duration::from_secs(600);
 
-/// Largest file of authorities: those of a whole machine are some 250 KiB.
-const MOST_OCTETS: u64 = 4 << 20;
+/// Largest file of authorities that is read, in bytes: those of a whole machine are some 250 KiB.
+const MAX_CA_FILE: u64 = 4 << 20;
 
 /// The authorities that may vouch for upstreams.
 #[derive(Debug)]
@@ -138,7 +138,10 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
         }
         let mut pem = Vec::new();
-        fs::File::open(file)?.take(MOST_OCTETS).read_to_end(&mut pem)?;
+        fs::File::open(file)?.take(MAX_CA_FILE + 1).read_to_end(&mut pem)?;
+        if pem.len() as u64 > MAX_CA_FILE {
+            return Err(io::Error::other(format!("it has more than {MAX_CA_FILE} bytes, the fixed limit for a file of authorities")));
+        }
         Ok(pem)
     };
     read().map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))
@@ -190,6 +193,13 @@ mod tests {
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
         fs::write(&file, own.cert.pem()).unwrap();
         check(&file).unwrap();
+        // Text around the certificates does not count, but what lies behind the limit would not be read.
+        let filled = |bytes: u64| own.cert.pem() + &"\n".repeat(usize::try_from(bytes).unwrap() - own.cert.pem().len());
+        fs::write(&file, filled(MAX_CA_FILE)).unwrap();
+        check(&file).unwrap();
+        fs::write(&file, filled(MAX_CA_FILE + 1)).unwrap();
+        let limit = "cannot read the authorities in FILE: it has more than 4194304 bytes, the fixed limit for a file of authorities";
+        assert_eq!(wrong(), format!("{head}{limit}"));
         assert!(check(folder.path()).unwrap_err().to_string().ends_with("not a file"));
     }
 

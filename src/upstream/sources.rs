@@ -28,8 +28,8 @@ const MANAGED: &[Place] = &[
 /// The most name servers that are used: one of the first few answers, or nobody does.
 pub(super) const MOST_SERVERS: usize = 16;
 
-/// The most files of a folder that are read.
-const MOST_FILES: usize = 64;
+/// Most files of a folder that are read (fixed).
+const MAX_FILES: usize = 64;
 
 /// Where systemd-resolved listens (systemd-resolved.service(8)).
 const STUBS: [IpAddr; 2] = [IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 54))];
@@ -138,7 +138,10 @@ impl Sources {
                 let files = fs::read_dir(self.below_root(path)).into_iter().flatten().flatten();
                 let mut names: Vec<_> = files.map(|file| file.file_name()).collect();
                 names.sort();
-                names.truncate(MOST_FILES);
+                if names.len() > MAX_FILES {
+                    found.faults.push(format!("{path}: only the first {MAX_FILES} files are read (a fixed limit)"));
+                    names.truncate(MAX_FILES);
+                }
                 for name in names {
                     let shown = Path::new(path).join(&name);
                     self.read_file(&self.below_root(path).join(name), &shown, &mut found);

@@ -163,6 +163,18 @@ fn more_than_three_name_servers_are_used_but_not_any_number() {
 }
 
 #[test]
+fn a_folder_of_more_files_than_are_read_is_a_fault() {
+    let machine = |files: usize| {
+        let stub = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n");
+        (0..files).fold(stub, |machine, n| machine.file(&format!("/run/resolvconf/interface/eth{n:03}"), "nameserver 192.0.2.1\n"))
+    };
+    assert_eq!(machine(MAX_FILES).look().faults, [""; 0]);
+    let look = machine(MAX_FILES + 1).look();
+    assert_eq!(look.faults, ["/run/resolvconf/interface: only the first 64 files are read (a fixed limit)"]);
+    assert_eq!(look.servers.len(), 1);
+}
+
+#[test]
 fn an_address_with_its_interface() {
     let look =
         Machine::new(&["[fe80::5%1]:53"]).file(RESOLV_CONF, "nameserver fe80::1%lo\nnameserver fe80::5%lo\nnameserver fe80::2%7\n").look();

@@ -1,138 +1,53 @@
-//! Opens the sockets, and says in words what stands in the way.
+//! Opens the sockets of all addresses, before anything is served.
 
-use std::fmt;
-use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
-use super::certificate::CertificateError;
+use super::bind_error::LISTEN;
+use super::encrypted::EncryptedSockets;
 use super::query_log::QueryLog;
-use super::serve::Endpoint;
 use super::sink::Tap;
-use super::{Bound, Counters, Settings, SettingsError, interfaces};
+use super::sockets::{PlainEndpoint, canonical, workers_beside};
+use super::{Access, BindError, Counters, Limits, Settings, interfaces};
 use crate::wire::Transport;
 
-/// Octets of datagrams that may wait to be read: some thousand queries in a burst. The kernel may grant less.
-const UDP_RECEIVE_BUFFER: usize = 1024 * 1024;
-/// Octets of answers the kernel keeps of one connection (it doubles the figure), so that clients which never read cost
-/// little. Connections inherit it from their listener.
-const TCP_SEND_BUFFER: usize = 128 * 1024;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 512;
-/// Threads that answer over UDP, in all, beyond which a further address gets one only.
-const THREADS: usize = 32;
 /// How often a free TCP port is tried whose UDP port is taken.
 const ATTEMPTS: usize = 16;
 
-/// Why an address cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The settings themselves.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// The certificate of the encrypted listeners.
-    #[error("no encrypted connections without a certificate")]
-    Certificate(#[from] CertificateError),
-    /// Somebody else has the port.
-    #[error(transparent)]
-    InUse(PortTaken),
-    /// A port below 1024, without the right to it.
-    #[error(
-        "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
-         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as {flag} {example}"
-    )]
-    NotPermitted {
-        /// The address.
-        address: SocketAddr,
-        /// The flag that named it.
-        flag: &'static str,
-        /// An address that needs no permission.
-        example: SocketAddr,
-    },
-    /// No interface has the address.
-    #[error("cannot listen on {address}: this machine has no such address at the moment")]
-    NoSuchAddress {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// Anything else the system said.
-    #[error("cannot listen on {address} ({}): {source}", transport_name(*.transport))]
-    System {
-        /// The address.
-        address: SocketAddr,
-        /// Whether for UDP or TCP.
-        transport: Transport,
-        /// What the system said.
-        source: io::Error,
-    },
+/// Sockets that are open and wait to be served.
+#[derive(Debug)]
+pub struct Bound {
+    pub(super) endpoints: Vec<PlainEndpoint>,
+    /// The unspecified addresses among those listened on, ports resolved.
+    pub(super) wildcards: Vec<SocketAddr>,
+    pub(super) encrypted: Option<EncryptedSockets>,
+    pub(super) access: Access,
+    pub(super) tap: Tap,
+    pub(super) limits: Limits,
+    pub(super) counters: Arc<Counters>,
 }
 
-/// A port that another process has.
-///
-/// The server does not look for that process. A caller that does puts it into the message with
-/// [`Self::by`].
-#[derive(Debug, thiserror::Error)]
-pub struct PortTaken {
-    /// The address.
-    pub address: SocketAddr,
-    /// Whether its UDP or its TCP port.
-    pub transport: Transport,
-    /// The flag that named the address.
-    pub flag: &'static str,
-}
-
-impl PortTaken {
-    /// The message, with who has the port.
-    pub fn by(&self, holder: impl fmt::Display) -> String {
-        let Self { address, transport, flag } = self;
-        let transport = transport_name(*transport);
-        format!("cannot listen on {address} ({transport}): the port is taken by {holder}; stop that, or choose another port with {flag}")
+impl Bound {
+    /// The addresses that are listened on at the start, ports resolved, each for UDP and TCP.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
-}
 
-impl fmt::Display for PortTaken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.by("another process"))
+    /// The addresses of DNS over TLS, ports resolved.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.tls).map(|(address, _)| *address).collect()
     }
-}
 
-/// How an address was named, for what to do about it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Named {
-    /// The flag.
-    flag: &'static str,
-    /// A port that needs no permission.
-    port: u16,
-}
-
-/// Plain DNS.
-pub(super) static LISTEN: Named = Named { flag: "--listen", port: 5300 };
-/// DNS over TLS.
-pub(super) static LISTEN_TLS: Named = Named { flag: "--tls-listen", port: 8853 };
-/// DNS over QUIC.
-pub(super) static LISTEN_QUIC: Named = Named { flag: "--tls-quic-listen", port: 8853 };
-
-impl BindError {
-    /// What the system said, in words and with what to do.
-    pub(super) fn explain(transport: Transport, named: &'static Named, address: SocketAddr, error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::AddrInUse => Self::InUse(PortTaken { address, transport, flag: named.flag }),
-            ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => {
-                Self::NotPermitted { address, flag: named.flag, example: SocketAddr::new(address.ip(), named.port) }
-            }
-            ErrorKind::AddrNotAvailable => Self::NoSuchAddress { address },
-            _ => Self::System { address, transport, source: error },
-        }
+    /// The addresses of DNS over QUIC, ports resolved.
+    pub fn quic_addresses(&self) -> Vec<SocketAddr> {
+        self.encrypted.iter().flat_map(|encrypted| &encrypted.quic).map(|(address, _)| *address).collect()
     }
-}
 
-fn transport_name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Udp => "UDP",
-        Transport::Tcp => "TCP",
+    /// What is counted, from now until the server has ended.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 }
 
@@ -147,7 +62,7 @@ fn transport_name(transport: Transport) -> &'static str {
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
     let wanted = settings.limits.udp_workers;
-    let (mut endpoints, mut wildcards): (Vec<Endpoint>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
+    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
     for &listen in &settings.listen {
         let listen = canonical(listen);
         // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
@@ -169,7 +84,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
             endpoints.extend(group);
         }
     }
-    let encrypted = settings.encrypted.open()?;
+    let encrypted = EncryptedSockets::open(&settings.encrypted)?;
     Ok(Bound {
         endpoints,
         wildcards,
@@ -182,26 +97,17 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
 }
 
 /// How many threads the next address gets for UDP, beside those that are there.
-fn workers(endpoints: &[Endpoint], more: &[Endpoint], wanted: usize) -> usize {
+fn workers(endpoints: &[PlainEndpoint], more: &[PlainEndpoint], wanted: usize) -> usize {
     workers_beside(endpoints.iter().chain(more).map(|endpoint| endpoint.udp.len()).sum(), wanted)
-}
-
-/// How many threads an address gets for UDP where `wanted` are wished for and so many are `running` for others.
-pub(super) fn workers_beside(running: usize, wanted: usize) -> usize {
-    if running + wanted <= THREADS { wanted.max(1) } else { 1 }
-}
-
-/// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        ip if ip == address.ip() => address,
-        ip => SocketAddr::new(ip, address.port()),
-    }
 }
 
 /// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
 /// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
-fn open_group(addresses: &[SocketAddr], workers: impl Fn(&[Endpoint]) -> usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
+fn open_group(
+    addresses: &[SocketAddr],
+    workers: impl Fn(&[PlainEndpoint]) -> usize,
+    skip_absent: bool,
+) -> Result<Vec<PlainEndpoint>, BindError> {
     let mut attempt = 1;
     loop {
         let result = try_group(addresses, &workers, skip_absent);
@@ -212,14 +118,20 @@ fn open_group(addresses: &[SocketAddr], workers: impl Fn(&[Endpoint]) -> usize, 
     }
 }
 
-fn try_group(addresses: &[SocketAddr], workers: &impl Fn(&[Endpoint]) -> usize, skip_absent: bool) -> Result<Vec<Endpoint>, BindError> {
-    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(addresses.len());
+fn try_group(
+    addresses: &[SocketAddr],
+    workers: &impl Fn(&[PlainEndpoint]) -> usize,
+    skip_absent: bool,
+) -> Result<Vec<PlainEndpoint>, BindError> {
+    let mut endpoints: Vec<PlainEndpoint> = Vec::with_capacity(addresses.len());
     for &(mut address) in addresses {
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match open(address, workers(&endpoints)).map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error)) {
-            Ok(endpoint) => endpoints.push(Endpoint { followed: skip_absent, ..endpoint }),
+        match PlainEndpoint::open(address, workers(&endpoints))
+            .map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error))
+        {
+            Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
                 warn!(%address, "not listening on an address that cannot be used at the moment");
             }
@@ -229,63 +141,13 @@ fn try_group(addresses: &[SocketAddr], workers: &impl Fn(&[Endpoint]) -> usize, 
     Ok(endpoints)
 }
 
-/// Opens the sockets of one address.
-///
-/// # Errors
-/// What the system says of one of them.
-pub(super) fn open(mut address: SocketAddr, workers: usize) -> Result<Endpoint, (Transport, io::Error)> {
-    let tcp_failed = |error| (Transport::Tcp, error);
-    let tcp = open_tcp(address).map_err(tcp_failed)?;
-    address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
-    let udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
-    Ok(Endpoint { address, followed: false, udp, tcp })
-}
-
-pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A restart must not wait for connections of the last run to be forgotten; it takes no port that is listened on.
-    socket.set_reuse_address(true)?;
-    let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Opens `count` sockets on one address, among which the kernel spreads the clients.
-pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
-    let new = || {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
-        socket.set_nonblocking(true)?;
-        Ok::<_, io::Error>(socket)
-    };
-    // The first is bound before it may share its port: it fails where any other program has the port, also one that would
-    // share it. Whoever comes later in the same way fails because of us.
-    let first = new()?;
-    first.bind(&address.into())?;
-    if count > 1 {
-        first.set_reuse_port(true)?;
-    }
-    let mut sockets = vec![first.into()];
-    while sockets.len() < count {
-        let next = new()?;
-        next.set_reuse_port(true)?;
-        next.bind(&address.into())?;
-        sockets.push(next.into());
-    }
-    Ok(sockets)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::sockets::open_udp;
+    use super::super::{PortTaken, SettingsError};
     use super::*;
+    use socket2::{Domain, Protocol, Socket, Type};
+    use std::net::UdpSocket;
 
     fn listening(addresses: &[&str]) -> Settings {
         Settings { listen: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..Settings::default() }
@@ -311,13 +173,6 @@ mod tests {
         let port = bound.addresses()[0].port();
         assert!(bound.addresses().contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{:?}", bound.addresses());
         assert!(bound.addresses().iter().all(|address| address.port() == port && !address.ip().is_unspecified()));
-    }
-
-    #[test]
-    fn many_addresses_get_few_threads_each() {
-        let threads = |wanted: usize| (0..20).fold(0, |running, _| running + workers_beside(running, wanted));
-        assert_eq!([0, 1, 4].map(threads), [20, 20, THREADS + 12]);
-        assert_eq!(workers_beside(0, 100), 1);
     }
 
     #[test]
@@ -361,12 +216,12 @@ mod tests {
         let other = shares("127.77.8.1:0".parse().unwrap()).unwrap();
         let address = other.local_addr().unwrap().as_socket().unwrap();
         for workers in [1, 3] {
-            let limits = crate::server::Limits { udp_workers: workers, ..crate::server::Limits::default() };
+            let limits = Limits { udp_workers: workers, ..Limits::default() };
             let error = bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
             assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })), "{error:?}");
         }
         drop(other);
-        let limits = crate::server::Limits { udp_workers: 3, ..crate::server::Limits::default() };
+        let limits = Limits { udp_workers: 3, ..Limits::default() };
         let settings = Settings { limits, ..listening(&[&address.to_string()]) };
         let bound = bind(&settings).unwrap();
         assert_eq!(bound.endpoints[0].udp.len(), 3);
@@ -378,15 +233,6 @@ mod tests {
         let settings = Settings { allow: vec!["198.51.100.0/24".parse().unwrap()], ..listening(&["198.51.100.7:0"]) };
         let error = bind(&settings).unwrap_err();
         assert!(matches!(error, BindError::NoSuchAddress { .. }), "{error:?}");
-    }
-
-    #[test]
-    fn a_low_port_without_the_right_to_it_says_how_to_get_it() {
-        let address = "127.0.0.1:53".parse().unwrap();
-        let message = BindError::explain(Transport::Tcp, &LISTEN, address, ErrorKind::PermissionDenied.into()).to_string();
-        assert!(message.contains("127.0.0.1:53") && message.contains("setcap") && message.contains("127.0.0.1:5300"), "{message}");
-        let other = BindError::explain(Transport::Tcp, &LISTEN, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
-        assert!(matches!(other, BindError::System { .. }), "{other:?}");
     }
 
     #[test]

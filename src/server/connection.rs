@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error};
 
-use super::serve::Serving;
+use super::serving::Serving;
 use super::{Client, DnsTransport, Respond, Response, StreamCounters, StreamKind, padding};
 
 /// One connection, seen from its task.

@@ -10,70 +10,54 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::bind::{BindError, LISTEN_QUIC, LISTEN_TLS, canonical, open_tcp, open_udp};
-use super::certificate::{Certificate, CertificateFiles, Purpose};
-use super::serve::Serving;
-use super::{Respond, StreamKind, quic, tcp};
+use super::bind_error::{LISTEN_QUIC, LISTEN_TLS};
+use super::certificate::{Certificate, Purpose};
+use super::quic::QuicListener;
+use super::serving::Serving;
+use super::sockets::{canonical, open_tcp, open_udp};
+use super::{BindError, Encrypted, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
 /// How long the last words to clients over QUIC may take.
 const GOODBYE: Duration = Duration::from_millis(100);
 
-/// Where to listen for encrypted connections; nowhere by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Encrypted {
-    /// Addresses for DNS over TLS. An unspecified one (`0.0.0.0`, `::`) is every address, also one the machine gets later.
-    pub tls: Vec<SocketAddr>,
-    /// Addresses for DNS over QUIC, likewise.
-    pub quic: Vec<SocketAddr>,
-    /// The certificate to show; needed once there is an address.
-    pub certificate: Option<CertificateFiles>,
-}
-
 /// Encrypted listeners that are open and wait to be served.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct EncryptedSockets {
     pub(super) tls: Vec<(SocketAddr, TcpListener)>,
     pub(super) quic: Vec<(SocketAddr, UdpSocket)>,
     pub(super) certificate: Arc<Certificate>,
 }
 
-impl Encrypted {
-    /// All addresses.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.tls.iter().chain(&self.quic).copied()
-    }
-
+impl EncryptedSockets {
     /// Reads the certificate and opens the sockets; none where no address is named.
     ///
     /// # Errors
     /// When either fails.
-    pub(super) fn open(&self) -> Result<Option<Opened>, BindError> {
-        let Some(files) = self.certificate.clone().filter(|_| self.addresses().next().is_some()) else { return Ok(None) };
+    pub(super) fn open(settings: &Encrypted) -> Result<Option<Self>, BindError> {
+        let Some(files) = settings.certificate.clone().filter(|_| settings.addresses().next().is_some()) else { return Ok(None) };
         let certificate = Arc::new(Certificate::open(files)?);
         let (mut tls, mut quic) = (Vec::new(), Vec::new());
-        for address in self.tls.iter().copied().map(canonical) {
+        for address in settings.tls.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Tcp, &LISTEN_TLS, address, error);
             let socket = open_tcp(address).map_err(failed)?;
             tls.push((socket.local_addr().map_err(failed)?, socket));
         }
-        for address in self.quic.iter().copied().map(canonical) {
+        for address in settings.quic.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Udp, &LISTEN_QUIC, address, error);
             for socket in open_udp(address, 1).map_err(failed)? {
                 quic.push((socket.local_addr().map_err(failed)?, socket));
             }
         }
-        Ok(Some(Opened { tls, quic, certificate }))
+        Ok(Some(Self { tls, quic, certificate }))
     }
-}
 
-impl Opened {
     /// Answers on these sockets from now on.
     ///
     /// # Errors
     /// When the runtime does not take a socket, or TLS or QUIC does not take the certificate. No
     /// socket is served then.
-    pub(super) fn serve<R: Respond>(self, serving: &Arc<Serving<R>>) -> Result<Encrypting, BindError> {
+    pub(super) fn serve<R: Respond>(self, serving: &Arc<Serving<R>>) -> Result<EncryptedListeners, BindError> {
         let Self { tls, quic, certificate } = self;
         let (mut tls_listeners, mut quic_listeners) = (Vec::new(), Vec::new());
         for (address, socket) in tls {
@@ -86,7 +70,7 @@ impl Opened {
         for (address, socket) in quic {
             let failed = |source| BindError::System { address, transport: Transport::Udp, source };
             let config = certificate.config(Purpose::Quic).map_err(|error| failed(io::Error::other(error)))?;
-            let listener = quic::Listener::new(socket, address, Arc::clone(serving), config).map_err(failed)?;
+            let listener = QuicListener::new(socket, address, Arc::clone(serving), config).map_err(failed)?;
             quic_listeners.push(Arc::new(listener));
         }
         serving.tracker.spawn(certificate.follow(serving.stop.clone()));
@@ -98,19 +82,19 @@ impl Opened {
         for listener in quic_listeners {
             loops.spawn(Arc::clone(serving).keep(listener.address, StreamKind::Quic, move || Arc::clone(&listener).run()));
         }
-        Ok(Encrypting { loops, endpoints })
+        Ok(EncryptedListeners { loops, endpoints })
     }
 }
 
 /// Encrypted listeners that are served.
 #[derive(Debug)]
-pub(super) struct Encrypting {
+pub(super) struct EncryptedListeners {
     loops: JoinSet<()>,
     /// The endpoints of QUIC. They outlive their loops: the connections of one share its socket.
     endpoints: Vec<quinn::Endpoint>,
 }
 
-impl Encrypting {
+impl EncryptedListeners {
     /// Waits until nothing more is accepted.
     pub(super) async fn ended(&mut self) {
         while self.loops.join_next().await.is_some() {}

@@ -12,12 +12,13 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::bind::{BindError, LISTEN, open, workers_beside};
+use super::bind_error::LISTEN;
 use super::interfaces::{Changes, addresses_for};
-use super::serve::{Endpoint, Serving};
-use super::udp::Own;
-use super::workers::{Shared, Thread};
-use super::{Respond, StreamKind, tcp};
+use super::serving::Serving;
+use super::sockets::{PlainEndpoint, workers_beside};
+use super::udp::{Own, UdpShared};
+use super::workers::Thread;
+use super::{BindError, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
 /// How long changes are gathered before the addresses are read: they often come several at a time.
@@ -33,7 +34,7 @@ pub(super) type Report = Box<dyn Fn(SocketAddr, BindError) + Send>;
 /// All that is listened on.
 pub(super) struct Listening<R> {
     serving: Arc<Serving<R>>,
-    shared: Shared,
+    shared: UdpShared,
     report: Report,
     open: HashMap<SocketAddr, Open>,
     /// Threads started so far.
@@ -53,7 +54,7 @@ struct Open {
 
 impl<R: Respond> Listening<R> {
     /// Nothing yet.
-    pub(super) fn new(serving: Arc<Serving<R>>, shared: Shared, report: Report) -> Self {
+    pub(super) fn new(serving: Arc<Serving<R>>, shared: UdpShared, report: Report) -> Self {
         Self { serving, shared, report, open: HashMap::new(), started: 0 }
     }
 
@@ -61,8 +62,8 @@ impl<R: Respond> Listening<R> {
     ///
     /// # Errors
     /// When the runtime does not take the one for TCP, or there is no thread for one for UDP; none of them is served then.
-    pub(super) async fn serve(&mut self, endpoint: Endpoint) -> Result<(), BindError> {
-        let Endpoint { address, followed, udp, tcp } = endpoint;
+    pub(super) async fn serve(&mut self, endpoint: PlainEndpoint) -> Result<(), BindError> {
+        let PlainEndpoint { address, followed, udp, tcp } = endpoint;
         let stop = self.serving.stop.child_token();
         let unless_done = stop.clone().drop_guard();
         let serving = Arc::new(self.serving.until(stop.clone()));
@@ -153,8 +154,8 @@ impl<R: Respond> Listening<R> {
 
     /// Begins to listen on an address that was tried `before` so many times; says whether that works.
     async fn listen_on(&mut self, address: SocketAddr, before: u32) -> bool {
-        let error = match open(address, workers_beside(self.threads(), self.serving.limits.udp_workers)) {
-            Ok(endpoint) => match self.serve(Endpoint { followed: true, ..endpoint }).await {
+        let error = match PlainEndpoint::open(address, workers_beside(self.threads(), self.serving.limits.udp_workers)) {
+            Ok(endpoint) => match self.serve(PlainEndpoint { followed: true, ..endpoint }).await {
                 Ok(()) => return true,
                 Err(error) => error,
             },

@@ -16,7 +16,7 @@ use tokio_rustls::rustls;
 use tracing::{debug, error};
 
 use super::admission::Place;
-use super::serve::Serving;
+use super::serving::Serving;
 use super::{Client, DnsTransport, Limits, Respond, Response, StreamCounters, StreamKind, padding};
 use crate::wire::TCP_MAX;
 
@@ -36,7 +36,7 @@ const INCOMING_OCTETS: u64 = 16 * 1024;
 
 /// One listening socket and what its connections need.
 #[derive(Debug)]
-pub(super) struct Listener<R> {
+pub(super) struct QuicListener<R> {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
     /// What all listeners share.
@@ -83,7 +83,7 @@ enum End {
     Stopped,
 }
 
-impl<R: Respond> Listener<R> {
+impl<R: Respond> QuicListener<R> {
     /// A listener with this socket, which must not block.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::admission::Place;
 use super::backoff::Backoff;
 use super::connection::{Activity, Connection};
-use super::serve::Serving;
+use super::serving::Serving;
 use super::{Respond, StreamKind};
 
 /// One listening socket and what its connections need.
@@ -119,7 +119,7 @@ mod tests {
     use crate::server::Limits;
     use crate::server::connection::append;
     use crate::server::echo::Echo;
-    use crate::server::serve::tests::serving;
+    use crate::server::serving::tests::serving;
     use std::io::ErrorKind;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::Guard;
+use arc_swap::{ArcSwap, Guard};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::runtime::LocalRuntime;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -24,9 +24,9 @@ use tracing::{debug, error, warn};
 use super::backoff::Backoff;
 use super::batch::{Address, Batch, SIZE, send_one};
 use super::pace::{Most, Next, Patience, SEND_PAUSE};
+use super::sink::Tap;
 use super::tasks::Tasks;
-use super::workers::Shared;
-use super::{Client, Counters, DnsTransport, Request, Respond, Response};
+use super::{Access, Client, Counters, DnsTransport, Request, Respond, Response};
 
 /// Full batches in a row before the other tasks of the thread get their turn.
 const TURN: usize = 2;
@@ -37,8 +37,26 @@ pub(super) struct Worker<R> {
     pub(super) socket: Arc<Stoppable>,
     pub(super) address: SocketAddr,
     pub(super) responder: R,
-    pub(super) shared: Shared,
+    pub(super) shared: UdpShared,
     pub(super) stop: CancellationToken,
+}
+
+/// What all UDP workers share.
+#[derive(Clone, Debug)]
+pub(super) struct UdpShared {
+    /// All listening addresses.
+    pub(super) own: Arc<ArcSwap<Own>>,
+    pub(super) access: Access,
+    pub(super) tap: Tap,
+    pub(super) counters: Arc<Counters>,
+    /// A place for each answer that is waited for.
+    pub(super) places: Arc<Semaphore>,
+    /// How long such an answer may take.
+    pub(super) patience: Duration,
+    /// How long answers in flight have to get out at the end.
+    pub(super) drain: Duration,
+    /// Cancelled: answers in flight are given up.
+    pub(super) abort: CancellationToken,
 }
 
 /// A socket, and whether its reading has ended.
@@ -329,7 +347,7 @@ impl<R: Respond> Worker<R> {
             let worker = Arc::clone(self);
             tasks.answers.spawn(async move {
                 let _waiting = waiting;
-                let Shared { tap, patience, counters, .. } = &worker.shared;
+                let UdpShared { tap, patience, counters, .. } = &worker.shared;
                 let client = worker.client(source);
                 let kept = received.map(|received| tap.keep(&client, &request, received));
                 let answer = timeout(*patience, worker.responder.later(request, client)).await.unwrap_or_else(|_| {
@@ -427,19 +445,15 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::Access;
     use crate::server::echo::Echo;
-    use crate::server::sink::Tap;
-    use arc_swap::ArcSwap;
     use nix::sys::socket::SockaddrIn;
     use tokio::net;
     use tokio::runtime::{Builder, LocalOptions};
-    use tokio::sync::Semaphore;
 
     fn worker() -> Worker<Echo> {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let shared = Shared {
+        let shared = UdpShared {
             own: Arc::new(ArcSwap::from_pointee(Own::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]))),
             access: Access::new(&[]),
             tap: Tap::default(),

@@ -7,40 +7,19 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use nix::sys::socket::{SockaddrIn, SockaddrIn6};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::serve::RESTART;
-use super::sink::Tap;
+use super::serving::RESTART;
 use super::tasks::Tasks;
-use super::udp::{Own, Stoppable, Worker};
-use super::{Access, BindError, Counters, Respond};
+use super::udp::{Stoppable, UdpShared, Worker};
+use super::{BindError, Respond};
 use crate::wire::Transport;
-
-/// What the workers of all threads share.
-#[derive(Clone, Debug)]
-pub(super) struct Shared {
-    /// All listening addresses.
-    pub(super) own: Arc<ArcSwap<Own>>,
-    pub(super) access: Access,
-    pub(super) tap: Tap,
-    pub(super) counters: Arc<Counters>,
-    /// A place for each answer that is waited for.
-    pub(super) places: Arc<Semaphore>,
-    /// How long such an answer may take.
-    pub(super) patience: Duration,
-    /// How long answers in flight have to get out at the end.
-    pub(super) drain: Duration,
-    /// Cancelled: answers in flight are given up.
-    pub(super) abort: CancellationToken,
-}
 
 /// A thread that answers.
 #[derive(Debug)]
@@ -62,7 +41,7 @@ impl Thread {
         address: SocketAddr,
         socket: UdpSocket,
         responder: R,
-        shared: Shared,
+        shared: UdpShared,
         stop: CancellationToken,
     ) -> Result<Self, BindError> {
         let failed = move |source| BindError::System { address, transport: Transport::Udp, source };

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use svcdns::server::{Settings, bind};
+use svcdns::server::{Limits, Settings, bind};
 use tokio_util::sync::CancellationToken;
 
 use support::echo::Echo;
@@ -29,7 +29,9 @@ fn limit_descriptors(soft: usize) {
 #[test]
 fn no_descriptors_left_means_waiting_not_dying() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let settings = Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Settings::default() };
+    // One worker: its first response tells that no other thread is still to start.
+    let limits = Limits { udp_workers: 1, ..Limits::default() };
+    let settings = Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], limits, ..Settings::default() };
     let bound = bind(&settings).unwrap();
     let (address, counters) = (bound.addresses()[0], bound.counters());
     let stop = CancellationToken::new();

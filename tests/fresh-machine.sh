@@ -32,6 +32,8 @@ trap 'rm -rf --one-file-system "$root"' EXIT
 trap '[ -z "$machine" ] || kill -KILL "$machine"; exit 130' INT TERM
 
 debootstrap --variant=minbase --include=ca-certificates,git,make "$release" "$root" "$mirror" >&2
+# Users other than root live there, too.
+chmod 755 "$root"
 git clone -q . "$root/src"
 # How this machine reaches the network: name servers, certificate authorities, cargo's registries.
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"

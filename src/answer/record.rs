@@ -68,9 +68,10 @@ const PLACE: usize = 4;
 impl<'a> Record<'a> {
     /// Reads what [`RecordBuilder::build`] wrote: as much of it as every question needs.
     pub(super) fn read(bytes: &'a [u8]) -> Self {
-        let (&flags, mut sets) = bytes.split_first().unwrap_or((&0, &[]));
+        let (&flags, rest) = bytes.split_first().unwrap_or((&0, &[]));
         // A marker has none.
-        let holders = RegistrySet::from_bits(u16_at(take(&mut sets, HOLDERS), 0).unwrap_or(0));
+        let (holders, mut sets) = rest.split_first_chunk().unwrap_or((&[0; HOLDERS], rest));
+        let holders = RegistrySet::from_bits(u16::from_be_bytes(*holders));
         let mut counts = [0; 3];
         for (number, count) in counts.iter_mut().enumerate() {
             if flags & (PRESENT << number) != 0 {

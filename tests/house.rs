@@ -10,13 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may import.
 const ARROWS: &[(&str, &[&str])] = &[
-    (
-        "cli",
-        &[
-            "admin", "answer", "catalog", "config", "daemon", "metrics", "name", "registry", "server", "service", "system", "upstream",
-            "wire",
-        ],
-    ),
+    ("cli", &["admin", "answer", "config", "daemon", "name", "registry", "server", "service", "system", "wire"]),
     ("daemon", &["admin", "answer", "config", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
     ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
@@ -78,6 +72,23 @@ fn modules_of_a_room_import_one_another_one_way() {
         faults.extend(circles(&arrows).iter().map(|(from, to)| format!("{room}: {from} -> {to} lies on a circle")));
     }
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn codes_of_reasons_are_unique() {
+    let mut codes = BTreeMap::new();
+    for path in paths() {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let maker = if path.ends_with("service/rejection.rs") { "Self::new(" } else { "Reason::new(" };
+        for (at, _) in text.match_indices(maker) {
+            let argument = text[at + maker.len()..].trim_start().strip_prefix('"');
+            let Some(code) = argument.and_then(|rest| rest.split('"').next()) else { continue };
+            let other = codes.insert(code.to_owned(), path.clone());
+            assert!(other.is_none(), "the reason {code} is in {} and in {}", path.display(), other.unwrap().display());
+        }
+    }
+    assert!(codes.len() > 15, "{codes:?}");
 }
 
 #[test]
@@ -292,8 +303,15 @@ fn is_called(line: &str, printer: &str) -> bool {
     line.match_indices(printer).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
-/// Every Rust file under `src/` that is not a file of tests.
+/// Every Rust file under `src/` that is not a file of tests, as source.
 fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = |path: PathBuf| Source::new(path.strip_prefix(root).unwrap().to_owned(), &fs::read_to_string(&path).unwrap());
+    paths().into_iter().map(source).collect()
+}
+
+/// Every Rust file under `src/` that is not a file of tests.
+fn paths() -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -304,13 +322,12 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();
-    walk(&root.join("src"), &mut paths);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
     paths.sort();
     assert!(paths.len() > 10, "src/ was not found where it should be");
     paths.retain(|path| !path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs"));
-    paths.into_iter().map(|path| Source::new(path.strip_prefix(root).unwrap().to_owned(), &fs::read_to_string(&path).unwrap())).collect()
+    paths
 }
 
 /// The text with comments, strings and character literals replaced by spaces; lines stay where they are.

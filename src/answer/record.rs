@@ -7,13 +7,15 @@
 use std::net::IpAddr;
 
 use super::weights::{SUM, Weights};
+use crate::catalog::MAX_INSTANCES_PER_SERVICE;
 use crate::service::RegistrySet;
 use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// What one owner has: its addresses, and its services.
 ///
-/// Octets: flags; the registries that hold it, a bit each, in two octets; a count of two octets for each of A, AAAA and SRV that there is; of each the running sums of weights where
-/// they differ, and the addresses or services, six octets each; the host names among their targets, behind their places.
+/// Bytes: flags; the registries that hold it, a bit each, in two bytes; a count of two bytes for each of A, AAAA and
+/// SRV that there is; of each the running sums of weights where they differ, and the addresses or services, six bytes
+/// each; the host names among their targets, behind their places.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     flags: u8,
@@ -168,8 +170,9 @@ pub(super) enum Target {
     Name(usize),
 }
 
-/// Most records of an RRset; more would not fit any message, and the catalog's limit is far below.
-const MOST: usize = u16::MAX as usize / 3;
+/// Most addresses of a family, names and services of one owner. Only addresses of host names can be more than the catalog lets
+/// a service have; those beyond are left out.
+const MAX_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 
 impl RecordBuilder {
     /// Says which registries hold what is put.
@@ -214,9 +217,9 @@ impl RecordBuilder {
     /// Appends the octets that [`Record::read`] reads, and begins anew.
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
         let Self { holders, four, sixteen, services, names } = self;
-        four.truncate(MOST);
-        sixteen.truncate(MOST);
-        names.truncate(MOST);
+        four.truncate(MAX_ENTRIES);
+        sixteen.truncate(MAX_ENTRIES);
+        names.truncate(MAX_ENTRIES);
         let start = out.len();
         out.push(if names.is_empty() { 0 } else { NAMES });
         put_u16(out, holders.bits());
@@ -227,7 +230,7 @@ impl RecordBuilder {
             Target::Name(place) => place < names.len(),
         };
         services.retain(|(_, _, target)| there(*target));
-        services.truncate(MOST);
+        services.truncate(MAX_ENTRIES);
         for (number, count) in [four.len(), sixteen.len(), services.len()].into_iter().enumerate().filter(|(_, count)| *count > 0) {
             out[start] |= PRESENT << number;
             put_u16(out, u16::try_from(count).unwrap_or(u16::MAX));

@@ -1,6 +1,6 @@
 //! What is known now: the one mirror of the registries' keys, and the model made of it.
 //!
-//! Has no DNS bytes, no clock of its own and no I/O: [`Catalog::apply`] and [`Catalog::settle`] are told the time, and say
+//! Has no DNS bytes, no clock of its own and no I/O: [`Catalog::take`] and [`Catalog::settle`] are told the time, and say
 //! which services changed and what to ask a registry.
 
 mod conflicts;
@@ -50,6 +50,10 @@ use rejections::Ledger;
 /// Longest removal grace; a longer one is cut to it.
 const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 
+/// Largest [`Settings::max_instances_per_service`]: the targets of a service's SRV records (IPv4, IPv6 and names) have 16-bit
+/// numbers in all.
+pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
+
 /// Largest [`Settings::max_keys`]: the keys of [`MAX_REGISTRIES`] such registries still have 32-bit places.
 pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
@@ -66,7 +70,7 @@ pub struct Settings {
     /// How long a mass removal is held, 0 to believe all at once; at most a day.
     pub removal_grace: Duration,
     /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
-    /// counts as one.
+    /// counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
     /// Most keys of one registry, those that cannot be served apart; at most [`MAX_KEYS`].
     pub max_keys: usize,

@@ -16,6 +16,7 @@ use super::{NOT_REACHED, Place, output, resolve, uninstall};
 use crate::config::{Config, Origin};
 use crate::name::{Name, Zone};
 use crate::system::{self, Journal, Lock, Machine, Root, Seen, Step, Way, Wish};
+use crate::wire::rcode_name;
 
 /// How long the server may take to answer after its start, and the resolver to have taken notice.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -161,7 +162,7 @@ async fn wait_for_server(config: &Config, wish: &Wish) -> anyhow::Result<()> {
                 bail!(
                     "the server at {} answers {} for {name}: it is another server, or serves other zones",
                     wish.server,
-                    answer.metadata.response_code
+                    rcode_name(answer.metadata.response_code.into())
                 )
             }
             Err(error) if start.elapsed() > PATIENCE => {

@@ -1,4 +1,4 @@
-//! The commands: one file each. This room joins all others, and is the only one that prints.
+//! The commands: one file each. The only room that prints.
 
 mod arguments;
 mod check;
@@ -47,7 +47,7 @@ const USAGE: u8 = 64;
 const COMMAND_NOT_FOUND: u8 = 127;
 const COMMAND_NOT_RUN: u8 = 126;
 
-/// The threads that serve: answering is short work, so a few do.
+/// Threads of the runtime that a command runs on. Queries over UDP have threads of their own (`server`), so a few do.
 const THREADS: usize = 2;
 
 /// Runs the program with the arguments of the process, to its end.

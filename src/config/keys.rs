@@ -29,7 +29,7 @@ keys! { GENERAL:
         "Whether an endpoint at 172.17.0.1 (every Docker host's own bridge) is left out when the service has the same port at another address.";
     REMOVAL_GRACE = "" "removal-grace" Duration "DURATION" "up to 1h; `0s` turns it off" r#""12s""#
         "How long a sudden removal of many instances is not believed: time for them to register again after an outage of the registry.";
-    MAX_INSTANCES_PER_SERVICE = "" "max-instances-per-service" Number "N" "instances, 1 to 65535" "10000"
+    MAX_INSTANCES_PER_SERVICE = "" "max-instances-per-service" Number "N" "instances, 1 to 21845" "10000"
         "The most instances of one service that are served.";
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "The most keys of one registry that are followed.";

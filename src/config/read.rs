@@ -16,7 +16,7 @@ use super::layers::Layers;
 use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path};
 use super::{Config, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
-use crate::catalog::{Docker0, MAX_KEYS};
+use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
 use crate::name::{Name, Zones};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -38,7 +38,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         removal_grace: one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?,
         ttl: whole(keys::TTL)?,
         negative_ttl: whole(keys::NEGATIVE_TTL)?,
-        max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, 65_535))?,
+        max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, MAX_INSTANCES_PER_SERVICE))?,
         max_keys: one(layers, keys::MAX_KEYS, |text| number(text, MAX_KEYS))?,
         tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
         tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
@@ -123,7 +123,10 @@ fn seconds(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
 /// Reads a size of at most 64 GiB, in bytes.
 fn size(text: &str) -> Result<usize, String> {
     let size = ByteSize::from_str(text).map_err(|_| format!("{text:?} is not a size such as 32MiB or 500kB"))?;
-    usize::try_from(size.as_u64()).ok().filter(|_| size <= ByteSize::gib(64)).ok_or_else(|| format!("{text} is more than 64GiB"))
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|_| size <= ByteSize::gib(64))
+        .ok_or_else(|| format!("{text} is more than 64GiB, the fixed limit"))
 }
 
 /// Reads the domains that may have private addresses; none where all may.

@@ -172,7 +172,7 @@ fn mistakes_about_upstreams() {
     assert_snapshot!(mistake("upstream = ['127.0.0.1:5300']"), @"svcdns.toml:1:13: upstream: svcdns would ask itself: it listens on 127.0.0.1:5300; name another upstream, or let it listen elsewhere");
     assert_snapshot!(mistake("listen = ['127.0.0.1:53']\nupstream = ['192.0.2.1', 'a.example=127.0.0.1']"), @"svcdns.toml:2:26: upstream: svcdns would ask itself: it listens on 127.0.0.1:53; name another upstream, or let it listen elsewhere");
     assert_snapshot!(mistake("cache-size = 'much'"), @r#"svcdns.toml:1:14: cache-size: "much" is not a size such as 32MiB or 500kB"#);
-    assert_snapshot!(mistake("cache-size = '1TiB'"), @"svcdns.toml:1:14: cache-size: 1TiB is more than 64GiB");
+    assert_snapshot!(mistake("cache-size = '1TiB'"), @"svcdns.toml:1:14: cache-size: 1TiB is more than 64GiB, the fixed limit");
     assert_snapshot!(mistake("serve-stale = '1year'"), @"svcdns.toml:1:15: serve-stale: 1year is not from 0s to 30days");
     assert_snapshot!(mistake("rebinding-allow = ['a..b']"), @r#"svcdns.toml:1:20: rebinding-allow: "a..b" is not a domain name: a label is empty"#);
 }

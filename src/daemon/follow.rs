@@ -21,7 +21,7 @@ const INLET: usize = 64;
 /// Most changes taken for one publication: a flood must not keep what has come already from being seen.
 const MAX_CHANGES: usize = 50_000;
 
-/// Questions to a registry that may wait.
+/// Commands to a registry that may wait.
 const COMMANDS: usize = 16;
 
 /// How long after a panic a registry is followed again.

@@ -64,7 +64,7 @@ pub struct Feed {
 pub struct FollowerGone;
 
 impl Feed {
-    /// A feed for the registry of this number, which reports its condition in `state`.
+    /// A feed for the registry of this number, which reports its health in `state`.
     pub fn new(registry: RegistryId, sender: mpsc::Sender<Update>, state: Arc<State>) -> Self {
         Self { registry, sender, state }
     }

@@ -236,8 +236,14 @@ impl<R: Respond> Connection<'_, R> {
                 Err(_) => return End::Late,
             },
         };
-        let mut answer = Vec::new();
-        if !self.serving.responder.refuse(&request, &mut answer) {
+        let Self { kind, source, destination, serving, .. } = *self;
+        let (received, mut answer) = (serving.tap.receive(), Vec::new());
+        let refused = serving.responder.refuse(&request, &mut answer);
+        if let Some(received) = received {
+            let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
+            serving.tap.finished(&client, &request, refused.then_some(&*answer), received);
+        }
+        if !refused {
             return End::Refused;
         }
         let mut octets = Vec::with_capacity(answer.len() + 2);

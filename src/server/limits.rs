@@ -38,7 +38,7 @@ pub struct Limits {
 }
 
 /// Most threads that answer over UDP unless told otherwise: far more answers than any one machine asks for.
-const MOST_UDP_WORKERS: usize = 4;
+const MAX_UDP_WORKERS: usize = 4;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -49,7 +49,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(1),
-            udp_workers: std::thread::available_parallelism().map_or(1, usize::from).min(MOST_UDP_WORKERS),
+            udp_workers: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_UDP_WORKERS),
             udp_in_flight: 4096,
             connections: 256,
             connections_per_source: 64,

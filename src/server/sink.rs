@@ -1,7 +1,7 @@
 //! The sink of finished queries: who asked what, what the response was, and how long it took.
 //!
-//! Every worker offers every query to it, on every transport. Without a sink that costs one branch:
-//! no copy, no clock.
+//! Every worker offers every query to it, on every transport, refused ones included. Without a sink
+//! that costs one branch: no copy, no clock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,6 +74,9 @@ impl Tap {
 }
 
 /// A query that the sink wants and whose response is not ready yet.
+///
+/// Dropped before it is finished (the connection is gone, the server stops, the responder panicked), it
+/// is handed over without a response.
 #[derive(Debug)]
 pub(super) struct Kept {
     tap: Tap,
@@ -84,9 +87,16 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Hands it over with its response.
-    pub(super) fn finished(self, response: Option<&[u8]>) {
-        let Self { tap, client, request, received } = self;
-        tap.finished(&client, &request, response, received);
+    pub(super) fn finished(mut self, response: Option<&[u8]>) {
+        // What is dropped then has nobody to be handed to.
+        let tap = std::mem::take(&mut self.tap);
+        tap.finished(&self.client, &self.request, response, self.received);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.tap.finished(&self.client, &self.request, None, self.received);
     }
 }
 
@@ -137,6 +147,55 @@ mod tests {
         found
     }
 
+    /// Asks over UDP and waits for the response; returns where the query came from.
+    async fn over_udp(address: SocketAddr, query: &str) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(query.as_bytes(), address).await.unwrap();
+        socket.recv(&mut [0; 64]).await.unwrap();
+        socket.local_addr().unwrap()
+    }
+
+    /// The same over TCP.
+    async fn over_tcp(address: SocketAddr, query: &str) -> SocketAddr {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let length = u16::try_from(query.len()).unwrap().to_be_bytes();
+        stream.write_all(&[&length, query.as_bytes()].concat()).await.unwrap();
+        let length = stream.read_u16().await.unwrap();
+        stream.read_exact(&mut vec![0; length.into()]).await.unwrap();
+        stream.local_addr().unwrap()
+    }
+
+    #[tokio::test]
+    async fn refused_queries_are_offered_too() {
+        let recorder = Recorder::default();
+        let limits = Limits { udp_workers: 1, ..Limits::default() };
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let mut bound = bind(&Settings { listen, allow_loopback: false, limits, ..Settings::default() }).unwrap();
+        bound.tap = Tap::new(recorder.clone());
+        let (address, stop) = (bound.addresses()[0], CancellationToken::new());
+        let serving = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
+        let mut found = taken(&["udp"], async |query| over_udp(address, query).await, &recorder).await;
+        found.extend(taken(&["tcp"], async |query| over_tcp(address, query).await, &recorder).await);
+        let found = found.into_iter().map(|(_, (_, request, response, _))| (request, response.unwrap()));
+        let expected = ["udp", "tcp"].map(|query| (query.to_owned(), format!("refused {query}")));
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_query_dropped_before_its_response_is_handed_over_without_one() {
+        let recorder = Recorder::default();
+        let tap = Tap::new(recorder.clone());
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        let client = Client { source: address, destination: address, transport: DnsTransport::Udp };
+        drop(tap.keep(&client, b"dropped", Instant::now()));
+        tap.keep(&client, b"answered", Instant::now()).finished(Some(b"response"));
+        let taken = recorder.taken.lock().unwrap();
+        let taken: Vec<_> = taken.iter().map(|(_, request, response, _)| (&**request, response.as_deref())).collect();
+        assert_eq!(taken, [("dropped", None), ("answered", Some("response"))]);
+    }
+
     #[tokio::test]
     async fn the_sink_gets_what_it_wants_over_each_transport() {
         let recorder = Recorder::default();
@@ -146,23 +205,13 @@ mod tests {
         bound.tap = Tap::new(recorder.clone());
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
         let serving = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
-        let over_udp = async |query: &str| {
-            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            socket.send_to(query.as_bytes(), address).await.unwrap();
-            socket.recv(&mut [0; 64]).await.unwrap();
-            socket.local_addr().unwrap()
-        };
-        let over_tcp = async |query: &str| {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let length = u16::try_from(query.len()).unwrap().to_be_bytes();
-            stream.write_all(&[&length, query.as_bytes()].concat()).await.unwrap();
-            let length = stream.read_u16().await.unwrap();
-            stream.read_exact(&mut vec![0; length.into()]).await.unwrap();
-            stream.local_addr().unwrap()
-        };
         for (transport, name, found) in [
-            (DnsTransport::Udp, "udp", taken(&["hello", "slow"], over_udp, &recorder).await),
-            (DnsTransport::Stream(StreamKind::Tcp), "tcp", taken(&["hello", "slow"], over_tcp, &recorder).await),
+            (DnsTransport::Udp, "udp", taken(&["hello", "slow"], async |query| over_udp(address, query).await, &recorder).await),
+            (
+                DnsTransport::Stream(StreamKind::Tcp),
+                "tcp",
+                taken(&["hello", "slow"], async |query| over_tcp(address, query).await, &recorder).await,
+            ),
         ] {
             let responses = [("hello", format!("{name} hello"), 0), ("slow", format!("{name} slow, at last"), 500)];
             assert_eq!(found.len(), responses.len());
@@ -175,7 +224,7 @@ mod tests {
         // No response: nobody can tell when it is finished, except by what comes after it.
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(b"silent", address).await.unwrap();
-        over_udp("passed over").await;
+        over_udp(address, "passed over").await;
         stop.cancel();
         serving.await.unwrap().unwrap();
         let (_, request, response, _) = recorder.taken.lock().unwrap().pop().unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// A registration's metadata: the flat JSON object that GoFrame writes as the value of a key.
+/// A registration's metadata: keys with values of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Metadata {
     /// Sorted by key without case, then with: a question's label finds its key without looking at all of them.
@@ -59,7 +59,7 @@ impl Metadata {
 }
 
 impl Serialize for Metadata {
-    /// As GoFrame writes it: one object, keys sorted bytewise.
+    /// As one object, keys sorted bytewise.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sorted: BTreeMap<_, _> = self.entries.iter().map(|(key, value)| (key, value)).collect();
         serializer.collect_map(sorted)

@@ -23,9 +23,9 @@ use std::sync::Arc;
 /// The identity under which a process registers itself, as written, case kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
-    /// GoFrame's deployment; `default` where the registrant set none.
+    /// The deployment; `default` where the registrant set none.
     pub deployment: Arc<str>,
-    /// GoFrame's namespace; `default` where the registrant set none.
+    /// The namespace; `default` where the registrant set none.
     pub namespace: Arc<str>,
     /// The registered name, e.g. `hello.svc` (HTTP servers) or `demo` (gRPC servers).
     pub name: Arc<str>,
@@ -38,7 +38,7 @@ pub struct ServiceId {
 pub enum Host {
     /// An IPv4 address.
     V4(Ipv4Addr),
-    /// An IPv6 address (GoFrame cannot write one, other registrants can).
+    /// An IPv6 address.
     V6(Ipv6Addr),
     /// A host name, lower-cased, without a trailing dot; `localhost` included.
     Name(Box<str>),

@@ -70,7 +70,7 @@ impl Reason {
     /// Over the keys of one registry that are followed.
     pub const TOO_MANY_KEYS: Self = Self::new("too-many-keys", "the registry has more keys than are followed (max-keys)");
 
-    /// Makes a reason of its code (lower case with hyphens, unique in the program) and its sentence.
+    /// Makes a reason of its code (lower case with hyphens; `tests/house.rs` holds codes unique in the program) and its sentence.
     pub const fn new(code: &'static str, sentence: &'static str) -> Self {
         Self { code, sentence }
     }

@@ -154,6 +154,33 @@ fn an_outage_loses_no_answer(outage: Duration) {
 }
 
 #[test]
+fn a_store_that_is_down_marks_only_answers_it_holds() {
+    let [stays, mut falls] = [Etcd::start(), Etcd::start()];
+    stays.put(&key("here.svc", "10.0.0.1:80"), HTTP);
+    falls.put(&key("there.svc", "10.0.0.2:80"), HTTP);
+    for etcd in [&stays, &falls] {
+        etcd.put(&key("both.svc", "10.0.0.3:80"), HTTP);
+    }
+    let server = serve(&stays, &["--registry", &falls.url()]);
+    server.wait_for("here.svc", &["10.0.0.1"]);
+    server.wait_for("there.svc", &["10.0.0.2"]);
+    server.wait_for_code("nothing.svc", "NXDOMAIN");
+    let errors = || {
+        ["here.svc", "there.svc", "both.svc", "nothing.svc"].map(|name| {
+            let text = dns::dig(server.address, &[name]);
+            text.lines().find_map(|line| line.strip_prefix("; EDE: ")?.split(' ').next()?.parse::<u16>().ok())
+        })
+    };
+    assert_eq!(errors(), [None; 4]);
+    falls.kill();
+    eventually("the store's answers to be marked as stale", SOON, || errors()[1].map(drop));
+    assert_eq!(errors(), [None, Some(3), Some(3), Some(19)]);
+    falls.start_all();
+    eventually("all answers to be fresh again", SOON, || (errors() == [None; 4]).then_some(()));
+    server.stop();
+}
+
+#[test]
 fn a_wiped_store_is_not_believed_before_its_registrants_had_time() {
     let mut etcd = Etcd::start();
     let server = serve(&etcd, &["--removal-grace", "20s"]);

@@ -14,7 +14,7 @@ case "$command" in
 run) seconds=$2 && shift 2 ;;
 keep) shift ;;
 *)
-    sed -n 's/^# \{0,1\}//p' "$0" | head -n 9 >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

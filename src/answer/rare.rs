@@ -32,8 +32,8 @@ pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
 }
 
 /// The TXT RRset: one record an instance with all its metadata as `key=value` (RFC 6763 section 6.3), strings cut at 255
-/// octets, a record at [`TXT_MAX`]; an instance without metadata has one empty string (RFC 6763 section 6.1). What two
-/// instances say alike stands once.
+/// octets, a record at [`TXT_MAX`]; an instance without metadata has one empty string (RFC 6763 section 6.1).
+/// Instances with the same metadata share one record.
 pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> Records {
     // Most instances of a service say the same, and share it.
     let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();

@@ -97,8 +97,7 @@ impl<'a> RRset<'a> {
         Self { count, weights, ttl, data: Data::Services(services) }
     }
 
-    /// The A and AAAA RRsets of the instance at this address alone; none where the record knows no
-    /// instance by it.
+    /// The A and AAAA RRsets of one instance, or `None` if the record has no instance at this address.
     pub(super) fn of_instance(record: &Record<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
         let octets = record.instance(address)?;
         let one = Self::of_addresses(Set { weights: Weights::EQUAL, octets }, octets.len(), ttl);

@@ -5,7 +5,7 @@ use crate::wire::u32_at;
 /// Octets of one running sum.
 pub(super) const SUM: usize = 4;
 
-/// The weights of a set as running sums, or none where all weights are equal.
+/// The weights of a set as running sums; empty if all weights are equal.
 ///
 /// Records of weight 0 are last, so the sums of all others ascend strictly.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,7 @@ const MAX_HOSTS: usize = 10_000;
 pub struct HostAddresses(Arc<HashMap<Box<str>, Addresses>>);
 
 impl HostAddresses {
-    /// Returns what is known of a host name; none where no endpoint is registered under it.
+    /// Returns the addresses of a host name, or `None` if no endpoint is registered under it.
     pub fn get(&self, host: &str) -> Option<&Addresses> {
         self.0.get(host)
     }

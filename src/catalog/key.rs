@@ -78,8 +78,10 @@ pub(super) struct Around {
 const PORT_MARKS: [char; 3] = [':', '-', '#'];
 
 impl Around {
-    /// Finds what stands around the base and the endpoints in a text; none where the text is not made of them (letters of
-    /// another case, endpoints spelled in another way or left out).
+    /// Splits a key's text into base, endpoints and the rest.
+    ///
+    /// Returns `None` if the text does not contain both as they would be written: the registrant used capitals,
+    /// spelled an endpoint otherwise, or listed one that was rejected.
     pub(super) fn of(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
         PORT_MARKS.into_iter().find_map(|port_mark| {
             let mut written = String::new();
@@ -126,7 +128,7 @@ impl Around {
     }
 }
 
-/// Where a word stands in a text, not as a part of a longer one.
+/// Returns the positions of a word in a text, except inside longer words.
 fn words<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
     let is_edge = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
     let found = text.match_indices(word).map(|(at, _)| at);

@@ -11,8 +11,9 @@ const MAX_WAITING_LINES: usize = 8_192;
 
 /// The server's log, written to standard error by a thread of its own.
 ///
-/// Whoever reads standard error may stop reading: a paused terminal, a full pipe, a log service that hangs. Threads that
-/// answer queries log, too, and must not wait for that reader. When this is dropped, waiting lines are written, for 1 s at most.
+/// The reader of standard error may stall: a paused terminal, a full pipe, a log service that hangs. The
+/// threads that answer queries also log, and must not wait for it. Dropping this writes the waiting
+/// lines, for 1 s at most.
 #[derive(Debug)]
 pub struct Log {
     lost: ErrorCounter,
@@ -39,7 +40,7 @@ impl Log {
         Ok(Self { lost, _writer: guard })
     }
 
-    /// Returns the counter of lines that were lost because nobody read the log fast enough.
+    /// Returns the counter of lines dropped because the reader of the log was too slow.
     pub(super) fn lost_lines(&self) -> ErrorCounter {
         self.lost.clone()
     }

@@ -39,7 +39,7 @@ pub enum BindError {
         address: SocketAddr,
     },
     /// Anything else the system said.
-    #[error("cannot listen on {address} ({}): {source}", transport_name(*.transport))]
+    #[error("cannot listen on {address} ({}): {source}", .transport.name())]
     System {
         /// The address.
         address: SocketAddr,
@@ -68,7 +68,7 @@ impl PortTaken {
     /// The message, with who has the port.
     pub fn by(&self, holder: impl fmt::Display) -> String {
         let Self { address, transport, flag } = self;
-        let transport = transport_name(*transport);
+        let transport = transport.name();
         format!("cannot listen on {address} ({transport}): the port is taken by {holder}; stop that, or choose another port with {flag}")
     }
 }
@@ -106,13 +106,6 @@ impl BindError {
             ErrorKind::AddrNotAvailable => Self::NoSuchAddress { address },
             _ => Self::System { address, transport, source: error },
         }
-    }
-}
-
-fn transport_name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Udp => "UDP",
-        Transport::Tcp => "TCP",
     }
 }
 

@@ -41,7 +41,7 @@ impl DnsTransport {
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Udp => "UDP",
+            Self::Udp => Transport::Udp.name(),
             Self::Stream(kind) => kind.name(),
         }
     }
@@ -51,7 +51,7 @@ impl StreamKind {
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Tcp => "TCP",
+            Self::Tcp => Transport::Tcp.name(),
             Self::Tls => "DNS over TLS",
             Self::Quic => "DNS over QUIC",
         }

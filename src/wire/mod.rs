@@ -31,6 +31,17 @@ pub enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// Returns its name, for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        }
+    }
+}
+
 /// Header flag bits of the third and fourth octet, as one big-endian number (RFC 1035 section 4.1.1, RFC 4035 section 3).
 pub mod flags {
     /// This is a response.

@@ -1,4 +1,4 @@
-//! Which names exist, and what stands at them: the naming grammar.
+//! The naming grammar: which names exist, and which records they have.
 
 use super::*;
 

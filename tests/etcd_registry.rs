@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
 use svcdns::registry::etcd::{Settings, Timings, Tls, register};
-use svcdns::registry::{Command, Feed, RegisterError, RegisterEvent, Registrant, Registry, Report, Secret, State, gsvc};
+use svcdns::registry::{Command, Credential, Feed, RegisterError, RegisterEvent, Registrant, Registry, Report, Secret, State, gsvc};
 use svcdns::service::{Change, Endpoint, ListKind, Metadata, Put, Reason, RegistryId, Removal, ServiceId, Update};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -123,7 +123,7 @@ impl Following {
     fn start_with(settings: Settings, first: ListKind) -> Self {
         let (sender, mut batches) = mpsc::channel(8);
         let (commands, commanded) = mpsc::channel(8);
-        let state = Arc::new(State::new("etcd://test".to_owned()));
+        let state = Arc::new(State::new("test".parse().unwrap(), "etcd://test".to_owned()));
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = CancellationToken::new();
         let feed = Feed::new(RegistryId::FIRST, sender, state.clone());
@@ -498,13 +498,13 @@ async fn a_login_is_renewed() {
     etcd.add_reader("reader", "reader-secret", "/service");
     let mut open = settings(&etcd);
     open.username = Some("reader".to_owned());
-    open.password = Some(Secret::from("reader-secret"));
+    open.password = Some(Credential::Given(Secret::from("reader-secret")));
     // A user is no hindrance where authentication is off.
     Following::synced(open.clone()).await.end().await;
 
     etcd.enable_auth();
     let mut wrong = open.clone();
-    wrong.password = Some(Secret::from("wrong-secret"));
+    wrong.password = Some(Credential::Given(Secret::from("wrong-secret")));
     let refused = Following::start(wrong);
     refused.until_error("invalid user ID or password").await;
     assert!(refused.seen().lists.is_empty());
@@ -532,7 +532,7 @@ async fn a_missing_permission_never_looks_like_an_empty_store() {
     etcd.enable_auth();
     let mut settings = settings(&etcd);
     settings.username = Some("reader".to_owned());
-    settings.password = Some(Secret::from("reader-secret"));
+    settings.password = Some(Credential::Given(Secret::from("reader-secret")));
     // Long enough that the role loses its permission between two lists, not during one.
     settings.timings.relist_every = Duration::from_secs(20);
     settings.timings.verify_within = Duration::from_millis(500);
@@ -815,7 +815,7 @@ async fn a_registration_says_what_stands_in_its_way() {
     etcd.enable_auth();
     let mut reader = settings(&etcd);
     reader.username = Some("reader".to_owned());
-    reader.password = Some(Secret::from("reader-secret"));
+    reader.password = Some(Credential::Given(Secret::from("reader-secret")));
     // No lease ends before its registrant does.
     let ttl = Duration::from_secs(60);
     let refused = Registering::start(reader, "mine", 1, ttl);
@@ -825,7 +825,7 @@ async fn a_registration_says_what_stands_in_its_way() {
     // Another's key is not taken away at the end.
     let mut root = settings(&etcd);
     root.username = Some("root".to_owned());
-    root.password = Some(Secret::from("root-secret"));
+    root.password = Some(Credential::Given(Secret::from("root-secret")));
     let mine = Registering::start(root.clone(), "mine", 2, ttl);
     let following = Following::synced(root.clone()).await;
     following.until_key(&key("mine", 2)).await;

@@ -70,7 +70,7 @@ fn changes(update: Update) -> Vec<Change> {
 impl Follower {
     fn start(directory: &Path, named: bool, timings: Timings) -> Self {
         let (sender, changes) = mpsc::channel(16);
-        let state = Arc::new(State::new(format!("file://{}", directory.display())));
+        let state = Arc::new(State::new("file".parse().unwrap(), format!("file://{}", directory.display())));
         let settings = Settings { directory: directory.into(), named, heads: vec!["service".into(), "services".into()], timings };
         let stop = CancellationToken::new();
         let (_, commands) = mpsc::channel(1);
@@ -441,7 +441,7 @@ async fn the_first_list_is_of_the_kind_asked_for() {
         let (sender, mut changes) = mpsc::channel(16);
         let (_commander, commands) = mpsc::channel(1);
         let settings = Settings { directory, named: true, heads: Vec::new(), timings: BY_EVENTS };
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".into())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".parse().unwrap(), "file".into())));
         let stop = CancellationToken::new();
         tokio::spawn(File::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
         let mut kinds = Vec::new();
@@ -463,7 +463,7 @@ async fn follows_end_when_stopped() {
     let (sender, mut changes) = mpsc::channel(16);
     let (_commander, commands) = mpsc::channel(1);
     let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: BY_EVENTS };
-    let state = Arc::new(State::new("file".into()));
+    let state = Arc::new(State::new("file".parse().unwrap(), "file".into()));
     let stop = CancellationToken::new();
     let task =
         tokio::spawn(File::new(settings).follow(ListKind::Routine, Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));

@@ -68,7 +68,7 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     let (registries, until) = (config.registries, stop.clone());
     let registered = tokio::spawn(async move {
         match registries.first() {
-            Some(registry) => registry.register(&registrant, until, |_| {}).await,
+            Some(registry) => registry.source.register(&registrant, until, |_| {}).await,
             None => Ok(()),
         }
     });

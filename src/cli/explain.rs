@@ -69,7 +69,7 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
         bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
     }
     let explanation = answerer.explain(&name, rtype, Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
-    Ok((explanation, config.registries.iter().map(ToString::to_string).collect()))
+    Ok((explanation, config.registries.iter().map(|registry| registry.source.to_string()).collect()))
 }
 
 fn text(explanation: &Explanation, registries: &[String]) -> String {

@@ -10,7 +10,6 @@ use super::client::{Client, NotRunning};
 use crate::admin::Status;
 use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, SecretKey, secrets};
 use crate::daemon::ListenError;
-use crate::registry::Source;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
 
@@ -141,7 +140,7 @@ impl Wanted<'_> {
         if let Some(SecretKey { name, variable, file }) = secrets().find(given) {
             bail!("{variable} does not reach a service: write the {name} into a file and name it with --{}", file.flag());
         }
-        for path in config.registries.iter().filter_map(Source::folder) {
+        for path in config.registries.iter().filter_map(|registry| registry.source.folder()) {
             if let Some(folder) = hidden(path) {
                 bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
             }
@@ -190,7 +189,7 @@ fn differences(config: &Config, status: &Status) -> Vec<String> {
     if status.zones != zones {
         found.push(format!("it serves {}, not {}", status.zones.join(" "), zones.join(" ")));
     }
-    let mut registries: Vec<String> = config.registries.iter().map(ToString::to_string).collect();
+    let mut registries: Vec<String> = config.registries.iter().map(|registry| registry.source.to_string()).collect();
     let mut followed: Vec<String> = status.registries.iter().map(|registry| registry.url.clone()).collect();
     registries.sort();
     followed.sort();

@@ -42,7 +42,7 @@ pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
 
     let (stop, mut kept) = (CancellationToken::new(), JoinSet::new());
     for registry in config.registries {
-        kept.spawn(keep(registry, registrant.clone(), stop.clone()));
+        kept.spawn(keep(registry.source, registrant.clone(), stop.clone()));
     }
     let ended = attend(child, signals, &mut kept, &stop).await;
     stop.cancel();

@@ -25,7 +25,7 @@ pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCod
         info!(%address, "answering over QUIC");
     }
     for registry in &config.registries {
-        info!(%registry, "following");
+        info!(registry = %registry.name, url = %registry.source, "following");
     }
     let zones: Vec<&str> = config.zones.iter().map(crate::name::Zone::text).collect();
     info!(zones = zones.join(" "), state_dir = %server.state_dir.display(), "started");

@@ -40,7 +40,7 @@ use ipnet::IpNet;
 use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
-use crate::registry::Source;
+use crate::registry::NamedSource;
 use crate::server::Encrypted;
 use crate::upstream::{Servers, Target};
 
@@ -55,7 +55,7 @@ pub struct Config {
     /// Who may ask from elsewhere than this machine.
     pub allow: Vec<IpNet>,
     /// The registries to follow, at least one, at most [`crate::service::MAX_REGISTRIES`].
-    pub registries: Vec<Source>,
+    pub registries: Vec<NamedSource>,
     /// The served zones.
     pub zones: Zones,
     /// GoFrame's deployment that short names mean.

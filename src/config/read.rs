@@ -25,17 +25,18 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Reads every value, and checks those that only fit together.
 pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
     let whole = |key| seconds(layers, key);
+    let removal_grace = one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?;
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
-        registries: registry::read(layers)?,
+        registries: registry::read(layers, removal_grace)?,
         zones: zones(layers)?,
         deployment: segment(layers, keys::DEPLOYMENT)?,
         namespace: segment(layers, keys::NAMESPACE)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
         answers: one(layers, keys::ANSWERS, answers)?,
         docker0: one(layers, keys::DOCKER0, docker0)?,
-        removal_grace: one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?,
+        removal_grace,
         ttl: whole(keys::TTL)?,
         negative_ttl: whole(keys::NEGATIVE_TTL)?,
         max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, MAX_INSTANCES_PER_SERVICE))?,

@@ -7,7 +7,7 @@ use super::error::ConfigError;
 use super::key::{Key, SecretKey};
 use super::layers::{Layers, Written};
 use crate::name::Name;
-use crate::registry::Secret;
+use crate::registry::Credential;
 
 /// Makes the error that a key cannot have this value.
 pub(super) fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
@@ -40,15 +40,10 @@ pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
     text(layers, key).map(PathBuf::from)
 }
 
-/// Reads a secret from its variable, or else from its file, without the end of line there.
-pub(super) fn secret(layers: &Layers, key: &SecretKey) -> Result<Option<Secret>, ConfigError> {
-    if let Some(secret) = layers.secret(key) {
-        return Ok(Some(secret.clone()));
-    }
-    let Some(path) = path(layers, key.file) else { return Ok(None) };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| invalid(key.file, &layers.one(key.file), format!("cannot read {}: {error}", path.display())))?;
-    Ok(Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned())))
+/// Returns where a secret comes from: its variable, or else its file.
+pub(super) fn credential(layers: &Layers, key: &SecretKey) -> Option<Credential> {
+    let given = layers.secret(key).cloned().map(Credential::Given);
+    given.or_else(|| path(layers, key.file).map(Credential::File))
 }
 
 /// Reads a whole number from 1 to `most`.

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::config::Config;
-use crate::registry::{Command, Feed, Registry, Source, State};
+use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::Wanted;
 
@@ -71,8 +71,8 @@ impl Following {
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, config.registries.len(), Instant::now());
         let (sender, inlet) = mpsc::channel(INLET);
         let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (source, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
-            let state = Arc::new(State::new(source.to_string()));
+        for (NamedSource { name, source, .. }, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
+            let state = Arc::new(State::new(name, source.to_string()));
             let (asking, asked) = mpsc::channel(COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
             followers.push(Follower { source, feed, asked });
@@ -199,7 +199,7 @@ mod tests {
     async fn what_a_follower_misses_that_panicked_before_is_not_believed_at_once() {
         let (sender, mut inlet) = mpsc::channel(INLET);
         let (_asking, asked) = mpsc::channel(COMMANDS);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("test://".to_owned())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("test".parse().unwrap(), "test://".to_owned())));
         let stop = CancellationToken::new();
         let kept = tokio::spawn(keep(Panicking::default(), feed, asked, stop.clone()));
 

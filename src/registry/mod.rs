@@ -13,8 +13,8 @@ mod secret;
 mod source;
 
 pub use register::{RegisterError, RegisterEvent, Registrant};
-pub use secret::Secret;
-pub use source::Source;
+pub use secret::{Credential, Secret};
+pub use source::{NamedSource, Source};
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{Change, ListKind, RegistryId, Update};
+use crate::service::{Change, ListKind, RegistryId, RegistryName, Update};
 
 /// A registry that can be followed.
 pub trait Registry: Send + 'static {
@@ -89,6 +89,8 @@ impl Feed {
 /// The condition of one registry, written by its supervisor and read by whoever shows it.
 #[derive(Debug)]
 pub struct State {
+    /// The registry's name.
+    pub name: RegistryName,
     /// The registry as a person wrote it, without secrets.
     pub url: String,
     report: Mutex<Report>,
@@ -117,8 +119,8 @@ pub struct Report {
 
 impl State {
     /// A state with nothing reached yet.
-    pub fn new(url: String) -> Self {
-        Self { url, report: Mutex::default() }
+    pub fn new(name: RegistryName, url: String) -> Self {
+        Self { name, url, report: Mutex::default() }
     }
 
     /// A copy of the report.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::etcd::{self, Etcd};
 use super::file::{self, File};
 use super::{Command, Feed, RegisterError, RegisterEvent, Registrant, Registry};
-use crate::service::ListKind;
+use crate::service::{ListKind, RegistryName};
 
 /// A registry to follow or to write to. Shown as its URL, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,17 @@ pub enum Source {
     Etcd(Box<etcd::Settings>),
     /// GoFrame's file registry.
     File(file::Settings),
+}
+
+/// A registry of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedSource {
+    /// What people call it.
+    pub name: RegistryName,
+    /// Where it is, and how it is read.
+    pub source: Source,
+    /// How long a mass removal in it is not believed; zero for never held.
+    pub removal_grace: Duration,
 }
 
 impl Source {
@@ -35,6 +47,14 @@ impl Source {
         match self {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
+        }
+    }
+
+    /// Returns the kind of registry, which is also the scheme of its URL.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Etcd(_) => "etcd",
+            Self::File(_) => "file",
         }
     }
 

@@ -11,7 +11,7 @@ mod update;
 
 pub use change::{Change, ListKind, Put, Removal};
 pub use metadata::Metadata;
-pub use registry::{MAX_REGISTRIES, RegistryId, RegistrySet};
+pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};
 pub use resolution::{Addresses, HostChange};
 pub use update::Update;

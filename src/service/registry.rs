@@ -1,6 +1,7 @@
 //! Which registry something comes from.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::Serialize;
 
@@ -33,6 +34,42 @@ impl RegistryId {
 }
 
 impl fmt::Display for RegistryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A registry's name, as people know it: 1 to [`RegistryName::MAX_LENGTH`] characters of `a-z` and `0-9`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RegistryName(Box<str>);
+
+/// A text that cannot be the name of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} cannot name a registry: use 1 to {max} characters of a-z and 0-9", max = RegistryName::MAX_LENGTH)]
+pub struct InvalidRegistryName(String);
+
+impl RegistryName {
+    /// Longest name, in characters.
+    pub const MAX_LENGTH: usize = 16;
+
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RegistryName {
+    type Err = InvalidRegistryName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid =
+            (1..=Self::MAX_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if valid { Ok(Self(text.into())) } else { Err(InvalidRegistryName(text.to_owned())) }
+    }
+}
+
+impl fmt::Display for RegistryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -112,6 +149,17 @@ mod tests {
         assert_eq!((RegistryId::new(16), RegistryId::new(256)), (None, None));
         assert_eq!(RegistryId::first(3).map(RegistryId::place).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(RegistryId::first(300).count(), MAX_REGISTRIES);
+    }
+
+    #[test]
+    fn a_name_is_short_and_plain() {
+        for name in ["a", "etcd2", "0123456789abcdef"] {
+            assert_eq!(name.parse::<RegistryName>().map(|name| name.to_string()), Ok(name.to_owned()));
+        }
+        for name in ["", "Main", "a-b", "a.b", "a b", "é", "0123456789abcdefg"] {
+            let error = name.parse::<RegistryName>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{name:?}")) && error.contains("1 to 16 characters"), "{error}");
+        }
     }
 
     #[test]

@@ -6,9 +6,9 @@ use super::{Reader, RegistryKind, heads};
 use crate::config::error::{ConfigError, Origin};
 use crate::config::key::{SecretKey, keys};
 use crate::config::layers::{Layers, Written};
-use crate::config::values::{boolean, invalid, path, secret, text};
+use crate::config::values::{boolean, credential, invalid, path, text};
 use crate::registry::etcd::{Settings, Tls};
-use crate::registry::{Secret, Source};
+use crate::registry::{Credential, Source};
 
 pub(super) static KIND: RegistryKind =
     RegistryKind { name: "etcd", form: "etcd://host:port[,host:port]", keys: KEYS, secret: Some(&PASSWORD), read };
@@ -43,8 +43,8 @@ fn read(layers: &Layers) -> Result<Reader, ConfigError> {
 }
 
 /// The user and the password: both or neither.
-fn login(layers: &Layers) -> Result<(Option<String>, Option<Secret>), ConfigError> {
-    let (username, password) = (text(layers, USERNAME), secret(layers, &PASSWORD)?);
+fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), ConfigError> {
+    let (username, password) = (text(layers, USERNAME), credential(layers, &PASSWORD));
     if username.is_some() != password.is_some() {
         let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
         // Of the two, the one that was written.

@@ -9,13 +9,14 @@ mod url;
 pub(super) use url::{split_urls, without_user};
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::error::ConfigError;
 use super::key::{Key, SecretKey};
 use super::keys;
 use super::layers::Layers;
 use super::values::{invalid, key_segment, list};
-use crate::registry::Source;
+use crate::registry::{NamedSource, Source};
 use crate::service::MAX_REGISTRIES;
 
 /// A kind of registry, as a person writes it.
@@ -52,7 +53,7 @@ pub(super) fn kind_of(key: &Key) -> Option<&'static RegistryKind> {
 }
 
 /// The registries named, or else GoFrame's default: the directory `gsvc` in the temp directory.
-pub(super) fn read(layers: &Layers) -> Result<Vec<Source>, ConfigError> {
+pub(super) fn read(layers: &Layers, removal_grace: Duration) -> Result<Vec<NamedSource>, ConfigError> {
     // All of them, so that a mistake in a section is found whichever registries are named.
     let readers = KINDS.iter().map(|kind| Ok((kind.name, (kind.read)(layers)?))).collect::<Result<_, ConfigError>>()?;
     let sources = list(layers, keys::REGISTRY, |url| source(&readers, url))?;
@@ -68,7 +69,20 @@ pub(super) fn read(layers: &Layers) -> Result<Vec<Source>, ConfigError> {
             format!("at most {MAX_REGISTRIES} registries can be followed (a fixed limit)"),
         ));
     }
-    Ok(if sources.is_empty() { vec![file::implicit(layers)?] } else { sources })
+    Ok(named(if sources.is_empty() { vec![file::implicit(layers)?] } else { sources }, removal_grace))
+}
+
+/// Gives each registry of a list a name: that of its kind, numbered from the second on (`etcd`, `etcd2`).
+fn named(sources: Vec<Source>, removal_grace: Duration) -> Vec<NamedSource> {
+    let mut counts = HashMap::<&str, usize>::new();
+    let name = |source: Source| {
+        let kind = source.kind();
+        let count = counts.entry(kind).or_default();
+        *count += 1;
+        let name = if *count == 1 { kind.to_owned() } else { format!("{kind}{count}") };
+        Some(NamedSource { name: name.parse().ok()?, source, removal_grace })
+    };
+    sources.into_iter().filter_map(name).collect()
 }
 
 /// The registry of a URL.

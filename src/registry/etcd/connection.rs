@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::change::revision;
 use super::failure::{Failure, Kind};
 use super::{HEADS, Settings, Tls};
+use crate::registry::{Credential, Secret};
 
 /// Largest message that is accepted, in octets. The library's 4 MiB fail for good at some 43,000 listed keys, and at a
 /// catch-up of 1,000 revisions of any size, since etcd sends those as one message.
@@ -73,16 +74,25 @@ pub(super) async fn connect(settings: &Settings, endpoint: &str) -> Result<Clien
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{endpoint}");
     let anonymous = options(settings).await?;
-    let options = match (&settings.username, &settings.password) {
-        (Some(user), Some(password)) => anonymous.clone().with_user(user, password.expose()),
-        _ => anonymous.clone(),
-    };
     // Without a user this does not touch the network yet. Boxed: the library's future is 17 KB.
     let attempt = |options| limited("connect", settings.timings.dial_timeout, Box::pin(Client::connect([&url], Some(options))));
-    match attempt(options).await {
+    let (Some(user), Some(credential)) = (&settings.username, &settings.password) else { return attempt(anonymous).await };
+    let password = secret(credential).await?;
+    match attempt(anonymous.clone().with_user(user, password.expose())).await {
         Err(failure) if failure.kind == Kind::AuthOff => attempt(anonymous).await,
+        Err(failure) => Err(Failure { text: password.hide_in(&failure.text), ..failure }),
         result => result,
     }
+}
+
+async fn secret(credential: &Credential) -> Result<Secret, Failure> {
+    credential.read().await.map_err(|error| {
+        let file = match credential {
+            Credential::File(path) => path.display().to_string(),
+            Credential::Given(_) => "the password".to_owned(),
+        };
+        Failure::new(Kind::Settings, format!("cannot read {file}: {error}"))
+    })
 }
 
 async fn options(settings: &Settings) -> Result<ConnectOptions, Failure> {

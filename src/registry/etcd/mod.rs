@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Command, Feed, Registry, Secret};
+use super::{Command, Credential, Feed, Registry};
 use crate::service::ListKind;
 
 pub use register::register;
@@ -67,7 +67,7 @@ pub struct Settings {
     /// The user to log in as; needs [`Settings::password`].
     pub username: Option<String>,
     /// The user's password.
-    pub password: Option<Secret>,
+    pub password: Option<Credential>,
     /// TLS, where the members ask for it.
     pub tls: Option<Tls>,
     /// The first segments of the keys to follow, without slashes; [`HEADS`] where none is named.

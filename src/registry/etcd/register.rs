@@ -55,9 +55,9 @@ pub async fn register(
         let Some(failure) = ended else { return keeper.remove().await };
         ever |= good_since.is_some();
         if !ever && matches!(failure.kind, Kind::Permission | Kind::Login | Kind::Settings) {
-            return Err(RegisterError::Refused { key: keeper.key.clone(), reason: keeper.hidden(&failure.text) });
+            return Err(RegisterError::Refused { key: keeper.key.clone(), reason: failure.text });
         }
-        (keeper.events)(RegisterEvent::Failed(keeper.hidden(&failure.text)));
+        (keeper.events)(RegisterEvent::Failed(failure.text));
         if good_since.is_some_and(|since: Instant| since.elapsed() >= settings.timings.healthy_after) {
             backoff.reset();
         }
@@ -161,7 +161,7 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
                     return Ok(());
                 }
                 Err(failure) => {
-                    reason = self.hidden(&format!("etcd at {endpoint}: {}", failure.text));
+                    reason = format!("etcd at {endpoint}: {}", failure.text);
                     self.endpoints.note(&endpoint, Some(Instant::now()));
                 }
             }
@@ -176,10 +176,6 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
         let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
         limited(&format!("delete {}", self.key), self.settings.timings.request_timeout, connection.kv.clone().txn(txn)).await?;
         Ok(())
-    }
-
-    fn hidden(&self, text: &str) -> String {
-        self.settings.password.as_ref().map_or_else(|| text.to_owned(), |password| password.hide_in(text))
     }
 }
 

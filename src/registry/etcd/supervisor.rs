@@ -301,10 +301,7 @@ impl Supervisor {
 
     /// The session failed: says so where that is news.
     async fn disconnected(&mut self, failure: Failure) -> Result<(), FollowerGone> {
-        let text = match &self.settings.password {
-            Some(password) => password.hide_in(&failure.text),
-            None => failure.text,
-        };
+        let text = failure.text;
         let was_connected = std::mem::take(&mut self.connected);
         let mut known = false;
         self.feed.state().update(|report| {

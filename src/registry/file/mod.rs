@@ -388,7 +388,7 @@ mod tests {
         let timings = Timings { dead_after: Duration::from_secs(3600), ..Timings::default() };
         let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings };
         let (sender, _batches) = mpsc::channel(1);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".to_owned())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".parse().unwrap(), "file".to_owned())));
         let mut follower = Follower::new(settings, ListKind::Routine, feed, Inbox::default());
         let mut now = Moment::now();
         let mut changes = Vec::new();

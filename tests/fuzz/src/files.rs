@@ -41,7 +41,7 @@ fn words(line: &str) {
     let _ = Zones::new(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
     let flags = Flags::default().with("registry", line);
     if let Ok(config) = Config::load(Some(Path::new("/dev/null")), [], &flags) {
-        assert!(config.registries.iter().all(|registry| !registry.to_string().is_empty()));
+        assert!(config.registries.iter().all(|registry| !registry.source.to_string().is_empty()));
     }
     if let Ok(target) = line.parse::<Target>() {
         assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target), "{line:?} is not read back");

@@ -37,7 +37,7 @@ fn put(key: &str, value: &str) -> Change {
 /// A server with a service of each kind, and what came after its list.
 fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::sync::Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones()), settings, 1, now);
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones(), 1), settings, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
     for (key, value) in [
         ("one/latest/10.0.0.1:80", "{}"),

@@ -49,10 +49,10 @@ pub struct Published {
 }
 
 impl Publisher {
-    /// A publisher of nothing yet, for this many registries, and its answerer.
+    /// A publisher of nothing yet, and its answerer.
     #[must_use]
-    pub fn new(catalog: catalog::Settings, answer: Settings, registries: usize, now: Instant) -> (Self, Arc<Answerer>) {
-        let mut catalog = Catalog::new(catalog, registries);
+    pub fn new(catalog: catalog::Settings, answer: Settings, now: Instant) -> (Self, Arc<Answerer>) {
+        let mut catalog = Catalog::new(catalog);
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let answerer = Arc::new(Answerer {
             settings: answer,

@@ -60,8 +60,8 @@ fn update(changes: impl IntoIterator<Item = Change>) -> Update {
 impl House {
     fn empty(settings: Settings) -> Self {
         let now = Instant::now();
-        let catalog = catalog::Settings::new(settings.zones.clone());
-        let (mut publisher, answerer) = Publisher::new(catalog, settings, 1, now);
+        let catalog = catalog::Settings::new(settings.zones.clone(), 1);
+        let (mut publisher, answerer) = Publisher::new(catalog, settings, now);
         // Tests have few services, and try many slices.
         publisher.slice = 2;
         Self { publisher, answerer, now }
@@ -243,7 +243,7 @@ fn before_the_first_list_the_zone_cannot_answer() {
 fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
     let now = Instant::now();
     let settings = settings();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone(), 2), settings, now);
     let key = |name: &str, version: &str, n: u8| put(&format!("/service/default/default/{name}/{version}/10.0.0.{n}:80"), HTTP);
     let list = |puts: Vec<Change>| {
         let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
@@ -331,7 +331,7 @@ fn holding_removals_is_told() {
 fn of_two_registries_one_that_was_read_is_answered_from() {
     let now = Instant::now();
     let settings = settings();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 2, now);
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone(), 2), settings, now);
     let list = [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
     publisher.apply([update(list)], now);
     let mut house = House { publisher, answerer, now };

@@ -1,15 +1,18 @@
 //! How far one registry is followed: its lists, its epoch's revisions, its doubts.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use super::grace::{Holds, Storm};
+use super::grace::{Holds, LONGEST_GRACE, Storm};
 use crate::service::ListKind;
 
 /// The state of following one registry.
 #[derive(Debug, Default)]
 pub(super) struct Follow {
+    /// How long a mass removal is held; zero to believe all at once.
+    pub(super) grace: Duration,
     /// Whether a list was ever completed.
     pub(super) synced: bool,
     /// Whether the registry said that it cannot be reached.
@@ -38,6 +41,11 @@ pub(super) struct List {
 }
 
 impl Follow {
+    /// The state before the first list, with this removal grace.
+    pub(super) fn new(grace: Duration) -> Self {
+        Self { grace: grace.min(LONGEST_GRACE), ..Self::default() }
+    }
+
     /// Whether its keys are known and it cannot be reached.
     pub(super) fn is_away(&self) -> bool {
         self.synced && self.disconnected

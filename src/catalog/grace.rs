@@ -12,6 +12,9 @@ use super::key::Key;
 use super::mirror::Standing;
 use crate::service::ListKind;
 
+/// Longest removal grace; a longer one is cut to it.
+pub(super) const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+
 /// Deletes by lease within this time belong together; a pause of this length ends a storm.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 

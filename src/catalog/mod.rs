@@ -47,9 +47,6 @@ use key::{Around, Frame, Odd};
 use mirror::{Mirror, Standing, size};
 use rejections::Ledger;
 
-/// Longest removal grace; a longer one is cut to it.
-const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
-
 /// Largest [`Settings::max_instances_per_service`]: the targets of a service's SRV records (IPv4, IPv6 and names) have 16-bit
 /// numbers in all.
 pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
@@ -67,8 +64,9 @@ pub struct Settings {
     pub zones: Zones,
     /// What to do with endpoints at Docker's bridge address.
     pub docker0: Docker0,
-    /// How long a mass removal is held, 0 to believe all at once; at most a day.
-    pub removal_grace: Duration,
+    /// The registries to follow, at most [`MAX_REGISTRIES`]: how long a mass removal of each is held,
+    /// 0 to believe all at once; at most a day.
+    pub removal_graces: Vec<Duration>,
     /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
     /// counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
@@ -77,12 +75,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The default settings for these zones.
-    pub fn new(zones: Zones) -> Self {
+    /// The default settings for these zones and this many registries.
+    pub fn new(zones: Zones, registries: usize) -> Self {
         Self {
             zones,
             docker0: Docker0::Drop,
-            removal_grace: Duration::from_secs(12),
+            removal_graces: vec![Duration::from_secs(12); registries],
             max_instances_per_service: 10_000,
             max_keys: 2_000_000,
         }
@@ -128,16 +126,16 @@ pub struct Outcome {
 }
 
 impl Catalog {
-    /// An empty catalog that follows this many registries, at most [`MAX_REGISTRIES`].
-    pub fn new(settings: Settings, registries: usize) -> Self {
-        let mut settings = settings;
-        settings.removal_grace = settings.removal_grace.min(LONGEST_GRACE);
-        let registries = registries.min(MAX_REGISTRIES);
+    /// An empty catalog that follows the registries of these settings.
+    pub fn new(mut settings: Settings) -> Self {
+        let graces = std::mem::take(&mut settings.removal_graces).into_iter().take(MAX_REGISTRIES);
+        let follows: Vec<_> = graces.map(Follow::new).collect();
+        let registries = follows.len();
         let hasher = RandomState::default();
         Self {
             settings,
             mirror: Mirror::new(hasher.clone(), registries),
-            follows: (0..registries).map(|_| Follow::default()).collect(),
+            follows,
             groups: Interner::new(hasher.clone()),
             frames: Interner::new(hasher.clone()),
             last_frame: None,
@@ -268,6 +266,10 @@ impl Catalog {
 
     fn registries(&self) -> impl Iterator<Item = RegistryId> + use<> {
         RegistryId::first(self.follows.len())
+    }
+
+    fn grace(&self, registry: RegistryId) -> Duration {
+        self.follows[registry.place()].grace
     }
 
     fn put(&mut self, registry: RegistryId, put: Put) {
@@ -412,7 +414,7 @@ impl Catalog {
         self.ledger.clear(registry, hash);
         let Some(slot) = slot else { return };
         match removal {
-            Removal::Lease(lease) if lease != 0 && !self.settings.removal_grace.is_zero() => {
+            Removal::Lease(lease) if lease != 0 && !self.grace(registry).is_zero() => {
                 if self.mirror.standing(slot) == Standing::Present {
                     self.expire(registry, slot, lease, now);
                 }
@@ -432,7 +434,7 @@ impl Catalog {
         let storm = &mut self.follows[registry.place()].storm;
         if storm.is_expiry() {
             storm.goes_on(now);
-            self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);
+            self.hold(registry, slot, now + self.grace(registry), Standing::Removed);
         } else {
             storm.bury(Tomb { at: now, slot, key, lease, before });
             self.change(slot, None, Standing::Buried);
@@ -446,7 +448,7 @@ impl Catalog {
             Answer::Unasked => {}
             Answer::Expiry(tombs) => {
                 for tomb in tombs {
-                    let until = tomb.at + self.settings.removal_grace;
+                    let until = tomb.at + self.grace(registry);
                     if until > now && self.is_open(&tomb) {
                         self.hold(registry, tomb.slot, until, Standing::Removed);
                         self.mirror.touch(self.mirror.base(tomb.slot), None);
@@ -473,13 +475,14 @@ impl Catalog {
             keys_left: tally.present - swept.len(),
             instances_left: tally.instances - instances,
         };
-        let hold = !self.settings.removal_grace.is_zero() && sweep.is_doubtful(list.kind);
+        let grace = self.grace(registry);
+        let hold = !grace.is_zero() && sweep.is_doubtful(list.kind);
         if list.kind == ListKind::Routine {
             self.follows[registry.place()].differences += swept.len() as u64;
         }
         for slot in swept {
             if hold {
-                self.hold(registry, slot, now + self.settings.removal_grace, Standing::Removed);
+                self.hold(registry, slot, now + grace, Standing::Removed);
             } else {
                 self.change(slot, None, Standing::Removed);
             }
@@ -508,7 +511,7 @@ impl Catalog {
     fn give_benefit_of_doubt(&mut self, registry: RegistryId, now: Instant) {
         let mut tombs = self.follows[registry.place()].storm.take_unseen();
         for tomb in &mut tombs {
-            let until = tomb.at + DOUBT.min(self.settings.removal_grace);
+            let until = tomb.at + DOUBT.min(self.grace(registry));
             if until > now
                 && self.is_open(tomb)
                 && let Some(held) = self.hold(registry, tomb.slot, until, Standing::Buried)

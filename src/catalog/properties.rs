@@ -98,7 +98,8 @@ struct Store {
 struct World {
     catalog: Catalog,
     now: Instant,
-    grace: Duration,
+    /// The removal grace of each registry.
+    graces: [Duration; REGISTRIES as usize],
     stores: Vec<Store>,
     doubts: Vec<(RegistryId, Vec<i64>)>,
     /// How every service looked after the last settling.
@@ -106,12 +107,12 @@ struct World {
 }
 
 impl World {
-    fn new(grace: Duration) -> Self {
-        let mut settings = Settings::new(zones());
-        settings.removal_grace = grace;
+    fn new(graces: [Duration; REGISTRIES as usize]) -> Self {
+        let mut settings = Settings::new(zones(), graces.len());
+        settings.removal_graces = graces.to_vec();
         let stores = (0..REGISTRIES).map(|_| Store { seen: true, ..Store::default() }).collect();
-        let catalog = Catalog::new(settings, usize::from(REGISTRIES));
-        Self { catalog, now: Instant::now(), grace, stores, doubts: Vec::new(), looked: BTreeMap::new() }
+        let catalog = Catalog::new(settings);
+        Self { catalog, now: Instant::now(), graces, stores, doubts: Vec::new(), looked: BTreeMap::new() }
     }
 
     fn take(&mut self, step: Step) {
@@ -238,7 +239,7 @@ impl World {
 
     fn compare(&mut self) {
         let (services, rejections) = self.rebuilt();
-        if self.grace.is_zero() {
+        if self.graces.iter().all(Duration::is_zero) {
             assert_eq!(self.looked, looks(&services));
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
@@ -254,7 +255,7 @@ impl World {
         assert_eq!(self.catalog.condition(self.now).holding, kept.len());
         for ((registry, kept), held) in kept {
             let gone = self.stores[registry].gone.iter().find(|(key, _)| text(**key) == kept);
-            assert!(held && gone.is_some_and(|(_, since)| self.now < *since + self.grace), "{kept}");
+            assert!(held && gone.is_some_and(|(_, since)| self.now < *since + self.graces[registry]), "{kept}");
         }
     }
 
@@ -329,7 +330,7 @@ proptest! {
 
     #[test]
     fn without_grace_the_catalog_is_what_was_said(steps in prop::collection::vec(step(), 1..60)) {
-        let mut world = World::new(Duration::ZERO);
+        let mut world = World::new([Duration::ZERO; REGISTRIES as usize]);
         for step in steps {
             world.take(step);
         }
@@ -342,10 +343,10 @@ proptest! {
     #[test]
     fn after_the_grace_the_catalog_is_what_was_said(
         steps in prop::collection::vec(step(), 1..60),
-        grace in prop_oneof![Just(12_000), 1..20_000_u64],
+        graces in prop::array::uniform3(prop_oneof![Just(0), Just(12_000), 1..20_000_u64]),
     ) {
-        let grace = Duration::from_millis(grace);
-        let mut world = World::new(grace);
+        let graces = graces.map(Duration::from_millis);
+        let mut world = World::new(graces);
         for step in steps {
             world.take(step);
         }
@@ -353,7 +354,7 @@ proptest! {
             world.list(registry, ListKind::Restored, None);
         }
         world.settle();
-        world.now += grace;
+        world.now += graces.into_iter().max().unwrap_or_default();
         world.settle();
         let (services, rejections) = world.rebuilt();
         prop_assert_eq!(&world.looked, &looks(&services));

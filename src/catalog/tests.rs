@@ -76,9 +76,9 @@ impl World {
     }
 
     fn with(set: impl FnOnce(&mut Settings), registries: usize) -> Self {
-        let mut settings = Settings::new(zones());
+        let mut settings = Settings::new(zones(), registries);
         set(&mut settings);
-        Self { catalog: Catalog::new(settings, registries), now: Instant::now() }
+        Self { catalog: Catalog::new(settings), now: Instant::now() }
     }
 
     fn of(&mut self, registry: u8, change: Change) {
@@ -264,7 +264,7 @@ fn a_routine_list_sweeps_what_it_does_not_name() {
 
 #[test]
 fn an_abandoned_list_sweeps_nothing() {
-    let mut world = World::with(|settings| settings.removal_grace = Duration::ZERO, 1);
+    let mut world = World::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
     world.list(ListKind::Routine, &hellos(0..20));
     world.of(0, Change::ListBegin(ListKind::Reconnect));
     world.put(HELLO, 0, 1);
@@ -549,7 +549,7 @@ fn explicit_deletes_are_believed_at_any_number() {
 
 #[test]
 fn without_grace_everything_is_believed() {
-    let mut world = World::with(|settings| settings.removal_grace = Duration::ZERO, 1);
+    let mut world = World::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
     world.list(ListKind::Routine, &hellos(0..100));
     expire(&mut world, 0..50);
     assert_eq!(world.settle().doubts, []);
@@ -558,8 +558,48 @@ fn without_grace_everything_is_believed() {
 }
 
 #[test]
+fn each_registry_has_its_own_removal_grace() {
+    let mut world = World::with(|settings| settings.removal_graces = vec![Duration::ZERO, 20 * SECOND], 2);
+    let keys = |registry: usize| (0..40).map(move |n| format!("/service/d/n/{}/latest/10.0.0.{n}:80", ["a", "b"][registry]));
+    for registry in [0, 1] {
+        world.of(registry, Change::ListBegin(ListKind::Routine));
+        for (text, lease) in keys(registry.into()).zip(1..) {
+            world.of(registry, Change::Put(put(&text, 0, lease)));
+        }
+        world.of(registry, Change::ListEnd { revision: 0 });
+    }
+    world.settle();
+    let served = |world: &World| [world.served("a"), world.served("b")];
+    assert_eq!(served(&world), [40, 40]);
+    // Leases expire in both: one registry is believed, the other is asked, and holds.
+    for registry in [0, 1] {
+        for (key, lease) in keys(registry.into()).zip(1..=20) {
+            world.of(registry, Change::Delete { key: key.into(), revision: 0, removal: Removal::Lease(lease) });
+        }
+    }
+    let doubts = world.settle().doubts;
+    assert_eq!(doubts.iter().map(|(registry, _)| *registry).collect::<Vec<_>>(), [id(1)]);
+    world.of(1, Change::LeasesGone(doubts[0].1.clone()));
+    world.settle();
+    assert_eq!(served(&world), [20, 40]);
+    assert_eq!(world.catalog.condition(world.now).held, RegistrySet::from_iter([id(1)]));
+    // Both stores are wiped.
+    world.now += SECOND;
+    for registry in [0, 1] {
+        world.of(registry, Change::ListBegin(ListKind::Restored));
+        world.of(registry, Change::ListEnd { revision: 0 });
+    }
+    world.settle();
+    assert_eq!((served(&world), world.holding()), ([0, 40], 40));
+    world.pass(19 * SECOND);
+    assert_eq!((served(&world), world.holding()), ([0, 20], 20), "the expired leases' time is over");
+    world.pass(SECOND);
+    assert_eq!((served(&world), world.holding()), ([0, 0], 0));
+}
+
+#[test]
 fn an_endless_grace_does_not_overflow() {
-    let mut world = World::with(|settings| settings.removal_grace = Duration::MAX, 1);
+    let mut world = World::with(|settings| settings.removal_graces = vec![Duration::MAX], 1);
     world.list(ListKind::Routine, &hellos(0..10));
     world.list(ListKind::Restored, &[]);
     assert_eq!(world.holding(), 10);

@@ -11,10 +11,10 @@ impl Config {
     pub fn catalog(&self) -> catalog::Settings {
         catalog::Settings {
             docker0: self.docker0,
-            removal_grace: self.removal_grace,
+            removal_graces: self.registries.iter().map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
-            ..catalog::Settings::new(self.zones.clone())
+            ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
     }
 

@@ -68,7 +68,7 @@ impl Following {
     pub fn new(config: &Config, listen: &[SocketAddr], hosts: Option<Arc<Wanted>>) -> (Self, Followed) {
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
-        let (publisher, answerer) = Publisher::new(config.catalog(), settings, config.registries.len(), Instant::now());
+        let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
         let (sender, inlet) = mpsc::channel(INLET);
         let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for (NamedSource { name, source, .. }, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
@@ -203,7 +203,7 @@ mod tests {
         let stop = CancellationToken::new();
         let kept = tokio::spawn(keep(Panicking::default(), feed, asked, stop.clone()));
 
-        let mut catalog = Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap()), 1);
+        let mut catalog = Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap(), 1));
         let now = Instant::now();
         let mut lists = Vec::new();
         while lists.len() < 2 {

@@ -69,7 +69,7 @@ impl Store {
     pub(crate) fn empty() -> Self {
         let zones = Zones::new(&["svc".to_owned()]).unwrap();
         let answer = answer::Settings { listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], ..answer::Settings::new(zones.clone()) };
-        let (publisher, answerer) = Publisher::new(catalog::Settings::new(zones), answer, 1, Instant::now());
+        let (publisher, answerer) = Publisher::new(catalog::Settings::new(zones, 1), answer, Instant::now());
         Self { publisher, answerer, reader: gsvc::Reader::default(), revision: 0 }
     }
 

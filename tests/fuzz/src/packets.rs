@@ -65,7 +65,7 @@ fn settings() -> Settings {
 
 fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>) -> Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 1, now);
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone(), 1), settings, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
     changes.extend(KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)));
     changes.extend(

@@ -57,7 +57,7 @@ fn serves(entries: &[(&[u8], &[u8])]) {
     let zones = Zones::new(&["svc".to_owned()]).unwrap();
     let settings = Settings::new(zones.clone());
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones), settings, 1, now);
+    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones, 1), settings, now);
     let put = |(key, value): &(&[u8], &[u8])| {
         Change::Put(Put { key: String::from_utf8_lossy(key).into(), revision: 0, lease: 0, content: gsvc::parse(key, value) })
     };

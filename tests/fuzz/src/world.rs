@@ -77,7 +77,7 @@ impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
         let (catalog, settings) = settings(choices);
         let now = Instant::now();
-        let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), usize::from(REGISTRIES), now);
+        let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), now);
         let mut world = Self {
             catalog,
             settings,
@@ -229,7 +229,7 @@ impl World {
         if condition.holding > 0 || !condition.away.is_empty() || !condition.synced || self.broken.contains(&true) {
             return;
         }
-        let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), usize::from(REGISTRIES), self.now);
+        let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), self.now);
         for registry in 0..REGISTRIES {
             let puts = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| Change::Put(put.clone()));
             let changes = [Change::ListBegin(ListKind::Routine)].into_iter().chain(puts).chain([Change::ListEnd { revision: 0 }]);
@@ -249,8 +249,8 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
     let zones: &[&str] =
         [&["svc"][..], &["svc", "internal"], &["svc", "a.b.svc"], &["prod.svc", "svc"], &["internal.example", "svc"]][choices.below(5)];
     let zones = Zones::new(&zones.iter().map(|&zone| zone.to_owned()).collect::<Vec<_>>()).unwrap();
-    let mut catalog = catalog::Settings::new(zones.clone());
-    catalog.removal_grace = choices.of(&[Duration::ZERO, Duration::ZERO, Duration::from_secs(12)]);
+    let mut catalog = catalog::Settings::new(zones.clone(), usize::from(REGISTRIES));
+    catalog.removal_graces.fill(choices.of(&[Duration::ZERO, Duration::ZERO, Duration::from_secs(12)]));
     catalog.docker0 = choices.of(&[Docker0::Drop, Docker0::Drop, Docker0::Keep]);
     let two = NonZeroU16::MIN.saturating_add(1);
     let listen = ["127.0.0.1", "::1", "192.0.2.53"].map(|text| text.parse().unwrap());

@@ -125,7 +125,7 @@ fn resolve_and_explain_say_what_dns_says() {
     {
         assert!(text.contains(part), "{part} in\n{text}");
     }
-    assert!(text.contains(&format!(", in {}", files.url())), "the registry of a key in\n{text}");
+    assert!(text.lines().any(|line| line.ends_with(", in file")), "the registry of a key in\n{text}");
     assert_eq!(code(&server.run(&["explain", "nothing"])), 2);
     // A type without a name, one by its number, and one with a name that few read
     for (rtype, name) in [("TYPE65280", "TYPE65280"), ("type65", "HTTPS"), ("IXFR", "IXFR")] {
@@ -144,6 +144,68 @@ fn resolve_and_explain_say_what_dns_says() {
     let json: Value = serde_json::from_str(&stdout(&anew)).unwrap_or_else(|error| panic!("{error}: {anew:?}"));
     assert_eq!((&json["name"], &json["rcode"]), (&"hello.svc.".into(), &"NOERROR".into()));
     assert_eq!(json["considered"][0]["endpoint"], "10.0.0.1:80");
+    assert_eq!(json["considered"][0]["registry-name"], "file");
+    server.stop();
+}
+
+#[test]
+fn registries_show_by_name() {
+    let files = [
+        Files::new(&[(HELLO, "{}"), ("default/default/bad/latest/10.0.0.3:0", "{}")]),
+        Files::new(&[("default/default/hello.svc/latest/10.0.0.2:80", r#"{"protocol":"http"}"#), ("a/b/_bad/c/10.0.0.3:80", "{}")]),
+    ];
+    let [url, url2] = [files[0].url(), files[1].url()];
+    let flags = ["--registry", &url, "--registry", &url2, "--admin-listen", "127.0.0.1:0"];
+    let server = Svcdns::serve(&flags);
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let has = |text: &str, wanted: &str| assert!(text.lines().any(|line| line == wanted), "{wanted} in\n{text}");
+
+    let status = stdout(&server.run(&["status"]));
+    has(&status, &format!("file  {url}"));
+    has(&status, &format!("file2  {url2}"));
+    let listed = stdout(&server.run(&["ls", "hello"]));
+    assert!(listed.lines().any(|line| line.contains("10.0.0.1:80") && line.ends_with("  in file")), "{listed}");
+    assert!(listed.lines().any(|line| line.contains("10.0.0.2:80") && line.ends_with("  in file2; protocol=http")), "{listed}");
+    let rejected = stdout(&server.run(&["ls", "--rejected"]));
+    has(&rejected, "  10.0.0.3-0: the port is not a number from 1 to 65535 [in file]");
+    assert!(rejected.lines().any(|line| line.starts_with("  _bad: ") && line.ends_with(" [in file2]")), "{rejected}");
+    let explained = stdout(&server.run(&["explain", "hello"]));
+    for (endpoint, name) in [("10.0.0.1", "file"), ("10.0.0.2", "file2")] {
+        let key = |line: &str| line.contains(endpoint) && line.ends_with(&format!(", revision 0, in {name}"));
+        assert!(explained.lines().any(key), "{endpoint} in {name} in\n{explained}");
+    }
+
+    let json = |arguments: &[&str]| -> Value { serde_json::from_str(&stdout(&server.run(&[arguments, &["--json"]].concat()))).unwrap() };
+    let status = json(&["status"]);
+    let registries = status["registries"].as_array().unwrap().iter();
+    let named: Vec<_> = registries.map(|registry| (registry["name"].as_str().unwrap(), registry["url"].as_str().unwrap())).collect();
+    assert_eq!(named, [("file", &*url), ("file2", &*url2)]);
+    let pairs = |list: &Value| -> Vec<_> {
+        let list = list.as_array().unwrap().iter();
+        let mut pairs: Vec<_> = list.map(|item| (item["registry"].as_u64().unwrap(), item["registry-name"].to_string())).collect();
+        pairs.sort();
+        pairs
+    };
+    let both = [(0, r#""file""#.to_owned()), (1, r#""file2""#.to_owned())];
+    let hello = json(&["ls", "hello"]);
+    for list in
+        [&hello[0]["instances"], &hello[0]["keys"], &json(&["ls", "--rejected"])["listed"], &json(&["explain", "hello"])["considered"]]
+    {
+        assert_eq!(pairs(list), both, "{list}");
+    }
+
+    let (_, page) = curl(&[&format!("http://{}/metrics", status["admin"].as_str().unwrap())]);
+    for (name, url, keys) in [("file", &url, 2), ("file2", &url2, 1)] {
+        has(&page, &format!(r#"svcdns_registry_info{{registry="{name}",kind="file",url="{url}"}} 1.0"#));
+        has(&page, &format!(r#"svcdns_registry_connected{{registry="{name}"}} 1.0"#));
+        has(&page, &format!(r#"svcdns_registry_synced{{registry="{name}"}} 1.0"#));
+        has(&page, &format!(r#"svcdns_registry_keys{{registry="{name}"}} {keys}.0"#));
+        has(&page, &format!(r#"svcdns_registry_disconnects_total{{registry="{name}"}} 0"#));
+        for message in ["following", "the folder is followed"] {
+            let line = format!("{message} registry={name} url={url}\n");
+            eventually(&line, SOON, || server.log().contains(&line).then_some(()));
+        }
+    }
     server.stop();
 }
 
@@ -190,6 +252,8 @@ fn register_lasts_as_long_as_its_command() {
     };
     let mut legacy = register(&["legacy.svc", "10.0.0.5:8080", "--metadata", "weight=7", "--version", "v2", "--", "sleep", "1000"]);
     server.wait_for("legacy.svc", &["10.0.0.5"]);
+    let told = format!("svcdns: legacy.svc is registered in file ({})\n", files.url());
+    eventually("the registration to be told", SOON, || legacy.log().contains(&told).then_some(()));
     assert_eq!(dns::dig_short(server.address, &["v2.legacy.svc", "SRV"]), ["0 7 8080 10-0-0-5.legacy.svc."]);
     legacy.signal(Signal::SIGTERM);
     assert_eq!(legacy.wait(SOON).code(), Some(143), "as a shell says of a command ended by SIGTERM:\n{}", legacy.log());
@@ -336,12 +400,18 @@ fn exit_codes_hold() {
 #[test]
 fn a_server_without_its_registry_runs_and_says_so() {
     // Nothing listens on port 1.
-    let server = Svcdns::serve(&["--registry", "etcd://127.0.0.1:1"]);
+    let server = Svcdns::serve(&["--registry", "etcd://127.0.0.1:1", "--admin-listen", "127.0.0.1:0"]);
     let asked = server.run(&["resolve", "hello"]);
     assert_eq!(code(&asked), 3, "{}", stderr(&asked));
     assert!(stderr(&asked).contains("not ready (14)"), "{}", stderr(&asked));
     let status = stdout(&server.run(&["status"]));
-    assert!(status.contains("not ready") && status.contains("etcd://127.0.0.1:1") && status.contains("not connected"), "{status}");
+    assert!(status.contains("not ready") && status.contains("\netcd  etcd://127.0.0.1:1\n  not connected"), "{status}");
+    let json: Value = serde_json::from_str(&stdout(&server.run(&["status", "--json"]))).unwrap();
+    let (code, reasons) = curl(&[&format!("http://{}/readyz", json["admin"].as_str().unwrap())]);
+    assert_eq!(code, "503");
+    assert!(reasons.starts_with("etcd: "), "{reasons}");
+    let lost = "not connected, trying again registry=etcd url=etcd://127.0.0.1:1 reason=";
+    eventually("a line about the registry in the log", SOON, || server.log().contains(lost).then_some(()));
     assert!(stderr(&server.run(&["ls"])).contains("not every registry has been read completely yet"));
     server.stop();
     // Of two, the one that can be read is listed, and that there may be more is told.
@@ -393,13 +463,12 @@ fn http_is_for_reading_and_only_by_loopback_names() {
     assert_eq!(get("/nothing").0, "404");
     let (code, page) = get("/metrics");
     assert_eq!(code, "200");
-    let url = files.url();
     for line in [
         "svcdns_services 2.0".to_owned(),
         "svcdns_instances 1.0".to_owned(),
         "svcdns_rejected{reason=\"port-out-of-range\"} 1.0".to_owned(),
-        format!("svcdns_registry_synced{{registry=\"{url}\"}} 1.0"),
-        format!("svcdns_registry_keys{{registry=\"{url}\"}} 2.0"),
+        "svcdns_registry_synced{registry=\"file\"} 1.0".to_owned(),
+        "svcdns_registry_keys{registry=\"file\"} 2.0".to_owned(),
     ] {
         assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
     }
@@ -459,6 +528,18 @@ fn demo_prints_lines_that_work_and_leaves_nothing_behind() {
     }
     assert!(lines.iter().any(|line| line.starts_with("dig")) && lines.iter().any(|line| line.starts_with("curl")), "{text}");
     assert_eq!(names_in(temp.path()).len(), 1, "one folder while it runs");
+    // A second one beside it finds a port of its own.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut second = Process::start(svcdns::command().arg("demo").env("TMPDIR", elsewhere.path()));
+    let other = eventually("what to try with the second one", SOON, || {
+        assert!(second.ended().is_none(), "{}", second.log());
+        Some(second.log()).filter(|log| log.contains("Ctrl-C ends it all"))
+    });
+    let address = |text: &str| text.lines().find(|line| line.contains(" answers on ")).unwrap().to_owned();
+    assert_ne!(address(&text), address(&other));
+    second.signal(Signal::SIGINT);
+    assert!(second.wait(SOON).success(), "{}", second.log());
+    assert_eq!(names_in(elsewhere.path()), [] as [&str; 0]);
     demo.signal(Signal::SIGINT);
     let status = demo.wait(SOON);
     assert!(status.success(), "{status}: {}", demo.log());

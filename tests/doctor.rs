@@ -271,7 +271,7 @@ fn registries_in_trouble() {
         let server = serve("etcd://127.0.0.1:9");
         let found = doctor(&server);
         assert_eq!(found.cause(), "registry", "{}", found.text);
-        found.expect_typing("registry", "broken", "etcd://127.0.0.1:9 could not be read yet", "svcdns status");
+        found.expect_typing("registry", "broken", "etcd could not be read yet", "svcdns status");
         server.stop();
 
         let files = Files::new(&[]);

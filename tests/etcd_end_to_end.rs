@@ -177,6 +177,11 @@ fn a_store_that_is_down_marks_only_answers_it_holds() {
     assert_eq!(errors(), [None, Some(3), Some(3), Some(19)]);
     falls.start_all();
     eventually("all answers to be fresh again", SOON, || (errors() == [None; 4]).then_some(()));
+    let url = falls.url();
+    for (message, count) in [("not connected, trying again", 1), ("supervisor: following", 2)] {
+        let line = format!("{message} registry=etcd2 url={url}");
+        eventually(&line, SOON, || (server.log().matches(&line).count() >= count).then_some(()));
+    }
     server.stop();
 }
 

@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::Status;
-use super::{Site, forwarding};
+use super::{RegistryView, Site, forwarding};
 use crate::metrics::{Counter, Labels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
@@ -58,24 +58,25 @@ fn answers(page: &mut Page, site: &Site) {
 
 #[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
 fn registries(page: &mut Page, status: &Status) {
-    let each = |number: fn(&super::RegistryView) -> Option<f64>| -> Vec<(Labels, f64)> {
+    let info = status.registries.iter().map(|RegistryView { name, url, .. }| {
+        let kind = url.split_once("://").map_or("", |(kind, _)| kind);
+        (vec![("registry", name.clone()), ("kind", kind.to_owned()), ("url", url.clone())], 1.0)
+    });
+    page.gauges("svcdns_registry_info", "Always 1, with the kind and URL of the registry", info);
+    let each = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(Labels, f64)> {
         let registries = status.registries.iter();
-        registries.filter_map(|registry| Some((vec![("registry", registry.url.clone())], number(registry)?))).collect()
+        registries.filter_map(|registry| Some((vec![("registry", registry.name.clone())], number(registry)?))).collect()
     };
-    let flag = |value: bool| Some(f64::from(u8::from(value)));
-    page.gauges(
-        "svcdns_registry_connected",
-        "Whether the registry can be reached",
-        each(|registry| Some(f64::from(u8::from(registry.connected)))),
-    );
-    let synced = status.registries.iter().filter_map(|registry| Some((vec![("registry", registry.url.clone())], flag(registry.synced)?)));
+    let connected = each(|registry| Some(f64::from(u8::from(registry.connected))));
+    page.gauges("svcdns_registry_connected", "Whether the registry can be reached", connected);
+    let synced = each(|registry| Some(f64::from(u8::from(registry.synced))));
     page.gauges("svcdns_registry_synced", "Whether the registry was ever read completely", synced);
     page.gauges("svcdns_registry_keys", "Keys of the registry that are served", each(|registry| Some(registry.keys as f64)));
     page.gauges("svcdns_registry_revision", "The registry's revision read", each(|registry| Some(registry.revision as f64)));
     let ages = each(|registry| registry.last_event_age.map(|age| age as f64));
     page.gauges("svcdns_registry_last_event_age_seconds", "Time since the last change or sign of life", ages);
-    let count = |number: fn(&super::RegistryView) -> u64| -> Vec<(Labels, u64)> {
-        status.registries.iter().map(|registry| (vec![("registry", registry.url.clone())], number(registry))).collect()
+    let count = |number: fn(&RegistryView) -> u64| -> Vec<(Labels, u64)> {
+        status.registries.iter().map(|registry| (vec![("registry", registry.name.clone())], number(registry))).collect()
     };
     page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
     page.counters("svcdns_registry_disconnects", "Connections lost", count(|registry| registry.disconnects));

@@ -16,6 +16,7 @@ use super::watching::Watching;
 use super::{Site, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
+use crate::registry::name_at;
 use crate::wire::type_number;
 
 #[derive(Clone)]
@@ -70,7 +71,7 @@ async fn ready(State(shared): State<Shared>) -> Response {
         .iter()
         .filter_map(|state| {
             let report = state.report();
-            (!report.synced).then(|| format!("{}: {}\n", state.url, report.error.as_deref().unwrap_or("not read yet")))
+            (!report.synced).then(|| format!("{state}: {}\n", report.error.as_deref().unwrap_or("not read yet")))
         })
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
@@ -94,11 +95,12 @@ struct Which {
 
 async fn services(State(shared): State<Shared>, Query(which): Query<Which>) -> Response {
     json(move || {
-        let answerer = &shared.site.answerer;
+        let Site { answerer, registries, .. } = &*shared.site;
         let (snapshot, zone) = (answerer.snapshot(), answerer.settings().zones.first().text());
+        let view = |service: &Arc<_>| ServiceView::new(service, zone, registries);
         let mut views: Vec<ServiceView> = match which.base {
-            Some(base) => snapshot.service(&base).into_iter().map(|service| ServiceView::new(service, zone)).collect(),
-            None => snapshot.services().map(|service| ServiceView::new(service, zone)).collect(),
+            Some(base) => snapshot.service(&base).into_iter().map(view).collect(),
+            None => snapshot.services().map(view).collect(),
         };
         views.sort_by(|a, b| a.base.cmp(&b.base));
         views
@@ -107,7 +109,11 @@ async fn services(State(shared): State<Shared>, Query(which): Query<Which>) -> R
 }
 
 async fn rejected(State(shared): State<Shared>) -> Response {
-    json(move || RejectionsView::new(&shared.site.answerer.rejections())).await
+    json(move || {
+        let Site { answerer, registries, .. } = &*shared.site;
+        RejectionsView::new(&answerer.rejections(), registries)
+    })
+    .await
 }
 
 async fn conflicts(State(shared): State<Shared>) -> Response {
@@ -137,6 +143,7 @@ async fn explain(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Re
     let payload = Some(asked.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
     let draw = fastrand::u64(..);
     let mut explanation = shared.site.answerer.explain(&name, rtype, payload, draw);
+    explanation.name_registries(|place| name_at(&shared.site.registries, place));
     if let (Some(elsewhere), Some(forwarder)) = (&mut explanation.elsewhere, &shared.site.forwarder) {
         *elsewhere = forwarder.describe(&name);
     }

@@ -11,7 +11,7 @@ use super::Site;
 use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
-use crate::registry::State;
+use crate::registry::{State, name_at};
 use crate::service::Rejected;
 
 /// The server, at a glance.
@@ -66,6 +66,8 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryView {
+    /// The registry's name.
+    pub name: String,
     /// The registry as written, without secrets.
     pub url: String,
     /// Whether it can be reached now.
@@ -133,6 +135,8 @@ pub struct InstanceView {
     pub key: String,
     /// Its registry's place in the configuration, from 0.
     pub registry: usize,
+    /// Its registry's name.
+    pub registry_name: String,
     /// Whether the registry says that it is gone, and that is not believed yet.
     pub held: bool,
     /// Why it is not served, where it is not.
@@ -147,6 +151,8 @@ pub struct KeyView {
     pub key: String,
     /// Its registry's place in the configuration, from 0.
     pub registry: usize,
+    /// Its registry's name.
+    pub registry_name: String,
     /// The revision of its last change.
     pub revision: u64,
     /// Whether the registry says that it is gone, and that is not believed yet.
@@ -185,6 +191,8 @@ pub struct RejectionCount {
 pub struct RejectionView {
     /// Its registry's place in the configuration, from 0.
     pub registry: usize,
+    /// Its registry's name.
+    pub registry_name: String,
     /// The key.
     pub key: String,
     /// Whether only an endpoint of it is rejected.
@@ -245,6 +253,7 @@ impl Status {
         let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
             let report = state.report();
             RegistryView {
+                name: state.name.to_string(),
                 url: state.url.clone(),
                 connected: report.connected,
                 synced: report.synced,
@@ -285,11 +294,12 @@ impl Status {
 }
 
 impl ServiceView {
-    /// A service under its name in the zone of this text (with a trailing dot).
-    pub fn new(service: &Service, zone: &str) -> Self {
+    /// A service of the registries under its name in the zone of this text (with a trailing dot).
+    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<State>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
             registry: key.registry().place(),
+            registry_name: name_at(registries, key.registry().place()),
             revision: key.revision,
             held: key.held(),
             rejected: key.rejected().iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
@@ -297,7 +307,7 @@ impl ServiceView {
         Self {
             base: service.base().to_owned(),
             name: format!("{}.{zone}", service.base()),
-            instances: service.instances().map(|instance| InstanceView::new(&instance)).collect(),
+            instances: service.instances().map(|instance| InstanceView::new(&instance, registries)).collect(),
             keys: keys.collect(),
         }
     }
@@ -317,13 +327,14 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>) -> Self {
+    fn new(instance: &Instance<'_>, registries: &[Arc<State>]) -> Self {
         let key = instance.key;
         Self {
             endpoint: EndpointView::new(instance),
             metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
             key: instance.text(),
             registry: key.registry().place(),
+            registry_name: name_at(registries, key.registry().place()),
             held: key.held(),
             left_out: instance.left_out.map(|reason| reason.to_string()),
         }
@@ -353,7 +364,7 @@ impl ConflictView {
 
 impl RejectionsView {
     /// The rejections as they are now.
-    pub fn new(rejections: &Rejections) -> Self {
+    pub(super) fn new(rejections: &Rejections, registries: &[Arc<State>]) -> Self {
         Self {
             counts: rejections
                 .counts
@@ -366,6 +377,7 @@ impl RejectionsView {
                 .iter()
                 .map(|listed| RejectionView {
                     registry: listed.registry.place(),
+                    registry_name: name_at(registries, listed.registry.place()),
                     key: listed.key.to_string(),
                     endpoint_only: listed.endpoint_only,
                     found: listed.rejected.found.to_string(),

@@ -78,6 +78,8 @@ pub struct Considered {
     pub weight: u16,
     /// Its registry's place in the configuration, from 0.
     pub registry: usize,
+    /// Its registry's name; empty until [`Explanation::name_registries`].
+    pub registry_name: String,
     /// The key it stands in.
     pub key: String,
     /// The revision of the key's last change.
@@ -137,6 +139,13 @@ impl Answerer {
 }
 
 impl Explanation {
+    /// Fills in the names of the registries, which `name` gives by place in the configuration.
+    pub fn name_registries(&mut self, name: impl Fn(usize) -> String) {
+        for instance in &mut self.considered {
+            instance.registry_name = name(instance.registry);
+        }
+    }
+
     fn add(&mut self, step: &Step<'_>, snapshot: &Snapshot) {
         if let Step::Reading(reading, Outcome::Elsewhere) = step {
             self.add_elsewhere(reading, snapshot);
@@ -201,6 +210,7 @@ impl Considered {
             group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
             weight: key.weight(),
             registry: key.registry().place(),
+            registry_name: String::new(),
             key: instance.text(),
             revision: key.revision,
             held: key.held(),

@@ -12,18 +12,18 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::get;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Place;
 use super::arguments::Demo;
 use super::output::{complain, print, quoted};
 use crate::config::{Config, Flags};
-use crate::daemon::{Log, Server, Signals};
+use crate::daemon::{Log, Server, Signals, StartError};
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
 
-/// Where the demo answers if nobody else does.
+/// Port of the demo's DNS server; any free one where another program has it.
 const PORT: u16 = 5300;
 
 /// How long it may take until the example is known.
@@ -46,12 +46,18 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     fs::create_dir(&registry)?;
     // What the surroundings say (environment, /etc) is for the real server.
     let flags = Flags::default()
-        .with("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().await)).to_string())
+        .with("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).to_string())
         .with("registry", format!("file://{}", registry.display()))
         .with("state-dir", state_dir.to_string_lossy())
         .with("admin-listen", "127.0.0.1:0");
-    let config = Config::load(Some(Path::new("/dev/null")), [], &flags)?;
-    let server = Server::start(&config, log, stop.clone()).await?;
+    let mut config = Config::load(Some(Path::new("/dev/null")), [], &flags)?;
+    let server = match Server::start(&config, log, stop.clone()).await {
+        Err(StartError::Listen(_)) => {
+            config.listen = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+            Server::start(&config, log, stop.clone()).await?
+        }
+        started => started?,
+    };
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let http = listener.local_addr()?;
@@ -100,13 +106,6 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
 async fn hello(headers: HeaderMap) -> String {
     let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("nobody");
     format!("Hello from hello.svc! You asked for {host}.\n")
-}
-
-/// The usual port, if both UDP and TCP are free there; else any.
-async fn free_port() -> u16 {
-    let address = (Ipv4Addr::LOCALHOST, PORT);
-    let both = (UdpSocket::bind(address).await, TcpListener::bind(address).await);
-    if both.0.is_ok() && both.1.is_ok() { PORT } else { 0 }
 }
 
 fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {

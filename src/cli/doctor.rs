@@ -203,18 +203,18 @@ fn registries(status: &Status) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for registry in &status.registries {
         let why = registry.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
-        let url = &registry.url;
+        let name = &registry.name;
         findings.push(if !registry.synced {
-            Finding::broken(CHECK, format!("{url} could not be read yet{why}.")).typing("svcdns status")
+            Finding::broken(CHECK, format!("{name} could not be read yet{why}.")).typing("svcdns status")
         } else if !registry.connected {
-            let says = format!("{url} cannot be reached now{why}. Names are answered as they were last known.");
+            let says = format!("{name} cannot be reached now{why}. Names are answered as they were last known.");
             Finding::warning(CHECK, says).typing("svcdns status")
         } else if registry.keys == 0 {
-            Finding::warning(CHECK, format!("{url} is read, and nothing is registered there.")).typing("svcdns ls --rejected")
+            Finding::warning(CHECK, format!("{name} is read, and nothing is registered there.")).typing("svcdns ls --rejected")
         } else {
             let (keys, instances) =
                 (output::counted(registry.keys as u64, "key", "keys"), output::counted(registry.instances as u64, "instance", "instances"));
-            Finding::ok(CHECK, format!("{url} is read: {keys}, {instances}."))
+            Finding::ok(CHECK, format!("{name} is read: {keys}, {instances}."))
         });
     }
     if status.rejected > 0 {

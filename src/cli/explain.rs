@@ -14,6 +14,7 @@ use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
 use crate::admin::Status;
 use crate::answer::Explanation;
 use crate::daemon::{Followed, Following};
+use crate::registry::name_at;
 use crate::wire::{extended_error_text, type_name};
 
 /// How long a registry may take to be read.
@@ -21,9 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
     let (json, asked) = (command.json, command.name.clone());
-    let (explanation, registries) =
-        if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
-    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation, &registries) };
+    let explanation = if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
+    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation) };
     output::print(&text)?;
     if explanation.rcode == "NXDOMAIN"
         && let Some(hint) = names::hint(&asked, &explanation.name)
@@ -37,18 +37,18 @@ pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitC
     })
 }
 
-/// Asks the running server; also for the URLs of its registries.
-async fn running(place: &Place, command: Explain) -> anyhow::Result<(Explanation, Vec<String>)> {
+/// Asks the running server.
+async fn running(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
     let client = Client::find(place).await?;
     let status: Status = client.get("/v1/status").await?;
     let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let path = format!("/v1/explain?name={}&type={}&payload={}", escaped(&name.to_string()), type_name(rtype), command.payload);
-    Ok((client.get(&path).await?, status.registries.into_iter().map(|registry| registry.url).collect()))
+    client.get(&path).await
 }
 
 /// Reads the registries named, and explains what a server of this configuration would answer.
-async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, Vec<String>)> {
+async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::meant(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
@@ -68,11 +68,13 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
         let reasons = unread.map(|state| format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer")));
         bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
     }
-    let explanation = answerer.explain(&name, rtype, Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
-    Ok((explanation, config.registries.iter().map(|registry| registry.source.to_string()).collect()))
+    let payload = Some(command.payload).filter(|payload| *payload > 0);
+    let mut explanation = answerer.explain(&name, rtype, payload, fastrand::u64(..));
+    explanation.name_registries(|place| name_at(&states, place));
+    Ok(explanation)
 }
 
-fn text(explanation: &Explanation, registries: &[String]) -> String {
+fn text(explanation: &Explanation) -> String {
     let Explanation {
         name,
         rtype,
@@ -106,11 +108,10 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
     part("Readings, the best first", tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect());
     let keys = considered.iter().flat_map(|instance| {
         let fate = instance.dropped.as_ref().map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
-        let registry = registries.get(instance.registry).map_or("an unknown registry", |url| url);
         let held = if instance.held { ", held (its registry says that it is gone)" } else { "" };
         [
             format!("{} {} weight {}: {fate}{held}", instance.endpoint, instance.group, instance.weight),
-            format!("    key {}, revision {}, in {registry}", instance.key, instance.revision),
+            format!("    key {}, revision {}, in {}", instance.key, instance.revision, instance.registry_name),
         ]
     });
     part("Instances", keys.collect());

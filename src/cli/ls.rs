@@ -56,7 +56,7 @@ fn services(services: &[ServiceView], status: &Status) -> String {
                 notes.push("held: its registry says that it is gone".to_owned());
             }
             if status.registries.len() > 1 {
-                notes.extend(status.registries.get(instance.registry).map(|registry| registry.url.clone()));
+                notes.push(format!("in {}", instance.registry_name));
             }
             notes.extend(instance.metadata.iter().map(|(key, value)| format!("{key}={value}")));
             let scope = format!("{}/{}", endpoint.deployment, endpoint.namespace);
@@ -82,11 +82,10 @@ fn rejected(view: &RejectionsView, status: &Status) -> String {
         text.push_str("nothing is rejected\n");
     }
     for listed in &view.listed {
-        let registry = status.registries.get(listed.registry).map_or("", |registry| &*registry.url);
         let what = if listed.endpoint_only { "an endpoint of " } else { "" };
         let _ = write!(text, "\n{what}{}\n  {}: {}", safe(&listed.key), safe(&listed.found), listed.message);
         if status.registries.len() > 1 {
-            let _ = write!(text, " [{registry}]");
+            let _ = write!(text, " [in {}]", listed.registry_name);
         }
         text.push('\n');
     }

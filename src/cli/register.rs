@@ -19,7 +19,7 @@ use super::arguments::Register;
 use super::output::complain;
 use crate::config::Config;
 use crate::name;
-use crate::registry::{RegisterEvent, Registrant, Source, gsvc};
+use crate::registry::{NamedSource, RegisterEvent, Registrant, gsvc};
 use crate::service::{Metadata, Registration};
 
 /// How long a registration may take to be taken back.
@@ -42,7 +42,7 @@ pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
 
     let (stop, mut kept) = (CancellationToken::new(), JoinSet::new());
     for registry in config.registries {
-        kept.spawn(keep(registry.source, registrant.clone(), stop.clone()));
+        kept.spawn(keep(registry, registrant.clone(), stop.clone()));
     }
     let ended = attend(child, signals, &mut kept, &stop).await;
     stop.cancel();
@@ -91,7 +91,7 @@ fn understand(command: &Register, config: &Config) -> anyhow::Result<Registratio
 }
 
 /// Keeps the registration in one registry until `stop`, and tells the person about it.
-async fn keep(registry: Source, registrant: Registrant, stop: CancellationToken) -> anyhow::Result<()> {
+async fn keep(registry: NamedSource, registrant: Registrant, stop: CancellationToken) -> anyhow::Result<()> {
     let name = &registrant.id.name;
     // Every attempt fails for the same reason while a registry is away: said once.
     let said = Mutex::new(String::new());
@@ -106,11 +106,12 @@ async fn keep(registry: Source, registrant: Registrant, stop: CancellationToken)
                 complain(&format!("{name} cannot be kept in {registry} now, and is tried again: {error}"));
                 *said = error;
             }
-            RegisterEvent::Left => complain(&format!("{name} stays in {registry}: another program keeps it, too")),
+            RegisterEvent::Left => complain(&format!("{name} stays in {}: another program keeps it, too", registry.name)),
             RegisterEvent::Failed(_) | RegisterEvent::Removed => {}
         }
     };
-    Ok(registry.register(&registrant, stop, tell).await?)
+    let kept = registry.source.register(&registrant, stop, tell).await;
+    kept.with_context(|| format!("registry {}", registry.name))
 }
 
 /// Waits until the command ends, or, without one, until a signal comes. A registration that fails for good ends both.

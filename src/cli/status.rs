@@ -47,7 +47,7 @@ fn text(status: &admin::Status) -> String {
         let _ = writeln!(text, "{} keys are served although their registry says that they are gone (removal-grace)", status.holding);
     }
     for registry in &status.registries {
-        let _ = writeln!(text, "\n{}", registry.url);
+        let _ = writeln!(text, "\n{}  {}", registry.name, registry.url);
         let connected = if registry.connected { "connected" } else { "not connected" };
         let synced = if registry.synced { "read completely" } else { "not read yet" };
         let age = registry.last_event_age.map_or_else(String::new, |age| format!(", last sign of life {age} s ago"));

@@ -86,7 +86,8 @@ impl Feed {
     }
 }
 
-/// The condition of one registry, written by its supervisor and read by whoever shows it.
+/// The condition of one registry, written by its supervisor and read by whoever shows it. Shown as
+/// the registry's name.
 #[derive(Debug)]
 pub struct State {
     /// The registry's name.
@@ -136,8 +137,13 @@ impl State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.url)
+        self.name.fmt(f)
     }
+}
+
+/// Returns the name of the registry at a place in the configuration, given the states of all.
+pub fn name_at(states: &[Arc<State>], place: usize) -> String {
+    states.get(place).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde calls")]

@@ -21,7 +21,7 @@ pub enum Source {
     File(file::Settings),
 }
 
-/// A registry of the configuration.
+/// A registry of the configuration. Shown as `main (etcd://host:port)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedSource {
     /// What people call it.
@@ -74,6 +74,12 @@ impl Registry for Source {
             Self::Etcd(settings) => Box::pin(Etcd::new(*settings).follow(first, feed, commands, stop)).await,
             Self::File(settings) => File::new(settings).follow(first, feed, commands, stop).await,
         }
+    }
+}
+
+impl fmt::Display for NamedSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.source)
     }
 }
 

@@ -290,7 +290,8 @@ impl Supervisor {
             self.connected = true;
             self.feed.send(vec![Change::Connected(true)]).await?;
         }
-        tracing::info!(registry = %self.feed.state(), "following");
+        let state = self.feed.state();
+        tracing::info!(registry = %state, url = %state.url, "following");
         self.feed.state().update(|report| {
             report.connected = true;
             report.last_event = Some(SystemTime::now());
@@ -313,7 +314,10 @@ impl Supervisor {
         if known {
             tracing::debug!(registry = %self.feed.state(), reason = text, "still not connected");
         } else {
-            tracing::warn!(registry = %self.feed.state(), reason = text, "not connected, trying again");
+            let state = self.feed.state();
+            tracing::warn!(
+                registry = %state, url = %state.url, reason = text, "not connected, trying again"
+            );
         }
         if was_connected {
             self.feed.send(vec![Change::Connected(false)]).await?;

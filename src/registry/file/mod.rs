@@ -293,7 +293,8 @@ impl Follower {
             report.last_event = Some(SystemTime::now());
         });
         if self.connected.replace(true) != Some(true) {
-            info!(registry = %self.feed.state(), "{}", note.unwrap_or("the folder is followed"));
+            let state = self.feed.state();
+            info!(registry = %state, url = %state.url, "{}", note.unwrap_or("the folder is followed"));
             changes.push(Change::Connected(true));
         }
     }
@@ -303,7 +304,8 @@ impl Follower {
         self.leave();
         let was = self.connected.replace(false);
         if was != Some(false) {
-            warn!(registry = %self.feed.state(), %error, "the folder is not followed");
+            let state = self.feed.state();
+            warn!(registry = %state, url = %state.url, %error, "the folder is not followed");
             changes.push(Change::Connected(false));
         }
         self.feed.state().update(|report| {

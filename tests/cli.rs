@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -195,6 +196,10 @@ fn registries_show_by_name() {
     }
 
     let (_, page) = curl(&[&format!("http://{}/metrics", status["admin"].as_str().unwrap())]);
+    let table = include_str!("../docs/operations.md").lines().filter_map(|line| line.strip_prefix("| `svcdns_registry_"));
+    let told: BTreeSet<_> = table.map(|line| line.split('`').next().unwrap()).collect();
+    let shown: BTreeSet<_> = page.lines().filter_map(|line| line.strip_prefix("svcdns_registry_")?.split('{').next()).collect();
+    assert_eq!(told, shown, "the table of docs/operations.md, and the page");
     for (name, url, keys) in [("file", &url, 2), ("file2", &url2, 1)] {
         has(&page, &format!(r#"svcdns_registry_info{{registry="{name}",kind="file",url="{url}"}} 1.0"#));
         has(&page, &format!(r#"svcdns_registry_connected{{registry="{name}"}} 1.0"#));

@@ -139,7 +139,7 @@ impl Answerer {
 }
 
 impl Explanation {
-    /// Fills in the names of the registries, which `name` gives by place in the configuration.
+    /// Fills in the registries' names, given by place in the configuration.
     pub fn name_registries(&mut self, name: impl Fn(usize) -> String) {
         for instance in &mut self.considered {
             instance.registry_name = name(instance.registry);

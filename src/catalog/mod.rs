@@ -64,8 +64,8 @@ pub struct Settings {
     pub zones: Zones,
     /// What to do with endpoints at Docker's bridge address.
     pub docker0: Docker0,
-    /// The registries to follow, at most [`MAX_REGISTRIES`]: how long a mass removal of each is held,
-    /// 0 to believe all at once; at most a day.
+    /// How long a mass removal is held, for each registry to follow (at most [`MAX_REGISTRIES`]).
+    /// Zero believes all at once; a day is the most.
     pub removal_graces: Vec<Duration>,
     /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
     /// counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].

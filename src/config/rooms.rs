@@ -67,3 +67,20 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Flags;
+
+    #[test]
+    fn the_catalog_gets_the_removal_grace_of_each_registry() {
+        let flags = Flags::default().with("registry", "etcd://a").with("registry", "file:///b");
+        let mut config = Config::load(Some(Path::new("/dev/null")), [], &flags).unwrap();
+        config.registries[1].removal_grace = Duration::ZERO;
+        assert_eq!(config.catalog().removal_graces, [Duration::from_secs(12), Duration::ZERO]);
+    }
+}

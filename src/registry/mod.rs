@@ -141,7 +141,7 @@ impl fmt::Display for State {
     }
 }
 
-/// Returns the name of the registry at a place in the configuration, given the states of all.
+/// Returns the name of the registry at this place in the configuration.
 pub fn name_at(states: &[Arc<State>], place: usize) -> String {
     states.get(place).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }

@@ -4,7 +4,7 @@
 //	goframe grpc NAME ADDRESS  gRPC server (grpc-go's health service) that registers as NAME
 //	goframe get URL            HTTP client without discovery, which uses the machine's resolver
 //	goframe discover URL       HTTP client with GoFrame's own discovery
-//	goframe check TARGET       gRPC client of the health service at host:port or a bare service name
+//	goframe check TARGET       gRPC client of the health service at host:port or a service name
 //
 // The variable REGISTRY says where to register: "etcd HOST:PORT" or "file DIRECTORY". Without it, a
 // gRPC server registers in GoFrame's default file registry and an HTTP server nowhere. GoFrame's own

@@ -22,28 +22,31 @@ fail() {
 [ "$(id -u)" = 0 ] || fail "only root can make a machine: sudo --preserve-env=HOME $0 $*"
 command -v debootstrap >/dev/null || fail "no debootstrap: apt-get install debootstrap"
 toolchain=$(rustc --print sysroot) || fail "no Rust toolchain on PATH"
-[ -x "$toolchain/bin/cargo" ] && [ "$toolchain" != /usr ] || fail "the Rust toolchain in $toolchain has no folder of its own: use rustup's"
+[ -x "$toolchain/bin/cargo" ] && [ "$toolchain" != /usr ] ||
+    fail "the Rust toolchain in $toolchain has no folder of its own: use rustup's"
 
 release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" 'Created-By: Packages' | head -n 1)
+mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" 'Created-By: Packages' |
+    head -n 1)
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-machine-XXXXXX")
 machine=
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap '[ -z "$machine" ] || kill -KILL "$machine"; exit 130' INT TERM
 
 debootstrap --variant=minbase --include=ca-certificates,git,make "$release" "$root" "$mirror" >&2
-# Users other than root live there, too.
+# Tests also run as users other than root.
 chmod 755 "$root"
 git clone -q . "$root/src"
 # How this machine reaches the network: name servers, certificate authorities, cargo's registries.
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" || true
 mkdir -p "$root/opt/rust" "$root/root/.cargo" "$root/old"
-! [ -e "${CARGO_HOME:-$HOME/.cargo}/config.toml" ] || cp "${CARGO_HOME:-$HOME/.cargo}/config.toml" "$root/root/.cargo/"
+! [ -e "${CARGO_HOME:-$HOME/.cargo}/config.toml" ] ||
+    cp "${CARGO_HOME:-$HOME/.cargo}/config.toml" "$root/root/.cargo/"
 
 export root toolchain
-# No chroot: the tests could not make namespaces in it, and would be skipped. In the background,
-# because unshare passes no signal on; its end is the end of every process of the machine.
+# In a chroot the tests could not make namespaces, and would be skipped. unshare runs in the
+# background, because it passes no signal on; when it ends, every process of the machine is killed.
 unshare --mount --pid --fork --kill-child --propagation private sh -euc '
     mount --bind "$root" "$root"
     mount --bind -o ro "$toolchain" "$root/opt/rust"
@@ -55,7 +58,8 @@ unshare --mount --pid --fork --kill-child --propagation private sh -euc '
     pivot_root . old
     cd /src
     umount -l /old
-    exec env -i HOME=/root LANG=C.UTF-8 TERM="${TERM-dumb}" CI="${CI-}" PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+    exec env -i HOME=/root LANG=C.UTF-8 TERM="${TERM-dumb}" CI="${CI-}" \
+        PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 ' sh "$@" &
 machine=$!
 wait "$machine"

@@ -1,18 +1,22 @@
 #!/bin/sh
-# Installs the Debian packages that building or testing needs, and only those that are missing. Quick when nothing is.
+# Installs the Debian packages that building or testing needs, and only those that are missing.
 #
 #   tests/setup.sh build     what `cargo build` needs
-#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …; fetches the Go modules where Go is
-#   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot and nsd
-#   tests/setup.sh fuzz      what building needs, and what cargo-fuzz needs
+#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …;
+#                            also fetches the Go modules if there is a Go toolchain
+#   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot, nsd
+#   tests/setup.sh fuzz      what `cargo build` and cargo-fuzz need
 set -eu
 cd "$(dirname "$0")/.."
 
-# What must be there, and the package it comes in; etcd-client's interface files import protobuf's own.
-build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/protobuf/descriptor.proto:libprotobuf-dev"
-test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount valgrind:valgrind
-      getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools
-      dnsmasq:dnsmasq-base unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
+# Pairs of a program or file and the package that has it. etcd-client's protocol files import
+# protobuf's own.
+build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler
+      google/protobuf/descriptor.proto:libprotobuf-dev"
+test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2
+      unshare:util-linux mount:mount valgrind:valgrind getent:libc-bin python3:python3
+      openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools dnsmasq:dnsmasq-base
+      unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
       systemd/libsystemd-shared:libsystemd-shared"
 bench="knotd:knot nsd:nsd"
 
@@ -27,14 +31,15 @@ bench) wanted="$build $test $bench" ;;
     ;;
 esac
 
-# /usr/sbin is where `ip` lives, and is not on everybody's PATH.
+# `ip` is in /usr/sbin, which is not on every PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 is_there() {
     case "$1" in
-    google/*) # beside a protoc of one's own, or Debian's
-        [ -e "/usr/include/$1" ] || [ -e "$(dirname "$(command -v protoc || echo /)")/../include/$1" ] ;;
-    systemd/*) # The tests unpack a systemd-resolved; this library's package depends on all others it loads.
+    google/*) # Debian's, or beside a protoc from elsewhere.
+        [ -e "/usr/include/$1" ] ||
+            [ -e "$(dirname "$(command -v protoc || echo /)")/../include/$1" ] ;;
+    systemd/*) # The tests unpack a systemd-resolved; this package pulls in its libraries.
         for file in /usr/lib/*/"$1"-*.so /usr/lib/"$1"-*.so; do
             [ ! -e "$file" ] || return 0
         done
@@ -64,7 +69,8 @@ if [ -n "$missing" ]; then
     fi
     echo "Installing with apt-get${sudo:+ (by sudo)}: $missing" >&2
 
-    # Debian starts the daemon of a package it installs, unless this file says no: the tests start their own etcd.
+    # The tests start their own etcd. Debian starts the daemon of a package it installs, unless this
+    # file forbids that.
     policy=
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         policy=/usr/sbin/policy-rc.d
@@ -74,17 +80,18 @@ if [ -n "$missing" ]; then
     trap '[ -z "$policy" ] || $sudo rm -f "$policy"' EXIT
     trap 'exit 130' INT TERM
 
-    # No recommended packages: nothing that would take part in the machine's own name resolution.
+    # Recommended packages might take part in the machine's own name resolution.
     install() {
-        # shellcheck disable=SC2086 # the list is words
-        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing
+        # shellcheck disable=SC2086 # a list of words
+        $sudo env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -qq -y --no-install-recommends $missing
     }
     install || { $sudo apt-get update -qq && install; }
     if [ -d /run/systemd/system ]; then
         for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd; do
             case " $missing " in
             *" ${daemon%%:*} "*)
-                echo "Leaving Debian's ${daemon##*:}.service disabled: whoever needs one here starts their own." >&2
+                echo "Disabling Debian's ${daemon##*:}.service: the tests start their own." >&2
                 $sudo systemctl disable --quiet "${daemon##*:}.service" || true
                 ;;
             esac

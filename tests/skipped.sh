@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the tests that said they could not run here. With CI=true only what needs a Go or Java toolchain may be among
-# them: anything else fails.
+# Prints the tests that could not run on this machine, from the folder that they wrote to. With
+# CI=true it fails if a test was skipped for another reason than a missing Go or Java toolchain.
 set -eu
 folder=$1
 count=$(find "$folder" -type f | wc -l)

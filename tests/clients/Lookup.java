@@ -3,7 +3,7 @@ import java.net.URI;
 import java.net.UnknownHostException;
 import java.util.TreeSet;
 
-/** Looks every name up through the Java runtime and fetches its page. */
+/** Looks up each name through the Java runtime, and fetches its page. */
 public class Lookup {
     public static void main(String[] names) throws Exception {
         for (String name : names) {

@@ -1,4 +1,5 @@
-// Looks every name up through Go's resolver (GODEBUG says which: its own or the C library's) and fetches its page.
+// Looks up each name through Go's own resolver or the C library, as GODEBUG says, and fetches its
+// page.
 package main
 
 import (

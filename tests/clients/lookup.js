@@ -1,4 +1,5 @@
-// Looks every name up through the C library (dns.lookup) and through c-ares (dns.resolve4 and dns.resolve6), and fetches its page.
+// Looks up each name through the C library (dns.lookup) and through c-ares (dns.resolve4 and
+// dns.resolve6), compares the results, and fetches its page.
 const dns = require("dns").promises;
 const http = require("http");
 
@@ -15,10 +16,15 @@ const get = (name) =>
 
 (async () => {
   for (const name of process.argv.slice(2)) {
-    const looked = (await dns.lookup(name, { all: true }).catch(none)).map((entry) => entry.address).sort();
-    const resolved = [...(await dns.resolve4(name).catch(none)), ...(await dns.resolve6(name).catch(none))].sort();
-    if (looked.join() !== resolved.join()) throw new Error(`${name}: lookup ${looked}, resolve ${resolved}`);
-    console.log(name, looked.join(" ") || "none");
-    if (looked.length) process.stdout.write(await get(name));
+    const entries = await dns.lookup(name, { all: true }).catch(none);
+    const found = entries.map((entry) => entry.address).sort();
+    const v4 = await dns.resolve4(name).catch(none);
+    const v6 = await dns.resolve6(name).catch(none);
+    const resolved = [...v4, ...v6].sort();
+    if (found.join() !== resolved.join()) {
+      throw new Error(`${name}: lookup ${found}, resolve ${resolved}`);
+    }
+    console.log(name, found.join(" ") || "none");
+    if (found.length) process.stdout.write(await get(name));
   }
 })();

@@ -1,4 +1,4 @@
-# Looks every name up through the C library and fetches its page.
+# Looks up each name through the C library, and fetches its page.
 import socket
 import sys
 import urllib.request

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Runs the fuzz targets, by cargo-fuzz on the stable toolchain.
+# Runs the fuzz targets with cargo-fuzz, on the stable toolchain and without a sanitizer.
 #
-#   tests/fuzz/fuzz.sh run SECONDS [TARGET…]   each target (all, where none is named) for so long; what reaches new code goes to
-#                                              target/fuzz/corpus, what breaks something to tests/fuzz/artifacts
-#   tests/fuzz/fuzz.sh keep [TARGET…]          the fewest inputs that reach all that was reached become tests/fuzz/corpus
-#
-# No sanitizer: this is safe code, in which what goes wrong panics, and those need a nightly toolchain.
+#   tests/fuzz/fuzz.sh run SECONDS [TARGET…]   runs each target (default: all) for this long; writes
+#                                              inputs that reach new code to target/fuzz/corpus, and
+#                                              inputs that fail to tests/fuzz/artifacts
+#   tests/fuzz/fuzz.sh keep [TARGET…]          minimizes the corpus into tests/fuzz/corpus
+
+# A sanitizer needs a nightly toolchain, and safe code panics on a fault anyway.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -14,7 +15,7 @@ case "$command" in
 run) seconds=$2 && shift 2 ;;
 keep) shift ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
@@ -29,12 +30,14 @@ for target; do
     run)
         echo "$target:"
         # shellcheck disable=SC2086 # the options are words
-        cargo fuzz run $options "$target" "$found" "$kept" -- -max_total_time="$seconds" -timeout=20 -max_len=4096 -print_final_stats=1
+        cargo fuzz run $options "$target" "$found" "$kept" -- \
+            -max_total_time="$seconds" -timeout=20 -max_len=4096 -print_final_stats=1
         ;;
     keep)
         rm -rf "$kept.new" && mkdir -p "$kept.new"
         # shellcheck disable=SC2086
-        cargo fuzz run $options "$target" "$kept.new" "$kept" "$found" -- -merge=1 -max_len=4096
+        cargo fuzz run $options "$target" "$kept.new" "$kept" "$found" -- \
+            -merge=1 -max_len=4096
         rm -rf "$kept" && mv "$kept.new" "$kept"
         ;;
     esac

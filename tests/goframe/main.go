@@ -1,13 +1,14 @@
-// Real GoFrame programs for the tests of svcdns: one binary, one role a run.
+// Real GoFrame programs for the tests of svcdns: one binary, with one role per run.
 //
-//	goframe http NAME ADDRESS      an HTTP server that registers itself as NAME
-//	goframe grpc NAME ADDRESS      a gRPC server (grpc-go's health service) that registers itself as NAME
-//	goframe get URL                an HTTP client without discovery: the name goes to the machine's resolver
-//	goframe discover URL           an HTTP client with GoFrame's own discovery
-//	goframe check TARGET           a gRPC client: asks the health service at host:port, or of a bare service name
+//	goframe http NAME ADDRESS  HTTP server that registers as NAME
+//	goframe grpc NAME ADDRESS  gRPC server (grpc-go's health service) that registers as NAME
+//	goframe get URL            HTTP client without discovery, which uses the machine's resolver
+//	goframe discover URL       HTTP client with GoFrame's own discovery
+//	goframe check TARGET       gRPC client of the health service at host:port or a service name
 //
-// REGISTRY in the environment says where to register: "etcd HOST:PORT", "file DIRECTORY", or nothing (a gRPC server then
-// lands in GoFrame's implicit file registry, an HTTP server in none). GoFrame's own GF_GSVC_… variables set the rest.
+// The variable REGISTRY says where to register: "etcd HOST:PORT" or "file DIRECTORY". Without it, a
+// gRPC server registers in GoFrame's default file registry and an HTTP server nowhere. GoFrame's own
+// GF_GSVC_… variables set the rest.
 package main
 
 import (
@@ -59,7 +60,7 @@ func chosenRegistry() gsvc.Registry {
 }
 
 func serveHTTP(name, address string, registry gsvc.Registry) {
-	// Before g.Server: the server copies the registry when it is made.
+	// Must precede g.Server, which copies the registry.
 	if registry != nil {
 		gsvc.SetRegistry(registry)
 	}
@@ -103,11 +104,12 @@ func check(target string, registry gsvc.Registry) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	answer, err := healthpb.NewHealthClient(grpcx.Client.MustNewGrpcClientConn(target)).Check(ctx, &healthpb.HealthCheckRequest{})
+	client := healthpb.NewHealthClient(grpcx.Client.MustNewGrpcClientConn(target))
+	response, err := client.Check(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
 		fail(err.Error())
 	}
-	fmt.Println(answer.GetStatus())
+	fmt.Println(response.GetStatus())
 }
 
 func fail(message string) {

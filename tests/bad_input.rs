@@ -6,12 +6,15 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use support::dns::{Prober, code_of, exchange, question, question_with_opt, receive_tcp, send_tcp};
 use support::etcd::Etcd;
+use support::files::Files;
 use support::process::Process;
 use support::svcdns::Svcdns;
 use support::{SOON, dns, eventually, seconds, svcdns};
@@ -496,6 +499,77 @@ fn a_server_that_cannot_start_says_why() {
     let long = format!("{state}/{}", "d".repeat(120));
     let (code, said) = fails(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
     assert!(code != 0 && said.contains("dddd"), "{code}: {said}");
+}
+
+/// Runs `svcdns check` on a file, and gives its exit code and what it wrote to standard output and to standard error.
+fn check(file: &Path) -> (i32, String, String) {
+    let output = svcdns::command().arg("check").arg("--config").arg(file).output().unwrap();
+    let text = |octets: Vec<u8>| String::from_utf8_lossy(&octets).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn mistakes_in_sections_of_registries_are_told_by_every_command_that_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("svcdns.toml");
+    let main = "[registry.main]\nurl = \"etcd://127.0.0.1:1\"\n";
+    let surplus = (0..17).map(|n| format!("[registry.r{n}]\nurl = \"file:///{n}\"\n")).collect::<Vec<_>>().concat();
+    // What the file holds, where the mistake is, and words of what is said.
+    for (text, place, words) in [
+        (format!("{main}{main}"), "3:11", "there is another section [registry.main] above"),
+        (format!("{main}[registry.other]\nurl = \"etcd://127.0.0.1:1/\"\n"), "4:7", "remove one of the two sections"),
+        (format!("registry = []\n{main}"), "2:2", "a section cannot stand beside the list in line 1"),
+        ("[registry.main]\nusername = \"u\"\n".to_owned(), "1:11", "a registry needs a URL: add url ="),
+        ("[registry.main]\nurl = \"etdc://a\"\n".to_owned(), "2:7", "there is no kind of registry \"etdc\""),
+        ("[registry.dev]\nurl = \"file:///x\"\nusername = \"u\"\n".to_owned(), "3:1", "this is for etcd registries"),
+        (format!("{main}pasword-file = \"/p\"\n"), "3:1", "did you mean `registry.main.password-file`?"),
+        (format!("{main}password = \"hunter2\"\n"), "3:1", "name that with registry.main.password-file"),
+        ("[registy.main]\nurl = \"etcd://a\"\n".to_owned(), "1:2", "did you mean [registry.main]?"),
+        ("[registry]\nurl = \"etcd://a\"\n".to_owned(), "2:1", "such as [registry.main]"),
+        ("[registry.our-main]\nurl = \"etcd://a\"\n".to_owned(), "1:11", "use 1 to 16 characters of a-z and 0-9"),
+        (surplus, "34:7", "at most 16 registries"),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let (code, shown, said) = check(&file);
+        let place = format!("svcdns: {}:{place}: ", file.display());
+        assert!(code == 1 && shown.is_empty() && said.starts_with(&place) && said.contains(words), "{text}\n{code}: {shown}{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+        let (code, served) = fails(&["serve", "--config", file.to_str().unwrap()]);
+        assert_eq!((code, served), (1, said), "{text}");
+    }
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_or_that_anybody_can_is_a_warning() {
+    let files = Files::new(&[("default/default/good.svc/latest/10.0.0.1:80", "{}")]);
+    let folder = tempfile::tempdir().unwrap();
+    let (file, open, missing) = (folder.path().join("svcdns.toml"), folder.path().join("open"), folder.path().join("missing"));
+    std::fs::write(&open, "hunter2").unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let section = |name: &str, port: u16, password: &Path| {
+        format!("[registry.{name}]\nurl = \"etcd://127.0.0.1:{port}\"\nusername = \"u\"\npassword-file = \"{}\"\n", password.display())
+    };
+    let dev = format!("[registry.dev]\nurl = \"{}\"\n", files.url());
+    std::fs::write(&file, [section("main", 1, &open), section("other", 2, &missing), dev].concat()).unwrap();
+
+    let (code, shown, said) = check(&file);
+    let warned = |line: usize, key: &str, why: &str| format!("{}:{line}:17: registry.{key}.password-file: {why}", file.display());
+    let anyone = warned(4, "main", &format!("anyone on this machine can read {} (mode 0644): run `chmod o-r", open.display()));
+    let nobody = warned(8, "other", &format!("cannot read {}: No such file", missing.display()));
+    assert_eq!((code, said.lines().count()), (0, 2), "{said}");
+    assert!(said.contains(&format!("svcdns: warning: {anyone}")) && said.contains(&format!("svcdns: warning: {nobody}")), "{said}");
+    assert!(shown.contains(&format!("The password of the registry main is set, in the file {}.", open.display())), "{shown}");
+    let line = |key: &str| shown.lines().find(|line| line.split_whitespace().next() == Some(key)).map(str::to_owned);
+    assert!(line("registry.dev.url").is_some_and(|line| line.ends_with(&format!("{}:10:1", file.display()))), "{shown}");
+    assert!(line("registry.other.removal-grace").is_some_and(|line| line.contains("12s") && line.ends_with("default")), "{shown}");
+
+    // The registry that can be read is served all the same.
+    let server = Svcdns::serve(&["--config", file.to_str().unwrap()]);
+    server.wait_for("good.svc", &["10.0.0.1"]);
+    let log = server.log();
+    assert!(log.contains("WARN") && log.contains(&anyone) && log.contains(&nobody), "{log}");
+    assert!(!log.contains("hunter2") && !shown.contains("hunter2") && !said.contains("hunter2"));
+    server.stop();
 }
 
 #[test]

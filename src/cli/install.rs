@@ -13,7 +13,7 @@ use super::arguments::Install;
 use super::installed_server::{Arranged, Wanted, running, settings};
 use super::privilege::need_root;
 use super::{NOT_REACHED, Place, output, resolve, uninstall};
-use crate::config::{Config, Origin};
+use crate::config::Config;
 use crate::name::{Name, Zone};
 use crate::system::{self, Journal, Lock, Machine, Root, Seen, Step, Way, Wish};
 use crate::wire::rcode_name;
@@ -29,8 +29,7 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         need_root("install")?;
     }
     let config = place.configure(command.file.config.as_deref(), command.flags.0.clone())?;
-    let implicit = config.effective().iter().any(|effective| effective.key.path() == "registry" && effective.origin == Origin::Default);
-    if implicit {
+    if !config.names_registries() {
         bail!(
             "name the registry, such as --registry etcd://10.0.0.1:2379: the file registry that is followed without one is for trying things out"
         );
@@ -93,7 +92,8 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config)
         lift_immutable: command.lift_immutable,
     };
     let plan = system::plan(root, &machine, way, &wish)?;
-    let notes: Vec<&String> = arranged.notes.iter().chain(&plan.notes).collect();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let notes: Vec<&String> = arranged.notes.iter().chain(&plan.notes).chain(&warnings).collect();
     output::print(&told(&machine, way, &wish, &arranged, &plan.steps, &notes))?;
     if let Some(line) = arranged.to_start {
         output::complain(&format!(

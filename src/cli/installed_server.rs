@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::Place;
 use super::client::{Client, NotRunning};
 use crate::admin::Status;
-use crate::config::{Config, DEFAULT_FILE, Effective, Flags, Origin, SecretKey, secrets};
+use crate::config::{Config, DEFAULT_FILE, Effective, Flags, GivenSecret, Origin, SecretPlace};
 use crate::daemon::ListenError;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
@@ -136,26 +136,11 @@ impl Wanted<'_> {
                 program.display()
             );
         }
-        let given = |secret: &&SecretKey| std::env::var_os(secret.variable).is_some_and(|value| !value.is_empty());
-        if let Some(SecretKey { name, variable, file }) = secrets().find(given) {
-            bail!("{variable} does not reach a service: write the {name} into a file and name it with --{}", file.flag());
-        }
-        for path in config.registries.iter().filter_map(|registry| registry.source.folder()) {
-            if let Some(folder) = hidden(path) {
-                bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
-            }
-        }
-        for Effective { key, value, .. } in config.effective().iter().filter(|effective| effective.key.name.ends_with("-file")) {
-            if let Some(folder) = hidden(Path::new(value.trim_matches('"'))) {
-                bail!("{} lies in {folder}, which the service does not see: put it into /etc/svcdns", key.path());
-            }
-        }
+        can_be_read_by_service(config)?;
         let mut steps = Vec::new();
         let file = self.named_file();
         let alone = Config::load(Some(&file), [], &Flags::default()).ok();
-        let same = alone.is_some_and(|alone| {
-            alone.effective().iter().zip(config.effective()).all(|(one, other)| counts_not(one) || one.value == other.value)
-        });
+        let same = alone.is_some_and(|alone| values(&alone).eq(values(config)));
         let named = if same {
             if let Some(folder) = hidden(&file) {
                 bail!("{} lies in {folder}, which the service does not see: move it to {DEFAULT_FILE}", file.display());
@@ -177,9 +162,36 @@ impl Wanted<'_> {
     }
 }
 
+/// Refuses what a service would not see: secrets in our environment, and files in folders that are hidden from it.
+fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
+    for GivenSecret { key, file_key, place, .. } in &config.secrets {
+        let SecretPlace::Variable(variable) = place else { continue };
+        let named =
+            if variable == key.variable { format!("--{}", key.file.flag()) } else { format!("{file_key} in the configuration file") };
+        bail!("{variable} does not reach a service: write the {} into a file and name it with {named}", key.name);
+    }
+    for path in config.registries.iter().filter_map(|registry| registry.source.folder()) {
+        if let Some(folder) = hidden(path) {
+            bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
+        }
+    }
+    for Effective { path, value, .. } in config.effective().iter().filter(|effective| effective.key.name.ends_with("-file")) {
+        if let Some(folder) = hidden(Path::new(value.trim_matches('"'))) {
+            bail!("{path} lies in {folder}, which the service does not see: put it into /etc/svcdns");
+        }
+    }
+    Ok(())
+}
+
 /// The state directory is the unit's own.
 fn counts_not(effective: &Effective) -> bool {
-    effective.key.path() == "state-dir"
+    effective.path == "state-dir"
+}
+
+/// Lists the values of a configuration, wherever they were written.
+fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
+    let counted = config.effective().iter().filter(|effective| !counts_not(effective));
+    counted.map(|effective| (&*effective.path, &*effective.value))
 }
 
 /// What differs between the settings and a server that runs; what it does not tell counts as the same.
@@ -227,7 +239,7 @@ fn hidden(path: &Path) -> Option<&'static str> {
 }
 
 fn origin(config: &Config, key: &str) -> Origin {
-    let found = config.effective().iter().find(|effective| effective.key.path() == key);
+    let found = config.effective().iter().find(|effective| effective.path == key);
     found.map_or(Origin::Default, |effective| effective.origin.clone())
 }
 
@@ -236,13 +248,13 @@ pub(super) fn settings(config: &Config) -> String {
     use std::fmt::Write;
     let mut text = String::from("# Written by `svcdns install` from its flags, variables and file.\n");
     let mut section = "";
-    for effective in config.effective().iter().filter(|effective| effective.origin != Origin::Default && !counts_not(effective)) {
-        let key = effective.key;
-        if key.section != section {
-            section = key.section;
+    for effective in config.effective().iter().filter(|effective| effective.written && !counts_not(effective)) {
+        let (above, name) = effective.path.rsplit_once('.').unwrap_or(("", &effective.path));
+        if above != section {
+            section = above;
             let _ = write!(text, "\n[{section}]\n");
         }
-        let _ = writeln!(text, "{} = {}", key.name, effective.value);
+        let _ = writeln!(text, "{name} = {}", effective.value);
     }
     text
 }
@@ -288,6 +300,84 @@ mod tests {
         std::fs::write(folder.path().join("c"), &text).unwrap();
         let read = Config::load(Some(&folder.path().join("c")), [], &Flags::default()).unwrap();
         assert_eq!(settings(&read), text);
+    }
+
+    /// Loads the configuration of a file with this text, and shows the settings that it is written again with.
+    fn written_again(text: &str, environment: &[(&str, &str)]) -> (Config, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c");
+        std::fs::write(&file, text).unwrap();
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let config = Config::load(Some(&file), environment, &Flags::default()).unwrap();
+        let text = settings(&config);
+        (config, text)
+    }
+
+    #[test]
+    fn sections_of_registries_are_written_as_sections() {
+        let said = "ttl = \"9s\"\n\n[etcd]\nusername = \"u\"\n\n\
+            [registry.main]\nurl = \"etcd://a,b\"\npassword-file = \"/etc/svcdns/it's\"\nheads = [\"x\", \"y\"]\n\n\
+            [registry.10]\nurl = \"etcd://c:1\"\nusername = \"\"\npassword-file = \"\"\ntls = true\nremoval-grace = \"0s\"\n\n\
+            [registry.dev]\nurl = \"file:///srv/gsvc\"\n";
+        let (config, text) = written_again(said, &[]);
+        assert!(text.ends_with(said), "{text}");
+        let (again, same) = written_again(&text, &[]);
+        assert_eq!((same, again.registries), (text, config.registries.clone()));
+        // What a variable adds goes to the section of the kind; a list replaces the sections.
+        let (added, text) = written_again(said, &[("SVCDNS_ETCD_CA_FILE", "/etc/svcdns/ca.pem")]);
+        assert!(text.contains("[etcd]\nusername = \"u\"\nca-file = \"/etc/svcdns/ca.pem\"\n\n[registry.main]"), "{text}");
+        assert!(!values(&added).eq(values(&config)));
+        let (_, text) = written_again("[registry.main]\nurl = 'etcd://a'", &[("SVCDNS_REGISTRY", "file:///x")]);
+        assert!(text.ends_with("registry = [\"file:///x\"]\n"), "{text}");
+    }
+
+    #[test]
+    fn configurations_are_the_same_when_each_registry_is() {
+        let main = "[registry.main]\nurl = 'file:///x'\n";
+        let (one, _) = written_again(main, &[]);
+        for (text, same) in [
+            ("registry.main.url = \"file:///x\"", true),
+            ("heads = ['service', 'services']\n[registry.main]\nurl = 'file:///x'", true),
+            ("[registry.main]\nurl = 'file:///x'\nremoval-grace = '1s'", false),
+            ("[registry.other]\nurl = 'file:///x'", false),
+            ("[registry.main]\nurl = 'file:///x'\n[registry.other]\nurl = 'file:///y'", false),
+            ("registry = 'file:///x'", false),
+        ] {
+            let (other, _) = written_again(text, &[]);
+            assert_eq!(values(&one).eq(values(&other)), same, "{text}");
+            assert_eq!(values(&other).eq(values(&one)), same, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_not_given_what_it_cannot_read() {
+        let login = "username = 'u'\n";
+        let main = format!("[registry.main]\nurl = 'etcd://a'\n{login}");
+        let refused = |text: &str, environment: &[(&str, &str)]| {
+            let (config, _) = written_again(text, environment);
+            can_be_read_by_service(&config).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(&main, &[("SVCDNS_REGISTRY_MAIN_PASSWORD", "p")]),
+            "SVCDNS_REGISTRY_MAIN_PASSWORD does not reach a service: write the password into a file and name it with \
+             registry.main.password-file in the configuration file"
+        );
+        let listed = format!("registry = 'etcd://a'\n[etcd]\n{login}");
+        assert_eq!(
+            refused(&listed, &[("SVCDNS_ETCD_PASSWORD", "p")]),
+            "SVCDNS_ETCD_PASSWORD does not reach a service: write the password into a file and name it with --etcd-password-file"
+        );
+        assert_eq!(
+            refused(&format!("{main}password-file = '/home/u/p'"), &[]),
+            "registry.main.password-file lies in /home, which the service does not see: put it into /etc/svcdns"
+        );
+        assert_eq!(
+            refused("[registry.dev]\nurl = 'file:///tmp/gsvc'", &[]),
+            "the registry /tmp/gsvc lies in /tmp, which the service does not see: choose a folder elsewhere"
+        );
+        // One that a registry's own file replaces is not needed.
+        let (own, _) = written_again(&format!("{main}password-file = '/etc/svcdns/p'"), &[("SVCDNS_ETCD_PASSWORD", "p")]);
+        can_be_read_by_service(&own).unwrap();
     }
 
     #[test]

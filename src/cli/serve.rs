@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Place;
 use super::arguments::Serve;
@@ -12,6 +12,9 @@ use crate::daemon::{Log, Server, Signals};
 pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCode> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let log = Log::begin(&config.log)?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
     let stop = CancellationToken::new();
     let signals = Signals::new()?;
     let server = Server::start(&config, &log, stop.clone()).await?;

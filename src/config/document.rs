@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::key::Key;
+use super::registry::{KINDS, URL, kind_of};
 use super::table::KEYS;
 
 /// Longest line of a comment in the template, in characters.
@@ -25,6 +26,29 @@ pub fn markdown() -> String {
     text
 }
 
+/// The keys that a registry's own section can have, and the variables for its secrets, in Markdown.
+pub fn registry_markdown() -> String {
+    let mut text = String::from("| key in `[registry.NAME]` | registries | form | if left out |\n|---|---|---|---|\n");
+    let mut keys = Vec::<&Key>::new();
+    for key in KINDS.iter().flat_map(|kind| kind.section_keys()) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    // Its URL first, then what is for one kind, then what any other registry has, too.
+    keys.sort_by_key(|key| key.section.is_empty());
+    for key in keys {
+        let registries = kind_of(key).map_or("all", |kind| kind.name);
+        let otherwise = if key == URL { "an error".to_owned() } else { format!("`{}`", key.path()) };
+        let _ = writeln!(text, "| `{}` | {registries} | {} | {otherwise} |", key.name, form(key).replace('|', "\\|"));
+    }
+    text.push_str("\n| variable | registries | in place of |\n|---|---|---|\n");
+    for (kind, secret) in KINDS.iter().flat_map(|kind| kind.secrets.iter().map(|secret| (kind.name, secret))) {
+        let _ = writeln!(text, "| `{}` | {kind} | `{}` |", secret.variable_of("<NAME>"), secret.file.name);
+    }
+    text
+}
+
 /// A configuration file that names every key, each commented out (`#key = default`) below its meaning (`# …`).
 pub fn template() -> String {
     let mut text = String::from(
@@ -41,6 +65,20 @@ pub fn template() -> String {
         text.push('\n');
         wrap(&mut text, &format!("{} ({})", key.meaning, form(key)));
         let _ = writeln!(text, "#{} = {}", key.name, key.default);
+    }
+    for (at, kind) in KINDS.iter().enumerate() {
+        text.push('\n');
+        let name = if at == 0 { "main" } else { kind.name };
+        wrap(&mut text, &format!("A registry of kind {} with a name and keys of its own, in place of the list `registry`.", kind.name));
+        wrap(
+            &mut text,
+            "The name: 1 to 16 characters of a-z and 0-9. Only `url` is needed; the other keys are as above where they are left out.",
+        );
+        let _ = writeln!(text, "#[registry.{name}]");
+        for key in kind.section_keys() {
+            let example = if key == URL { format!("\"{}\"", kind.example) } else { key.default.to_owned() };
+            let _ = writeln!(text, "#{} = {example}", key.name);
+        }
     }
     text
 }

@@ -33,7 +33,7 @@ pub(super) fn read(layers: &Layers) -> Result<Encrypted, ConfigError> {
 }
 
 fn half(layers: &Layers, named: &Key, missing: &Key) -> ConfigError {
-    invalid(named, &layers.one(named), format!("a certificate and its key belong together: name {}, too", missing.path()))
+    invalid(&layers.one(named), format!("a certificate and its key belong together: name {}, too", missing.path()))
 }
 
 /// An address, with the port of DNS over TLS and over QUIC unless another is named (RFC 7858 section 3.1, RFC 9250 section 4.1.1).

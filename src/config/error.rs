@@ -78,10 +78,12 @@ pub enum ConfigError {
         suggestion: Option<String>,
     },
     /// A variable that does not exist.
-    #[error("the environment has {name}, but there is no such setting{}", Hint(suggestion.as_deref()))]
+    #[error("the environment has {name}, but there is {missing}{}", Hint(suggestion.as_deref()))]
     UnknownVariable {
         /// The variable.
         name: String,
+        /// What does not exist, such as `no such setting`.
+        missing: String,
         /// A variable that may have been meant.
         suggestion: Option<String>,
     },

@@ -71,28 +71,31 @@ impl Key {
 }
 
 /// A secret of a kind of registry. It is read from a file of its own or from a variable of the environment; there is no
-/// flag and no key for it, since others could read it there.
+/// flag and no key for it, since others could read it there. Each registry also has a variable of its own for it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SecretKey {
     /// What it is, in a word: `password`.
     pub name: &'static str,
-    /// The variable that can hold it.
+    /// The variable that can hold it for all registries of the kind.
     pub variable: &'static str,
     /// The key of the file that can hold it.
     pub file: &'static Key,
 }
 
 impl SecretKey {
-    /// The kind of registry that it is for.
-    pub fn kind(&self) -> &'static str {
-        self.file.section
-    }
-
     /// The key that does not exist, as a person would write it: `etcd.password`.
     pub(super) fn path(&self) -> String {
-        format!("{}.{}", self.kind(), self.name)
+        format!("{}.{}", self.file.section, self.name)
+    }
+
+    /// The variable for one registry: `SVCDNS_REGISTRY_MAIN_PASSWORD`; `registry` is its name.
+    pub(super) fn variable_of(&self, registry: &str) -> String {
+        format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }
 }
+
+/// What the variables of one registry begin with; its name follows.
+pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";
 
 /// Makes a constant of each key, and a table of them all.
 macro_rules! keys {

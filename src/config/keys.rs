@@ -8,7 +8,7 @@ keys! { GENERAL:
     ALLOW = "" "allow" List "CIDR" "networks" "[]"
         "Who may ask from other than loopback addresses; everyone else is refused.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
-        "The registries to follow. Empty: the directory `gsvc` in the temp directory, where GoFrame's gRPC programs register by default, and only while it belongs to root or to the server's own user.";
+        "The registries to follow. One that needs a user, a password or other keys of its own has a section `[registry.NAME]` in the file instead. Empty: the directory `gsvc` in the temp directory, where GoFrame's gRPC programs register by default, and only while it belongs to root or to the server's own user.";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
         "The zones to serve; every zone holds all services. Targets of SRV and PTR records use the first.";
     DEPLOYMENT = "" "deployment" Text "NAME" "" r#""default""#

@@ -16,20 +16,23 @@ mod layers;
 mod read;
 mod registry;
 mod rooms;
+mod secret;
 mod state_dir;
 mod table;
 mod upstream;
 mod values;
+mod warning;
 
-pub use document::{markdown, template};
+pub use document::{markdown, registry_markdown, template};
 pub use effective::Effective;
 pub use error::{ConfigError, Origin};
 pub use flags::{Flags, RegistryFlags, ServeFlags};
 pub use gather::CONFIG_VARIABLE;
 pub use key::{Key, Kind, SecretKey};
-pub use registry::secrets;
+pub use secret::{GivenSecret, SecretPlace};
 pub use state_dir::{Candidate, own_state_dir, state_dirs};
 pub use table::KEYS;
+pub use warning::ConfigWarning;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -102,8 +105,10 @@ pub struct Config {
     pub log: String,
     /// Of how many questions one is logged; 0 for none.
     pub log_queries: u32,
-    /// The secrets that were given, whether or not a registry named needs them.
-    pub secrets: Vec<&'static SecretKey>,
+    /// The secrets of the registries, and where they come from.
+    pub secrets: Vec<GivenSecret>,
+    /// Problems that do not keep svcdns from serving, such as a password file that anyone can read.
+    pub warnings: Vec<ConfigWarning>,
     effective: Vec<Effective>,
 }
 
@@ -131,9 +136,15 @@ impl Config {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Every key in the order of the table, with its value as it stands and where that came from.
+    /// Returns every key in the order of the table and then those of each registry, with its value and where that
+    /// came from.
     pub fn effective(&self) -> &[Effective] {
         &self.effective
+    }
+
+    /// Whether somebody named the registries; else GoFrame's default is followed.
+    pub fn names_registries(&self) -> bool {
+        self.effective.iter().any(|effective| effective.key == registry::URL && effective.origin != Origin::Default)
     }
 }
 

@@ -11,9 +11,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::effective::Effective;
 use super::error::ConfigError;
+use super::gather::Gathered;
 use super::key::Key;
 use super::layers::Layers;
-use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path};
+use super::secret::GivenSecret;
+use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace};
+use super::warning::ConfigWarning;
 use super::{Config, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
@@ -23,20 +26,21 @@ const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Reads every value, and checks those that only fit together.
-pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
+pub(super) fn read(gathered: &Gathered) -> Result<Config, ConfigError> {
+    let Gathered { layers, registries, variables } = gathered;
     let whole = |key| seconds(layers, key);
-    let removal_grace = one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, HOUR))?;
+    let registries = registry::read(layers, registries, variables)?;
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
-        registries: registry::read(layers, removal_grace)?,
+        registries: registries.iter().map(|registry| registry.source.clone()).collect(),
         zones: zones(layers)?,
         deployment: segment(layers, keys::DEPLOYMENT)?,
         namespace: segment(layers, keys::NAMESPACE)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
         answers: one(layers, keys::ANSWERS, answers)?,
         docker0: one(layers, keys::DOCKER0, docker0)?,
-        removal_grace,
+        removal_grace: removal_grace(layers)?,
         ttl: whole(keys::TTL)?,
         negative_ttl: whole(keys::NEGATIVE_TTL)?,
         max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, MAX_INSTANCES_PER_SERVICE))?,
@@ -53,8 +57,9 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
         log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,
-        secrets: registry::secrets().filter(|secret| layers.has(secret)).collect(),
-        effective: Effective::all(layers),
+        secrets: registries.iter().flat_map(GivenSecret::of).collect(),
+        warnings: ConfigWarning::all(layers, &registries),
+        effective: Effective::all(layers, &registries),
     };
     upstream::check(layers, &config)?;
     if let Err(error) = config.server().check() {
@@ -81,7 +86,7 @@ fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
         let text = text.to_owned();
         Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
     })?;
-    Zones::new(&texts).map_err(|error| invalid(keys::ZONE, &layers.one(keys::ZONE), error.to_string()))
+    Zones::new(&texts).map_err(|error| invalid(&layers.one(keys::ZONE), error.to_string()))
 }
 
 /// Reads the deployment or the namespace.

@@ -1,3 +1,5 @@
+mod registries;
+
 use std::collections::BTreeSet;
 
 use insta::assert_snapshot;
@@ -71,7 +73,7 @@ fn flags_beat_the_environment_beats_the_file() {
         .effective
         .iter()
         .filter(|effective| effective.origin != Origin::Default)
-        .map(|Effective { key, value, origin }| format!("{} = {value} ({})", key.path(), origin.to_string().rsplit('/').next().unwrap()))
+        .map(|Effective { path, value, origin, .. }| format!("{path} = {value} ({})", origin.to_string().rsplit('/').next().unwrap()))
         .collect();
     assert_eq!(shown, ["zone = [\"x\"] (--zone)", "namespace = \"env\" (SVCDNS_NAMESPACE)", "ttl = \"9s\" (svcdns.toml:3:1)"]);
 }
@@ -198,9 +200,11 @@ fn passwords_stay_out_of_sight() {
     let settings = etcd("username = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")]);
     assert_eq!(settings.username.as_deref(), Some("root"));
     assert_eq!(settings.password, Some(Credential::Given(Secret::from("hunter2"))));
-    let config = load("[etcd]\nusername = 'root'\n", &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
+    let text = "registry = 'etcd://a'\n[etcd]\nusername = 'root'\n";
+    let config = load(text, &[(PASSWORD_VARIABLE, "hunter2")], &Flags::default()).unwrap();
     assert!(!format!("{settings:?} {config:?}").contains("hunter2"));
-    assert_eq!(config.secrets.iter().map(|secret| (secret.name, secret.kind())).collect::<Vec<_>>(), [("password", "etcd")]);
+    let place = SecretPlace::Variable(PASSWORD_VARIABLE.to_owned());
+    assert_eq!(config.secrets.iter().map(|secret| (secret.key.name, &secret.place)).collect::<Vec<_>>(), [("password", &place)]);
 
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");
@@ -222,9 +226,13 @@ fn tls_is_on_when_anything_of_it_is_set() {
 fn every_kind_of_registry_has_its_own_section_and_stands_in_the_documentation() {
     for kind in registry::KINDS {
         assert!(kind.keys.iter().all(|key| key.section == kind.name), "{}", kind.name);
-        assert!(keys::REGISTRY.unit.contains(&format!("`{}://", kind.name)), "{}", kind.name);
+        let scheme = format!("`{}://", kind.name);
+        assert!(keys::REGISTRY.unit.contains(&scheme) && registry::URL.unit.contains(&scheme), "{}", kind.name);
+        assert!(kind.secrets.iter().all(|secret| kind.keys.contains(&secret.file)), "{}", kind.name);
+        assert!(kind.private_keys.iter().all(|key| kind.keys.contains(key)), "{}", kind.name);
     }
-    assert!(secrets().all(|secret| KEYS.contains(&secret.file) && KEYS.iter().all(|key| key.variable() != secret.variable)));
+    assert!(KEYS.iter().all(|key| !key.variable().starts_with("SVCDNS_REGISTRY_")), "that would be a variable of one registry");
+    assert!(registry::secrets().all(|secret| KEYS.contains(&secret.file) && KEYS.iter().all(|key| key.variable() != secret.variable)));
 }
 
 #[test]
@@ -255,17 +263,19 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn the_documentation_holds_the_table() {
+fn the_documentation_holds_the_tables() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let (begin, end) = ("<!-- keys: begin -->\n", "<!-- keys: end -->");
-    let at = text.find(begin).expect("a marker where the table begins") + begin.len();
-    let until = text.find(end).expect("a marker where the table ends");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, format!("{}{}{}", &text[..at], markdown(), &text[until..])).unwrap();
-        return;
+    for (name, table) in [("keys", markdown()), ("registry keys", registry_markdown())] {
+        let text = std::fs::read_to_string(path).unwrap();
+        let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
+        let at = text.find(&begin).expect("a marker where the table begins") + begin.len();
+        let until = text.find(&end).expect("a marker where the table ends");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, format!("{}{table}{}", &text[..at], &text[until..])).unwrap();
+        } else {
+            assert!(text[at..until] == table, "docs/configuration.md is behind the keys: UPDATE_DOCS=1 cargo test --lib config");
+        }
     }
-    assert!(text[at..until] == markdown(), "docs/configuration.md is behind src/config/keys.rs: UPDATE_DOCS=1 cargo test --lib config");
 }
 
 #[test]
@@ -281,10 +291,26 @@ fn the_template_names_every_key_and_can_be_read() {
 
     let uncommented: Vec<&str> =
         text.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).collect();
-    let config = load(&uncommented.join("\n"), &[], &Flags::default()).unwrap();
-    for effective in config.effective() {
-        assert!(matches!(effective.origin, Origin::File { .. }), "{} is not in the template", effective.key.path());
-        assert_eq!(effective.value, effective.key.default, "{}", effective.key.path());
+    let sections = uncommented.iter().position(|line| line.starts_with("[registry.")).expect("sections of registries");
+    let (general, sections) = uncommented.split_at(sections);
+    // The list or the sections: a file cannot have both.
+    let with_list = load(&general.join("\n"), &[], &Flags::default()).unwrap();
+    for effective in with_list.effective().iter().filter(|effective| KEYS.iter().any(|key| key.path() == effective.path)) {
+        assert!(matches!(effective.origin, Origin::File { .. }), "{} is not in the template", effective.path);
+        assert_eq!(effective.value, effective.key.default, "{}", effective.path);
+    }
+    let general: Vec<&str> = general.iter().copied().filter(|line| !line.starts_with("registry = ")).collect();
+    let with_sections = load(&[&general, sections].concat().join("\n"), &[], &Flags::default()).unwrap();
+    assert_eq!(with_sections.registries.len(), registry::KINDS.len());
+    for kind in registry::KINDS {
+        let registry = with_sections.registries.iter().find(|registry| registry.source.kind() == kind.name).expect(kind.name);
+        for key in kind.section_keys() {
+            let path = format!("registry.{}.{}", registry.name, key.name);
+            let effective = with_sections.effective().iter().find(|effective| effective.path == path).expect(&path);
+            assert!(effective.written, "{path} is not in the template");
+            let example = format!("{:?}", kind.example);
+            assert_eq!(effective.value, if *key == *registry::URL { &example } else { key.default }, "{path}");
+        }
     }
 }
 

@@ -110,5 +110,5 @@ fn add(targets: &mut Vec<Target>, target: Target) {
 }
 
 fn fault(item: &Written, why: String) -> ConfigError {
-    invalid(keys::UPSTREAM, item, why)
+    invalid(item, why)
 }

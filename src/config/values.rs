@@ -5,24 +5,25 @@ use std::time::Duration;
 
 use super::error::ConfigError;
 use super::key::{Key, SecretKey};
+use super::keys;
 use super::layers::{Layers, Written};
 use crate::name::Name;
 use crate::registry::Credential;
 
 /// Makes the error that a key cannot have this value.
-pub(super) fn invalid(key: &Key, written: &Written, why: String) -> ConfigError {
-    ConfigError::Invalid { origin: written.origin.clone(), key: key.path(), why }
+pub(super) fn invalid(written: &Written, why: String) -> ConfigError {
+    ConfigError::Invalid { origin: written.origin.clone(), key: written.key.clone(), why }
 }
 
 /// Reads the value of a key that has one.
 pub(super) fn one<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
     let written = layers.one(key);
-    read(&written.text).map_err(|why| invalid(key, &written, why))
+    read(&written.text).map_err(|why| invalid(&written, why))
 }
 
 /// Reads each item of a list.
 pub(super) fn list<T>(layers: &Layers, key: &Key, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
-    layers.list(key).iter().map(|written| read(&written.text).map_err(|why| invalid(key, written, why))).collect()
+    layers.list(key).iter().map(|written| read(&written.text).map_err(|why| invalid(written, why))).collect()
 }
 
 /// Reads `true` or `false`.
@@ -42,7 +43,7 @@ pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
 
 /// Returns where a secret comes from: its variable, or else its file.
 pub(super) fn credential(layers: &Layers, key: &SecretKey) -> Option<Credential> {
-    let given = layers.secret(key).cloned().map(Credential::Given);
+    let given = layers.secret(key).map(|variable| Credential::Given(variable.secret.clone()));
     given.or_else(|| path(layers, key.file).map(Credential::File))
 }
 
@@ -65,6 +66,11 @@ pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Du
     } else {
         Err(format!("{text} is not from {} to {}", humantime::format_duration(least), humantime::format_duration(most)))
     }
+}
+
+/// Reads how long a mass removal is not believed.
+pub(super) fn removal_grace(layers: &Layers) -> Result<Duration, ConfigError> {
+    one(layers, keys::REMOVAL_GRACE, |text| duration(text, Duration::ZERO, Duration::from_secs(3_600)))
 }
 
 /// Reads a domain name.

@@ -4,14 +4,21 @@ use std::net::Ipv6Addr;
 
 use super::{Reader, RegistryKind, heads};
 use crate::config::error::{ConfigError, Origin};
-use crate::config::key::{SecretKey, keys};
+use crate::config::key::{Key, SecretKey, keys};
 use crate::config::layers::{Layers, Written};
 use crate::config::values::{boolean, credential, invalid, path, text};
 use crate::registry::etcd::{Settings, Tls};
 use crate::registry::{Credential, Source};
 
-pub(super) static KIND: RegistryKind =
-    RegistryKind { name: "etcd", form: "etcd://host:port[,host:port]", keys: KEYS, secret: Some(&PASSWORD), read };
+pub(super) static KIND: RegistryKind = RegistryKind {
+    name: "etcd",
+    form: "etcd://host:port[,host:port]",
+    example: "etcd://10.0.0.1:2379,10.0.0.2:2379",
+    keys: KEYS,
+    secrets: &[&PASSWORD],
+    private_keys: &[KEY_FILE],
+    read,
+};
 
 keys! { KEYS:
     USERNAME = "etcd" "username" Text "USER" "" r#""""#
@@ -39,21 +46,40 @@ fn read(layers: &Layers) -> Result<Reader, ConfigError> {
     let (username, password) = login(layers)?;
     let (tls, heads) = (tls(layers)?, heads(layers)?);
     let settings = Settings { username, password, tls, heads, ..Settings::new(Vec::new()) };
-    Ok(Box::new(move |authority| Ok(Source::Etcd(Box::new(Settings { endpoints: endpoints(authority)?, ..settings.clone() })))))
+    let exposed = format!(
+        "a URL shows in lists of processes and in logs: put the user in {} and the password in a file named by {} or in the variable {}",
+        layers.advised(USERNAME),
+        layers.advised(PASSWORD_FILE),
+        layers.advised_variable(&PASSWORD)
+    );
+    Ok(Box::new(move |authority| {
+        if authority.contains('@') {
+            return Err(exposed.clone());
+        }
+        Ok(Source::Etcd(Box::new(Settings { endpoints: endpoints(authority)?, ..settings.clone() })))
+    }))
 }
 
 /// The user and the password: both or neither.
 fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), ConfigError> {
     let (username, password) = (text(layers, USERNAME), credential(layers, &PASSWORD));
     if username.is_some() != password.is_some() {
-        let why = "a user and a password go together: set etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD";
+        let why = format!(
+            "a user and a password go together: set {}, and {} or the variable {}",
+            layers.advised(USERNAME),
+            layers.advised(PASSWORD_FILE),
+            layers.advised_variable(&PASSWORD)
+        );
         // Of the two, the one that was written.
-        let (key, written) = match (&username, layers.secret(&PASSWORD)) {
-            (Some(_), _) => (USERNAME, layers.one(USERNAME)),
-            (None, Some(_)) => (USERNAME, Written { text: String::new(), origin: Origin::Variable(PASSWORD.variable.to_owned()) }),
-            (None, None) => (PASSWORD_FILE, layers.one(PASSWORD_FILE)),
+        let written = match (&username, layers.secret(&PASSWORD)) {
+            (Some(_), _) => layers.one(USERNAME),
+            (None, Some(variable)) => {
+                let origin = Origin::Variable(variable.name.clone());
+                Written { key: layers.advised(USERNAME), text: String::new(), origin }
+            }
+            (None, None) => layers.one(PASSWORD_FILE),
         };
-        return Err(invalid(key, &written, why.to_owned()));
+        return Err(invalid(&written, why));
     }
     Ok((username, password))
 }
@@ -68,20 +94,19 @@ fn tls(layers: &Layers) -> Result<Option<Tls>, ConfigError> {
     };
     for (key, given, other) in [(CERT_FILE, &tls.cert_file, &tls.key_file), (KEY_FILE, &tls.key_file, &tls.cert_file)] {
         if given.is_some() && other.is_none() {
-            let why = "a certificate and its key go together: set both etcd.cert-file and etcd.key-file".to_owned();
-            return Err(invalid(key, &layers.one(key), why));
+            let (cert, private) = (layers.advised(CERT_FILE), layers.advised(KEY_FILE));
+            return Err(invalid(&layers.one(key), format!("a certificate and its key go together: set both {cert} and {private}")));
         }
     }
-    Ok((boolean(layers, TLS)? || tls != Tls::default()).then_some(tls))
+    // What others share does not turn TLS on again for a registry whose own section turns it off.
+    let counts = |key: &&Key| layers.in_section(key) || !layers.in_section(TLS);
+    let on = boolean(layers, TLS)?
+        || [CA_FILE, CERT_FILE, KEY_FILE, SERVER_NAME].iter().filter(|key| counts(key)).any(|key| text(layers, key).is_some());
+    Ok(on.then_some(tls))
 }
 
 /// The members that a URL names, each with its port.
 fn endpoints(authority: &str) -> Result<Vec<String>, String> {
-    if authority.contains('@') {
-        return Err("a URL shows in lists of processes and in logs: put the user in etcd.username and the password in a file \
-                    named by etcd.password-file or in the variable SVCDNS_ETCD_PASSWORD"
-            .to_owned());
-    }
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     if let Some(at) = authority.find(['/', '?', '#']) {
         return Err(format!(
@@ -127,10 +152,9 @@ mod tests {
             ("::1", "\"::1\" is not host or host:port"),
             ("a,,b", "\"\" is not host or host:port"),
             ("a:1/service", "there is \"/service\""),
-            ("user:pass@a:1", "a URL shows in lists of processes"),
         ] {
             let why = endpoints(authority).unwrap_err();
-            assert!(why.contains(said) && !why.contains("pass@"), "{authority}: {why}");
+            assert!(why.contains(said), "{authority}: {why}");
         }
     }
 }

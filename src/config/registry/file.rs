@@ -3,17 +3,35 @@
 use std::path::PathBuf;
 
 use super::{Reader, RegistryKind, heads};
-use crate::config::error::ConfigError;
-use crate::config::layers::Layers;
+use crate::config::error::{ConfigError, Origin};
+use crate::config::layers::{Layers, Written};
 use crate::registry::Source;
 use crate::registry::file::{Settings, Timings};
 
-pub(super) static KIND: RegistryKind = RegistryKind { name: "file", form: "file:///directory", keys: &[], secret: None, read };
+pub(super) static KIND: RegistryKind = RegistryKind {
+    name: "file",
+    form: "file:///directory",
+    example: "file:///var/lib/gsvc",
+    keys: &[],
+    secrets: &[],
+    private_keys: &[],
+    read,
+};
 
 /// GoFrame's default, which nobody named: it is believed only while it belongs to root or to us.
 pub(super) fn implicit(layers: &Layers) -> Result<Source, ConfigError> {
-    let directory = std::env::temp_dir().join("gsvc");
+    let directory = implicit_directory();
     Ok(Source::File(Settings { directory, named: false, heads: heads(layers)?, timings: Timings::default() }))
+}
+
+/// The URL of GoFrame's default.
+pub(super) fn implicit_url() -> Written {
+    let text = format!("{}://{}", KIND.name, implicit_directory().display());
+    Written { key: "registry".to_owned(), text, origin: Origin::Default }
+}
+
+fn implicit_directory() -> PathBuf {
+    std::env::temp_dir().join("gsvc")
 }
 
 fn read(layers: &Layers) -> Result<Reader, ConfigError> {

@@ -6,23 +6,36 @@ use crate::name::Name;
 use crate::wire::{Record, Section, expand_name, question_end, records, rtype};
 
 /// Names followed, at most.
-const MOST_NAMES: usize = 16;
+const MAX_CNAME_CHAIN: usize = 16;
 
 /// The addresses of `host` of type `qtype` (A or AAAA) in a well-formed answer.
 pub(super) fn addresses(message: &[u8], host: &Name, qtype: u16) -> Vec<IpAddr> {
     let Some(question) = question_end(message) else { return Vec::new() };
-    let answers = || records(message, question).map_while(Result::ok).filter(|record| record.section == Section::Answer);
+    let answers = || {
+        records(message, question)
+            .map_while(Result::ok)
+            .filter(|record| record.section == Section::Answer)
+    };
     let mut name = host.as_wire().to_vec();
     let mut owner = Vec::with_capacity(name.len());
-    for _ in 0..MOST_NAMES {
+    for _ in 0..MAX_CNAME_CHAIN {
         let mut is_ours = |record: &Record| {
             owner.clear();
-            record.class == rtype::IN && expand_name(message, record.start, &mut owner).is_ok() && owner == name
+            record.class == rtype::IN
+                && expand_name(message, record.start, &mut owner).is_ok()
+                && owner == name
         };
         let ours: Vec<Record> = answers().filter(|record| is_ours(record)).collect();
-        let found: Vec<IpAddr> =
-            ours.iter().filter(|record| record.rtype == qtype).filter_map(|record| address(record.data(message))).collect();
-        let Some(alias) = ours.iter().find(|record| record.rtype == rtype::CNAME).filter(|_| found.is_empty()) else { return found };
+        let found: Vec<IpAddr> = ours
+            .iter()
+            .filter(|record| record.rtype == qtype)
+            .filter_map(|record| address(record.data(message)))
+            .collect();
+        let Some(alias) =
+            ours.iter().find(|record| record.rtype == rtype::CNAME).filter(|_| found.is_empty())
+        else {
+            return found;
+        };
         name.clear();
         if expand_name(message, alias.fixed + 10, &mut name).is_err() {
             return Vec::new();
@@ -32,8 +45,8 @@ pub(super) fn addresses(message: &[u8], host: &Name, qtype: u16) -> Vec<IpAddr> 
 }
 
 fn address(data: &[u8]) -> Option<IpAddr> {
-    let four = <[u8; 4]>::try_from(data).map(|octets| Ipv4Addr::from(octets).into());
-    four.or_else(|_| <[u8; 16]>::try_from(data).map(|octets| Ipv6Addr::from(octets).into())).ok()
+    let four = <[u8; 4]>::try_from(data).map(|bytes| Ipv4Addr::from(bytes).into());
+    four.or_else(|_| <[u8; 16]>::try_from(data).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }
 
 #[cfg(test)]

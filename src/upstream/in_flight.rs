@@ -7,26 +7,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use tokio::sync::SetOnce;
 
-use super::cache::{Entry, Key};
+use super::cache::{CacheEntry, CacheKey};
 use crate::metrics::Gauge;
 
 /// Most clients that wait, and refreshes under way, at a time.
-const MOST: u64 = 4096;
+const MAX_WAITING: u64 = 4096;
 
 /// What is being asked now. Shared by all threads.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     flights: Mutex<HashMap<Arc<[u8]>, Arc<Flight>, RandomState>>,
-    places: Gauge,
+    slots: Gauge,
 }
 
 /// One question on its way, and then what it came to; none when whoever asked is gone without having said anything.
 #[derive(Debug, Default)]
-pub(super) struct Flight(SetOnce<Option<Arc<Entry>>>);
+pub(super) struct Flight(SetOnce<Option<Arc<CacheEntry>>>);
 
 impl Flight {
     /// Waits for what it comes to. Has an end, for whoever asks has one.
-    pub(super) async fn outcome(&self) -> Option<Arc<Entry>> {
+    pub(super) async fn wait(&self) -> Option<Arc<CacheEntry>> {
         self.0.wait().await.clone()
     }
 }
@@ -35,23 +35,23 @@ impl Flight {
 #[derive(Debug)]
 pub(super) enum Joined {
     /// Ask it, and tell what it came to.
-    First(Asking),
+    Leader(FlightLeader),
     /// Wait: somebody asks it already.
-    Other(Arc<Flight>),
+    Follower(Arc<Flight>),
 }
 
-/// The duty to ask a question. Dropped without [`Asking::tell`], be it by a panic, it leaves nobody waiting.
+/// The duty to ask a question. Dropped without [`FlightLeader::tell`], be it by a panic, it leaves nobody waiting.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct FlightLeader {
     all: Arc<InFlight>,
     key: Arc<[u8]>,
     flight: Arc<Flight>,
 }
 
-impl Asking {
+impl FlightLeader {
     /// The question.
-    pub(super) fn key(&self) -> Key<'_> {
-        Key::from_flight(&self.key)
+    pub(super) fn key(&self) -> CacheKey<'_> {
+        CacheKey::from_flight_bytes(&self.key)
     }
 
     /// For others, and for its own client, to wait on.
@@ -60,51 +60,51 @@ impl Asking {
     }
 
     /// Tells everybody.
-    pub(super) fn tell(self, entry: Arc<Entry>) {
+    pub(super) fn complete(self, entry: Arc<CacheEntry>) {
         // Nobody else can have set it.
         let _ = self.flight.0.set(Some(entry));
     }
 }
 
-impl Drop for Asking {
+impl Drop for FlightLeader {
     fn drop(&mut self) {
         self.all.lock().remove(&self.key);
         let _ = self.flight.0.set(None);
     }
 }
 
-/// One of a bounded number of places.
+/// One of a bounded number of slots.
 #[derive(Debug)]
-pub(super) struct Place(Arc<InFlight>);
+pub(super) struct WaitSlot(Arc<InFlight>);
 
-impl Drop for Place {
+impl Drop for WaitSlot {
     fn drop(&mut self) {
-        self.0.places.decrement();
+        self.0.slots.decrement();
     }
 }
 
 impl InFlight {
-    /// A place for one who waits, if there is one left.
-    pub(super) fn place(self: &Arc<Self>) -> Option<Place> {
-        let place = (self.places.increment(), Place(Arc::clone(self)));
-        (place.0 <= MOST).then_some(place.1)
+    /// A slot for one who waits, if there is one left.
+    pub(super) fn acquire_slot(self: &Arc<Self>) -> Option<WaitSlot> {
+        let slot = (self.slots.increment(), WaitSlot(Arc::clone(self)));
+        (slot.0 <= MAX_WAITING).then_some(slot.1)
     }
 
     /// Takes part in a question.
-    pub(super) fn join(self: &Arc<Self>, key: Key<'_>) -> Joined {
-        match self.lock().entry(key.of_flight().into()) {
-            hash_map::Entry::Occupied(flight) => Joined::Other(Arc::clone(flight.get())),
+    pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>) -> Joined {
+        match self.lock().entry(key.flight_bytes().into()) {
+            hash_map::Entry::Occupied(flight) => Joined::Follower(Arc::clone(flight.get())),
             hash_map::Entry::Vacant(free) => {
                 let key = Arc::clone(free.key());
                 let flight = Arc::clone(free.insert(Arc::default()));
-                Joined::First(Asking { all: Arc::clone(self), key, flight })
+                Joined::Leader(FlightLeader { all: Arc::clone(self), key, flight })
             }
         }
     }
 
     /// Clients that wait, and refreshes under way.
     pub(super) fn waiting(&self) -> u64 {
-        self.places.get()
+        self.slots.get()
     }
 
     /// No code that can panic runs under the lock, and the table is whole between any two of its calls.
@@ -115,41 +115,43 @@ impl InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::ROOM;
+    use super::super::cache::EMPTY_KEY_BUFFER;
     use super::*;
     use crate::wire::{Parsed, Query};
 
     fn join(all: &Arc<InFlight>, name: &[u8]) -> Joined {
         let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0", name, b"\0\x01\0\x01"].concat();
         let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
-        all.join(Key::new(&query, &mut ROOM.clone()).unwrap())
+        all.join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap())
     }
 
     #[tokio::test]
     async fn one_asks_and_whoever_gives_up_leaves_nobody_waiting() {
         let all = Arc::new(InFlight::default());
-        let Joined::First(asking) = join(&all, b"\x01a\0") else { panic!("nobody asks yet") };
-        let Joined::Other(flight) = join(&all, b"\x01A\0") else { panic!("case makes no difference") };
-        assert!(matches!(join(&all, b"\x01b\0"), Joined::First(_)));
-        let waiting = tokio::spawn(async move { flight.outcome().await.is_none() });
+        let Joined::Leader(leader) = join(&all, b"\x01a\0") else { panic!("nobody asks yet") };
+        let Joined::Follower(flight) = join(&all, b"\x01A\0") else {
+            panic!("case makes no difference")
+        };
+        assert!(matches!(join(&all, b"\x01b\0"), Joined::Leader(_)));
+        let waiting = tokio::spawn(async move { flight.wait().await.is_none() });
         let asker = tokio::spawn(async move {
-            let _asking = asking;
+            let _asking = leader;
             panic!("asked to panic");
         });
         assert!(asker.await.is_err());
         assert!(waiting.await.unwrap());
         assert!(all.lock().is_empty());
-        assert!(matches!(join(&all, b"\x01a\0"), Joined::First(_)));
+        assert!(matches!(join(&all, b"\x01a\0"), Joined::Leader(_)));
     }
 
     #[test]
     fn places_are_bounded_and_given_back() {
         let all = Arc::new(InFlight::default());
-        let places: Vec<_> = (0..MOST).map(|_| all.place().unwrap()).collect();
-        assert!(all.place().is_none());
-        assert_eq!(all.waiting(), MOST);
-        drop(places);
+        let slots: Vec<_> = (0..MAX_WAITING).map(|_| all.acquire_slot().unwrap()).collect();
+        assert!(all.acquire_slot().is_none());
+        assert_eq!(all.waiting(), MAX_WAITING);
+        drop(slots);
         assert_eq!(all.waiting(), 0);
-        assert!(all.place().is_some());
+        assert!(all.acquire_slot().is_some());
     }
 }

@@ -4,16 +4,16 @@
 //! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
 
 mod addresses;
-mod ask;
 mod cache;
 mod counters;
 mod exchange;
 mod follow;
 mod forwarder;
-mod guard;
 mod health;
+mod hedge;
 mod hosts;
 mod in_flight;
+mod loop_guard;
 mod message;
 mod own;
 mod rebinding;
@@ -27,10 +27,10 @@ mod watch;
 
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, Lane, Report};
+pub use forwarder::{Forwarder, ForwardingReport, Lane};
 pub use health::UpstreamReport;
-pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
-pub use special::answered_here;
+pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
+pub use special::is_answered_locally;
 pub use target::{Protocol, Target, TargetError};
 
 use std::net::SocketAddr;
@@ -56,8 +56,8 @@ pub struct Settings {
     pub random_case: bool,
     /// Whether answers from public names may not hold private addresses, and the domains that may all the same.
     pub rebinding: Option<Vec<Name>>,
-    /// Most octets of the cache, keys and overhead included; 0 for none.
-    pub cache_octets: usize,
+    /// Most bytes of the cache, keys and overhead included; 0 for none.
+    pub cache_bytes: usize,
     /// How long past its end an answer may be given when no upstream answers (RFC 8767); zero for never.
     pub stale: Duration,
     /// Whether messages with an opcode other than QUERY are passed on; else they get NOTIMP.

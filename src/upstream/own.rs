@@ -9,7 +9,11 @@ impl Target {
     /// loopback address: as a destination it means this machine, and of others only the machine knows whether it has them.
     pub fn reaches(&self, own: SocketAddr) -> bool {
         let (ip, own_ip) = (destination(self.address.ip()), own.ip().to_canonical());
-        let meant = if own_ip.is_unspecified() { ip.is_loopback() && ip.is_ipv4() == own_ip.is_ipv4() } else { ip == own_ip };
+        let meant = if own_ip.is_unspecified() {
+            ip.is_loopback() && ip.is_ipv4() == own_ip.is_ipv4()
+        } else {
+            ip == own_ip
+        };
         meant && self.address.port() == own.port() && scope(self.address) == scope(own)
     }
 }
@@ -52,7 +56,9 @@ mod tests {
             ("[fe80::1%3]:53", "[fe80::1%2]:53", false),
             ("[2001:db8::1%3]:53", "[2001:db8::1]:53", true),
         ] {
-            let address = target.parse::<SocketAddr>().unwrap_or_else(|_| SocketAddr::new(target.parse().unwrap(), 53));
+            let address = target
+                .parse::<SocketAddr>()
+                .unwrap_or_else(|_| SocketAddr::new(target.parse().unwrap(), 53));
             let target = Target { address, protocol: Protocol::Plain };
             assert_eq!(target.reaches(own.parse().unwrap()), reaches, "{target:?} {own}");
         }

@@ -48,12 +48,18 @@ impl fmt::Display for Target {
         };
         f.write_str(scheme)?;
         match self.address {
-            SocketAddr::V6(_) if self.address.port() == port && !scheme.starts_with("http") && scheme.is_empty() => {
+            SocketAddr::V6(_)
+                if self.address.port() == port
+                    && !scheme.starts_with("http")
+                    && scheme.is_empty() =>
+            {
                 // `[fe80::1%2]:53` without brackets and port.
                 let text = self.address.to_string();
                 f.write_str(text.trim_start_matches('[').trim_end_matches(&format!("]:{port}")))?;
             }
-            address if address.port() == port => f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?,
+            address if address.port() == port => {
+                f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?
+            }
             address => address.fmt(f)?,
         }
         f.write_str(path)?;
@@ -65,7 +71,9 @@ impl fmt::Display for Target {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// A scheme that there is not.
-    #[error("there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it")]
+    #[error(
+        "there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it"
+    )]
     Scheme(String),
     /// What stands where the address should.
     #[error(
@@ -78,25 +86,25 @@ pub enum TargetError {
     Port(String),
     /// An address at which nobody can be asked.
     #[error("{0} is not the address of one server")]
-    NoServer(IpAddr),
+    NotUnicast(IpAddr),
     /// A link-local address without its interface.
     #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
-    NoScope(Ipv6Addr),
+    MissingScope(Ipv6Addr),
     /// An interface where there can be none.
     #[error("only link-local IPv6 addresses (fe80::/10) have an interface, and {0} is none")]
-    StrayScope(IpAddr),
+    UnexpectedScope(IpAddr),
     /// The interface does not exist.
     #[error("there is no network interface {0:?} on this machine")]
     Interface(String),
     /// A name for the certificate where there is no certificate.
     #[error("a name behind # is the one in a certificate: only tls:// and https:// have one")]
-    StrayName,
+    UnexpectedName,
     /// Not a name.
     #[error("{0:?} is not a name that a certificate can have")]
     Name(String),
     /// Something follows the address.
     #[error("{0:?} follows the address: only https:// has a path")]
-    StrayPath(String),
+    UnexpectedPath(String),
     /// Not a path.
     #[error("{0:?} is not a path of a URL; DNS over HTTPS is usually at /dns-query")]
     Path(String),
@@ -125,14 +133,20 @@ impl FromStr for Target {
             "" => (Protocol::Plain, 53),
             "tcp" => (Protocol::Tcp, 53),
             "tls" => (Protocol::Tls { name: name.map(certificate_name).transpose()? }, 853),
-            "https" => (Protocol::Https { name: name.map(certificate_name).transpose()?, path: https_path(path)? }, 443),
+            "https" => (
+                Protocol::Https {
+                    name: name.map(certificate_name).transpose()?,
+                    path: https_path(path)?,
+                },
+                443,
+            ),
             _ => return Err(TargetError::Scheme(scheme)),
         };
         if name.is_some() && matches!(protocol, Protocol::Plain | Protocol::Tcp) {
-            return Err(TargetError::StrayName);
+            return Err(TargetError::UnexpectedName);
         }
         if !path.is_empty() && !matches!(protocol, Protocol::Https { .. }) && path != "/" {
-            return Err(TargetError::StrayPath(path.to_owned()));
+            return Err(TargetError::UnexpectedPath(path.to_owned()));
         }
         Ok(Self { address: socket_address(authority, port)?, protocol })
     }
@@ -143,30 +157,47 @@ fn socket_address(authority: &str, port: u16) -> Result<SocketAddr, TargetError>
     let no_address = || TargetError::Address(authority.to_owned());
     let (address, written) = if let Some(inner) = authority.strip_prefix('[') {
         let (address, rest) = inner.split_once(']').ok_or_else(no_address)?;
-        let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(no_address)?) };
+        let port = if rest.is_empty() {
+            None
+        } else {
+            Some(rest.strip_prefix(':').ok_or_else(no_address)?)
+        };
         (address, port)
-    } else if let Some((address, port)) = authority.split_once(':').filter(|(_, port)| !port.contains(':')) {
+    } else if let Some((address, port)) =
+        authority.split_once(':').filter(|(_, port)| !port.contains(':'))
+    {
         (address, Some(port))
     } else {
         (authority, None)
     };
-    let (address, scope) = address.split_once('%').map_or((address, None), |(address, scope)| (address, Some(scope)));
+    let (address, scope) =
+        address.split_once('%').map_or((address, None), |(address, scope)| (address, Some(scope)));
     let address: IpAddr = address.parse().map_err(|_| no_address())?;
     let port = match written {
         None => port,
-        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| TargetError::Port(port.to_owned()))?,
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| TargetError::Port(port.to_owned()))?,
     };
     if address.is_unspecified() || address.is_multicast() || address == IpAddr::from([255; 4]) {
-        return Err(TargetError::NoServer(address));
+        return Err(TargetError::NotUnicast(address));
     }
     match (address, scope) {
         (IpAddr::V6(address), Some(scope)) if address.is_unicast_link_local() => {
-            let index = scope.parse().ok().filter(|index| *index != 0).or_else(|| nix::net::if_::if_nametoindex(scope).ok());
+            let index = scope
+                .parse()
+                .ok()
+                .filter(|index| *index != 0)
+                .or_else(|| nix::net::if_::if_nametoindex(scope).ok());
             let index = index.ok_or_else(|| TargetError::Interface(scope.to_owned()))?;
             Ok(SocketAddrV6::new(address, port, 0, index).into())
         }
-        (IpAddr::V6(address), None) if address.is_unicast_link_local() => Err(TargetError::NoScope(address)),
-        (address, Some(_)) => Err(TargetError::StrayScope(address)),
+        (IpAddr::V6(address), None) if address.is_unicast_link_local() => {
+            Err(TargetError::MissingScope(address))
+        }
+        (address, Some(_)) => Err(TargetError::UnexpectedScope(address)),
         (address, None) => Ok(SocketAddr::new(address, port)),
     }
 }
@@ -182,7 +213,9 @@ fn https_path(path: &str) -> Result<Box<str>, TargetError> {
     match path {
         "" | "/" => Ok("/dns-query".into()),
         // RFC 8484 writes `{?dns}` behind the path: that is the template of a GET, and we POST.
-        path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => Ok(path.into()),
+        path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => {
+            Ok(path.into())
+        }
         path => Err(TargetError::Path(path.to_owned())),
     }
 }
@@ -220,7 +253,10 @@ mod tests {
             ("tls://192.0.2.1:8853#dns.example", "tls://192.0.2.1:8853#dns.example"),
             ("https://192.0.2.1", "https://192.0.2.1/dns-query"),
             ("https://192.0.2.1/", "https://192.0.2.1/dns-query"),
-            ("https://[2001:db8::53]:8443/q?a=b#dns.example", "https://[2001:db8::53]:8443/q?a=b#dns.example"),
+            (
+                "https://[2001:db8::53]:8443/q?a=b#dns.example",
+                "https://[2001:db8::53]:8443/q?a=b#dns.example",
+            ),
         ] {
             assert_eq!(read(text), Ok(written.to_owned()), "{text}");
         }
@@ -240,16 +276,16 @@ mod tests {
             ("192.0.2.1:0", TargetError::Port("0".to_owned())),
             ("192.0.2.1:65536", TargetError::Port("65536".to_owned())),
             ("quic://192.0.2.1", TargetError::Scheme("quic".to_owned())),
-            ("0.0.0.0", TargetError::NoServer("0.0.0.0".parse().unwrap())),
-            ("ff02::fb", TargetError::NoServer("ff02::fb".parse().unwrap())),
-            ("fe80::1", TargetError::NoScope("fe80::1".parse().unwrap())),
-            ("2001:db8::1%lo", TargetError::StrayScope("2001:db8::1".parse().unwrap())),
-            ("192.0.2.1%lo", TargetError::StrayScope("192.0.2.1".parse().unwrap())),
+            ("0.0.0.0", TargetError::NotUnicast("0.0.0.0".parse().unwrap())),
+            ("ff02::fb", TargetError::NotUnicast("ff02::fb".parse().unwrap())),
+            ("fe80::1", TargetError::MissingScope("fe80::1".parse().unwrap())),
+            ("2001:db8::1%lo", TargetError::UnexpectedScope("2001:db8::1".parse().unwrap())),
+            ("192.0.2.1%lo", TargetError::UnexpectedScope("192.0.2.1".parse().unwrap())),
             ("fe80::1%nosuch0", TargetError::Interface("nosuch0".to_owned())),
-            ("192.0.2.1#dns.example", TargetError::StrayName),
+            ("192.0.2.1#dns.example", TargetError::UnexpectedName),
             ("tls://192.0.2.1#", TargetError::Name(String::new())),
             ("tls://192.0.2.1#-x-", TargetError::Name("-x-".to_owned())),
-            ("tls://192.0.2.1/dns-query", TargetError::StrayPath("/dns-query".to_owned())),
+            ("tls://192.0.2.1/dns-query", TargetError::UnexpectedPath("/dns-query".to_owned())),
             ("https://192.0.2.1/dns-query{?dns}", TargetError::Path("/dns-query{?dns}".to_owned())),
         ] {
             assert_eq!(read(text), Err(error), "{text}");

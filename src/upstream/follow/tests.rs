@@ -4,38 +4,45 @@ use std::path::Path;
 use super::*;
 use crate::name::Zones;
 
-/// How long a change may take to be seen, on a machine that is very busy.
+/// How long a change may take to be seen, on a root_dir that is very busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A machine's files, followed.
-struct Machine {
+/// A root_dir's files, followed.
+struct FollowedRoot {
     root: tempfile::TempDir,
-    in_force: InForce,
+    routing: Routing,
     stop: CancellationToken,
 }
 
 fn settings(servers: Servers) -> Settings {
     Settings {
         servers,
-        domains: vec![(Name::from_text("corp.example").unwrap(), vec!["10.0.0.53".parse().unwrap()])],
+        domains: vec![(
+            Name::from_text("corp.example").unwrap(),
+            vec!["10.0.0.53".parse().unwrap()],
+        )],
         own: vec!["127.0.0.1:53".parse().unwrap()],
         zones: Zones::new(&["svc".to_owned()]).unwrap(),
         ca_file: None,
         random_case: false,
         rebinding: None,
-        cache_octets: 0,
+        cache_bytes: 0,
         stale: Duration::ZERO,
         other_opcodes: false,
     }
 }
 
-fn long() -> Timings {
+fn long() -> FollowTimings {
     // Looks come by events alone.
-    Timings { settle: Duration::from_millis(20), poll: Duration::from_secs(3600), keep: Duration::from_secs(3600) }
+    FollowTimings {
+        settle: Duration::from_millis(20),
+        poll: Duration::from_secs(3600),
+        keep_last_known: Duration::from_secs(3600),
+    }
 }
 
-impl Machine {
-    fn start(resolv_conf: Option<&str>, servers: Servers, timings: Timings) -> Self {
+impl FollowedRoot {
+    fn start(resolv_conf: Option<&str>, servers: Servers, timings: FollowTimings) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         if let Some(text) = resolv_conf {
@@ -44,10 +51,10 @@ impl Machine {
         let settings = settings(servers);
         let sources = Sources { root: root.path().into(), own: settings.own.clone() };
         let connector = Connector::new(Handle::current(), None);
-        let (follower, in_force) = Follower::new(&settings, sources, connector, timings);
+        let (follower, routing) = SourceFollower::new(&settings, sources, connector, timings);
         let stop = CancellationToken::new();
         tokio::spawn(follower.run(stop.clone()));
-        Self { root, in_force, stop }
+        Self { root, routing, stop }
     }
 
     fn etc(&self, name: &str) -> PathBuf {
@@ -61,14 +68,18 @@ impl Machine {
     }
 
     fn asked(&self, name: &str) -> Vec<Arc<Upstream>> {
-        match self.in_force.route(&Name::from_text(name).unwrap()) {
-            Route::Ask(upstreams) => upstreams.to_vec(),
+        match self.routing.route(&Name::from_text(name).unwrap()) {
+            Route::Forward(upstreams) => upstreams.to_vec(),
             _ => Vec::new(),
         }
     }
 
     fn shown(&self) -> String {
-        self.asked("example").iter().map(|upstream| upstream.target().to_string()).collect::<Vec<_>>().join(" ")
+        self.asked("example")
+            .iter()
+            .map(|upstream| upstream.target().to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// Waits until these are asked.
@@ -85,14 +96,14 @@ impl Machine {
     async fn wait_for_a_look(&self, canary: bool) {
         let name = Name::from_text("use-application-dns.net").unwrap();
         let begin = Instant::now();
-        while matches!(self.in_force.route(&name), Route::Here(_)) != canary {
-            assert!(begin.elapsed() < PATIENCE, "no look was taken");
+        while matches!(self.routing.route(&name), Route::Local(_)) != canary {
+            assert!(begin.elapsed() < PATIENCE, "no snapshot was taken");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-impl Drop for Machine {
+impl Drop for FollowedRoot {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -100,73 +111,82 @@ impl Drop for Machine {
 
 #[tokio::test]
 async fn changes_are_followed_and_upstreams_that_stay_are_the_same() {
-    let machine = Machine::start(Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"), Servers::System, long());
-    assert_eq!(machine.shown(), "192.0.2.1 192.0.2.2");
-    let (before, corp) = (machine.asked("example"), machine.asked("a.corp.example"));
-    machine.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
-    machine.wait_for("192.0.2.2 192.0.2.3").await;
-    let after = machine.asked("example");
+    let root_dir = FollowedRoot::start(
+        Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"),
+        Servers::System,
+        long(),
+    );
+    assert_eq!(root_dir.shown(), "192.0.2.1 192.0.2.2");
+    let (before, corp) = (root_dir.asked("example"), root_dir.asked("a.corp.example"));
+    root_dir.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
+    root_dir.wait_for("192.0.2.2 192.0.2.3").await;
+    let after = root_dir.asked("example");
     assert!(Arc::ptr_eq(&before[1], &after[0]));
-    assert!(Arc::ptr_eq(&corp[0], &machine.asked("corp.example")[0]));
+    assert!(Arc::ptr_eq(&corp[0], &root_dir.asked("corp.example")[0]));
     // Replaced again, and written in place.
-    machine.replace("nameserver 192.0.2.4\n");
-    machine.wait_for("192.0.2.4").await;
-    fs::write(machine.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
-    machine.wait_for("192.0.2.5").await;
+    root_dir.replace("nameserver 192.0.2.4\n");
+    root_dir.wait_for("192.0.2.4").await;
+    fs::write(root_dir.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
+    root_dir.wait_for("192.0.2.5").await;
 }
 
 #[tokio::test]
 async fn what_a_link_leads_to_is_followed() {
-    let machine = Machine::start(None, Servers::System, long());
-    assert_eq!(machine.shown(), "");
-    let folder = machine.root.path().join("elsewhere");
+    let root_dir = FollowedRoot::start(None, Servers::System, long());
+    assert_eq!(root_dir.shown(), "");
+    let folder = root_dir.root.path().join("elsewhere");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("a"), "nameserver 192.0.2.1\n").unwrap();
-    std::os::unix::fs::symlink("../elsewhere/a", machine.etc("resolv.conf")).unwrap();
-    machine.wait_for("192.0.2.1").await;
+    std::os::unix::fs::symlink("../elsewhere/a", root_dir.etc("resolv.conf")).unwrap();
+    root_dir.wait_for("192.0.2.1").await;
     fs::write(folder.join("b"), "nameserver 192.0.2.2\n").unwrap();
     fs::rename(folder.join("b"), folder.join("a")).unwrap();
-    machine.wait_for("192.0.2.2").await;
+    root_dir.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
 async fn without_events_a_poll_finds_changes() {
-    let timings = Timings { poll: Duration::from_millis(50), ..long() };
-    let machine = Machine::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
-    assert_eq!(machine.shown(), "127.0.0.53");
+    let timings = FollowTimings { poll: Duration::from_millis(50), ..long() };
+    let root_dir = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
+    assert_eq!(root_dir.shown(), "127.0.0.53");
     // A folder that was not there: nothing watches it.
-    let folder = machine.root.path().join("run/systemd/resolve");
+    let folder = root_dir.root.path().join("run/systemd/resolve");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
-    machine.wait_for("192.0.2.1").await;
+    root_dir.wait_for("192.0.2.1").await;
 }
 
 #[tokio::test]
 async fn a_file_that_names_nobody_changes_nothing_for_a_while() {
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
-    // Our own address beside it shows that the look was taken.
-    for (text, canary) in
-        [("nameserver 127.0.0.1\n", true), ("", false), ("nameserver 127.0.0.1\nnameserver 192.0.2.", true), ("\n", false)]
-    {
-        machine.replace(text);
-        machine.wait_for_a_look(canary).await;
-        assert_eq!(machine.shown(), "192.0.2.1", "{text:?}");
+    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
+    // Our own address beside it shows that the snapshot was taken.
+    for (text, canary) in [
+        ("nameserver 127.0.0.1\n", true),
+        ("", false),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.", true),
+        ("\n", false),
+    ] {
+        root_dir.replace(text);
+        root_dir.wait_for_a_look(canary).await;
+        assert_eq!(root_dir.shown(), "192.0.2.1", "{text:?}");
     }
-    machine.replace("nameserver 192.0.2.2\n");
-    machine.wait_for("192.0.2.2").await;
+    root_dir.replace("nameserver 192.0.2.2\n");
+    root_dir.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
 async fn in_the_end_it_is_believed_that_there_is_nobody() {
-    let timings = Timings { keep: Duration::from_millis(100), ..long() };
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
-    fs::remove_file(machine.etc("resolv.conf")).unwrap();
-    machine.wait_for("").await;
-    let Route::Nobody(error) = machine.in_force.route(&Name::from_text("example").unwrap()) else { panic!("somebody is asked") };
+    let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
+    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
+    fs::remove_file(root_dir.etc("resolv.conf")).unwrap();
+    root_dir.wait_for("").await;
+    let Route::Fail(error) = root_dir.routing.route(&Name::from_text("example").unwrap()) else {
+        panic!("somebody is asked")
+    };
     assert_eq!(error.code, ExtendedError::NO_REACHABLE_AUTHORITY);
-    assert_eq!(machine.asked("corp.example").len(), 1);
-    machine.replace("nameserver 192.0.2.1\n");
-    machine.wait_for("192.0.2.1").await;
+    assert_eq!(root_dir.asked("corp.example").len(), 1);
+    root_dir.replace("nameserver 192.0.2.1\n");
+    root_dir.wait_for("192.0.2.1").await;
 }
 
 #[test]
@@ -178,14 +198,14 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
     let settings = settings(Servers::System);
     let sources = Sources { root: root.path().into(), own: settings.own.clone() };
-    let timings = Timings { keep: Duration::ZERO, ..long() };
+    let timings = FollowTimings { keep_last_known: Duration::ZERO, ..long() };
     let connector = Connector::new(runtime.handle().clone(), None);
-    let (mut follower, ..) = Follower::new(&settings, sources, connector, timings);
+    let (mut follower, ..) = SourceFollower::new(&settings, sources, connector, timings);
     let mut servers = |change: &dyn Fn(&Path)| {
         change(&path);
-        let look = follower.look();
-        follower.take(&look);
-        follower.now.as_ref().map(|now| now.servers.len())
+        let snapshot = follower.snapshot();
+        follower.apply(&snapshot);
+        follower.current.as_ref().map(|now| now.servers.len())
     };
     let unreadable = |path: &Path| {
         fs::remove_file(path).unwrap();
@@ -193,18 +213,18 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     };
     assert_eq!(servers(&unreadable), Some(1));
     assert_eq!(servers(&|_| {}), Some(1));
-    // Gone is another matter: with no time to keep them, they go at once.
+    // Gone is another matter: with no time to keep_last_known them, they go at once.
     assert_eq!(servers(&|path| fs::remove_dir(path).unwrap()), Some(0));
 }
 
 #[tokio::test]
 async fn named_upstreams_stay_and_our_own_address_is_none() {
     let named = Servers::Named(vec!["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), named, long());
-    assert_eq!(machine.shown(), "192.0.2.9");
+    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
+    assert_eq!(root_dir.shown(), "192.0.2.9");
     // Who is asked by the system is followed all the same.
-    machine.wait_for_a_look(false).await;
-    machine.replace("nameserver 127.0.0.1\n");
-    machine.wait_for_a_look(true).await;
-    assert_eq!(machine.shown(), "192.0.2.9");
+    root_dir.wait_for_a_look(false).await;
+    root_dir.replace("nameserver 127.0.0.1\n");
+    root_dir.wait_for_a_look(true).await;
+    assert_eq!(root_dir.shown(), "192.0.2.9");
 }

@@ -62,7 +62,16 @@ impl Question {
             return None;
         }
         let opt = if u16_at(10)? > 0 { Opt::parse(octets.get(end..)?) } else { None };
-        Some(Self { octets: octets.to_vec(), id, flags, name: labels.join("."), qtype, qclass, end, opt })
+        Some(Self {
+            octets: octets.to_vec(),
+            id,
+            flags,
+            name: labels.join("."),
+            qtype,
+            qclass,
+            end,
+            opt,
+        })
     }
 
     pub(crate) fn recursion_desired(&self) -> bool {
@@ -98,17 +107,44 @@ impl Question {
             || "edns=none".to_owned(),
             |opt| {
                 let codes: Vec<_> = opt.options.iter().map(|(code, _)| code.to_string()).collect();
-                format!("edns={} size={} do={} options={}", opt.version, opt.size, bit(opt.dnssec_ok), codes.join(","))
+                format!(
+                    "edns={} size={} do={} options={}",
+                    opt.version,
+                    opt.size,
+                    bit(opt.dnssec_ok),
+                    codes.join(",")
+                )
             },
         );
-        format!("rd={} ad={} cd={} {edns}", bit(self.recursion_desired()), bit(self.authentic_data()), bit(self.checking_disabled()))
+        format!(
+            "rd={} ad={} cd={} {edns}",
+            bit(self.recursion_desired()),
+            bit(self.authentic_data()),
+            bit(self.checking_disabled())
+        )
     }
 }
 
 impl Opt {
     /// The OPT that these octets begin with.
     fn parse(octets: &[u8]) -> Option<Self> {
-        let [0, 0, 41, size_high, size_low, _, version, flags, _, length_high, length_low, rest @ ..] = octets else { return None };
+        let [
+            0,
+            0,
+            41,
+            size_high,
+            size_low,
+            _,
+            version,
+            flags,
+            _,
+            length_high,
+            length_low,
+            rest @ ..,
+        ] = octets
+        else {
+            return None;
+        };
         let mut rest = rest.get(..usize::from(u16::from_be_bytes([*length_high, *length_low])))?;
         let mut options = Vec::new();
         while let [a, b, c, d, more @ ..] = rest {
@@ -116,7 +152,12 @@ impl Opt {
             options.push((u16::from_be_bytes([*a, *b]), more.get(..length)?.to_vec()));
             rest = &more[length..];
         }
-        Some(Self { size: u16::from_be_bytes([*size_high, *size_low]), version: *version, dnssec_ok: flags & 0x80 != 0, options })
+        Some(Self {
+            size: u16::from_be_bytes([*size_high, *size_low]),
+            version: *version,
+            dnssec_ok: flags & 0x80 != 0,
+            options,
+        })
     }
 }
 
@@ -145,7 +186,10 @@ impl Record {
 
     /// Strings of at most 255 octets each.
     pub(crate) fn txt(name: &str, ttl: u32, text: &str) -> Self {
-        let strings = text.as_bytes().chunks(255).flat_map(|part| [&[u8::try_from(part.len()).unwrap()], part].concat());
+        let strings = text
+            .as_bytes()
+            .chunks(255)
+            .flat_map(|part| [&[u8::try_from(part.len()).unwrap()], part].concat());
         Self::new(name, rtype::TXT, ttl, strings.collect::<Vec<u8>>())
     }
 
@@ -231,10 +275,18 @@ impl Message {
         let (mut answers, mut name) = (Vec::new(), asked.name.clone());
         let mut exists;
         loop {
-            let here: Vec<_> = table.iter().filter(|record| record.name.eq_ignore_ascii_case(&name)).collect();
+            let here: Vec<_> =
+                table.iter().filter(|record| record.name.eq_ignore_ascii_case(&name)).collect();
             exists = !here.is_empty();
-            answers.extend(here.iter().filter(|record| record.rtype == asked.qtype || asked.qtype == 255).copied().cloned());
-            let alias = here.iter().find(|record| record.rtype == rtype::CNAME && asked.qtype != rtype::CNAME);
+            answers.extend(
+                here.iter()
+                    .filter(|record| record.rtype == asked.qtype || asked.qtype == 255)
+                    .copied()
+                    .cloned(),
+            );
+            let alias = here
+                .iter()
+                .find(|record| record.rtype == rtype::CNAME && asked.qtype != rtype::CNAME);
             match alias.and_then(|alias| Some((alias, alias.target()?))) {
                 Some((alias, target)) if answers.len() < 32 => {
                     answers.push((*alias).clone());
@@ -243,10 +295,18 @@ impl Message {
                 _ => break,
             }
         }
-        let found = answers.last().is_some_and(|record| record.rtype == asked.qtype || asked.qtype == 255);
-        let suffix = |zone: &str| zone.is_empty() || name.eq_ignore_ascii_case(zone) || name.to_lowercase().ends_with(&format!(".{zone}"));
+        let found =
+            answers.last().is_some_and(|record| record.rtype == asked.qtype || asked.qtype == 255);
+        let suffix = |zone: &str| {
+            zone.is_empty()
+                || name.eq_ignore_ascii_case(zone)
+                || name.to_lowercase().ends_with(&format!(".{zone}"))
+        };
         let soas = table.iter().filter(|record| record.rtype == rtype::SOA && suffix(&record.name));
-        let soa = soas.max_by_key(|record| record.name.len()).cloned().unwrap_or_else(|| Record::soa("", 60, 60));
+        let soa = soas
+            .max_by_key(|record| record.name.len())
+            .cloned()
+            .unwrap_or_else(|| Record::soa("", 60, 60));
         let authority = if found { Vec::new() } else { vec![soa] };
         Self { code: if found || exists { 0 } else { 3 }, answers, authority, ..Self::default() }
     }
@@ -257,7 +317,14 @@ impl Message {
         flags |= u16::from(self.authoritative) << 10 | u16::from(self.authentic_data) << 5;
         let count = |records: &[Record]| u16::try_from(records.len()).unwrap();
         let opt = u16::from(asked.opt.is_some());
-        let header = [asked.id, flags, 1, count(&self.answers), count(&self.authority), count(&self.additional) + opt];
+        let header = [
+            asked.id,
+            flags,
+            1,
+            count(&self.answers),
+            count(&self.authority),
+            count(&self.additional) + opt,
+        ];
         let mut out: Vec<u8> = header.into_iter().flat_map(u16::to_be_bytes).collect();
         out.extend(asked.section());
         for record in self.answers.iter().chain(&self.authority).chain(&self.additional) {
@@ -266,11 +333,20 @@ impl Message {
         if let Some(theirs) = &asked.opt {
             out.extend([0, 0, 41]);
             out.extend(4096u16.to_be_bytes());
-            out.extend([u8::try_from(self.code >> 4).unwrap(), 0, u8::from(theirs.dnssec_ok) << 7, 0]);
-            let options = self
-                .options
-                .iter()
-                .flat_map(|(code, octets)| [&code.to_be_bytes()[..], &u16::try_from(octets.len()).unwrap().to_be_bytes(), octets].concat());
+            out.extend([
+                u8::try_from(self.code >> 4).unwrap(),
+                0,
+                u8::from(theirs.dnssec_ok) << 7,
+                0,
+            ]);
+            let options = self.options.iter().flat_map(|(code, octets)| {
+                [
+                    &code.to_be_bytes()[..],
+                    &u16::try_from(octets.len()).unwrap().to_be_bytes(),
+                    octets,
+                ]
+                .concat()
+            });
             let options: Vec<u8> = options.collect();
             out.extend(u16::try_from(options.len()).unwrap().to_be_bytes());
             out.extend(options);

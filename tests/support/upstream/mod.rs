@@ -71,8 +71,15 @@ impl Upstream {
 
     /// At this address; port 0 for a free one.
     pub(crate) fn start_at(address: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (udp, tcp) = eventually(&format!("UDP and TCP at {address}"), super::seconds(20), || serve::bind(address));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (udp, tcp) =
+            eventually(&format!("UDP and TCP at {address}"), super::seconds(20), || {
+                serve::bind(address)
+            });
         let address = udp.local_addr().unwrap();
         let state = Arc::new(State {
             address,
@@ -113,7 +120,12 @@ impl Upstream {
 
     /// From now on, for this name.
     pub(crate) fn on(&self, name: &str, behaviour: Behaviour) {
-        self.state.behaviours.lock().unwrap().names.insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
+        self.state
+            .behaviours
+            .lock()
+            .unwrap()
+            .names
+            .insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
     }
 
     /// Everything that was asked, in order.
@@ -123,7 +135,10 @@ impl Upstream {
 
     /// What was asked for this name, in whatever case and type.
     pub(crate) fn asked_for(&self, name: &str) -> Vec<Asked> {
-        self.asked().into_iter().filter(|asked| asked.question.name.eq_ignore_ascii_case(name.trim_end_matches('.'))).collect()
+        self.asked()
+            .into_iter()
+            .filter(|asked| asked.question.name.eq_ignore_ascii_case(name.trim_end_matches('.')))
+            .collect()
     }
 
     /// The names that were asked for, in lower case; not those by which svcdns looks for loops.

@@ -33,7 +33,10 @@ pub(super) async fn udp(socket: Arc<UdpSocket>, state: Arc<State>) {
     loop {
         // An error is an earlier answer's: nobody listens there any more.
         let Ok((length, source)) = socket.recv_from(&mut buffer).await else { continue };
-        let Some((question, behaviour)) = state.take(&buffer[..length], source, Transport::Udp) else { continue };
+        let Some((question, behaviour)) = state.take(&buffer[..length], source, Transport::Udp)
+        else {
+            continue;
+        };
         let (socket, state) = (Arc::clone(&socket), Arc::clone(&state));
         tokio::spawn(async move {
             forge(&socket, &question, &behaviour, source).await;
@@ -70,15 +73,21 @@ async fn connection(stream: TcpStream, source: SocketAddr, state: Arc<State>) {
             if reader.read_exact(&mut octets).await.is_err() {
                 break;
             }
-            let Some((question, behaviour)) = state.take(&octets, source, Transport::Tcp) else { continue };
+            let Some((question, behaviour)) = state.take(&octets, source, Transport::Tcp) else {
+                continue;
+            };
             let (send, state) = (send.clone(), Arc::clone(&state));
             tokio::spawn(async move {
                 if behaviour.tcp == Tcp::Closes {
                     let _ = send.send(None);
                     return;
                 }
-                let Some(octets) = answer(&state, &question, &behaviour, Transport::Tcp).await else { return };
-                let mut framed = u16::try_from(octets.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
+                let Some(octets) = answer(&state, &question, &behaviour, Transport::Tcp).await
+                else {
+                    return;
+                };
+                let mut framed =
+                    u16::try_from(octets.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
                 framed.extend(octets);
                 match behaviour.tcp {
                     Tcp::Silent => return,
@@ -98,12 +107,25 @@ async fn connection(stream: TcpStream, source: SocketAddr, state: Arc<State>) {
 
 impl State {
     /// Keeps what was asked; the question and how to treat it, none when it is to be passed over.
-    fn take(&self, octets: &[u8], source: SocketAddr, transport: Transport) -> Option<(Question, Behaviour)> {
+    fn take(
+        &self,
+        octets: &[u8],
+        source: SocketAddr,
+        transport: Transport,
+    ) -> Option<(Question, Behaviour)> {
         let question = Question::parse(octets)?;
-        self.asked.lock().unwrap().push(Asked { question: question.clone(), source, transport, at: Instant::now() });
+        self.asked.lock().unwrap().push(Asked {
+            question: question.clone(),
+            source,
+            transport,
+            at: Instant::now(),
+        });
         let mut behaviours = self.behaviours.lock().unwrap();
         let behaviours = &mut *behaviours;
-        let behaviour = behaviours.names.get_mut(&question.name.to_ascii_lowercase()).unwrap_or(&mut behaviours.all);
+        let behaviour = behaviours
+            .names
+            .get_mut(&question.name.to_ascii_lowercase())
+            .unwrap_or(&mut behaviours.all);
         if behaviour.drop > 0 {
             behaviour.drop -= 1;
             return None;
@@ -112,7 +134,12 @@ impl State {
     }
 }
 
-async fn answer(state: &State, question: &Question, behaviour: &Behaviour, transport: Transport) -> Option<Vec<u8>> {
+async fn answer(
+    state: &State,
+    question: &Question,
+    behaviour: &Behaviour,
+    transport: Transport,
+) -> Option<Vec<u8>> {
     if !behaviour.delay.is_zero() {
         sleep(behaviour.delay).await;
     }
@@ -125,16 +152,25 @@ async fn answer(state: &State, question: &Question, behaviour: &Behaviour, trans
         return Some(octets);
     }
     match behaviour.edns {
-        Edns::FormErr if question.opt.is_some() => return Some(Message::code(1).to_octets(&question.without_opt())),
-        Edns::BadVersion if question.opt.is_some() => return Some(Message::code(16).to_octets(question)),
+        Edns::FormErr if question.opt.is_some() => {
+            return Some(Message::code(1).to_octets(&question.without_opt()));
+        }
+        Edns::BadVersion if question.opt.is_some() => {
+            return Some(Message::code(16).to_octets(question));
+        }
         _ => {}
     }
-    let seen = if behaviour.edns == Edns::Ignored { question.without_opt() } else { question.clone() };
+    let seen =
+        if behaviour.edns == Edns::Ignored { question.without_opt() } else { question.clone() };
     let octets = match &behaviour.reply {
         Reply::Never => return None,
-        Reply::Table => Message::from_table(&state.records.lock().unwrap(), question).to_octets(&seen),
+        Reply::Table => {
+            Message::from_table(&state.records.lock().unwrap(), question).to_octets(&seen)
+        }
         Reply::Message(message) => message.to_octets(&seen),
-        Reply::Describe => Message::of([Record::txt(&question.name, 60, &question.described())]).to_octets(&seen),
+        Reply::Describe => {
+            Message::of([Record::txt(&question.name, 60, &question.described())]).to_octets(&seen)
+        }
         Reply::Made(make) => make(&seen),
         Reply::Forward(to) => forward(question, *to).await?,
     };
@@ -143,10 +179,15 @@ async fn answer(state: &State, question: &Question, behaviour: &Behaviour, trans
 
 /// Asks somebody else in a message of our own: EDNS is a matter of two neighbours (RFC 6891 section 6.1.1).
 async fn forward(question: &Question, to: SocketAddr) -> Option<Vec<u8>> {
-    let socket = UdpSocket::bind(SocketAddr::new(if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() }, 0));
+    let socket = UdpSocket::bind(SocketAddr::new(
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() },
+        0,
+    ));
     let socket = socket.await.ok()?;
     let id = fastrand::u16(..).to_be_bytes();
-    let mut message = [&id[..], &(question.flags).to_be_bytes(), &[0, 1, 0, 0, 0, 0, 0, 1], question.section()].concat();
+    let mut message =
+        [&id[..], &(question.flags).to_be_bytes(), &[0, 1, 0, 0, 0, 0, 0, 1], question.section()]
+            .concat();
     message.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
     socket.send_to(&message, to).await.ok()?;
     let mut buffer = vec![0; 65_535];
@@ -158,7 +199,8 @@ async fn forward(question: &Question, to: SocketAddr) -> Option<Vec<u8>> {
 
 /// Sends what a forger would.
 async fn forge(socket: &UdpSocket, question: &Question, behaviour: &Behaviour, to: SocketAddr) {
-    let mut octets = Message::of([Record::a(&question.name, 3600, "192.0.2.66")]).to_octets(question);
+    let mut octets =
+        Message::of([Record::a(&question.name, 3600, "192.0.2.66")]).to_octets(question);
     let here = socket.local_addr().unwrap();
     let from = match behaviour.forged {
         Forged::None => return,

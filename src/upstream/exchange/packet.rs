@@ -5,14 +5,14 @@ use rand::Rng;
 use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
 
 /// The EDNS option of padding (RFC 7830).
-const PADDING: u16 = 12;
+const PADDING_OPTION: u16 = 12;
 
 /// A message as it is to go out: id 0, one question, OPT included.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Outgoing {
     message: Vec<u8>,
     /// Where the question ends.
-    end: usize,
+    question_end: usize,
     /// The OPT record's place.
     opt: Option<(usize, usize)>,
     /// Whether letters go out in random case (draft-vixie-dnsext-dns0x20).
@@ -35,7 +35,7 @@ impl Outgoing {
                 opt = (record.fixed == record.start + 1).then_some((record.start, record.end));
             }
         }
-        Some(Self { message, end, opt, random_case })
+        Some(Self { message, question_end: end, opt, random_case })
     }
 
     /// The whole message.
@@ -53,51 +53,51 @@ impl Outgoing {
         self.random_case
     }
 
-    /// The octets of one try, id still 0. `padded` to a multiple of 128 octets, where there is an OPT record to hold the padding
+    /// The bytes of one try, id still 0. `padded` to a multiple of 128 bytes, where there is an OPT record to hold the padding
     /// (RFC 8467 section 4.1).
-    pub(super) fn dress(&self, edns: bool, random_case: bool, padded: bool) -> Packet {
-        let mut octets = Vec::with_capacity(self.message.len() + 2);
+    pub(super) fn to_packet(&self, edns: bool, random_case: bool, padded: bool) -> Packet {
+        let mut bytes = Vec::with_capacity(self.message.len() + 2);
         match self.opt {
             Some((start, end)) if !edns => {
-                octets.extend_from_slice(&self.message[..start]);
-                octets.extend_from_slice(&self.message[end..]);
-                let additional = u16_at(&octets, 10).unwrap_or_default().saturating_sub(1);
-                octets[10..12].copy_from_slice(&additional.to_be_bytes());
+                bytes.extend_from_slice(&self.message[..start]);
+                bytes.extend_from_slice(&self.message[end..]);
+                let additional = u16_at(&bytes, 10).unwrap_or_default().saturating_sub(1);
+                bytes[10..12].copy_from_slice(&additional.to_be_bytes());
             }
             Some((_, end)) if padded => {
                 let filler = (self.message.len() + 4).wrapping_neg() % 128;
-                octets.extend_from_slice(&self.message[..end]);
-                octets.extend_from_slice(&PADDING.to_be_bytes());
-                octets.extend_from_slice(&[0, u8::try_from(filler).unwrap_or_default()]);
-                octets.resize(octets.len() + filler, 0);
-                octets.extend_from_slice(&self.message[end..]);
-                self.lengthen_opt(&mut octets, filler + 4);
+                bytes.extend_from_slice(&self.message[..end]);
+                bytes.extend_from_slice(&PADDING_OPTION.to_be_bytes());
+                bytes.extend_from_slice(&[0, u8::try_from(filler).unwrap_or_default()]);
+                bytes.resize(bytes.len() + filler, 0);
+                bytes.extend_from_slice(&self.message[end..]);
+                self.lengthen_opt(&mut bytes, filler + 4);
             }
-            _ => octets.extend_from_slice(&self.message),
+            _ => bytes.extend_from_slice(&self.message),
         }
         if random_case {
-            // The last four octets of the question are its type and class.
-            shuffle_case(&mut octets[HEADER..self.end - 4]);
+            // The last four bytes of the question are its type and class.
+            randomize_case(&mut bytes[HEADER..self.question_end - 4]);
         }
-        Packet { octets, end: self.end, exact: random_case }
+        Packet { bytes, question_end: self.question_end, exact_case: random_case }
     }
 
-    /// The length of an OPT record's data stands in the two octets before it; the owner is one octet.
-    fn lengthen_opt(&self, octets: &mut [u8], by: usize) {
+    /// The length of an OPT record's data stands in the two bytes before it; the owner is one byte.
+    fn lengthen_opt(&self, bytes: &mut [u8], by: usize) {
         if let Some((start, _)) = self.opt
-            && let Some(length) = u16_at(octets, start + 9)
+            && let Some(length) = u16_at(bytes, start + 9)
         {
             let length = length.saturating_add(u16::try_from(by).unwrap_or_default());
-            octets[start + 9..start + 11].copy_from_slice(&length.to_be_bytes());
+            bytes[start + 9..start + 11].copy_from_slice(&length.to_be_bytes());
         }
     }
 
     /// Reads what came in as the answer to this. The question gets its own letters back.
-    pub(super) fn read(&self, mut message: Vec<u8>) -> Option<Answer> {
+    pub(super) fn read(&self, mut message: Vec<u8>) -> Option<UpstreamResponse> {
         if u16_at(&message, 4) == Some(0) {
             // A header alone: an error of one who did not understand the question (RFC 1035 section 4.1.1).
             message.truncate(HEADER);
-            message.extend_from_slice(&self.message[HEADER..self.end]);
+            message.extend_from_slice(&self.message[HEADER..self.question_end]);
             message[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         }
         let end = question_end(&message)?;
@@ -111,42 +111,44 @@ impl Outgoing {
                 opt = true;
             }
         }
-        message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
-        Some(Answer { message, rcode, opt })
+        message
+            .get_mut(HEADER..self.question_end)?
+            .copy_from_slice(&self.message[HEADER..self.question_end]);
+        Some(UpstreamResponse { message, rcode, opt })
     }
 }
 
-/// Letters of the labels in `name`, upper or lower case by chance. Length octets are below any letter.
-fn shuffle_case(name: &mut [u8]) {
+/// Letters of the labels in `name`, upper or lower case by chance. Length bytes are below any letter.
+fn randomize_case(name: &mut [u8]) {
     let mut random = rand::rng();
     for chunk in name.chunks_mut(64) {
         let mut bits = random.next_u64();
-        for octet in chunk {
-            if octet.is_ascii_alphabetic() && bits & 1 == 1 {
-                *octet ^= 0x20;
+        for byte in chunk {
+            if byte.is_ascii_alphabetic() && bits & 1 == 1 {
+                *byte ^= 0x20;
             }
             bits >>= 1;
         }
     }
 }
 
-/// The octets of one try.
+/// The bytes of one try.
 #[derive(Debug)]
 pub(super) struct Packet {
-    pub(super) octets: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// Where the question ends.
-    end: usize,
+    question_end: usize,
     /// Whether the answer must have the letters as they are here.
-    exact: bool,
+    exact_case: bool,
 }
 
 /// What a message is to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(super) enum ResponseMatch {
     /// Its answer.
-    Answer,
+    Full,
     /// Its answer but for the letters' case.
-    OtherCase,
+    ExceptCase,
     /// Something else.
     Stray,
 }
@@ -154,40 +156,43 @@ pub(super) enum Fit {
 impl Packet {
     /// The same with this id.
     pub(super) fn with_id(&self, id: u16) -> Self {
-        let mut octets = self.octets.clone();
-        octets[..2].copy_from_slice(&id.to_be_bytes());
-        Self { octets, ..*self }
+        let mut bytes = self.bytes.clone();
+        bytes[..2].copy_from_slice(&id.to_be_bytes());
+        Self { bytes, ..*self }
     }
 
     /// With its length before it (RFC 1035 section 4.2.2).
     pub(super) fn framed(&self) -> Vec<u8> {
-        let length = u16::try_from(self.octets.len()).unwrap_or(u16::MAX);
-        [&length.to_be_bytes(), self.octets.as_slice()].concat()
+        let length = u16::try_from(self.bytes.len()).unwrap_or(u16::MAX);
+        [&length.to_be_bytes(), self.bytes.as_slice()].concat()
     }
 
     /// Whether `message`, whose id is ours, answers this question: a response with the same opcode and question
     /// (RFC 5452 section 9.1).
-    pub(super) fn fits(&self, message: &[u8]) -> Fit {
-        let word = |octets, at| u16_at(octets, at).unwrap_or_default();
+    pub(super) fn match_response(&self, message: &[u8]) -> ResponseMatch {
+        let word = |bytes, at| u16_at(bytes, at).unwrap_or_default();
         let flags = word(message, 2);
-        if message.len() < HEADER || flags & flags::QR == 0 || (flags ^ word(&self.octets, 2)) & flags::OPCODE != 0 {
-            return Fit::Stray;
+        if message.len() < HEADER
+            || flags & flags::QR == 0
+            || (flags ^ word(&self.bytes, 2)) & flags::OPCODE != 0
+        {
+            return ResponseMatch::Stray;
         }
-        let asked = &self.octets[HEADER..self.end];
+        let question = &self.bytes[HEADER..self.question_end];
         match word(message, 4) {
-            0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => Fit::Answer,
-            1 => match message.get(HEADER..self.end) {
-                Some(echo) if echo == asked => Fit::Answer,
-                Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => {
-                    if self.exact {
-                        Fit::OtherCase
+            0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => ResponseMatch::Full,
+            1 => match message.get(HEADER..self.question_end) {
+                Some(echo) if echo == question => ResponseMatch::Full,
+                Some(echo) if echo.eq_ignore_ascii_case(question) && same_type(echo, question) => {
+                    if self.exact_case {
+                        ResponseMatch::ExceptCase
                     } else {
-                        Fit::Answer
+                        ResponseMatch::Full
                     }
                 }
-                _ => Fit::Stray,
+                _ => ResponseMatch::Stray,
             },
-            _ => Fit::Stray,
+            _ => ResponseMatch::Stray,
         }
     }
 }
@@ -199,7 +204,7 @@ fn same_type(one: &[u8], other: &[u8]) -> bool {
 
 /// An answer that belongs to the question and is well-formed.
 #[derive(Debug)]
-pub(in crate::upstream) struct Answer {
+pub(in crate::upstream) struct UpstreamResponse {
     /// The whole message.
     pub(in crate::upstream) message: Vec<u8>,
     /// The response code with its upper bits.
@@ -208,19 +213,20 @@ pub(in crate::upstream) struct Answer {
     opt: bool,
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// Whether records are missing from it.
     pub(in crate::upstream) fn is_truncated(&self) -> bool {
         u16_at(&self.message, 2).unwrap_or_default() & flags::TC != 0
     }
 
-    /// Whether it speaks of the name asked for: it exists, or it does not.
+    /// Whether it speaks of the name question for: it exists, or it does not.
     pub(in crate::upstream) fn is_final(&self) -> bool {
         matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)
     }
 
     /// Whether it may be a refusal of EDNS (RFC 6891 section 7): who knows it answers with an OPT.
-    pub(super) fn denies_edns(&self) -> bool {
-        matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP) && !self.opt || self.rcode == rcode::BADVERS
+    pub(super) fn rejects_edns(&self) -> bool {
+        matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP) && !self.opt
+            || self.rcode == rcode::BADVERS
     }
 }

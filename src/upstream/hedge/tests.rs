@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::exchange::{Connector, Failure, Incoming, Outgoing, Sockets, Upstream};
+use super::super::exchange::{Connector, Incoming, Outgoing, QueryFailure, Sockets, Upstream};
 use super::super::{Protocol, Target};
 use crate::wire::u16_at;
 
@@ -68,18 +68,27 @@ fn deadline() -> Instant {
 ///
 /// It is one unless the answer, on a busy machine, took longer than the wait before the second
 /// query; after that one more goes out every second.
-async fn ask_counting(sockets: &Sockets, upstreams: &[Arc<Upstream>], outgoing: &Outgoing) -> (Result<Incoming, Failure>, usize) {
-    let hedge_after = upstreams.iter().map(|upstream| upstream.health().hedge_after()).min().unwrap();
+async fn ask_counting(
+    sockets: &Sockets,
+    upstreams: &[Arc<Upstream>],
+    outgoing: &Outgoing,
+) -> (Result<Incoming, QueryFailure>, usize) {
+    let hedge_delay =
+        upstreams.iter().map(|upstream| upstream.health().hedge_delay()).min().unwrap();
     let began = Instant::now();
-    let result = sockets.ask(upstreams, outgoing, began + seconds(30)).await;
+    let result = sockets.query(upstreams, outgoing, began + seconds(30)).await;
     let took = began.elapsed();
-    (result, if took < hedge_after { 1 } else { 2 + usize::try_from(took.as_secs()).unwrap() })
+    (result, if took < hedge_delay { 1 } else { 2 + usize::try_from(took.as_secs()).unwrap() })
 }
 
 /// The answer says 192.0.2.1, and its question is ours.
 fn assert_right(incoming: &Incoming) {
     assert_eq!(incoming.message[12..33], question()[12..33]);
-    assert!(incoming.message.windows(4).any(|octets| octets == [192, 0, 2, 1]), "{:x?}", incoming.message);
+    assert!(
+        incoming.message.windows(4).any(|bytes| bytes == [192, 0, 2, 1]),
+        "{:x?}",
+        incoming.message
+    );
     assert_eq!((incoming.rcode, u16_at(&incoming.message, 6)), (0, Some(1)));
 }
 
@@ -93,7 +102,9 @@ async fn one_answers() {
         let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing()).await;
         assert_right(&answer.unwrap());
         let began = Instant::now();
-        assert_right(&sockets.ask_one(&upstream[0], &outgoing(), began + seconds(30)).await.unwrap());
+        assert_right(
+            &sockets.query_one(&upstream[0], &outgoing(), began + seconds(30)).await.unwrap(),
+        );
         most += queries + 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     }
     // The answer to a second query may still be on its way.
@@ -103,7 +114,10 @@ async fn one_answers() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let report = upstream[0].report();
-    assert!((40..=most).contains(&usize::try_from(report.asked).unwrap()), "{most} at most: {report:?}");
+    assert!(
+        (40..=most).contains(&usize::try_from(report.asked).unwrap()),
+        "{most} at most: {report:?}"
+    );
     assert_eq!((report.answered, report.failed, report.dead), (report.asked, 0, false));
     assert!(report.round_trip.is_some());
 }
@@ -121,16 +135,22 @@ fn closed() -> Target {
 #[tokio::test]
 async fn nobody_to_ask() {
     let sockets = Sockets::default();
-    assert_eq!(sockets.ask(&[], &outgoing(), deadline()).await.unwrap_err(), Failure::NoUpstream);
+    assert_eq!(
+        sockets.query(&[], &outgoing(), deadline()).await.unwrap_err(),
+        QueryFailure::NoUpstream
+    );
     let server = server();
     let upstream = upstream_of(target(&server));
-    upstream.set_aside(true);
-    assert_eq!(sockets.ask(&[Arc::clone(&upstream)], &outgoing(), deadline()).await.unwrap_err(), Failure::NoUpstream);
+    upstream.set_looping(true);
+    assert_eq!(
+        sockets.query(&[Arc::clone(&upstream)], &outgoing(), deadline()).await.unwrap_err(),
+        QueryFailure::NoUpstream
+    );
     assert!(upstream.report().looping);
     // The probe asks all the same.
-    assert_right(&sockets.ask_one(&upstream, &outgoing(), deadline()).await.unwrap());
-    upstream.set_aside(false);
-    assert_right(&sockets.ask(&[upstream], &outgoing(), deadline()).await.unwrap());
+    assert_right(&sockets.query_one(&upstream, &outgoing(), deadline()).await.unwrap());
+    upstream.set_looping(false);
+    assert_right(&sockets.query(&[upstream], &outgoing(), deadline()).await.unwrap());
 }
 
 #[tokio::test]
@@ -140,17 +160,17 @@ async fn truncated_is_asked_over_tcp() {
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
     for _ in 0..5 {
-        assert_right(&sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap());
+        assert_right(&sockets.query(&upstream, &outgoing(), deadline()).await.unwrap());
     }
     assert_eq!(server.connections(), 1);
     // Where TCP does not work, what is truncated is better than nothing; another's whole answer is better than that.
     for tcp in [Tcp::Closes, Tcp::Silent, Tcp::Half] {
         server.behave(Behaviour::truncating().over_tcp(tcp));
-        let incoming = sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+        let incoming = sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
         assert_eq!((incoming.rcode, incoming.message[2] & 0x02), (0, 2), "{tcp:?}");
         let other = self::server();
         let upstreams = [Arc::clone(&upstream[0]), upstream_of(target(&other))];
-        assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+        assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
     }
 }
 
@@ -176,7 +196,8 @@ async fn what_is_no_answer_is_not_taken() {
         bad.behave(Behaviour::damaged(damage));
         let sockets = Sockets::default();
         let upstreams = both(&bad, &good);
-        let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+        let incoming =
+            sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
         // Data may be anything; a pointer that leads nowhere, too, is for the cache to find.
         if damage != Damage::PointerLoop {
             assert_right(&incoming);
@@ -193,9 +214,15 @@ async fn what_is_never_right_ends_in_time() {
     let upstreams = [upstream_of(target(&server))];
     // Too soon for a third question: should three meet one of the eight sockets, TCP is asked, and says sooner that it is bad.
     let soon = Instant::now() + Duration::from_millis(900);
-    assert_eq!(sockets.ask(&upstreams, &outgoing(), soon).await.unwrap_err(), Failure::TimedOut);
+    assert_eq!(
+        sockets.query(&upstreams, &outgoing(), soon).await.unwrap_err(),
+        QueryFailure::TimedOut
+    );
     server.behave(Behaviour::damaged(Damage::Counts));
-    assert_eq!(sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap_err(), Failure::Bad);
+    assert_eq!(
+        sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap_err(),
+        QueryFailure::BadResponse
+    );
     assert_eq!(upstreams[0].report().last_error.as_deref(), Some("its answer is malformed"));
 }
 
@@ -207,7 +234,8 @@ async fn forged_answers_are_not_heard() {
         let server = loop {
             let server = server();
             server.behave(Behaviour::forged(forged));
-            let (answer, queries) = ask_counting(&sockets, &[upstream_of(target(&server))], &outgoing()).await;
+            let (answer, queries) =
+                ask_counting(&sockets, &[upstream_of(target(&server))], &outgoing()).await;
             assert_right(&answer.unwrap());
             if queries == 1 {
                 break server;
@@ -219,7 +247,10 @@ async fn forged_answers_are_not_heard() {
     let server = server();
     server.behave(Behaviour::forged(Forged::OnlyOtherPort));
     let upstream = [upstream_of(target(&server))];
-    assert_eq!(sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(1)).await.unwrap_err(), Failure::TimedOut);
+    assert_eq!(
+        sockets.query(&upstream, &outgoing(), Instant::now() + seconds(1)).await.unwrap_err(),
+        QueryFailure::TimedOut
+    );
 }
 
 #[tokio::test]
@@ -227,7 +258,8 @@ async fn more_than_a_datagram_is_asked_for_over_tcp() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::Oversized(9000)));
     let sockets = Sockets::default();
-    let incoming = sockets.ask(&[upstream_of(target(&server))], &outgoing(), deadline()).await.unwrap();
+    let incoming =
+        sockets.query(&[upstream_of(target(&server))], &outgoing(), deadline()).await.unwrap();
     assert!(incoming.message.len() >= 9000);
     assert_eq!(server.connections(), 1);
 }
@@ -239,15 +271,21 @@ async fn a_late_answer_is_nobodys_and_tells_of_life() {
     server.on(NAME, Behaviour::default().delayed(Duration::from_millis(500)));
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
-    assert_eq!(sockets.ask(&upstream, &outgoing(), Instant::now() + Duration::from_millis(50)).await.unwrap_err(), Failure::TimedOut);
+    assert_eq!(
+        sockets
+            .query(&upstream, &outgoing(), Instant::now() + Duration::from_millis(50))
+            .await
+            .unwrap_err(),
+        QueryFailure::TimedOut
+    );
     let other = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x05other\x07example\0\0\x01\0\x01".to_vec();
     let other = Outgoing::new(other, false).unwrap();
     let until = Instant::now() + seconds(30);
     let mut asked = 1;
     while upstream[0].report().answered < asked || asked < 5 {
         asked += 1;
-        let incoming = sockets.ask(&upstream, &other, deadline()).await.unwrap();
-        assert!(incoming.message.windows(4).any(|octets| octets == [192, 0, 2, 2]));
+        let incoming = sockets.query(&upstream, &other, deadline()).await.unwrap();
+        assert!(incoming.message.windows(4).any(|bytes| bytes == [192, 0, 2, 2]));
         assert!(Instant::now() < until, "the late answer was never counted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -260,13 +298,16 @@ async fn a_dead_upstream_is_not_waited_for() {
     dead.behave(Behaviour::never());
     let sockets = Sockets::default();
     let upstreams = both(&dead, &good);
-    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    assert_right(
+        &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
+    );
     while !upstreams[0].report().dead {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let before = dead.asked().len();
     for _ in 0..100 {
-        let incoming = sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+        let incoming =
+            sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
         assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
     }
     // Now and then it is asked too, to see whether it lives again.
@@ -276,7 +317,7 @@ async fn a_dead_upstream_is_not_waited_for() {
     let until = Instant::now() + seconds(60);
     while upstreams[0].report().dead {
         assert!(Instant::now() < until, "nobody noticed that it lives again");
-        sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap();
+        sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -288,11 +329,16 @@ async fn all_dead_are_asked_at_once() {
     other.behave(Behaviour::never());
     let sockets = Sockets::default();
     let upstreams = both(&one, &other);
-    let failure = sockets.ask(&upstreams, &outgoing(), Instant::now() + Duration::from_millis(2500)).await.unwrap_err();
-    assert_eq!(failure, Failure::TimedOut);
+    let failure = sockets
+        .query(&upstreams, &outgoing(), Instant::now() + Duration::from_millis(2500))
+        .await
+        .unwrap_err();
+    assert_eq!(failure, QueryFailure::TimedOut);
     assert!(upstreams.iter().all(|upstream| upstream.report().dead));
     other.behave(Behaviour::default());
-    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    assert_right(
+        &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
+    );
 }
 
 #[tokio::test]
@@ -306,13 +352,15 @@ async fn three_are_asked_in_good_time() {
     }
     // None is known to be dead, and the only one that answers is anywhere among them.
     servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
-    assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    assert_right(
+        &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
+    );
 }
 
 /// Asks so often that its round trip is known.
 async fn measure(sockets: &Sockets, upstream: &Arc<Upstream>) {
     for _ in 0..20 {
-        sockets.ask_one(upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
+        sockets.query_one(upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
     }
 }
 
@@ -321,15 +369,25 @@ async fn a_closed_port_costs_no_time_out() {
     let good = server();
     let sockets = Sockets::default();
     let upstreams = [upstream_of(closed()), upstream_of(target(&good))];
-    assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
+    assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
     let alone = [upstream_of(closed())];
     // Were it not noticed, it would be waited for until the deadline.
-    assert_eq!(sockets.ask(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+    assert_eq!(
+        sockets.query(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(),
+        QueryFailure::Unreachable
+    );
     let report = alone[0].report();
     assert!(report.dead && report.last_error.unwrap().contains("refused"));
-    for protocol in [Protocol::Tcp, Protocol::Tls { name: None }, Protocol::Https { name: None, path: "/dns-query".into() }] {
+    for protocol in [
+        Protocol::Tcp,
+        Protocol::Tls { name: None },
+        Protocol::Https { name: None, path: "/dns-query".into() },
+    ] {
         let alone = [upstream_of(Target { protocol, ..closed() })];
-        assert_eq!(sockets.ask(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+        assert_eq!(
+            sockets.query(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(),
+            QueryFailure::Unreachable
+        );
         assert!(alone[0].report().last_error.unwrap().contains("cannot connect over TCP"));
     }
 }
@@ -351,11 +409,15 @@ async fn the_second_question_overtakes_a_slow_answer() {
     good.behave(Behaviour::default());
     slow.forget();
     let began = Instant::now();
-    let incoming = sockets.ask(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
+    let incoming = sockets.query(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
     // It is asked again after a second, should the other take so long.
     let most = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
-    assert!((1..=most).contains(&slow.asked().len()), "{} queries, {most} at most", slow.asked().len());
+    assert!(
+        (1..=most).contains(&slow.asked().len()),
+        "{} queries, {most} at most",
+        slow.asked().len()
+    );
 }
 
 #[tokio::test]
@@ -366,7 +428,8 @@ async fn letters_of_the_client_need_no_echo() {
     question[13..16].copy_from_slice(b"WwW");
     let outgoing = Outgoing::new(question.clone(), false).unwrap();
     let sockets = Sockets::default();
-    let incoming = sockets.ask(&[upstream_of(target(&server))], &outgoing, deadline()).await.unwrap();
+    let incoming =
+        sockets.query(&[upstream_of(target(&server))], &outgoing, deadline()).await.unwrap();
     assert_eq!(incoming.message[12..33], question[12..33]);
     assert_eq!(server.connections(), 0);
 }
@@ -382,7 +445,7 @@ async fn a_large_question_goes_over_tcp() {
     let sockets = Sockets::default();
     let upstream = upstream_of(target(&server));
     let outgoing = Outgoing::new(question, false).unwrap();
-    assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
+    assert_right(&sockets.query(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
     assert_eq!((server.connections(), upstream.report().failed), (1, 0));
 }
 
@@ -391,7 +454,12 @@ async fn a_lost_datagram_is_sent_again() {
     let server = server();
     server.behave(Behaviour::default().dropping(2));
     let sockets = Sockets::default();
-    assert_right(&sockets.ask(&[upstream_of(target(&server))], &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+    assert_right(
+        &sockets
+            .query(&[upstream_of(target(&server))], &outgoing(), Instant::now() + seconds(30))
+            .await
+            .unwrap(),
+    );
 }
 
 #[tokio::test]
@@ -401,7 +469,7 @@ async fn ids_and_ports_vary() {
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
     for _ in 0..100 {
-        sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+        sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
     }
     let asked = server.asked();
     let ids: HashSet<_> = asked.iter().map(|asked| asked.question.id).collect();
@@ -410,9 +478,10 @@ async fn ids_and_ports_vary() {
     assert!((5..=8).contains(&ports) || asked.len() > 100, "{ports} ports");
     // No socket serves for ever.
     for _ in 0..3000 {
-        sockets.ask(&upstream, &outgoing(), deadline()).await.unwrap();
+        sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
     }
-    let ports = server.asked().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
+    let ports =
+        server.asked().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
     assert!(ports > 8, "{ports} ports");
 }
 
@@ -423,9 +492,10 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
     let upstream = [upstream_of(target(&server))];
     let outgoing = Outgoing::new(question(), true).unwrap();
     for _ in 0..10 {
-        assert_right(&sockets.ask(&upstream, &outgoing, deadline()).await.unwrap());
+        assert_right(&sockets.query(&upstream, &outgoing, deadline()).await.unwrap());
     }
-    let names: std::collections::HashSet<_> = server.asked().into_iter().map(|asked| asked.question.name).collect();
+    let names: std::collections::HashSet<_> =
+        server.asked().into_iter().map(|asked| asked.question.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
     // Who answers in lower case is asked over TCP once, then as the client wrote it.
@@ -433,7 +503,9 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let upstream = [upstream_of(target(&server))];
     for _ in 0..10 {
-        assert_right(&sockets.ask(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap());
+        assert_right(
+            &sockets.query(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap(),
+        );
     }
     assert_eq!(server.connections(), 1);
     assert_eq!(server.asked().last().unwrap().question.name, NAME);
@@ -446,7 +518,7 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
         let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing).await;
         match answer {
             Ok(incoming) => break assert_right(&incoming),
-            Err(failure) => assert_eq!(failure, Failure::Bad),
+            Err(failure) => assert_eq!(failure, QueryFailure::BadResponse),
         }
         (failures, most) = (failures + 1, most + queries);
         assert!(failures <= 3, "{most} queries at most");
@@ -461,19 +533,24 @@ async fn codes_are_tried_elsewhere() {
     for code in [2_u16, 4, 5, 9] {
         bad.behave(Behaviour::code(code));
         let upstreams = both(&bad, &good);
-        assert_right(&sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap());
-        let incoming = sockets.ask(&upstreams[..1], &outgoing(), Instant::now() + seconds(60)).await.unwrap();
+        assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
+        let incoming = sockets
+            .query(&upstreams[..1], &outgoing(), Instant::now() + seconds(60))
+            .await
+            .unwrap();
         assert_eq!(incoming.rcode, code);
     }
     // That a name does not exist is an answer.
     bad.behave(Behaviour::code(3));
     let upstreams = [upstream_of(target(&bad))];
-    assert_eq!(sockets.ask(&upstreams, &outgoing(), deadline()).await.unwrap().rcode, 3);
+    assert_eq!(sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap().rcode, 3);
     // Who refuses everything is not asked first for ever.
     bad.behave(Behaviour::code(5));
     let upstreams = both(&bad, &good);
     for _ in 0..20 {
-        assert_right(&sockets.ask(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+        assert_right(
+            &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
+        );
     }
     bad.forget();
     let (answer, most) = ask_counting(&sockets, &upstreams, &outgoing()).await;
@@ -491,7 +568,9 @@ async fn who_knows_no_edns_is_asked_without() {
         let (answer, most) = ask_counting(&sockets, &upstream, &outgoing()).await;
         assert_right(&answer.unwrap());
         for _ in 0..4 {
-            assert_right(&sockets.ask(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap());
+            assert_right(
+                &sockets.query(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
+            );
         }
         let with = server.asked().iter().filter(|asked| asked.question.opt.is_some()).count();
         assert!((1..=most).contains(&with), "{edns:?}: {with} queries, {most} at most");
@@ -509,8 +588,11 @@ async fn one_connection_carries_many_questions() {
     // More than go out in one write, and all of them before the connection stands.
     let many: Vec<_> = (0..600)
         .map(|_| {
-            let (sockets, upstream, outgoing) = (Arc::clone(&sockets), Arc::clone(&upstream), outgoing.clone());
-            tokio::spawn(async move { sockets.ask(&[upstream], &outgoing, Instant::now() + seconds(30)).await })
+            let (sockets, upstream, outgoing) =
+                (Arc::clone(&sockets), Arc::clone(&upstream), outgoing.clone());
+            tokio::spawn(async move {
+                sockets.query(&[upstream], &outgoing, Instant::now() + seconds(30)).await
+            })
         })
         .collect();
     for one in many {
@@ -520,8 +602,13 @@ async fn one_connection_carries_many_questions() {
     assert!(server.asked().iter().all(|asked| asked.transport == upstream::Transport::Tcp));
     // Closed by the other side, it is made anew.
     server.behave(Behaviour::default().over_tcp(Tcp::Closes));
-    assert_eq!(sockets.ask(&upstreams, &outgoing, Instant::now() + seconds(60)).await.unwrap_err(), Failure::Unreachable);
+    assert_eq!(
+        sockets.query(&upstreams, &outgoing, Instant::now() + seconds(60)).await.unwrap_err(),
+        QueryFailure::Unreachable
+    );
     assert_eq!(upstream.report().last_error.as_deref(), Some("it closed the connection"));
     server.behave(Behaviour::default());
-    assert_right(&sockets.ask(&upstreams, &outgoing, Instant::now() + seconds(30)).await.unwrap());
+    assert_right(
+        &sockets.query(&upstreams, &outgoing, Instant::now() + seconds(30)).await.unwrap(),
+    );
 }

@@ -42,20 +42,29 @@ impl Authority {
     fn acceptor(&self, name: &str, expired: bool, protocols: &[&[u8]]) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         if expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+            (params.not_before, params.not_after) =
+                (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
         }
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        let mut config = builder
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
 
     fn upstream(&self, target: Target) -> Arc<Upstream> {
-        Upstream::new(target, Connector::new(tokio::runtime::Handle::current(), Some(self.file.path().to_owned())))
+        Upstream::new(
+            target,
+            Connector::new(tokio::runtime::Handle::current(), Some(self.file.path().to_owned())),
+        )
     }
 }
 
@@ -68,12 +77,15 @@ struct Seen {
 }
 
 /// The right answer.
-fn right(octets: &[u8]) -> Vec<u8> {
-    let question = Question::parse(octets).unwrap();
+fn right(bytes: &[u8]) -> Vec<u8> {
+    let question = Question::parse(bytes).unwrap();
     Message::of([Record::a(&question.name, 60, "192.0.2.1")]).to_octets(&question)
 }
 
-async fn accept<F>(acceptor: TlsAcceptor, serve: impl Fn(TlsStream<TcpStream>, Arc<Seen>) -> F + Send + 'static) -> (SocketAddr, Arc<Seen>)
+async fn accept<F>(
+    acceptor: TlsAcceptor,
+    serve: impl Fn(TlsStream<TcpStream>, Arc<Seen>) -> F + Send + 'static,
+) -> (SocketAddr, Arc<Seen>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -97,10 +109,10 @@ async fn over_tls(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>)
     accept(acceptor, move |mut stream, seen| async move {
         for _ in 0..most {
             let Ok(length) = stream.read_u16().await else { return };
-            let mut octets = vec![0; length.into()];
-            stream.read_exact(&mut octets).await.unwrap();
-            seen.sizes.lock().unwrap().push(octets.len());
-            let answer = right(&octets);
+            let mut bytes = vec![0; length.into()];
+            stream.read_exact(&mut bytes).await.unwrap();
+            seen.sizes.lock().unwrap().push(bytes.len());
+            let answer = right(&bytes);
             stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
             stream.write_all(&answer).await.unwrap();
             stream.flush().await.unwrap();
@@ -113,8 +125,11 @@ async fn over_tls(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>)
 /// What the server over HTTPS makes of a question.
 type Make = fn(&[u8]) -> Response<Full<Bytes>>;
 
-fn well(octets: &[u8]) -> Response<Full<Bytes>> {
-    Response::builder().header("content-type", "application/dns-message").body(Full::new(right(octets).into())).unwrap()
+fn well(bytes: &[u8]) -> Response<Full<Bytes>> {
+    Response::builder()
+        .header("content-type", "application/dns-message")
+        .body(Full::new(right(bytes).into()))
+        .unwrap()
 }
 
 async fn over_https(acceptor: TlsAcceptor, make: Make) -> (SocketAddr, Arc<Seen>) {
@@ -122,16 +137,21 @@ async fn over_https(acceptor: TlsAcceptor, make: Make) -> (SocketAddr, Arc<Seen>
         let service = service_fn(move |request: Request<Body>| {
             let seen = Arc::clone(&seen);
             async move {
-                assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/dns-query"));
+                assert_eq!(
+                    (request.method().as_str(), request.uri().path()),
+                    ("POST", "/dns-query")
+                );
                 assert_eq!(request.headers()["content-type"], "application/dns-message");
                 seen.hosts.lock().unwrap().push(request.uri().authority().unwrap().to_string());
-                let octets = request.into_body().collect().await.unwrap().to_bytes();
-                assert_eq!(octets[..2], [0, 0], "the id");
-                seen.sizes.lock().unwrap().push(octets.len());
-                Ok::<_, Infallible>(make(&octets))
+                let bytes = request.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(bytes[..2], [0, 0], "the id");
+                seen.sizes.lock().unwrap().push(bytes.len());
+                Ok::<_, Infallible>(make(&bytes))
             }
         });
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     })
     .await
 }
@@ -141,7 +161,10 @@ fn tls(address: SocketAddr, name: Option<&str>) -> Target {
 }
 
 fn https(address: SocketAddr, name: Option<&str>) -> Target {
-    Target { address, protocol: Protocol::Https { name: name.map(Into::into), path: "/dns-query".into() } }
+    Target {
+        address,
+        protocol: Protocol::Https { name: name.map(Into::into), path: "/dns-query".into() },
+    }
 }
 
 fn long() -> Instant {
@@ -156,7 +179,7 @@ async fn tls_is_spoken_padded_and_resumed() {
         let upstream = [authority.upstream(tls(address, name))];
         let sockets = Sockets::default();
         for _ in 0..9 {
-            assert_right(&sockets.ask(&upstream, &outgoing(), long()).await.unwrap());
+            assert_right(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
         }
         let sizes = seen.sizes.lock().unwrap().clone();
         assert!(sizes.iter().all(|size| size % 128 == 0), "{sizes:?}");
@@ -170,13 +193,14 @@ async fn tls_is_spoken_padded_and_resumed() {
 async fn https_is_spoken_on_one_connection() {
     let authority = Authority::new();
     for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
-        let (address, seen) = over_https(authority.acceptor(certificate, false, &[b"h2"]), well).await;
+        let (address, seen) =
+            over_https(authority.acceptor(certificate, false, &[b"h2"]), well).await;
         let upstream = authority.upstream(https(address, name));
         let sockets = Arc::new(Sockets::default());
         let many: Vec<_> = (0..20)
             .map(|_| {
                 let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
-                tokio::spawn(async move { sockets.ask(&[upstream], &outgoing(), long()).await })
+                tokio::spawn(async move { sockets.query(&[upstream], &outgoing(), long()).await })
             })
             .collect();
         for one in many {
@@ -199,7 +223,7 @@ async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAd
         let service = service_fn(move |request: Request<Body>| {
             let (asked, told) = (Arc::clone(&asked), Arc::clone(&told));
             async move {
-                let octets = request.into_body().collect().await.unwrap().to_bytes();
+                let bytes = request.into_body().collect().await.unwrap().to_bytes();
                 let before = asked.fetch_add(1, Ordering::SeqCst);
                 if first && before >= 1 {
                     if before >= most {
@@ -207,10 +231,11 @@ async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAd
                     }
                     std::future::pending::<()>().await;
                 }
-                Ok::<_, Infallible>(well(&octets))
+                Ok::<_, Infallible>(well(&bytes))
             }
         });
-        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             _ = serving => {}
             () = enough.notified() => {}
@@ -222,14 +247,15 @@ async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAd
 #[tokio::test]
 async fn https_that_breaks_is_connected_to_once_for_all() {
     let authority = Authority::new();
-    let (address, seen) = over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
+    let (address, seen) =
+        over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
     let upstream = authority.upstream(https(address, Some("dns.example")));
     let sockets = Arc::new(Sockets::default());
-    assert_right(&sockets.ask(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());
+    assert_right(&sockets.query(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());
     let many: Vec<_> = (0..20)
         .map(|_| {
             let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
-            tokio::spawn(async move { sockets.ask(&[upstream], &outgoing(), long()).await })
+            tokio::spawn(async move { sockets.query(&[upstream], &outgoing(), long()).await })
         })
         .collect();
     for one in many {
@@ -252,7 +278,10 @@ async fn certificates_must_be_right() {
         let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), well).await.0;
         for target in [tls(dns, Some("dns.example")), https(web, Some("dns.example"))] {
             let upstream = [authority.upstream(target)];
-            assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+            assert_eq!(
+                sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
+                QueryFailure::Unreachable
+            );
             let said = upstream[0].report().last_error.unwrap();
             assert!(said.contains("dns.example") && said.contains(says), "{said}");
         }
@@ -260,7 +289,10 @@ async fn certificates_must_be_right() {
     // Without a name the certificate must have the address.
     let address = over_tls(authority.acceptor("dns.example", false, &[]), 9).await.0;
     let upstream = [authority.upstream(tls(address, None))];
-    assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+    assert_eq!(
+        sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
+        QueryFailure::Unreachable
+    );
 }
 
 #[tokio::test]
@@ -271,17 +303,23 @@ async fn the_file_of_authorities_is_read_anew() {
     let sockets = Sockets::default();
     let file = authority.file.path().display().to_string();
     let right = std::fs::read(authority.file.path()).unwrap();
-    for (octets, says) in [
+    for (bytes, says) in [
         (&b""[..], format!("there is no certificate in {file}")),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", format!("{file} holds what is no certificate")),
+        (
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            format!("{file} holds what is no certificate"),
+        ),
     ] {
-        std::fs::write(authority.file.path(), octets).unwrap();
-        assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+        std::fs::write(authority.file.path(), bytes).unwrap();
+        assert_eq!(
+            sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
+            QueryFailure::Unreachable
+        );
         let said = upstream[0].report().last_error.unwrap();
         assert!(said.starts_with(&says), "{said}");
     }
     std::fs::write(authority.file.path(), right).unwrap();
-    assert_right(&sockets.ask(&upstream, &outgoing(), long()).await.unwrap());
+    assert_right(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
 }
 
 #[tokio::test]
@@ -290,24 +328,45 @@ async fn what_https_should_not_answer() {
     let sockets = Sockets::default();
     let wrong: [(Make, &str); 4] = [
         (|_| Response::builder().status(503).body(Full::default()).unwrap(), "HTTP 503"),
-        (|octets| Response::new(Full::new(right(octets).into())), "instead of application/dns-message"),
         (
-            |_| Response::builder().header("content-type", "application/dns-message").body(Full::new(vec![0; 65_536].into())).unwrap(),
+            |bytes| Response::new(Full::new(right(bytes).into())),
+            "instead of application/dns-message",
+        ),
+        (
+            |_| {
+                Response::builder()
+                    .header("content-type", "application/dns-message")
+                    .body(Full::new(vec![0; 65_536].into()))
+                    .unwrap()
+            },
             "too long",
         ),
         (
-            |_| Response::builder().header("content-type", "application/dns-message").body(Full::new(vec![0; 5].into())).unwrap(),
+            |_| {
+                Response::builder()
+                    .header("content-type", "application/dns-message")
+                    .body(Full::new(vec![0; 5].into()))
+                    .unwrap()
+            },
             "nobody asked",
         ),
     ];
     for (make, says) in wrong {
-        let (address, _) = over_https(authority.acceptor("dns.example", false, &[b"h2"]), make).await;
+        let (address, _) =
+            over_https(authority.acceptor("dns.example", false, &[b"h2"]), make).await;
         let upstream = [authority.upstream(https(address, Some("dns.example")))];
-        assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Bad);
+        assert_eq!(
+            sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
+            QueryFailure::BadResponse
+        );
         let said = upstream[0].report().last_error.unwrap();
         assert!(said.contains(says), "{said}");
     }
-    let (address, _) = over_https(authority.acceptor("dns.example", false, &[b"http/1.1"]), well).await;
+    let (address, _) =
+        over_https(authority.acceptor("dns.example", false, &[b"http/1.1"]), well).await;
     let upstream = [authority.upstream(https(address, Some("dns.example")))];
-    assert_eq!(sockets.ask(&upstream, &outgoing(), long()).await.unwrap_err(), Failure::Unreachable);
+    assert_eq!(
+        sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
+        QueryFailure::Unreachable
+    );
 }

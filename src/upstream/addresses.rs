@@ -1,14 +1,16 @@
-//! The addresses in an answer, other names for the host followed (RFC 1034 section 3.6.2).
+//! Extraction of a host's addresses from a response, following CNAMEs (RFC 1034 section 3.6.2).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::Name;
 use crate::wire::{Record, Section, expand_name, question_end, records, rtype};
 
-/// Names followed, at most.
+/// Longest CNAME chain that is followed.
 const MAX_CNAME_CHAIN: usize = 16;
 
-/// The addresses of `host` of type `qtype` (A or AAAA) in a well-formed answer.
+/// Returns the addresses of `host` in a well-formed response.
+///
+/// `qtype` is A or AAAA. The result is empty if the CNAME chain loops or is too long.
 pub(super) fn addresses(message: &[u8], host: &Name, qtype: u16) -> Vec<IpAddr> {
     let Some(question) = question_end(message) else { return Vec::new() };
     let answers = || {
@@ -53,7 +55,7 @@ fn address(data: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    /// `a.test` is `b.test`, which has two addresses; a stranger's stands among them.
+    /// `a.test` is an alias of `b.test` with two addresses; `c.test` is unrelated.
     const MESSAGE: &[u8] = b"\0\0\x81\x80\0\x01\0\x04\0\0\0\0\x01a\x04test\0\0\x01\0\x01\
         \xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x04\x01B\xC0\x0E\
         \xC0\x24\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\0\x02\x01\
@@ -68,7 +70,7 @@ mod tests {
         assert_eq!(addresses(MESSAGE, &host("b.test"), rtype::A), both);
         assert!(addresses(MESSAGE, &host("a.test"), rtype::AAAA).is_empty());
         assert!(addresses(MESSAGE, &host("test"), rtype::A).is_empty());
-        // In a circle.
+        // A CNAME loop.
         let mut circle = MESSAGE.to_vec();
         circle[37] = b'a';
         assert!(addresses(&circle, &host("a.test"), rtype::AAAA).is_empty());

@@ -1,4 +1,4 @@
-//! What upstreams said, for as long as it holds, and past that for when no upstream answers.
+//! Cache of upstream responses and failures, with stale answers for upstream outages (RFC 8767).
 
 use std::fmt;
 use std::mem::size_of;
@@ -13,46 +13,58 @@ use quick_cache::{OptionsBuilder, Weighter};
 use super::message::{Age, ResponseKind, STALE_TTL_SECONDS, StoredResponse};
 use crate::wire::{Query, flags};
 
-/// Longest ttl_seconds of any answer, seconds: longer TTLs are mistakes more often than not.
+/// Upper bound of any answer's TTL; longer ones are usually mistakes.
 const MAX_POSITIVE_TTL_SECONDS: u32 = 24 * 3600;
-/// Longest time for which an upstream's refusal or failure is believed, seconds. RFC 9520 section 3.2 allows 300; it wants at
-/// least 1, and longer ones for what goes on failing.
+/// Upper bound of the time that an upstream's failure is cached.
+///
+/// RFC 9520 section 3.2 requires at least 1 s, at most 300 s, and longer times for repeated
+/// failures.
 const MAX_FAILURE_TTL_SECONDS: u32 = 30;
-/// The same where no upstream answered at all. Short: what is broken is most often our own network, which comes back at any
-/// moment, and dead upstreams cost little while they are dead.
+/// Upper bound of the time that the absence of any response is cached.
+///
+/// It is short because the usual cause is our own network, which may recover at any moment. Asking
+/// dead upstreams again costs little.
 const MAX_NO_RESPONSE_TTL_SECONDS: u32 = 5;
-/// How long after its end a failure still counts as one in a streak with the next.
+/// Longest pause between two failures that count as consecutive.
 const FAILURE_STREAK_GAP: Duration = Duration::from_secs(60);
-/// How long after a failed refresh an answer past its end is given at once, seconds (RFC 8767 section 5).
+/// How long after a failed refresh a stale answer is served at once.
+///
+/// RFC 8767 section 5 recommends it.
 const STALE_RECHECK_SECONDS: u32 = 30;
-/// Lives shorter than this are not prolonged ahead of their end, seconds: they would be asked for all the time.
+/// Entries with a shorter TTL are not prefetched, as they would be all the time.
 const MIN_PREFETCH_TTL_SECONDS: u32 = 10;
-/// How often an entry must have been asked for to be prolonged.
+/// Hits that an entry needs before it is prefetched.
 const MIN_PREFETCH_HITS: u32 = 2;
-/// Octets of each part of the cache, so that a large message (at most 65,535 bytes) is no large share of one.
+/// Size of a cache shard.
+///
+/// The largest message has 65,535 bytes, which must remain a small share of a shard.
 const SHARD_BYTES: usize = 512 * 1024;
-/// Octets of an entry, some guess: sets how many keys of evicted entries are remembered.
+/// Estimated size of an entry, for the number of evicted keys to remember.
 const TYPICAL_ENTRY_BYTES: usize = 400;
-/// What an entry takes besides its bytes and its key's: the value with its two counts, its place in the list (with one for a
-/// remembered key) and in the table, and what the allocator adds to three pieces.
+/// Memory of an entry besides the bytes of its message and key.
+///
+/// Counted are the value with its two reference counts, its slots in the eviction queue (one more
+/// for a remembered key) and in the hash table, and the allocator's overhead of three allocations.
 const ENTRY_OVERHEAD_BYTES: usize = size_of::<CacheEntry>() + 16 + 2 * 72 + 16 + 3 * 16;
 
-/// A question as the cache and the questions in flight know it: name in lower case, type, class, DO and CD; RD apart.
+/// Cache key of a query: lower-case name, type, class, DO and CD, followed by RD.
+///
+/// Cache entries ignore RD; queries in flight do not share responses across it.
 #[derive(Clone, Copy)]
 pub(super) struct CacheKey<'a>(&'a [u8]);
 
-/// KeyBuffer for a key: a name of 255 bytes, type, class, bits, RD.
+/// Buffer for a key: a name of at most 255 bytes, type, class, DO and CD, RD.
 pub(super) type KeyBuffer = [u8; 255 + 4 + 2];
 
-/// KeyBuffer for a key that is yet to be written.
+/// A key buffer to write a key into.
 pub(super) const EMPTY_KEY_BUFFER: KeyBuffer = [0; 255 + 4 + 2];
 
 impl<'a> CacheKey<'a> {
-    /// The key of a query, written into `bytes`; none without a question.
+    /// Writes the key of `query` into `bytes`; `None` if it has no question.
     pub(super) fn new(query: &Query<'_>, bytes: &'a mut KeyBuffer) -> Option<Self> {
         let question = query.question.len();
         bytes.get_mut(..question)?.copy_from_slice(query.question);
-        // Type and class stay as they are; length bytes are below 'A'.
+        // Type and class keep their bytes; length bytes are below `A`.
         bytes.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
         *bytes.get_mut(question)? = bit(query.edns.is_some_and(|edns| edns.dnssec_ok), 1)
@@ -61,27 +73,27 @@ impl<'a> CacheKey<'a> {
         Some(Self(&bytes[..question + 2]))
     }
 
-    /// Name, type and class.
+    /// Returns the question: name, type and class.
     pub(super) fn question(self) -> &'a [u8] {
         &self.0[..self.0.len() - 2]
     }
 
-    /// What entries are found by.
+    /// Returns the key of the cache entry.
     fn entry_bytes(self) -> &'a [u8] {
         &self.0[..self.0.len() - 1]
     }
 
-    /// What questions in flight are found by.
+    /// Returns the key of the query in flight.
     pub(super) fn flight_bytes(self) -> &'a [u8] {
         self.0
     }
 
-    /// The key of a question in flight, from what it is found by.
+    /// Restores a key from the bytes of [`Self::flight_bytes`].
     pub(super) fn from_flight_bytes(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    /// Whether recursion is desired.
+    /// Returns whether recursion is desired.
     fn recursion_desired(self) -> bool {
         self.0.last().is_some_and(|rd| *rd != 0)
     }
@@ -93,20 +105,20 @@ impl fmt::Debug for CacheKey<'_> {
     }
 }
 
-/// An upstream's message, or the lack of one, and since when we have it.
+/// A cached response or failure, with the time it was received.
 #[derive(Debug)]
 pub(super) struct CacheEntry {
     pub(super) stored: StoredResponse,
     received: Instant,
-    /// How long it holds, seconds; 0 for no longer than those who asked together need it.
+    /// Time to live; 0 for a response that only the waiting clients get.
     ttl_seconds: u32,
-    /// Which failure in a streak this is, from 1; 0 for an answer.
+    /// Number of consecutive failures, this one included; 0 for an answer.
     failures: u8,
-    /// How often it was asked for since it came, as far as that matters.
+    /// Cache hits, counted up to [`MIN_PREFETCH_HITS`].
     hits: AtomicU32,
-    /// Whether it is or was being prolonged.
+    /// Whether a prefetch was started for this entry.
     prefetching: AtomicBool,
-    /// How old, in seconds, it will be when an upstream is next worth waiting for; 0 where none has failed.
+    /// Age in seconds at which to query upstreams again; 0 if no refresh has failed.
     recheck_age: AtomicU32,
 }
 
@@ -117,7 +129,7 @@ impl CacheEntry {
         Self { stored, received, ttl_seconds, failures, hits, prefetching, recheck_age }
     }
 
-    /// One that is not kept.
+    /// Makes an entry that is not stored in the cache.
     pub(super) fn uncached(stored: StoredResponse, now: Instant) -> Arc<Self> {
         let failures =
             u8::from(matches!(stored.kind(), ResponseKind::Failure | ResponseKind::NoResponse));
@@ -125,16 +137,16 @@ impl CacheEntry {
     }
 
     fn age(&self, now: Instant) -> u32 {
-        // Lives and stale times are far below 2^32 s.
+        // TTLs and stale times are far below 2^32 s.
         u32::try_from(now.saturating_duration_since(self.received).as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Whether it says that upstreams failed.
+    /// Returns whether this entry is an upstream failure.
     pub(super) fn is_failure(&self) -> bool {
         self.failures > 0
     }
 
-    /// How long it still holds as given at this age.
+    /// Returns the TTL that a response made from this entry at this age carries.
     pub(super) fn remaining_ttl(&self, age: Age) -> Duration {
         let seconds = match age {
             Age::Fresh => self.ttl_seconds,
@@ -144,18 +156,20 @@ impl CacheEntry {
         Duration::from_secs(seconds.into())
     }
 
-    /// Notes that an upstream could not valid it: for some time nobody waits for one again.
+    /// Records a failed refresh: for some time no client waits for another one.
+    ///
+    /// That time is [`STALE_RECHECK_SECONDS`].
     pub(super) fn defer_recheck(&self, now: Instant) {
         self.recheck_age
             .store(self.age(now).saturating_add(STALE_RECHECK_SECONDS), Ordering::Relaxed);
     }
 
-    /// Whether it is past its end and an upstream has just failed to valid it.
+    /// Returns whether a refresh failed less than [`STALE_RECHECK_SECONDS`] ago.
     pub(super) fn is_recheck_deferred(&self, now: Instant) -> bool {
         self.age(now) < self.recheck_age.load(Ordering::Relaxed)
     }
 
-    /// Counts that it was asked for; whether it should be prolonged now, which is said once.
+    /// Counts a hit; returns `true` once if the entry is popular and about to expire.
     fn count_hit(&self, age: u32) -> bool {
         if self.ttl_seconds < MIN_PREFETCH_TTL_SECONDS || self.is_failure() {
             return false;
@@ -170,36 +184,38 @@ impl CacheEntry {
     }
 }
 
-/// What is known of a question.
+/// Result of a cache lookup.
 #[derive(Debug)]
 pub(super) enum CacheLookup {
-    /// An answer that holds, or a failure that is believed for the moment.
+    /// An answer, or a cached failure, whose TTL has not expired.
     Fresh {
-        /// It.
+        /// The entry.
         entry: Arc<CacheEntry>,
-        /// How old it is.
+        /// Its age.
         age: Age,
-        /// Whether it is near its end and wanted: to be asked for anew, by the one who is told this.
+        /// Whether the caller must prefetch the entry; set for one caller only.
         prefetch: bool,
     },
-    /// An answer past its end.
+    /// An answer whose TTL has expired.
     Stale(Arc<CacheEntry>),
-    /// Nothing.
+    /// No usable entry.
     Miss,
 }
 
-/// The cache. Shared by all threads.
+/// The cache of responses, shared by all threads.
 pub(super) struct Cache {
     entries: Option<EntryMap>,
     stale_seconds: u32,
-    /// Counts how often all was forgotten.
+    /// Number of calls of [`Cache::clear`].
     epoch: AtomicU64,
 }
 
 type EntryMap = quick_cache::sync::Cache<Box<[u8]>, Arc<CacheEntry>, Weigher, RandomState>;
 
 impl Cache {
-    /// A cache of at most so many `bytes`, 0 for none, that keeps answers for so long past their end.
+    /// Makes a cache of at most `bytes` bytes; expired answers are kept for `stale`.
+    ///
+    /// With 0 bytes nothing is cached.
     pub(super) fn new(bytes: usize, stale: Duration) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity(bytes / TYPICAL_ENTRY_BYTES)
@@ -215,14 +231,14 @@ impl Cache {
             )
         };
         Self {
-            // Both numbers it wants are given.
+            // The builder fails only if a capacity is missing; both are set.
             entries: options.ok().filter(|_| bytes > 0).map(with),
             stale_seconds: u32::try_from(stale.as_secs()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2),
             epoch: AtomicU64::new(0),
         }
     }
 
-    /// What is known of a question.
+    /// Looks up the entry of `key`.
     pub(super) fn find(&self, key: CacheKey<'_>, now: Instant) -> CacheLookup {
         let Some(entry) = self.entries.as_ref().and_then(|entries| entries.get(key.entry_bytes()))
         else {
@@ -240,12 +256,17 @@ impl Cache {
         }
     }
 
-    /// Which of the times between two [`Cache::clear`] this is: an answer is kept only in the one that it was asked for in.
+    /// Returns the cache epoch, which [`Cache::clear`] bumps.
+    ///
+    /// A response from an older epoch is not stored.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes what a question has come to, and keeps it where that is worth anything.
+    /// Makes an entry of a response and stores it if it is cacheable.
+    ///
+    /// `sent` is whether the query left this machine; a failure before that is not cached. A
+    /// failure does not replace an answer that can still be served stale.
     pub(super) fn insert(
         &self,
         key: CacheKey<'_>,
@@ -294,10 +315,10 @@ impl Cache {
                 && !previous.is_failure()
                 && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
         }) {
-            Some(valid) => valid.defer_recheck(now),
+            Some(usable) => usable.defer_recheck(now),
             None if ttl_seconds > 0 => {
                 entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
-                // Should all have been forgotten meanwhile.
+                // The cache may have been cleared between the check above and the insertion.
                 if epoch != self.epoch() {
                     entries.remove(key.entry_bytes());
                 }
@@ -307,7 +328,7 @@ impl Cache {
         entry
     }
 
-    /// Forgets everything: other upstreams may say something else.
+    /// Removes all entries, because other upstreams may give other answers.
     pub(super) fn clear(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(entries) = &self.entries {
@@ -315,17 +336,17 @@ impl Cache {
         }
     }
 
-    /// EntryMap, those past their end included.
+    /// Returns the number of entries, expired ones included.
     pub(super) fn len(&self) -> usize {
         self.entries.as_ref().map_or(0, EntryMap::len)
     }
 
-    /// Octets they take.
+    /// Returns the size of all entries in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.entries.as_ref().map_or(0, EntryMap::weight)
     }
 
-    /// Octets they may take.
+    /// Returns the size limit in bytes.
     pub(super) fn capacity(&self) -> u64 {
         self.entries.as_ref().map_or(0, EntryMap::capacity)
     }
@@ -340,7 +361,7 @@ impl fmt::Debug for Cache {
     }
 }
 
-/// Octets of an entry.
+/// Weighs entries by their size in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Weigher;
 

@@ -1,7 +1,8 @@
-//! Keeps the upstreams in force in step with what the system says.
+//! Keeps the routes in step with the system's resolver configuration.
 //!
-//! Files are task at anew when their folders change and every half minute in any case. What is missing, empty or half
-//! written changes nothing for a while: a DHCP client that writes, or a network that comes back, needs no more.
+//! The files are read again when their folders change, and every 30 s in any case. A missing, empty
+//! or incomplete file changes nothing for a while: a DHCP client may still be writing, or the
+//! network may come back.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,15 +25,17 @@ use crate::name::Name;
 use crate::resolv_conf::RESOLV_CONF;
 use crate::wire::ExtendedError;
 
-/// When the files are task at.
+/// Intervals of reading the files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FollowTimings {
-    /// How long after a change a snapshot is taken: whoever writes may not be done.
+    /// Delay between a change and the reading, because the writer may not be done.
     pub(super) settle: Duration,
-    /// How long it may take at most until a snapshot is taken, should no change be upstreams_sender.
+    /// Longest time between two readings if no change is reported.
     pub(super) poll: Duration,
-    /// How long the upstreams of before are asked when the files name nobody any more. What a network that was left offered
-    /// shall not be asked for ever, and what cannot be read may still be true.
+    /// How long the last known upstreams are used after the files stop naming any.
+    ///
+    /// The name servers of a network that was left must not be asked for ever. A file that cannot
+    /// be read keeps the upstreams without this limit, as its content may be unchanged.
     pub(super) keep_last_known: Duration,
 }
 
@@ -46,23 +49,25 @@ impl Default for FollowTimings {
     }
 }
 
-/// What is in force, for those who ask.
+/// The current routes, as queries and the loop guard see them.
 #[derive(Clone, Debug)]
 pub(super) struct Routing {
-    /// Who is asked for which name.
+    /// The route table in use.
     pub(super) routes: Arc<ArcSwap<RouteTable>>,
-    /// The upstreams in the routes, upstreams_sender after them.
+    /// All upstreams of the route table; updated after it.
     pub(super) upstreams: watch::Receiver<Vec<Arc<Upstream>>>,
-    /// The names that find loops.
+    /// The guard that detects forwarding loops.
     pub(super) guard: Arc<LoopGuard>,
 }
 
-/// To a question that came in a circle.
+/// Error for a query that svcdns itself sent to an upstream.
 const LOOPED_QUERY: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "this question came from svcdns itself" };
 
 impl Routing {
-    /// Where a question for `name` goes. The first thing to ask of a question: a token must go no further.
+    /// Returns the route of `name`.
+    ///
+    /// Every query must take this way, because it detects loops.
     pub(super) fn route(&self, name: &Name) -> Route {
         if self.guard.catch_token(name) {
             Route::Fail(LOOPED_QUERY)
@@ -72,7 +77,9 @@ impl Routing {
     }
 }
 
-/// Begins to follow the files of this machine, until `stop`. What they say now is in force when this returns.
+/// Starts to follow the system's files until `stop`.
+///
+/// The first routes are in use on return.
 pub(super) fn start(
     settings: &Settings,
     tracker: &TaskTracker,
@@ -91,7 +98,7 @@ pub(super) fn start(
     routing
 }
 
-/// Follows the files.
+/// Follows the system's files and replaces the routes when they change.
 #[derive(Debug)]
 struct SourceFollower {
     servers: Servers,
@@ -100,17 +107,17 @@ struct SourceFollower {
     connector: Arc<Connector>,
     timings: FollowTimings,
     routes: Arc<ArcSwap<RouteTable>>,
-    /// The upstreams in force, for the guard.
+    /// Announces all upstreams of a new route table to the loop guard and the cache.
     upstreams_sender: watch::Sender<Vec<Arc<Upstream>>>,
-    /// What is in force; none before the first snapshot.
+    /// Inputs of the current routes; `None` before the first reading.
     current: Option<RouteInputs>,
-    /// Since when the files name nobody.
+    /// Time since which the files have named no name server.
     empty_since: Option<Instant>,
-    /// What was said last about files that cannot be used.
+    /// Warning logged last about unusable files.
     last_warning: String,
 }
 
-/// What the routes in force were made of.
+/// What a route table is made of, besides the settings.
 #[derive(Debug, PartialEq, Eq)]
 struct RouteInputs {
     servers: Vec<Target>,
@@ -118,7 +125,7 @@ struct RouteInputs {
 }
 
 impl SourceFollower {
-    /// Looks for the first time.
+    /// Makes a follower and reads the files for the first time.
     fn new(
         settings: &Settings,
         sources: Sources,
@@ -146,7 +153,7 @@ impl SourceFollower {
             .iter()
             .map(|(domain, targets)| (*domain, without_own(targets)))
             .collect();
-        // Those of the system are upstreams_sender when they are found, and whenever they change.
+        // Upstreams from the system's files are logged when they are found and when they change.
         if let Servers::Named(targets) = &servers
             && !targets.is_empty()
         {
@@ -172,14 +179,14 @@ impl SourceFollower {
         (follower, routing)
     }
 
-    /// Follows until `stop`.
+    /// Follows the files until `stop`.
     async fn run(mut self, stop: CancellationToken) {
         let changes = ChangeSignal::default();
         let mut watches = SourceWatches::new(self.sources.clone(), changes.clone());
         loop {
-            // Files can be slow, on a network's disk for example.
+            // Reading can block, for example on a network file system.
             let task = tokio::task::spawn_blocking(move || {
-                // First the watches: what changes after the snapshot is then upstreams_sender.
+                // The watches come first, so that a change during the reading is reported.
                 watches.refresh();
                 let snapshot = self.snapshot();
                 self.apply(&snapshot);
@@ -200,7 +207,7 @@ impl SourceFollower {
         }
     }
 
-    /// How long until the next snapshot, should nothing change.
+    /// Returns the time until the next reading if nothing changes.
     fn next_snapshot(&self) -> Duration {
         let end = self.empty_since.map(|since| {
             (since + self.timings.keep_last_known).saturating_duration_since(Instant::now())
@@ -208,6 +215,7 @@ impl SourceFollower {
         end.filter(|end| !end.is_zero()).map_or(self.timings.poll, |end| end.min(self.timings.poll))
     }
 
+    /// Reads the files.
     fn snapshot(&self) -> SourcesSnapshot {
         match self.servers {
             Servers::System => self.sources.snapshot(),
@@ -218,7 +226,7 @@ impl SourceFollower {
         }
     }
 
-    /// Puts in force what was seen.
+    /// Replaces the routes if the files name other servers.
     fn apply(&mut self, snapshot: &SourcesSnapshot) {
         let servers = match &self.servers {
             Servers::Off => Vec::new(),
@@ -239,7 +247,7 @@ impl SourceFollower {
         self.current = Some(inputs);
     }
 
-    /// The servers to be asked after this snapshot at the system's files.
+    /// Returns the servers to use, and warns if the files name none.
     fn select_servers(&mut self, snapshot: &SourcesSnapshot) -> Vec<Target> {
         let before = self.current.as_ref().map(|now| now.servers.as_slice()).unwrap_or_default();
         if !snapshot.servers.is_empty() {
@@ -274,7 +282,7 @@ impl SourceFollower {
         servers
     }
 
-    /// Makes the routes anew; upstreams that stay keep_last_known what is known of them.
+    /// Installs new routes; upstreams that remain keep their health and connections.
     fn install(&self, inputs: &RouteInputs) {
         let known = self.upstreams_sender.borrow().clone();
         let mut upstreams: HashMap<Target, Arc<Upstream>> =

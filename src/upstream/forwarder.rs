@@ -1,4 +1,4 @@
-//! The exchange from a question to what the upstreams say: cache first, then an exchange that equal questions share.
+//! Entry point of forwarding: cache lookup, routing and the exchange with upstreams.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,9 +21,10 @@ use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype};
 
-/// How long addresses hold of which only those of one family could be had.
+/// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
 
+/// Error for a query whose name or message cannot be sent to an upstream.
 const UNUSABLE_NAME: ExchangeError = ExchangeError {
     error: ExtendedError {
         code: ExtendedError::OTHER,
@@ -32,36 +33,36 @@ const UNUSABLE_NAME: ExchangeError = ExchangeError {
     sent: false,
 };
 
-/// Answers questions about other names. One for the whole server.
+/// Forwards queries for names outside the zones; one instance for the whole server.
 #[derive(Debug)]
 pub struct Forwarder {
     shared: Arc<ForwarderShared>,
-    /// For questions of our own.
+    /// Exchange of the server's own lookups.
     own: Arc<UpstreamExchange>,
 }
 
-/// The exchange of one thread to the upstreams: its sockets are its own, the rest is the forwarder's.
+/// A worker's handle to the forwarder, with sockets of its own.
 #[derive(Debug)]
 pub struct Lane {
     exchange: Arc<UpstreamExchange>,
 }
 
-/// How forwarding does, for people.
+/// Snapshot of the forwarder's state for status output.
 #[derive(Clone, Debug)]
 pub struct ForwardingReport {
-    /// Entries of the cache, those past their end included.
+    /// Number of cache entries, expired ones included.
     pub entries: usize,
-    /// Octets they take.
+    /// Size of all cache entries in bytes.
     pub bytes: u64,
-    /// Octets they may take; 0 without a cache.
+    /// Size limit of the cache in bytes; 0 without a cache.
     pub capacity: u64,
-    /// Clients that wait, and refreshes under exchange.
+    /// Number of waiting clients and refreshes in progress.
     pub waiting: u64,
-    /// The upstreams in force.
+    /// All upstreams of the current routes.
     pub upstreams: Vec<UpstreamReport>,
 }
 
-/// What all lanes share.
+/// State that all lanes share.
 #[derive(Debug)]
 struct ForwarderShared {
     settings: Settings,
@@ -70,7 +71,7 @@ struct ForwarderShared {
     resolver: Arc<Resolver>,
 }
 
-/// Sockets and who is asked over them.
+/// Sends queries over the sockets of one lane.
 #[derive(Debug)]
 struct UpstreamExchange {
     shared: Arc<ForwarderShared>,
@@ -78,7 +79,7 @@ struct UpstreamExchange {
 }
 
 impl Forwarder {
-    /// Begins to forward, until `stop`. Within a runtime.
+    /// Starts forwarding until `stop`. Must be called within a Tokio runtime.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
         let routing = follow::start(&settings, tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
@@ -88,22 +89,22 @@ impl Forwarder {
         Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
     }
 
-    /// A exchange in for one thread.
+    /// Makes a handle for one worker.
     pub fn lane(&self) -> Lane {
         Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
     }
 
-    /// Where a question for `name` goes, for people.
+    /// Describes the route of `name` in words.
     pub fn describe(&self, name: &Name) -> String {
         self.shared.routing.routes.load().describe(name)
     }
 
-    /// What was counted since the start.
+    /// Returns the counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.shared.resolver.counters
     }
 
-    /// How forwarding does now.
+    /// Returns the current state.
     pub fn report(&self) -> ForwardingReport {
         let ForwarderShared { resolver, routing, .. } = &*self.shared;
         ForwardingReport {
@@ -121,11 +122,14 @@ impl Forwarder {
         }
     }
 
-    /// The addresses of a host outside the served zones, and how long they hold; none of both when it has none. Asked for as
-    /// clients ask, through the same cache, within 4 s.
+    /// Looks up the addresses of a host outside the served zones, within 4 s.
+    ///
+    /// The lookup is cached as those of clients are. A host without addresses yields an empty list
+    /// and the TTL of that answer.
     ///
     /// # Errors
-    /// When no upstream can say, or the host lies in a served zone or is a special name.
+    /// Returns an error if no upstream answers, the host is inside a served zone, or its name is
+    /// special.
     pub async fn addresses(&self, host: &Name) -> LookupResult {
         if self.shared.settings.zones.find(host).is_some() {
             return Err(LookupFailed);
@@ -144,6 +148,7 @@ impl Forwarder {
         }
     }
 
+    /// Looks up the addresses of one type.
     async fn addresses_of(
         &self,
         host: &Name,
@@ -170,14 +175,15 @@ impl Forwarder {
 }
 
 impl Lane {
-    /// Another one, for another thread.
+    /// Makes a handle for another worker.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self { exchange: Arc::new(UpstreamExchange::new(&self.exchange.shared)) }
     }
 
-    /// Whether a message that is no plain question is to be passed on as it is: one with another opcode, where the settings
-    /// say so.
+    /// Returns whether to forward a message with an opcode other than QUERY.
+    ///
+    /// The settings must allow it, and the name must have upstreams.
     pub fn passes(&self, query: &Query<'_>) -> bool {
         let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
         let other = query.flags & flags::OPCODE != 0 && !query.question.is_empty();
@@ -189,8 +195,10 @@ impl Lane {
             })
     }
 
-    /// Writes the answer into `out`, which is empty, where it takes no asking. Else `false`. Within a runtime, where an answer
-    /// that is near its end may be asked for anew.
+    /// Writes the response into the empty `out` if no upstream has to be asked.
+    ///
+    /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
+    /// prefetch an expiring entry.
     pub fn respond(
         &self,
         query: &Query<'_>,
@@ -199,7 +207,7 @@ impl Lane {
         out: &mut Vec<u8>,
     ) -> bool {
         let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
-        // What is in the cache was once asked of the upstreams in force: it is no special name.
+        // The cache holds responses of the current upstreams only, hence no special names.
         let found = resolver.answer_from_cache(&self.exchange, query, transport, now, out);
         if found != ImmediateAnswer::NotCached {
             return found == ImmediateAnswer::Written;
@@ -213,7 +221,7 @@ impl Lane {
         true
     }
 
-    /// Answers `request` in its own time, within 4 s. None: stay silent.
+    /// Resolves `request` within 4 s; `None` means to send no response.
     pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
         let resolver = &self.exchange.shared.resolver;
         match Query::parse(&request) {
@@ -221,7 +229,7 @@ impl Lane {
             Parsed::Query(query) => {
                 Some(resolver.resolve(&self.exchange, &request, &query, transport).await)
             }
-            // Rare, so that its buffer is taken only then.
+            // Boxed because it is rare: other queries must not reserve room for its future.
             Parsed::Bad { query, .. } => {
                 Some(Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await)
             }
@@ -230,8 +238,9 @@ impl Lane {
 }
 
 impl ForwarderShared {
-    /// Forgets what other upstreams said: they may have known other names. Not while there are none: then what is past its end
-    /// is all there is.
+    /// Clears the cache whenever the upstreams change, as others may know other names.
+    ///
+    /// The cache is kept while there are no upstreams: stale entries are all we have then.
     async fn clear_cache_on_change(self: Arc<Self>, stop: CancellationToken) {
         let mut upstreams = self.routing.upstreams.clone();
         upstreams.mark_unchanged();
@@ -252,7 +261,10 @@ impl UpstreamExchange {
         Self { shared: Arc::clone(shared), sockets: Sockets::default() }
     }
 
-    /// Who is to be asked. Apart from the asking, so that no name takes buffer in what waits for the answer.
+    /// Returns the upstreams of the key's name.
+    ///
+    /// A function of its own, so that the name takes no room in the future that awaits the
+    /// response.
     fn upstreams(&self, key: CacheKey<'_>) -> Result<Arc<[Arc<Upstream>]>, ExchangeError> {
         let (name, _) = Name::from_wire(key.question()).map_err(|_| UNUSABLE_NAME)?;
         match self.shared.routing.route(&name) {
@@ -312,7 +324,7 @@ mod tests {
     use super::*;
     use crate::name::Zones;
 
-    /// glibc has memory at hand, for a thread, in pieces of up to this many bytes.
+    /// Largest allocation that glibc's thread cache holds.
     const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
 
     #[tokio::test]
@@ -342,7 +354,7 @@ mod tests {
         );
         let outgoing = Outgoing::new(request.clone(), false).unwrap();
         let sizes = [
-            // With buffer for what the server's own task has besides.
+            // Allowance for the rest of the server's task.
             size_of_val(&lane.resolve(request.clone(), Transport::Udp)) + 400,
             size_of_val(&lane.exchange.query(key, request.clone(), deadline)),
             size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),

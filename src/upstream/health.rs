@@ -1,82 +1,91 @@
-//! What is known of an upstream by its answers: how fast it is, and whether it lives.
+//! Health of an upstream: response times, failures, and whether it is alive.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// An upstream that unanswered_since answers for this long, and gave none since, is dead: nobody waits for it until it answers again.
+/// An upstream is dead once a query has gone unanswered for this long.
+///
+/// Nobody waits for a dead upstream until it answers again.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The second question goes out at the earliest after this. Below it, jitter of the network and of a busy machine would
-/// double the traffic, and nobody notices what could be won.
+/// Shortest delay before a query is hedged.
+///
+/// With a shorter delay, jitter would double the traffic without a noticeable gain.
 const MIN_HEDGE_DELAY: Duration = Duration::from_millis(20);
 
-/// The second question goes out at the latest after this: twice before the time-out, so that it can bring an answer by then.
+/// Longest delay before a query is hedged.
+///
+/// Short enough that the second upstream can answer before [`RESPONSE_TIMEOUT`].
 const MAX_HEDGE_DELAY: Duration = Duration::from_millis(400);
 
-/// As long as little was samples, the second question goes out after this.
+/// Delay before a query is hedged while there are few samples.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(200);
 
-/// An upstream that nobody asked for this long gets the next question too, so that ranks can change.
+/// Time after which an unused upstream is probed with a client's query.
+///
+/// This keeps its rank up to date.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often a dead upstream gets a question too: at once, then after this, twice this and so on up to [`PROBE_INTERVAL`].
+/// First interval of probing a dead upstream; doubles up to [`PROBE_INTERVAL`].
 const DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long an upstream that does not know EDNS is asked without.
+/// How long an upstream without EDNS support is queried without EDNS.
 const EDNS_RETRY_AFTER: Duration = Duration::from_secs(900);
 
-/// After a death was told, the next one is told at the earliest after this: an upstream that is always a little too late dies
-/// and returns with every question.
+/// Shortest time between two log messages about the death of an upstream.
+///
+/// An upstream that is always slightly too slow dies and recovers with every query.
 const DEATH_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Bands of round-trip times: two for each power of two of microseconds, up to 2^20 (1 s), which the
-/// time-out lies below.
+/// Number of round-trip time bands.
+///
+/// There are two for each power of two microseconds, up to 2^20 (1 s).
 const RTT_BANDS: usize = 40;
 
-/// Round trips below 2^10 us (1 ms) are equally good.
+/// First band that ranks count: round trips below 2^10 µs (1 ms) are equally good.
 const BEST_RTT_BAND: usize = 20;
 
-/// Measurements after which old ones count half.
+/// Number of samples after which all counts are halved, so that old ones fade.
 const HALVE_AFTER_SAMPLES: u16 = 256;
 
-/// Measurements without which there is no percentile.
+/// Number of samples needed for a percentile.
 const MIN_SAMPLES: u16 = 16;
 
-/// How upstreams compare: the lesser is asked first.
+/// Order of preference; the lowest rank is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// Lives, in this band of round-trip times; 0 for one that was never samples.
+    /// Alive, in this band of round-trip times; 0 if unknown.
     Alive(usize),
-    /// Answers, and refuses what it is asked.
+    /// Answers, but refuses the last queries.
     Refusing,
-    /// Owes answers.
+    /// Has not answered for [`RESPONSE_TIMEOUT`].
     Dead,
 }
 
-/// What was samples of one upstream.
+/// Measurements of one upstream.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// As it is written in the configuration.
+    /// The upstream as the configuration writes it.
     upstream: String,
     state: Mutex<HealthState>,
 }
 
 #[derive(Debug)]
 struct HealthState {
-    /// Smoothed round trip (RFC 6298 section 2), microseconds; 0 before the first.
+    /// Smoothed round trip in microseconds (RFC 6298 section 2); 0 if unknown.
     smoothed: u32,
     bands: [u16; RTT_BANDS],
     samples: u16,
     hedge_delay: Duration,
-    /// Since when answers are owed.
+    /// When the oldest query since the last response was sent.
     unanswered_since: Option<Instant>,
-    /// Whether it is dead because it cannot be reached, as the last error says.
+    /// Whether the last error says that the upstream cannot be reached.
     unreachable: bool,
-    /// Since when it is dead, once that was told.
+    /// Since when the upstream has been dead, once that is logged.
     logged_dead_since: Option<Instant>,
-    /// When a death was told last.
+    /// When a death was logged last.
     death_logged_at: Option<Instant>,
-    /// When the next question goes to it in any case.
+    /// When to send a probe.
     next_probe: Option<Instant>,
     dead_probe_interval: Duration,
     refusals: u8,
@@ -110,31 +119,33 @@ impl Default for HealthState {
     }
 }
 
-/// What people may want to know of an upstream.
+/// Health of an upstream for status output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamReport {
-    /// As it is written in the configuration.
+    /// The upstream as the configuration writes it.
     pub upstream: String,
-    /// Smoothed round trip; none before the first answer.
+    /// Smoothed round trip; `None` before the first response.
     pub round_trip: Option<Duration>,
-    /// Whether it unanswered_since answers and nobody waits for it.
+    /// Whether a query has gone unanswered for 1 s; nobody waits for a dead upstream.
     pub dead: bool,
-    /// Whether it leads back to us and is set aside.
+    /// Whether the upstream sends queries back to svcdns and is not used.
     pub looping: bool,
-    /// Questions sent to it, repeated ones included.
+    /// Queries sent, retransmissions included.
     pub asked: u64,
-    /// Answers that came, late ones included.
+    /// Responses received, late ones included.
     pub answered: u64,
-    /// Questions sent without an answer so far, those under way included.
+    /// Queries without a response so far, those in flight included.
     pub unanswered: u64,
-    /// Tries that failed otherwise than by silence: it could not be reached, or what came was no answer.
+    /// Attempts that failed other than by a timeout.
+    ///
+    /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of them failed.
+    /// Why the last of these attempts failed.
     pub last_error: Option<String>,
 }
 
 impl Health {
-    /// Nothing is known yet of this upstream, which is named as it is written in the configuration.
+    /// Makes the health of a new upstream; `upstream` is its name in the configuration.
     pub(super) fn new(upstream: String) -> Self {
         Self { upstream, state: Mutex::default() }
     }
@@ -143,14 +154,14 @@ impl Health {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A question goes out.
+    /// Records that a query was sent.
     pub(super) fn record_query(&self, now: Instant) {
         let mut state = self.lock();
         state.asked += 1;
         state.unanswered_since.get_or_insert(now);
     }
 
-    /// An answer came in, this long after its question. It need not be a useful one.
+    /// Records a response that took `after`, whatever its content.
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
         state.answered += 1;
@@ -170,7 +181,7 @@ impl Health {
         }
     }
 
-    /// A try failed otherwise than by silence.
+    /// Records an attempt that failed other than by a timeout.
     pub(super) fn record_failure(&self, why: &str, unreachable: bool, now: Instant) {
         let mut state = self.lock();
         state.failed += 1;
@@ -180,7 +191,7 @@ impl Health {
         if unreachable {
             state.unreachable = true;
             if !state.is_dead(now) {
-                // Dead at once.
+                // An unreachable upstream is dead at once.
                 state.unanswered_since =
                     now.checked_sub(RESPONSE_TIMEOUT).or(state.unanswered_since);
             }
@@ -190,7 +201,7 @@ impl Health {
         }
     }
 
-    /// Tells that it died.
+    /// Logs the death of the upstream.
     fn log_death(&self, death: Option<String>) {
         if let Some(death) = death {
             let upstream = &self.upstream;
@@ -200,13 +211,13 @@ impl Health {
         }
     }
 
-    /// It refused, or did not understand, or did neither.
+    /// Records whether the upstream refused, or did not understand, a query.
     pub(super) fn record_refusal(&self, refused: bool) {
         let mut state = self.lock();
         state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
     }
 
-    /// How it compares to others.
+    /// Returns the upstream's rank among others.
     pub(super) fn rank(&self, now: Instant) -> Rank {
         let mut state = self.lock();
         if state.is_dead(now) {
@@ -223,7 +234,7 @@ impl Health {
         }
     }
 
-    /// Whether it should get the next question whether or not it is its turn. Says so once.
+    /// Returns whether the upstream is due for a probe, and schedules the next one.
     pub(super) fn take_probe(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let due = state.next_probe.is_none_or(|at| at <= now);
@@ -235,22 +246,22 @@ impl Health {
         due
     }
 
-    /// After what time an answer is slow: nineteen of twenty came sooner.
+    /// Returns how long to wait before hedging: the 95th percentile, within bounds.
     pub(super) fn hedge_delay(&self) -> Duration {
         self.lock().hedge_delay
     }
 
-    /// It does not know EDNS.
+    /// Records that the upstream does not support EDNS.
     pub(super) fn disable_edns(&self, now: Instant) {
         self.lock().no_edns_until = Some(now + EDNS_RETRY_AFTER);
     }
 
-    /// Whether it is asked without EDNS.
+    /// Returns whether to query the upstream without EDNS.
     pub(super) fn is_edns_disabled(&self, now: Instant) -> bool {
         self.lock().no_edns_until.is_some_and(|until| now < until)
     }
 
-    /// All of it, for people.
+    /// Returns the measurements for status output.
     pub(super) fn report(&self, looping: bool, now: Instant) -> UpstreamReport {
         let state = self.lock();
         UpstreamReport {
@@ -273,7 +284,7 @@ impl HealthState {
             .is_some_and(|since| now.saturating_duration_since(since) >= RESPONSE_TIMEOUT)
     }
 
-    /// What is to be told of its death: once, when it is noticed.
+    /// Returns the text to log about the upstream's death, once for each death.
     fn death_notice(&mut self, now: Instant) -> Option<String> {
         let quiet = self
             .death_logged_at
@@ -288,7 +299,10 @@ impl HealthState {
         })
     }
 
-    /// Nobody waits longer than the time-out: how much later an answer came after a hang says nothing of the next one.
+    /// Adds a sample of the round trip.
+    ///
+    /// Samples are capped at [`RESPONSE_TIMEOUT`], because nobody waits longer. How long an
+    /// upstream hung says nothing about its next response.
     fn record_rtt(&mut self, after: Duration) {
         let micros =
             u32::try_from(after.min(RESPONSE_TIMEOUT).as_micros()).unwrap_or(u32::MAX).max(1);
@@ -308,7 +322,7 @@ impl HealthState {
         }
     }
 
-    /// The upper end of the band that the 95th percentile lies in.
+    /// Returns the upper end of the band with the 95th percentile.
     fn p95_upper_bound(&self) -> Duration {
         let mut above = 0;
         for (band, count) in self.bands.iter().enumerate().rev() {
@@ -321,21 +335,21 @@ impl HealthState {
     }
 }
 
-/// A time for people: no finer than milliseconds, and from ten seconds on than seconds.
+/// Rounds a duration for people: to milliseconds, from ten seconds on to seconds.
 fn rounded(time: Duration) -> humantime::FormattedDuration {
     let unit = if time >= Duration::from_secs(10) { 1000 } else { 1 };
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
-/// Two bands for each power of two.
+/// Returns the band of a round-trip time; there are two for each power of two.
 fn rtt_band(micros: u32) -> usize {
     let power = micros.max(2).ilog2();
     let half = micros >> (power - 1) & 1;
     usize::try_from(power * 2 + half).unwrap_or_default().min(RTT_BANDS - 1)
 }
 
-/// The least duration above a band.
+/// Returns the shortest duration above a band.
 fn rtt_band_end(band: usize) -> Duration {
     let unit = 1_u64 << (band / 2);
     Duration::from_micros(if band.is_multiple_of(2) { unit + unit / 2 } else { unit * 2 })
@@ -354,7 +368,7 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         assert_eq!(health.hedge_delay(), DEFAULT_HEDGE_DELAY);
         for number in 0..200 {
-            // One of forty is slow: that is not the usual.
+            // One response in forty is slow, which is above the 95th percentile.
             health.record_response(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
         }
         let after = health.hedge_delay();
@@ -364,7 +378,7 @@ mod tests {
         }
         let after = health.hedge_delay();
         assert!((millis(200)..=millis(300)).contains(&after), "{after:?}");
-        // Within its bounds.
+        // The delay stays within its bounds.
         (0..2000).for_each(|_| health.record_response(millis(2000), now));
         assert_eq!(health.hedge_delay(), MAX_HEDGE_DELAY);
         (0..4000).for_each(|_| health.record_response(Duration::from_micros(100), now));
@@ -381,7 +395,7 @@ mod tests {
         };
         let ranks: Vec<_> = [1, 30, 100].map(|after| measured(millis(after)).rank(now)).into();
         assert!(ranks.is_sorted() && ranks[0] != ranks[2], "{ranks:?}");
-        // Not worth a change of order.
+        // Differences below 1 ms do not change the order.
         assert_eq!(
             measured(Duration::from_micros(80)).rank(now),
             measured(Duration::from_micros(700)).rank(now)
@@ -437,7 +451,7 @@ mod tests {
         assert_eq!(death(millis(999)), None);
         assert_eq!(death(millis(1500)).as_deref(), Some("has not answered for 1s 500ms"));
         assert_eq!(death(millis(1600)), None);
-        // It comes back and dies again and again: not told each time, but told when it stays dead.
+        // An upstream that flaps is not logged each time, but is logged once it stays dead.
         health.record_response(millis(2000), began + millis(2000));
         health.record_query(began + millis(2000));
         assert_eq!(death(millis(61_000)), None);

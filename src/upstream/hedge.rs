@@ -1,4 +1,4 @@
-//! A question to several upstreams: who is asked first, who next, and whose answer is taken.
+//! Hedged queries: which upstream to ask first, when to ask another, and which response to use.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -13,19 +13,23 @@ use super::exchange::{
 use super::health::{RESPONSE_TIMEOUT, Rank};
 use crate::wire::rcode;
 
-/// Tries of one question in all, however many upstreams there are.
+/// Limit of attempts for one query, across all upstreams.
 const MAX_ATTEMPTS: usize = 12;
 
 impl Sockets {
-    /// Asks the upstreams until one has an answer, or `deadline`, which should be some seconds away.
+    /// Queries the upstreams until one gives a conclusive answer or `deadline` passes.
     ///
-    /// The best of those that live is asked; when it is slower than nineteen of twenty of its answers, the next one too; when
-    /// that is of no use either, after the time-out and every second from then on the next. Dead ones come last, unless all
-    /// are, then all are asked at once. NOERROR and NXDOMAIN end it; of other answers the last is returned when nobody does
-    /// better, and a truncated one before those.
+    /// The best-ranked live upstream is asked first. The next one is asked as soon as the first is
+    /// slower than its own 95th percentile. After [`RESPONSE_TIMEOUT`], and every second from then
+    /// on, half of the remaining upstreams are asked. Dead upstreams come last; if all are dead,
+    /// all are asked at once.
+    ///
+    /// NOERROR and NXDOMAIN are conclusive. If nothing better arrives, a truncated response is
+    /// returned, or else the last response with another code. `deadline` should be some seconds
+    /// away.
     ///
     /// # Errors
-    /// When there is no answer whatsoever.
+    /// Returns an error if no upstream sent a usable response.
     pub(super) async fn query(
         &self,
         upstreams: &[Arc<Upstream>],
@@ -38,16 +42,16 @@ impl Sockets {
             .filter(|upstream| !upstream.is_looping())
             .map(|upstream| (upstream.health().rank(now), upstream))
             .collect();
-        // Stable: the order of the configuration decides between equals.
+        // The sort is stable: the order of the configuration decides between equal ranks.
         ranked.sort_by_key(|(rank, _)| *rank);
         let mut query = HedgedQuery::new(self, outgoing, ranked);
         query.run(now, deadline).await
     }
 
-    /// Asks this one upstream, whatever is known of it.
+    /// Queries this one upstream, whatever its health.
     ///
     /// # Errors
-    /// When it gives no answer whatsoever.
+    /// Returns an error if the upstream sent no usable response.
     pub(super) async fn query_one(
         &self,
         upstream: &Arc<Upstream>,
@@ -60,24 +64,28 @@ impl Sockets {
     }
 }
 
+/// An attempt at one upstream, in progress.
 type Attempt<'a> =
     Pin<Box<dyn Future<Output = Result<UpstreamResponse, AttemptError>> + Send + 'a>>;
 
-/// One question on its way.
+/// A query in progress over several upstreams.
 struct HedgedQuery<'a> {
     sockets: &'a Sockets,
     outgoing: &'a Outgoing,
     ranked: Vec<(Rank, &'a Arc<Upstream>)>,
-    /// How many of `ranked` were started, probes apart.
+    /// Number of upstreams in `ranked` that were asked in turn; probes are not counted.
     started: usize,
-    /// How many times anybody was asked.
+    /// Number of queries sent so far, retransmissions and probes included.
     attempts: usize,
-    /// What is under way, and whom it asks: its index in `ranked`.
+    /// Attempts in progress, each with the index of its upstream in `ranked`.
     in_progress: Vec<(usize, Attempt<'a>)>,
-    /// Those who answered to no avail, or cannot be reached, by index in `ranked`: not asked again.
+    /// Indexes of upstreams that failed or gave an inconclusive response.
+    ///
+    /// They are not asked again.
     finished: Vec<usize>,
-    /// The best of what came so far.
+    /// Response to return if no conclusive one arrives.
     fallback: Option<Incoming>,
+    /// Failure to return if no response arrives at all.
     last_failure: QueryFailure,
 }
 
@@ -144,7 +152,8 @@ impl<'a> HedgedQuery<'a> {
                     return self.fallback.take().ok_or(QueryFailure::TimedOut);
                 }
                 None => {
-                    // Half of those that are left, so that many upstreams are no reason to give up on the last.
+                    // Ask half of the remaining upstreams, so that the last of many is reached in
+                    // time.
                     let hedge = next_start < began + RESPONSE_TIMEOUT;
                     let more = if hedge {
                         1
@@ -167,7 +176,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Takes what one try brought; the end of it all when that is an answer.
+    /// Takes the result of one attempt; returns the response if it is conclusive.
     fn take_result(
         &mut self,
         index: usize,
@@ -212,19 +221,21 @@ impl<'a> HedgedQuery<'a> {
         None
     }
 
-    /// Whether somebody who lives still owes an answer: then nobody else is asked before the clock says so.
+    /// Returns whether a live upstream still owes a response.
+    ///
+    /// While one does, only the timer starts further attempts.
     fn awaits_live_upstream(&self) -> bool {
         self.in_progress
             .iter()
             .any(|(index, _)| *index < self.started && self.ranked[*index].0 != Rank::Dead)
     }
 
-    /// Asks the next one that was not asked yet.
+    /// Asks the next upstream not asked yet; returns `false` if there is none.
     fn start_next(&mut self) -> bool {
         while self.started < self.ranked.len() && self.attempts < MAX_ATTEMPTS {
             let index = self.started;
             self.started += 1;
-            // A probe is under way, or was to no avail.
+            // Skip an upstream that a probe has asked already.
             if !self.finished.contains(&index)
                 && !self.in_progress.iter().any(|(other, _)| *other == index)
             {
@@ -235,8 +246,9 @@ impl<'a> HedgedQuery<'a> {
         false
     }
 
-    /// Asks the best once more of those that were silent: a datagram may be lost. What a connection carries is not, so that
-    /// those are not asked again as a `hedge`.
+    /// Asks the least-tried silent upstream again: a datagram may have been lost.
+    ///
+    /// A connection does not lose queries, so a `hedge` repeats datagrams only.
     fn retransmit(&mut self, hedge: bool) {
         let silent = (0..self.ranked.len())
             .filter(|index| !self.finished.contains(index))

@@ -1,4 +1,4 @@
-//! The addresses of host names that endpoints are registered under: looked up when a name comes, and again as its TTL ends.
+//! Lookup of host names that endpoints are registered under, repeated as TTLs expire.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,24 +12,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::service::{Addresses, HostChange, Update};
 
-/// Lookups under way at a time: many names at once must not become a storm of questions.
+/// Limit of concurrent lookups, so that many new hosts do not flood the upstreams.
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
-/// Most addresses of one host that are served.
+/// Limit of addresses served for one host.
 const MAX_ADDRESSES_PER_HOST: usize = 64;
-/// Bounds of the time until a name is looked up again, whatever its TTL says.
+/// Shortest and longest time until a host is looked up again, whatever its TTL.
 const REFRESH_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// Bounds of the time after a failure, which doubles with each.
+/// First and longest time until a failed lookup is retried; doubles each time.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// A lookup's outcome: the addresses of a host and how long they hold, none of both where it has none; or that nobody answered.
+/// The addresses of a host and their TTL; the list is empty if the host has none.
 pub type LookupResult = Result<(Vec<IpAddr>, Duration), LookupFailed>;
 
-/// Nobody could say what addresses a host has.
+/// No upstream could resolve a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no upstream could say what addresses the host has")]
 pub struct LookupFailed;
 
-/// The way in for those who know which names are requests. Never blocks for long, keeps every change in order.
+/// Requests to follow or drop hosts, in order; adding some never blocks for long.
 #[derive(Debug, Default)]
 pub struct HostRequests {
     changes: Mutex<Vec<HostChange>>,
@@ -37,7 +37,7 @@ pub struct HostRequests {
 }
 
 impl HostRequests {
-    /// Tells of changes. What waits here is taken at once by [`follow_hosts`]; it is bounded by what its teller tracks.
+    /// Adds requests, which [`follow_hosts`] takes at once.
     pub fn update(&self, changes: Vec<HostChange>) {
         if !changes.is_empty() {
             self.changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
@@ -45,25 +45,27 @@ impl HostRequests {
         }
     }
 
+    /// Takes all requests.
     fn take(&self) -> Vec<HostChange> {
         std::mem::take(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// One host that is requests.
+/// A host whose addresses are followed.
 #[derive(Debug)]
 struct TrackedHost {
-    /// When to look it up next; none while that is under way.
+    /// When to look the host up next; `None` during a lookup.
     due: Option<Instant>,
     failures: u32,
-    /// Whether an answer was ever had: it is kept through failures.
+    /// Whether a lookup has succeeded; its addresses are kept through failures.
     known: bool,
-    /// Tells this request from an earlier one of the same name, whose lookup may still be under way.
+    /// Serial number of the request, to ignore a lookup made for an earlier one.
     request: u64,
 }
 
-/// Looks up what is requests by `lookup`, and sends what is found down the inlet, until `stop` or nobody listens. `lookup` ends
-/// by itself within a few seconds.
+/// Follows the requested hosts with `lookup` and sends their addresses to `inlet`.
+///
+/// Ends with `stop`, or when `inlet` is closed. `lookup` must end within a few seconds.
 pub async fn follow_hosts<F>(
     requests: &HostRequests,
     lookup: impl Fn(Box<str>) -> F,
@@ -113,7 +115,8 @@ pub async fn follow_hosts<F>(
             () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => None,
             ended = lookups.join_next(), if !lookups.is_empty() => ended,
         };
-        // A lookup that panicked is not asked again before the name is requests anew: it would panic again.
+        // A lookup that panicked is not repeated before the host is requested anew: it would panic
+        // again.
         let Some(Ok((host, request, answer))) = ended else { continue };
         let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.request == request)
         else {
@@ -128,7 +131,7 @@ pub async fn follow_hosts<F>(
 }
 
 impl TrackedHost {
-    /// Takes an outcome, and says what to tell of it.
+    /// Applies the result of a lookup; returns the addresses to publish, if any.
     fn apply(&mut self, answer: LookupResult) -> Option<Addresses> {
         let now = Instant::now();
         let Ok((mut addresses, ttl)) = answer else {
@@ -136,7 +139,7 @@ impl TrackedHost {
                 RETRY_INTERVAL.0.saturating_mul(1 << self.failures.min(10)).min(RETRY_INTERVAL.1);
             self.due = Some(now + pause);
             self.failures = self.failures.saturating_add(1);
-            // What was found before goes on being served.
+            // The addresses found before remain published.
             return (!self.known).then_some(Addresses::Failed);
         };
         self.due = Some(now + ttl.clamp(REFRESH_INTERVAL.0, REFRESH_INTERVAL.1));
@@ -149,7 +152,9 @@ impl TrackedHost {
     }
 }
 
-/// Whether an address can be an instance's, as those that are registered (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7).
+/// Returns whether an address is a valid unicast destination.
+///
+/// The same rule applies to registered addresses (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7).
 fn is_servable(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {
@@ -165,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// What lookups answer from now on, and how often they were asked.
+    /// The answers of lookups, and the hosts looked up so far.
     #[derive(Debug, Default)]
     struct FakeZone {
         answers: Mutex<HashMap<Box<str>, LookupResult>>,
@@ -245,7 +250,7 @@ mod tests {
         following.zone.set("web.example", addresses(&["192.0.2.3"], 30));
         assert_eq!(following.next().await, ("web.example".to_owned(), known(&["192.0.2.3"])));
         assert!(began.elapsed() >= Duration::from_secs(30));
-        // A TTL of 0 is no reason to ask without end.
+        // A TTL of 0 does not cause a busy loop.
         following.zone.set("web.example", addresses(&[], 0));
         assert_eq!(following.next().await.1, known(&[]));
         let before = following.zone.asked();
@@ -260,7 +265,7 @@ mod tests {
         following.requests.update(vec![HostChange::Wanted("web.example".into())]);
         assert_eq!(following.next().await.1, Addresses::Failed);
         following.zone.set("web.example", addresses(&["192.0.2.1"], 10));
-        // Failures are changed as such until an answer comes.
+        // Failures are published until the first answer arrives.
         loop {
             match following.next().await.1 {
                 Addresses::Failed => {}

@@ -1,4 +1,4 @@
-//! Questions in flight: equal ones are asked once, and there is a bound to all.
+//! Queries in flight: equal ones are sent once, and the number of waiting clients is limited.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -10,37 +10,39 @@ use tokio::sync::SetOnce;
 use super::cache::{CacheEntry, CacheKey};
 use crate::metrics::Gauge;
 
-/// Most clients that wait, and refreshes under way, at a time.
+/// Limit of waiting clients plus refreshes in progress.
 const MAX_WAITING: u64 = 4096;
 
-/// What is being asked now. Shared by all threads.
+/// The queries in flight, shared by all threads.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     flights: Mutex<HashMap<Arc<[u8]>, Arc<Flight>, RandomState>>,
     slots: Gauge,
 }
 
-/// One question on its way, and then what it came to; none when whoever asked is gone without having said anything.
+/// A query in flight, and then its result; `None` if its leader gave up.
 #[derive(Debug, Default)]
 pub(super) struct Flight(SetOnce<Option<Arc<CacheEntry>>>);
 
 impl Flight {
-    /// Waits for what it comes to. Has an end, for whoever asks has one.
+    /// Waits for the result. Ends when the leader ends.
     pub(super) async fn wait(&self) -> Option<Arc<CacheEntry>> {
         self.0.wait().await.clone()
     }
 }
 
-/// What to do with a question.
+/// The caller's part in a query in flight.
 #[derive(Debug)]
 pub(super) enum Joined {
-    /// Ask it, and tell what it came to.
+    /// The caller must send the query and complete the flight.
     Leader(FlightLeader),
-    /// Wait: somebody asks it already.
+    /// Another caller has sent the query: wait for its result.
     Follower(Arc<Flight>),
 }
 
-/// The duty to ask a question. Dropped without [`FlightLeader::tell`], be it by a panic, it leaves nobody waiting.
+/// Duty to send a query and publish its result.
+///
+/// If dropped without [`FlightLeader::complete`], even by a panic, it wakes all followers.
 #[derive(Debug)]
 pub(super) struct FlightLeader {
     all: Arc<InFlight>,
@@ -49,19 +51,19 @@ pub(super) struct FlightLeader {
 }
 
 impl FlightLeader {
-    /// The question.
+    /// Returns the key of the query.
     pub(super) fn key(&self) -> CacheKey<'_> {
         CacheKey::from_flight_bytes(&self.key)
     }
 
-    /// For others, and for its own client, to wait on.
+    /// Returns the flight, for the leader's own client to wait on.
     pub(super) fn flight(&self) -> Arc<Flight> {
         Arc::clone(&self.flight)
     }
 
-    /// Tells everybody.
+    /// Publishes the result to all followers.
     pub(super) fn complete(self, entry: Arc<CacheEntry>) {
-        // Nobody else can have set it.
+        // Only the leader sets the result.
         let _ = self.flight.0.set(Some(entry));
     }
 }
@@ -73,7 +75,7 @@ impl Drop for FlightLeader {
     }
 }
 
-/// One of a bounded number of slots.
+/// Permit for one waiting client or refresh.
 #[derive(Debug)]
 pub(super) struct WaitSlot(Arc<InFlight>);
 
@@ -84,13 +86,13 @@ impl Drop for WaitSlot {
 }
 
 impl InFlight {
-    /// A slot for one who waits, if there is one left.
+    /// Returns a permit to wait, or `None` if too many are waiting.
     pub(super) fn acquire_slot(self: &Arc<Self>) -> Option<WaitSlot> {
         let slot = (self.slots.increment(), WaitSlot(Arc::clone(self)));
         (slot.0 <= MAX_WAITING).then_some(slot.1)
     }
 
-    /// Takes part in a question.
+    /// Joins the query in flight with this key, or starts one.
     pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>) -> Joined {
         match self.lock().entry(key.flight_bytes().into()) {
             hash_map::Entry::Occupied(flight) => Joined::Follower(Arc::clone(flight.get())),
@@ -102,12 +104,12 @@ impl InFlight {
         }
     }
 
-    /// Clients that wait, and refreshes under way.
+    /// Returns the number of waiting clients plus refreshes in progress.
     pub(super) fn waiting(&self) -> u64 {
         self.slots.get()
     }
 
-    /// No code that can panic runs under the lock, and the table is whole between any two of its calls.
+    /// Locks the table. A poisoned lock is harmless: no code under it can panic.
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<[u8]>, Arc<Flight>, RandomState>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,14 +1,16 @@
-//! Finds upstreams that lead back to us, by a token.
+//! Detection of forwarding loops by tokens.
 //!
-//! Each upstream is asked, now and then, for a name that nobody can guess and that nobody else asks for. If that very name
-//! comes in as a question, the upstream has sent it here: it is set aside until it no longer does. Nothing else than a name
-//! in use right now is special, so no question can feign a loop.
+//! From time to time svcdns asks each upstream for a token, a name that nobody can guess or asks
+//! for otherwise. If a query for that token arrives, the upstream has sent it back. The upstream is
+//! then not used until a probe shows that the loop is gone. Only tokens in use are special, so a
+//! client cannot fake a loop.
 //!
-//! The names lie below `empty.as112.arpa` (RFC 7535), a zone that holds nothing and that servers all over the world answer for,
-//! made for questions that lead nowhere. A forwarder asks on for them: the zone is in no table of special names of dnsmasq,
-//! unbound or systemd-resolved, the names have dots, and it is not signed, so that no resolver may conclude from signed
-//! answers about other names that this schedule does not exist (RFC 8198), as it may below a top-level domain that does not.
-//! Where there is no loop the question tells the upstream, and at most an AS112 server, nothing but a random number.
+//! Tokens are names below `empty.as112.arpa` (RFC 7535), an empty zone that AS112 servers worldwide
+//! serve for queries that lead nowhere. Forwarders do forward them: dnsmasq, unbound and
+//! systemd-resolved do not treat the zone as special, and the names have several labels. The zone
+//! is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs (RFC 8198), as it could
+//! below a nonexistent top-level domain. Without a loop, the upstream and at most an AS112 server
+//! see a random number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,23 +23,25 @@ use super::exchange::{Outgoing, Sockets, Upstream};
 use crate::name::Name;
 use crate::wire::{HEADER, flags, put_u16, rtype};
 
-/// What stands behind the label with the random number.
+/// The zone of all tokens, in wire form.
 const TOKEN_PARENT: &[u8] = b"\x05empty\x05as112\x04arpa\0";
 
-/// The random label's beginning: whoever finds it in a log shall find out what it is.
+/// Prefix of a token's first label.
+///
+/// It explains the query to a reader of an upstream's log.
 const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
 
-/// Octets of the random label.
+/// Length of a token's first label.
 const TOKEN_LABEL_BYTES: usize = TOKEN_PREFIX.len() + 32;
 
-/// When upstreams are asked.
+/// Intervals of probing the upstreams.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProbeTimings {
-    /// How long an upstream may take to answer.
+    /// Time limit for an upstream's response.
     pub(super) timeout: Duration,
-    /// How long after a good answer it is asked again.
+    /// Time after a successful probe until the next one.
     pub(super) interval: Duration,
-    /// How long after a loop or no answer at all it is asked again, at first; twice as long each time, until `good`.
+    /// First interval after a failed probe; doubles up to `interval`.
     pub(super) retry: Duration,
 }
 
@@ -51,15 +55,15 @@ impl Default for ProbeTimings {
     }
 }
 
-/// The names in use.
+/// The tokens in use, and the upstreams they were sent to.
 #[derive(Debug, Default)]
 pub(super) struct LoopGuard {
     tokens: Mutex<Vec<LoopToken>>,
-    /// A token came in.
+    /// Notified when a token arrives in a query.
     token_caught: Notify,
 }
 
-/// A name in use: it is schedule upstream's, until the next.
+/// The token sent last to an upstream.
 #[derive(Debug)]
 struct LoopToken {
     name: Name,
@@ -68,8 +72,9 @@ struct LoopToken {
 }
 
 impl LoopGuard {
-    /// Whether this question is schedule that we asked an upstream. Then the upstream is set aside, and SERVFAIL is the answer:
-    /// it must not be forwarded again.
+    /// Returns whether a query's `name` is a token, and marks its upstream as looping.
+    ///
+    /// Such a query must not be forwarded: the caller answers SERVFAIL.
     pub(super) fn catch_token(&self, name: &Name) -> bool {
         let bytes = name.as_wire();
         if bytes.len() != 1 + TOKEN_LABEL_BYTES + TOKEN_PARENT.len()
@@ -93,9 +98,9 @@ impl LoopGuard {
         true
     }
 
-    /// A name of its own for the upstream, in index of the schedule before.
+    /// Replaces the upstream's token with a new one.
     fn issue(&self, upstream: &Arc<Upstream>) -> Option<Name> {
-        // From the system's random source; 128 bits.
+        // 128 bits from the system's random source.
         let label = [TOKEN_PREFIX, format!("{:032x}", rand::random::<u128>()).as_bytes()].concat();
         let name = Name::from_labels([&label[..], b"empty", b"as112", b"arpa"]).ok()?;
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +109,7 @@ impl LoopGuard {
         Some(name)
     }
 
+    /// Returns whether the token has arrived in a query.
     fn was_seen(&self, name: &Name) -> bool {
         self.tokens
             .lock()
@@ -112,7 +118,7 @@ impl LoopGuard {
             .any(|token| token.seen && token.name == *name)
     }
 
-    /// Forgets the names of all other upstreams.
+    /// Drops the tokens of all other upstreams.
     fn retain(&self, upstreams: &[Arc<Upstream>]) {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.retain(|token| {
@@ -120,11 +126,13 @@ impl LoopGuard {
         });
     }
 
-    /// Asks schedule upstream, and takes it back when its answer did not lead through us. Whether that is so.
+    /// Probes an upstream and clears its loop mark if its answer came from elsewhere.
+    ///
+    /// Returns whether it did.
     async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, timeout: Duration) -> bool {
         let Some(name) = self.issue(upstream) else { return false };
         let Some(outgoing) = Outgoing::new(probe_query(&name), false) else { return false };
-        // No answer is no proof of anything.
+        // No response proves nothing.
         if sockets.query_one(upstream, &outgoing, Instant::now() + timeout).await.is_err()
             || self.was_seen(&name)
         {
@@ -137,7 +145,7 @@ impl LoopGuard {
         true
     }
 
-    /// Asks the upstreams in force, all of them after each change and each again after a while, until `stop`.
+    /// Probes all upstreams after each change, and each one periodically, until `stop`.
     pub(super) async fn run(
         self: Arc<Self>,
         mut routing: watch::Receiver<Vec<Arc<Upstream>>>,
@@ -177,7 +185,7 @@ impl LoopGuard {
                     schedule.reschedule(good, timings);
                 }
             }
-            // A token can come in late, after its answer or without schedule.
+            // A token can arrive late, after the probe has ended.
             schedules
                 .iter_mut()
                 .filter(|schedule| schedule.upstream.is_looping())
@@ -202,30 +210,30 @@ impl LoopGuard {
     }
 }
 
-/// An upstream in force, and when it is asked again.
+/// When to probe an upstream next.
 #[derive(Debug)]
 struct ProbeSchedule {
     upstream: Arc<Upstream>,
     due: Instant,
-    /// The next pause after a loop.
+    /// Time until the next probe, should this one fail.
     pause: Duration,
 }
 
 impl ProbeSchedule {
-    /// Plans the next time.
+    /// Sets the time of the next probe.
     fn reschedule(&mut self, good: bool, timings: ProbeTimings) {
         let pause = if good { timings.interval } else { self.pause };
         self.due = Instant::now() + pause;
         self.pause = if good { timings.retry } else { (self.pause * 2).min(timings.interval) };
     }
 
-    /// Plans it earlier, where it was planned as after a good answer.
+    /// Moves the next probe forward, to the interval after a failed one.
     fn bring_forward(&mut self) {
         self.due = self.due.min(Instant::now() + self.pause);
     }
 }
 
-/// A question for the address of `name`.
+/// Builds a query for the A records of `name`.
 fn probe_query(name: &Name) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER + name.as_wire().len() + 4);
     for word in [0, flags::RD, 1, 0, 0, 0] {
@@ -248,15 +256,16 @@ mod tests {
     use super::super::exchange::Connector;
     use super::*;
 
-    /// How long a change may take to be seen, on a machine that is very busy.
+    /// Upper bound of waiting for a change, long enough for a very busy machine.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     fn upstream(address: SocketAddr) -> Arc<Upstream> {
         Upstream::new(address.to_string().parse().unwrap(), Connector::new(Handle::current(), None))
     }
 
-    /// A forwarder that sends every question to us while it is `looping`, and has answers of its own otherwise; tells the
-    /// names it was asked for.
+    /// Starts a fake upstream that reports each name to `guard` while `looping` is set.
+    ///
+    /// Otherwise it answers by itself. Returns its address and the names it was asked for.
     async fn forwarder(
         guard: Arc<LoopGuard>,
         looping: Arc<AtomicBool>,
@@ -303,7 +312,7 @@ mod tests {
         let stop = CancellationToken::new();
         let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
         wait_for("the loop being found", || bad.is_looping()).await;
-        wait_for("questions to the other schedule", || asked.lock().unwrap().len() > 1).await;
+        wait_for("probes of the other upstream", || asked.lock().unwrap().len() > 1).await;
         assert!(!good.is_looping());
         looping.store(false, Ordering::SeqCst);
         wait_for("its end", || !bad.is_looping()).await;
@@ -361,7 +370,7 @@ mod tests {
             assert!(!guard.catch_token(&Name::from_text(name).unwrap()), "{name}");
         }
         assert!(!upstream.is_looping());
-        // In any case: upstreams may change it.
+        // Upstreams may change the letter case.
         assert!(
             guard.catch_token(&Name::from_text(&text.to_uppercase()).unwrap())
                 && upstream.is_looping()

@@ -1,7 +1,8 @@
-//! From a client's question to the message that goes out, and from what came back to the client's answer.
+//! Queries to upstreams and responses to clients, as bytes.
 //!
-//! Octets in, bytes out. A message is looked into once, when it comes; an answer made from it is a copy with its id, flags,
-//! question and TTLs patched and an OPT record of ours behind it. EDNS is hop by hop (RFC 6891 section 6.1.1).
+//! An upstream's message is parsed once, on arrival. A response to a client is a copy of it, with
+//! id, flags, question and TTLs patched and an OPT record of our own appended. EDNS is hop by hop
+//! (RFC 6891 section 6.1.1).
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
@@ -9,70 +10,77 @@ use crate::wire::{
     name_stands_in, put_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
 };
 
-/// Longest seconds of an answer that there is nothing, seconds (RFC 2308 section 5).
+/// Upper bound of the TTL of negative answers (RFC 2308 section 5).
 const MAX_NEGATIVE_TTL_SECONDS: u32 = 3 * 3600;
-/// TTL of an answer past its end, seconds (RFC 8767 section 4).
+/// TTL of stale records (RFC 8767 section 4).
 pub(super) const STALE_TTL_SECONDS: u32 = 30;
 
-/// An upstream's message in the form that answers are copied from.
+/// An upstream's message, prepared for copying to clients.
 #[derive(Debug)]
 pub(super) struct StoredResponse {
-    /// The message without OPT, then the options that clients may have, then the ttl_offsets of its TTLs, field bytes each.
+    /// The message without OPT, then options for clients, then the offsets of TTLs.
+    ///
+    /// Each offset has two bytes.
     bytes: Box<[u8]>,
-    /// Where the options begin.
+    /// Start of the options.
     options_at: u32,
-    /// Where the ttl_offsets begin.
+    /// Start of the TTL offsets.
     ttl_offsets_at: u32,
-    /// The whole response code, OPT's upper bits included.
+    /// Response code with the upper bits from the OPT record.
     rcode: u16,
-    /// What it is worth.
+    /// Whether, and how long, the message can be cached.
     kind: ResponseKind,
 }
 
-/// What a message says, and how long that holds, in seconds.
+/// What a message says; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
-    /// There are records: for as long as the first of all in the message.
+    /// There are records; the TTL is the smallest in the message.
     Positive(u32),
-    /// There are none, or no such name: for as long as the SOA record says (RFC 2308 section 5).
+    /// The name or records do not exist; the SOA has the TTL (RFC 2308 section 5).
     Negative(u32),
-    /// The upstream could not or would not answer (RFC 9520 section 2).
+    /// The upstream failed or refused to answer (RFC 9520 section 2).
     Failure,
-    /// No upstream said anything: there is no message but one of ours.
+    /// No upstream answered; the message is a SERVFAIL of our own.
     NoResponse,
-    /// Good for those who asked, but not to be kept: truncated, a referral, or negative without an SOA record.
+    /// For the waiting clients only.
+    ///
+    /// Truncated, a referral, or negative without an SOA record.
     Uncacheable,
 }
 
-/// How old what is given is.
+/// Age of a response given to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// As it came.
+    /// Just received.
     Fresh,
-    /// Kept for so many seconds.
+    /// From the cache, this many seconds old.
     Cached(u32),
-    /// Past its end (RFC 8767).
+    /// From the cache, with expired TTL (RFC 8767).
     Stale,
 }
 
-/// Whether a question's answer depends on nothing but what the cache distinguishes: it carries no options that are passed on,
-/// and no records.
+/// Returns whether the response to this query depends on the cache key only.
+///
+/// A plain query carries no options to forward and no records.
 pub(super) fn is_plain(query: &Query<'_>) -> bool {
     !query.more && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
-/// The message to send upstream for `query`, which came as `request`; its id is 0. AD is set, so that the answer says whether
-/// the upstream found it authentic (RFC 6840 section 5.7).
+/// Builds the message to send upstream for `query`, with id 0.
+///
+/// `request` is the client's message. AD is set, so that the upstream tells whether the data is
+/// authentic (RFC 6840 section 5.7).
 ///
 /// # Errors
-/// When the request is not what `query` was read from.
+/// Returns an error if `request` is malformed.
 pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Malformed> {
     let Stripped { mut bytes, .. } = strip(request)?;
     set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
     Ok(with_opt(bytes, query))
 }
 
-/// The same for a plain query, of which the request is not needed.
+/// Builds the message to send upstream for a plain query from the query alone.
 pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + query.question.len() + wire::OPT);
     bytes.resize(HEADER, 0);
@@ -82,6 +90,7 @@ pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
     with_opt(bytes, query)
 }
 
+/// Completes a query with id 0 and an OPT record with the options to forward.
 fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
     bytes[..2].fill(0);
     let additional = u16_at(&bytes, 10).unwrap_or_default().saturating_add(1);
@@ -96,11 +105,14 @@ fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 }
 
 impl StoredResponse {
-    /// Takes an upstream's message apart: one question, records that fill it, at max one OPT. `plain`: the question was
-    /// ([`is_plain`]); else the answer's options are for the client that sent some.
+    /// Prepares an upstream's message; `plain` is whether the query was ([`is_plain`]).
+    ///
+    /// A response to a plain query may go to many clients, so it keeps no options but extended
+    /// errors.
     ///
     /// # Errors
-    /// When the message is not well-formed.
+    /// Returns an error if the message is malformed, does not have exactly one question, or has
+    /// more than one OPT record.
     pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, Malformed> {
         let Stripped { mut bytes, opt, question } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
@@ -114,7 +126,7 @@ impl StoredResponse {
         }
         let options_end = bytes.len();
         bytes.extend(ttl_offsets.iter().flat_map(|at| at.to_be_bytes()));
-        // A copy of the right length: what is kept for long is not to be cut from what was for a moment.
+        // Copied to the exact length: a cached message must not hold on to spare capacity.
         Ok(Self {
             options_at: offset(end),
             ttl_offsets_at: offset(options_end),
@@ -124,7 +136,7 @@ impl StoredResponse {
         })
     }
 
-    /// A failure of which there is no message: SERVFAIL and why. `question` is name, type and class.
+    /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
         let mut bytes = vec![0; HEADER];
         set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
@@ -142,27 +154,29 @@ impl StoredResponse {
         }
     }
 
-    /// What it says.
+    /// Returns what the message says.
     pub(super) fn kind(&self) -> ResponseKind {
         self.kind
     }
 
-    /// Whether the upstream said that records are missing.
+    /// Returns whether the message is truncated (TC).
     pub(super) fn is_truncated(&self) -> bool {
         u16_at(&self.bytes, 2).unwrap_or_default() & flags::TC != 0
     }
 
-    /// The message, without OPT.
+    /// Returns the message without OPT.
     pub(super) fn message(&self) -> &[u8] {
         self.bytes.get(..self.options_at as usize).unwrap_or_default()
     }
 
-    /// Octets that it takes in memory, the value itself not among them.
+    /// Returns the size in bytes, the struct itself not included.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Writes the answer to `query` into `out`, which is empty. The question is one that this answers, in whatever case.
+    /// Writes the response to `query` into the empty `out`.
+    ///
+    /// The message must answer the query's question; the letter case may differ.
     pub(super) fn write(
         &self,
         query: &Query<'_>,
@@ -213,12 +227,13 @@ impl StoredResponse {
         if let Some(edns) = query.edns {
             let additional = u16_at(out, 10).unwrap_or_default().saturating_add(1);
             out[10..12].copy_from_slice(&additional.to_be_bytes());
-            // What explains an answer gives way to it.
+            // Options, which only explain the answer, are dropped if they do not fit.
             let fits = out.len() + wire::opt_len(error) + options.len() <= limit;
             put_opt_with(out, rcode, edns.dnssec_ok, if fits { options } else { &[] }, error);
         }
     }
 
+    /// Sets the TTLs of a copy of the message to those of this age.
     fn patch_ttls(&self, ttl_offsets: &[u8], age: Age, out: &mut [u8]) {
         let max = if let ResponseKind::Negative(seconds) = self.kind { seconds } else { u32::MAX };
         let aged = |ttl: u32| match age {
@@ -238,7 +253,9 @@ impl StoredResponse {
     }
 }
 
-/// A message of ours in ttl_offset of an upstream's: NOERROR, no records, and why. `question` is name, type and class.
+/// Builds a NOERROR response without records, with an extended error.
+///
+/// `question` is name, type and class.
 pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     set_flags(&mut bytes, flags::QR | flags::RA);
@@ -248,7 +265,7 @@ pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
     bytes
 }
 
-/// Judges a message without OPT, and finds its TTLs.
+/// Classifies a message without OPT, and returns the offsets of its TTLs.
 fn classify(
     message: &[u8],
     question: usize,
@@ -259,12 +276,12 @@ fn classify(
         (Vec::new(), u32::MAX, None, false);
     for record in records(message, question) {
         let record = record?;
-        // It would become another name as the TTL goes down.
+        // A name that points into a TTL field would change with the TTL.
         if name_stands_in(message, record.start, &ttl_offsets) {
             return Err(Malformed);
         }
         ttl_offsets.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
-        // RFC 2181 section 8: with the uppermost bit set it counts as 0.
+        // A TTL with the highest bit set counts as 0 (RFC 2181 section 8).
         let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
         min_ttl = min_ttl.min(ttl);
         answered |=
@@ -289,8 +306,10 @@ fn classify(
     Ok((kind, ttl_offsets))
 }
 
-/// As much of `message` as `room` has: whole records, in order. TC tells where what was asked for is missing; additional
-/// records may be missing without (RFC 2181 section 9), but for those of a referral (RFC 9471 section 3).
+/// Copies as many whole records of `message` as fit into `room` bytes.
+///
+/// TC is set if answer or authority records are missing. Missing additional records do not set it
+/// (RFC 2181 section 9), except in a referral (RFC 9471 section 3).
 fn truncate_into(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>) {
     let (mut end, mut counts, mut missing) = (question, [0u16; 3], Section::Additional);
     for record in records(message, question).map_while(Result::ok) {
@@ -311,7 +330,7 @@ fn truncate_into(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>
     }
 }
 
-/// The largest answer to a message of any opcode, bytes, as its OPT record has it.
+/// Returns the size limit in bytes of the response to a message of any opcode.
 pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     let mut records = question_end(request)
         .map(|question| records(request, question))
@@ -325,10 +344,10 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     }
 }
 
-/// Leaves of a message with one question what fits, with TC where something is missing.
+/// Truncates a message to `limit` bytes and sets TC if it was longer.
 ///
 /// # Errors
-/// When it has no question.
+/// Returns an error if the message has no question.
 pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
     let question = question_end(message).ok_or(Malformed)?;
     if message.len() > limit {
@@ -345,17 +364,23 @@ fn set_flags(message: &mut [u8], flags: u16) {
     }
 }
 
-/// A ttl_offset in a message; none is above 65,535, and options and ttl_offsets behind it keep it far below 2^32.
+/// Converts an offset, which is far below 2^32.
+///
+/// A message has at most 65,535 bytes; options and TTL offsets add little.
 fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// Options that are between field neighbours only: cookies (RFC 7873), keep-alive (RFC 7828), padding (RFC 7830).
+/// Returns whether an option is hop by hop.
+///
+/// These are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }
 
-/// The options in OPT's data: code, and the option whole. Ends where they do not fit.
+/// Iterates over the options in OPT data, each as its code and all its bytes.
+///
+/// Ends at the first option that exceeds the data.
 fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (code, length) = (u16_at(data, 0)?, usize::from(u16_at(data, 2)?));

@@ -1,12 +1,14 @@
-//! Our own addresses: whoever asks them asks us.
+//! The test whether an upstream is svcdns itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Target;
 
 impl Target {
-    /// Whether what is sent there arrives at `own`, an address that we listen on. The unspecified address stands for every
-    /// loopback address: as a destination it means this machine, and of others only the machine knows whether it has them.
+    /// Returns whether packets to this target arrive at our listening address `own`.
+    ///
+    /// If `own` is the unspecified address, every loopback address matches. The addresses of the
+    /// machine's interfaces are not looked up.
     pub fn reaches(&self, own: SocketAddr) -> bool {
         let (ip, own_ip) = (destination(self.address.ip()), own.ip().to_canonical());
         let meant = if own_ip.is_unspecified() {
@@ -18,7 +20,7 @@ impl Target {
     }
 }
 
-/// Where a packet to `address` goes: the unspecified address is this machine's loopback address.
+/// Returns where a packet arrives: the unspecified address means loopback.
 fn destination(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -27,7 +29,7 @@ fn destination(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The interface of a link-local address; 0 for all others.
+/// Returns the interface index of a link-local address; 0 for all other addresses.
 fn scope(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V6(address) if address.ip().is_unicast_link_local() => address.scope_id(),

@@ -1,10 +1,12 @@
-//! Answers that give a private address to a public name.
+//! DNS rebinding guard: withholds private addresses of public names.
 //!
-//! A page from the Internet may so make a browser talk to machines of a private network as if they were the page's own
-//! (DNS rebinding). Where the guard is on, the client gets no records instead and EDE 15 (RFC 8914), as from dnsmasq. Not
-//! NXDOMAIN: that would deny the name's other types and all names below it (RFC 8020). Not REFUSED: the C library would ask
-//! the next name server for the same. Not only the other records: what is left of a forged answer is no better than the
-//! rest.
+//! By DNS rebinding, a web page makes a browser connect to hosts of a private network as if they
+//! belonged to the page's own site. If the guard is on, the client gets an answer without records
+//! and EDE 15 (RFC 8914), as dnsmasq does it.
+//!
+//! NXDOMAIN would deny other types and all names below (RFC 8020). REFUSED would make the C library
+//! ask the next name server. Removing only the private addresses would pass on the rest of a forged
+//! answer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,25 +14,26 @@ use super::Settings;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
-/// The words that go with an answer that was withheld.
+/// Extended error of a withheld answer.
 pub(super) const WITHHELD: ExtendedError = ExtendedError {
     code: ExtendedError::BLOCKED,
     text: "a public name with a private address: see rebinding-guard of svcdns",
 };
 
-/// Type HTTPS and SVCB (RFC 9460), whose hints are addresses, too.
+/// Types SVCB and HTTPS (RFC 9460), whose hints are addresses.
 const SVCB_TYPES: [u16; 2] = [64, 65];
 
-/// The guard, where it is on.
+/// The rebinding guard, if it is on.
 #[derive(Clone, Debug)]
 pub(super) struct RebindingGuard {
-    /// Domains whose names may have any address.
+    /// Domains whose names may have private addresses.
     allowed: Vec<Name>,
 }
 
 impl RebindingGuard {
-    /// The guard of these settings, none where it is off. Domains with upstreams of their own pass like those allowed: who
-    /// names an upstream for a domain knows what it says.
+    /// Makes the guard from the settings; returns `None` if it is off.
+    ///
+    /// Domains with upstreams of their own are exempt: those upstreams were chosen for them.
     pub(super) fn of(settings: &Settings) -> Option<Self> {
         let allowed = settings
             .rebinding
@@ -40,13 +43,13 @@ impl RebindingGuard {
         Some(Self { allowed: allowed.copied().collect() })
     }
 
-    /// Whether an upstream's well-formed answer to a question for `name` is to be withheld.
+    /// Returns whether to withhold an upstream's well-formed response for `name`.
     pub(super) fn withholds(&self, name: &Name, message: &[u8]) -> bool {
         !self.allowed.iter().any(|domain| name.ends_with(domain)) && has_private_address(message)
     }
 }
 
-/// Whether a well-formed message holds a private address among its answers or what stands beside them.
+/// Returns whether the answer or additional section holds a private address.
 fn has_private_address(message: &[u8]) -> bool {
     let Some(end) = question_end(message) else { return false };
     let records = records(message, end).map_while(Result::ok);
@@ -62,15 +65,15 @@ fn has_private_address(message: &[u8]) -> bool {
     )
 }
 
-/// The address that these bytes are.
+/// Reads an address of 4 or 16 bytes.
 fn address(data: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(data).map(|bytes| Ipv4Addr::from(bytes).into());
     v4.or_else(|_| <[u8; 16]>::try_from(data).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }
 
-/// The addresses in an HTTPS record's data: its parameters 4 and 6 (RFC 9460 section 7.3).
+/// Iterates over address hints, keys 4 and 6 of SVCB data (RFC 9460 section 7.3).
 fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
-    // Priority, then a name that is never compressed.
+    // The priority comes first, then a name that is never compressed.
     let name = data
         .get(2..)
         .and_then(|rest| Name::from_wire(rest).ok())
@@ -86,14 +89,14 @@ fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
         let bytes = match key {
             4 => 4,
             6 => 16,
-            // Longer than any value: no chunk of that size is there.
+            // Longer than any value, so that there are no chunks.
             _ => usize::from(u16::MAX) + 1,
         };
         value.chunks_exact(bytes).filter_map(address)
     })
 }
 
-/// Whether an address means something else in every network, or the machine that asks.
+/// Returns whether an address is private, link-local, loopback or unspecified.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         // 0.0.0.0/8 is this machine or this network (RFC 791 section 3.2).
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
     use crate::wire::put_u16;
 
-    /// An answer to a question for `a.example`, with one record of this type and data.
+    /// A response for `a.example` with one record of this type and data.
     fn answer(rtype: u16, data: &[u8]) -> Vec<u8> {
         let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\x07example\0".to_vec();
         put_u16(&mut message, rtype);
@@ -159,7 +162,7 @@ mod tests {
             let (rtype, data) = bytes(address);
             assert_eq!(has_private_address(&answer(rtype, &data)), private, "{address}");
         }
-        // Text that looks like one is none.
+        // TXT data of four bytes is no address.
         assert!(!has_private_address(&answer(rtype::TXT, &[10, 0, 0, 1])));
         assert!(!has_private_address(b"short"));
     }

@@ -1,4 +1,4 @@
-//! From a question to what it comes to: cache, then an exchange that equal questions share, then what is past its end.
+//! Resolution of a query: from the cache, by a shared exchange with upstreams, or stale.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,9 +15,11 @@ use super::message::{
 use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
 
-/// How long a client waits at most: those that ask us mostly wait 5 s.
+/// Time limit for answering a client; most stub resolvers wait 5 s.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a client waits for something better than what is past its end (RFC 8767 section 5).
+/// How long to wait for upstreams before serving a stale answer.
+///
+/// The client response timer of RFC 8767 section 5.
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
 const OVERLOADED: ExtendedError =
@@ -35,12 +37,14 @@ const TOO_LATE: ExtendedError = ExtendedError {
     text: "no upstream answered in time",
 };
 const INTERNAL_FAILURE: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "leader failed here; see the server's log" };
+    ExtendedError { code: ExtendedError::OTHER, text: "asking failed here; see the server's log" };
 
-/// Brings a message to whoever is to be asked for its name, and brings the answer.
+/// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {
-    /// Asks; `message` has id 0 and a question about `key`'s name. The answer is a response to that question, its id any.
-    /// Ends by `deadline`.
+    /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
+    ///
+    /// The returned message is a response to that query, with any id. The future ends by
+    /// `deadline`.
     fn query(
         &self,
         key: CacheKey<'_>,
@@ -49,35 +53,35 @@ pub(super) trait Exchange: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeError {
-    /// What the client is told.
+    /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the question went out, so that it need not go out again at once (RFC 9520).
+    /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
-/// What can be said of a question without leader.
+/// Result of answering from the cache alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ImmediateAnswer {
-    /// The answer is written.
+    /// The response is written.
     Written,
-    /// There is something past its end: should nothing better come in time, it is the answer.
+    /// Only a stale answer is cached; wait for the upstreams before serving it.
     StaleOnly,
-    /// Nothing.
+    /// Nothing usable is cached.
     NotCached,
 }
 
-/// What can be done about a plain query.
+/// First step of resolving a plain query.
 enum QueryStart {
-    /// Give this.
+    /// Answer from this entry.
     Cached(Arc<CacheEntry>, Age),
-    /// Ask or wait, in this slot; should nothing better come in time, there is what is past its end.
+    /// Wait for the query in flight, with a stale answer to fall back to.
     Joined(Joined, WaitSlot, Option<Arc<CacheEntry>>),
 }
 
-/// What all lanes share.
+/// The cache and the queries in flight, shared by all lanes.
 #[derive(Debug)]
 pub(super) struct Resolver {
     pub(super) cache: Cache,
@@ -85,7 +89,7 @@ pub(super) struct Resolver {
     in_flight: Arc<InFlight>,
 }
 
-/// Writes an entry into `out`, which is empty.
+/// Writes the response made from `entry` into the empty `out`.
 fn write_entry(
     entry: &CacheEntry,
     query: &Query<'_>,
@@ -93,7 +97,7 @@ fn write_entry(
     age: Age,
     out: &mut Vec<u8>,
 ) {
-    // Some clients do not look at TC over TCP: they would take what is missing for what does not exist.
+    // Some clients ignore TC over TCP and would take missing records for nonexistent ones.
     if transport == Transport::Tcp && entry.stored.is_truncated() {
         put_failure(query, TRUNCATED, out);
     } else {
@@ -101,13 +105,15 @@ fn write_entry(
     }
 }
 
-/// The time, as timers have it.
+/// Returns the time as Tokio's timers see it, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 impl Resolver {
-    /// With a cache of so many bytes, which keeps answers for so long past their end.
+    /// Makes a resolver whose cache holds `cache_bytes` bytes.
+    ///
+    /// Expired answers can be served for `stale`.
     pub(super) fn new(cache_bytes: usize, stale: Duration) -> Arc<Self> {
         Arc::new(Self {
             cache: Cache::new(cache_bytes, stale),
@@ -116,12 +122,12 @@ impl Resolver {
         })
     }
 
-    /// Clients that wait, and refreshes under way.
+    /// Returns the number of waiting clients plus refreshes in progress.
     pub(super) fn waiting(&self) -> u64 {
         self.in_flight.waiting()
     }
 
-    /// Writes the answer into `out`, which is empty, where it is known.
+    /// Writes the response into the empty `out` if the cache has one.
     pub(super) fn answer_from_cache<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -152,10 +158,10 @@ impl Resolver {
         ImmediateAnswer::Written
     }
 
-    /// Asks anew, in the background, for an entry that is about to end.
+    /// Refreshes an expiring entry in the background.
     #[cold]
     fn prefetch<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
-        // An answer to somebody who did not want recursion is not kept: it prolongs nothing.
+        // A response to a query without RD is not cached, so it could not refresh the entry.
         let query = Query { flags: query.flags | flags::RD, ..*query };
         let mut buffer = EMPTY_KEY_BUFFER;
         let (Some(key), Ok(runtime)) =
@@ -177,7 +183,7 @@ impl Resolver {
         }
     }
 
-    /// Answers a query that came as `request`, within [`QUERY_TIMEOUT`].
+    /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -188,7 +194,7 @@ impl Resolver {
         let found = if is_plain(query) {
             self.resolve_entry(exchange, query, transport == Transport::Udp).await
         } else {
-            // Rare, so that its buffer is taken only then.
+            // Boxed because it is rare: other queries must not reserve room for its future.
             Box::pin(self.resolve_uncached(exchange, request, query)).await
         };
         let mut out = Vec::with_capacity(512);
@@ -199,7 +205,7 @@ impl Resolver {
         out
     }
 
-    /// Passes a message with another opcode on as it is, but for the id, and the answer back.
+    /// Forwards a message with another opcode, unchanged but for its id.
     pub(super) async fn relay<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -239,10 +245,13 @@ impl Resolver {
         Ok(answer)
     }
 
-    /// What a plain query comes to. `uncancelled`: whoever waits for this goes on waiting whatever becomes of the client.
+    /// Resolves a plain query to a cache entry.
+    ///
+    /// `uncancelled` promises that the returned future is polled to its end, even if the client
+    /// disconnects.
     ///
     /// # Errors
-    /// When there is nothing at all to say but this.
+    /// Returns an extended error if there is neither a response nor a stale answer.
     pub(super) async fn resolve_entry<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -272,7 +281,8 @@ impl Resolver {
                     ));
                 }
                 let flight = leader.flight();
-                // A task of its own: others wait for it, too, when this client is gone or has something else.
+                // In a task of its own: followers wait for the result even if this client
+                // disconnects.
                 tokio::spawn(Arc::clone(self).exchange_in_background(
                     Arc::clone(exchange),
                     leader,
@@ -298,7 +308,8 @@ impl Resolver {
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
                 if outcome.is_err() {
-                    // The next ones need not wait as long; should the answer come yet, it takes this one's slot.
+                    // Later queries need not wait as long. A late response still replaces this
+                    // entry.
                     entry.defer_recheck(now());
                 }
                 give_stale(entry)
@@ -308,11 +319,13 @@ impl Resolver {
         }
     }
 
-    /// What can be done about a plain query without waiting. Apart from the waiting, so that the key takes no buffer in it.
+    /// Starts to resolve a plain query, without waiting.
+    ///
+    /// A function of its own, so that the key takes no room in the future that waits.
     fn start(&self, query: &Query<'_>, now: Instant) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
-        // It may have come since the caller looked.
+        // The entry may have arrived since the caller looked.
         let stale = match self.cache.find(key, now) {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
@@ -336,7 +349,7 @@ impl Resolver {
         }
     }
 
-    /// What a query comes to whose answer is for its client alone.
+    /// Resolves a query whose response is for this client only.
     async fn resolve_uncached<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -356,7 +369,7 @@ impl Resolver {
         Ok((CacheEntry::uncached(stored, now()), Age::Fresh))
     }
 
-    /// Asks, keeps what it came to, and tells everybody who waits.
+    /// Exchanges the query, stores the result and wakes all followers.
     async fn exchange_and_cache<E: Exchange>(
         &self,
         exchange: &E,
@@ -366,7 +379,8 @@ impl Resolver {
     ) -> Arc<CacheEntry> {
         let epoch = self.cache.epoch();
         let key = leader.key();
-        // Two pieces of memory, each of a size that the allocator has at hand: glibc keeps none above 1,032 bytes.
+        // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
+        // 1,032 bytes).
         let answer = Box::pin(exchange.query(key, message, deadline)).await;
         let answer = answer.and_then(|answer| {
             StoredResponse::new(&answer, true)
@@ -384,7 +398,7 @@ impl Resolver {
         entry
     }
 
-    /// The same whatever becomes of whoever began it.
+    /// Does the same in a task that does not depend on the client that started it.
     async fn exchange_in_background<E: Exchange>(
         self: Arc<Self>,
         exchange: Arc<E>,
@@ -397,6 +411,7 @@ impl Resolver {
         self.exchange_and_cache(&*exchange, leader, message, deadline).await;
     }
 
+    /// Returns a permit to wait, or counts the rejected query.
     fn acquire_slot(&self) -> Result<WaitSlot, ExtendedError> {
         self.in_flight.acquire_slot().ok_or_else(|| {
             self.counters.overloaded.increment();
@@ -404,6 +419,7 @@ impl Resolver {
         })
     }
 
+    /// Counts a query that no upstream answered.
     fn count_failure(&self, failure: ExchangeError) -> ExchangeError {
         self.counters.failures.increment();
         failure

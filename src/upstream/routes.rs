@@ -1,4 +1,4 @@
-//! Who is asked for which name.
+//! The route table: which upstreams resolve which names.
 
 use std::sync::Arc;
 
@@ -10,31 +10,31 @@ use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::ExtendedError;
 
-/// Where a question goes.
+/// What to do with a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
-    /// It is answered here.
+    /// Answer it locally, as its name is special.
     Local(SpecialAnswer),
-    /// To these upstreams, never none.
+    /// Forward it to these upstreams, at least one.
     Forward(Arc<[Arc<Upstream>]>),
-    /// Nowhere, for this reason: SERVFAIL.
+    /// Answer SERVFAIL with this extended error.
     Fail(ExtendedError),
 }
 
-/// The upstreams in force. Never changed: new ones take its place as a whole.
+/// An immutable route table; a change installs a new one.
 #[derive(Debug)]
 pub(super) struct RouteTable {
-    /// Every domain that something is known of, by its bytes.
+    /// Domains that are special or have upstreams of their own, by wire form.
     suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
-    /// Who is asked for all other names.
+    /// Upstreams for all other names.
     default_upstreams: Arc<[Arc<Upstream>]>,
-    /// Those of them in private_upstreams address space.
+    /// Those default upstreams that have private addresses.
     private_upstreams: Arc<[Arc<Upstream>]>,
-    /// Whether programs of this machine ask us.
+    /// Whether this machine's resolver configuration names svcdns.
     is_system_resolver: bool,
 }
 
-/// What is known of a domain.
+/// What the table has for a domain.
 #[derive(Debug, Default)]
 struct DomainEntry {
     special: Option<Special>,
@@ -51,7 +51,9 @@ const ALL_LOOPING: ExtendedError = ExtendedError {
 };
 
 impl RouteTable {
-    /// RouteTable to `default_upstreams`, and to those of `domains`. With `is_system_resolver`, programs of this machine ask us.
+    /// Makes a table of the default upstreams and those of single domains.
+    ///
+    /// `is_system_resolver` is whether this machine's resolver configuration names svcdns.
     pub(super) fn new(
         default_upstreams: Vec<Arc<Upstream>>,
         domains: Vec<(Name, Vec<Arc<Upstream>>)>,
@@ -74,7 +76,7 @@ impl RouteTable {
         }
     }
 
-    /// Where a question for `name` goes: the longest domain with upstreams of its own decides, by labels.
+    /// Returns the route of `name`; the longest domain with its own upstreams wins.
     pub(super) fn find(&self, name: &Name) -> Route {
         let bytes = name.as_wire();
         let (mut special, mut domain) = (None, None);
@@ -106,7 +108,7 @@ impl RouteTable {
         }
     }
 
-    /// Every upstream, each once.
+    /// Returns every upstream once.
     pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
         let domains = self.suffixes.values().filter_map(|suffix| suffix.upstreams.as_ref());
         let mut upstreams = Vec::<Arc<Upstream>>::new();
@@ -122,7 +124,7 @@ impl RouteTable {
         upstreams
     }
 
-    /// Where a question for `name` goes, for people.
+    /// Describes the route of `name` in words.
     pub(super) fn describe(&self, name: &Name) -> String {
         match self.find(name) {
             Route::Local(answer) => format!("answered here: {}", answer.special.reason()),
@@ -136,6 +138,7 @@ impl RouteTable {
     }
 }
 
+/// Returns the route to these upstreams, or why none of them can be used.
 fn forward_to(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
     if upstreams.is_empty() {
         Route::Fail(NO_UPSTREAM)
@@ -167,7 +170,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    /// The special name, the upstreams' addresses, or `nobody`.
+    /// Returns the special name, the upstreams' addresses, or `nobody`.
     fn found(routes: &RouteTable, text: &str) -> String {
         match routes.find(&name(text)) {
             Route::Local(answer) => format!("{:?}", answer.special),
@@ -199,7 +202,7 @@ mod tests {
             ("xcorp.example", "192.0.2.1"),
             ("example.com", "198.51.100.1"),
             (".", "198.51.100.1"),
-            // Asked for by name, although it is not in private_upstreams address space.
+            // The domain has upstreams of its own, although they are not private.
             ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
             ("1.1.168.192.in-addr.arpa", "nobody"),
         ] {

@@ -1,7 +1,7 @@
-//! Whom the system's resolver would ask: the files that say so, and which of their addresses count.
+//! The name servers in the system's resolver configuration.
 //!
-//! On many machines /etc/resolv.conf names a resolver of this machine alone: systemd-resolved's stub, or svcdns itself.
-//! Whom that one would ask stands in a file of whoever manages the network then.
+//! On many machines /etc/resolv.conf names a resolver on the machine itself: the stub of
+//! systemd-resolved, or svcdns. The name servers are then in a file of the network manager.
 
 use std::fmt;
 use std::fs;
@@ -14,8 +14,10 @@ use nix::net::if_::if_nametoindex;
 use super::{Protocol, Target};
 use crate::resolv_conf::{BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
 
-/// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv's old
-/// and new folder), which keep one file for each interface.
+/// Files of network managers, in order of preference.
+///
+/// First those of systemd-resolved and NetworkManager, then the folders of resolvconf (Debian's,
+/// openresolv's old and new), which have a file for each interface.
 const MANAGED: &[SourceLocation] = &[
     SourceLocation::File("/run/systemd/resolve/resolv.conf"),
     SourceLocation::File("/run/NetworkManager/no-stub-resolv.conf"),
@@ -25,41 +27,41 @@ const MANAGED: &[SourceLocation] = &[
     SourceLocation::Folder("/run/resolvconf/keys"),
 ];
 
-/// The most name servers that are used: one of the first few answers, or nobody does.
+/// Limit of name servers that are used; more would hardly ever be asked.
 pub(super) const MAX_NAME_SERVERS: usize = 16;
 
-/// Most files of a folder that are read (fixed).
+/// Limit of files that are read in a folder.
 const MAX_FILES_PER_FOLDER: usize = 64;
 
-/// Where systemd-resolved listens (systemd-resolved.service(8)).
+/// Listening addresses of systemd-resolved (systemd-resolved.service(8)).
 const RESOLVED_STUBS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53)),
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
-/// A file, or a folder whose files count together.
+/// A file, or a folder whose files are read as one.
 #[derive(Clone, Copy, Debug)]
 enum SourceLocation {
     File(&'static str),
     Folder(&'static str),
 }
 
-/// What the files say.
+/// Content of the system's resolver configuration at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SourcesSnapshot {
-    /// Whom to ask, in order; none where no file names anybody.
+    /// The name servers in order; empty if no file names any.
     pub(super) servers: Vec<Target>,
-    /// Where they stand, without the root.
+    /// The file or folder that names them, without the root.
     pub(super) from: PathBuf,
-    /// Whether programs of this machine ask us: one of our addresses is named to them.
+    /// Whether the configuration names one of our own addresses.
     pub(super) is_system_resolver: bool,
-    /// Whether a file that might have named somebody could not be read.
+    /// Whether a file could not be read that might name servers.
     pub(super) unreadable: bool,
-    /// What is wrong with the files, for people, in order.
+    /// Problems with the files, in words and in order.
     pub(super) faults: Vec<String>,
 }
 
-/// What stands in one location.
+/// Content of one file or folder.
 #[derive(Debug, Default)]
 struct LocationContent {
     usable: Vec<Target>,
@@ -69,24 +71,24 @@ struct LocationContent {
     faults: Vec<String>,
 }
 
-/// Reads the files below a root, for a server that listens on `own`.
+/// Reads the configuration files below a root, for a server that listens on `own`.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
-    /// What stands in front of every path: `/`, but for tests.
+    /// Prefix of all paths: `/` except in tests.
     pub(super) root: PathBuf,
-    /// Our own addresses.
+    /// Addresses that svcdns listens on.
     pub(super) own: Vec<SocketAddr>,
 }
 
 impl Sources {
-    /// The files and folders that may be read, the root in front.
+    /// Returns the paths of all files and folders, below the root.
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let managed =
             MANAGED.iter().map(|(SourceLocation::File(path) | SourceLocation::Folder(path))| *path);
         [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
     }
 
-    /// Looks at the files in order, until one names somebody whom we can ask.
+    /// Reads the files in order, until one names a usable server.
     pub(super) fn snapshot(&self) -> SourcesSnapshot {
         let mut snapshot = SourcesSnapshot::default();
         let mut stubs = None;
@@ -105,7 +107,7 @@ impl Sources {
             }
             snapshot.faults.extend(faults);
         }
-        // What was there before is of use only while it is we who stand there now.
+        // The saved configuration counts only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
             let LocationContent { usable, unreadable, faults, .. } =
                 self.read(SourceLocation::File(BEFORE));
@@ -115,27 +117,30 @@ impl Sources {
             }
             snapshot.faults.extend(faults);
         }
-        // systemd-resolved knows somebody, and does not say whom; should it be us, the loop is found.
+        // systemd-resolved knows upstreams but does not tell them. If it forwards to svcdns, the
+        // loop guard detects that.
         match stubs {
             Some((stubs, faults, path)) => snapshot.with_servers(stubs, faults, path),
             None => snapshot,
         }
     }
 
-    /// Whether programs of this machine ask us, by /etc/resolv.conf alone.
+    /// Returns whether /etc/resolv.conf names one of our own addresses.
     pub(super) fn is_system_resolver(&self) -> bool {
         self.read(SourceLocation::File(RESOLV_CONF)).own
     }
 
-    /// Whether it is ourselves.
+    /// Returns whether the target is svcdns itself.
     pub(super) fn is_own(&self, target: &Target) -> bool {
         self.own.iter().any(|own| target.reaches(*own))
     }
 
+    /// Returns a path below the root.
     fn below_root(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
+    /// Reads a file, or all files of a folder.
     fn read(&self, location: SourceLocation) -> LocationContent {
         let mut found = LocationContent::default();
         match location {
@@ -159,7 +164,7 @@ impl Sources {
         found
     }
 
-    /// Reads one file; `shown` is its path for people. What is not there says nothing.
+    /// Reads one file; `shown` is its path in messages. A missing file is no fault.
     fn read_file(&self, path: &Path, shown: &Path, found: &mut LocationContent) {
         let bytes = match read_limited(path) {
             Ok(bytes) => bytes,
@@ -225,7 +230,7 @@ impl Sources {
             }
             list.push(target);
         }
-        // A file of an interface need not name anybody else; of the others that are passed over nothing is said.
+        // Only /etc/resolv.conf has to name other servers; an interface's file need not.
         if only_own && shown == Path::new(RESOLV_CONF) {
             found.faults.push(format!("{} names only svcdns itself", shown.display()));
         }
@@ -233,20 +238,20 @@ impl Sources {
 }
 
 impl SourcesSnapshot {
-    /// Asks the servers found in one location; faults in the places passed over are of no concern then.
+    /// Completes the snapshot; faults of the files before this one no longer matter.
     fn with_servers(self, servers: Vec<Target>, faults: Vec<String>, from: &str) -> Self {
         Self { servers, faults, from: from.into(), ..self }
     }
 }
 
 impl fmt::Display for SourcesSnapshot {
-    /// `192.0.2.1 and 192.0.2.2 (from /etc/resolv.conf)`.
+    /// Writes `192.0.2.1 and 192.0.2.2 (from /etc/resolv.conf)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (from {})", TargetList(&self.servers), self.from.display())
     }
 }
 
-/// `192.0.2.1, 192.0.2.2 and 192.0.2.3`.
+/// Displays targets as `192.0.2.1, 192.0.2.2 and 192.0.2.3`.
 pub(super) struct TargetList<'a>(pub(super) &'a [Target]);
 
 impl fmt::Display for TargetList<'_> {
@@ -263,7 +268,7 @@ impl fmt::Display for TargetList<'_> {
     }
 }
 
-/// The bytes of a regular file. Anything else could keep its reader for ever.
+/// Reads a regular file of limited size; others could block for ever.
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));

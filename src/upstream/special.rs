@@ -1,7 +1,8 @@
-//! Names that are answered here, or by upstreams in private address space alone, whatever upstreams there are.
+//! Special-use names: answered locally, or by private upstreams only.
 //!
-//! Each stands for something that a public upstream cannot know: this machine, this network, or nothing at all. Asking one
-//! all the same tells it what is asked for in a private network, and costs the root and AS112 servers a question.
+//! A public upstream cannot know these names, as they belong to this machine, to this network or to
+//! nobody. Forwarding them would disclose what clients of a private network look up, and burden the
+//! root and AS112 servers.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
@@ -11,27 +12,35 @@ use crate::wire::{
     self, ExtendedError, HEADER, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
 };
 
-/// What is special about a name and all names below it.
+/// Why a name and all names below it are special.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Special {
     /// This machine (RFC 6761 section 6.3).
     Localhost,
-    /// No such name, ever: `invalid` (RFC 6761 section 6.4), `onion` (RFC 7686 section 2).
+    /// Names that never exist: `invalid` and `onion`.
+    ///
+    /// RFC 6761 section 6.4, RFC 7686 section 2.
     NonExistent,
-    /// What Firefox asks for to learn whether it may resolve names elsewhere than the system does: NXDOMAIN keeps it here.
-    /// Only while svcdns is the system's resolver.
+    /// The canary domain of Firefox: NXDOMAIN keeps it from using DNS over HTTPS.
+    ///
+    /// Special only while svcdns is the system's resolver.
     Canary,
-    /// Where a resolver content how else it can be asked (RFC 9462): an upstream's word would lead clients around svcdns.
+    /// Discovery of designated resolvers (RFC 9462).
+    ///
+    /// An upstream's answer would lead clients around svcdns.
     Designated,
-    /// Reverse names of loopback addresses: every machine has its own (RFC 6303 section 4).
+    /// Reverse names of loopback addresses (RFC 6303 section 4).
+    ///
+    /// Each machine has its own.
     Loopback,
-    /// A zone that each private network has its own of: asked for in private address space alone, else empty
-    /// (RFC 6303 section 3).
+    /// A zone local to each private network (RFC 6303 section 3).
+    ///
+    /// Only private upstreams are asked; without any, the zone is empty.
     Private,
 }
 
 impl Special {
-    /// Why no upstream is asked, for people.
+    /// Explains in words why no upstream is asked.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::Localhost => "it is this machine (RFC 6761)",
@@ -45,22 +54,22 @@ impl Special {
         }
     }
 
-    /// Whether not even an upstream named for the domain is asked.
+    /// Returns whether the name is answered locally even if its domain has upstreams.
     pub(super) fn is_fixed(self) -> bool {
         matches!(self, Self::Localhost | Self::NonExistent)
     }
 }
 
-/// An answer of ours: what is special, and the zone it is special for.
+/// A local answer: why the name is special, and its zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SpecialAnswer {
-    /// What is special.
+    /// Why the name is special.
     pub(super) special: Special,
-    /// How many bytes of the name stand in zone_offset of the zone.
+    /// Offset of the zone in the name's wire form.
     pub(super) zone_offset: usize,
 }
 
-/// The zones, in presentation form. Reverse zones with many neighbours are made by [`all`].
+/// Special zones in presentation format; [`zones`] adds ranges of reverse zones.
 const ZONES: &[(&str, Special)] = &[
     ("localhost", Special::Localhost),
     ("invalid", Special::NonExistent),
@@ -68,8 +77,8 @@ const ZONES: &[(&str, Special)] = &[
     ("use-application-dns.net", Special::Canary),
     ("resolver.arpa", Special::Designated),
     ("127.in-addr.arpa", Special::Loopback),
-    // RFC 8375 section 4, RFC 6762 section 22.1 (many companies have a zone of that name all the same), and ICANN's board of
-    // 2024-07-29.
+    // RFC 8375 section 4, RFC 6762 section 22.1 (although many companies use a zone of that name),
+    // and the resolution of ICANN's board of 2024-07-29.
     ("home.arpa", Special::Private),
     ("local", Special::Private),
     ("internal", Special::Private),
@@ -90,7 +99,7 @@ const ZONES: &[(&str, Special)] = &[
     ("8.b.d.0.1.0.0.2.ip6.arpa", Special::Private),
 ];
 
-/// Every special zone.
+/// Iterates over all special zones.
 pub(super) fn zones() -> impl Iterator<Item = (Name, Special)> {
     let named = ZONES.iter().map(|(text, special)| ((*text).to_owned(), *special));
     // RFC 6303 section 4.1, and RFC 7793 section 3 for the addresses of RFC 6598.
@@ -105,38 +114,42 @@ pub(super) fn zones() -> impl Iterator<Item = (Name, Special)> {
     whole.chain(six.map(|(address, special)| (reverse_name(address.into()), special)))
 }
 
-/// Whether names in this domain are always answered here, so that naming upstreams for it would be in vain.
+/// Returns whether all names of `domain` are answered locally.
+///
+/// Upstreams of such a domain would never be asked.
 pub fn is_answered_locally(domain: &Name) -> bool {
     zones().any(|(zone, special)| special.is_fixed() && domain.ends_with(&zone))
 }
 
-/// TTL_SECONDS of everything said here, seconds: that of RFC 6303 section 3.
+/// TTL of all local records (RFC 6303 section 3).
 const TTL_SECONDS: u32 = 10_800;
 
-/// The reverse names that lead to `localhost`.
+/// The reverse names whose PTR record is `localhost`.
 static LOOPBACK_REVERSE_NAMES: LazyLock<[Name; 2]> = LazyLock::new(|| {
     [reverse_name(Ipv4Addr::LOCALHOST.into()), reverse_name(Ipv6Addr::LOCALHOST.into())]
 });
 
-/// `localhost.`
+/// `localhost.` in wire form.
 const LOCALHOST: &[u8] = b"\x09localhost\0";
 
-/// `nobody.invalid.`, who is responsible (RFC 6303 section 3).
+/// `nobody.invalid.` in wire form, the SOA record's mailbox (RFC 6303 section 3).
 const SOA_RNAME: &[u8] = b"\x06nobody\x07invalid\0";
 
-/// What an answer of ours holds.
+/// Content of a local answer.
 enum SpecialContent {
-    /// No such name; the zone's SOA goes with it, where it may be with_soa.
+    /// NXDOMAIN; the zone's SOA record lets clients cache the answer.
     NxDomain { with_soa: bool },
-    /// No record of this type.
+    /// NOERROR without records.
     NoData,
-    /// This record's data.
+    /// One record with this data.
     Data(Vec<u8>),
 }
 
 impl SpecialAnswer {
-    /// Writes the response to `query`, whose name is `name` in lower case, into `out`, which is empty. It fits the smallest
-    /// datagram: a name of 255 bytes, a SOA record of pointers, and OPT.
+    /// Writes the response into the empty `out`; `name` is in lower case.
+    ///
+    /// It fits the smallest UDP response: a name of 255 bytes, an SOA record made of compression
+    /// pointers, and OPT.
     pub(super) fn write(self, query: &Query<'_>, name: &Name, out: &mut Vec<u8>) {
         let content = self.content(query, name);
         let (code, counts): (_, [u16; 3]) = match &content {
@@ -169,17 +182,19 @@ impl SpecialAnswer {
         }
     }
 
+    /// Returns the content of the answer.
     fn content(self, query: &Query<'_>, name: &Name) -> SpecialContent {
         let apex = self.zone_offset == 0;
         let addresses = |qtype| match qtype {
-            // RFC 8482 section 4.1: ANY gets one RRset of those there are.
+            // ANY is answered with one of the RRsets (RFC 8482 section 4.1).
             rtype::A | rtype::ANY => Some(Ipv4Addr::LOCALHOST.octets().to_vec()),
             rtype::AAAA => Some(Ipv6Addr::LOCALHOST.octets().to_vec()),
             _ => None,
         };
         let data = match self.special {
             Special::NonExistent => return SpecialContent::NxDomain { with_soa: true },
-            // Not to be with_soa: it ends when svcdns is the system's resolver no extra_flags.
+            // Not cacheable, because the canary ends as soon as svcdns is not the system's
+            // resolver.
             Special::Canary => return SpecialContent::NxDomain { with_soa: false },
             Special::Localhost => addresses(query.qtype),
             Special::Loopback
@@ -200,26 +215,30 @@ impl SpecialAnswer {
         }
     }
 
-    /// Whether a name below the zone exists (RFC 8020: also when only names below it do).
+    /// Returns whether a name below the zone exists.
+    ///
+    /// An empty non-terminal does, too (RFC 8020).
     fn exists_below(self, name: &Name) -> bool {
         match self.special {
-            // RFC 9462 section 6.1: NODATA for all of it.
+            // NODATA for all names and types (RFC 9462 section 6.1).
             Special::Localhost | Special::Designated => true,
             Special::Loopback => LOOPBACK_REVERSE_NAMES.iter().any(|known| known.ends_with(name)),
             Special::NonExistent | Special::Canary | Special::Private => false,
         }
     }
 
-    /// The type that ANY is answered with.
+    /// Returns the type of the record that answers ANY.
     fn any_type(self) -> u16 {
         if self.special == Special::Loopback { rtype::PTR } else { rtype::A }
     }
 
-    /// The zone's name: a pointer into the question. What does not exist at all has the root for its zone.
+    /// Returns the zone's name, as a pointer into the question.
+    ///
+    /// The zone of nonexistent names is the root.
     fn zone(self) -> Vec<u8> {
         match self.special {
             Special::NonExistent | Special::Canary => vec![0],
-            // A name has at most 255 bytes, a pointer 14 bits.
+            // A name has at most 255 bytes, which 14 bits of a pointer can address.
             _ => (0xC000 | u16::try_from(HEADER + self.zone_offset).unwrap_or(0))
                 .to_be_bytes()
                 .to_vec(),
@@ -227,7 +246,7 @@ impl SpecialAnswer {
     }
 }
 
-/// Writes SERVFAIL with this reason into `out`, which is empty.
+/// Writes a SERVFAIL response with an extended error into the empty `out`.
 pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
     put_head(query, rcode::SERVFAIL, 0, out);
     put_counts(query, [0; 3], out);
@@ -236,7 +255,9 @@ pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec
     }
 }
 
-/// Writes the header of a response with this code, and echoes the question; counts are put by [`put_counts`].
+/// Writes a response header with this code and copies the question.
+///
+/// The section counts remain 0 until [`put_counts`].
 fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
     put_u16(out, query.id);
     put_u16(
@@ -252,7 +273,7 @@ fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(query.question);
 }
 
-/// Writes the numbers of records, OPT's besides.
+/// Writes the section counts, the OPT record included.
 fn put_counts(query: &Query<'_>, [answers, authority, additional]: [u16; 3], out: &mut [u8]) {
     for (at, count) in
         [(6, answers), (8, authority), (10, additional + u16::from(query.edns.is_some()))]
@@ -261,17 +282,17 @@ fn put_counts(query: &Query<'_>, [answers, authority, additional]: [u16; 3], out
     }
 }
 
-/// Appends what follows a record's owner.
+/// Appends a record without its owner name.
 fn put_record(out: &mut Vec<u8>, rtype: u16, data: &[u8]) {
     put_u16(out, rtype);
     put_u16(out, rtype::IN);
     put_u32(out, TTL_SECONDS);
-    // At most a SOA's.
+    // The longest data is that of an SOA record.
     put_u16(out, u16::try_from(data.len()).unwrap_or(u16::MAX));
     out.extend_from_slice(data);
 }
 
-/// The data of the SOA record of RFC 6303 section 3: the zone itself as its server.
+/// Builds the SOA data of RFC 6303 section 3, with the zone as its server.
 fn soa(zone: &[u8]) -> Vec<u8> {
     let mut data = [zone, SOA_RNAME].concat();
     for number in [1, 3600, 1200, 604_800, TTL_SECONDS] {
@@ -287,7 +308,7 @@ mod tests {
     use super::*;
     use crate::wire::Parsed;
 
-    /// A question with EDNS for this name and type, answered: code, answers, owners of the authority section's records.
+    /// Writes a local answer; returns code, records and authority section owners.
     fn ask(
         text: &str,
         zone: &str,

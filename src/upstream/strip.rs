@@ -1,31 +1,32 @@
-//! A message without its OPT record, which is for the neighbour alone (RFC 6891 section 6.1.1).
+//! Removal of the OPT record from a message: OPT is hop by hop (RFC 6891 section 6.1.1).
 
 use crate::wire::{Malformed, Record, Section, question_end, records, rtype, u16_at};
 
-/// What is left of a message, and its OPT record.
+/// A message without its OPT record, and what that record contained.
 #[derive(Debug)]
 pub(super) struct Stripped<'a> {
-    /// The message without OPT, counted accordingly.
+    /// The message without OPT, with the section count adjusted.
     pub(super) bytes: Vec<u8>,
-    /// What OPT said, if there was one.
+    /// Content of the OPT record, if there was one.
     pub(super) opt: Option<Opt<'a>>,
-    /// Where the question ends.
+    /// Offset of the end of the question section.
     pub(super) question: usize,
 }
 
-/// What an OPT record says.
+/// Content of an OPT record.
 #[derive(Debug)]
 pub(super) struct Opt<'a> {
-    /// The upper eight bits of the response code.
+    /// Upper eight bits of the response code.
     pub(super) upper_rcode: u8,
-    /// Its options.
+    /// The options.
     pub(super) options: &'a [u8],
 }
 
-/// Takes OPT out of a message, wherever it stands among the additional records.
+/// Removes the OPT record, wherever it is in the additional section.
 ///
 /// # Errors
-/// When the message has not one question, is not well-formed, or has more than one OPT.
+/// Returns an error if the message is malformed, does not have exactly one question, or has more
+/// than one OPT record.
 pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     let question = question_end(message).ok_or(Malformed)?;
     let mut found: Option<Record> = None;
@@ -45,7 +46,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     let Some(opt) = found else {
         return Ok(Stripped { bytes: message.to_vec(), opt: None, question });
     };
-    // Room for the places of the TTLs, and for an OPT of ours.
+    // Spare capacity for the TTL offsets, or for an OPT record of our own.
     let mut bytes = Vec::with_capacity(message.len() + 64);
     bytes.extend_from_slice(&message[..opt.start]);
     bytes.extend_from_slice(&message[opt.end..]);
@@ -56,7 +57,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     Ok(Stripped { bytes, opt: Some(says), question })
 }
 
-/// Lets the pointers in records that stood `following` OPT follow what they point to.
+/// Adjusts compression pointers in the records `following` the removed OPT record.
 fn move_pointers(bytes: &mut [u8], following: &[Record], opt: &Record) {
     let removed = opt.end - opt.start;
     for record in following {
@@ -72,7 +73,7 @@ fn move_pointers(bytes: &mut [u8], following: &[Record], opt: &Record) {
     }
 }
 
-/// Moves the pointer that ends the name at `at`, if there is one and it needs to; returns where the name ends.
+/// Adjusts the pointer that ends the name at `at`; returns the name's end.
 fn move_pointer(bytes: &mut [u8], mut at: usize, opt: &Record) -> usize {
     loop {
         match bytes.get(at).copied() {
@@ -93,7 +94,9 @@ fn move_pointer(bytes: &mut [u8], mut at: usize, opt: &Record) -> usize {
     }
 }
 
-/// Where in the data of a type names may be compressed (RFC 3597 section 4): bytes in front, and how many names.
+/// Returns where RDATA of a type may hold compressed names (RFC 3597 section 4).
+///
+/// The result is the number of bytes before the names and the number of names.
 fn compressible_names(rtype: u16) -> (usize, usize) {
     match rtype {
         // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME.

@@ -1,4 +1,4 @@
-//! One upstream as a person names it.
+//! Address and protocol of an upstream, as the configuration writes them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -7,38 +7,38 @@ use std::str::FromStr;
 use hyper::http::uri::PathAndQuery;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-/// Where an upstream is, and how it is spoken to.
+/// Address and protocol of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// The address, with the interface of a link-local one.
+    /// Address and port; a link-local address has its interface as scope.
     pub address: SocketAddr,
-    /// How it is spoken to.
+    /// Transport protocol.
     pub protocol: Protocol,
 }
 
-/// How an upstream is spoken to.
+/// Transport protocol of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// UDP, and TCP for what is truncated (RFC 1035 section 4.2).
+    /// UDP, with TCP for truncated responses (RFC 1035 section 4.2).
     Plain,
-    /// TCP alone (RFC 7766).
+    /// TCP only (RFC 7766).
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls {
-        /// The name in the upstream's certificate; its address where none is given.
+        /// Name in the upstream's certificate; `None` means its address.
         name: Option<Box<str>>,
     },
-    /// DNS over HTTPS, HTTP/2 (RFC 8484).
+    /// DNS over HTTPS with HTTP/2 (RFC 8484).
     Https {
-        /// The host in the URL, which is also the name in the certificate; its address where none is given.
+        /// Host of the URL and name in the certificate; `None` means the address.
         name: Option<Box<str>>,
-        /// The path, beginning with `/`.
+        /// Path of the URL, with its leading `/`.
         path: Box<str>,
     },
 }
 
 impl fmt::Display for Target {
-    /// As it is written in the configuration.
+    /// Formats the target as the configuration writes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, port, name, path) = match &self.protocol {
             Protocol::Plain => ("", 53, None, ""),
@@ -53,7 +53,7 @@ impl fmt::Display for Target {
                     && !scheme.starts_with("http")
                     && scheme.is_empty() =>
             {
-                // `[fe80::1%2]:53` without brackets and port.
+                // An IPv6 address at the default port needs neither brackets nor port.
                 let text = self.address.to_string();
                 f.write_str(text.trim_start_matches('[').trim_end_matches(&format!("]:{port}")))?;
             }
@@ -67,45 +67,45 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why a text names no upstream.
+/// Why a text is no upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// A scheme that there is not.
+    /// The scheme is unknown.
     #[error(
         "there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it"
     )]
     Scheme(String),
-    /// What stands where the address should.
+    /// The address is not an IP address.
     #[error(
         "{0:?} is not an IP address: an upstream is written as ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a name cannot be looked up before \
          there is an upstream, but tls:// and https:// take one behind #, for the certificate"
     )]
     Address(String),
-    /// Not a port.
+    /// The port is no number from 1 to 65535.
     #[error("{0:?} is not a port: it is a number from 1 to 65535")]
     Port(String),
-    /// An address at which nobody can be asked.
+    /// The address is unspecified, multicast or broadcast.
     #[error("{0} is not the address of one server")]
     NotUnicast(IpAddr),
-    /// A link-local address without its interface.
+    /// A link-local address has no interface.
     #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
     MissingScope(Ipv6Addr),
-    /// An interface where there can be none.
+    /// An address that is not link-local has an interface.
     #[error("only link-local IPv6 addresses (fe80::/10) have an interface, and {0} is none")]
     UnexpectedScope(IpAddr),
     /// The interface does not exist.
     #[error("there is no network interface {0:?} on this machine")]
     Interface(String),
-    /// A name for the certificate where there is no certificate.
+    /// A protocol without certificates has a certificate name.
     #[error("a name behind # is the one in a certificate: only tls:// and https:// have one")]
     UnexpectedName,
-    /// Not a name.
+    /// The certificate name is no host name.
     #[error("{0:?} is not a name that a certificate can have")]
     Name(String),
-    /// Something follows the address.
+    /// A protocol other than HTTPS has a path.
     #[error("{0:?} follows the address: only https:// has a path")]
     UnexpectedPath(String),
-    /// Not a path.
+    /// The path is not valid in a URL.
     #[error("{0:?} is not a path of a URL; DNS over HTTPS is usually at /dns-query")]
     Path(String),
 }
@@ -113,11 +113,15 @@ pub enum TargetError {
 impl FromStr for Target {
     type Err = TargetError;
 
-    /// Reads `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`, `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#name]` and
-    /// `https://ADDRESS[:PORT][/path][#name]`. An IPv6 address may stand in brackets, and must before a port.
+    /// Parses an upstream as the configuration writes it.
+    ///
+    /// The forms are `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`,
+    /// `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#NAME]` and
+    /// `https://ADDRESS[:PORT][/PATH][#NAME]`. An IPv6 address may be in brackets, and must be
+    /// before a port.
     ///
     /// # Errors
-    /// When it is none of these, or names an interface that does not exist.
+    /// Returns an error if the text has none of these forms, or names an unknown interface.
     fn from_str(text: &str) -> Result<Self, TargetError> {
         let text = text.trim();
         let (scheme, rest) = match text.split_once("://") {
@@ -152,7 +156,7 @@ impl FromStr for Target {
     }
 }
 
-/// An address with or without a port.
+/// Parses an address with an optional port.
 fn socket_address(authority: &str, port: u16) -> Result<SocketAddr, TargetError> {
     let no_address = || TargetError::Address(authority.to_owned());
     let (address, written) = if let Some(inner) = authority.strip_prefix('[') {
@@ -202,6 +206,7 @@ fn socket_address(authority: &str, port: u16) -> Result<SocketAddr, TargetError>
     }
 }
 
+/// Checks a name that a certificate should contain.
 fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
     match ServerName::try_from(name) {
         Ok(ServerName::DnsName(_)) => Ok(name.into()),
@@ -209,10 +214,11 @@ fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
     }
 }
 
+/// Checks a URL path; an empty one becomes `/dns-query`.
 fn https_path(path: &str) -> Result<Box<str>, TargetError> {
     match path {
         "" | "/" => Ok("/dns-query".into()),
-        // RFC 8484 writes `{?dns}` behind the path: that is the template of a GET, and we POST.
+        // The suffix `{?dns}` of RFC 8484 belongs to the URI template of a GET; svcdns sends POST.
         path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => {
             Ok(path.into())
         }

@@ -1,4 +1,4 @@
-//! Tells when one of the files that name upstreams may have changed.
+//! Watches on the system's resolver configuration, by inotify.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 
 use super::sources::Sources;
 
-/// Links that lead to links, in a row, before they are no longer followed (Linux: MAXSYMLINKS).
+/// Longest chain of symbolic links that is followed (Linux: MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
-/// Where the news comes in.
+/// Signals that a watched file may have changed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChangeSignal {
     notify: Arc<Notify>,
@@ -24,15 +24,16 @@ pub(super) struct ChangeSignal {
 }
 
 impl ChangeSignal {
-    /// Waits for news that came since the last wait.
+    /// Waits for a change since the last call.
     pub(super) async fn changed(&self) {
         self.notify.notified().await;
     }
 
+    /// Handles an event of the watcher.
     fn on_event(&self, event: notify::Result<Event>) {
         let matters = match event {
             Ok(event) if event.need_rescan() => true,
-            // Readers open files, and so do we.
+            // Reading a file causes such events, too, also our own reading.
             Ok(Event { kind: EventKind::Access(access), .. })
                 if access != AccessKind::Close(AccessMode::Write) =>
             {
@@ -54,34 +55,34 @@ impl ChangeSignal {
     }
 }
 
-/// Files and folders with their device and inode.
+/// Watched files and folders with their device and inode.
 type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
-/// SourceWatches on the files and the folders that they lie in, links followed.
+/// Watches on files and their folders, across symbolic links.
 #[derive(Debug)]
 pub(super) struct SourceWatches {
     sources: Sources,
     changes: ChangeSignal,
-    /// The watcher, and what it watches with device and inode: what is made anew needs a new watch.
+    /// The watcher with the inodes it watches; a recreated file needs a new watch.
     current: Option<(RecommendedWatcher, WatchedInodes)>,
-    /// Whether it was told that there are none to be had.
+    /// Whether a failure to watch was logged.
     warned: bool,
 }
 
 impl SourceWatches {
-    /// SourceWatches for these files, none as yet.
+    /// Makes watches for the files of `sources`; [`Self::refresh`] starts them.
     pub(super) fn new(sources: Sources, changes: ChangeSignal) -> Self {
         Self { sources, changes, current: None, warned: false }
     }
 
-    /// SourceWatches what is to be watched now.
+    /// Renews the watches if files or links have changed.
     pub(super) fn refresh(&mut self) {
         let mut wanted = HashSet::new();
         let mut inodes = WatchedInodes::new();
         for path in self.sources.paths() {
             for path in resolve_links(path) {
-                // A file by its folder, for it may be replaced, and by itself: where it is a mount, as in a container, what is
-                // written to it is no news of the folder.
+                // The folder reports a file that is replaced. The file itself reports a write to a
+                // bind mount, as containers have them, which the folder does not.
                 for watched in [path.parent(), Some(&*path)].into_iter().flatten() {
                     if let Ok(data) = fs::metadata(watched) {
                         inodes.insert(watched.to_owned(), (data.dev(), data.ino()));
@@ -94,7 +95,7 @@ impl SourceWatches {
         if self.current.as_ref().is_some_and(|(_, watched)| *watched == inodes) {
             return;
         }
-        // The old one ends when the new one is there.
+        // The old watcher is dropped only after the new one has started.
         match watch(&self.changes, inodes.keys().map(PathBuf::as_path)) {
             Ok(watcher) => self.current = Some((watcher, inodes)),
             Err(error) => {
@@ -108,6 +109,7 @@ impl SourceWatches {
     }
 }
 
+/// Starts a watcher on these paths.
 fn watch<'a>(
     changes: &ChangeSignal,
     inodes: impl Iterator<Item = &'a Path>,
@@ -116,7 +118,7 @@ fn watch<'a>(
     let mut watcher = notify::recommended_watcher(move |event| changes.on_event(event))?;
     for path in inodes {
         match watcher.watch(path, RecursiveMode::NonRecursive) {
-            // Gone since it was looked at: the next look finds out.
+            // The file was removed since its inode was read; the next reading notices that.
             Err(notify::Error { kind: notify::ErrorKind::PathNotFound, .. }) => {}
             other => other?,
         }
@@ -124,7 +126,7 @@ fn watch<'a>(
     Ok(watcher)
 }
 
-/// The path, and where it leads, link by link.
+/// Returns the path and all targets of its chain of symbolic links.
 fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
     let mut paths = vec![path];
     while let Some(last) = paths.last()
@@ -132,7 +134,7 @@ fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
         && let Ok(target) = fs::read_link(last)
     {
         let folder = last.parent().unwrap_or(last);
-        // As the events name it: without `..` and links in the middle, where the folder is there.
+        // In the form that events have: the folder without `..` and links, if it exists.
         let next = folder.join(target);
         let whole = next
             .parent()

@@ -1,6 +1,7 @@
-//! DNS over HTTPS (RFC 8484): each question a POST with the message's bytes, all of them on one HTTP/2 connection.
+//! DNS over HTTPS (RFC 8484): one HTTP/2 connection for each upstream, one POST for each query.
 //!
-//! hyper carries the bytes; where to connect is said by the upstream's address, so that no name is ever looked up.
+//! The connection is opened to the upstream's configured address, so that no name is ever looked
+//! up.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,22 +22,26 @@ use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::TCP_MAX;
 
-/// The media type of messages (RFC 8484 section 6).
+/// Media type of DNS messages (RFC 8484 section 6).
 const DNS_MESSAGE: &str = "application/dns-message";
 
-/// Questions under way to one upstream.
+/// Limit of queries in flight to one upstream.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// One question, a new connection included; nobody waits so long.
+/// Time limit of one query, a new connection included.
+///
+/// Longer than any client waits, so that a slow response still counts for the upstream's health.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection that was not last_used for so long is given up: what lies between may have forgotten it.
+/// Age after which an unused connection is replaced.
+///
+/// A firewall or NAT on the path may have dropped the idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a connection in use is asked whether it still lives, and how long it may take to say so.
+/// Interval of HTTP/2 pings on a connection in use, and time limit for the reply.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
-/// The connection to one upstream, while there is one.
+/// The HTTP/2 connection to one upstream, if it is open.
 #[derive(Debug)]
 pub(super) struct HttpsLink {
     connection: Mutex<Option<HttpsConnection>>,
@@ -49,26 +54,29 @@ impl Default for HttpsLink {
     }
 }
 
+/// An open HTTP/2 connection.
 #[derive(Debug)]
 struct HttpsConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// When it was opened: tells it from others.
+    /// When the connection was opened; identifies it.
     opened: Instant,
     last_used: Instant,
 }
 
-/// Asks on the upstream's connection; makes one where there is none. Its id is 0 (RFC 8484 section 4.1).
+/// Sends a query with id 0 (RFC 8484 section 4.1) and returns the response message.
+///
+/// Opens a connection if there is none.
 ///
 /// # Errors
-/// When there is no connection or no answer.
+/// Returns an error if the upstream cannot be reached or gives no valid response.
 pub(super) async fn exchange(
     upstream: &Arc<Upstream>,
     packet: Packet,
 ) -> Result<Vec<u8>, AttemptError> {
     let slot =
         Arc::clone(&upstream.https.slots).try_acquire_owned().map_err(|_| AttemptError::Busy)?;
-    // A task on the connections' runtime, which outlives a question that has its answer from somebody else: a late one, too,
-    // tells how fast this upstream is.
+    // The task outlives a query that another upstream answered first: a late response, too, tells
+    // how fast this upstream is.
     let task = {
         let upstream = Arc::clone(upstream);
         async move {
@@ -89,6 +97,7 @@ pub(super) async fn exchange(
         .unwrap_or_else(|_| Err(AttemptError::Unreachable("the connection was closed".to_owned())))
 }
 
+/// Sends one query, again on a new connection if the server closed the old one.
 async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, AttemptError> {
     let sent = Instant::now();
     upstream.health.record_query(sent);
@@ -96,7 +105,8 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
     let (mut sender, opened) = sender(upstream).await?;
     let response = match sender.send_request(request(upstream, body.clone())?).await {
         Ok(response) => response,
-        // Its end and our question met. Other questions that met it, too, may have opened the next one already.
+        // The server closed the connection just as the query was sent. Another query may have
+        // opened the next connection already.
         Err(_) if opened < sent => {
             upstream
                 .https
@@ -138,7 +148,7 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
     let now = Instant::now();
     upstream.health.record_response(now.saturating_duration_since(sent), now);
     match packet.match_response(&message) {
-        // Nobody can guess his way into a connection; letters do not matter.
+        // An off-path attacker cannot inject into a connection, so the letter case is irrelevant.
         ResponseMatch::Full | ResponseMatch::ExceptCase => Ok(message.into()),
         ResponseMatch::Stray => {
             Err(AttemptError::BadResponse("it answers what nobody asked".into()))
@@ -146,12 +156,14 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
     }
 }
 
+/// Describes a broken HTTP/2 connection with its cause.
 fn connection_error(error: &hyper::Error) -> AttemptError {
     let cause =
         std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     AttemptError::Unreachable(format!("the HTTPS connection broke: {error}{cause}"))
 }
 
+/// Builds the POST request for a query.
 fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, AttemptError> {
     let Protocol::Https { name, path } = &upstream.target.protocol else {
         return Err(AttemptError::Unreachable("it is not spoken to over HTTPS".to_owned()));
@@ -167,15 +179,15 @@ fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Att
         .header(CONTENT_TYPE, DNS_MESSAGE)
         .header(ACCEPT, DNS_MESSAGE);
     request.body(Full::new(body)).map_err(|error| {
-        AttemptError::Unreachable(format!("no request can be opened for it: {error}"))
+        AttemptError::Unreachable(format!("no request can be made for it: {error}"))
     })
 }
 
-/// The way into the connection in force, and when that was opened.
+/// Returns a handle to the open connection and the time when it was opened.
 async fn sender(
     upstream: &Arc<Upstream>,
 ) -> Result<(SendRequest<Full<Bytes>>, Instant), AttemptError> {
-    // HttpsConnection while connecting: others wait for the same connection.
+    // The lock is held while connecting, so that other queries wait for the same connection.
     let mut connection = upstream.https.connection.lock().await;
     if let Some(connection) = connection.as_mut().filter(|connection| {
         !connection.sender.is_closed() && connection.last_used.elapsed() < IDLE_TIMEOUT
@@ -193,6 +205,7 @@ async fn sender(
     Ok((sender, opened))
 }
 
+/// Opens an HTTP/2 connection to the upstream.
 async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String> {
     let Protocol::Https { name, .. } = &upstream.target.protocol else {
         return Err("it is not spoken to over HTTPS".to_owned());
@@ -212,7 +225,7 @@ async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| format!("HTTP/2: {error}"))?;
-    // On the runtime of the connections, as we are here.
+    // This code runs on the runtime of the connections, so the spawned task does, too.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection of DNS over HTTPS ended");

@@ -1,7 +1,8 @@
-//! One question to one upstream: a datagram, or a message on a connection, and the answer that belongs to it.
+//! Exchange of one query and its response with one upstream, over any transport.
 //!
-//! Messages pass as bytes. What is changed on the way out is the id, the letters' case where that is wanted, the padding
-//! where it is encrypted; on the way in the id stays as received and the question gets its own letters back.
+//! Messages are handled as bytes. An outgoing query gets an id, a random letter case where
+//! configured, and padding where the transport is encrypted. A response keeps its id; its question
+//! section gets the original letter case back.
 
 mod https;
 mod packet;
@@ -33,39 +34,41 @@ use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
 use crate::wire::UDP_MAX;
 
-/// Answers in other letters than the question's, without a right one between them, after which letters are left as they are.
+/// Consecutive case mismatches after which query names keep their letter case.
 const MAX_CASE_MISMATCHES: u8 = 3;
 
-/// How long TCP may take to bring the whole of an answer that is there, truncated.
+/// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How connections to upstreams are made.
+/// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
-    /// Where connections live: they are shared by all lanes, and outlive any of them.
+    /// Runtime of the connections, which all lanes share and which outlive any lane.
     runtime: Handle,
     trust_anchors: TrustAnchors,
 }
 
 impl Connector {
-    /// Connections that live on `runtime`, certificates judged by the authorities in `ca_file` or else the machine's own.
+    /// Makes a connector whose connections live on `runtime`.
+    ///
+    /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
         Arc::new(Self { runtime, trust_anchors: TrustAnchors::new(ca_file) })
     }
 }
 
-/// One upstream with what is known of it and its connections; shared by all lanes.
+/// An upstream with its health and its connections, shared by all lanes.
 pub(super) struct Upstream {
-    /// Tells it from others in the lanes' tables, also from one that stood at the same address before.
+    /// Key of the lanes' socket pools, unlike that of any earlier upstream.
     serial: u64,
     target: Target,
     connector: Arc<Connector>,
     health: Health,
     link: StreamLink,
     https: HttpsLink,
-    /// Answers in other letters than the question's, one after the other.
+    /// Number of consecutive responses whose question differs in letter case.
     case_mismatches: AtomicU8,
-    /// Whether it leads back to us.
+    /// Whether the upstream sends queries back to svcdns.
     looping: AtomicBool,
 }
 
@@ -75,50 +78,50 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// An answer: well-formed, a response, with our question as we wrote it. The id is as received.
+/// A well-formed response with the original question; its id is as received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     /// The whole message.
     pub(super) message: Vec<u8>,
-    /// Who answered.
+    /// The upstream that sent the response.
     pub(super) upstream: Arc<Upstream>,
-    /// The response code, with the upper bits from the OPT record (RFC 6891 section 6.1.3).
+    /// Response code with the upper bits from the OPT record (RFC 6891 section 6.1.3).
     pub(super) rcode: u16,
 }
 
-/// Why there is no answer at all.
+/// Why no upstream gave a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryFailure {
-    /// There is nobody to ask: none, or all are set looping.
+    /// No upstream is configured, or all of them loop.
     #[error("there is no upstream to ask")]
     NoUpstream,
-    /// None answered in time.
+    /// No upstream answered in time.
     #[error("no upstream answered in time")]
     TimedOut,
-    /// None could be reached.
+    /// No upstream could be reached.
     #[error("no upstream can be reached")]
     Unreachable,
-    /// What came back was no answer.
+    /// Only invalid responses arrived.
     #[error("what the upstreams sent was no answer")]
     BadResponse,
 }
 
-/// Why one try at one upstream brought no answer.
+/// Why one attempt at one upstream gave no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AttemptError {
-    /// It cannot be reached, or hung up; why, for people.
+    /// The upstream cannot be reached or closed the connection, with the reason.
     #[error("{0}")]
     Unreachable(String),
-    /// What it sent is no answer; why, for people.
+    /// The response is invalid, with the reason.
     #[error("{0}")]
     BadResponse(Cow<'static, str>),
-    /// Too much is under way to it.
+    /// Too many queries are in flight, or local resources are exhausted.
     #[error("too many questions to it are under way")]
     Busy,
 }
 
 impl Upstream {
-    /// An upstream of which nothing is known yet. Opens nothing.
+    /// Makes an upstream of unknown health, without opening a socket.
     pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -134,17 +137,19 @@ impl Upstream {
         })
     }
 
-    /// Where it is, and how it is spoken to.
+    /// Returns the upstream's address and protocol.
     pub(super) fn target(&self) -> &Target {
         &self.target
     }
 
-    /// What was measured of it.
+    /// Returns the upstream's measurements.
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Whether its address is in private space: RFC 1918, RFC 4193, RFC 6598, link-local and loopback ones.
+    /// Returns whether the upstream's address is private, loopback or link-local.
+    ///
+    /// Private are the ranges of RFC 1918, RFC 4193 and RFC 6598.
     pub(super) fn is_private(&self) -> bool {
         match self.target.address.ip().to_canonical() {
             IpAddr::V4(address) => {
@@ -159,26 +164,27 @@ impl Upstream {
         }
     }
 
-    /// What people may want to know of it.
+    /// Returns the upstream's state for status output.
     pub(super) fn report(&self) -> UpstreamReport {
         self.health.report(self.is_looping(), Instant::now())
     }
 
-    /// Sets it looping because it leads back to us, or takes it back.
+    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
     pub(super) fn set_looping(&self, looping: bool) {
         self.looping.store(looping, Ordering::Relaxed);
     }
 
-    /// Whether it leads back to us and is not asked.
+    /// Returns whether the upstream sends queries back to svcdns and is not queried.
     pub(super) fn is_looping(&self) -> bool {
         self.looping.load(Ordering::Relaxed)
     }
 }
 
 impl Sockets {
-    /// One try: asks `upstream` until it answers or cannot. Waits for ever; whoever calls it has the clock.
+    /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// Who does not understand the question with EDNS is asked without (RFC 6891 section 7), from then on at once.
+    /// An upstream that rejects EDNS is asked again without it (RFC 6891 section 7), and from then
+    /// on at the first attempt.
     pub(super) async fn attempt(
         &self,
         upstream: &Arc<Upstream>,
@@ -196,6 +202,7 @@ impl Sockets {
         Ok(plain)
     }
 
+    /// Sends the query once over the upstream's protocol.
     async fn send_once(
         &self,
         upstream: &Arc<Upstream>,
@@ -204,7 +211,7 @@ impl Sockets {
     ) -> Result<UpstreamResponse, AttemptError> {
         match &upstream.target.protocol {
             Protocol::Plain => self.over_udp_then_tcp(upstream, outgoing, edns).await,
-            // All but datagrams take their room only when they are needed.
+            // Boxed, so that the more common UDP exchange does not reserve room for their futures.
             Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
             Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
             Protocol::Https { .. } => {
@@ -218,7 +225,9 @@ impl Sockets {
         }
     }
 
-    /// Over UDP, and over TCP when the answer is truncated, or is none that a forger could not have sent.
+    /// Queries over UDP, then over TCP if the response is unusable or suspicious.
+    ///
+    /// Unusable is a truncated or malformed response.
     async fn over_udp_then_tcp(
         &self,
         upstream: &Arc<Upstream>,
@@ -236,7 +245,7 @@ impl Sockets {
                 if random_case {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
-                // What is malformed may have been cut on the way.
+                // A malformed response may have been cut on the way: TCP decides.
                 if let Some(answer) = outgoing.read(message) {
                     if !answer.is_truncated() {
                         return Ok(answer);
@@ -251,7 +260,7 @@ impl Sockets {
                         Ok(Err(miss)) => miss.to_string(),
                         Err(_) => "it truncates its answer and says no more over TCP".to_owned(),
                     };
-                    // It lives all the same.
+                    // The truncated response shows that the upstream is alive.
                     upstream.health.record_failure(&why, false, Instant::now());
                     return Ok(answer);
                 }
@@ -271,14 +280,15 @@ impl Sockets {
     }
 }
 
-/// Over TCP or TLS.
+/// Queries over TCP or TLS.
 async fn over_stream(
     upstream: &Arc<Upstream>,
     outgoing: &Outgoing,
     edns: bool,
     padded: bool,
 ) -> Result<UpstreamResponse, AttemptError> {
-    // Nobody can guess his way into a connection: letters matter only to learn whether they are echoed.
+    // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
+    // learn whether the upstream echoes it.
     let random_case = outgoing.random_case() && !padded;
     let message =
         match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded)).await? {

@@ -1,27 +1,30 @@
-//! The message that goes out, and whether what comes in answers it.
+//! Outgoing queries, and the check whether a message is the response to one (RFC 5452).
 
 use rand::Rng;
 
 use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
 
-/// The EDNS option of padding (RFC 7830).
+/// Code of the EDNS padding option (RFC 7830).
 const PADDING_OPTION: u16 = 12;
 
-/// A message as it is to go out: id 0, one question, OPT included.
+/// A query ready to send: id 0, one question, usually an OPT record.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Outgoing {
     message: Vec<u8>,
-    /// Where the question ends.
+    /// Offset of the end of the question section.
     question_end: usize,
-    /// The OPT record's place.
+    /// Start and end of the OPT record.
     opt: Option<(usize, usize)>,
-    /// Whether letters go out in random case (draft-vixie-dnsext-dns0x20).
+    /// Whether to randomize the letter case (draft-vixie-dnsext-dns0x20).
     random_case: bool,
 }
 
 impl Outgoing {
-    /// A message to ask; none when it is not well-formed, has not exactly one question, or leaves no room for padding. With `random_case` each try has
-    /// letters of its own, and answers must echo them.
+    /// Makes a query of a complete message.
+    ///
+    /// With `random_case`, each attempt randomizes the letter case anew, and the response must echo
+    /// it. Returns `None` if the message is malformed, does not have exactly one question, or
+    /// leaves no room for padding.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
         if message.len() > TCP_MAX - 256 {
             return None;
@@ -31,30 +34,32 @@ impl Outgoing {
         for record in records(&message, end) {
             let record = record.ok()?;
             if record.is_opt() {
-                // The owner of OPT is the root.
+                // The owner name of OPT is the root, one byte.
                 opt = (record.fixed == record.start + 1).then_some((record.start, record.end));
             }
         }
         Some(Self { message, question_end: end, opt, random_case })
     }
 
-    /// The whole message.
+    /// Returns the whole message.
     pub(in crate::upstream) fn message(&self) -> &[u8] {
         &self.message
     }
 
-    /// Whether there is an OPT record.
+    /// Returns whether the query has an OPT record.
     pub(super) fn has_opt(&self) -> bool {
         self.opt.is_some()
     }
 
-    /// Whether letters go out in random case.
+    /// Returns whether the letter case is randomized.
     pub(super) fn random_case(&self) -> bool {
         self.random_case
     }
 
-    /// The bytes of one try, id still 0. `padded` to a multiple of 128 bytes, where there is an OPT record to hold the padding
-    /// (RFC 8467 section 4.1).
+    /// Builds the packet of one attempt, with id 0.
+    ///
+    /// `padded` pads the message to a multiple of 128 bytes (RFC 8467 section 4.1) if it has an OPT
+    /// record to hold the padding. Without `edns` the OPT record is left out.
     pub(super) fn to_packet(&self, edns: bool, random_case: bool, padded: bool) -> Packet {
         let mut bytes = Vec::with_capacity(self.message.len() + 2);
         match self.opt {
@@ -82,7 +87,9 @@ impl Outgoing {
         Packet { bytes, question_end: self.question_end, exact_case: random_case }
     }
 
-    /// The length of an OPT record's data stands in the two bytes before it; the owner is one byte.
+    /// Adds `by` to the data length of the OPT record.
+    ///
+    /// The length follows one byte of owner name, type, class and TTL.
     fn lengthen_opt(&self, bytes: &mut [u8], by: usize) {
         if let Some((start, _)) = self.opt
             && let Some(length) = u16_at(bytes, start + 9)
@@ -92,10 +99,13 @@ impl Outgoing {
         }
     }
 
-    /// Reads what came in as the answer to this. The question gets its own letters back.
+    /// Parses the response to this query and restores the letter case of its question.
+    ///
+    /// Returns `None` if the message is malformed.
     pub(super) fn read(&self, mut message: Vec<u8>) -> Option<UpstreamResponse> {
         if u16_at(&message, 4) == Some(0) {
-            // A header alone: an error of one who did not understand the question (RFC 1035 section 4.1.1).
+            // A header alone is an error response without a question section (RFC 1035 section
+            // 4.1.1).
             message.truncate(HEADER);
             message.extend_from_slice(&self.message[HEADER..self.question_end]);
             message[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
@@ -106,7 +116,7 @@ impl Outgoing {
         for record in records(&message, end) {
             let record = record.ok()?;
             if record.is_opt() {
-                // The upper eight bits stand first in what is the TTL of other records.
+                // OPT holds the upper eight bits of the code in the first byte of its TTL field.
                 rcode |= u16::from(record.ttl.to_be_bytes()[0]) << 4;
                 opt = true;
             }
@@ -118,7 +128,7 @@ impl Outgoing {
     }
 }
 
-/// Letters of the labels in `name`, upper or lower case by chance. Length bytes are below any letter.
+/// Randomizes the case of the letters in `name`; length bytes are below any letter.
 fn randomize_case(name: &mut [u8]) {
     let mut random = rand::rng();
     for chunk in name.chunks_mut(64) {
@@ -132,43 +142,44 @@ fn randomize_case(name: &mut [u8]) {
     }
 }
 
-/// The bytes of one try.
+/// The bytes of one attempt.
 #[derive(Debug)]
 pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
-    /// Where the question ends.
+    /// Offset of the end of the question section.
     question_end: usize,
-    /// Whether the answer must have the letters as they are here.
+    /// Whether the response must echo the exact letter case.
     exact_case: bool,
 }
 
-/// What a message is to a question.
+/// How well a message matches a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseMatch {
-    /// Its answer.
+    /// The message is the response to the query.
     Full,
-    /// Its answer but for the letters' case.
+    /// The message is the response to the query, but does not echo its letter case.
     ExceptCase,
-    /// Something else.
+    /// The message is no response to the query.
     Stray,
 }
 
 impl Packet {
-    /// The same with this id.
+    /// Returns a copy with this id.
     pub(super) fn with_id(&self, id: u16) -> Self {
         let mut bytes = self.bytes.clone();
         bytes[..2].copy_from_slice(&id.to_be_bytes());
         Self { bytes, ..*self }
     }
 
-    /// With its length before it (RFC 1035 section 4.2.2).
+    /// Returns the bytes with the length prefix of TCP (RFC 1035 section 4.2.2).
     pub(super) fn framed(&self) -> Vec<u8> {
         let length = u16::try_from(self.bytes.len()).unwrap_or(u16::MAX);
         [&length.to_be_bytes(), self.bytes.as_slice()].concat()
     }
 
-    /// Whether `message`, whose id is ours, answers this question: a response with the same opcode and question
-    /// (RFC 5452 section 9.1).
+    /// Checks whether `message`, whose id matches, is the response to this query.
+    ///
+    /// The opcode and the question must be those of the query (RFC 5452 section 9.1).
     pub(super) fn match_response(&self, message: &[u8]) -> ResponseMatch {
         let word = |bytes, at| u16_at(bytes, at).unwrap_or_default();
         let flags = word(message, 2);
@@ -197,34 +208,36 @@ impl Packet {
     }
 }
 
-/// Type and class are numbers: a type of 0x41 is not one of 0x61.
+/// Returns whether type and class are equal; their bytes are not letters.
 fn same_type(one: &[u8], other: &[u8]) -> bool {
     one[one.len() - 4..] == other[other.len() - 4..]
 }
 
-/// An answer that belongs to the question and is well-formed.
+/// A well-formed response to the query.
 #[derive(Debug)]
 pub(in crate::upstream) struct UpstreamResponse {
     /// The whole message.
     pub(in crate::upstream) message: Vec<u8>,
-    /// The response code with its upper bits.
+    /// Response code with the upper bits from the OPT record.
     pub(in crate::upstream) rcode: u16,
-    /// Whether there is an OPT record.
+    /// Whether the response has an OPT record.
     opt: bool,
 }
 
 impl UpstreamResponse {
-    /// Whether records are missing from it.
+    /// Returns whether the response is truncated (TC).
     pub(in crate::upstream) fn is_truncated(&self) -> bool {
         u16_at(&self.message, 2).unwrap_or_default() & flags::TC != 0
     }
 
-    /// Whether it speaks of the name question for: it exists, or it does not.
+    /// Returns whether the response is conclusive: the name exists or it does not.
     pub(in crate::upstream) fn is_final(&self) -> bool {
         matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)
     }
 
-    /// Whether it may be a refusal of EDNS (RFC 6891 section 7): who knows it answers with an OPT.
+    /// Returns whether the response may be a rejection of EDNS (RFC 6891 section 7).
+    ///
+    /// An upstream that knows EDNS sends an OPT record even with an error.
     pub(super) fn rejects_edns(&self) -> bool {
         matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP) && !self.opt
             || self.rcode == rcode::BADVERS

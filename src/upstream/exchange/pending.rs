@@ -1,4 +1,4 @@
-//! The questions under way on one socket or connection.
+//! Queries that await their responses on one socket or connection.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,36 +9,40 @@ use tokio::sync::oneshot;
 
 use super::packet::{Packet, ResponseMatch};
 
-/// What a question that is under way comes to.
+/// How a pending query ended.
 #[derive(Debug)]
 pub(super) enum PendingOutcome {
-    /// Its answer, whole.
+    /// The response arrived.
     Response(Vec<u8>),
-    /// Its answer, whole, but for the letters' case.
+    /// The response arrived, but does not echo the query's letter case.
     CaseMismatch(Vec<u8>),
-    /// Somebody sends what nobody asked for, or more than can be taken: better ask where nobody can guess.
+    /// Too many unexpected packets: an attacker may be guessing, so retry over TCP.
     Suspicious,
-    /// It cannot be reached, or hung up; why, for people.
+    /// The upstream cannot be reached or closed the connection, with the reason.
     Unreachable(String),
 }
 
-/// How long a question that nobody waits for any more is still known: its answer tells that the upstream lives.
+/// How long an abandoned query stays in the table.
+///
+/// A late response still shows that the upstream is alive.
 pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
 
-/// The questions under way, by id.
+/// The pending queries by message id, shared by their senders and the reader.
 #[derive(Debug)]
 pub(super) struct Pending {
     table: Mutex<PendingTable>,
 }
 
+/// The table behind the lock of [`Pending`].
 #[derive(Debug)]
 pub(super) struct PendingTable {
     limit: usize,
-    /// Nothing is taken any more.
+    /// Whether the table accepts no more queries.
     closed: bool,
     by_id: HashMap<u16, PendingQuery, foldhash::fast::RandomState>,
 }
 
+/// A query that awaits its response.
 #[derive(Debug)]
 struct PendingQuery {
     packet: Packet,
@@ -46,27 +50,27 @@ struct PendingQuery {
     reply: oneshot::Sender<PendingOutcome>,
 }
 
-/// What became of a message.
+/// What [`Pending::deliver`] did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
-    /// It was an answer, after this time.
+    /// The message answered a query sent this long ago.
     Response(Duration),
-    /// Nobody asked for it.
+    /// The message answered no pending query.
     Stray,
 }
 
 impl Pending {
-    /// A table of at limit `limit` questions.
+    /// Makes a table of at most `limit` queries.
     pub(super) fn new(limit: usize) -> Self {
         Self { table: Mutex::new(PendingTable { limit, closed: false, by_id: HashMap::default() }) }
     }
 
-    /// The table, to be changed: whoever holds it holds up the reader.
+    /// Locks the table, which blocks the reader of the socket or connection.
     pub(super) fn lock(&self) -> MutexGuard<'_, PendingTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `message` to whom it answers.
+    /// Delivers `message` to the query it answers.
     pub(super) fn deliver(&self, message: &[u8], now: Instant) -> Delivery {
         let mut table = self.lock();
         let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else {
@@ -86,12 +90,12 @@ impl Pending {
         } else {
             PendingOutcome::Response(message.to_vec())
         };
-        // Nobody waits any more: it came late, and told all the same that the upstream lives.
+        // The receiver may have given up; the response still counts for the upstream's health.
         let _ = entry.reply.send(reply);
         Delivery::Response(now.saturating_duration_since(entry.sent))
     }
 
-    /// Ends all that is under way, and takes nothing any more.
+    /// Ends all pending queries and refuses new ones.
     pub(super) fn close(&self, mut reply: impl FnMut() -> PendingOutcome) {
         let mut table = self.lock();
         table.closed = true;
@@ -102,29 +106,29 @@ impl Pending {
         }
     }
 
-    /// Whether nothing is taken any more.
+    /// Returns whether the table refuses new queries.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// When the oldest_sent question that is under way was sent.
+    /// Returns when the oldest pending query was sent.
     pub(super) fn oldest_sent(&self) -> Option<Instant> {
         self.lock().by_id.values().map(|entry| entry.sent).min()
     }
 }
 
 impl PendingTable {
-    /// Whether nothing is taken any more.
+    /// Returns whether the table refuses new queries.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether nothing is under way.
+    /// Returns whether no query is pending.
     pub(super) fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// A random id that is free; none when too much is under way.
+    /// Returns a random unused id, or `None` if the table is full.
     pub(super) fn free_id(&mut self, now: Instant) -> Option<u16> {
         if self.by_id.len() >= self.limit {
             self.by_id.retain(|_, entry| {
@@ -145,7 +149,9 @@ impl PendingTable {
         }
     }
 
-    /// Waits for the answer to `packet`, whose id is a free one.
+    /// Adds a query under `id`, which must come from [`Self::free_id`].
+    ///
+    /// The returned receiver gets the outcome.
     pub(super) fn insert(
         &mut self,
         id: u16,

@@ -1,4 +1,6 @@
-//! Messages on a connection, TCP or TLS: one for each upstream, which carries many questions side by side (RFC 7766 section 6.2.1).
+//! DNS over TCP and TLS: one connection for each upstream, with pipelined queries.
+//!
+//! RFC 7766 section 6.2.1 asks for the reuse and section 6.2.1.1 for the pipelining.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,37 +19,40 @@ use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER;
 
-/// Questions under way on one connection, those that wait for its handshake included.
+/// Limit of queries in flight on a connection, during its handshake as well.
 const MAX_IN_FLIGHT: usize = 4096;
 
-/// Questions that go out in one write.
+/// Limit of queries sent in one write.
 const MAX_QUERIES_PER_WRITE: usize = 256;
 
-/// How long it may take until a connection can be written to, handshakes included.
+/// Time limit for opening a connection, TLS handshake included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a connection may be silent while it owes an answer, and how long one message may take to come in.
+/// Time limit for a pending response, for one message, and for one write.
 const IO_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection without questions is closed after this (RFC 7766 section 6.2.3: a few seconds).
+/// Time after which an idle connection is closed.
+///
+/// RFC 7766 section 6.2.3 recommends a few seconds.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The connection to one upstream, while there is one.
+/// The connection to one upstream, if it is open.
 #[derive(Debug, Default)]
 pub(super) struct StreamLink(Mutex<Option<Arc<StreamConnection>>>);
 
+/// A connection as queries see it; a task of its own reads and writes.
 #[derive(Debug)]
 struct StreamConnection {
     pending: Pending,
     queue: mpsc::Sender<Vec<u8>>,
-    /// Whether it has carried an answer.
+    /// Whether a response has arrived on this connection.
     has_answered: AtomicBool,
 }
 
-/// Asks on the upstream's connection; makes one where there is none.
+/// Queries on the upstream's connection and opens one if there is none.
 ///
 /// # Errors
-/// When too much is under way.
+/// Returns [`AttemptError::Busy`] if too many queries are in flight.
 pub(super) async fn exchange(
     upstream: &Arc<Upstream>,
     packet: &Packet,
@@ -60,13 +65,14 @@ pub(super) async fn exchange(
         let reply = {
             let mut table = connection.pending.lock();
             if table.is_closed() {
-                // Just now: the next one is a new one.
+                // The connection was closed this moment: take the next one.
                 continue;
             }
             let id = table.free_id(now).ok_or(AttemptError::Busy)?;
             let packet = packet.with_id(id);
             connection.queue.try_send(packet.framed()).map_err(|_| AttemptError::Busy)?;
-            // Before its answer can be taken: else it would be owed for ever.
+            // The health must know of the query before its response can arrive: otherwise the
+            // upstream would seem to owe a response for ever.
             upstream.health.record_query(now);
             table.insert(id, packet, now)
         };
@@ -75,7 +81,7 @@ pub(super) async fn exchange(
             .await
             .unwrap_or_else(|_| PendingOutcome::Unreachable("the connection was closed".to_owned()))
         {
-            // Its end and our question met: connections that served are closed by either side at any time.
+            // Either side may close an idle connection at any time, also as a query is sent.
             PendingOutcome::Unreachable(_) if has_answered && may_retry => may_retry = false,
             reply => return Ok(reply),
         }
@@ -83,7 +89,7 @@ pub(super) async fn exchange(
 }
 
 impl StreamLink {
-    /// The connection in force; a new one, which is still to be made, where there is none.
+    /// Returns the open connection, or starts to open a new one.
     fn connection(&self, upstream: &Arc<Upstream>) -> Arc<StreamConnection> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) =
@@ -107,13 +113,13 @@ impl StreamLink {
     }
 }
 
-/// The life of a connection, from the handshake on.
+/// Opens a connection and serves it until it ends.
 async fn run_connection(
     connection: Arc<StreamConnection>,
     upstream: Arc<Upstream>,
     queued: mpsc::Receiver<Vec<u8>>,
 ) {
-    // Whatever ends this task, nobody waits for it any more.
+    // If this task is cancelled or panics, its queries must still end.
     let closing = CloseOnDrop(&connection);
     let reply = match timeout(CONNECT_TIMEOUT, connect(&upstream)).await {
         Ok(Ok(UpstreamStream::Tcp(stream))) => serve(&connection, &upstream, stream, queued).await,
@@ -131,6 +137,7 @@ async fn run_connection(
     drop(closing);
 }
 
+/// Ends all pending queries of a connection when dropped.
 struct CloseOnDrop<'a>(&'a StreamConnection);
 
 impl Drop for CloseOnDrop<'_> {
@@ -141,18 +148,20 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-/// How a connection ended.
+/// Why a connection ended.
 enum ConnectionEnd {
     Unreachable(String),
-    /// What came was no answer to anything.
+    /// Too many messages answered no query.
     Strays,
 }
 
+/// A connected transport.
 enum UpstreamStream {
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
+/// Opens a connection to the upstream, with a TLS handshake where configured.
 async fn connect(upstream: &Upstream) -> Result<UpstreamStream, String> {
     let stream = connect_tcp(upstream).await?;
     match &upstream.target.protocol {
@@ -168,17 +177,17 @@ async fn connect(upstream: &Upstream) -> Result<UpstreamStream, String> {
     }
 }
 
-/// A TCP connection to the upstream.
+/// Opens a TCP connection to the upstream.
 pub(super) async fn connect_tcp(upstream: &Upstream) -> Result<TcpStream, String> {
     let stream = TcpStream::connect(upstream.target.address)
         .await
         .map_err(|error| format!("cannot connect over TCP: {error}"))?;
-    // A question is one write, and nothing is to be gained by waiting for more.
+    // Each query is written at once, so Nagle's algorithm would only delay it.
     let _ = stream.set_nodelay(true);
     Ok(stream)
 }
 
-/// Writes questions and reads answers until either side ends it.
+/// Writes queries and reads responses until either side closes the connection.
 async fn serve<S: AsyncRead + AsyncWrite>(
     connection: &StreamConnection,
     upstream: &Upstream,
@@ -192,7 +201,7 @@ async fn serve<S: AsyncRead + AsyncWrite>(
     }
 }
 
-/// Writes what is queued, much of it at once.
+/// Writes queued queries, many at a time; returns the error that ended it.
 async fn write_queries<W: AsyncWrite + Unpin>(
     mut writer: W,
     mut queued: mpsc::Receiver<Vec<u8>>,
@@ -215,6 +224,7 @@ async fn write_queries<W: AsyncWrite + Unpin>(
     }
 }
 
+/// Reads responses until the connection fails, is idle or sends strays.
 async fn read_responses<R: AsyncRead + Unpin>(
     connection: &StreamConnection,
     upstream: &Upstream,
@@ -266,7 +276,7 @@ async fn read_responses<R: AsyncRead + Unpin>(
     }
 }
 
-/// One message with its length before it (RFC 1035 section 4.2.2).
+/// Reads one message with its length prefix (RFC 1035 section 4.2.2).
 async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<Vec<u8>> {
     let length = reader.read_u16().await?;
     let mut message = vec![0; length.into()];

@@ -1,7 +1,7 @@
-//! Whom we trust when we speak TLS, and the handshake.
+//! TLS to upstreams: trust anchors and handshake.
 //!
-//! Strict as RFC 8310 section 5 means it: the certificate must be vouched for, and have the name we were given for the upstream,
-//! or else its address. Sessions are resumed.
+//! Authentication is strict (RFC 8310 section 5): the certificate must be signed by a trusted CA
+//! and contain the configured name, or else the upstream's address. Sessions are resumed.
 
 use std::fs;
 use std::io::{self, Read};
@@ -18,31 +18,31 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
-/// For how long the machine's authorities, once read, are taken for what they are.
+/// How long the system's CA certificates are used before they are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Largest file of authorities that is read, in bytes: those of a whole machine are some 250 KiB.
+/// Size limit of a CA file; the bundle of a whole system has some 250 KiB.
 const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
-/// The authorities that may vouch for upstreams.
+/// The trusted CA certificates and the TLS configurations made from them.
 #[derive(Debug)]
 pub(super) struct TrustAnchors {
-    /// PEM; none for those the machine trusts.
+    /// PEM file; `None` uses the system's trust store.
     ca_file: Option<PathBuf>,
     configs: Mutex<Option<TlsConfigs>>,
-    /// What was told last of authorities that cannot be had.
+    /// Warning logged last about unusable CA certificates.
     last_warning: Mutex<Option<String>>,
 }
 
-/// Why upstreams cannot be told from others.
+/// The CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: {0}")]
 pub struct CaFileError(String);
 
-/// Reads a file of authorities, to see whether it can be used.
+/// Checks that a CA file can be used.
 ///
 /// # Errors
-/// When it cannot be read, or holds what is no certificate, or nothing.
+/// Returns an error if the file cannot be read, is malformed or holds no certificate.
 pub(in crate::upstream) fn check_ca_file(file: &Path) -> Result<(), CaFileError> {
     read_ca_file(file)
         .and_then(|pem| load_configs(Some(pem), Some(file)))
@@ -50,10 +50,10 @@ pub(in crate::upstream) fn check_ca_file(file: &Path) -> Result<(), CaFileError>
         .map_err(CaFileError)
 }
 
-/// What was configs of them.
+/// The TLS configurations of one set of CA certificates.
 #[derive(Clone, Debug)]
 struct TlsConfigs {
-    /// The file's bytes, to see whether it is another one now.
+    /// Content of the CA file, to detect changes.
     pem: Option<Vec<u8>>,
     loaded: Instant,
     dns: Arc<ClientConfig>,
@@ -61,15 +61,19 @@ struct TlsConfigs {
 }
 
 impl TrustAnchors {
-    /// Those in `ca_file`, or else the machine's. Reads nothing yet.
+    /// Makes trust anchors of `ca_file` or the system's trust store; reads neither yet.
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
         Self { ca_file, configs: Mutex::default(), last_warning: Mutex::default() }
     }
 
-    /// Speaks TLS on `stream` with whoever has a certificate for `name`, or else for `address`.
+    /// Performs a TLS handshake and verifies the certificate.
+    ///
+    /// The certificate must contain `name`, or else `address`.
+    ///
+    /// `https` offers HTTP/2 by ALPN.
     ///
     /// # Errors
-    /// When the authorities cannot be read or the handshake fails; why, for people.
+    /// Returns the reason if the CA certificates cannot be read or the handshake fails.
     pub(super) async fn handshake(
         &self,
         stream: TcpStream,
@@ -91,8 +95,10 @@ impl TrustAnchors {
             .map_err(|error| format!("TLS with {shown}: {}", describe_error(&error)))
     }
 
-    /// The configurations for the authorities as they are now. As long as those are the same, so is what it returns: in it are
-    /// the sessions that can be resumed.
+    /// Returns the TLS configurations and logs a warning when they become unavailable.
+    ///
+    /// The same configurations are returned until the CA certificates change, because they hold the
+    /// sessions to resume.
     async fn configs(&self) -> Result<TlsConfigs, String> {
         let configs = self.load_if_changed().await;
         let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +113,7 @@ impl TrustAnchors {
         configs
     }
 
+    /// Returns the known configurations, or new ones if the CA certificates changed.
     async fn load_if_changed(&self) -> Result<TlsConfigs, String> {
         let pem = match self.ca_file.clone() {
             Some(file) => Some(
@@ -132,7 +139,7 @@ impl TrustAnchors {
     }
 }
 
-/// Why a handshake failed; what is only named by the library, in words.
+/// Describes a handshake error, in plain words where rustls only names a variant.
 fn describe_error(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
@@ -144,9 +151,10 @@ fn describe_error(error: &io::Error) -> String {
     }
 }
 
+/// Reads a CA file of at most [`MAX_CA_FILE_BYTES`] bytes.
 fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
     let read = || {
-        // A pipe would be waited for.
+        // Opening a named pipe would block.
         if !fs::metadata(file)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
         }
@@ -162,7 +170,7 @@ fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
     read().map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))
 }
 
-/// Reads the authorities, those of `pem` or else the machine's.
+/// Builds the configurations from the certificates in `pem`, or else the system's.
 fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs, String> {
     let mut roots = RootCertStore::empty();
     if let (Some(pem), Some(file)) = (&pem, file) {
@@ -229,7 +237,7 @@ mod tests {
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
         fs::write(&file, own.cert.pem()).unwrap();
         check_ca_file(&file).unwrap();
-        // Text around the certificates does not count, but what lies behind the limit would not be read.
+        // Text around the certificates is ignored, but the file is not read beyond the limit.
         let filled = |bytes: u64| {
             own.cert.pem() + &"\n".repeat(usize::try_from(bytes).unwrap() - own.cert.pem().len())
         };

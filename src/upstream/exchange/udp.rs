@@ -1,8 +1,9 @@
-//! Datagrams: a few connected sockets for each upstream, each with a reader of its own.
+//! DNS over UDP: a few connected sockets for each upstream, each with a reader task.
 //!
-//! A connected socket hears nobody but its upstream, and hears when nobody listens there. Making one for each question would
-//! cost more than the question, so a question takes one of a few by chance, and each serves a bounded number of questions and
-//! seconds: a forger must guess port and id (RFC 5452 section 9.2) of what is gone in milliseconds.
+//! A connected socket receives packets from its upstream only, and ICMP errors. A socket for each
+//! query would cost more than the query itself. Each query therefore takes a random socket of a
+//! small pool, and each socket is replaced after a limited number of queries and seconds. A forger
+//! has to guess both port and id within milliseconds (RFC 5452 section 9.2).
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,37 +22,42 @@ use super::packet::Packet;
 use super::pending::{ABANDONED_QUERY_LIFETIME, Delivery, Pending, PendingOutcome};
 use super::{AttemptError, Upstream};
 
-/// Sockets for each upstream.
+/// Number of sockets for each upstream.
 const SOCKETS_PER_UPSTREAM: usize = 8;
 
-/// Questions that a socket serves.
+/// Number of queries after which a socket is replaced.
 const MAX_QUERIES_PER_SOCKET: u32 = 256;
 
-/// How long a socket serves.
+/// Age after which a socket is replaced.
 const MAX_SOCKET_AGE: Duration = Duration::from_secs(10);
 
-/// Questions under way on one socket.
+/// Limit of queries in flight on one socket.
 const MAX_IN_FLIGHT: usize = 512;
 
-/// Sockets that serve no longer and still wait for answers, for each upstream.
+/// Limit of replaced sockets that still await responses, for each upstream.
 const MAX_LINGERING_SOCKETS: usize = 64;
 
-/// Datagrams that nobody asked for, after which questions leave the socket.
+/// Number of unexpected packets after which the pending queries move to TCP.
 pub(super) const MAX_STRAYS: u32 = 3;
 
-/// Largest datagram that is read whole: we say that we take 1,232 bytes, and a few take that lightly. What is longer is cut, so
-/// malformed, so asked for over TCP.
+/// Size of the receive buffer, which limits the UDP responses that are read whole.
+///
+/// Queries advertise 1,232 bytes, which some upstreams exceed. A longer response is cut, hence
+/// malformed, hence retried over TCP.
 const RECEIVE_BUFFER_BYTES: usize = 4096;
 
-/// Sockets of upstreams that are not asked any more are closed after this.
+/// Time after which the sockets of an unused upstream are closed.
 const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The sockets of one lane. They are opened in the runtime that asks first, as they are needed.
+/// The UDP sockets of one lane, opened when needed.
+///
+/// Their readers run on the Tokio runtime of the query that opens them.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Sockets {
     pools: Mutex<HashMap<u64, SocketPool, foldhash::fast::RandomState>>,
 }
 
+/// The sockets to one upstream.
 #[derive(Debug)]
 struct SocketPool {
     sockets: [Option<OpenSocket>; SOCKETS_PER_UPSTREAM],
@@ -59,7 +65,7 @@ struct SocketPool {
     last_used: Instant,
 }
 
-/// A socket and its reader, which ends with it.
+/// A socket with its reader task, which is aborted with it.
 #[derive(Debug)]
 struct OpenSocket {
     socket: Arc<QuerySocket>,
@@ -74,17 +80,18 @@ impl Drop for OpenSocket {
     }
 }
 
+/// A connected UDP socket and the queries in flight on it.
 #[derive(Debug)]
 struct QuerySocket {
     io: UdpSocket,
     pending: Pending,
-    /// Datagrams that nobody asked for.
+    /// Number of packets that answered no pending query.
     strays: AtomicU32,
     upstream: Arc<Upstream>,
 }
 
 impl Sockets {
-    /// Asks in one datagram.
+    /// Sends a query in one datagram and waits for the outcome.
     pub(super) async fn over_udp(
         &self,
         upstream: &Arc<Upstream>,
@@ -92,7 +99,7 @@ impl Sockets {
     ) -> Result<PendingOutcome, AttemptError> {
         let socket = self.socket(upstream).map_err(|error| {
             match error.raw_os_error().map(Errno::from_raw) {
-                // Want of ours, not the upstream's fault.
+                // Local resource exhaustion, not an upstream failure.
                 Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
                     AttemptError::Busy
                 }
@@ -101,11 +108,11 @@ impl Sockets {
         })?;
         let reply = socket.send(packet).await?;
         drop(socket);
-        // Closed while it was owed an answer: for want of room among those that linger.
+        // The socket was dropped with responses pending: too many sockets were lingering.
         reply.await.map_err(|_| AttemptError::Busy)
     }
 
-    /// One of the upstream's sockets by chance, opened anew when it has served its time.
+    /// Returns a random socket of the upstream's pool, replaced if it is worn out.
     fn socket(&self, upstream: &Arc<Upstream>) -> io::Result<Arc<QuerySocket>> {
         let now = Instant::now();
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,9 +150,10 @@ impl Sockets {
 }
 
 impl OpenSocket {
+    /// Opens a socket to the upstream and starts its reader.
     fn new(upstream: &Arc<Upstream>, now: Instant) -> io::Result<Self> {
         let address = upstream.target.address;
-        // Port 0: the kernel draws one (udp_lib_get_port).
+        // With port 0 the kernel draws a random port (udp_lib_get_port).
         let any: SocketAddr = if address.is_ipv4() {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         } else {
@@ -164,8 +172,9 @@ impl OpenSocket {
         Ok(Self { socket, queries: 1, opened: now, reader })
     }
 
+    /// Returns whether the socket has to be replaced.
     fn is_retired(&self, now: Instant) -> bool {
-        // A closed runtime takes the reader with it.
+        // When a runtime shuts down, it ends the reader with it.
         self.queries >= MAX_QUERIES_PER_SOCKET
             || now.saturating_duration_since(self.opened) >= MAX_SOCKET_AGE
             || self.socket.pending.is_closed()
@@ -174,14 +183,15 @@ impl OpenSocket {
 }
 
 impl QuerySocket {
-    /// Sends a question and waits for its answer from then on.
+    /// Sends a query under a free id and returns the receiver of its outcome.
     async fn send(
         &self,
         mut packet: Packet,
     ) -> Result<tokio::sync::oneshot::Receiver<PendingOutcome>, AttemptError> {
         loop {
             {
-                // Held while it is sent: the answer may be here before we have said what we wait for.
+                // The lock is held while sending: the response may arrive before its query is
+                // registered.
                 let mut table = self.pending.lock();
                 if table.is_closed() {
                     return Err(AttemptError::Unreachable("the socket was closed".to_owned()));
@@ -194,7 +204,7 @@ impl QuerySocket {
                         self.upstream.health.record_query(now);
                         return Ok(table.insert(id, packet, now));
                     }
-                    // A new socket is not known to be writable yet.
+                    // The runtime does not know yet that a new socket is writable.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => {
                         drop(table);
@@ -212,14 +222,15 @@ impl QuerySocket {
     }
 }
 
-/// Reads a socket for as long as it is open.
+/// Reads a socket until it fails or receives too many unexpected packets.
 async fn read_responses(socket: Arc<QuerySocket>) {
     let mut buffer = vec![0; RECEIVE_BUFFER_BYTES];
     loop {
         let length = match socket.io.recv(&mut buffer).await {
             Ok(length) => length,
             Err(error) => {
-                // ICMP: nobody listens there, or no way leads there. All that is under way goes elsewhere at once.
+                // An ICMP error: the port is closed or the host unreachable. All pending queries
+                // fail at once, so that other upstreams are asked.
                 let why = error.to_string();
                 socket.pending.close(|| PendingOutcome::Unreachable(why.clone()));
                 return;
@@ -231,8 +242,9 @@ async fn read_responses(socket: Arc<QuerySocket>) {
                 socket.upstream.health.record_response(after, now);
                 let table = socket.pending.lock();
                 if table.is_empty() {
-                    // Nothing else is awaited, nor sent while this lock is held, so the call that would find nothing is spared:
-                    // readiness is forgotten as if it had been opened. Something that nobody asked for is read with the next answer.
+                    // No response is pending, and none can become pending while the lock is held.
+                    // Clearing the readiness here saves a receive call that would find nothing. An
+                    // unexpected packet is read with the next response.
                     let _ = socket.io.try_io(Interest::READABLE, || -> io::Result<()> {
                         Err(io::ErrorKind::WouldBlock.into())
                     });

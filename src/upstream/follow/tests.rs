@@ -4,10 +4,10 @@ use std::path::Path;
 use super::*;
 use crate::name::Zones;
 
-/// How long a change may take to be seen, on a root_dir that is very busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Upper bound of waiting for a change, long enough for a very busy machine.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A root_dir's files, followed.
+/// A root folder whose files are followed.
 struct FollowedRoot {
     root: tempfile::TempDir,
     routing: Routing,
@@ -33,7 +33,7 @@ fn settings(servers: Servers) -> Settings {
 }
 
 fn long() -> FollowTimings {
-    // Looks come by events alone.
+    // Only events cause readings.
     FollowTimings {
         settle: Duration::from_millis(20),
         poll: Duration::from_secs(3600),
@@ -61,7 +61,7 @@ impl FollowedRoot {
         self.root.path().join("etc").join(name)
     }
 
-    /// Writes beside it, then puts it in place, as DHCP clients do.
+    /// Replaces the file by renaming, as DHCP clients do.
     fn replace(&self, text: &str) {
         fs::write(self.etc("resolv.conf.new"), text).unwrap();
         fs::rename(self.etc("resolv.conf.new"), self.etc("resolv.conf")).unwrap();
@@ -82,22 +82,23 @@ impl FollowedRoot {
             .join(" ")
     }
 
-    /// Waits until these are asked.
+    /// Waits until these upstreams are used.
     async fn wait_for(&self, shown: &str) {
         let begin = Instant::now();
         while self.shown() != shown {
-            assert!(begin.elapsed() < PATIENCE, "{} are asked, not {shown}", self.shown());
+            assert!(begin.elapsed() < TEST_TIMEOUT, "{} are asked, not {shown}", self.shown());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Shows that what was written last is looked at, and changes nothing: by a change of whether we are asked, that comes
-    /// with what is written beside it.
-    async fn wait_for_a_look(&self, canary: bool) {
+    /// Waits until the files have been read, although the upstreams remain the same.
+    ///
+    /// The canary domain shows whether the file names svcdns, which each caller changes as well.
+    async fn wait_for_snapshot(&self, canary: bool) {
         let name = Name::from_text("use-application-dns.net").unwrap();
         let begin = Instant::now();
         while matches!(self.routing.route(&name), Route::Local(_)) != canary {
-            assert!(begin.elapsed() < PATIENCE, "no snapshot was taken");
+            assert!(begin.elapsed() < TEST_TIMEOUT, "no snapshot was taken");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -111,82 +112,82 @@ impl Drop for FollowedRoot {
 
 #[tokio::test]
 async fn changes_are_followed_and_upstreams_that_stay_are_the_same() {
-    let root_dir = FollowedRoot::start(
+    let followed = FollowedRoot::start(
         Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"),
         Servers::System,
         long(),
     );
-    assert_eq!(root_dir.shown(), "192.0.2.1 192.0.2.2");
-    let (before, corp) = (root_dir.asked("example"), root_dir.asked("a.corp.example"));
-    root_dir.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
-    root_dir.wait_for("192.0.2.2 192.0.2.3").await;
-    let after = root_dir.asked("example");
+    assert_eq!(followed.shown(), "192.0.2.1 192.0.2.2");
+    let (before, corp) = (followed.asked("example"), followed.asked("a.corp.example"));
+    followed.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
+    followed.wait_for("192.0.2.2 192.0.2.3").await;
+    let after = followed.asked("example");
     assert!(Arc::ptr_eq(&before[1], &after[0]));
-    assert!(Arc::ptr_eq(&corp[0], &root_dir.asked("corp.example")[0]));
-    // Replaced again, and written in place.
-    root_dir.replace("nameserver 192.0.2.4\n");
-    root_dir.wait_for("192.0.2.4").await;
-    fs::write(root_dir.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
-    root_dir.wait_for("192.0.2.5").await;
+    assert!(Arc::ptr_eq(&corp[0], &followed.asked("corp.example")[0]));
+    // Replace the file again, then write it in place.
+    followed.replace("nameserver 192.0.2.4\n");
+    followed.wait_for("192.0.2.4").await;
+    fs::write(followed.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
+    followed.wait_for("192.0.2.5").await;
 }
 
 #[tokio::test]
 async fn what_a_link_leads_to_is_followed() {
-    let root_dir = FollowedRoot::start(None, Servers::System, long());
-    assert_eq!(root_dir.shown(), "");
-    let folder = root_dir.root.path().join("elsewhere");
+    let followed = FollowedRoot::start(None, Servers::System, long());
+    assert_eq!(followed.shown(), "");
+    let folder = followed.root.path().join("elsewhere");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("a"), "nameserver 192.0.2.1\n").unwrap();
-    std::os::unix::fs::symlink("../elsewhere/a", root_dir.etc("resolv.conf")).unwrap();
-    root_dir.wait_for("192.0.2.1").await;
+    std::os::unix::fs::symlink("../elsewhere/a", followed.etc("resolv.conf")).unwrap();
+    followed.wait_for("192.0.2.1").await;
     fs::write(folder.join("b"), "nameserver 192.0.2.2\n").unwrap();
     fs::rename(folder.join("b"), folder.join("a")).unwrap();
-    root_dir.wait_for("192.0.2.2").await;
+    followed.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
 async fn without_events_a_poll_finds_changes() {
     let timings = FollowTimings { poll: Duration::from_millis(50), ..long() };
-    let root_dir = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
-    assert_eq!(root_dir.shown(), "127.0.0.53");
-    // A folder that was not there: nothing watches it.
-    let folder = root_dir.root.path().join("run/systemd/resolve");
+    let followed = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
+    assert_eq!(followed.shown(), "127.0.0.53");
+    // The folder did not exist, so there is no watch on it.
+    let folder = followed.root.path().join("run/systemd/resolve");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
-    root_dir.wait_for("192.0.2.1").await;
+    followed.wait_for("192.0.2.1").await;
 }
 
 #[tokio::test]
 async fn a_file_that_names_nobody_changes_nothing_for_a_while() {
-    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
-    // Our own address beside it shows that the snapshot was taken.
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
+    // Our own address in the file shows that it was read.
     for (text, canary) in [
         ("nameserver 127.0.0.1\n", true),
         ("", false),
         ("nameserver 127.0.0.1\nnameserver 192.0.2.", true),
         ("\n", false),
     ] {
-        root_dir.replace(text);
-        root_dir.wait_for_a_look(canary).await;
-        assert_eq!(root_dir.shown(), "192.0.2.1", "{text:?}");
+        followed.replace(text);
+        followed.wait_for_snapshot(canary).await;
+        assert_eq!(followed.shown(), "192.0.2.1", "{text:?}");
     }
-    root_dir.replace("nameserver 192.0.2.2\n");
-    root_dir.wait_for("192.0.2.2").await;
+    followed.replace("nameserver 192.0.2.2\n");
+    followed.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
 async fn in_the_end_it_is_believed_that_there_is_nobody() {
     let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
-    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
-    fs::remove_file(root_dir.etc("resolv.conf")).unwrap();
-    root_dir.wait_for("").await;
-    let Route::Fail(error) = root_dir.routing.route(&Name::from_text("example").unwrap()) else {
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
+    fs::remove_file(followed.etc("resolv.conf")).unwrap();
+    followed.wait_for("").await;
+    let Route::Fail(error) = followed.routing.route(&Name::from_text("example").unwrap()) else {
         panic!("somebody is asked")
     };
     assert_eq!(error.code, ExtendedError::NO_REACHABLE_AUTHORITY);
-    assert_eq!(root_dir.asked("corp.example").len(), 1);
-    root_dir.replace("nameserver 192.0.2.1\n");
-    root_dir.wait_for("192.0.2.1").await;
+    assert_eq!(followed.asked("corp.example").len(), 1);
+    followed.replace("nameserver 192.0.2.1\n");
+    followed.wait_for("192.0.2.1").await;
 }
 
 #[test]
@@ -213,18 +214,19 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     };
     assert_eq!(servers(&unreadable), Some(1));
     assert_eq!(servers(&|_| {}), Some(1));
-    // Gone is another matter: with no time to keep_last_known them, they go at once.
+    // A missing file is different: without a period to keep the upstreams, they are dropped at
+    // once.
     assert_eq!(servers(&|path| fs::remove_dir(path).unwrap()), Some(0));
 }
 
 #[tokio::test]
 async fn named_upstreams_stay_and_our_own_address_is_none() {
     let named = Servers::Named(vec!["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
-    let root_dir = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
-    assert_eq!(root_dir.shown(), "192.0.2.9");
-    // Who is asked by the system is followed all the same.
-    root_dir.wait_for_a_look(false).await;
-    root_dir.replace("nameserver 127.0.0.1\n");
-    root_dir.wait_for_a_look(true).await;
-    assert_eq!(root_dir.shown(), "192.0.2.9");
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
+    assert_eq!(followed.shown(), "192.0.2.9");
+    // Whether svcdns is the system's resolver is followed all the same.
+    followed.wait_for_snapshot(false).await;
+    followed.replace("nameserver 127.0.0.1\n");
+    followed.wait_for_snapshot(true).await;
+    assert_eq!(followed.shown(), "192.0.2.9");
 }

@@ -1,4 +1,4 @@
-//! Real sockets on loopback, and upstreams that misbehave.
+//! Tests with real sockets on loopback and misbehaving upstreams.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use crate::wire::u16_at;
 
 mod secure;
 
-/// What the test upstream shares with the tests of whole processes.
+/// The test upstream, which the integration tests use, too.
 #[path = "../../../tests/support/upstream/mod.rs"]
 #[allow(dead_code, unused_qualifications, reason = "each test program takes what it needs")]
 mod upstream;
 
 use upstream::{Behaviour, Damage, Edns, Forged, Record, Tcp};
 
-type Server = upstream::Upstream;
+type TestServer = upstream::Upstream;
 
-/// Polls until `check` gives something.
+/// Polls until `check` returns a value.
 fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -36,22 +36,22 @@ const fn seconds(seconds: u64) -> Duration {
 
 const NAME: &str = "www.example.com";
 
-/// `NAME A`, recursion desired, with an OPT.
-fn question() -> Vec<u8> {
+/// A query for `NAME A` with RD and OPT.
+fn query_message() -> Vec<u8> {
     b"\0\0\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01\0\0\x29\x04\xD0\0\0\0\0\0\0".to_vec()
 }
 
 fn outgoing() -> Outgoing {
-    Outgoing::new(question(), false).unwrap()
+    Outgoing::new(query_message(), false).unwrap()
 }
 
-fn server() -> Server {
-    let server = Server::start();
+fn server() -> TestServer {
+    let server = TestServer::start();
     server.put([Record::a(NAME, 60, "192.0.2.1")]);
     server
 }
 
-fn target(server: &Server) -> Target {
+fn target(server: &TestServer) -> Target {
     Target { address: server.address, protocol: Protocol::Plain }
 }
 
@@ -59,15 +59,15 @@ fn upstream_of(target: Target) -> Arc<Upstream> {
     Upstream::new(target, Connector::new(tokio::runtime::Handle::current(), None))
 }
 
-/// Within the time that a client waits.
+/// A deadline as long as a client waits.
 fn deadline() -> Instant {
     Instant::now() + seconds(4)
 }
 
-/// Asks, and returns the largest number of queries that one upstream may have got meanwhile.
+/// Queries, and returns the most queries that one upstream may have received.
 ///
-/// It is one unless the answer, on a busy machine, took longer than the wait before the second
-/// query; after that one more goes out every second.
+/// That is one, unless a busy machine took longer than the hedge delay; then one more for each
+/// second.
 async fn ask_counting(
     sockets: &Sockets,
     upstreams: &[Arc<Upstream>],
@@ -81,9 +81,9 @@ async fn ask_counting(
     (result, if took < hedge_delay { 1 } else { 2 + usize::try_from(took.as_secs()).unwrap() })
 }
 
-/// The answer says 192.0.2.1, and its question is ours.
-fn assert_right(incoming: &Incoming) {
-    assert_eq!(incoming.message[12..33], question()[12..33]);
+/// Checks that the answer is 192.0.2.1 and that the question is the original one.
+fn assert_correct(incoming: &Incoming) {
+    assert_eq!(incoming.message[12..33], query_message()[12..33]);
     assert!(
         incoming.message.windows(4).any(|bytes| bytes == [192, 0, 2, 1]),
         "{:x?}",
@@ -97,17 +97,17 @@ async fn one_answers() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
-    let mut most = 0;
+    let mut limit = 0;
     for _ in 0..20 {
         let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing()).await;
-        assert_right(&answer.unwrap());
+        assert_correct(&answer.unwrap());
         let began = Instant::now();
-        assert_right(
+        assert_correct(
             &sockets.query_one(&upstream[0], &outgoing(), began + seconds(30)).await.unwrap(),
         );
-        most += queries + 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
+        limit += queries + 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     }
-    // The answer to a second query may still be on its way.
+    // The response to a hedged query may still be on its way.
     let until = Instant::now() + seconds(30);
     while upstream[0].report().answered < upstream[0].report().asked {
         assert!(Instant::now() < until, "{:?}", upstream[0].report());
@@ -115,20 +115,21 @@ async fn one_answers() {
     }
     let report = upstream[0].report();
     assert!(
-        (40..=most).contains(&usize::try_from(report.asked).unwrap()),
-        "{most} at most: {report:?}"
+        (40..=limit).contains(&usize::try_from(report.asked).unwrap()),
+        "{limit} at most: {report:?}"
     );
     assert_eq!((report.answered, report.failed, report.dead), (report.asked, 0, false));
     assert!(report.round_trip.is_some());
 }
 
-fn both(one: &Server, other: &Server) -> [Arc<Upstream>; 2] {
+fn both(one: &TestServer, other: &TestServer) -> [Arc<Upstream>; 2] {
     [upstream_of(target(one)), upstream_of(target(other))]
 }
 
-/// An address where nobody listens.
+/// Returns an address where nobody listens.
 fn closed() -> Target {
-    // Below the ports that the kernel draws, on an address of its own: nobody else can come to listen there.
+    // The port is below the kernel's ephemeral range and the address unused, so nobody can start to
+    // listen there.
     Target { address: "127.94.0.1:9".parse().unwrap(), protocol: Protocol::Plain }
 }
 
@@ -147,10 +148,10 @@ async fn nobody_to_ask() {
         QueryFailure::NoUpstream
     );
     assert!(upstream.report().looping);
-    // The probe asks all the same.
-    assert_right(&sockets.query_one(&upstream, &outgoing(), deadline()).await.unwrap());
+    // A probe queries it all the same.
+    assert_correct(&sockets.query_one(&upstream, &outgoing(), deadline()).await.unwrap());
     upstream.set_looping(false);
-    assert_right(&sockets.query(&[upstream], &outgoing(), deadline()).await.unwrap());
+    assert_correct(&sockets.query(&[upstream], &outgoing(), deadline()).await.unwrap());
 }
 
 #[tokio::test]
@@ -160,17 +161,18 @@ async fn truncated_is_asked_over_tcp() {
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
     for _ in 0..5 {
-        assert_right(&sockets.query(&upstream, &outgoing(), deadline()).await.unwrap());
+        assert_correct(&sockets.query(&upstream, &outgoing(), deadline()).await.unwrap());
     }
     assert_eq!(server.connections(), 1);
-    // Where TCP does not work, what is truncated is better than nothing; another's whole answer is better than that.
+    // If TCP fails, a truncated response is better than none, and another upstream's complete one
+    // better still.
     for tcp in [Tcp::Closes, Tcp::Silent, Tcp::Half] {
         server.behave(Behaviour::truncating().over_tcp(tcp));
         let incoming = sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
         assert_eq!((incoming.rcode, incoming.message[2] & 0x02), (0, 2), "{tcp:?}");
         let other = self::server();
         let upstreams = [Arc::clone(&upstream[0]), upstream_of(target(&other))];
-        assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
+        assert_correct(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
     }
 }
 
@@ -198,9 +200,9 @@ async fn what_is_no_answer_is_not_taken() {
         let upstreams = both(&bad, &good);
         let incoming =
             sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
-        // Data may be anything; a pointer that leads nowhere, too, is for the cache to find.
+        // RDATA is not validated here; the cache detects a bad pointer.
         if damage != Damage::PointerLoop {
-            assert_right(&incoming);
+            assert_correct(&incoming);
             assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]), "{damage:?}");
         }
     }
@@ -212,7 +214,8 @@ async fn what_is_never_right_ends_in_time() {
     server.behave(Behaviour::damaged(Damage::Id));
     let sockets = Sockets::default();
     let upstreams = [upstream_of(target(&server))];
-    // Too soon for a third question: should three meet one of the eight sockets, TCP is asked, and says sooner that it is bad.
+    // Too short for a third query: three strays on one of the eight sockets would cause a TCP
+    // retry, which fails differently.
     let soon = Instant::now() + Duration::from_millis(900);
     assert_eq!(
         sockets.query(&upstreams, &outgoing(), soon).await.unwrap_err(),
@@ -230,18 +233,18 @@ async fn what_is_never_right_ends_in_time() {
 async fn forged_answers_are_not_heard() {
     let sockets = Sockets::default();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
-        // Until one query is enough: forged answers to two could meet at one socket.
+        // Try until one query was enough: forged responses to two could meet on one socket.
         let server = loop {
             let server = server();
             server.behave(Behaviour::forged(forged));
             let (answer, queries) =
                 ask_counting(&sockets, &[upstream_of(target(&server))], &outgoing()).await;
-            assert_right(&answer.unwrap());
+            assert_correct(&answer.unwrap());
             if queries == 1 {
                 break server;
             }
         };
-        // Who is guessing cannot guess into a connection.
+        // An attacker who guesses ids cannot inject into a connection.
         assert_eq!(server.connections(), usize::from(forged == Forged::Ids(40)), "{forged:?}");
     }
     let server = server();
@@ -298,7 +301,7 @@ async fn a_dead_upstream_is_not_waited_for() {
     dead.behave(Behaviour::never());
     let sockets = Sockets::default();
     let upstreams = both(&dead, &good);
-    assert_right(
+    assert_correct(
         &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
     );
     while !upstreams[0].report().dead {
@@ -310,7 +313,7 @@ async fn a_dead_upstream_is_not_waited_for() {
             sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
         assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
     }
-    // Now and then it is asked too, to see whether it lives again.
+    // Occasional probes find out whether it is alive again.
     let probes = dead.asked().len() - before;
     assert!(probes < 20, "{probes}");
     dead.behave(Behaviour::default());
@@ -336,7 +339,7 @@ async fn all_dead_are_asked_at_once() {
     assert_eq!(failure, QueryFailure::TimedOut);
     assert!(upstreams.iter().all(|upstream| upstream.report().dead));
     other.behave(Behaviour::default());
-    assert_right(
+    assert_correct(
         &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
     );
 }
@@ -350,14 +353,14 @@ async fn three_are_asked_in_good_time() {
         measure(&sockets, upstream).await;
         server.forget();
     }
-    // None is known to be dead, and the only one that answers is anywhere among them.
+    // No upstream is known to be dead, and the one that answers has any rank.
     servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
-    assert_right(
+    assert_correct(
         &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
     );
 }
 
-/// Asks so often that its round trip is known.
+/// Queries often enough for a stable round trip.
 async fn measure(sockets: &Sockets, upstream: &Arc<Upstream>) {
     for _ in 0..20 {
         sockets.query_one(upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
@@ -369,9 +372,9 @@ async fn a_closed_port_costs_no_time_out() {
     let good = server();
     let sockets = Sockets::default();
     let upstreams = [upstream_of(closed()), upstream_of(target(&good))];
-    assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
+    assert_correct(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
     let alone = [upstream_of(closed())];
-    // Were it not noticed, it would be waited for until the deadline.
+    // If the closed port went unnoticed, this would take until the deadline.
     assert_eq!(
         sockets.query(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(),
         QueryFailure::Unreachable
@@ -395,7 +398,7 @@ async fn a_closed_port_costs_no_time_out() {
 #[tokio::test]
 async fn the_second_question_overtakes_a_slow_answer() {
     let (slow, good) = (server(), server());
-    // So that it is asked second.
+    // The delay makes it the second choice.
     good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
     let sockets = Sockets::default();
     let upstreams = both(&slow, &good);
@@ -411,11 +414,11 @@ async fn the_second_question_overtakes_a_slow_answer() {
     let began = Instant::now();
     let incoming = sockets.query(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
-    // It is asked again after a second, should the other take so long.
-    let most = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
+    // It is asked again each second until the other one answers.
+    let limit = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(
-        (1..=most).contains(&slow.asked().len()),
-        "{} queries, {most} at most",
+        (1..=limit).contains(&slow.asked().len()),
+        "{} queries, {limit} at most",
         slow.asked().len()
     );
 }
@@ -424,28 +427,28 @@ async fn the_second_question_overtakes_a_slow_answer() {
 async fn letters_of_the_client_need_no_echo() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
-    let mut question = question();
-    question[13..16].copy_from_slice(b"WwW");
-    let outgoing = Outgoing::new(question.clone(), false).unwrap();
+    let mut message = query_message();
+    message[13..16].copy_from_slice(b"WwW");
+    let outgoing = Outgoing::new(message.clone(), false).unwrap();
     let sockets = Sockets::default();
     let incoming =
         sockets.query(&[upstream_of(target(&server))], &outgoing, deadline()).await.unwrap();
-    assert_eq!(incoming.message[12..33], question[12..33]);
+    assert_eq!(incoming.message[12..33], message[12..33]);
     assert_eq!(server.connections(), 0);
 }
 
 #[tokio::test]
 async fn a_large_question_goes_over_tcp() {
     let server = server();
-    let mut question = question();
-    let at = question.len() - 2;
-    question[at..].copy_from_slice(&3004_u16.to_be_bytes());
-    question.extend([0xFD, 0xE9, 0x0B, 0xB8]);
-    question.resize(question.len() + 3000, 7);
+    let mut message = query_message();
+    let at = message.len() - 2;
+    message[at..].copy_from_slice(&3004_u16.to_be_bytes());
+    message.extend([0xFD, 0xE9, 0x0B, 0xB8]);
+    message.resize(message.len() + 3000, 7);
     let sockets = Sockets::default();
     let upstream = upstream_of(target(&server));
-    let outgoing = Outgoing::new(question, false).unwrap();
-    assert_right(&sockets.query(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
+    let outgoing = Outgoing::new(message, false).unwrap();
+    assert_correct(&sockets.query(&[Arc::clone(&upstream)], &outgoing, deadline()).await.unwrap());
     assert_eq!((server.connections(), upstream.report().failed), (1, 0));
 }
 
@@ -454,7 +457,7 @@ async fn a_lost_datagram_is_sent_again() {
     let server = server();
     server.behave(Behaviour::default().dropping(2));
     let sockets = Sockets::default();
-    assert_right(
+    assert_correct(
         &sockets
             .query(&[upstream_of(target(&server))], &outgoing(), Instant::now() + seconds(30))
             .await
@@ -476,7 +479,7 @@ async fn ids_and_ports_vary() {
     let ports = asked.iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
     assert!(ids.len() > 90, "{} ids of {}", ids.len(), asked.len());
     assert!((5..=8).contains(&ports) || asked.len() > 100, "{ports} ports");
-    // No socket serves for ever.
+    // Sockets are replaced after a number of queries.
     for _ in 0..3000 {
         sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
     }
@@ -490,40 +493,41 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
-    let outgoing = Outgoing::new(question(), true).unwrap();
+    let outgoing = Outgoing::new(query_message(), true).unwrap();
     for _ in 0..10 {
-        assert_right(&sockets.query(&upstream, &outgoing, deadline()).await.unwrap());
+        assert_correct(&sockets.query(&upstream, &outgoing, deadline()).await.unwrap());
     }
     let names: std::collections::HashSet<_> =
         server.asked().into_iter().map(|asked| asked.question.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
-    // Who answers in lower case is asked over TCP once, then as the client wrote it.
+    // An upstream that answers in lower case is asked once over TCP, and then with the original
+    // case.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let upstream = [upstream_of(target(&server))];
     for _ in 0..10 {
-        assert_right(
+        assert_correct(
             &sockets.query(&upstream, &outgoing, Instant::now() + seconds(30)).await.unwrap(),
         );
     }
     assert_eq!(server.connections(), 1);
     assert_eq!(server.asked().last().unwrap().question.name, NAME);
-    // Where TCP does not work either, after three times.
+    // If TCP fails as well, the case is kept after three mismatches.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase).over_tcp(Tcp::Closes));
     let upstream = [upstream_of(target(&server))];
-    let (mut failures, mut most) = (0, 0);
+    let (mut failures, mut limit) = (0, 0);
     loop {
         let (answer, queries) = ask_counting(&sockets, &upstream, &outgoing).await;
         match answer {
-            Ok(incoming) => break assert_right(&incoming),
+            Ok(incoming) => break assert_correct(&incoming),
             Err(failure) => assert_eq!(failure, QueryFailure::BadResponse),
         }
-        (failures, most) = (failures + 1, most + queries);
-        assert!(failures <= 3, "{most} queries at most");
+        (failures, limit) = (failures + 1, limit + queries);
+        assert!(failures <= 3, "{limit} queries at most");
     }
-    assert!(most >= 3, "{failures} failures, {most} queries at most");
+    assert!(limit >= 3, "{failures} failures, {limit} queries at most");
 }
 
 #[tokio::test]
@@ -533,29 +537,29 @@ async fn codes_are_tried_elsewhere() {
     for code in [2_u16, 4, 5, 9] {
         bad.behave(Behaviour::code(code));
         let upstreams = both(&bad, &good);
-        assert_right(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
+        assert_correct(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
         let incoming = sockets
             .query(&upstreams[..1], &outgoing(), Instant::now() + seconds(60))
             .await
             .unwrap();
         assert_eq!(incoming.rcode, code);
     }
-    // That a name does not exist is an answer.
+    // NXDOMAIN is conclusive.
     bad.behave(Behaviour::code(3));
     let upstreams = [upstream_of(target(&bad))];
     assert_eq!(sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap().rcode, 3);
-    // Who refuses everything is not asked first for ever.
+    // An upstream that refuses everything loses its rank.
     bad.behave(Behaviour::code(5));
     let upstreams = both(&bad, &good);
     for _ in 0..20 {
-        assert_right(
+        assert_correct(
             &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
         );
     }
     bad.forget();
-    let (answer, most) = ask_counting(&sockets, &upstreams, &outgoing()).await;
-    assert_right(&answer.unwrap());
-    assert!(bad.asked().len() <= most);
+    let (answer, limit) = ask_counting(&sockets, &upstreams, &outgoing()).await;
+    assert_correct(&answer.unwrap());
+    assert!(bad.asked().len() <= limit);
 }
 
 #[tokio::test]
@@ -565,15 +569,15 @@ async fn who_knows_no_edns_is_asked_without() {
         let server = server();
         server.behave(Behaviour::edns(edns));
         let upstream = [upstream_of(target(&server))];
-        let (answer, most) = ask_counting(&sockets, &upstream, &outgoing()).await;
-        assert_right(&answer.unwrap());
+        let (answer, limit) = ask_counting(&sockets, &upstream, &outgoing()).await;
+        assert_correct(&answer.unwrap());
         for _ in 0..4 {
-            assert_right(
+            assert_correct(
                 &sockets.query(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
             );
         }
         let with = server.asked().iter().filter(|asked| asked.question.opt.is_some()).count();
-        assert!((1..=most).contains(&with), "{edns:?}: {with} queries, {most} at most");
+        assert!((1..=limit).contains(&with), "{edns:?}: {with} queries, {limit} at most");
     }
 }
 
@@ -585,7 +589,7 @@ async fn one_connection_carries_many_questions() {
     let sockets = Arc::new(Sockets::default());
     server.behave(Behaviour::default().delayed(Duration::from_millis(200)));
     let outgoing = outgoing();
-    // More than go out in one write, and all of them before the connection stands.
+    // More than one write carries, all of them queued before the connection is open.
     let many: Vec<_> = (0..600)
         .map(|_| {
             let (sockets, upstream, outgoing) =
@@ -596,11 +600,11 @@ async fn one_connection_carries_many_questions() {
         })
         .collect();
     for one in many {
-        assert_right(&one.await.unwrap().unwrap());
+        assert_correct(&one.await.unwrap().unwrap());
     }
     assert_eq!(server.connections(), 1);
     assert!(server.asked().iter().all(|asked| asked.transport == upstream::Transport::Tcp));
-    // Closed by the other side, it is made anew.
+    // A connection closed by the upstream is opened again.
     server.behave(Behaviour::default().over_tcp(Tcp::Closes));
     assert_eq!(
         sockets.query(&upstreams, &outgoing, Instant::now() + seconds(60)).await.unwrap_err(),
@@ -608,7 +612,7 @@ async fn one_connection_carries_many_questions() {
     );
     assert_eq!(upstream.report().last_error.as_deref(), Some("it closed the connection"));
     server.behave(Behaviour::default());
-    assert_right(
+    assert_correct(
         &sockets.query(&upstreams, &outgoing, Instant::now() + seconds(30)).await.unwrap(),
     );
 }

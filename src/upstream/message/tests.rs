@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::{Parsed, UDP_PLAIN};
 
-/// `www.example. A`, as a client wrote it.
+/// `www.example. A` in the letter case of a client.
 const QUESTION: &[u8] = b"\x03WWW\x07example\0\0\x01\0\x01";
 
-/// A query with these flags, this OPT (payload, DO, options) and additional records in front of it.
+/// A query with these flags, OPT (payload, DO, options) and additional records.
 fn request(flags: u16, opt: Option<(u16, bool, &[u8])>, records: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![0xAB, 0xCD];
     out.extend(flags.to_be_bytes());
@@ -43,7 +43,7 @@ fn query(request: &[u8]) -> Query<'_> {
     query
 }
 
-/// A record with the question's owner, or another in wire form.
+/// A record with this owner in wire form.
 fn record(owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
     let mut out = owner.to_vec();
     out.extend(rtype.to_be_bytes());
@@ -54,7 +54,7 @@ fn record(owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A response: flags below QR, and the records of the three sections.
+/// A response with these flags besides QR, and the records of its three sections.
 fn response(flags: u16, sections: [&[Vec<u8>]; 3]) -> Vec<u8> {
     let mut out = vec![0, 0];
     out.extend((flags::QR | flags).to_be_bytes());
@@ -118,7 +118,7 @@ fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
     assert_eq!(read.edns.map(|edns| (edns.payload, edns.dnssec_ok)), Some((1232, true)));
     assert!(!is_plain(&query(&came)));
 
-    // Without options that are passed on the request is not needed.
+    // Without options to forward, the client's message is not needed.
     for came in [
         request(flags::RD, None, &[]),
         request(0, Some((512, true, &option(10, b"12345678"))), &[]),
@@ -129,7 +129,7 @@ fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
             plain_upstream_query(&query(&came))
         );
     }
-    // Records of the client's go along.
+    // The client's records are forwarded.
     let more = record(b"\0", 250, 0, b"signature");
     let came = request(flags::RD, Some((1232, false, b"")), &[&more]);
     assert!(!is_plain(&query(&came)));
@@ -242,7 +242,7 @@ fn ttls_age_and_what_is_past_its_end_says_so() {
     );
     assert_eq!(options_of(&stale), option(15, &3u16.to_be_bytes()));
 
-    // Whoever counts from the SOA record anew must not count further than we do.
+    // A client that takes the negative TTL from the SOA record must not cache longer than we do.
     let missing = StoredResponse::new(&response(3, [&[], &[soa(900, 60)], &[]]), true).unwrap();
     assert_eq!(ttls(&written(&missing, &plain, Transport::Udp, Age::Fresh)), [900]);
     assert_eq!(ttls(&written(&missing, &plain, Transport::Udp, Age::Cached(10))), [50]);
@@ -266,7 +266,7 @@ fn extended_errors_pass_and_other_options_where_they_are_the_clients() {
     let out =
         written(&StoredResponse::new(&message, false).unwrap(), &asks, Transport::Udp, Age::Fresh);
     assert_eq!(options_of(&out), options[..options.len() - 12]);
-    // A code that needs OPT is no code to those without: NOTIMP plus 16 is 4 to them, BADVERS none at all.
+    // Without OPT a client cannot see the upper bits of the code, so it gets SERVFAIL.
     let bare = written(&plain, &request(0, None, &[]), Transport::Udp, Age::Fresh);
     assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER + QUESTION.len()));
 }
@@ -300,7 +300,7 @@ fn what_does_not_fit_is_cut_at_a_record() {
             1600 + if opt.is_some() { 11 } else { 0 }
         );
     }
-    // Additional records may be missing without a word, but for those of a referral; authority may not.
+    // Missing additional records do not set TC, except in a referral; missing authority records do.
     let tc = |sections: [&[Vec<u8>]; 3]| {
         let out = written(
             &StoredResponse::new(&response(0, sections), true).unwrap(),
@@ -314,7 +314,7 @@ fn what_does_not_fit_is_cut_at_a_record() {
     assert!(!tc([&one, &[], &many]));
     assert!(tc([&one, &many, &[]]));
     assert!(tc([&[], &one, &many]));
-    // Options go before records do.
+    // Options are dropped before records.
     let text = option(15, &[b"\0\x09", &[b'x'; 400][..]].concat());
     let stored = StoredResponse::new(
         &response(0, [&many[..20], &[], &[opt_record(1232, 0, false, &text)]]),
@@ -346,8 +346,9 @@ fn a_failure_of_ours_reads_as_one() {
     );
 }
 
-/// Builds a message record by record, with owners and data that point to names in front of them, OPT among the additional
-/// records.
+/// Builds a message of random records, with names that point to earlier names.
+///
+/// The OPT record is at a random place in the additional section.
 fn build(counts: [usize; 3], opt_at: usize, draws: &[(u8, u8, u32)]) -> Vec<u8> {
     let mut out = response(flags::RA, [&[], &[], &[]]);
     let mut targets: Vec<u16> = vec![12, 16];

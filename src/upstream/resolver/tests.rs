@@ -1,4 +1,4 @@
-//! Time is paused: it passes as soon as everybody waits.
+//! Tests with paused time, which advances as soon as all tasks wait.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -13,26 +13,26 @@ use crate::wire::{Parsed, question_end, rcode, records};
 const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
 
-/// What an upstream action with a question.
+/// What the scripted upstream does with a query.
 #[derive(Clone, Copy, Debug)]
-enum Action {
-    /// Gives an address with this TTL, after so many milliseconds.
+enum ScriptedAction {
+    /// Answers with an address of this TTL, after so many milliseconds.
     Answer(u32, u64),
-    /// Says that there is no such name, for so long.
+    /// Answers NXDOMAIN with this TTL.
     NxDomain(u32),
     /// Answers SERVFAIL.
     ServFail,
-    /// Says that there is more, and never says it.
+    /// Answers truncated, with this code.
     Truncate(u16),
-    /// Says nothing until the deadline.
+    /// Does not answer before the deadline.
     Hang,
     Panic,
 }
 
-/// An upstream that action one thing after the other, and the last one from then on.
+/// An upstream that performs its actions in turn and repeats the last one.
 #[derive(Debug)]
 struct ScriptedUpstream {
-    next: Mutex<VecDeque<Action>>,
+    next: Mutex<VecDeque<ScriptedAction>>,
     asked: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -56,7 +56,7 @@ impl Exchange for ScriptedUpstream {
             message.extend_from_slice(record);
         };
         match action {
-            Action::Answer(ttl, after) => {
+            ScriptedAction::Answer(ttl, after) => {
                 sleep(Duration::from_millis(after)).await;
                 say(
                     0,
@@ -65,7 +65,7 @@ impl Exchange for ScriptedUpstream {
                         .concat(),
                 );
             }
-            Action::NxDomain(ttl) => {
+            ScriptedAction::NxDomain(ttl) => {
                 let data = [b"\xC0\x0C\xC0\x0C", &[0; 16][..], &ttl.to_be_bytes()].concat();
                 say(
                     rcode::NXDOMAIN,
@@ -73,13 +73,13 @@ impl Exchange for ScriptedUpstream {
                     &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat(),
                 );
             }
-            Action::ServFail => say(rcode::SERVFAIL, 7, b""),
-            Action::Truncate(code) => say(flags::TC | code, 7, b""),
-            Action::Hang => {
+            ScriptedAction::ServFail => say(rcode::SERVFAIL, 7, b""),
+            ScriptedAction::Truncate(code) => say(flags::TC | code, 7, b""),
+            ScriptedAction::Hang => {
                 sleep_until(deadline.into()).await;
                 return Err(NO_RESPONSE);
             }
-            Action::Panic => panic!("asked to panic"),
+            ScriptedAction::Panic => panic!("asked to panic"),
         }
         Ok(message)
     }
@@ -90,7 +90,7 @@ struct ResolverFixture {
     upstream: Arc<ScriptedUpstream>,
 }
 
-/// An answer, read.
+/// The relevant parts of a response.
 #[derive(Debug, PartialEq, Eq)]
 struct ParsedAnswer {
     rcode: u16,
@@ -100,7 +100,7 @@ struct ParsedAnswer {
     error: Option<u16>,
 }
 
-fn fixture(action: &[Action], stale: Duration) -> ResolverFixture {
+fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     let upstream = ScriptedUpstream {
         next: Mutex::new(action.iter().copied().collect()),
         asked: Mutex::default(),
@@ -108,7 +108,7 @@ fn fixture(action: &[Action], stale: Duration) -> ResolverFixture {
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
 
-/// A question for an address, with OPT.
+/// A query for `NAME.example A` with an OPT record.
 fn request(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 2];
     out.extend(more_flags.to_be_bytes());
@@ -163,7 +163,7 @@ fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
 }
 
 impl ResolverFixture {
-    /// What is answered at once.
+    /// Returns the response from the cache, if there is one.
     fn from_cache(&self, request: &[u8], transport: Transport) -> Option<ParsedAnswer> {
         let mut out = Vec::new();
         with(request, |query| {
@@ -174,7 +174,7 @@ impl ResolverFixture {
         (!out.is_empty()).then(|| read(&out))
     }
 
-    /// As the server action it: at once, or in its own time.
+    /// Resolves a query as the server does: from the cache, or in a task.
     fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<ParsedAnswer> {
         let (resolver, upstream, request) =
             (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
@@ -203,7 +203,7 @@ fn seconds(seconds: u64) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_asked_for_is_kept_while_it_holds() {
-    let fixture = fixture(&[Action::Answer(60, 5)], Duration::ZERO);
+    let fixture = fixture(&[ScriptedAction::Answer(60, 5)], Duration::ZERO);
     assert_eq!(
         fixture.answer(&plain("a")).await,
         ParsedAnswer { authoritative: true, ..answer(60) }
@@ -211,7 +211,7 @@ async fn what_was_asked_for_is_kept_while_it_holds() {
     advance(seconds(20)).await;
     assert_eq!(fixture.from_cache(&plain("A"), Transport::Udp), Some(answer(40)));
     advance(seconds(39)).await;
-    // Asked for twice, and about to end.
+    // The second hit of an expiring entry starts a prefetch.
     assert_eq!(
         (fixture.from_cache(&plain("a"), Transport::Udp), fixture.asked()),
         (Some(answer(1)), 1)
@@ -227,10 +227,10 @@ async fn what_was_asked_for_is_kept_while_it_holds() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
-    let fixture = fixture(&[Action::Answer(100, 0), Action::Hang], Duration::ZERO);
+    let fixture = fixture(&[ScriptedAction::Answer(100, 0), ScriptedAction::Hang], Duration::ZERO);
     fixture.answer(&plain("a")).await;
     advance(seconds(91)).await;
-    // Asked for once only since.
+    // The first hit does not start a prefetch.
     assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), Some(answer(9)));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(fixture.asked(), 1);
@@ -239,7 +239,7 @@ async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(fixture.asked(), 2);
-    // It failed: what there is goes on to its end.
+    // The prefetch failed, so the entry lives until it expires.
     sleep(seconds(5)).await;
     assert_eq!(
         fixture.from_cache(&plain("a"), Transport::Udp).map(|answer| answer.ttls),
@@ -250,7 +250,7 @@ async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn equal_questions_are_asked_once() {
-    let fixture = fixture(&[Action::Answer(60, 100)], Duration::ZERO);
+    let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let equal: Vec<_> = (0..10)
         .map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp))
         .collect();
@@ -270,7 +270,7 @@ async fn equal_questions_are_asked_once() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_asks_first_may_leave() {
-    let fixture = fixture(&[Action::Answer(60, 100)], Duration::ZERO);
+    let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let first = fixture.ask(&plain("a"), Transport::Tcp);
     sleep(Duration::from_millis(10)).await;
     let second = fixture.ask(&plain("a"), Transport::Tcp);
@@ -282,7 +282,7 @@ async fn whoever_asks_first_may_leave() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_over_tcp_is_not_told_to_do_so() {
-    let fixture = fixture(&[Action::Truncate(0)], STALE);
+    let fixture = fixture(&[ScriptedAction::Truncate(0)], STALE);
     assert_eq!(
         fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(),
         failure(ExtendedError::NETWORK_ERROR)
@@ -292,7 +292,7 @@ async fn who_asks_over_tcp_is_not_told_to_do_so() {
         fixture.ask(&with_option, Transport::Tcp).await.unwrap(),
         failure(ExtendedError::NETWORK_ERROR)
     );
-    // Over UDP that is of use: such a client asks again over TCP.
+    // A UDP client retries over TCP.
     let truncated = ParsedAnswer { rcode: 0, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
     assert_eq!(fixture.asked(), 3);
@@ -300,7 +300,7 @@ async fn who_asks_over_tcp_is_not_told_to_do_so() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
-    let fixture = fixture(&[Action::Truncate(rcode::SERVFAIL)], STALE);
+    let fixture = fixture(&[ScriptedAction::Truncate(rcode::SERVFAIL)], STALE);
     let truncated =
         ParsedAnswer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
@@ -313,7 +313,7 @@ async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_leaves_nobody_waiting() {
-    let fixture = fixture(&[Action::Panic, Action::Answer(60, 0)], Duration::ZERO);
+    let fixture = fixture(&[ScriptedAction::Panic, ScriptedAction::Answer(60, 0)], Duration::ZERO);
     let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
     let Joined::Leader(leader) = fixture
         .resolver
@@ -342,7 +342,7 @@ async fn a_panic_leaves_nobody_waiting() {
 
 #[tokio::test(start_paused = true)]
 async fn the_client_hears_something_within_the_budget_and_the_question_rests_for_a_while() {
-    let fixture = fixture(&[Action::Hang], STALE);
+    let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let mut rests = Vec::new();
     for _ in 0..5 {
         let began = now();
@@ -362,7 +362,7 @@ async fn the_client_hears_something_within_the_budget_and_the_question_rests_for
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_name_rests_longer_each_time() {
-    let fixture = fixture(&[Action::ServFail], STALE);
+    let fixture = fixture(&[ScriptedAction::ServFail], STALE);
     let mut rests = Vec::new();
     for _ in 0..8 {
         assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
@@ -373,7 +373,7 @@ async fn a_failing_name_rests_longer_each_time() {
         rests.push((now() - asked).as_secs());
     }
     assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
-    // After a while it is no longer one in a row.
+    // After a pause, a failure is no longer consecutive.
     advance(seconds(61)).await;
     fixture.answer(&plain("a")).await;
     advance(Duration::from_millis(1100)).await;
@@ -382,13 +382,16 @@ async fn a_failing_name_rests_longer_each_time() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
-    let fixture = fixture(&[Action::Answer(10, 0), Action::Hang, Action::Answer(20, 100)], STALE);
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 100)],
+        STALE,
+    );
     fixture.answer(&plain("a")).await;
     advance(seconds(100)).await;
     let began = now();
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
     assert_eq!(now() - began, CLIENT_RESPONSE_TIMER);
-    // For half a minute nobody waits again.
+    // For 30 s the stale answer is served at once.
     assert_eq!(
         fixture.from_cache(&plain("a"), Transport::Udp),
         Some(stale(ExtendedError::STALE_ANSWER))
@@ -408,7 +411,8 @@ async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
-    let fixture = fixture(&[Action::Answer(10, 0), Action::Answer(20, 3000)], STALE);
+    let fixture =
+        fixture(&[ScriptedAction::Answer(10, 0), ScriptedAction::Answer(20, 3000)], STALE);
     fixture.answer(&plain("a")).await;
     advance(seconds(100)).await;
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
@@ -422,7 +426,7 @@ async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
-    let fixture = fixture(&[Action::NxDomain(10), Action::ServFail], STALE);
+    let fixture = fixture(&[ScriptedAction::NxDomain(10), ScriptedAction::ServFail], STALE);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
     assert_eq!(
@@ -439,27 +443,27 @@ async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_to_be_kept_is_not() {
-    let fixture = fixture(&[Action::Answer(60, 0)], STALE);
-    // For who action not want recursion; with an option that is passed on.
+    let fixture = fixture(&[ScriptedAction::Answer(60, 0)], STALE);
+    // Without RD; with an option to forward.
     for request in [request("a", 0, false, b""), request("a", flags::RD, false, b"\xFD\xE9\0\x01x")]
     {
         fixture.answer(&request).await;
         assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), None);
     }
-    // What others said before the upstreams changed, even when it comes after.
-    let slow = self::fixture(&[Action::Answer(60, 100)], STALE);
+    // A response from before the upstreams changed is not cached, even if it arrives later.
+    let slow = self::fixture(&[ScriptedAction::Answer(60, 100)], STALE);
     let waiting = slow.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(50)).await;
     slow.resolver.cache.clear();
     assert_eq!(waiting.await.unwrap().ttls, [60]);
     assert_eq!(slow.from_cache(&plain("a"), Transport::Udp), None);
-    // TTL 0, and no cache at all.
-    let none = self::fixture(&[Action::Answer(0, 0)], STALE);
+    // TTL 0, then no cache at all.
+    let none = self::fixture(&[ScriptedAction::Answer(0, 0)], STALE);
     none.answer(&plain("a")).await;
     assert_eq!(none.from_cache(&plain("a"), Transport::Udp), None);
     let off = ResolverFixture {
         resolver: Resolver::new(0, STALE),
-        ..self::fixture(&[Action::Answer(60, 0)], STALE)
+        ..self::fixture(&[ScriptedAction::Answer(60, 0)], STALE)
     };
     off.answer(&plain("a")).await;
     assert_eq!((off.from_cache(&plain("a"), Transport::Udp), off.resolver.cache.len()), (None, 0));
@@ -467,7 +471,7 @@ async fn what_is_not_to_be_kept_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn too_many_who_wait_are_turned_away_at_once() {
-    let fixture = fixture(&[Action::Hang], STALE);
+    let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let waiting: Vec<_> =
         (0..4096).map(|n| fixture.ask(&plain(&format!("n{n}")), Transport::Udp)).collect();
     tokio::task::yield_now().await;
@@ -482,7 +486,7 @@ async fn too_many_who_wait_are_turned_away_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_with_another_opcode_passes_as_it_is() {
-    let fixture = fixture(&[Action::Answer(60, 0), Action::Hang], STALE);
+    let fixture = fixture(&[ScriptedAction::Answer(60, 0), ScriptedAction::Hang], STALE);
     let request = request("a", 4 << 11, false, b"\0\x0A\0\x01x");
     let Parsed::Bad { query, .. } = Query::parse(&request) else { panic!("a query") };
     let answer = fixture.resolver.relay(&fixture.upstream, &request, &query, Transport::Udp).await;

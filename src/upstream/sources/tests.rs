@@ -2,7 +2,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-/// Files below a root of their own, for a server that listens on these addresses.
+/// Files below a temporary root, for a server that listens on these addresses.
 struct SourcesRoot {
     root: tempfile::TempDir,
     own: &'static [&'static str],
@@ -29,7 +29,7 @@ impl SourcesRoot {
         Sources { root: self.root.path().into(), own }.snapshot()
     }
 
-    /// Whom to ask, from where.
+    /// Returns the name servers and where they come from.
     fn servers(&self) -> String {
         self.snapshot().to_string()
     }
@@ -109,7 +109,7 @@ fn a_resolver_at_another_loopback_address_is_one() {
         .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
         .file(RESOLVED, "nameserver 192.0.2.9\n");
     assert_eq!(machine.servers(), "127.0.0.1 (from /etc/resolv.conf)");
-    // What listens on another port is not who is asked on port 53.
+    // A server on another port is not the one on port 53.
     let machine = SourcesRoot::new(&["127.0.0.1:5300"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n");
     assert_eq!(machine.servers(), "127.0.0.1 (from /etc/resolv.conf)");
 }
@@ -120,7 +120,7 @@ fn own_addresses_are_left_out() {
         .file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "192.0.2.1 (from /etc/resolv.conf)");
     assert!(machine.snapshot().is_system_resolver);
-    // Nobody else is known: nobody, rather than ourselves.
+    // There is no other name server: none is used rather than svcdns itself.
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 0.0.0.0\n")
         .file(BEFORE, "nameserver 127.0.0.1\n");
@@ -133,7 +133,7 @@ fn the_stub_itself_is_the_last_resort() {
     let machine =
         SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
-    // What was there before is for the time when it is we who stand there.
+    // The saved file counts only while /etc/resolv.conf names svcdns.
     let machine = machine.file(BEFORE, "nameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
 }
@@ -173,12 +173,12 @@ fn what_cannot_be_read_is_said() {
     let long = SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MOST_OCTETS + 1]).snapshot();
     assert!(long.unreadable, "{long:?}");
 
-    // A circle of links.
+    // A loop of symbolic links.
     let machine = SourcesRoot::new(&[]);
     symlink("resolv.conf", machine.path(RESOLV_CONF)).unwrap();
     assert!(machine.snapshot().unreadable);
 
-    // Another file can still help.
+    // Another file can still name servers.
     let machine = machine.file(RESOLVED, "nameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "192.0.2.1 (from /run/systemd/resolve/resolv.conf)");
 }
@@ -221,7 +221,7 @@ fn an_address_with_its_interface() {
         .file(RESOLV_CONF, "nameserver fe80::1%lo\nnameserver fe80::5%lo\nnameserver fe80::2%7\n")
         .snapshot();
     let shown: Vec<_> = snapshot.servers.iter().map(ToString::to_string).collect();
-    // The loopback interface is the first of every machine.
+    // The loopback interface has index 1 on every machine.
     assert_eq!(shown, ["fe80::1%1", "fe80::2%7"]);
     assert!(snapshot.is_system_resolver);
 }
@@ -240,7 +240,7 @@ fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
             && snapshot.faults[0].contains("fe80::1 is left out"),
         "{snapshot:?}"
     );
-    // Somebody is known elsewhere.
+    // Another file names a server.
     assert_eq!(
         machine()
             .file(RESOLV_CONF, "nameserver 127.0.0.1\n")

@@ -1,4 +1,4 @@
-//! TLS and HTTPS, with servers and an authority of our own.
+//! Tests of TLS and HTTPS, with a CA of their own.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 use super::upstream::{Message, Question};
 use super::*;
 
-/// An authority and the file with its certificate.
+/// A CA and a file with its certificate.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: tempfile::NamedTempFile,
@@ -38,7 +38,7 @@ impl Authority {
         Self { issuer, file }
     }
 
-    /// A server's side for this name or address.
+    /// Returns a TLS acceptor with a certificate for this name or address.
     fn acceptor(&self, name: &str, expired: bool, protocols: &[&[u8]]) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         if expired {
@@ -68,51 +68,51 @@ impl Authority {
     }
 }
 
-/// What a server saw.
+/// What a server observed.
 #[derive(Debug, Default)]
-struct Seen {
+struct ServerLog {
     handshakes: Mutex<Vec<HandshakeKind>>,
     sizes: Mutex<Vec<usize>>,
     hosts: Mutex<Vec<String>>,
 }
 
-/// The right answer.
-fn right(bytes: &[u8]) -> Vec<u8> {
+/// Builds the correct response.
+fn correct_response(bytes: &[u8]) -> Vec<u8> {
     let question = Question::parse(bytes).unwrap();
     Message::of([Record::a(&question.name, 60, "192.0.2.1")]).to_octets(&question)
 }
 
 async fn accept<F>(
     acceptor: TlsAcceptor,
-    serve: impl Fn(TlsStream<TcpStream>, Arc<Seen>) -> F + Send + 'static,
-) -> (SocketAddr, Arc<Seen>)
+    serve: impl Fn(TlsStream<TcpStream>, Arc<ServerLog>) -> F + Send + 'static,
+) -> (SocketAddr, Arc<ServerLog>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let seen = Arc::new(Seen::default());
-    let kept = Arc::clone(&seen);
+    let log = Arc::new(ServerLog::default());
+    let shared = Arc::clone(&log);
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let Ok(stream) = acceptor.accept(stream).await else { continue };
-            seen.handshakes.lock().unwrap().extend(stream.get_ref().1.handshake_kind());
-            tokio::spawn(serve(stream, Arc::clone(&seen)));
+            log.handshakes.lock().unwrap().extend(stream.get_ref().1.handshake_kind());
+            tokio::spawn(serve(stream, Arc::clone(&log)));
         }
     });
-    (address, kept)
+    (address, shared)
 }
 
-/// DNS over TLS, `most` questions on each connection.
-async fn over_tls(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>) {
-    accept(acceptor, move |mut stream, seen| async move {
-        for _ in 0..most {
+/// Starts a DoT server that answers `limit` queries on each connection.
+async fn over_tls(acceptor: TlsAcceptor, limit: usize) -> (SocketAddr, Arc<ServerLog>) {
+    accept(acceptor, move |mut stream, log| async move {
+        for _ in 0..limit {
             let Ok(length) = stream.read_u16().await else { return };
             let mut bytes = vec![0; length.into()];
             stream.read_exact(&mut bytes).await.unwrap();
-            seen.sizes.lock().unwrap().push(bytes.len());
-            let answer = right(&bytes);
+            log.sizes.lock().unwrap().push(bytes.len());
+            let answer = correct_response(&bytes);
             stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
             stream.write_all(&answer).await.unwrap();
             stream.flush().await.unwrap();
@@ -122,30 +122,30 @@ async fn over_tls(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>)
     .await
 }
 
-/// What the server over HTTPS makes of a question.
-type Make = fn(&[u8]) -> Response<Full<Bytes>>;
+/// Makes the HTTPS response to a query.
+type MakeResponse = fn(&[u8]) -> Response<Full<Bytes>>;
 
-fn well(bytes: &[u8]) -> Response<Full<Bytes>> {
+fn respond(bytes: &[u8]) -> Response<Full<Bytes>> {
     Response::builder()
         .header("content-type", "application/dns-message")
-        .body(Full::new(right(bytes).into()))
+        .body(Full::new(correct_response(bytes).into()))
         .unwrap()
 }
 
-async fn over_https(acceptor: TlsAcceptor, make: Make) -> (SocketAddr, Arc<Seen>) {
-    accept(acceptor, move |stream, seen| async move {
+async fn over_https(acceptor: TlsAcceptor, make: MakeResponse) -> (SocketAddr, Arc<ServerLog>) {
+    accept(acceptor, move |stream, log| async move {
         let service = service_fn(move |request: Request<Body>| {
-            let seen = Arc::clone(&seen);
+            let log = Arc::clone(&log);
             async move {
                 assert_eq!(
                     (request.method().as_str(), request.uri().path()),
                     ("POST", "/dns-query")
                 );
                 assert_eq!(request.headers()["content-type"], "application/dns-message");
-                seen.hosts.lock().unwrap().push(request.uri().authority().unwrap().to_string());
+                log.hosts.lock().unwrap().push(request.uri().authority().unwrap().to_string());
                 let bytes = request.into_body().collect().await.unwrap().to_bytes();
                 assert_eq!(bytes[..2], [0, 0], "the id");
-                seen.sizes.lock().unwrap().push(bytes.len());
+                log.sizes.lock().unwrap().push(bytes.len());
                 Ok::<_, Infallible>(make(&bytes))
             }
         });
@@ -175,15 +175,15 @@ fn long() -> Instant {
 async fn tls_is_spoken_padded_and_resumed() {
     let authority = Authority::new();
     for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
-        let (address, seen) = over_tls(authority.acceptor(certificate, false, &[]), 3).await;
+        let (address, log) = over_tls(authority.acceptor(certificate, false, &[]), 3).await;
         let upstream = [authority.upstream(tls(address, name))];
         let sockets = Sockets::default();
         for _ in 0..9 {
-            assert_right(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
+            assert_correct(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
         }
-        let sizes = seen.sizes.lock().unwrap().clone();
+        let sizes = log.sizes.lock().unwrap().clone();
         assert!(sizes.iter().all(|size| size % 128 == 0), "{sizes:?}");
-        let handshakes = seen.handshakes.lock().unwrap().clone();
+        let handshakes = log.handshakes.lock().unwrap().clone();
         assert!(handshakes.len() >= 3 && handshakes[0] == HandshakeKind::Full, "{handshakes:?}");
         assert!(handshakes[1..].contains(&HandshakeKind::Resumed), "{handshakes:?}");
     }
@@ -193,8 +193,8 @@ async fn tls_is_spoken_padded_and_resumed() {
 async fn https_is_spoken_on_one_connection() {
     let authority = Authority::new();
     for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
-        let (address, seen) =
-            over_https(authority.acceptor(certificate, false, &[b"h2"]), well).await;
+        let (address, log) =
+            over_https(authority.acceptor(certificate, false, &[b"h2"]), respond).await;
         let upstream = authority.upstream(https(address, name));
         let sockets = Arc::new(Sockets::default());
         let many: Vec<_> = (0..20)
@@ -204,20 +204,24 @@ async fn https_is_spoken_on_one_connection() {
             })
             .collect();
         for one in many {
-            assert_right(&one.await.unwrap().unwrap());
+            assert_correct(&one.await.unwrap().unwrap());
         }
-        assert_eq!(seen.handshakes.lock().unwrap().len(), 1);
-        assert!(seen.sizes.lock().unwrap().iter().all(|size| size % 128 == 0));
+        assert_eq!(log.handshakes.lock().unwrap().len(), 1);
+        assert!(log.sizes.lock().unwrap().iter().all(|size| size % 128 == 0));
         let host = format!("{certificate}:{}", address.port());
-        assert!(seen.hosts.lock().unwrap().iter().all(|seen| *seen == host));
+        assert!(log.hosts.lock().unwrap().iter().all(|log| *log == host));
     }
 }
 
-/// Answers one question on its first connection, leaves the `most` that come then unanswered, and breaks it; serves well on
-/// every other.
-async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAddr, Arc<Seen>) {
-    accept(acceptor, move |stream, seen| async move {
-        let first = seen.handshakes.lock().unwrap().len() == 1;
+/// Starts a server whose first connection answers one query and then breaks.
+///
+/// It breaks after `limit` more queries; all other connections work.
+async fn over_https_that_breaks(
+    acceptor: TlsAcceptor,
+    limit: usize,
+) -> (SocketAddr, Arc<ServerLog>) {
+    accept(acceptor, move |stream, log| async move {
+        let first = log.handshakes.lock().unwrap().len() == 1;
         let (asked, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let told = Arc::clone(&enough);
         let service = service_fn(move |request: Request<Body>| {
@@ -226,12 +230,12 @@ async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAd
                 let bytes = request.into_body().collect().await.unwrap().to_bytes();
                 let before = asked.fetch_add(1, Ordering::SeqCst);
                 if first && before >= 1 {
-                    if before >= most {
+                    if before >= limit {
                         told.notify_one();
                     }
                     std::future::pending::<()>().await;
                 }
-                Ok::<_, Infallible>(well(&bytes))
+                Ok::<_, Infallible>(respond(&bytes))
             }
         });
         let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -247,11 +251,11 @@ async fn over_https_that_breaks(acceptor: TlsAcceptor, most: usize) -> (SocketAd
 #[tokio::test]
 async fn https_that_breaks_is_connected_to_once_for_all() {
     let authority = Authority::new();
-    let (address, seen) =
+    let (address, log) =
         over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
     let upstream = authority.upstream(https(address, Some("dns.example")));
     let sockets = Arc::new(Sockets::default());
-    assert_right(&sockets.query(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());
+    assert_correct(&sockets.query(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());
     let many: Vec<_> = (0..20)
         .map(|_| {
             let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
@@ -259,34 +263,34 @@ async fn https_that_breaks_is_connected_to_once_for_all() {
         })
         .collect();
     for one in many {
-        assert_right(&one.await.unwrap().unwrap());
+        assert_correct(&one.await.unwrap().unwrap());
     }
-    assert_eq!(seen.handshakes.lock().unwrap().len(), 2);
+    assert_eq!(log.handshakes.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]
 async fn certificates_must_be_right() {
     let (authority, other) = (Authority::new(), Authority::new());
     let sockets = Sockets::default();
-    for (issuer, certificate, expired, says) in [
+    for (issuer, certificate, expired, reason) in [
         (&authority, "dns.example", true, "expired"),
         (&authority, "other.example", false, "not valid for name"),
         (&authority, "127.0.0.1", false, "not valid for name"),
         (&other, "dns.example", false, "no authority that we trust"),
     ] {
         let dns = over_tls(issuer.acceptor(certificate, expired, &[]), 9).await.0;
-        let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), well).await.0;
+        let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), respond).await.0;
         for target in [tls(dns, Some("dns.example")), https(web, Some("dns.example"))] {
             let upstream = [authority.upstream(target)];
             assert_eq!(
                 sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
                 QueryFailure::Unreachable
             );
-            let said = upstream[0].report().last_error.unwrap();
-            assert!(said.contains("dns.example") && said.contains(says), "{said}");
+            let error = upstream[0].report().last_error.unwrap();
+            assert!(error.contains("dns.example") && error.contains(reason), "{error}");
         }
     }
-    // Without a name the certificate must have the address.
+    // Without a name the certificate must contain the address.
     let address = over_tls(authority.acceptor("dns.example", false, &[]), 9).await.0;
     let upstream = [authority.upstream(tls(address, None))];
     assert_eq!(
@@ -303,7 +307,7 @@ async fn the_file_of_authorities_is_read_anew() {
     let sockets = Sockets::default();
     let file = authority.file.path().display().to_string();
     let right = std::fs::read(authority.file.path()).unwrap();
-    for (bytes, says) in [
+    for (bytes, reason) in [
         (&b""[..], format!("there is no certificate in {file}")),
         (
             b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
@@ -315,21 +319,21 @@ async fn the_file_of_authorities_is_read_anew() {
             sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
             QueryFailure::Unreachable
         );
-        let said = upstream[0].report().last_error.unwrap();
-        assert!(said.starts_with(&says), "{said}");
+        let error = upstream[0].report().last_error.unwrap();
+        assert!(error.starts_with(&reason), "{error}");
     }
     std::fs::write(authority.file.path(), right).unwrap();
-    assert_right(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
+    assert_correct(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
 }
 
 #[tokio::test]
 async fn what_https_should_not_answer() {
     let authority = Authority::new();
     let sockets = Sockets::default();
-    let wrong: [(Make, &str); 4] = [
+    let wrong: [(MakeResponse, &str); 4] = [
         (|_| Response::builder().status(503).body(Full::default()).unwrap(), "HTTP 503"),
         (
-            |bytes| Response::new(Full::new(right(bytes).into())),
+            |bytes| Response::new(Full::new(correct_response(bytes).into())),
             "instead of application/dns-message",
         ),
         (
@@ -351,7 +355,7 @@ async fn what_https_should_not_answer() {
             "nobody asked",
         ),
     ];
-    for (make, says) in wrong {
+    for (make, reason) in wrong {
         let (address, _) =
             over_https(authority.acceptor("dns.example", false, &[b"h2"]), make).await;
         let upstream = [authority.upstream(https(address, Some("dns.example")))];
@@ -359,11 +363,11 @@ async fn what_https_should_not_answer() {
             sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
             QueryFailure::BadResponse
         );
-        let said = upstream[0].report().last_error.unwrap();
-        assert!(said.contains(says), "{said}");
+        let error = upstream[0].report().last_error.unwrap();
+        assert!(error.contains(reason), "{error}");
     }
     let (address, _) =
-        over_https(authority.acceptor("dns.example", false, &[b"http/1.1"]), well).await;
+        over_https(authority.acceptor("dns.example", false, &[b"http/1.1"]), respond).await;
     let upstream = [authority.upstream(https(address, Some("dns.example")))];
     assert_eq!(
         sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),

@@ -53,8 +53,8 @@ fn special_names_are_answered_without_an_upstream() {
     assert_eq!(dns::code(server.address, "1.0.0.127.in-addr.arpa", PTR), "NOERROR");
 
     let explained = |name: &str| String::from_utf8(server.run(&["explain", name]).stdout).unwrap();
-    assert!(explained("example.com.").contains(&format!("asked of {upstream}")), "{}", explained("example.com."));
-    assert!(explained("a.onion.").contains("answered here"), "{}", explained("a.onion."));
+    assert!(explained("example.com.").contains(&format!("forwarded to {upstream}")), "{}", explained("example.com."));
+    assert!(explained("a.onion.").contains("answered locally"), "{}", explained("a.onion."));
     let corp = serve(&files, &["--upstream", "off"]);
     assert_eq!(dns::code(corp.address, "localhost", dns::A), "REFUSED");
     server.stop();
@@ -67,11 +67,11 @@ fn a_loop_is_found_and_told() {
     let mut server = serve(&files, &["--upstream", &relay.to_string()]);
     to.set(server.address).unwrap();
     // The first question of this kind went nowhere; it is asked again within some seconds.
-    eventually("the loop to be found", seconds(60), || server.log().contains("in a circle").then_some(()));
+    eventually("the loop to be found", seconds(60), || server.log().contains("sends queries back").then_some(()));
     assert!(server.log().contains(&relay.to_string()), "{}", server.log());
     let answer = dns::exchange(server.address, &dns::question_with_opt(7, "example.com", dns::A, 1232), seconds(10)).unwrap();
     assert_eq!(dns::code_of(&answer), "SERVFAIL");
-    assert!(String::from_utf8_lossy(&answer).contains("leads back to svcdns"), "{answer:x?}");
+    assert!(String::from_utf8_lossy(&answer).contains("sends queries back to svcdns"), "{answer:x?}");
     server.wait_for("hello.svc", &["10.0.0.1"]);
     assert!(server.is_running());
     server.stop();

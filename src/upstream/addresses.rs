@@ -63,7 +63,7 @@ mod tests {
         \x01b\xC0\x0E\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\0\x02\x03";
 
     #[test]
-    fn other_names_are_followed() {
+    fn cname_chains_are_followed() {
         let host = |text| Name::from_text(text).unwrap();
         let both = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 3])];
         assert_eq!(addresses(MESSAGE, &host("A.test"), rtype::A), both);

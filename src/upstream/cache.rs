@@ -377,7 +377,7 @@ mod tests {
     use crate::wire::{ExtendedError, Parsed, rcode};
 
     #[test]
-    fn what_an_entry_takes_is_counted() {
+    fn entry_overhead_covers_the_memory_in_use() {
         let cache = Cache::new(1 << 20, Duration::ZERO);
         let now = Instant::now();
         for n in 0..50_000u32 {

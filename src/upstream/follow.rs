@@ -62,7 +62,7 @@ pub(super) struct Routing {
 
 /// Error for a query that svcdns itself sent to an upstream.
 const LOOPED_QUERY: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "this question came from svcdns itself" };
+    ExtendedError { code: ExtendedError::OTHER, text: "svcdns sent this query itself" };
 
 impl Routing {
     /// Returns the route of `name`.
@@ -140,7 +140,11 @@ impl SourceFollower {
             let (own, others): (Vec<_>, Vec<_>) =
                 targets.iter().cloned().partition(|target| sources.is_own(target));
             for upstream in own {
-                tracing::error!(%upstream, "this upstream is svcdns itself and is never asked: name another with --upstream");
+                tracing::error!(
+                    %upstream,
+                    "this upstream is svcdns itself and is never queried: set another with \
+                     --upstream"
+                );
             }
             others
         };
@@ -157,10 +161,10 @@ impl SourceFollower {
         if let Servers::Named(targets) = &servers
             && !targets.is_empty()
         {
-            tracing::info!("asking {} for names outside the zones", TargetList(targets));
+            tracing::info!("forwarding names outside the zones to {}", TargetList(targets));
         }
         for (domain, targets) in domains.iter().filter(|(_, targets)| !targets.is_empty()) {
-            tracing::info!("asking {} for names in {domain}", TargetList(targets));
+            tracing::info!("forwarding names in {domain} to {}", TargetList(targets));
         }
         let mut follower = Self {
             servers,
@@ -194,7 +198,8 @@ impl SourceFollower {
             });
             let Ok(back) = task.await else {
                 tracing::error!(
-                    "looking for upstreams panicked; they are followed no more; please report this"
+                    "reading the system's name servers panicked, and changes are no longer \
+                     followed; please report this"
                 );
                 return;
             };
@@ -241,7 +246,7 @@ impl SourceFollower {
             && matches!(self.servers, Servers::System)
             && !snapshot.servers.is_empty()
         {
-            tracing::info!("asking {snapshot} for names outside the zones");
+            tracing::info!("forwarding names outside the zones to {snapshot}");
         }
         self.install(&inputs);
         self.current = Some(inputs);
@@ -265,9 +270,9 @@ impl SourceFollower {
         let servers = if keeps_last_known { before.to_vec() } else { Vec::new() };
         let consequence = match (servers.is_empty(), snapshot.unreadable) {
             (true, _) => "names outside the zones cannot be resolved until then".to_owned(),
-            (false, true) => "the upstreams of before are asked until then".to_owned(),
+            (false, true) => "the previous upstreams are used until then".to_owned(),
             (false, false) => format!(
-                "the upstreams of before are asked for {} more",
+                "the previous upstreams are used for another {}",
                 humantime::format_duration(self.timings.keep_last_known)
             ),
         };
@@ -275,7 +280,8 @@ impl SourceFollower {
         let message = format!("{warning}; {consequence}");
         if self.last_warning != message {
             tracing::warn!(
-                "{warning}. Write `nameserver ADDRESS` into {RESOLV_CONF}, or name an upstream with --upstream; {consequence}"
+                "{warning}. Write `nameserver ADDRESS` into {RESOLV_CONF}, or set an upstream with \
+                 --upstream; {consequence}"
             );
             self.last_warning = message;
         }

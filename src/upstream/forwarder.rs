@@ -26,10 +26,7 @@ const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
 
 /// Error for a query whose name or message cannot be sent to an upstream.
 const UNUSABLE_NAME: ExchangeError = ExchangeError {
-    error: ExtendedError {
-        code: ExtendedError::OTHER,
-        text: "the name cannot be asked for elsewhere",
-    },
+    error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be forwarded" },
     sent: false,
 };
 
@@ -289,7 +286,7 @@ impl Exchange for UpstreamExchange {
             self.sockets.query(&upstreams, &outgoing, deadline).await.map_err(|failure| {
                 let (code, text) = match failure {
                     QueryFailure::NoUpstream => {
-                        (ExtendedError::NO_REACHABLE_AUTHORITY, "there is no upstream to ask")
+                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
                     }
                     QueryFailure::TimedOut => {
                         (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
@@ -298,7 +295,7 @@ impl Exchange for UpstreamExchange {
                         (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
                     }
                     QueryFailure::BadResponse => {
-                        (ExtendedError::NETWORK_ERROR, "what the upstreams sent was no answer")
+                        (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
                     }
                 };
                 ExchangeError {
@@ -328,7 +325,7 @@ mod tests {
     const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
 
     #[tokio::test]
-    async fn what_waits_for_an_answer_is_small() {
+    async fn futures_of_waiting_queries_are_small() {
         let settings = Settings {
             servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
             domains: Vec::new(),

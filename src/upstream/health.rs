@@ -206,7 +206,8 @@ impl Health {
         if let Some(death) = death {
             let upstream = &self.upstream;
             tracing::warn!(
-                "the upstream {upstream} {death}; others, where there are any, are asked first until it answers again"
+                "the upstream {upstream} {death}; other upstreams, if any, are asked first \
+                 until it answers again"
             );
         }
     }
@@ -364,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_question_waits_for_the_slow_twentieth() {
+    fn the_hedge_delay_is_the_95th_percentile() {
         let (health, now) = (Health::default(), Instant::now());
         assert_eq!(health.hedge_delay(), DEFAULT_HEDGE_DELAY);
         for number in 0..200 {
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fast_come_first_and_the_dead_last() {
+    fn fast_upstreams_rank_first_and_dead_ones_last() {
         let now = Instant::now();
         let measured = |after| {
             let health = Health::default();
@@ -417,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_probed_less_and_less_often() {
+    fn dead_upstreams_are_probed_ever_less_often() {
         let (health, began) = (Health::default(), Instant::now());
         health.record_query(began);
         let dead = began + RESPONSE_TIMEOUT;
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_and_a_late_answer_is_no_measure() {
+    fn late_responses_are_counted_but_capped_in_the_round_trip() {
         let (health, now) = (Health::new("192.0.2.1".to_owned()), Instant::now());
         (0..5).for_each(|_| health.record_query(now));
         health.record_response(millis(7_000), now + millis(7_000));
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_death_is_told_once_and_seldom() {
+    fn deaths_are_logged_once_and_rarely() {
         let (health, began) = (Health::default(), Instant::now());
         let death = |after| health.lock().death_notice(began + after);
         health.record_query(began);
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_lie_side_by_side() {
+    fn bands_are_adjacent() {
         for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
             let end = rtt_band_end(rtt_band(micros));
             assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");

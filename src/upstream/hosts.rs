@@ -26,7 +26,7 @@ pub type LookupResult = Result<(Vec<IpAddr>, Duration), LookupFailed>;
 
 /// No upstream could resolve a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no upstream could say what addresses the host has")]
+#[error("no upstream could resolve the host name")]
 pub struct LookupFailed;
 
 /// Requests to follow or drop hosts, in order; adding some never blocks for long.
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_is_looked_up_when_it_comes_and_as_its_ttl_ends() {
+    async fn hosts_are_looked_up_at_once_and_as_ttls_expire() {
         let mut following = RunningLookups::start();
         following.zone.set(
             "web.example",
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_found_outlives_a_failure() {
+    async fn known_addresses_survive_failed_lookups() {
         let mut following = RunningLookups::start();
         following.requests.update(vec![HostChange::Wanted("web.example".into())]);
         assert_eq!(following.next().await.1, Addresses::Failed);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_no_longer_wanted_is_not_asked_for() {
+    async fn dropped_hosts_are_not_looked_up() {
         let mut following = RunningLookups::start();
         following.zone.set("web.example", addresses(&["192.0.2.1"], 5));
         following.requests.update(vec![HostChange::Wanted("web.example".into())]);

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_asks_and_whoever_gives_up_leaves_nobody_waiting() {
+    async fn followers_wake_when_the_leader_panics() {
         let all = Arc::new(InFlight::default());
         let Joined::Leader(leader) = join(&all, b"\x01a\0") else { panic!("nobody asks yet") };
         let Joined::Follower(flight) = join(&all, b"\x01A\0") else {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounded_and_given_back() {
+    fn slots_are_limited_and_released() {
         let all = Arc::new(InFlight::default());
         let slots: Vec<_> = (0..MAX_WAITING).map(|_| all.acquire_slot().unwrap()).collect();
         assert!(all.acquire_slot().is_none());

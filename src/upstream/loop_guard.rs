@@ -90,8 +90,8 @@ impl LoopGuard {
             let upstream = token.upstream.target();
             tracing::error!(
                 %upstream,
-                "this upstream sends questions back to svcdns, in a circle: it is not asked until it no longer does. Let it ask \
-                 somebody else, or name another with --upstream"
+                "this upstream sends queries back to svcdns: it is not used until the loop \
+                 is gone; let it forward elsewhere, or set another with --upstream"
             );
         }
         self.token_caught.notify_one();
@@ -140,7 +140,10 @@ impl LoopGuard {
         }
         if upstream.is_looping() {
             upstream.set_looping(false);
-            tracing::info!(upstream = %upstream.target(), "this upstream no longer sends questions back: it is asked again");
+            tracing::info!(
+                upstream = %upstream.target(),
+                "this upstream no longer sends queries back: it is used again"
+            );
         }
         true
     }
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_loop_is_found_and_heals() {
+    async fn loops_are_detected_and_cleared() {
         let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
         let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
         let good = Arc::new(AtomicBool::new(false));
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_are_asked_again_after_a_change() {
+    async fn all_upstreams_are_probed_after_a_change() {
         let guard = Arc::<LoopGuard>::default();
         let (address, names) = forwarder(Arc::clone(&guard), Arc::default()).await;
         let schedule = upstream(address);
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_very_name_in_use_is_special() {
+    async fn only_tokens_in_use_are_special() {
         let guard = LoopGuard::default();
         let upstream = upstream("127.0.0.1:9".parse().unwrap());
         let first = guard.issue(&upstream).unwrap();
@@ -380,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_question_is_well_formed() {
+    fn probe_queries_are_well_formed() {
         let name = Name::from_text("a.empty.as112.arpa").unwrap();
         let message = probe_query(&name);
         let crate::wire::Parsed::Query(query) = crate::wire::Query::parse(&message) else {

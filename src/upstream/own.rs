@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_them_asks_us() {
+    fn targets_at_our_listeners_reach_us() {
         for (target, own, reaches) in [
             ("127.0.0.1", "127.0.0.1:53", true),
             ("127.0.0.2", "127.0.0.1:53", false),

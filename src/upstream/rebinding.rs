@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_found() {
+    fn private_addresses_are_detected() {
         for (address, private) in [
             ("10.1.2.3", true),
             ("172.16.0.1", true),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn some_domains_may() {
+    fn allowed_domains_pass() {
         let name = |text: &str| Name::from_text(text).unwrap();
         let guard = RebindingGuard { allowed: vec![name("lan.example")] };
         let private = answer(rtype::A, &[10, 0, 0, 1]);
@@ -207,7 +207,10 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_data_panics(rtype in 0u16..70, data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
+        fn no_data_panics(
+            rtype in 0u16..70,
+            data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+        ) {
             let _ = has_private_address(&answer(rtype, &data));
         }
     }

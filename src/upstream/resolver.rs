@@ -23,21 +23,21 @@ pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
 const OVERLOADED: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "too many questions are waiting" };
+    ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
 const MALFORMED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
-    text: "the upstream's answer is malformed",
+    text: "the upstream's response is malformed",
 };
 const TRUNCATED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
-    text: "the upstream truncates its answer and gives no whole one over TCP",
+    text: "the upstream truncates its response, also over TCP",
 };
 const TOO_LATE: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream answered in time",
 };
 const INTERNAL_FAILURE: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "asking failed here; see the server's log" };
+    ExtendedError { code: ExtendedError::OTHER, text: "internal failure: see the log of svcdns" };
 
 /// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {

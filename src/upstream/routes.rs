@@ -47,7 +47,7 @@ const NO_UPSTREAM: ExtendedError = ExtendedError {
 };
 const ALL_LOOPING: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
-    text: "loop: every upstream leads back to svcdns",
+    text: "loop: every upstream sends queries back to svcdns",
 };
 
 impl RouteTable {
@@ -127,12 +127,12 @@ impl RouteTable {
     /// Describes the route of `name` in words.
     pub(super) fn describe(&self, name: &Name) -> String {
         match self.find(name) {
-            Route::Local(answer) => format!("answered here: {}", answer.special.reason()),
-            Route::Fail(error) => format!("nobody can be asked: {}", error.text),
+            Route::Local(answer) => format!("answered locally: {}", answer.special.reason()),
+            Route::Fail(error) => format!("cannot be forwarded: {}", error.text),
             Route::Forward(upstreams) => {
                 let targets: Vec<_> =
                     upstreams.iter().map(|upstream| upstream.target().clone()).collect();
-                format!("asked of {}, whoever answers fastest", TargetList(&targets))
+                format!("forwarded to {}, the fastest first", TargetList(&targets))
             }
         }
     }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_domain_decides() {
+    fn the_longest_domain_wins() {
         let runtime = runtime();
         let of = |addresses: &[&str]| upstreams(&runtime, addresses);
         let domains = vec![
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn special_names_do_not_leave() {
+    fn special_names_are_not_forwarded_to_public_upstreams() {
         let runtime = runtime();
         let public = RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
         let mixed = RouteTable::new(
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_named_for_special_names_wins_over_most() {
+    fn configured_domains_override_most_special_names() {
         let runtime = runtime();
         let of = |address: &str| upstreams(&runtime, &[address]);
         let domains = ["arpa", "local", "localhost", "use-application-dns.net", "a.invalid"];
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn those_set_aside_are_not_asked_for_ever() {
+    fn queries_fail_while_all_upstreams_loop() {
         let runtime = runtime();
         let both = upstreams(&runtime, &["192.0.2.1", "192.0.2.2"]);
         let routes = RouteTable::new(both.clone(), Vec::new(), false);

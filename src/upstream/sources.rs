@@ -152,7 +152,10 @@ impl Sources {
                 let mut names: Vec<_> = files.map(|file| file.file_name()).collect();
                 names.sort();
                 if names.len() > MAX_FILES_PER_FOLDER {
-                    found.faults.push(format!("{path}: only the first {MAX_FILES_PER_FOLDER} files are read (a fixed limit)"));
+                    found.faults.push(format!(
+                        "{path}: only the first {MAX_FILES_PER_FOLDER} files are read (a fixed \
+                         limit)"
+                    ));
                     names.truncate(MAX_FILES_PER_FOLDER);
                 }
                 for name in names {
@@ -201,7 +204,7 @@ impl Sources {
                     |scope| format!("there is no interface {scope}"),
                 );
                 found.faults.push(format!(
-                    "{}: {} is left out: {why}",
+                    "{}: {} is ignored: {why}",
                     shown.display(),
                     server.address
                 ));

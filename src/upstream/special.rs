@@ -43,13 +43,13 @@ impl Special {
     /// Explains in words why no upstream is asked.
     pub(super) fn reason(self) -> &'static str {
         match self {
-            Self::Localhost => "it is this machine (RFC 6761)",
-            Self::NonExistent => "no such name ever exists (RFC 6761, RFC 7686)",
-            Self::Canary => "NXDOMAIN keeps Firefox with the system's resolver, which svcdns is",
-            Self::Designated => "an upstream's word would lead clients around svcdns (RFC 9462)",
+            Self::Localhost => "the name means this machine (RFC 6761)",
+            Self::NonExistent => "the name never exists (RFC 6761, RFC 7686)",
+            Self::Canary => "NXDOMAIN makes Firefox use the system's resolver, which is svcdns",
+            Self::Designated => "an upstream's answer would lead clients around svcdns (RFC 9462)",
             Self::Loopback => "every machine has its own loopback addresses (RFC 6303)",
             Self::Private => {
-                "each private network has its own, and no upstream is in private address space (RFC 6303)"
+                "the zone is local to a network, and no upstream has a private address (RFC 6303)"
             }
         }
     }
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_special_names() {
+    fn special_names_get_their_answers() {
         let soa = "SOA 10.IN-ADDR.ARPA. nobody.invalid. 1 3600 1200 604800 10800";
         let (no_error, missing) = ("No Error", "Non-Existent Domain");
         for (text, zone, special, qtype, code, answers, authority) in [
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn without_edns_there_is_none_in_return() {
+    fn responses_have_no_opt_without_edns() {
         let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x05onion\0\0\x01\0\x01";
         let Parsed::Query(parsed) = Query::parse(query) else { panic!("no query") };
         let (name, mut out) = (Name::from_text("a.onion").unwrap(), Vec::new());
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_holds_each_zone_once() {
+    fn special_zones_are_distinct() {
         let mut zones: Vec<_> = zones().map(|(zone, _)| zone).collect();
         assert_eq!(zones.len(), ZONES.len() + 16 + 64 + 2);
         zones.sort();

@@ -72,41 +72,42 @@ impl fmt::Display for Target {
 pub enum TargetError {
     /// The scheme is unknown.
     #[error(
-        "there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it"
+        "unknown scheme {0}://: write ADDRESS for UDP, or tcp://, tls:// or https:// before it"
     )]
     Scheme(String),
     /// The address is not an IP address.
     #[error(
-        "{0:?} is not an IP address: an upstream is written as ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a name cannot be looked up before \
-         there is an upstream, but tls:// and https:// take one behind #, for the certificate"
+        "{0:?} is not an IP address: write ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a host name could \
+         not be resolved without an upstream, but tls:// and https:// take one after #, for the \
+         certificate"
     )]
     Address(String),
     /// The port is no number from 1 to 65535.
     #[error("{0:?} is not a port: it is a number from 1 to 65535")]
     Port(String),
     /// The address is unspecified, multicast or broadcast.
-    #[error("{0} is not the address of one server")]
+    #[error("{0} is not a unicast address")]
     NotUnicast(IpAddr),
     /// A link-local address has no interface.
     #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
     MissingScope(Ipv6Addr),
     /// An address that is not link-local has an interface.
-    #[error("only link-local IPv6 addresses (fe80::/10) have an interface, and {0} is none")]
+    #[error("{0} takes no interface: only link-local IPv6 addresses (fe80::/10) do")]
     UnexpectedScope(IpAddr),
     /// The interface does not exist.
     #[error("there is no network interface {0:?} on this machine")]
     Interface(String),
     /// A protocol without certificates has a certificate name.
-    #[error("a name behind # is the one in a certificate: only tls:// and https:// have one")]
+    #[error("only tls:// and https:// take a certificate name after #")]
     UnexpectedName,
     /// The certificate name is no host name.
-    #[error("{0:?} is not a name that a certificate can have")]
+    #[error("{0:?} is not a valid certificate name")]
     Name(String),
     /// A protocol other than HTTPS has a path.
-    #[error("{0:?} follows the address: only https:// has a path")]
+    #[error("unexpected {0:?} after the address: only https:// takes a path")]
     UnexpectedPath(String),
     /// The path is not valid in a URL.
-    #[error("{0:?} is not a path of a URL; DNS over HTTPS is usually at /dns-query")]
+    #[error("{0:?} is not a valid URL path; DNS over HTTPS usually has /dns-query")]
     Path(String),
 }
 
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_written_again() {
+    fn targets_round_trip() {
         for (text, written) in [
             ("192.0.2.1", "192.0.2.1"),
             (" 192.0.2.1:53 ", "192.0.2.1"),
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn parse_errors_name_the_fault() {
         let address = |text: &str| TargetError::Address(text.to_owned());
         for (text, error) in [
             ("", address("")),

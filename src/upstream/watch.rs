@@ -101,7 +101,12 @@ impl SourceWatches {
             Err(error) => {
                 self.current = None;
                 if !self.warned {
-                    tracing::warn!(%error, "changes of resolv.conf are seen late, by looking now and then: the system has no inotify watch to spare (see fs.inotify.max_user_watches and max_user_instances)");
+                    tracing::warn!(
+                        %error,
+                        "changes of resolv.conf are noticed late, by polling: the system has no \
+                         inotify watch to spare (see fs.inotify.max_user_watches and \
+                         max_user_instances)"
+                    );
                 }
                 self.warned = true;
             }

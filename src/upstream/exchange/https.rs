@@ -83,7 +83,7 @@ pub(super) async fn exchange(
             let _slot = slot;
             let late = || {
                 AttemptError::Unreachable(format!(
-                    "no answer over HTTPS within {} s",
+                    "no response over HTTPS within {} s",
                     QUERY_TIMEOUT.as_secs()
                 ))
             };
@@ -124,7 +124,7 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
     };
     if response.status() != StatusCode::OK {
         return Err(AttemptError::BadResponse(
-            format!("it answers HTTP {}", response.status()).into(),
+            format!("it responds with HTTP {}", response.status()).into(),
         ));
     }
     let kind = response
@@ -134,14 +134,14 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
         .unwrap_or_default();
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(DNS_MESSAGE) {
         return Err(AttemptError::BadResponse(
-            format!("it answers with {kind:?} instead of {DNS_MESSAGE}").into(),
+            format!("its response has the type {kind:?} instead of {DNS_MESSAGE}").into(),
         ));
     }
     let body = Limited::new(response.into_body(), TCP_MAX).collect().await;
     let message = body
         .map_err(|error| {
             AttemptError::BadResponse(
-                format!("its answer breaks off or is too long: {error}").into(),
+                format!("its response is incomplete or too long: {error}").into(),
             )
         })?
         .to_bytes();
@@ -151,7 +151,7 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
         // An off-path attacker cannot inject into a connection, so the letter case is irrelevant.
         ResponseMatch::Full | ResponseMatch::ExceptCase => Ok(message.into()),
         ResponseMatch::Stray => {
-            Err(AttemptError::BadResponse("it answers what nobody asked".into()))
+            Err(AttemptError::BadResponse("its response does not match the query".into()))
         }
     }
 }
@@ -166,7 +166,7 @@ fn connection_error(error: &hyper::Error) -> AttemptError {
 /// Builds the POST request for a query.
 fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, AttemptError> {
     let Protocol::Https { name, path } = &upstream.target.protocol else {
-        return Err(AttemptError::Unreachable("it is not spoken to over HTTPS".to_owned()));
+        return Err(AttemptError::Unreachable("it is not configured for HTTPS".to_owned()));
     };
     let address = upstream.target.address;
     let host = match (name, address.ip()) {
@@ -179,7 +179,7 @@ fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Att
         .header(CONTENT_TYPE, DNS_MESSAGE)
         .header(ACCEPT, DNS_MESSAGE);
     request.body(Full::new(body)).map_err(|error| {
-        AttemptError::Unreachable(format!("no request can be made for it: {error}"))
+        AttemptError::Unreachable(format!("cannot build an HTTP request: {error}"))
     })
 }
 
@@ -208,7 +208,7 @@ async fn sender(
 /// Opens an HTTP/2 connection to the upstream.
 async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String> {
     let Protocol::Https { name, .. } = &upstream.target.protocol else {
-        return Err("it is not spoken to over HTTPS".to_owned());
+        return Err("it is not configured for HTTPS".to_owned());
     };
     let stream = connect_tcp(upstream).await?;
     let stream = upstream
@@ -217,7 +217,7 @@ async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String
         .handshake(stream, name.as_deref(), upstream.target.address.ip(), true)
         .await?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("it does not speak HTTP/2, which DNS over HTTPS needs".to_owned());
+        return Err("it does not offer HTTP/2, which DNS over HTTPS requires".to_owned());
     }
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
@@ -228,7 +228,7 @@ async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String
     // This code runs on the runtime of the connections, so the spawned task does, too.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection of DNS over HTTPS ended");
+            tracing::debug!(%error, "a DNS over HTTPS connection ended");
         }
     });
     Ok(sender)

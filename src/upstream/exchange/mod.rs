@@ -93,7 +93,7 @@ pub(super) struct Incoming {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryFailure {
     /// No upstream is configured, or all of them loop.
-    #[error("there is no upstream to ask")]
+    #[error("no upstream is available")]
     NoUpstream,
     /// No upstream answered in time.
     #[error("no upstream answered in time")]
@@ -102,7 +102,7 @@ pub(super) enum QueryFailure {
     #[error("no upstream can be reached")]
     Unreachable,
     /// Only invalid responses arrived.
-    #[error("what the upstreams sent was no answer")]
+    #[error("the upstreams sent no valid response")]
     BadResponse,
 }
 
@@ -116,7 +116,7 @@ pub(super) enum AttemptError {
     #[error("{0}")]
     BadResponse(Cow<'static, str>),
     /// Too many queries are in flight, or local resources are exhausted.
-    #[error("too many questions to it are under way")]
+    #[error("too many queries are in flight")]
     Busy,
 }
 
@@ -220,7 +220,7 @@ impl Sockets {
                         .await?;
                 outgoing
                     .read(message)
-                    .ok_or_else(|| AttemptError::BadResponse("its answer is malformed".into()))
+                    .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
             }
         }
     }
@@ -258,7 +258,9 @@ impl Sockets {
                     let why = match whole {
                         Ok(Ok(whole)) => return Ok(whole),
                         Ok(Err(miss)) => miss.to_string(),
-                        Err(_) => "it truncates its answer and says no more over TCP".to_owned(),
+                        Err(_) => {
+                            "it truncates its response and does not respond over TCP".to_owned()
+                        }
                     };
                     // The truncated response shows that the upstream is alive.
                     upstream.health.record_failure(&why, false, Instant::now());
@@ -273,7 +275,7 @@ impl Sockets {
         if case_mismatch && answer.is_err() {
             upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(AttemptError::BadResponse(
-                "it answers in other letters than the question's, and not over TCP".into(),
+                "its response changes the letter case of the name, and TCP fails".into(),
             ));
         }
         answer
@@ -290,19 +292,20 @@ async fn over_stream(
     // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
     // learn whether the upstream echoes it.
     let random_case = outgoing.random_case() && !padded;
-    let message =
-        match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded)).await? {
-            PendingOutcome::Response(message) => message,
-            PendingOutcome::CaseMismatch(message) => {
-                upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
-                message
-            }
-            PendingOutcome::Suspicious => {
-                return Err(AttemptError::BadResponse("it answers what nobody asked".into()));
-            }
-            PendingOutcome::Unreachable(why) => return Err(AttemptError::Unreachable(why)),
-        };
+    let message = match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded))
+        .await?
+    {
+        PendingOutcome::Response(message) => message,
+        PendingOutcome::CaseMismatch(message) => {
+            upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
+            message
+        }
+        PendingOutcome::Suspicious => {
+            return Err(AttemptError::BadResponse("its response does not match the query".into()));
+        }
+        PendingOutcome::Unreachable(why) => return Err(AttemptError::Unreachable(why)),
+    };
     outgoing
         .read(message)
-        .ok_or_else(|| AttemptError::BadResponse("its answer is malformed".into()))
+        .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
 }

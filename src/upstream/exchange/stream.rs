@@ -196,7 +196,9 @@ async fn serve<S: AsyncRead + AsyncWrite>(
 ) -> ConnectionEnd {
     let (reader, writer) = tokio::io::split(stream);
     tokio::select! {
-        error = write_queries(writer, queued) => ConnectionEnd::Unreachable(format!("cannot write to the connection: {error}")),
+        error = write_queries(writer, queued) => {
+            ConnectionEnd::Unreachable(format!("cannot write to the connection: {error}"))
+        },
         ended = read_responses(connection, upstream, BufReader::new(reader)) => ended,
     }
 }
@@ -241,7 +243,7 @@ async fn read_responses<R: AsyncRead + Unpin>(
             Err(_) => match connection.pending.oldest_sent() {
                 Some(sent) if sent.elapsed() >= IO_TIMEOUT => {
                     return ConnectionEnd::Unreachable(
-                        "it does not answer on the connection".to_owned(),
+                        "it does not respond on the connection".to_owned(),
                     );
                 }
                 None if idle_since.elapsed() >= IDLE_TIMEOUT => {
@@ -256,7 +258,7 @@ async fn read_responses<R: AsyncRead + Unpin>(
                 return ConnectionEnd::Unreachable(format!("the connection broke: {error}"));
             }
             Err(_) => {
-                return ConnectionEnd::Unreachable("it sent half a message and no more".to_owned());
+                return ConnectionEnd::Unreachable("it sent an incomplete message".to_owned());
             }
         };
         let now = Instant::now();

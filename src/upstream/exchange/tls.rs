@@ -36,7 +36,7 @@ pub(super) struct TrustAnchors {
 
 /// The CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: {0}")]
+#[error("upstreams over TLS or HTTPS cannot be verified, as upstream-ca-file cannot be used: {0}")]
 pub struct CaFileError(String);
 
 /// Checks that a CA file can be used.
@@ -145,8 +145,8 @@ fn describe_error(error: &io::Error) -> String {
     match inner {
         Some(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        )) => "no authority that we trust vouches for its certificate".to_owned(),
-        Some(rustls::Error::NoCertificatesPresented) => "it shows no certificate".to_owned(),
+        )) => "its certificate is not signed by a trusted CA".to_owned(),
+        Some(rustls::Error::NoCertificatesPresented) => "it presents no certificate".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -162,12 +162,13 @@ fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
         fs::File::open(file)?.take(MAX_CA_FILE_BYTES + 1).read_to_end(&mut pem)?;
         if pem.len() as u64 > MAX_CA_FILE_BYTES {
             return Err(io::Error::other(format!(
-                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit for a file of authorities"
+                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit of a CA file"
             )));
         }
         Ok(pem)
     };
-    read().map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))
+    read()
+        .map_err(|error| format!("cannot read the CA certificates in {}: {error}", file.display()))
 }
 
 /// Builds the configurations from the certificates in `pem`, or else the system's.
@@ -175,7 +176,7 @@ fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs,
     let mut roots = RootCertStore::empty();
     if let (Some(pem), Some(file)) = (&pem, file) {
         let bad = |error: &dyn std::fmt::Display| {
-            format!("{} holds what is no certificate: {error}", file.display())
+            format!("{} holds an invalid certificate: {error}", file.display())
         };
         for certificate in CertificateDer::pem_slice_iter(pem) {
             roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
@@ -189,7 +190,8 @@ fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs,
         if roots.is_empty() {
             let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
             return Err(format!(
-                "this machine trusts no authority{why}; install its certificates (often the package ca-certificates), or name a file of them"
+                "this machine trusts no CA{why}; install CA certificates (often the package \
+                 ca-certificates), or set upstream-ca-file"
             ));
         }
     }
@@ -209,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_authorities_is_read_at_the_start() {
+    fn ca_files_are_checked() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
         let wrong = || {
@@ -219,18 +221,19 @@ mod tests {
                 .replace(&file.display().to_string(), "FILE")
         };
         let head =
-            "no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: ";
+            "upstreams over TLS or HTTPS cannot be verified, as upstream-ca-file cannot be used: ";
         assert_eq!(
             wrong(),
             format!(
-                "{head}cannot read the authorities in FILE: No such file or directory (os error 2)"
+                "{head}cannot read the CA certificates in FILE: No such file or directory \
+                 (os error 2)"
             )
         );
         fs::write(&file, "no certificate").unwrap();
         assert_eq!(wrong(), format!("{head}there is no certificate in FILE"));
         fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
         assert!(
-            wrong().starts_with(&format!("{head}FILE holds what is no certificate: ")),
+            wrong().starts_with(&format!("{head}FILE holds an invalid certificate: ")),
             "{}",
             wrong()
         );
@@ -244,13 +247,14 @@ mod tests {
         fs::write(&file, filled(MAX_CA_FILE_BYTES)).unwrap();
         check_ca_file(&file).unwrap();
         fs::write(&file, filled(MAX_CA_FILE_BYTES + 1)).unwrap();
-        let limit = "cannot read the authorities in FILE: it has more than 4194304 bytes, the fixed limit for a file of authorities";
+        let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes, the \
+                     fixed limit of a CA file";
         assert_eq!(wrong(), format!("{head}{limit}"));
         assert!(check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a file"));
     }
 
     #[tokio::test]
-    async fn a_file_that_is_lost_is_told_until_it_is_back() {
+    async fn a_missing_ca_file_is_reported_until_it_is_back() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();

@@ -111,7 +111,7 @@ impl Drop for FollowedRoot {
 }
 
 #[tokio::test]
-async fn changes_are_followed_and_upstreams_that_stay_are_the_same() {
+async fn remaining_upstreams_survive_changes() {
     let followed = FollowedRoot::start(
         Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"),
         Servers::System,
@@ -132,7 +132,7 @@ async fn changes_are_followed_and_upstreams_that_stay_are_the_same() {
 }
 
 #[tokio::test]
-async fn what_a_link_leads_to_is_followed() {
+async fn targets_of_symlinks_are_followed() {
     let followed = FollowedRoot::start(None, Servers::System, long());
     assert_eq!(followed.shown(), "");
     let folder = followed.root.path().join("elsewhere");
@@ -146,7 +146,7 @@ async fn what_a_link_leads_to_is_followed() {
 }
 
 #[tokio::test]
-async fn without_events_a_poll_finds_changes() {
+async fn polling_finds_changes_without_events() {
     let timings = FollowTimings { poll: Duration::from_millis(50), ..long() };
     let followed = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
     assert_eq!(followed.shown(), "127.0.0.53");
@@ -158,7 +158,7 @@ async fn without_events_a_poll_finds_changes() {
 }
 
 #[tokio::test]
-async fn a_file_that_names_nobody_changes_nothing_for_a_while() {
+async fn empty_files_keep_the_upstreams_for_a_while() {
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
     // Our own address in the file shows that it was read.
     for (text, canary) in [
@@ -176,7 +176,7 @@ async fn a_file_that_names_nobody_changes_nothing_for_a_while() {
 }
 
 #[tokio::test]
-async fn in_the_end_it_is_believed_that_there_is_nobody() {
+async fn upstreams_are_dropped_after_a_while_without_any() {
     let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
     fs::remove_file(followed.etc("resolv.conf")).unwrap();
@@ -191,7 +191,7 @@ async fn in_the_end_it_is_believed_that_there_is_nobody() {
 }
 
 #[test]
-fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
+fn unreadable_files_keep_the_upstreams_without_limit() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("etc/resolv.conf");
@@ -220,7 +220,7 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
 }
 
 #[tokio::test]
-async fn named_upstreams_stay_and_our_own_address_is_none() {
+async fn configured_upstreams_exclude_our_own_address() {
     let named = Servers::Named(vec!["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
     assert_eq!(followed.shown(), "192.0.2.9");

@@ -38,7 +38,9 @@ const NAME: &str = "www.example.com";
 
 /// A query for `NAME A` with RD and OPT.
 fn query_message() -> Vec<u8> {
-    b"\0\0\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01\0\0\x29\x04\xD0\0\0\0\0\0\0".to_vec()
+    b"\0\0\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01\
+        \0\0\x29\x04\xD0\0\0\0\0\0\0"
+        .to_vec()
 }
 
 fn outgoing() -> Outgoing {
@@ -93,7 +95,7 @@ fn assert_correct(incoming: &Incoming) {
 }
 
 #[tokio::test]
-async fn one_answers() {
+async fn one_upstream_answers() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
@@ -134,7 +136,7 @@ fn closed() -> Target {
 }
 
 #[tokio::test]
-async fn nobody_to_ask() {
+async fn queries_fail_without_a_usable_upstream() {
     let sockets = Sockets::default();
     assert_eq!(
         sockets.query(&[], &outgoing(), deadline()).await.unwrap_err(),
@@ -155,7 +157,7 @@ async fn nobody_to_ask() {
 }
 
 #[tokio::test]
-async fn truncated_is_asked_over_tcp() {
+async fn truncated_responses_are_retried_over_tcp() {
     let server = server();
     server.behave(Behaviour::truncating());
     let sockets = Sockets::default();
@@ -177,7 +179,7 @@ async fn truncated_is_asked_over_tcp() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_not_taken() {
+async fn invalid_responses_are_ignored() {
     let damages = [
         Damage::Id,
         Damage::QuestionType,
@@ -209,7 +211,7 @@ async fn what_is_no_answer_is_not_taken() {
 }
 
 #[tokio::test]
-async fn what_is_never_right_ends_in_time() {
+async fn invalid_responses_do_not_delay_the_deadline() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::Id));
     let sockets = Sockets::default();
@@ -226,11 +228,11 @@ async fn what_is_never_right_ends_in_time() {
         sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap_err(),
         QueryFailure::BadResponse
     );
-    assert_eq!(upstreams[0].report().last_error.as_deref(), Some("its answer is malformed"));
+    assert_eq!(upstreams[0].report().last_error.as_deref(), Some("its response is malformed"));
 }
 
 #[tokio::test]
-async fn forged_answers_are_not_heard() {
+async fn forged_responses_are_ignored() {
     let sockets = Sockets::default();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
         // Try until one query was enough: forged responses to two could meet on one socket.
@@ -257,7 +259,7 @@ async fn forged_answers_are_not_heard() {
 }
 
 #[tokio::test]
-async fn more_than_a_datagram_is_asked_for_over_tcp() {
+async fn oversized_datagrams_are_retried_over_tcp() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::Oversized(9000)));
     let sockets = Sockets::default();
@@ -268,7 +270,7 @@ async fn more_than_a_datagram_is_asked_for_over_tcp() {
 }
 
 #[tokio::test]
-async fn a_late_answer_is_nobodys_and_tells_of_life() {
+async fn late_responses_show_that_an_upstream_is_alive() {
     let server = server();
     server.put([Record::a("other.example", 60, "192.0.2.2")]);
     server.on(NAME, Behaviour::default().delayed(Duration::from_millis(500)));
@@ -296,7 +298,7 @@ async fn a_late_answer_is_nobodys_and_tells_of_life() {
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_not_waited_for() {
+async fn dead_upstreams_do_not_delay_queries() {
     let (dead, good) = (server(), server());
     dead.behave(Behaviour::never());
     let sockets = Sockets::default();
@@ -326,7 +328,7 @@ async fn a_dead_upstream_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn all_dead_are_asked_at_once() {
+async fn all_upstreams_are_asked_at_once_if_all_are_dead() {
     let (one, other) = (server(), server());
     one.behave(Behaviour::never());
     other.behave(Behaviour::never());
@@ -345,7 +347,7 @@ async fn all_dead_are_asked_at_once() {
 }
 
 #[tokio::test]
-async fn three_are_asked_in_good_time() {
+async fn the_last_of_three_upstreams_is_reached_in_time() {
     let servers = [server(), server(), server()];
     let sockets = Sockets::default();
     let upstreams = servers.each_ref().map(|server| upstream_of(target(server)));
@@ -368,7 +370,7 @@ async fn measure(sockets: &Sockets, upstream: &Arc<Upstream>) {
 }
 
 #[tokio::test]
-async fn a_closed_port_costs_no_time_out() {
+async fn closed_ports_fail_without_a_timeout() {
     let good = server();
     let sockets = Sockets::default();
     let upstreams = [upstream_of(closed()), upstream_of(target(&good))];
@@ -396,7 +398,7 @@ async fn a_closed_port_costs_no_time_out() {
 }
 
 #[tokio::test]
-async fn the_second_question_overtakes_a_slow_answer() {
+async fn hedged_queries_overtake_slow_upstreams() {
     let (slow, good) = (server(), server());
     // The delay makes it the second choice.
     good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
@@ -424,7 +426,7 @@ async fn the_second_question_overtakes_a_slow_answer() {
 }
 
 #[tokio::test]
-async fn letters_of_the_client_need_no_echo() {
+async fn the_letter_case_of_clients_needs_no_echo() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let mut message = query_message();
@@ -438,7 +440,7 @@ async fn letters_of_the_client_need_no_echo() {
 }
 
 #[tokio::test]
-async fn a_large_question_goes_over_tcp() {
+async fn large_queries_are_sent_over_tcp() {
     let server = server();
     let mut message = query_message();
     let at = message.len() - 2;
@@ -453,7 +455,7 @@ async fn a_large_question_goes_over_tcp() {
 }
 
 #[tokio::test]
-async fn a_lost_datagram_is_sent_again() {
+async fn lost_datagrams_are_retransmitted() {
     let server = server();
     server.behave(Behaviour::default().dropping(2));
     let sockets = Sockets::default();
@@ -489,7 +491,7 @@ async fn ids_and_ports_vary() {
 }
 
 #[tokio::test]
-async fn letters_go_out_by_chance_and_come_back_as_they_were() {
+async fn letter_case_is_randomized_and_restored() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
@@ -531,7 +533,7 @@ async fn letters_go_out_by_chance_and_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn codes_are_tried_elsewhere() {
+async fn failures_are_retried_at_other_upstreams() {
     let (bad, good) = (server(), server());
     let sockets = Sockets::default();
     for code in [2_u16, 4, 5, 9] {
@@ -563,7 +565,7 @@ async fn codes_are_tried_elsewhere() {
 }
 
 #[tokio::test]
-async fn who_knows_no_edns_is_asked_without() {
+async fn upstreams_without_edns_are_queried_without_it() {
     let sockets = Sockets::default();
     for edns in [Edns::FormErr, Edns::BadVersion] {
         let server = server();
@@ -582,7 +584,7 @@ async fn who_knows_no_edns_is_asked_without() {
 }
 
 #[tokio::test]
-async fn one_connection_carries_many_questions() {
+async fn one_connection_carries_many_queries() {
     let server = server();
     let upstream = upstream_of(Target { protocol: Protocol::Tcp, ..target(&server) });
     let upstreams = [Arc::clone(&upstream)];

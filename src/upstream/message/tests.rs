@@ -98,7 +98,7 @@ fn flags_of(message: &[u8]) -> u16 {
 }
 
 #[test]
-fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
+fn upstream_queries_carry_end_to_end_options_only() {
     let options = [
         option(10, b"12345678"),
         option(8, b"\0\x01\x18\0\xC0\0\x02"),
@@ -138,7 +138,7 @@ fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
 }
 
 #[test]
-fn an_answer_is_worth_what_its_records_say() {
+fn records_decide_whether_a_response_is_cacheable() {
     let cname = |ttl| record(b"\xC0\x0C", rtype::CNAME, ttl, b"\x01b\0");
     for (what, rcode, sections, kind) in [
         ("an address", 0, [&[a(300), a(60)][..], &[], &[]], ResponseKind::Positive(60)),
@@ -203,7 +203,7 @@ fn an_answer_is_worth_what_its_records_say() {
 }
 
 #[test]
-fn ttls_age_and_what_is_past_its_end_says_so() {
+fn ttls_age_and_stale_answers_carry_an_extended_error() {
     let stored =
         StoredResponse::new(&response(flags::AA | flags::AD, [&[a(300), a(60)], &[], &[]]), true)
             .unwrap();
@@ -252,7 +252,7 @@ fn ttls_age_and_what_is_past_its_end_says_so() {
 }
 
 #[test]
-fn extended_errors_pass_and_other_options_where_they_are_the_clients() {
+fn extended_errors_pass_and_other_options_for_their_client_only() {
     let options =
         [option(15, b"\0\x09why"), option(8, b"\0\x01\x18\x18\xC0\0\x02"), option(10, b"12345678")]
             .concat();
@@ -272,7 +272,7 @@ fn extended_errors_pass_and_other_options_where_they_are_the_clients() {
 }
 
 #[test]
-fn what_does_not_fit_is_cut_at_a_record() {
+fn large_responses_are_truncated_at_a_record() {
     let many: Vec<_> = (0..100).map(|_| a(60)).collect();
     let stored = StoredResponse::new(&response(0, [&many, &[], &[]]), true).unwrap();
     for (asks, limit) in [
@@ -327,7 +327,7 @@ fn what_does_not_fit_is_cut_at_a_record() {
 }
 
 #[test]
-fn a_failure_of_ours_reads_as_one() {
+fn local_failures_are_well_formed() {
     let error = ExtendedError { code: 22, text: "nobody" };
     let asks = request(flags::RD, Some((1232, true, b"")), &[]);
     let mut direct = Vec::new();
@@ -395,7 +395,7 @@ fn build(counts: [usize; 3], opt_at: usize, draws: &[(u8, u8, u32)]) -> Vec<u8> 
 
 proptest! {
     #[test]
-    fn nothing_is_lost(
+    fn stripping_opt_loses_no_record(
         counts in [0usize..6, 0usize..6, 0usize..6],
         opt_at in 0usize..6,
         draws in proptest::collection::vec(any::<(u8, u8, u32)>(), 1..16),
@@ -403,7 +403,8 @@ proptest! {
     ) {
         let came = build(counts, opt_at, &draws);
         let asks = request(flags::RD, edns.then_some((1232, true, &b""[..])), &[]);
-        let out = written(&StoredResponse::new(&came, true).unwrap(), &asks, Transport::Tcp, Age::Fresh);
+        let stored = StoredResponse::new(&came, true).unwrap();
+        let out = written(&stored, &asks, Transport::Tcp, Age::Fresh);
         let (before, after) = (Message::from_vec(&came).unwrap(), Message::from_vec(&out).unwrap());
         prop_assert_eq!(&before.answers, &after.answers);
         prop_assert_eq!(&before.authorities, &after.authorities);
@@ -413,7 +414,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_comes_is_cut_to_what_reads(
+    fn truncated_responses_parse(
         counts in [0usize..30, 0usize..10, 0usize..10],
         draws in proptest::collection::vec(any::<(u8, u8, u32)>(), 1..16),
         payload in any::<u16>(),
@@ -426,14 +427,18 @@ proptest! {
     }
 
     #[test]
-    fn no_message_panics(tail in proptest::collection::vec(any::<u8>(), 0..80), counts in [0u8..4, 0u8..4, 0u8..4]) {
+    fn no_message_panics(
+        tail in proptest::collection::vec(any::<u8>(), 0..80),
+        counts in [0u8..4, 0u8..4, 0u8..4],
+    ) {
         let mut message = response(0, [&[], &[], &[]]);
         for (at, count) in [7, 9, 11].into_iter().zip(counts) {
             message[at] = count;
         }
         message.extend(tail);
         if let Ok(stored) = StoredResponse::new(&message, false) {
-            written(&stored, &request(0, Some((600, true, b"")), &[]), Transport::Udp, Age::Cached(5));
+            let asks = request(0, Some((600, true, b"")), &[]);
+            written(&stored, &asks, Transport::Udp, Age::Cached(5));
         }
         let _ = truncate_to(40, &mut message);
     }

@@ -202,7 +202,7 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_asked_for_is_kept_while_it_holds() {
+async fn answers_are_cached_until_they_expire() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 5)], Duration::ZERO);
     assert_eq!(
         fixture.answer(&plain("a")).await,
@@ -226,7 +226,7 @@ async fn what_was_asked_for_is_kept_while_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
+async fn popular_entries_are_prefetched_once() {
     let fixture = fixture(&[ScriptedAction::Answer(100, 0), ScriptedAction::Hang], Duration::ZERO);
     fixture.answer(&plain("a")).await;
     advance(seconds(91)).await;
@@ -249,7 +249,7 @@ async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_questions_are_asked_once() {
+async fn equal_queries_are_sent_once() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let equal: Vec<_> = (0..10)
         .map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp))
@@ -269,7 +269,7 @@ async fn equal_questions_are_asked_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_first_may_leave() {
+async fn followers_outlive_the_first_client() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let first = fixture.ask(&plain("a"), Transport::Tcp);
     sleep(Duration::from_millis(10)).await;
@@ -281,7 +281,7 @@ async fn whoever_asks_first_may_leave() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_over_tcp_is_not_told_to_do_so() {
+async fn truncated_responses_are_failures_over_tcp() {
     let fixture = fixture(&[ScriptedAction::Truncate(0)], STALE);
     assert_eq!(
         fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(),
@@ -299,7 +299,7 @@ async fn who_asks_over_tcp_is_not_told_to_do_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
+async fn cached_truncated_failures_are_failures_over_tcp() {
     let fixture = fixture(&[ScriptedAction::Truncate(rcode::SERVFAIL)], STALE);
     let truncated =
         ParsedAnswer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
@@ -312,7 +312,7 @@ async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_leaves_nobody_waiting() {
+async fn panics_wake_all_waiting_clients() {
     let fixture = fixture(&[ScriptedAction::Panic, ScriptedAction::Answer(60, 0)], Duration::ZERO);
     let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
     let Joined::Leader(leader) = fixture
@@ -341,7 +341,7 @@ async fn a_panic_leaves_nobody_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_hears_something_within_the_budget_and_the_question_rests_for_a_while() {
+async fn clients_get_a_failure_in_time_and_it_is_cached() {
     let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let mut rests = Vec::new();
     for _ in 0..5 {
@@ -361,7 +361,7 @@ async fn the_client_hears_something_within_the_budget_and_the_question_rests_for
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_name_rests_longer_each_time() {
+async fn repeated_failures_are_cached_longer() {
     let fixture = fixture(&[ScriptedAction::ServFail], STALE);
     let mut rests = Vec::new();
     for _ in 0..8 {
@@ -381,7 +381,7 @@ async fn a_failing_name_rests_longer_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
+async fn stale_answers_are_served_when_upstreams_are_slow() {
     let fixture = fixture(
         &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 100)],
         STALE,
@@ -410,7 +410,7 @@ async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
+async fn late_responses_replace_stale_entries() {
     let fixture =
         fixture(&[ScriptedAction::Answer(10, 0), ScriptedAction::Answer(20, 3000)], STALE);
     fixture.answer(&plain("a")).await;
@@ -425,7 +425,7 @@ async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
+async fn stale_answers_are_preferred_to_failures_until_too_old() {
     let fixture = fixture(&[ScriptedAction::NxDomain(10), ScriptedAction::ServFail], STALE);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
@@ -442,7 +442,7 @@ async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_to_be_kept_is_not() {
+async fn uncacheable_responses_are_not_cached() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 0)], STALE);
     // Without RD; with an option to forward.
     for request in [request("a", 0, false, b""), request("a", flags::RD, false, b"\xFD\xE9\0\x01x")]
@@ -470,7 +470,7 @@ async fn what_is_not_to_be_kept_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_who_wait_are_turned_away_at_once() {
+async fn excess_clients_are_rejected_at_once() {
     let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let waiting: Vec<_> =
         (0..4096).map(|n| fixture.ask(&plain(&format!("n{n}")), Transport::Udp)).collect();
@@ -485,7 +485,7 @@ async fn too_many_who_wait_are_turned_away_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_with_another_opcode_passes_as_it_is() {
+async fn other_opcodes_are_forwarded_unchanged() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 0), ScriptedAction::Hang], STALE);
     let request = request("a", 4 << 11, false, b"\0\x0A\0\x01x");
     let Parsed::Bad { query, .. } = Query::parse(&request) else { panic!("a query") };
@@ -500,7 +500,7 @@ async fn a_message_with_another_opcode_passes_as_it_is() {
 }
 
 #[test]
-fn the_cache_keeps_within_its_octets() {
+fn the_cache_stays_within_its_size_limit() {
     for (bytes, size) in [(20_000, 60), (1 << 20, 60), (1 << 20, 3000)] {
         let cache = Cache::new(bytes, STALE);
         for n in 0..20_000u32 {
@@ -528,7 +528,11 @@ fn the_cache_keeps_within_its_octets() {
 
 proptest! {
     #[test]
-    fn keys_tell_questions_apart_as_the_cache_must(a in "[a-cA-C]{1,3}", b in "[a-cA-C]{1,3}", bits in 0u16..64) {
+    fn keys_are_equal_for_equal_queries_only(
+        a in "[a-cA-C]{1,3}",
+        b in "[a-cA-C]{1,3}",
+        bits in 0u16..64,
+    ) {
         let request = |name: &str, bits: u16| {
             let set = |bit: u16, flag: u16| if bits & bit != 0 { flag } else { 0 };
             request(name, set(1, flags::RD) | set(2, flags::CD), bits & 4 != 0, b"")

@@ -48,7 +48,7 @@ fn resolv_conf_comes_first() {
 }
 
 #[test]
-fn behind_a_stub_stands_whom_it_asks() {
+fn stubs_are_replaced_by_their_upstreams() {
     for (path, resolv_conf) in [
         (RESOLVED, STUB),
         (RESOLVED, "nameserver 127.0.0.1\n"),
@@ -82,7 +82,7 @@ fn behind_a_stub_stands_whom_it_asks() {
 }
 
 #[test]
-fn a_link_is_followed() {
+fn symlinks_are_followed() {
     let machine = SourcesRoot::new(&[])
         .file("/run/systemd/resolve/stub-resolv.conf", STUB)
         .file(RESOLVED, "nameserver 192.0.2.1\n");
@@ -91,7 +91,7 @@ fn a_link_is_followed() {
 }
 
 #[test]
-fn interfaces_of_a_resolvconf_count_together() {
+fn resolvconf_files_of_all_interfaces_are_merged() {
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
         .file(
@@ -104,7 +104,7 @@ fn interfaces_of_a_resolvconf_count_together() {
 }
 
 #[test]
-fn a_resolver_at_another_loopback_address_is_one() {
+fn other_loopback_resolvers_are_upstreams() {
     let machine = SourcesRoot::new(&["127.0.0.2:53"])
         .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
         .file(RESOLVED, "nameserver 192.0.2.9\n");
@@ -115,7 +115,7 @@ fn a_resolver_at_another_loopback_address_is_one() {
 }
 
 #[test]
-fn own_addresses_are_left_out() {
+fn our_own_addresses_are_excluded() {
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "192.0.2.1 (from /etc/resolv.conf)");
@@ -139,18 +139,19 @@ fn the_stub_itself_is_the_last_resort() {
 }
 
 #[test]
-fn files_that_name_nobody() {
+fn files_without_a_server_are_faults() {
     for (bytes, fault) in [
         (&b""[..], "/etc/resolv.conf names no name server"),
         (b"\xFF\xFE\0", "/etc/resolv.conf:1: not text"),
         (b"search example\nnameserver 192.0.2.", "/etc/resolv.conf:2: the line is not complete"),
         (
             b"nameserver fe80::1\n",
-            "/etc/resolv.conf: fe80::1 is left out: a link-local address needs its interface, such as fe80::1%eth0",
+            "/etc/resolv.conf: fe80::1 is ignored: a link-local address needs its interface, \
+             such as fe80::1%eth0",
         ),
         (
             b"nameserver fe80::1%nowhere9\n",
-            "/etc/resolv.conf: fe80::1 is left out: there is no interface nowhere9",
+            "/etc/resolv.conf: fe80::1 is ignored: there is no interface nowhere9",
         ),
     ] {
         let snapshot = SourcesRoot::new(&[]).file(RESOLV_CONF, bytes).snapshot();
@@ -163,7 +164,7 @@ fn files_that_name_nobody() {
 }
 
 #[test]
-fn what_cannot_be_read_is_said() {
+fn unreadable_files_are_faults() {
     let machine = SourcesRoot::new(&[]);
     fs::create_dir_all(machine.path(RESOLV_CONF)).unwrap();
     let snapshot = machine.snapshot();
@@ -184,7 +185,7 @@ fn what_cannot_be_read_is_said() {
 }
 
 #[test]
-fn more_than_three_name_servers_are_used_but_not_any_number() {
+fn up_to_sixteen_name_servers_are_used() {
     let servers = |count: u8| {
         (1..=count).map(|n| format!("nameserver 192.0.2.{n}\n")).collect::<Vec<_>>().concat()
     };
@@ -199,7 +200,7 @@ fn more_than_three_name_servers_are_used_but_not_any_number() {
 }
 
 #[test]
-fn a_folder_of_more_files_than_are_read_is_a_fault() {
+fn folders_with_too_many_files_are_faults() {
     let machine = |files: usize| {
         let stub = SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n");
         (0..files).fold(stub, |machine, n| {
@@ -216,7 +217,7 @@ fn a_folder_of_more_files_than_are_read_is_a_fault() {
 }
 
 #[test]
-fn an_address_with_its_interface() {
+fn scoped_addresses_keep_their_interface() {
     let snapshot = SourcesRoot::new(&["[fe80::5%1]:53"])
         .file(RESOLV_CONF, "nameserver fe80::1%lo\nnameserver fe80::5%lo\nnameserver fe80::2%7\n")
         .snapshot();
@@ -227,7 +228,7 @@ fn an_address_with_its_interface() {
 }
 
 #[test]
-fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
+fn a_file_that_names_only_us_is_a_fault() {
     let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
     let faults = |text: &str| machine().file(RESOLV_CONF, text).snapshot().faults;
     assert_eq!(faults("nameserver 127.0.0.1\n"), ["/etc/resolv.conf names only svcdns itself"]);
@@ -237,7 +238,7 @@ fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
     assert!(
         snapshot.servers.is_empty()
             && snapshot.faults.len() == 1
-            && snapshot.faults[0].contains("fe80::1 is left out"),
+            && snapshot.faults[0].contains("fe80::1 is ignored"),
         "{snapshot:?}"
     );
     // Another file names a server.

@@ -172,7 +172,7 @@ fn long() -> Instant {
 }
 
 #[tokio::test]
-async fn tls_is_spoken_padded_and_resumed() {
+async fn tls_queries_are_padded_and_sessions_resumed() {
     let authority = Authority::new();
     for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
         let (address, log) = over_tls(authority.acceptor(certificate, false, &[]), 3).await;
@@ -190,7 +190,7 @@ async fn tls_is_spoken_padded_and_resumed() {
 }
 
 #[tokio::test]
-async fn https_is_spoken_on_one_connection() {
+async fn https_queries_share_one_connection() {
     let authority = Authority::new();
     for (certificate, name) in [("dns.example", Some("dns.example")), ("127.0.0.1", None)] {
         let (address, log) =
@@ -249,7 +249,7 @@ async fn over_https_that_breaks(
 }
 
 #[tokio::test]
-async fn https_that_breaks_is_connected_to_once_for_all() {
+async fn broken_https_connections_are_reopened_once() {
     let authority = Authority::new();
     let (address, log) =
         over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
@@ -269,14 +269,14 @@ async fn https_that_breaks_is_connected_to_once_for_all() {
 }
 
 #[tokio::test]
-async fn certificates_must_be_right() {
+async fn invalid_certificates_are_rejected() {
     let (authority, other) = (Authority::new(), Authority::new());
     let sockets = Sockets::default();
     for (issuer, certificate, expired, reason) in [
         (&authority, "dns.example", true, "expired"),
         (&authority, "other.example", false, "not valid for name"),
         (&authority, "127.0.0.1", false, "not valid for name"),
-        (&other, "dns.example", false, "no authority that we trust"),
+        (&other, "dns.example", false, "not signed by a trusted CA"),
     ] {
         let dns = over_tls(issuer.acceptor(certificate, expired, &[]), 9).await.0;
         let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), respond).await.0;
@@ -300,7 +300,7 @@ async fn certificates_must_be_right() {
 }
 
 #[tokio::test]
-async fn the_file_of_authorities_is_read_anew() {
+async fn changed_ca_files_are_read_again() {
     let authority = Authority::new();
     let (address, _) = over_tls(authority.acceptor("dns.example", false, &[]), 1).await;
     let upstream = [authority.upstream(tls(address, Some("dns.example")))];
@@ -311,7 +311,7 @@ async fn the_file_of_authorities_is_read_anew() {
         (&b""[..], format!("there is no certificate in {file}")),
         (
             b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-            format!("{file} holds what is no certificate"),
+            format!("{file} holds an invalid certificate"),
         ),
     ] {
         std::fs::write(authority.file.path(), bytes).unwrap();
@@ -327,7 +327,7 @@ async fn the_file_of_authorities_is_read_anew() {
 }
 
 #[tokio::test]
-async fn what_https_should_not_answer() {
+async fn invalid_https_responses_are_rejected() {
     let authority = Authority::new();
     let sockets = Sockets::default();
     let wrong: [(MakeResponse, &str); 4] = [
@@ -352,7 +352,7 @@ async fn what_https_should_not_answer() {
                     .body(Full::new(vec![0; 5].into()))
                     .unwrap()
             },
-            "nobody asked",
+            "does not match the query",
         ),
     ];
     for (make, reason) in wrong {

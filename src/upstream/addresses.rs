@@ -12,9 +12,9 @@ const MAX_CNAME_CHAIN: usize = 16;
 ///
 /// `qtype` is A or AAAA. The result is empty if the CNAME chain loops or is too long.
 pub(super) fn addresses(message: &[u8], host: &Name, qtype: u16) -> Vec<IpAddr> {
-    let Some(question) = question_end(message) else { return Vec::new() };
+    let Some(question_end) = question_end(message) else { return Vec::new() };
     let answers = || {
-        records(message, question)
+        records(message, question_end)
             .map_while(Result::ok)
             .filter(|record| record.section == Section::Answer)
     };

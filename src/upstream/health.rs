@@ -90,9 +90,9 @@ struct HealthState {
     dead_probe_interval: Duration,
     refusals: u8,
     no_edns_until: Option<Instant>,
-    asked: u64,
-    answered: u64,
-    failed: u64,
+    queries: u64,
+    responses: u64,
+    failures: u64,
     last_error: Option<String>,
 }
 
@@ -111,9 +111,9 @@ impl Default for HealthState {
             dead_probe_interval: DEAD_PROBE_INTERVAL,
             refusals: 0,
             no_edns_until: None,
-            asked: 0,
-            answered: 0,
-            failed: 0,
+            queries: 0,
+            responses: 0,
+            failures: 0,
             last_error: None,
         }
     }
@@ -157,14 +157,14 @@ impl Health {
     /// Records that a query was sent.
     pub(super) fn record_query(&self, now: Instant) {
         let mut state = self.lock();
-        state.asked += 1;
+        state.queries += 1;
         state.unanswered_since.get_or_insert(now);
     }
 
     /// Records a response that took `after`, whatever its content.
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
-        state.answered += 1;
+        state.responses += 1;
         state.unanswered_since = None;
         state.unreachable = false;
         let logged_dead_since = state.logged_dead_since.take();
@@ -184,7 +184,7 @@ impl Health {
     /// Records an attempt that failed other than by a timeout.
     pub(super) fn record_failure(&self, why: &str, unreachable: bool, now: Instant) {
         let mut state = self.lock();
-        state.failed += 1;
+        state.failures += 1;
         if state.last_error.as_deref() != Some(why) {
             state.last_error = Some(why.to_owned());
         }
@@ -270,10 +270,10 @@ impl Health {
             round_trip: (state.smoothed > 0).then(|| Duration::from_micros(state.smoothed.into())),
             dead: state.is_dead(now),
             looping,
-            asked: state.asked,
-            answered: state.answered,
-            unanswered: state.asked.saturating_sub(state.answered),
-            failed: state.failed,
+            asked: state.queries,
+            answered: state.responses,
+            unanswered: state.queries.saturating_sub(state.responses),
+            failed: state.failures,
             last_error: state.last_error.clone(),
         }
     }
@@ -469,9 +469,9 @@ mod tests {
         );
         health.record_response(millis(1), began + millis(204_000));
         health.record_failure("connection refused", true, began + millis(300_000));
-        assert!(health.lock().logged_dead_since.is_some(), "told at once");
+        assert!(health.lock().logged_dead_since.is_some(), "logged at once");
         assert_eq!(health.rank(began + millis(400_000)), Rank::Dead);
-        assert_eq!(health.lock().death_logged_at, Some(began + millis(300_000)), "told once");
+        assert_eq!(health.lock().death_logged_at, Some(began + millis(300_000)), "logged once");
     }
 
     #[test]

@@ -174,7 +174,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct FakeZone {
         answers: Mutex<HashMap<Box<str>, LookupResult>>,
-        asked: Mutex<Vec<Box<str>>>,
+        lookups: Mutex<Vec<Box<str>>>,
     }
 
     impl FakeZone {
@@ -182,8 +182,8 @@ mod tests {
             self.answers.lock().unwrap().insert(host.into(), answer);
         }
 
-        fn asked(&self) -> usize {
-            self.asked.lock().unwrap().len()
+        fn lookups(&self) -> usize {
+            self.lookups.lock().unwrap().len()
         }
     }
 
@@ -201,7 +201,7 @@ mod tests {
             let (answers, wants) = (Arc::clone(&zone), Arc::clone(&requests));
             tokio::spawn(async move {
                 let lookup = |host: Box<str>| {
-                    answers.asked.lock().unwrap().push(host.clone());
+                    answers.lookups.lock().unwrap().push(host.clone());
                     let answer = answers
                         .answers
                         .lock()
@@ -253,9 +253,9 @@ mod tests {
         // A TTL of 0 does not cause a busy loop.
         following.zone.set("web.example", addresses(&[], 0));
         assert_eq!(following.next().await.1, known(&[]));
-        let before = following.zone.asked();
+        let before = following.zone.lookups();
         assert_eq!(following.next().await.1, known(&[]));
-        assert_eq!(following.zone.asked(), before + 1);
+        assert_eq!(following.zone.lookups(), before + 1);
         assert!(began.elapsed() >= Duration::from_secs(65));
     }
 
@@ -273,11 +273,11 @@ mod tests {
             }
         }
         following.zone.set("web.example", Err(LookupFailed));
-        let asked = following.zone.asked();
+        let lookups = following.zone.lookups();
         let silence = tokio::time::timeout(Duration::from_secs(600), following.next()).await;
         assert!(silence.is_err(), "{silence:?}");
-        let again = following.zone.asked() - asked;
-        assert!((8..=30).contains(&again), "asked again {again} times in ten minutes");
+        let retries = following.zone.lookups() - lookups;
+        assert!((8..=30).contains(&retries), "{retries} retries in ten minutes");
     }
 
     #[tokio::test(start_paused = true)]
@@ -288,8 +288,8 @@ mod tests {
         following.next().await;
         following.requests.update(vec![HostChange::Unwanted("web.example".into())]);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let asked = following.zone.asked();
+        let lookups = following.zone.lookups();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(following.zone.asked(), asked);
+        assert_eq!(following.zone.lookups(), lookups);
     }
 }

@@ -130,7 +130,9 @@ mod tests {
     #[tokio::test]
     async fn followers_wake_when_the_leader_panics() {
         let all = Arc::new(InFlight::default());
-        let Joined::Leader(leader) = join(&all, b"\x01a\0") else { panic!("nobody asks yet") };
+        let Joined::Leader(leader) = join(&all, b"\x01a\0") else {
+            panic!("the query must not be in flight yet")
+        };
         let Joined::Follower(flight) = join(&all, b"\x01A\0") else {
             panic!("case makes no difference")
         };
@@ -138,7 +140,7 @@ mod tests {
         let waiting = tokio::spawn(async move { flight.wait().await.is_none() });
         let asker = tokio::spawn(async move {
             let _asking = leader;
-            panic!("asked to panic");
+            panic!("on purpose");
         });
         assert!(asker.await.is_err());
         assert!(waiting.await.unwrap());

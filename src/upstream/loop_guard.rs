@@ -268,7 +268,7 @@ mod tests {
 
     /// Starts a fake upstream that reports each name to `guard` while `looping` is set.
     ///
-    /// Otherwise it answers by itself. Returns its address and the names it was asked for.
+    /// Otherwise it answers by itself. Returns its address and the names it was queried for.
     async fn forwarder(
         guard: Arc<LoopGuard>,
         looping: Arc<AtomicBool>,
@@ -304,7 +304,7 @@ mod tests {
         let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
         let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
         let good = Arc::new(AtomicBool::new(false));
-        let (other, asked) = forwarder(Arc::clone(&guard), good).await;
+        let (other, other_names) = forwarder(Arc::clone(&guard), good).await;
         let (bad, good) = (upstream(address), upstream(other));
         let (_tell, routing) = watch::channel(vec![Arc::clone(&bad), Arc::clone(&good)]);
         let timings = ProbeTimings {
@@ -314,20 +314,20 @@ mod tests {
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
-        wait_for("the loop being found", || bad.is_looping()).await;
-        wait_for("probes of the other upstream", || asked.lock().unwrap().len() > 1).await;
+        wait_for("the loop to be detected", || bad.is_looping()).await;
+        wait_for("probes of the other upstream", || other_names.lock().unwrap().len() > 1).await;
         assert!(!good.is_looping());
         looping.store(false, Ordering::SeqCst);
-        wait_for("its end", || !bad.is_looping()).await;
+        wait_for("the end of the loop", || !bad.is_looping()).await;
         looping.store(true, Ordering::SeqCst);
-        wait_for("the loop being found again", || bad.is_looping()).await;
+        wait_for("the loop to be detected again", || bad.is_looping()).await;
         stop.cancel();
         running.await.unwrap();
         let mut names = names.lock().unwrap().clone();
         let count = names.len();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), count, "each question has a name of its own");
+        assert_eq!(names.len(), count, "each probe has a name of its own");
         assert!(names.iter().all(
             |name| name.to_string().ends_with(".empty.as112.arpa.") && name.label_count() == 4
         ));
@@ -346,9 +346,9 @@ mod tests {
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
-        wait_for("the first question", || names.lock().unwrap().len() == 1).await;
+        wait_for("the first probe", || names.lock().unwrap().len() == 1).await;
         tell.send(vec![schedule]).unwrap();
-        wait_for("the second question", || names.lock().unwrap().len() == 2).await;
+        wait_for("the second probe", || names.lock().unwrap().len() == 2).await;
         stop.cancel();
         running.await.unwrap();
     }

@@ -114,10 +114,10 @@ impl StoredResponse {
     /// Returns an error if the message is malformed, does not have exactly one question, or has
     /// more than one OPT record.
     pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, Malformed> {
-        let Stripped { mut bytes, opt, question } = strip(message)?;
+        let Stripped { mut bytes, opt, question_end } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
         let rcode = upper | u16_at(&bytes, 2).unwrap_or_default() & 0xF;
-        let (kind, ttl_offsets) = classify(&bytes, question, rcode)?;
+        let (kind, ttl_offsets) = classify(&bytes, question_end, rcode)?;
         let end = bytes.len();
         for (code, whole) in options(opt.map_or(&[][..], |opt| opt.options)) {
             if code == EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
@@ -268,13 +268,13 @@ pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
 /// Classifies a message without OPT, and returns the offsets of its TTLs.
 fn classify(
     message: &[u8],
-    question: usize,
+    question_end: usize,
     rcode: u16,
 ) -> Result<(ResponseKind, Vec<u16>), Malformed> {
-    let qtype = u16_at(message, question - 4).unwrap_or_default();
+    let qtype = u16_at(message, question_end - 4).unwrap_or_default();
     let (mut ttl_offsets, mut min_ttl, mut negative, mut answered) =
         (Vec::new(), u32::MAX, None, false);
-    for record in records(message, question) {
+    for record in records(message, question_end) {
         let record = record?;
         // A name that points into a TTL field would change with the TTL.
         if name_stands_in(message, record.start, &ttl_offsets) {
@@ -310,9 +310,9 @@ fn classify(
 ///
 /// TC is set if answer or authority records are missing. Missing additional records do not set it
 /// (RFC 2181 section 9), except in a referral (RFC 9471 section 3).
-fn truncate_into(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>) {
-    let (mut end, mut counts, mut missing) = (question, [0u16; 3], Section::Additional);
-    for record in records(message, question).map_while(Result::ok) {
+fn truncate_into(message: &[u8], question_end: usize, room: usize, out: &mut Vec<u8>) {
+    let (mut end, mut counts, mut missing) = (question_end, [0u16; 3], Section::Additional);
+    for record in records(message, question_end).map_while(Result::ok) {
         if record.end > room {
             missing = record.section;
             break;
@@ -333,7 +333,7 @@ fn truncate_into(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>
 /// Returns the size limit in bytes of the response to a message of any opcode.
 pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     let mut records = question_end(request)
-        .map(|question| records(request, question))
+        .map(|question_end| records(request, question_end))
         .into_iter()
         .flatten()
         .map_while(Result::ok);
@@ -349,10 +349,10 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
 /// # Errors
 /// Returns an error if the message has no question.
 pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
-    let question = question_end(message).ok_or(Malformed)?;
+    let question_end = question_end(message).ok_or(Malformed)?;
     if message.len() > limit {
         let whole = std::mem::take(message);
-        truncate_into(&whole, question, limit, message);
+        truncate_into(&whole, question_end, limit, message);
         message[2] |= flags::TC.to_be_bytes()[0];
     }
     Ok(())

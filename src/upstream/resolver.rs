@@ -172,14 +172,14 @@ impl Resolver {
         let Some(slot) = self.in_flight.acquire_slot() else { return };
         if let Joined::Leader(leader) = self.in_flight.join(key) {
             self.counters.prefetches.increment();
-            let asked = Arc::clone(self).exchange_in_background(
+            let refresh = Arc::clone(self).exchange_in_background(
                 Arc::clone(exchange),
                 leader,
                 slot,
                 plain_upstream_query(&query),
                 now() + QUERY_TIMEOUT,
             );
-            runtime.spawn(asked);
+            runtime.spawn(refresh);
         }
     }
 

@@ -170,7 +170,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    /// Returns the special name, the upstreams' addresses, or `nobody`.
+    /// Returns the special name, the upstreams' addresses, or `none`.
     fn found(routes: &RouteTable, text: &str) -> String {
         match routes.find(&name(text)) {
             Route::Local(answer) => format!("{:?}", answer.special),
@@ -179,7 +179,7 @@ mod tests {
                 .map(|upstream| upstream.target().to_string())
                 .collect::<Vec<_>>()
                 .join(" "),
-            Route::Fail(_) => "nobody".to_owned(),
+            Route::Fail(_) => "none".to_owned(),
         }
     }
 
@@ -204,7 +204,7 @@ mod tests {
             (".", "198.51.100.1"),
             // The domain has upstreams of its own, although they are not private.
             ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
-            ("1.1.168.192.in-addr.arpa", "nobody"),
+            ("1.1.168.192.in-addr.arpa", "none"),
         ] {
             assert_eq!(found(&routes, text), to, "{text}");
         }
@@ -291,7 +291,9 @@ mod tests {
         both[0].set_looping(true);
         assert!(matches!(routes.find(&name("example")), Route::Forward(_)));
         both[1].set_looping(true);
-        let Route::Fail(error) = routes.find(&name("example")) else { panic!("a circle is asked") };
+        let Route::Fail(error) = routes.find(&name("example")) else {
+            panic!("looping upstreams are asked")
+        };
         assert!(error.code == 22 && error.text.contains("loop"), "{error:?}");
         both[0].set_looping(false);
         assert!(matches!(routes.find(&name("example")), Route::Forward(_)));

@@ -10,7 +10,7 @@ pub(super) struct Stripped<'a> {
     /// Content of the OPT record, if there was one.
     pub(super) opt: Option<Opt<'a>>,
     /// Offset of the end of the question section.
-    pub(super) question: usize,
+    pub(super) question_end: usize,
 }
 
 /// Content of an OPT record.
@@ -28,10 +28,10 @@ pub(super) struct Opt<'a> {
 /// Returns an error if the message is malformed, does not have exactly one question, or has more
 /// than one OPT record.
 pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
-    let question = question_end(message).ok_or(Malformed)?;
+    let question_end = question_end(message).ok_or(Malformed)?;
     let mut found: Option<Record> = None;
     let mut following = Vec::new();
-    for record in records(message, question) {
+    for record in records(message, question_end) {
         let record = record?;
         if record.is_opt() {
             let misplaced =
@@ -44,7 +44,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
         }
     }
     let Some(opt) = found else {
-        return Ok(Stripped { bytes: message.to_vec(), opt: None, question });
+        return Ok(Stripped { bytes: message.to_vec(), opt: None, question_end });
     };
     // Spare capacity for the TTL offsets, or for an OPT record of our own.
     let mut bytes = Vec::with_capacity(message.len() + 64);
@@ -53,8 +53,8 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
     let additional = u16_at(message, 10).unwrap_or_default().saturating_sub(1);
     bytes[10..12].copy_from_slice(&additional.to_be_bytes());
     move_pointers(&mut bytes, &following, &opt);
-    let says = Opt { upper_rcode: opt.ttl.to_be_bytes()[0], options: opt.data(message) };
-    Ok(Stripped { bytes, opt: Some(says), question })
+    let content = Opt { upper_rcode: opt.ttl.to_be_bytes()[0], options: opt.data(message) };
+    Ok(Stripped { bytes, opt: Some(content), question_end })
 }
 
 /// Adjusts compression pointers in the records `following` the removed OPT record.

@@ -309,14 +309,14 @@ async fn dead_upstreams_do_not_delay_queries() {
     while !upstreams[0].report().dead {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let before = dead.asked().len();
+    let before = dead.queries().len();
     for _ in 0..100 {
         let incoming =
             sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
         assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
     }
     // Occasional probes find out whether it is alive again.
-    let probes = dead.asked().len() - before;
+    let probes = dead.queries().len() - before;
     assert!(probes < 20, "{probes}");
     dead.behave(Behaviour::default());
     let until = Instant::now() + seconds(60);
@@ -419,9 +419,9 @@ async fn hedged_queries_overtake_slow_upstreams() {
     // It is asked again each second until the other one answers.
     let limit = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(
-        (1..=limit).contains(&slow.asked().len()),
+        (1..=limit).contains(&slow.queries().len()),
         "{} queries, {limit} at most",
-        slow.asked().len()
+        slow.queries().len()
     );
 }
 
@@ -476,8 +476,8 @@ async fn ids_and_ports_vary() {
     for _ in 0..100 {
         sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
     }
-    let asked = server.asked();
-    let ids: HashSet<_> = asked.iter().map(|asked| asked.question.id).collect();
+    let asked = server.queries();
+    let ids: HashSet<_> = asked.iter().map(|asked| asked.query.id).collect();
     let ports = asked.iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
     assert!(ids.len() > 90, "{} ids of {}", ids.len(), asked.len());
     assert!((5..=8).contains(&ports) || asked.len() > 100, "{ports} ports");
@@ -486,7 +486,7 @@ async fn ids_and_ports_vary() {
         sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
     }
     let ports =
-        server.asked().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
+        server.queries().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
     assert!(ports > 8, "{ports} ports");
 }
 
@@ -500,7 +500,7 @@ async fn letter_case_is_randomized_and_restored() {
         assert_correct(&sockets.query(&upstream, &outgoing, deadline()).await.unwrap());
     }
     let names: std::collections::HashSet<_> =
-        server.asked().into_iter().map(|asked| asked.question.name).collect();
+        server.queries().into_iter().map(|asked| asked.query.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
     // An upstream that answers in lower case is asked once over TCP, and then with the original
@@ -514,7 +514,7 @@ async fn letter_case_is_randomized_and_restored() {
         );
     }
     assert_eq!(server.connections(), 1);
-    assert_eq!(server.asked().last().unwrap().question.name, NAME);
+    assert_eq!(server.queries().last().unwrap().query.name, NAME);
     // If TCP fails as well, the case is kept after three mismatches.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase).over_tcp(Tcp::Closes));
@@ -561,7 +561,7 @@ async fn failures_are_retried_at_other_upstreams() {
     bad.forget();
     let (answer, limit) = ask_counting(&sockets, &upstreams, &outgoing()).await;
     assert_correct(&answer.unwrap());
-    assert!(bad.asked().len() <= limit);
+    assert!(bad.queries().len() <= limit);
 }
 
 #[tokio::test]
@@ -578,7 +578,7 @@ async fn upstreams_without_edns_are_queried_without_it() {
                 &sockets.query(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
             );
         }
-        let with = server.asked().iter().filter(|asked| asked.question.opt.is_some()).count();
+        let with = server.queries().iter().filter(|asked| asked.query.opt.is_some()).count();
         assert!((1..=limit).contains(&with), "{edns:?}: {with} queries, {limit} at most");
     }
 }
@@ -605,7 +605,7 @@ async fn one_connection_carries_many_queries() {
         assert_correct(&one.await.unwrap().unwrap());
     }
     assert_eq!(server.connections(), 1);
-    assert!(server.asked().iter().all(|asked| asked.transport == upstream::Transport::Tcp));
+    assert!(server.queries().iter().all(|asked| asked.transport == upstream::Transport::Tcp));
     // A connection closed by the upstream is opened again.
     server.behave(Behaviour::default().over_tcp(Tcp::Closes));
     assert_eq!(

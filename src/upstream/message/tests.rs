@@ -282,8 +282,8 @@ fn large_responses_are_truncated_at_a_record() {
         (request(0, Some((65535, true, b"")), &[]), 1232),
     ] {
         let out = written(&stored, &asks, Transport::Udp, Age::Cached(10));
-        let Stripped { bytes, opt, question } = strip(&out).unwrap();
-        let whole: Vec<_> = records(&bytes, question).map(Result::unwrap).collect();
+        let Stripped { bytes, opt, question_end } = strip(&out).unwrap();
+        let whole: Vec<_> = records(&bytes, question_end).map(Result::unwrap).collect();
         assert!(
             out.len() <= limit
                 && out.len() + 16 > limit

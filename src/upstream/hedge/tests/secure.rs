@@ -19,7 +19,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-use super::upstream::{Message, Question};
+use super::upstream::{Message, Query};
 use super::*;
 
 /// A CA and a file with its certificate.
@@ -78,8 +78,8 @@ struct ServerLog {
 
 /// Builds the correct response.
 fn correct_response(bytes: &[u8]) -> Vec<u8> {
-    let question = Question::parse(bytes).unwrap();
-    Message::of([Record::a(&question.name, 60, "192.0.2.1")]).to_octets(&question)
+    let query = Query::parse(bytes).unwrap();
+    Message::of([Record::a(&query.name, 60, "192.0.2.1")]).to_bytes(&query)
 }
 
 async fn accept<F>(

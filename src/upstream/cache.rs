@@ -123,6 +123,7 @@ pub(super) struct CacheEntry {
 }
 
 impl CacheEntry {
+    /// Makes an entry that has not been hit yet.
     fn new(stored: StoredResponse, received: Instant, ttl_seconds: u32, failures: u8) -> Self {
         let (hits, prefetching, recheck_age) =
             (AtomicU32::new(0), AtomicBool::new(false), AtomicU32::new(0));
@@ -136,6 +137,7 @@ impl CacheEntry {
         Arc::new(Self::new(stored, now, 0, failures))
     }
 
+    /// Returns the age in seconds.
     fn age(&self, now: Instant) -> u32 {
         // TTLs and stale times are far below 2^32 s.
         u32::try_from(now.saturating_duration_since(self.received).as_secs()).unwrap_or(u32::MAX)
@@ -210,6 +212,7 @@ pub(super) struct Cache {
     epoch: AtomicU64,
 }
 
+/// The entries by key, within the size limit.
 type EntryMap = quick_cache::sync::Cache<Box<[u8]>, Arc<CacheEntry>, Weigher, RandomState>;
 
 impl Cache {

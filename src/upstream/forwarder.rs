@@ -254,6 +254,7 @@ impl ForwarderShared {
 }
 
 impl UpstreamExchange {
+    /// Makes an exchange without open sockets.
     fn new(shared: &Arc<ForwarderShared>) -> Self {
         Self { shared: Arc::clone(shared), sockets: Sockets::default() }
     }

@@ -70,6 +70,7 @@ pub(super) struct Health {
     state: Mutex<HealthState>,
 }
 
+/// The state behind the lock of [`Health`].
 #[derive(Debug)]
 struct HealthState {
     /// Smoothed round trip in microseconds (RFC 6298 section 2); 0 if unknown.
@@ -150,6 +151,7 @@ impl Health {
         Self { upstream, state: Mutex::default() }
     }
 
+    /// Locks the state, which remains usable after a panic of another thread.
     fn lock(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,11 +184,11 @@ impl Health {
     }
 
     /// Records an attempt that failed other than by a timeout.
-    pub(super) fn record_failure(&self, why: &str, unreachable: bool, now: Instant) {
+    pub(super) fn record_failure(&self, reason: &str, unreachable: bool, now: Instant) {
         let mut state = self.lock();
         state.failures += 1;
-        if state.last_error.as_deref() != Some(why) {
-            state.last_error = Some(why.to_owned());
+        if state.last_error.as_deref() != Some(reason) {
+            state.last_error = Some(reason.to_owned());
         }
         if unreachable {
             state.unreachable = true;
@@ -280,6 +282,7 @@ impl Health {
 }
 
 impl HealthState {
+    /// Returns whether a query has gone unanswered for [`RESPONSE_TIMEOUT`].
     fn is_dead(&self, now: Instant) -> bool {
         self.unanswered_since
             .is_some_and(|since| now.saturating_duration_since(since) >= RESPONSE_TIMEOUT)
@@ -295,7 +298,7 @@ impl HealthState {
             .filter(|_| self.is_dead(now) && self.logged_dead_since.is_none() && !quiet)?;
         (self.logged_dead_since, self.death_logged_at) = (Some(since), Some(now));
         Some(match &self.last_error {
-            Some(why) if self.unreachable => format!("cannot be reached: {why}"),
+            Some(reason) if self.unreachable => format!("cannot be reached: {reason}"),
             _ => format!("has not answered for {}", rounded(now.saturating_duration_since(since))),
         })
     }

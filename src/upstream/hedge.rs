@@ -90,6 +90,7 @@ struct HedgedQuery<'a> {
 }
 
 impl<'a> HedgedQuery<'a> {
+    /// Makes a query to these upstreams, in their order, without sending it.
     fn new(
         sockets: &'a Sockets,
         outgoing: &'a Outgoing,
@@ -109,6 +110,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
+    /// Runs the query until it is decided or `deadline` passes.
     async fn run(&mut self, began: Instant, deadline: Instant) -> Result<Incoming, QueryFailure> {
         let Some((first, upstream)) = self.ranked.first() else {
             return Err(QueryFailure::NoUpstream);
@@ -184,33 +186,32 @@ impl<'a> HedgedQuery<'a> {
     ) -> Option<Incoming> {
         let (_, upstream) = self.ranked[index];
         match result {
-            Ok(answer) => {
+            Ok(response) => {
                 upstream.health().record_refusal(matches!(
-                    answer.rcode,
+                    response.rcode,
                     rcode::REFUSED | rcode::NOTIMP | rcode::FORMERR
                 ));
-                let (is_final, is_truncated) = (answer.is_final(), answer.is_truncated());
+                let (is_final, is_truncated) = (response.is_final(), response.is_truncated());
                 let incoming = Incoming {
-                    message: answer.message,
+                    message: response.message,
                     upstream: Arc::clone(upstream),
-                    rcode: answer.rcode,
+                    rcode: response.rcode,
                 };
                 if is_final && !is_truncated {
                     return Some(incoming);
                 }
                 if is_final
-                    || !self
-                        .fallback
-                        .as_ref()
-                        .is_some_and(|best| matches!(best.rcode, rcode::NOERROR | rcode::NXDOMAIN))
+                    || !self.fallback.as_ref().is_some_and(|fallback| {
+                        matches!(fallback.rcode, rcode::NOERROR | rcode::NXDOMAIN)
+                    })
                 {
                     self.fallback = Some(incoming);
                 }
             }
-            Err(miss) => {
-                let unreachable = matches!(miss, AttemptError::Unreachable(_));
-                upstream.health().record_failure(&miss.to_string(), unreachable, Instant::now());
-                self.last_failure = match miss {
+            Err(error) => {
+                let unreachable = matches!(error, AttemptError::Unreachable(_));
+                upstream.health().record_failure(&error.to_string(), unreachable, Instant::now());
+                self.last_failure = match error {
                     AttemptError::Unreachable(_) => QueryFailure::Unreachable,
                     AttemptError::BadResponse(_) => QueryFailure::BadResponse,
                     AttemptError::Busy => QueryFailure::TimedOut,
@@ -261,6 +262,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
+    /// Starts an attempt at one upstream.
     fn start(&mut self, index: usize) {
         let (_, upstream) = self.ranked[index];
         self.attempts += 1;

@@ -105,8 +105,8 @@ pub async fn follow_hosts<F>(
                 next = Some(next.map_or(due, |next| next.min(due)));
             } else if lookups.len() < MAX_CONCURRENT_LOOKUPS {
                 tracked.due = None;
-                let (host, request, answer) = (host.clone(), tracked.request, lookup(host.clone()));
-                lookups.spawn(async move { (host, request, answer.await) });
+                let (host, request, result) = (host.clone(), tracked.request, lookup(host.clone()));
+                lookups.spawn(async move { (host, request, result.await) });
             }
         }
         let ended = tokio::select! {
@@ -117,12 +117,12 @@ pub async fn follow_hosts<F>(
         };
         // A lookup that panicked is not repeated before the host is requested anew: it would panic
         // again.
-        let Some(Ok((host, request, answer))) = ended else { continue };
+        let Some(Ok((host, request, result))) = ended else { continue };
         let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.request == request)
         else {
             continue;
         };
-        if let Some(addresses) = tracked.apply(answer)
+        if let Some(addresses) = tracked.apply(result)
             && inlet.send(Update::Hosts(vec![(host, addresses)])).await.is_err()
         {
             return;
@@ -132,9 +132,9 @@ pub async fn follow_hosts<F>(
 
 impl TrackedHost {
     /// Applies the result of a lookup; returns the addresses to publish, if any.
-    fn apply(&mut self, answer: LookupResult) -> Option<Addresses> {
+    fn apply(&mut self, result: LookupResult) -> Option<Addresses> {
         let now = Instant::now();
-        let Ok((mut addresses, ttl)) = answer else {
+        let Ok((mut addresses, ttl)) = result else {
             let pause =
                 RETRY_INTERVAL.0.saturating_mul(1 << self.failures.min(10)).min(RETRY_INTERVAL.1);
             self.due = Some(now + pause);
@@ -178,8 +178,8 @@ mod tests {
     }
 
     impl FakeZone {
-        fn set(&self, host: &str, answer: LookupResult) {
-            self.answers.lock().unwrap().insert(host.into(), answer);
+        fn set(&self, host: &str, result: LookupResult) {
+            self.answers.lock().unwrap().insert(host.into(), result);
         }
 
         fn lookups(&self) -> usize {
@@ -202,14 +202,14 @@ mod tests {
             tokio::spawn(async move {
                 let lookup = |host: Box<str>| {
                     answers.lookups.lock().unwrap().push(host.clone());
-                    let answer = answers
+                    let result = answers
                         .answers
                         .lock()
                         .unwrap()
                         .get(&host)
                         .cloned()
                         .unwrap_or(Err(LookupFailed));
-                    async move { answer }
+                    async move { result }
                 };
                 follow_hosts(&wants, lookup, sender, CancellationToken::new()).await;
             });

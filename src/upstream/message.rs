@@ -358,6 +358,7 @@ pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Mal
     Ok(())
 }
 
+/// Overwrites the flags of a message, response code included.
 fn set_flags(message: &mut [u8], flags: u16) {
     if let Some(field) = message.get_mut(2..4) {
         field.copy_from_slice(&flags.to_be_bytes());

@@ -22,20 +22,25 @@ pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 /// The client response timer of RFC 8767 section 5.
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
+/// Too many clients are waiting.
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
+/// The response, or the query itself, is malformed.
 const MALFORMED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream's response is malformed",
 };
+/// A truncated response must not go to a client over TCP.
 const TRUNCATED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream truncates its response, also over TCP",
 };
+/// No upstream answered within [`QUERY_TIMEOUT`].
 const TOO_LATE: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream answered in time",
 };
+/// The task that sent the query panicked.
 const INTERNAL_FAILURE: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "internal failure: see the log of svcdns" };
 
@@ -215,7 +220,7 @@ impl Resolver {
     ) -> Vec<u8> {
         self.counters.passed.increment();
         match self.try_relay(exchange, request, query, response_limit(request, transport)).await {
-            Ok(answer) => answer,
+            Ok(response) => response,
             Err(error) => {
                 let mut out = Vec::new();
                 put_failure(query, error, &mut out);
@@ -224,6 +229,7 @@ impl Resolver {
         }
     }
 
+    /// Forwards the message; returns the response, truncated to `limit` bytes.
     async fn try_relay<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -236,13 +242,13 @@ impl Resolver {
         let _slot = self.acquire_slot()?;
         let mut message = request.to_vec();
         message[..2].fill(0);
-        let mut answer = exchange
+        let mut response = exchange
             .query(key, message, now() + QUERY_TIMEOUT)
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
-        truncate_to(limit, &mut answer).map_err(|_| MALFORMED)?;
-        answer[..2].copy_from_slice(&query.id.to_be_bytes());
-        Ok(answer)
+        truncate_to(limit, &mut response).map_err(|_| MALFORMED)?;
+        response[..2].copy_from_slice(&query.id.to_be_bytes());
+        Ok(response)
     }
 
     /// Resolves a plain query to a cache entry.
@@ -361,11 +367,11 @@ impl Resolver {
         let _slot = self.acquire_slot()?;
         self.counters.misses.increment();
         let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
-        let answer = exchange
+        let response = exchange
             .query(key, message, now() + QUERY_TIMEOUT)
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
-        let stored = StoredResponse::new(&answer, false).map_err(|_| MALFORMED)?;
+        let stored = StoredResponse::new(&response, false).map_err(|_| MALFORMED)?;
         Ok((CacheEntry::uncached(stored, now()), Age::Fresh))
     }
 
@@ -381,12 +387,12 @@ impl Resolver {
         let key = leader.key();
         // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
         // 1,032 bytes).
-        let answer = Box::pin(exchange.query(key, message, deadline)).await;
-        let answer = answer.and_then(|answer| {
-            StoredResponse::new(&answer, true)
+        let response = Box::pin(exchange.query(key, message, deadline)).await;
+        let response = response.and_then(|response| {
+            StoredResponse::new(&response, true)
                 .map_err(|_| ExchangeError { error: MALFORMED, sent: true })
         });
-        let (stored, sent) = match answer {
+        let (stored, sent) = match response {
             Ok(stored) => (stored, true),
             Err(failure) => (
                 StoredResponse::failure(key.question(), failure.error),

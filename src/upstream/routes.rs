@@ -41,10 +41,12 @@ struct DomainEntry {
     upstreams: Option<Arc<[Arc<Upstream>]>>,
 }
 
+/// No upstream is configured or found for the name.
 const NO_UPSTREAM: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream is known: see the log of svcdns",
 };
+/// All upstreams of the name send queries back to svcdns.
 const ALL_LOOPING: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "loop: every upstream sends queries back to svcdns",

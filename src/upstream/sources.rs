@@ -145,7 +145,7 @@ impl Sources {
         let mut found = LocationContent::default();
         match location {
             SourceLocation::File(path) => {
-                self.read_file(&self.below_root(path), Path::new(path), &mut found)
+                self.read_file(&self.below_root(path), Path::new(path), &mut found);
             }
             SourceLocation::Folder(path) => {
                 let files = fs::read_dir(self.below_root(path)).into_iter().flatten().flatten();

@@ -58,7 +58,7 @@ impl fmt::Display for Target {
                 f.write_str(text.trim_start_matches('[').trim_end_matches(&format!("]:{port}")))?;
             }
             address if address.port() == port => {
-                f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?
+                f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?;
             }
             address => address.fmt(f)?,
         }

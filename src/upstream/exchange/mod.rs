@@ -191,9 +191,9 @@ impl Sockets {
         outgoing: &Outgoing,
     ) -> Result<UpstreamResponse, AttemptError> {
         let edns = outgoing.has_opt() && !upstream.health.is_edns_disabled(Instant::now());
-        let answer = self.send_once(upstream, outgoing, edns).await?;
-        if !(edns && answer.rejects_edns()) {
-            return Ok(answer);
+        let response = self.send_once(upstream, outgoing, edns).await?;
+        if !(edns && response.rejects_edns()) {
+            return Ok(response);
         }
         let plain = self.send_once(upstream, outgoing, false).await?;
         if !plain.rejects_edns() {
@@ -246,39 +246,39 @@ impl Sockets {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
                 // A malformed response may have been cut on the way: TCP decides.
-                if let Some(answer) = outgoing.read(message) {
-                    if !answer.is_truncated() {
-                        return Ok(answer);
+                if let Some(response) = outgoing.read(message) {
+                    if !response.is_truncated() {
+                        return Ok(response);
                     }
-                    let whole = Box::pin(tokio::time::timeout(
+                    let complete = Box::pin(tokio::time::timeout(
                         TCP_RETRY_TIMEOUT,
                         over_stream(upstream, outgoing, edns, false),
                     ))
                     .await;
-                    let why = match whole {
-                        Ok(Ok(whole)) => return Ok(whole),
-                        Ok(Err(miss)) => miss.to_string(),
+                    let reason = match complete {
+                        Ok(Ok(complete)) => return Ok(complete),
+                        Ok(Err(error)) => error.to_string(),
                         Err(_) => {
                             "it truncates its response and does not respond over TCP".to_owned()
                         }
                     };
                     // The truncated response shows that the upstream is alive.
-                    upstream.health.record_failure(&why, false, Instant::now());
-                    return Ok(answer);
+                    upstream.health.record_failure(&reason, false, Instant::now());
+                    return Ok(response);
                 }
             }
             PendingOutcome::CaseMismatch(_) => case_mismatch = true,
             PendingOutcome::Suspicious => {}
-            PendingOutcome::Unreachable(why) => return Err(AttemptError::Unreachable(why)),
+            PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
         }
-        let answer = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
-        if case_mismatch && answer.is_err() {
+        let response = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+        if case_mismatch && response.is_err() {
             upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(AttemptError::BadResponse(
                 "its response changes the letter case of the name, and TCP fails".into(),
             ));
         }
-        answer
+        response
     }
 }
 
@@ -303,7 +303,7 @@ async fn over_stream(
         PendingOutcome::Suspicious => {
             return Err(AttemptError::BadResponse("its response does not match the query".into()));
         }
-        PendingOutcome::Unreachable(why) => return Err(AttemptError::Unreachable(why)),
+        PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
     };
     outgoing
         .read(message)

@@ -47,7 +47,7 @@ pub(super) struct PendingTable {
 struct PendingQuery {
     packet: Packet,
     sent: Instant,
-    reply: oneshot::Sender<PendingOutcome>,
+    outcome: oneshot::Sender<PendingOutcome>,
 }
 
 /// What [`Pending::deliver`] did with a message.
@@ -85,24 +85,24 @@ impl Pending {
         }
         let Some(entry) = table.by_id.remove(&id) else { return Delivery::Stray };
         drop(table);
-        let reply = if fit == ResponseMatch::ExceptCase {
+        let outcome = if fit == ResponseMatch::ExceptCase {
             PendingOutcome::CaseMismatch(message.to_vec())
         } else {
             PendingOutcome::Response(message.to_vec())
         };
         // The receiver may have given up; the response still counts for the upstream's health.
-        let _ = entry.reply.send(reply);
+        let _ = entry.outcome.send(outcome);
         Delivery::Response(now.saturating_duration_since(entry.sent))
     }
 
     /// Ends all pending queries and refuses new ones.
-    pub(super) fn close(&self, mut reply: impl FnMut() -> PendingOutcome) {
+    pub(super) fn close(&self, mut outcome: impl FnMut() -> PendingOutcome) {
         let mut table = self.lock();
         table.closed = true;
         let by_id = std::mem::take(&mut table.by_id);
         drop(table);
         for (_, entry) in by_id {
-            let _ = entry.reply.send(reply());
+            let _ = entry.outcome.send(outcome());
         }
     }
 
@@ -132,7 +132,7 @@ impl PendingTable {
     pub(super) fn free_id(&mut self, now: Instant) -> Option<u16> {
         if self.by_id.len() >= self.limit {
             self.by_id.retain(|_, entry| {
-                !entry.reply.is_closed()
+                !entry.outcome.is_closed()
                     || now.saturating_duration_since(entry.sent) < ABANDONED_QUERY_LIFETIME
             });
             if self.by_id.len() >= self.limit {
@@ -158,8 +158,8 @@ impl PendingTable {
         packet: Packet,
         now: Instant,
     ) -> oneshot::Receiver<PendingOutcome> {
-        let (reply, receiver) = oneshot::channel();
-        self.by_id.insert(id, PendingQuery { packet, sent: now, reply });
+        let (outcome, receiver) = oneshot::channel();
+        self.by_id.insert(id, PendingQuery { packet, sent: now, outcome });
         receiver
     }
 }

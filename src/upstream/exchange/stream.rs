@@ -124,14 +124,14 @@ async fn run_connection(
     let reply = match timeout(CONNECT_TIMEOUT, connect(&upstream)).await {
         Ok(Ok(UpstreamStream::Tcp(stream))) => serve(&connection, &upstream, stream, queued).await,
         Ok(Ok(UpstreamStream::Tls(stream))) => serve(&connection, &upstream, *stream, queued).await,
-        Ok(Err(why)) => ConnectionEnd::Unreachable(why),
+        Ok(Err(reason)) => ConnectionEnd::Unreachable(reason),
         Err(_) => ConnectionEnd::Unreachable(format!(
             "no connection within {} s",
             CONNECT_TIMEOUT.as_secs()
         )),
     };
     connection.pending.close(|| match &reply {
-        ConnectionEnd::Unreachable(why) => PendingOutcome::Unreachable(why.clone()),
+        ConnectionEnd::Unreachable(reason) => PendingOutcome::Unreachable(reason.clone()),
         ConnectionEnd::Strays => PendingOutcome::Suspicious,
     });
     drop(closing);

@@ -102,13 +102,13 @@ impl TrustAnchors {
     async fn configs(&self) -> Result<TlsConfigs, String> {
         let configs = self.load_if_changed().await;
         let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
-        let why = configs.as_ref().err();
-        if let Some(why) = why
-            && last_warning.as_ref() != Some(why)
+        let reason = configs.as_ref().err();
+        if let Some(reason) = reason
+            && last_warning.as_ref() != Some(reason)
         {
-            tracing::warn!("no new connection to upstreams over TLS or HTTPS: {why}");
+            tracing::warn!("no new connection to upstreams over TLS or HTTPS: {reason}");
         }
-        last_warning.clone_from(&why.cloned());
+        last_warning.clone_from(&reason.cloned());
         drop(last_warning);
         configs
     }
@@ -188,9 +188,10 @@ fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs,
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+            let reason =
+                found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
             return Err(format!(
-                "this machine trusts no CA{why}; install CA certificates (often the package \
+                "this machine trusts no CA{reason}; install CA certificates (often the package \
                  ca-certificates), or set upstream-ca-file"
             ));
         }
@@ -263,8 +264,8 @@ mod tests {
         trust.configs().await.unwrap();
         assert_eq!(*trust.last_warning.lock().unwrap(), None);
         fs::remove_file(&file).unwrap();
-        let why = trust.configs().await.unwrap_err();
-        assert_eq!(*trust.last_warning.lock().unwrap(), Some(why));
+        let reason = trust.configs().await.unwrap_err();
+        assert_eq!(*trust.last_warning.lock().unwrap(), Some(reason));
         fs::write(&file, own.cert.pem()).unwrap();
         trust.configs().await.unwrap();
         assert_eq!(*trust.last_warning.lock().unwrap(), None);

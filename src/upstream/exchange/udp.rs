@@ -208,9 +208,9 @@ impl QuerySocket {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => {
                         drop(table);
-                        let why = error.to_string();
-                        self.pending.close(|| PendingOutcome::Unreachable(why.clone()));
-                        return Err(AttemptError::Unreachable(why));
+                        let reason = error.to_string();
+                        self.pending.close(|| PendingOutcome::Unreachable(reason.clone()));
+                        return Err(AttemptError::Unreachable(reason));
                     }
                 }
             }
@@ -231,8 +231,8 @@ async fn read_responses(socket: Arc<QuerySocket>) {
             Err(error) => {
                 // An ICMP error: the port is closed or the host unreachable. All pending queries
                 // fail at once, so that other upstreams are asked.
-                let why = error.to_string();
-                socket.pending.close(|| PendingOutcome::Unreachable(why.clone()));
+                let reason = error.to_string();
+                socket.pending.close(|| PendingOutcome::Unreachable(reason.clone()));
                 return;
             }
         };

@@ -164,7 +164,7 @@ fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
 
 impl ResolverFixture {
     /// Returns the response from the cache, if there is one.
-    fn from_cache(&self, request: &[u8], transport: Transport) -> Option<ParsedAnswer> {
+    fn cached_response(&self, request: &[u8], transport: Transport) -> Option<ParsedAnswer> {
         let mut out = Vec::new();
         with(request, |query| {
             let found =
@@ -178,7 +178,7 @@ impl ResolverFixture {
     fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<ParsedAnswer> {
         let (resolver, upstream, request) =
             (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
-        let ready = self.from_cache(&request, transport);
+        let ready = self.cached_response(&request, transport);
         tokio::spawn(async move {
             if let Some(answer) = ready {
                 return answer;
@@ -209,20 +209,20 @@ async fn answers_are_cached_until_they_expire() {
         ParsedAnswer { authoritative: true, ..answer(60) }
     );
     advance(seconds(20)).await;
-    assert_eq!(fixture.from_cache(&plain("A"), Transport::Udp), Some(answer(40)));
+    assert_eq!(fixture.cached_response(&plain("A"), Transport::Udp), Some(answer(40)));
     advance(seconds(39)).await;
     // The second hit of an expiring entry starts a prefetch.
     assert_eq!(
-        (fixture.from_cache(&plain("a"), Transport::Udp), fixture.asked()),
+        (fixture.cached_response(&plain("a"), Transport::Udp), fixture.asked()),
         (Some(answer(1)), 1)
     );
     sleep(Duration::from_millis(10)).await;
     sleep(seconds(1)).await;
     assert_eq!(fixture.asked(), 2);
     assert_eq!(fixture.resolver.counters.prefetches.get(), 1);
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), Some(answer(59)));
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(59)));
     advance(seconds(60)).await;
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), None);
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,18 +231,18 @@ async fn popular_entries_are_prefetched_once() {
     fixture.answer(&plain("a")).await;
     advance(seconds(91)).await;
     // The first hit does not start a prefetch.
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), Some(answer(9)));
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(9)));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(fixture.asked(), 1);
     for _ in 0..5 {
-        assert!(fixture.from_cache(&plain("a"), Transport::Udp).is_some());
+        assert!(fixture.cached_response(&plain("a"), Transport::Udp).is_some());
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(fixture.asked(), 2);
     // The prefetch failed, so the entry lives until it expires.
     sleep(seconds(5)).await;
     assert_eq!(
-        fixture.from_cache(&plain("a"), Transport::Udp).map(|answer| answer.ttls),
+        fixture.cached_response(&plain("a"), Transport::Udp).map(|answer| answer.ttls),
         Some(vec![4])
     );
     assert_eq!(fixture.asked(), 2);
@@ -305,7 +305,7 @@ async fn cached_truncated_failures_are_failures_over_tcp() {
         ParsedAnswer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
     assert_eq!(
-        fixture.from_cache(&plain("a"), Transport::Tcp),
+        fixture.cached_response(&plain("a"), Transport::Tcp),
         Some(failure(ExtendedError::NETWORK_ERROR))
     );
     assert_eq!(fixture.asked(), 1);
@@ -352,7 +352,7 @@ async fn clients_get_a_failure_in_time_and_it_is_cached() {
         );
         assert_eq!(now() - began, QUERY_TIMEOUT);
         let asked = now();
-        while fixture.from_cache(&plain("a"), Transport::Udp).is_some() {
+        while fixture.cached_response(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
@@ -367,7 +367,7 @@ async fn repeated_failures_are_cached_longer() {
     for _ in 0..8 {
         assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
         let asked = now();
-        while fixture.from_cache(&plain("a"), Transport::Udp).is_some() {
+        while fixture.cached_response(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
@@ -377,7 +377,7 @@ async fn repeated_failures_are_cached_longer() {
     advance(seconds(61)).await;
     fixture.answer(&plain("a")).await;
     advance(Duration::from_millis(1100)).await;
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), None);
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,12 +393,12 @@ async fn stale_answers_are_served_when_upstreams_are_slow() {
     assert_eq!(now() - began, CLIENT_RESPONSE_TIMER);
     // For 30 s the stale answer is served at once.
     assert_eq!(
-        fixture.from_cache(&plain("a"), Transport::Udp),
+        fixture.cached_response(&plain("a"), Transport::Udp),
         Some(stale(ExtendedError::STALE_ANSWER))
     );
     sleep(seconds(5)).await;
     assert_eq!(
-        (fixture.from_cache(&plain("a"), Transport::Udp), fixture.asked()),
+        (fixture.cached_response(&plain("a"), Transport::Udp), fixture.asked()),
         (Some(stale(ExtendedError::STALE_ANSWER)), 2)
     );
     sleep(seconds(31)).await;
@@ -406,7 +406,7 @@ async fn stale_answers_are_served_when_upstreams_are_slow() {
         fixture.answer(&plain("a")).await,
         ParsedAnswer { authoritative: true, ..answer(20) }
     );
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), Some(answer(20)));
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(20)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -417,9 +417,12 @@ async fn late_responses_replace_stale_entries() {
     advance(seconds(100)).await;
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
     sleep(seconds(2)).await;
-    assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp).map(|answer| answer.rcode), Some(0));
     assert_eq!(
-        (fixture.from_cache(&plain("a"), Transport::Udp).unwrap().error, fixture.asked()),
+        fixture.cached_response(&plain("a"), Transport::Udp).map(|answer| answer.rcode),
+        Some(0)
+    );
+    assert_eq!(
+        (fixture.cached_response(&plain("a"), Transport::Udp).unwrap().error, fixture.asked()),
         (None, 2)
     );
 }
@@ -430,7 +433,7 @@ async fn stale_answers_are_preferred_to_failures_until_too_old() {
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
     assert_eq!(
-        fixture.from_cache(&plain("a"), Transport::Udp).unwrap(),
+        fixture.cached_response(&plain("a"), Transport::Udp).unwrap(),
         ParsedAnswer { rcode: rcode::NXDOMAIN, ..answer(5) }
     );
     advance(seconds(5)).await;
@@ -448,7 +451,7 @@ async fn uncacheable_responses_are_not_cached() {
     for request in [request("a", 0, false, b""), request("a", flags::RD, false, b"\xFD\xE9\0\x01x")]
     {
         fixture.answer(&request).await;
-        assert_eq!(fixture.from_cache(&plain("a"), Transport::Udp), None);
+        assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
     }
     // A response from before the upstreams changed is not cached, even if it arrives later.
     let slow = self::fixture(&[ScriptedAction::Answer(60, 100)], STALE);
@@ -456,17 +459,20 @@ async fn uncacheable_responses_are_not_cached() {
     sleep(Duration::from_millis(50)).await;
     slow.resolver.cache.clear();
     assert_eq!(waiting.await.unwrap().ttls, [60]);
-    assert_eq!(slow.from_cache(&plain("a"), Transport::Udp), None);
+    assert_eq!(slow.cached_response(&plain("a"), Transport::Udp), None);
     // TTL 0, then no cache at all.
     let none = self::fixture(&[ScriptedAction::Answer(0, 0)], STALE);
     none.answer(&plain("a")).await;
-    assert_eq!(none.from_cache(&plain("a"), Transport::Udp), None);
+    assert_eq!(none.cached_response(&plain("a"), Transport::Udp), None);
     let off = ResolverFixture {
         resolver: Resolver::new(0, STALE),
         ..self::fixture(&[ScriptedAction::Answer(60, 0)], STALE)
     };
     off.answer(&plain("a")).await;
-    assert_eq!((off.from_cache(&plain("a"), Transport::Udp), off.resolver.cache.len()), (None, 0));
+    assert_eq!(
+        (off.cached_response(&plain("a"), Transport::Udp), off.resolver.cache.len()),
+        (None, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,9 @@
 //! Detection of forwarding loops by tokens.
 //!
-//! From time to time svcdns asks each upstream for a token, a name that nobody can guess or asks
-//! for otherwise. If a query for that token arrives, the upstream has sent it back. The upstream is
-//! then not used until a probe shows that the loop is gone. Only tokens in use are special, so a
-//! client cannot fake a loop.
+//! From time to time svcdns queries each upstream for a token, a random name that nobody else asks
+//! for. If a query for that token arrives, the upstream has sent it back. The upstream is then not
+//! used until a probe shows that the loop is gone. Only tokens in use are special, so a client
+//! cannot fake a loop.
 //!
 //! Tokens are names below `empty.as112.arpa` (RFC 7535), an empty zone that AS112 servers worldwide
 //! serve for queries that lead nowhere. Forwarders do forward them: dnsmasq, unbound and
@@ -337,8 +337,8 @@ mod tests {
     async fn all_upstreams_are_probed_after_a_change() {
         let guard = Arc::<LoopGuard>::default();
         let (address, names) = forwarder(Arc::clone(&guard), Arc::default()).await;
-        let schedule = upstream(address);
-        let (tell, routing) = watch::channel(vec![Arc::clone(&schedule)]);
+        let only = upstream(address);
+        let (tell, routing) = watch::channel(vec![Arc::clone(&only)]);
         let timings = ProbeTimings {
             timeout: TEST_TIMEOUT,
             interval: Duration::from_secs(3600),
@@ -347,7 +347,7 @@ mod tests {
         let stop = CancellationToken::new();
         let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
         wait_for("the first probe", || names.lock().unwrap().len() == 1).await;
-        tell.send(vec![schedule]).unwrap();
+        tell.send(vec![only]).unwrap();
         wait_for("the second probe", || names.lock().unwrap().len() == 2).await;
         stop.cancel();
         running.await.unwrap();

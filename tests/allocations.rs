@@ -185,7 +185,7 @@ fn what_an_upstream_said_before() {
         ca_file: None,
         random_case: false,
         rebinding: None,
-        cache_octets: 1 << 20,
+        cache_bytes: 1 << 20,
         stale: std::time::Duration::ZERO,
         other_opcodes: false,
     };

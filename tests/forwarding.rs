@@ -1,5 +1,4 @@
-//! Names outside the zones, end to end: the real program, and an upstream of ours that drops, delays, truncates, spoofs and
-//! loops. dig reads the answers.
+//! End-to-end tests of forwarding: svcdns, a misbehaving test upstream, and dig.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -11,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use support::files::Files;
 use support::svcdns::Svcdns;
-use support::upstream::{Behaviour, Damage, Edns, Forged, Message, Record, Tcp, Transport, Upstream, rtype};
+use support::upstream::{
+    Behaviour, Damage, Edns, Forged, Message, Record, Tcp, Transport, Upstream, rtype,
+};
 use support::{dns, eventually, netns, seconds};
 
-/// What the upstreams of these tests know.
+/// The records of the test upstreams.
 fn records() -> Vec<Record> {
     vec![
         Record::soa("example.test", 300, 30),
@@ -32,7 +33,7 @@ fn upstream() -> Upstream {
     upstream
 }
 
-/// svcdns with one service, and whatever is told by flags.
+/// svcdns with one service, configured by flags.
 struct Server {
     program: Svcdns,
     _files: Files,
@@ -45,49 +46,63 @@ impl Server {
 
     fn start_at(listen: &str, flags: &[&str]) -> Self {
         let files = Files::new(&[("default/default/hello.svc/latest/10.0.0.1:80", "{}")]);
-        let program = Svcdns::serve_at(listen.parse().unwrap(), &[&["--registry", &files.url()], flags].concat());
+        let program = Svcdns::serve_at(
+            listen.parse().unwrap(),
+            &[&["--registry", &files.url()], flags].concat(),
+        );
         program.wait_for("hello.svc", &["10.0.0.1"]);
         Self { program, _files: files }
     }
 
-    /// Asks these upstreams.
+    /// Starts svcdns with these upstreams.
     fn over(upstreams: &[&Upstream]) -> Self {
         let upstreams: Vec<_> = upstreams.iter().map(|upstream| upstream.flag()).collect();
-        Self::start(&upstreams.iter().flat_map(|upstream| ["--upstream", upstream]).collect::<Vec<_>>())
+        Self::start(
+            &upstreams.iter().flat_map(|upstream| ["--upstream", upstream]).collect::<Vec<_>>(),
+        )
     }
 
     fn address(&self) -> SocketAddr {
         self.program.address
     }
 
-    /// What dig sees, with much patience.
+    /// Runs dig with a timeout long enough for a busy machine.
     fn dig(&self, arguments: &[&str]) -> Seen {
         Seen::of(dns::dig(self.address(), &[&["+timeout=25"], arguments].concat()))
     }
 }
 
-/// An answer as dig prints it.
+/// A response as dig prints it.
 #[derive(Debug)]
 struct Seen {
     status: String,
     flags: String,
-    /// Extended DNS Errors.
+    /// Codes of Extended DNS Errors.
     errors: Vec<u16>,
-    /// Name, TTL, class, type and data of the records of all sections.
+    /// Name, TTL, class, type and data of the records in all sections.
     records: Vec<Vec<String>>,
     text: String,
 }
 
 impl Seen {
     fn of(text: String) -> Self {
-        let after = |before: &str| text.split(before).nth(1).and_then(|rest| rest.split([',', ';', '\n']).next()).unwrap_or_default();
-        let errors = text.lines().filter_map(|line| line.strip_prefix("; EDE: ")?.split(' ').next()?.parse().ok());
+        let after = |before: &str| {
+            text.split(before)
+                .nth(1)
+                .and_then(|rest| rest.split([',', ';', '\n']).next())
+                .unwrap_or_default()
+        };
+        let errors = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("; EDE: ")?.split(' ').next()?.parse().ok());
         let records = text.lines().filter(|line| !line.is_empty() && !line.starts_with(';'));
         Self {
             status: after("status: ").to_owned(),
             flags: after(";; flags: ").to_owned(),
             errors: errors.collect(),
-            records: records.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect(),
+            records: records
+                .map(|line| line.split_whitespace().map(str::to_owned).collect())
+                .collect(),
             text,
         }
     }
@@ -96,16 +111,24 @@ impl Seen {
         self.flags.split(' ').any(|set| set == flag)
     }
 
-    /// The data of all records of a type.
+    /// Returns the data of all records of a type.
     fn data(&self, rtype: &str) -> Vec<String> {
-        self.records.iter().filter(|record| record[3] == rtype).map(|record| record[4..].join(" ")).collect()
+        self.records
+            .iter()
+            .filter(|record| record[3] == rtype)
+            .map(|record| record[4..].join(" "))
+            .collect()
     }
 
     fn ttl(&self) -> u32 {
-        self.records.first().unwrap_or_else(|| panic!("no records: {}", self.text))[1].parse().unwrap()
+        self.records.first().unwrap_or_else(|| panic!("no records: {}", self.text))[1]
+            .parse()
+            .unwrap()
     }
 
-    /// SERVFAIL that says that no upstream gave an answer (RFC 8914: 22 No Reachable Authority, 23 Network Error).
+    /// Checks for SERVFAIL with the extended error of unreachable upstreams.
+    ///
+    /// That is 22, No Reachable Authority, or 23, Network Error (RFC 8914).
     fn expect_unreachable(&self, what: &str) {
         assert_eq!(self.status, "SERVFAIL", "{what}: {}", self.text);
         assert!(self.errors.iter().any(|code| [22, 23].contains(code)), "{what}: {}", self.text);
@@ -113,9 +136,9 @@ impl Seen {
     }
 }
 
-/// The upstream itself, before it tells us about anything else.
+/// Checks the test upstream itself before the other tests rely on it.
 #[test]
-fn the_upstream_of_these_tests_does_what_it_is_told() {
+fn the_test_upstream_behaves_as_configured() {
     let upstream = upstream();
     let at = upstream.address;
     let short = |arguments: &[&str]| dns::dig_short(at, arguments);
@@ -124,13 +147,25 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     assert_eq!(short(&["text.example.test", "TXT"]), ["\"some text\""]);
     assert_eq!(short(&["strange.example.test", "TYPE65280"]), ["\\# 3 010203"]);
     let absent = dns::dig(at, &["nothing.example.test", "A"]);
-    assert!(absent.contains("status: NXDOMAIN") && absent.contains("example.test.\t\t300\tIN\tSOA\tns.test."), "{absent}");
+    assert!(
+        absent.contains("status: NXDOMAIN")
+            && absent.contains("example.test.\t\t300\tIN\tSOA\tns.test."),
+        "{absent}"
+    );
     let no_data = dns::dig(at, &["text.example.test", "A"]);
-    assert!(no_data.contains("status: NOERROR") && no_data.contains("ANSWER: 0, AUTHORITY: 1"), "{no_data}");
+    assert!(
+        no_data.contains("status: NOERROR") && no_data.contains("ANSWER: 0, AUTHORITY: 1"),
+        "{no_data}"
+    );
 
-    upstream.on("www.example.test", Behaviour::reply(Message::code(2).with_error(23, "no network")));
+    upstream
+        .on("www.example.test", Behaviour::reply(Message::code(2).with_error(23, "no network")));
     let failed = dns::dig(at, &["www.example.test", "A"]);
-    assert!(failed.contains("status: SERVFAIL") && failed.contains("EDE: 23 (Network Error): (no network)"), "{failed}");
+    assert!(
+        failed.contains("status: SERVFAIL")
+            && failed.contains("EDE: 23 (Network Error): (no network)"),
+        "{failed}"
+    );
     upstream.on("www.example.test", Behaviour::code(23));
     assert!(dns::dig(at, &["www.example.test", "A"]).contains("status: BADCOOKIE"));
     upstream.on("www.example.test", Behaviour::truncating());
@@ -145,15 +180,28 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     for damage in [Damage::PointerLoop, Damage::Counts, Damage::DataLength, Damage::Cut(20)] {
         upstream.on("www.example.test", Behaviour::damaged(damage));
         let octets = dns::ask(at, "www.example.test", dns::A).unwrap();
-        assert!(hickory_proto::op::Message::from_vec(&octets).is_err(), "{damage:?} should not parse: {octets:02x?}");
+        assert!(
+            hickory_proto::op::Message::from_vec(&octets).is_err(),
+            "{damage:?} should not parse: {octets:02x?}"
+        );
     }
     upstream.on("www.example.test", Behaviour::describe());
     assert_eq!(
-        short(&["+norec", "+adflag", "+cdflag", "+dnssec", "+nocookie", "+ednsopt=65001:aa", "+bufsize=1400", "www.example.test", "TXT"]),
+        short(&[
+            "+norec",
+            "+adflag",
+            "+cdflag",
+            "+dnssec",
+            "+nocookie",
+            "+ednsopt=65001:aa",
+            "+bufsize=1400",
+            "www.example.test",
+            "TXT"
+        ]),
         ["\"rd=0 ad=1 cd=1 edns=0 size=1400 do=1 options=65001\""]
     );
 
-    // A socket that is not connected sees what a forger sends
+    // An unconnected socket receives forged packets, too.
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(seconds(10))).unwrap();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(1)] {
@@ -165,70 +213,110 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
             (from, buffer[1], buffer[length - 1])
         };
         let (from, id, last) = receive();
-        assert_eq!((from == at, id == 7, last), (forged == Forged::Ids(1), forged != Forged::Ids(1), 66));
+        assert_eq!(
+            (from == at, id == 7, last),
+            (forged == Forged::Ids(1), forged != Forged::Ids(1), 66)
+        );
         assert_eq!(receive(), (at, 7, 1));
     }
 
     upstream.forget();
-    upstream.on("www.example.test", Behaviour::default().dropping(2).delayed(Duration::from_millis(100)));
+    upstream.on(
+        "www.example.test",
+        Behaviour::default().dropping(2).delayed(Duration::from_millis(100)),
+    );
     for _ in 0..2 {
-        assert_eq!(dns::exchange(at, &dns::question(1, "www.example.test", dns::A), Duration::from_millis(150)), None);
+        assert_eq!(
+            dns::exchange(
+                at,
+                &dns::question(1, "www.example.test", dns::A),
+                Duration::from_millis(150)
+            ),
+            None
+        );
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(short(&["WWW.example.test", "A"]), ["192.0.2.1"]);
-    assert!(begun.elapsed() >= Duration::from_millis(100));
-    let asked = upstream.asked_for("www.example.test");
-    assert_eq!(asked.len(), 3);
-    assert_eq!((asked[2].question.name.as_str(), asked[2].transport), ("WWW.example.test", Transport::Udp));
+    assert!(started.elapsed() >= Duration::from_millis(100));
+    let received = upstream.queries_for("www.example.test");
+    assert_eq!(received.len(), 3);
+    assert_eq!(
+        (received[2].query.name.as_str(), received[2].transport),
+        ("WWW.example.test", Transport::Udp)
+    );
 
-    // Forwards to another one
+    // Forwarding to another upstream
     let behind = Upstream::start();
     behind.put([Record::a("far.test", 60, "192.0.2.9")]);
     upstream.behave(Behaviour::forward(behind.address));
     assert_eq!(short(&["far.test", "A"]), ["192.0.2.9"]);
-    assert_eq!(behind.asked().len(), 1);
+    assert_eq!(behind.queries().len(), 1);
 }
 
 #[test]
-fn flags_and_types_pass_both_ways() {
+fn flags_types_and_options_are_forwarded() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     for name in ["one.example.test", "two.example.test"] {
         upstream.on(name, Behaviour::describe());
     }
-    let said = |arguments: &[&str]| server.dig(&[arguments, &["+nocookie", "one.example.test", "TXT"]].concat()).data("TXT").concat();
-    assert!(said(&["+noadflag", "+bufsize=4096"]).contains("cd=0 edns=0 size=1232 do=0 options=\""), "our own OPT");
-    // Kept apart from the above, though the name is the same
+    let said = |arguments: &[&str]| {
+        server
+            .dig(&[arguments, &["+nocookie", "one.example.test", "TXT"]].concat())
+            .data("TXT")
+            .concat()
+    };
+    assert!(
+        said(&["+noadflag", "+bufsize=4096"]).contains("cd=0 edns=0 size=1232 do=0 options=\""),
+        "our own OPT"
+    );
+    // A cache entry of its own, although the name is the same
     assert!(said(&["+cdflag"]).contains("cd=1 edns=0 size=1232 do=0"));
     assert!(said(&["+dnssec"]).contains("cd=0 edns=0 size=1232 do=1"));
     assert!(said(&["+dnssec", "+cdflag"]).contains("cd=1 edns=0 size=1232 do=1"));
-    // Options between two neighbours stop here, all others pass (RFC 7873, RFC 7828, RFC 7830)
-    let both = server.dig(&["+cookie", "+keepalive", "+padding=64", "+ednsopt=65001:aa", "two.example.test", "TXT"]);
+    // Hop-by-hop options end here, all others are forwarded (RFC 7873, RFC 7828, RFC 7830)
+    let both = server.dig(&[
+        "+cookie",
+        "+keepalive",
+        "+padding=64",
+        "+ednsopt=65001:aa",
+        "two.example.test",
+        "TXT",
+    ]);
     assert!(both.data("TXT").concat().contains("options=65001\""), "{}", both.text);
-    // And without an OPT of the client's
+    // A client without EDNS gets no OPT record
     let bare = server.dig(&["+noedns", "text.example.test", "TXT"]);
-    assert_eq!((bare.data("TXT"), bare.text.contains("OPT PSEUDOSECTION")), (vec!["\"some text\"".to_owned()], false));
+    assert_eq!(
+        (bare.data("TXT"), bare.text.contains("OPT PSEUDOSECTION")),
+        (vec!["\"some text\"".to_owned()], false)
+    );
 
-    assert_eq!(server.dig(&["strange.example.test", "TYPE65280"]).data("TYPE65280"), ["\\# 3 010203"]);
+    assert_eq!(
+        server.dig(&["strange.example.test", "TYPE65280"]).data("TYPE65280"),
+        ["\\# 3 010203"]
+    );
     assert_eq!(server.dig(&["alias.example.test", "AAAA"]).data("AAAA"), ["2001:db8::1"]);
     assert_eq!(server.dig(&["+tcp", "www.example.test", "A"]).data("A"), ["192.0.2.1"]);
     let absent = server.dig(&["nothing.example.test", "A"]);
     assert_eq!((&*absent.status, absent.data("SOA").len()), ("NXDOMAIN", 1), "{}", absent.text);
     let no_data = server.dig(&["text.example.test", "A"]);
     assert_eq!((&*no_data.status, no_data.data("SOA").len()), ("NOERROR", 1), "{}", no_data.text);
-    // The service beside it
+    // The service is still served
     assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
     server.program.stop();
 }
 
 #[test]
-fn every_section_code_and_error_passes() {
+fn all_sections_codes_and_extended_errors_are_forwarded() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     let whole = Message {
         authoritative: true,
         authentic_data: true,
-        answers: vec![Record::a("whole.test", 300, "192.0.2.7"), Record::new("whole.test", rtype::RRSIG, 300, [0; 40])],
+        answers: vec![
+            Record::a("whole.test", 300, "192.0.2.7"),
+            Record::new("whole.test", rtype::RRSIG, 300, [0; 40]),
+        ],
         authority: vec![Record::ns("test", 300, "ns.whole.test")],
         additional: vec![Record::a("ns.whole.test", 300, "192.0.2.53")],
         options: vec![(65_002, vec![1, 2])],
@@ -242,31 +330,54 @@ fn every_section_code_and_error_passes() {
         (vec!["192.0.2.7".to_owned(), "192.0.2.53".to_owned()], vec!["ns.whole.test.".to_owned()])
     );
     assert!(seen.has("aa") && seen.has("ad") && seen.has("ra") && seen.has("rd"), "{}", seen.text);
-    // From the cache: not with authority any more
+    // From the cache, hence without AA
     let again = server.dig(&["+dnssec", "+nocookie", "whole.test", "A"]);
     assert!(!again.has("aa") && again.has("ad") && again.records.len() == 4, "{}", again.text);
-    // AD means nothing to who asked for neither AD nor DO (RFC 6840 section 5.8)
+    // AD is only for clients that set AD or DO (RFC 6840 section 5.8)
     let plain = server.dig(&["+noadflag", "+nocookie", "whole.test", "A"]);
     assert!(!plain.has("ad") && plain.data("A").len() == 2, "{}", plain.text);
 
     upstream.on("refused.test", Behaviour::reply(Message::code(5).with_error(18, "not for you")));
     let refused = server.dig(&["refused.test", "A"]);
-    assert!(refused.status == "REFUSED" && refused.errors.contains(&18) && refused.text.contains("not for you"), "{}", refused.text);
-    upstream.on("bogus.test", Behaviour::reply(Message::code(2).with_error(6, "signature expired")));
+    assert!(
+        refused.status == "REFUSED"
+            && refused.errors.contains(&18)
+            && refused.text.contains("not for you"),
+        "{}",
+        refused.text
+    );
+    upstream
+        .on("bogus.test", Behaviour::reply(Message::code(2).with_error(6, "signature expired")));
     let bogus = server.dig(&["bogus.test", "A"]);
-    assert!(bogus.status == "SERVFAIL" && bogus.errors.contains(&6) && bogus.text.contains("signature expired"), "{}", bogus.text);
+    assert!(
+        bogus.status == "SERVFAIL"
+            && bogus.errors.contains(&6)
+            && bogus.text.contains("signature expired"),
+        "{}",
+        bogus.text
+    );
     for (name, code, status) in [("six.test", 6, "YXDOMAIN"), ("large.test", 23, "BADCOOKIE")] {
         upstream.on(name, Behaviour::code(code));
         assert_eq!(server.dig(&[name, "A"]).status, status);
     }
-    upstream.on("warned.test", Behaviour::reply(Message::of([Record::a("warned.test", 60, "192.0.2.8")]).with_error(3, "old")));
+    upstream.on(
+        "warned.test",
+        Behaviour::reply(
+            Message::of([Record::a("warned.test", 60, "192.0.2.8")]).with_error(3, "old"),
+        ),
+    );
     let warned = server.dig(&["warned.test", "A"]);
-    assert_eq!((&*warned.status, &*warned.errors, warned.data("A").len()), ("NOERROR", &[3][..], 1), "{}", warned.text);
+    assert_eq!(
+        (&*warned.status, &*warned.errors, warned.data("A").len()),
+        ("NOERROR", &[3][..], 1),
+        "{}",
+        warned.text
+    );
 }
 
-/// Nothing of an answer that is broken or not to our question may reach a client; and the client always hears something.
+/// Invalid responses never reach a client, and the client always gets a response.
 #[test]
-fn a_broken_answer_is_no_answer() {
+fn invalid_responses_do_not_reach_clients() {
     let damages = [
         Damage::Id,
         Damage::QuestionType,
@@ -288,9 +399,9 @@ fn a_broken_answer_is_no_answer() {
                 upstream.on("www.example.test", Behaviour::damaged(damage));
                 let server = Server::over(&[&upstream]);
                 server.dig(&["www.example.test", "A"]).expect_unreachable(&format!("{damage:?}"));
-                assert!(!upstream.asked_for("www.example.test").is_empty(), "{damage:?}");
-                // It is not given up for that
-                eventually("the same upstream to be asked again", seconds(60), || {
+                assert!(!upstream.queries_for("www.example.test").is_empty(), "{damage:?}");
+                // The upstream remains in use
+                eventually("the same upstream to be queried again", seconds(60), || {
                     (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(())
                 });
                 server.program.stop();
@@ -300,11 +411,15 @@ fn a_broken_answer_is_no_answer() {
 }
 
 #[test]
-fn a_forged_answer_is_not_taken() {
+fn forged_responses_are_ignored() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
-    let forgeries =
-        [(Forged::OtherPort, "a.test"), (Forged::OtherAddress, "b.test"), (Forged::Ids(2), "c.test"), (Forged::Ids(200), "d.test")];
+    let forgeries = [
+        (Forged::OtherPort, "a.test"),
+        (Forged::OtherAddress, "b.test"),
+        (Forged::Ids(2), "c.test"),
+        (Forged::Ids(200), "d.test"),
+    ];
     for (forged, name) in forgeries {
         upstream.put([Record::a(name, 60, "192.0.2.1")]);
         upstream.on(name, Behaviour::forged(forged));
@@ -312,31 +427,35 @@ fn a_forged_answer_is_not_taken() {
         assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"], "{forged:?} was kept");
     }
     upstream.on("e.test", Behaviour::forged(Forged::OnlyOtherPort).over_tcp(Tcp::Closes));
-    server.dig(&["e.test", "A"]).expect_unreachable("only a forger answers");
+    server.dig(&["e.test", "A"]).expect_unreachable("forged responses only");
 }
 
 #[test]
-fn a_truncated_answer_is_fetched_over_tcp() {
+fn truncated_responses_are_retried_over_tcp() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     upstream.on("www.example.test", Behaviour::truncating());
     assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
-    let transports: Vec<_> = upstream.asked_for("www.example.test").iter().map(|asked| asked.transport).collect();
+    let transports: Vec<_> = upstream
+        .queries_for("www.example.test")
+        .iter()
+        .map(|received| received.transport)
+        .collect();
     assert!(transports.contains(&Transport::Tcp), "{transports:?}");
 
-    // 100 addresses: too many for a datagram, whole over TCP
+    // 100 addresses do not fit into a datagram, but into a TCP response
     upstream.put((1..=100).map(|last| Record::a("many.test", 300, &format!("192.0.2.{last}"))));
     upstream.on("many.test", Behaviour::truncating());
     let short = server.dig(&["+ignore", "+bufsize=1232", "many.test", "A"]);
     assert!(short.has("tc") && short.status == "NOERROR", "{}", short.text);
     assert_eq!(server.dig(&["+bufsize=1232", "many.test", "A"]).data("A").len(), 100);
 
-    // A datagram larger than we allow
+    // A datagram larger than the advertised size
     upstream.on("big.test", Behaviour::damaged(Damage::Oversized(5000)));
     let big = server.dig(&["+tcp", "big.test", "TXT"]);
     assert!(big.status == "NOERROR" && big.data("TXT").len() >= 15, "{}", big.text);
 
-    // TCP that fails: what is not the whole never looks as if it were
+    // If TCP fails, a truncated response must not look complete
     for (tcp, name) in [(Tcp::Closes, "f.test"), (Tcp::Silent, "g.test"), (Tcp::Half, "h.test")] {
         upstream.on(name, Behaviour::truncating().over_tcp(tcp));
         let seen = server.dig(&[name, "A"]);
@@ -345,30 +464,30 @@ fn a_truncated_answer_is_fetched_over_tcp() {
 }
 
 #[test]
-fn a_late_answer_or_none_is_told_within_the_budget() {
+fn silent_upstreams_cause_servfail_in_time() {
     let (late, never) = (upstream(), upstream());
     late.behave(Behaviour::default().delayed(seconds(6)));
     never.behave(Behaviour::never().over_tcp(Tcp::Silent));
     for (what, upstream) in [("late", &late), ("never", &never)] {
         let server = Server::over(&[upstream]);
-        let begun = Instant::now();
+        let started = Instant::now();
         server.dig(&["www.example.test", "A"]).expect_unreachable(what);
-        // 4 s, and what a busy machine adds
-        assert!(begun.elapsed() < seconds(15), "{what}: {:?}", begun.elapsed());
-        // Kept as a failure (RFC 9520): ten more questions are not ten more rounds of waiting
-        let (asked, begun) = (upstream.asked_for("www.example.test").len(), Instant::now());
+        // 4 s, and an allowance for a busy machine
+        assert!(started.elapsed() < seconds(15), "{what}: {:?}", started.elapsed());
+        // The failure is cached (RFC 9520): ten more queries do not wait ten times
+        let (received, started) = (upstream.queries_for("www.example.test").len(), Instant::now());
         for _ in 0..10 {
             assert_eq!(server.dig(&["www.example.test", "A"]).status, "SERVFAIL");
         }
-        let more = upstream.asked_for("www.example.test").len() - asked;
-        assert!(more < 10, "{what}: asked {more} times more in {:?}", begun.elapsed());
+        let more = upstream.queries_for("www.example.test").len() - received;
+        assert!(more < 10, "{what}: {more} more queries in {:?}", started.elapsed());
         upstream.behave(Behaviour::default());
-        eventually("the upstream to be asked again", seconds(60), || {
+        eventually("the upstream to be queried again", seconds(60), || {
             (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(())
         });
         server.program.stop();
     }
-    // Nobody listens
+    // A closed port
     let gone = upstream();
     let server = Server::over(&[&gone]);
     drop(gone);
@@ -376,34 +495,48 @@ fn a_late_answer_or_none_is_told_within_the_budget() {
 }
 
 #[test]
-fn a_lost_question_is_asked_again() {
+fn lost_queries_are_retransmitted() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     upstream.on("www.example.test", Behaviour::default().dropping(1));
     assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
-    assert!(upstream.asked_for("www.example.test").len() >= 2);
+    assert!(upstream.queries_for("www.example.test").len() >= 2);
 }
 
 #[test]
-fn an_upstream_without_edns_is_asked_without() {
+fn upstreams_without_edns_are_queried_without_it() {
     let upstream = upstream();
     upstream.behave(Behaviour::edns(Edns::FormErr));
     let server = Server::over(&[&upstream]);
     assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
-    let asked = upstream.asked_for("www.example.test");
-    assert!(asked.first().unwrap().question.opt.is_some() && asked.last().unwrap().question.opt.is_none(), "{asked:?}");
-    // It is remembered
+    let received = upstream.queries_for("www.example.test");
+    assert!(
+        received.first().unwrap().query.opt.is_some()
+            && received.last().unwrap().query.opt.is_none(),
+        "{received:?}"
+    );
+    // The upstream is remembered to lack EDNS
     assert_eq!(server.dig(&["text.example.test", "TXT"]).data("TXT"), ["\"some text\""]);
-    assert!(upstream.asked_for("text.example.test").iter().all(|asked| asked.question.opt.is_none()));
+    assert!(
+        upstream
+            .queries_for("text.example.test")
+            .iter()
+            .all(|received| received.query.opt.is_none())
+    );
 
     upstream.behave(Behaviour::edns(Edns::Ignored));
     let server = Server::over(&[&upstream]);
     let seen = server.dig(&["+dnssec", "www.example.test", "A"]);
-    assert_eq!((seen.data("A"), seen.text.contains("OPT PSEUDOSECTION")), (vec!["192.0.2.1".to_owned()], true), "{}", seen.text);
+    assert_eq!(
+        (seen.data("A"), seen.text.contains("OPT PSEUDOSECTION")),
+        (vec!["192.0.2.1".to_owned()], true),
+        "{}",
+        seen.text
+    );
 }
 
 #[test]
-fn questions_that_are_alike_are_asked_once() {
+fn equal_queries_are_sent_once() {
     let upstream = upstream();
     upstream.behave(Behaviour::default().delayed(seconds(1)));
     let server = Server::over(&[&upstream]);
@@ -417,70 +550,86 @@ fn questions_that_are_alike_are_asked_once() {
     while ids.len() < 50 {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
-        assert!(dns::code_of(&buffer[..length]) == "NOERROR" && buffer[..length].ends_with(&[192, 0, 2, 1]));
+        assert!(
+            dns::code_of(&buffer[..length]) == "NOERROR"
+                && buffer[..length].ends_with(&[192, 0, 2, 1])
+        );
         assert!(ids.insert(buffer[1]), "an id twice");
     }
-    // Once, and what was asked anew since it took so long.
-    let asked = upstream.asked_for("www.example.test").len();
-    assert!(asked <= 5, "asked {asked} times for 50 clients");
+    // One query, and a retransmission for each second that it took
+    let received = upstream.queries_for("www.example.test").len();
+    assert!(received <= 5, "{received} queries for 50 clients");
 }
 
-/// What a forger would have to guess (RFC 5452).
+/// Ids and source ports are what off-path attackers have to guess (RFC 5452).
 #[test]
-fn ids_ports_and_case_are_drawn_for_every_question() {
+fn ids_and_ports_are_random() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     for number in 0..300 {
-        let _ = dns::ask(server.address(), &format!("number{number}.with.some.letters.test"), dns::A);
+        let _ =
+            dns::ask(server.address(), &format!("number{number}.with.some.letters.test"), dns::A);
     }
-    let asked: Vec<_> = upstream.asked().into_iter().filter(|asked| asked.question.name.len() > 20).collect();
-    assert!(asked.len() >= 300);
-    let ids: Vec<u16> = asked.iter().map(|asked| asked.question.id).collect();
+    let received: Vec<_> =
+        upstream.queries().into_iter().filter(|received| received.query.name.len() > 20).collect();
+    assert!(received.len() >= 300);
+    let ids: Vec<u16> = received.iter().map(|received| received.query.id).collect();
     let distinct: BTreeSet<_> = ids.iter().collect();
     assert!(distinct.len() > 280, "{} ids of {}", distinct.len(), ids.len());
     let in_order = ids.windows(2).filter(|pair| pair[1].wrapping_sub(pair[0]) < 16).count();
     assert!(in_order < 10, "{in_order} ids follow one another");
-    let ports: BTreeSet<_> = asked.iter().map(|asked| asked.source.port()).collect();
+    let ports: BTreeSet<_> = received.iter().map(|received| received.source.port()).collect();
     assert!(ports.len() >= 8, "only the ports {ports:?}");
 }
 
 #[test]
-fn what_is_kept_ages_and_ends() {
+fn cached_answers_age_and_expire() {
     let upstream = upstream();
-    upstream.put([Record::a("brief.test", 2, "192.0.2.3"), Record::a("never-kept.test", 0, "192.0.2.4")]);
+    upstream.put([
+        Record::a("brief.test", 2, "192.0.2.3"),
+        Record::a("never-kept.test", 0, "192.0.2.4"),
+    ]);
     let server = Server::over(&[&upstream]);
     assert_eq!(server.dig(&["www.example.test", "A"]).ttl(), 300);
-    eventually("its TTL to count down", seconds(30), || (server.dig(&["www.example.test", "A"]).ttl() <= 298).then_some(()));
-    assert_eq!(upstream.asked_for("www.example.test").len(), 1);
-    // In whatever case, and echoed in the client's
+    eventually("its TTL to count down", seconds(30), || {
+        (server.dig(&["www.example.test", "A"]).ttl() <= 298).then_some(())
+    });
+    assert_eq!(upstream.queries_for("www.example.test").len(), 1);
+    // The letter case does not matter to the cache; the response echoes the client's
     let shouted = server.dig(&["WWW.Example.TEST", "A"]);
-    assert!(shouted.text.contains(";WWW.Example.TEST.") && shouted.data("A") == ["192.0.2.1"], "{}", shouted.text);
-    assert_eq!(upstream.asked_for("www.example.test").len(), 1);
-    // Another type is another question
+    assert!(
+        shouted.text.contains(";WWW.Example.TEST.") && shouted.data("A") == ["192.0.2.1"],
+        "{}",
+        shouted.text
+    );
+    assert_eq!(upstream.queries_for("www.example.test").len(), 1);
+    // Another type is another cache entry
     assert_eq!(server.dig(&["www.example.test", "AAAA"]).data("AAAA"), ["2001:db8::1"]);
-    assert_eq!(upstream.asked_for("www.example.test").len(), 2);
+    assert_eq!(upstream.queries_for("www.example.test").len(), 2);
 
-    // What does not exist is kept for the SOA's minimum (RFC 2308)
+    // NXDOMAIN is cached for the SOA minimum (RFC 2308)
     assert_eq!(server.dig(&["nothing.example.test", "A"]).status, "NXDOMAIN");
     for _ in 0..5 {
         let absent = server.dig(&["nothing.example.test", "A"]);
         assert!(absent.status == "NXDOMAIN" && absent.ttl() <= 30, "{}", absent.text);
     }
-    assert_eq!(upstream.asked_for("nothing.example.test").len(), 1);
+    assert_eq!(upstream.queries_for("nothing.example.test").len(), 1);
 
-    // What ends is asked again, and what changed is seen
+    // Expired entries are resolved again, with new data
     assert_eq!(server.dig(&["brief.test", "A"]).data("A"), ["192.0.2.3"]);
     upstream.replace([Record::a("brief.test", 2, "192.0.2.33")]);
-    eventually("the new address", seconds(30), || (server.dig(&["brief.test", "A"]).data("A") == ["192.0.2.33"]).then_some(()));
+    eventually("the new address", seconds(30), || {
+        (server.dig(&["brief.test", "A"]).data("A") == ["192.0.2.33"]).then_some(())
+    });
     upstream.put([Record::a("never-kept.test", 0, "192.0.2.4")]);
     for _ in 0..3 {
         assert_eq!(server.dig(&["never-kept.test", "A"]).data("A"), ["192.0.2.4"]);
     }
-    assert!(upstream.asked_for("never-kept.test").len() >= 3, "a TTL of 0 is for one answer");
+    assert!(upstream.queries_for("never-kept.test").len() >= 3, "TTL 0 is not cached");
 }
 
 #[test]
-fn an_old_answer_is_better_than_none() {
+fn stale_answers_are_served_during_an_outage() {
     let upstream = upstream();
     upstream.put([Record::a("old.test", 1, "192.0.2.5")]);
     let server = Server::over(&[&upstream]);
@@ -495,37 +644,52 @@ fn an_old_answer_is_better_than_none() {
     assert!(stale.ttl() <= 30, "{}", stale.text);
     upstream.replace([Record::a("old.test", 60, "192.0.2.55")]);
     upstream.behave(Behaviour::default());
-    eventually("the new address", seconds(60), || (server.dig(&["old.test", "A"]).data("A") == ["192.0.2.55"]).then_some(()));
+    eventually("the new address", seconds(60), || {
+        (server.dig(&["old.test", "A"]).data("A") == ["192.0.2.55"]).then_some(())
+    });
 }
 
 #[test]
-fn another_upstream_answers_for_one_that_does_not() {
+fn live_upstreams_replace_failing_ones() {
     let (dead, good) = (upstream(), upstream());
     dead.behave(Behaviour::never().over_tcp(Tcp::Closes));
     good.put((0..20).map(|number| Record::a(&format!("n{number}.test"), 60, "192.0.2.6")));
     let server = Server::over(&[&dead, &good]);
     for number in 0..20 {
-        assert_eq!(server.dig(&[&format!("n{number}.test"), "A"]).data("A"), ["192.0.2.6"], "question {number}");
+        assert_eq!(
+            server.dig(&[&format!("n{number}.test"), "A"]).data("A"),
+            ["192.0.2.6"],
+            "query {number}"
+        );
     }
-    let in_vain = dead.asked().len();
-    assert!(in_vain <= 10, "{in_vain} questions went to the dead one");
+    let in_vain = dead.queries().len();
+    assert!(in_vain <= 10, "{in_vain} queries were sent to the dead upstream");
 
-    // One that fails is no end either
+    // An upstream that answers with a failure is replaced as well
     for code in [2, 5] {
         let failing = upstream();
         failing.behave(Behaviour::code(code));
         let server = Server::over(&[&failing, &good]);
         for number in 0..5 {
-            assert_eq!(server.dig(&[&format!("n{number}.test"), "A"]).data("A"), ["192.0.2.6"], "rcode {code}, question {number}");
+            assert_eq!(
+                server.dig(&[&format!("n{number}.test"), "A"]).data("A"),
+                ["192.0.2.6"],
+                "rcode {code}, query {number}"
+            );
         }
     }
 }
 
 #[test]
-fn a_domain_may_have_upstreams_of_its_own() {
+fn domains_can_have_upstreams_of_their_own() {
     let (company, rest) = (upstream(), upstream());
     company.put([Record::a("host.corp.example", 60, "192.0.2.10")]);
-    let server = Server::start(&["--upstream", &rest.flag(), "--upstream", &format!("corp.example={}", company.flag())]);
+    let server = Server::start(&[
+        "--upstream",
+        &rest.flag(),
+        "--upstream",
+        &format!("corp.example={}", company.flag()),
+    ]);
     assert_eq!(server.dig(&["host.corp.example", "A"]).data("A"), ["192.0.2.10"]);
     assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
     assert_eq!(server.dig(&["xcorp.example", "A"]).status, "NXDOMAIN");
@@ -534,25 +698,25 @@ fn a_domain_may_have_upstreams_of_its_own() {
 }
 
 #[test]
-fn an_upstream_over_tcp_is_asked_over_tcp_alone() {
+fn tcp_upstreams_are_queried_over_tcp_only() {
     let upstream = upstream();
     let server = Server::start(&["--upstream", &format!("tcp://{}", upstream.flag())]);
     for name in ["www.example.test", "alias.example.test"] {
         assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"]);
     }
-    assert!(upstream.asked().iter().all(|asked| asked.transport == Transport::Tcp));
+    assert!(upstream.queries().iter().all(|received| received.transport == Transport::Tcp));
     assert_eq!(upstream.connections(), 1, "one connection for both");
 }
 
 #[test]
-fn a_looping_upstream_is_set_aside_and_taken_back() {
+fn looping_upstreams_are_skipped_until_the_loop_is_gone() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     upstream.behave(Behaviour::forward(server.address()));
     let seen = server.dig(&["round.test", "A"]);
     assert_eq!(seen.status, "SERVFAIL", "{}", seen.text);
-    assert!(upstream.asked().len() < 100, "{} questions went round", upstream.asked().len());
-    // The zone does not suffer
+    assert!(upstream.queries().len() < 100, "{} queries in the loop", upstream.queries().len());
+    // The zone is not affected
     assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
     upstream.behave(Behaviour::default());
     eventually("the upstream to be taken back", seconds(90), || {
@@ -562,28 +726,46 @@ fn a_looping_upstream_is_set_aside_and_taken_back() {
 }
 
 #[test]
-fn without_forwarding_other_names_are_refused() {
+fn other_names_are_refused_without_forwarding() {
     let server = Server::start(&["--upstream", "off"]);
     assert_eq!(server.dig(&["www.example.test", "A"]).status, "REFUSED");
     assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
 }
 
-/// Names that are nobody else's to know: served zones, RFC 6761, RFC 7686, and RFC 6303 where the upstream is a public one.
+/// Served zones and special names are never forwarded.
+///
+/// Private reverse zones are not forwarded to public upstreams. See RFC 6761, RFC 7686 and
+/// RFC 6303.
 #[test]
-fn names_that_are_not_for_others_are_never_forwarded() {
-    netns::inside("names_that_are_not_for_others_are_never_forwarded", "127.0.0.1", || {
+fn zones_and_special_names_are_never_forwarded() {
+    netns::inside("zones_and_special_names_are_never_forwarded", "127.0.0.1", || {
         let public = "9.9.9.9";
-        let added = std::process::Command::new("ip").args(["address", "add", &format!("{public}/32"), "dev", "lo"]).status().unwrap();
+        let added = std::process::Command::new("ip")
+            .args(["address", "add", &format!("{public}/32"), "dev", "lo"])
+            .status()
+            .unwrap();
         assert!(added.success());
-        let upstream = Upstream::start_at((public.parse::<std::net::Ipv4Addr>().unwrap(), 0).into());
-        upstream.behave(Behaviour::reply(Message::of([Record::a("leaked.test", 60, "192.0.2.66")])));
+        let upstream =
+            Upstream::start_at((public.parse::<std::net::Ipv4Addr>().unwrap(), 0).into());
+        upstream.behave(Behaviour::reply(Message::of([Record::a(
+            "leaked.test",
+            60,
+            "192.0.2.66",
+        )])));
         let server = Server::over(&[&upstream]);
         for name in ["localhost", "some.localhost"] {
             assert_eq!(server.dig(&[name, "A"]).data("A"), ["127.0.0.1"], "{name}");
             assert_eq!(server.dig(&[name, "AAAA"]).data("AAAA"), ["::1"], "{name}");
         }
-        let nobodys =
-            ["invalid", "some.invalid", "some.onion", "nothing.svc", "a.b.c.svc", "2.0.0.10.in-addr.arpa", "9.1.168.192.in-addr.arpa"];
+        let nobodys = [
+            "invalid",
+            "some.invalid",
+            "some.onion",
+            "nothing.svc",
+            "a.b.c.svc",
+            "2.0.0.10.in-addr.arpa",
+            "9.1.168.192.in-addr.arpa",
+        ];
         for name in nobodys.into_iter().chain([
             "1.0.16.172.in-addr.arpa",
             "1.0.254.169.in-addr.arpa",
@@ -596,17 +778,20 @@ fn names_that_are_not_for_others_are_never_forwarded() {
         }
         assert_eq!(upstream.names(), BTreeSet::new(), "leaked");
 
-        // A resolver in private space may know the names of private addresses
+        // A resolver with a private address may know the names of private addresses
         let company = Upstream::start();
         company.put([Record::ptr("2.0.0.10.in-addr.arpa", 60, "printer.corp.example")]);
         let server = Server::over(&[&company]);
-        assert_eq!(server.dig(&["2.0.0.10.in-addr.arpa", "PTR"]).data("PTR"), ["printer.corp.example."]);
+        assert_eq!(
+            server.dig(&["2.0.0.10.in-addr.arpa", "PTR"]).data("PTR"),
+            ["printer.corp.example."]
+        );
     });
 }
 
-/// draft-vixie-dnsext-dns0x20: an answer must echo letters that were drawn.
+/// Responses must echo the random letter case (draft-vixie-dnsext-dns0x20).
 #[test]
-fn letters_in_random_case_must_come_back() {
+fn random_letter_case_must_be_echoed() {
     let upstream = upstream();
     let server = Server::start(&["--upstream", &upstream.flag(), "--upstream-random-case", "true"]);
     let seen = server.dig(&["www.example.test", "A"]);
@@ -615,22 +800,45 @@ fn letters_in_random_case_must_come_back() {
     for number in 0..20 {
         let _ = server.dig(&[&format!("number-{number}.example.test"), "A"]);
     }
-    let mixed = upstream.asked().iter().filter(|asked| asked.question.name != asked.question.name.to_lowercase()).count();
-    assert!(mixed >= 20, "{mixed} of {} with capitals", upstream.asked().len());
-    // Who does not echo them is asked over TCP, where nobody forges
+    let mixed = upstream
+        .queries()
+        .iter()
+        .filter(|received| received.query.name != received.query.name.to_lowercase())
+        .count();
+    assert!(mixed >= 20, "{mixed} of {} with capitals", upstream.queries().len());
+    // An upstream that does not echo the case is queried over TCP, which off-path attackers cannot
+    // forge
     upstream.put([Record::a("a-name-with-many-letters.test", 60, "192.0.2.11")]);
     upstream.on("a-name-with-many-letters.test", Behaviour::damaged(Damage::LowerCase));
     assert_eq!(server.dig(&["a-name-with-many-letters.test", "A"]).data("A"), ["192.0.2.11"]);
-    assert!(upstream.asked_for("a-name-with-many-letters.test").iter().any(|asked| asked.transport == Transport::Tcp));
+    assert!(
+        upstream
+            .queries_for("a-name-with-many-letters.test")
+            .iter()
+            .any(|received| received.transport == Transport::Tcp)
+    );
 }
 
 #[test]
-fn addresses_of_a_private_network_may_be_withheld() {
+fn the_rebinding_guard_withholds_private_addresses() {
     let upstream = upstream();
     let private = ["10.1.2.3", "192.168.1.1", "127.0.0.1", "169.254.0.1"];
-    upstream.put(private.iter().enumerate().map(|(number, address)| Record::a(&format!("p{number}.test"), 60, address)));
-    upstream.put([Record::a("p0.corp.test", 60, "10.1.2.3"), Record::aaaa("six.test", 60, "fd00::1")]);
-    let guarded = Server::start(&["--upstream", &upstream.flag(), "--rebinding-guard", "true", "--rebinding-allow", "corp.test"]);
+    upstream.put(
+        private
+            .iter()
+            .enumerate()
+            .map(|(number, address)| Record::a(&format!("p{number}.test"), 60, address)),
+    );
+    upstream
+        .put([Record::a("p0.corp.test", 60, "10.1.2.3"), Record::aaaa("six.test", 60, "fd00::1")]);
+    let guarded = Server::start(&[
+        "--upstream",
+        &upstream.flag(),
+        "--rebinding-guard",
+        "true",
+        "--rebinding-allow",
+        "corp.test",
+    ]);
     for number in 0..private.len() {
         let seen = guarded.dig(&[&format!("p{number}.test"), "A"]);
         assert_eq!(seen.data("A"), [] as [&str; 0], "{}", seen.text);
@@ -643,7 +851,7 @@ fn addresses_of_a_private_network_may_be_withheld() {
 }
 
 #[test]
-fn other_opcodes_pass_where_they_may() {
+fn other_opcodes_are_forwarded_if_allowed() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     let notify = ["+opcode=notify", "www.example.test", "SOA"];
@@ -651,14 +859,14 @@ fn other_opcodes_pass_where_they_may() {
     let server = Server::start(&["--upstream", &upstream.flag(), "--forward-opcodes", "true"]);
     let seen = server.dig(&notify);
     assert!(seen.status == "NOERROR" && seen.text.contains("opcode: NOTIFY"), "{}", seen.text);
-    let passed = upstream.asked().iter().any(|asked| asked.question.flags & 0x7800 == 4 << 11);
-    assert!(passed, "{:?}", upstream.asked());
+    let passed = upstream.queries().iter().any(|received| received.query.flags & 0x7800 == 4 << 11);
+    assert!(passed, "{:?}", upstream.queries());
 }
 
-/// Whom the machine asks, from its resolv.conf, while that changes; never itself.
+/// The upstreams follow resolv.conf and never include svcdns itself.
 #[test]
-fn the_upstreams_of_resolv_conf_are_followed() {
-    netns::inside("the_upstreams_of_resolv_conf_are_followed", "127.0.0.1", || {
+fn changes_of_resolv_conf_are_followed() {
+    netns::inside("changes_of_resolv_conf_are_followed", "127.0.0.1", || {
         let first = Upstream::start_at(SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53));
         let second = Upstream::start_at(SocketAddr::new(netns::ADDRESS_V6.parse().unwrap(), 53));
         first.put([Record::a("who.test", 0, "192.0.2.1")]);
@@ -679,51 +887,74 @@ fn the_upstreams_of_resolv_conf_are_followed() {
     });
 }
 
-/// An endpoint that is registered by its host's name has the host's addresses, as the upstream says them now.
+/// A host name registered as an endpoint has the addresses that the upstream gives.
 #[test]
-fn a_host_that_is_registered_by_name_is_followed() {
+fn addresses_of_registered_host_names_are_followed() {
     let upstream = Upstream::start();
     upstream.put([Record::a("backend.example.test", 1, "192.0.2.1")]);
-    let files = Files::new(&[("default/default/hosted.svc/latest/backend.example.test:8080", "{}")]);
+    let files =
+        Files::new(&[("default/default/hosted.svc/latest/backend.example.test:8080", "{}")]);
     let program = Svcdns::serve(&["--registry", &files.url(), "--upstream", &upstream.flag()]);
     let expect_target = || {
         let targets = dns::dig_short(program.address, &["hosted.svc", "SRV"]);
-        assert!(targets.len() == 1 && targets[0].ends_with(" 8080 backend.example.test."), "{targets:?}");
+        assert!(
+            targets.len() == 1 && targets[0].ends_with(" 8080 backend.example.test."),
+            "{targets:?}"
+        );
     };
     program.wait_for("hosted.svc", &["192.0.2.1"]);
     expect_target();
-    upstream.replace([Record::a("backend.example.test", 1, "192.0.2.2"), Record::a("backend.example.test", 1, "192.0.2.3")]);
+    upstream.replace([
+        Record::a("backend.example.test", 1, "192.0.2.2"),
+        Record::a("backend.example.test", 1, "192.0.2.3"),
+    ]);
     program.wait_for("hosted.svc", &["192.0.2.2", "192.0.2.3"]);
     expect_target();
-    // Nobody who says that it is gone: what was found last stays.
+    // A SERVFAIL keeps the last known addresses.
     upstream.behave(Behaviour::code(2));
-    let asked = upstream.asked_for("backend.example.test").len();
-    upstream.wait_for("backend.example.test", asked + 2, seconds(60));
+    let received = upstream.queries_for("backend.example.test").len();
+    upstream.wait_for("backend.example.test", received + 2, seconds(60));
     program.wait_for("hosted.svc", &["192.0.2.2", "192.0.2.3"]);
     expect_target();
-    assert_eq!(upstream.names(), ["backend.example.test".to_owned()].into(), "no name of the zone was asked for");
+    assert_eq!(
+        upstream.names(),
+        ["backend.example.test".to_owned()].into(),
+        "no name of the zone was forwarded"
+    );
 }
 
-/// Who dies and who returns stands in the log, once each, and what was not answered in the status.
+/// Death and recovery are logged once each; the status shows unanswered queries.
 #[test]
-fn the_log_tells_of_an_upstream_that_dies_and_returns() {
+fn the_log_reports_dead_and_recovered_upstreams() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     let address = upstream.flag();
-    let told = |words: &str| server.program.log().matches(&format!("the upstream {address} {words}")).count();
-    assert!(server.program.log().contains(&format!("asking {address} for names outside the zones")), "{}", server.program.log());
+    let told = |words: &str| {
+        server.program.log().matches(&format!("the upstream {address} {words}")).count()
+    };
+    assert!(
+        server.program.log().contains(&format!("forwarding names outside the zones to {address}")),
+        "{}",
+        server.program.log()
+    );
     assert_eq!(server.dig(&["www.example.test", "A"]).data("A"), ["192.0.2.1"]);
     upstream.behave(Behaviour::never());
     for number in 0..3 {
         server.dig(&[&format!("n{number}.example.test"), "A"]);
     }
-    eventually("the death to be told", seconds(60), || (told("has not answered for ") >= 1).then_some(()));
+    eventually("the death to be logged", seconds(60), || {
+        (told("has not answered for ") >= 1).then_some(())
+    });
     let status = server.program.run(&["status"]);
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains(" unanswered, ") && !status.contains(" 0 unanswered, "), "{status}");
     upstream.behave(Behaviour::default());
-    eventually("an answer", seconds(60), || (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(()));
-    eventually("the return to be told", seconds(60), || (told("answers again, after ") >= 1).then_some(()));
-    // Not with every question. Twice, should this machine have stopped for a minute.
+    eventually("a response", seconds(60), || {
+        (server.dig(&["text.example.test", "TXT"]).status == "NOERROR").then_some(())
+    });
+    eventually("the recovery to be logged", seconds(60), || {
+        (told("answers again, after ") >= 1).then_some(())
+    });
+    // Not with every query; twice at most, should the machine have stalled for a minute.
     assert!(told("has not answered for ") <= 2, "{}", server.program.log());
 }

@@ -1,4 +1,4 @@
-//! Names outside the zones that the real program answers itself, and an upstream that leads back to it.
+//! End-to-end tests of special names and of an upstream that loops.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod support;
@@ -10,16 +10,16 @@ use support::files::Files;
 use support::svcdns::{self, Svcdns};
 use support::{dns, eventually, seconds};
 
-/// Types of records that the support does not name.
+/// Record type that the test support does not define.
 const PTR: u16 = 12;
 
-/// A server with this upstream, which follows a registry of its own.
+/// Starts svcdns with these flags and a registry of its own.
 fn serve(files: &Files, flags: &[&str]) -> Svcdns {
     let registry = files.url();
     Svcdns::serve(&[&["--config", "/dev/null", "--registry", &registry], flags].concat())
 }
 
-/// A forwarder that passes every question on to whoever is set, as dnsmasq would.
+/// Starts a relay that forwards every query to a given address, as dnsmasq would.
 fn relay() -> (SocketAddr, Arc<OnceLock<SocketAddr>>) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (address, to) = (socket.local_addr().unwrap(), Arc::<OnceLock<SocketAddr>>::default());
@@ -42,7 +42,7 @@ fn relay() -> (SocketAddr, Arc<OnceLock<SocketAddr>>) {
 #[test]
 fn special_names_are_answered_without_an_upstream() {
     let files = Files::new(&[]);
-    // Nobody answers there.
+    // A socket that never answers.
     let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let upstream = nobody.local_addr().unwrap().to_string();
     let server = serve(&files, &["--upstream", &upstream]);
@@ -53,36 +53,52 @@ fn special_names_are_answered_without_an_upstream() {
     assert_eq!(dns::code(server.address, "1.0.0.127.in-addr.arpa", PTR), "NOERROR");
 
     let explained = |name: &str| String::from_utf8(server.run(&["explain", name]).stdout).unwrap();
-    assert!(explained("example.com.").contains(&format!("asked of {upstream}")), "{}", explained("example.com."));
-    assert!(explained("a.onion.").contains("answered here"), "{}", explained("a.onion."));
+    assert!(
+        explained("example.com.").contains(&format!("forwarded to {upstream}")),
+        "{}",
+        explained("example.com.")
+    );
+    assert!(explained("a.onion.").contains("answered locally"), "{}", explained("a.onion."));
     let corp = serve(&files, &["--upstream", "off"]);
     assert_eq!(dns::code(corp.address, "localhost", dns::A), "REFUSED");
     server.stop();
 }
 
 #[test]
-fn a_loop_is_found_and_told() {
+fn loops_are_detected_and_logged() {
     let files = Files::new(&[("default/default/hello.svc/latest/10.0.0.1:80", "{}")]);
     let (relay, to) = relay();
     let mut server = serve(&files, &["--upstream", &relay.to_string()]);
     to.set(server.address).unwrap();
-    // The first question of this kind went nowhere; it is asked again within some seconds.
-    eventually("the loop to be found", seconds(60), || server.log().contains("in a circle").then_some(()));
+    // The first probe was sent before the relay had a target; the next one follows in seconds.
+    eventually("the loop to be detected", seconds(60), || {
+        server.log().contains("sends queries back").then_some(())
+    });
     assert!(server.log().contains(&relay.to_string()), "{}", server.log());
-    let answer = dns::exchange(server.address, &dns::question_with_opt(7, "example.com", dns::A, 1232), seconds(10)).unwrap();
+    let answer = dns::exchange(
+        server.address,
+        &dns::question_with_opt(7, "example.com", dns::A, 1232),
+        seconds(10),
+    )
+    .unwrap();
     assert_eq!(dns::code_of(&answer), "SERVFAIL");
-    assert!(String::from_utf8_lossy(&answer).contains("leads back to svcdns"), "{answer:x?}");
+    assert!(
+        String::from_utf8_lossy(&answer).contains("sends queries back to svcdns"),
+        "{answer:x?}"
+    );
     server.wait_for("hello.svc", &["10.0.0.1"]);
     assert!(server.is_running());
     server.stop();
 }
 
 #[test]
-fn an_upstream_that_is_svcdns_itself_is_a_mistake() {
+fn an_upstream_that_is_svcdns_itself_is_rejected() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
-    let arguments = ["serve", "--config", "/dev/null", "--state-dir", state, "--listen", "127.0.0.1:5399"];
-    let output = svcdns::command().args(arguments).args(["--upstream", "127.0.0.1:5399"]).output().unwrap();
+    let arguments =
+        ["serve", "--config", "/dev/null", "--state-dir", state, "--listen", "127.0.0.1:5399"];
+    let output =
+        svcdns::command().args(arguments).args(["--upstream", "127.0.0.1:5399"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("svcdns would ask itself"), "{said}");
 }

@@ -78,7 +78,7 @@ impl ForwardingView {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
             cache: CacheView {
                 entries: report.entries,
-                octets: report.octets,
+                octets: report.bytes,
                 capacity: report.capacity,
                 hits: hits.get(),
                 misses: misses.get(),

@@ -49,7 +49,7 @@ impl Config {
             ca_file: self.upstream.ca_file.clone(),
             random_case: self.upstream.random_case,
             rebinding: self.rebinding.clone(),
-            cache_octets: self.cache_octets,
+            cache_bytes: self.cache_octets,
             stale: self.serve_stale,
             other_opcodes: self.forward_opcodes,
         })

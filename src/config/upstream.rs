@@ -1,7 +1,7 @@
 //! Who is asked for names outside the zones, as it is written.
 
 use crate::name::Name;
-use crate::upstream::{Servers, Target, TargetError, answered_here};
+use crate::upstream::{Servers, Target, TargetError, is_answered_locally};
 
 use super::error::ConfigError;
 use super::keys;
@@ -61,7 +61,7 @@ pub(super) fn check(layers: &Layers, config: &Config) -> Result<(), ConfigError>
                     let why = format!("{domain} lies in the served zone {zone}, for which nobody else is asked");
                     return Err(fault(item, why));
                 }
-                if answered_here(&domain) {
+                if is_answered_locally(&domain) {
                     return Err(fault(item, format!("nobody is asked for names in {domain}: svcdns answers them itself")));
                 }
                 target

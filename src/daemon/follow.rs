@@ -13,7 +13,7 @@ use crate::answer::{Answerer, Published, Publisher};
 use crate::config::Config;
 use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
-use crate::upstream::Wanted;
+use crate::upstream::HostRequests;
 
 /// Updates that may wait to be published; then their sources wait. Those that come together are published together.
 const INLET: usize = 64;
@@ -39,7 +39,7 @@ pub struct Following {
     inlet: mpsc::Receiver<Update>,
     commands: Vec<mpsc::Sender<Command>>,
     /// Told which host names are wanted, where somebody looks them up.
-    hosts: Option<Arc<Wanted>>,
+    hosts: Option<Arc<HostRequests>>,
     wake: Option<Instant>,
 }
 
@@ -65,7 +65,7 @@ pub struct Followed {
 impl Following {
     /// Prepares to follow every registry, for a server that listens on these addresses. `hosts` is told which host names to look
     /// up; without it other names are not forwarded either.
-    pub fn new(config: &Config, listen: &[SocketAddr], hosts: Option<Arc<Wanted>>) -> (Self, Followed) {
+    pub fn new(config: &Config, listen: &[SocketAddr], hosts: Option<Arc<HostRequests>>) -> (Self, Followed) {
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
@@ -114,7 +114,7 @@ impl Following {
         let mut published = publication.publish();
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
-            hosts.tell(std::mem::take(&mut published.hosts));
+            hosts.update(std::mem::take(&mut published.hosts));
         }
         for (registry, leases) in published.doubts.drain(..) {
             if let Some(commands) = self.commands.get(registry.place()) {

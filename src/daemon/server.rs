@@ -18,7 +18,7 @@ use crate::config::{Candidate, Config, own_state_dir};
 use crate::name::Name;
 use crate::server::BindError;
 use crate::service::Update;
-use crate::upstream::{Forwarder, LookupFailed, Wanted, follow_hosts};
+use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, server};
 
 /// How long all that is running may take to end.
@@ -69,7 +69,7 @@ impl Server {
             settings.check()?;
         }
         let forwarder = upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
-        let wanted = forwarder.is_some().then(Arc::<Wanted>::default);
+        let wanted = forwarder.is_some().then(Arc::<HostRequests>::default);
         let (following, Followed { answerer, states, inlet }) = Following::new(config, &addresses, wanted.clone());
         if let Some((forwarder, wanted)) = forwarder.clone().zip(wanted) {
             tracker.spawn(look_up_hosts(forwarder, wanted, inlet, stop.clone()));
@@ -117,7 +117,7 @@ impl Server {
 }
 
 /// Looks up the addresses of the host names that are wanted, until `stop`.
-async fn look_up_hosts(forwarder: Arc<Forwarder>, wanted: Arc<Wanted>, inlet: mpsc::Sender<Update>, stop: CancellationToken) {
+async fn look_up_hosts(forwarder: Arc<Forwarder>, wanted: Arc<HostRequests>, inlet: mpsc::Sender<Update>, stop: CancellationToken) {
     let lookup = |host: Box<str>| {
         let forwarder = Arc::clone(&forwarder);
         async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }

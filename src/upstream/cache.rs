@@ -1,4 +1,4 @@
-//! What upstreams said, for as long as it holds, and past that for when no upstream answers.
+//! Cache of upstream responses and failures, with stale answers for upstream outages (RFC 8767).
 
 use std::fmt;
 use std::mem::size_of;
@@ -10,245 +10,320 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::DefaultLifecycle;
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::message::{Age, Kind, STALE_TTL, Stored};
+use super::message::{Age, ResponseKind, STALE_TTL_SECONDS, StoredResponse};
 use crate::wire::{Query, flags};
 
-/// Longest life of any answer, seconds: longer TTLs are mistakes more often than not.
-const MOST_POSITIVE: u32 = 24 * 3600;
-/// Longest time for which an upstream's refusal or failure is believed, seconds. RFC 9520 section 3.2 allows 300; it wants at
-/// least 1, and longer ones for what goes on failing.
-const MOST_FAILURE: u32 = 30;
-/// The same where no upstream answered at all. Short: what is broken is most often our own network, which comes back at any
-/// moment, and dead upstreams cost little while they are dead.
-const MOST_SILENCE: u32 = 5;
-/// How long after its end a failure still counts as one in a row with the next.
-const ROW: Duration = Duration::from_secs(60);
-/// How long after a failed refresh an answer past its end is given at once, seconds (RFC 8767 section 5).
-const RECHECK: u32 = 30;
-/// Lives shorter than this are not prolonged ahead of their end, seconds: they would be asked for all the time.
-const LEAST_PREFETCHED: u32 = 10;
-/// How often an entry must have been asked for to be prolonged.
-const HOT: u32 = 2;
-/// Octets of each part of the cache, so that a large message (at most 65,535 octets) is no large share of one.
-const SHARD: usize = 512 * 1024;
-/// Octets of an entry, some guess: sets how many keys of evicted entries are remembered.
-const TYPICAL: usize = 400;
-/// What an entry takes besides its octets and its key's: the value with its two counts, its place in the list (with one for a
-/// remembered key) and in the table, and what the allocator adds to three pieces.
-const OVERHEAD: usize = size_of::<Entry>() + 16 + 2 * 72 + 16 + 3 * 16;
+/// Upper bound of any answer's TTL; longer ones are usually mistakes.
+const MAX_POSITIVE_TTL_SECONDS: u32 = 24 * 3600;
+/// Upper bound of the time that an upstream's failure is cached.
+///
+/// RFC 9520 section 3.2 requires at least 1 s, at most 300 s, and longer times for repeated
+/// failures.
+const MAX_FAILURE_TTL_SECONDS: u32 = 30;
+/// Upper bound of the time that the absence of any response is cached.
+///
+/// It is short because the usual cause is our own network, which may recover at any moment. Asking
+/// dead upstreams again costs little.
+const MAX_NO_RESPONSE_TTL_SECONDS: u32 = 5;
+/// Longest pause between two failures that count as consecutive.
+const FAILURE_STREAK_GAP: Duration = Duration::from_secs(60);
+/// How long after a failed refresh a stale answer is served at once.
+///
+/// RFC 8767 section 5 recommends it.
+const STALE_RECHECK_SECONDS: u32 = 30;
+/// Entries with a shorter TTL are not prefetched, as they would be all the time.
+const MIN_PREFETCH_TTL_SECONDS: u32 = 10;
+/// Hits that an entry needs before it is prefetched.
+const MIN_PREFETCH_HITS: u32 = 2;
+/// Size of a cache shard.
+///
+/// The largest message has 65,535 bytes, which must remain a small share of a shard.
+const SHARD_BYTES: usize = 512 * 1024;
+/// Estimated size of an entry, for the number of evicted keys to remember.
+const TYPICAL_ENTRY_BYTES: usize = 400;
+/// Memory of an entry besides the bytes of its message and key.
+///
+/// Counted are the value with its two reference counts, its slots in the eviction queue (one more
+/// for a remembered key) and in the hash table, and the allocator's overhead of three allocations.
+const ENTRY_OVERHEAD_BYTES: usize = size_of::<CacheEntry>() + 16 + 2 * 72 + 16 + 3 * 16;
 
-/// A question as the cache and the questions in flight know it: name in lower case, type, class, DO and CD; RD apart.
+/// Cache key of a query: lower-case name, type, class, DO and CD, followed by RD.
+///
+/// Cache entries ignore RD; queries in flight do not share responses across it.
 #[derive(Clone, Copy)]
-pub(super) struct Key<'a>(&'a [u8]);
+pub(super) struct CacheKey<'a>(&'a [u8]);
 
-/// Room for a key: a name of 255 octets, type, class, bits, RD.
-pub(super) type Room = [u8; 255 + 4 + 2];
+/// Buffer for a key: a name of at most 255 bytes, type, class, DO and CD, RD.
+pub(super) type KeyBuffer = [u8; 255 + 4 + 2];
 
-/// Room for a key that is yet to be written.
-pub(super) const ROOM: Room = [0; 255 + 4 + 2];
+/// A key buffer to write a key into.
+pub(super) const EMPTY_KEY_BUFFER: KeyBuffer = [0; 255 + 4 + 2];
 
-impl<'a> Key<'a> {
-    /// The key of a query, written into `octets`; none without a question.
-    pub(super) fn new(query: &Query<'_>, octets: &'a mut Room) -> Option<Self> {
+impl<'a> CacheKey<'a> {
+    /// Writes the key of `query` into `bytes`; `None` if it has no question.
+    pub(super) fn new(query: &Query<'_>, bytes: &'a mut KeyBuffer) -> Option<Self> {
         let question = query.question.len();
-        octets.get_mut(..question)?.copy_from_slice(query.question);
-        // Type and class stay as they are; length octets are below 'A'.
-        octets.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
+        bytes.get_mut(..question)?.copy_from_slice(query.question);
+        // Type and class keep their bytes; length bytes are below `A`.
+        bytes.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
-        *octets.get_mut(question)? = bit(query.edns.is_some_and(|edns| edns.dnssec_ok), 1) | bit(query.flags & flags::CD != 0, 2);
-        *octets.get_mut(question + 1)? = bit(query.flags & flags::RD != 0, 1);
-        Some(Self(&octets[..question + 2]))
+        *bytes.get_mut(question)? = bit(query.edns.is_some_and(|edns| edns.dnssec_ok), 1)
+            | bit(query.flags & flags::CD != 0, 2);
+        *bytes.get_mut(question + 1)? = bit(query.flags & flags::RD != 0, 1);
+        Some(Self(&bytes[..question + 2]))
     }
 
-    /// Name, type and class.
+    /// Returns the question: name, type and class.
     pub(super) fn question(self) -> &'a [u8] {
         &self.0[..self.0.len() - 2]
     }
 
-    /// What entries are found by.
-    fn of_entry(self) -> &'a [u8] {
+    /// Returns the key of the cache entry.
+    fn entry_bytes(self) -> &'a [u8] {
         &self.0[..self.0.len() - 1]
     }
 
-    /// What questions in flight are found by.
-    pub(super) fn of_flight(self) -> &'a [u8] {
+    /// Returns the key of the query in flight.
+    pub(super) fn flight_bytes(self) -> &'a [u8] {
         self.0
     }
 
-    /// The key of a question in flight, from what it is found by.
-    pub(super) fn from_flight(octets: &'a [u8]) -> Self {
-        Self(octets)
+    /// Restores a key from the bytes of [`Self::flight_bytes`].
+    pub(super) fn from_flight_bytes(bytes: &'a [u8]) -> Self {
+        Self(bytes)
     }
 
-    /// Whether recursion is desired.
-    fn recursive(self) -> bool {
+    /// Returns whether recursion is desired.
+    fn recursion_desired(self) -> bool {
         self.0.last().is_some_and(|rd| *rd != 0)
     }
 }
 
-impl fmt::Debug for Key<'_> {
+impl fmt::Debug for CacheKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", self.of_flight().escape_ascii())
+        write!(f, "CacheKey({})", self.flight_bytes().escape_ascii())
     }
 }
 
-/// An upstream's message, or the lack of one, and since when we have it.
+/// A cached response or failure, with the time it was received.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) stored: Stored,
-    born: Instant,
-    /// How long it holds, seconds; 0 for no longer than those who asked together need it.
-    life: u32,
-    /// Which failure in a row this is, from 1; 0 for an answer.
+pub(super) struct CacheEntry {
+    pub(super) stored: StoredResponse,
+    received: Instant,
+    /// Time to live; 0 for a response that only the waiting clients get.
+    ttl_seconds: u32,
+    /// Number of consecutive failures, this one included; 0 for an answer.
     failures: u8,
-    /// How often it was asked for since it came, as far as that matters.
-    asked: AtomicU32,
-    /// Whether it is or was being prolonged.
-    prolonging: AtomicBool,
-    /// How old, in seconds, it will be when an upstream is next worth waiting for; 0 where none has failed.
-    recheck: AtomicU32,
+    /// Cache hits, counted up to [`MIN_PREFETCH_HITS`].
+    hits: AtomicU32,
+    /// Whether a prefetch was started for this entry.
+    prefetching: AtomicBool,
+    /// Age in seconds at which to query upstreams again; 0 if no refresh has failed.
+    recheck_age: AtomicU32,
 }
 
-impl Entry {
-    fn new(stored: Stored, born: Instant, life: u32, failures: u8) -> Self {
-        let (asked, prolonging, recheck) = (AtomicU32::new(0), AtomicBool::new(false), AtomicU32::new(0));
-        Self { stored, born, life, failures, asked, prolonging, recheck }
+impl CacheEntry {
+    /// Makes an entry that has not been hit yet.
+    fn new(stored: StoredResponse, received: Instant, ttl_seconds: u32, failures: u8) -> Self {
+        let (hits, prefetching, recheck_age) =
+            (AtomicU32::new(0), AtomicBool::new(false), AtomicU32::new(0));
+        Self { stored, received, ttl_seconds, failures, hits, prefetching, recheck_age }
     }
 
-    /// One that is not kept.
-    pub(super) fn loose(stored: Stored, now: Instant) -> Arc<Self> {
-        let failures = u8::from(matches!(stored.kind(), Kind::Failure | Kind::Silence));
+    /// Makes an entry that is not stored in the cache.
+    pub(super) fn uncached(stored: StoredResponse, now: Instant) -> Arc<Self> {
+        let failures =
+            u8::from(matches!(stored.kind(), ResponseKind::Failure | ResponseKind::NoResponse));
         Arc::new(Self::new(stored, now, 0, failures))
     }
 
+    /// Returns the age in seconds.
     fn age(&self, now: Instant) -> u32 {
-        // Lives and stale times are far below 2^32 s.
-        u32::try_from(now.saturating_duration_since(self.born).as_secs()).unwrap_or(u32::MAX)
+        // TTLs and stale times are far below 2^32 s.
+        u32::try_from(now.saturating_duration_since(self.received).as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Whether it says that upstreams failed.
+    /// Returns whether this entry is an upstream failure.
     pub(super) fn is_failure(&self) -> bool {
         self.failures > 0
     }
 
-    /// How long it still holds as given at this age.
-    pub(super) fn left(&self, age: Age) -> Duration {
+    /// Returns the TTL that a response made from this entry at this age carries.
+    pub(super) fn remaining_ttl(&self, age: Age) -> Duration {
         let seconds = match age {
-            Age::Fresh => self.life,
-            Age::Kept(age) => self.life.saturating_sub(age),
-            Age::Stale => STALE_TTL,
+            Age::Fresh => self.ttl_seconds,
+            Age::Cached(age) => self.ttl_seconds.saturating_sub(age),
+            Age::Stale => STALE_TTL_SECONDS,
         };
         Duration::from_secs(seconds.into())
     }
 
-    /// Notes that an upstream could not better it: for some time nobody waits for one again.
-    pub(super) fn put_off(&self, now: Instant) {
-        self.recheck.store(self.age(now).saturating_add(RECHECK), Ordering::Relaxed);
+    /// Records a failed refresh: for some time no client waits for another one.
+    ///
+    /// That time is [`STALE_RECHECK_SECONDS`].
+    pub(super) fn defer_recheck(&self, now: Instant) {
+        self.recheck_age
+            .store(self.age(now).saturating_add(STALE_RECHECK_SECONDS), Ordering::Relaxed);
     }
 
-    /// Whether it is past its end and an upstream has just failed to better it.
-    pub(super) fn is_put_off(&self, now: Instant) -> bool {
-        self.age(now) < self.recheck.load(Ordering::Relaxed)
+    /// Returns whether a refresh failed less than [`STALE_RECHECK_SECONDS`] ago.
+    pub(super) fn is_recheck_deferred(&self, now: Instant) -> bool {
+        self.age(now) < self.recheck_age.load(Ordering::Relaxed)
     }
 
-    /// Counts that it was asked for; whether it should be prolonged now, which is said once.
-    fn wants_prolonging(&self, age: u32) -> bool {
-        if self.life < LEAST_PREFETCHED || self.is_failure() {
+    /// Counts a hit; returns `true` once if the entry is popular and about to expire.
+    fn count_hit(&self, age: u32) -> bool {
+        if self.ttl_seconds < MIN_PREFETCH_TTL_SECONDS || self.is_failure() {
             return false;
         }
-        let asked = self.asked.load(Ordering::Relaxed);
-        if asked < HOT {
-            self.asked.store(asked + 1, Ordering::Relaxed);
+        let hits = self.hits.load(Ordering::Relaxed);
+        if hits < MIN_PREFETCH_HITS {
+            self.hits.store(hits + 1, Ordering::Relaxed);
         }
-        asked + 1 >= HOT && (self.life - age) * 10 < self.life && !self.prolonging.swap(true, Ordering::Relaxed)
+        hits + 1 >= MIN_PREFETCH_HITS
+            && (self.ttl_seconds - age) * 10 < self.ttl_seconds
+            && !self.prefetching.swap(true, Ordering::Relaxed)
     }
 }
 
-/// What is known of a question.
+/// Result of a cache lookup.
 #[derive(Debug)]
-pub(super) enum Found {
-    /// An answer that holds, or a failure that is believed for the moment.
+pub(super) enum CacheLookup {
+    /// An answer, or a cached failure, whose TTL has not expired.
     Fresh {
-        /// It.
-        entry: Arc<Entry>,
-        /// How old it is.
+        /// The entry.
+        entry: Arc<CacheEntry>,
+        /// Its age.
         age: Age,
-        /// Whether it is near its end and wanted: to be asked for anew, by the one who is told this.
-        prolong: bool,
+        /// Whether the caller must prefetch the entry; set for one caller only.
+        prefetch: bool,
     },
-    /// An answer past its end.
-    Stale(Arc<Entry>),
-    /// Nothing.
-    Nothing,
+    /// An answer whose TTL has expired.
+    Stale(Arc<CacheEntry>),
+    /// No usable entry.
+    Miss,
 }
 
-/// The cache. Shared by all threads.
+/// The cache of responses, shared by all threads.
 pub(super) struct Cache {
-    entries: Option<Entries>,
-    stale: u32,
-    /// Counts how often all was forgotten.
-    generation: AtomicU64,
+    entries: Option<EntryMap>,
+    stale_seconds: u32,
+    /// Number of calls of [`Cache::clear`].
+    epoch: AtomicU64,
 }
 
-type Entries = quick_cache::sync::Cache<Box<[u8]>, Arc<Entry>, Weigher, RandomState>;
+/// The entries by key, within the size limit.
+type EntryMap = quick_cache::sync::Cache<Box<[u8]>, Arc<CacheEntry>, Weigher, RandomState>;
 
 impl Cache {
-    /// A cache of at most so many `octets`, 0 for none, that keeps answers for so long past their end.
-    pub(super) fn new(octets: usize, stale: Duration) -> Self {
+    /// Makes a cache of at most `bytes` bytes; expired answers are kept for `stale`.
+    ///
+    /// With 0 bytes nothing is cached.
+    pub(super) fn new(bytes: usize, stale: Duration) -> Self {
         let options = OptionsBuilder::new()
-            .estimated_items_capacity(octets / TYPICAL)
-            .weight_capacity(octets as u64)
-            .shards((octets / SHARD).clamp(1, 64).next_power_of_two())
+            .estimated_items_capacity(bytes / TYPICAL_ENTRY_BYTES)
+            .weight_capacity(bytes as u64)
+            .shards((bytes / SHARD_BYTES).clamp(1, 64).next_power_of_two())
             .build();
-        let with = |options| Entries::with_options(options, Weigher, RandomState::default(), DefaultLifecycle::default());
+        let with = |options| {
+            EntryMap::with_options(
+                options,
+                Weigher,
+                RandomState::default(),
+                DefaultLifecycle::default(),
+            )
+        };
         Self {
-            // Both numbers it wants are given.
-            entries: options.ok().filter(|_| octets > 0).map(with),
-            stale: u32::try_from(stale.as_secs()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2),
-            generation: AtomicU64::new(0),
+            // The builder fails only if a capacity is missing; both are set.
+            entries: options.ok().filter(|_| bytes > 0).map(with),
+            stale_seconds: u32::try_from(stale.as_secs()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2),
+            epoch: AtomicU64::new(0),
         }
     }
 
-    /// What is known of a question.
-    pub(super) fn find(&self, key: Key<'_>, now: Instant) -> Found {
-        let Some(entry) = self.entries.as_ref().and_then(|entries| entries.get(key.of_entry())) else { return Found::Nothing };
+    /// Looks up the entry of `key`.
+    pub(super) fn find(&self, key: CacheKey<'_>, now: Instant) -> CacheLookup {
+        let Some(entry) = self.entries.as_ref().and_then(|entries| entries.get(key.entry_bytes()))
+        else {
+            return CacheLookup::Miss;
+        };
         let age = entry.age(now);
-        if age < entry.life {
-            let prolong = entry.wants_prolonging(age);
-            return Found::Fresh { entry, age: Age::Kept(age), prolong };
+        if age < entry.ttl_seconds {
+            let prefetch = entry.count_hit(age);
+            return CacheLookup::Fresh { entry, age: Age::Cached(age), prefetch };
         }
-        if entry.is_failure() || age >= entry.life.saturating_add(self.stale) { Found::Nothing } else { Found::Stale(entry) }
+        if entry.is_failure() || age >= entry.ttl_seconds.saturating_add(self.stale_seconds) {
+            CacheLookup::Miss
+        } else {
+            CacheLookup::Stale(entry)
+        }
     }
 
-    /// Which of the times between two [`Cache::clear`] this is: an answer is kept only in the one that it was asked for in.
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// Returns the cache epoch, which [`Cache::clear`] bumps.
+    ///
+    /// A response from an older epoch is not stored.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes what a question has come to, and keeps it where that is worth anything.
-    pub(super) fn take(&self, key: Key<'_>, stored: Stored, asked: bool, generation: u64, now: Instant) -> Arc<Entry> {
-        let before = self.entries.as_ref().and_then(|entries| entries.peek(key.of_entry()));
-        let (life, failures) = match stored.kind() {
-            Kind::Positive(ttl) => (ttl.min(MOST_POSITIVE), 0),
-            Kind::Negative(ttl) => (ttl, 0),
-            Kind::Passing => (0, 0),
-            kind @ (Kind::Failure | Kind::Silence) => {
-                let row =
-                    before.as_ref().filter(|entry| entry.is_failure() && now < entry.born + ROW + Duration::from_secs(entry.life.into()));
-                let row = row.map_or(1, |entry| entry.failures.saturating_add(1));
-                let most = if kind == Kind::Failure { MOST_FAILURE } else { MOST_SILENCE };
-                (if asked { 1u32.checked_shl(u32::from(row) - 1).unwrap_or(most).min(most) } else { 0 }, row)
+    /// Makes an entry of a response and stores it if it is cacheable.
+    ///
+    /// `sent` is whether the query left this machine; a failure before that is not cached. A
+    /// failure does not replace an answer that can still be served stale.
+    pub(super) fn insert(
+        &self,
+        key: CacheKey<'_>,
+        stored: StoredResponse,
+        sent: bool,
+        epoch: u64,
+        now: Instant,
+    ) -> Arc<CacheEntry> {
+        let previous = self.entries.as_ref().and_then(|entries| entries.peek(key.entry_bytes()));
+        let (ttl_seconds, failures) = match stored.kind() {
+            ResponseKind::Positive(ttl) => (ttl.min(MAX_POSITIVE_TTL_SECONDS), 0),
+            ResponseKind::Negative(ttl) => (ttl, 0),
+            ResponseKind::Uncacheable => (0, 0),
+            kind @ (ResponseKind::Failure | ResponseKind::NoResponse) => {
+                let streak = previous.as_ref().filter(|entry| {
+                    entry.is_failure()
+                        && now
+                            < entry.received
+                                + FAILURE_STREAK_GAP
+                                + Duration::from_secs(entry.ttl_seconds.into())
+                });
+                let streak = streak.map_or(1, |entry| entry.failures.saturating_add(1));
+                let max = if kind == ResponseKind::Failure {
+                    MAX_FAILURE_TTL_SECONDS
+                } else {
+                    MAX_NO_RESPONSE_TTL_SECONDS
+                };
+                (
+                    if sent {
+                        1u32.checked_shl(u32::from(streak) - 1).unwrap_or(max).min(max)
+                    } else {
+                        0
+                    },
+                    streak,
+                )
             }
         };
-        let entry = Arc::new(Entry::new(stored, now, life, failures));
-        let Some(entries) = self.entries.as_ref().filter(|_| key.recursive() && generation == self.generation()) else { return entry };
-        match before.filter(|before| failures > 0 && !before.is_failure() && before.age(now) < before.life.saturating_add(self.stale)) {
-            Some(better) => better.put_off(now),
-            None if life > 0 => {
-                entries.insert(key.of_entry().into(), Arc::clone(&entry));
-                // Should all have been forgotten meanwhile.
-                if generation != self.generation() {
-                    entries.remove(key.of_entry());
+        let entry = Arc::new(CacheEntry::new(stored, now, ttl_seconds, failures));
+        let Some(entries) =
+            self.entries.as_ref().filter(|_| key.recursion_desired() && epoch == self.epoch())
+        else {
+            return entry;
+        };
+        match previous.filter(|previous| {
+            failures > 0
+                && !previous.is_failure()
+                && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
+        }) {
+            Some(usable) => usable.defer_recheck(now),
+            None if ttl_seconds > 0 => {
+                entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
+                // The cache may have been cleared between the check above and the insertion.
+                if epoch != self.epoch() {
+                    entries.remove(key.entry_bytes());
                 }
             }
             None => {}
@@ -256,43 +331,46 @@ impl Cache {
         entry
     }
 
-    /// Forgets everything: other upstreams may say something else.
+    /// Removes all entries, because other upstreams may give other answers.
     pub(super) fn clear(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(entries) = &self.entries {
             entries.clear();
         }
     }
 
-    /// Entries, those past their end included.
+    /// Returns the number of entries, expired ones included.
     pub(super) fn len(&self) -> usize {
-        self.entries.as_ref().map_or(0, Entries::len)
+        self.entries.as_ref().map_or(0, EntryMap::len)
     }
 
-    /// Octets they take.
-    pub(super) fn octets(&self) -> u64 {
-        self.entries.as_ref().map_or(0, Entries::weight)
+    /// Returns the size of all entries in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.entries.as_ref().map_or(0, EntryMap::weight)
     }
 
-    /// Octets they may take.
+    /// Returns the size limit in bytes.
     pub(super) fn capacity(&self) -> u64 {
-        self.entries.as_ref().map_or(0, Entries::capacity)
+        self.entries.as_ref().map_or(0, EntryMap::capacity)
     }
 }
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("len", &self.len()).field("octets", &self.octets()).finish_non_exhaustive()
+        f.debug_struct("Cache")
+            .field("len", &self.len())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
     }
 }
 
-/// Octets of an entry.
+/// Weighs entries by their size in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Weigher;
 
-impl Weighter<Box<[u8]>, Arc<Entry>> for Weigher {
-    fn weight(&self, key: &Box<[u8]>, entry: &Arc<Entry>) -> u64 {
-        (key.len() + entry.stored.octets() + OVERHEAD) as u64
+impl Weighter<Box<[u8]>, Arc<CacheEntry>> for Weigher {
+    fn weight(&self, key: &Box<[u8]>, entry: &Arc<CacheEntry>) -> u64 {
+        (key.len() + entry.stored.bytes() + ENTRY_OVERHEAD_BYTES) as u64
     }
 }
 
@@ -302,22 +380,30 @@ mod tests {
     use crate::wire::{ExtendedError, Parsed, rcode};
 
     #[test]
-    fn what_an_entry_takes_is_counted() {
+    fn entry_overhead_covers_the_memory_in_use() {
         let cache = Cache::new(1 << 20, Duration::ZERO);
         let now = Instant::now();
         for n in 0..50_000u32 {
-            let name = n.to_be_bytes().map(|octet| octet | 0x80);
-            let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x04", &name[..], b"\0\0\x01\0\x01"].concat();
+            let name = n.to_be_bytes().map(|byte| byte | 0x80);
+            let packet =
+                [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x04", &name[..], b"\0\0\x01\0\x01"].concat();
             let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
-            let mut room = ROOM;
-            let key = Key::new(&query, &mut room).unwrap();
-            let stored = Stored::failure(key.question(), ExtendedError { code: rcode::SERVFAIL, text: "" });
-            cache.take(key, stored, true, 0, now);
+            let mut buffer = EMPTY_KEY_BUFFER;
+            let key = CacheKey::new(&query, &mut buffer).unwrap();
+            let stored = StoredResponse::failure(
+                key.question(),
+                ExtendedError { code: rcode::SERVFAIL, text: "" },
+            );
+            cache.insert(key, stored, true, 0, now);
         }
         let entries = cache.entries.as_ref().unwrap();
         let places = entries.memory_used();
-        let counted = OVERHEAD - size_of::<Entry>() - 16 - 3 * 16;
-        assert!(places.entries + places.map <= entries.len() * counted, "{places:?} for {} entries", entries.len());
+        let counted = ENTRY_OVERHEAD_BYTES - size_of::<CacheEntry>() - 16 - 3 * 16;
+        assert!(
+            places.entries + places.map <= entries.len() * counted,
+            "{places:?} for {} entries",
+            entries.len()
+        );
         assert!(entries.len() > 1000);
     }
 }

@@ -1,24 +1,24 @@
-//! What forwarding counts.
+//! Counters of the forwarder.
 
 use crate::metrics::Counter;
 
-/// Numbers since the start. A count never says what was asked or by whom.
+/// Counts since the start; no counter reveals names or clients.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Questions answered from the cache.
+    /// Queries answered from the cache.
     pub hits: Counter,
-    /// Questions that had to be asked.
+    /// Queries that had to be forwarded.
     pub misses: Counter,
-    /// Questions that waited for an equal one which was being asked already.
+    /// Queries that waited for an equal one in flight.
     pub merged: Counter,
-    /// Questions answered with what was past its end, for want of anything better.
+    /// Queries answered with a stale entry because no upstream answered in time.
     pub stale: Counter,
-    /// Answers asked for anew ahead of their end, because they are wanted.
+    /// Cache entries refreshed before they expired.
     pub prefetches: Counter,
-    /// Questions, refreshes among them, that no upstream answered.
+    /// Queries, refreshes included, that no upstream answered.
     pub failures: Counter,
-    /// Questions turned away because too many were waiting.
+    /// Queries rejected because too many clients were waiting.
     pub overloaded: Counter,
-    /// Messages with an opcode other than QUERY that were passed on.
+    /// Messages with an opcode other than QUERY that were forwarded.
     pub passed: Counter,
 }

@@ -1,7 +1,8 @@
-//! Keeps the upstreams in force in step with what the system says.
+//! Keeps the routes in step with the system's resolver configuration.
 //!
-//! Files are looked at anew when their folders change and every half minute in any case. What is missing, empty or half
-//! written changes nothing for a while: a DHCP client that writes, or a network that comes back, needs no more.
+//! The files are read again when their folders change, and every 30 s in any case. A missing, empty
+//! or incomplete file changes nothing for a while: a DHCP client may still be writing, or the
+//! network may come back.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,227 +16,297 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::exchange::{Connector, Upstream};
-use super::guard::{self, Guard};
-use super::routes::{Route, Routes};
-use super::sources::{List, Look, Sources};
-use super::watch::{Inbox, Watches};
+use super::loop_guard::{self, LoopGuard};
+use super::routes::{Route, RouteTable};
+use super::sources::{Sources, SourcesSnapshot, TargetList};
+use super::watch::{ChangeSignal, SourceWatches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
 use crate::resolv_conf::RESOLV_CONF;
 use crate::wire::ExtendedError;
 
-/// When the files are looked at.
+/// Intervals of reading the files.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timings {
-    /// How long after a change a look is taken: whoever writes may not be done.
+pub(super) struct FollowTimings {
+    /// Delay between a change and the reading, because the writer may not be done.
     pub(super) settle: Duration,
-    /// How long it may take at most until a look is taken, should no change be told.
+    /// Longest time between two readings if no change is reported.
     pub(super) poll: Duration,
-    /// How long the upstreams of before are asked when the files name nobody any more. What a network that was left offered
-    /// shall not be asked for ever, and what cannot be read may still be true.
-    pub(super) keep: Duration,
+    /// How long the last known upstreams are used after the files stop naming any.
+    ///
+    /// The name servers of a network that was left must not be asked for ever. A file that cannot
+    /// be read keeps the upstreams without this limit, as its content may be unchanged.
+    pub(super) keep_last_known: Duration,
 }
 
-impl Default for Timings {
+impl Default for FollowTimings {
     fn default() -> Self {
-        Self { settle: Duration::from_millis(200), poll: Duration::from_secs(30), keep: Duration::from_secs(60) }
+        Self {
+            settle: Duration::from_millis(200),
+            poll: Duration::from_secs(30),
+            keep_last_known: Duration::from_secs(60),
+        }
     }
 }
 
-/// What is in force, for those who ask.
+/// The current routes, as queries and the loop guard see them.
 #[derive(Clone, Debug)]
-pub(super) struct InForce {
-    /// Who is asked for which name.
-    pub(super) routes: Arc<ArcSwap<Routes>>,
-    /// The upstreams in the routes, told after them.
+pub(super) struct Routing {
+    /// The route table in use.
+    pub(super) routes: Arc<ArcSwap<RouteTable>>,
+    /// All upstreams of the route table; updated after it.
     pub(super) upstreams: watch::Receiver<Vec<Arc<Upstream>>>,
-    /// The names that find loops.
-    pub(super) guard: Arc<Guard>,
+    /// The guard that detects forwarding loops.
+    pub(super) guard: Arc<LoopGuard>,
 }
 
-/// To a question that came in a circle.
-const CIRCLE: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "this question came from svcdns itself" };
+/// Error for a query that svcdns itself sent to an upstream.
+const LOOPED_QUERY: ExtendedError =
+    ExtendedError { code: ExtendedError::OTHER, text: "svcdns sent this query itself" };
 
-impl InForce {
-    /// Where a question for `name` goes. The first thing to ask of a question: a token must go no further.
+impl Routing {
+    /// Returns the route of `name`.
+    ///
+    /// Every query must take this way, because it detects loops.
     pub(super) fn route(&self, name: &Name) -> Route {
-        if self.guard.is_token(name) { Route::Nobody(CIRCLE) } else { self.routes.load().find(name) }
+        if self.guard.catch_token(name) {
+            Route::Fail(LOOPED_QUERY)
+        } else {
+            self.routes.load().find(name)
+        }
     }
 }
 
-/// Begins to follow the files of this machine, until `stop`. What they say now is in force when this returns.
-pub(super) fn start(settings: &Settings, tracker: &TaskTracker, stop: &CancellationToken) -> InForce {
+/// Starts to follow the system's files until `stop`.
+///
+/// The first routes are in use on return.
+pub(super) fn start(
+    settings: &Settings,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Routing {
     let connector = Connector::new(Handle::current(), settings.ca_file.clone());
     let sources = Sources { root: PathBuf::from("/"), own: settings.own.clone() };
-    let (follower, in_force) = Follower::new(settings, sources, connector, Timings::default());
-    tracker.spawn(Arc::clone(&in_force.guard).run(in_force.upstreams.clone(), guard::Timings::default(), stop.clone()));
+    let (follower, routing) =
+        SourceFollower::new(settings, sources, connector, FollowTimings::default());
+    tracker.spawn(Arc::clone(&routing.guard).run(
+        routing.upstreams.clone(),
+        loop_guard::ProbeTimings::default(),
+        stop.clone(),
+    ));
     tracker.spawn(follower.run(stop.clone()));
-    in_force
+    routing
 }
 
-/// Follows the files.
+/// Follows the system's files and replaces the routes when they change.
 #[derive(Debug)]
-struct Follower {
+struct SourceFollower {
     servers: Servers,
     domains: Vec<(Name, Vec<Target>)>,
     sources: Sources,
     connector: Arc<Connector>,
-    timings: Timings,
-    routes: Arc<ArcSwap<Routes>>,
-    /// The upstreams in force, for the guard.
-    told: watch::Sender<Vec<Arc<Upstream>>>,
-    /// What is in force; none before the first look.
-    now: Option<State>,
-    /// Since when the files name nobody.
-    nobody_since: Option<Instant>,
-    /// What was said last about files that cannot be used.
-    trouble: String,
+    timings: FollowTimings,
+    routes: Arc<ArcSwap<RouteTable>>,
+    /// Announces all upstreams of a new route table to the loop guard and the cache.
+    upstreams_sender: watch::Sender<Vec<Arc<Upstream>>>,
+    /// Inputs of the current routes; `None` before the first reading.
+    current: Option<RouteInputs>,
+    /// Time since which the files have named no name server.
+    empty_since: Option<Instant>,
+    /// Warning logged last about unusable files.
+    last_warning: String,
 }
 
-/// What the routes in force were made of.
+/// What a route table is made of, besides the settings.
 #[derive(Debug, PartialEq, Eq)]
-struct State {
+struct RouteInputs {
     servers: Vec<Target>,
-    asked_by_system: bool,
+    is_system_resolver: bool,
 }
 
-impl Follower {
-    /// Looks for the first time.
-    fn new(settings: &Settings, sources: Sources, connector: Arc<Connector>, timings: Timings) -> (Self, InForce) {
-        let routes = Arc::new(ArcSwap::from_pointee(Routes::new(Vec::new(), Vec::new(), false)));
-        let (told, upstreams) = watch::channel(Vec::new());
-        let in_force = InForce { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
-        let not_ours = |targets: &[Target]| -> Vec<Target> {
-            let (own, others): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(|target| sources.is_own(target));
+impl SourceFollower {
+    /// Makes a follower and reads the files for the first time.
+    fn new(
+        settings: &Settings,
+        sources: Sources,
+        connector: Arc<Connector>,
+        timings: FollowTimings,
+    ) -> (Self, Routing) {
+        let routes =
+            Arc::new(ArcSwap::from_pointee(RouteTable::new(Vec::new(), Vec::new(), false)));
+        let (upstreams_sender, upstreams) = watch::channel(Vec::new());
+        let routing = Routing { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
+        let without_own = |targets: &[Target]| -> Vec<Target> {
+            let (own, others): (Vec<_>, Vec<_>) =
+                targets.iter().cloned().partition(|target| sources.is_own(target));
             for upstream in own {
-                tracing::error!(%upstream, "this upstream is svcdns itself and is never asked: name another with --upstream");
+                tracing::error!(
+                    %upstream,
+                    "this upstream is svcdns itself and is never queried: set another with \
+                     --upstream"
+                );
             }
             others
         };
         let servers = match &settings.servers {
-            Servers::Named(targets) => Servers::Named(not_ours(targets)),
+            Servers::Named(targets) => Servers::Named(without_own(targets)),
             other => other.clone(),
         };
-        let domains: Vec<_> = settings.domains.iter().map(|(domain, targets)| (*domain, not_ours(targets))).collect();
-        // Those of the system are told when they are found, and whenever they change.
+        let domains: Vec<_> = settings
+            .domains
+            .iter()
+            .map(|(domain, targets)| (*domain, without_own(targets)))
+            .collect();
+        // Upstreams from the system's files are logged when they are found and when they change.
         if let Servers::Named(targets) = &servers
             && !targets.is_empty()
         {
-            tracing::info!("asking {} for names outside the zones", List(targets));
+            tracing::info!("forwarding names outside the zones to {}", TargetList(targets));
         }
         for (domain, targets) in domains.iter().filter(|(_, targets)| !targets.is_empty()) {
-            tracing::info!("asking {} for names in {domain}", List(targets));
+            tracing::info!("forwarding names in {domain} to {}", TargetList(targets));
         }
-        let mut follower =
-            Self { servers, domains, sources, connector, timings, routes, told, now: None, nobody_since: None, trouble: String::new() };
-        let look = follower.look();
-        follower.take(&look);
-        (follower, in_force)
+        let mut follower = Self {
+            servers,
+            domains,
+            sources,
+            connector,
+            timings,
+            routes,
+            upstreams_sender,
+            current: None,
+            empty_since: None,
+            last_warning: String::new(),
+        };
+        let snapshot = follower.snapshot();
+        follower.apply(&snapshot);
+        (follower, routing)
     }
 
-    /// Follows until `stop`.
+    /// Follows the files until `stop`.
     async fn run(mut self, stop: CancellationToken) {
-        let inbox = Inbox::default();
-        let mut watches = Watches::new(self.sources.clone(), inbox.clone());
+        let changes = ChangeSignal::default();
+        let mut watches = SourceWatches::new(self.sources.clone(), changes.clone());
         loop {
-            // Files can be slow, on a network's disk for example.
-            let looked = tokio::task::spawn_blocking(move || {
-                // First the watches: what changes after the look is then told.
-                watches.renew();
-                let look = self.look();
-                self.take(&look);
+            // Reading can block, for example on a network file system.
+            let task = tokio::task::spawn_blocking(move || {
+                // The watches come first, so that a change during the reading is reported.
+                watches.refresh();
+                let snapshot = self.snapshot();
+                self.apply(&snapshot);
                 (self, watches)
             });
-            let Ok(back) = looked.await else {
-                tracing::error!("looking for upstreams panicked; they are followed no more; please report this");
+            let Ok(back) = task.await else {
+                tracing::error!(
+                    "reading the system's name servers panicked, and changes are no longer \
+                     followed; please report this"
+                );
                 return;
             };
             (self, watches) = back;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = inbox.arrived() => tokio::time::sleep(self.timings.settle).await,
-                () = tokio::time::sleep(self.next_look()) => {}
+                () = changes.changed() => tokio::time::sleep(self.timings.settle).await,
+                () = tokio::time::sleep(self.next_snapshot()) => {}
             }
         }
     }
 
-    /// How long until the next look, should nothing change.
-    fn next_look(&self) -> Duration {
-        let end = self.nobody_since.map(|since| (since + self.timings.keep).saturating_duration_since(Instant::now()));
+    /// Returns the time until the next reading if nothing changes.
+    fn next_snapshot(&self) -> Duration {
+        let end = self.empty_since.map(|since| {
+            (since + self.timings.keep_last_known).saturating_duration_since(Instant::now())
+        });
         end.filter(|end| !end.is_zero()).map_or(self.timings.poll, |end| end.min(self.timings.poll))
     }
 
-    fn look(&self) -> Look {
+    /// Reads the files.
+    fn snapshot(&self) -> SourcesSnapshot {
         match self.servers {
-            Servers::System => self.sources.look(),
-            Servers::Off | Servers::Named(_) => Look { asked_by_system: self.sources.is_asked_by_system(), ..Look::default() },
+            Servers::System => self.sources.snapshot(),
+            Servers::Off | Servers::Named(_) => SourcesSnapshot {
+                is_system_resolver: self.sources.is_system_resolver(),
+                ..SourcesSnapshot::default()
+            },
         }
     }
 
-    /// Puts in force what was seen.
-    fn take(&mut self, look: &Look) {
+    /// Replaces the routes if the files name other servers.
+    fn apply(&mut self, snapshot: &SourcesSnapshot) {
         let servers = match &self.servers {
             Servers::Off => Vec::new(),
             Servers::Named(targets) => targets.clone(),
-            Servers::System => self.servers_of(look),
+            Servers::System => self.select_servers(snapshot),
         };
-        let state = State { servers, asked_by_system: look.asked_by_system };
-        if self.now.as_ref() == Some(&state) {
+        let inputs = RouteInputs { servers, is_system_resolver: snapshot.is_system_resolver };
+        if self.current.as_ref() == Some(&inputs) {
             return;
         }
-        if self.now.as_ref().is_none_or(|now| now.servers != state.servers)
+        if self.current.as_ref().is_none_or(|now| now.servers != inputs.servers)
             && matches!(self.servers, Servers::System)
-            && !look.servers.is_empty()
+            && !snapshot.servers.is_empty()
         {
-            tracing::info!("asking {look} for names outside the zones");
+            tracing::info!("forwarding names outside the zones to {snapshot}");
         }
-        self.put_in_force(&state);
-        self.now = Some(state);
+        self.install(&inputs);
+        self.current = Some(inputs);
     }
 
-    /// The servers to be asked after this look at the system's files.
-    fn servers_of(&mut self, look: &Look) -> Vec<Target> {
-        let before = self.now.as_ref().map(|now| now.servers.as_slice()).unwrap_or_default();
-        if !look.servers.is_empty() {
-            self.nobody_since = None;
-            let trouble = look.faults.join("; ");
-            if !trouble.is_empty() && trouble != self.trouble {
-                tracing::warn!("{trouble}");
+    /// Returns the servers to use, and warns if the files name none.
+    fn select_servers(&mut self, snapshot: &SourcesSnapshot) -> Vec<Target> {
+        let before = self.current.as_ref().map(|now| now.servers.as_slice()).unwrap_or_default();
+        if !snapshot.servers.is_empty() {
+            self.empty_since = None;
+            let warning = snapshot.faults.join("; ");
+            if !warning.is_empty() && warning != self.last_warning {
+                tracing::warn!("{warning}");
             }
-            self.trouble = trouble;
-            return look.servers.clone();
+            self.last_warning = warning;
+            return snapshot.servers.clone();
         }
-        let since = *self.nobody_since.get_or_insert_with(Instant::now);
-        let kept = look.unreadable || since.elapsed() < self.timings.keep;
-        let servers = if kept { before.to_vec() } else { Vec::new() };
-        let goes_on = match (servers.is_empty(), look.unreadable) {
+        let since = *self.empty_since.get_or_insert_with(Instant::now);
+        let keeps_last_known =
+            snapshot.unreadable || since.elapsed() < self.timings.keep_last_known;
+        let servers = if keeps_last_known { before.to_vec() } else { Vec::new() };
+        let consequence = match (servers.is_empty(), snapshot.unreadable) {
             (true, _) => "names outside the zones cannot be resolved until then".to_owned(),
-            (false, true) => "the upstreams of before are asked until then".to_owned(),
-            (false, false) => format!("the upstreams of before are asked for {} more", humantime::format_duration(self.timings.keep)),
+            (false, true) => "the previous upstreams are used until then".to_owned(),
+            (false, false) => format!(
+                "the previous upstreams are used for another {}",
+                humantime::format_duration(self.timings.keep_last_known)
+            ),
         };
-        let trouble = format!("no upstream is known: {}", look.faults.join("; "));
-        let told = format!("{trouble}; {goes_on}");
-        if self.trouble != told {
-            tracing::warn!("{trouble}. Write `nameserver ADDRESS` into {RESOLV_CONF}, or name an upstream with --upstream; {goes_on}");
-            self.trouble = told;
+        let warning = format!("no upstream is known: {}", snapshot.faults.join("; "));
+        let message = format!("{warning}; {consequence}");
+        if self.last_warning != message {
+            tracing::warn!(
+                "{warning}. Write `nameserver ADDRESS` into {RESOLV_CONF}, or set an upstream with \
+                 --upstream; {consequence}"
+            );
+            self.last_warning = message;
         }
         servers
     }
 
-    /// Makes the routes anew; upstreams that stay keep what is known of them.
-    fn put_in_force(&self, state: &State) {
-        let known = self.told.borrow().clone();
+    /// Installs new routes; upstreams that remain keep their health and connections.
+    fn install(&self, inputs: &RouteInputs) {
+        let known = self.upstreams_sender.borrow().clone();
         let mut upstreams: HashMap<Target, Arc<Upstream>> =
             known.into_iter().map(|upstream| (upstream.target().clone(), upstream)).collect();
         let mut of = |targets: &[Target]| -> Vec<Arc<Upstream>> {
             let make = |target: &Target| Upstream::new(target.clone(), Arc::clone(&self.connector));
-            targets.iter().map(|target| Arc::clone(upstreams.entry(target.clone()).or_insert_with(|| make(target)))).collect()
+            targets
+                .iter()
+                .map(|target| {
+                    Arc::clone(upstreams.entry(target.clone()).or_insert_with(|| make(target)))
+                })
+                .collect()
         };
         let domains = self.domains.iter().map(|(domain, targets)| (*domain, of(targets))).collect();
-        let routes = Routes::new(of(&state.servers), domains, state.asked_by_system);
+        let routes = RouteTable::new(of(&inputs.servers), domains, inputs.is_system_resolver);
         let upstreams = routes.upstreams();
         self.routes.store(Arc::new(routes));
-        self.told.send_replace(upstreams);
+        self.upstreams_sender.send_replace(upstreams);
     }
 }
 

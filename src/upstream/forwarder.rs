@@ -1,4 +1,4 @@
-//! The way from a question to what the upstreams say: cache first, then an exchange that equal questions share.
+//! Entry point of forwarding: cache lookup, routing and the exchange with upstreams.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,129 +8,149 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::addresses;
-use super::cache::Key;
+use super::cache::CacheKey;
 use super::counters::Counters;
-use super::exchange::{Failure, Outgoing, Sockets, Upstream};
-use super::follow::{self, InForce};
-use super::hosts::{Lookup, LookupFailed};
-use super::message::without_records;
-use super::rebinding::{Rebinding, WITHHELD};
-use super::resolver::{AtOnce, Exchange, Resolver, Unanswered};
+use super::exchange::{Outgoing, QueryFailure, Sockets, Upstream};
+use super::follow::{self, Routing};
+use super::hosts::{LookupFailed, LookupResult};
+use super::message::empty_response;
+use super::rebinding::{RebindingGuard, WITHHELD};
+use super::resolver::{Exchange, ExchangeError, ImmediateAnswer, Resolver};
 use super::routes::Route;
 use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype};
 
-/// How long addresses hold of which only those of one family could be had.
-const HALF: Duration = Duration::from_secs(30);
+/// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
+const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
 
-const NO_NAME: Unanswered =
-    Unanswered { error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be asked for elsewhere" }, asked: false };
+/// Error for a query whose name or message cannot be sent to an upstream.
+const UNUSABLE_NAME: ExchangeError = ExchangeError {
+    error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be forwarded" },
+    sent: false,
+};
 
-/// Answers questions about other names. One for the whole server.
+/// Forwards queries for names outside the zones; one instance for the whole server.
 #[derive(Debug)]
 pub struct Forwarder {
-    shared: Arc<Shared>,
-    /// For questions of our own.
-    own: Arc<Way>,
+    shared: Arc<ForwarderShared>,
+    /// Exchange of the server's own lookups.
+    own: Arc<UpstreamExchange>,
 }
 
-/// The way of one thread to the upstreams: its sockets are its own, the rest is the forwarder's.
+/// A worker's handle to the forwarder, with sockets of its own.
 #[derive(Debug)]
 pub struct Lane {
-    way: Arc<Way>,
+    exchange: Arc<UpstreamExchange>,
 }
 
-/// How forwarding does, for people.
+/// Snapshot of the forwarder's state for status output.
 #[derive(Clone, Debug)]
-pub struct Report {
-    /// Entries of the cache, those past their end included.
+pub struct ForwardingReport {
+    /// Number of cache entries, expired ones included.
     pub entries: usize,
-    /// Octets they take.
-    pub octets: u64,
-    /// Octets they may take; 0 without a cache.
+    /// Size of all cache entries in bytes.
+    pub bytes: u64,
+    /// Size limit of the cache in bytes; 0 without a cache.
     pub capacity: u64,
-    /// Clients that wait, and refreshes under way.
+    /// Number of waiting clients and refreshes in progress.
     pub waiting: u64,
-    /// The upstreams in force.
+    /// All upstreams of the current routes.
     pub upstreams: Vec<UpstreamReport>,
 }
 
-/// What all lanes share.
+/// State that all lanes share.
 #[derive(Debug)]
-struct Shared {
+struct ForwarderShared {
     settings: Settings,
-    in_force: InForce,
-    rebinding: Option<Rebinding>,
+    routing: Routing,
+    rebinding: Option<RebindingGuard>,
     resolver: Arc<Resolver>,
 }
 
-/// Sockets and who is asked over them.
+/// Sends queries over the sockets of one lane.
 #[derive(Debug)]
-struct Way {
-    shared: Arc<Shared>,
+struct UpstreamExchange {
+    shared: Arc<ForwarderShared>,
     sockets: Sockets,
 }
 
 impl Forwarder {
-    /// Begins to forward, until `stop`. Within a runtime.
+    /// Starts forwarding until `stop`. Must be called within a Tokio runtime.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
-        let in_force = follow::start(&settings, tracker, stop);
-        let rebinding = Rebinding::of(&settings);
-        let resolver = Resolver::new(settings.cache_octets, settings.stale);
-        let shared = Arc::new(Shared { settings, in_force, rebinding, resolver });
-        tracker.spawn(Arc::clone(&shared).forget_with_upstreams(stop.clone()));
-        Self { own: Arc::new(Way::new(&shared)), shared }
+        let routing = follow::start(&settings, tracker, stop);
+        let rebinding = RebindingGuard::of(&settings);
+        let resolver = Resolver::new(settings.cache_bytes, settings.stale);
+        let shared = Arc::new(ForwarderShared { settings, routing, rebinding, resolver });
+        tracker.spawn(Arc::clone(&shared).clear_cache_on_change(stop.clone()));
+        Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
     }
 
-    /// A way in for one thread.
+    /// Makes a handle for one worker.
     pub fn lane(&self) -> Lane {
-        Lane { way: Arc::new(Way::new(&self.shared)) }
+        Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
     }
 
-    /// Where a question for `name` goes, for people.
+    /// Describes the route of `name` in words.
     pub fn describe(&self, name: &Name) -> String {
-        self.shared.in_force.routes.load().describe(name)
+        self.shared.routing.routes.load().describe(name)
     }
 
-    /// What was counted since the start.
+    /// Returns the counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.shared.resolver.counters
     }
 
-    /// How forwarding does now.
-    pub fn report(&self) -> Report {
-        let Shared { resolver, in_force, .. } = &*self.shared;
-        Report {
+    /// Returns the current state.
+    pub fn report(&self) -> ForwardingReport {
+        let ForwarderShared { resolver, routing, .. } = &*self.shared;
+        ForwardingReport {
             entries: resolver.cache.len(),
-            octets: resolver.cache.octets(),
+            bytes: resolver.cache.bytes(),
             capacity: resolver.cache.capacity(),
             waiting: resolver.waiting(),
-            upstreams: in_force.routes.load().upstreams().iter().map(|upstream| upstream.report()).collect(),
+            upstreams: routing
+                .routes
+                .load()
+                .upstreams()
+                .iter()
+                .map(|upstream| upstream.report())
+                .collect(),
         }
     }
 
-    /// The addresses of a host outside the served zones, and how long they hold; none of both when it has none. Asked for as
-    /// clients ask, through the same cache, within 4 s.
+    /// Looks up the addresses of a host outside the served zones, within 4 s.
+    ///
+    /// The lookup is cached as those of clients are. A host without addresses yields an empty list
+    /// and the TTL of that answer.
     ///
     /// # Errors
-    /// When no upstream can say, or the host lies in a served zone or is a special name.
-    pub async fn addresses(&self, host: &Name) -> Lookup {
+    /// Returns an error if no upstream answers, the host is inside a served zone, or its name is
+    /// special.
+    pub async fn addresses(&self, host: &Name) -> LookupResult {
         if self.shared.settings.zones.find(host).is_some() {
             return Err(LookupFailed);
         }
-        let (four, six) = tokio::join!(self.addresses_of(host, rtype::A), self.addresses_of(host, rtype::AAAA));
-        match (four, six) {
-            (Ok((mut four, a)), Ok((six, b))) => {
-                four.extend(six);
-                Ok((four, a.min(b)))
+        let (v4, v6) =
+            tokio::join!(self.addresses_of(host, rtype::A), self.addresses_of(host, rtype::AAAA));
+        match (v4, v6) {
+            (Ok((mut v4, a)), Ok((v6, b))) => {
+                v4.extend(v6);
+                Ok((v4, a.min(b)))
             }
-            (Ok((found, ttl)), Err(_)) | (Err(_), Ok((found, ttl))) if !found.is_empty() => Ok((found, ttl.min(HALF))),
+            (Ok((found, ttl)), Err(_)) | (Err(_), Ok((found, ttl))) if !found.is_empty() => {
+                Ok((found, ttl.min(PARTIAL_ANSWER_TTL)))
+            }
             _ => Err(LookupFailed),
         }
     }
 
-    async fn addresses_of(&self, host: &Name, qtype: u16) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
+    /// Looks up the addresses of one type.
+    async fn addresses_of(
+        &self,
+        host: &Name,
+        qtype: u16,
+    ) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
         let mut request = vec![0, 0];
         put_u16(&mut request, flags::RD);
         request.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
@@ -138,67 +158,88 @@ impl Forwarder {
         put_u16(&mut request, qtype);
         put_u16(&mut request, rtype::IN);
         let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
-        let (entry, age) = self.shared.resolver.find(&self.own, &query, true).await.map_err(|_| LookupFailed)?;
+        let (entry, age) = self
+            .shared
+            .resolver
+            .resolve_entry(&self.own, &query, true)
+            .await
+            .map_err(|_| LookupFailed)?;
         if entry.is_failure() {
             return Err(LookupFailed);
         }
-        Ok((addresses(entry.stored.message(), host, qtype), entry.left(age)))
+        Ok((addresses(entry.stored.message(), host, qtype), entry.remaining_ttl(age)))
     }
 }
 
 impl Lane {
-    /// Another one, for another thread.
+    /// Makes a handle for another worker.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { way: Arc::new(Way::new(&self.way.shared)) }
+        Self { exchange: Arc::new(UpstreamExchange::new(&self.exchange.shared)) }
     }
 
-    /// Whether a message that is no plain question is to be passed on as it is: one with another opcode, where the settings
-    /// say so.
+    /// Returns whether to forward a message with an opcode other than QUERY.
+    ///
+    /// The settings must allow it, and the name must have upstreams.
     pub fn passes(&self, query: &Query<'_>) -> bool {
-        let Shared { settings, in_force, .. } = &*self.way.shared;
+        let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
         let other = query.flags & flags::OPCODE != 0 && !query.question.is_empty();
         other
             && settings.other_opcodes
-            && Name::from_wire(query.name())
-                .is_ok_and(|(name, _)| settings.zones.find(&name).is_none() && matches!(in_force.route(&name), Route::Ask(_)))
+            && Name::from_wire(query.name()).is_ok_and(|(name, _)| {
+                settings.zones.find(&name).is_none()
+                    && matches!(routing.route(&name), Route::Forward(_))
+            })
     }
 
-    /// Writes the answer into `out`, which is empty, where it takes no asking. Else `false`. Within a runtime, where an answer
-    /// that is near its end may be asked for anew.
-    pub fn respond(&self, query: &Query<'_>, transport: Transport, now: Instant, out: &mut Vec<u8>) -> bool {
-        let Shared { resolver, in_force, .. } = &*self.way.shared;
-        // What is in the cache was once asked of the upstreams in force: it is no special name.
-        let found = resolver.at_once(&self.way, query, transport, now, out);
-        if found != AtOnce::Unknown {
-            return found == AtOnce::Written;
+    /// Writes the response into the empty `out` if no upstream has to be asked.
+    ///
+    /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
+    /// prefetch an expiring entry.
+    pub fn respond(
+        &self,
+        query: &Query<'_>,
+        transport: Transport,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
+        // The cache holds responses of the current upstreams only, hence no special names.
+        let found = resolver.answer_from_cache(&self.exchange, query, transport, now, out);
+        if found != ImmediateAnswer::NotCached {
+            return found == ImmediateAnswer::Written;
         }
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
-        match in_force.route(&name) {
-            Route::Here(answer) => answer.write(query, &name, out),
-            Route::Nobody(error) => special::put_failure(query, error, out),
-            Route::Ask(_) => return false,
+        match routing.route(&name) {
+            Route::Local(answer) => answer.write(query, &name, out),
+            Route::Fail(error) => special::put_failure(query, error, out),
+            Route::Forward(_) => return false,
         }
         true
     }
 
-    /// Answers `request` in its own time, within 4 s. None: stay silent.
+    /// Resolves `request` within 4 s; `None` means to send no response.
     pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
-        let resolver = &self.way.shared.resolver;
+        let resolver = &self.exchange.shared.resolver;
         match Query::parse(&request) {
             Parsed::Silent => None,
-            Parsed::Query(query) => Some(resolver.resolve(&self.way, &request, &query, transport).await),
-            // Rare, so that its room is taken only then.
-            Parsed::Bad { query, .. } => Some(Box::pin(resolver.pass(&self.way, &request, &query, transport)).await),
+            Parsed::Query(query) => {
+                Some(resolver.resolve(&self.exchange, &request, &query, transport).await)
+            }
+            // Boxed because it is rare: other queries must not reserve room for its future.
+            Parsed::Bad { query, .. } => {
+                Some(Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await)
+            }
         }
     }
 }
 
-impl Shared {
-    /// Forgets what other upstreams said: they may have known other names. Not while there are none: then what is past its end
-    /// is all there is.
-    async fn forget_with_upstreams(self: Arc<Self>, stop: CancellationToken) {
-        let mut upstreams = self.in_force.upstreams.clone();
+impl ForwarderShared {
+    /// Clears the cache whenever the upstreams change, as others may know other names.
+    ///
+    /// The cache is kept while there are no upstreams: stale entries are all we have then.
+    async fn clear_cache_on_change(self: Arc<Self>, stop: CancellationToken) {
+        let mut upstreams = self.routing.upstreams.clone();
         upstreams.mark_unchanged();
         loop {
             tokio::select! {
@@ -212,41 +253,62 @@ impl Shared {
     }
 }
 
-impl Way {
-    fn new(shared: &Arc<Shared>) -> Self {
+impl UpstreamExchange {
+    /// Makes an exchange without open sockets.
+    fn new(shared: &Arc<ForwarderShared>) -> Self {
         Self { shared: Arc::clone(shared), sockets: Sockets::default() }
     }
 
-    /// Who is to be asked. Apart from the asking, so that no name takes room in what waits for the answer.
-    fn upstreams(&self, key: Key<'_>) -> Result<Arc<[Arc<Upstream>]>, Unanswered> {
-        let (name, _) = Name::from_wire(key.question()).map_err(|_| NO_NAME)?;
-        match self.shared.in_force.route(&name) {
-            Route::Ask(upstreams) => Ok(upstreams),
-            Route::Nobody(error) => Err(Unanswered { error, asked: false }),
-            Route::Here(_) => Err(NO_NAME),
+    /// Returns the upstreams of the key's name.
+    ///
+    /// A function of its own, so that the name takes no room in the future that awaits the
+    /// response.
+    fn upstreams(&self, key: CacheKey<'_>) -> Result<Arc<[Arc<Upstream>]>, ExchangeError> {
+        let (name, _) = Name::from_wire(key.question()).map_err(|_| UNUSABLE_NAME)?;
+        match self.shared.routing.route(&name) {
+            Route::Forward(upstreams) => Ok(upstreams),
+            Route::Fail(error) => Err(ExchangeError { error, sent: false }),
+            Route::Local(_) => Err(UNUSABLE_NAME),
         }
     }
 }
 
-impl Exchange for Way {
-    async fn ask(&self, key: Key<'_>, message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
-        let Shared { settings, rebinding, .. } = &*self.shared;
+impl Exchange for UpstreamExchange {
+    async fn query(
+        &self,
+        key: CacheKey<'_>,
+        message: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ExchangeError> {
+        let ForwarderShared { settings, rebinding, .. } = &*self.shared;
         let upstreams = self.upstreams(key)?;
-        let outgoing = Outgoing::new(message, settings.random_case).ok_or(NO_NAME)?;
-        let incoming = self.sockets.ask(&upstreams, &outgoing, deadline).await.map_err(|failure| {
-            let (code, text) = match failure {
-                Failure::NoUpstream => (ExtendedError::NO_REACHABLE_AUTHORITY, "there is no upstream to ask"),
-                Failure::TimedOut => (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time"),
-                Failure::Unreachable => (ExtendedError::NETWORK_ERROR, "no upstream can be reached"),
-                Failure::Bad => (ExtendedError::NETWORK_ERROR, "what the upstreams sent was no answer"),
-            };
-            Unanswered { error: ExtendedError { code, text }, asked: failure != Failure::NoUpstream }
-        })?;
+        let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
+        let incoming =
+            self.sockets.query(&upstreams, &outgoing, deadline).await.map_err(|failure| {
+                let (code, text) = match failure {
+                    QueryFailure::NoUpstream => {
+                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
+                    }
+                    QueryFailure::TimedOut => {
+                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
+                    }
+                    QueryFailure::Unreachable => {
+                        (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
+                    }
+                    QueryFailure::BadResponse => {
+                        (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
+                    }
+                };
+                ExchangeError {
+                    error: ExtendedError { code, text },
+                    sent: failure != QueryFailure::NoUpstream,
+                }
+            })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
         if let (Some(guard), Ok((name, _))) = (rebinding, Name::from_wire(key.question()))
-            && guard.offends(&name, &incoming.message)
+            && guard.withholds(&name, &incoming.message)
         {
-            return Ok(without_records(key.question(), WITHHELD));
+            return Ok(empty_response(key.question(), WITHHELD));
         }
         Ok(incoming.message)
     }
@@ -255,16 +317,16 @@ impl Exchange for Way {
 #[cfg(test)]
 mod tests {
     use super::super::Servers;
-    use super::super::cache::ROOM;
+    use super::super::cache::EMPTY_KEY_BUFFER;
     use super::super::exchange::Connector;
     use super::*;
     use crate::name::Zones;
 
-    /// glibc has memory at hand, for a thread, in pieces of up to this many octets.
-    const AT_HAND: usize = 1032;
+    /// Largest allocation that glibc's thread cache holds.
+    const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
 
     #[tokio::test]
-    async fn what_waits_for_an_answer_is_small() {
+    async fn futures_of_waiting_queries_are_small() {
         let settings = Settings {
             servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
             domains: Vec::new(),
@@ -273,7 +335,7 @@ mod tests {
             ca_file: None,
             random_case: false,
             rebinding: None,
-            cache_octets: 0,
+            cache_bytes: 0,
             stale: Duration::ZERO,
             other_opcodes: false,
         };
@@ -282,16 +344,19 @@ mod tests {
         let request = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
         let deadline = Instant::now();
         let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-        let mut room = ROOM;
-        let key = Key::new(&query, &mut room).unwrap();
-        let upstream = Upstream::new("127.0.0.1".parse().unwrap(), Connector::new(tokio::runtime::Handle::current(), None));
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let key = CacheKey::new(&query, &mut buffer).unwrap();
+        let upstream = Upstream::new(
+            "127.0.0.1".parse().unwrap(),
+            Connector::new(tokio::runtime::Handle::current(), None),
+        );
         let outgoing = Outgoing::new(request.clone(), false).unwrap();
         let sizes = [
-            // With room for what the server's own task has besides.
+            // Allowance for the rest of the server's task.
             size_of_val(&lane.resolve(request.clone(), Transport::Udp)) + 400,
-            size_of_val(&lane.way.ask(key, request.clone(), deadline)),
-            size_of_val(&lane.way.sockets.attempt(&upstream, &outgoing)),
+            size_of_val(&lane.exchange.query(key, request.clone(), deadline)),
+            size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),
         ];
-        assert!(sizes.iter().all(|size| *size <= AT_HAND), "{sizes:?}");
+        assert!(sizes.iter().all(|size| *size <= GLIBC_TCACHE_MAX_BYTES), "{sizes:?}");
     }
 }

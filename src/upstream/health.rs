@@ -1,249 +1,270 @@
-//! What is known of an upstream by its answers: how fast it is, and whether it lives.
+//! Health of an upstream: response times, failures, and whether it is alive.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// An upstream that owes answers for this long, and gave none since, is dead: nobody waits for it until it answers again.
-pub(super) const TIME_OUT: Duration = Duration::from_secs(1);
+/// An upstream is dead once a query has gone unanswered for this long.
+///
+/// Nobody waits for a dead upstream until it answers again.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The second question goes out at the earliest after this. Below it, jitter of the network and of a busy machine would
-/// double the traffic, and nobody notices what could be won.
-const HEDGE_FLOOR: Duration = Duration::from_millis(20);
+/// Shortest delay before a query is hedged.
+///
+/// With a shorter delay, jitter would double the traffic without a noticeable gain.
+const MIN_HEDGE_DELAY: Duration = Duration::from_millis(20);
 
-/// The second question goes out at the latest after this: twice before the time-out, so that it can bring an answer by then.
-const HEDGE_CAP: Duration = Duration::from_millis(400);
+/// Longest delay before a query is hedged.
+///
+/// Short enough that the second upstream can answer before [`RESPONSE_TIMEOUT`].
+const MAX_HEDGE_DELAY: Duration = Duration::from_millis(400);
 
-/// As long as little was measured, the second question goes out after this.
-const HEDGE_UNKNOWN: Duration = Duration::from_millis(200);
+/// Delay before a query is hedged while there are few samples.
+const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(200);
 
-/// An upstream that nobody asked for this long gets the next question too, so that ranks can change.
-const PROBE: Duration = Duration::from_secs(30);
+/// Time after which an unused upstream is probed with a client's query.
+///
+/// This keeps its rank up to date.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often a dead upstream gets a question too: at once, then after this, twice this and so on up to [`PROBE`].
-const PROBE_DEAD: Duration = Duration::from_secs(1);
+/// First interval of probing a dead upstream; doubles up to [`PROBE_INTERVAL`].
+const DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long an upstream that does not know EDNS is asked without.
-const WITHOUT_EDNS: Duration = Duration::from_secs(900);
+/// How long an upstream without EDNS support is queried without EDNS.
+const EDNS_RETRY_AFTER: Duration = Duration::from_secs(900);
 
-/// After a death was told, the next one is told at the earliest after this: an upstream that is always a little too late dies
-/// and returns with every question.
-const QUIET: Duration = Duration::from_secs(60);
+/// Shortest time between two log messages about the death of an upstream.
+///
+/// An upstream that is always slightly too slow dies and recovers with every query.
+const DEATH_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Bands of round-trip times: two for each power of two of microseconds, up to 2^20 (1 s), which the
-/// time-out lies below.
-const BANDS: usize = 40;
+/// Number of round-trip time bands.
+///
+/// There are two for each power of two microseconds, up to 2^20 (1 s).
+const RTT_BANDS: usize = 40;
 
-/// Round trips below 2^10 us (1 ms) are equally good.
-const BEST_BAND: usize = 20;
+/// First band that ranks count: round trips below 2^10 µs (1 ms) are equally good.
+const BEST_RTT_BAND: usize = 20;
 
-/// Measurements after which old ones count half.
-const HALVED_AFTER: u16 = 256;
+/// Number of samples after which all counts are halved, so that old ones fade.
+const HALVE_AFTER_SAMPLES: u16 = 256;
 
-/// Measurements without which there is no percentile.
-const ENOUGH: u16 = 16;
+/// Number of samples needed for a percentile.
+const MIN_SAMPLES: u16 = 16;
 
-/// How upstreams compare: the lesser is asked first.
+/// Order of preference; the lowest rank is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// Lives, in this band of round-trip times; 0 for one that was never measured.
-    Lives(usize),
-    /// Answers, and refuses what it is asked.
-    Refuses,
-    /// Owes answers.
+    /// Alive, in this band of round-trip times; 0 if unknown.
+    Alive(usize),
+    /// Answers, but refuses the last queries.
+    Refusing,
+    /// Has not answered for [`RESPONSE_TIMEOUT`].
     Dead,
 }
 
-/// What was measured of one upstream.
+/// Measurements of one upstream.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// As it is written in the configuration.
+    /// The upstream as the configuration writes it.
     upstream: String,
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
+/// The state behind the lock of [`Health`].
 #[derive(Debug)]
-struct State {
-    /// Smoothed round trip (RFC 6298 section 2), microseconds; 0 before the first.
+struct HealthState {
+    /// Smoothed round trip in microseconds (RFC 6298 section 2); 0 if unknown.
     smoothed: u32,
-    bands: [u16; BANDS],
-    measured: u16,
-    hedge: Duration,
-    /// Since when answers are owed.
-    owes: Option<Instant>,
-    /// Whether it is dead because it cannot be reached, as the last error says.
+    bands: [u16; RTT_BANDS],
+    samples: u16,
+    hedge_delay: Duration,
+    /// When the oldest query since the last response was sent.
+    unanswered_since: Option<Instant>,
+    /// Whether the last error says that the upstream cannot be reached.
     unreachable: bool,
-    /// Since when it is dead, once that was told.
-    told_dead: Option<Instant>,
-    /// When a death was told last.
-    told_at: Option<Instant>,
-    /// When the next question goes to it in any case.
-    probe: Option<Instant>,
-    probe_after: Duration,
+    /// Since when the upstream has been dead, once that is logged.
+    logged_dead_since: Option<Instant>,
+    /// When a death was logged last.
+    death_logged_at: Option<Instant>,
+    /// When to send a probe.
+    next_probe: Option<Instant>,
+    dead_probe_interval: Duration,
     refusals: u8,
-    without_edns: Option<Instant>,
-    asked: u64,
-    answered: u64,
-    failed: u64,
+    no_edns_until: Option<Instant>,
+    queries: u64,
+    responses: u64,
+    failures: u64,
     last_error: Option<String>,
 }
 
-impl Default for State {
+impl Default for HealthState {
     fn default() -> Self {
         Self {
             smoothed: 0,
-            bands: [0; BANDS],
-            measured: 0,
-            hedge: HEDGE_UNKNOWN,
-            owes: None,
+            bands: [0; RTT_BANDS],
+            samples: 0,
+            hedge_delay: DEFAULT_HEDGE_DELAY,
+            unanswered_since: None,
             unreachable: false,
-            told_dead: None,
-            told_at: None,
-            probe: None,
-            probe_after: PROBE_DEAD,
+            logged_dead_since: None,
+            death_logged_at: None,
+            next_probe: None,
+            dead_probe_interval: DEAD_PROBE_INTERVAL,
             refusals: 0,
-            without_edns: None,
-            asked: 0,
-            answered: 0,
-            failed: 0,
+            no_edns_until: None,
+            queries: 0,
+            responses: 0,
+            failures: 0,
             last_error: None,
         }
     }
 }
 
-/// What people may want to know of an upstream.
+/// Health of an upstream for status output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamReport {
-    /// As it is written in the configuration.
+    /// The upstream as the configuration writes it.
     pub upstream: String,
-    /// Smoothed round trip; none before the first answer.
+    /// Smoothed round trip; `None` before the first response.
     pub round_trip: Option<Duration>,
-    /// Whether it owes answers and nobody waits for it.
+    /// Whether a query has gone unanswered for 1 s; nobody waits for a dead upstream.
     pub dead: bool,
-    /// Whether it leads back to us and is set aside.
+    /// Whether the upstream sends queries back to svcdns and is not used.
     pub looping: bool,
-    /// Questions sent to it, repeated ones included.
+    /// Queries sent, retransmissions included.
     pub asked: u64,
-    /// Answers that came, late ones included.
+    /// Responses received, late ones included.
     pub answered: u64,
-    /// Questions sent without an answer so far, those under way included.
+    /// Queries without a response so far, those in flight included.
     pub unanswered: u64,
-    /// Tries that failed otherwise than by silence: it could not be reached, or what came was no answer.
+    /// Attempts that failed other than by a timeout.
+    ///
+    /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of them failed.
+    /// Why the last of these attempts failed.
     pub last_error: Option<String>,
 }
 
 impl Health {
-    /// Nothing is known yet of this upstream, which is named as it is written in the configuration.
+    /// Makes the health of a new upstream; `upstream` is its name in the configuration.
     pub(super) fn new(upstream: String) -> Self {
         Self { upstream, state: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Locks the state, which remains usable after a panic of another thread.
+    fn lock(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A question goes out.
-    pub(super) fn asked(&self, now: Instant) {
+    /// Records that a query was sent.
+    pub(super) fn record_query(&self, now: Instant) {
         let mut state = self.lock();
-        state.asked += 1;
-        state.owes.get_or_insert(now);
+        state.queries += 1;
+        state.unanswered_since.get_or_insert(now);
     }
 
-    /// An answer came in, this long after its question. It need not be a useful one.
-    pub(super) fn answered(&self, after: Duration, now: Instant) {
+    /// Records a response that took `after`, whatever its content.
+    pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
-        state.answered += 1;
-        state.owes = None;
+        state.responses += 1;
+        state.unanswered_since = None;
         state.unreachable = false;
-        let told_dead = state.told_dead.take();
-        state.probe_after = PROBE_DEAD;
-        state.probe = Some(now + PROBE);
-        state.measure(after);
+        let logged_dead_since = state.logged_dead_since.take();
+        state.dead_probe_interval = DEAD_PROBE_INTERVAL;
+        state.next_probe = Some(now + PROBE_INTERVAL);
+        state.record_rtt(after);
         drop(state);
-        if let Some(since) = told_dead {
-            tracing::info!("the upstream {} answers again, after {}", self.upstream, shown(now.saturating_duration_since(since)));
+        if let Some(since) = logged_dead_since {
+            tracing::info!(
+                "the upstream {} answers again, after {}",
+                self.upstream,
+                rounded(now.saturating_duration_since(since))
+            );
         }
     }
 
-    /// A try failed otherwise than by silence.
-    pub(super) fn failed(&self, why: &str, unreachable: bool, now: Instant) {
+    /// Records an attempt that failed other than by a timeout.
+    pub(super) fn record_failure(&self, reason: &str, unreachable: bool, now: Instant) {
         let mut state = self.lock();
-        state.failed += 1;
-        if state.last_error.as_deref() != Some(why) {
-            state.last_error = Some(why.to_owned());
+        state.failures += 1;
+        if state.last_error.as_deref() != Some(reason) {
+            state.last_error = Some(reason.to_owned());
         }
         if unreachable {
             state.unreachable = true;
             if !state.is_dead(now) {
-                // Dead at once.
-                state.owes = now.checked_sub(TIME_OUT).or(state.owes);
+                // An unreachable upstream is dead at once.
+                state.unanswered_since =
+                    now.checked_sub(RESPONSE_TIMEOUT).or(state.unanswered_since);
             }
-            let death = state.death(now);
+            let death = state.death_notice(now);
             drop(state);
-            self.tell(death);
+            self.log_death(death);
         }
     }
 
-    /// Tells that it died.
-    fn tell(&self, death: Option<String>) {
+    /// Logs the death of the upstream.
+    fn log_death(&self, death: Option<String>) {
         if let Some(death) = death {
             let upstream = &self.upstream;
-            tracing::warn!("the upstream {upstream} {death}; others, where there are any, are asked first until it answers again");
+            tracing::warn!(
+                "the upstream {upstream} {death}; other upstreams, if any, are asked first \
+                 until it answers again"
+            );
         }
     }
 
-    /// It refused, or did not understand, or did neither.
-    pub(super) fn refused(&self, refused: bool) {
+    /// Records whether the upstream refused, or did not understand, a query.
+    pub(super) fn record_refusal(&self, refused: bool) {
         let mut state = self.lock();
         state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
     }
 
-    /// How it compares to others.
+    /// Returns the upstream's rank among others.
     pub(super) fn rank(&self, now: Instant) -> Rank {
         let mut state = self.lock();
         if state.is_dead(now) {
-            let death = state.death(now);
+            let death = state.death_notice(now);
             drop(state);
-            self.tell(death);
+            self.log_death(death);
             Rank::Dead
         } else if state.refusals >= 3 {
-            Rank::Refuses
+            Rank::Refusing
         } else if state.smoothed == 0 {
-            Rank::Lives(0)
+            Rank::Alive(0)
         } else {
-            Rank::Lives(band(state.smoothed).max(BEST_BAND))
+            Rank::Alive(rtt_band(state.smoothed).max(BEST_RTT_BAND))
         }
     }
 
-    /// Whether it should get the next question whether or not it is its turn. Says so once.
+    /// Returns whether the upstream is due for a probe, and schedules the next one.
     pub(super) fn take_probe(&self, now: Instant) -> bool {
         let mut state = self.lock();
-        let due = state.probe.is_none_or(|at| at <= now);
+        let due = state.next_probe.is_none_or(|at| at <= now);
         if due {
-            let after = if state.is_dead(now) { state.probe_after } else { PROBE };
-            state.probe_after = (state.probe_after * 2).min(PROBE);
-            state.probe = Some(now + after);
+            let after = if state.is_dead(now) { state.dead_probe_interval } else { PROBE_INTERVAL };
+            state.dead_probe_interval = (state.dead_probe_interval * 2).min(PROBE_INTERVAL);
+            state.next_probe = Some(now + after);
         }
         due
     }
 
-    /// After what time an answer is slow: nineteen of twenty came sooner.
-    pub(super) fn hedge_after(&self) -> Duration {
-        self.lock().hedge
+    /// Returns how long to wait before hedging: the 95th percentile, within bounds.
+    pub(super) fn hedge_delay(&self) -> Duration {
+        self.lock().hedge_delay
     }
 
-    /// It does not know EDNS.
-    pub(super) fn without_edns(&self, now: Instant) {
-        self.lock().without_edns = Some(now + WITHOUT_EDNS);
+    /// Records that the upstream does not support EDNS.
+    pub(super) fn disable_edns(&self, now: Instant) {
+        self.lock().no_edns_until = Some(now + EDNS_RETRY_AFTER);
     }
 
-    /// Whether it is asked without EDNS.
-    pub(super) fn is_without_edns(&self, now: Instant) -> bool {
-        self.lock().without_edns.is_some_and(|until| now < until)
+    /// Returns whether to query the upstream without EDNS.
+    pub(super) fn is_edns_disabled(&self, now: Instant) -> bool {
+        self.lock().no_edns_until.is_some_and(|until| now < until)
     }
 
-    /// All of it, for people.
+    /// Returns the measurements for status output.
     pub(super) fn report(&self, looping: bool, now: Instant) -> UpstreamReport {
         let state = self.lock();
         UpstreamReport {
@@ -251,75 +272,89 @@ impl Health {
             round_trip: (state.smoothed > 0).then(|| Duration::from_micros(state.smoothed.into())),
             dead: state.is_dead(now),
             looping,
-            asked: state.asked,
-            answered: state.answered,
-            unanswered: state.asked.saturating_sub(state.answered),
-            failed: state.failed,
+            asked: state.queries,
+            answered: state.responses,
+            unanswered: state.queries.saturating_sub(state.responses),
+            failed: state.failures,
             last_error: state.last_error.clone(),
         }
     }
 }
 
-impl State {
+impl HealthState {
+    /// Returns whether a query has gone unanswered for [`RESPONSE_TIMEOUT`].
     fn is_dead(&self, now: Instant) -> bool {
-        self.owes.is_some_and(|since| now.saturating_duration_since(since) >= TIME_OUT)
+        self.unanswered_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= RESPONSE_TIMEOUT)
     }
 
-    /// What is to be told of its death: once, when it is noticed.
-    fn death(&mut self, now: Instant) -> Option<String> {
-        let quiet = self.told_at.is_some_and(|at| now.saturating_duration_since(at) < QUIET);
-        let since = self.owes.filter(|_| self.is_dead(now) && self.told_dead.is_none() && !quiet)?;
-        (self.told_dead, self.told_at) = (Some(since), Some(now));
+    /// Returns the text to log about the upstream's death, once for each death.
+    fn death_notice(&mut self, now: Instant) -> Option<String> {
+        let quiet = self
+            .death_logged_at
+            .is_some_and(|at| now.saturating_duration_since(at) < DEATH_LOG_INTERVAL);
+        let since = self
+            .unanswered_since
+            .filter(|_| self.is_dead(now) && self.logged_dead_since.is_none() && !quiet)?;
+        (self.logged_dead_since, self.death_logged_at) = (Some(since), Some(now));
         Some(match &self.last_error {
-            Some(why) if self.unreachable => format!("cannot be reached: {why}"),
-            _ => format!("has not answered for {}", shown(now.saturating_duration_since(since))),
+            Some(reason) if self.unreachable => format!("cannot be reached: {reason}"),
+            _ => format!("has not answered for {}", rounded(now.saturating_duration_since(since))),
         })
     }
 
-    /// Nobody waits longer than the time-out: how much later an answer came after a hang says nothing of the next one.
-    fn measure(&mut self, after: Duration) {
-        let micros = u32::try_from(after.min(TIME_OUT).as_micros()).unwrap_or(u32::MAX).max(1);
-        self.smoothed = if self.smoothed == 0 { micros } else { (self.smoothed - self.smoothed / 8 + micros / 8).max(1) };
-        self.bands[band(micros)] += 1;
-        self.measured += 1;
-        if self.measured >= HALVED_AFTER {
+    /// Adds a sample of the round trip.
+    ///
+    /// Samples are capped at [`RESPONSE_TIMEOUT`], because nobody waits longer. How long an
+    /// upstream hung says nothing about its next response.
+    fn record_rtt(&mut self, after: Duration) {
+        let micros =
+            u32::try_from(after.min(RESPONSE_TIMEOUT).as_micros()).unwrap_or(u32::MAX).max(1);
+        self.smoothed = if self.smoothed == 0 {
+            micros
+        } else {
+            (self.smoothed - self.smoothed / 8 + micros / 8).max(1)
+        };
+        self.bands[rtt_band(micros)] += 1;
+        self.samples += 1;
+        if self.samples >= HALVE_AFTER_SAMPLES {
             self.bands.iter_mut().for_each(|count| *count /= 2);
-            self.measured = self.bands.iter().sum();
+            self.samples = self.bands.iter().sum();
         }
-        if self.measured >= ENOUGH && self.measured.is_multiple_of(ENOUGH) {
-            self.hedge = self.slow().clamp(HEDGE_FLOOR, HEDGE_CAP);
+        if self.samples >= MIN_SAMPLES && self.samples.is_multiple_of(MIN_SAMPLES) {
+            self.hedge_delay = self.p95_upper_bound().clamp(MIN_HEDGE_DELAY, MAX_HEDGE_DELAY);
         }
     }
 
-    /// The upper end of the band that the 95th percentile lies in.
-    fn slow(&self) -> Duration {
+    /// Returns the upper end of the band with the 95th percentile.
+    fn p95_upper_bound(&self) -> Duration {
         let mut above = 0;
         for (band, count) in self.bands.iter().enumerate().rev() {
             above += count;
-            if above * 20 > self.measured {
-                return band_end(band);
+            if above * 20 > self.samples {
+                return rtt_band_end(band);
             }
         }
-        HEDGE_FLOOR
+        MIN_HEDGE_DELAY
     }
 }
 
-/// A time for people: no finer than milliseconds, and from ten seconds on than seconds.
-fn shown(time: Duration) -> humantime::FormattedDuration {
+/// Rounds a duration for people: to milliseconds, from ten seconds on to seconds.
+fn rounded(time: Duration) -> humantime::FormattedDuration {
     let unit = if time >= Duration::from_secs(10) { 1000 } else { 1 };
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
-/// Two bands for each power of two.
-fn band(micros: u32) -> usize {
+/// Returns the band of a round-trip time; there are two for each power of two.
+fn rtt_band(micros: u32) -> usize {
     let power = micros.max(2).ilog2();
     let half = micros >> (power - 1) & 1;
-    usize::try_from(power * 2 + half).unwrap_or_default().min(BANDS - 1)
+    usize::try_from(power * 2 + half).unwrap_or_default().min(RTT_BANDS - 1)
 }
 
-/// The least duration above a band.
-fn band_end(band: usize) -> Duration {
+/// Returns the shortest duration above a band.
+fn rtt_band_end(band: usize) -> Duration {
     let unit = 1_u64 << (band / 2);
     Duration::from_micros(if band.is_multiple_of(2) { unit + unit / 2 } else { unit * 2 })
 }
@@ -333,111 +368,126 @@ mod tests {
     }
 
     #[test]
-    fn the_second_question_waits_for_the_slow_twentieth() {
+    fn the_hedge_delay_is_the_95th_percentile() {
         let (health, now) = (Health::default(), Instant::now());
-        assert_eq!(health.hedge_after(), HEDGE_UNKNOWN);
+        assert_eq!(health.hedge_delay(), DEFAULT_HEDGE_DELAY);
         for number in 0..200 {
-            // One of forty is slow: that is not the usual.
-            health.answered(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
+            // One response in forty is slow, which is above the 95th percentile.
+            health.record_response(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
         }
-        let after = health.hedge_after();
+        let after = health.hedge_delay();
         assert!((millis(40)..=millis(70)).contains(&after), "{after:?}");
         for number in 0..600 {
-            health.answered(if number % 10 == 0 { millis(200) } else { millis(40) }, now);
+            health.record_response(if number % 10 == 0 { millis(200) } else { millis(40) }, now);
         }
-        let after = health.hedge_after();
+        let after = health.hedge_delay();
         assert!((millis(200)..=millis(300)).contains(&after), "{after:?}");
-        // Within its bounds.
-        (0..2000).for_each(|_| health.answered(millis(2000), now));
-        assert_eq!(health.hedge_after(), HEDGE_CAP);
-        (0..4000).for_each(|_| health.answered(Duration::from_micros(100), now));
-        assert_eq!(health.hedge_after(), HEDGE_FLOOR);
+        // The delay stays within its bounds.
+        (0..2000).for_each(|_| health.record_response(millis(2000), now));
+        assert_eq!(health.hedge_delay(), MAX_HEDGE_DELAY);
+        (0..4000).for_each(|_| health.record_response(Duration::from_micros(100), now));
+        assert_eq!(health.hedge_delay(), MIN_HEDGE_DELAY);
     }
 
     #[test]
-    fn the_fast_come_first_and_the_dead_last() {
+    fn fast_upstreams_rank_first_and_dead_ones_last() {
         let now = Instant::now();
         let measured = |after| {
             let health = Health::default();
-            (0..50).for_each(|_| health.answered(after, now));
+            (0..50).for_each(|_| health.record_response(after, now));
             health
         };
         let ranks: Vec<_> = [1, 30, 100].map(|after| measured(millis(after)).rank(now)).into();
         assert!(ranks.is_sorted() && ranks[0] != ranks[2], "{ranks:?}");
-        // Not worth a change of order.
-        assert_eq!(measured(Duration::from_micros(80)).rank(now), measured(Duration::from_micros(700)).rank(now));
+        // Differences below 1 ms do not change the order.
+        assert_eq!(
+            measured(Duration::from_micros(80)).rank(now),
+            measured(Duration::from_micros(700)).rank(now)
+        );
         assert!(Health::default().rank(now) <= ranks[0]);
         let refusing = measured(millis(1));
-        (0..3).for_each(|_| refusing.refused(true));
+        (0..3).for_each(|_| refusing.record_refusal(true));
         assert!(refusing.rank(now) > ranks[2]);
-        refusing.refused(false);
+        refusing.record_refusal(false);
         assert_eq!(refusing.rank(now), ranks[0]);
         let dead = measured(millis(1));
-        dead.asked(now);
+        dead.record_query(now);
         assert_eq!(dead.rank(now + millis(999)), ranks[0]);
-        assert_eq!(dead.rank(now + TIME_OUT), Rank::Dead);
-        dead.answered(millis(3000), now + millis(3000));
+        assert_eq!(dead.rank(now + RESPONSE_TIMEOUT), Rank::Dead);
+        dead.record_response(millis(3000), now + millis(3000));
         assert_ne!(dead.rank(now + millis(3001)), Rank::Dead);
-        dead.failed("refused", true, now + millis(4000));
+        dead.record_failure("refused", true, now + millis(4000));
         assert_eq!(dead.rank(now + millis(4000)), Rank::Dead);
     }
 
     #[test]
-    fn the_dead_are_probed_less_and_less_often() {
+    fn dead_upstreams_are_probed_ever_less_often() {
         let (health, began) = (Health::default(), Instant::now());
-        health.asked(began);
-        let dead = began + TIME_OUT;
-        let probes: Vec<_> = (0..120).filter(|second| health.take_probe(dead + Duration::from_secs(*second))).collect();
+        health.record_query(began);
+        let dead = began + RESPONSE_TIMEOUT;
+        let probes: Vec<_> = (0..120)
+            .filter(|second| health.take_probe(dead + Duration::from_secs(*second)))
+            .collect();
         assert_eq!(probes, [0, 1, 3, 7, 15, 31, 61, 91]);
-        health.answered(millis(5), dead);
-        assert!(!health.take_probe(dead + millis(29_999)) && health.take_probe(dead + PROBE));
+        health.record_response(millis(5), dead);
+        assert!(
+            !health.take_probe(dead + millis(29_999)) && health.take_probe(dead + PROBE_INTERVAL)
+        );
     }
 
     #[test]
-    fn silence_counts_and_a_late_answer_is_no_measure() {
+    fn late_responses_are_counted_but_capped_in_the_round_trip() {
         let (health, now) = (Health::new("192.0.2.1".to_owned()), Instant::now());
-        (0..5).for_each(|_| health.asked(now));
-        health.answered(millis(7_000), now + millis(7_000));
-        health.answered(millis(60_000), now + millis(60_000));
+        (0..5).for_each(|_| health.record_query(now));
+        health.record_response(millis(7_000), now + millis(7_000));
+        health.record_response(millis(60_000), now + millis(60_000));
         let report = health.report(false, now + millis(60_000));
         assert_eq!(report.upstream, "192.0.2.1");
         assert_eq!((report.asked, report.answered, report.unanswered, report.failed), (5, 2, 3, 0));
-        assert_eq!(report.round_trip, Some(TIME_OUT));
+        assert_eq!(report.round_trip, Some(RESPONSE_TIMEOUT));
     }
 
     #[test]
-    fn a_death_is_told_once_and_seldom() {
+    fn deaths_are_logged_once_and_rarely() {
         let (health, began) = (Health::default(), Instant::now());
-        let death = |after| health.lock().death(began + after);
-        health.asked(began);
+        let death = |after| health.lock().death_notice(began + after);
+        health.record_query(began);
         assert_eq!(death(millis(999)), None);
         assert_eq!(death(millis(1500)).as_deref(), Some("has not answered for 1s 500ms"));
         assert_eq!(death(millis(1600)), None);
-        // It comes back and dies again and again: not told each time, but told when it stays dead.
-        health.answered(millis(2000), began + millis(2000));
-        health.asked(began + millis(2000));
+        // An upstream that flaps is not logged each time, but is logged once it stays dead.
+        health.record_response(millis(2000), began + millis(2000));
+        health.record_query(began + millis(2000));
         assert_eq!(death(millis(61_000)), None);
         assert_eq!(death(millis(61_500)).as_deref(), Some("has not answered for 59s"));
         assert_eq!(death(millis(200_000)), None);
-        health.answered(millis(1), began + millis(200_000));
-        health.failed("connection refused", false, began + millis(201_000));
+        health.record_response(millis(1), began + millis(200_000));
+        health.record_failure("connection refused", false, began + millis(201_000));
         assert_eq!(death(millis(201_000)), None, "it answered, if with nothing of use");
         health.lock().unreachable = true;
-        health.asked(began + millis(201_000));
-        assert_eq!(death(millis(203_000)).as_deref(), Some("cannot be reached: connection refused"));
-        health.answered(millis(1), began + millis(204_000));
-        health.failed("connection refused", true, began + millis(300_000));
-        assert!(health.lock().told_dead.is_some(), "told at once");
+        health.record_query(began + millis(201_000));
+        assert_eq!(
+            death(millis(203_000)).as_deref(),
+            Some("cannot be reached: connection refused")
+        );
+        health.record_response(millis(1), began + millis(204_000));
+        health.record_failure("connection refused", true, began + millis(300_000));
+        assert!(health.lock().logged_dead_since.is_some(), "logged at once");
         assert_eq!(health.rank(began + millis(400_000)), Rank::Dead);
-        assert_eq!(health.lock().told_at, Some(began + millis(300_000)), "told once");
+        assert_eq!(health.lock().death_logged_at, Some(began + millis(300_000)), "logged once");
     }
 
     #[test]
-    fn bands_lie_side_by_side() {
+    fn bands_are_adjacent() {
         for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
-            let end = band_end(band(micros));
+            let end = rtt_band_end(rtt_band(micros));
             assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");
-            assert!(band(micros) == 0 || micros < 4 || band_end(band(micros) - 1) <= Duration::from_micros(micros.into()), "{micros}");
+            assert!(
+                rtt_band(micros) == 0
+                    || micros < 4
+                    || rtt_band_end(rtt_band(micros) - 1) <= Duration::from_micros(micros.into()),
+                "{micros}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The addresses of host names that endpoints are registered under: looked up when a name comes, and again as its TTL ends.
+//! Lookup of host names that endpoints are registered under, repeated as TTLs expire.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,71 +12,85 @@ use tokio_util::sync::CancellationToken;
 
 use crate::service::{Addresses, HostChange, Update};
 
-/// Lookups under way at a time: many names at once must not become a storm of questions.
-const AT_ONCE: usize = 16;
-/// Most addresses of one host that are served.
-const MOST_ADDRESSES: usize = 64;
-/// Bounds of the time until a name is looked up again, whatever its TTL says.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// Bounds of the time after a failure, which doubles with each.
-const AFTER_FAILURE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// Limit of concurrent lookups, so that many new hosts do not flood the upstreams.
+const MAX_CONCURRENT_LOOKUPS: usize = 16;
+/// Limit of addresses served for one host.
+const MAX_ADDRESSES_PER_HOST: usize = 64;
+/// Shortest and longest time until a host is looked up again, whatever its TTL.
+const REFRESH_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
+/// First and longest time until a failed lookup is retried; doubles each time.
+const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// A lookup's outcome: the addresses of a host and how long they hold, none of both where it has none; or that nobody answered.
-pub type Lookup = Result<(Vec<IpAddr>, Duration), LookupFailed>;
+/// The addresses of a host and their TTL; the list is empty if the host has none.
+pub type LookupResult = Result<(Vec<IpAddr>, Duration), LookupFailed>;
 
-/// Nobody could say what addresses a host has.
+/// No upstream could resolve a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no upstream could say what addresses the host has")]
+#[error("no upstream could resolve the host name")]
 pub struct LookupFailed;
 
-/// The way in for those who know which names are wanted. Never blocks for long, keeps every change in order.
+/// Requests to follow or drop hosts, in order; adding some never blocks for long.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub struct HostRequests {
     changes: Mutex<Vec<HostChange>>,
-    told: Notify,
+    changed: Notify,
 }
 
-impl Wanted {
-    /// Tells of changes. What waits here is taken at once by [`follow_hosts`]; it is bounded by what its teller tracks.
-    pub fn tell(&self, changes: Vec<HostChange>) {
+impl HostRequests {
+    /// Adds requests, which [`follow_hosts`] takes at once.
+    pub fn update(&self, changes: Vec<HostChange>) {
         if !changes.is_empty() {
             self.changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
-            self.told.notify_one();
+            self.changed.notify_one();
         }
     }
 
+    /// Takes all requests.
     fn take(&self) -> Vec<HostChange> {
         std::mem::take(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// One host that is wanted.
+/// A host whose addresses are followed.
 #[derive(Debug)]
-struct Tracked {
-    /// When to look it up next; none while that is under way.
+struct TrackedHost {
+    /// When to look the host up next; `None` during a lookup.
     due: Option<Instant>,
     failures: u32,
-    /// Whether an answer was ever had: it is kept through failures.
+    /// Whether a lookup has succeeded; its addresses are kept through failures.
     known: bool,
-    /// Tells this wish from an earlier one of the same name, whose lookup may still be under way.
-    wish: u64,
+    /// Serial number of the request, to ignore a lookup made for an earlier one.
+    request: u64,
 }
 
-/// Looks up what is wanted by `lookup`, and sends what is found down the inlet, until `stop` or nobody listens. `lookup` ends
-/// by itself within a few seconds.
-pub async fn follow_hosts<F>(wanted: &Wanted, lookup: impl Fn(Box<str>) -> F, inlet: mpsc::Sender<Update>, stop: CancellationToken)
-where
-    F: Future<Output = Lookup> + Send + 'static,
+/// Follows the requested hosts with `lookup` and sends their addresses to `inlet`.
+///
+/// Ends with `stop`, or when `inlet` is closed. `lookup` must end within a few seconds.
+pub async fn follow_hosts<F>(
+    requests: &HostRequests,
+    lookup: impl Fn(Box<str>) -> F,
+    inlet: mpsc::Sender<Update>,
+    stop: CancellationToken,
+) where
+    F: Future<Output = LookupResult> + Send + 'static,
 {
-    let mut hosts: HashMap<Box<str>, Tracked> = HashMap::new();
-    let mut lookups: JoinSet<(Box<str>, u64, Lookup)> = JoinSet::new();
-    let mut wishes = 0;
+    let mut hosts: HashMap<Box<str>, TrackedHost> = HashMap::new();
+    let mut lookups: JoinSet<(Box<str>, u64, LookupResult)> = JoinSet::new();
+    let mut requested = 0;
     loop {
-        for change in wanted.take() {
+        for change in requests.take() {
             match change {
                 HostChange::Wanted(host) => {
-                    wishes += 1;
-                    hosts.insert(host, Tracked { due: Some(Instant::now()), failures: 0, known: false, wish: wishes });
+                    requested += 1;
+                    hosts.insert(
+                        host,
+                        TrackedHost {
+                            due: Some(Instant::now()),
+                            failures: 0,
+                            known: false,
+                            request: requested,
+                        },
+                    );
                 }
                 HostChange::Unwanted(host) => {
                     hosts.remove(&host);
@@ -89,22 +103,26 @@ where
             let Some(due) = tracked.due else { continue };
             if due > now {
                 next = Some(next.map_or(due, |next| next.min(due)));
-            } else if lookups.len() < AT_ONCE {
+            } else if lookups.len() < MAX_CONCURRENT_LOOKUPS {
                 tracked.due = None;
-                let (host, wish, answer) = (host.clone(), tracked.wish, lookup(host.clone()));
-                lookups.spawn(async move { (host, wish, answer.await) });
+                let (host, request, result) = (host.clone(), tracked.request, lookup(host.clone()));
+                lookups.spawn(async move { (host, request, result.await) });
             }
         }
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            () = wanted.told.notified() => None,
+            () = requests.changed.notified() => None,
             () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => None,
             ended = lookups.join_next(), if !lookups.is_empty() => ended,
         };
-        // A lookup that panicked is not asked again before the name is wanted anew: it would panic again.
-        let Some(Ok((host, wish, answer))) = ended else { continue };
-        let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.wish == wish) else { continue };
-        if let Some(addresses) = tracked.take(answer)
+        // A lookup that panicked is not repeated before the host is requested anew: it would panic
+        // again.
+        let Some(Ok((host, request, result))) = ended else { continue };
+        let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.request == request)
+        else {
+            continue;
+        };
+        if let Some(addresses) = tracked.apply(result)
             && inlet.send(Update::Hosts(vec![(host, addresses)])).await.is_err()
         {
             return;
@@ -112,31 +130,36 @@ where
     }
 }
 
-impl Tracked {
-    /// Takes an outcome, and says what to tell of it.
-    fn take(&mut self, answer: Lookup) -> Option<Addresses> {
+impl TrackedHost {
+    /// Applies the result of a lookup; returns the addresses to publish, if any.
+    fn apply(&mut self, result: LookupResult) -> Option<Addresses> {
         let now = Instant::now();
-        let Ok((mut addresses, ttl)) = answer else {
-            let pause = AFTER_FAILURE.0.saturating_mul(1 << self.failures.min(10)).min(AFTER_FAILURE.1);
+        let Ok((mut addresses, ttl)) = result else {
+            let pause =
+                RETRY_INTERVAL.0.saturating_mul(1 << self.failures.min(10)).min(RETRY_INTERVAL.1);
             self.due = Some(now + pause);
             self.failures = self.failures.saturating_add(1);
-            // What was found before goes on being served.
+            // The addresses found before remain published.
             return (!self.known).then_some(Addresses::Failed);
         };
-        self.due = Some(now + ttl.clamp(AGAIN.0, AGAIN.1));
+        self.due = Some(now + ttl.clamp(REFRESH_INTERVAL.0, REFRESH_INTERVAL.1));
         (self.failures, self.known) = (0, true);
-        addresses.retain(|address| can_be_served(*address));
+        addresses.retain(|address| is_servable(*address));
         addresses.sort_unstable();
         addresses.dedup();
-        addresses.truncate(MOST_ADDRESSES);
+        addresses.truncate(MAX_ADDRESSES_PER_HOST);
         Some(Addresses::Known(addresses.into()))
     }
 }
 
-/// Whether an address can be an instance's, as those that are registered (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7).
-fn can_be_served(address: IpAddr) -> bool {
+/// Returns whether an address is a valid unicast destination.
+///
+/// The same rule applies to registered addresses (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7).
+fn is_servable(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(address) => !address.is_unspecified() && !address.is_multicast() && address.octets()[0] < 240,
+        IpAddr::V4(address) => {
+            !address.is_unspecified() && !address.is_multicast() && address.octets()[0] < 240
+        }
         IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
     }
 }
@@ -147,54 +170,63 @@ mod tests {
 
     use super::*;
 
-    /// What lookups answer from now on, and how often they were asked.
+    /// The answers of lookups, and the hosts looked up so far.
     #[derive(Debug, Default)]
-    struct Zone {
-        answers: Mutex<HashMap<Box<str>, Lookup>>,
-        asked: Mutex<Vec<Box<str>>>,
+    struct FakeZone {
+        answers: Mutex<HashMap<Box<str>, LookupResult>>,
+        lookups: Mutex<Vec<Box<str>>>,
     }
 
-    impl Zone {
-        fn set(&self, host: &str, answer: Lookup) {
-            self.answers.lock().unwrap().insert(host.into(), answer);
+    impl FakeZone {
+        fn set(&self, host: &str, result: LookupResult) {
+            self.answers.lock().unwrap().insert(host.into(), result);
         }
 
-        fn asked(&self) -> usize {
-            self.asked.lock().unwrap().len()
+        fn lookups(&self) -> usize {
+            self.lookups.lock().unwrap().len()
         }
     }
 
-    struct Following {
-        zone: Arc<Zone>,
-        wanted: Arc<Wanted>,
+    struct RunningLookups {
+        zone: Arc<FakeZone>,
+        requests: Arc<HostRequests>,
         found: mpsc::Receiver<Update>,
     }
 
-    impl Following {
+    impl RunningLookups {
         fn start() -> Self {
-            let (zone, wanted) = (Arc::new(Zone::default()), Arc::new(Wanted::default()));
+            let (zone, requests) =
+                (Arc::new(FakeZone::default()), Arc::new(HostRequests::default()));
             let (sender, found) = mpsc::channel(8);
-            let (answers, wants) = (Arc::clone(&zone), Arc::clone(&wanted));
+            let (answers, wants) = (Arc::clone(&zone), Arc::clone(&requests));
             tokio::spawn(async move {
                 let lookup = |host: Box<str>| {
-                    answers.asked.lock().unwrap().push(host.clone());
-                    let answer = answers.answers.lock().unwrap().get(&host).cloned().unwrap_or(Err(LookupFailed));
-                    async move { answer }
+                    answers.lookups.lock().unwrap().push(host.clone());
+                    let result = answers
+                        .answers
+                        .lock()
+                        .unwrap()
+                        .get(&host)
+                        .cloned()
+                        .unwrap_or(Err(LookupFailed));
+                    async move { result }
                 };
                 follow_hosts(&wants, lookup, sender, CancellationToken::new()).await;
             });
-            Self { zone, wanted, found }
+            Self { zone, requests, found }
         }
 
         async fn next(&mut self) -> (String, Addresses) {
-            let Some(Update::Hosts(mut found)) = self.found.recv().await else { panic!("no addresses") };
+            let Some(Update::Hosts(mut found)) = self.found.recv().await else {
+                panic!("no addresses")
+            };
             let (host, addresses) = found.remove(0);
             (host.into(), addresses)
         }
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "what a lookup gives")]
-    fn addresses(texts: &[&str], seconds: u64) -> Lookup {
+    fn addresses(texts: &[&str], seconds: u64) -> LookupResult {
         Ok((texts.iter().map(|text| text.parse().unwrap()).collect(), Duration::from_secs(seconds)))
     }
 
@@ -203,31 +235,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_is_looked_up_when_it_comes_and_as_its_ttl_ends() {
-        let mut following = Following::start();
-        following.zone.set("web.example", addresses(&["192.0.2.2", "192.0.2.1", "192.0.2.2", "0.0.0.0", "ff02::1"], 30));
-        following.wanted.tell(vec![HostChange::Wanted("web.example".into())]);
+    async fn hosts_are_looked_up_at_once_and_as_ttls_expire() {
+        let mut following = RunningLookups::start();
+        following.zone.set(
+            "web.example",
+            addresses(&["192.0.2.2", "192.0.2.1", "192.0.2.2", "0.0.0.0", "ff02::1"], 30),
+        );
+        following.requests.update(vec![HostChange::Wanted("web.example".into())]);
         let began = Instant::now();
-        assert_eq!(following.next().await, ("web.example".to_owned(), known(&["192.0.2.1", "192.0.2.2"])));
+        assert_eq!(
+            following.next().await,
+            ("web.example".to_owned(), known(&["192.0.2.1", "192.0.2.2"]))
+        );
         following.zone.set("web.example", addresses(&["192.0.2.3"], 30));
         assert_eq!(following.next().await, ("web.example".to_owned(), known(&["192.0.2.3"])));
         assert!(began.elapsed() >= Duration::from_secs(30));
-        // A TTL of 0 is no reason to ask without end.
+        // A TTL of 0 does not cause a busy loop.
         following.zone.set("web.example", addresses(&[], 0));
         assert_eq!(following.next().await.1, known(&[]));
-        let before = following.zone.asked();
+        let before = following.zone.lookups();
         assert_eq!(following.next().await.1, known(&[]));
-        assert_eq!(following.zone.asked(), before + 1);
+        assert_eq!(following.zone.lookups(), before + 1);
         assert!(began.elapsed() >= Duration::from_secs(65));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_found_outlives_a_failure() {
-        let mut following = Following::start();
-        following.wanted.tell(vec![HostChange::Wanted("web.example".into())]);
+    async fn known_addresses_survive_failed_lookups() {
+        let mut following = RunningLookups::start();
+        following.requests.update(vec![HostChange::Wanted("web.example".into())]);
         assert_eq!(following.next().await.1, Addresses::Failed);
         following.zone.set("web.example", addresses(&["192.0.2.1"], 10));
-        // Failures are told as such until an answer comes.
+        // Failures are published until the first answer arrives.
         loop {
             match following.next().await.1 {
                 Addresses::Failed => {}
@@ -235,23 +273,23 @@ mod tests {
             }
         }
         following.zone.set("web.example", Err(LookupFailed));
-        let asked = following.zone.asked();
+        let lookups = following.zone.lookups();
         let silence = tokio::time::timeout(Duration::from_secs(600), following.next()).await;
         assert!(silence.is_err(), "{silence:?}");
-        let again = following.zone.asked() - asked;
-        assert!((8..=30).contains(&again), "asked again {again} times in ten minutes");
+        let retries = following.zone.lookups() - lookups;
+        assert!((8..=30).contains(&retries), "{retries} retries in ten minutes");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_no_longer_wanted_is_not_asked_for() {
-        let mut following = Following::start();
+    async fn dropped_hosts_are_not_looked_up() {
+        let mut following = RunningLookups::start();
         following.zone.set("web.example", addresses(&["192.0.2.1"], 5));
-        following.wanted.tell(vec![HostChange::Wanted("web.example".into())]);
+        following.requests.update(vec![HostChange::Wanted("web.example".into())]);
         following.next().await;
-        following.wanted.tell(vec![HostChange::Unwanted("web.example".into())]);
+        following.requests.update(vec![HostChange::Unwanted("web.example".into())]);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let asked = following.zone.asked();
+        let lookups = following.zone.lookups();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(following.zone.asked(), asked);
+        assert_eq!(following.zone.lookups(), lookups);
     }
 }

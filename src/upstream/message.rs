@@ -1,158 +1,201 @@
-//! From a client's question to the message that goes out, and from what came back to the client's answer.
+//! Queries to upstreams and responses to clients, as bytes.
 //!
-//! Octets in, octets out. A message is looked into once, when it comes; an answer made from it is a copy with its id, flags,
-//! question and TTLs patched and an OPT record of ours behind it. EDNS is hop by hop (RFC 6891 section 6.1.1).
+//! An upstream's message is parsed once, on arrival. A response to a client is a copy of it, with
+//! id, flags, question and TTLs patched and an OPT record of our own appended. EDNS is hop by hop
+//! (RFC 6891 section 6.1.1).
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, name_stands_in, put_error, put_opt_with,
-    question_end, rcode, records, rtype, u16_at, u32_at,
+    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags,
+    name_stands_in, put_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
 };
 
-/// Longest life of an answer that there is nothing, seconds (RFC 2308 section 5).
-const MOST_NEGATIVE: u32 = 3 * 3600;
-/// TTL of an answer past its end, seconds (RFC 8767 section 4).
-pub(super) const STALE_TTL: u32 = 30;
+/// Upper bound of the TTL of negative answers (RFC 2308 section 5).
+const MAX_NEGATIVE_TTL_SECONDS: u32 = 3 * 3600;
+/// TTL of stale records (RFC 8767 section 4).
+pub(super) const STALE_TTL_SECONDS: u32 = 30;
 
-/// An upstream's message in the form that answers are copied from.
+/// An upstream's message, prepared for copying to clients.
 #[derive(Debug)]
-pub(super) struct Stored {
-    /// The message without OPT, then the options that clients may have, then the places of its TTLs, two octets each.
-    octets: Box<[u8]>,
-    /// Where the options begin.
-    options: u32,
-    /// Where the places begin.
-    places: u32,
-    /// The whole response code, OPT's upper bits included.
+pub(super) struct StoredResponse {
+    /// The message without OPT, then options for clients, then the offsets of TTLs.
+    ///
+    /// Each offset has two bytes.
+    bytes: Box<[u8]>,
+    /// Start of the options.
+    options_at: u32,
+    /// Start of the TTL offsets.
+    ttl_offsets_at: u32,
+    /// Response code with the upper bits from the OPT record.
     rcode: u16,
-    /// What it is worth.
-    kind: Kind,
+    /// Whether, and how long, the message can be cached.
+    kind: ResponseKind,
 }
 
-/// What a message says, and how long that holds, in seconds.
+/// What a message says; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// There are records: for as long as the first of all in the message.
+pub(super) enum ResponseKind {
+    /// There are records; the TTL is the smallest in the message.
     Positive(u32),
-    /// There are none, or no such name: for as long as the SOA record says (RFC 2308 section 5).
+    /// The name or records do not exist; the SOA has the TTL (RFC 2308 section 5).
     Negative(u32),
-    /// The upstream could not or would not answer (RFC 9520 section 2).
+    /// The upstream failed or refused to answer (RFC 9520 section 2).
     Failure,
-    /// No upstream said anything: there is no message but one of ours.
-    Silence,
-    /// Good for those who asked, but not to be kept: truncated, a referral, or negative without an SOA record.
-    Passing,
+    /// No upstream answered; the message is a SERVFAIL of our own.
+    NoResponse,
+    /// For the waiting clients only.
+    ///
+    /// Truncated, a referral, or negative without an SOA record.
+    Uncacheable,
 }
 
-/// How old what is given is.
+/// Age of a response given to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// As it came.
+    /// Just received.
     Fresh,
-    /// Kept for so many seconds.
-    Kept(u32),
-    /// Past its end (RFC 8767).
+    /// From the cache, this many seconds old.
+    Cached(u32),
+    /// From the cache, with expired TTL (RFC 8767).
     Stale,
 }
 
-/// Whether a question's answer depends on nothing but what the cache distinguishes: it carries no options that are passed on,
-/// and no records.
+/// Returns whether the response to this query depends on the cache key only.
+///
+/// A plain query carries no options to forward and no records.
 pub(super) fn is_plain(query: &Query<'_>) -> bool {
     !query.more && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
-/// The message to send upstream for `query`, which came as `request`; its id is 0. AD is set, so that the answer says whether
-/// the upstream found it authentic (RFC 6840 section 5.7).
+/// Builds the message to send upstream for `query`, with id 0.
+///
+/// `request` is the client's message. AD is set, so that the upstream tells whether the data is
+/// authentic (RFC 6840 section 5.7).
 ///
 /// # Errors
-/// When the request is not what `query` was read from.
-pub(super) fn outgoing(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Malformed> {
-    let Stripped { mut octets, .. } = strip(request)?;
-    set_flags(&mut octets, query.flags & (flags::RD | flags::CD) | flags::AD);
-    Ok(with_opt(octets, query))
+/// Returns an error if `request` is malformed.
+pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Malformed> {
+    let Stripped { mut bytes, .. } = strip(request)?;
+    set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
+    Ok(with_opt(bytes, query))
 }
 
-/// The same for a plain query, of which the request is not needed.
-pub(super) fn outgoing_plain(query: &Query<'_>) -> Vec<u8> {
-    let mut octets = Vec::with_capacity(HEADER + query.question.len() + wire::OPT);
-    octets.resize(HEADER, 0);
-    octets[5] = 1;
-    octets.extend_from_slice(query.question);
-    set_flags(&mut octets, query.flags & (flags::RD | flags::CD) | flags::AD);
-    with_opt(octets, query)
+/// Builds the message to send upstream for a plain query from the query alone.
+pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + query.question.len() + wire::OPT);
+    bytes.resize(HEADER, 0);
+    bytes[5] = 1;
+    bytes.extend_from_slice(query.question);
+    set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
+    with_opt(bytes, query)
 }
 
-fn with_opt(mut octets: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
-    octets[..2].fill(0);
-    let more = u16_at(&octets, 10).unwrap_or_default().saturating_add(1);
-    octets[10..12].copy_from_slice(&more.to_be_bytes());
-    let passed: Vec<u8> = options(query.options).filter(|(code, _)| !is_hop_by_hop(*code)).flat_map(|(_, whole)| whole).copied().collect();
-    put_opt_with(&mut octets, 0, query.edns.is_some_and(|edns| edns.dnssec_ok), &passed, None);
-    octets
+/// Completes a query with id 0 and an OPT record with the options to forward.
+fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
+    bytes[..2].fill(0);
+    let additional = u16_at(&bytes, 10).unwrap_or_default().saturating_add(1);
+    bytes[10..12].copy_from_slice(&additional.to_be_bytes());
+    let passed: Vec<u8> = options(query.options)
+        .filter(|(code, _)| !is_hop_by_hop(*code))
+        .flat_map(|(_, whole)| whole)
+        .copied()
+        .collect();
+    put_opt_with(&mut bytes, 0, query.edns.is_some_and(|edns| edns.dnssec_ok), &passed, None);
+    bytes
 }
 
-impl Stored {
-    /// Takes an upstream's message apart: one question, records that fill it, at most one OPT. `plain`: the question was
-    /// ([`is_plain`]); else the answer's options are for the client that sent some.
+impl StoredResponse {
+    /// Prepares an upstream's message; `plain` is whether the query was ([`is_plain`]).
+    ///
+    /// A response to a plain query may go to many clients, so it keeps no options but extended
+    /// errors.
     ///
     /// # Errors
-    /// When the message is not well-formed.
+    /// Returns an error if the message is malformed, does not have exactly one question, or has
+    /// more than one OPT record.
     pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, Malformed> {
-        let Stripped { mut octets, opt, question } = strip(message)?;
+        let Stripped { mut bytes, opt, question_end } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
-        let rcode = upper | u16_at(&octets, 2).unwrap_or_default() & 0xF;
-        let (kind, places) = read(&octets, question, rcode)?;
-        let end = octets.len();
+        let rcode = upper | u16_at(&bytes, 2).unwrap_or_default() & 0xF;
+        let (kind, ttl_offsets) = classify(&bytes, question_end, rcode)?;
+        let end = bytes.len();
         for (code, whole) in options(opt.map_or(&[][..], |opt| opt.options)) {
             if code == EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
-                octets.extend_from_slice(whole);
+                bytes.extend_from_slice(whole);
             }
         }
-        let options_end = octets.len();
-        octets.extend(places.iter().flat_map(|at| at.to_be_bytes()));
-        // A copy of the right length: what is kept for long is not to be cut from what was for a moment.
-        Ok(Self { options: place(end), places: place(options_end), octets: octets.as_slice().into(), rcode, kind })
+        let options_end = bytes.len();
+        bytes.extend(ttl_offsets.iter().flat_map(|at| at.to_be_bytes()));
+        // Copied to the exact length: a cached message must not hold on to spare capacity.
+        Ok(Self {
+            options_at: offset(end),
+            ttl_offsets_at: offset(options_end),
+            bytes: bytes.as_slice().into(),
+            rcode,
+            kind,
+        })
     }
 
-    /// A failure of which there is no message: SERVFAIL and why. `question` is name, type and class.
+    /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
-        let mut octets = vec![0; HEADER];
-        set_flags(&mut octets, flags::QR | rcode::SERVFAIL);
-        octets[5] = 1;
-        octets.extend_from_slice(question);
-        let options = place(octets.len());
-        put_error(&mut octets, error);
-        let places = place(octets.len());
-        Self { octets: octets.into(), options, places, rcode: rcode::SERVFAIL, kind: Kind::Silence }
+        let mut bytes = vec![0; HEADER];
+        set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
+        bytes[5] = 1;
+        bytes.extend_from_slice(question);
+        let options = offset(bytes.len());
+        put_error(&mut bytes, error);
+        let ttl_offsets = offset(bytes.len());
+        Self {
+            bytes: bytes.into(),
+            options_at: options,
+            ttl_offsets_at: ttl_offsets,
+            rcode: rcode::SERVFAIL,
+            kind: ResponseKind::NoResponse,
+        }
     }
 
-    /// What it says.
-    pub(super) fn kind(&self) -> Kind {
+    /// Returns what the message says.
+    pub(super) fn kind(&self) -> ResponseKind {
         self.kind
     }
 
-    /// Whether the upstream said that records are missing.
+    /// Returns whether the message is truncated (TC).
     pub(super) fn is_truncated(&self) -> bool {
-        u16_at(&self.octets, 2).unwrap_or_default() & flags::TC != 0
+        u16_at(&self.bytes, 2).unwrap_or_default() & flags::TC != 0
     }
 
-    /// The message, without OPT.
+    /// Returns the message without OPT.
     pub(super) fn message(&self) -> &[u8] {
-        self.octets.get(..self.options as usize).unwrap_or_default()
+        self.bytes.get(..self.options_at as usize).unwrap_or_default()
     }
 
-    /// Octets that it takes in memory, the value itself not among them.
-    pub(super) fn octets(&self) -> usize {
-        self.octets.len()
+    /// Returns the size in bytes, the struct itself not included.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// Writes the answer to `query` into `out`, which is empty. The question is one that this answers, in whatever case.
-    pub(super) fn write(&self, query: &Query<'_>, transport: Transport, age: Age, out: &mut Vec<u8>) {
+    /// Writes the response to `query` into the empty `out`.
+    ///
+    /// The message must answer the query's question; the letter case may differ.
+    pub(super) fn write(
+        &self,
+        query: &Query<'_>,
+        transport: Transport,
+        age: Age,
+        out: &mut Vec<u8>,
+    ) {
         let message = self.message();
-        let options = self.octets.get(self.options as usize..self.places as usize).unwrap_or_default();
-        let places = self.octets.get(self.places as usize..).unwrap_or_default();
+        let options = self
+            .bytes
+            .get(self.options_at as usize..self.ttl_offsets_at as usize)
+            .unwrap_or_default();
+        let ttl_offsets = self.bytes.get(self.ttl_offsets_at as usize..).unwrap_or_default();
         let error = (age == Age::Stale).then_some(ExtendedError {
-            code: if self.rcode == rcode::NXDOMAIN { ExtendedError::STALE_NXDOMAIN } else { ExtendedError::STALE_ANSWER },
+            code: if self.rcode == rcode::NXDOMAIN {
+                ExtendedError::STALE_NXDOMAIN
+            } else {
+                ExtendedError::STALE_ANSWER
+            },
             text: "",
         });
         let limit = query.limit(transport);
@@ -160,88 +203,116 @@ impl Stored {
         if message.len() <= room {
             out.extend_from_slice(message);
         } else {
-            cut(message, HEADER + query.question.len(), room, out);
+            truncate_into(message, HEADER + query.question.len(), room, out);
         }
-        let rcode = if query.edns.is_none() && self.rcode > 0xF { rcode::SERVFAIL } else { self.rcode };
-        let wants_ad = query.flags & flags::AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
-        let kept = flags::TC | if age == Age::Fresh { flags::AA } else { 0 } | if wants_ad { flags::AD } else { 0 };
-        let said = u16_at(out, 2).unwrap_or_default() & kept;
+        let rcode =
+            if query.edns.is_none() && self.rcode > 0xF { rcode::SERVFAIL } else { self.rcode };
+        let wants_ad =
+            query.flags & flags::AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
+        let kept = flags::TC
+            | if age == Age::Fresh { flags::AA } else { 0 }
+            | if wants_ad { flags::AD } else { 0 };
+        let kept_flags = u16_at(out, 2).unwrap_or_default() & kept;
         out[..2].copy_from_slice(&query.id.to_be_bytes());
-        set_flags(out, flags::QR | flags::RA | query.flags & (flags::RD | flags::CD) | said | rcode & 0xF);
+        set_flags(
+            out,
+            flags::QR
+                | flags::RA
+                | query.flags & (flags::RD | flags::CD)
+                | kept_flags
+                | rcode & 0xF,
+        );
         out[HEADER..HEADER + query.question.len()].copy_from_slice(query.question);
-        self.patch_ttls(places, age, out);
+        self.patch_ttls(ttl_offsets, age, out);
         if let Some(edns) = query.edns {
-            let more = u16_at(out, 10).unwrap_or_default().saturating_add(1);
-            out[10..12].copy_from_slice(&more.to_be_bytes());
-            // What explains an answer gives way to it.
+            let additional = u16_at(out, 10).unwrap_or_default().saturating_add(1);
+            out[10..12].copy_from_slice(&additional.to_be_bytes());
+            // Options, which only explain the answer, are dropped if they do not fit.
             let fits = out.len() + wire::opt_len(error) + options.len() <= limit;
             put_opt_with(out, rcode, edns.dnssec_ok, if fits { options } else { &[] }, error);
         }
     }
 
-    fn patch_ttls(&self, places: &[u8], age: Age, out: &mut [u8]) {
-        let most = if let Kind::Negative(life) = self.kind { life } else { u32::MAX };
+    /// Sets the TTLs of a copy of the message to those of this age.
+    fn patch_ttls(&self, ttl_offsets: &[u8], age: Age, out: &mut [u8]) {
+        let max = if let ResponseKind::Negative(seconds) = self.kind { seconds } else { u32::MAX };
         let aged = |ttl: u32| match age {
             Age::Fresh => ttl,
-            Age::Kept(seconds) => ttl.min(most).saturating_sub(seconds),
-            Age::Stale => STALE_TTL,
+            Age::Cached(seconds) => ttl.min(max).saturating_sub(seconds),
+            Age::Stale => STALE_TTL_SECONDS,
         };
         if age == Age::Fresh {
             return;
         }
-        for place in places.chunks_exact(2) {
-            let at = usize::from(u16::from_be_bytes([place[0], place[1]]));
-            let Some(four) = out.get_mut(at..at + 4) else { return };
-            let ttl = aged(u32::from_be_bytes([four[0], four[1], four[2], four[3]]));
-            four.copy_from_slice(&ttl.to_be_bytes());
+        for ttl_offset in ttl_offsets.chunks_exact(2) {
+            let at = usize::from(u16::from_be_bytes([ttl_offset[0], ttl_offset[1]]));
+            let Some(field) = out.get_mut(at..at + 4) else { return };
+            let ttl = aged(u32::from_be_bytes([field[0], field[1], field[2], field[3]]));
+            field.copy_from_slice(&ttl.to_be_bytes());
         }
     }
 }
 
-/// A message of ours in place of an upstream's: NOERROR, no records, and why. `question` is name, type and class.
-pub(super) fn without_records(question: &[u8], error: ExtendedError) -> Vec<u8> {
-    let mut octets = vec![0; HEADER];
-    set_flags(&mut octets, flags::QR | flags::RA);
-    (octets[5], octets[11]) = (1, 1);
-    octets.extend_from_slice(question);
-    wire::put_opt(&mut octets, rcode::NOERROR, false, Some(error));
-    octets
+/// Builds a NOERROR response without records, with an extended error.
+///
+/// `question` is name, type and class.
+pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    set_flags(&mut bytes, flags::QR | flags::RA);
+    (bytes[5], bytes[11]) = (1, 1);
+    bytes.extend_from_slice(question);
+    wire::put_opt(&mut bytes, rcode::NOERROR, false, Some(error));
+    bytes
 }
 
-/// Judges a message without OPT, and finds its TTLs.
-fn read(message: &[u8], question: usize, rcode: u16) -> Result<(Kind, Vec<u16>), Malformed> {
-    let qtype = u16_at(message, question - 4).unwrap_or_default();
-    let (mut places, mut least, mut negative, mut answered) = (Vec::new(), u32::MAX, None, false);
-    for record in records(message, question) {
+/// Classifies a message without OPT, and returns the offsets of its TTLs.
+fn classify(
+    message: &[u8],
+    question_end: usize,
+    rcode: u16,
+) -> Result<(ResponseKind, Vec<u16>), Malformed> {
+    let qtype = u16_at(message, question_end - 4).unwrap_or_default();
+    let (mut ttl_offsets, mut min_ttl, mut negative, mut answered) =
+        (Vec::new(), u32::MAX, None, false);
+    for record in records(message, question_end) {
         let record = record?;
-        // It would become another name as the TTL goes down.
-        if name_stands_in(message, record.start, &places) {
+        // A name that points into a TTL field would change with the TTL.
+        if name_stands_in(message, record.start, &ttl_offsets) {
             return Err(Malformed);
         }
-        places.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
-        // RFC 2181 section 8: with the uppermost bit set it counts as 0.
+        ttl_offsets.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
+        // A TTL with the highest bit set counts as 0 (RFC 2181 section 8).
         let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
-        least = least.min(ttl);
-        answered |= record.section == Section::Answer && (record.rtype == qtype || qtype == rtype::ANY);
-        if record.section == Section::Authority && record.rtype == rtype::SOA && record.data(message).len() >= 22 {
-            negative = u32_at(message, record.end - 4).map(|minimum| minimum.min(MOST_NEGATIVE));
+        min_ttl = min_ttl.min(ttl);
+        answered |=
+            record.section == Section::Answer && (record.rtype == qtype || qtype == rtype::ANY);
+        if record.section == Section::Authority
+            && record.rtype == rtype::SOA
+            && record.data(message).len() >= 22
+        {
+            negative = u32_at(message, record.end - 4)
+                .map(|minimum| minimum.min(MAX_NEGATIVE_TTL_SECONDS));
         }
     }
     let truncated = u16_at(message, 2).unwrap_or_default() & flags::TC != 0;
     let kind = match rcode {
-        rcode::NOERROR | rcode::NXDOMAIN if truncated => Kind::Passing,
-        rcode::NOERROR if answered => Kind::Positive(least),
-        rcode::NOERROR | rcode::NXDOMAIN => negative.map_or(Kind::Passing, |minimum| Kind::Negative(minimum.min(least))),
-        _ => Kind::Failure,
+        rcode::NOERROR | rcode::NXDOMAIN if truncated => ResponseKind::Uncacheable,
+        rcode::NOERROR if answered => ResponseKind::Positive(min_ttl),
+        rcode::NOERROR | rcode::NXDOMAIN => negative.map_or(ResponseKind::Uncacheable, |minimum| {
+            ResponseKind::Negative(minimum.min(min_ttl))
+        }),
+        _ => ResponseKind::Failure,
     };
-    Ok((kind, places))
+    Ok((kind, ttl_offsets))
 }
 
-/// As much of `message` as `room` has: whole records, in order. TC tells where what was asked for is missing; additional
-/// records may be missing without (RFC 2181 section 9), but for those of a referral (RFC 9471 section 3).
-fn cut(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>) {
-    let (mut end, mut counts, mut missing) = (question, [0u16; 3], Section::Additional);
-    for record in records(message, question).map_while(Result::ok) {
+/// Copies as many whole records of `message` as fit into `room` bytes.
+///
+/// TC is set if answer or authority records are missing. Missing additional records do not set it
+/// (RFC 2181 section 9), except in a referral (RFC 9471 section 3).
+fn truncate_into(message: &[u8], question_end: usize, room: usize, out: &mut Vec<u8>) {
+    let (mut end, mut counts, mut missing) = (question_end, [0u16; 3], Section::Additional);
+    for record in records(message, question_end).map_while(Result::ok) {
         if record.end > room {
             missing = record.section;
             break;
@@ -259,9 +330,13 @@ fn cut(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// The largest answer to a message of any opcode, octets, as its OPT record has it.
-pub(super) fn limit(request: &[u8], transport: Transport) -> usize {
-    let mut records = question_end(request).map(|question| records(request, question)).into_iter().flatten().map_while(Result::ok);
+/// Returns the size limit in bytes of the response to a message of any opcode.
+pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
+    let mut records = question_end(request)
+        .map(|question_end| records(request, question_end))
+        .into_iter()
+        .flatten()
+        .map_while(Result::ok);
     match (transport, records.find(wire::Record::is_opt)) {
         (Transport::Tcp, _) => wire::TCP_MAX,
         (Transport::Udp, None) => wire::UDP_PLAIN,
@@ -269,37 +344,44 @@ pub(super) fn limit(request: &[u8], transport: Transport) -> usize {
     }
 }
 
-/// Leaves of a message with one question what fits, with TC where something is missing.
+/// Truncates a message to `limit` bytes and sets TC if it was longer.
 ///
 /// # Errors
-/// When it has no question.
-pub(super) fn cut_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
-    let question = question_end(message).ok_or(Malformed)?;
+/// Returns an error if the message has no question.
+pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
+    let question_end = question_end(message).ok_or(Malformed)?;
     if message.len() > limit {
         let whole = std::mem::take(message);
-        cut(&whole, question, limit, message);
+        truncate_into(&whole, question_end, limit, message);
         message[2] |= flags::TC.to_be_bytes()[0];
     }
     Ok(())
 }
 
+/// Overwrites the flags of a message, response code included.
 fn set_flags(message: &mut [u8], flags: u16) {
-    if let Some(two) = message.get_mut(2..4) {
-        two.copy_from_slice(&flags.to_be_bytes());
+    if let Some(field) = message.get_mut(2..4) {
+        field.copy_from_slice(&flags.to_be_bytes());
     }
 }
 
-/// A place in a message; none is above 65,535, and options and places behind it keep it far below 2^32.
-fn place(at: usize) -> u32 {
+/// Converts an offset, which is far below 2^32.
+///
+/// A message has at most 65,535 bytes; options and TTL offsets add little.
+fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// Options that are between two neighbours only: cookies (RFC 7873), keep-alive (RFC 7828), padding (RFC 7830).
+/// Returns whether an option is hop by hop.
+///
+/// These are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }
 
-/// The options in OPT's data: code, and the option whole. Ends where they do not fit.
+/// Iterates over the options in OPT data, each as its code and all its bytes.
+///
+/// Ends at the first option that exceeds the data.
 fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (code, length) = (u16_at(data, 0)?, usize::from(u16_at(data, 2)?));

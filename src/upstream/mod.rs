@@ -1,19 +1,20 @@
-//! Every other name: forwarding to the upstreams of this machine, with a cache.
+//! Forwarding of names outside the served zones to upstream resolvers, with a cache.
 //!
-//! Never sees a name inside a served zone. A question goes to the upstreams in force for its name ([`routes`]), through an
-//! exchange of ours that passes whole messages ([`exchange`]); what comes back is kept as it came ([`cache`]).
+//! A query is routed by its name ([`routes`]) and sent to one or more upstreams ([`hedge`],
+//! [`exchange`]). The cache keeps the upstreams' responses as whole messages ([`cache`]). Names
+//! inside a served zone never reach this module.
 
 mod addresses;
-mod ask;
 mod cache;
 mod counters;
 mod exchange;
 mod follow;
 mod forwarder;
-mod guard;
 mod health;
+mod hedge;
 mod hosts;
 mod in_flight;
+mod loop_guard;
 mod message;
 mod own;
 mod rebinding;
@@ -27,10 +28,10 @@ mod watch;
 
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, Lane, Report};
+pub use forwarder::{Forwarder, ForwardingReport, Lane};
 pub use health::UpstreamReport;
-pub use hosts::{Lookup, LookupFailed, Wanted, follow_hosts};
-pub use special::answered_here;
+pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
+pub use special::is_answered_locally;
 pub use target::{Protocol, Target, TargetError};
 
 use std::net::SocketAddr;
@@ -39,48 +40,56 @@ use std::time::Duration;
 
 use crate::name::{Name, Zones};
 
-/// How other names are resolved.
+/// Settings of the forwarder.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Who is asked.
+    /// Upstreams for names without a domain route.
     pub servers: Servers,
-    /// Upstreams for domains of their own, the longest match by labels first.
+    /// Upstreams of single domains.
+    ///
+    /// The longest matching domain, counted in labels, decides.
     pub domains: Vec<(Name, Vec<Target>)>,
-    /// The addresses we listen on ourselves: never upstreams.
+    /// Addresses that svcdns listens on; never used as upstreams.
     pub own: Vec<SocketAddr>,
-    /// The served zones: never forwarded.
+    /// Served zones; names inside them are never forwarded.
     pub zones: Zones,
-    /// Authorities that may vouch for upstreams over TLS, PEM; none for those the machine trusts.
+    /// PEM file with the CAs trusted for TLS; `None` uses the system's trust store.
     pub ca_file: Option<PathBuf>,
-    /// Whether questions go out with letters in random case, and answers must echo it (draft-vixie-dnsext-dns0x20).
+    /// Whether to randomize the letter case of names in queries.
+    ///
+    /// See draft-vixie-dnsext-dns0x20.
+    ///
+    /// A response that does not echo the case is not trusted.
     pub random_case: bool,
-    /// Whether answers from public names may not hold private addresses, and the domains that may all the same.
+    /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Most octets of the cache, keys and overhead included; 0 for none.
-    pub cache_octets: usize,
-    /// How long past its end an answer may be given when no upstream answers (RFC 8767); zero for never.
+    /// Memory limit of the cache in bytes, keys and overhead included; 0 disables it.
+    pub cache_bytes: usize,
+    /// How long an expired answer may be served when no upstream answers (RFC 8767).
+    ///
+    /// Zero turns serving stale answers off.
     pub stale: Duration,
-    /// Whether messages with an opcode other than QUERY are passed on; else they get NOTIMP.
+    /// Whether to forward messages with an opcode other than QUERY; otherwise NOTIMP.
     pub other_opcodes: bool,
 }
 
 impl Settings {
-    /// Looks whether the file of authorities can be used, which is read again whenever one of them is needed.
+    /// Checks that the CA file can be used. It is read again for each new connection.
     ///
     /// # Errors
-    /// When there is one and it cannot be read, or holds no certificate.
+    /// Returns an error if a CA file is set and it cannot be read or holds no certificate.
     pub fn check(&self) -> Result<(), CaFileError> {
         self.ca_file.as_deref().map_or(Ok(()), exchange::check_ca_file)
     }
 }
 
-/// Who is asked for names without upstreams of their own.
+/// Upstreams for names without a domain route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Servers {
-    /// Nobody: such names are refused.
+    /// None: such names are refused.
     Off,
-    /// Whom the system's resolver would ask, followed while running.
+    /// The name servers of the system's resolver configuration, followed at run time.
     System,
-    /// These.
+    /// A fixed list.
     Named(Vec<Target>),
 }

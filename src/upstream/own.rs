@@ -1,20 +1,26 @@
-//! Our own addresses: whoever asks them asks us.
+//! The test whether an upstream is svcdns itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Target;
 
 impl Target {
-    /// Whether what is sent there arrives at `own`, an address that we listen on. The unspecified address stands for every
-    /// loopback address: as a destination it means this machine, and of others only the machine knows whether it has them.
+    /// Returns whether packets to this target arrive at our listening address `own`.
+    ///
+    /// If `own` is the unspecified address, every loopback address matches. The addresses of the
+    /// machine's interfaces are not looked up.
     pub fn reaches(&self, own: SocketAddr) -> bool {
         let (ip, own_ip) = (destination(self.address.ip()), own.ip().to_canonical());
-        let meant = if own_ip.is_unspecified() { ip.is_loopback() && ip.is_ipv4() == own_ip.is_ipv4() } else { ip == own_ip };
+        let meant = if own_ip.is_unspecified() {
+            ip.is_loopback() && ip.is_ipv4() == own_ip.is_ipv4()
+        } else {
+            ip == own_ip
+        };
         meant && self.address.port() == own.port() && scope(self.address) == scope(own)
     }
 }
 
-/// Where a packet to `address` goes: the unspecified address is this machine's loopback address.
+/// Returns where a packet arrives: the unspecified address means loopback.
 fn destination(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -23,7 +29,7 @@ fn destination(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The interface of a link-local address; 0 for all others.
+/// Returns the interface index of a link-local address; 0 for all other addresses.
 fn scope(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V6(address) if address.ip().is_unicast_link_local() => address.scope_id(),
@@ -37,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_them_asks_us() {
+    fn targets_at_our_listeners_reach_us() {
         for (target, own, reaches) in [
             ("127.0.0.1", "127.0.0.1:53", true),
             ("127.0.0.2", "127.0.0.1:53", false),
@@ -52,7 +58,9 @@ mod tests {
             ("[fe80::1%3]:53", "[fe80::1%2]:53", false),
             ("[2001:db8::1%3]:53", "[2001:db8::1]:53", true),
         ] {
-            let address = target.parse::<SocketAddr>().unwrap_or_else(|_| SocketAddr::new(target.parse().unwrap(), 53));
+            let address = target
+                .parse::<SocketAddr>()
+                .unwrap_or_else(|_| SocketAddr::new(target.parse().unwrap(), 53));
             let target = Target { address, protocol: Protocol::Plain };
             assert_eq!(target.reaches(own.parse().unwrap()), reaches, "{target:?} {own}");
         }

@@ -1,10 +1,12 @@
-//! Answers that give a private address to a public name.
+//! DNS rebinding guard: withholds private addresses of public names.
 //!
-//! A page from the Internet may so make a browser talk to machines of a private network as if they were the page's own
-//! (DNS rebinding). Where the guard is on, the client gets no records instead and EDE 15 (RFC 8914), as from dnsmasq. Not
-//! NXDOMAIN: that would deny the name's other types and all names below it (RFC 8020). Not REFUSED: the C library would ask
-//! the next name server for the same. Not only the other records: what is left of a forged answer is no better than the
-//! rest.
+//! By DNS rebinding, a web page makes a browser connect to hosts of a private network as if they
+//! belonged to the page's own site. If the guard is on, the client gets an answer without records
+//! and EDE 15 (RFC 8914), as dnsmasq does it.
+//!
+//! NXDOMAIN would deny other types and all names below (RFC 8020). REFUSED would make the C library
+//! ask the next name server. Removing only the private addresses would pass on the rest of a forged
+//! answer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,58 +14,70 @@ use super::Settings;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
-/// The words that go with an answer that was withheld.
-pub(super) const WITHHELD: ExtendedError =
-    ExtendedError { code: ExtendedError::BLOCKED, text: "a public name with a private address: see rebinding-guard of svcdns" };
+/// Extended error of a withheld answer.
+pub(super) const WITHHELD: ExtendedError = ExtendedError {
+    code: ExtendedError::BLOCKED,
+    text: "a public name with a private address: see rebinding-guard of svcdns",
+};
 
-/// Type HTTPS and SVCB (RFC 9460), whose hints are addresses, too.
-const HINTED: [u16; 2] = [64, 65];
+/// Types SVCB and HTTPS (RFC 9460), whose hints are addresses.
+const SVCB_TYPES: [u16; 2] = [64, 65];
 
-/// The guard, where it is on.
+/// The rebinding guard, if it is on.
 #[derive(Clone, Debug)]
-pub(super) struct Rebinding {
-    /// Domains whose names may have any address.
+pub(super) struct RebindingGuard {
+    /// Domains whose names may have private addresses.
     allowed: Vec<Name>,
 }
 
-impl Rebinding {
-    /// The guard of these settings, none where it is off. Domains with upstreams of their own pass like those allowed: who
-    /// names an upstream for a domain knows what it says.
+impl RebindingGuard {
+    /// Makes the guard from the settings; returns `None` if it is off.
+    ///
+    /// Domains with upstreams of their own are exempt: those upstreams were chosen for them.
     pub(super) fn of(settings: &Settings) -> Option<Self> {
-        let allowed = settings.rebinding.as_ref()?.iter().chain(settings.domains.iter().map(|(domain, _)| domain));
+        let allowed = settings
+            .rebinding
+            .as_ref()?
+            .iter()
+            .chain(settings.domains.iter().map(|(domain, _)| domain));
         Some(Self { allowed: allowed.copied().collect() })
     }
 
-    /// Whether an upstream's well-formed answer to a question for `name` is to be withheld.
-    pub(super) fn offends(&self, name: &Name, message: &[u8]) -> bool {
-        !self.allowed.iter().any(|domain| name.ends_with(domain)) && offends(message)
+    /// Returns whether to withhold an upstream's well-formed response for `name`.
+    pub(super) fn withholds(&self, name: &Name, message: &[u8]) -> bool {
+        !self.allowed.iter().any(|domain| name.ends_with(domain)) && has_private_address(message)
     }
 }
 
-/// Whether a well-formed message holds a private address among its answers or what stands beside them.
-fn offends(message: &[u8]) -> bool {
+/// Returns whether the answer or additional section holds a private address.
+fn has_private_address(message: &[u8]) -> bool {
     let Some(end) = question_end(message) else { return false };
     let records = records(message, end).map_while(Result::ok);
-    records.filter(|record| record.section != Section::Authority && record.class == rtype::IN).any(|record| {
-        let data = record.data(message);
-        match record.rtype {
-            rtype::A | rtype::AAAA => address(data).is_some_and(is_private),
-            kind if HINTED.contains(&kind) => hints(data).any(is_private),
-            _ => false,
-        }
-    })
+    records.filter(|record| record.section != Section::Authority && record.class == rtype::IN).any(
+        |record| {
+            let data = record.data(message);
+            match record.rtype {
+                rtype::A | rtype::AAAA => address(data).is_some_and(is_private),
+                kind if SVCB_TYPES.contains(&kind) => hints(data).any(is_private),
+                _ => false,
+            }
+        },
+    )
 }
 
-/// The address that these octets are.
+/// Reads an address of 4 or 16 bytes.
 fn address(data: &[u8]) -> Option<IpAddr> {
-    let four = <[u8; 4]>::try_from(data).map(|octets| Ipv4Addr::from(octets).into());
-    four.or_else(|_| <[u8; 16]>::try_from(data).map(|octets| Ipv6Addr::from(octets).into())).ok()
+    let v4 = <[u8; 4]>::try_from(data).map(|bytes| Ipv4Addr::from(bytes).into());
+    v4.or_else(|_| <[u8; 16]>::try_from(data).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }
 
-/// The addresses in an HTTPS record's data: its parameters 4 and 6 (RFC 9460 section 7.3).
+/// Iterates over address hints, keys 4 and 6 of SVCB data (RFC 9460 section 7.3).
 fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
-    // Priority, then a name that is never compressed.
-    let name = data.get(2..).and_then(|rest| Name::from_wire(rest).ok()).map_or(usize::MAX, |(_, octets)| 2 + octets);
+    // The priority comes first, then a name that is never compressed.
+    let name = data
+        .get(2..)
+        .and_then(|rest| Name::from_wire(rest).ok())
+        .map_or(usize::MAX, |(_, bytes)| 2 + bytes);
     let mut rest = data.get(name..).unwrap_or_default();
     let parameters = std::iter::from_fn(move || {
         let (key, length) = (u16_at(rest, 0)?, usize::from(u16_at(rest, 2)?));
@@ -72,23 +86,31 @@ fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
         Some((key, value))
     });
     parameters.flat_map(|(key, value)| {
-        let octets = match key {
+        let bytes = match key {
             4 => 4,
             6 => 16,
-            // Longer than any value: no chunk of that size is there.
+            // Longer than any value, so that there are no chunks.
             _ => usize::from(u16::MAX) + 1,
         };
-        value.chunks_exact(octets).filter_map(address)
+        value.chunks_exact(bytes).filter_map(address)
     })
 }
 
-/// Whether an address means something else in every network, or the machine that asks.
+/// Returns whether an address is private, link-local, loopback or unspecified.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         // 0.0.0.0/8 is this machine or this network (RFC 791 section 3.2).
-        IpAddr::V4(address) => address.is_private() || address.is_loopback() || address.is_link_local() || address.octets()[0] == 0,
+        IpAddr::V4(address) => {
+            address.is_private()
+                || address.is_loopback()
+                || address.is_link_local()
+                || address.octets()[0] == 0
+        }
         IpAddr::V6(address) => {
-            address.is_loopback() || address.is_unspecified() || address.is_unique_local() || address.is_unicast_link_local()
+            address.is_loopback()
+                || address.is_unspecified()
+                || address.is_unique_local()
+                || address.is_unicast_link_local()
         }
     }
 }
@@ -98,7 +120,7 @@ mod tests {
     use super::*;
     use crate::wire::put_u16;
 
-    /// An answer to a question for `a.example`, with one record of this type and data.
+    /// A response for `a.example` with one record of this type and data.
     fn answer(rtype: u16, data: &[u8]) -> Vec<u8> {
         let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\x07example\0".to_vec();
         put_u16(&mut message, rtype);
@@ -110,7 +132,7 @@ mod tests {
         message
     }
 
-    fn octets(address: &str) -> (u16, Vec<u8>) {
+    fn bytes(address: &str) -> (u16, Vec<u8>) {
         match address.parse().unwrap() {
             IpAddr::V4(address) => (rtype::A, address.octets().to_vec()),
             IpAddr::V6(address) => (rtype::AAAA, address.octets().to_vec()),
@@ -118,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_found() {
+    fn private_addresses_are_detected() {
         for (address, private) in [
             ("10.1.2.3", true),
             ("172.16.0.1", true),
@@ -137,18 +159,18 @@ mod tests {
             ("::ffff:192.0.2.1", false),
             ("2001:db8::1", false),
         ] {
-            let (rtype, data) = octets(address);
-            assert_eq!(offends(&answer(rtype, &data)), private, "{address}");
+            let (rtype, data) = bytes(address);
+            assert_eq!(has_private_address(&answer(rtype, &data)), private, "{address}");
         }
-        // Text that looks like one is none.
-        assert!(!offends(&answer(rtype::TXT, &[10, 0, 0, 1])));
-        assert!(!offends(b"short"));
+        // TXT data of four bytes is no address.
+        assert!(!has_private_address(&answer(rtype::TXT, &[10, 0, 0, 1])));
+        assert!(!has_private_address(b"short"));
     }
 
     #[test]
     fn hints_of_https_records_are_addresses() {
         let record = |address: &str| {
-            let (_, hint) = octets(address);
+            let (_, hint) = bytes(address);
             let key = if hint.len() == 4 { 4 } else { 6 };
             let mut data = b"\0\x01\0\0\x01\0\x03\x02h2\0".to_vec();
             data.pop();
@@ -157,26 +179,39 @@ mod tests {
             data.extend(hint);
             answer(65, &data)
         };
-        assert!(offends(&record("10.0.0.1")) && offends(&record("fd00::1")));
-        assert!(!offends(&record("192.0.2.1")) && !offends(&record("2001:db8::1")));
-        for data in [&b""[..], b"\0", b"\0\x01", b"\0\x01\x05ab", b"\0\x01\0\0\x04\0\x08\x0A\0\0\x01"] {
-            assert!(!offends(&answer(64, data)), "{data:x?}");
+        assert!(
+            has_private_address(&record("10.0.0.1")) && has_private_address(&record("fd00::1"))
+        );
+        assert!(
+            !has_private_address(&record("192.0.2.1"))
+                && !has_private_address(&record("2001:db8::1"))
+        );
+        for data in
+            [&b""[..], b"\0", b"\0\x01", b"\0\x01\x05ab", b"\0\x01\0\0\x04\0\x08\x0A\0\0\x01"]
+        {
+            assert!(!has_private_address(&answer(64, data)), "{data:x?}");
         }
     }
 
     #[test]
-    fn some_domains_may() {
+    fn allowed_domains_pass() {
         let name = |text: &str| Name::from_text(text).unwrap();
-        let guard = Rebinding { allowed: vec![name("lan.example")] };
+        let guard = RebindingGuard { allowed: vec![name("lan.example")] };
         let private = answer(rtype::A, &[10, 0, 0, 1]);
-        assert!(guard.offends(&name("a.example"), &private) && guard.offends(&name("xlan.example"), &private));
-        assert!(!guard.offends(&name("a.lan.example"), &private));
+        assert!(
+            guard.withholds(&name("a.example"), &private)
+                && guard.withholds(&name("xlan.example"), &private)
+        );
+        assert!(!guard.withholds(&name("a.lan.example"), &private));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_data_panics(rtype in 0u16..70, data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
-            let _ = offends(&answer(rtype, &data));
+        fn no_data_panics(
+            rtype in 0u16..70,
+            data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+        ) {
+            let _ = has_private_address(&answer(rtype, &data));
         }
     }
 }

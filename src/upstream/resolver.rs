@@ -1,65 +1,92 @@
-//! From a question to what it comes to: cache, then an exchange that equal questions share, then what is past its end.
+//! Resolution of a query: from the cache, by a shared exchange with upstreams, or stale.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout_at;
 
-use super::cache::{Cache, Entry, Found, Key, ROOM};
+use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
 use super::counters::Counters;
-use super::in_flight::{Asking, InFlight, Joined, Place};
-use super::message::{Age, Stored, cut_to, is_plain, limit, outgoing, outgoing_plain};
+use super::in_flight::{FlightLeader, InFlight, Joined, WaitSlot};
+use super::message::{
+    Age, StoredResponse, is_plain, plain_upstream_query, response_limit, truncate_to,
+    upstream_query,
+};
 use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
 
-/// How long a client waits at most: those that ask us mostly wait 5 s.
-pub(super) const BUDGET: Duration = Duration::from_secs(4);
-/// How long a client waits for something better than what is past its end (RFC 8767 section 5).
-const CLIENT_TIMER: Duration = Duration::from_millis(1800);
+/// Time limit for answering a client; most stub resolvers wait 5 s.
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long to wait for upstreams before serving a stale answer.
+///
+/// The client response timer of RFC 8767 section 5.
+const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
-const OVERLOADED: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "too many questions are waiting" };
-const MALFORMED: ExtendedError = ExtendedError { code: ExtendedError::NETWORK_ERROR, text: "the upstream's answer is malformed" };
-const TRUNCATED: ExtendedError =
-    ExtendedError { code: ExtendedError::NETWORK_ERROR, text: "the upstream truncates its answer and gives no whole one over TCP" };
-const TOO_LATE: ExtendedError = ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "no upstream answered in time" };
-const GIVEN_UP: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "asking failed here; see the server's log" };
+/// Too many clients are waiting.
+const OVERLOADED: ExtendedError =
+    ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
+/// The response, or the query itself, is malformed.
+const MALFORMED: ExtendedError = ExtendedError {
+    code: ExtendedError::NETWORK_ERROR,
+    text: "the upstream's response is malformed",
+};
+/// A truncated response must not go to a client over TCP.
+const TRUNCATED: ExtendedError = ExtendedError {
+    code: ExtendedError::NETWORK_ERROR,
+    text: "the upstream truncates its response, also over TCP",
+};
+/// No upstream answered within [`QUERY_TIMEOUT`].
+const TOO_LATE: ExtendedError = ExtendedError {
+    code: ExtendedError::NO_REACHABLE_AUTHORITY,
+    text: "no upstream answered in time",
+};
+/// The task that sent the query panicked.
+const INTERNAL_FAILURE: ExtendedError =
+    ExtendedError { code: ExtendedError::OTHER, text: "internal failure: see the log of svcdns" };
 
-/// Brings a message to whoever is to be asked for its name, and brings the answer.
+/// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {
-    /// Asks; `message` has id 0 and a question about `key`'s name. The answer is a response to that question, its id any.
-    /// Ends by `deadline`.
-    fn ask(&self, key: Key<'_>, message: Vec<u8>, deadline: Instant) -> impl Future<Output = Result<Vec<u8>, Unanswered>> + Send;
+    /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
+    ///
+    /// The returned message is a response to that query, with any id. The future ends by
+    /// `deadline`.
+    fn query(
+        &self,
+        key: CacheKey<'_>,
+        message: Vec<u8>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unanswered {
-    /// What the client is told.
+pub(super) struct ExchangeError {
+    /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the question went out, so that it need not go out again at once (RFC 9520).
-    pub(super) asked: bool,
+    /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
+    pub(super) sent: bool,
 }
 
-/// What can be said of a question without asking.
+/// Result of answering from the cache alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AtOnce {
-    /// The answer is written.
+pub(super) enum ImmediateAnswer {
+    /// The response is written.
     Written,
-    /// There is something past its end: should nothing better come in time, it is the answer.
-    Waiting,
-    /// Nothing.
-    Unknown,
+    /// Only a stale answer is cached; wait for the upstreams before serving it.
+    StaleOnly,
+    /// Nothing usable is cached.
+    NotCached,
 }
 
-/// What can be done about a plain query.
-enum Begun {
-    /// Give this.
-    Known(Arc<Entry>, Age),
-    /// Ask or wait, in this place; should nothing better come in time, there is what is past its end.
-    Joined(Joined, Place, Option<Arc<Entry>>),
+/// First step of resolving a plain query.
+enum QueryStart {
+    /// Answer from this entry.
+    Cached(Arc<CacheEntry>, Age),
+    /// Wait for the query in flight, with a stale answer to fall back to.
+    Joined(Joined, WaitSlot, Option<Arc<CacheEntry>>),
 }
 
-/// What all lanes share.
+/// The cache and the queries in flight, shared by all lanes.
 #[derive(Debug)]
 pub(super) struct Resolver {
     pub(super) cache: Cache,
@@ -67,9 +94,15 @@ pub(super) struct Resolver {
     in_flight: Arc<InFlight>,
 }
 
-/// Writes an entry into `out`, which is empty.
-fn write(entry: &Entry, query: &Query<'_>, transport: Transport, age: Age, out: &mut Vec<u8>) {
-    // Some clients do not look at TC over TCP: they would take what is missing for what does not exist.
+/// Writes the response made from `entry` into the empty `out`.
+fn write_entry(
+    entry: &CacheEntry,
+    query: &Query<'_>,
+    transport: Transport,
+    age: Age,
+    out: &mut Vec<u8>,
+) {
+    // Some clients ignore TC over TCP and would take missing records for nonexistent ones.
     if transport == Transport::Tcp && entry.stored.is_truncated() {
         put_failure(query, TRUNCATED, out);
     } else {
@@ -77,67 +110,85 @@ fn write(entry: &Entry, query: &Query<'_>, transport: Transport, age: Age, out: 
     }
 }
 
-/// The time, as timers have it.
+/// Returns the time as Tokio's timers see it, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 impl Resolver {
-    /// With a cache of so many octets, which keeps answers for so long past their end.
-    pub(super) fn new(cache_octets: usize, stale: Duration) -> Arc<Self> {
-        Arc::new(Self { cache: Cache::new(cache_octets, stale), counters: Counters::default(), in_flight: Arc::default() })
+    /// Makes a resolver whose cache holds `cache_bytes` bytes.
+    ///
+    /// Expired answers can be served for `stale`.
+    pub(super) fn new(cache_bytes: usize, stale: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            cache: Cache::new(cache_bytes, stale),
+            counters: Counters::default(),
+            in_flight: Arc::default(),
+        })
     }
 
-    /// Clients that wait, and refreshes under way.
+    /// Returns the number of waiting clients plus refreshes in progress.
     pub(super) fn waiting(&self) -> u64 {
         self.in_flight.waiting()
     }
 
-    /// Writes the answer into `out`, which is empty, where it is known.
-    pub(super) fn at_once<E: Exchange>(
+    /// Writes the response into the empty `out` if the cache has one.
+    pub(super) fn answer_from_cache<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         query: &Query<'_>,
         transport: Transport,
         now: Instant,
         out: &mut Vec<u8>,
-    ) -> AtOnce {
-        let mut room = ROOM;
-        let Some(key) = Key::new(query, &mut room).filter(|_| is_plain(query)) else { return AtOnce::Unknown };
+    ) -> ImmediateAnswer {
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let Some(key) = CacheKey::new(query, &mut buffer).filter(|_| is_plain(query)) else {
+            return ImmediateAnswer::NotCached;
+        };
         match self.cache.find(key, now) {
-            Found::Fresh { entry, age, prolong } => {
+            CacheLookup::Fresh { entry, age, prefetch } => {
                 self.counters.hits.increment();
-                write(&entry, query, transport, age, out);
-                if prolong {
-                    self.prolong(exchange, query);
+                write_entry(&entry, query, transport, age, out);
+                if prefetch {
+                    self.prefetch(exchange, query);
                 }
             }
-            Found::Stale(entry) if entry.is_put_off(now) => {
+            CacheLookup::Stale(entry) if entry.is_recheck_deferred(now) => {
                 self.counters.stale.increment();
-                write(&entry, query, transport, Age::Stale, out);
+                write_entry(&entry, query, transport, Age::Stale, out);
             }
-            Found::Stale(_) => return AtOnce::Waiting,
-            Found::Nothing => return AtOnce::Unknown,
+            CacheLookup::Stale(_) => return ImmediateAnswer::StaleOnly,
+            CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
-        AtOnce::Written
+        ImmediateAnswer::Written
     }
 
-    /// Asks anew, in the background, for an entry that is about to end.
+    /// Refreshes an expiring entry in the background.
     #[cold]
-    fn prolong<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
-        // An answer to somebody who did not want recursion is not kept: it prolongs nothing.
+    fn prefetch<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
+        // A response to a query without RD is not cached, so it could not refresh the entry.
         let query = Query { flags: query.flags | flags::RD, ..*query };
-        let mut room = ROOM;
-        let (Some(key), Ok(runtime)) = (Key::new(&query, &mut room), tokio::runtime::Handle::try_current()) else { return };
-        let Some(place) = self.in_flight.place() else { return };
-        if let Joined::First(asking) = self.in_flight.join(key) {
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let (Some(key), Ok(runtime)) =
+            (CacheKey::new(&query, &mut buffer), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let Some(slot) = self.in_flight.acquire_slot() else { return };
+        if let Joined::Leader(leader) = self.in_flight.join(key) {
             self.counters.prefetches.increment();
-            let asked = Arc::clone(self).ask_for_all(Arc::clone(exchange), asking, place, outgoing_plain(&query), now() + BUDGET);
-            runtime.spawn(asked);
+            let refresh = Arc::clone(self).exchange_in_background(
+                Arc::clone(exchange),
+                leader,
+                slot,
+                plain_upstream_query(&query),
+                now() + QUERY_TIMEOUT,
+            );
+            runtime.spawn(refresh);
         }
     }
 
-    /// Answers a query that came as `request`, within [`BUDGET`].
+    /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -146,21 +197,21 @@ impl Resolver {
         transport: Transport,
     ) -> Vec<u8> {
         let found = if is_plain(query) {
-            self.find(exchange, query, transport == Transport::Udp).await
+            self.resolve_entry(exchange, query, transport == Transport::Udp).await
         } else {
-            // Rare, so that its room is taken only then.
-            Box::pin(self.ask_alone(exchange, request, query)).await
+            // Boxed because it is rare: other queries must not reserve room for its future.
+            Box::pin(self.resolve_uncached(exchange, request, query)).await
         };
         let mut out = Vec::with_capacity(512);
         match found {
-            Ok((entry, age)) => write(&entry, query, transport, age, &mut out),
+            Ok((entry, age)) => write_entry(&entry, query, transport, age, &mut out),
             Err(error) => put_failure(query, error, &mut out),
         }
         out
     }
 
-    /// Passes a message with another opcode on as it is, but for the id, and the answer back.
-    pub(super) async fn pass<E: Exchange>(
+    /// Forwards a message with another opcode, unchanged but for its id.
+    pub(super) async fn relay<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         request: &[u8],
@@ -168,8 +219,8 @@ impl Resolver {
         transport: Transport,
     ) -> Vec<u8> {
         self.counters.passed.increment();
-        match self.pass_on(exchange, request, query, limit(request, transport)).await {
-            Ok(answer) => answer,
+        match self.try_relay(exchange, request, query, response_limit(request, transport)).await {
+            Ok(response) => response,
             Err(error) => {
                 let mut out = Vec::new();
                 put_failure(query, error, &mut out);
@@ -178,53 +229,76 @@ impl Resolver {
         }
     }
 
-    async fn pass_on<E: Exchange>(
+    /// Forwards the message; returns the response, truncated to `limit` bytes.
+    async fn try_relay<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
         limit: usize,
     ) -> Result<Vec<u8>, ExtendedError> {
-        let mut room = ROOM;
-        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
-        let _place = self.place()?;
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
+        let _slot = self.acquire_slot()?;
         let mut message = request.to_vec();
         message[..2].fill(0);
-        let mut answer = exchange.ask(key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
-        cut_to(limit, &mut answer).map_err(|_| MALFORMED)?;
-        answer[..2].copy_from_slice(&query.id.to_be_bytes());
-        Ok(answer)
+        let mut response = exchange
+            .query(key, message, now() + QUERY_TIMEOUT)
+            .await
+            .map_err(|failure| self.count_failure(failure).error)?;
+        truncate_to(limit, &mut response).map_err(|_| MALFORMED)?;
+        response[..2].copy_from_slice(&query.id.to_be_bytes());
+        Ok(response)
     }
 
-    /// What a plain query comes to. `stays`: whoever waits for this goes on waiting whatever becomes of the client.
+    /// Resolves a plain query to a cache entry.
+    ///
+    /// `uncancelled` promises that the returned future is polled to its end, even if the client
+    /// disconnects.
     ///
     /// # Errors
-    /// When there is nothing at all to say but this.
-    pub(super) async fn find<E: Exchange>(
+    /// Returns an extended error if there is neither a response nor a stale answer.
+    pub(super) async fn resolve_entry<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         query: &Query<'_>,
-        stays: bool,
-    ) -> Result<(Arc<Entry>, Age), ExtendedError> {
+        uncancelled: bool,
+    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let began = now();
-        let (joined, place, stale) = match self.begin(query, began)? {
-            Begun::Known(entry, age) => return Ok((entry, age)),
-            Begun::Joined(joined, place, stale) => (joined, place, stale),
+        let (joined, slot, stale) = match self.start(query, began)? {
+            QueryStart::Cached(entry, age) => return Ok((entry, age)),
+            QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
-        let deadline = began + BUDGET;
+        let deadline = began + QUERY_TIMEOUT;
         let flight = match joined {
-            Joined::First(asking) => {
+            Joined::Leader(leader) => {
                 self.counters.misses.increment();
-                if stays && stale.is_none() {
-                    let _place = place;
-                    return Ok((self.ask(&**exchange, asking, outgoing_plain(query), deadline).await, Age::Fresh));
+                if uncancelled && stale.is_none() {
+                    let _slot = slot;
+                    return Ok((
+                        self.exchange_and_cache(
+                            &**exchange,
+                            leader,
+                            plain_upstream_query(query),
+                            deadline,
+                        )
+                        .await,
+                        Age::Fresh,
+                    ));
                 }
-                let flight = asking.flight();
-                // A task of its own: others wait for it, too, when this client is gone or has something else.
-                tokio::spawn(Arc::clone(self).ask_for_all(Arc::clone(exchange), asking, place, outgoing_plain(query), deadline));
+                let flight = leader.flight();
+                // In a task of its own: followers wait for the result even if this client
+                // disconnects.
+                tokio::spawn(Arc::clone(self).exchange_in_background(
+                    Arc::clone(exchange),
+                    leader,
+                    slot,
+                    plain_upstream_query(query),
+                    deadline,
+                ));
                 flight
             }
-            Joined::Other(flight) => {
+            Joined::Follower(flight) => {
                 self.counters.merged.increment();
                 flight
             }
@@ -233,103 +307,128 @@ impl Resolver {
             self.counters.stale.increment();
             Ok((entry, Age::Stale))
         };
-        let patience = if stale.is_some() { began + CLIENT_TIMER } else { deadline };
-        let outcome = timeout_at(patience.into(), flight.outcome()).await;
+        let give_up_at = if stale.is_some() { began + CLIENT_RESPONSE_TIMER } else { deadline };
+        let outcome = timeout_at(give_up_at.into(), flight.wait()).await;
         match (outcome, stale) {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
                 if outcome.is_err() {
-                    // The next ones need not wait as long; should the answer come yet, it takes this one's place.
-                    entry.put_off(now());
+                    // Later queries need not wait as long. A late response still replaces this
+                    // entry.
+                    entry.defer_recheck(now());
                 }
                 give_stale(entry)
             }
-            (Ok(None), None) => Err(GIVEN_UP),
+            (Ok(None), None) => Err(INTERNAL_FAILURE),
             (Err(_), None) => Err(TOO_LATE),
         }
     }
 
-    /// What can be done about a plain query without waiting. Apart from the waiting, so that the key takes no room in it.
-    fn begin(&self, query: &Query<'_>, now: Instant) -> Result<Begun, ExtendedError> {
-        let mut room = ROOM;
-        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
-        // It may have come since the caller looked.
+    /// Starts to resolve a plain query, without waiting.
+    ///
+    /// A function of its own, so that the key takes no room in the future that waits.
+    fn start(&self, query: &Query<'_>, now: Instant) -> Result<QueryStart, ExtendedError> {
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
+        // The entry may have arrived since the caller looked.
         let stale = match self.cache.find(key, now) {
-            Found::Fresh { entry, age, .. } => {
+            CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
-                return Ok(Begun::Known(entry, age));
+                return Ok(QueryStart::Cached(entry, age));
             }
-            Found::Stale(entry) => Some(entry),
-            Found::Nothing => None,
+            CacheLookup::Stale(entry) => Some(entry),
+            CacheLookup::Miss => None,
         };
-        let place = if stale.as_ref().is_some_and(|entry| entry.is_put_off(now)) { Err(OVERLOADED) } else { self.place() };
-        match (place, stale) {
-            (Ok(place), stale) => Ok(Begun::Joined(self.in_flight.join(key), place, stale)),
+        let slot = if stale.as_ref().is_some_and(|entry| entry.is_recheck_deferred(now)) {
+            Err(OVERLOADED)
+        } else {
+            self.acquire_slot()
+        };
+        match (slot, stale) {
+            (Ok(slot), stale) => Ok(QueryStart::Joined(self.in_flight.join(key), slot, stale)),
             (Err(_), Some(entry)) => {
                 self.counters.stale.increment();
-                Ok(Begun::Known(entry, Age::Stale))
+                Ok(QueryStart::Cached(entry, Age::Stale))
             }
             (Err(error), None) => Err(error),
         }
     }
 
-    /// What a query comes to whose answer is for its client alone.
-    async fn ask_alone<E: Exchange>(
+    /// Resolves a query whose response is for this client only.
+    async fn resolve_uncached<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
-    ) -> Result<(Arc<Entry>, Age), ExtendedError> {
-        let mut room = ROOM;
-        let key = Key::new(query, &mut room).ok_or(MALFORMED)?;
-        let _place = self.place()?;
+    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
+        let _slot = self.acquire_slot()?;
         self.counters.misses.increment();
-        let message = outgoing(request, query).map_err(|_| MALFORMED)?;
-        let answer = exchange.ask(key, message, now() + BUDGET).await.map_err(|unanswered| self.count(unanswered).error)?;
-        let stored = Stored::new(&answer, false).map_err(|_| MALFORMED)?;
-        Ok((Entry::loose(stored, now()), Age::Fresh))
+        let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
+        let response = exchange
+            .query(key, message, now() + QUERY_TIMEOUT)
+            .await
+            .map_err(|failure| self.count_failure(failure).error)?;
+        let stored = StoredResponse::new(&response, false).map_err(|_| MALFORMED)?;
+        Ok((CacheEntry::uncached(stored, now()), Age::Fresh))
     }
 
-    /// Asks, keeps what it came to, and tells everybody who waits.
-    async fn ask<E: Exchange>(&self, exchange: &E, asking: Asking, message: Vec<u8>, deadline: Instant) -> Arc<Entry> {
-        let generation = self.cache.generation();
-        let key = asking.key();
-        // Two pieces of memory, each of a size that the allocator has at hand: glibc keeps none above 1,032 octets.
-        let answer = Box::pin(exchange.ask(key, message, deadline)).await;
-        let answer = answer.and_then(|answer| Stored::new(&answer, true).map_err(|_| Unanswered { error: MALFORMED, asked: true }));
-        let (stored, asked) = match answer {
+    /// Exchanges the query, stores the result and wakes all followers.
+    async fn exchange_and_cache<E: Exchange>(
+        &self,
+        exchange: &E,
+        leader: FlightLeader,
+        message: Vec<u8>,
+        deadline: Instant,
+    ) -> Arc<CacheEntry> {
+        let epoch = self.cache.epoch();
+        let key = leader.key();
+        // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
+        // 1,032 bytes).
+        let response = Box::pin(exchange.query(key, message, deadline)).await;
+        let response = response.and_then(|response| {
+            StoredResponse::new(&response, true)
+                .map_err(|_| ExchangeError { error: MALFORMED, sent: true })
+        });
+        let (stored, sent) = match response {
             Ok(stored) => (stored, true),
-            Err(unanswered) => (Stored::failure(key.question(), unanswered.error), self.count(unanswered).asked),
+            Err(failure) => (
+                StoredResponse::failure(key.question(), failure.error),
+                self.count_failure(failure).sent,
+            ),
         };
-        let entry = self.cache.take(key, stored, asked, generation, now());
-        asking.tell(Arc::clone(&entry));
+        let entry = self.cache.insert(key, stored, sent, epoch, now());
+        leader.complete(Arc::clone(&entry));
         entry
     }
 
-    /// The same whatever becomes of whoever began it.
-    async fn ask_for_all<E: Exchange>(
+    /// Does the same in a task that does not depend on the client that started it.
+    async fn exchange_in_background<E: Exchange>(
         self: Arc<Self>,
         exchange: Arc<E>,
-        asking: Asking,
-        place: Place,
+        leader: FlightLeader,
+        slot: WaitSlot,
         message: Vec<u8>,
         deadline: Instant,
     ) {
-        let _place = place;
-        self.ask(&*exchange, asking, message, deadline).await;
+        let _slot = slot;
+        self.exchange_and_cache(&*exchange, leader, message, deadline).await;
     }
 
-    fn place(&self) -> Result<Place, ExtendedError> {
-        self.in_flight.place().ok_or_else(|| {
+    /// Returns a permit to wait, or counts the rejected query.
+    fn acquire_slot(&self) -> Result<WaitSlot, ExtendedError> {
+        self.in_flight.acquire_slot().ok_or_else(|| {
             self.counters.overloaded.increment();
             OVERLOADED
         })
     }
 
-    fn count(&self, unanswered: Unanswered) -> Unanswered {
+    /// Counts a query that no upstream answered.
+    fn count_failure(&self, failure: ExchangeError) -> ExchangeError {
         self.counters.failures.increment();
-        unanswered
+        failure
     }
 }
 

@@ -1,92 +1,124 @@
-//! Who is asked for which name.
+//! The route table: which upstreams resolve which names.
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::exchange::Upstream;
-use super::sources::List;
-use super::special::{self, Answer, Special};
+use super::sources::TargetList;
+use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::ExtendedError;
 
-/// Where a question goes.
+/// What to do with a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
-    /// It is answered here.
-    Here(Answer),
-    /// To these upstreams, never none.
-    Ask(Arc<[Arc<Upstream>]>),
-    /// Nowhere, for this reason: SERVFAIL.
-    Nobody(ExtendedError),
+    /// Answer it locally, as its name is special.
+    Local(SpecialAnswer),
+    /// Forward it to these upstreams, at least one.
+    Forward(Arc<[Arc<Upstream>]>),
+    /// Answer SERVFAIL with this extended error.
+    Fail(ExtendedError),
 }
 
-/// The upstreams in force. Never changed: new ones take its place as a whole.
+/// An immutable route table; a change installs a new one.
 #[derive(Debug)]
-pub(super) struct Routes {
-    /// Every domain that something is known of, by its octets.
-    suffixes: HashMap<Box<[u8]>, Suffix, foldhash::quality::RandomState>,
-    /// Who is asked for all other names.
-    servers: Arc<[Arc<Upstream>]>,
-    /// Those of them in private address space.
-    private: Arc<[Arc<Upstream>]>,
-    /// Whether programs of this machine ask us.
-    asked_by_system: bool,
+pub(super) struct RouteTable {
+    /// Domains that are special or have upstreams of their own, by wire form.
+    suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
+    /// Upstreams for all other names.
+    default_upstreams: Arc<[Arc<Upstream>]>,
+    /// Those default upstreams that have private addresses.
+    private_upstreams: Arc<[Arc<Upstream>]>,
+    /// Whether this machine's resolver configuration names svcdns.
+    is_system_resolver: bool,
 }
 
-/// What is known of a domain.
+/// What the table has for a domain.
 #[derive(Debug, Default)]
-struct Suffix {
+struct DomainEntry {
     special: Option<Special>,
     upstreams: Option<Arc<[Arc<Upstream>]>>,
 }
 
-const NO_UPSTREAM: ExtendedError =
-    ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "no upstream is known: see the log of svcdns" };
-const LOOP: ExtendedError =
-    ExtendedError { code: ExtendedError::NO_REACHABLE_AUTHORITY, text: "loop: every upstream leads back to svcdns" };
+/// No upstream is configured or found for the name.
+const NO_UPSTREAM: ExtendedError = ExtendedError {
+    code: ExtendedError::NO_REACHABLE_AUTHORITY,
+    text: "no upstream is known: see the log of svcdns",
+};
+/// All upstreams of the name send queries back to svcdns.
+const ALL_LOOPING: ExtendedError = ExtendedError {
+    code: ExtendedError::NO_REACHABLE_AUTHORITY,
+    text: "loop: every upstream sends queries back to svcdns",
+};
 
-impl Routes {
-    /// Routes to `servers`, and to those of `domains`. With `asked_by_system`, programs of this machine ask us.
-    pub(super) fn new(servers: Vec<Arc<Upstream>>, domains: Vec<(Name, Vec<Arc<Upstream>>)>, asked_by_system: bool) -> Self {
-        let mut suffixes = HashMap::<Box<[u8]>, Suffix, _>::default();
-        for (zone, special) in special::all() {
+impl RouteTable {
+    /// Makes a table of the default upstreams and those of single domains.
+    ///
+    /// `is_system_resolver` is whether this machine's resolver configuration names svcdns.
+    pub(super) fn new(
+        default_upstreams: Vec<Arc<Upstream>>,
+        domains: Vec<(Name, Vec<Arc<Upstream>>)>,
+        is_system_resolver: bool,
+    ) -> Self {
+        let mut suffixes = HashMap::<Box<[u8]>, DomainEntry, _>::default();
+        for (zone, special) in special::zones() {
             suffixes.entry(zone.as_wire().into()).or_default().special = Some(special);
         }
         for (domain, upstreams) in domains {
             suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams.into());
         }
-        let private = servers.iter().filter(|upstream| upstream.is_private()).cloned().collect();
-        Self { suffixes, servers: servers.into(), private, asked_by_system }
+        let private_upstreams =
+            default_upstreams.iter().filter(|upstream| upstream.is_private()).cloned().collect();
+        Self {
+            suffixes,
+            default_upstreams: default_upstreams.into(),
+            private_upstreams,
+            is_system_resolver,
+        }
     }
 
-    /// Where a question for `name` goes: the longest domain with upstreams of its own decides, by labels.
+    /// Returns the route of `name`; the longest domain with its own upstreams wins.
     pub(super) fn find(&self, name: &Name) -> Route {
-        let octets = name.as_wire();
+        let bytes = name.as_wire();
         let (mut special, mut domain) = (None, None);
-        let mut front = 0;
-        while octets[front] != 0 {
-            if let Some(suffix) = self.suffixes.get(&octets[front..]) {
-                special = special.or_else(|| suffix.special.map(|special| Answer { special, front }));
+        let mut zone_offset = 0;
+        while bytes[zone_offset] != 0 {
+            if let Some(suffix) = self.suffixes.get(&bytes[zone_offset..]) {
+                special = special.or_else(|| {
+                    suffix.special.map(|special| SpecialAnswer { special, zone_offset })
+                });
                 domain = domain.or(suffix.upstreams.as_ref());
             }
-            front += 1 + usize::from(octets[front]);
+            zone_offset += 1 + usize::from(bytes[zone_offset]);
         }
         match (special, domain) {
-            (Some(answer), _) if answer.special.is_fixed() => Route::Here(answer),
-            (_, Some(upstreams)) => ask(upstreams),
-            (Some(Answer { special: Special::Canary, .. }), None) if !self.asked_by_system => ask(&self.servers),
-            (Some(Answer { special: Special::Private, .. }), None) if !self.private.is_empty() => ask(&self.private),
-            (Some(answer), None) => Route::Here(answer),
-            (None, None) => ask(&self.servers),
+            (Some(answer), _) if answer.special.is_fixed() => Route::Local(answer),
+            (_, Some(upstreams)) => forward_to(upstreams),
+            (Some(SpecialAnswer { special: Special::Canary, .. }), None)
+                if !self.is_system_resolver =>
+            {
+                forward_to(&self.default_upstreams)
+            }
+            (Some(SpecialAnswer { special: Special::Private, .. }), None)
+                if !self.private_upstreams.is_empty() =>
+            {
+                forward_to(&self.private_upstreams)
+            }
+            (Some(answer), None) => Route::Local(answer),
+            (None, None) => forward_to(&self.default_upstreams),
         }
     }
 
-    /// Every upstream, each once.
+    /// Returns every upstream once.
     pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
         let domains = self.suffixes.values().filter_map(|suffix| suffix.upstreams.as_ref());
         let mut upstreams = Vec::<Arc<Upstream>>::new();
-        for upstream in [&self.servers].into_iter().chain(domains).flat_map(|upstreams| upstreams.iter()) {
+        for upstream in [&self.default_upstreams]
+            .into_iter()
+            .chain(domains)
+            .flat_map(|upstreams| upstreams.iter())
+        {
             if !upstreams.iter().any(|known| Arc::ptr_eq(known, upstream)) {
                 upstreams.push(Arc::clone(upstream));
             }
@@ -94,26 +126,28 @@ impl Routes {
         upstreams
     }
 
-    /// Where a question for `name` goes, for people.
+    /// Describes the route of `name` in words.
     pub(super) fn describe(&self, name: &Name) -> String {
         match self.find(name) {
-            Route::Here(answer) => format!("answered here: {}", answer.special.words()),
-            Route::Nobody(error) => format!("nobody can be asked: {}", error.text),
-            Route::Ask(upstreams) => {
-                let targets: Vec<_> = upstreams.iter().map(|upstream| upstream.target().clone()).collect();
-                format!("asked of {}, whoever answers fastest", List(&targets))
+            Route::Local(answer) => format!("answered locally: {}", answer.special.reason()),
+            Route::Fail(error) => format!("cannot be forwarded: {}", error.text),
+            Route::Forward(upstreams) => {
+                let targets: Vec<_> =
+                    upstreams.iter().map(|upstream| upstream.target().clone()).collect();
+                format!("forwarded to {}, the fastest first", TargetList(&targets))
             }
         }
     }
 }
 
-fn ask(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
+/// Returns the route to these upstreams, or why none of them can be used.
+fn forward_to(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
     if upstreams.is_empty() {
-        Route::Nobody(NO_UPSTREAM)
-    } else if upstreams.iter().all(|upstream| upstream.is_set_aside()) {
-        Route::Nobody(LOOP)
+        Route::Fail(NO_UPSTREAM)
+    } else if upstreams.iter().all(|upstream| upstream.is_looping()) {
+        Route::Fail(ALL_LOOPING)
     } else {
-        Route::Ask(Arc::clone(upstreams))
+        Route::Forward(Arc::clone(upstreams))
     }
 }
 
@@ -124,7 +158,10 @@ mod tests {
 
     fn upstreams(runtime: &tokio::runtime::Runtime, addresses: &[&str]) -> Vec<Arc<Upstream>> {
         let connector = Connector::new(runtime.handle().clone(), None);
-        addresses.iter().map(|address| Upstream::new(address.parse().unwrap(), Arc::clone(&connector))).collect()
+        addresses
+            .iter()
+            .map(|address| Upstream::new(address.parse().unwrap(), Arc::clone(&connector)))
+            .collect()
     }
 
     fn name(text: &str) -> Name {
@@ -135,17 +172,21 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    /// The special name, the upstreams' addresses, or `nobody`.
-    fn found(routes: &Routes, text: &str) -> String {
+    /// Returns the special name, the upstreams' addresses, or `none`.
+    fn found(routes: &RouteTable, text: &str) -> String {
         match routes.find(&name(text)) {
-            Route::Here(answer) => format!("{:?}", answer.special),
-            Route::Ask(upstreams) => upstreams.iter().map(|upstream| upstream.target().to_string()).collect::<Vec<_>>().join(" "),
-            Route::Nobody(_) => "nobody".to_owned(),
+            Route::Local(answer) => format!("{:?}", answer.special),
+            Route::Forward(upstreams) => upstreams
+                .iter()
+                .map(|upstream| upstream.target().to_string())
+                .collect::<Vec<_>>()
+                .join(" "),
+            Route::Fail(_) => "none".to_owned(),
         }
     }
 
     #[test]
-    fn the_longest_domain_decides() {
+    fn the_longest_domain_wins() {
         let runtime = runtime();
         let of = |addresses: &[&str]| upstreams(&runtime, addresses);
         let domains = vec![
@@ -154,7 +195,7 @@ mod tests {
             (name("10.in-addr.arpa"), of(&["192.0.2.4"])),
             (name("168.192.in-addr.arpa"), of(&[])),
         ];
-        let routes = Routes::new(of(&["198.51.100.1"]), domains, false);
+        let routes = RouteTable::new(of(&["198.51.100.1"]), domains, false);
         for (text, to) in [
             ("example", "192.0.2.1"),
             ("a.example", "192.0.2.1"),
@@ -163,9 +204,9 @@ mod tests {
             ("xcorp.example", "192.0.2.1"),
             ("example.com", "198.51.100.1"),
             (".", "198.51.100.1"),
-            // Asked for by name, although it is not in private address space.
+            // The domain has upstreams of its own, although they are not private.
             ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
-            ("1.1.168.192.in-addr.arpa", "nobody"),
+            ("1.1.168.192.in-addr.arpa", "none"),
         ] {
             assert_eq!(found(&routes, text), to, "{text}");
         }
@@ -173,15 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn special_names_do_not_leave() {
+    fn special_names_are_not_forwarded_to_public_upstreams() {
         let runtime = runtime();
-        let public = Routes::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
-        let mixed = Routes::new(upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]), Vec::new(), true);
+        let public = RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
+        let mixed = RouteTable::new(
+            upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]),
+            Vec::new(),
+            true,
+        );
         for (text, alone, with_private) in [
             ("localhost", "Localhost", "Localhost"),
             ("a.localhost", "Localhost", "Localhost"),
-            ("invalid", "Missing", "Missing"),
-            ("a.onion", "Missing", "Missing"),
+            ("invalid", "NonExistent", "NonExistent"),
+            ("a.onion", "NonExistent", "NonExistent"),
             ("xonion", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
             ("use-application-dns.net", "192.0.2.1", "Canary"),
             ("_dns.resolver.arpa", "Designated", "Designated"),
@@ -196,29 +241,44 @@ mod tests {
             ("nas.home.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
             ("a.test", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
         ] {
-            assert_eq!((&*found(&public, text), &*found(&mixed, text)), (alone, with_private), "{text}");
+            assert_eq!(
+                (&*found(&public, text), &*found(&mixed, text)),
+                (alone, with_private),
+                "{text}"
+            );
         }
-        for (address, kind) in
-            [("fd00::5", "Private"), ("fe80::5", "Private"), ("feb0::5", "Private"), ("::1", "Loopback"), ("::", "Private")]
-        {
+        for (address, kind) in [
+            ("fd00::5", "Private"),
+            ("fe80::5", "Private"),
+            ("feb0::5", "Private"),
+            ("::1", "Loopback"),
+            ("::", "Private"),
+        ] {
             let reverse = crate::name::reverse_name(address.parse().unwrap()).to_string();
             assert_eq!(found(&public, &reverse), kind, "{address}");
         }
-        assert_eq!(found(&public, &crate::name::reverse_name("2001:db9::1".parse().unwrap()).to_string()), "192.0.2.1");
+        assert_eq!(
+            found(&public, &crate::name::reverse_name("2001:db9::1".parse().unwrap()).to_string()),
+            "192.0.2.1"
+        );
     }
 
     #[test]
-    fn a_domain_named_for_special_names_wins_over_most() {
+    fn configured_domains_override_most_special_names() {
         let runtime = runtime();
         let of = |address: &str| upstreams(&runtime, &[address]);
         let domains = ["arpa", "local", "localhost", "use-application-dns.net", "a.invalid"];
-        let routes = Routes::new(of("192.0.2.1"), domains.map(|domain| (name(domain), of("192.0.2.2"))).into(), true);
+        let routes = RouteTable::new(
+            of("192.0.2.1"),
+            domains.map(|domain| (name(domain), of("192.0.2.2"))).into(),
+            true,
+        );
         for (text, to) in [
             ("1.0.0.10.in-addr.arpa", "192.0.2.2"),
             ("1.0.0.127.in-addr.arpa", "192.0.2.2"),
             ("a.local", "192.0.2.2"),
             ("a.localhost", "Localhost"),
-            ("a.invalid", "Missing"),
+            ("a.invalid", "NonExistent"),
             ("use-application-dns.net", "192.0.2.2"),
         ] {
             assert_eq!(found(&routes, text), to, "{text}");
@@ -226,16 +286,18 @@ mod tests {
     }
 
     #[test]
-    fn those_set_aside_are_not_asked_for_ever() {
+    fn queries_fail_while_all_upstreams_loop() {
         let runtime = runtime();
         let both = upstreams(&runtime, &["192.0.2.1", "192.0.2.2"]);
-        let routes = Routes::new(both.clone(), Vec::new(), false);
-        both[0].set_aside(true);
-        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
-        both[1].set_aside(true);
-        let Route::Nobody(error) = routes.find(&name("example")) else { panic!("a circle is asked") };
+        let routes = RouteTable::new(both.clone(), Vec::new(), false);
+        both[0].set_looping(true);
+        assert!(matches!(routes.find(&name("example")), Route::Forward(_)));
+        both[1].set_looping(true);
+        let Route::Fail(error) = routes.find(&name("example")) else {
+            panic!("looping upstreams are asked")
+        };
         assert!(error.code == 22 && error.text.contains("loop"), "{error:?}");
-        both[0].set_aside(false);
-        assert!(matches!(routes.find(&name("example")), Route::Ask(_)));
+        both[0].set_looping(false);
+        assert!(matches!(routes.find(&name("example")), Route::Forward(_)));
     }
 }

@@ -1,4 +1,4 @@
-//! One upstream as a person names it.
+//! Address and protocol of an upstream, as the configuration writes them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -7,38 +7,38 @@ use std::str::FromStr;
 use hyper::http::uri::PathAndQuery;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-/// Where an upstream is, and how it is spoken to.
+/// Address and protocol of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// The address, with the interface of a link-local one.
+    /// Address and port; a link-local address has its interface as scope.
     pub address: SocketAddr,
-    /// How it is spoken to.
+    /// Transport protocol.
     pub protocol: Protocol,
 }
 
-/// How an upstream is spoken to.
+/// Transport protocol of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// UDP, and TCP for what is truncated (RFC 1035 section 4.2).
+    /// UDP, with TCP for truncated responses (RFC 1035 section 4.2).
     Plain,
-    /// TCP alone (RFC 7766).
+    /// TCP only (RFC 7766).
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls {
-        /// The name in the upstream's certificate; its address where none is given.
+        /// Name in the upstream's certificate; `None` means its address.
         name: Option<Box<str>>,
     },
-    /// DNS over HTTPS, HTTP/2 (RFC 8484).
+    /// DNS over HTTPS with HTTP/2 (RFC 8484).
     Https {
-        /// The host in the URL, which is also the name in the certificate; its address where none is given.
+        /// Host of the URL and name in the certificate; `None` means the address.
         name: Option<Box<str>>,
-        /// The path, beginning with `/`.
+        /// Path of the URL, with its leading `/`.
         path: Box<str>,
     },
 }
 
 impl fmt::Display for Target {
-    /// As it is written in the configuration.
+    /// Formats the target as the configuration writes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, port, name, path) = match &self.protocol {
             Protocol::Plain => ("", 53, None, ""),
@@ -48,12 +48,18 @@ impl fmt::Display for Target {
         };
         f.write_str(scheme)?;
         match self.address {
-            SocketAddr::V6(_) if self.address.port() == port && !scheme.starts_with("http") && scheme.is_empty() => {
-                // `[fe80::1%2]:53` without brackets and port.
+            SocketAddr::V6(_)
+                if self.address.port() == port
+                    && !scheme.starts_with("http")
+                    && scheme.is_empty() =>
+            {
+                // An IPv6 address at the default port needs neither brackets nor port.
                 let text = self.address.to_string();
                 f.write_str(text.trim_start_matches('[').trim_end_matches(&format!("]:{port}")))?;
             }
-            address if address.port() == port => f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?,
+            address if address.port() == port => {
+                f.write_str(address.to_string().trim_end_matches(&format!(":{port}")))?;
+            }
             address => address.fmt(f)?,
         }
         f.write_str(path)?;
@@ -61,55 +67,62 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why a text names no upstream.
+/// Why a text is no upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// A scheme that there is not.
-    #[error("there is no way {0}:// to an upstream: write ADDRESS for UDP, or tcp://, tls:// or https:// before it")]
-    Scheme(String),
-    /// What stands where the address should.
+    /// The scheme is unknown.
     #[error(
-        "{0:?} is not an IP address: an upstream is written as ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a name cannot be looked up before \
-         there is an upstream, but tls:// and https:// take one behind #, for the certificate"
+        "unknown scheme {0}://: write ADDRESS for UDP, or tcp://, tls:// or https:// before it"
+    )]
+    Scheme(String),
+    /// The address is not an IP address.
+    #[error(
+        "{0:?} is not an IP address: write ADDRESS, ADDRESS:PORT or [IPV6]:PORT; a host name could \
+         not be resolved without an upstream, but tls:// and https:// take one after #, for the \
+         certificate"
     )]
     Address(String),
-    /// Not a port.
+    /// The port is no number from 1 to 65535.
     #[error("{0:?} is not a port: it is a number from 1 to 65535")]
     Port(String),
-    /// An address at which nobody can be asked.
-    #[error("{0} is not the address of one server")]
-    NoServer(IpAddr),
-    /// A link-local address without its interface.
+    /// The address is unspecified, multicast or broadcast.
+    #[error("{0} is not a unicast address")]
+    NotUnicast(IpAddr),
+    /// A link-local address has no interface.
     #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
-    NoScope(Ipv6Addr),
-    /// An interface where there can be none.
-    #[error("only link-local IPv6 addresses (fe80::/10) have an interface, and {0} is none")]
-    StrayScope(IpAddr),
+    MissingScope(Ipv6Addr),
+    /// An address that is not link-local has an interface.
+    #[error("{0} takes no interface: only link-local IPv6 addresses (fe80::/10) do")]
+    UnexpectedScope(IpAddr),
     /// The interface does not exist.
     #[error("there is no network interface {0:?} on this machine")]
     Interface(String),
-    /// A name for the certificate where there is no certificate.
-    #[error("a name behind # is the one in a certificate: only tls:// and https:// have one")]
-    StrayName,
-    /// Not a name.
-    #[error("{0:?} is not a name that a certificate can have")]
+    /// A protocol without certificates has a certificate name.
+    #[error("only tls:// and https:// take a certificate name after #")]
+    UnexpectedName,
+    /// The certificate name is no host name.
+    #[error("{0:?} is not a valid certificate name")]
     Name(String),
-    /// Something follows the address.
-    #[error("{0:?} follows the address: only https:// has a path")]
-    StrayPath(String),
-    /// Not a path.
-    #[error("{0:?} is not a path of a URL; DNS over HTTPS is usually at /dns-query")]
+    /// A protocol other than HTTPS has a path.
+    #[error("unexpected {0:?} after the address: only https:// takes a path")]
+    UnexpectedPath(String),
+    /// The path is not valid in a URL.
+    #[error("{0:?} is not a valid URL path; DNS over HTTPS usually has /dns-query")]
     Path(String),
 }
 
 impl FromStr for Target {
     type Err = TargetError;
 
-    /// Reads `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`, `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#name]` and
-    /// `https://ADDRESS[:PORT][/path][#name]`. An IPv6 address may stand in brackets, and must before a port.
+    /// Parses an upstream as the configuration writes it.
+    ///
+    /// The forms are `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`,
+    /// `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#NAME]` and
+    /// `https://ADDRESS[:PORT][/PATH][#NAME]`. An IPv6 address may be in brackets, and must be
+    /// before a port.
     ///
     /// # Errors
-    /// When it is none of these, or names an interface that does not exist.
+    /// Returns an error if the text has none of these forms, or names an unknown interface.
     fn from_str(text: &str) -> Result<Self, TargetError> {
         let text = text.trim();
         let (scheme, rest) = match text.split_once("://") {
@@ -125,52 +138,76 @@ impl FromStr for Target {
             "" => (Protocol::Plain, 53),
             "tcp" => (Protocol::Tcp, 53),
             "tls" => (Protocol::Tls { name: name.map(certificate_name).transpose()? }, 853),
-            "https" => (Protocol::Https { name: name.map(certificate_name).transpose()?, path: https_path(path)? }, 443),
+            "https" => (
+                Protocol::Https {
+                    name: name.map(certificate_name).transpose()?,
+                    path: https_path(path)?,
+                },
+                443,
+            ),
             _ => return Err(TargetError::Scheme(scheme)),
         };
         if name.is_some() && matches!(protocol, Protocol::Plain | Protocol::Tcp) {
-            return Err(TargetError::StrayName);
+            return Err(TargetError::UnexpectedName);
         }
         if !path.is_empty() && !matches!(protocol, Protocol::Https { .. }) && path != "/" {
-            return Err(TargetError::StrayPath(path.to_owned()));
+            return Err(TargetError::UnexpectedPath(path.to_owned()));
         }
         Ok(Self { address: socket_address(authority, port)?, protocol })
     }
 }
 
-/// An address with or without a port.
+/// Parses an address with an optional port.
 fn socket_address(authority: &str, port: u16) -> Result<SocketAddr, TargetError> {
     let no_address = || TargetError::Address(authority.to_owned());
     let (address, written) = if let Some(inner) = authority.strip_prefix('[') {
         let (address, rest) = inner.split_once(']').ok_or_else(no_address)?;
-        let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(no_address)?) };
+        let port = if rest.is_empty() {
+            None
+        } else {
+            Some(rest.strip_prefix(':').ok_or_else(no_address)?)
+        };
         (address, port)
-    } else if let Some((address, port)) = authority.split_once(':').filter(|(_, port)| !port.contains(':')) {
+    } else if let Some((address, port)) =
+        authority.split_once(':').filter(|(_, port)| !port.contains(':'))
+    {
         (address, Some(port))
     } else {
         (authority, None)
     };
-    let (address, scope) = address.split_once('%').map_or((address, None), |(address, scope)| (address, Some(scope)));
+    let (address, scope) =
+        address.split_once('%').map_or((address, None), |(address, scope)| (address, Some(scope)));
     let address: IpAddr = address.parse().map_err(|_| no_address())?;
     let port = match written {
         None => port,
-        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| TargetError::Port(port.to_owned()))?,
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| TargetError::Port(port.to_owned()))?,
     };
     if address.is_unspecified() || address.is_multicast() || address == IpAddr::from([255; 4]) {
-        return Err(TargetError::NoServer(address));
+        return Err(TargetError::NotUnicast(address));
     }
     match (address, scope) {
         (IpAddr::V6(address), Some(scope)) if address.is_unicast_link_local() => {
-            let index = scope.parse().ok().filter(|index| *index != 0).or_else(|| nix::net::if_::if_nametoindex(scope).ok());
+            let index = scope
+                .parse()
+                .ok()
+                .filter(|index| *index != 0)
+                .or_else(|| nix::net::if_::if_nametoindex(scope).ok());
             let index = index.ok_or_else(|| TargetError::Interface(scope.to_owned()))?;
             Ok(SocketAddrV6::new(address, port, 0, index).into())
         }
-        (IpAddr::V6(address), None) if address.is_unicast_link_local() => Err(TargetError::NoScope(address)),
-        (address, Some(_)) => Err(TargetError::StrayScope(address)),
+        (IpAddr::V6(address), None) if address.is_unicast_link_local() => {
+            Err(TargetError::MissingScope(address))
+        }
+        (address, Some(_)) => Err(TargetError::UnexpectedScope(address)),
         (address, None) => Ok(SocketAddr::new(address, port)),
     }
 }
 
+/// Checks a name that a certificate should contain.
 fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
     match ServerName::try_from(name) {
         Ok(ServerName::DnsName(_)) => Ok(name.into()),
@@ -178,11 +215,14 @@ fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
     }
 }
 
+/// Checks a URL path; an empty one becomes `/dns-query`.
 fn https_path(path: &str) -> Result<Box<str>, TargetError> {
     match path {
         "" | "/" => Ok("/dns-query".into()),
-        // RFC 8484 writes `{?dns}` behind the path: that is the template of a GET, and we POST.
-        path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => Ok(path.into()),
+        // The suffix `{?dns}` of RFC 8484 belongs to the URI template of a GET; svcdns sends POST.
+        path if path.parse::<PathAndQuery>().is_ok() && !path.contains(['{', '}']) => {
+            Ok(path.into())
+        }
         path => Err(TargetError::Path(path.to_owned())),
     }
 }
@@ -200,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_written_again() {
+    fn targets_round_trip() {
         for (text, written) in [
             ("192.0.2.1", "192.0.2.1"),
             (" 192.0.2.1:53 ", "192.0.2.1"),
@@ -220,14 +260,17 @@ mod tests {
             ("tls://192.0.2.1:8853#dns.example", "tls://192.0.2.1:8853#dns.example"),
             ("https://192.0.2.1", "https://192.0.2.1/dns-query"),
             ("https://192.0.2.1/", "https://192.0.2.1/dns-query"),
-            ("https://[2001:db8::53]:8443/q?a=b#dns.example", "https://[2001:db8::53]:8443/q?a=b#dns.example"),
+            (
+                "https://[2001:db8::53]:8443/q?a=b#dns.example",
+                "https://[2001:db8::53]:8443/q?a=b#dns.example",
+            ),
         ] {
             assert_eq!(read(text), Ok(written.to_owned()), "{text}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn parse_errors_name_the_fault() {
         let address = |text: &str| TargetError::Address(text.to_owned());
         for (text, error) in [
             ("", address("")),
@@ -240,16 +283,16 @@ mod tests {
             ("192.0.2.1:0", TargetError::Port("0".to_owned())),
             ("192.0.2.1:65536", TargetError::Port("65536".to_owned())),
             ("quic://192.0.2.1", TargetError::Scheme("quic".to_owned())),
-            ("0.0.0.0", TargetError::NoServer("0.0.0.0".parse().unwrap())),
-            ("ff02::fb", TargetError::NoServer("ff02::fb".parse().unwrap())),
-            ("fe80::1", TargetError::NoScope("fe80::1".parse().unwrap())),
-            ("2001:db8::1%lo", TargetError::StrayScope("2001:db8::1".parse().unwrap())),
-            ("192.0.2.1%lo", TargetError::StrayScope("192.0.2.1".parse().unwrap())),
+            ("0.0.0.0", TargetError::NotUnicast("0.0.0.0".parse().unwrap())),
+            ("ff02::fb", TargetError::NotUnicast("ff02::fb".parse().unwrap())),
+            ("fe80::1", TargetError::MissingScope("fe80::1".parse().unwrap())),
+            ("2001:db8::1%lo", TargetError::UnexpectedScope("2001:db8::1".parse().unwrap())),
+            ("192.0.2.1%lo", TargetError::UnexpectedScope("192.0.2.1".parse().unwrap())),
             ("fe80::1%nosuch0", TargetError::Interface("nosuch0".to_owned())),
-            ("192.0.2.1#dns.example", TargetError::StrayName),
+            ("192.0.2.1#dns.example", TargetError::UnexpectedName),
             ("tls://192.0.2.1#", TargetError::Name(String::new())),
             ("tls://192.0.2.1#-x-", TargetError::Name("-x-".to_owned())),
-            ("tls://192.0.2.1/dns-query", TargetError::StrayPath("/dns-query".to_owned())),
+            ("tls://192.0.2.1/dns-query", TargetError::UnexpectedPath("/dns-query".to_owned())),
             ("https://192.0.2.1/dns-query{?dns}", TargetError::Path("/dns-query{?dns}".to_owned())),
         ] {
             assert_eq!(read(text), Err(error), "{text}");

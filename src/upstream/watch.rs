@@ -1,4 +1,4 @@
-//! Tells when one of the files that name upstreams may have changed.
+//! Watches on the system's resolver configuration, by inotify.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -12,101 +12,118 @@ use tokio::sync::Notify;
 
 use super::sources::Sources;
 
-/// Links that lead to links, in a row, before they are no longer followed (Linux: MAXSYMLINKS).
-const MOST_LINKS: usize = 40;
+/// Longest chain of symbolic links that is followed (Linux: MAXSYMLINKS).
+const MAX_SYMLINKS: usize = 40;
 
-/// Where the news comes in.
+/// Signals that a watched file may have changed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inbox {
-    arrived: Arc<Notify>,
+pub(super) struct ChangeSignal {
+    notify: Arc<Notify>,
     /// The files, links and folders whose changes matter.
     wanted: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
-impl Inbox {
-    /// Waits for news that came since the last wait.
-    pub(super) async fn arrived(&self) {
-        self.arrived.notified().await;
+impl ChangeSignal {
+    /// Waits for a change since the last call.
+    pub(super) async fn changed(&self) {
+        self.notify.notified().await;
     }
 
-    fn hear(&self, event: notify::Result<Event>) {
+    /// Handles an event of the watcher.
+    fn on_event(&self, event: notify::Result<Event>) {
         let matters = match event {
             Ok(event) if event.need_rescan() => true,
-            // Readers open files, and so do we.
-            Ok(Event { kind: EventKind::Access(access), .. }) if access != AccessKind::Close(AccessMode::Write) => false,
+            // Reading a file causes such events, too, also our own reading.
+            Ok(Event { kind: EventKind::Access(access), .. })
+                if access != AccessKind::Close(AccessMode::Write) =>
+            {
+                false
+            }
             Ok(event) => {
                 let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-                let named = |path: &PathBuf| wanted.contains(path) || path.parent().is_some_and(|folder| wanted.contains(folder));
+                let named = |path: &PathBuf| {
+                    wanted.contains(path)
+                        || path.parent().is_some_and(|folder| wanted.contains(folder))
+                };
                 event.paths.iter().any(named)
             }
             Err(_) => true,
         };
         if matters {
-            self.arrived.notify_one();
+            self.notify.notify_one();
         }
     }
 }
 
-/// Files and folders with their device and inode.
-type Places = BTreeMap<PathBuf, (u64, u64)>;
+/// Watched files and folders with their device and inode.
+type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
-/// Watches on the files and the folders that they lie in, links followed.
+/// Watches on files and their folders, across symbolic links.
 #[derive(Debug)]
-pub(super) struct Watches {
+pub(super) struct SourceWatches {
     sources: Sources,
-    inbox: Inbox,
-    /// The watcher, and what it watches with device and inode: what is made anew needs a new watch.
-    current: Option<(RecommendedWatcher, Places)>,
-    /// Whether it was told that there are none to be had.
-    complained: bool,
+    changes: ChangeSignal,
+    /// The watcher with the inodes it watches; a recreated file needs a new watch.
+    current: Option<(RecommendedWatcher, WatchedInodes)>,
+    /// Whether a failure to watch was logged.
+    warned: bool,
 }
 
-impl Watches {
-    /// Watches for these files, none as yet.
-    pub(super) fn new(sources: Sources, inbox: Inbox) -> Self {
-        Self { sources, inbox, current: None, complained: false }
+impl SourceWatches {
+    /// Makes watches for the files of `sources`; [`Self::refresh`] starts them.
+    pub(super) fn new(sources: Sources, changes: ChangeSignal) -> Self {
+        Self { sources, changes, current: None, warned: false }
     }
 
-    /// Watches what is to be watched now.
-    pub(super) fn renew(&mut self) {
+    /// Renews the watches if files or links have changed.
+    pub(super) fn refresh(&mut self) {
         let mut wanted = HashSet::new();
-        let mut places = Places::new();
-        for place in self.sources.places() {
-            for path in links(place) {
-                // A file by its folder, for it may be replaced, and by itself: where it is a mount, as in a container, what is
-                // written to it is no news of the folder.
+        let mut inodes = WatchedInodes::new();
+        for path in self.sources.paths() {
+            for path in resolve_links(path) {
+                // The folder reports a file that is replaced. The file itself reports a write to a
+                // bind mount, as containers have them, which the folder does not.
                 for watched in [path.parent(), Some(&*path)].into_iter().flatten() {
                     if let Ok(data) = fs::metadata(watched) {
-                        places.insert(watched.to_owned(), (data.dev(), data.ino()));
+                        inodes.insert(watched.to_owned(), (data.dev(), data.ino()));
                     }
                 }
                 wanted.insert(path);
             }
         }
-        *self.inbox.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
-        if self.current.as_ref().is_some_and(|(_, watched)| *watched == places) {
+        *self.changes.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        if self.current.as_ref().is_some_and(|(_, watched)| *watched == inodes) {
             return;
         }
-        // The old one ends when the new one is there.
-        match watch(&self.inbox, places.keys().map(PathBuf::as_path)) {
-            Ok(watcher) => self.current = Some((watcher, places)),
+        // The old watcher is dropped only after the new one has started.
+        match watch(&self.changes, inodes.keys().map(PathBuf::as_path)) {
+            Ok(watcher) => self.current = Some((watcher, inodes)),
             Err(error) => {
                 self.current = None;
-                if !self.complained {
-                    tracing::warn!(%error, "changes of resolv.conf are seen late, by looking now and then: the system has no inotify watch to spare (see fs.inotify.max_user_watches and max_user_instances)");
+                if !self.warned {
+                    tracing::warn!(
+                        %error,
+                        "changes of resolv.conf are noticed late, by polling: the system has no \
+                         inotify watch to spare (see fs.inotify.max_user_watches and \
+                         max_user_instances)"
+                    );
                 }
-                self.complained = true;
+                self.warned = true;
             }
         }
     }
 }
 
-fn watch<'a>(inbox: &Inbox, places: impl Iterator<Item = &'a Path>) -> notify::Result<RecommendedWatcher> {
-    let inbox = inbox.clone();
-    let mut watcher = notify::recommended_watcher(move |event| inbox.hear(event))?;
-    for place in places {
-        match watcher.watch(place, RecursiveMode::NonRecursive) {
-            // Gone since it was looked at: the next look finds out.
+/// Starts a watcher on these paths.
+fn watch<'a>(
+    changes: &ChangeSignal,
+    inodes: impl Iterator<Item = &'a Path>,
+) -> notify::Result<RecommendedWatcher> {
+    let changes = changes.clone();
+    let mut watcher = notify::recommended_watcher(move |event| changes.on_event(event))?;
+    for path in inodes {
+        match watcher.watch(path, RecursiveMode::NonRecursive) {
+            // The file was removed since its inode was read; the next reading notices that.
             Err(notify::Error { kind: notify::ErrorKind::PathNotFound, .. }) => {}
             other => other?,
         }
@@ -114,18 +131,21 @@ fn watch<'a>(inbox: &Inbox, places: impl Iterator<Item = &'a Path>) -> notify::R
     Ok(watcher)
 }
 
-/// The path, and where it leads, link by link.
-fn links(path: PathBuf) -> Vec<PathBuf> {
+/// Returns the path and all targets of its chain of symbolic links.
+fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
     let mut paths = vec![path];
     while let Some(last) = paths.last()
-        && paths.len() < MOST_LINKS
+        && paths.len() < MAX_SYMLINKS
         && let Ok(target) = fs::read_link(last)
     {
         let folder = last.parent().unwrap_or(last);
-        // As the events name it: without `..` and links in the middle, where the folder is there.
+        // In the form that events have: the folder without `..` and links, if it exists.
         let next = folder.join(target);
-        let whole =
-            next.parent().and_then(|folder| folder.canonicalize().ok()).zip(next.file_name()).map(|(folder, name)| folder.join(name));
+        let whole = next
+            .parent()
+            .and_then(|folder| folder.canonicalize().ok())
+            .zip(next.file_name())
+            .map(|(folder, name)| folder.join(name));
         paths.push(whole.unwrap_or(next));
     }
     paths

@@ -1,11 +1,12 @@
-//! One question to one upstream: a datagram, or a message on a connection, and the answer that belongs to it.
+//! Exchange of one query and its response with one upstream, over any transport.
 //!
-//! Messages pass as octets. What is changed on the way out is the id, the letters' case where that is wanted, the padding
-//! where it is encrypted; on the way in the id stays as received and the question gets its own letters back.
+//! Messages are handled as bytes. An outgoing query gets an id, a random letter case where
+//! configured, and padding where the transport is encrypted. A response keeps its id; its question
+//! section gets the original letter case back.
 
 mod https;
+mod packet;
 mod pending;
-mod question;
 mod stream;
 mod tls;
 mod udp;
@@ -20,53 +21,55 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-pub(super) use question::{Answer, Outgoing};
+pub(super) use packet::{Outgoing, UpstreamResponse};
 pub use tls::CaFileError;
-pub(super) use tls::check as check_ca_file;
+pub(super) use tls::check_ca_file;
 pub(super) use udp::Sockets;
 
-use self::https::Https;
-use self::pending::Reply;
-use self::stream::Link;
-use self::tls::Trust;
+use self::https::HttpsLink;
+use self::pending::PendingOutcome;
+use self::stream::StreamLink;
+use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
 use crate::wire::UDP_MAX;
 
-/// Answers in other letters than the question's, without a right one between them, after which letters are left as they are.
-const OTHER_CASES: u8 = 3;
+/// Consecutive case mismatches after which query names keep their letter case.
+const MAX_CASE_MISMATCHES: u8 = 3;
 
-/// How long TCP may take to bring the whole of an answer that is there, truncated.
-const WHOLE: Duration = Duration::from_millis(1500);
+/// Time limit for the TCP retry of a truncated response.
+const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How connections to upstreams are made.
+/// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
-    /// Where connections live: they are shared by all lanes, and outlive any of them.
+    /// Runtime of the connections, which all lanes share and which outlive any lane.
     runtime: Handle,
-    trust: Trust,
+    trust_anchors: TrustAnchors,
 }
 
 impl Connector {
-    /// Connections that live on `runtime`, certificates judged by the authorities in `ca_file` or else the machine's own.
+    /// Makes a connector whose connections live on `runtime`.
+    ///
+    /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { runtime, trust: Trust::new(ca_file) })
+        Arc::new(Self { runtime, trust_anchors: TrustAnchors::new(ca_file) })
     }
 }
 
-/// One upstream with what is known of it and its connections; shared by all lanes.
+/// An upstream with its health and its connections, shared by all lanes.
 pub(super) struct Upstream {
-    /// Tells it from others in the lanes' tables, also from one that stood at the same address before.
+    /// Key of the lanes' socket pools, unlike that of any earlier upstream.
     serial: u64,
     target: Target,
     connector: Arc<Connector>,
     health: Health,
-    link: Link,
-    https: Https,
-    /// Answers in other letters than the question's, one after the other.
-    other_cases: AtomicU8,
-    /// Whether it leads back to us.
-    aside: AtomicBool,
+    link: StreamLink,
+    https: HttpsLink,
+    /// Number of consecutive responses whose question differs in letter case.
+    case_mismatches: AtomicU8,
+    /// Whether the upstream sends queries back to svcdns.
+    looping: AtomicBool,
 }
 
 impl fmt::Debug for Upstream {
@@ -75,50 +78,50 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// An answer: well-formed, a response, with our question as we wrote it. The id is as received.
+/// A well-formed response with the original question; its id is as received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     /// The whole message.
     pub(super) message: Vec<u8>,
-    /// Who answered.
+    /// The upstream that sent the response.
     pub(super) upstream: Arc<Upstream>,
-    /// The response code, with the upper bits from the OPT record (RFC 6891 section 6.1.3).
+    /// Response code with the upper bits from the OPT record (RFC 6891 section 6.1.3).
     pub(super) rcode: u16,
 }
 
-/// Why there is no answer at all.
+/// Why no upstream gave a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
-    /// There is nobody to ask: none, or all are set aside.
-    #[error("there is no upstream to ask")]
+pub(super) enum QueryFailure {
+    /// No upstream is configured, or all of them loop.
+    #[error("no upstream is available")]
     NoUpstream,
-    /// None answered in time.
+    /// No upstream answered in time.
     #[error("no upstream answered in time")]
     TimedOut,
-    /// None could be reached.
+    /// No upstream could be reached.
     #[error("no upstream can be reached")]
     Unreachable,
-    /// What came back was no answer.
-    #[error("what the upstreams sent was no answer")]
-    Bad,
+    /// Only invalid responses arrived.
+    #[error("the upstreams sent no valid response")]
+    BadResponse,
 }
 
-/// Why one try at one upstream brought no answer.
+/// Why one attempt at one upstream gave no response.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Miss {
-    /// It cannot be reached, or hung up; why, for people.
+pub(super) enum AttemptError {
+    /// The upstream cannot be reached or closed the connection, with the reason.
     #[error("{0}")]
     Unreachable(String),
-    /// What it sent is no answer; why, for people.
+    /// The response is invalid, with the reason.
     #[error("{0}")]
-    Bad(Cow<'static, str>),
-    /// Too much is under way to it.
-    #[error("too many questions to it are under way")]
+    BadResponse(Cow<'static, str>),
+    /// Too many queries are in flight, or local resources are exhausted.
+    #[error("too many queries are in flight")]
     Busy,
 }
 
 impl Upstream {
-    /// An upstream of which nothing is known yet. Opens nothing.
+    /// Makes an upstream of unknown health, without opening a socket.
     pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -127,133 +130,182 @@ impl Upstream {
             health: Health::new(target.to_string()),
             target,
             connector,
-            link: Link::default(),
-            https: Https::default(),
-            other_cases: AtomicU8::new(0),
-            aside: AtomicBool::new(false),
+            link: StreamLink::default(),
+            https: HttpsLink::default(),
+            case_mismatches: AtomicU8::new(0),
+            looping: AtomicBool::new(false),
         })
     }
 
-    /// Where it is, and how it is spoken to.
+    /// Returns the upstream's address and protocol.
     pub(super) fn target(&self) -> &Target {
         &self.target
     }
 
-    /// What was measured of it.
+    /// Returns the upstream's measurements.
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Whether its address is in private space: RFC 1918, RFC 4193, RFC 6598, link-local and loopback ones.
+    /// Returns whether the upstream's address is private, loopback or link-local.
+    ///
+    /// Private are the ranges of RFC 1918, RFC 4193 and RFC 6598.
     pub(super) fn is_private(&self) -> bool {
         match self.target.address.ip().to_canonical() {
             IpAddr::V4(address) => {
                 let shared = address.octets()[0] == 100 && address.octets()[1] & 0xC0 == 64;
                 address.is_private() || address.is_loopback() || address.is_link_local() || shared
             }
-            IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+            IpAddr::V6(address) => {
+                address.is_loopback()
+                    || address.is_unique_local()
+                    || address.is_unicast_link_local()
+            }
         }
     }
 
-    /// What people may want to know of it.
+    /// Returns the upstream's state for status output.
     pub(super) fn report(&self) -> UpstreamReport {
-        self.health.report(self.is_set_aside(), Instant::now())
+        self.health.report(self.is_looping(), Instant::now())
     }
 
-    /// Sets it aside because it leads back to us, or takes it back.
-    pub(super) fn set_aside(&self, looping: bool) {
-        self.aside.store(looping, Ordering::Relaxed);
+    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
+    pub(super) fn set_looping(&self, looping: bool) {
+        self.looping.store(looping, Ordering::Relaxed);
     }
 
-    /// Whether it leads back to us and is not asked.
-    pub(super) fn is_set_aside(&self) -> bool {
-        self.aside.load(Ordering::Relaxed)
+    /// Returns whether the upstream sends queries back to svcdns and is not queried.
+    pub(super) fn is_looping(&self) -> bool {
+        self.looping.load(Ordering::Relaxed)
     }
 }
 
 impl Sockets {
-    /// One try: asks `upstream` until it answers or cannot. Waits for ever; whoever calls it has the clock.
+    /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// Who does not understand the question with EDNS is asked without (RFC 6891 section 7), from then on at once.
-    pub(super) async fn attempt(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing) -> Result<Answer, Miss> {
-        let edns = outgoing.has_opt() && !upstream.health.is_without_edns(Instant::now());
-        let answer = self.by_protocol(upstream, outgoing, edns).await?;
-        if !(edns && answer.denies_edns()) {
-            return Ok(answer);
+    /// An upstream that rejects EDNS is asked again without it (RFC 6891 section 7), and from then
+    /// on at the first attempt.
+    pub(super) async fn attempt(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        let edns = outgoing.has_opt() && !upstream.health.is_edns_disabled(Instant::now());
+        let response = self.send_once(upstream, outgoing, edns).await?;
+        if !(edns && response.rejects_edns()) {
+            return Ok(response);
         }
-        let plain = self.by_protocol(upstream, outgoing, false).await?;
-        if !plain.denies_edns() {
-            upstream.health.without_edns(Instant::now());
+        let plain = self.send_once(upstream, outgoing, false).await?;
+        if !plain.rejects_edns() {
+            upstream.health.disable_edns(Instant::now());
         }
         Ok(plain)
     }
 
-    async fn by_protocol(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
+    /// Sends the query once over the upstream's protocol.
+    async fn send_once(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
         match &upstream.target.protocol {
-            Protocol::Plain => self.plain(upstream, outgoing, edns).await,
-            // All but datagrams take their room only when they are needed.
+            Protocol::Plain => self.over_udp_then_tcp(upstream, outgoing, edns).await,
+            // Boxed, so that the more common UDP exchange does not reserve room for their futures.
             Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
             Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
             Protocol::Https { .. } => {
-                let message = Box::pin(https::exchange(upstream, outgoing.dress(edns, false, true))).await?;
-                outgoing.read(message).ok_or_else(|| Miss::Bad("its answer is malformed".into()))
+                let message =
+                    Box::pin(https::exchange(upstream, outgoing.to_packet(edns, false, true)))
+                        .await?;
+                outgoing
+                    .read(message)
+                    .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
             }
         }
     }
 
-    /// Over UDP, and over TCP when the answer is truncated, or is none that a forger could not have sent.
-    async fn plain(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
+    /// Queries over UDP, then over TCP if the response is unusable or suspicious.
+    ///
+    /// Unusable is a truncated or malformed response.
+    async fn over_udp_then_tcp(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
         if outgoing.message().len() > UDP_MAX {
             return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
         }
-        let random_case = outgoing.random_case() && upstream.other_cases.load(Ordering::Relaxed) < OTHER_CASES;
-        let mut other_case = false;
-        match self.over_udp(upstream, outgoing.dress(edns, random_case, false)).await? {
-            Reply::Message(message) => {
+        let random_case = outgoing.random_case()
+            && upstream.case_mismatches.load(Ordering::Relaxed) < MAX_CASE_MISMATCHES;
+        let mut case_mismatch = false;
+        match self.over_udp(upstream, outgoing.to_packet(edns, random_case, false)).await? {
+            PendingOutcome::Response(message) => {
                 if random_case {
-                    upstream.other_cases.store(0, Ordering::Relaxed);
+                    upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
-                // What is malformed may have been cut on the way.
-                if let Some(answer) = outgoing.read(message) {
-                    if !answer.is_truncated() {
-                        return Ok(answer);
+                // A malformed response may have been cut on the way: TCP decides.
+                if let Some(response) = outgoing.read(message) {
+                    if !response.is_truncated() {
+                        return Ok(response);
                     }
-                    let whole = Box::pin(tokio::time::timeout(WHOLE, over_stream(upstream, outgoing, edns, false))).await;
-                    let why = match whole {
-                        Ok(Ok(whole)) => return Ok(whole),
-                        Ok(Err(miss)) => miss.to_string(),
-                        Err(_) => "it truncates its answer and says no more over TCP".to_owned(),
+                    let complete = Box::pin(tokio::time::timeout(
+                        TCP_RETRY_TIMEOUT,
+                        over_stream(upstream, outgoing, edns, false),
+                    ))
+                    .await;
+                    let reason = match complete {
+                        Ok(Ok(complete)) => return Ok(complete),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => {
+                            "it truncates its response and does not respond over TCP".to_owned()
+                        }
                     };
-                    // It lives all the same.
-                    upstream.health.failed(&why, false, Instant::now());
-                    return Ok(answer);
+                    // The truncated response shows that the upstream is alive.
+                    upstream.health.record_failure(&reason, false, Instant::now());
+                    return Ok(response);
                 }
             }
-            Reply::OtherCase(_) => other_case = true,
-            Reply::Doubtful => {}
-            Reply::Unreachable(why) => return Err(Miss::Unreachable(why)),
+            PendingOutcome::CaseMismatch(_) => case_mismatch = true,
+            PendingOutcome::Suspicious => {}
+            PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
         }
-        let answer = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
-        if other_case && answer.is_err() {
-            upstream.other_cases.fetch_add(1, Ordering::Relaxed);
-            return Err(Miss::Bad("it answers in other letters than the question's, and not over TCP".into()));
+        let response = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+        if case_mismatch && response.is_err() {
+            upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
+            return Err(AttemptError::BadResponse(
+                "its response changes the letter case of the name, and TCP fails".into(),
+            ));
         }
-        answer
+        response
     }
 }
 
-/// Over TCP or TLS.
-async fn over_stream(upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool, padded: bool) -> Result<Answer, Miss> {
-    // Nobody can guess his way into a connection: letters matter only to learn whether they are echoed.
+/// Queries over TCP or TLS.
+async fn over_stream(
+    upstream: &Arc<Upstream>,
+    outgoing: &Outgoing,
+    edns: bool,
+    padded: bool,
+) -> Result<UpstreamResponse, AttemptError> {
+    // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
+    // learn whether the upstream echoes it.
     let random_case = outgoing.random_case() && !padded;
-    let message = match stream::exchange(upstream, &outgoing.dress(edns, random_case, padded)).await? {
-        Reply::Message(message) => message,
-        Reply::OtherCase(message) => {
-            upstream.other_cases.store(OTHER_CASES, Ordering::Relaxed);
+    let message = match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded))
+        .await?
+    {
+        PendingOutcome::Response(message) => message,
+        PendingOutcome::CaseMismatch(message) => {
+            upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
             message
         }
-        Reply::Doubtful => return Err(Miss::Bad("it answers what nobody asked".into())),
-        Reply::Unreachable(why) => return Err(Miss::Unreachable(why)),
+        PendingOutcome::Suspicious => {
+            return Err(AttemptError::BadResponse("its response does not match the query".into()));
+        }
+        PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
     };
-    outgoing.read(message).ok_or_else(|| Miss::Bad("its answer is malformed".into()))
+    outgoing
+        .read(message)
+        .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
 }

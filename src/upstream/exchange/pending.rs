@@ -1,4 +1,4 @@
-//! The questions under way on one socket or connection.
+//! Queries that await their responses on one socket or connection.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,119 +7,135 @@ use hashbrown::HashMap;
 use rand::Rng;
 use tokio::sync::oneshot;
 
-use super::question::{Fit, Packet};
+use super::packet::{Packet, ResponseMatch};
 
-/// What a question that is under way comes to.
+/// How a pending query ended.
 #[derive(Debug)]
-pub(super) enum Reply {
-    /// Its answer, whole.
-    Message(Vec<u8>),
-    /// Its answer, whole, but for the letters' case.
-    OtherCase(Vec<u8>),
-    /// Somebody sends what nobody asked for, or more than can be taken: better ask where nobody can guess.
-    Doubtful,
-    /// It cannot be reached, or hung up; why, for people.
+pub(super) enum PendingOutcome {
+    /// The response arrived.
+    Response(Vec<u8>),
+    /// The response arrived, but does not echo the query's letter case.
+    CaseMismatch(Vec<u8>),
+    /// Too many unexpected packets: an attacker may be guessing, so retry over TCP.
+    Suspicious,
+    /// The upstream cannot be reached or closed the connection, with the reason.
     Unreachable(String),
 }
 
-/// How long a question that nobody waits for any more is still known: its answer tells that the upstream lives.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
+/// How long an abandoned query stays in the table.
+///
+/// A late response still shows that the upstream is alive.
+pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
 
-/// The questions under way, by id.
+/// The pending queries by message id, shared by their senders and the reader.
 #[derive(Debug)]
 pub(super) struct Pending {
-    entries: Mutex<Entries>,
+    table: Mutex<PendingTable>,
 }
 
+/// The table behind the lock of [`Pending`].
 #[derive(Debug)]
-pub(super) struct Entries {
-    most: usize,
-    /// Nothing is taken any more.
+pub(super) struct PendingTable {
+    limit: usize,
+    /// Whether the table accepts no more queries.
     closed: bool,
-    by_id: HashMap<u16, Entry, foldhash::fast::RandomState>,
+    by_id: HashMap<u16, PendingQuery, foldhash::fast::RandomState>,
 }
 
+/// A query that awaits its response.
 #[derive(Debug)]
-struct Entry {
+struct PendingQuery {
     packet: Packet,
     sent: Instant,
-    reply: oneshot::Sender<Reply>,
+    outcome: oneshot::Sender<PendingOutcome>,
 }
 
-/// What became of a message.
+/// What [`Pending::deliver`] did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// It was an answer, after this time.
-    Answer(Duration),
-    /// Nobody asked for it.
+pub(super) enum Delivery {
+    /// The message answered a query sent this long ago.
+    Response(Duration),
+    /// The message answered no pending query.
     Stray,
 }
 
 impl Pending {
-    /// A table of at most `most` questions.
-    pub(super) fn new(most: usize) -> Self {
-        Self { entries: Mutex::new(Entries { most, closed: false, by_id: HashMap::default() }) }
+    /// Makes a table of at most `limit` queries.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { table: Mutex::new(PendingTable { limit, closed: false, by_id: HashMap::default() }) }
     }
 
-    /// The table, to be changed: whoever holds it holds up the reader.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the table, which blocks the reader of the socket or connection.
+    pub(super) fn lock(&self) -> MutexGuard<'_, PendingTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `message` to whom it answers.
-    pub(super) fn take(&self, message: &[u8], now: Instant) -> Taken {
-        let mut entries = self.lock();
-        let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return Taken::Stray };
-        let fit = entries.by_id.get(&id).map_or(Fit::Stray, |entry| entry.packet.fits(message));
-        if fit == Fit::Stray {
-            return Taken::Stray;
+    /// Delivers `message` to the query it answers.
+    pub(super) fn deliver(&self, message: &[u8], now: Instant) -> Delivery {
+        let mut table = self.lock();
+        let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else {
+            return Delivery::Stray;
+        };
+        let fit = table
+            .by_id
+            .get(&id)
+            .map_or(ResponseMatch::Stray, |entry| entry.packet.match_response(message));
+        if fit == ResponseMatch::Stray {
+            return Delivery::Stray;
         }
-        let Some(entry) = entries.by_id.remove(&id) else { return Taken::Stray };
-        drop(entries);
-        let reply = if fit == Fit::OtherCase { Reply::OtherCase(message.to_vec()) } else { Reply::Message(message.to_vec()) };
-        // Nobody waits any more: it came late, and told all the same that the upstream lives.
-        let _ = entry.reply.send(reply);
-        Taken::Answer(now.saturating_duration_since(entry.sent))
+        let Some(entry) = table.by_id.remove(&id) else { return Delivery::Stray };
+        drop(table);
+        let outcome = if fit == ResponseMatch::ExceptCase {
+            PendingOutcome::CaseMismatch(message.to_vec())
+        } else {
+            PendingOutcome::Response(message.to_vec())
+        };
+        // The receiver may have given up; the response still counts for the upstream's health.
+        let _ = entry.outcome.send(outcome);
+        Delivery::Response(now.saturating_duration_since(entry.sent))
     }
 
-    /// Ends all that is under way, and takes nothing any more.
-    pub(super) fn close(&self, mut reply: impl FnMut() -> Reply) {
-        let mut entries = self.lock();
-        entries.closed = true;
-        let by_id = std::mem::take(&mut entries.by_id);
-        drop(entries);
+    /// Ends all pending queries and refuses new ones.
+    pub(super) fn close(&self, mut outcome: impl FnMut() -> PendingOutcome) {
+        let mut table = self.lock();
+        table.closed = true;
+        let by_id = std::mem::take(&mut table.by_id);
+        drop(table);
         for (_, entry) in by_id {
-            let _ = entry.reply.send(reply());
+            let _ = entry.outcome.send(outcome());
         }
     }
 
-    /// Whether nothing is taken any more.
+    /// Returns whether the table refuses new queries.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// When the oldest question that is under way was sent.
-    pub(super) fn oldest(&self) -> Option<Instant> {
+    /// Returns when the oldest pending query was sent.
+    pub(super) fn oldest_sent(&self) -> Option<Instant> {
         self.lock().by_id.values().map(|entry| entry.sent).min()
     }
 }
 
-impl Entries {
-    /// Whether nothing is taken any more.
+impl PendingTable {
+    /// Returns whether the table refuses new queries.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether nothing is under way.
+    /// Returns whether no query is pending.
     pub(super) fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// A random id that is free; none when too much is under way.
+    /// Returns a random unused id, or `None` if the table is full.
     pub(super) fn free_id(&mut self, now: Instant) -> Option<u16> {
-        if self.by_id.len() >= self.most {
-            self.by_id.retain(|_, entry| !entry.reply.is_closed() || now.saturating_duration_since(entry.sent) < LINGER);
-            if self.by_id.len() >= self.most {
+        if self.by_id.len() >= self.limit {
+            self.by_id.retain(|_, entry| {
+                !entry.outcome.is_closed()
+                    || now.saturating_duration_since(entry.sent) < ABANDONED_QUERY_LIFETIME
+            });
+            if self.by_id.len() >= self.limit {
                 return None;
             }
         }
@@ -133,10 +149,17 @@ impl Entries {
         }
     }
 
-    /// Waits for the answer to `packet`, whose id is a free one.
-    pub(super) fn insert(&mut self, id: u16, packet: Packet, now: Instant) -> oneshot::Receiver<Reply> {
-        let (reply, receiver) = oneshot::channel();
-        self.by_id.insert(id, Entry { packet, sent: now, reply });
+    /// Adds a query under `id`, which must come from [`Self::free_id`].
+    ///
+    /// The returned receiver gets the outcome.
+    pub(super) fn insert(
+        &mut self,
+        id: u16,
+        packet: Packet,
+        now: Instant,
+    ) -> oneshot::Receiver<PendingOutcome> {
+        let (outcome, receiver) = oneshot::channel();
+        self.by_id.insert(id, PendingQuery { packet, sent: now, outcome });
         receiver
     }
 }

@@ -1,4 +1,6 @@
-//! Messages on a connection, TCP or TLS: one for each upstream, which carries many questions side by side (RFC 7766 section 6.2.1).
+//! DNS over TCP and TLS: one connection for each upstream, with pipelined queries.
+//!
+//! RFC 7766 section 6.2.1 asks for the reuse and section 6.2.1.1 for the pipelining.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,170 +12,213 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::pending::{Pending, Reply, Taken};
-use super::question::Packet;
-use super::udp::STRAYS;
-use super::{Miss, Upstream};
+use super::packet::Packet;
+use super::pending::{Delivery, Pending, PendingOutcome};
+use super::udp::MAX_STRAYS;
+use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER;
 
-/// Questions under way on one connection, those that wait for its handshake included.
-const MOST: usize = 4096;
+/// Limit of queries in flight on a connection, during its handshake as well.
+const MAX_IN_FLIGHT: usize = 4096;
 
-/// Questions that go out in one write.
-const WRITTEN: usize = 256;
+/// Limit of queries sent in one write.
+const MAX_QUERIES_PER_WRITE: usize = 256;
 
-/// How long it may take until a connection can be written to, handshakes included.
-pub(super) const CONNECT: Duration = Duration::from_secs(3);
+/// Time limit for opening a connection, TLS handshake included.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a connection may be silent while it owes an answer, and how long one message may take to come in.
-const SILENCE: Duration = Duration::from_secs(3);
+/// Time limit for a pending response, for one message, and for one write.
+const IO_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection without questions is closed after this (RFC 7766 section 6.2.3: a few seconds).
-const IDLE: Duration = Duration::from_secs(10);
+/// Time after which an idle connection is closed.
+///
+/// RFC 7766 section 6.2.3 recommends a few seconds.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The connection to one upstream, while there is one.
+/// The connection to one upstream, if it is open.
 #[derive(Debug, Default)]
-pub(super) struct Link(Mutex<Option<Arc<Connection>>>);
+pub(super) struct StreamLink(Mutex<Option<Arc<StreamConnection>>>);
 
+/// A connection as queries see it; a task of its own reads and writes.
 #[derive(Debug)]
-struct Connection {
+struct StreamConnection {
     pending: Pending,
     queue: mpsc::Sender<Vec<u8>>,
-    /// Whether it has carried an answer.
-    proven: AtomicBool,
+    /// Whether a response has arrived on this connection.
+    has_answered: AtomicBool,
 }
 
-/// Asks on the upstream's connection; makes one where there is none.
+/// Queries on the upstream's connection and opens one if there is none.
 ///
 /// # Errors
-/// When too much is under way.
-pub(super) async fn exchange(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Reply, Miss> {
-    let mut again = true;
+/// Returns [`AttemptError::Busy`] if too many queries are in flight.
+pub(super) async fn exchange(
+    upstream: &Arc<Upstream>,
+    packet: &Packet,
+) -> Result<PendingOutcome, AttemptError> {
+    let mut may_retry = true;
     loop {
         let connection = upstream.link.connection(upstream);
-        let proven = connection.proven.load(Ordering::Relaxed);
+        let has_answered = connection.has_answered.load(Ordering::Relaxed);
         let now = Instant::now();
         let reply = {
-            let mut entries = connection.pending.lock();
-            if entries.is_closed() {
-                // Just now: the next one is a new one.
+            let mut table = connection.pending.lock();
+            if table.is_closed() {
+                // The connection was closed this moment: take the next one.
                 continue;
             }
-            let id = entries.free_id(now).ok_or(Miss::Busy)?;
+            let id = table.free_id(now).ok_or(AttemptError::Busy)?;
             let packet = packet.with_id(id);
-            connection.queue.try_send(packet.framed()).map_err(|_| Miss::Busy)?;
-            // Before its answer can be taken: else it would be owed for ever.
-            upstream.health.asked(now);
-            entries.insert(id, packet, now)
+            connection.queue.try_send(packet.framed()).map_err(|_| AttemptError::Busy)?;
+            // The health must know of the query before its response can arrive: otherwise the
+            // upstream would seem to owe a response for ever.
+            upstream.health.record_query(now);
+            table.insert(id, packet, now)
         };
         drop(connection);
-        match reply.await.unwrap_or_else(|_| Reply::Unreachable("the connection was closed".to_owned())) {
-            // Its end and our question met: connections that served are closed by either side at any time.
-            Reply::Unreachable(_) if proven && again => again = false,
+        match reply
+            .await
+            .unwrap_or_else(|_| PendingOutcome::Unreachable("the connection was closed".to_owned()))
+        {
+            // Either side may close an idle connection at any time, also as a query is sent.
+            PendingOutcome::Unreachable(_) if has_answered && may_retry => may_retry = false,
             reply => return Ok(reply),
         }
     }
 }
 
-impl Link {
-    /// The connection in force; a new one, which is still to be made, where there is none.
-    fn connection(&self, upstream: &Arc<Upstream>) -> Arc<Connection> {
+impl StreamLink {
+    /// Returns the open connection, or starts to open a new one.
+    fn connection(&self, upstream: &Arc<Upstream>) -> Arc<StreamConnection> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connection) = current.as_ref().filter(|connection| !connection.pending.is_closed()) {
+        if let Some(connection) =
+            current.as_ref().filter(|connection| !connection.pending.is_closed())
+        {
             return Arc::clone(connection);
         }
-        let (queue, queued) = mpsc::channel(MOST);
-        let connection = Arc::new(Connection { pending: Pending::new(MOST), queue, proven: AtomicBool::new(false) });
+        let (queue, queued) = mpsc::channel(MAX_IN_FLIGHT);
+        let connection = Arc::new(StreamConnection {
+            pending: Pending::new(MAX_IN_FLIGHT),
+            queue,
+            has_answered: AtomicBool::new(false),
+        });
         *current = Some(Arc::clone(&connection));
-        upstream.connector.runtime.spawn(live(Arc::clone(&connection), Arc::clone(upstream), queued));
+        upstream.connector.runtime.spawn(run_connection(
+            Arc::clone(&connection),
+            Arc::clone(upstream),
+            queued,
+        ));
         connection
     }
 }
 
-/// The life of a connection, from the handshake on.
-async fn live(connection: Arc<Connection>, upstream: Arc<Upstream>, queued: mpsc::Receiver<Vec<u8>>) {
-    // Whatever ends this task, nobody waits for it any more.
-    let closing = Closing(&connection);
-    let reply = match timeout(CONNECT, connect(&upstream)).await {
-        Ok(Ok(Stream::Tcp(stream))) => carry(&connection, &upstream, stream, queued).await,
-        Ok(Ok(Stream::Tls(stream))) => carry(&connection, &upstream, *stream, queued).await,
-        Ok(Err(why)) => Ended::Unreachable(why),
-        Err(_) => Ended::Unreachable(format!("no connection within {} s", CONNECT.as_secs())),
+/// Opens a connection and serves it until it ends.
+async fn run_connection(
+    connection: Arc<StreamConnection>,
+    upstream: Arc<Upstream>,
+    queued: mpsc::Receiver<Vec<u8>>,
+) {
+    // If this task is cancelled or panics, its queries must still end.
+    let closing = CloseOnDrop(&connection);
+    let reply = match timeout(CONNECT_TIMEOUT, connect(&upstream)).await {
+        Ok(Ok(UpstreamStream::Tcp(stream))) => serve(&connection, &upstream, stream, queued).await,
+        Ok(Ok(UpstreamStream::Tls(stream))) => serve(&connection, &upstream, *stream, queued).await,
+        Ok(Err(reason)) => ConnectionEnd::Unreachable(reason),
+        Err(_) => ConnectionEnd::Unreachable(format!(
+            "no connection within {} s",
+            CONNECT_TIMEOUT.as_secs()
+        )),
     };
     connection.pending.close(|| match &reply {
-        Ended::Unreachable(why) => Reply::Unreachable(why.clone()),
-        Ended::Strays => Reply::Doubtful,
+        ConnectionEnd::Unreachable(reason) => PendingOutcome::Unreachable(reason.clone()),
+        ConnectionEnd::Strays => PendingOutcome::Suspicious,
     });
     drop(closing);
 }
 
-struct Closing<'a>(&'a Connection);
+/// Ends all pending queries of a connection when dropped.
+struct CloseOnDrop<'a>(&'a StreamConnection);
 
-impl Drop for Closing<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.pending.close(|| Reply::Unreachable("the connection was closed".to_owned()));
+        self.0
+            .pending
+            .close(|| PendingOutcome::Unreachable("the connection was closed".to_owned()));
     }
 }
 
-/// How a connection ended.
-enum Ended {
+/// Why a connection ended.
+enum ConnectionEnd {
     Unreachable(String),
-    /// What came was no answer to anything.
+    /// Too many messages answered no query.
     Strays,
 }
 
-enum Stream {
+/// A connected transport.
+enum UpstreamStream {
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
-async fn connect(upstream: &Upstream) -> Result<Stream, String> {
-    let stream = tcp(upstream).await?;
+/// Opens a connection to the upstream, with a TLS handshake where configured.
+async fn connect(upstream: &Upstream) -> Result<UpstreamStream, String> {
+    let stream = connect_tcp(upstream).await?;
     match &upstream.target.protocol {
         Protocol::Tls { name } => {
-            let stream = upstream.connector.trust.handshake(stream, name.as_deref(), upstream.target.address.ip(), false).await?;
-            Ok(Stream::Tls(Box::new(stream)))
+            let stream = upstream
+                .connector
+                .trust_anchors
+                .handshake(stream, name.as_deref(), upstream.target.address.ip(), false)
+                .await?;
+            Ok(UpstreamStream::Tls(Box::new(stream)))
         }
-        _ => Ok(Stream::Tcp(stream)),
+        _ => Ok(UpstreamStream::Tcp(stream)),
     }
 }
 
-/// A TCP connection to the upstream.
-pub(super) async fn tcp(upstream: &Upstream) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(upstream.target.address).await.map_err(|error| format!("cannot connect over TCP: {error}"))?;
-    // A question is one write, and nothing is to be gained by waiting for more.
+/// Opens a TCP connection to the upstream.
+pub(super) async fn connect_tcp(upstream: &Upstream) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(upstream.target.address)
+        .await
+        .map_err(|error| format!("cannot connect over TCP: {error}"))?;
+    // Each query is written at once, so Nagle's algorithm would only delay it.
     let _ = stream.set_nodelay(true);
     Ok(stream)
 }
 
-/// Writes questions and reads answers until either side ends it.
-async fn carry<S: AsyncRead + AsyncWrite>(
-    connection: &Connection,
+/// Writes queries and reads responses until either side closes the connection.
+async fn serve<S: AsyncRead + AsyncWrite>(
+    connection: &StreamConnection,
     upstream: &Upstream,
     stream: S,
     queued: mpsc::Receiver<Vec<u8>>,
-) -> Ended {
+) -> ConnectionEnd {
     let (reader, writer) = tokio::io::split(stream);
     tokio::select! {
-        error = write(writer, queued) => Ended::Unreachable(format!("cannot write to the connection: {error}")),
-        ended = read(connection, upstream, BufReader::new(reader)) => ended,
+        error = write_queries(writer, queued) => {
+            ConnectionEnd::Unreachable(format!("cannot write to the connection: {error}"))
+        },
+        ended = read_responses(connection, upstream, BufReader::new(reader)) => ended,
     }
 }
 
-/// Writes what is queued, much of it at once.
-async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut queued: mpsc::Receiver<Vec<u8>>) -> io::Error {
+/// Writes queued queries, many at a time; returns the error that ended it.
+async fn write_queries<W: AsyncWrite + Unpin>(
+    mut writer: W,
+    mut queued: mpsc::Receiver<Vec<u8>>,
+) -> io::Error {
     let mut frames = Vec::new();
     loop {
         frames.clear();
-        if queued.recv_many(&mut frames, WRITTEN).await == 0 {
+        if queued.recv_many(&mut frames, MAX_QUERIES_PER_WRITE).await == 0 {
             return io::ErrorKind::NotConnected.into();
         }
         let written = async {
             writer.write_all(&frames.concat()).await?;
             writer.flush().await
         };
-        match timeout(SILENCE, written).await {
+        match timeout(IO_TIMEOUT, written).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return error,
             Err(_) => return io::ErrorKind::TimedOut.into(),
@@ -181,43 +226,60 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut queued: mpsc::Receiver<
     }
 }
 
-async fn read<R: AsyncRead + Unpin>(connection: &Connection, upstream: &Upstream, mut reader: BufReader<R>) -> Ended {
+/// Reads responses until the connection fails, is idle or sends strays.
+async fn read_responses<R: AsyncRead + Unpin>(
+    connection: &StreamConnection,
+    upstream: &Upstream,
+    mut reader: BufReader<R>,
+) -> ConnectionEnd {
     let (mut strays, mut idle_since) = (0, Instant::now());
     loop {
-        match timeout(SILENCE, reader.fill_buf()).await {
-            Ok(Ok([])) => return Ended::Unreachable("it closed the connection".to_owned()),
+        match timeout(IO_TIMEOUT, reader.fill_buf()).await {
+            Ok(Ok([])) => return ConnectionEnd::Unreachable("it closed the connection".to_owned()),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Ended::Unreachable(format!("the connection broke: {error}")),
-            Err(_) => match connection.pending.oldest() {
-                Some(sent) if sent.elapsed() >= SILENCE => return Ended::Unreachable("it does not answer on the connection".to_owned()),
-                None if idle_since.elapsed() >= IDLE => return Ended::Unreachable("the connection was idle".to_owned()),
+            Ok(Err(error)) => {
+                return ConnectionEnd::Unreachable(format!("the connection broke: {error}"));
+            }
+            Err(_) => match connection.pending.oldest_sent() {
+                Some(sent) if sent.elapsed() >= IO_TIMEOUT => {
+                    return ConnectionEnd::Unreachable(
+                        "it does not respond on the connection".to_owned(),
+                    );
+                }
+                None if idle_since.elapsed() >= IDLE_TIMEOUT => {
+                    return ConnectionEnd::Unreachable("the connection was idle".to_owned());
+                }
                 _ => continue,
             },
         }
-        let message = match timeout(SILENCE, message(&mut reader)).await {
+        let message = match timeout(IO_TIMEOUT, read_message(&mut reader)).await {
             Ok(Ok(message)) => message,
-            Ok(Err(error)) => return Ended::Unreachable(format!("the connection broke: {error}")),
-            Err(_) => return Ended::Unreachable("it sent half a message and no more".to_owned()),
+            Ok(Err(error)) => {
+                return ConnectionEnd::Unreachable(format!("the connection broke: {error}"));
+            }
+            Err(_) => {
+                return ConnectionEnd::Unreachable("it sent an incomplete message".to_owned());
+            }
         };
         let now = Instant::now();
         idle_since = now;
-        match connection.pending.take(&message, now) {
-            Taken::Answer(after) => {
-                connection.proven.store(true, Ordering::Relaxed);
-                upstream.health.answered(after, now);
+        match connection.pending.deliver(&message, now) {
+            Delivery::Response(after) => {
+                connection.has_answered.store(true, Ordering::Relaxed);
+                upstream.health.record_response(after, now);
             }
-            Taken::Stray => {
+            Delivery::Stray => {
                 strays += 1;
-                if strays >= STRAYS || message.len() < HEADER {
-                    return Ended::Strays;
+                if strays >= MAX_STRAYS || message.len() < HEADER {
+                    return ConnectionEnd::Strays;
                 }
             }
         }
     }
 }
 
-/// One message with its length before it (RFC 1035 section 4.2.2).
-async fn message<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<Vec<u8>> {
+/// Reads one message with its length prefix (RFC 1035 section 4.2.2).
+async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<Vec<u8>> {
     let length = reader.read_u16().await?;
     let mut message = vec![0; length.into()];
     reader.read_exact(&mut message).await?;

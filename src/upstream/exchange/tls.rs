@@ -1,7 +1,7 @@
-//! Whom we trust when we speak TLS, and the handshake.
+//! TLS to upstreams: trust anchors and handshake.
 //!
-//! Strict as RFC 8310 section 5 means it: the certificate must be vouched for, and have the name we were given for the upstream,
-//! or else its address. Sessions are resumed.
+//! Authentication is strict (RFC 8310 section 5): the certificate must be signed by a trusted CA
+//! and contain the configured name, or else the upstream's address. Sessions are resumed.
 
 use std::fs;
 use std::io::{self, Read};
@@ -18,55 +18,62 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
-/// For how long the machine's authorities, once read, are taken for what they are.
-const FRESH: Duration = Duration::from_secs(600);
+/// How long the system's CA certificates are used before they are read again.
+const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Largest file of authorities that is read, in bytes: those of a whole machine are some 250 KiB.
-const MAX_CA_FILE: u64 = 4 << 20;
+/// Size limit of a CA file; the bundle of a whole system has some 250 KiB.
+const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
-/// The authorities that may vouch for upstreams.
+/// The trusted CA certificates and the TLS configurations made from them.
 #[derive(Debug)]
-pub(super) struct Trust {
-    /// PEM; none for those the machine trusts.
+pub(super) struct TrustAnchors {
+    /// PEM file; `None` uses the system's trust store.
     ca_file: Option<PathBuf>,
-    made: Mutex<Option<Made>>,
-    /// What was told last of authorities that cannot be had.
-    complaint: Mutex<Option<String>>,
+    configs: Mutex<Option<TlsConfigs>>,
+    /// Warning logged last about unusable CA certificates.
+    last_warning: Mutex<Option<String>>,
 }
 
-/// Why upstreams cannot be told from others.
+/// The CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: {0}")]
+#[error("upstreams over TLS or HTTPS cannot be verified, as upstream-ca-file cannot be used: {0}")]
 pub struct CaFileError(String);
 
-/// Reads a file of authorities, to see whether it can be used.
+/// Checks that a CA file can be used.
 ///
 /// # Errors
-/// When it cannot be read, or holds what is no certificate, or nothing.
-pub(in crate::upstream) fn check(file: &Path) -> Result<(), CaFileError> {
-    read(file).and_then(|pem| make(Some(pem), Some(file))).map(drop).map_err(CaFileError)
+/// Returns an error if the file cannot be read, is malformed or holds no certificate.
+pub(in crate::upstream) fn check_ca_file(file: &Path) -> Result<(), CaFileError> {
+    read_ca_file(file)
+        .and_then(|pem| load_configs(Some(pem), Some(file)))
+        .map(drop)
+        .map_err(CaFileError)
 }
 
-/// What was made of them.
+/// The TLS configurations of one set of CA certificates.
 #[derive(Clone, Debug)]
-struct Made {
-    /// The file's octets, to see whether it is another one now.
+struct TlsConfigs {
+    /// Content of the CA file, to detect changes.
     pem: Option<Vec<u8>>,
-    at: Instant,
+    loaded: Instant,
     dns: Arc<ClientConfig>,
     https: Arc<ClientConfig>,
 }
 
-impl Trust {
-    /// Those in `ca_file`, or else the machine's. Reads nothing yet.
+impl TrustAnchors {
+    /// Makes trust anchors of `ca_file` or the system's trust store; reads neither yet.
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
-        Self { ca_file, made: Mutex::default(), complaint: Mutex::default() }
+        Self { ca_file, configs: Mutex::default(), last_warning: Mutex::default() }
     }
 
-    /// Speaks TLS on `stream` with whoever has a certificate for `name`, or else for `address`.
+    /// Performs a TLS handshake and verifies the certificate.
+    ///
+    /// The certificate must contain `name`, or else `address`.
+    ///
+    /// `https` offers HTTP/2 by ALPN.
     ///
     /// # Errors
-    /// When the authorities cannot be read or the handshake fails; why, for people.
+    /// Returns the reason if the CA certificates cannot be read or the handshake fails.
     pub(super) async fn handshake(
         &self,
         stream: TcpStream,
@@ -74,84 +81,103 @@ impl Trust {
         address: IpAddr,
         https: bool,
     ) -> Result<TlsStream<TcpStream>, String> {
-        let made = self.made().await?;
-        let config = if https { made.https } else { made.dns };
+        let configs = self.configs().await?;
+        let config = if https { configs.https } else { configs.dns };
         let name = match name {
-            Some(name) => ServerName::try_from(name.to_owned()).map_err(|error| format!("TLS: {name}: {error}"))?,
+            Some(name) => ServerName::try_from(name.to_owned())
+                .map_err(|error| format!("TLS: {name}: {error}"))?,
             None => ServerName::from(address),
         };
         let shown = name.to_str().into_owned();
-        TlsConnector::from(config).connect(name, stream).await.map_err(|error| format!("TLS with {shown}: {}", explained(&error)))
+        TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(|error| format!("TLS with {shown}: {}", describe_error(&error)))
     }
 
-    /// The configurations for the authorities as they are now. As long as those are the same, so is what it returns: in it are
-    /// the sessions that can be resumed.
-    async fn made(&self) -> Result<Made, String> {
-        let made = self.made_anew_or_known().await;
-        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
-        let why = made.as_ref().err();
-        if let Some(why) = why
-            && complaint.as_ref() != Some(why)
+    /// Returns the TLS configurations and logs a warning when they become unavailable.
+    ///
+    /// The same configurations are returned until the CA certificates change, because they hold the
+    /// sessions to resume.
+    async fn configs(&self) -> Result<TlsConfigs, String> {
+        let configs = self.load_if_changed().await;
+        let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = configs.as_ref().err();
+        if let Some(reason) = reason
+            && last_warning.as_ref() != Some(reason)
         {
-            tracing::warn!("no new connection to upstreams over TLS or HTTPS: {why}");
+            tracing::warn!("no new connection to upstreams over TLS or HTTPS: {reason}");
         }
-        complaint.clone_from(&why.cloned());
-        drop(complaint);
-        made
+        last_warning.clone_from(&reason.cloned());
+        drop(last_warning);
+        configs
     }
 
-    async fn made_anew_or_known(&self) -> Result<Made, String> {
+    /// Returns the known configurations, or new ones if the CA certificates changed.
+    async fn load_if_changed(&self) -> Result<TlsConfigs, String> {
         let pem = match self.ca_file.clone() {
-            Some(file) => Some(tokio::task::spawn_blocking(move || read(&file)).await.map_err(|error| error.to_string())??),
+            Some(file) => Some(
+                tokio::task::spawn_blocking(move || read_ca_file(&file))
+                    .await
+                    .map_err(|error| error.to_string())??,
+            ),
             None => None,
         };
-        let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(made) = known
-            && made.pem == pem
-            && (pem.is_some() || made.at.elapsed() < FRESH)
+        let known = self.configs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(configs) = known
+            && configs.pem == pem
+            && (pem.is_some() || configs.loaded.elapsed() < SYSTEM_ROOTS_MAX_AGE)
         {
-            return Ok(made);
+            return Ok(configs);
         }
         let file = self.ca_file.clone();
-        let made = tokio::task::spawn_blocking(move || make(pem, file.as_deref())).await.map_err(|error| error.to_string())??;
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
-        Ok(made)
+        let configs = tokio::task::spawn_blocking(move || load_configs(pem, file.as_deref()))
+            .await
+            .map_err(|error| error.to_string())??;
+        *self.configs.lock().unwrap_or_else(PoisonError::into_inner) = Some(configs.clone());
+        Ok(configs)
     }
 }
 
-/// Why a handshake failed; what is only named by the library, in words.
-fn explained(error: &io::Error) -> String {
+/// Describes a handshake error, in plain words where rustls only names a variant.
+fn describe_error(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
-            "no authority that we trust vouches for its certificate".to_owned()
-        }
-        Some(rustls::Error::NoCertificatesPresented) => "it shows no certificate".to_owned(),
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => "its certificate is not signed by a trusted CA".to_owned(),
+        Some(rustls::Error::NoCertificatesPresented) => "it presents no certificate".to_owned(),
         _ => error.to_string(),
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+/// Reads a CA file of at most [`MAX_CA_FILE_BYTES`] bytes.
+fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
     let read = || {
-        // A pipe would be waited for.
+        // Opening a named pipe would block.
         if !fs::metadata(file)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
         }
         let mut pem = Vec::new();
-        fs::File::open(file)?.take(MAX_CA_FILE + 1).read_to_end(&mut pem)?;
-        if pem.len() as u64 > MAX_CA_FILE {
-            return Err(io::Error::other(format!("it has more than {MAX_CA_FILE} bytes, the fixed limit for a file of authorities")));
+        fs::File::open(file)?.take(MAX_CA_FILE_BYTES + 1).read_to_end(&mut pem)?;
+        if pem.len() as u64 > MAX_CA_FILE_BYTES {
+            return Err(io::Error::other(format!(
+                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit of a CA file"
+            )));
         }
         Ok(pem)
     };
-    read().map_err(|error| format!("cannot read the authorities in {}: {error}", file.display()))
+    read()
+        .map_err(|error| format!("cannot read the CA certificates in {}: {error}", file.display()))
 }
 
-/// Reads the authorities, those of `pem` or else the machine's.
-fn make(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<Made, String> {
+/// Builds the configurations from the certificates in `pem`, or else the system's.
+fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs, String> {
     let mut roots = RootCertStore::empty();
     if let (Some(pem), Some(file)) = (&pem, file) {
-        let bad = |error: &dyn std::fmt::Display| format!("{} holds what is no certificate: {error}", file.display());
+        let bad = |error: &dyn std::fmt::Display| {
+            format!("{} holds an invalid certificate: {error}", file.display())
+        };
         for certificate in CertificateDer::pem_slice_iter(pem) {
             roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
         }
@@ -162,17 +188,23 @@ fn make(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<Made, String> {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+            let reason =
+                found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
             return Err(format!(
-                "this machine trusts no authority{why}; install its certificates (often the package ca-certificates), or name a file of them"
+                "this machine trusts no CA{reason}; install CA certificates (often the package \
+                 ca-certificates), or set upstream-ca-file"
             ));
         }
     }
-    let versions = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
-    let dns = versions.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    let versions = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions();
+    let dns = versions
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let mut https = dns.clone();
     https.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Made { pem, at: Instant::now(), dns: Arc::new(dns), https: Arc::new(https) })
+    Ok(TlsConfigs { pem, loaded: Instant::now(), dns: Arc::new(dns), https: Arc::new(https) })
 }
 
 #[cfg(test)]
@@ -180,43 +212,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_authorities_is_read_at_the_start() {
+    fn ca_files_are_checked() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
-        let wrong = || check(&file).unwrap_err().to_string().replace(&file.display().to_string(), "FILE");
-        let head = "no upstream over TLS or HTTPS could be trusted, as upstream-ca-file cannot be used: ";
-        assert_eq!(wrong(), format!("{head}cannot read the authorities in FILE: No such file or directory (os error 2)"));
+        let wrong = || {
+            check_ca_file(&file)
+                .unwrap_err()
+                .to_string()
+                .replace(&file.display().to_string(), "FILE")
+        };
+        let head =
+            "upstreams over TLS or HTTPS cannot be verified, as upstream-ca-file cannot be used: ";
+        assert_eq!(
+            wrong(),
+            format!(
+                "{head}cannot read the CA certificates in FILE: No such file or directory \
+                 (os error 2)"
+            )
+        );
         fs::write(&file, "no certificate").unwrap();
         assert_eq!(wrong(), format!("{head}there is no certificate in FILE"));
         fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(wrong().starts_with(&format!("{head}FILE holds what is no certificate: ")), "{}", wrong());
+        assert!(
+            wrong().starts_with(&format!("{head}FILE holds an invalid certificate: ")),
+            "{}",
+            wrong()
+        );
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
         fs::write(&file, own.cert.pem()).unwrap();
-        check(&file).unwrap();
-        // Text around the certificates does not count, but what lies behind the limit would not be read.
-        let filled = |bytes: u64| own.cert.pem() + &"\n".repeat(usize::try_from(bytes).unwrap() - own.cert.pem().len());
-        fs::write(&file, filled(MAX_CA_FILE)).unwrap();
-        check(&file).unwrap();
-        fs::write(&file, filled(MAX_CA_FILE + 1)).unwrap();
-        let limit = "cannot read the authorities in FILE: it has more than 4194304 bytes, the fixed limit for a file of authorities";
+        check_ca_file(&file).unwrap();
+        // Text around the certificates is ignored, but the file is not read beyond the limit.
+        let filled = |bytes: u64| {
+            own.cert.pem() + &"\n".repeat(usize::try_from(bytes).unwrap() - own.cert.pem().len())
+        };
+        fs::write(&file, filled(MAX_CA_FILE_BYTES)).unwrap();
+        check_ca_file(&file).unwrap();
+        fs::write(&file, filled(MAX_CA_FILE_BYTES + 1)).unwrap();
+        let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes, the \
+                     fixed limit of a CA file";
         assert_eq!(wrong(), format!("{head}{limit}"));
-        assert!(check(folder.path()).unwrap_err().to_string().ends_with("not a file"));
+        assert!(check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a file"));
     }
 
     #[tokio::test]
-    async fn a_file_that_is_lost_is_told_until_it_is_back() {
+    async fn a_missing_ca_file_is_reported_until_it_is_back() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
         fs::write(&file, own.cert.pem()).unwrap();
-        let trust = Trust::new(Some(file.clone()));
-        trust.made().await.unwrap();
-        assert_eq!(*trust.complaint.lock().unwrap(), None);
+        let trust = TrustAnchors::new(Some(file.clone()));
+        trust.configs().await.unwrap();
+        assert_eq!(*trust.last_warning.lock().unwrap(), None);
         fs::remove_file(&file).unwrap();
-        let why = trust.made().await.unwrap_err();
-        assert_eq!(*trust.complaint.lock().unwrap(), Some(why));
+        let reason = trust.configs().await.unwrap_err();
+        assert_eq!(*trust.last_warning.lock().unwrap(), Some(reason));
         fs::write(&file, own.cert.pem()).unwrap();
-        trust.made().await.unwrap();
-        assert_eq!(*trust.complaint.lock().unwrap(), None);
+        trust.configs().await.unwrap();
+        assert_eq!(*trust.last_warning.lock().unwrap(), None);
     }
 }

@@ -4,38 +4,45 @@ use std::path::Path;
 use super::*;
 use crate::name::Zones;
 
-/// How long a change may take to be seen, on a machine that is very busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Upper bound of waiting for a change, long enough for a very busy machine.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A machine's files, followed.
-struct Machine {
+/// A root folder whose files are followed.
+struct FollowedRoot {
     root: tempfile::TempDir,
-    in_force: InForce,
+    routing: Routing,
     stop: CancellationToken,
 }
 
 fn settings(servers: Servers) -> Settings {
     Settings {
         servers,
-        domains: vec![(Name::from_text("corp.example").unwrap(), vec!["10.0.0.53".parse().unwrap()])],
+        domains: vec![(
+            Name::from_text("corp.example").unwrap(),
+            vec!["10.0.0.53".parse().unwrap()],
+        )],
         own: vec!["127.0.0.1:53".parse().unwrap()],
         zones: Zones::new(&["svc".to_owned()]).unwrap(),
         ca_file: None,
         random_case: false,
         rebinding: None,
-        cache_octets: 0,
+        cache_bytes: 0,
         stale: Duration::ZERO,
         other_opcodes: false,
     }
 }
 
-fn long() -> Timings {
-    // Looks come by events alone.
-    Timings { settle: Duration::from_millis(20), poll: Duration::from_secs(3600), keep: Duration::from_secs(3600) }
+fn long() -> FollowTimings {
+    // Only events cause readings.
+    FollowTimings {
+        settle: Duration::from_millis(20),
+        poll: Duration::from_secs(3600),
+        keep_last_known: Duration::from_secs(3600),
+    }
 }
 
-impl Machine {
-    fn start(resolv_conf: Option<&str>, servers: Servers, timings: Timings) -> Self {
+impl FollowedRoot {
+    fn start(resolv_conf: Option<&str>, servers: Servers, timings: FollowTimings) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         if let Some(text) = resolv_conf {
@@ -44,133 +51,147 @@ impl Machine {
         let settings = settings(servers);
         let sources = Sources { root: root.path().into(), own: settings.own.clone() };
         let connector = Connector::new(Handle::current(), None);
-        let (follower, in_force) = Follower::new(&settings, sources, connector, timings);
+        let (follower, routing) = SourceFollower::new(&settings, sources, connector, timings);
         let stop = CancellationToken::new();
         tokio::spawn(follower.run(stop.clone()));
-        Self { root, in_force, stop }
+        Self { root, routing, stop }
     }
 
     fn etc(&self, name: &str) -> PathBuf {
         self.root.path().join("etc").join(name)
     }
 
-    /// Writes beside it, then puts it in place, as DHCP clients do.
+    /// Replaces the file by renaming, as DHCP clients do.
     fn replace(&self, text: &str) {
         fs::write(self.etc("resolv.conf.new"), text).unwrap();
         fs::rename(self.etc("resolv.conf.new"), self.etc("resolv.conf")).unwrap();
     }
 
     fn asked(&self, name: &str) -> Vec<Arc<Upstream>> {
-        match self.in_force.route(&Name::from_text(name).unwrap()) {
-            Route::Ask(upstreams) => upstreams.to_vec(),
+        match self.routing.route(&Name::from_text(name).unwrap()) {
+            Route::Forward(upstreams) => upstreams.to_vec(),
             _ => Vec::new(),
         }
     }
 
     fn shown(&self) -> String {
-        self.asked("example").iter().map(|upstream| upstream.target().to_string()).collect::<Vec<_>>().join(" ")
+        self.asked("example")
+            .iter()
+            .map(|upstream| upstream.target().to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
-    /// Waits until these are asked.
+    /// Waits until these upstreams are used.
     async fn wait_for(&self, shown: &str) {
         let begin = Instant::now();
         while self.shown() != shown {
-            assert!(begin.elapsed() < PATIENCE, "{} are asked, not {shown}", self.shown());
+            assert!(begin.elapsed() < TEST_TIMEOUT, "{} are asked, not {shown}", self.shown());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Shows that what was written last is looked at, and changes nothing: by a change of whether we are asked, that comes
-    /// with what is written beside it.
-    async fn wait_for_a_look(&self, canary: bool) {
+    /// Waits until the files have been read, although the upstreams remain the same.
+    ///
+    /// The canary domain shows whether the file names svcdns, which each caller changes as well.
+    async fn wait_for_snapshot(&self, canary: bool) {
         let name = Name::from_text("use-application-dns.net").unwrap();
         let begin = Instant::now();
-        while matches!(self.in_force.route(&name), Route::Here(_)) != canary {
-            assert!(begin.elapsed() < PATIENCE, "no look was taken");
+        while matches!(self.routing.route(&name), Route::Local(_)) != canary {
+            assert!(begin.elapsed() < TEST_TIMEOUT, "no snapshot was taken");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-impl Drop for Machine {
+impl Drop for FollowedRoot {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
 #[tokio::test]
-async fn changes_are_followed_and_upstreams_that_stay_are_the_same() {
-    let machine = Machine::start(Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"), Servers::System, long());
-    assert_eq!(machine.shown(), "192.0.2.1 192.0.2.2");
-    let (before, corp) = (machine.asked("example"), machine.asked("a.corp.example"));
-    machine.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
-    machine.wait_for("192.0.2.2 192.0.2.3").await;
-    let after = machine.asked("example");
+async fn remaining_upstreams_survive_changes() {
+    let followed = FollowedRoot::start(
+        Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"),
+        Servers::System,
+        long(),
+    );
+    assert_eq!(followed.shown(), "192.0.2.1 192.0.2.2");
+    let (before, corp) = (followed.asked("example"), followed.asked("a.corp.example"));
+    followed.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
+    followed.wait_for("192.0.2.2 192.0.2.3").await;
+    let after = followed.asked("example");
     assert!(Arc::ptr_eq(&before[1], &after[0]));
-    assert!(Arc::ptr_eq(&corp[0], &machine.asked("corp.example")[0]));
-    // Replaced again, and written in place.
-    machine.replace("nameserver 192.0.2.4\n");
-    machine.wait_for("192.0.2.4").await;
-    fs::write(machine.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
-    machine.wait_for("192.0.2.5").await;
+    assert!(Arc::ptr_eq(&corp[0], &followed.asked("corp.example")[0]));
+    // Replace the file again, then write it in place.
+    followed.replace("nameserver 192.0.2.4\n");
+    followed.wait_for("192.0.2.4").await;
+    fs::write(followed.etc("resolv.conf"), "nameserver 192.0.2.5\n").unwrap();
+    followed.wait_for("192.0.2.5").await;
 }
 
 #[tokio::test]
-async fn what_a_link_leads_to_is_followed() {
-    let machine = Machine::start(None, Servers::System, long());
-    assert_eq!(machine.shown(), "");
-    let folder = machine.root.path().join("elsewhere");
+async fn targets_of_symlinks_are_followed() {
+    let followed = FollowedRoot::start(None, Servers::System, long());
+    assert_eq!(followed.shown(), "");
+    let folder = followed.root.path().join("elsewhere");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("a"), "nameserver 192.0.2.1\n").unwrap();
-    std::os::unix::fs::symlink("../elsewhere/a", machine.etc("resolv.conf")).unwrap();
-    machine.wait_for("192.0.2.1").await;
+    std::os::unix::fs::symlink("../elsewhere/a", followed.etc("resolv.conf")).unwrap();
+    followed.wait_for("192.0.2.1").await;
     fs::write(folder.join("b"), "nameserver 192.0.2.2\n").unwrap();
     fs::rename(folder.join("b"), folder.join("a")).unwrap();
-    machine.wait_for("192.0.2.2").await;
+    followed.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
-async fn without_events_a_poll_finds_changes() {
-    let timings = Timings { poll: Duration::from_millis(50), ..long() };
-    let machine = Machine::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
-    assert_eq!(machine.shown(), "127.0.0.53");
-    // A folder that was not there: nothing watches it.
-    let folder = machine.root.path().join("run/systemd/resolve");
+async fn polling_finds_changes_without_events() {
+    let timings = FollowTimings { poll: Duration::from_millis(50), ..long() };
+    let followed = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
+    assert_eq!(followed.shown(), "127.0.0.53");
+    // The folder did not exist, so there is no watch on it.
+    let folder = followed.root.path().join("run/systemd/resolve");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
-    machine.wait_for("192.0.2.1").await;
+    followed.wait_for("192.0.2.1").await;
 }
 
 #[tokio::test]
-async fn a_file_that_names_nobody_changes_nothing_for_a_while() {
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
-    // Our own address beside it shows that the look was taken.
-    for (text, canary) in
-        [("nameserver 127.0.0.1\n", true), ("", false), ("nameserver 127.0.0.1\nnameserver 192.0.2.", true), ("\n", false)]
-    {
-        machine.replace(text);
-        machine.wait_for_a_look(canary).await;
-        assert_eq!(machine.shown(), "192.0.2.1", "{text:?}");
+async fn empty_files_keep_the_upstreams_for_a_while() {
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
+    // Our own address in the file shows that it was read.
+    for (text, canary) in [
+        ("nameserver 127.0.0.1\n", true),
+        ("", false),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.", true),
+        ("\n", false),
+    ] {
+        followed.replace(text);
+        followed.wait_for_snapshot(canary).await;
+        assert_eq!(followed.shown(), "192.0.2.1", "{text:?}");
     }
-    machine.replace("nameserver 192.0.2.2\n");
-    machine.wait_for("192.0.2.2").await;
+    followed.replace("nameserver 192.0.2.2\n");
+    followed.wait_for("192.0.2.2").await;
 }
 
 #[tokio::test]
-async fn in_the_end_it_is_believed_that_there_is_nobody() {
-    let timings = Timings { keep: Duration::from_millis(100), ..long() };
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
-    fs::remove_file(machine.etc("resolv.conf")).unwrap();
-    machine.wait_for("").await;
-    let Route::Nobody(error) = machine.in_force.route(&Name::from_text("example").unwrap()) else { panic!("somebody is asked") };
+async fn upstreams_are_dropped_after_a_while_without_any() {
+    let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
+    fs::remove_file(followed.etc("resolv.conf")).unwrap();
+    followed.wait_for("").await;
+    let Route::Fail(error) = followed.routing.route(&Name::from_text("example").unwrap()) else {
+        panic!("somebody is asked")
+    };
     assert_eq!(error.code, ExtendedError::NO_REACHABLE_AUTHORITY);
-    assert_eq!(machine.asked("corp.example").len(), 1);
-    machine.replace("nameserver 192.0.2.1\n");
-    machine.wait_for("192.0.2.1").await;
+    assert_eq!(followed.asked("corp.example").len(), 1);
+    followed.replace("nameserver 192.0.2.1\n");
+    followed.wait_for("192.0.2.1").await;
 }
 
 #[test]
-fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
+fn unreadable_files_keep_the_upstreams_without_limit() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("etc/resolv.conf");
@@ -178,14 +199,14 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
     let settings = settings(Servers::System);
     let sources = Sources { root: root.path().into(), own: settings.own.clone() };
-    let timings = Timings { keep: Duration::ZERO, ..long() };
+    let timings = FollowTimings { keep_last_known: Duration::ZERO, ..long() };
     let connector = Connector::new(runtime.handle().clone(), None);
-    let (mut follower, ..) = Follower::new(&settings, sources, connector, timings);
+    let (mut follower, ..) = SourceFollower::new(&settings, sources, connector, timings);
     let mut servers = |change: &dyn Fn(&Path)| {
         change(&path);
-        let look = follower.look();
-        follower.take(&look);
-        follower.now.as_ref().map(|now| now.servers.len())
+        let snapshot = follower.snapshot();
+        follower.apply(&snapshot);
+        follower.current.as_ref().map(|now| now.servers.len())
     };
     let unreadable = |path: &Path| {
         fs::remove_file(path).unwrap();
@@ -193,18 +214,19 @@ fn what_cannot_be_read_keeps_the_upstreams_for_as_long_as_it_takes() {
     };
     assert_eq!(servers(&unreadable), Some(1));
     assert_eq!(servers(&|_| {}), Some(1));
-    // Gone is another matter: with no time to keep them, they go at once.
+    // A missing file is different: without a period to keep the upstreams, they are dropped at
+    // once.
     assert_eq!(servers(&|path| fs::remove_dir(path).unwrap()), Some(0));
 }
 
 #[tokio::test]
-async fn named_upstreams_stay_and_our_own_address_is_none() {
+async fn configured_upstreams_exclude_our_own_address() {
     let named = Servers::Named(vec!["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
-    let machine = Machine::start(Some("nameserver 192.0.2.1\n"), named, long());
-    assert_eq!(machine.shown(), "192.0.2.9");
-    // Who is asked by the system is followed all the same.
-    machine.wait_for_a_look(false).await;
-    machine.replace("nameserver 127.0.0.1\n");
-    machine.wait_for_a_look(true).await;
-    assert_eq!(machine.shown(), "192.0.2.9");
+    let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
+    assert_eq!(followed.shown(), "192.0.2.9");
+    // Whether svcdns is the system's resolver is followed all the same.
+    followed.wait_for_snapshot(false).await;
+    followed.replace("nameserver 127.0.0.1\n");
+    followed.wait_for_snapshot(true).await;
+    assert_eq!(followed.shown(), "192.0.2.9");
 }

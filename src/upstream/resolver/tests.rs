@@ -1,4 +1,4 @@
-//! Time is paused: it passes as soon as everybody waits.
+//! Tests with paused time, which advances as soon as all tasks wait.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,35 +11,40 @@ use super::*;
 use crate::wire::{Parsed, question_end, rcode, records};
 
 const STALE: Duration = Duration::from_secs(3600);
-const SILENT: Unanswered = Unanswered { error: TOO_LATE, asked: true };
+const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
 
-/// What an upstream does with a question.
+/// What the scripted upstream does with a query.
 #[derive(Clone, Copy, Debug)]
-enum Does {
-    /// Gives an address with this TTL, after so many milliseconds.
-    Answers(u32, u64),
-    /// Says that there is no such name, for so long.
-    Denies(u32),
+enum ScriptedAction {
+    /// Answers with an address of this TTL, after so many milliseconds.
+    Answer(u32, u64),
+    /// Answers NXDOMAIN with this TTL.
+    NxDomain(u32),
     /// Answers SERVFAIL.
-    Fails,
-    /// Says that there is more, and never says it.
-    Truncates(u16),
-    /// Says nothing until the deadline.
-    Nothing,
-    Panics,
+    ServFail,
+    /// Answers truncated, with this code.
+    Truncate(u16),
+    /// Does not answer before the deadline.
+    Hang,
+    Panic,
 }
 
-/// An upstream that does one thing after the other, and the last one from then on.
+/// An upstream that performs its actions in turn and repeats the last one.
 #[derive(Debug)]
-struct Upstream {
-    next: Mutex<VecDeque<Does>>,
+struct ScriptedUpstream {
+    next: Mutex<VecDeque<ScriptedAction>>,
     asked: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Exchange for Upstream {
-    async fn ask(&self, _: Key<'_>, mut message: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
+impl Exchange for ScriptedUpstream {
+    async fn query(
+        &self,
+        _: CacheKey<'_>,
+        mut message: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
-        let does = {
+        let action = {
             let mut next = self.next.lock().unwrap();
             if next.len() > 1 { next.pop_front().unwrap() } else { next[0] }
         };
@@ -50,35 +55,44 @@ impl Exchange for Upstream {
             message[at] = u8::from(!record.is_empty());
             message.extend_from_slice(record);
         };
-        match does {
-            Does::Answers(ttl, after) => {
+        match action {
+            ScriptedAction::Answer(ttl, after) => {
                 sleep(Duration::from_millis(after)).await;
-                say(0, 7, &[b"\xC0\x0C\0\x01\0\x01", &ttl.to_be_bytes()[..], b"\0\x04\xC0\0\x02\x01"].concat());
+                say(
+                    0,
+                    7,
+                    &[b"\xC0\x0C\0\x01\0\x01", &ttl.to_be_bytes()[..], b"\0\x04\xC0\0\x02\x01"]
+                        .concat(),
+                );
             }
-            Does::Denies(ttl) => {
+            ScriptedAction::NxDomain(ttl) => {
                 let data = [b"\xC0\x0C\xC0\x0C", &[0; 16][..], &ttl.to_be_bytes()].concat();
-                say(rcode::NXDOMAIN, 9, &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat());
+                say(
+                    rcode::NXDOMAIN,
+                    9,
+                    &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat(),
+                );
             }
-            Does::Fails => say(rcode::SERVFAIL, 7, b""),
-            Does::Truncates(code) => say(flags::TC | code, 7, b""),
-            Does::Nothing => {
+            ScriptedAction::ServFail => say(rcode::SERVFAIL, 7, b""),
+            ScriptedAction::Truncate(code) => say(flags::TC | code, 7, b""),
+            ScriptedAction::Hang => {
                 sleep_until(deadline.into()).await;
-                return Err(SILENT);
+                return Err(NO_RESPONSE);
             }
-            Does::Panics => panic!("asked to panic"),
+            ScriptedAction::Panic => panic!("asked to panic"),
         }
         Ok(message)
     }
 }
 
-struct Fixture {
+struct ResolverFixture {
     resolver: Arc<Resolver>,
-    upstream: Arc<Upstream>,
+    upstream: Arc<ScriptedUpstream>,
 }
 
-/// An answer, read.
+/// The relevant parts of a response.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
+struct ParsedAnswer {
     rcode: u16,
     ttls: Vec<u32>,
     authoritative: bool,
@@ -86,13 +100,16 @@ struct Answer {
     error: Option<u16>,
 }
 
-fn fixture(does: &[Does], stale: Duration) -> Fixture {
-    let upstream = Upstream { next: Mutex::new(does.iter().copied().collect()), asked: Mutex::default() };
-    Fixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
+fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
+    let upstream = ScriptedUpstream {
+        next: Mutex::new(action.iter().copied().collect()),
+        asked: Mutex::default(),
+    };
+    ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
 
-/// A question for an address, with OPT.
-fn question(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
+/// A query for `NAME.example A` with an OPT record.
+fn request(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 2];
     out.extend(more_flags.to_be_bytes());
     out.extend([0, 1, 0, 0, 0, 0, 0, 1]);
@@ -106,10 +123,10 @@ fn question(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec
 }
 
 fn plain(name: &str) -> Vec<u8> {
-    question(name, flags::RD, false, b"")
+    request(name, flags::RD, false, b"")
 }
 
-fn read(message: &[u8]) -> Answer {
+fn read(message: &[u8]) -> ParsedAnswer {
     let (mut ttls, mut error) = (Vec::new(), None);
     for record in records(message, question_end(message).unwrap()).map(Result::unwrap) {
         if record.is_opt() {
@@ -120,19 +137,24 @@ fn read(message: &[u8]) -> Answer {
     }
     let head = crate::wire::u16_at(message, 2).unwrap();
     assert_eq!((&message[..2], head & flags::RA), (&[1, 2][..], flags::RA));
-    Answer { rcode: head & 0xF, ttls, authoritative: head & flags::AA != 0, error }
+    ParsedAnswer { rcode: head & 0xF, ttls, authoritative: head & flags::AA != 0, error }
 }
 
-fn answer(ttl: u32) -> Answer {
-    Answer { rcode: 0, ttls: vec![ttl], authoritative: false, error: None }
+fn answer(ttl: u32) -> ParsedAnswer {
+    ParsedAnswer { rcode: 0, ttls: vec![ttl], authoritative: false, error: None }
 }
 
-fn stale(code: u16) -> Answer {
-    Answer { rcode: 0, ttls: vec![30], authoritative: false, error: Some(code) }
+fn stale(code: u16) -> ParsedAnswer {
+    ParsedAnswer { rcode: 0, ttls: vec![30], authoritative: false, error: Some(code) }
 }
 
-fn failure(code: u16) -> Answer {
-    Answer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: false, error: Some(code) }
+fn failure(code: u16) -> ParsedAnswer {
+    ParsedAnswer {
+        rcode: rcode::SERVFAIL,
+        ttls: Vec::new(),
+        authoritative: false,
+        error: Some(code),
+    }
 }
 
 fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
@@ -140,21 +162,23 @@ fn with(query: &[u8], run: impl FnOnce(&Query<'_>)) {
     run(&query);
 }
 
-impl Fixture {
-    /// What is answered at once.
-    fn at_once(&self, request: &[u8], transport: Transport) -> Option<Answer> {
+impl ResolverFixture {
+    /// Returns the response from the cache, if there is one.
+    fn cached_response(&self, request: &[u8], transport: Transport) -> Option<ParsedAnswer> {
         let mut out = Vec::new();
         with(request, |query| {
-            let found = self.resolver.at_once(&self.upstream, query, transport, now(), &mut out);
-            assert_eq!(found == AtOnce::Written, !out.is_empty());
+            let found =
+                self.resolver.answer_from_cache(&self.upstream, query, transport, now(), &mut out);
+            assert_eq!(found == ImmediateAnswer::Written, !out.is_empty());
         });
         (!out.is_empty()).then(|| read(&out))
     }
 
-    /// As the server does it: at once, or in its own time.
-    fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<Answer> {
-        let (resolver, upstream, request) = (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
-        let ready = self.at_once(&request, transport);
+    /// Resolves a query as the server does: from the cache, or in a task.
+    fn ask(&self, request: &[u8], transport: Transport) -> JoinHandle<ParsedAnswer> {
+        let (resolver, upstream, request) =
+            (Arc::clone(&self.resolver), Arc::clone(&self.upstream), request.to_vec());
+        let ready = self.cached_response(&request, transport);
         tokio::spawn(async move {
             if let Some(answer) = ready {
                 return answer;
@@ -164,7 +188,7 @@ impl Fixture {
         })
     }
 
-    async fn answer(&self, request: &[u8]) -> Answer {
+    async fn answer(&self, request: &[u8]) -> ParsedAnswer {
         self.ask(request, Transport::Udp).await.unwrap()
     }
 
@@ -178,60 +202,75 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_asked_for_is_kept_while_it_holds() {
-    let fixture = fixture(&[Does::Answers(60, 5)], Duration::ZERO);
-    assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(60) });
+async fn answers_are_cached_until_they_expire() {
+    let fixture = fixture(&[ScriptedAction::Answer(60, 5)], Duration::ZERO);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(60) }
+    );
     advance(seconds(20)).await;
-    assert_eq!(fixture.at_once(&plain("A"), Transport::Udp), Some(answer(40)));
+    assert_eq!(fixture.cached_response(&plain("A"), Transport::Udp), Some(answer(40)));
     advance(seconds(39)).await;
-    // Asked for twice, and about to end.
-    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp), fixture.asked()), (Some(answer(1)), 1));
+    // The second hit of an expiring entry starts a prefetch.
+    assert_eq!(
+        (fixture.cached_response(&plain("a"), Transport::Udp), fixture.asked()),
+        (Some(answer(1)), 1)
+    );
     sleep(Duration::from_millis(10)).await;
     sleep(seconds(1)).await;
     assert_eq!(fixture.asked(), 2);
     assert_eq!(fixture.resolver.counters.prefetches.get(), 1);
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(59)));
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(59)));
     advance(seconds(60)).await;
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wanted_is_prolonged_once_and_what_is_not_is_not() {
-    let fixture = fixture(&[Does::Answers(100, 0), Does::Nothing], Duration::ZERO);
+async fn popular_entries_are_prefetched_once() {
+    let fixture = fixture(&[ScriptedAction::Answer(100, 0), ScriptedAction::Hang], Duration::ZERO);
     fixture.answer(&plain("a")).await;
     advance(seconds(91)).await;
-    // Asked for once only since.
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(9)));
+    // The first hit does not start a prefetch.
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(9)));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(fixture.asked(), 1);
     for _ in 0..5 {
-        assert!(fixture.at_once(&plain("a"), Transport::Udp).is_some());
+        assert!(fixture.cached_response(&plain("a"), Transport::Udp).is_some());
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(fixture.asked(), 2);
-    // It failed: what there is goes on to its end.
+    // The prefetch failed, so the entry lives until it expires.
     sleep(seconds(5)).await;
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).map(|answer| answer.ttls), Some(vec![4]));
+    assert_eq!(
+        fixture.cached_response(&plain("a"), Transport::Udp).map(|answer| answer.ttls),
+        Some(vec![4])
+    );
     assert_eq!(fixture.asked(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_questions_are_asked_once() {
-    let fixture = fixture(&[Does::Answers(60, 100)], Duration::ZERO);
-    let equal: Vec<_> = (0..10).map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp)).collect();
-    let other =
-        [question("a", flags::RD, true, b""), question("a", flags::RD | flags::CD, false, b""), question("a", 0, false, b""), plain("b")];
+async fn equal_queries_are_sent_once() {
+    let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
+    let equal: Vec<_> = (0..10)
+        .map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp))
+        .collect();
+    let other = [
+        request("a", flags::RD, true, b""),
+        request("a", flags::RD | flags::CD, false, b""),
+        request("a", 0, false, b""),
+        plain("b"),
+    ];
     let other: Vec<_> = other.iter().map(|request| fixture.ask(request, Transport::Tcp)).collect();
     for waiting in equal.into_iter().chain(other) {
-        assert_eq!(waiting.await.unwrap(), Answer { authoritative: true, ..answer(60) });
+        assert_eq!(waiting.await.unwrap(), ParsedAnswer { authoritative: true, ..answer(60) });
     }
     assert_eq!((fixture.asked(), fixture.resolver.counters.merged.get()), (5, 9));
     assert_eq!(fixture.resolver.waiting(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_first_may_leave() {
-    let fixture = fixture(&[Does::Answers(60, 100)], Duration::ZERO);
+async fn followers_outlive_the_first_client() {
+    let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let first = fixture.ask(&plain("a"), Transport::Tcp);
     sleep(Duration::from_millis(10)).await;
     let second = fixture.ask(&plain("a"), Transport::Tcp);
@@ -242,52 +281,78 @@ async fn whoever_asks_first_may_leave() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_over_tcp_is_not_told_to_do_so() {
-    let fixture = fixture(&[Does::Truncates(0)], STALE);
-    assert_eq!(fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
-    let with_option = question("a", flags::RD, false, b"\0\x08\0\0");
-    assert_eq!(fixture.ask(&with_option, Transport::Tcp).await.unwrap(), failure(ExtendedError::NETWORK_ERROR));
-    // Over UDP that is of use: such a client asks again over TCP.
-    let truncated = Answer { rcode: 0, ttls: Vec::new(), authoritative: true, error: None };
+async fn truncated_responses_are_failures_over_tcp() {
+    let fixture = fixture(&[ScriptedAction::Truncate(0)], STALE);
+    assert_eq!(
+        fixture.ask(&plain("a"), Transport::Tcp).await.unwrap(),
+        failure(ExtendedError::NETWORK_ERROR)
+    );
+    let with_option = request("a", flags::RD, false, b"\0\x08\0\0");
+    assert_eq!(
+        fixture.ask(&with_option, Transport::Tcp).await.unwrap(),
+        failure(ExtendedError::NETWORK_ERROR)
+    );
+    // A UDP client retries over TCP.
+    let truncated = ParsedAnswer { rcode: 0, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
     assert_eq!(fixture.asked(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_over_tcp_is_not_told_to_do_so_by_what_is_kept_either() {
-    let fixture = fixture(&[Does::Truncates(rcode::SERVFAIL)], STALE);
-    let truncated = Answer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
+async fn cached_truncated_failures_are_failures_over_tcp() {
+    let fixture = fixture(&[ScriptedAction::Truncate(rcode::SERVFAIL)], STALE);
+    let truncated =
+        ParsedAnswer { rcode: rcode::SERVFAIL, ttls: Vec::new(), authoritative: true, error: None };
     assert_eq!(fixture.answer(&plain("a")).await, truncated);
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Tcp), Some(failure(ExtendedError::NETWORK_ERROR)));
+    assert_eq!(
+        fixture.cached_response(&plain("a"), Transport::Tcp),
+        Some(failure(ExtendedError::NETWORK_ERROR))
+    );
     assert_eq!(fixture.asked(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_leaves_nobody_waiting() {
-    let fixture = fixture(&[Does::Panics, Does::Answers(60, 0)], Duration::ZERO);
+async fn panics_wake_all_waiting_clients() {
+    let fixture = fixture(&[ScriptedAction::Panic, ScriptedAction::Answer(60, 0)], Duration::ZERO);
     let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
-    let Joined::First(asking) = fixture.resolver.in_flight.join(Key::new(&query, &mut ROOM.clone()).unwrap()) else {
+    let Joined::Leader(leader) = fixture
+        .resolver
+        .in_flight
+        .join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap())
+    else {
         panic!("nobody asks yet")
     };
     let waiting = fixture.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(10)).await;
     let (resolver, upstream) = (Arc::clone(&fixture.resolver), Arc::clone(&fixture.upstream));
-    let asker = tokio::spawn(async move { resolver.ask(&*upstream, asking, outgoing_plain(&query), now() + BUDGET).await });
+    let asker = tokio::spawn(async move {
+        resolver
+            .exchange_and_cache(
+                &*upstream,
+                leader,
+                plain_upstream_query(&query),
+                now() + QUERY_TIMEOUT,
+            )
+            .await
+    });
     assert!(asker.await.is_err());
     assert_eq!(waiting.await.unwrap(), failure(ExtendedError::OTHER));
     assert_eq!(fixture.answer(&plain("a")).await.ttls, [60]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_hears_something_within_the_budget_and_the_question_rests_for_a_while() {
-    let fixture = fixture(&[Does::Nothing], STALE);
+async fn clients_get_a_failure_in_time_and_it_is_cached() {
+    let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let mut rests = Vec::new();
     for _ in 0..5 {
         let began = now();
-        assert_eq!(fixture.answer(&plain("a")).await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
-        assert_eq!(now() - began, BUDGET);
+        assert_eq!(
+            fixture.answer(&plain("a")).await,
+            failure(ExtendedError::NO_REACHABLE_AUTHORITY)
+        );
+        assert_eq!(now() - began, QUERY_TIMEOUT);
         let asked = now();
-        while fixture.at_once(&plain("a"), Transport::Udp).is_some() {
+        while fixture.cached_response(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
@@ -296,95 +361,125 @@ async fn the_client_hears_something_within_the_budget_and_the_question_rests_for
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_name_rests_longer_each_time() {
-    let fixture = fixture(&[Does::Fails], STALE);
+async fn repeated_failures_are_cached_longer() {
+    let fixture = fixture(&[ScriptedAction::ServFail], STALE);
     let mut rests = Vec::new();
     for _ in 0..8 {
         assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
         let asked = now();
-        while fixture.at_once(&plain("a"), Transport::Udp).is_some() {
+        while fixture.cached_response(&plain("a"), Transport::Udp).is_some() {
             advance(Duration::from_millis(250)).await;
         }
         rests.push((now() - asked).as_secs());
     }
     assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
-    // After a while it is no longer one in a row.
+    // After a pause, a failure is no longer consecutive.
     advance(seconds(61)).await;
     fixture.answer(&plain("a")).await;
     advance(Duration::from_millis(1100)).await;
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_past_its_end_is_given_when_nothing_better_comes_in_time() {
-    let fixture = fixture(&[Does::Answers(10, 0), Does::Nothing, Does::Answers(20, 100)], STALE);
+async fn stale_answers_are_served_when_upstreams_are_slow() {
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 100)],
+        STALE,
+    );
     fixture.answer(&plain("a")).await;
     advance(seconds(100)).await;
     let began = now();
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
-    assert_eq!(now() - began, CLIENT_TIMER);
-    // For half a minute nobody waits again.
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(stale(ExtendedError::STALE_ANSWER)));
+    assert_eq!(now() - began, CLIENT_RESPONSE_TIMER);
+    // For 30 s the stale answer is served at once.
+    assert_eq!(
+        fixture.cached_response(&plain("a"), Transport::Udp),
+        Some(stale(ExtendedError::STALE_ANSWER))
+    );
     sleep(seconds(5)).await;
-    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp), fixture.asked()), (Some(stale(ExtendedError::STALE_ANSWER)), 2));
+    assert_eq!(
+        (fixture.cached_response(&plain("a"), Transport::Udp), fixture.asked()),
+        (Some(stale(ExtendedError::STALE_ANSWER)), 2)
+    );
     sleep(seconds(31)).await;
-    assert_eq!(fixture.answer(&plain("a")).await, Answer { authoritative: true, ..answer(20) });
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), Some(answer(20)));
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+    assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(20)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_takes_the_place_of_what_is_past_its_end() {
-    let fixture = fixture(&[Does::Answers(10, 0), Does::Answers(20, 3000)], STALE);
+async fn late_responses_replace_stale_entries() {
+    let fixture =
+        fixture(&[ScriptedAction::Answer(10, 0), ScriptedAction::Answer(20, 3000)], STALE);
     fixture.answer(&plain("a")).await;
     advance(seconds(100)).await;
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
     sleep(seconds(2)).await;
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).map(|answer| answer.rcode), Some(0));
-    assert_eq!((fixture.at_once(&plain("a"), Transport::Udp).unwrap().error, fixture.asked()), (None, 2));
+    assert_eq!(
+        fixture.cached_response(&plain("a"), Transport::Udp).map(|answer| answer.rcode),
+        Some(0)
+    );
+    assert_eq!(
+        (fixture.cached_response(&plain("a"), Transport::Udp).unwrap().error, fixture.asked()),
+        (None, 2)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_gives_way_to_what_is_past_its_end_until_that_is_too_old() {
-    let fixture = fixture(&[Does::Denies(10), Does::Fails], STALE);
+async fn stale_answers_are_preferred_to_failures_until_too_old() {
+    let fixture = fixture(&[ScriptedAction::NxDomain(10), ScriptedAction::ServFail], STALE);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
-    assert_eq!(fixture.at_once(&plain("a"), Transport::Udp).unwrap(), Answer { rcode: rcode::NXDOMAIN, ..answer(5) });
+    assert_eq!(
+        fixture.cached_response(&plain("a"), Transport::Udp).unwrap(),
+        ParsedAnswer { rcode: rcode::NXDOMAIN, ..answer(5) }
+    );
     advance(seconds(5)).await;
     let began = now();
-    let gone = Answer { rcode: rcode::NXDOMAIN, ..stale(ExtendedError::STALE_NXDOMAIN) };
+    let gone = ParsedAnswer { rcode: rcode::NXDOMAIN, ..stale(ExtendedError::STALE_NXDOMAIN) };
     assert_eq!((fixture.answer(&plain("a")).await, now()), (gone, began));
     advance(STALE).await;
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_to_be_kept_is_not() {
-    let fixture = fixture(&[Does::Answers(60, 0)], STALE);
-    // For who does not want recursion; with an option that is passed on.
-    for request in [question("a", 0, false, b""), question("a", flags::RD, false, b"\xFD\xE9\0\x01x")] {
+async fn uncacheable_responses_are_not_cached() {
+    let fixture = fixture(&[ScriptedAction::Answer(60, 0)], STALE);
+    // Without RD; with an option to forward.
+    for request in [request("a", 0, false, b""), request("a", flags::RD, false, b"\xFD\xE9\0\x01x")]
+    {
         fixture.answer(&request).await;
-        assert_eq!(fixture.at_once(&plain("a"), Transport::Udp), None);
+        assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
     }
-    // What others said before the upstreams changed, even when it comes after.
-    let slow = self::fixture(&[Does::Answers(60, 100)], STALE);
+    // A response from before the upstreams changed is not cached, even if it arrives later.
+    let slow = self::fixture(&[ScriptedAction::Answer(60, 100)], STALE);
     let waiting = slow.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(50)).await;
     slow.resolver.cache.clear();
     assert_eq!(waiting.await.unwrap().ttls, [60]);
-    assert_eq!(slow.at_once(&plain("a"), Transport::Udp), None);
-    // TTL 0, and no cache at all.
-    let none = self::fixture(&[Does::Answers(0, 0)], STALE);
+    assert_eq!(slow.cached_response(&plain("a"), Transport::Udp), None);
+    // TTL 0, then no cache at all.
+    let none = self::fixture(&[ScriptedAction::Answer(0, 0)], STALE);
     none.answer(&plain("a")).await;
-    assert_eq!(none.at_once(&plain("a"), Transport::Udp), None);
-    let off = Fixture { resolver: Resolver::new(0, STALE), ..self::fixture(&[Does::Answers(60, 0)], STALE) };
+    assert_eq!(none.cached_response(&plain("a"), Transport::Udp), None);
+    let off = ResolverFixture {
+        resolver: Resolver::new(0, STALE),
+        ..self::fixture(&[ScriptedAction::Answer(60, 0)], STALE)
+    };
     off.answer(&plain("a")).await;
-    assert_eq!((off.at_once(&plain("a"), Transport::Udp), off.resolver.cache.len()), (None, 0));
+    assert_eq!(
+        (off.cached_response(&plain("a"), Transport::Udp), off.resolver.cache.len()),
+        (None, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_who_wait_are_turned_away_at_once() {
-    let fixture = fixture(&[Does::Nothing], STALE);
-    let waiting: Vec<_> = (0..4096).map(|n| fixture.ask(&plain(&format!("n{n}")), Transport::Udp)).collect();
+async fn excess_clients_are_rejected_at_once() {
+    let fixture = fixture(&[ScriptedAction::Hang], STALE);
+    let waiting: Vec<_> =
+        (0..4096).map(|n| fixture.ask(&plain(&format!("n{n}")), Transport::Udp)).collect();
     tokio::task::yield_now().await;
     let began = now();
     assert_eq!(fixture.answer(&plain("more")).await, failure(ExtendedError::OTHER));
@@ -396,49 +491,61 @@ async fn too_many_who_wait_are_turned_away_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_with_another_opcode_passes_as_it_is() {
-    let fixture = fixture(&[Does::Answers(60, 0), Does::Nothing], STALE);
-    let request = question("a", 4 << 11, false, b"\0\x0A\0\x01x");
+async fn other_opcodes_are_forwarded_unchanged() {
+    let fixture = fixture(&[ScriptedAction::Answer(60, 0), ScriptedAction::Hang], STALE);
+    let request = request("a", 4 << 11, false, b"\0\x0A\0\x01x");
     let Parsed::Bad { query, .. } = Query::parse(&request) else { panic!("a query") };
-    let answer = fixture.resolver.pass(&fixture.upstream, &request, &query, Transport::Udp).await;
-    assert_eq!((&answer[..2], &fixture.upstream.asked.lock().unwrap()[0][2..]), (&[1, 2][..], &request[2..]));
+    let answer = fixture.resolver.relay(&fixture.upstream, &request, &query, Transport::Udp).await;
+    assert_eq!(
+        (&answer[..2], &fixture.upstream.asked.lock().unwrap()[0][2..]),
+        (&[1, 2][..], &request[2..])
+    );
     assert_eq!(answer[12..16], request[12..16]);
-    let answer = fixture.resolver.pass(&fixture.upstream, &request, &query, Transport::Udp).await;
+    let answer = fixture.resolver.relay(&fixture.upstream, &request, &query, Transport::Udp).await;
     assert_eq!(answer[2..4], (flags::QR | flags::RA | 4 << 11 | rcode::SERVFAIL).to_be_bytes());
 }
 
 #[test]
-fn the_cache_keeps_within_its_octets() {
-    for (octets, size) in [(20_000, 60), (1 << 20, 60), (1 << 20, 3000)] {
-        let cache = Cache::new(octets, STALE);
+fn the_cache_stays_within_its_size_limit() {
+    for (bytes, size) in [(20_000, 60), (1 << 20, 60), (1 << 20, 3000)] {
+        let cache = Cache::new(bytes, STALE);
         for n in 0..20_000u32 {
-            let mut message = question(&format!("n{n}"), flags::RD | flags::QR, false, b"");
+            let mut message = request(&format!("n{n}"), flags::RD | flags::QR, false, b"");
             message[6..8].copy_from_slice(&[0, 1]);
             message[10..12].fill(0);
             message.truncate(question_end(&message).unwrap());
-            let mut room = ROOM;
+            let mut buffer = EMPTY_KEY_BUFFER;
             let request = plain(&format!("n{n}"));
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            let key = Key::new(&query, &mut room).unwrap();
+            let key = CacheKey::new(&query, &mut buffer).unwrap();
             message.extend(b"\xC0\x0C\0\x01\0\x01\0\0\0\x3C");
             message.extend(u16::try_from(size).unwrap().to_be_bytes());
             message.extend(vec![0; size]);
-            cache.take(key, Stored::new(&message, true).unwrap(), true, 0, now());
+            cache.insert(key, StoredResponse::new(&message, true).unwrap(), true, 0, now());
         }
-        assert!(cache.octets() <= octets as u64 && cache.len() > 10, "{} octets, {} entries", cache.octets(), cache.len());
+        assert!(
+            cache.bytes() <= bytes as u64 && cache.len() > 10,
+            "{} bytes, {} entries",
+            cache.bytes(),
+            cache.len()
+        );
     }
 }
 
 proptest! {
     #[test]
-    fn keys_tell_questions_apart_as_the_cache_must(a in "[a-cA-C]{1,3}", b in "[a-cA-C]{1,3}", bits in 0u16..64) {
+    fn keys_are_equal_for_equal_queries_only(
+        a in "[a-cA-C]{1,3}",
+        b in "[a-cA-C]{1,3}",
+        bits in 0u16..64,
+    ) {
         let request = |name: &str, bits: u16| {
             let set = |bit: u16, flag: u16| if bits & bit != 0 { flag } else { 0 };
-            question(name, set(1, flags::RD) | set(2, flags::CD), bits & 4 != 0, b"")
+            request(name, set(1, flags::RD) | set(2, flags::CD), bits & 4 != 0, b"")
         };
         let key = |request: Vec<u8>| {
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            Key::new(&query, &mut ROOM.clone()).unwrap().of_flight().to_vec()
+            CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap().flight_bytes().to_vec()
         };
         let equal = a.eq_ignore_ascii_case(&b) && bits & 7 == bits >> 3;
         prop_assert_eq!(key(request(&a, bits & 7)) == key(request(&b, bits >> 3)), equal);

@@ -110,7 +110,7 @@ fn settings(upstream: SocketAddr) -> Settings {
         ca_file: None,
         random_case: false,
         rebinding: None,
-        cache_octets: 1 << 20,
+        cache_bytes: 1 << 20,
         stale: Duration::from_secs(3600),
         other_opcodes: false,
     }

@@ -1,119 +1,119 @@
-//! How the upstream behaves: what it answers, when, from where, and what it breaks.
+//! Behaviour of the test upstream: its responses, delays, forgeries and damages.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Message, Question};
+use super::message::{Message, Query};
 
-/// By default it answers from its table at once, and is right.
+/// How the upstream treats queries; by default it answers correctly from its table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Behaviour {
-    /// Questions that it passes over before it begins to answer; counts down.
+    /// Number of queries to drop first; counts down.
     pub(crate) drop: usize,
     pub(crate) delay: Duration,
     pub(crate) reply: Reply,
     pub(crate) damage: Damage,
     pub(crate) forged: Forged,
     pub(crate) edns: Edns,
-    /// Over UDP only the question with TC set; the answer over TCP.
+    /// Whether to truncate all UDP responses.
     pub(crate) truncate: bool,
     pub(crate) tcp: Tcp,
 }
 
-/// Makes the octets of an answer.
-type Make = dyn Fn(&Question) -> Vec<u8> + Send + Sync;
+/// Makes the bytes of a response.
+type MakeResponse = dyn Fn(&Query) -> Vec<u8> + Send + Sync;
 
-/// What it answers.
+/// Source of the responses.
 #[derive(Clone, Default)]
 pub(crate) enum Reply {
-    /// What the table holds.
+    /// The table of records.
     #[default]
     Table,
-    /// Nothing, ever.
+    /// No response.
     Never,
-    /// This.
+    /// A fixed message.
     Message(Message),
-    /// A TXT record that says what the question said: see [`Question::described`].
+    /// A TXT record that describes the query: see [`Query::described`].
     Describe,
-    /// What this makes of the question, as octets.
-    Made(Arc<Make>),
-    /// What somebody else answers: the question goes there anew, as a forwarder would send it.
+    /// The result of a function.
+    Made(Arc<MakeResponse>),
+    /// The response of another server, to which the query is forwarded.
     Forward(SocketAddr),
 }
 
-/// What is wrong with the octets of the answer.
+/// Damage to the bytes of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Damage {
     #[default]
     None,
-    /// Another id than was asked with.
+    /// Another id than the query's.
     Id,
-    /// The right name, another type.
+    /// Another type in the question section.
     QuestionType,
-    /// Another name of the same length.
+    /// Another name of the same length in the question section.
     QuestionName,
-    /// The question's name in lower case, whatever case it was asked in.
+    /// The question's name in lower case.
     LowerCase,
-    /// No question section at all.
+    /// No question section.
     NoQuestion,
-    /// The query bit: it looks like a question.
+    /// QR is not set.
     NoResponse,
-    /// Only so many octets.
+    /// Only this many bytes.
     Cut(usize),
     /// The owner of the first record is a pointer to itself.
     PointerLoop,
-    /// The id, then octets without a sense.
+    /// The id, then random bytes.
     Garbage,
-    /// The header tells of one more answer than there are.
+    /// The header counts one answer too many.
     Counts,
-    /// The length of the last record's data reaches beyond the end.
+    /// The length of the last record's data exceeds the message.
     DataLength,
-    /// So many octets in all: filled up with TXT records, over UDP whatever size was allowed.
+    /// At least this many bytes, filled with TXT records, even over UDP.
     Oversized(usize),
-    /// Octets after the end.
+    /// Extra bytes at the end.
     Trailing,
 }
 
-/// Forged answers that arrive before the right one; they say 192.0.2.66.
+/// Forged responses, with 192.0.2.66, that arrive before the correct one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Forged {
     #[default]
     None,
-    /// Right id and question, from another port of the same address.
+    /// Correct id and question, but from another port.
     OtherPort,
-    /// Right id and question, from the same port of another loopback address (IPv4 only).
+    /// Correct id and question, but from another loopback address (IPv4 only).
     OtherAddress,
-    /// From the right address and port, so many, with wrong ids.
+    /// Correct source, but this many wrong ids.
     Ids(u16),
-    /// Only from another port: the right one never comes.
+    /// As from another port, but without the correct response.
     OnlyOtherPort,
 }
 
-/// How it takes EDNS.
+/// How the upstream treats EDNS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Edns {
     #[default]
     Known,
-    /// FORMERR to every question with an OPT, without an OPT (RFC 6891 section 7).
+    /// FORMERR without OPT to every query with OPT (RFC 6891 section 7).
     FormErr,
-    /// The OPT is passed over, and none answered.
+    /// OPT is ignored.
     Ignored,
-    /// BADVERS, although the version was 0.
+    /// BADVERS, although the version is 0.
     BadVersion,
 }
 
-/// What it does over TCP.
+/// How the upstream treats TCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tcp {
     #[default]
     Answers,
-    /// Closes the connection when a question has come.
+    /// Closes the connection on the first query.
     Closes,
-    /// Reads, and says nothing.
+    /// Reads queries without answering.
     Silent,
-    /// Sends the length and half of the message, then nothing.
+    /// Sends only the first half of a response.
     Half,
 }
 
@@ -126,7 +126,7 @@ impl Behaviour {
         Self { reply: Reply::Message(message), ..Self::default() }
     }
 
-    /// An answer without records.
+    /// A response without records.
     pub(crate) fn code(code: u16) -> Self {
         Self::reply(Message::code(code))
     }
@@ -135,7 +135,7 @@ impl Behaviour {
         Self { reply: Reply::Describe, ..Self::default() }
     }
 
-    pub(crate) fn made(make: impl Fn(&Question) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub(crate) fn made(make: impl Fn(&Query) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self { reply: Reply::Made(Arc::new(make)), ..Self::default() }
     }
 
@@ -159,7 +159,7 @@ impl Behaviour {
         Self { truncate: true, ..Self::default() }
     }
 
-    /// After so many questions without an answer.
+    /// Drops this many queries first.
     pub(crate) fn dropping(self, drop: usize) -> Self {
         Self { drop, ..self }
     }

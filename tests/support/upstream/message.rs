@@ -1,4 +1,6 @@
-//! Messages as octets (RFC 1035 section 4, RFC 6891 section 6.1): built by hand, since they must also be wrong.
+//! DNS messages as bytes (RFC 1035 section 4, RFC 6891 section 6.1).
+//!
+//! They are built by hand, because some have to be malformed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -17,23 +19,23 @@ pub(crate) mod rtype {
     pub(crate) const HTTPS: u16 = 65;
 }
 
-/// A question as it came.
+/// A received query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Question {
-    pub(crate) octets: Vec<u8>,
+pub(crate) struct Query {
+    pub(crate) bytes: Vec<u8>,
     pub(crate) id: u16,
-    /// Octets 2 and 3 of the header.
+    /// Bytes 2 and 3 of the header.
     pub(crate) flags: u16,
-    /// In the case of the wire, without the final dot.
+    /// Name in its original letter case, without the final dot.
     pub(crate) name: String,
     pub(crate) qtype: u16,
     pub(crate) qclass: u16,
-    /// Octets of the header and the question section.
+    /// Length of the header and the question section.
     end: usize,
     pub(crate) opt: Option<Opt>,
 }
 
-/// The OPT record of a question.
+/// The OPT record of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Opt {
     pub(crate) size: u16,
@@ -42,18 +44,18 @@ pub(crate) struct Opt {
     pub(crate) options: Vec<(u16, Vec<u8>)>,
 }
 
-impl Question {
-    /// None for what is no query with one question.
-    pub(crate) fn parse(octets: &[u8]) -> Option<Self> {
-        let u16_at = |at: usize| Some(u16::from_be_bytes(octets.get(at..at + 2)?.try_into().ok()?));
+impl Query {
+    /// Parses a query; returns `None` if it does not have exactly one question.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let u16_at = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let (mut at, mut labels) = (12, Vec::new());
         loop {
-            let length = usize::from(*octets.get(at)?);
+            let length = usize::from(*bytes.get(at)?);
             at += 1;
             if length == 0 {
                 break;
             }
-            labels.push(String::from_utf8_lossy(octets.get(at..at + length)?).into_owned());
+            labels.push(String::from_utf8_lossy(bytes.get(at..at + length)?).into_owned());
             at += length;
         }
         let (qtype, qclass, end) = (u16_at(at)?, u16_at(at + 2)?, at + 4);
@@ -61,8 +63,17 @@ impl Question {
         if flags & 0x8000 != 0 || u16_at(4)? != 1 {
             return None;
         }
-        let opt = if u16_at(10)? > 0 { Opt::parse(octets.get(end..)?) } else { None };
-        Some(Self { octets: octets.to_vec(), id, flags, name: labels.join("."), qtype, qclass, end, opt })
+        let opt = if u16_at(10)? > 0 { Opt::parse(bytes.get(end..)?) } else { None };
+        Some(Self {
+            bytes: bytes.to_vec(),
+            id,
+            flags,
+            name: labels.join("."),
+            qtype,
+            qclass,
+            end,
+            opt,
+        })
     }
 
     pub(crate) fn recursion_desired(&self) -> bool {
@@ -81,34 +92,61 @@ impl Question {
         self.opt.as_ref().is_some_and(|opt| opt.dnssec_ok)
     }
 
-    /// The same, as one who knows no EDNS sees it.
+    /// Returns the query without its OPT record.
     pub(crate) fn without_opt(&self) -> Self {
         Self { opt: None, ..self.clone() }
     }
 
-    /// The question section as it stands.
+    /// Returns the question section.
     pub(crate) fn section(&self) -> &[u8] {
-        &self.octets[12..self.end]
+        &self.bytes[12..self.end]
     }
 
-    /// What the question says, for a TXT record: each as one word.
+    /// Describes the query for a TXT record.
     pub(crate) fn described(&self) -> String {
         let bit = |set| u8::from(set);
         let edns = self.opt.as_ref().map_or_else(
             || "edns=none".to_owned(),
             |opt| {
                 let codes: Vec<_> = opt.options.iter().map(|(code, _)| code.to_string()).collect();
-                format!("edns={} size={} do={} options={}", opt.version, opt.size, bit(opt.dnssec_ok), codes.join(","))
+                format!(
+                    "edns={} size={} do={} options={}",
+                    opt.version,
+                    opt.size,
+                    bit(opt.dnssec_ok),
+                    codes.join(",")
+                )
             },
         );
-        format!("rd={} ad={} cd={} {edns}", bit(self.recursion_desired()), bit(self.authentic_data()), bit(self.checking_disabled()))
+        format!(
+            "rd={} ad={} cd={} {edns}",
+            bit(self.recursion_desired()),
+            bit(self.authentic_data()),
+            bit(self.checking_disabled())
+        )
     }
 }
 
 impl Opt {
-    /// The OPT that these octets begin with.
-    fn parse(octets: &[u8]) -> Option<Self> {
-        let [0, 0, 41, size_high, size_low, _, version, flags, _, length_high, length_low, rest @ ..] = octets else { return None };
+    /// Parses the OPT record at the start of these bytes.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let [
+            0,
+            0,
+            41,
+            size_high,
+            size_low,
+            _,
+            version,
+            flags,
+            _,
+            length_high,
+            length_low,
+            rest @ ..,
+        ] = bytes
+        else {
+            return None;
+        };
         let mut rest = rest.get(..usize::from(u16::from_be_bytes([*length_high, *length_low])))?;
         let mut options = Vec::new();
         while let [a, b, c, d, more @ ..] = rest {
@@ -116,14 +154,19 @@ impl Opt {
             options.push((u16::from_be_bytes([*a, *b]), more.get(..length)?.to_vec()));
             rest = &more[length..];
         }
-        Some(Self { size: u16::from_be_bytes([*size_high, *size_low]), version: *version, dnssec_ok: flags & 0x80 != 0, options })
+        Some(Self {
+            size: u16::from_be_bytes([*size_high, *size_low]),
+            version: *version,
+            dnssec_ok: flags & 0x80 != 0,
+            options,
+        })
     }
 }
 
-/// One record of an answer, of any type.
+/// A record of any type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Without the final dot.
+    /// Owner name without the final dot.
     pub(crate) name: String,
     pub(crate) rtype: u16,
     pub(crate) ttl: u32,
@@ -143,9 +186,12 @@ impl Record {
         Self::new(name, rtype::AAAA, ttl, address.parse::<Ipv6Addr>().unwrap().octets())
     }
 
-    /// Strings of at most 255 octets each.
+    /// Makes a TXT record; its strings have at most 255 bytes.
     pub(crate) fn txt(name: &str, ttl: u32, text: &str) -> Self {
-        let strings = text.as_bytes().chunks(255).flat_map(|part| [&[u8::try_from(part.len()).unwrap()], part].concat());
+        let strings = text
+            .as_bytes()
+            .chunks(255)
+            .flat_map(|part| [&[u8::try_from(part.len()).unwrap()], part].concat());
         Self::new(name, rtype::TXT, ttl, strings.collect::<Vec<u8>>())
     }
 
@@ -161,14 +207,14 @@ impl Record {
         Self::new(name, rtype::NS, ttl, wire_name(target))
     }
 
-    /// The start of a zone; `minimum` bounds what is kept of a name's absence (RFC 2308 section 5).
+    /// Makes an SOA record; `minimum` limits negative caching (RFC 2308 section 5).
     pub(crate) fn soa(name: &str, ttl: u32, minimum: u32) -> Self {
         let mut data = [wire_name("ns.test"), wire_name("hostmaster.test")].concat();
         data.extend([2026, 3600, 600, 86_400, minimum].into_iter().flat_map(u32::to_be_bytes));
         Self::new(name, rtype::SOA, ttl, data)
     }
 
-    /// The target of a CNAME.
+    /// Returns the target of a CNAME.
     fn target(&self) -> Option<String> {
         let (mut name, mut rest) = (Vec::new(), &*self.data);
         while let [length, more @ ..] = rest
@@ -181,9 +227,9 @@ impl Record {
         (self.rtype == rtype::CNAME).then(|| name.join("."))
     }
 
-    fn write(&self, asked: &Question, out: &mut Vec<u8>) {
-        if self.name.eq_ignore_ascii_case(&asked.name) {
-            // The name of the question section, at octet 12.
+    fn write(&self, query: &Query, out: &mut Vec<u8>) {
+        if self.name.eq_ignore_ascii_case(&query.name) {
+            // A pointer to the name in the question section, at byte 12.
             out.extend([0xC0, 12]);
         } else {
             out.extend(wire_name(&self.name));
@@ -196,17 +242,17 @@ impl Record {
     }
 }
 
-/// An answer before it is octets.
+/// The content of a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Its upper eight bits go into the OPT (RFC 6891 section 6.1.3).
+    /// Response code; the upper eight bits go into OPT (RFC 6891 section 6.1.3).
     pub(crate) code: u16,
     pub(crate) authoritative: bool,
     pub(crate) authentic_data: bool,
     pub(crate) answers: Vec<Record>,
     pub(crate) authority: Vec<Record>,
     pub(crate) additional: Vec<Record>,
-    /// EDNS options: code and octets.
+    /// EDNS options: code and data.
     pub(crate) options: Vec<(u16, Vec<u8>)>,
 }
 
@@ -219,22 +265,31 @@ impl Message {
         Self { code, ..Self::default() }
     }
 
-    /// With an Extended DNS Error (RFC 8914).
+    /// Adds an Extended DNS Error (RFC 8914).
     pub(crate) fn with_error(mut self, info: u16, text: &str) -> Self {
         self.options.push((15, [&info.to_be_bytes(), text.as_bytes()].concat()));
         self
     }
 
-    /// From a table: aliases are followed, and an absent name or type has the SOA of the nearest zone in the table, else one
-    /// of the root.
-    pub(crate) fn from_table(table: &[Record], asked: &Question) -> Self {
-        let (mut answers, mut name) = (Vec::new(), asked.name.clone());
+    /// Answers a query from a table, following CNAMEs.
+    ///
+    /// A negative answer has the SOA record of the nearest zone in the table, or else of the root.
+    pub(crate) fn from_table(table: &[Record], query: &Query) -> Self {
+        let (mut answers, mut name) = (Vec::new(), query.name.clone());
         let mut exists;
         loop {
-            let here: Vec<_> = table.iter().filter(|record| record.name.eq_ignore_ascii_case(&name)).collect();
+            let here: Vec<_> =
+                table.iter().filter(|record| record.name.eq_ignore_ascii_case(&name)).collect();
             exists = !here.is_empty();
-            answers.extend(here.iter().filter(|record| record.rtype == asked.qtype || asked.qtype == 255).copied().cloned());
-            let alias = here.iter().find(|record| record.rtype == rtype::CNAME && asked.qtype != rtype::CNAME);
+            answers.extend(
+                here.iter()
+                    .filter(|record| record.rtype == query.qtype || query.qtype == 255)
+                    .copied()
+                    .cloned(),
+            );
+            let alias = here
+                .iter()
+                .find(|record| record.rtype == rtype::CNAME && query.qtype != rtype::CNAME);
             match alias.and_then(|alias| Some((alias, alias.target()?))) {
                 Some((alias, target)) if answers.len() < 32 => {
                     answers.push((*alias).clone());
@@ -243,34 +298,54 @@ impl Message {
                 _ => break,
             }
         }
-        let found = answers.last().is_some_and(|record| record.rtype == asked.qtype || asked.qtype == 255);
-        let suffix = |zone: &str| zone.is_empty() || name.eq_ignore_ascii_case(zone) || name.to_lowercase().ends_with(&format!(".{zone}"));
+        let found =
+            answers.last().is_some_and(|record| record.rtype == query.qtype || query.qtype == 255);
+        let suffix = |zone: &str| {
+            zone.is_empty()
+                || name.eq_ignore_ascii_case(zone)
+                || name.to_lowercase().ends_with(&format!(".{zone}"))
+        };
         let soas = table.iter().filter(|record| record.rtype == rtype::SOA && suffix(&record.name));
-        let soa = soas.max_by_key(|record| record.name.len()).cloned().unwrap_or_else(|| Record::soa("", 60, 60));
+        let soa = soas
+            .max_by_key(|record| record.name.len())
+            .cloned()
+            .unwrap_or_else(|| Record::soa("", 60, 60));
         let authority = if found { Vec::new() } else { vec![soa] };
         Self { code: if found || exists { 0 } else { 3 }, answers, authority, ..Self::default() }
     }
 
-    /// As octets, with the question as it was asked; an OPT stands in it when one stood in the question.
-    pub(crate) fn to_octets(&self, asked: &Question) -> Vec<u8> {
-        let mut flags = 0x8080 | (asked.flags & 0x7910) | (self.code & 0x0F);
+    /// Encodes the response to a query, with an OPT record if the query has one.
+    pub(crate) fn to_bytes(&self, query: &Query) -> Vec<u8> {
+        let mut flags = 0x8080 | (query.flags & 0x7910) | (self.code & 0x0F);
         flags |= u16::from(self.authoritative) << 10 | u16::from(self.authentic_data) << 5;
         let count = |records: &[Record]| u16::try_from(records.len()).unwrap();
-        let opt = u16::from(asked.opt.is_some());
-        let header = [asked.id, flags, 1, count(&self.answers), count(&self.authority), count(&self.additional) + opt];
+        let opt = u16::from(query.opt.is_some());
+        let header = [
+            query.id,
+            flags,
+            1,
+            count(&self.answers),
+            count(&self.authority),
+            count(&self.additional) + opt,
+        ];
         let mut out: Vec<u8> = header.into_iter().flat_map(u16::to_be_bytes).collect();
-        out.extend(asked.section());
+        out.extend(query.section());
         for record in self.answers.iter().chain(&self.authority).chain(&self.additional) {
-            record.write(asked, &mut out);
+            record.write(query, &mut out);
         }
-        if let Some(theirs) = &asked.opt {
+        if let Some(theirs) = &query.opt {
             out.extend([0, 0, 41]);
             out.extend(4096u16.to_be_bytes());
-            out.extend([u8::try_from(self.code >> 4).unwrap(), 0, u8::from(theirs.dnssec_ok) << 7, 0]);
-            let options = self
-                .options
-                .iter()
-                .flat_map(|(code, octets)| [&code.to_be_bytes()[..], &u16::try_from(octets.len()).unwrap().to_be_bytes(), octets].concat());
+            out.extend([
+                u8::try_from(self.code >> 4).unwrap(),
+                0,
+                u8::from(theirs.dnssec_ok) << 7,
+                0,
+            ]);
+            let options = self.options.iter().flat_map(|(code, bytes)| {
+                [&code.to_be_bytes()[..], &u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes]
+                    .concat()
+            });
             let options: Vec<u8> = options.collect();
             out.extend(u16::try_from(options.len()).unwrap().to_be_bytes());
             out.extend(options);
@@ -279,13 +354,13 @@ impl Message {
     }
 }
 
-/// A name without compression.
+/// Encodes a name without compression.
 fn wire_name(name: &str) -> Vec<u8> {
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     for label in name.split('.').filter(|label| !label.is_empty()) {
-        octets.push(u8::try_from(label.len()).unwrap());
-        octets.extend(label.as_bytes());
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
     }
-    octets.push(0);
-    octets
+    bytes.push(0);
+    bytes
 }

@@ -1,9 +1,9 @@
-//! A test upstream of ours that drops, delays, truncates, spoofs and loops: a DNS server over UDP and TCP on one port of a
-//! loopback address, inside the test's process.
+//! A test upstream: a DNS server over UDP and TCP on loopback, within the test process.
 //!
-//! Every name is answered from a table of records ([`Upstream::put`]); what is not in it gets NXDOMAIN or NODATA with the SOA
-//! of the root. How it behaves is set while it runs, for all names ([`Upstream::behave`]) or for one ([`Upstream::on`]).
-//! Every question it got is kept with its octets, source port and time ([`Upstream::asked`]).
+//! It answers names from a table of records ([`Upstream::put`]), all others with NXDOMAIN or NODATA
+//! and the SOA record of the root. It can drop, delay, truncate and forge responses: its behaviour
+//! is set at run time, for all names ([`Upstream::behave`]) or for one ([`Upstream::on`]). It keeps
+//! all queries with source and time ([`Upstream::queries`]).
 
 mod behaviour;
 mod message;
@@ -19,22 +19,22 @@ use tokio::runtime::Runtime;
 #[allow(unused_imports, reason = "each test program takes what it needs")]
 pub(crate) use behaviour::{Behaviour, Damage, Edns, Forged, Reply, Tcp};
 #[allow(unused_imports, reason = "each test program takes what it needs")]
-pub(crate) use message::{Message, Question, Record, rtype};
+pub(crate) use message::{Message, Query, Record, rtype};
 
 use super::eventually;
 
-/// A running upstream. Dropped, it is gone: its port is closed.
+/// A running upstream, which stops when dropped.
 pub(crate) struct Upstream {
-    /// Where it listens, UDP and TCP.
+    /// UDP and TCP address.
     pub(crate) address: SocketAddr,
     state: Arc<State>,
     runtime: Option<Runtime>,
 }
 
-/// What came in.
+/// A query with its source, transport and time.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub(crate) question: Question,
+pub(crate) struct ReceivedQuery {
+    pub(crate) query: Query,
     pub(crate) source: SocketAddr,
     pub(crate) transport: Transport,
     pub(crate) at: Instant,
@@ -46,13 +46,13 @@ pub(crate) enum Transport {
     Tcp,
 }
 
-/// What the server's tasks share with the test.
+/// State that the server's tasks share with the test.
 struct State {
     address: SocketAddr,
     records: Mutex<Vec<Record>>,
     behaviours: Mutex<Behaviours>,
-    asked: Mutex<Vec<Asked>>,
-    /// TCP connections accepted so far.
+    received: Mutex<Vec<ReceivedQuery>>,
+    /// Number of TCP connections accepted so far.
     connections: Mutex<usize>,
 }
 
@@ -64,21 +64,28 @@ struct Behaviours {
 }
 
 impl Upstream {
-    /// On a free port of 127.0.0.1, with an empty table.
+    /// Starts on a free port of 127.0.0.1, with an empty table.
     pub(crate) fn start() -> Self {
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
     }
 
-    /// At this address; port 0 for a free one.
+    /// Starts on this address; port 0 means a free port.
     pub(crate) fn start_at(address: SocketAddr) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (udp, tcp) = eventually(&format!("UDP and TCP at {address}"), super::seconds(20), || serve::bind(address));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (udp, tcp) =
+            eventually(&format!("UDP and TCP at {address}"), super::seconds(20), || {
+                serve::bind(address)
+            });
         let address = udp.local_addr().unwrap();
         let state = Arc::new(State {
             address,
             records: Mutex::default(),
             behaviours: Mutex::default(),
-            asked: Mutex::default(),
+            received: Mutex::default(),
             connections: Mutex::default(),
         });
         {
@@ -91,7 +98,7 @@ impl Upstream {
         Self { address, state, runtime: Some(runtime) }
     }
 
-    /// As `--upstream` takes it.
+    /// Returns the value of `--upstream` for this upstream.
     pub(crate) fn flag(&self) -> String {
         self.address.to_string()
     }
@@ -101,51 +108,64 @@ impl Upstream {
         self.state.records.lock().unwrap().extend(records);
     }
 
-    /// Replaces the whole table.
+    /// Replaces the table.
     pub(crate) fn replace(&self, records: impl IntoIterator<Item = Record>) {
         *self.state.records.lock().unwrap() = records.into_iter().collect();
     }
 
-    /// From now on, for names without a behaviour of their own.
+    /// Sets the behaviour for names without one of their own.
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         self.state.behaviours.lock().unwrap().all = behaviour;
     }
 
-    /// From now on, for this name.
+    /// Sets the behaviour for one name.
     pub(crate) fn on(&self, name: &str, behaviour: Behaviour) {
-        self.state.behaviours.lock().unwrap().names.insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
+        self.state
+            .behaviours
+            .lock()
+            .unwrap()
+            .names
+            .insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
     }
 
-    /// Everything that was asked, in order.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.state.asked.lock().unwrap().clone()
+    /// Returns all queries in order of arrival.
+    pub(crate) fn queries(&self) -> Vec<ReceivedQuery> {
+        self.state.received.lock().unwrap().clone()
     }
 
-    /// What was asked for this name, in whatever case and type.
-    pub(crate) fn asked_for(&self, name: &str) -> Vec<Asked> {
-        self.asked().into_iter().filter(|asked| asked.question.name.eq_ignore_ascii_case(name.trim_end_matches('.'))).collect()
+    /// Returns all queries for a name, in any letter case and of any type.
+    pub(crate) fn queries_for(&self, name: &str) -> Vec<ReceivedQuery> {
+        self.queries()
+            .into_iter()
+            .filter(|received| received.query.name.eq_ignore_ascii_case(name.trim_end_matches('.')))
+            .collect()
     }
 
-    /// The names that were asked for, in lower case; not those by which svcdns looks for loops.
+    /// Returns all queried names in lower case, except tokens of the loop guard.
     pub(crate) fn names(&self) -> BTreeSet<String> {
-        let names = self.asked().into_iter().map(|asked| asked.question.name.to_lowercase());
+        let names = self.queries().into_iter().map(|received| received.query.name.to_lowercase());
         names.filter(|name| !name.starts_with("svcdns-loop-check-")).collect()
     }
 
-    /// Waits until this name was asked for at least so often.
-    pub(crate) fn wait_for(&self, name: &str, times: usize, within: Duration) -> Vec<Asked> {
-        eventually(&format!("{name} to be asked for {times} times"), within, || {
-            let asked = self.asked_for(name);
-            (asked.len() >= times).then_some(asked)
+    /// Waits until a name was queried this many times.
+    pub(crate) fn wait_for(
+        &self,
+        name: &str,
+        times: usize,
+        within: Duration,
+    ) -> Vec<ReceivedQuery> {
+        eventually(&format!("{name} to be queried {times} times"), within, || {
+            let received = self.queries_for(name);
+            (received.len() >= times).then_some(received)
         })
     }
 
-    /// Forgets what was asked so far.
+    /// Forgets all queries so far.
     pub(crate) fn forget(&self) {
-        self.state.asked.lock().unwrap().clear();
+        self.state.received.lock().unwrap().clear();
     }
 
-    /// TCP connections accepted so far.
+    /// Returns the number of TCP connections accepted so far.
     pub(crate) fn connections(&self) -> usize {
         *self.state.connections.lock().unwrap()
     }
@@ -153,7 +173,7 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        // Not by dropping the runtime, which may not be done inside another one.
+        // The runtime must not be dropped inside another runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

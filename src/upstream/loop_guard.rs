@@ -1,0 +1,395 @@
+//! Detection of forwarding loops by tokens.
+//!
+//! From time to time svcdns queries each upstream for a token, a random name that nobody else asks
+//! for. If a query for that token arrives, the upstream has sent it back. The upstream is then not
+//! used until a probe shows that the loop is gone. Only tokens in use are special, so a client
+//! cannot fake a loop.
+//!
+//! Tokens are names below `empty.as112.arpa` (RFC 7535), an empty zone that AS112 servers worldwide
+//! serve for queries that lead nowhere. Forwarders do forward them: dnsmasq, unbound and
+//! systemd-resolved do not treat the zone as special, and the names have several labels. The zone
+//! is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs (RFC 8198), as it could
+//! below a nonexistent top-level domain. Without a loop, the upstream and at most an AS112 server
+//! see a random number.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::exchange::{Outgoing, Sockets, Upstream};
+use crate::name::Name;
+use crate::wire::{HEADER, flags, put_u16, rtype};
+
+/// The zone of all tokens, in wire form.
+const TOKEN_PARENT: &[u8] = b"\x05empty\x05as112\x04arpa\0";
+
+/// Prefix of a token's first label.
+///
+/// It explains the query to a reader of an upstream's log.
+const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
+
+/// Length of a token's first label.
+const TOKEN_LABEL_BYTES: usize = TOKEN_PREFIX.len() + 32;
+
+/// Intervals of probing the upstreams.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProbeTimings {
+    /// Time limit for an upstream's response.
+    pub(super) timeout: Duration,
+    /// Time after a successful probe until the next one.
+    pub(super) interval: Duration,
+    /// First interval after a failed probe; doubles up to `interval`.
+    pub(super) retry: Duration,
+}
+
+impl Default for ProbeTimings {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(4),
+            interval: Duration::from_secs(300),
+            retry: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The tokens in use, and the upstreams they were sent to.
+#[derive(Debug, Default)]
+pub(super) struct LoopGuard {
+    tokens: Mutex<Vec<LoopToken>>,
+    /// Notified when a token arrives in a query.
+    token_caught: Notify,
+}
+
+/// The token sent last to an upstream.
+#[derive(Debug)]
+struct LoopToken {
+    name: Name,
+    upstream: Arc<Upstream>,
+    seen: bool,
+}
+
+impl LoopGuard {
+    /// Returns whether a query's `name` is a token, and marks its upstream as looping.
+    ///
+    /// Such a query must not be forwarded: the caller answers SERVFAIL.
+    pub(super) fn catch_token(&self, name: &Name) -> bool {
+        let bytes = name.as_wire();
+        if bytes.len() != 1 + TOKEN_LABEL_BYTES + TOKEN_PARENT.len()
+            || !bytes.ends_with(TOKEN_PARENT)
+        {
+            return false;
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(token) = tokens.iter_mut().find(|token| token.name == *name) else { return false };
+        token.seen = true;
+        if !token.upstream.is_looping() {
+            token.upstream.set_looping(true);
+            let upstream = token.upstream.target();
+            tracing::error!(
+                %upstream,
+                "this upstream sends queries back to svcdns: it is not used until the loop \
+                 is gone; let it forward elsewhere, or set another with --upstream"
+            );
+        }
+        self.token_caught.notify_one();
+        true
+    }
+
+    /// Replaces the upstream's token with a new one.
+    fn issue(&self, upstream: &Arc<Upstream>) -> Option<Name> {
+        // 128 bits from the system's random source.
+        let label = [TOKEN_PREFIX, format!("{:032x}", rand::random::<u128>()).as_bytes()].concat();
+        let name = Name::from_labels([&label[..], b"empty", b"as112", b"arpa"]).ok()?;
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|token| !Arc::ptr_eq(&token.upstream, upstream));
+        tokens.push(LoopToken { name, upstream: Arc::clone(upstream), seen: false });
+        Some(name)
+    }
+
+    /// Returns whether the token has arrived in a query.
+    fn was_seen(&self, name: &Name) -> bool {
+        self.tokens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|token| token.seen && token.name == *name)
+    }
+
+    /// Drops the tokens of all other upstreams.
+    fn retain(&self, upstreams: &[Arc<Upstream>]) {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|token| {
+            upstreams.iter().any(|upstream| Arc::ptr_eq(upstream, &token.upstream))
+        });
+    }
+
+    /// Probes an upstream and clears its loop mark if its answer came from elsewhere.
+    ///
+    /// Returns whether it did.
+    async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, timeout: Duration) -> bool {
+        let Some(name) = self.issue(upstream) else { return false };
+        let Some(outgoing) = Outgoing::new(probe_query(&name), false) else { return false };
+        // No response proves nothing.
+        if sockets.query_one(upstream, &outgoing, Instant::now() + timeout).await.is_err()
+            || self.was_seen(&name)
+        {
+            return false;
+        }
+        if upstream.is_looping() {
+            upstream.set_looping(false);
+            tracing::info!(
+                upstream = %upstream.target(),
+                "this upstream no longer sends queries back: it is used again"
+            );
+        }
+        true
+    }
+
+    /// Probes all upstreams after each change, and each one periodically, until `stop`.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut routing: watch::Receiver<Vec<Arc<Upstream>>>,
+        timings: ProbeTimings,
+        stop: CancellationToken,
+    ) {
+        let sockets = Arc::new(Sockets::default());
+        let mut schedules: Vec<ProbeSchedule> = Vec::new();
+        let mut changed = true;
+        while !stop.is_cancelled() {
+            let now = Instant::now();
+            if changed {
+                let upstreams = routing.borrow_and_update().clone();
+                self.retain(&upstreams);
+                schedules = upstreams
+                    .into_iter()
+                    .map(|upstream| ProbeSchedule { upstream, due: now, pause: timings.retry })
+                    .collect();
+            }
+            let mut probes = JoinSet::new();
+            for (index, schedule) in
+                schedules.iter().enumerate().filter(|(_, schedule)| schedule.due <= now)
+            {
+                let (guard, sockets, upstream) =
+                    (Arc::clone(&self), Arc::clone(&sockets), Arc::clone(&schedule.upstream));
+                probes.spawn(async move {
+                    (index, guard.probe(&sockets, &upstream, timings.timeout).await)
+                });
+            }
+            while let Some(probed) = tokio::select! {
+                () = stop.cancelled() => return,
+                probed = probes.join_next() => probed,
+            } {
+                if let Ok((index, good)) = probed
+                    && let Some(schedule) = schedules.get_mut(index)
+                {
+                    schedule.reschedule(good, timings);
+                }
+            }
+            // A token can arrive late, after the probe has ended.
+            schedules
+                .iter_mut()
+                .filter(|schedule| schedule.upstream.is_looping())
+                .for_each(ProbeSchedule::bring_forward);
+            let due = schedules
+                .iter()
+                .map(|schedule| schedule.due)
+                .min()
+                .unwrap_or(now + timings.interval);
+            changed = tokio::select! {
+                () = stop.cancelled() => return,
+                there = routing.changed() => {
+                    if there.is_err() {
+                        return;
+                    }
+                    true
+                }
+                () = self.token_caught.notified() => false,
+                () = tokio::time::sleep_until(due.into()) => false,
+            };
+        }
+    }
+}
+
+/// When to probe an upstream next.
+#[derive(Debug)]
+struct ProbeSchedule {
+    upstream: Arc<Upstream>,
+    due: Instant,
+    /// Time until the next probe, should this one fail.
+    pause: Duration,
+}
+
+impl ProbeSchedule {
+    /// Sets the time of the next probe.
+    fn reschedule(&mut self, good: bool, timings: ProbeTimings) {
+        let pause = if good { timings.interval } else { self.pause };
+        self.due = Instant::now() + pause;
+        self.pause = if good { timings.retry } else { (self.pause * 2).min(timings.interval) };
+    }
+
+    /// Moves the next probe forward, to the interval after a failed one.
+    fn bring_forward(&mut self) {
+        self.due = self.due.min(Instant::now() + self.pause);
+    }
+}
+
+/// Builds a query for the A records of `name`.
+fn probe_query(name: &Name) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + name.as_wire().len() + 4);
+    for word in [0, flags::RD, 1, 0, 0, 0] {
+        put_u16(&mut message, word);
+    }
+    message.extend_from_slice(name.as_wire());
+    put_u16(&mut message, rtype::A);
+    put_u16(&mut message, rtype::IN);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::net::UdpSocket;
+    use tokio::runtime::Handle;
+
+    use super::super::exchange::Connector;
+    use super::*;
+
+    /// Upper bound of waiting for a change, long enough for a very busy machine.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+    fn upstream(address: SocketAddr) -> Arc<Upstream> {
+        Upstream::new(address.to_string().parse().unwrap(), Connector::new(Handle::current(), None))
+    }
+
+    /// Starts a fake upstream that reports each name to `guard` while `looping` is set.
+    ///
+    /// Otherwise it answers by itself. Returns its address and the names it was queried for.
+    async fn forwarder(
+        guard: Arc<LoopGuard>,
+        looping: Arc<AtomicBool>,
+    ) -> (SocketAddr, Arc<Mutex<Vec<Name>>>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (address, names) = (socket.local_addr().unwrap(), Arc::<Mutex<Vec<Name>>>::default());
+        let seen = Arc::clone(&names);
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let (name, _) = Name::from_wire(&buffer[HEADER..length]).unwrap();
+                let circle = looping.load(Ordering::SeqCst) && guard.catch_token(&name);
+                seen.lock().unwrap().push(name);
+                buffer[2] |= 0x80;
+                buffer[3] = if circle { 2 } else { 3 };
+                socket.send_to(&buffer[..length], from).await.unwrap();
+            }
+        });
+        (address, names)
+    }
+
+    async fn wait_for(what: &str, ready: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !ready() {
+            assert!(begin.elapsed() < TEST_TIMEOUT, "{what} did not come about");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn loops_are_detected_and_cleared() {
+        let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
+        let good = Arc::new(AtomicBool::new(false));
+        let (other, other_names) = forwarder(Arc::clone(&guard), good).await;
+        let (bad, good) = (upstream(address), upstream(other));
+        let (_tell, routing) = watch::channel(vec![Arc::clone(&bad), Arc::clone(&good)]);
+        let timings = ProbeTimings {
+            timeout: TEST_TIMEOUT,
+            interval: Duration::from_millis(50),
+            retry: Duration::from_millis(5),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
+        wait_for("the loop to be detected", || bad.is_looping()).await;
+        wait_for("probes of the other upstream", || other_names.lock().unwrap().len() > 1).await;
+        assert!(!good.is_looping());
+        looping.store(false, Ordering::SeqCst);
+        wait_for("the end of the loop", || !bad.is_looping()).await;
+        looping.store(true, Ordering::SeqCst);
+        wait_for("the loop to be detected again", || bad.is_looping()).await;
+        stop.cancel();
+        running.await.unwrap();
+        let mut names = names.lock().unwrap().clone();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "each probe has a name of its own");
+        assert!(names.iter().all(
+            |name| name.to_string().ends_with(".empty.as112.arpa.") && name.label_count() == 4
+        ));
+    }
+
+    #[tokio::test]
+    async fn all_upstreams_are_probed_after_a_change() {
+        let guard = Arc::<LoopGuard>::default();
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::default()).await;
+        let only = upstream(address);
+        let (tell, routing) = watch::channel(vec![Arc::clone(&only)]);
+        let timings = ProbeTimings {
+            timeout: TEST_TIMEOUT,
+            interval: Duration::from_secs(3600),
+            retry: Duration::from_secs(3600),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Arc::clone(&guard).run(routing, timings, stop.clone()));
+        wait_for("the first probe", || names.lock().unwrap().len() == 1).await;
+        tell.send(vec![only]).unwrap();
+        wait_for("the second probe", || names.lock().unwrap().len() == 2).await;
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_tokens_in_use_are_special() {
+        let guard = LoopGuard::default();
+        let upstream = upstream("127.0.0.1:9".parse().unwrap());
+        let first = guard.issue(&upstream).unwrap();
+        let second = guard.issue(&upstream).unwrap();
+        let text = second.to_string();
+        let digit = if text.as_bytes()[TOKEN_PREFIX.len()] == b'0' { "1" } else { "0" };
+        let mut other = text.clone();
+        other.replace_range(TOKEN_PREFIX.len()..=TOKEN_PREFIX.len(), digit);
+        for name in [
+            &*first.to_string(),
+            &other,
+            &format!("a.{text}"),
+            "empty.as112.arpa",
+            "svcdns-loop-check-.empty.as112.arpa",
+        ] {
+            assert!(!guard.catch_token(&Name::from_text(name).unwrap()), "{name}");
+        }
+        assert!(!upstream.is_looping());
+        // Upstreams may change the letter case.
+        assert!(
+            guard.catch_token(&Name::from_text(&text.to_uppercase()).unwrap())
+                && upstream.is_looping()
+        );
+        guard.retain(&[]);
+        assert!(!guard.catch_token(&second));
+    }
+
+    #[test]
+    fn probe_queries_are_well_formed() {
+        let name = Name::from_text("a.empty.as112.arpa").unwrap();
+        let message = probe_query(&name);
+        let crate::wire::Parsed::Query(query) = crate::wire::Query::parse(&message) else {
+            panic!("no query")
+        };
+        assert_eq!((query.name(), query.qtype), (name.as_wire(), rtype::A));
+        assert!(Outgoing::new(message.clone(), false).is_some());
+    }
+}

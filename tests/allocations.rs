@@ -6,7 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{Answerer, Answers, Outcome, Publisher, Settings};
+use svcdns::answer::{Answerer, Answers, Disposition, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -37,7 +37,8 @@ fn put(key: &str, value: &str) -> Change {
 /// A server with a service of each kind, and what came after its list.
 fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::sync::Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones()), settings, 1, now);
+    let (mut publisher, answerer) =
+        Publisher::new(catalog::Settings::new(zones()), settings, 1, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
     for (key, value) in [
         ("one/latest/10.0.0.1:80", "{}"),
@@ -56,13 +57,22 @@ fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::syn
     // Of one length, so that equally many fit whichever are drawn.
     for at in 10..100 {
         changes.push(put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), "{}"));
-        changes.push(put(&format!("/service/default/default/heavy/latest/10.1.0.{at}:80"), &format!(r#"{{"weight":{}}}"#, at % 5)));
+        changes.push(put(
+            &format!("/service/default/default/heavy/latest/10.1.0.{at}:80"),
+            &format!(r#"{{"weight":{}}}"#, at % 5),
+        ));
     }
     changes.push(put("/service/default/prod/else/latest/10.0.0.9:80", "{}"));
     changes.push(Change::ListEnd { revision: 1 });
     changes.extend(then);
     publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
-    publisher.apply([Update::Hosts(vec![("web.example".into(), Addresses::Known([[192, 0, 2, 1].into()].into()))])], now);
+    publisher.apply(
+        [Update::Hosts(vec![(
+            "web.example".into(),
+            Addresses::Known([[192, 0, 2, 1].into()].into()),
+        )])],
+        now,
+    );
     answerer
 }
 
@@ -99,13 +109,19 @@ fn what_allocates(answerer: &Answerer, asked: &[Asked<'_>]) -> Vec<String> {
             let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
             answerer.respond(&Query::parse(&packet), (&ahead, 1), *transport, draw, out)
         };
-        assert_eq!(ask(1, &mut out), Outcome::Answered);
-        assert_eq!((out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0), *expected, "{name} {rtype} {payload:?}");
+        assert_eq!(ask(1, &mut out), Disposition::Answered);
+        assert_eq!(
+            (out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0),
+            *expected,
+            "{name} {rtype} {payload:?}"
+        );
         let count = allocations(|draw| {
             ask(draw, &mut out);
         });
         if count > 0 {
-            found.push(format!("{name} type {rtype} EDNS {payload:?} {transport:?}: {count} in {QUESTIONS} answers"));
+            found.push(format!(
+                "{name} type {rtype} EDNS {payload:?} {transport:?}: {count} in {QUESTIONS} answers"
+            ));
         }
     }
     found
@@ -165,7 +181,10 @@ fn ready_answers_of_few_records() {
         ("heavy.svc", rtype::A, Some(1232), Transport::Udp, (0, 2, false)),
         ("heavy.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 2, false)),
     ];
-    let found = what_allocates(&house(Settings { answers: Answers::Count(2.try_into().unwrap()), ..settings() }, []), &asked);
+    let found = what_allocates(
+        &house(Settings { answers: Answers::Count(2.try_into().unwrap()), ..settings() }, []),
+        &asked,
+    );
     assert!(found.is_empty(), "{found:#?}");
 }
 
@@ -205,14 +224,18 @@ fn what_an_upstream_said_before() {
             let packet = packet(name, rtype, payload);
             let answer = lane.resolve(packet.clone(), Transport::Udp).await.unwrap();
             assert!(matches!(answer[3] & 0xF, 0 | 3), "{name}: {answer:02x?}");
-            let Parsed::Query(query) = Query::parse(&packet) else { panic!("{name} is no question") };
+            let Parsed::Query(query) = Query::parse(&packet) else {
+                panic!("{name} is no question")
+            };
             let now = Instant::now();
             let count = allocations(|_| {
                 out.clear();
                 assert!(lane.respond(&query, Transport::Udp, now, &mut out));
             });
             if count > 0 {
-                found.push(format!("{name} type {rtype} EDNS {payload:?}: {count} in {QUESTIONS} answers"));
+                found.push(format!(
+                    "{name} type {rtype} EDNS {payload:?}: {count} in {QUESTIONS} answers"
+                ));
             }
         }
     });

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 
 /// The folders of the corpus, or the files of one of them, sorted.
 fn entries(folder: &Path) -> BTreeSet<PathBuf> {
-    fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())).map(|entry| entry.unwrap().path()).collect()
+    fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .collect()
 }
 
 #[test]
@@ -26,5 +29,9 @@ fn what_was_found_once_holds_still() {
         }
     }
     let folders: BTreeSet<_> = entries(&corpus);
-    assert_eq!(folders, fuzz::TARGETS.iter().map(|(name, _)| corpus.join(name)).collect(), "folders of the corpus, and targets");
+    assert_eq!(
+        folders,
+        fuzz::TARGETS.iter().map(|(name, _)| corpus.join(name)).collect(),
+        "folders of the corpus, and targets"
+    );
 }

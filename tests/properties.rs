@@ -21,7 +21,11 @@ const ACTS: usize = 350;
 
 #[test]
 fn ready_made_answers_equal_full_ones() {
-    let mut config = ProptestConfig { max_shrink_iters: 4_000, failure_persistence: None, ..ProptestConfig::default() };
+    let mut config = ProptestConfig {
+        max_shrink_iters: 4_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = CASES;
     }
@@ -29,7 +33,9 @@ fn ready_made_answers_equal_full_ones() {
     let kinds = RefCell::new(Kinds { allocates, ..Kinds::unmeasured() });
     // Numbers, not octets: there are fewer of them to draw and to shrink.
     let acts = prop::collection::vec(any::<[u64; ACT / 8]>(), 1..ACTS);
-    let octets = |acts: &[[u64; ACT / 8]]| -> Vec<u8> { acts.as_flattened().iter().flat_map(|number| number.to_le_bytes()).collect() };
+    let octets = |acts: &[[u64; ACT / 8]]| -> Vec<u8> {
+        acts.as_flattened().iter().flat_map(|number| number.to_le_bytes()).collect()
+    };
     let result = TestRunner::new(config).run(&acts, |acts| {
         act_out(&octets(&acts), &mut kinds.borrow_mut());
         Ok(())
@@ -45,12 +51,36 @@ fn ready_made_answers_equal_full_ones() {
     }
     let counts = kinds.into_inner().counts;
     let questions: u64 = counts.values().map(|[all, _]| all).sum();
-    println!("{questions} questions: kinds of answers, how many, and how many of them without an allocation: {counts:?}");
-    for kind in ["records", "services", "services with glue", "cut", "no data", "no such name", "cannot say", "refused", "not taken"] {
+    println!(
+        "{questions} questions: kinds of answers, how many, and how many of them without an allocation: {counts:?}"
+    );
+    for kind in [
+        "records",
+        "services",
+        "services with glue",
+        "cut",
+        "no data",
+        "no such name",
+        "cannot say",
+        "refused",
+        "not taken",
+    ] {
         let [all, ready] = counts.get(kind).copied().unwrap_or_default();
-        assert!(all * 1_000 > questions, "less than one in 1,000 answers is of the kind {kind:?}: {counts:?}");
+        assert!(
+            all * 1_000 > questions,
+            "less than one in 1,000 answers is of the kind {kind:?}: {counts:?}"
+        );
         // A name of the other kinds is seldom worth a ready-made record, or never.
-        let least = if ["records", "services with glue", "cut", "no data", "no such name"].contains(&kind) { 10 } else { 0 };
-        assert!(ready * 100 >= all * least, "less than {least} % of the answers of the kind {kind:?} were ready: {counts:?}");
+        let least = if ["records", "services with glue", "cut", "no data", "no such name"]
+            .contains(&kind)
+        {
+            10
+        } else {
+            0
+        };
+        assert!(
+            ready * 100 >= all * least,
+            "less than {least} % of the answers of the kind {kind:?} were ready: {counts:?}"
+        );
     }
 }

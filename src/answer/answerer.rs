@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::ahead::{Ahead, Place};
-use super::asking::{Asking, Outcome};
 use super::counters::Counters;
-use super::message::{Response, Writer};
+use super::lookahead::{Lookahead, OwnerKey};
+use super::message::{ResponseContent, ResponseWriter};
+use super::respond::{Disposition, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Condition, Rejections, Stats};
@@ -25,16 +25,17 @@ pub struct Answerer {
     pub(super) first_serial: u32,
 }
 
-const TOO_MANY: ExtendedError = ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
-const NO_ACCESS: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
+const OVERLOADED: ExtendedError =
+    ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
+const ACCESS_DENIED: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
     /// Looks at messages that came together, or at one alone, before they are answered.
     ///
     /// Finds out what the first 32 ask for, and fetches the memory that their answers need for all
     /// of them at once.
-    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
-        Ahead::new(&self.settings.zones, self.snapshot.load(), requests)
+    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Lookahead {
+        Lookahead::new(&self.settings.zones, self.snapshot.load(), requests)
     }
 
     /// Writes the response to a message into `out`, without TCP's length, if it is ours to give.
@@ -47,19 +48,26 @@ impl Answerer {
     pub fn respond(
         &self,
         parsed: &Parsed<'_>,
-        (ahead, number): (&Ahead, usize),
+        (ahead, number): (&Lookahead, usize),
         transport: Transport,
         draw: u64,
         out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.answer(parsed, (&ahead.snapshot, ahead.place(number)), self.writer(transport, draw), out)
+    ) -> Disposition {
+        self.answer(parsed, (&ahead.snapshot, ahead.key(number)), self.writer(transport, draw), out)
     }
 
     /// Writes the response that the naming grammar alone gives, without ready-made records.
     ///
     /// [`Self::respond`] must give the same: this is for tests that compare the two. Not counted.
-    pub fn respond_in_full(&self, parsed: &Parsed<'_>, transport: Transport, draw: u64, out: &mut Vec<u8>) -> Outcome {
-        let writer = Writer { counters: &Counters::default(), ..self.writer(transport, draw) };
+    pub fn respond_in_full(
+        &self,
+        parsed: &Parsed<'_>,
+        transport: Transport,
+        draw: u64,
+        out: &mut Vec<u8>,
+    ) -> Disposition {
+        let writer =
+            ResponseWriter { counters: &Counters::default(), ..self.writer(transport, draw) };
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
     }
 
@@ -68,39 +76,56 @@ impl Answerer {
     pub(super) fn answer(
         &self,
         parsed: &Parsed<'_>,
-        (snapshot, place): (&Snapshot, Option<Place>),
-        writer: Writer<'_>,
+        (snapshot, key): (&Snapshot, Option<OwnerKey>),
+        writer: ResponseWriter<'_>,
         out: &mut Vec<u8>,
-    ) -> Outcome {
+    ) -> Disposition {
         out.clear();
         match parsed {
-            Parsed::Silent => Outcome::Silent,
+            Parsed::Silent => Disposition::Silent,
             Parsed::Bad { query, rcode } => {
-                writer.put(&Response::code(*rcode, None), query, out);
-                Outcome::Answered
+                writer.write(&ResponseContent::code(*rcode, None), query, out);
+                Disposition::Answered
             }
             Parsed::Query(query) => {
-                let asking = Asking { writer, first_serial: self.first_serial, snapshot, query };
-                if place.is_some_and(|place| asking.fast(place, out)) { Outcome::Answered } else { asking.respond(out) }
+                let context =
+                    QueryContext { writer, first_serial: self.first_serial, snapshot, query };
+                if key.is_some_and(|key| context.fast(key, out)) {
+                    Disposition::Answered
+                } else {
+                    context.respond(out)
+                }
             }
         }
     }
 
     /// Writes the response to a source that may not ask: REFUSED. `false`: stay silent.
     pub fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        self.put_code(rcode::REFUSED, NO_ACCESS, request, out)
+        self.write_code(rcode::REFUSED, ACCESS_DENIED, request, out)
     }
 
     /// Writes the response to a question that would have to wait for an answer, where too many wait: SERVFAIL. `false`: stay
     /// silent.
     pub fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        self.put_code(rcode::SERVFAIL, TOO_MANY, request, out)
+        self.write_code(rcode::SERVFAIL, OVERLOADED, request, out)
     }
 
-    fn put_code(&self, code: u16, error: ExtendedError, request: &[u8], out: &mut Vec<u8>) -> bool {
+    fn write_code(
+        &self,
+        code: u16,
+        error: ExtendedError,
+        request: &[u8],
+        out: &mut Vec<u8>,
+    ) -> bool {
         out.clear();
-        let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else { return false };
-        self.writer(Transport::Udp, 0).put(&Response::code(code, Some(error)), &query, out);
+        let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else {
+            return false;
+        };
+        self.writer(Transport::Udp, 0).write(
+            &ResponseContent::code(code, Some(error)),
+            &query,
+            out,
+        );
         true
     }
 
@@ -134,7 +159,7 @@ impl Answerer {
         &self.counters
     }
 
-    pub(super) fn writer(&self, transport: Transport, draw: u64) -> Writer<'_> {
-        Writer { settings: &self.settings, transport, draw, counters: &self.counters }
+    pub(super) fn writer(&self, transport: Transport, draw: u64) -> ResponseWriter<'_> {
+        ResponseWriter { settings: &self.settings, transport, draw, counters: &self.counters }
     }
 }

@@ -13,7 +13,7 @@ pub struct Counters {
 
 impl Counters {
     /// Answers with this response code, 0-15.
-    pub fn answers(&self, rcode: u16) -> u64 {
+    pub fn responses(&self, rcode: u16) -> u64 {
         self.rcodes.get(usize::from(rcode)).map_or(0, Counter::get)
     }
 

@@ -7,14 +7,14 @@ use hickory_proto::op::Message;
 use serde::{Deserialize, Serialize};
 
 use super::answerer::Answerer;
-use super::asking;
 use super::counters::Counters;
-use super::full::{self, Outcome, Step};
-use super::message::Writer;
-use super::record::Record;
+use super::full::{self, MatchResult, TraceStep};
+use super::message::ResponseWriter;
+use super::node::Node;
+use super::respond::Disposition;
 use super::settings::Answers;
 use super::table::Snapshot;
-use crate::name::{Asked, Name, Reading, Scope, reverse_address};
+use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
 /// How a question is answered, and why.
@@ -108,12 +108,15 @@ impl Answerer {
         if let Some((_, zone)) = self.settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
             let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
-            explanation.ready_made = snapshot.record(owner).is_some_and(|record| !Record::read(record).is_marker());
-            let labels: Vec<&[u8]> = zone.in_front(name).collect();
+            explanation.ready_made =
+                snapshot.node(owner).is_some_and(|record| !Node::read(record).is_marker());
+            let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
             if labels.is_empty() {
                 explanation.parsed.push("the zone itself".to_owned());
             } else {
-                full::resolve(snapshot, &self.settings, &labels, |step| explanation.add(&step, snapshot));
+                full::resolve(snapshot, &self.settings, &labels, |step| {
+                    explanation.add(&step, snapshot)
+                });
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("the reverse name of {address}"));
@@ -124,11 +127,17 @@ impl Answerer {
         let mut response = Vec::new();
         // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let writer = Writer { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
-        let outcome = self.answer(&Query::parse(&query), (snapshot, ahead.place(0)), writer, &mut response);
-        explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
+        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
+        let outcome =
+            self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
+        explanation.elsewhere =
+            (outcome == Disposition::Forward).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
-        explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
+        explanation.limit = if payload.is_some() {
+            offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX)
+        } else {
+            wire::UDP_PLAIN
+        };
         explanation.octets = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
@@ -137,43 +146,56 @@ impl Answerer {
 }
 
 impl Explanation {
-    fn add(&mut self, step: &Step<'_>, snapshot: &Snapshot) {
-        if let Step::Reading(reading, Outcome::Elsewhere) = step {
+    fn add(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
+        if let TraceStep::Interpretation(reading, MatchResult::NoMatch) = step {
             self.add_elsewhere(reading, snapshot);
         }
         match step {
-            Step::Parsed(None) => self.parsed.push("no form of a name reads this".to_owned()),
-            Step::Parsed(Some(asked)) => self.parsed.extend(parts(asked)),
-            Step::Reading(reading, outcome) => self.tried.push(Tried {
+            TraceStep::Parsed(None) => self.parsed.push("no form of a name reads this".to_owned()),
+            TraceStep::Parsed(Some(parsed)) => self.parsed.extend(parts(parsed)),
+            TraceStep::Interpretation(reading, outcome) => self.tried.push(Tried {
                 reading: describe(reading),
                 outcome: match outcome {
-                    Outcome::Unknown => "no such service",
-                    Outcome::Elsewhere => "the service is known, but not there, or not with that version or instance",
-                    Outcome::Taken => "taken",
+                    MatchResult::NoService => "no such service",
+                    MatchResult::NoMatch => {
+                        "the service is known, but not there, or not with that version or instance"
+                    }
+                    MatchResult::Match => "taken",
                 }
                 .to_owned(),
             }),
-            Step::Instance(instance, dropped) => {
+            TraceStep::Instance(instance, dropped) => {
                 let left_out = instance.left_out.map(|reason| reason.to_string());
-                self.considered.push(Considered::new(instance, left_out.or_else(|| dropped.map(str::to_owned))));
+                self.considered.push(Considered::new(
+                    instance,
+                    left_out.or_else(|| dropped.map(str::to_owned)),
+                ));
             }
         }
     }
 
     /// The instances of a service that is known, but not where the name says.
-    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &Snapshot) {
+    fn add_elsewhere(&mut self, reading: &Interpretation<'_>, snapshot: &Snapshot) {
         let mut base = String::new();
-        let service = full::join(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
+        let service =
+            full::join_labels(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
-            let dropped = "not in the deployment, namespace, version or place that this reading says";
+            let dropped =
+                "not in the deployment, namespace, version or place that this reading says";
             self.considered.push(Considered::new(&instance, Some(dropped.to_owned())));
         }
     }
 
     fn add_address(&mut self, snapshot: &Snapshot, address: IpAddr) {
-        for service in snapshot.at_address(address) {
-            for instance in service.instances().filter(|instance| instance.endpoint.host.address() == Some(address)) {
-                self.considered.push(Considered::new(&instance, instance.left_out.map(|reason| reason.to_string())));
+        for service in snapshot.services_at(address) {
+            for instance in service
+                .instances()
+                .filter(|instance| instance.endpoint.host.address() == Some(address))
+            {
+                self.considered.push(Considered::new(
+                    &instance,
+                    instance.left_out.map(|reason| reason.to_string()),
+                ));
             }
         }
     }
@@ -183,13 +205,24 @@ impl Explanation {
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
         self.truncated = message.metadata.truncation;
         self.answers = message.answers.iter().map(ToString::to_string).collect();
-        self.others = message.authorities.iter().chain(&message.additionals).map(ToString::to_string).collect();
-        let option =
-            message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::EXTENDED_ERROR)));
-        self.extended_error = option.and_then(|option| <Vec<u8>>::try_from(option).ok()).and_then(|octets| {
-            let code = u16_at(&octets, 0)?;
-            Some(format!("{code} {}", String::from_utf8_lossy(octets.get(2..)?)).trim_end().to_owned())
+        self.others = message
+            .authorities
+            .iter()
+            .chain(&message.additionals)
+            .map(ToString::to_string)
+            .collect();
+        let option = message.edns.as_ref().and_then(|edns| {
+            edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::EXTENDED_ERROR))
         });
+        self.extended_error =
+            option.and_then(|option| <Vec<u8>>::try_from(option).ok()).and_then(|octets| {
+                let code = u16_at(&octets, 0)?;
+                Some(
+                    format!("{code} {}", String::from_utf8_lossy(octets.get(2..)?))
+                        .trim_end()
+                        .to_owned(),
+                )
+            });
     }
 }
 
@@ -198,7 +231,12 @@ impl Considered {
         let key = instance.key;
         Self {
             endpoint: instance.endpoint.to_string(),
-            group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
+            group: format!(
+                "{}/{}/{}",
+                key.group().deployment,
+                key.group().namespace,
+                key.group().version
+            ),
             weight: key.weight(),
             registry: key.registry().place(),
             key: instance.text(),
@@ -209,26 +247,30 @@ impl Considered {
     }
 }
 
-fn parts(asked: &Asked<'_>) -> Vec<String> {
+fn parts(parsed: &ParsedName<'_>) -> Vec<String> {
     let mut parts = Vec::new();
-    if let Some(label) = asked.rfc2782 {
+    if let Some(label) = parsed.rfc2782 {
         parts.push(format!("protocol or port {}", label.escape_ascii()));
     }
-    for selector in &asked.selectors {
-        let impossible = if selector.impossible { " (no value can be that)" } else { "" };
-        parts.push(format!("{} = {:?}{impossible}", selector.key.escape_ascii(), selector.value));
+    for selector in &parsed.selectors {
+        let unsatisfiable = if selector.unsatisfiable { " (no value can be that)" } else { "" };
+        parts.push(format!(
+            "{} = {:?}{unsatisfiable}",
+            selector.key.escape_ascii(),
+            selector.value
+        ));
     }
-    if asked.tcp_of_base {
+    if parsed.tcp_of_base {
         parts.push("a service by RFC 2782 name".to_owned());
     }
-    if asked.partial {
+    if parsed.non_terminal {
         parts.push("a name that only has names below it".to_owned());
     }
-    parts.push(format!("service labels: {}", text(&asked.rest)));
+    parts.push(format!("service labels: {}", text(&parsed.rest)));
     parts
 }
 
-fn describe(reading: &Reading<'_>) -> String {
+fn describe(reading: &Interpretation<'_>) -> String {
     let mut words = format!("service {}", text(reading.base));
     if let Some(version) = reading.version {
         words = format!("version {} of {words}", text(version));
@@ -237,10 +279,16 @@ fn describe(reading: &Reading<'_>) -> String {
         words = format!("instance {} of {words}", instance.escape_ascii());
     }
     match reading.scope {
-        Scope::Configured => words,
-        Scope::Namespace(namespace) => format!("{words} in namespace {}", namespace.escape_ascii()),
-        Scope::Full { namespace, deployment } => {
-            format!("{words} in namespace {} of deployment {}", namespace.escape_ascii(), deployment.escape_ascii())
+        ServiceScope::Configured => words,
+        ServiceScope::Namespace(namespace) => {
+            format!("{words} in namespace {}", namespace.escape_ascii())
+        }
+        ServiceScope::Full { namespace, deployment } => {
+            format!(
+                "{words} in namespace {} of deployment {}",
+                namespace.escape_ascii(),
+                deployment.escape_ascii()
+            )
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt,
 
 /// What a response says, before it is known what fits.
 #[derive(Debug)]
-pub(super) struct Response<'a> {
+pub(super) struct ResponseContent<'a> {
     /// The response code; its upper bits go into OPT.
     pub(super) rcode: u16,
     /// Whether it comes from a zone served here.
@@ -15,31 +15,31 @@ pub(super) struct Response<'a> {
     /// The answer section.
     pub(super) answers: &'a RRset<'a>,
     /// The authority section's SOA; empty for none.
-    pub(super) authority: &'a [u8],
+    pub(super) soa: &'a [u8],
     /// An extended error, told to those who speak EDNS.
     pub(super) error: Option<ExtendedError>,
 }
 
-impl<'a> Response<'a> {
+impl<'a> ResponseContent<'a> {
     /// A response without records, from outside the zones.
     pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
-        Self { rcode, authoritative: false, answers: &RRset::EMPTY, authority: &[], error }
+        Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error }
     }
 
     /// An authoritative answer.
     pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError>) -> Self {
-        Self { rcode: rcode::NOERROR, authoritative: true, answers, authority: &[], error }
+        Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error }
     }
 
     /// An authoritative answer that there is nothing, or no such name (RFC 2308 section 2).
     pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
-        Self { rcode, authoritative: true, answers: &RRset::EMPTY, authority: soa, error }
+        Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error }
     }
 }
 
 /// How responses are written, and where they are counted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Writer<'a> {
+pub(super) struct ResponseWriter<'a> {
     pub(super) settings: &'a Settings,
     pub(super) transport: Transport,
     /// A fresh random number: decides which record comes first, and which at all.
@@ -48,17 +48,22 @@ pub(super) struct Writer<'a> {
 }
 
 /// What a written response lacks.
-struct Written {
+struct Omission {
     /// Whether TC says so.
     truncated: bool,
     /// Records of the answer that it left out.
     left_out: usize,
 }
 
-impl Writer<'_> {
+impl ResponseWriter<'_> {
     /// Writes the response to `query` into `out`, which is empty, and counts it.
-    pub(super) fn put(&self, response: &Response<'_>, query: &Query<'_>, out: &mut Vec<u8>) {
-        let Written { truncated, left_out } = self.write(response, query, out);
+    pub(super) fn write(
+        &self,
+        response: &ResponseContent<'_>,
+        query: &Query<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        let Omission { truncated, left_out } = self.compose(response, query, out);
         self.counters.count(response.rcode, truncated, left_out);
     }
 
@@ -66,9 +71,14 @@ impl Writer<'_> {
     ///
     /// As many records as fit, in an order drawn by weight. When not all do, TC says so over UDP, and the OPT and what fits
     /// stay: stubs without TCP still have addresses. Glue takes what room is left and never causes TC (RFC 2181 section 9).
-    fn write(&self, response: &Response<'_>, query: &Query<'_>, out: &mut Vec<u8>) -> Written {
+    fn compose(
+        &self,
+        response: &ResponseContent<'_>,
+        query: &Query<'_>,
+        out: &mut Vec<u8>,
+    ) -> Omission {
         let Self { settings, transport, draw, .. } = *self;
-        let Response { rcode, authoritative, answers: set, authority, error } = response;
+        let ResponseContent { rcode, authoritative, answers: set, soa, error } = response;
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
         let room = query.limit(transport).saturating_sub(opt);
         // The question is echoed octet for octet, its letters' case included.
@@ -84,10 +94,11 @@ impl Writer<'_> {
         let start = out.len();
         let put = set.put(&order, wanted, room, out);
         // What fits is an answer; nothing is none, whatever the setting.
-        let truncated = put < wanted && transport == Transport::Udp && (answers != Answers::Fit || put == 0);
-        let authority = if out.len() + authority.len() <= room { *authority } else { &[] };
-        if !authority.is_empty() {
-            out.extend_from_slice(authority);
+        let truncated =
+            put < wanted && transport == Transport::Udp && (answers != Answers::Fit || put == 0);
+        let soa = if out.len() + soa.len() <= room { *soa } else { &[] };
+        if !soa.is_empty() {
+            out.extend_from_slice(soa);
         }
         let mut additional = set.put_glue(&order, put, start, room, out);
         if query.edns.is_some() {
@@ -103,14 +114,20 @@ impl Writer<'_> {
             | flag(settings.forwarding, flags::RA)
             | rcode & 0xF;
         // A message has at most 65,535 octets, so fewer records.
-        let counts = [usize::from(!query.question.is_empty()), put, usize::from(!authority.is_empty()), additional];
-        let [questions, answers, authorities, additional] = counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+        let counts = [
+            usize::from(!query.question.is_empty()),
+            put,
+            usize::from(!soa.is_empty()),
+            additional,
+        ];
+        let [questions, answers, authorities, additional] =
+            counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
         if let Some(header) = out.first_chunk_mut::<HEADER>() {
             let words = [query.id, flags, questions, answers, authorities, additional];
             for (octets, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
                 *octets = word.to_be_bytes();
             }
         }
-        Written { truncated, left_out: set.count - put }
+        Omission { truncated, left_out: set.count - put }
     }
 }

@@ -3,20 +3,20 @@
 //! [`Publisher`] owns what is known and publishes it; [`Answerer`] reads the latest publication without a lock. Neither does
 //! I/O or keeps a clock. A question goes through one function, [`Answerer::respond`], however it came.
 
-mod ahead;
 mod answerer;
-mod asking;
 mod choice;
 mod compile;
 mod counters;
 mod explain;
 mod fast;
 mod full;
+mod lookahead;
 mod message;
+mod node;
 mod owner;
 mod publish;
 mod rare;
-mod record;
+mod respond;
 mod rrset;
 mod settings;
 mod shard;
@@ -26,11 +26,11 @@ mod table;
 mod tests;
 mod weights;
 
-pub use ahead::Ahead;
 pub use answerer::Answerer;
-pub use asking::Outcome;
 pub use counters::Counters;
 pub use explain::{Considered, Explanation, Tried};
+pub use lookahead::Lookahead;
 pub use publish::{Publication, Published, Publisher};
+pub use respond::Disposition;
 pub use settings::{Answers, Settings};
 pub use table::Snapshot;

@@ -9,14 +9,14 @@ use crate::catalog::Group;
 use crate::name::put_instance_label;
 
 /// Most octets of a DNS name (RFC 1035 section 2.3.4).
-pub(super) const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME_BYTES: usize = 255;
 
 /// The name server of a zone.
-pub(super) const NS: &[u8] = b"\x02ns";
+pub(super) const NS_LABEL: &[u8] = b"\x02ns";
 /// The name whose TXT record tells the version of this program.
-pub(super) const VERSION: &[u8] = b"\x0bdns-version";
+pub(super) const VERSION_LABEL: &[u8] = b"\x0bdns-version";
 /// The mailbox in a SOA record.
-pub(super) const HOSTMASTER: &[u8] = b"\x0ahostmaster";
+pub(super) const HOSTMASTER_LABEL: &[u8] = b"\x0ahostmaster";
 
 /// The shortest name of a service in this deployment and namespace. None where a part of it cannot
 /// be a label.

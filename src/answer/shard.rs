@@ -11,85 +11,90 @@ use super::sharded::tag;
 use crate::wire::{put_u32, u32_at};
 
 /// Octets of a slot.
-const SLOT: usize = 8;
+const SLOT_BYTES: usize = 8;
 /// The largest length of a record that takes one octet; a longer one takes five.
-const SHORT: usize = 0x7F;
+const MAX_SHORT_LENGTH: usize = 0x7F;
 /// Octets of a usual entry, to begin with.
-const USUAL: usize = 64;
+const TYPICAL_ENTRY_BYTES: usize = 64;
 
 /// The records of a shard. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shard {
     /// Slots that tags point at.
-    count: u32,
+    home_slots: u32,
     /// All slots: some more, for those that found theirs taken, and an empty one.
-    all: u32,
-    octets: Arc<[u8]>,
+    slot_count: u32,
+    bytes: Arc<[u8]>,
 }
 
 /// The hash of an owner, the owner, and its record or none.
-type Change<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
+type NodeChange<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
 
 impl Shard {
     /// Finds the record of `owner`, in any case, whose hash this is; with the owner as it is kept.
     pub(super) fn find(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
         let tag = tag(hash);
         // The last slot is empty.
-        for (found, start) in self.slots(place(tag, self.count)).map_while(|slot| slot) {
+        for (found, start) in self.slots(home_slot(tag, self.home_slots)).map_while(|slot| slot) {
             if found > tag {
                 return None;
             }
             if found == tag
-                && let Some((kept, record)) = entry(&self.octets, start)
+                && let Some((kept, node)) = entry(&self.bytes, start)
                 // Most are asked for as they are kept. Length octets are at most 63, below 'A': only letters have a case.
                 && (kept == owner || kept.eq_ignore_ascii_case(owner))
             {
-                return Some((kept, record));
+                return Some((kept, node));
             }
         }
         None
     }
 
     /// This shard with other records of some owners, or none of them any more. Of an owner that comes twice one is taken.
-    pub(super) fn with(&self, changes: &mut [Change<'_>]) -> Self {
-        fn of<'a>((hash, (owner, _)): &Change<'a>) -> (u32, &'a [u8]) {
+    pub(super) fn with(&self, changes: &mut [NodeChange<'_>]) -> Self {
+        fn of<'a>((hash, (owner, _)): &NodeChange<'a>) -> (u32, &'a [u8]) {
             (tag(*hash), owner)
         }
         changes.sort_unstable_by(|a, b| of(a).cmp(&of(b)));
-        let mut next = Next::default();
-        next.slots.reserve(self.all as usize + changes.len());
-        next.entries.reserve(self.octets.len() + changes.len() * USUAL);
+        let mut next = ShardBuilder::default();
+        next.slots.reserve(self.slot_count as usize + changes.len());
+        next.entries.reserve(self.bytes.len() + changes.len() * TYPICAL_ENTRY_BYTES);
         let mut old = self.entries().peekable();
         for same in changes.chunk_by(|a, b| of(a) == of(b)) {
-            let (here, (_, (owner, record))) = (of(&same[0]), same[0]);
-            while let Some((tag, owner, record)) = old.next_if(|(tag, owner, _)| (*tag, *owner) < here) {
-                next.put(tag, owner, record);
+            let (here, (_, (owner, node))) = (of(&same[0]), same[0]);
+            while let Some((tag, owner, node)) =
+                old.next_if(|(tag, owner, _)| (*tag, *owner) < here)
+            {
+                next.put(tag, owner, node);
             }
             let _replaced = old.next_if(|(tag, owner, _)| (*tag, *owner) == here);
-            if let Some(record) = record {
-                next.put(here.0, owner, record);
+            if let Some(node) = node {
+                next.put(here.0, owner, node);
             }
         }
-        for (tag, owner, record) in old {
-            next.put(tag, owner, record);
+        for (tag, owner, node) in old {
+            next.put(tag, owner, node);
         }
         next.finish()
     }
 
     /// The octets from the slot on that a hash points at.
     pub(super) fn at_slot(&self, hash: u64) -> &[u8] {
-        self.octets.get(SLOT * place(tag(hash), self.count)..).unwrap_or_default()
+        self.bytes.get(SLOT_BYTES * home_slot(tag(hash), self.home_slots)..).unwrap_or_default()
     }
 
     /// The octets from the entry on that stands in the first of these slots.
     pub(super) fn at_entry(&self, slot: &[u8]) -> &[u8] {
-        u32_at(slot, 4).and_then(|start| self.octets.get(start as usize..)).unwrap_or_default()
+        u32_at(slot, 4).and_then(|start| self.bytes.get(start as usize..)).unwrap_or_default()
     }
 
     /// The slots from one on: tag and place of the entry, or empty.
     fn slots(&self, from: usize) -> impl Iterator<Item = Option<(u32, usize)>> {
-        let octets = self.octets.get(SLOT * from..SLOT * self.all as usize).unwrap_or_default();
-        octets.chunks_exact(SLOT).map(|slot| {
+        let bytes = self
+            .bytes
+            .get(SLOT_BYTES * from..SLOT_BYTES * self.slot_count as usize)
+            .unwrap_or_default();
+        bytes.chunks_exact(SLOT_BYTES).map(|slot| {
             let (tag, start) = (u32_at(slot, 0)?, u32_at(slot, 4)?);
             // No entry stands at the beginning.
             (start > 0).then_some((tag, start as usize))
@@ -99,16 +104,16 @@ impl Shard {
     /// Tag, owner and record of all entries, sorted by tag and owner.
     fn entries(&self) -> impl Iterator<Item = (u32, &[u8], &[u8])> {
         self.slots(0).flatten().filter_map(|(tag, start)| {
-            let (owner, record) = entry(&self.octets, start)?;
-            Some((tag, owner, record))
+            let (owner, node) = entry(&self.bytes, start)?;
+            Some((tag, owner, node))
         })
     }
 }
 
 /// The slot that a tag points at: tags are spread evenly over all 32-bit numbers.
-fn place(tag: u32, count: u32) -> usize {
+fn home_slot(tag: u32, home_slots: u32) -> usize {
     // Below `count`.
-    ((u64::from(tag) * u64::from(count)) >> 32) as usize
+    ((u64::from(tag) * u64::from(home_slots)) >> 32) as usize
 }
 
 /// The owner and the record of the entry at `start`.
@@ -117,7 +122,7 @@ fn entry(shard: &[u8], start: usize) -> Option<(&[u8], &[u8])> {
     let (owner, rest) = rest.split_at_checked(usize::from(*length))?;
     let (length, rest) = rest.split_first()?;
     let (length, rest) = match usize::from(*length) {
-        short @ ..=SHORT => (short, rest),
+        short @ ..=MAX_SHORT_LENGTH => (short, rest),
         _ => (u32_at(rest, 0)? as usize, rest.get(4..)?),
     };
     Some((owner, rest.get(..length)?))
@@ -125,26 +130,26 @@ fn entry(shard: &[u8], start: usize) -> Option<(&[u8], &[u8])> {
 
 /// A shard on the way.
 #[derive(Default)]
-struct Next {
+struct ShardBuilder {
     /// Of each entry its tag and its place among the entries, in the order of both.
     slots: Vec<(u32, usize)>,
     entries: Vec<u8>,
 }
 
-impl Next {
-    fn put(&mut self, tag: u32, owner: &[u8], record: &[u8]) {
+impl ShardBuilder {
+    fn put(&mut self, tag: u32, owner: &[u8], node: &[u8]) {
         self.slots.push((tag, self.entries.len()));
         // An owner is a part of a name: at most 254 octets.
         self.entries.push(u8::try_from(owner.len()).unwrap_or(u8::MAX));
         self.entries.extend_from_slice(owner);
-        match u8::try_from(record.len()) {
-            Ok(length) if record.len() <= SHORT => self.entries.push(length),
+        match u8::try_from(node.len()) {
+            Ok(length) if node.len() <= MAX_SHORT_LENGTH => self.entries.push(length),
             _ => {
                 self.entries.push(u8::MAX);
-                put_u32(&mut self.entries, u32::try_from(record.len()).unwrap_or(u32::MAX));
+                put_u32(&mut self.entries, u32::try_from(node.len()).unwrap_or(u32::MAX));
             }
         }
-        self.entries.extend_from_slice(record);
+        self.entries.extend_from_slice(node);
     }
 
     fn finish(self) -> Shard {
@@ -153,26 +158,31 @@ impl Next {
         }
         // A quarter more than are taken: then most stand at their place or right behind it. A shard of 4 GiB cannot be: there
         // are 4,096, and an owner's record has some 100 KiB at most.
-        let count = u32::try_from(self.slots.len() * 5 / 4 + 1).unwrap_or(u32::MAX);
+        let home_slots = u32::try_from(self.slots.len() * 5 / 4 + 1).unwrap_or(u32::MAX);
         let mut places = Vec::with_capacity(self.slots.len());
         let mut free = 0;
         for (tag, _) in &self.slots {
-            let at = place(*tag, count).max(free);
+            let at = home_slot(*tag, home_slots).max(free);
             places.push(at);
             free = at + 1;
         }
         // A probe ends at an empty slot, at the latest at the last.
-        let all = free.max(count as usize) + 1;
-        let first = SLOT * all;
-        let mut octets = Vec::with_capacity(first + self.entries.len());
-        octets.resize(first, 0);
+        let slot_count = free.max(home_slots as usize) + 1;
+        let first = SLOT_BYTES * slot_count;
+        let mut bytes = Vec::with_capacity(first + self.entries.len());
+        bytes.resize(first, 0);
         for ((tag, start), at) in self.slots.iter().zip(places) {
-            let slot = &mut octets[SLOT * at..][..SLOT];
+            let slot = &mut bytes[SLOT_BYTES * at..][..SLOT_BYTES];
             slot[..4].copy_from_slice(&tag.to_be_bytes());
-            slot[4..].copy_from_slice(&u32::try_from(first + start).unwrap_or(u32::MAX).to_be_bytes());
+            slot[4..]
+                .copy_from_slice(&u32::try_from(first + start).unwrap_or(u32::MAX).to_be_bytes());
         }
-        octets.extend_from_slice(&self.entries);
-        Shard { count, all: u32::try_from(all).unwrap_or(u32::MAX), octets: octets.into() }
+        bytes.extend_from_slice(&self.entries);
+        Shard {
+            home_slots,
+            slot_count: u32::try_from(slot_count).unwrap_or(u32::MAX),
+            bytes: bytes.into(),
+        }
     }
 }
 
@@ -196,22 +206,22 @@ mod tests {
             for step in steps {
                 let owners: Vec<_> = step.iter().map(|(owner, _)| owner.to_be_bytes()).collect();
                 let mut changes: HashMap<u64, (&[u8], Option<Vec<u8>>)> = HashMap::new();
-                for ((owner, length), octets) in step.iter().zip(&owners) {
-                    changes.insert(*owner, (octets, length.map(|length| vec![octets[7]; length])));
+                for ((owner, length), bytes) in step.iter().zip(&owners) {
+                    changes.insert(*owner, (bytes, length.map(|length| vec![bytes[7]; length])));
                     match length {
                         Some(length) => expected.insert(*owner, *length),
                         None => expected.remove(owner),
                     };
                 }
-                let mut changes: Vec<Change<'_>> =
-                    changes.iter().map(|(owner, (octets, record))| (hash(*owner), (*octets, record.as_deref()))).collect();
+                let mut changes: Vec<NodeChange<'_>> =
+                    changes.iter().map(|(owner, (bytes, node))| (hash(*owner), (*bytes, node.as_deref()))).collect();
                 // Again, which changes nothing.
                 changes.extend_from_within(..);
                 shard = shard.with(&mut changes);
                 for owner in 0..40u64 {
-                    let octets = owner.to_be_bytes();
-                    let record = expected.get(&owner).map(|length| vec![octets[7]; *length]);
-                    prop_assert_eq!(shard.find(hash(owner), &octets), record.as_deref().map(|record| (&octets[..], record)));
+                    let bytes = owner.to_be_bytes();
+                    let node = expected.get(&owner).map(|length| vec![bytes[7]; *length]);
+                    prop_assert_eq!(shard.find(hash(owner), &bytes), node.as_deref().map(|node| (&bytes[..], node)));
                 }
                 prop_assert_eq!(shard.entries().count(), expected.len());
             }

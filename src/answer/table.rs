@@ -14,9 +14,9 @@ use super::sharded::{Sharded, tag};
 use crate::catalog::{Changed, Condition, HostAddresses, Service};
 use crate::name::instance_address;
 
-type Services = Arc<[(u64, Arc<Service>)]>;
-type Above = Arc<[(Box<str>, u32)]>;
-type Addresses = Arc<[(u32, u64)]>;
+type ServiceShard = Arc<[(u64, Arc<Service>)]>;
+type AncestorShard = Arc<[(Box<str>, u32)]>;
+type AddressShard = Arc<[(u32, u64)]>;
 
 /// One generation of everything that is published.
 #[derive(Clone, Debug, Default)]
@@ -29,14 +29,14 @@ pub struct Snapshot {
     /// An upper bound of the labels in a base.
     pub(super) longest_base: usize,
     /// Whether some base was ever known that begins like an instance's name: one that may mean something else.
-    pub(super) instance_bases: bool,
-    pub(super) records: Sharded<Shard>,
-    services: Sharded<Services>,
+    pub(super) has_instance_like_base: bool,
+    pub(super) nodes: Sharded<Shard>,
+    services: Sharded<ServiceShard>,
     /// Names above published ones, as text in front of the zone, with the number of names right below them that were
     /// published: the empty non-terminals (RFC 8020).
-    above: Sharded<Above>,
+    non_terminals: Sharded<AncestorShard>,
     /// Hash of an address, hash of the base of a service that has it.
-    addresses: Sharded<Addresses>,
+    addresses: Sharded<AddressShard>,
     /// What is known of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
 }
@@ -48,7 +48,7 @@ impl Snapshot {
     }
 
     /// The same in another condition.
-    pub(super) fn with(&self, condition: Condition) -> Self {
+    pub(super) fn with_condition(&self, condition: Condition) -> Self {
         Self { condition, ..self.clone() }
     }
 
@@ -78,7 +78,7 @@ impl Snapshot {
     }
 
     /// The services that have a served instance at `address`, in no order.
-    pub(super) fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+    pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
         let hash = self.hasher.hash_one(address);
         let shard = self.addresses.shard(hash);
         let first = shard.partition_point(|(slot, _)| *slot < tag(hash));
@@ -86,24 +86,26 @@ impl Snapshot {
             .iter()
             .take_while(move |(slot, _)| *slot == tag(hash))
             .flat_map(|(_, base)| self.services_with(*base))
-            .filter(move |service| service.served().any(|instance| instance.endpoint.host.address() == Some(address)))
+            .filter(move |service| {
+                service.served().any(|instance| instance.endpoint.host.address() == Some(address))
+            })
     }
 
     /// The ready-made record of an owner: wire labels in front of the zone.
-    pub(super) fn record(&self, owner: &[u8]) -> Option<&[u8]> {
-        let mut room = [0; 256];
-        let hash = self.hash(lower_cased(owner, &mut room)?);
-        self.record_at(hash, owner).map(|(_, record)| record)
+    pub(super) fn node(&self, owner: &[u8]) -> Option<&[u8]> {
+        let mut buffer = [0; 256];
+        let hash = self.hash(lower_cased(owner, &mut buffer)?);
+        self.node_at(hash, owner).map(|(_, node)| node)
     }
 
     /// The same by its hash, with the owner as it is kept: lower-cased.
-    pub(super) fn record_at(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
-        self.records.shard(hash).find(hash, owner)
+    pub(super) fn node_at(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
+        self.nodes.shard(hash).find(hash, owner)
     }
 
     /// Whether a published name lies below `name`, text in front of the zone.
-    pub(super) fn is_above(&self, name: &str) -> bool {
-        let shard = self.above.shard(self.hash(name.as_bytes()));
+    pub(super) fn is_empty_non_terminal(&self, name: &str) -> bool {
+        let shard = self.non_terminals.shard(self.hash(name.as_bytes()));
         shard.binary_search_by(|(entry, _)| (**entry).cmp(name)).is_ok()
     }
 
@@ -125,13 +127,21 @@ impl Snapshot {
 
     /// Puts and removes services.
     pub(super) fn update_services(&mut self, changes: &[Changed]) {
-        self.longest_base = changes.iter().map(|change| change.base().split('.').count()).fold(self.longest_base, usize::max);
-        let first = |change: &Changed| instance_address(change.base().split('.').next().unwrap_or_default().as_bytes());
-        self.instance_bases |= changes.iter().any(|change| first(change).is_some());
+        self.longest_base = changes
+            .iter()
+            .map(|change| change.base().split('.').count())
+            .fold(self.longest_base, usize::max);
+        let first = |change: &Changed| {
+            instance_address(change.base().split('.').next().unwrap_or_default().as_bytes())
+        };
+        self.has_instance_like_base |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();
         // Cloned here, in the order of the services, which lie in memory much like that.
-        let keyed = changes.iter().map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone()))).collect();
+        let keyed = changes
+            .iter()
+            .map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone())))
+            .collect();
         self.services.update(keyed, |shard, changes| {
             changes.sort_unstable_by_key(|(hash, _)| *hash);
             let is_changed = |(hash, service): &&(u64, Arc<Service>)| {
@@ -141,7 +151,9 @@ impl Snapshot {
             };
             let mut next = Vec::with_capacity(shard.len() + changes.len());
             next.extend(shard.iter().filter(|entry| !is_changed(entry)).cloned());
-            next.extend(changes.iter_mut().filter_map(|(hash, (_, after))| Some((*hash, after.take()?))));
+            next.extend(
+                changes.iter_mut().filter_map(|(hash, (_, after))| Some((*hash, after.take()?))),
+            );
             next.sort_unstable_by_key(|(hash, _)| *hash);
             next.into()
         });
@@ -149,38 +161,49 @@ impl Snapshot {
 
     /// Puts the ready-made records of these owners (wire labels in front of the zone, lower-cased), or removes them (`None`).
     /// Of an owner that comes twice one is taken.
-    pub(super) fn update_records<'o>(&mut self, changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>) {
+    pub(super) fn update_nodes<'o>(
+        &mut self,
+        changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>,
+    ) {
         let keyed = changes.map(|change| (self.hash(change.0), change)).collect();
-        self.records.update(keyed, Shard::with);
+        self.nodes.update(keyed, Shard::with);
     }
 
     /// Adds to the counts of names below; returns the names that came to have any, or have none any more.
-    pub(super) fn update_above(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
-        let mut turned = Vec::new();
-        let keyed = changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
-        self.above.update(keyed, |shard, changes| {
+    pub(super) fn update_non_terminals(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
+        let mut toggled = Vec::new();
+        let keyed =
+            changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
+        self.non_terminals.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (_, (name, delta)) in changes {
                 match next.binary_search_by(|(entry, _)| entry.cmp(name)) {
                     Ok(at) => {
                         next[at].1 = next[at].1.saturating_add_signed(*delta);
-                        turned.extend((next[at].1 == 0).then(|| name.clone()));
+                        toggled.extend((next[at].1 == 0).then(|| name.clone()));
                     }
                     Err(at) => {
                         next.insert(at, (name.clone(), u32::try_from(*delta).unwrap_or(0)));
-                        turned.push(name.clone());
+                        toggled.push(name.clone());
                     }
                 }
             }
             next.retain(|(_, count)| *count > 0);
             next.into()
         });
-        turned
+        toggled
     }
 
     /// Adds (`true`) and removes (`false`) addresses of bases.
-    pub(super) fn update_addresses<'b>(&mut self, changes: impl Iterator<Item = (IpAddr, &'b str, bool)>) {
-        let keyed = changes.map(|(address, base, add)| (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))).collect();
+    pub(super) fn update_addresses<'b>(
+        &mut self,
+        changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
+    ) {
+        let keyed = changes
+            .map(|(address, base, add)| {
+                (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))
+            })
+            .collect();
         self.addresses.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (hash, (base, add)) in changes.iter() {
@@ -199,11 +222,11 @@ impl Snapshot {
 }
 
 /// A valid name in wire form, or a part of one, lower-cased into `room`, which is all 0.
-pub(super) fn lower_cased<'r>(name: &[u8], room: &'r mut [u8; 256]) -> Option<&'r [u8]> {
-    room.get_mut(..name.len())?.copy_from_slice(name);
+pub(super) fn lower_cased<'r>(name: &[u8], buffer: &'r mut [u8; 256]) -> Option<&'r [u8]> {
+    buffer.get_mut(..name.len())?.copy_from_slice(name);
     // Whole words of the processor at a time. Length octets are at most 63, below 'A': only letters change.
-    for word in &mut room.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
+    for word in &mut buffer.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
         word.make_ascii_lowercase();
     }
-    room.get(..name.len())
+    buffer.get(..name.len())
 }

@@ -3,7 +3,7 @@
 use crate::wire::u32_at;
 
 /// Octets of one running sum.
-pub(super) const SUM: usize = 4;
+pub(super) const WEIGHT_SUM_BYTES: usize = 4;
 
 /// The weights of a set as running sums; empty if all weights are equal.
 ///
@@ -27,7 +27,7 @@ impl<'a> Weights<'a> {
 
     /// The sum of the weights up to the record at `index`, its own included.
     pub(super) fn sum(self, index: usize) -> u32 {
-        u32_at(self.0, SUM * index).unwrap_or(0)
+        u32_at(self.0, WEIGHT_SUM_BYTES * index).unwrap_or(0)
     }
 
     /// The sum of the weights in front of the record at `index`.

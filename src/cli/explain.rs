@@ -21,9 +21,16 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
     let (json, asked) = (command.json, command.name.clone());
-    let (explanation, registries) =
-        if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
-    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation, &registries) };
+    let (explanation, registries) = if command.flags.0.has("registry") {
+        anew(place, command).await?
+    } else {
+        running(place, command).await?
+    };
+    let text = if json {
+        serde_json::to_string(&explanation)? + "\n"
+    } else {
+        text(&explanation, &registries)
+    };
     output::print(&text)?;
     if explanation.rcode == "NXDOMAIN"
         && let Some(hint) = names::hint(&asked, &explanation.name)
@@ -31,7 +38,9 @@ pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitC
         output::complain(&hint);
     }
     Ok(match &*explanation.rcode {
-        _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => ExitCode::SUCCESS,
+        _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => {
+            ExitCode::SUCCESS
+        }
         "NOERROR" | "NXDOMAIN" => NOT_FOUND.into(),
         _ => FAILED_ANSWER.into(),
     })
@@ -43,8 +52,16 @@ async fn running(place: &Place, command: Explain) -> anyhow::Result<(Explanation
     let status: Status = client.get("/v1/status").await?;
     let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    let path = format!("/v1/explain?name={}&type={}&payload={}", escaped(&name.to_string()), type_name(rtype), command.payload);
-    Ok((client.get(&path).await?, status.registries.into_iter().map(|registry| registry.url).collect()))
+    let path = format!(
+        "/v1/explain?name={}&type={}&payload={}",
+        escaped(&name.to_string()),
+        type_name(rtype),
+        command.payload
+    );
+    Ok((
+        client.get(&path).await?,
+        status.registries.into_iter().map(|registry| registry.url).collect(),
+    ))
 }
 
 /// Reads the registries named, and explains what a server of this configuration would answer.
@@ -54,7 +71,8 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states, .. }) = Following::new(&config, &config.listen, None);
+    let (mut following, Followed { answerer, states, .. }) =
+        Following::new(&config, &config.listen, None);
     following.begin(&tracker, &stop);
     let read = async {
         while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
@@ -65,11 +83,25 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<(Explanation, V
     };
     if tokio::time::timeout(PATIENCE, read).await.is_err() {
         let unread = states.iter().filter(|state| !state.report().synced);
-        let reasons = unread.map(|state| format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer")));
-        bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
+        let reasons = unread.map(|state| {
+            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer"))
+        });
+        bail!(
+            "not every registry could be read within {} s: {}",
+            PATIENCE.as_secs(),
+            reasons.collect::<Vec<_>>().join("; ")
+        );
     }
-    let explanation = answerer.explain(&name, rtype, Some(command.payload).filter(|payload| *payload > 0), fastrand::u64(..));
-    Ok((explanation, config.registries.iter().map(|registry| registry.source.to_string()).collect()))
+    let explanation = answerer.explain(
+        &name,
+        rtype,
+        Some(command.payload).filter(|payload| *payload > 0),
+        fastrand::u64(..),
+    );
+    Ok((
+        explanation,
+        config.registries.iter().map(|registry| registry.source.to_string()).collect(),
+    ))
 }
 
 fn text(explanation: &Explanation, registries: &[String]) -> String {
@@ -103,13 +135,22 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
     part("The name", zone.into_iter().chain(parsed.iter().cloned()).collect());
-    part("Readings, the best first", tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect());
+    part(
+        "Readings, the best first",
+        tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect(),
+    );
     let keys = considered.iter().flat_map(|instance| {
-        let fate = instance.dropped.as_ref().map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
+        let fate = instance
+            .dropped
+            .as_ref()
+            .map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
         let registry = registries.get(instance.registry).map_or("an unknown registry", |url| url);
         let held = if instance.held { ", held (its registry says that it is gone)" } else { "" };
         [
-            format!("{} {} weight {}: {fate}{held}", instance.endpoint, instance.group, instance.weight),
+            format!(
+                "{} {} weight {}: {fate}{held}",
+                instance.endpoint, instance.group, instance.weight
+            ),
             format!("    key {}, revision {}, in {registry}", instance.key, instance.revision),
         ]
     });
@@ -124,7 +165,10 @@ fn text(explanation: &Explanation, registries: &[String]) -> String {
         "{octets} octets of at most {limit} over UDP, {}",
         if *ready_made { "from a ready-made record" } else { "made for this question" }
     ));
-    response.push(format!("answers = {setting}: {left_out} records left out, TC {}", if *truncated { "set" } else { "not set" }));
+    response.push(format!(
+        "answers = {setting}: {left_out} records left out, TC {}",
+        if *truncated { "set" } else { "not set" }
+    ));
     part("The answer", response);
     part("Its records, in an order drawn anew for each question", answers.clone());
     part("Records beside it", others.clone());

@@ -26,48 +26,63 @@ pub struct Page {
 }
 
 /// Labels of one number: names and values.
-pub type Labels = Vec<(&'static str, String)>;
+pub type MetricLabels = Vec<(&'static str, String)>;
 
 #[derive(Debug)]
 struct Family {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
-    numbers: Numbers,
+    samples: Samples,
 }
 
 #[derive(Debug)]
-enum Numbers {
-    Counters(Vec<(Labels, u64)>),
-    Gauges(Vec<(Labels, f64)>),
-    Times(Histogram),
+enum Samples {
+    Counters(Vec<(MetricLabels, u64)>),
+    Gauges(Vec<(MetricLabels, f64)>),
+    Durations(Histogram),
 }
 
 impl Page {
     /// Adds numbers that only grow; the page shows `name` with `_total` behind it.
-    pub fn counters(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, u64)>) {
-        self.add(name, help, None, Numbers::Counters(numbers.into_iter().collect()));
+    pub fn counters(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, u64)>,
+    ) {
+        self.add(name, help, None, Samples::Counters(samples.into_iter().collect()));
     }
 
     /// Adds one number that only grows, without labels.
     pub fn counter(&mut self, name: &'static str, help: &'static str, number: u64) {
-        self.counters(name, help, [(Labels::new(), number)]);
+        self.counters(name, help, [(MetricLabels::new(), number)]);
     }
 
     /// Adds numbers that go up and down.
-    pub fn gauges(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, f64)>) {
-        self.add(name, help, None, Numbers::Gauges(numbers.into_iter().collect()));
+    pub fn gauges(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, f64)>,
+    ) {
+        self.add(name, help, None, Samples::Gauges(samples.into_iter().collect()));
     }
 
     /// Adds one number that goes up and down, without labels.
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
     pub fn gauge(&mut self, name: &'static str, help: &'static str, number: usize) {
-        self.gauges(name, help, [(Labels::new(), number as f64)]);
+        self.gauges(name, help, [(MetricLabels::new(), number as f64)]);
     }
 
     /// Adds how often something took how long; the page shows `name` with `_seconds` behind it.
-    pub fn times(&mut self, name: &'static str, help: &'static str, times: &Times) {
-        self.add(name, help, Some(Unit::Seconds), Numbers::Times(times.0.clone()));
+    pub fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        histogram: &DurationHistogram,
+    ) {
+        self.add(name, help, Some(Unit::Seconds), Samples::Durations(histogram.0.clone()));
     }
 
     /// The page as text.
@@ -82,32 +97,40 @@ impl Page {
         Ok(text)
     }
 
-    fn add(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, numbers: Numbers) {
-        self.families.push(Family { name, help, unit, numbers });
+    fn add(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        samples: Samples,
+    ) {
+        self.families.push(Family { name, help, unit, samples });
     }
 }
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for Family { name, help, unit, numbers } in &self.families {
-            let kind = match numbers {
-                Numbers::Counters(_) => MetricType::Counter,
-                Numbers::Gauges(_) => MetricType::Gauge,
-                Numbers::Times(_) => MetricType::Histogram,
+        for Family { name, help, unit, samples } in &self.families {
+            let kind = match samples {
+                Samples::Counters(_) => MetricType::Counter,
+                Samples::Gauges(_) => MetricType::Gauge,
+                Samples::Durations(_) => MetricType::Histogram,
             };
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
-            match numbers {
-                Numbers::Counters(numbers) => {
-                    for (labels, number) in numbers {
+            match samples {
+                Samples::Counters(samples) => {
+                    for (labels, number) in samples {
                         if labels.is_empty() {
                             metric.encode_counter::<NoLabelSet, _, u64>(number, None)?;
                         } else {
-                            metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+                            metric
+                                .encode_family(labels)?
+                                .encode_counter::<NoLabelSet, _, u64>(number, None)?;
                         }
                     }
                 }
-                Numbers::Gauges(numbers) => {
-                    for (labels, number) in numbers {
+                Samples::Gauges(samples) => {
+                    for (labels, number) in samples {
                         if labels.is_empty() {
                             metric.encode_gauge(number)?;
                         } else {
@@ -115,7 +138,7 @@ impl Collector for Page {
                         }
                     }
                 }
-                Numbers::Times(times) => times.encode(metric)?,
+                Samples::Durations(histogram) => histogram.encode(metric)?,
             }
         }
         Ok(())
@@ -124,9 +147,9 @@ impl Collector for Page {
 
 /// How often something took how long, counted in steps from 10 µs to 10 s.
 #[derive(Clone, Debug)]
-pub struct Times(Histogram);
+pub struct DurationHistogram(Histogram);
 
-impl Times {
+impl DurationHistogram {
     /// Nothing counted yet.
     pub fn new() -> Self {
         let steps = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -134,12 +157,12 @@ impl Times {
     }
 
     /// Counts one that took so long.
-    pub fn took(&self, time: Duration) {
+    pub fn observe(&self, time: Duration) {
         self.0.observe(time.as_secs_f64());
     }
 }
 
-impl Default for Times {
+impl Default for DurationHistogram {
     fn default() -> Self {
         Self::new()
     }
@@ -159,9 +182,9 @@ mod tests {
         );
         page.counter("svcdns_lists", "Lists read", 1);
         page.gauge("svcdns_keys", "Keys", 2);
-        let times = Times::new();
-        times.took(Duration::from_millis(2));
-        page.times("svcdns_publication", "Publications", &times);
+        let histogram = DurationHistogram::new();
+        histogram.observe(Duration::from_millis(2));
+        page.histogram("svcdns_publication", "Publications", &histogram);
         let text = page.render().unwrap();
         for line in [
             "# TYPE svcdns_answers counter",

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::labels::Name;
 
 /// Longest instance label: eight groups of four digits and seven hyphens.
-pub const MAX_INSTANCE_LABEL: usize = 39;
+pub const MAX_INSTANCE_LABEL_BYTES: usize = 39;
 
 /// The label of an instance: `10-0-0-1`; IPv6 in full, groups without leading zeros: `fd00-0-0-0-0-0-0-5`.
 pub fn instance_label(address: IpAddr) -> String {
-    let mut label = Vec::with_capacity(MAX_INSTANCE_LABEL);
+    let mut label = Vec::with_capacity(MAX_INSTANCE_LABEL_BYTES);
     put_instance_label(address, &mut label);
     label.into_iter().map(char::from).collect()
 }
@@ -27,7 +27,11 @@ pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
                     out.push(b'-');
                 }
                 let digits = (4 - group.leading_zeros() / 4).max(1);
-                out.extend((0..digits).rev().map(|digit| b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xF)]));
+                out.extend(
+                    (0..digits)
+                        .rev()
+                        .map(|digit| b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xF)]),
+                );
             }
         }
     }
@@ -37,7 +41,7 @@ pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
 pub fn ipv4_label(octets: [u8; 4]) -> ([u8; 16], usize) {
     let (mut label, mut end) = ([b'-'; 16], 0);
     for octet in octets {
-        let [digits @ .., count] = DECIMALS[usize::from(octet)];
+        let [digits @ .., count] = DECIMAL_DIGITS[usize::from(octet)];
         label[end..end + 3].copy_from_slice(&digits);
         // What stands behind fewer digits is the hyphen.
         end += usize::from(count) + 1;
@@ -47,7 +51,7 @@ pub fn ipv4_label(octets: [u8; 4]) -> ([u8; 16], usize) {
 }
 
 /// The decimal digits of each octet, and how many they are: every SRV record has four of them.
-const DECIMALS: [[u8; 4]; 256] = {
+const DECIMAL_DIGITS: [[u8; 4]; 256] = {
     let mut decimals = [[b'-'; 4]; 256];
     let mut octet = 0;
     while octet < 256 {
@@ -75,10 +79,10 @@ const DECIMALS: [[u8; 4]; 256] = {
 /// The address that an instance label says, the inverse of [`instance_label`]. Numbers have no leading zeros. A shortened
 /// IPv6 form (`fd00--5` for `fd00::5`) is understood too, where it neither begins nor ends with `-`, as host names must not.
 pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
-    if label.len() > MAX_INSTANCE_LABEL || label.starts_with(b"-") || label.ends_with(b"-") {
+    if label.len() > MAX_INSTANCE_LABEL_BYTES || label.starts_with(b"-") || label.ends_with(b"-") {
         return None;
     }
-    let mut text = [0; MAX_INSTANCE_LABEL];
+    let mut text = [0; MAX_INSTANCE_LABEL_BYTES];
     let text = &mut text[..label.len()];
     for (to, &from) in text.iter_mut().zip(label) {
         *to = match from {
@@ -107,7 +111,9 @@ pub fn reverse_name(address: IpAddr) -> Name {
     let name = match address {
         IpAddr::V4(address) => {
             let labels = address.octets().map(|octet| octet.to_string());
-            Name::from_labels(labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]))
+            Name::from_labels(
+                labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]),
+            )
         }
         IpAddr::V6(address) => {
             let digits = format!("{:032x}", address.to_bits());
@@ -151,7 +157,11 @@ pub fn reverse_address(name: &Name) -> Option<IpAddr> {
 
 /// An octet written in decimal digits, without leading zeros.
 fn decimal(digits: &[u8]) -> Option<u8> {
-    if digits.is_empty() || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) || (digits.len() > 1 && digits[0] == b'0') {
+    if digits.is_empty()
+        || digits.len() > 3
+        || !digits.iter().all(u8::is_ascii_digit)
+        || (digits.len() > 1 && digits[0] == b'0')
+    {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok()
@@ -228,7 +238,10 @@ mod tests {
     fn reverse_names() {
         let name = |address: &str| reverse_name(address.parse().unwrap()).to_string();
         assert_eq!(name("10.0.2.255"), "255.2.0.10.in-addr.arpa.");
-        assert_eq!(name("2001:db8::567:89ab"), "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.");
+        assert_eq!(
+            name("2001:db8::567:89ab"),
+            "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa."
+        );
     }
 
     #[test]
@@ -259,15 +272,20 @@ mod tests {
     }
 
     fn any_address() -> impl Strategy<Value = IpAddr> {
-        let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()]).prop_map(|segments| Ipv6Addr::from(segments).into());
-        prop_oneof![any::<Ipv4Addr>().prop_map(IpAddr::V4), any::<Ipv6Addr>().prop_map(IpAddr::V6), sparse]
+        let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()])
+            .prop_map(|segments| Ipv6Addr::from(segments).into());
+        prop_oneof![
+            any::<Ipv4Addr>().prop_map(IpAddr::V4),
+            any::<Ipv6Addr>().prop_map(IpAddr::V6),
+            sparse
+        ]
     }
 
     proptest! {
         #[test]
         fn instance_labels_come_back(address in any_address()) {
             let label = instance_label(address);
-            prop_assert!(label.len() <= MAX_INSTANCE_LABEL);
+            prop_assert!(label.len() <= MAX_INSTANCE_LABEL_BYTES);
             prop_assert_eq!(instance_address(label.as_bytes()), Some(address));
         }
 

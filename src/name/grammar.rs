@@ -8,13 +8,13 @@ use super::addresses::instance_address;
 use super::zones::Zones;
 
 /// Longest name in characters, the trailing dot not counted: 255 octets in wire form (RFC 1035 section 2.3.4).
-const MAX_TEXT: usize = 253;
+const MAX_TEXT_LENGTH: usize = 253;
 
 /// Longest label (RFC 1035 section 2.3.4).
-const MAX_LABEL: usize = 63;
+const MAX_LABEL_BYTES: usize = 63;
 
 /// Bases that names of the zone itself take: its name server and its version.
-const RESERVED: [&str; 2] = ["ns", "dns-version"];
+const RESERVED_BASES: [&str; 2] = ["ns", "dns-version"];
 
 /// The name under which a registered service is published in every zone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,9 @@ pub struct Base {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
     /// Labels are 1-63 of `[a-z0-9_-]`, and none begins with `_`.
-    #[error("the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'")]
+    #[error(
+        "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'"
+    )]
     NotDns,
     /// Over 253 characters with the longest zone.
     #[error("the name is too long for DNS (253 characters with its zone)")]
@@ -49,26 +51,27 @@ pub enum BaseError {
 pub fn base_of(registered: &str, zones: &Zones) -> Result<Base, BaseError> {
     let mut text = registered.to_ascii_lowercase();
     let mut rank = zones.len();
-    let mut most_labels = 0;
+    let mut longest_zone_labels = 0;
     let mut end = text.len();
     for (place, zone) in zones.iter().enumerate() {
         let Some(front) = text.strip_suffix(zone.relative_text()) else { continue };
         if front.is_empty() {
             return Err(BaseError::Reserved);
         }
-        if front.ends_with('.') && zone.label_count() > most_labels {
-            (rank, most_labels, end) = (place, zone.label_count(), front.len() - 1);
+        if front.ends_with('.') && zone.label_count() > longest_zone_labels {
+            (rank, longest_zone_labels, end) = (place, zone.label_count(), front.len() - 1);
         }
     }
     text.truncate(end);
     if !text.split('.').all(is_base_label) {
         return Err(BaseError::NotDns);
     }
-    if RESERVED.contains(&&*text) {
+    if RESERVED_BASES.contains(&&*text) {
         return Err(BaseError::Reserved);
     }
-    let longest_zone = zones.iter().map(|zone| zone.relative_text().len()).max().unwrap_or_default();
-    if text.len() + 1 + longest_zone > MAX_TEXT {
+    let longest_zone =
+        zones.iter().map(|zone| zone.relative_text().len()).max().unwrap_or_default();
+    if text.len() + 1 + longest_zone > MAX_TEXT_LENGTH {
         return Err(BaseError::TooLong);
     }
     // `Zones` holds at most 255.
@@ -77,13 +80,17 @@ pub fn base_of(registered: &str, zones: &Zones) -> Result<Base, BaseError> {
 
 /// Whether a base may have this label, lower-cased.
 fn is_base_label(label: &str) -> bool {
-    let writable = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || matches!(octet, b'-' | b'_');
-    (1..=MAX_LABEL).contains(&label.len()) && !label.starts_with('_') && label.bytes().all(writable)
+    let writable = |octet: u8| {
+        octet.is_ascii_lowercase() || octet.is_ascii_digit() || matches!(octet, b'-' | b'_')
+    };
+    (1..=MAX_LABEL_BYTES).contains(&label.len())
+        && !label.starts_with('_')
+        && label.bytes().all(writable)
 }
 
 /// What the labels in front of a zone ask for, before it is known which services there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked<'a> {
+pub struct ParsedName<'a> {
     /// The protocol or port of `_<protocol>._tcp.…`, without its `_` (RFC 2782).
     pub rfc2782: Option<&'a [u8]>,
     /// The selectors, left to right. All must hold.
@@ -92,7 +99,7 @@ pub struct Asked<'a> {
     pub rest: Cow<'a, [&'a [u8]]>,
     /// The name itself answers nothing, but names below it do: `_env.hello.svc`, `_tcp.hello.svc`. It exists when the
     /// service does; with `tcp_of_base`, when a base of more labels ends with `rest`.
-    pub partial: bool,
+    pub non_terminal: bool,
     /// `_<base>._tcp` in front of the zone: the service `rest`, all of it the base, in the configured deployment and namespace.
     pub tcp_of_base: bool,
 }
@@ -105,72 +112,90 @@ pub struct Selector<'a> {
     /// The labels of the value, joined by dots. Empty where `impossible`.
     pub value: String,
     /// No metadata can have this value: a label holds a dot, which is no separator, or the octets are not UTF-8.
-    pub impossible: bool,
+    pub unsatisfiable: bool,
 }
 
 /// Parses the labels in front of a zone, lower-cased, left to right. `None` when no row of the grammar reads them: the name
 /// does not exist. The apex, no labels at all, is not this function's: `None`.
 ///
 /// Up to the rightmost label that begins with `_` stands the chain: `_<protocol>._tcp`, at its left end only, then selectors.
-pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
+pub fn parse_labels<'a>(labels: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     // `_` alone has no key, protocol or base behind it.
     if labels.contains(&b"_".as_slice()) {
         return None;
     }
-    let length = labels.iter().rposition(|label| key(label).is_some()).map_or(0, |last| last + 1);
+    let length = labels
+        .iter()
+        .rposition(|label| strip_underscore(label).is_some())
+        .map_or(0, |last| last + 1);
     let (chain, rest) = labels.split_at(length);
     if rest.is_empty() {
         return tcp_of_base(chain);
     }
-    let (rfc2782, partial, mut chain) = match chain {
-        [first, tcp, chain @ ..] if key(first).is_some() && *tcp == b"_tcp" => (key(first), false, chain),
-        [first, chain @ ..] if key(first).is_some() => (None, true, chain),
+    let (rfc2782, non_terminal, mut chain) = match chain {
+        [first, tcp, chain @ ..] if strip_underscore(first).is_some() && *tcp == b"_tcp" => {
+            (strip_underscore(first), false, chain)
+        }
+        [first, chain @ ..] if strip_underscore(first).is_some() => (None, true, chain),
         chain => (None, false, chain),
     };
     let mut selectors = Vec::new();
     while !chain.is_empty() {
-        let values = chain.iter().position(|label| key(label).is_some())?;
-        let key = key(chain[values])?;
+        let values = chain.iter().position(|label| strip_underscore(label).is_some())?;
+        let key = strip_underscore(chain[values])?;
         if values == 0 {
             return None;
         }
         selectors.push(Selector::new(key, &chain[..values]));
         chain = &chain[values + 1..];
     }
-    Some(Asked { rfc2782, selectors, rest: Cow::Borrowed(rest), partial, tcp_of_base: false })
+    Some(ParsedName {
+        rfc2782,
+        selectors,
+        rest: Cow::Borrowed(rest),
+        non_terminal,
+        tcp_of_base: false,
+    })
 }
 
 /// Parses `_<base>._tcp` and the names above it: `_a.b._tcp`, `b._tcp`, `_tcp`.
-fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<Asked<'a>> {
+fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     let (&b"_tcp", base) = chain.split_last()? else { return None };
-    let spelled = base.split_first().and_then(|(first, others)| Some((key(first)?, others)));
-    let (partial, rest) = match spelled {
-        Some((first, others)) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
+    let spelled =
+        base.split_first().and_then(|(first, others)| Some((strip_underscore(first)?, others)));
+    let (non_terminal, rest) = match spelled {
+        Some((first, others)) => {
+            (false, [first].into_iter().chain(others.iter().copied()).collect())
+        }
         None => (true, Cow::Borrowed(base)),
     };
     // A base has no label that is empty or begins with `_`.
-    if rest.iter().any(|label| label.is_empty() || key(label).is_some()) {
+    if rest.iter().any(|label| label.is_empty() || strip_underscore(label).is_some()) {
         return None;
     }
-    Some(Asked { rfc2782: None, selectors: Vec::new(), rest, partial, tcp_of_base: true })
+    Some(ParsedName { rfc2782: None, selectors: Vec::new(), rest, non_terminal, tcp_of_base: true })
 }
 
 /// What follows the `_` of a label that begins with one.
-fn key(label: &[u8]) -> Option<&[u8]> {
+fn strip_underscore(label: &[u8]) -> Option<&[u8]> {
     label.strip_prefix(b"_")
 }
 
 impl<'a> Selector<'a> {
     /// Joins the labels of the value.
     fn new(key: &'a [u8], labels: &[&[u8]]) -> Self {
-        let value = if labels.iter().any(|label| label.contains(&b'.')) { None } else { String::from_utf8(labels.join(&b'.')).ok() };
-        Self { key, impossible: value.is_none(), value: value.unwrap_or_default() }
+        let value = if labels.iter().any(|label| label.contains(&b'.')) {
+            None
+        } else {
+            String::from_utf8(labels.join(&b'.')).ok()
+        };
+        Self { key, unsatisfiable: value.is_none(), value: value.unwrap_or_default() }
     }
 }
 
 /// Where a service is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope<'a> {
+pub enum ServiceScope<'a> {
     /// In the configured deployment and namespace.
     Configured,
     /// In this namespace of the configured deployment.
@@ -187,11 +212,11 @@ pub enum Scope<'a> {
 /// One way to read labels: `[instance.][version.]base[.namespace[.deployment]]`. A namespace or deployment whose text holds
 /// a dot cannot be asked for this way, only by a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading<'a> {
+pub struct Interpretation<'a> {
     /// The labels of the base, at least one.
     pub base: &'a [&'a [u8]],
     /// Where the service is looked for.
-    pub scope: Scope<'a>,
+    pub scope: ServiceScope<'a>,
     /// The instance, a label that [`instance_address`] reads.
     pub instance: Option<&'a [u8]>,
     /// The labels of the version, at least one; compared label by label with the version's text cut at its dots.
@@ -204,33 +229,45 @@ pub struct Reading<'a> {
 /// Bases of more than `longest_base` labels are left out.
 ///
 /// At most three for each length of a base and three more: some 380 for the longest name there is.
-pub fn readings<'a>(rest: &'a [&'a [u8]], longest_base: usize) -> impl Iterator<Item = Reading<'a>> {
+pub fn interpretations<'a>(
+    rest: &'a [&'a [u8]],
+    longest_base: usize,
+) -> impl Iterator<Item = Interpretation<'a>> {
     let plain = (0..=2).filter_map(move |behind| {
         let (base, scope) = scoped(rest, behind)?;
-        (base.len() <= longest_base).then_some(Reading { base, scope, instance: None, version: None })
+        (base.len() <= longest_base).then_some(Interpretation {
+            base,
+            scope,
+            instance: None,
+            version: None,
+        })
     });
     let instance = rest.first().copied().filter(|first| instance_address(first).is_some());
     let longest_prefixed = longest_base.min(rest.len().saturating_sub(1));
-    let prefixed = (1..=longest_prefixed).rev().flat_map(move |length| (0..=2).map(move |behind| (length, behind))).flat_map(
-        move |(length, behind)| {
+    let prefixed = (1..=longest_prefixed)
+        .rev()
+        .flat_map(move |length| (0..=2).map(move |behind| (length, behind)))
+        .flat_map(move |(length, behind)| {
             let found = scoped(rest, behind).filter(|(labels, _)| labels.len() > length);
             found.into_iter().flat_map(move |(labels, scope)| {
                 let (front, base) = labels.split_at(labels.len() - length);
                 let version = |labels: &'a [&'a [u8]]| (!labels.is_empty()).then_some(labels);
-                let version = if instance.is_some() { version(&front[1..]) } else { version(front) };
-                [Reading { base, scope, instance, version }]
+                let version =
+                    if instance.is_some() { version(&front[1..]) } else { version(front) };
+                [Interpretation { base, scope, instance, version }]
             })
-        },
-    );
+        });
     plain.chain(prefixed)
 }
 
 /// Takes as many labels off the right as a scope of this size has (0-2); none when no label is left in front.
-fn scoped<'a>(labels: &'a [&'a [u8]], behind: usize) -> Option<(&'a [&'a [u8]], Scope<'a>)> {
+fn scoped<'a>(labels: &'a [&'a [u8]], behind: usize) -> Option<(&'a [&'a [u8]], ServiceScope<'a>)> {
     let (front, scope) = match (behind, labels) {
-        (0, front) => (front, Scope::Configured),
-        (1, [front @ .., namespace]) => (front, Scope::Namespace(namespace)),
-        (2, [front @ .., namespace, deployment]) => (front, Scope::Full { namespace, deployment }),
+        (0, front) => (front, ServiceScope::Configured),
+        (1, [front @ .., namespace]) => (front, ServiceScope::Namespace(namespace)),
+        (2, [front @ .., namespace, deployment]) => {
+            (front, ServiceScope::Full { namespace, deployment })
+        }
         _ => return None,
     };
     (!front.is_empty()).then_some((front, scope))
@@ -264,31 +301,37 @@ mod tests {
     /// What is asked, in one line: `tcp=… key=value … | rest`, then what else holds.
     fn ask(name: &str) -> Option<String> {
         let labels = labels(name);
-        let asked = asked(&labels)?;
-        let mut words: Vec<String> = asked.rfc2782.iter().map(|label| format!("tcp={}", text(&[label]))).collect();
-        for Selector { key, value, impossible } in &asked.selectors {
-            assert!(!impossible, "{name}");
+        let parsed = parse_labels(&labels)?;
+        let mut words: Vec<String> =
+            parsed.rfc2782.iter().map(|label| format!("tcp={}", text(&[label]))).collect();
+        for Selector { key, value, unsatisfiable } in &parsed.selectors {
+            assert!(!unsatisfiable, "{name}");
             words.push(format!("{}={value}", text(&[key])));
         }
-        words.push(format!("| {}", text(&asked.rest)));
-        words.extend(asked.tcp_of_base.then(|| "tcp_of_base".to_owned()));
-        words.extend(asked.partial.then(|| "partial".to_owned()));
+        words.push(format!("| {}", text(&parsed.rest)));
+        words.extend(parsed.tcp_of_base.then(|| "tcp_of_base".to_owned()));
+        words.extend(parsed.non_terminal.then(|| "non_terminal".to_owned()));
         Some(words.join(" "))
     }
 
     /// The readings, a line each: `instance/version/base/namespace/deployment`.
     fn read(name: &str, longest_base: usize) -> Vec<String> {
-        let line = |reading: Reading<'_>| {
-            let instance = reading.instance.map_or_else(String::new, |label| text(&[label]));
-            let version = reading.version.map_or_else(String::new, text);
-            let (namespace, deployment): (&[u8], &[u8]) = match reading.scope {
-                Scope::Configured => (b"", b""),
-                Scope::Namespace(namespace) => (namespace, b""),
-                Scope::Full { namespace, deployment } => (namespace, deployment),
+        let line = |interpretation: Interpretation<'_>| {
+            let instance = interpretation.instance.map_or_else(String::new, |label| text(&[label]));
+            let version = interpretation.version.map_or_else(String::new, text);
+            let (namespace, deployment): (&[u8], &[u8]) = match interpretation.scope {
+                ServiceScope::Configured => (b"", b""),
+                ServiceScope::Namespace(namespace) => (namespace, b""),
+                ServiceScope::Full { namespace, deployment } => (namespace, deployment),
             };
-            format!("{instance}/{version}/{}/{}/{}", text(reading.base), text(&[namespace]), text(&[deployment]))
+            format!(
+                "{instance}/{version}/{}/{}/{}",
+                text(interpretation.base),
+                text(&[namespace]),
+                text(&[deployment])
+            )
         };
-        readings(&labels(name), longest_base).map(line).collect()
+        interpretations(&labels(name), longest_base).map(line).collect()
     }
 
     #[test]
@@ -303,15 +346,26 @@ mod tests {
         assert_eq!(base("hello.svc.svc", &["svc"]), Ok(("hello.svc".to_owned(), 0)));
         assert_eq!(base("hellosvc", &["svc"]), Ok(("hellosvc".to_owned(), 1)));
         // The longest zone, wherever it stands in the list.
-        assert_eq!(base("hello.internal.svc", &["svc", "internal.svc"]), Ok(("hello".to_owned(), 1)));
-        assert_eq!(base("hello.internal.svc", &["internal.svc", "svc"]), Ok(("hello".to_owned(), 0)));
-        assert_eq!(base("hello.xinternal.svc", &["internal.svc", "svc"]), Ok(("hello.xinternal".to_owned(), 1)));
+        assert_eq!(
+            base("hello.internal.svc", &["svc", "internal.svc"]),
+            Ok(("hello".to_owned(), 1))
+        );
+        assert_eq!(
+            base("hello.internal.svc", &["internal.svc", "svc"]),
+            Ok(("hello".to_owned(), 0))
+        );
+        assert_eq!(
+            base("hello.xinternal.svc", &["internal.svc", "svc"]),
+            Ok(("hello.xinternal".to_owned(), 1))
+        );
         assert_eq!(base("hello._x", &["_x"]), Ok(("hello".to_owned(), 0)));
     }
 
     #[test]
     fn any_dns_name_is_carried() {
-        for carried in ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"] {
+        for carried in
+            ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"]
+        {
             assert_eq!(base(carried, &["svc"]), Ok((carried.to_owned(), 1)));
         }
         let label = "a".repeat(63);
@@ -321,17 +375,45 @@ mod tests {
     #[test]
     fn what_dns_cannot_write_is_not_carried() {
         let long = "a".repeat(64);
-        for bad in
-            ["", ".", "hello.", "hello.svc.", ".svc", "..svc", "a..b", "_a", "a._tcp", "a b", "a:b", "é", "a/b", "a\\.b", "*", "a\0", &long]
-        {
+        for bad in [
+            "",
+            ".",
+            "hello.",
+            "hello.svc.",
+            ".svc",
+            "..svc",
+            "a..b",
+            "_a",
+            "a._tcp",
+            "a b",
+            "a:b",
+            "é",
+            "a/b",
+            "a\\.b",
+            "*",
+            "a\0",
+            &long,
+        ] {
             assert_eq!(base(bad, &["svc"]), Err(BaseError::NotDns), "{bad:?}");
         }
     }
 
     #[test]
     fn names_of_the_zone_are_reserved() {
-        for reserved in ["ns", "NS.svc", "dns-version", "dns-version.internal.svc", "svc", "SVC", "internal.svc"] {
-            assert_eq!(base(reserved, &["svc", "internal.svc"]), Err(BaseError::Reserved), "{reserved}");
+        for reserved in [
+            "ns",
+            "NS.svc",
+            "dns-version",
+            "dns-version.internal.svc",
+            "svc",
+            "SVC",
+            "internal.svc",
+        ] {
+            assert_eq!(
+                base(reserved, &["svc", "internal.svc"]),
+                Err(BaseError::Reserved),
+                "{reserved}"
+            );
         }
         assert_eq!(base("internal", &["svc", "internal.svc"]), Ok(("internal".to_owned(), 2)));
     }
@@ -339,7 +421,7 @@ mod tests {
     #[test]
     fn a_base_fits_every_zone() {
         let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57)].join(".");
-        assert_eq!(long.len() + ".svc".len(), MAX_TEXT);
+        assert_eq!(long.len() + ".svc".len(), MAX_TEXT_LENGTH);
         assert_eq!(base(&format!("{long}.svc"), &["svc"]), Ok((long.clone(), 0)));
         assert_eq!(base(&format!("{long}d.svc"), &["svc"]), Err(BaseError::TooLong));
         assert_eq!(base(&format!("{long}.svc"), &["svc", "internal"]), Err(BaseError::TooLong));
@@ -349,13 +431,16 @@ mod tests {
     fn names_without_a_chain_are_all_rest() {
         assert_eq!(ask("hello").as_deref(), Some("| hello"));
         assert_eq!(ask("v1.2.0.hello.prod.eu").as_deref(), Some("| v1.2.0.hello.prod.eu"));
-        assert_eq!(asked(&[]), None);
+        assert_eq!(parse_labels(&[]), None);
     }
 
     #[test]
     fn selectors_stand_left_to_right() {
         assert_eq!(ask("gray._env.hello").as_deref(), Some("env=gray | hello"));
-        assert_eq!(ask("v1.2.0._version.prod._namespace.hello").as_deref(), Some("version=v1.2.0 namespace=prod | hello"));
+        assert_eq!(
+            ask("v1.2.0._version.prod._namespace.hello").as_deref(),
+            Some("version=v1.2.0 namespace=prod | hello")
+        );
         assert_eq!(
             ask("8080._port.10-0-0-1._instance.v1.hello.prod.eu").as_deref(),
             Some("port=8080 instance=10-0-0-1 | v1.hello.prod.eu")
@@ -370,15 +455,15 @@ mod tests {
     #[test]
     fn values_that_metadata_cannot_have() {
         let labels: [&[u8]; 3] = [b"v1.2", b"_version", b"hello"];
-        let asked_dot = asked(&labels).unwrap();
-        assert!(asked_dot.selectors[0].impossible);
-        assert_eq!(asked_dot.selectors[0].value, "");
+        let parsed = parse_labels(&labels).unwrap();
+        assert!(parsed.selectors[0].unsatisfiable);
+        assert_eq!(parsed.selectors[0].value, "");
         // The two octets of one character, apart.
         let labels: [&[u8]; 4] = [b"\xC3", b"\xA9", b"_env", b"hello"];
-        assert!(asked(&labels).unwrap().selectors[0].impossible);
+        assert!(parse_labels(&labels).unwrap().selectors[0].unsatisfiable);
         let labels: [&[u8]; 3] = ["é".as_bytes(), b"_env", b"hello"];
-        let asked_text = asked(&labels).unwrap();
-        assert_eq!((&*asked_text.selectors[0].value, asked_text.selectors[0].impossible), ("é", false));
+        let parsed = parse_labels(&labels).unwrap();
+        assert_eq!((&*parsed.selectors[0].value, parsed.selectors[0].unsatisfiable), ("é", false));
     }
 
     #[test]
@@ -394,22 +479,28 @@ mod tests {
 
     #[test]
     fn empty_non_terminals_of_the_chain() {
-        assert_eq!(ask("_tcp.hello").as_deref(), Some("| hello partial"));
-        assert_eq!(ask("_env.hello").as_deref(), Some("| hello partial"));
-        assert_eq!(ask("_zone.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
-        assert_eq!(ask("_tcp.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
+        assert_eq!(ask("_tcp.hello").as_deref(), Some("| hello non_terminal"));
+        assert_eq!(ask("_env.hello").as_deref(), Some("| hello non_terminal"));
+        assert_eq!(ask("_zone.gray._env.hello").as_deref(), Some("env=gray | hello non_terminal"));
+        assert_eq!(ask("_tcp.gray._env.hello").as_deref(), Some("env=gray | hello non_terminal"));
     }
 
     #[test]
     fn rfc_2782_of_a_base() {
         assert_eq!(ask("_hello._tcp").as_deref(), Some("| hello tcp_of_base"));
         assert_eq!(ask("_a.b._tcp").as_deref(), Some("| a.b tcp_of_base"));
-        assert_eq!(ask("b._tcp").as_deref(), Some("| b tcp_of_base partial"));
-        assert_eq!(ask("_tcp").as_deref(), Some("|  tcp_of_base partial"));
+        assert_eq!(ask("b._tcp").as_deref(), Some("| b tcp_of_base non_terminal"));
+        assert_eq!(ask("_tcp").as_deref(), Some("|  tcp_of_base non_terminal"));
         assert_eq!(ask("_tcp._tcp").as_deref(), Some("| tcp tcp_of_base"));
-        for unread in
-            ["_a._b._tcp", "x._hello._tcp", "_http._tcp._hello._tcp", "gray._env._hello._tcp", "_.b._tcp", "__a._tcp", "_hello._udp"]
-        {
+        for unread in [
+            "_a._b._tcp",
+            "x._hello._tcp",
+            "_http._tcp._hello._tcp",
+            "gray._env._hello._tcp",
+            "_.b._tcp",
+            "__a._tcp",
+            "_hello._udp",
+        ] {
             assert_eq!(ask(unread), None, "{unread}");
         }
     }
@@ -437,10 +528,17 @@ mod tests {
         assert_eq!(read("hello.prod", 9), ["//hello.prod//", "//hello/prod/", "/hello/prod//"]);
         assert_eq!(
             read("hello.prod.eu", 9),
-            ["//hello.prod.eu//", "//hello.prod/eu/", "//hello/prod/eu", "/hello/prod.eu//", "/hello.prod/eu//", "/hello/prod/eu/"]
+            [
+                "//hello.prod.eu//",
+                "//hello.prod/eu/",
+                "//hello/prod/eu",
+                "/hello/prod.eu//",
+                "/hello.prod/eu//",
+                "/hello/prod/eu/"
+            ]
         );
         assert_eq!(read("", 0), [""; 0]);
-        assert_eq!(readings(&[], 9).count(), 0);
+        assert_eq!(interpretations(&[], 9).count(), 0);
     }
 
     #[test]
@@ -451,26 +549,36 @@ mod tests {
             ["//10-0-0-1.hello//", "//10-0-0-1/hello/", "10-0-0-1//hello//"],
             "what looks like an instance is no version"
         );
-        assert_eq!(read("10-0-0-1.v1.hello", 1), ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "10-0-0-1//v1/hello/"]);
+        assert_eq!(
+            read("10-0-0-1.v1.hello", 1),
+            ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "10-0-0-1//v1/hello/"]
+        );
         // Together only as instance before version.
         assert!(!read("v1.10-0-0-1.hello", 9).iter().any(|line| line.starts_with("10-0-0-1/")));
     }
 
     #[test]
     fn the_longest_base_wins_within_a_row() {
-        let prefixed: Vec<String> = read("v1.a.b.c", 9).into_iter().filter(|line| line.starts_with("/v1")).collect();
-        assert_eq!(prefixed, ["/v1/a.b.c//", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
-        assert_eq!(read("v1.a.b.c", 2), ["//v1.a/b/c", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
+        let prefixed: Vec<String> =
+            read("v1.a.b.c", 9).into_iter().filter(|line| line.starts_with("/v1")).collect();
+        assert_eq!(
+            prefixed,
+            ["/v1/a.b.c//", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]
+        );
+        assert_eq!(
+            read("v1.a.b.c", 2),
+            ["//v1.a/b/c", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]
+        );
     }
 
     #[test]
     fn the_longest_name_has_a_bounded_number_of_readings() {
         let plain = vec![b"a".as_slice(); 127];
-        assert_eq!(readings(&plain, 127).count(), 3 + 126 + 125 + 124);
+        assert_eq!(interpretations(&plain, 127).count(), 3 + 126 + 125 + 124);
         let mut instance = plain;
         instance[0] = b"1--1";
-        assert_eq!(readings(&instance, 127).count(), 3 + 126 + 125 + 124);
-        assert_eq!(readings(&instance, 2).count(), 2 * 3);
+        assert_eq!(interpretations(&instance, 127).count(), 3 + 126 + 125 + 124);
+        assert_eq!(interpretations(&instance, 2).count(), 2 * 3);
     }
 
     fn any_label() -> impl Strategy<Value = Vec<u8>> {
@@ -491,26 +599,26 @@ mod tests {
             #[test]
             fn no_labels_panic_and_none_gets_lost(owned in any_labels()) {
                 let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-                let Some(asked) = asked(&labels) else { return Ok(()) };
-                prop_assert_eq!(asked.rest.is_empty(), asked.tcp_of_base && labels.len() == 1);
-                prop_assert!(asked.rest.iter().all(|label| key(label).is_none()));
-                if asked.tcp_of_base {
-                    let first = if asked.partial { labels[0] } else { &labels[0][1..] };
+                let Some(parsed) = parse_labels(&labels) else { return Ok(()) };
+                prop_assert_eq!(parsed.rest.is_empty(), parsed.tcp_of_base && labels.len() == 1);
+                prop_assert!(parsed.rest.iter().all(|label| strip_underscore(label).is_none()));
+                if parsed.tcp_of_base {
+                    let first = if parsed.non_terminal { labels[0] } else { &labels[0][1..] };
                     let spelled = [first].into_iter().chain(labels[1..].iter().copied()).take(labels.len() - 1);
-                    prop_assert!(asked.rest.iter().copied().eq(spelled));
-                } else if asked.selectors.iter().all(|selector| !selector.impossible) {
+                    prop_assert!(parsed.rest.iter().copied().eq(spelled));
+                } else if parsed.selectors.iter().all(|selector| !selector.unsatisfiable) {
                     // Put together again, it is the name.
                     let mut again: Vec<Vec<u8>> = Vec::new();
-                    if let Some(protocol) = asked.rfc2782 {
+                    if let Some(protocol) = parsed.rfc2782 {
                         again.extend([[b"_", protocol].concat(), b"_tcp".to_vec()]);
-                    } else if asked.partial {
+                    } else if parsed.non_terminal {
                         again.push(labels[0].to_vec());
                     }
-                    for selector in &asked.selectors {
+                    for selector in &parsed.selectors {
                         again.extend(selector.value.split('.').map(|value| value.as_bytes().to_vec()));
                         again.push([b"_", selector.key].concat());
                     }
-                    again.extend(asked.rest.iter().map(|label| label.to_vec()));
+                    again.extend(parsed.rest.iter().map(|label| label.to_vec()));
                     prop_assert_eq!(again, owned);
                 }
             }
@@ -518,9 +626,9 @@ mod tests {
             #[test]
             fn every_name_above_one_that_is_read_is_read(owned in any_labels()) {
                 let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-                if asked(&labels).is_some() {
+                if parse_labels(&labels).is_some() {
                     for cut in 1..labels.len() {
-                        prop_assert!(asked(&labels[cut..]).is_some(), "{:?}", &owned[cut..]);
+                        prop_assert!(parse_labels(&labels[cut..]).is_some(), "{:?}", &owned[cut..]);
                     }
                 }
             }
@@ -529,15 +637,15 @@ mod tests {
             fn readings_differ_and_each_is_the_name(owned in any_labels(), longest_base in 0..9usize) {
                 let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
                 let mut seen = HashSet::new();
-                for reading in readings(&labels, longest_base) {
-                    let Reading { base, scope, instance, version } = reading;
+                for interpretation in interpretations(&labels, longest_base) {
+                    let Interpretation { base, scope, instance, version } = interpretation;
                     prop_assert!((1..=longest_base).contains(&base.len()));
-                    let is_new = seen.insert(format!("{reading:?}"));
+                    let is_new = seen.insert(format!("{interpretation:?}"));
     prop_assert!(is_new);
                     let behind = match scope {
-                        Scope::Configured => vec![],
-                        Scope::Namespace(namespace) => vec![namespace],
-                        Scope::Full { namespace, deployment } => vec![namespace, deployment],
+                        ServiceScope::Configured => vec![],
+                        ServiceScope::Namespace(namespace) => vec![namespace],
+                        ServiceScope::Full { namespace, deployment } => vec![namespace, deployment],
                     };
                     let version = version.unwrap_or_default().iter().copied();
                     prop_assert!(instance.into_iter().chain(version).chain(base.iter().copied()).chain(behind).eq(labels.iter().copied()));

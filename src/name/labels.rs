@@ -5,10 +5,10 @@ use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
 
 /// Longest name in wire form, the root label included (RFC 1035 section 2.3.4).
-const MAX_NAME: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 /// Longest label (RFC 1035 section 2.3.4).
-const MAX_LABEL: usize = 63;
+const MAX_LABEL_BYTES: usize = 63;
 
 /// Most labels of a name, the root label apart: each takes at least two of the 254 octets before the root.
 const MAX_LABELS: usize = 127;
@@ -20,7 +20,7 @@ const MAX_LABELS: usize = 127;
 #[derive(Clone, Copy)]
 pub struct Name {
     /// The wire form, zeroes behind it.
-    octets: [u8; MAX_NAME],
+    bytes: [u8; MAX_NAME_BYTES],
     /// Octets of the wire form, 1-255.
     length: u8,
 }
@@ -50,7 +50,7 @@ pub enum NameError {
 
 impl Name {
     /// The root, `.`.
-    pub const ROOT: Self = Self { octets: [0; MAX_NAME], length: 1 };
+    pub const ROOT: Self = Self { bytes: [0; MAX_NAME_BYTES], length: 1 };
 
     /// Reads the name at the beginning of `wire` and says how many octets it took (1-255); what follows it is not looked at.
     ///
@@ -66,16 +66,16 @@ impl Name {
                 64..=191 => return Err(NameError::LabelTooLong),
                 192.. => return Err(NameError::Compressed),
             }
-            if root >= MAX_NAME {
+            if root >= MAX_NAME_BYTES {
                 return Err(NameError::TooLong);
             }
         }
         let mut name = Self::ROOT;
-        let octets = &mut name.octets[..=root];
-        octets.copy_from_slice(&wire[..=root]);
+        let bytes = &mut name.bytes[..=root];
+        bytes.copy_from_slice(&wire[..=root]);
         // Length octets are at most 63, below 'A': only letters change.
-        octets.make_ascii_lowercase();
-        name.length = octet(root + 1);
+        bytes.make_ascii_lowercase();
+        name.length = to_u8(root + 1);
         Ok((name, root + 1))
     }
 
@@ -89,12 +89,12 @@ impl Name {
         if text == "." {
             return Ok(Self::ROOT);
         }
-        let mut builder = Builder::new();
-        let mut octets = text.bytes();
-        while let Some(octet) = octets.next() {
+        let mut builder = NameBuilder::new();
+        let mut bytes = text.bytes();
+        while let Some(octet) = bytes.next() {
             match octet {
                 b'.' => builder.end_label()?,
-                b'\\' => builder.push(escaped(&mut octets)?)?,
+                b'\\' => builder.push(escaped(&mut bytes)?)?,
                 _ => builder.push(octet)?,
             }
         }
@@ -109,7 +109,7 @@ impl Name {
     /// # Errors
     /// [`NameError::EmptyLabel`], [`NameError::LabelTooLong`], [`NameError::TooLong`].
     pub fn from_labels<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, NameError> {
-        let mut builder = Builder::new();
+        let mut builder = NameBuilder::new();
         for label in labels {
             for &octet in label {
                 builder.push(octet)?;
@@ -121,28 +121,28 @@ impl Name {
 
     /// The wire form: 1-255 octets, the root label included.
     pub fn as_wire(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length)]
+        &self.bytes[..usize::from(self.length)]
     }
 
     /// The labels, left to right, without the root label.
     pub fn labels(&self) -> Labels<'_> {
-        let octets = self.as_wire();
-        let mut labels = Labels { octets, starts: [0; MAX_LABELS], next: 0, end: 0 };
+        let bytes = self.as_wire();
+        let mut labels = Labels { bytes, starts: [0; MAX_LABELS], next: 0, end: 0 };
         let mut at = 0;
-        while octets[at] != 0 {
-            labels.starts[usize::from(labels.end)] = octet(at);
+        while bytes[at] != 0 {
+            labels.starts[usize::from(labels.end)] = to_u8(at);
             labels.end += 1;
-            at += 1 + usize::from(octets[at]);
+            at += 1 + usize::from(bytes[at]);
         }
         labels
     }
 
     /// How many labels there are, 0-127, the root label not counted.
     pub fn label_count(&self) -> usize {
-        let octets = self.as_wire();
+        let bytes = self.as_wire();
         let (mut at, mut count) = (0, 0);
-        while octets[at] != 0 {
-            at += 1 + usize::from(octets[at]);
+        while bytes[at] != 0 {
+            at += 1 + usize::from(bytes[at]);
             count += 1;
         }
         count
@@ -150,12 +150,12 @@ impl Name {
 
     /// Whether this name is `ancestor` or lies below it: compared by labels, so `xsvc.` does not end with `svc.`.
     pub fn ends_with(&self, ancestor: &Self) -> bool {
-        let octets = self.as_wire();
+        let bytes = self.as_wire();
         let mut at = 0;
-        while octets.len() - at > usize::from(ancestor.length) {
-            at += 1 + usize::from(octets[at]);
+        while bytes.len() - at > usize::from(ancestor.length) {
+            at += 1 + usize::from(bytes[at]);
         }
-        octets[at..] == *ancestor.as_wire()
+        bytes[at..] == *ancestor.as_wire()
     }
 }
 
@@ -203,7 +203,9 @@ impl fmt::Display for Name {
         for label in self.labels() {
             for &octet in label {
                 match octet {
-                    b'.' | b'\\' | b'"' | b'(' | b')' | b';' | b'@' | b'$' => write!(f, "\\{}", char::from(octet))?,
+                    b'.' | b'\\' | b'"' | b'(' | b')' | b';' | b'@' | b'$' => {
+                        write!(f, "\\{}", char::from(octet))?
+                    }
                     b'!'..=b'~' => f.write_char(char::from(octet))?,
                     _ => write!(f, "\\{octet:03}")?,
                 }
@@ -224,7 +226,7 @@ impl fmt::Debug for Name {
 #[derive(Clone, Debug)]
 pub struct Labels<'n> {
     /// The wire form.
-    octets: &'n [u8],
+    bytes: &'n [u8],
     /// Where each label's length octet stands.
     starts: [u8; MAX_LABELS],
     /// The first label that is left.
@@ -237,7 +239,7 @@ impl<'n> Labels<'n> {
     /// The label of this place.
     fn label(&self, place: u8) -> &'n [u8] {
         let start = usize::from(self.starts[usize::from(place)]);
-        &self.octets[start + 1..=start + usize::from(self.octets[start])]
+        &self.bytes[start + 1..=start + usize::from(self.bytes[start])]
     }
 }
 
@@ -269,18 +271,18 @@ impl DoubleEndedIterator for Labels<'_> {
 impl ExactSizeIterator for Labels<'_> {}
 
 /// A name in the making: whole labels, and the one that is being written.
-struct Builder {
-    octets: [u8; MAX_NAME],
+struct NameBuilder {
+    bytes: [u8; MAX_NAME_BYTES],
     /// Where the length octet of the label in the making stands; between labels, where the root label would.
     start: usize,
     /// Where the next octet goes.
     at: usize,
 }
 
-impl Builder {
+impl NameBuilder {
     /// The root, with a first label about to be written.
     fn new() -> Self {
-        Self { octets: [0; MAX_NAME], start: 0, at: 1 }
+        Self { bytes: [0; MAX_NAME_BYTES], start: 0, at: 1 }
     }
 
     /// Whether no whole label has been written.
@@ -295,14 +297,14 @@ impl Builder {
 
     /// Adds an octet to the label in the making.
     fn push(&mut self, octet: u8) -> Result<(), NameError> {
-        if self.at - self.start > MAX_LABEL {
+        if self.at - self.start > MAX_LABEL_BYTES {
             return Err(NameError::LabelTooLong);
         }
         // The last octet is the root label's.
-        if self.at >= MAX_NAME - 1 {
+        if self.at >= MAX_NAME_BYTES - 1 {
             return Err(NameError::TooLong);
         }
-        self.octets[self.at] = octet.to_ascii_lowercase();
+        self.bytes[self.at] = octet.to_ascii_lowercase();
         self.at += 1;
         Ok(())
     }
@@ -312,7 +314,7 @@ impl Builder {
         if !self.in_label() {
             return Err(NameError::EmptyLabel);
         }
-        self.octets[self.start] = octet(self.at - self.start - 1);
+        self.bytes[self.start] = to_u8(self.at - self.start - 1);
         self.start = self.at;
         self.at += 1;
         Ok(())
@@ -320,24 +322,24 @@ impl Builder {
 
     /// The name of the whole labels.
     fn finish(self) -> Name {
-        Name { octets: self.octets, length: octet(self.start + 1) }
+        Name { bytes: self.bytes, length: to_u8(self.start + 1) }
     }
 }
 
 /// A length or a place within a name, which no valid name has above 255.
-fn octet(place: usize) -> u8 {
+fn to_u8(place: usize) -> u8 {
     u8::try_from(place).unwrap_or(u8::MAX)
 }
 
 /// What stands for an escape, whose backslash has been read.
-fn escaped(octets: &mut impl Iterator<Item = u8>) -> Result<u8, NameError> {
-    let first = octets.next().ok_or(NameError::BadEscape)?;
+fn escaped(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, NameError> {
+    let first = bytes.next().ok_or(NameError::BadEscape)?;
     if !first.is_ascii_digit() {
         return Ok(first);
     }
     let mut number = u16::from(first - b'0');
     for _ in 0..2 {
-        let digit = octets.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
+        let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
         number = number * 10 + u16::from(digit - b'0');
     }
     u8::try_from(number).map_err(|_| NameError::BadEscape)
@@ -392,15 +394,16 @@ mod tests {
         let mut too_long = longest;
         too_long[3] = &label[..62];
         assert_eq!(Name::from_labels(too_long), Err(NameError::TooLong));
-        let wire: Vec<u8> = too_long.iter().flat_map(|l| [&[octet(l.len())], *l].concat()).chain([0]).collect();
+        let wire: Vec<u8> =
+            too_long.iter().flat_map(|l| [&[to_u8(l.len())], *l].concat()).chain([0]).collect();
         assert_eq!(wire.len(), 256);
         assert_eq!(Name::from_wire(&wire), Err(NameError::TooLong));
         assert_eq!(Name::from_labels([&label[..]]), Err(NameError::LabelTooLong));
 
-        let most = Name::from_labels([&label[..1]; 127]).unwrap();
-        assert_eq!((most.label_count(), most.as_wire().len()), (127, 255));
+        let longest = Name::from_labels([&label[..1]; 127]).unwrap();
+        assert_eq!((longest.label_count(), longest.as_wire().len()), (127, 255));
         assert_eq!(Name::from_labels([&label[..1]; 128]), Err(NameError::TooLong));
-        assert_eq!(Name::from_text(&"a.".repeat(127)), Ok(most));
+        assert_eq!(Name::from_text(&"a.".repeat(127)), Ok(longest));
         assert_eq!(Name::from_text(&"a.".repeat(128)), Err(NameError::TooLong));
     }
 
@@ -435,7 +438,15 @@ mod tests {
 
     #[test]
     fn the_order_is_canonical() {
-        let sorted = ["example", "a.example", "yljkjljk.a.example", "Z.a.example", "z.example", r"\200.z.example"].map(name);
+        let sorted = [
+            "example",
+            "a.example",
+            "yljkjljk.a.example",
+            "Z.a.example",
+            "z.example",
+            r"\200.z.example",
+        ]
+        .map(name);
         assert!(sorted.is_sorted());
         assert!(name("b") > name("z.a"));
     }
@@ -460,10 +471,10 @@ mod tests {
         #[test]
         fn wire_and_text_come_back(labels in any_labels()) {
             let built = Name::from_labels(labels.iter().map(Vec::as_slice));
-            let octets: usize = labels.iter().map(|label| label.len() + 1).sum();
-            prop_assert_eq!(built.is_ok(), octets < 255);
+            let bytes: usize = labels.iter().map(|label| label.len() + 1).sum();
+            prop_assert_eq!(built.is_ok(), bytes < 255);
             if let Ok(name) = built {
-                prop_assert_eq!(Name::from_wire(name.as_wire()), Ok((name, octets + 1)));
+                prop_assert_eq!(Name::from_wire(name.as_wire()), Ok((name, bytes + 1)));
                 prop_assert_eq!(Name::from_text(&name.to_string()), Ok(name));
                 prop_assert_eq!(name.label_count(), labels.len());
                 let lowered: Vec<Vec<u8>> = labels.iter().map(|label| label.to_ascii_lowercase()).collect();

@@ -12,7 +12,13 @@ mod grammar;
 mod labels;
 mod zones;
 
-pub use addresses::{MAX_INSTANCE_LABEL, instance_address, instance_label, ipv4_label, put_instance_label, reverse_address, reverse_name};
-pub use grammar::{Asked, Base, BaseError, Reading, Scope, Selector, asked, base_of, readings};
+pub use addresses::{
+    MAX_INSTANCE_LABEL_BYTES, instance_address, instance_label, ipv4_label, put_instance_label,
+    reverse_address, reverse_name,
+};
+pub use grammar::{
+    Base, BaseError, Interpretation, ParsedName, Selector, ServiceScope, base_of, interpretations,
+    parse_labels,
+};
 pub use labels::{Labels, Name, NameError};
 pub use zones::{Zone, Zones, ZonesError};

@@ -10,7 +10,7 @@ use super::labels::{Labels, Name, NameError};
 const MAX_ZONES: usize = 255;
 
 /// Longest zone in wire form: `dns-version.<zone>` must fit the 255 octets of a name.
-const MAX_ZONE: usize = 255 - 12;
+const MAX_ZONE_BYTES: usize = 255 - 12;
 
 /// The zones that are served, at least one, all different. All of them hold the same services; the first is the one that
 /// SRV targets, glue and PTR use. Cheap to clone.
@@ -51,7 +51,9 @@ pub enum ZonesError {
     #[error("the zone {0:?} may hold only a-z, 0-9, '-', '_' and dots")]
     Characters(String),
     /// No room for the names that every zone has.
-    #[error("the zone {0:?} is too long: \"dns-version\" in front of it must fit the 253 characters of a name")]
+    #[error(
+        "the zone {0:?} is too long: \"dns-version\" in front of it must fit the 253 characters of a name"
+    )]
     TooLong(String),
 }
 
@@ -92,7 +94,7 @@ impl Zones {
     }
 
     /// Whether a zone is this name or lies below it: one that is valid, in wire form.
-    pub fn any_below(&self, wire: &[u8]) -> bool {
+    pub fn any_at_or_below(&self, wire: &[u8]) -> bool {
         self.zones.iter().any(|zone| {
             let below = zone.name.as_wire().len() >= wire.len();
             below && Name::from_wire(wire).is_ok_and(|(name, _)| zone.name.ends_with(&name))
@@ -121,7 +123,11 @@ impl Zones {
 
     /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.
     pub fn find(&self, name: &Name) -> Option<(usize, &Zone)> {
-        self.zones.iter().enumerate().filter(|(_, zone)| name.ends_with(&zone.name)).max_by_key(|(_, zone)| zone.label_count)
+        self.zones
+            .iter()
+            .enumerate()
+            .filter(|(_, zone)| name.ends_with(&zone.name))
+            .max_by_key(|(_, zone)| zone.label_count)
     }
 }
 
@@ -137,7 +143,8 @@ impl<'z> IntoIterator for &'z Zones {
 impl Zone {
     /// Reads one zone.
     fn new(text: &str) -> Result<Self, ZonesError> {
-        let name = Name::from_text(text).map_err(|reason| ZonesError::Malformed { zone: text.to_owned(), reason })?;
+        let name = Name::from_text(text)
+            .map_err(|reason| ZonesError::Malformed { zone: text.to_owned(), reason })?;
         let label_count = name.label_count();
         if label_count == 0 {
             return Err(ZonesError::Root(text.to_owned()));
@@ -146,7 +153,7 @@ impl Zone {
         if !name.labels().flatten().all(writable) {
             return Err(ZonesError::Characters(text.to_owned()));
         }
-        if name.as_wire().len() > MAX_ZONE {
+        if name.as_wire().len() > MAX_ZONE_BYTES {
             return Err(ZonesError::TooLong(text.to_owned()));
         }
         Ok(Self { name, text: name.to_string().into(), label_count })
@@ -173,7 +180,7 @@ impl Zone {
     }
 
     /// The labels of `name` in front of this zone, left to right; none for the apex and for a name outside the zone.
-    pub fn in_front<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
+    pub fn relative_labels<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
         let labels = name.labels();
         let count = if name.ends_with(&self.name) { labels.len() - self.label_count } else { 0 };
         labels.take(count)
@@ -218,10 +225,13 @@ mod tests {
     fn labels_in_front_of_a_zone() {
         let zones = zones(&["corp.example"]).unwrap();
         let name = name("a.b.corp.example");
-        let front: Vec<&[u8]> = zones.first().in_front(&name).collect();
+        let front: Vec<&[u8]> = zones.first().relative_labels(&name).collect();
         assert_eq!(front, [b"a".as_slice(), b"b"]);
-        assert_eq!(zones.first().in_front(zones.first().name()).count(), 0);
-        assert_eq!(zones.first().in_front(&Name::from_text("a.b.c.d.e").unwrap()).count(), 0);
+        assert_eq!(zones.first().relative_labels(zones.first().name()).count(), 0);
+        assert_eq!(
+            zones.first().relative_labels(&Name::from_text("a.b.c.d.e").unwrap()).count(),
+            0
+        );
     }
 
     #[test]
@@ -235,7 +245,8 @@ mod tests {
     fn a_bad_zone_is_named() {
         assert_eq!(zones(&[]).unwrap_err(), ZonesError::NoZone);
         assert_eq!(zones(&["svc", "."]).unwrap_err(), ZonesError::Root(".".to_owned()));
-        let empty = ZonesError::Malformed { zone: "a..b".to_owned(), reason: NameError::EmptyLabel };
+        let empty =
+            ZonesError::Malformed { zone: "a..b".to_owned(), reason: NameError::EmptyLabel };
         assert_eq!(empty.to_string(), "the zone \"a..b\" is not a domain name: a label is empty");
         assert_eq!(zones(&["svc", "a..b"]).unwrap_err(), empty);
         assert!(matches!(zones(&[""]), Err(ZonesError::Malformed { .. })));
@@ -244,7 +255,7 @@ mod tests {
         }
         let label = "a".repeat(59);
         let longest = [&*label; 4].join(".") + ".a";
-        assert_eq!(zones(&[&longest]).unwrap().first().name().as_wire().len(), MAX_ZONE);
+        assert_eq!(zones(&[&longest]).unwrap().first().name().as_wire().len(), MAX_ZONE_BYTES);
         let longer = longest + "a";
         assert_eq!(zones(&[&longer]).unwrap_err(), ZonesError::TooLong(longer));
         let many: Vec<String> = (0..256).map(|number| format!("z{number}")).collect();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::net::if_::if_nametoindex;
 
 use super::{Protocol, Target};
-use crate::resolv_conf::{BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
+use crate::resolv_conf::{RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 
 /// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv's old
 /// and new folder), which keep one file for each interface.
@@ -79,7 +79,7 @@ impl Sources {
     /// The files and folders that may be read, the root in front.
     pub(super) fn places(&self) -> impl Iterator<Item = PathBuf> {
         let managed = MANAGED.iter().map(|(Place::File(path) | Place::Folder(path))| *path);
-        [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
+        [RESOLV_CONF].into_iter().chain(managed).chain([RESOLV_CONF_BACKUP]).map(|path| self.below_root(path))
     }
 
     /// Looks at the files in order, until one names somebody whom we can ask.
@@ -102,10 +102,10 @@ impl Sources {
         }
         // What was there before is of use only while it is we who stand there now.
         if look.asked_by_system {
-            let Found { usable, unreadable, faults, .. } = self.read(Place::File(BEFORE));
+            let Found { usable, unreadable, faults, .. } = self.read(Place::File(RESOLV_CONF_BACKUP));
             look.unreadable |= unreadable;
             if !usable.is_empty() {
-                return look.settled(usable, faults, BEFORE);
+                return look.settled(usable, faults, RESOLV_CONF_BACKUP);
             }
             look.faults.extend(faults);
         }
@@ -246,9 +246,9 @@ fn octets(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is not a file"));
     }
     let mut octets = Vec::new();
-    fs::File::open(path)?.take(MOST_OCTETS as u64 + 1).read_to_end(&mut octets)?;
-    if octets.len() > MOST_OCTETS {
-        return Err(io::Error::other(format!("it has more than {MOST_OCTETS} bytes, the fixed limit for a resolv.conf")));
+    fs::File::open(path)?.take(MAX_RESOLV_CONF_BYTES as u64 + 1).read_to_end(&mut octets)?;
+    if octets.len() > MAX_RESOLV_CONF_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_RESOLV_CONF_BYTES} bytes, the fixed limit for a resolv.conf")));
     }
     Ok(octets)
 }

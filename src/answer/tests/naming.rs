@@ -6,7 +6,10 @@ use super::*;
 fn the_naming_table() {
     let house = House::of(&[
         HELLO,
-        ("/service/default/default/hello.svc/latest/10.0.0.2:8000", r#"{"gray":"x","env":"Gray.Two"}"#),
+        (
+            "/service/default/default/hello.svc/latest/10.0.0.2:8000",
+            r#"{"gray":"x","env":"Gray.Two"}"#,
+        ),
         ("/service/default/default/hello.svc/v1.2.0/10.0.0.3:9000", "{}"),
         ("/service/default/prod/hello.svc/latest/10.0.1.1:80", "{}"),
         ("/service/blue/prod/hello.svc/latest/10.0.2.1:80", "{}"),
@@ -76,11 +79,23 @@ fn the_naming_table() {
     ] {
         assert_eq!(house.a(name), answer, "{name}");
     }
-    assert_eq!(house.short("hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
-    assert_eq!(house.short("hello.internal", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
-    assert_eq!(house.short("hello.prod.blue.svc", rtype::SRV), "0 1 80 10-0-2-1.hello.prod.blue.svc.");
+    assert_eq!(
+        house.short("hello.svc", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
+    assert_eq!(
+        house.short("hello.internal", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
+    assert_eq!(
+        house.short("hello.prod.blue.svc", rtype::SRV),
+        "0 1 80 10-0-2-1.hello.prod.blue.svc."
+    );
     assert_eq!(house.short("_http._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
-    assert_eq!(house.short("_8000._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
+    assert_eq!(
+        house.short("_8000._tcp.hello.svc", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
     assert_eq!(house.short("_grpc._tcp.hello.svc", rtype::SRV), "NODATA");
     assert_eq!(house.short("_hello._tcp.svc", rtype::SRV), house.short("hello.svc", rtype::SRV));
     assert_eq!(house.short("_a.b.c._tcp.svc", rtype::SRV), "0 1 80 10-0-3-1.a.b.c.svc.");
@@ -91,9 +106,13 @@ fn the_naming_table() {
     assert_eq!(house.short("svc", rtype::NS), "ns.svc.");
     assert_eq!(house.short("internal", rtype::NS), "ns.internal.");
     assert!(house.short("dns-version.svc", rtype::TXT).starts_with("svcdns "));
-    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "10-0-0-1.hello.svc. | hello.svc.");
+    assert_eq!(
+        house.short("1.0.0.10.in-addr.arpa", rtype::PTR),
+        "10-0-0-1.hello.svc. | hello.svc."
+    );
     for draw in 0..5 {
-        let answer = house.ask_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
+        let answer =
+            house.ask_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
         assert_eq!(answer.answers[0].data.to_string(), "10-0-0-1.hello.svc.");
     }
     assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::A), "NODATA");
@@ -103,24 +122,40 @@ fn the_naming_table() {
 
 #[test]
 fn versions_fall_back_only_without_latest() {
-    let keys = [("/service/default/default/ver/v1/10.0.0.1:80", "{}"), ("/service/default/default/ver/v2/10.0.0.2:80", "{}")];
+    let keys = [
+        ("/service/default/default/ver/v1/10.0.0.1:80", "{}"),
+        ("/service/default/default/ver/v2/10.0.0.2:80", "{}"),
+    ];
     assert_eq!(House::of(&keys).a("ver.svc"), "10.0.0.1 | 10.0.0.2");
     let strict = House::with(Settings { version_fallback: false, ..settings() }, &keys);
-    assert_eq!((strict.a("ver.svc"), strict.a("v1.ver.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
-    let canary = House::of(&[HELLO, ("/service/default/default/hello.svc/latest-canary/10.0.0.7:80", "{}")]);
-    assert_eq!((canary.a("hello.svc"), canary.a("latest-canary.hello.svc")), ("10.0.0.1".to_owned(), "10.0.0.7".to_owned()));
+    assert_eq!(
+        (strict.a("ver.svc"), strict.a("v1.ver.svc")),
+        ("NODATA".to_owned(), "10.0.0.1".to_owned())
+    );
+    let canary =
+        House::of(&[HELLO, ("/service/default/default/hello.svc/latest-canary/10.0.0.7:80", "{}")]);
+    assert_eq!(
+        (canary.a("hello.svc"), canary.a("latest-canary.hello.svc")),
+        ("10.0.0.1".to_owned(), "10.0.0.7".to_owned())
+    );
 }
 
 #[test]
 fn a_name_that_went_is_gone_and_one_of_unusable_endpoints_is_known() {
     let mut house = House::of(&[HELLO]);
     house.apply([Change::Delete { key: HELLO.0.into(), revision: 0, removal: Removal::Explicit }]);
-    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned()));
+    assert_eq!(
+        (house.a("hello.svc"), house.a("10-0-0-1.hello.svc")),
+        ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned())
+    );
     assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "REFUSED");
     let Change::Put(mut known) = put(HELLO.0, HTTP) else { unreachable!() };
     known.content.as_mut().unwrap().endpoints.clear();
     house.apply([Change::Put(known)]);
-    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NODATA".to_owned(), "NXDOMAIN".to_owned()));
+    assert_eq!(
+        (house.a("hello.svc"), house.a("10-0-0-1.hello.svc")),
+        ("NODATA".to_owned(), "NXDOMAIN".to_owned())
+    );
 }
 
 #[test]
@@ -154,14 +189,22 @@ fn one_service_has_another_ones_name_until_it_goes() {
 fn a_name_above_another_zone_exists() {
     let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
     let house = House::with(Settings { zones, ..settings() }, &[HELLO]);
-    assert_eq!((house.a("b.svc"), house.a("hello.a.b.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
+    assert_eq!(
+        (house.a("b.svc"), house.a("hello.a.b.svc")),
+        ("NODATA".to_owned(), "10.0.0.1".to_owned())
+    );
     assert_eq!(house.a("c.svc"), "NXDOMAIN");
 }
 
 #[test]
 fn a_namespace_that_is_no_label_makes_no_names() {
     let house = House::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
-    for (name, answer) in [("y.svc", "NXDOMAIN"), ("x.y.svc", "NXDOMAIN"), ("hello.x.y.svc", "NXDOMAIN"), ("hello.svc", "NODATA")] {
+    for (name, answer) in [
+        ("y.svc", "NXDOMAIN"),
+        ("x.y.svc", "NXDOMAIN"),
+        ("hello.x.y.svc", "NXDOMAIN"),
+        ("hello.svc", "NODATA"),
+    ] {
         assert_eq!(house.a(name), answer, "{name}");
     }
     assert_eq!(house.a("x.y._namespace.hello.svc"), "10.0.0.1");

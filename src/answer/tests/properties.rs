@@ -6,20 +6,42 @@ use super::*;
 
 /// A few labels that meet each other often.
 fn label() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1"])
+    prop::sample::select(vec![
+        "hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1",
+    ])
 }
 
 fn key() -> impl Strategy<Value = (String, String)> {
-    let name = (prop::collection::vec(label(), 1..3), prop::sample::select(vec!["", ".svc", ".internal"]));
+    let name =
+        (prop::collection::vec(label(), 1..3), prop::sample::select(vec!["", ".svc", ".internal"]));
     let version = prop::sample::select(vec!["latest", "v1", "v1.2.0", "hello", "10-0-0-2"]);
-    let endpoint = (prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "172.17.0.1", "[fd00::5]", "web.example", "localhost"]), 80u16..83);
-    let scope = prop::sample::select(vec!["default/default", "default/prod", "blue/prod", "blue/default"]);
-    let value = prop::sample::select(vec!["{}", HTTP, r#"{"weight":2,"env":"a.b"}"#, r#"{"weight":0}"#]);
-    (scope, name, version, prop::collection::vec(endpoint, 0..4), value).prop_map(|(scope, (labels, suffix), version, endpoints, value)| {
-        let endpoints: Vec<_> = endpoints.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-        let endpoints = if endpoints.is_empty() { "10.0.0.9:9".to_owned() } else { endpoints.join(",") };
-        (format!("/service/{scope}/{}{suffix}/{version}/{endpoints}", labels.join(".")), value.to_owned())
-    })
+    let endpoint = (
+        prop::sample::select(vec![
+            "10.0.0.1",
+            "10.0.0.2",
+            "172.17.0.1",
+            "[fd00::5]",
+            "web.example",
+            "localhost",
+        ]),
+        80u16..83,
+    );
+    let scope =
+        prop::sample::select(vec!["default/default", "default/prod", "blue/prod", "blue/default"]);
+    let value =
+        prop::sample::select(vec!["{}", HTTP, r#"{"weight":2,"env":"a.b"}"#, r#"{"weight":0}"#]);
+    (scope, name, version, prop::collection::vec(endpoint, 0..4), value).prop_map(
+        |(scope, (labels, suffix), version, endpoints, value)| {
+            let endpoints: Vec<_> =
+                endpoints.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+            let endpoints =
+                if endpoints.is_empty() { "10.0.0.9:9".to_owned() } else { endpoints.join(",") };
+            (
+                format!("/service/{scope}/{}{suffix}/{version}/{endpoints}", labels.join(".")),
+                value.to_owned(),
+            )
+        },
+    )
 }
 
 fn asked_name() -> impl Strategy<Value = String> {
@@ -48,11 +70,13 @@ fn asked_name() -> impl Strategy<Value = String> {
         "ns",
         "_80",
     ]);
-    (prop::collection::vec(word, 0..5), prop::sample::select(vec!["svc", "internal"])).prop_map(|(labels, zone)| {
-        let mut labels = labels;
-        labels.push(zone);
-        labels.join(".")
-    })
+    (prop::collection::vec(word, 0..5), prop::sample::select(vec!["svc", "internal"])).prop_map(
+        |(labels, zone)| {
+            let mut labels = labels;
+            labels.push(zone);
+            labels.join(".")
+        },
+    )
 }
 
 proptest! {
@@ -113,7 +137,9 @@ proptest! {
 
 /// A response without what differs between houses: the serial.
 fn short_bytes(house: &House, name: &str, rtype: u16, draw: u64) -> String {
-    decoded(&respond(&house.answerer, &query(name, rtype, Some(1232)), Transport::Udp, draw).unwrap())
+    decoded(
+        &respond(&house.answerer, &query(name, rtype, Some(1232)), Transport::Udp, draw).unwrap(),
+    )
 }
 
 /// What a message says, but for the serial.

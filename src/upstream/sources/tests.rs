@@ -57,7 +57,7 @@ fn behind_a_stub_stands_whom_it_asks() {
         ("/run/NetworkManager/resolv.conf", STUB),
         ("/run/resolvconf/interface/eth0.dhclient", "nameserver 127.0.0.1\n"),
         ("/run/resolvconf/interfaces/eth0", "nameserver 127.0.0.1\n"),
-        (BEFORE, "nameserver 127.0.0.1\n"),
+        (RESOLV_CONF_BACKUP, "nameserver 127.0.0.1\n"),
     ] {
         let machine = Machine::new(&["127.0.0.1:53", "[::1]:53"]).file(RESOLV_CONF, resolv_conf).file(path, "nameserver 192.0.2.1\n");
         let from = if path.contains("resolvconf") { Path::new(path).parent().unwrap() } else { Path::new(path) };
@@ -99,7 +99,7 @@ fn own_addresses_are_left_out() {
     assert_eq!(machine.asks(), "192.0.2.1 (from /etc/resolv.conf)");
     assert!(machine.look().asked_by_system);
     // Nobody else is known: nobody, rather than ourselves.
-    let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 0.0.0.0\n").file(BEFORE, "nameserver 127.0.0.1\n");
+    let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 0.0.0.0\n").file(RESOLV_CONF_BACKUP, "nameserver 127.0.0.1\n");
     assert_eq!(machine.look().servers, []);
     assert!(machine.look().asked_by_system);
 }
@@ -109,7 +109,7 @@ fn the_stub_itself_is_the_last_resort() {
     let machine = Machine::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.asks(), "127.0.0.53 (from /etc/resolv.conf)");
     // What was there before is for the time when it is we who stand there.
-    let machine = machine.file(BEFORE, "nameserver 192.0.2.1\n");
+    let machine = machine.file(RESOLV_CONF_BACKUP, "nameserver 192.0.2.1\n");
     assert_eq!(machine.asks(), "127.0.0.53 (from /etc/resolv.conf)");
 }
 
@@ -139,7 +139,7 @@ fn what_cannot_be_read_is_said() {
     assert!(look.unreadable && look.servers.is_empty());
     assert_eq!(look.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
 
-    let long = Machine::new(&[]).file(RESOLV_CONF, vec![b'#'; MOST_OCTETS + 1]).look();
+    let long = Machine::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).look();
     assert!(long.unreadable, "{long:?}");
 
     // A circle of links.
@@ -193,5 +193,5 @@ fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
     let look = machine().file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver fe80::1\n").look();
     assert!(look.servers.is_empty() && look.faults.len() == 1 && look.faults[0].contains("fe80::1 is left out"), "{look:?}");
     // Somebody is known elsewhere.
-    assert_eq!(machine().file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(BEFORE, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
+    assert_eq!(machine().file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(RESOLV_CONF_BACKUP, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
 }

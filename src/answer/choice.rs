@@ -1,30 +1,29 @@
-//! Which records come first, and which at all: weighted choice.
+//! The order of records in an answer, and their selection if not all fit: both drawn by weight.
 
 use super::weights::Weights;
 
-/// Most records of a sample that takes no memory of its own: no datagram holds more.
+/// Largest sample drawn on the stack, in records; no UDP response holds more.
 const MAX_SMALL_SAMPLE: usize = 128;
 
-/// The order in which records are put.
+/// Order in which records are written.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "lives on the stack, one at a time")]
 pub(super) enum Order {
-    /// From `start` on, around the records that have a weight, then those that have none.
+    /// Rotation of the weighted records from `start`; weight 0 comes last.
     Rotation {
-        /// The first.
+        /// Index of the first record.
         start: usize,
-        /// Records with a weight; they stand first.
+        /// Number of records with a weight above 0; they have the lowest indexes.
         weighted: usize,
     },
-    /// A weighted sample of few.
+    /// Weighted sample of at most [`MAX_SMALL_SAMPLE`] records.
     SmallSample([u16; MAX_SMALL_SAMPLE]),
-    /// A weighted sample of many.
+    /// Weighted sample of any size.
     LargeSample(Vec<usize>),
 }
 
 impl Order {
-    /// The order of all `count` records with these weights: the first place is drawn, in proportion
-    /// to weight.
+    /// Returns an order of all records; the first one is drawn by weight.
     pub(super) fn of_all(count: usize, weights: Weights<'_>, draw: u64) -> Self {
         let Some(last) = count.checked_sub(1) else {
             return Self::Rotation { start: 0, weighted: 0 };
@@ -41,8 +40,9 @@ impl Order {
         }
     }
 
-    /// The order of `most` of them at most: a sample by weight without replacement. Where all have the same weight, the order
-    /// of all.
+    /// Returns a weighted sample of at most `limit` records, without replacement.
+    ///
+    /// With equal weights it returns an order of all records: each prefix is as fair.
     pub(super) fn of_some(limit: usize, count: usize, weights: Weights<'_>, draw: u64) -> Self {
         if weights.are_equal() {
             return Self::of_all(count, weights, draw);
@@ -55,27 +55,29 @@ impl Order {
         }
     }
 
-    /// The record at a place of the order.
-    pub(super) fn at(&self, place: usize) -> usize {
+    /// Returns the index of the record at a position of the order.
+    pub(super) fn at(&self, position: usize) -> usize {
         match self {
-            Self::Rotation { start, weighted } => match place {
-                place if place < *weighted - *start => *start + place,
-                place if place < *weighted => place - (*weighted - *start),
-                place => place,
+            Self::Rotation { start, weighted } => match position {
+                position if position < *weighted - *start => *start + position,
+                position if position < *weighted => position - (*weighted - *start),
+                position => position,
             },
-            Self::SmallSample(order) => order.get(place).copied().map_or(0, usize::from),
-            Self::LargeSample(order) => order.get(place).copied().unwrap_or(0),
+            Self::SmallSample(order) => order.get(position).copied().map_or(0, usize::from),
+            Self::LargeSample(order) => order.get(position).copied().unwrap_or(0),
         }
     }
 }
 
-/// A number below `count`, which is not 0, from a draw.
+/// Maps a random number to `0..count`; `count` is not 0.
 fn scale(draw: u64, count: usize) -> usize {
     usize::try_from((u128::from(draw) * count as u128) >> 64).unwrap_or(0)
 }
 
-/// Draws one after the other among those that are left: a ticket is looked up where it would be with what was drawn before
-/// still in its place.
+/// Draws one record after the other from those not drawn yet.
+///
+/// A ticket is a point in the sum of the remaining weights. Stepping over the weights of drawn
+/// records turns it into a point in the running sums, which are never rewritten.
 fn sample_small(
     limit: usize,
     count: usize,
@@ -83,36 +85,36 @@ fn sample_small(
     random: &mut fastrand::Rng,
 ) -> [u16; MAX_SMALL_SAMPLE] {
     let mut order = [0; MAX_SMALL_SAMPLE];
-    // Of those drawn: the running sum in front of it, and its weight; sorted.
+    // For each drawn record the running sum before it and its weight, in ascending order.
     let mut drawn = [(0u32, 0u32); MAX_SMALL_SAMPLE];
-    let mut left = weights.sum(count - 1);
-    let weighted =
-        partition_point(count, |index| weights.sum(index) < left) + usize::from(left > 0);
-    for place in 0..limit {
-        let index = if place < weighted && left > 0 {
-            let mut ticket = random.u32(0..left);
-            let after = drawn[..place].iter().take_while(|(before, weight)| {
-                let behind = ticket >= *before;
-                ticket += if behind { *weight } else { 0 };
-                behind
+    let mut weight_left = weights.sum(count - 1);
+    let weighted = partition_point(count, |index| weights.sum(index) < weight_left)
+        + usize::from(weight_left > 0);
+    for position in 0..limit {
+        let index = if position < weighted && weight_left > 0 {
+            let mut ticket = random.u32(0..weight_left);
+            let after = drawn[..position].iter().take_while(|(before, weight)| {
+                let is_after = ticket >= *before;
+                ticket += if is_after { *weight } else { 0 };
+                is_after
             });
             let at = after.count();
             let index = partition_point(weighted, |index| weights.sum(index) <= ticket);
             let weight = weights.of(index);
-            drawn.copy_within(at..place, at + 1);
+            drawn.copy_within(at..position, at + 1);
             drawn[at] = (weights.sum_before(index), weight);
-            left -= weight;
+            weight_left -= weight;
             index
         } else {
-            // Those of no weight, in their order.
-            place
+            // Records of weight 0, in their order.
+            position
         };
-        order[place] = u16::try_from(index).unwrap_or(0);
+        order[position] = u16::try_from(index).unwrap_or(0);
     }
     order
 }
 
-/// Efraimidis and Spirakis (2006): those with the largest u^(1/w) are a sample without replacement by weight.
+/// Samples by the largest u^(1/w) (Efraimidis and Spirakis, 2006).
 fn sample_large(
     limit: usize,
     count: usize,
@@ -134,12 +136,12 @@ fn sample_large(
     keyed.into_iter().map(|(_, index)| index).collect()
 }
 
-/// The first index of `0..count` for which `below` does not hold; it holds for a prefix.
-fn partition_point(count: usize, below: impl Fn(usize) -> bool) -> usize {
+/// Returns the first index for which `holds` is false; it holds for a prefix.
+fn partition_point(count: usize, holds: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low.midpoint(high);
-        if below(middle) { low = middle + 1 } else { high = middle }
+        if holds(middle) { low = middle + 1 } else { high = middle }
     }
     low
 }
@@ -159,8 +161,8 @@ mod tests {
             .collect()
     }
 
-    /// How often each record stands at each of the first places of a sample.
-    fn places(
+    /// Returns how often each record is drawn for each of the first positions.
+    fn position_frequencies(
         weights: &[u32],
         limit: usize,
         rounds: u64,
@@ -170,9 +172,12 @@ mod tests {
         for round in 0..rounds {
             let order = order(round);
             let mut seen = vec![false; weights.len()];
-            for (place, count) in counts.iter_mut().enumerate() {
-                let index = order.at(place);
-                assert!(!std::mem::replace(&mut seen[index], true), "{index} comes twice");
+            for (position, count) in counts.iter_mut().enumerate() {
+                let index = order.at(position);
+                assert!(
+                    !std::mem::replace(&mut seen[index], true),
+                    "record {index} is drawn twice"
+                );
                 count[index] += 1.0;
             }
         }
@@ -182,12 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_to_sample_are_by_weight_without_replacement() {
+    fn both_samplers_draw_by_weight_without_replacement() {
         let weights = [5, 1, 100, 1, 20, 3, 70, 0, 0];
         let bytes = running_sums(&weights);
         let sums = Weights::new(&bytes);
-        let few = places(&weights, 8, 60_000, |draw| Order::of_some(8, weights.len(), sums, draw));
-        let many = places(&weights, 8, 60_000, |draw| {
+        let few = position_frequencies(&weights, 8, 60_000, |draw| {
+            Order::of_some(8, weights.len(), sums, draw)
+        });
+        let many = position_frequencies(&weights, 8, 60_000, |draw| {
             Order::LargeSample(sample_large(
                 8,
                 weights.len(),
@@ -195,24 +202,27 @@ mod tests {
                 &mut fastrand::Rng::with_seed(draw),
             ))
         });
-        for (place, (few, many)) in few.iter().zip(&many).enumerate().take(7) {
+        for (position, (few, many)) in few.iter().zip(&many).enumerate().take(7) {
             for (index, (few, many)) in few.iter().zip(many).enumerate() {
                 assert!(
                     (few - many).abs() < 0.015,
-                    "record {index} at place {place}: {few} and {many}"
+                    "record {index} at position {position}: {few} and {many}"
                 );
             }
         }
         assert!((few[0][2] - 0.5).abs() < 0.015, "{}", few[0][2]);
-        assert!(few[..7].iter().all(|place| place[7] + place[8] == 0.0), "no weight comes last");
+        assert!(
+            few[..7].iter().all(|position| position[7] + position[8] == 0.0),
+            "records of weight 0 come last"
+        );
     }
 
     #[test]
-    fn all_are_there_once_and_the_first_by_weight() {
+    fn an_order_of_all_has_each_record_once_and_draws_the_first_by_weight() {
         let weights = [10, 30, 60, 0, 0];
         let bytes = running_sums(&weights);
         let sums = Weights::new(&bytes);
-        let first = places(&weights, 5, 20_000, |draw| {
+        let first = position_frequencies(&weights, 5, 20_000, |draw| {
             Order::of_all(5, sums, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15))
         });
         assert!(
@@ -221,11 +231,13 @@ mod tests {
             first[0]
         );
         assert!(first[3][3] > 0.99 && first[4][4] > 0.99);
-        let equal = places(&[1; 4], 4, 20_000, |draw| {
+        let equal = position_frequencies(&[1; 4], 4, 20_000, |draw| {
             Order::of_all(4, Weights::EQUAL, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15))
         });
         assert!(equal[0].iter().all(|share| (share - 0.25).abs() < 0.02), "{equal:?}");
         let none = running_sums(&[0, 0, 0]);
-        places(&[0; 3], 3, 10, |draw| Order::of_some(3, 3, Weights::new(&none), draw));
+        position_frequencies(&[0; 3], 3, 10, |draw| {
+            Order::of_some(3, 3, Weights::new(&none), draw)
+        });
     }
 }

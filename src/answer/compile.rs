@@ -1,4 +1,4 @@
-//! Instances made into the ready-made octets of the table.
+//! Compilation of selected instances into a node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,8 +10,10 @@ use crate::catalog::HostAddresses;
 use crate::name::{MAX_INSTANCE_LABEL_BYTES, Name, instance_label};
 use crate::service::{Addresses, Host};
 
-/// Puts the A, AAAA and SRV RRsets of the instances selected into an empty builder: all of one deployment and namespace, whose
-/// service has this `owner` there.
+/// Puts the A, AAAA and SRV sets of the selected instances into an empty builder.
+///
+/// All instances belong to one deployment and namespace, in which the service has this `owner`.
+/// Without an owner, or where an instance's name would be too long, there are no SRV entries.
 pub(super) fn node(
     settings: &Settings,
     hosts: &HostAddresses,
@@ -31,7 +33,7 @@ pub(super) fn node(
             Host::V6(address) => put_address(builder, weight, (*address).into(), owner, zone),
             Host::Name(name) => {
                 for address in addresses_of(name, hosts) {
-                    // Names are sorted behind addresses: it may be there already.
+                    // Host names sort after addresses, so the address may be in the set already.
                     if !builder.add_weight(*address, weight) {
                         builder.put_address(*address, weight);
                     }
@@ -46,7 +48,9 @@ pub(super) fn node(
     }
 }
 
-/// The addresses that are known of a host name. What `localhost` is needs no asking (RFC 6761 section 6.3).
+/// Returns the known addresses of a host name.
+///
+/// `localhost` always resolves to the loopback addresses (RFC 6761 section 6.3).
 fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     const LOCALHOST: [IpAddr; 2] =
         [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -57,7 +61,9 @@ fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     }
 }
 
-/// Puts an address; returns what services there have as their target. None where the instance's name would not fit DNS.
+/// Puts an address and returns the SRV target for it.
+///
+/// Returns `None` if the instance's name would exceed the limits of DNS.
 fn put_address(
     builder: &mut NodeBuilder,
     weight: u32,
@@ -67,7 +73,7 @@ fn put_address(
 ) -> Option<TargetIndex> {
     let target = builder.put_address(address, weight);
     let rest = owner?.len() + zone.len();
-    // The label is looked at only where it matters.
+    // Most names are so short that the label need not be measured.
     let fits = rest + 1 + MAX_INSTANCE_LABEL_BYTES <= MAX_NAME_BYTES
         || rest + 1 + instance_label(address).len() <= MAX_NAME_BYTES;
     fits.then_some(target)

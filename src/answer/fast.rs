@@ -1,7 +1,7 @@
-//! What a name asks for, as far as one probe of the ready-made records says: no allocation, no walk through the grammar.
+//! The fast path: answers from precompiled nodes, without allocation or grammar.
 //!
-//! Whatever is not certain here is left to the full path, which must come to the same answer: `tests/properties.rs` and the fuzz
-//! targets hold the two together.
+//! The fast path leaves every doubtful case to the full path, whose responses it must equal byte
+//! for byte; `tests/properties.rs` and the fuzz targets compare the two.
 
 use super::lookahead::OwnerKey;
 use super::message::ResponseContent;
@@ -13,21 +13,21 @@ use crate::name::instance_address;
 use crate::service::RegistrySet;
 use crate::wire::rtype;
 
-/// What is certain without the full path.
+/// What the fast path knows about a name.
 enum FastAnswer<'a> {
-    /// This RRset, which has records, held by these registries.
+    /// This non-empty RRset, held by these registries.
     Records(RRset<'a>, RegistrySet),
-    /// The name exists and has nothing of the type.
+    /// The name exists but has no records of the type.
     NoData,
     /// The name does not exist.
     NxDomain,
-    /// Nothing.
+    /// Only the full path can tell.
     Unknown,
 }
 
 impl<'a> QueryContext<'a> {
-    /// Answers where that takes no more than the ready-made records. False: it does.
-    pub(super) fn fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> bool {
+    /// Answers from precompiled nodes; returns `false` if the full path is needed.
+    pub(super) fn respond_fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> bool {
         let name = self.query.name();
         let (Some(owner), Some(zone)) = (
             name.get(..usize::from(key.owner_length)),
@@ -49,7 +49,7 @@ impl<'a> QueryContext<'a> {
         true
     }
 
-    /// What is certain about `name`, whose labels in front of its zone are `owner` with this hash.
+    /// Looks up `name`, given its labels in front of the zone and their hash.
     fn probe(&self, name: &[u8], owner: &[u8], hash: u64) -> FastAnswer<'a> {
         if owner.is_empty()
             || [NS_LABEL, VERSION_LABEL].iter().any(|special| owner.eq_ignore_ascii_case(special))
@@ -57,7 +57,8 @@ impl<'a> QueryContext<'a> {
             return FastAnswer::Unknown;
         }
         match self.snapshot.node_at(hash, owner).map(|(owner, node)| (owner, Node::read(node))) {
-            // A single label is nothing but the name of a service; of more, the first may be a version or an instance.
+            // A single label can only be a service; longer names can begin with a version or an
+            // instance.
             Some((_, node))
                 if node.is_marker() && has_one_label(owner) && self.snapshot.condition.synced =>
             {
@@ -74,13 +75,13 @@ impl<'a> QueryContext<'a> {
         let settings = self.settings();
         let srv = || RRset::srv(node, settings.ttl, owner, settings.zones.first().name().as_wire());
         let set = match self.query.qtype {
-            // Why there is none stands with the instances.
+            // The reason for the missing addresses is only known to the model.
             rtype::A | rtype::AAAA if node.has_only_host_names() => return FastAnswer::Unknown,
             rtype::A => RRset::a(node, settings.ttl),
             rtype::AAAA => RRset::aaaa(node, settings.ttl),
             rtype::SRV => srv(),
             rtype::TXT => return FastAnswer::Unknown,
-            // RFC 8482 section 4.1: one RRset of those there are.
+            // One of the existing RRsets suffices (RFC 8482 section 4.1).
             rtype::ANY => {
                 let sets = [RRset::a(node, settings.ttl), RRset::aaaa(node, settings.ttl), srv()];
                 let set = sets.into_iter().find(|set| set.count > 0);
@@ -93,8 +94,10 @@ impl<'a> QueryContext<'a> {
         if set.count > 0 { FastAnswer::Records(set, node.registries()) } else { FastAnswer::NoData }
     }
 
-    /// Whether nothing can be at or below the last label: every name in use, and every deployment and namespace, leaves a
-    /// record or a marker there (RFC 8020). Names with selectors or protocols have a grammar of their own.
+    /// Returns whether nothing exists at or below the last label.
+    ///
+    /// Every published name, deployment and namespace leaves a node or a marker at its last label
+    /// (RFC 8020). Names with selectors or protocols are left to the full path.
     fn is_absent(&self, name: &[u8], owner: &[u8]) -> bool {
         let mut last = owner;
         let mut rest = owner;
@@ -110,14 +113,14 @@ impl<'a> QueryContext<'a> {
             && !self.settings().zones.any_at_or_below(name)
     }
 
-    /// The address of an instance, by its own name: its service has it among its records.
+    /// Looks up the name of an instance among the addresses of its service.
     fn probe_instance(&self, owner: &[u8]) -> Option<FastAnswer<'a>> {
         let (length, rest) = owner.split_first()?;
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.has_instance_like_base)?;
         let node = Node::read(self.snapshot.node(service)?);
-        // Another version, which the record need not hold, may have the same instance in another registry. Where that one could
-        // matter, the model says which registries hold the instance.
+        // Another version of the service may hold the same instance in another registry without
+        // being part of the node. If that could make the answer stale, the full path must decide.
         let (registries, stale) = (node.registries(), self.snapshot.condition.stale());
         if !(stale.is_empty() || registries.is_single() && stale.is_subset_of(registries)) {
             return None;
@@ -138,7 +141,7 @@ impl<'a> QueryContext<'a> {
     }
 }
 
-/// Whether an owner has one label.
+/// Returns whether an owner has one label.
 fn has_one_label(owner: &[u8]) -> bool {
     owner.first().is_some_and(|length| usize::from(*length) + 1 == owner.len())
 }

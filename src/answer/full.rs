@@ -1,6 +1,6 @@
-//! What a name asks for, decided on the model: every form of the naming grammar.
+//! The full path: resolves a name on the service model, for every form of the naming grammar.
 //!
-//! The ready-made records of the table are made by this same code, so the two can only agree.
+//! Precompiled nodes are built from the result of this code, so both paths agree by construction.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,12 +14,14 @@ use crate::name::{
 };
 use crate::service::RegistrySet;
 
-/// What stands at a name inside a zone.
+/// What exists at a name inside a zone.
 #[derive(Debug)]
 pub(super) enum NameLookup<'s> {
-    /// A service, or some of its instances; perhaps none.
+    /// A service or some of its instances; the selection may be empty.
     Selection(Selection<'s>),
-    /// The name exists, and answers nothing by itself: names lie below it (RFC 8020), or the service lives elsewhere.
+    /// The name exists without records of its own.
+    ///
+    /// It has names below it (RFC 8020), or its service is in another deployment or namespace.
     NoData,
     /// The name does not exist.
     NxDomain,
@@ -30,48 +32,48 @@ pub(super) enum NameLookup<'s> {
 pub(super) struct Selection<'s> {
     /// The service.
     pub(super) service: &'s Arc<Service>,
-    /// Those served, sorted by endpoint, equal endpoints once.
+    /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// The registries that hold them, each that holds one of equal endpoints included.
+    /// All registries that hold an instance, also those of duplicate endpoints.
     pub(super) registries: RegistrySet,
-    /// What the name names.
+    /// What the name stands for.
     pub(super) form: NameForm,
 }
 
-/// What a name that selects instances names.
+/// What a name that selects instances stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameForm {
-    /// A service, a version of it, or what selectors leave of it.
+    /// A service, one of its versions, or the instances that selectors leave.
     Service,
     /// The instance at an address.
     Instance(IpAddr),
-    /// A protocol or port of a service (RFC 2782): it has no addresses.
+    /// A protocol or port of a service (RFC 2782), which has no addresses.
     Rfc2782,
 }
 
-/// One step of the way from a name to its instances, told to whoever wants to explain it.
+/// A step in the resolution of a name, for explanations.
 #[derive(Debug)]
 pub(super) enum TraceStep<'a> {
-    /// The name parsed, or not.
+    /// The name was parsed, or has no valid form.
     Parsed(Option<&'a ParsedName<'a>>),
-    /// A reading was tried.
+    /// An interpretation was tried.
     Interpretation(&'a Interpretation<'a>, MatchResult),
-    /// An instance was taken (`None`) or dropped.
+    /// An instance was selected (`None`) or dropped, for this reason.
     Instance(Instance<'a>, Option<&'static str>),
 }
 
-/// What became of a reading.
+/// Result of trying an interpretation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MatchResult {
-    /// No service of that base.
+    /// No service has this base.
     NoService,
-    /// The service is known, but not in that deployment and namespace, or without such a version or instance.
+    /// The service exists, but not in this scope or without this version or instance.
     NoMatch,
-    /// This is what the name means.
+    /// The name has this meaning.
     Match,
 }
 
-/// Resolves the labels in front of a zone: lower-cased, left to right, at least one.
+/// Resolves the labels in front of a zone, at least one, in lower case.
 pub(super) fn resolve<'s>(
     snapshot: &'s Snapshot,
     settings: &Settings,
@@ -81,7 +83,7 @@ pub(super) fn resolve<'s>(
     resolve_hinted(snapshot, settings, labels, None, trace)
 }
 
-/// The same, sooner where the name turns out to be that of a service `near`, which is one of the snapshot's.
+/// Like [`resolve`], but skips the lookup of the service if it is `hint`.
 pub(super) fn resolve_hinted<'s>(
     snapshot: &'s Snapshot,
     settings: &Settings,
@@ -125,16 +127,14 @@ pub(super) fn resolve_hinted<'s>(
             || ends_a_version(service, &filter, &interpretation);
     }
     let plain = parsed.rest.len() == labels.len();
-    if exists
-        || plain && join_labels(&parsed.rest, &mut text) && snapshot.is_empty_non_terminal(&text)
-    {
+    if exists || plain && join_labels(&parsed.rest, &mut text) && snapshot.has_names_below(&text) {
         NameLookup::NoData
     } else {
         NameLookup::NxDomain
     }
 }
 
-/// `_<base>._tcp` and the names above it.
+/// Resolves `_<base>._tcp` and the names above it.
 fn tcp_of_base<'a, 's>(
     snapshot: &'s Snapshot,
     settings: &'a Settings,
@@ -146,11 +146,8 @@ fn tcp_of_base<'a, 's>(
         return NameLookup::NxDomain;
     }
     if parsed.non_terminal {
-        let exists = if text.is_empty() {
-            !snapshot.is_empty()
-        } else {
-            snapshot.is_empty_non_terminal(&text)
-        };
+        let exists =
+            if text.is_empty() { !snapshot.is_empty() } else { snapshot.has_names_below(&text) };
         return if exists { NameLookup::NoData } else { NameLookup::NxDomain };
     }
     let interpretation = Interpretation {
@@ -177,7 +174,9 @@ fn tcp_of_base<'a, 's>(
     ))
 }
 
-/// Joins labels with dots. False when a label could not be part of such a text: it holds a dot, or is no text.
+/// Joins labels with dots.
+///
+/// Returns `false` if a label is not UTF-8 or contains a dot, so that no such text exists.
 pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     text.clear();
     for (at, label) in labels.iter().enumerate() {
@@ -193,8 +192,10 @@ pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     true
 }
 
-/// Whether a version of the service, in any scope the reading allows, ends with the reading's version as its last labels:
-/// `0.hello.svc` above `v1.2.0.hello.svc`.
+/// Returns whether the interpretation's version is the end of an existing version.
+///
+/// For example, `0.hello.svc` exists if `v1.2.0.hello.svc` does. The version may exist in any scope
+/// that the interpretation allows.
 fn ends_a_version<'a>(
     service: &Service,
     filter: &InstanceFilter<'a>,
@@ -217,24 +218,24 @@ fn ends_a_version<'a>(
     })
 }
 
-/// What an instance must be to be meant. `None` stands for anything.
+/// Conditions that an instance must meet to be selected; `None` allows anything.
 #[derive(Clone, Debug)]
 struct InstanceFilter<'a> {
     deployment: Option<&'a [u8]>,
     namespace: Option<&'a [u8]>,
     version: VersionFilter,
-    /// Whether the version stands in the name itself, not in a selector.
+    /// Whether the version is part of the name rather than of a selector.
     version_in_labels: bool,
     address: Option<IpAddr>,
-    /// What else must hold: RFC 2782 label and selectors on instances.
+    /// The parsed name, with its RFC 2782 label and selectors.
     parsed: &'a ParsedName<'a>,
-    /// Two parts of the name contradict each other.
+    /// Some selector has a value that nothing can match.
     unsatisfiable: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VersionFilter {
-    /// `latest`, or every one where no key is of `latest` and the fallback is on.
+    /// `latest`, or all versions if none is `latest` and the fallback is on.
     Default,
     Any,
     Exactly(String),
@@ -289,7 +290,7 @@ impl<'a> InstanceFilter<'a> {
         }
     }
 
-    /// The same, in any deployment and namespace that the reading does not spell out, whatever the selectors say.
+    /// Returns the same filter for every scope that the interpretation leaves open.
     fn in_any_scope(&self, interpretation: &Interpretation<'a>) -> Self {
         let (namespace, deployment) = match interpretation.scope {
             ServiceScope::Configured => (None, None),
@@ -314,7 +315,7 @@ impl<'a> InstanceFilter<'a> {
         equal(self.deployment, &group.deployment) && equal(self.namespace, &group.namespace)
     }
 
-    /// Whether the service is known where it is wanted, with the version or instance that the name spells out.
+    /// Returns whether the service exists in scope, with the version or instance named.
     fn admits_service(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
             return service.served().any(|instance| {
@@ -326,7 +327,9 @@ impl<'a> InstanceFilter<'a> {
         service.visible_groups().any(|group| self.in_scope(group) && self.admits_version(group))
     }
 
-    /// A version selector that matches nothing is no reason for the name not to exist; a version label is.
+    /// Returns whether a group has the version that is part of the name.
+    ///
+    /// A version selector decides which instances are selected, not whether the name exists.
     fn admits_version(&self, group: &Group) -> bool {
         match &self.version {
             VersionFilter::Exactly(version) if self.version_in_labels => {
@@ -336,7 +339,7 @@ impl<'a> InstanceFilter<'a> {
         }
     }
 
-    /// Selects the instances meant, for a name of this form.
+    /// Selects the matching instances for a name of this form.
     fn select<'s>(
         &self,
         service: &'s Arc<Service>,
@@ -363,16 +366,16 @@ impl<'a> InstanceFilter<'a> {
             })
             .collect();
         instances.sort_by(|a, b| a.endpoint.cmp(b.endpoint));
-        // Of two versions.
+        // Two versions may register the same endpoint.
         instances.dedup_by(|a, b| a.endpoint == b.endpoint);
         Selection { service, instances, registries, form }
     }
 
-    /// Says why an instance is not meant, if it is not, whether it is served or left out.
+    /// Returns why an instance does not match, or `None` if it does.
     fn drop_reason(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
         let key = instance.key;
         if !self.in_scope(key.group()) {
-            return Some("another deployment or namespace");
+            return Some("in another deployment or namespace");
         }
         let version = &*key.group().version;
         let version_holds = match &self.version {
@@ -381,15 +384,15 @@ impl<'a> InstanceFilter<'a> {
             VersionFilter::Exactly(wanted) => wanted == version,
         };
         if !version_holds {
-            return Some("another version");
+            return Some("has another version");
         }
         if self.address.is_some_and(|address| instance.endpoint.host.address() != Some(address)) {
-            return Some("another instance");
+            return Some("has another address");
         }
         if let Some(label) = self.parsed.rfc2782
             && !has_protocol_or_port(instance, label)
         {
-            return Some("another protocol or port");
+            return Some("has another protocol or port");
         }
         if self.unsatisfiable
             || !self
@@ -398,7 +401,7 @@ impl<'a> InstanceFilter<'a> {
                 .iter()
                 .all(|selector| Self::selector_matches(selector, instance))
         {
-            return Some("a selector does not hold");
+            return Some("does not match a selector");
         }
         None
     }
@@ -425,7 +428,9 @@ impl<'a> InstanceFilter<'a> {
     }
 }
 
-/// Whether an instance is what `_<label>._tcp` asks for: by its port, or by its metadata's `protocol`.
+/// Returns whether `_<label>._tcp` selects the instance.
+///
+/// The label is a port or the value of the metadata `protocol`.
 fn has_protocol_or_port(instance: &Instance<'_>, label: &[u8]) -> bool {
     let Ok(label) = std::str::from_utf8(label) else { return false };
     label

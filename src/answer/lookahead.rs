@@ -1,43 +1,43 @@
-//! What questions ask for, found out for all that came together before the first is answered.
+//! Lookahead over a batch of queries, so that their memory accesses overlap.
 //!
-//! An answer waits for memory twice or three times, one after the other: for its shard, for a slot, for the record. Questions
-//! that came together need not wait one after the other: where their places in memory are looked up step by step for all, the
-//! processor waits for many of them at the same time.
+//! Answering a query waits for memory two or three times in a row: for its shard, a slot, and the
+//! node. The lookahead does each of these steps for the whole batch before the next, so the
+//! processor can wait for many addresses at once.
 
 use std::hint::black_box;
 use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::table::{Snapshot, lower_cased};
+use super::table::{Snapshot, to_lower_case};
 use crate::name::Zones;
 use crate::wire::question_name;
 
-/// Most questions of one look.
+/// Most queries in one lookahead.
 const MAX_KEYS: usize = 32;
-/// Octets of an entry that most answers are made of.
+/// Bytes of an entry to prefetch, enough for the usual answer.
 const PREFETCH_BYTES: usize = 56;
 
-/// Messages that came together: what they ask for, and the one publication that they are answered from.
+/// A batch of queries: their owner keys, and the generation that answers them.
 #[derive(Debug)]
 pub struct Lookahead {
     pub(super) snapshot: Guard<Arc<Snapshot>>,
     keys: [Option<OwnerKey>; MAX_KEYS],
 }
 
-/// The name of a question in a served zone.
+/// The name of a query in a served zone, as the fast path looks it up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnerKey {
-    /// The hash of the labels in front of the zone.
+    /// Hash of the labels in front of the zone.
     pub(super) hash: u64,
-    /// Octets of these labels.
+    /// Length of these labels in wire form, in bytes.
     pub(super) owner_length: u8,
-    /// The zone's place in the list of zones.
+    /// Index of the zone in the list of zones.
     pub(super) zone_index: u8,
 }
 
 impl Lookahead {
-    /// Looks at the first 32 messages that are to be answered from this publication.
+    /// Looks up the first 32 messages of a batch in this generation.
     pub(super) fn new<'r>(
         zones: &Zones,
         snapshot: Guard<Arc<Snapshot>>,
@@ -49,24 +49,24 @@ impl Lookahead {
             *key = question_name(request).and_then(|name| OwnerKey::of(zones, &snapshot, name));
             count += 1;
         }
-        // One question alone waits no less for it.
+        // A single query gains nothing from a prefetch.
         if count > 1 {
             prefetch(&snapshot, &keys[..count]);
         }
         Self { snapshot, keys }
     }
 
-    /// What the message of this number asks for; none for what is not known, which is no error.
+    /// Returns the key of a message, or `None` if the full path must answer it.
     pub(super) fn key(&self, number: usize) -> Option<OwnerKey> {
         self.keys.get(number).copied().flatten()
     }
 }
 
 impl OwnerKey {
-    /// What a valid name in wire form asks for, if it lies in a served zone.
+    /// Returns the key of a valid name in wire form, if it is in a served zone.
     pub(super) fn of(zones: &Zones, snapshot: &Snapshot, name: &[u8]) -> Option<Self> {
         let mut buffer = [0; 256];
-        let name = lower_cased(name, &mut buffer)?;
+        let name = to_lower_case(name, &mut buffer)?;
         let (zone, owner) = zones.split(name)?;
         Some(Self {
             hash: snapshot.hash(owner),
@@ -76,18 +76,20 @@ impl OwnerKey {
     }
 }
 
-/// Reads what a probe for each place will read. No turn of a loop depends on the one before.
+/// Reads what the probe for each key will read.
+///
+/// No iteration depends on the one before, so the processor overlaps their memory accesses.
 fn prefetch(snapshot: &Snapshot, keys: &[Option<OwnerKey>]) {
     let hashes = || keys.iter().flatten().map(|key| key.hash);
     let mut slots: [&[u8]; MAX_KEYS] = [&[]; MAX_KEYS];
     let mut entries = slots;
     for (slot, hash) in slots.iter_mut().zip(hashes()) {
-        *slot = snapshot.nodes.shard(hash).at_slot(hash);
+        *slot = snapshot.nodes.shard(hash).bytes_from_slot(hash);
     }
     for ((entry, slot), hash) in entries.iter_mut().zip(slots).zip(hashes()) {
-        *entry = snapshot.nodes.shard(hash).at_entry(slot);
+        *entry = snapshot.nodes.shard(hash).bytes_from_entry(slot);
     }
-    // A usual entry begins in one line of the processor's cache and ends in the next.
+    // A typical entry ends in the cache line after the one it begins in.
     let ends = |entry: &[u8]| {
         [0, PREFETCH_BYTES.min(entry.len().saturating_sub(1))]
             .map(|at| entry.get(at).copied().unwrap_or(0))

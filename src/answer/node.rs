@@ -1,8 +1,9 @@
-//! One owner's RRsets as ready-made bytes.
+//! Precompiled nodes: all RRsets of one owner name (RFC 1034 section 3.1), packed into bytes.
 //!
-//! What is the same in all records of an RRset stands in none of them: of an address record there is the address, of an SRV
-//! record its weight, its port and which address its target is named after (`10-0-0-1.hello.svc.`). So an instance takes some
-//! ten bytes, and one line of the processor's cache holds a usual service.
+//! A node stores only what differs between the records of an RRset: the address of an A or AAAA
+//! record; weight, port and target of an SRV record. Most targets are instance names
+//! (`10-0-0-1.hello.svc.`), so the target is stored as the index of an address. An instance takes
+//! about ten bytes, and a typical service fits one cache line.
 
 use std::net::IpAddr;
 
@@ -11,122 +12,125 @@ use crate::catalog::MAX_INSTANCES_PER_SERVICE;
 use crate::service::RegistrySet;
 use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
-/// What one owner has: its addresses, and its srv.
+/// View of one precompiled node.
 ///
-/// Bytes: flags; the registries that hold it, a bit each, in two bytes; a count of two bytes for each of A, AAAA and
-/// SRV that there is; of each the running sums of weights where they differ, and the addresses or srv, six bytes
-/// each; the host names among their targets, behind their new_indexes.
+/// Layout: flags (1 byte); set of registries (2 bytes, one bit each); record counts of the A, AAAA
+/// and SRV sets that are present (2 bytes each); for each set, running sums of weights if they
+/// differ, then its entries; offsets of host names used as targets, then those names. All numbers
+/// are big-endian.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Node<'a> {
     flags: u8,
     registries: RegistrySet,
     counts: [u16; 3],
-    /// All behind the counts.
+    /// Everything after the counts.
     sets: &'a [u8],
 }
 
-/// A set as it is kept: the running sums of weights, if any, and its addresses or srv.
+/// One set as stored in a node: running sums of weights, if any, and its entries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PackedSet<'a> {
     /// The weights of its records.
     pub(super) weights: Weights<'a>,
-    /// Its addresses or srv, [`IPV4_BYTES`], [`IPV6_BYTES`] or [`SRV_ENTRY_BYTES`] bytes each.
+    /// Entries of [`IPV4_BYTES`], [`IPV6_BYTES`] or [`SRV_ENTRY_BYTES`] each.
     pub(super) bytes: &'a [u8],
 }
 
-/// All sets of a record.
+/// All sets of a node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PackedSets<'a> {
-    /// Addresses of v4 bytes.
+    /// IPv4 addresses.
     pub(super) v4: PackedSet<'a>,
-    /// Addresses of v6 bytes.
+    /// IPv6 addresses.
     pub(super) v6: PackedSet<'a>,
-    /// Services: weight, port, and the number of the target.
+    /// SRV entries: weight, port and target index.
     pub(super) srv: PackedSet<'a>,
-    /// The host names among the targets, read by [`name`].
+    /// Host names among the targets, read by [`host_name`].
     pub(super) names: &'a [u8],
 }
 
-/// The first of three bits: the record has the set.
+/// First of three bits, in the order A, AAAA, SRV: the set is present.
 const FLAG_PRESENT: u8 = 1;
-/// The first of three bits: the set's weights differ.
+/// First of three bits, in the same order: the set's weights differ.
 const FLAG_WEIGHTED: u8 = 8;
 /// Some targets are host names.
 const FLAG_HOST_NAMES: u8 = 64;
-/// The record says nothing but that something stands at this name or below it.
+/// Marker: the full path decides what exists at or below the name.
 const FLAG_MARKER: u8 = 128;
 
-/// Octets of the set of registries.
+/// Size of the set of registries, in bytes.
 const REGISTRY_SET_BYTES: usize = 2;
-/// Octets of an IPv4 address.
+/// Size of an IPv4 address, in bytes.
 pub(super) const IPV4_BYTES: usize = 4;
-/// Octets of an IPv6 address.
+/// Size of an IPv6 address, in bytes.
 pub(super) const IPV6_BYTES: usize = 16;
-/// Octets of a service: weight, port, and the number of its target among addresses of v4 bytes, of v6, and names.
+/// Size of an SRV entry in bytes: weight, port and target index, two bytes each.
+///
+/// Target indexes count the IPv4 addresses first, then the IPv6 addresses, then the host names.
 pub(super) const SRV_ENTRY_BYTES: usize = 6;
-/// Octets of the place of a name.
+/// Size of the offset of a host name, in bytes.
 const NAME_OFFSET_BYTES: usize = 4;
 
 impl<'a> Node<'a> {
-    /// Reads what [`NodeBuilder::build`] wrote: as much of it as every question needs.
+    /// Reads the header of bytes that [`NodeBuilder::build`] wrote.
     pub(super) fn read(bytes: &'a [u8]) -> Self {
         let (&flags, rest) = bytes.split_first().unwrap_or((&0, &[]));
-        // A marker has none.
+        // A marker consists of the flags only.
         let (registries, mut sets) =
             rest.split_first_chunk().unwrap_or((&[0; REGISTRY_SET_BYTES], rest));
         let registries = RegistrySet::from_bits(u16::from_be_bytes(*registries));
         let mut counts = [0; 3];
-        for (number, count) in counts.iter_mut().enumerate() {
-            if flags & (FLAG_PRESENT << number) != 0 {
+        for (set_index, count) in counts.iter_mut().enumerate() {
+            if flags & (FLAG_PRESENT << set_index) != 0 {
                 *count = u16_at(take_bytes(&mut sets, 2), 0).unwrap_or(0);
             }
         }
         Self { flags, registries, counts, sets }
     }
 
-    /// The first set, of addresses of v4 bytes: no other is read for it.
+    /// Returns the IPv4 set without reading past it.
     pub(super) fn v4(&self) -> PackedSet<'a> {
         self.take_set(0, &mut { self.sets })
     }
 
-    /// All sets, and the names behind them.
+    /// Returns all sets and the host names after them.
     pub(super) fn sets(&self) -> PackedSets<'a> {
         let mut rest = self.sets;
-        let [v4, v6, srv] = [0, 1, 2].map(|number| self.take_set(number, &mut rest));
+        let [v4, v6, srv] = [0, 1, 2].map(|set_index| self.take_set(set_index, &mut rest));
         PackedSets { v4, v6, srv, names: rest }
     }
 
-    fn take_set(&self, number: usize, rest: &mut &'a [u8]) -> PackedSet<'a> {
-        let count = usize::from(self.counts[number]);
-        let sums = if self.flags & (FLAG_WEIGHTED << number) != 0 {
+    fn take_set(&self, set_index: usize, rest: &mut &'a [u8]) -> PackedSet<'a> {
+        let count = usize::from(self.counts[set_index]);
+        let sums = if self.flags & (FLAG_WEIGHTED << set_index) != 0 {
             take_bytes(rest, WEIGHT_SUM_BYTES * count)
         } else {
             &[]
         };
         PackedSet {
             weights: Weights::new(sums),
-            bytes: take_bytes(rest, [IPV4_BYTES, IPV6_BYTES, SRV_ENTRY_BYTES][number] * count),
+            bytes: take_bytes(rest, [IPV4_BYTES, IPV6_BYTES, SRV_ENTRY_BYTES][set_index] * count),
         }
     }
 
-    /// Whether the record says nothing but that something stands at this name or below it.
+    /// Returns whether the node is a marker, which has no records of its own.
     pub(super) fn is_marker(&self) -> bool {
         self.flags & FLAG_MARKER != 0
     }
 
-    /// Returns the registries that hold its instances.
+    /// Returns the registries that hold the node's instances.
     pub(super) fn registries(&self) -> RegistrySet {
         self.registries
     }
 
-    /// Whether every instance is known by a host name, and no address of one is known.
+    /// Returns whether all instances are host names without a known address.
     pub(super) fn has_only_host_names(&self) -> bool {
         self.flags & FLAG_HOST_NAMES != 0 && self.counts[0] == 0 && self.counts[1] == 0
     }
 
-    /// The bytes of this address, if an instance is known to be registered by it.
+    /// Returns the stored bytes of `address` if an instance is registered under it.
     pub(super) fn instance_address(&self, address: IpAddr) -> Option<&'a [u8]> {
-        // An address may be that of a registered host name, which is no instance's name.
+        // With host names, an address may come from resolving one; then no instance has its name.
         if self.flags & FLAG_HOST_NAMES != 0 {
             return None;
         }
@@ -139,7 +143,7 @@ impl<'a> Node<'a> {
 }
 
 impl<'a> PackedSet<'a> {
-    /// The bytes of this address, if it is in the set.
+    /// Returns the stored bytes of `address` if the set has it.
     fn find(&self, address: &[u8]) -> Option<&'a [u8]> {
         self.bytes.chunks_exact(address.len()).find(|known| *known == address)
     }
@@ -151,13 +155,13 @@ fn take_bytes<'a>(rest: &mut &'a [u8], bytes: usize) -> &'a [u8] {
     taken
 }
 
-/// The name at `index` among the targets.
+/// Returns the host name at `index` of the targets that are host names.
 pub(super) fn host_name(names: &[u8], index: usize) -> Option<&[u8]> {
     let start = u32_at(names, NAME_OFFSET_BYTES * index)? as usize;
     names.get(start..name_end(names, start, false)?)
 }
 
-/// A record on the way. Reused from one to the next.
+/// Builds nodes, one after the other, in the same buffers.
 #[derive(Debug, Default)]
 pub(super) struct NodeBuilder {
     registries: RegistrySet,
@@ -167,28 +171,30 @@ pub(super) struct NodeBuilder {
     names: Vec<Box<[u8]>>,
 }
 
-/// What a service's target is: the place, in the order of coming, of an address of this many bytes, or of a name.
+/// Target of an SRV entry: an index into the builder's addresses or host names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TargetIndex {
-    /// Of v4 bytes.
+    /// Index of an IPv4 address.
     V4(usize),
-    /// Of v6.
+    /// Index of an IPv6 address.
     V6(usize),
-    /// A name.
+    /// Index of a host name.
     Name(usize),
 }
 
-/// Most addresses of a family, names and srv of one owner. Only addresses of host names can be more than the catalog lets
-/// a service have; those beyond are left out.
+/// Maximum entries per set, and maximum host names per node.
+///
+/// [`NodeBuilder::build`] drops the rest. The catalog limits the instances of a service to the same
+/// number, so only the addresses of host names can exceed it.
 const MAX_SET_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 
 impl NodeBuilder {
-    /// Says which registries hold what is put.
+    /// Sets the registries that hold the node's instances.
     pub(super) fn set_registries(&mut self, registries: RegistrySet) {
         self.registries = registries;
     }
 
-    /// Adds an address. That it is not there yet is the caller's care.
+    /// Adds an address that the node does not have yet.
     pub(super) fn put_address(&mut self, address: IpAddr, weight: u32) -> TargetIndex {
         match address {
             IpAddr::V4(address) => {
@@ -202,7 +208,7 @@ impl NodeBuilder {
         }
     }
 
-    /// Adds to the weight of an address, if it is there.
+    /// Adds to the weight of an address; returns `false` if the node does not have it.
     pub(super) fn add_weight(&mut self, address: IpAddr, more: u32) -> bool {
         let weight = match address {
             IpAddr::V4(address) => self
@@ -219,18 +225,18 @@ impl NodeBuilder {
         weight.map(|weight| *weight = weight.saturating_add(more)).is_some()
     }
 
-    /// Adds a name that srv have as their target.
+    /// Adds a host name for use as an SRV target.
     pub(super) fn put_name(&mut self, name: &[u8]) -> TargetIndex {
         self.names.push(name.into());
         TargetIndex::Name(self.names.len() - 1)
     }
 
-    /// Adds a service.
+    /// Adds an SRV entry.
     pub(super) fn put_srv(&mut self, weight: u16, port: u16, target: TargetIndex) {
         self.srv.push((weight, port, target));
     }
 
-    /// Appends the bytes that [`Record::read`] reads, and begins anew.
+    /// Appends the bytes that [`Node::read`] reads, and resets the builder.
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
         let Self { registries, v4, v6, srv, names } = self;
         v4.truncate(MAX_SET_ENTRIES);
@@ -241,16 +247,16 @@ impl NodeBuilder {
         put_u16(out, registries.bits());
         let counts = [v4.len(), v6.len()];
         let is_kept = |target: TargetIndex| match target {
-            TargetIndex::V4(place) => place < counts[0],
-            TargetIndex::V6(place) => place < counts[1],
-            TargetIndex::Name(place) => place < names.len(),
+            TargetIndex::V4(index) => index < counts[0],
+            TargetIndex::V6(index) => index < counts[1],
+            TargetIndex::Name(index) => index < names.len(),
         };
         srv.retain(|(_, _, target)| is_kept(*target));
         srv.truncate(MAX_SET_ENTRIES);
-        for (number, count) in
+        for (set_index, count) in
             [v4.len(), v6.len(), srv.len()].into_iter().enumerate().filter(|(_, count)| *count > 0)
         {
-            out[start] |= FLAG_PRESENT << number;
+            out[start] |= FLAG_PRESENT << set_index;
             put_u16(out, u16::try_from(count).unwrap_or(u16::MAX));
         }
         let v4_order = put_set(
@@ -269,10 +275,10 @@ impl NodeBuilder {
             out,
             |(_, address), out| out.extend_from_slice(address),
         );
-        let place = |target: TargetIndex| match target {
-            TargetIndex::V4(place) => v4_order.get(place).copied().unwrap_or(place),
-            TargetIndex::V6(place) => counts[0] + v6_order.get(place).copied().unwrap_or(place),
-            TargetIndex::Name(place) => counts[0] + counts[1] + place,
+        let packed_index = |target: TargetIndex| match target {
+            TargetIndex::V4(index) => v4_order.get(index).copied().unwrap_or(index),
+            TargetIndex::V6(index) => counts[0] + v6_order.get(index).copied().unwrap_or(index),
+            TargetIndex::Name(index) => counts[0] + counts[1] + index,
         };
         put_set(
             srv,
@@ -283,7 +289,7 @@ impl NodeBuilder {
             |(weight, port, target), out| {
                 put_u16(out, *weight);
                 put_u16(out, *port);
-                put_u16(out, u16::try_from(place(*target)).unwrap_or(u16::MAX));
+                put_u16(out, u16::try_from(packed_index(*target)).unwrap_or(u16::MAX));
             },
         );
         let mut at = NAME_OFFSET_BYTES * names.len();
@@ -301,36 +307,38 @@ impl NodeBuilder {
     }
 }
 
-/// Appends the bytes of a record that is a marker.
+/// Appends a marker node.
 pub(super) fn put_marker(out: &mut Vec<u8>) {
     out.push(FLAG_MARKER);
 }
 
-/// Appends a set: where weights differ, their running sums, records of weight 0 last. The new new_indexes of the records, where
-/// they changed.
+/// Appends a set: running sums if weights differ, then the entries.
+///
+/// Entries of weight 0 move to the end. Returns the new index of each entry, or an empty vector if
+/// all weights are equal.
 fn put_set<T>(
     set: &mut [T],
     weight: impl Fn(&T) -> u32,
-    number: usize,
+    set_index: usize,
     start: usize,
     out: &mut Vec<u8>,
     mut put: impl FnMut(&T, &mut Vec<u8>),
 ) -> Vec<usize> {
     let mut new_indexes = Vec::new();
     if set.windows(2).any(|pair| weight(&pair[0]) != weight(&pair[1])) {
-        out[start] |= FLAG_WEIGHTED << number;
+        out[start] |= FLAG_WEIGHTED << set_index;
         let mut order: Vec<usize> = (0..set.len()).collect();
-        // Stable: records keep their order but for those of weight 0.
-        order.sort_by_key(|place| weight(&set[*place]) == 0);
+        // A stable sort: apart from weight 0, entries keep their order.
+        order.sort_by_key(|index| weight(&set[*index]) == 0);
         let mut sum = 0u32;
-        for place in &order {
-            sum = sum.saturating_add(weight(&set[*place]));
+        for index in &order {
+            sum = sum.saturating_add(weight(&set[*index]));
             put_u32(out, sum);
         }
         new_indexes.resize(set.len(), 0);
-        for (new, place) in order.iter().enumerate() {
-            new_indexes[*place] = new;
-            put(&set[*place], out);
+        for (new, index) in order.iter().enumerate() {
+            new_indexes[*index] = new;
+            put(&set[*index], out);
         }
     } else {
         for one in set.iter() {

@@ -1,4 +1,4 @@
-//! What is known, made into what is answered: the catalog's changes compiled into the table, published in one store.
+//! Publication: compiles changes of the catalog into the table and stores it for readers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,44 +12,48 @@ use super::compile;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
 use super::node::{NodeBuilder, put_marker};
-use super::owner::{MAX_NAME_BYTES, is_configured, is_label, owner_of, service_owner};
+use super::owner::{
+    MAX_NAME_BYTES, is_configured, is_label, owner_labels, owner_of, service_owner,
+};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
 use crate::service::{HostChange, RegistryId, Update};
 
-/// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
-/// shares the thread waits some tenths of a second.
+/// Most services compiled per step.
+///
+/// A step blocks its thread for some tenths of a second. Its buffers take some hundred bytes per
+/// service.
 const SERVICES_PER_STEP: usize = 100_000;
 
-/// Owns what is known and publishes it for an [`Answerer`].
+/// Owns the catalog and publishes its changes for an [`Answerer`].
 #[derive(Debug)]
 pub struct Publisher {
     catalog: Catalog,
     answerer: Arc<Answerer>,
-    /// Generations that readers may still hold.
+    /// Older generations that readers may still hold.
     retired: Vec<Arc<Snapshot>>,
-    /// Changed services whose records [`Publication::compile_next`] makes at once: [`SERVICES_PER_STEP`], fewer in
-    /// tests.
+    /// Services per [`Publication::compile_next`]; fewer in tests.
     pub(super) services_per_step: usize,
 }
 
-/// What came of some updates.
+/// Result of a publication.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// The services that changed, by base.
+    /// The changed services, by base.
     pub changed: Vec<Changed>,
-    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and come
-    /// back as [`Update::Hosts`].
+    /// Host names whose addresses are needed from now on, or no longer.
+    ///
+    /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// What to ask registries: which of these leases no longer exist?
+    /// Leases to verify with their registry: do they still exist?
     pub unverified_leases: Vec<(RegistryId, Vec<i64>)>,
-    /// When to call [`Publisher::apply`] again, though nothing may have come.
+    /// When to call [`Publisher::apply`] again, even without updates.
     pub wake: Option<Instant>,
 }
 
 impl Publisher {
-    /// A publisher of nothing yet, for this many registries, and its answerer.
+    /// Creates a publisher for this many registries, and its answerer.
     #[must_use]
     pub fn new(
         catalog: catalog::Settings,
@@ -80,12 +84,16 @@ impl Publisher {
         )
     }
 
-    /// Takes updates, and publishes what came of them at once; without updates, what time has brought.
+    /// Applies updates and publishes the result.
+    ///
+    /// Call it without updates to apply the effects of time, see [`Published::wake`].
     pub fn apply(&mut self, updates: impl IntoIterator<Item = Update>, now: Instant) -> Published {
         self.begin(updates, now).publish()
     }
 
-    /// Takes updates as [`Self::apply`] does, and begins to publish what came of them: the model is made, its records are not.
+    /// Applies updates to the catalog and begins a publication of the result.
+    ///
+    /// The new generation has its services, but its nodes are still to be compiled.
     pub fn begin(
         &mut self,
         updates: impl IntoIterator<Item = Update>,
@@ -110,20 +118,22 @@ impl Publisher {
         Publication { publisher: self, outcome, next, compiled: 0 }
     }
 
-    /// Publishes a generation. Those before it that readers still hold are kept until they do not: no reader is to be the
-    /// one that has to free what is left of one.
+    /// Publishes a generation.
+    ///
+    /// The publisher keeps older generations until no reader holds them, so that readers never
+    /// spend time on freeing one.
     fn store(&mut self, next: Snapshot) {
         let before = self.answerer.snapshot.swap(Arc::new(next));
         self.retired.push(before);
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
 
-    /// Makes the ready-made records that changed services touch, and those of the names above them that came or went.
+    /// Compiles the nodes affected by changed services and by names above them.
     fn compile(&self, next: &mut Snapshot, changed: &[Changed], toggled: &[Box<str>]) {
         let settings = &self.answerer.settings;
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
-        // Made in the order of the services, which lie in memory much like that, before they go where their hashes say.
+        // Compiled in the order of the services, which is close to their order in memory.
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(owners.ends.len());
         for (owner, service) in owners.iter() {
@@ -140,35 +150,36 @@ impl Publisher {
     }
 }
 
-/// A publication on the way. Readers see nothing of it before it is published as a whole; one that is dropped before loses its
-/// changes.
+/// A publication in progress, invisible to readers until [`Self::publish`].
 #[derive(Debug)]
 #[must_use = "what is not published is lost"]
 pub struct Publication<'p> {
     publisher: &'p mut Publisher,
     outcome: Outcome,
-    /// The generation on the way: its services are complete. None where nothing has changed.
+    /// The new generation, with all its services; `None` if nothing changed.
     next: Option<Snapshot>,
-    /// Changed services, from the first on, for which everything else is made, too.
+    /// Number of changed services whose other parts are complete.
     compiled: usize,
 }
 
 impl Publication<'_> {
-    /// Makes the records of the next services, 100,000 at most. `false` when nothing is left but to publish them.
+    /// Compiles the nodes of the next 100,000 changed services at most.
+    ///
+    /// Returns `false` once all are compiled and only [`Self::publish`] is left.
     pub fn compile_next(&mut self) -> bool {
         let Self { publisher, outcome, next, compiled } = self;
         let rest = outcome.changed.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
-        // An owner that several slices touch is made by each, at last by one that sees all that bears on it.
-        let toggled = next.update_non_terminals(non_terminal_changes(changed));
+        // Several steps may compile the same owner; the last one sees all that affects it.
+        let toggled = next.update_ancestors(ancestor_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
         publisher.compile(next, changed, &toggled);
         *compiled += changed.len();
         *compiled < outcome.changed.len()
     }
 
-    /// Does what is left of the work, and publishes it at once.
+    /// Completes the work and publishes the generation.
     pub fn publish(mut self) -> Published {
         while self.compile_next() {}
         let Self { publisher, outcome: Outcome { changed, doubts, hosts, wake }, next, .. } = self;
@@ -181,9 +192,11 @@ impl Publication<'_> {
     }
 }
 
-/// Appends what the full path says stands at `owner`, made ready, or a marker where it must be asked; nothing where there is
-/// nothing. What stands at a name is decided on the whole model: another service than the one that changed, which is `near` if it
-/// is still there, may have that name.
+/// Appends the node of `owner`, or nothing if the name does not exist.
+///
+/// The node is a marker if the full path must answer. /// The result depends on the whole model,
+/// because another service than the changed one may own the name. `hint` is the changed service if
+/// it still exists.
 fn compile_node(
     snapshot: &Snapshot,
     settings: &Settings,
@@ -192,13 +205,13 @@ fn compile_node(
     builder: &mut NodeBuilder,
     out: &mut Vec<u8>,
 ) {
-    let labels: Vec<&[u8]> = labels(owner).collect();
+    let labels: Vec<&[u8]> = owner_labels(owner).collect();
     if let NameLookup::Selection(selection) =
         full::resolve_hinted(snapshot, settings, &labels, hint, |_| {})
         && selection.form == NameForm::Service
     {
-        // The names of its instances are made of the owner. And under a longer name than need be, which is only made anew with
-        // what once was there, the record would not follow the service.
+        // Targets are named after the owner. A node exists only for the shortest name in each
+        // scope, because only those names are recompiled when the service changes.
         let is_shortest = |group: &Arc<Group>| {
             service_owner(settings, selection.service.base(), group)
                 .is_some_and(|name| name == owner)
@@ -212,40 +225,32 @@ fn compile_node(
     }
     let mut text = String::new();
     if full::join_labels(&labels, &mut text)
-        && (snapshot.is_empty_non_terminal(&text) || snapshot.service(&text).is_some())
+        && (snapshot.has_names_below(&text) || snapshot.service(&text).is_some())
     {
         put_marker(out);
     }
 }
 
-/// The labels of an owner in wire form without the root.
-fn labels(mut owner: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let (length, rest) = owner.split_first()?;
-        let (label, rest) = rest.split_at_checked(usize::from(*length))?;
-        owner = rest;
-        Some(label)
-    })
-}
-
-/// The parts of some octets that end at these places.
+/// Splits bytes at these ends.
 fn split_at_ends(bytes: &[u8], ends: impl Iterator<Item = usize>) -> impl Iterator<Item = &[u8]> {
     let mut start = 0;
     ends.map(move |end| &bytes[std::mem::replace(&mut start, end)..end])
 }
 
-/// AffectedOwners of ready-made records that a change touches, one behind the other: wire labels in front of the zone.
+/// Owners whose nodes a change affects, as wire labels in front of the zone.
 #[derive(Debug, Default)]
 struct AffectedOwners<'c> {
     bytes: Vec<u8>,
-    /// Where each ends, and the service that is there since the change.
+    /// End of each owner in `bytes`, and its changed service if that still exists.
     ends: Vec<(usize, Option<&'c Arc<Service>>)>,
 }
 
 impl<'c> AffectedOwners<'c> {
-    /// The names under which the changed services are or were published, each one's shortest name in a deployment and
-    /// namespace; their bases, which are names also where they lead elsewhere only; names of others that they take or give
-    /// back; and the names above that `toggled`.
+    /// Collects the owners whose nodes these changes affect.
+    ///
+    /// These are the shortest names of the changed services in each scope before and after the
+    /// change; their bases, which exist even for services of other scopes; names of other services
+    /// that they take over or give back; and the names above them that came or went.
     fn of(
         settings: &Settings,
         next: &Snapshot,
@@ -270,7 +275,8 @@ impl<'c> AffectedOwners<'c> {
                     .rsplit_once('.')
                     .is_some_and(|(front, _)| next.service(front).is_some())
                 {
-                    // `a.b` with its namespace spelled out, `a.b.n`, is what `a` in namespace `b` of deployment `n` is called, too.
+                    // `a.b.n` is both `a.b` in namespace `n` and `a` in namespace `b` of deployment
+                    // `n`.
                     owners.put(
                         settings,
                         owner_of(&format!("{base}.{}", group.namespace)),
@@ -285,7 +291,7 @@ impl<'c> AffectedOwners<'c> {
         owners
     }
 
-    /// Adds an owner, where it fits DNS.
+    /// Adds an owner unless it is too long for DNS.
     fn put(
         &mut self,
         settings: &Settings,
@@ -305,7 +311,7 @@ impl<'c> AffectedOwners<'c> {
     }
 }
 
-/// The addresses of a service's instances, sorted, each once.
+/// Returns the addresses of a service's served instances, sorted and unique.
 fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     let served = service.into_iter().flat_map(Service::served);
     let mut addresses: Vec<_> =
@@ -315,7 +321,7 @@ fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     addresses
 }
 
-/// What stands in one of two sorted lists only, and whether it is the second.
+/// Returns the addresses in only one of two sorted lists; `true` if in `after`.
 fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
     let gone = before
         .iter()
@@ -330,14 +336,16 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
     .collect()
 }
 
-/// The names above a service's names: text in front of the zone. `a.b` in namespace `n` of deployment `d` lies, as `a.b`,
-/// below `b`; as `a.b.n`, below `b.n` and `n`; as `a.b.n.d`, below `b.n.d`, `n.d` and `d`.
-fn non_terminal_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
+/// Returns how the counts of the names above the changed services' names change.
+///
+/// Names are texts in front of the zone. `a.b` in namespace `n` of deployment `d` is below `b`; its
+/// longer names `a.b.n` and `a.b.n.d` are below `b.n`, `n`, `b.n.d`, `n.d` and `d`.
+fn ancestor_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {
         let (base, Changed { before, after }) = (change.base(), change);
-        // As most changes: only the instances are others.
+        // The usual change concerns instances only and leaves the names alone.
         if let (Some(before), Some(after)) = (before, after)
             && scopes(before).eq(scopes(after))
         {
@@ -345,7 +353,7 @@ fn non_terminal_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
         }
         for (service, delta) in [(before, -1), (after, 1)] {
             let mut last = None;
-            // Sorted by deployment and namespace.
+            // The scopes are sorted, so duplicates are adjacent.
             for (deployment, namespace) in service.iter().flat_map(|service| scopes(service)) {
                 if last.replace((deployment, namespace)) == Some((deployment, namespace)) {
                     continue;
@@ -353,7 +361,7 @@ fn non_terminal_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
                 full.clear();
                 full.extend([namespace, ".", deployment]);
                 let labels = [namespace, deployment].map(is_label);
-                // Names are made of what can be labels only.
+                // A namespace or deployment that cannot be a label is not part of any name.
                 let tails = [("", true), (namespace, labels[0]), (&full, labels[0] && labels[1])];
                 for (tail, _) in tails.into_iter().filter(|(_, can_be)| *can_be) {
                     let mut above = base.split_once('.').map(|(_, above)| above);
@@ -384,7 +392,7 @@ fn non_terminal_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
         .collect()
 }
 
-/// Deployments and namespaces of a service's names, sorted.
+/// Returns deployment and namespace of a service's names, sorted.
 fn scopes(service: &Service) -> impl Iterator<Item = (&str, &str)> {
     service.visible_groups().map(|group| group.scope())
 }
@@ -396,7 +404,7 @@ fn add_count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
     }
 }
 
-/// The addresses that came to a service and went from it.
+/// Returns the addresses that a service gained (`true`) and lost (`false`).
 fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] =
         [&changed.before, &changed.after].map(|service| served_addresses(service.as_deref()));

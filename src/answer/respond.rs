@@ -1,4 +1,4 @@
-//! One question on its way to its answer.
+//! The full path from a query to its response.
 
 use std::net::IpAddr;
 
@@ -14,21 +14,21 @@ use crate::name::{Name, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
 
-/// What became of a question.
+/// What the caller has to do with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// The response is written.
+    /// Send the response that was written.
     Answered,
-    /// There is nothing to say.
+    /// Send nothing.
     Silent,
-    /// The message is well-formed, its name lies outside the zones, and forwarding is on: somebody else is to be asked.
+    /// Forward the query: its name is outside the served zones, and forwarding is on.
     Forward,
 }
 
-/// A question, and what it is answered from.
+/// A query and everything its response depends on.
 pub(super) struct QueryContext<'a> {
     pub(super) writer: ResponseWriter<'a>,
-    /// The serial of generation 0.
+    /// SOA serial of generation 0.
     pub(super) first_serial: u32,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
@@ -42,34 +42,36 @@ const UNSUPPORTED_CLASS: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
 const UNSUPPORTED_TRANSFER: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
-/// Before every registry was read, for what is not known.
+/// For names not found while a registry has not been read yet.
 const NOT_READY: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
-/// What a registry said before it went away.
+/// For data of a disconnected registry.
 const STALE_REGISTRY_TEXT: &str = "registry away, last known data";
-/// What a registry no longer says, and is not believed to have lost.
+/// For data whose removal the catalog holds back.
 const STALE_HELD_TEXT: &str = "removals held back, see removal-grace";
-/// No instance has an address of its own, and those of their host names are not looked up.
-const HOSTS_ONLY: ExtendedError = ExtendedError {
+/// For a service of host names only, with forwarding off.
+const HOSTS_NOT_RESOLVED: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
     text: "registered by host name only, and forwarding is off",
 };
-/// Or they are being looked up.
+/// For a service of host names only whose first lookup is in progress.
 const HOSTS_PENDING: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "registered by host name only, which is being looked up",
 };
-/// Or there are none to be found.
-const HOSTS_UNKNOWN: ExtendedError = ExtendedError {
+/// For a service of host names only that have no address.
+const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
     text: "registered by host name only, and no address of it can be found",
 };
 
-/// A SOA record (RFC 1035 section 3.3.13) whose names end with pointers to the zone's. Refresh, retry and expire are 1 hour, 10
-/// minutes and 1 day: for secondaries, which there are none of. 0 stands where [`QueryContext::soa`] writes.
+/// SOA record whose names end in pointers to the zone's name.
+///
+/// The format is that of RFC 1035 section 3.3.13. Refresh, retry and expire are 1 hour, 10 minutes
+/// and 1 day; no secondary uses them. [`QueryContext::soa`] replaces some of the zeros.
 const SOA_TEMPLATE: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\0\0\
     \0\0\0\0\0\0\x0e\x10\0\0\x02\x58\0\x01\x51\x80\0\0\0\0";
-/// Where its numbers begin: serial, refresh, retry, expire, minimum.
+/// Offset of the SOA's numbers: serial, refresh, retry, expire, minimum.
 const SOA_NUMBERS_OFFSET: usize = SOA_TEMPLATE.len() - 20;
 
 impl<'a> QueryContext<'a> {
@@ -77,7 +79,7 @@ impl<'a> QueryContext<'a> {
         self.writer.settings
     }
 
-    /// Responds from the model.
+    /// Responds from the service model.
     pub(super) fn respond(&self, out: &mut Vec<u8>) -> Disposition {
         let (query, settings) = (self.query, self.settings());
         let Ok((name, _)) = Name::from_wire(query.name()) else {
@@ -104,7 +106,7 @@ impl<'a> QueryContext<'a> {
         self.writer.write(response, self.query, out);
     }
 
-    /// Answers for a name in a served zone.
+    /// Answers a query for a name in a served zone.
     pub(super) fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
         let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
         match owner {
@@ -116,19 +118,19 @@ impl<'a> QueryContext<'a> {
         self.answer_from_model(name, zone, out);
     }
 
-    /// Answers from the model, whatever form of the naming grammar the name has.
+    /// Answers from the service model, for every form of the naming grammar.
     fn answer_from_model(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
         let settings = self.settings();
         let stale = self.stale_negative_error();
         let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
-            // A registry that was not read yet may know it. NXDOMAIN would be remembered by everything above us.
+            // A registry not read yet may have the name, and resolvers would cache an NXDOMAIN.
             full::NameLookup::NxDomain | full::NameLookup::NoData
                 if !self.snapshot.condition.synced =>
             {
                 self.write(&ResponseContent::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
-            // Another served zone lies below (RFC 8020).
+            // The name has another served zone below it, so it exists (RFC 8020).
             full::NameLookup::NxDomain if settings.zones.any_at_or_below(name.as_wire()) => {
                 self.write_nodata(zone, stale, out)
             }
@@ -161,7 +163,7 @@ impl<'a> QueryContext<'a> {
                 } else {
                     [RRset::a(&node, settings.ttl), RRset::aaaa(&node, settings.ttl)]
                 };
-                // RFC 8482 section 4.1: one RRset of those there are.
+                // One of the existing RRsets suffices (RFC 8482 section 4.1).
                 let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
                 let set = match self.query.qtype {
                     rtype::TXT => {
@@ -200,7 +202,9 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Answers where all instances are known by host names only, and no address of one is known.
+    /// Answers an address query for instances that are all host names.
+    ///
+    /// None of these host names has a known address.
     fn write_no_address(&self, instances: &[Instance<'_>], zone: &Zone, out: &mut Vec<u8>) {
         let is_pending = |instance: &Instance<'_>| {
             instance
@@ -208,27 +212,30 @@ impl<'a> QueryContext<'a> {
                 .is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending))
         };
         if !self.settings().forwarding {
-            self.write_nodata(zone, Some(HOSTS_ONLY), out);
+            self.write_nodata(zone, Some(HOSTS_NOT_RESOLVED), out);
         } else if instances.iter().any(is_pending) {
-            // An absence would be remembered by everything above us.
+            // Resolvers would cache a NODATA response.
             self.write(&ResponseContent::code(rcode::SERVFAIL, Some(HOSTS_PENDING)), out);
         } else {
-            self.write_nodata(zone, Some(HOSTS_UNKNOWN), out);
+            self.write_nodata(zone, Some(HOSTS_WITHOUT_ADDRESS), out);
         }
     }
 
-    /// The extended error of an answer that these registries hold (RFC 8914 section 4.4): told when one of them may be out of
-    /// date, whatever the others are.
+    /// Returns the extended error of an answer from these registries.
+    ///
+    /// There is one if any of them may be out of date (RFC 8914 section 4.4).
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
         stale_error(self.snapshot.condition.staleness_of(registries), ExtendedError::STALE_ANSWER)
     }
 
-    /// The extended error of an absence, which any registry might end: told when any may be out of date.
+    /// Returns the extended error of a negative response.
+    ///
+    /// There is one if any registry may be out of date, since any could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
         stale_error(self.snapshot.condition.staleness(), ExtendedError::STALE_ANSWER)
     }
 
-    /// Puts records that these registries hold, or says that there are none.
+    /// Writes records held by these registries, or NODATA.
     fn write_records(
         &self,
         records: &ComposedRecords,
@@ -248,7 +255,7 @@ impl<'a> QueryContext<'a> {
         );
     }
 
-    /// Puts records that svcdns knows of itself, or says that there are none: no registry makes them stale.
+    /// Writes records that svcdns itself provides, hence never stale, or NODATA.
     fn write_own_records(&self, records: &ComposedRecords, zone: &Zone, out: &mut Vec<u8>) {
         if records.is_empty() {
             return self.write_nodata(zone, None, out);
@@ -278,16 +285,18 @@ impl<'a> QueryContext<'a> {
         self.write(&ResponseContent::negative(rcode::NOERROR, &soa, error), out);
     }
 
-    /// The SOA record of a zone, for a question in it. The zone's name is a pointer to where it stands in the question (RFC
-    /// 1035 section 4.1.4).
+    /// Returns the SOA record of the zone that the query's name is in.
+    ///
+    /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
     fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
         let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
-        // A name has at most 255 octets, a pointer 14 bits.
+        // Fits the 14 bits of a pointer, because a name has at most 255 bytes.
         self.soa((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
     }
 
-    /// The SOA record of a zone whose name this points at. Its TTL and MINIMUM are the TTL of negative answers (RFC 2308
-    /// section 5).
+    /// Returns the SOA record of the zone whose name `apex` points at.
+    ///
+    /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
     fn soa(&self, apex: [u8; 2]) -> [u8; SOA_TEMPLATE.len()] {
         let ttl = self.settings().negative_ttl.to_be_bytes();
         let mut soa = *SOA_TEMPLATE;
@@ -300,13 +309,13 @@ impl<'a> QueryContext<'a> {
         soa
     }
 
-    /// The serial of the zones: grows by one with each publication of a changed table.
+    /// Returns the SOA serial, which grows by one with each generation.
     fn serial(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
         self.first_serial.wrapping_add(self.snapshot.generation() as u32)
     }
 
-    /// The zone itself: SOA and NS, known before any registry is.
+    /// Answers for a zone's apex: SOA and NS, available before any registry is read.
     fn answer_apex(&self, zone: &Zone, out: &mut Vec<u8>) {
         let settings = self.settings();
         let mut set = ComposedRecords::default();
@@ -324,7 +333,7 @@ impl<'a> QueryContext<'a> {
         self.write_own_records(&set, zone, out);
     }
 
-    /// `ns.<zone>`: where we listen.
+    /// Answers for `ns.<zone>`: the listen addresses.
     fn answer_name_server(&self, zone: &Zone, out: &mut Vec<u8>) {
         let settings = self.settings();
         let mut set = ComposedRecords::default();
@@ -340,7 +349,7 @@ impl<'a> QueryContext<'a> {
         self.write_own_records(&set, zone, out);
     }
 
-    /// `dns-version.<zone>`: who answers here.
+    /// Answers for `dns-version.<zone>`: the version of this program.
     fn answer_version(&self, zone: &Zone, out: &mut Vec<u8>) {
         let mut set = ComposedRecords::default();
         if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
@@ -351,10 +360,13 @@ impl<'a> QueryContext<'a> {
         self.write_own_records(&set, zone, out);
     }
 
-    /// Answers for the reverse name of an address, if it is registered; it is then an apex of its own.
+    /// Answers for the reverse name of an address.
+    ///
+    /// Returns `false` if no instance has the address. The reverse name is answered as a zone apex
+    /// of its own.
     pub(super) fn answer_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
         let settings = self.settings();
-        // Every machine has its own loopback: no registry can name it.
+        // Loopback addresses differ from machine to machine, so a registry cannot name them.
         if address.is_loopback() {
             return false;
         }
@@ -368,7 +380,7 @@ impl<'a> QueryContext<'a> {
         });
         let registries = registries.map(|instance| instance.key.registry()).collect();
         if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
-            // The instance's name stands first: programs take the first.
+            // In a fixed order: programs take the first name, which should be the instance's.
             let first = Self { writer: ResponseWriter { draw: 0, ..self.writer }, ..*self };
             first.write(
                 &ResponseContent::answer(
@@ -398,7 +410,7 @@ impl<'a> QueryContext<'a> {
     }
 }
 
-/// The extended error of answers from what may be out of date.
+/// Returns the extended error for stale data, if there is any.
 fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Away => STALE_REGISTRY_TEXT,

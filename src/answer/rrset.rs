@@ -1,7 +1,7 @@
-//! An RRset as it is put into a message: records written from what is kept of them.
+//! RRsets and how their records are written into a message.
 //!
-//! Every record's owner is the pointer to the question (`C0 0C`); SRV targets are written whole (RFC 2782 forbids compressing
-//! one).
+//! The owner of each record is a pointer to the name in the question section (`C0 0C`). SRV targets
+//! are never compressed, as RFC 2782 requires.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use super::weights::Weights;
 use crate::name::{MAX_INSTANCE_LABEL_BYTES, ipv4_label};
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
-/// One RRset.
+/// An RRset whose records are written on demand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RRset<'a> {
     /// Number of records.
@@ -27,7 +27,7 @@ pub(super) struct RRset<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum RRsetData<'a> {
-    /// Addresses of so many octets.
+    /// Addresses of `width` bytes each.
     Addresses {
         bytes: &'a [u8],
         width: usize,
@@ -36,63 +36,64 @@ enum RRsetData<'a> {
     Composed(&'a ComposedRecords),
 }
 
-/// What SRV records are made of.
+/// The data of an SRV RRset.
 #[derive(Clone, Copy, Debug)]
 struct SrvSet<'a> {
-    /// Weight, port, and the number of the target.
+    /// SRV entries as a node stores them.
     entries: &'a [u8],
-    /// The first targets: instances by their addresses of four octets.
+    /// IPv4 addresses: the targets with the lowest indexes.
     v4: &'a [u8],
-    /// Then those of sixteen.
+    /// IPv6 addresses: the targets after those.
     v6: &'a [u8],
-    /// Then names: their places, then they themselves.
+    /// Offsets of host names, then the names: the remaining targets.
     names: &'a [u8],
-    /// What stands behind an instance's label: the service's name in wire labels, and the zone.
+    /// Owner of the service; with `zone` it completes an instance's name.
     owner: &'a [u8],
     zone: &'a [u8],
 }
 
-/// What an SRV record points at.
+/// Target of an SRV record.
 enum SrvTarget<'a> {
     Instance(IpAddr),
     Name(&'a [u8]),
 }
 
-/// Records of rarer types, made when they are asked for.
+/// Records of the rarer types, composed for one response.
 #[derive(Debug, Default)]
 pub(super) struct ComposedRecords {
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// The address of the name that the only record's data is.
+    /// Address of the name server, if the only record is an NS record.
     glue: Option<IpAddr>,
 }
 
-/// Octets of a record in front of its data: owner pointer, type, class, TTL and length.
+/// Size of owner pointer, type, class, TTL and data length, in bytes.
 const RECORD_HEAD_BYTES: usize = 12;
-/// Where the target of an SRV record begins: behind priority, weight and port.
+/// Offset of the target in an SRV record: after priority, weight and port.
 const SRV_TARGET_OFFSET: usize = RECORD_HEAD_BYTES + 6;
-/// More targets than this are told apart by a set, fewer by looking at all of them.
+/// Up to this many targets are deduplicated by a scan, more by a bit set.
 const MAX_SCANNED_TARGETS: usize = 32;
-/// The number of a target has 16 bits.
+/// Number of possible target indexes: they have 16 bits.
 const TARGET_INDEXES: usize = 1 << 16;
 
 impl<'a> RRset<'a> {
-    /// A set without records.
+    /// The empty RRset.
     pub(super) const EMPTY: Self =
         Self::addresses(PackedSet { weights: Weights::EQUAL, bytes: &[] }, IPV4_BYTES, 0);
 
-    /// The A RRset of a record.
+    /// Returns the A RRset of a node.
     pub(super) fn a(node: &Node<'a>, ttl: u32) -> Self {
         Self::addresses(node.v4(), IPV4_BYTES, ttl)
     }
 
-    /// The AAAA RRset of a record.
+    /// Returns the AAAA RRset of a node.
     pub(super) fn aaaa(node: &Node<'a>, ttl: u32) -> Self {
         Self::addresses(node.sets().v6, IPV6_BYTES, ttl)
     }
 
-    /// The SRV RRset of a record; its targets are host names, or instances of the service `owner` in
-    /// `zone`.
+    /// Returns the SRV RRset of a node.
+    ///
+    /// Targets are host names or instances of the service with this `owner` in `zone`.
     pub(super) fn srv(node: &Node<'a>, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> Self {
         let PackedSets { v4, v6, srv: entries, names } = node.sets();
         let (count, weights) = (entries.bytes.len() / SRV_ENTRY_BYTES, entries.weights);
@@ -100,14 +101,14 @@ impl<'a> RRset<'a> {
         Self { count, weights, ttl, data: RRsetData::Srv(srv) }
     }
 
-    /// The A and AAAA RRsets of one instance, or `None` if the record has no instance at this address.
+    /// Returns the A and AAAA RRsets of one instance, or `None` if the node lacks it.
     pub(super) fn instance(node: &Node<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
         let bytes = node.instance_address(address)?;
         let one = Self::addresses(PackedSet { weights: Weights::EQUAL, bytes }, bytes.len(), ttl);
         Some(if address.is_ipv4() { [one, Self::EMPTY] } else { [Self::EMPTY, one] })
     }
 
-    /// Records of any type.
+    /// Wraps records of any type.
     pub(super) fn composed(records: &'a ComposedRecords) -> Self {
         Self {
             count: records.ends.len(),
@@ -130,17 +131,17 @@ impl<'a> RRset<'a> {
         }
     }
 
-    /// The order in which to put at most `wanted` records into `space` octets.
+    /// Draws the order of at most `wanted` records for `space` bytes.
     pub(super) fn order(&self, wanted: usize, space: usize, draw: u64) -> Order {
-        // Without weights it is the same for some as for all.
+        // With equal weights a sample is drawn like the order of all.
         if self.weights.are_equal() || wanted == self.count && self.max_bytes() <= space {
             return Order::of_all(self.count, self.weights, draw);
         }
-        // No record is smaller than what stands in front of its data.
+        // Every record takes at least RECORD_HEAD_BYTES, so no larger sample can fit.
         Order::of_some(wanted.min(space / RECORD_HEAD_BYTES + 1), self.count, self.weights, draw)
     }
 
-    /// No less than the octets of all records, glue not counted.
+    /// Returns an upper bound for the size of all records in bytes, glue excluded.
     fn max_bytes(&self) -> usize {
         match self.data {
             RRsetData::Addresses { width, .. } => (RECORD_HEAD_BYTES + width) * self.count,
@@ -149,7 +150,9 @@ impl<'a> RRset<'a> {
         }
     }
 
-    /// Appends the first `wanted` records of an order, as many as make the message no longer than `room`; returns how many.
+    /// Appends up to `wanted` records in this order and returns how many fit.
+    ///
+    /// The message grows to at most `room` bytes.
     pub(super) fn put(
         &self,
         order: &Order,
@@ -164,17 +167,19 @@ impl<'a> RRset<'a> {
             RRsetData::Addresses { bytes, .. } => {
                 put_addresses::<IPV6_BYTES>(bytes, rtype::AAAA, self.ttl, order, wanted, room, out)
             }
-            RRsetData::Srv(srv) => {
-                fill(wanted, room, out, |position, out| srv.put(order.at(position), self.ttl, out))
-            }
-            RRsetData::Composed(records) => fill(wanted, room, out, |position, out| {
+            RRsetData::Srv(srv) => put_fitting(wanted, room, out, |position, out| {
+                srv.put(order.at(position), self.ttl, out)
+            }),
+            RRsetData::Composed(records) => put_fitting(wanted, room, out, |position, out| {
                 out.extend_from_slice(records.get(order.at(position)))
             }),
         }
     }
 
-    /// Appends the addresses of the names that the first `put` records of an order end with, each once, as long as there is
-    /// room; returns how many. The records were appended from `start` on.
+    /// Appends glue for the first `put` records and returns the number of glue records.
+    ///
+    /// Each target address is written once, while there is room. The records themselves begin at
+    /// `start`.
     pub(super) fn put_glue(
         &self,
         order: &Order,
@@ -191,7 +196,7 @@ impl<'a> RRset<'a> {
     }
 }
 
-/// Appends A or AAAA records.
+/// Appends A or AAAA records; like [`RRset::put`], but with a constant record size.
 fn put_addresses<const N: usize>(
     bytes: &[u8],
     rtype: u16,
@@ -214,8 +219,8 @@ fn put_addresses<const N: usize>(
     put
 }
 
-/// Appends records, as many as make the message no longer than `room`; returns how many.
-fn fill(
+/// Appends up to `wanted` records while the message has at most `room` bytes.
+fn put_fitting(
     wanted: usize,
     room: usize,
     out: &mut Vec<u8>,
@@ -237,30 +242,30 @@ impl<'a> SrvSet<'a> {
         self.entries.get(index * SRV_ENTRY_BYTES..(index + 1) * SRV_ENTRY_BYTES)
     }
 
-    /// The number of a service's target.
+    /// Returns the target index of an SRV entry.
     fn target_index(&self, index: usize) -> Option<usize> {
         u16_at(self.entry(index)?, 4).map(usize::from)
     }
 
-    fn target(&self, number: usize) -> Option<SrvTarget<'a>> {
+    fn target(&self, index: usize) -> Option<SrvTarget<'a>> {
         let (v4_count, v6_count) = (self.v4.len() / 4, self.v6.len() / 16);
-        if number < v4_count {
-            let bytes: [u8; 4] = *self.v4[4 * number..].first_chunk()?;
+        if index < v4_count {
+            let bytes: [u8; 4] = *self.v4[4 * index..].first_chunk()?;
             return Some(SrvTarget::Instance(bytes.into()));
         }
-        let number = number - v4_count;
-        if number < v6_count {
-            let bytes: [u8; 16] = *self.v6[16 * number..].first_chunk()?;
+        let index = index - v4_count;
+        if index < v6_count {
+            let bytes: [u8; 16] = *self.v6[16 * index..].first_chunk()?;
             return Some(SrvTarget::Instance(bytes.into()));
         }
-        host_name(self.names, number - v6_count).map(SrvTarget::Name)
+        host_name(self.names, index - v6_count).map(SrvTarget::Name)
     }
 
     fn max_bytes(&self) -> usize {
         let label =
             if self.v6.is_empty() { "255-255-255-255".len() } else { MAX_INSTANCE_LABEL_BYTES };
         let record_bytes = RECORD_HEAD_BYTES + 6 + 1 + label + self.owner.len() + self.zone.len();
-        // Many services may have one name.
+        // Instances can share one host name, so the size of `names` is no bound.
         let names = if self.names.is_empty() { 0 } else { MAX_NAME_BYTES };
         (record_bytes + names) * (self.entries.len() / SRV_ENTRY_BYTES)
     }
@@ -272,8 +277,8 @@ impl<'a> SrvSet<'a> {
         };
         let target = self.target_index(index).and_then(|number| self.target(number));
         let start = out.len();
-        // With the label of an IPv4 address, so that all in front of the service's name is one copy of a fixed length; what is
-        // too much of it is taken back.
+        // Copies a fixed number of bytes, with room for the longest IPv4 label, because that is one
+        // fast copy; the surplus is truncated below.
         let (mut front, mut length) = ([0; SRV_TARGET_OFFSET + 1 + 16], SRV_TARGET_OFFSET);
         front[RECORD_HEAD_BYTES + 2..SRV_TARGET_OFFSET].copy_from_slice(entry);
         if let Some(SrvTarget::Instance(IpAddr::V4(address))) = target {
@@ -319,7 +324,9 @@ impl<'a> SrvSet<'a> {
         self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// The same for more records than a look at each takes time for. Apart, since few answers need so much of the stack.
+    /// Deduplicates with a bit set, for records too many to scan.
+    ///
+    /// A separate function, so that the usual answer does not reserve the 8 KiB of stack.
     #[inline(never)]
     fn put_glue_of_many(
         &self,
@@ -337,7 +344,10 @@ impl<'a> SrvSet<'a> {
         self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// Appends the addresses of targets, except of those that stand there `again`: asked with their places and numbers.
+    /// Appends the addresses of targets, skipping those that `is_duplicate` reports.
+    ///
+    /// `is_duplicate` receives the position of the record and its target index, in order of
+    /// position.
     fn put_glue_once(
         &self,
         mut is_duplicate: impl FnMut(usize, usize) -> bool,
@@ -373,12 +383,12 @@ impl ComposedRecords {
         self.ends.push(self.bytes.len());
     }
 
-    /// Gives the only record, an NS record, the address of its name.
+    /// Sets the address of the name server that the only record names.
     pub(super) fn put_glue_address(&mut self, address: IpAddr) {
         self.glue = Some(address);
     }
 
-    /// Whether there is no record.
+    /// Returns whether there is no record.
     pub(super) fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -395,8 +405,9 @@ impl ComposedRecords {
     }
 }
 
-/// Appends the record of an address whose owner stands at `name` in the message, if that makes the message no longer than
-/// `room`. Its TTL is that of the record at `start`.
+/// Appends an address record if it fits into `room`, else returns `false`.
+///
+/// Its owner is the name at `name` in the message, its TTL that of the record at `start`.
 fn put_address(
     name: Range<usize>,
     address: IpAddr,
@@ -410,7 +421,7 @@ fn put_address(
         IpAddr::V4(_) => (rtype::A, 4),
         IpAddr::V6(_) => (rtype::AAAA, 16),
     };
-    // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
+    // Pointers have 14 bits (RFC 1035 section 4.1.4).
     let pointer = u16::try_from(name.start).ok().filter(|position| *position < 0x4000);
     if let Some(position) = pointer {
         out.extend_from_slice(&record_head((0xC000 | position).to_be_bytes(), rtype, ttl, bytes));
@@ -429,7 +440,7 @@ fn put_address(
     fits
 }
 
-/// What a record begins with whose owner is a pointer: owner, type, class, TTL and length.
+/// Returns a record's bytes before its data, with a pointer as its owner.
 pub(super) fn record_head(
     owner: [u8; 2],
     rtype: u16,

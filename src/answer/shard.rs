@@ -1,47 +1,51 @@
-//! The ready-made records of one shard: one immutable piece of memory, in which a probe finds an owner.
+//! A shard of precompiled nodes: one immutable block of memory with a hash table.
 //!
-//! Octets: the slots, each a tag and the place of its entry; the entries, each the length of the owner, the owner (wire labels
-//! in front of the zone, lower-cased), the length of the record, the record. The slots are a hash table with linear probing in
-//! which tags ascend: an owner stands at the place that its tag points at or a few behind, and one that is not there is soon
-//! passed by. So a question costs the memory of a slot and that of its record, however many names there are.
+//! Layout: slots, then entries. A slot holds a tag (part of the owner's hash) and the offset of an
+//! entry. An entry holds the length of the owner, the owner (wire labels in front of the zone, in
+//! lower case), the length of the node, and the node.
+//!
+//! The slots form a hash table with linear probing, in ascending order of tags. An owner is in its
+//! tag's home slot or a few slots later, and a larger tag ends the probe for an absent one. A
+//! lookup therefore touches the memory of one slot and one node, however many names there are.
 
 use std::sync::Arc;
 
 use super::sharded::tag;
 use crate::wire::{put_u32, u32_at};
 
-/// Octets of a slot.
+/// Size of a slot, in bytes.
 const SLOT_BYTES: usize = 8;
-/// The largest length of a record that takes one octet; a longer one takes five.
+/// Longest node whose length takes one byte; longer ones take five.
 const MAX_SHORT_LENGTH: usize = 0x7F;
-/// Octets of a usual entry, to begin with.
+/// Initial capacity for a new entry, in bytes.
 const TYPICAL_ENTRY_BYTES: usize = 64;
 
-/// The records of a shard. Cheap to clone.
+/// Precompiled nodes of one shard. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shard {
-    /// Slots that tags point at.
+    /// Number of home slots, to which tags are mapped.
     home_slots: u32,
-    /// All slots: some more, for those that found theirs taken, and an empty one.
+    /// Number of all slots: home slots, overflow and a final empty one.
     slot_count: u32,
     bytes: Arc<[u8]>,
 }
 
-/// The hash of an owner, the owner, and its record or none.
+/// Hash and wire labels of an owner, and its new node; `None` removes it.
 type NodeChange<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
 
 impl Shard {
-    /// Finds the record of `owner`, in any case, whose hash this is; with the owner as it is kept.
+    /// Returns the owner in lower case and its node; `owner` may be in any case.
     pub(super) fn find(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
         let tag = tag(hash);
-        // The last slot is empty.
+        // The last slot is empty, so a probe always ends.
         for (found, start) in self.slots(home_slot(tag, self.home_slots)).map_while(|slot| slot) {
             if found > tag {
                 return None;
             }
             if found == tag
                 && let Some((kept, node)) = entry(&self.bytes, start)
-                // Most are asked for as they are kept. Length octets are at most 63, below 'A': only letters have a case.
+                // Most queries are in lower case. Length bytes are at most 63, below 'A', so they
+                // have no case.
                 && (kept == owner || kept.eq_ignore_ascii_case(owner))
             {
                 return Some((kept, node));
@@ -50,7 +54,9 @@ impl Shard {
         None
     }
 
-    /// This shard with other records of some owners, or none of them any more. Of an owner that comes twice one is taken.
+    /// Returns a copy of the shard with these changes applied.
+    ///
+    /// If an owner occurs twice, either of its changes is applied.
     pub(super) fn with(&self, changes: &mut [NodeChange<'_>]) -> Self {
         fn of<'a>((hash, (owner, _)): &NodeChange<'a>) -> (u32, &'a [u8]) {
             (tag(*hash), owner)
@@ -78,17 +84,17 @@ impl Shard {
         next.finish()
     }
 
-    /// The octets from the slot on that a hash points at.
-    pub(super) fn at_slot(&self, hash: u64) -> &[u8] {
+    /// Returns the bytes from the home slot of a hash onwards.
+    pub(super) fn bytes_from_slot(&self, hash: u64) -> &[u8] {
         self.bytes.get(SLOT_BYTES * home_slot(tag(hash), self.home_slots)..).unwrap_or_default()
     }
 
-    /// The octets from the entry on that stands in the first of these slots.
-    pub(super) fn at_entry(&self, slot: &[u8]) -> &[u8] {
+    /// Returns the bytes from the entry of the first of these slots onwards.
+    pub(super) fn bytes_from_entry(&self, slot: &[u8]) -> &[u8] {
         u32_at(slot, 4).and_then(|start| self.bytes.get(start as usize..)).unwrap_or_default()
     }
 
-    /// The slots from one on: tag and place of the entry, or empty.
+    /// Returns tag and entry offset of the slots from `from` on; `None` if empty.
     fn slots(&self, from: usize) -> impl Iterator<Item = Option<(u32, usize)>> {
         let bytes = self
             .bytes
@@ -96,12 +102,12 @@ impl Shard {
             .unwrap_or_default();
         bytes.chunks_exact(SLOT_BYTES).map(|slot| {
             let (tag, start) = (u32_at(slot, 0)?, u32_at(slot, 4)?);
-            // No entry stands at the beginning.
+            // Offset 0 belongs to the slots, so it marks an empty slot.
             (start > 0).then_some((tag, start as usize))
         })
     }
 
-    /// Tag, owner and record of all entries, sorted by tag and owner.
+    /// Returns tag, owner and node of all entries, in ascending order of tag and owner.
     fn entries(&self) -> impl Iterator<Item = (u32, &[u8], &[u8])> {
         self.slots(0).flatten().filter_map(|(tag, start)| {
             let (owner, node) = entry(&self.bytes, start)?;
@@ -110,13 +116,13 @@ impl Shard {
     }
 }
 
-/// The slot that a tag points at: tags are spread evenly over all 32-bit numbers.
+/// Returns the home slot of a tag. Tags are spread evenly over 32 bits.
 fn home_slot(tag: u32, home_slots: u32) -> usize {
-    // Below `count`.
+    // Less than `home_slots`.
     ((u64::from(tag) * u64::from(home_slots)) >> 32) as usize
 }
 
-/// The owner and the record of the entry at `start`.
+/// Returns owner and node of the entry at offset `start`.
 fn entry(shard: &[u8], start: usize) -> Option<(&[u8], &[u8])> {
     let (length, rest) = shard.get(start..)?.split_first()?;
     let (owner, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -128,10 +134,10 @@ fn entry(shard: &[u8], start: usize) -> Option<(&[u8], &[u8])> {
     Some((owner, rest.get(..length)?))
 }
 
-/// A shard on the way.
+/// Builds a shard from entries in ascending order of tag and owner.
 #[derive(Default)]
 struct ShardBuilder {
-    /// Of each entry its tag and its place among the entries, in the order of both.
+    /// Tag of each entry, and its offset in `entries`.
     slots: Vec<(u32, usize)>,
     entries: Vec<u8>,
 }
@@ -139,7 +145,7 @@ struct ShardBuilder {
 impl ShardBuilder {
     fn put(&mut self, tag: u32, owner: &[u8], node: &[u8]) {
         self.slots.push((tag, self.entries.len()));
-        // An owner is a part of a name: at most 254 octets.
+        // An owner is part of a name, so it has at most 254 bytes.
         self.entries.push(u8::try_from(owner.len()).unwrap_or(u8::MAX));
         self.entries.extend_from_slice(owner);
         match u8::try_from(node.len()) {
@@ -156,22 +162,22 @@ impl ShardBuilder {
         if self.slots.is_empty() {
             return Shard::default();
         }
-        // A quarter more than are taken: then most stand at their place or right behind it. A shard of 4 GiB cannot be: there
-        // are 4,096, and an owner's record has some 100 KiB at most.
+        // A quarter more home slots than entries keeps probes short. Offsets fit 32 bits: a node
+        // has about 100 KiB at most, and its owner falls into one of 4,096 shards.
         let home_slots = u32::try_from(self.slots.len() * 5 / 4 + 1).unwrap_or(u32::MAX);
-        let mut places = Vec::with_capacity(self.slots.len());
+        let mut positions = Vec::with_capacity(self.slots.len());
         let mut free = 0;
         for (tag, _) in &self.slots {
             let at = home_slot(*tag, home_slots).max(free);
-            places.push(at);
+            positions.push(at);
             free = at + 1;
         }
-        // A probe ends at an empty slot, at the latest at the last.
+        // The final empty slot ends every probe.
         let slot_count = free.max(home_slots as usize) + 1;
         let first = SLOT_BYTES * slot_count;
         let mut bytes = Vec::with_capacity(first + self.entries.len());
         bytes.resize(first, 0);
-        for ((tag, start), at) in self.slots.iter().zip(places) {
+        for ((tag, start), at) in self.slots.iter().zip(positions) {
             let slot = &mut bytes[SLOT_BYTES * at..][..SLOT_BYTES];
             slot[..4].copy_from_slice(&tag.to_be_bytes());
             slot[4..]
@@ -196,13 +202,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_shard_is_a_map(steps in prop::collection::vec(
+        fn a_shard_finds_what_a_map_finds(steps in prop::collection::vec(
             prop::collection::vec((0u64..40, prop::option::of(0usize..300)), 1..20), 1..12,
         )) {
             let mut expected: BTreeMap<u64, usize> = BTreeMap::new();
             let mut shard = Shard::default();
-            // Many owners under each tag, tags at both ends and in between.
-            let hash = |owner: u64| [0, 1, u64::from(u32::MAX), 1 << 31][usize::try_from(owner % 4).unwrap()];
+            // Many owners share a tag; the tags cover both ends of the range and the middle.
+            let tags = [0, 1, u64::from(u32::MAX), 1 << 31];
+            let hash = |owner: u64| tags[usize::try_from(owner % 4).unwrap()];
             for step in steps {
                 let owners: Vec<_> = step.iter().map(|(owner, _)| owner.to_be_bytes()).collect();
                 let mut changes: HashMap<u64, (&[u8], Option<Vec<u8>>)> = HashMap::new();
@@ -213,15 +220,18 @@ mod tests {
                         None => expected.remove(owner),
                     };
                 }
-                let mut changes: Vec<NodeChange<'_>> =
-                    changes.iter().map(|(owner, (bytes, node))| (hash(*owner), (*bytes, node.as_deref()))).collect();
-                // Again, which changes nothing.
+                let mut changes: Vec<NodeChange<'_>> = changes
+                    .iter()
+                    .map(|(owner, (bytes, node))| (hash(*owner), (*bytes, node.as_deref())))
+                    .collect();
+                // Applying a change a second time makes no difference.
                 changes.extend_from_within(..);
                 shard = shard.with(&mut changes);
                 for owner in 0..40u64 {
                     let bytes = owner.to_be_bytes();
                     let node = expected.get(&owner).map(|length| vec![bytes[7]; *length]);
-                    prop_assert_eq!(shard.find(hash(owner), &bytes), node.as_deref().map(|node| (&bytes[..], node)));
+                    let expected = node.as_deref().map(|node| (&bytes[..], node));
+                    prop_assert_eq!(shard.find(hash(owner), &bytes), expected);
                 }
                 prop_assert_eq!(shard.entries().count(), expected.len());
             }

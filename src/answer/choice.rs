@@ -1,4 +1,4 @@
-//! The order of records in an answer, and their selection if not all fit: both drawn by weight.
+//! Weighted choice of the order of records and, if not all fit, of the records.
 
 use super::weights::Weights;
 

@@ -172,7 +172,9 @@ impl Answerer {
 /// Why a name does not exist, gathered from the steps of its resolution.
 #[derive(Default)]
 struct LookupFailure {
-    /// The labels that name a service; `None` if the name has no valid form or its service exists.
+    /// The labels that name no known service.
+    ///
+    /// `None` if the name has no valid form or its service exists.
     unknown_service: Option<String>,
     /// The base of a service that exists, but not as the name says.
     unmatched_service: Option<String>,

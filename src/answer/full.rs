@@ -1,6 +1,7 @@
-//! The full path: resolves a name on the service model, for every form of the naming grammar.
+//! The full path: resolves names on the service model.
 //!
-//! Precompiled nodes are built from the result of this code, so both paths agree by construction.
+//! It knows every form of the naming grammar. //! Precompiled nodes are built from the result of
+//! this code, so both paths agree by construction.
 
 use std::net::IpAddr;
 use std::sync::Arc;

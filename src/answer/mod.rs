@@ -1,4 +1,4 @@
-//! The authoritative side: answers queries for the served zones from registered services.
+//! The authoritative side: answers for the served zones from registered services.
 //!
 //! [`Publisher`] owns the catalog and publishes generations of the lookup table. [`Answerer`]
 //! answers from the latest generation without a lock. Both do no I/O and take the time from their

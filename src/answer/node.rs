@@ -1,9 +1,10 @@
-//! Precompiled nodes: all RRsets of one owner name (RFC 1034 section 3.1), packed into bytes.
+//! Precompiled nodes: all RRsets of one owner name, packed into bytes.
 //!
-//! A node stores only what differs between the records of an RRset: the address of an A or AAAA
-//! record; weight, port and target of an SRV record. Most targets are instance names
-//! (`10-0-0-1.hello.svc.`), so the target is stored as the index of an address. An instance takes
-//! about ten bytes, and a typical service fits one cache line.
+//! A node is meant as in RFC 1034 section 3.1. //! A node stores only what differs between the
+//! records of an RRset: the address of an A or AAAA record; weight, port and target of an SRV
+//! record. Most targets are instance names (`10-0-0-1.hello.svc.`), so the target is stored as the
+//! index of an address. An instance takes about ten bytes, and a typical service fits one cache
+//! line.
 
 use std::net::IpAddr;
 

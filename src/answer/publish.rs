@@ -1,4 +1,4 @@
-//! Publication: compiles changes of the catalog into the table and stores it for readers.
+//! Publication: compiles changes of the catalog into the table for readers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

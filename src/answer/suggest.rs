@@ -7,7 +7,7 @@ use super::table::Snapshot;
 /// Most services compared for one suggestion; the rest are ignored.
 const MAX_COMPARED_SERVICES: usize = 50_000;
 
-/// Returns the published name closest to `wanted`, if one is close enough to be meant.
+/// Returns the published name closest to `wanted`, if any is close enough.
 ///
 /// Both are texts in front of the zone, in lower case. The work is linear in the number of
 /// services: for explanations only, never for answers.

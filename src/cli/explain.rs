@@ -67,7 +67,7 @@ async fn explain_from_server(
     ))
 }
 
-/// Reads the registries and explains what a server with this configuration would answer.
+/// Reads the registries and explains what a server of them would answer.
 async fn explain_from_registries(
     place: &Place,
     command: Explain,

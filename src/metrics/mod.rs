@@ -1,6 +1,7 @@
-//! Numbers for those who watch the server: a page in the OpenMetrics text format.
+//! Metrics: counters, and a page of them in the OpenMetrics text format.
 //!
-//! A leaf: imports no other room. Who counts keeps plain counters; the page is put together when it is asked for.
+//! This room imports no other. Other rooms keep plain counters; the page is composed when it is
+//! requested.
 
 mod count;
 
@@ -16,16 +17,16 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The media type of a rendered [`Page`].
+/// Media type of a rendered [`Page`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A page of numbers as they are now.
+/// A page of current metrics.
 #[derive(Debug, Default)]
 pub struct Page {
     families: Vec<Family>,
 }
 
-/// Labels of one number: names and values.
+/// Names and values of the labels of one sample.
 pub type MetricLabels = Vec<(&'static str, String)>;
 
 #[derive(Debug)]
@@ -44,7 +45,7 @@ enum Samples {
 }
 
 impl Page {
-    /// Adds numbers that only grow; the page shows `name` with `_total` behind it.
+    /// Adds a counter family; the page appends `_total` to `name`.
     pub fn counters(
         &mut self,
         name: &'static str,
@@ -54,12 +55,12 @@ impl Page {
         self.add(name, help, None, Samples::Counters(samples.into_iter().collect()));
     }
 
-    /// Adds one number that only grows, without labels.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, number: u64) {
-        self.counters(name, help, [(MetricLabels::new(), number)]);
+    /// Adds a counter without labels.
+    pub fn counter(&mut self, name: &'static str, help: &'static str, value: u64) {
+        self.counters(name, help, [(MetricLabels::new(), value)]);
     }
 
-    /// Adds numbers that go up and down.
+    /// Adds a gauge family.
     pub fn gauges(
         &mut self,
         name: &'static str,
@@ -69,13 +70,13 @@ impl Page {
         self.add(name, help, None, Samples::Gauges(samples.into_iter().collect()));
     }
 
-    /// Adds one number that goes up and down, without labels.
+    /// Adds a gauge without labels.
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-    pub fn gauge(&mut self, name: &'static str, help: &'static str, number: usize) {
-        self.gauges(name, help, [(MetricLabels::new(), number as f64)]);
+    pub fn gauge(&mut self, name: &'static str, help: &'static str, value: usize) {
+        self.gauges(name, help, [(MetricLabels::new(), value as f64)]);
     }
 
-    /// Adds how often something took how long; the page shows `name` with `_seconds` behind it.
+    /// Adds a duration histogram; the page appends `_seconds` to `name`.
     pub fn histogram(
         &mut self,
         name: &'static str,
@@ -85,10 +86,10 @@ impl Page {
         self.add(name, help, Some(Unit::Seconds), Samples::Durations(histogram.0.clone()));
     }
 
-    /// The page as text.
+    /// Renders the page as text.
     ///
     /// # Errors
-    /// Never in practice: a text takes what is written into it.
+    /// Never in practice: writing to a string does not fail.
     pub fn render(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
@@ -145,18 +146,18 @@ impl Collector for Page {
     }
 }
 
-/// How often something took how long, counted in steps from 10 µs to 10 s.
+/// A histogram of durations with buckets from 10 µs to 10 s.
 #[derive(Clone, Debug)]
 pub struct DurationHistogram(Histogram);
 
 impl DurationHistogram {
-    /// Nothing counted yet.
+    /// Creates an empty histogram.
     pub fn new() -> Self {
-        let steps = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
-        Self(Histogram::new(steps))
+        let buckets = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
+        Self(Histogram::new(buckets))
     }
 
-    /// Counts one that took so long.
+    /// Adds one duration.
     pub fn observe(&self, time: Duration) {
         self.0.observe(time.as_secs_f64());
     }
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_reads_as_openmetrics() {
+    fn pages_are_in_the_openmetrics_format() {
         let mut page = Page::default();
         page.counters(
             "svcdns_answers",

@@ -160,7 +160,7 @@ impl Answerer {
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
         if explanation.rcode == "NXDOMAIN" && explanation.zone.is_some() {
-            explanation.reason = failure.reason();
+            explanation.reason = Some(failure.reason());
             explanation.suggestion = failure
                 .unknown_service
                 .and_then(|service| suggest::closest_name(snapshot, &self.settings, &service));
@@ -193,14 +193,14 @@ impl LookupFailure {
     }
 
     /// Returns the reason for NXDOMAIN in one clause.
-    fn reason(&self) -> Option<String> {
+    fn reason(&self) -> String {
         match (&self.unknown_service, &self.unmatched_service) {
-            (_, Some(service)) => Some(format!(
+            (_, Some(service)) => format!(
                 "service {service} exists, but not in this deployment, namespace, version or \
                  instance"
-            )),
-            (Some(service), None) => Some(format!("no service {service}")),
-            (None, None) => Some("the name has no valid form".to_owned()),
+            ),
+            (Some(service), None) => format!("no service {service}"),
+            (None, None) => "the name has no valid form".to_owned(),
         }
     }
 }

@@ -40,7 +40,10 @@ impl<'a> QueryContext<'a> {
         }
         match self.probe(name, owner, key.hash) {
             FastAnswer::Records(set, registries) => {
-                self.write(&ResponseContent::answer(&set, self.stale_answer_error(registries)), out)
+                self.write(
+                    &ResponseContent::answer(&set, self.stale_answer_error(registries)),
+                    out,
+                );
             }
             FastAnswer::NoData => self.write_nodata(zone, self.stale_negative_error(), out),
             FastAnswer::NxDomain => self.write_nxdomain(zone, out),
@@ -65,13 +68,13 @@ impl<'a> QueryContext<'a> {
                 FastAnswer::NoData
             }
             Some((_, node)) if node.is_marker() => FastAnswer::Unknown,
-            Some((owner, node)) => self.from_node(&node, owner),
+            Some((owner, node)) => self.answer_of_node(&node, owner),
             None if self.is_absent(name, owner) => FastAnswer::NxDomain,
             None => self.probe_instance(owner).unwrap_or(FastAnswer::Unknown),
         }
     }
 
-    fn from_node(&self, node: &Node<'a>, owner: &'a [u8]) -> FastAnswer<'a> {
+    fn answer_of_node(&self, node: &Node<'a>, owner: &'a [u8]) -> FastAnswer<'a> {
         let settings = self.settings();
         let srv = || RRset::srv(node, settings.ttl, owner, settings.zones.first().name().as_wire());
         let set = match self.query.qtype {

@@ -369,7 +369,7 @@ fn ancestor_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
                         match above {
                             Some(above) if tail.is_empty() => add_count(&mut counts, above, delta),
                             Some(above) => {
-                                add_count(&mut counts, &format!("{above}.{tail}"), delta)
+                                add_count(&mut counts, &format!("{above}.{tail}"), delta);
                             }
                             None => break,
                         }

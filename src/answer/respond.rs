@@ -132,7 +132,7 @@ impl<'a> QueryContext<'a> {
             }
             // The name has another served zone below it, so it exists (RFC 8020).
             full::NameLookup::NxDomain if settings.zones.any_at_or_below(name.as_wire()) => {
-                self.write_nodata(zone, stale, out)
+                self.write_nodata(zone, stale, out);
             }
             full::NameLookup::NxDomain => self.write_nxdomain(zone, out),
             full::NameLookup::NoData => self.write_nodata(zone, stale, out),

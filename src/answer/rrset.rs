@@ -168,10 +168,10 @@ impl<'a> RRset<'a> {
                 put_addresses::<IPV6_BYTES>(bytes, rtype::AAAA, self.ttl, order, wanted, room, out)
             }
             RRsetData::Srv(srv) => put_fitting(wanted, room, out, |position, out| {
-                srv.put(order.at(position), self.ttl, out)
+                srv.put(order.at(position), self.ttl, out);
             }),
             RRsetData::Composed(records) => put_fitting(wanted, room, out, |position, out| {
-                out.extend_from_slice(records.get(order.at(position)))
+                out.extend_from_slice(records.get(order.at(position)));
             }),
         }
     }

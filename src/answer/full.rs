@@ -1,7 +1,7 @@
 //! The full path: resolves names on the service model.
 //!
-//! It knows every form of the naming grammar. //! Precompiled nodes are built from the result of
-//! this code, so both paths agree by construction.
+//! It knows every form of the naming grammar. Precompiled nodes are built from the result of this
+//! code, so both paths agree by construction.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -127,8 +127,10 @@ pub(super) fn resolve_hinted<'s>(
         exists |= filter.in_any_scope(&interpretation).admits_service(service)
             || ends_a_version(service, &filter, &interpretation);
     }
-    let plain = parsed.rest.len() == labels.len();
-    if exists || plain && join_labels(&parsed.rest, &mut text) && snapshot.has_names_below(&text) {
+    let has_no_chain = parsed.rest.len() == labels.len();
+    if exists
+        || has_no_chain && join_labels(&parsed.rest, &mut text) && snapshot.has_names_below(&text)
+    {
         NameLookup::NoData
     } else {
         NameLookup::NxDomain

@@ -88,7 +88,7 @@ impl ResponseWriter<'_> {
 
         let answers = settings.answers;
         let wanted = match answers {
-            Answers::Count(most) => set.count.min(usize::from(most.get())),
+            Answers::Count(limit) => set.count.min(usize::from(limit.get())),
             Answers::All | Answers::Fit => set.count,
         };
         let order = set.order(wanted, room.saturating_sub(out.len()), draw);
@@ -125,8 +125,8 @@ impl ResponseWriter<'_> {
             counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
         if let Some(header) = out.first_chunk_mut::<HEADER>() {
             let words = [query.id, flags, questions, answers, authorities, additional];
-            for (octets, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
-                *octets = word.to_be_bytes();
+            for (bytes, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+                *bytes = word.to_be_bytes();
             }
         }
         Omission { truncated, left_out: set.count - put }

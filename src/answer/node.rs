@@ -1,10 +1,9 @@
 //! Precompiled nodes: all RRsets of one owner name, packed into bytes.
 //!
-//! A node is meant as in RFC 1034 section 3.1. //! A node stores only what differs between the
-//! records of an RRset: the address of an A or AAAA record; weight, port and target of an SRV
-//! record. Most targets are instance names (`10-0-0-1.hello.svc.`), so the target is stored as the
-//! index of an address. An instance takes about ten bytes, and a typical service fits one cache
-//! line.
+//! A node (RFC 1034 section 3.1) stores only what differs between the records of an RRset: the
+//! address of an A or AAAA record; weight, port and target of an SRV record. Most targets are
+//! instance names (`10-0-0-1.hello.svc.`), so the target is stored as the index of an address. An
+//! instance takes about ten bytes, and a typical service fits one cache line.
 
 use std::net::IpAddr;
 
@@ -151,9 +150,9 @@ impl<'a> PackedSet<'a> {
 }
 
 fn take_bytes<'a>(rest: &mut &'a [u8], bytes: usize) -> &'a [u8] {
-    let (taken, left) = rest.split_at(bytes.min(rest.len()));
+    let (first, left) = rest.split_at(bytes.min(rest.len()));
     *rest = left;
-    taken
+    first
 }
 
 /// Returns the host name at `index` of the targets that are host names.

@@ -194,7 +194,7 @@ impl Publication<'_> {
 
 /// Appends the node of `owner`, or nothing if the name does not exist.
 ///
-/// The node is a marker if the full path must answer. /// The result depends on the whole model,
+/// The node is a marker if the full path must answer. The result depends on the whole model,
 /// because another service than the changed one may own the name. `hint` is the changed service if
 /// it still exists.
 fn compile_node(

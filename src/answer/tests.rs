@@ -114,11 +114,11 @@ impl Harness {
         self.publisher.apply([Update::Hosts(found)], self.now)
     }
 
-    fn ask(&self, name: &str, rtype: u16) -> Message {
-        self.ask_with(name, rtype, Some(1232), Transport::Udp, 0)
+    fn response(&self, name: &str, rtype: u16) -> Message {
+        self.response_with(name, rtype, Some(1232), Transport::Udp, 0)
     }
 
-    fn ask_with(
+    fn response_with(
         &self,
         name: &str,
         rtype: u16,
@@ -134,7 +134,7 @@ impl Harness {
 
     /// Summarizes the answer section: the data of each record, or the response code.
     fn short(&self, name: &str, rtype: u16) -> String {
-        short(&self.ask(name, rtype))
+        short(&self.response(name, rtype))
     }
 
     fn a(&self, name: &str) -> String {
@@ -240,7 +240,7 @@ fn host_names_are_srv_targets_but_never_cnames() {
         ("127.0.0.1".to_owned(), "::1".to_owned())
     );
     let hosts = Harness::of(&[("/service/default/default/web/latest/web-1.example:9000", "{}")]);
-    let answer = hosts.ask("web.svc", rtype::A);
+    let answer = hosts.response("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("NODATA", Some(0)));
 }
 
@@ -259,11 +259,11 @@ fn services_of_host_names_have_the_resolved_addresses() {
     let hosts = harness.apply([put(WEB, "{}"), put(OTHER, "{}")]).hosts;
     assert_eq!(hosts, [wanted("a.example"), wanted("b.example")]);
     // The first lookup is in progress; what does not depend on it is answered.
-    let answer = harness.ask("web.svc", rtype::A);
+    let answer = harness.response("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("SERVFAIL", Some(23)));
     assert_eq!(harness.a("v1.other.prod.svc"), "10.0.0.7");
     assert_eq!(harness.short("web.svc", rtype::SRV), "0 1 9000 a.example. | 0 1 9000 b.example.");
-    assert_eq!(harness.ask("web.svc", rtype::TXT).answers.len(), 1);
+    assert_eq!(harness.response("web.svc", rtype::TXT).answers.len(), 1);
 
     let changed = harness.resolve(vec![
         known("a.example", &["192.0.2.1", "10.0.0.7"]),
@@ -284,7 +284,7 @@ fn services_of_host_names_have_the_resolved_addresses() {
     assert!(harness.resolve(vec![known("b.example", &["192.0.2.9"])]).changed.is_empty());
     assert_eq!(harness.apply([put(WEB, "{}")]).hosts, [wanted("b.example")]);
     harness.resolve(vec![known("a.example", &[]), known("b.example", &[])]);
-    let answer = harness.ask("web.svc", rtype::A);
+    let answer = harness.response("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("NODATA", Some(0)));
 }
 
@@ -314,7 +314,7 @@ fn both_address_families_are_served_and_docker_bridges_dropped() {
 #[test]
 fn service_names_are_servfail_before_the_first_list() {
     let harness = Harness::empty(settings());
-    let answer = harness.ask("hello.svc", rtype::A);
+    let answer = harness.response("hello.svc", rtype::A);
     assert_eq!(
         (answer.metadata.response_code, extended_error(&answer)),
         (ResponseCode::ServFail, Some(14))
@@ -338,7 +338,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
         changes.push(Change::ListEnd { revision: 0 });
         changes
     };
-    let [first, second] = [0, 1].map(|place| RegistryId::new(place).unwrap());
+    let [first, second] = [0, 1].map(|index| RegistryId::new(index).unwrap());
     let own = vec![
         key("here.svc", "latest", 1),
         key("both.svc", "latest", 2),
@@ -354,7 +354,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
         .apply([Update::Registry(first, list(own)), Update::Registry(second, list(others))], now);
     let harness = Harness { publisher, answerer, now };
     let error =
-        |harness: &Harness, name: &str, rtype: u16| extended_error(&harness.ask(name, rtype));
+        |harness: &Harness, name: &str, rtype: u16| extended_error(&harness.response(name, rtype));
     let names = [
         "here.svc",
         "both.svc",
@@ -409,11 +409,12 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
 fn answers_of_a_disconnected_registry_are_stale_not_empty() {
     let mut harness = Harness::of(&[HELLO]);
     harness.apply([Change::Connected(false)]);
-    let (known, unknown) = (harness.ask("hello.svc", rtype::A), harness.ask("other.svc", rtype::A));
+    let (known, unknown) =
+        (harness.response("hello.svc", rtype::A), harness.response("other.svc", rtype::A));
     assert_eq!((short(&known).as_str(), extended_error(&known)), ("10.0.0.1", Some(3)));
     assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("NXDOMAIN", Some(19)));
     harness.apply([Change::Connected(true)]);
-    assert_eq!(extended_error(&harness.ask("hello.svc", rtype::A)), None);
+    assert_eq!(extended_error(&harness.response("hello.svc", rtype::A)), None);
 }
 
 #[test]
@@ -491,7 +492,7 @@ fn held_removals_mark_answers_as_stale() {
         (0..20).map(|n| format!("/service/default/default/h{n}/latest/10.0.0.{n}:80")).collect();
     let mut harness = Harness::of(&keys.iter().map(|key| (&**key, "{}")).collect::<Vec<_>>());
     harness.apply([Change::ListBegin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
-    let answer = harness.ask("h3.svc", rtype::A);
+    let answer = harness.response("h3.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("10.0.0.3", Some(3)));
     harness.now += Duration::from_secs(13);
     harness.apply([]);
@@ -512,7 +513,7 @@ fn known_names_are_answered_before_every_registry_is_read() {
         (harness.a("hello.svc").as_str(), harness.short("hello.svc", rtype::AAAA).as_str()),
         ("10.0.0.1", "NODATA")
     );
-    let unknown = harness.ask("other.svc", rtype::A);
+    let unknown = harness.response("other.svc", rtype::A);
     assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("SERVFAIL", Some(14)));
     harness.now += Duration::from_secs(11);
     harness.apply([]);

@@ -40,9 +40,9 @@ pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
 }
 
 /// Returns the instance label of an IPv4 address and its length, 7-15 bytes.
-pub fn ipv4_label(octets: [u8; 4]) -> ([u8; 16], usize) {
+pub fn ipv4_label(address: [u8; 4]) -> ([u8; 16], usize) {
     let (mut label, mut end) = ([b'-'; 16], 0);
-    for byte in octets {
+    for byte in address {
         let [digits @ .., count] = DECIMAL_DIGITS[usize::from(byte)];
         label[end..end + 3].copy_from_slice(&digits);
         // The padding after fewer digits starts with the hyphen.
@@ -102,11 +102,11 @@ pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
         return None;
     }
     if groups().count() == 4 && groups().all(|group| !group.is_empty()) {
-        let mut octets = [0; 4];
-        for (octet, group) in octets.iter_mut().zip(groups()) {
-            *octet = decimal(group)?;
+        let mut bytes = [0; 4];
+        for (byte, group) in bytes.iter_mut().zip(groups()) {
+            *byte = decimal(group)?;
         }
-        return Some(Ipv4Addr::from(octets).into());
+        return Some(Ipv4Addr::from(bytes).into());
     }
     std::str::from_utf8(text).ok()?.parse().ok().map(IpAddr::V6)
 }
@@ -118,7 +118,7 @@ pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
 pub fn reverse_name(address: IpAddr) -> Name {
     let name = match address {
         IpAddr::V4(address) => {
-            let labels = address.octets().map(|octet| octet.to_string());
+            let labels = address.octets().map(|byte| byte.to_string());
             Name::from_labels(
                 labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]),
             )
@@ -146,11 +146,11 @@ pub fn reverse_address(name: &Name) -> Option<IpAddr> {
     }
     match (labels.next()?, labels.len()) {
         (b"in-addr", 4) => {
-            let mut octets = [0; 4];
-            for (octet, label) in octets.iter_mut().zip(labels) {
-                *octet = decimal(label)?;
+            let mut bytes = [0; 4];
+            for (byte, label) in bytes.iter_mut().zip(labels) {
+                *byte = decimal(label)?;
             }
-            Some(Ipv4Addr::from(octets).into())
+            Some(Ipv4Addr::from(bytes).into())
         }
         (b"ip6", 32) => {
             let mut bits = 0;

@@ -228,7 +228,7 @@ pub enum ServiceScope<'a> {
 
 /// One interpretation of the labels in front of a zone.
 ///
-/// Its form is `[instance.][version.]base[.namespace[.deployment]]`. /// Only a selector can name a
+/// Its form is `[instance.][version.]base[.namespace[.deployment]]`. Only a selector can name a
 /// namespace or deployment that contains a dot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interpretation<'a> {

@@ -367,8 +367,8 @@ mod tests {
 
     #[test]
     fn wire_form_is_read_in_lower_case_with_its_length() {
-        let (read, taken) = Name::from_wire(b"\x05HeLLo\x03SVC\x00rest").unwrap();
-        assert_eq!(taken, 11);
+        let (read, length) = Name::from_wire(b"\x05HeLLo\x03SVC\x00rest").unwrap();
+        assert_eq!(length, 11);
         assert_eq!(read.as_wire(), b"\x05hello\x03svc\x00");
         assert_eq!(read.to_string(), "hello.svc.");
         assert_eq!(Name::from_wire(b"\x00").unwrap(), (Name::ROOT, 1));
@@ -506,8 +506,8 @@ mod tests {
         fn no_wire_form_panics(
             wire in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..400),
         ) {
-            if let Ok((name, taken)) = Name::from_wire(&wire) {
-                prop_assert_eq!(name.as_wire(), wire[..taken].to_ascii_lowercase());
+            if let Ok((name, length)) = Name::from_wire(&wire) {
+                prop_assert_eq!(name.as_wire(), wire[..length].to_ascii_lowercase());
             }
         }
 

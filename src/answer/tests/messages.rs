@@ -7,7 +7,7 @@ fn negative_responses_carry_the_soa_with_the_negative_ttl() {
     let harness = Harness::of(&[HELLO]);
     for (name, rtype) in [("hello.svc", rtype::AAAA), ("unknown.svc", rtype::A), ("svc", rtype::A)]
     {
-        let answer = harness.ask(name, rtype);
+        let answer = harness.response(name, rtype);
         let [Decoded { ttl, data: RData::SOA(soa), name: owner, .. }] = &answer.authorities[..]
         else {
             panic!("{answer}")
@@ -15,7 +15,7 @@ fn negative_responses_carry_the_soa_with_the_negative_ttl() {
         assert_eq!((*ttl, soa.minimum, owner.to_string().as_str()), (1, 1, "svc."));
         assert!(answer.metadata.authoritative);
     }
-    let reverse = harness.ask("1.0.0.10.in-addr.arpa", rtype::A);
+    let reverse = harness.response("1.0.0.10.in-addr.arpa", rtype::A);
     assert_eq!(reverse.authorities[0].name.to_string(), "1.0.0.10.in-addr.arpa.");
 }
 
@@ -32,30 +32,30 @@ fn truncated_responses_hold_as_many_records_as_fit() {
     for (payload, fit) in
         [(None, 30), (Some(0), 29), (Some(512), 29), (Some(1232), 74), (Some(65535), 74)]
     {
-        let answer = harness.ask_with("many.svc", rtype::A, payload, Transport::Udp, 7);
+        let answer = harness.response_with("many.svc", rtype::A, payload, Transport::Udp, 7);
         assert_eq!((answer.answers.len(), answer.metadata.truncation), (fit, true), "{payload:?}");
         assert_eq!(answer.edns.is_some(), payload.is_some());
     }
-    let whole = harness.ask_with("many.svc", rtype::A, None, Transport::Tcp, 7);
+    let whole = harness.response_with("many.svc", rtype::A, None, Transport::Tcp, 7);
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (100, false));
     let left_out = [30, 29, 29, 74, 74].map(|fit| 100 - fit).into_iter().sum();
     assert_eq!(
         (harness.answerer.counters().truncated(), harness.answerer.counters().left_out()),
         (5, left_out)
     );
-    let few = many(30).ask_with("many.svc", rtype::A, None, Transport::Udp, 7);
+    let few = many(30).response_with("many.svc", rtype::A, None, Transport::Udp, 7);
     assert_eq!((few.answers.len(), few.metadata.truncation), (30, false));
 }
 
 #[test]
 fn glue_fills_the_remaining_room_and_never_sets_tc() {
     // Header, question and OPT take 37 bytes; a record 37 or 38, its glue 33 or 34.
-    let answer = many(33).ask_with("many.svc", rtype::SRV, Some(1232), Transport::Udp, 3);
+    let answer = many(33).response_with("many.svc", rtype::SRV, Some(1232), Transport::Udp, 3);
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (31, true));
-    let answer = many(30).ask_with("many.svc", rtype::SRV, Some(1232), Transport::Udp, 3);
+    let answer = many(30).response_with("many.svc", rtype::SRV, Some(1232), Transport::Udp, 3);
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (30, false));
     assert!(answer.additionals.len() < 30);
-    let answer = many(3).ask("many.svc", rtype::SRV);
+    let answer = many(3).response("many.svc", rtype::SRV);
     assert_eq!((answer.answers.len(), answer.additionals.len()), (3, 3));
 }
 
@@ -65,7 +65,7 @@ fn the_answers_setting_decides_about_tc_and_record_count() {
         (0..100).map(|n| format!("/service/default/default/many/latest/10.0.0.{n}:80")).collect();
     let keys: Vec<_> = keys.iter().map(|key| (&**key, "{}")).collect();
     let fit = Harness::with(Settings { answers: Answers::Fit, ..settings() }, &keys);
-    let answer = fit.ask("many.svc", rtype::A);
+    let answer = fit.response("many.svc", rtype::A);
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (74, false));
     let counters = fit.answerer.counters();
     assert_eq!((counters.truncated(), counters.left_out()), (0, 26));
@@ -73,7 +73,9 @@ fn the_answers_setting_decides_about_tc_and_record_count() {
     let large = format!(r#"{{"a":"{0}","b":"{0}","c":"{0}"}}"#, "x".repeat(250));
     let large =
         Harness::with(Settings { answers: Answers::Fit, ..settings() }, &[(HELLO.0, &large)]);
-    assert!(large.ask_with("hello.svc", rtype::TXT, None, Transport::Udp, 0).metadata.truncation);
+    assert!(
+        large.response_with("hello.svc", rtype::TXT, None, Transport::Udp, 0).metadata.truncation
+    );
     assert_eq!(
         (large.answerer.counters().truncated(), large.answerer.counters().left_out()),
         (1, 1)
@@ -81,7 +83,7 @@ fn the_answers_setting_decides_about_tc_and_record_count() {
     let one =
         Harness::with(Settings { answers: Answers::Count(NonZeroU16::MIN), ..settings() }, &keys);
     for transport in [Transport::Udp, Transport::Tcp] {
-        let answer = one.ask_with("many.svc", rtype::A, None, transport, 11);
+        let answer = one.response_with("many.svc", rtype::A, None, transport, 11);
         assert_eq!((answer.answers.len(), answer.metadata.truncation), (1, false));
     }
     assert_eq!((one.answerer.counters().truncated(), one.answerer.counters().left_out()), (0, 198));
@@ -108,7 +110,7 @@ fn txt_records_hold_the_metadata() {
         ("/service/default/default/t/latest/10.0.0.2:80", "{}"),
         ("/service/default/default/t/latest/10.0.0.3:80", "{}"),
     ]);
-    let answer = harness.ask("t.svc", rtype::TXT);
+    let answer = harness.response("t.svc", rtype::TXT);
     let mut records: Vec<Vec<usize>> = answer
         .answers
         .iter()
@@ -130,8 +132,13 @@ fn the_first_record_is_drawn_by_weight() {
     ]);
     let mut first = BTreeMap::new();
     for draw in 0..400 {
-        let answer =
-            harness.ask_with("w.svc", rtype::A, None, Transport::Udp, draw * (u64::MAX / 400 + 1));
+        let answer = harness.response_with(
+            "w.svc",
+            rtype::A,
+            None,
+            Transport::Udp,
+            draw * (u64::MAX / 400 + 1),
+        );
         assert_eq!(answer.answers.len(), 3);
         assert_eq!(answer.answers[2].data.to_string(), "10.0.0.3");
         *first.entry(answer.answers[0].data.to_string()).or_insert(0) += 1;
@@ -152,7 +159,7 @@ fn samples_favor_heavy_records_and_put_weight_zero_last() {
     let harness = Harness::of_strings(keys.iter().map(|(key, value)| (key, value)));
     let mut heavy = 0;
     for draw in 0..100 {
-        let answer = harness.ask_with("w.svc", rtype::A, None, Transport::Udp, draw);
+        let answer = harness.response_with("w.svc", rtype::A, None, Transport::Udp, draw);
         assert_eq!((answer.answers.len(), answer.metadata.truncation), (30, true));
         for record in &answer.answers {
             let RData::A(address) = &record.data else { panic!("{record}") };
@@ -167,7 +174,7 @@ fn samples_favor_heavy_records_and_put_weight_zero_last() {
 fn records_of_equal_weight_rotate() {
     let harness = many(3);
     let first = |draw| {
-        harness.ask_with("many.svc", rtype::A, None, Transport::Udp, draw).answers[0]
+        harness.response_with("many.svc", rtype::A, None, Transport::Udp, draw).answers[0]
             .data
             .to_string()
     };
@@ -212,11 +219,11 @@ fn unsupported_messages_are_rejected_or_ignored() {
 #[test]
 fn the_question_section_is_echoed_byte_for_byte() {
     let harness = Harness::of(&[HELLO]);
-    let mut asked = query("hello.svc", rtype::A, None);
-    asked[13] = b'H';
-    asked[20] = b'V';
-    let answer = respond(&harness.answerer, &asked, Transport::Udp, 0).unwrap();
-    assert_eq!(answer[12..asked.len()], asked[12..]);
+    let mut mixed_case = query("hello.svc", rtype::A, None);
+    mixed_case[13] = b'H';
+    mixed_case[20] = b'V';
+    let answer = respond(&harness.answerer, &mixed_case, Transport::Udp, 0).unwrap();
+    assert_eq!(answer[12..mixed_case.len()], mixed_case[12..]);
     assert_eq!(answer[7], 1);
 }
 
@@ -228,7 +235,7 @@ fn the_soa_record_fits_a_response_for_a_long_zone() {
         &[HELLO],
     );
     for name in [format!("unknown.{zone}"), format!("hello.{zone}"), zone.clone()] {
-        let answer = harness.ask_with(&name, rtype::AAAA, None, Transport::Udp, 0);
+        let answer = harness.response_with(&name, rtype::AAAA, None, Transport::Udp, 0);
         assert_eq!(answer.authorities[0].name.to_string(), format!("{zone}."), "{name}");
     }
 }

@@ -115,7 +115,7 @@ fn every_form_of_a_name_is_resolved() {
     );
     for draw in 0..5 {
         let answer =
-            harness.ask_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
+            harness.response_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
         assert_eq!(answer.answers[0].data.to_string(), "10-0-0-1.hello.svc.");
     }
     assert_eq!(harness.short("1.0.0.10.in-addr.arpa", rtype::A), "NODATA");
@@ -179,7 +179,7 @@ fn two_ports_at_one_address_give_one_a_and_two_srv_records() {
         harness.short("p.svc", rtype::SRV),
         "0 2 80 10-0-0-1.p.svc. | 0 3 81 10-0-0-1.p.svc."
     );
-    assert_eq!(harness.ask("p.svc", rtype::SRV).additionals.len(), 1);
+    assert_eq!(harness.response("p.svc", rtype::SRV).additionals.len(), 1);
 }
 
 #[test]

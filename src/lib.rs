@@ -1,8 +1,8 @@
-//! svcdns: a service registry, served as DNS on the local machine.
+//! svcdns: serves a service registry as DNS on the local machine.
 //!
-//! Data comes in from two sides, registry changes and DNS questions, and meets in one table. Each module is one room of
-//! the house with one job; `docs/design.md` has the plan and `tests/house.rs` holds the rooms to it: no room imports
-//! upward, none in a circle.
+//! Registry changes and DNS queries meet in one lookup table. Each module is a room with one job;
+//! `docs/design.md` describes the plan. `tests/house.rs` enforces it: no room imports a higher one,
+//! and there are no import cycles.
 
 pub mod admin;
 pub mod answer;
@@ -20,6 +20,6 @@ pub mod system;
 pub mod upstream;
 pub mod wire;
 
-// Lets the unit tests include a file of `tests/support`, which names the crate from outside.
+// Unit tests include files of `tests/support`, which name the crate like an external user.
 #[cfg(test)]
 extern crate self as svcdns;

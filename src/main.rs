@@ -1,4 +1,4 @@
-//! The `svcdns` program: see the library for its rooms.
+//! The `svcdns` program; the library has all of its code.
 
 use std::process::ExitCode;
 

@@ -1,55 +1,57 @@
-//! resolv.conf, line by line, as resolv.conf(5) describes it and the C libraries read it.
+//! Parser of resolv.conf, as resolv.conf(5) and the C libraries define it.
 //!
-//! The one parser of that file: forwarding takes its upstreams from it, the installer changes single lines of it. A line
-//! that makes no sense is ignored, as the C library ignores it, and told in [`ResolvConf::faults`]; all octets are kept.
+//! Forwarding reads its upstreams with it, and the installer changes single lines. As in the C
+//! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. All bytes are
+//! kept.
 //!
-//! A leaf: imports no other room.
+//! This room imports no other.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The file that the C library reads.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The copy that `install` keeps of what [`RESOLV_CONF`] held before: forwarding asks the name
-/// servers in it once the file itself names only svcdns.
-pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
+/// The copy that `install` keeps of the previous [`RESOLV_CONF`].
+///
+/// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
+pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
-/// Most octets that are read: whatever is longer is no resolv.conf.
-pub const MOST_OCTETS: usize = 1 << 20;
+/// Largest file to read, in bytes; a longer one is not a resolv.conf.
+pub const MAX_RESOLV_CONF_BYTES: usize = 1 << 20;
 
-/// Name servers that the C libraries take; further ones they ignore (MAXNS of glibc, musl's too).
-pub const MOST_NAME_SERVERS: usize = 3;
+/// Number of name servers that the C libraries use (MAXNS in glibc and musl).
+pub const MAX_NAME_SERVERS: usize = 3;
 
-/// A resolv.conf, read.
+/// A parsed resolv.conf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvConf<'a> {
-    /// Every line in order, with its end of line.
+    /// All lines in order, including their line ends.
     pub lines: Vec<Line<'a>>,
 }
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// The octets as they stand, the end of line included where there is one.
-    pub octets: &'a [u8],
-    /// What it says.
-    pub says: Says<'a>,
+    /// The bytes of the line, including its line end if there is one.
+    pub bytes: &'a [u8],
+    /// The parsed content of the line.
+    pub directive: Directive<'a>,
 }
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Says<'a> {
-    /// Nothing: empty, or a comment.
-    Nothing,
-    /// `nameserver`: an address to ask, port 53; the interface of a scoped address (RFC 4007 section 11) as written.
+pub enum Directive<'a> {
+    /// An empty line or a comment.
+    Blank,
+    /// `nameserver`: an address, perhaps with an interface (RFC 4007 section 11).
     NameServer(NameServer<'a>),
-    /// `search` or `domain`: the search list; the last such line counts.
+    /// `search` or `domain`: the search list. The last such line counts.
     Search(Vec<&'a str>),
     /// `options`.
     Options(Vec<&'a str>),
-    /// `sortlist`, or a keyword that only other systems know: nothing to us.
+    /// `sortlist`, or a keyword of another system.
     Other(&'a str),
-    /// What cannot be understood, and why.
+    /// A malformed line.
     Fault(Fault),
 }
 
@@ -58,12 +60,15 @@ pub enum Says<'a> {
 pub struct NameServer<'a> {
     /// The address.
     pub address: IpAddr,
-    /// The interface that a link-local address lies on: its name or index.
+    /// Name or index of the interface of a link-local address.
     pub scope: Option<&'a str>,
 }
 
 impl NameServer<'_> {
-    /// Where to send, port 53. `index` finds the index of an interface by its name; none where there is no such interface.
+    /// Returns the socket address, with port 53.
+    ///
+    /// `index` returns the index of the interface with a name. Returns `None` if the interface does
+    /// not exist.
     pub fn socket_address(&self, index: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
         match (self.address, self.scope) {
             (IpAddr::V6(address), Some(scope)) => {
@@ -78,118 +83,133 @@ impl NameServer<'_> {
 /// Why a line is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Octets that are no text.
+    /// The line is not UTF-8.
     #[error("not text")]
     NotText,
-    /// `nameserver` without an address.
+    /// `nameserver` has no address.
     #[error("`nameserver` without an address")]
     NoAddress,
-    /// What follows `nameserver` is no address.
+    /// The word after `nameserver` is not an address.
     #[error("what follows `nameserver` is not an address")]
     BadAddress,
-    /// An interface is named for an address that has none.
+    /// An address that is not link-local has an interface.
     #[error("only link-local IPv6 addresses (fe80::/10) have an interface")]
     StrayScope,
-    /// The last line, and it ends in the middle: perhaps somebody is still writing.
+    /// The last line is incomplete: another program may still be writing it.
     #[error("the line is not complete")]
     Incomplete,
 }
 
 impl<'a> ResolvConf<'a> {
-    /// Reads the file's octets. Never fails: what cannot be understood is a line of its own.
+    /// Parses the bytes of the file; never fails, since malformed lines are lines, too.
     #[must_use]
-    pub fn parse(octets: &'a [u8]) -> Self {
-        let lines = octets.split_inclusive(|octet| *octet == b'\n').map(|octets| Line { octets, says: says(octets) }).collect();
+    pub fn parse(bytes: &'a [u8]) -> Self {
+        let lines = bytes
+            .split_inclusive(|octet| *octet == b'\n')
+            .map(|bytes| Line { bytes, directive: parse_line(bytes) })
+            .collect();
         Self { lines }
     }
 
-    /// The name servers in their order, all of them: the C library takes the first [`MOST_NAME_SERVERS`].
+    /// Returns all name servers, in order and without the limit of the C libraries.
     pub fn name_servers(&self) -> impl Iterator<Item = NameServer<'a>> {
-        self.lines.iter().filter_map(|line| match &line.says {
-            Says::NameServer(server) => Some(*server),
+        self.lines.iter().filter_map(|line| match &line.directive {
+            Directive::NameServer(server) => Some(*server),
             _ => None,
         })
     }
 
-    /// The addresses that the C libraries ask: at most [`MOST_NAME_SERVERS`], and this machine where none is named.
-    pub fn asked(&self) -> Vec<IpAddr> {
-        let named: Vec<IpAddr> = self.name_servers().map(|server| server.address).take(MOST_NAME_SERVERS).collect();
+    /// Returns the addresses that the C libraries query.
+    ///
+    /// They query at most [`MAX_NAME_SERVERS`], or 127.0.0.1 if the file names none.
+    pub fn effective_servers(&self) -> Vec<IpAddr> {
+        let named: Vec<IpAddr> =
+            self.name_servers().map(|server| server.address).take(MAX_NAME_SERVERS).collect();
         if named.is_empty() { vec![Ipv4Addr::LOCALHOST.into()] } else { named }
     }
 
-    /// The search list: the last one written.
+    /// Returns the search list of the last line that has one.
     pub fn search(&self) -> &[&'a str] {
-        let last = self.lines.iter().rev().find_map(|line| match &line.says {
-            Says::Search(domains) => Some(domains.as_slice()),
+        let last = self.lines.iter().rev().find_map(|line| match &line.directive {
+            Directive::Search(domains) => Some(domains.as_slice()),
             _ => None,
         });
         last.unwrap_or_default()
     }
 
-    /// The options of all lines, in order.
+    /// Returns the options of all lines, in order.
     pub fn options(&self) -> impl Iterator<Item = &'a str> {
         self.lines
             .iter()
-            .flat_map(|line| match &line.says {
-                Says::Options(options) => options.as_slice(),
+            .flat_map(|line| match &line.directive {
+                Directive::Options(options) => options.as_slice(),
                 _ => &[],
             })
             .copied()
     }
 
-    /// The lines that are ignored for a reason: their numbers from 1, and the reason.
+    /// Returns number (from 1) and fault of each malformed line.
     pub fn faults(&self) -> impl Iterator<Item = (usize, Fault)> {
-        self.lines.iter().enumerate().filter_map(|(at, line)| match line.says {
-            Says::Fault(fault) => Some((at + 1, fault)),
+        self.lines.iter().enumerate().filter_map(|(at, line)| match line.directive {
+            Directive::Fault(fault) => Some((at + 1, fault)),
             _ => None,
         })
     }
 }
 
-fn says(line: &[u8]) -> Says<'_> {
+fn parse_line(line: &[u8]) -> Directive<'_> {
     let complete = line.ends_with(b"\n");
-    let Ok(line) = std::str::from_utf8(line) else { return Says::Fault(Fault::NotText) };
-    // A comment needs its mark in the first column for glibc; what stands behind white space is no keyword of anybody's.
+    let Ok(line) = std::str::from_utf8(line) else { return Directive::Fault(Fault::NotText) };
+    // For glibc a comment starts in the first column; after white space, its mark is not a keyword
+    // either.
     let line = line.trim_end_matches(['\n', '\r']);
     if line.starts_with(['#', ';']) {
-        return Says::Nothing;
+        return Directive::Blank;
     }
     let mut words = line.split_ascii_whitespace();
-    let Some(keyword) = words.next() else { return Says::Nothing };
+    let Some(keyword) = words.next() else { return Directive::Blank };
     if keyword.starts_with(['#', ';']) {
-        return Says::Nothing;
+        return Directive::Blank;
     }
     match keyword {
         "nameserver" => match words.next() {
-            Some(word) => name_server(word, complete),
-            None => Says::Fault(if complete { Fault::NoAddress } else { Fault::Incomplete }),
+            Some(word) => parse_name_server(word, complete),
+            None => Directive::Fault(if complete { Fault::NoAddress } else { Fault::Incomplete }),
         },
-        "search" | "domain" => Says::Search(words.collect()),
-        "options" => Says::Options(words.collect()),
-        _ if !complete && ["nameserver", "search", "domain", "options"].iter().any(|known| known.starts_with(keyword)) => {
-            Says::Fault(Fault::Incomplete)
+        "search" | "domain" => Directive::Search(words.collect()),
+        "options" => Directive::Options(words.collect()),
+        _ if !complete
+            && ["nameserver", "search", "domain", "options"]
+                .iter()
+                .any(|known| known.starts_with(keyword)) =>
+        {
+            Directive::Fault(Fault::Incomplete)
         }
-        other => Says::Other(other),
+        other => Directive::Other(other),
     }
 }
 
-fn name_server(word: &str, complete: bool) -> Says<'_> {
+fn parse_name_server(word: &str, complete: bool) -> Directive<'_> {
     let (address, scope) = match word.split_once('%') {
         Some((address, scope)) => (address, Some(scope)),
         None => (word, None),
     };
     let Ok(address) = address.parse::<IpAddr>() else {
-        return Says::Fault(if complete { Fault::BadAddress } else { Fault::Incomplete });
+        return Directive::Fault(if complete { Fault::BadAddress } else { Fault::Incomplete });
     };
     match (address, scope) {
-        (_, Some("")) => Says::Fault(if complete { Fault::BadAddress } else { Fault::Incomplete }),
-        (IpAddr::V6(v6), Some(_)) if is_link_local(v6) => Says::NameServer(NameServer { address, scope }),
-        (_, Some(_)) => Says::Fault(Fault::StrayScope),
-        (_, None) => Says::NameServer(NameServer { address, scope: None }),
+        (_, Some("")) => {
+            Directive::Fault(if complete { Fault::BadAddress } else { Fault::Incomplete })
+        }
+        (IpAddr::V6(v6), Some(_)) if is_link_local(v6) => {
+            Directive::NameServer(NameServer { address, scope })
+        }
+        (_, Some(_)) => Directive::Fault(Fault::StrayScope),
+        (_, None) => Directive::NameServer(NameServer { address, scope: None }),
     }
 }
 
-/// fe80::/10 (RFC 4291 section 2.5.6).
+/// Returns whether an address is in fe80::/10 (RFC 4291 section 2.5.6).
 fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xFFC0 == 0xFE80
 }
@@ -199,61 +219,87 @@ mod tests {
     use super::*;
 
     fn addresses(text: &str) -> Vec<String> {
-        ResolvConf::parse(text.as_bytes()).name_servers().map(|server| server.address.to_string()).collect()
+        ResolvConf::parse(text.as_bytes())
+            .name_servers()
+            .map(|server| server.address.to_string())
+            .collect()
     }
 
     #[test]
-    fn an_ordinary_file() {
-        let text =
-            "# made by hand\nsearch corp.example example\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \noptions ndots:2 trust-ad\n";
+    fn an_ordinary_file_is_parsed() {
+        let text = "# made by hand\nsearch corp.example example\nnameserver 192.0.2.1\n \
+            nameserver\t2001:db8::1 \noptions ndots:2 trust-ad\n";
         let conf = ResolvConf::parse(text.as_bytes());
         assert_eq!(addresses(text), ["192.0.2.1", "2001:db8::1"]);
         assert_eq!(conf.search(), ["corp.example", "example"]);
         assert_eq!(conf.options().collect::<Vec<_>>(), ["ndots:2", "trust-ad"]);
         assert_eq!(conf.faults().count(), 0);
-        assert_eq!(conf.lines.iter().flat_map(|line| line.octets).copied().collect::<Vec<_>>(), text.as_bytes());
+        assert_eq!(
+            conf.lines.iter().flat_map(|line| line.bytes).copied().collect::<Vec<_>>(),
+            text.as_bytes()
+        );
     }
 
     #[test]
-    fn what_makes_no_sense_hurts_nothing_else() {
-        let text =
-            b"nameserver\nnameserver 300.1.1.1\n\xFF\xFE\nnameserver 192.0.2.1%eth0\nnameserver 192.0.2.2 # ours\nsortlist 1.2.3.4\n";
+    fn malformed_lines_do_not_affect_others() {
+        let text = b"nameserver\nnameserver 300.1.1.1\n\xFF\xFE\nnameserver 192.0.2.1%eth0\n\
+            nameserver 192.0.2.2 # ours\nsortlist 1.2.3.4\n";
         let conf = ResolvConf::parse(text);
-        assert_eq!(conf.name_servers().map(|server| server.address).collect::<Vec<_>>(), [IpAddr::from([192, 0, 2, 2])]);
+        assert_eq!(
+            conf.name_servers().map(|server| server.address).collect::<Vec<_>>(),
+            [IpAddr::from([192, 0, 2, 2])]
+        );
         let faults: Vec<_> = conf.faults().collect();
-        assert_eq!(faults, [(1, Fault::NoAddress), (2, Fault::BadAddress), (3, Fault::NotText), (4, Fault::StrayScope)]);
-        assert_eq!(conf.lines[5].says, Says::Other("sortlist"));
+        assert_eq!(
+            faults,
+            [
+                (1, Fault::NoAddress),
+                (2, Fault::BadAddress),
+                (3, Fault::NotText),
+                (4, Fault::StrayScope)
+            ]
+        );
+        assert_eq!(conf.lines[5].directive, Directive::Other("sortlist"));
     }
 
     #[test]
-    fn an_interface_is_found() {
+    fn interfaces_are_looked_up_by_name_or_index() {
         let conf = ResolvConf::parse(b"nameserver fe80::1%eth7\nnameserver fe80::2%3\n");
         let index = |name: &str| (name == "eth7").then_some(7);
-        let found: Vec<_> = conf.name_servers().map(|server| server.socket_address(index)).collect();
-        let at = |address: &str, scope| Some(SocketAddrV6::new(address.parse().unwrap(), 53, 0, scope).into());
+        let found: Vec<_> =
+            conf.name_servers().map(|server| server.socket_address(index)).collect();
+        let at = |address: &str, scope| {
+            Some(SocketAddrV6::new(address.parse().unwrap(), 53, 0, scope).into())
+        };
         assert_eq!(found, [at("fe80::1", 7), at("fe80::2", 3)]);
         assert_eq!(conf.name_servers().next().unwrap().socket_address(|_| None), None);
     }
 
     #[test]
-    fn a_half_written_file_is_seen_as_one() {
+    fn incomplete_last_lines_are_detected() {
         for text in ["name", "nameserver", "nameserver 192.0.2.", "nameserver fe80::1%"] {
-            assert_eq!(ResolvConf::parse(text.as_bytes()).faults().collect::<Vec<_>>(), [(1, Fault::Incomplete)], "{text}");
+            assert_eq!(
+                ResolvConf::parse(text.as_bytes()).faults().collect::<Vec<_>>(),
+                [(1, Fault::Incomplete)],
+                "{text}"
+            );
         }
-        // Without an end of line, and as complete as it can be.
+        // A complete address needs no line end.
         assert_eq!(addresses("nameserver 192.0.2.1"), ["192.0.2.1"]);
         assert_eq!(addresses(""), [""; 0]);
-        let asked = |text: &str| ResolvConf::parse(text.as_bytes()).asked();
-        assert_eq!(asked(""), [IpAddr::from([127, 0, 0, 1])]);
-        assert_eq!(asked(&"nameserver 192.0.2.1\n".repeat(4)).len(), MOST_NAME_SERVERS);
+        let effective = |text: &str| ResolvConf::parse(text.as_bytes()).effective_servers();
+        assert_eq!(effective(""), [IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(effective(&"nameserver 192.0.2.1\n".repeat(4)).len(), MAX_NAME_SERVERS);
     }
 
     proptest::proptest! {
         #[test]
-        fn no_octets_panic_and_all_are_kept(octets in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-            let conf = ResolvConf::parse(&octets);
-            let kept: Vec<u8> = conf.lines.iter().flat_map(|line| line.octets).copied().collect();
-            proptest::prop_assert_eq!(kept, octets);
+        fn parsing_never_panics_and_keeps_all_bytes(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        ) {
+            let conf = ResolvConf::parse(&bytes);
+            let kept: Vec<u8> = conf.lines.iter().flat_map(|line| line.bytes).copied().collect();
+            proptest::prop_assert_eq!(kept, bytes);
         }
     }
 }

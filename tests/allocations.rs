@@ -1,4 +1,4 @@
-//! An answer that is ready costs no allocation: neither a registered service's nor a kept one of an upstream.
+//! Fast answers do not allocate: neither precompiled ones nor those from the cache.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{Answerer, Answers, Outcome, Publisher, Settings};
+use svcdns::answer::{Answerer, Answers, Disposition, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use support::upstream::{Record, Upstream};
 
-/// Questions of each kind.
-const QUESTIONS: u64 = 1_000;
+/// Number of queries of each kind.
+const QUERIES: u64 = 1_000;
 
 fn zones() -> Zones {
     Zones::new(&["svc".to_owned()]).unwrap()
@@ -34,10 +34,14 @@ fn put(key: &str, value: &str) -> Change {
     Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
 }
 
-/// A server with a service of each kind, and what came after its list.
-fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::sync::Arc<Answerer> {
+/// Creates an answerer with services of each kind, then applies more changes.
+fn answerer(
+    settings: Settings,
+    then: impl IntoIterator<Item = Change>,
+) -> std::sync::Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones(), 1), settings, now);
+    let (mut publisher, answerer) =
+        Publisher::new(catalog::Settings::new(zones(), 1), settings, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
     for (key, value) in [
         ("one/latest/10.0.0.1:80", "{}"),
@@ -53,20 +57,29 @@ fn house(settings: Settings, then: impl IntoIterator<Item = Change>) -> std::syn
     ] {
         changes.push(put(&format!("/service/default/default/{key}"), value));
     }
-    // Of one length, so that equally many fit whichever are drawn.
+    // Labels of equal length, so that the same number of records fits whichever are drawn.
     for at in 10..100 {
         changes.push(put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), "{}"));
-        changes.push(put(&format!("/service/default/default/heavy/latest/10.1.0.{at}:80"), &format!(r#"{{"weight":{}}}"#, at % 5)));
+        changes.push(put(
+            &format!("/service/default/default/heavy/latest/10.1.0.{at}:80"),
+            &format!(r#"{{"weight":{}}}"#, at % 5),
+        ));
     }
     changes.push(put("/service/default/prod/else/latest/10.0.0.9:80", "{}"));
     changes.push(Change::ListEnd { revision: 1 });
     changes.extend(then);
     publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
-    publisher.apply([Update::Hosts(vec![("web.example".into(), Addresses::Known([[192, 0, 2, 1].into()].into()))])], now);
+    publisher.apply(
+        [Update::Hosts(vec![(
+            "web.example".into(),
+            Addresses::Known([[192, 0, 2, 1].into()].into()),
+        )])],
+        now,
+    );
     answerer
 }
 
-fn packet(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
+fn query_bytes(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
     let mut packet = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
     packet.extend_from_slice(Name::from_text(name).unwrap().as_wire());
     put_u16(&mut packet, rtype);
@@ -80,39 +93,47 @@ fn packet(name: &str, rtype: u16, payload: Option<u16>) -> Vec<u8> {
     packet
 }
 
-/// How often `answer` allocates for so many draws, once it has been called.
+/// Counts allocations of `answer` over [`QUERIES`] draws, after a warm-up.
 fn allocations(mut answer: impl FnMut(u64)) -> u64 {
     (0..64).for_each(&mut answer);
-    measure(|| (0..QUESTIONS).for_each(&mut answer)).count_total
+    measure(|| (0..QUERIES).for_each(&mut answer)).count_total
 }
 
-/// What is asked, and what of the answer's header tells that it is the answer meant: code and number of answers, TC apart.
-type Asked<'a> = (&'a str, u16, Option<u16>, Transport, (u8, u16, bool));
+/// Name, type, EDNS size and transport of a query, and the expected response.
+///
+/// The response is given by its code, its number of answer records, and TC.
+type ExpectedResponse<'a> = (&'a str, u16, Option<u16>, Transport, (u8, u16, bool));
 
-/// What allocates among these, with how often.
-fn what_allocates(answerer: &Answerer, asked: &[Asked<'_>]) -> Vec<String> {
+/// Returns a line for each query whose response allocates.
+fn find_allocations(answerer: &Answerer, queries: &[ExpectedResponse<'_>]) -> Vec<String> {
     let mut found = Vec::new();
     let mut out = Vec::with_capacity(65_535);
-    for (name, rtype, payload, transport, expected) in asked {
-        let packet = packet(name, *rtype, *payload);
+    for (name, rtype, payload, transport, expected) in queries {
+        let packet = query_bytes(name, *rtype, *payload);
         let ask = |draw: u64, out: &mut Vec<u8>| {
             let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
             answerer.respond(&Query::parse(&packet), (&ahead, 1), *transport, draw, out)
         };
-        assert_eq!(ask(1, &mut out), Outcome::Answered);
-        assert_eq!((out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0), *expected, "{name} {rtype} {payload:?}");
+        assert_eq!(ask(1, &mut out), Disposition::Answered);
+        assert_eq!(
+            (out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0),
+            *expected,
+            "{name} {rtype} {payload:?}"
+        );
         let count = allocations(|draw| {
             ask(draw, &mut out);
         });
         if count > 0 {
-            found.push(format!("{name} type {rtype} EDNS {payload:?} {transport:?}: {count} in {QUESTIONS} answers"));
+            found.push(format!(
+                "{name} type {rtype} EDNS {payload:?} {transport:?}: {count} in {QUERIES} responses"
+            ));
         }
     }
     found
 }
 
-/// What most programs ask for: a name, its types, and the size of answer they take.
-const READY: [Asked<'static>; 31] = [
+/// Usual queries: names, types and EDNS sizes that the fast path must answer.
+const USUAL_QUERIES: [ExpectedResponse<'static>; 31] = [
     ("one.svc", rtype::A, None, Transport::Udp, (0, 1, false)),
     ("ONE.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
     ("one.svc", rtype::A, Some(1232), Transport::Tcp, (0, 1, false)),
@@ -147,30 +168,34 @@ const READY: [Asked<'static>; 31] = [
 ];
 
 #[test]
-fn ready_answers() {
-    let found = what_allocates(&house(settings(), []), &READY);
+fn precompiled_answers_do_not_allocate() {
+    let found = find_allocations(&answerer(settings(), []), &USUAL_QUERIES);
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn ready_answers_of_a_registry_that_is_away() {
-    let found = what_allocates(&house(settings(), [Change::Connected(false)]), &READY[..2]);
+fn stale_answers_do_not_allocate() {
+    let found =
+        find_allocations(&answerer(settings(), [Change::Connected(false)]), &USUAL_QUERIES[..2]);
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn ready_answers_of_few_records() {
-    let asked = [
+fn answers_with_a_record_limit_do_not_allocate() {
+    let queries = [
         ("many.svc", rtype::A, Some(1232), Transport::Udp, (0, 2, false)),
         ("heavy.svc", rtype::A, Some(1232), Transport::Udp, (0, 2, false)),
         ("heavy.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 2, false)),
     ];
-    let found = what_allocates(&house(Settings { answers: Answers::Count(2.try_into().unwrap()), ..settings() }, []), &asked);
+    let found = find_allocations(
+        &answerer(Settings { answers: Answers::Count(2.try_into().unwrap()), ..settings() }, []),
+        &queries,
+    );
     assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
-fn what_an_upstream_said_before() {
+fn cached_answers_of_upstreams_do_not_allocate() {
     let upstream = Upstream::start();
     upstream.put([
         Record::soa("example.test", 300, 300),
@@ -202,17 +227,21 @@ fn what_an_upstream_said_before() {
             ("alias.example.test", rtype::A, Some(1232)),
             ("nothing.example.test", rtype::A, None),
         ] {
-            let packet = packet(name, rtype, payload);
+            let packet = query_bytes(name, rtype, payload);
             let answer = lane.resolve(packet.clone(), Transport::Udp).await.unwrap();
             assert!(matches!(answer[3] & 0xF, 0 | 3), "{name}: {answer:02x?}");
-            let Parsed::Query(query) = Query::parse(&packet) else { panic!("{name} is no question") };
+            let Parsed::Query(query) = Query::parse(&packet) else {
+                panic!("{name} is not a query")
+            };
             let now = Instant::now();
             let count = allocations(|_| {
                 out.clear();
                 assert!(lane.respond(&query, Transport::Udp, now, &mut out));
             });
             if count > 0 {
-                found.push(format!("{name} type {rtype} EDNS {payload:?}: {count} in {QUESTIONS} answers"));
+                found.push(format!(
+                    "{name} type {rtype} EDNS {payload:?}: {count} in {QUERIES} responses"
+                ));
             }
         }
     });

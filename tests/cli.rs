@@ -122,12 +122,15 @@ fn resolve_and_explain_say_what_dns_says() {
     let text = stdout(&explained);
     assert_eq!(code(&explained), 0, "{text}{}", stderr(&explained));
     for part in
-        ["hello.svc. SRV", "in the zone svc.", "10.0.0.1:80 default/default/latest weight 1: selected", "NOERROR", "10-0-0-1.hello.svc."]
+        ["hello.svc. SRV", "service hello: matched", "in the zone svc.", "10.0.0.1:80 default/default/latest weight 1: selected", "NOERROR", "10-0-0-1.hello.svc."]
     {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     assert!(text.lines().any(|line| line.ends_with(", in file")), "the registry of a key in\n{text}");
     assert_eq!(code(&server.run(&["explain", "nothing"])), 2);
+    let close = server.run(&["explain", "helo"]);
+    let suggestion = "NXDOMAIN: no service helo; did you mean hello?";
+    assert!(stdout(&close).contains(suggestion), "{}", stdout(&close));
     // A type without a name, one by its number, and one with a name that few read
     for (rtype, name) in [("TYPE65280", "TYPE65280"), ("type65", "HTTPS"), ("IXFR", "IXFR")] {
         let explained = server.run(&["explain", "hello", rtype]);

@@ -1,6 +1,10 @@
-//! The figures of the benchmarks, from made samples: bounds, verdicts and the pairing of rounds.
-#![allow(clippy::float_cmp, reason = "the samples are made so that every result is exact")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+//! Statistics of the benchmarks, checked on artificial samples.
+#![allow(clippy::float_cmp, reason = "the samples are chosen so that every result is exact")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 #![allow(clippy::unwrap_used, reason = "helpers of the benchmarks")]
 
 #[path = "bench/figures.rs"]
@@ -22,16 +26,22 @@ fn reading(low: f64, value: f64, high: f64) -> Reading {
     Reading { low, value, high }
 }
 
-/// Samples of an exact instrument, by round.
+/// Returns exact readings by round.
 fn exact(samples: &[(usize, f64)]) -> ByRound<Reading> {
     samples.iter().map(|(round, value)| (*round, Reading::exact(*value))).collect()
 }
 
 #[test]
-fn the_bounds_of_a_median_are_the_order_statistics_of_the_binomial_distribution() {
-    // From tables for the sign test, at 95 %.
-    for (count, low, high) in [(6, 1, 6), (7, 1, 7), (8, 1, 8), (9, 2, 8), (21, 6, 16), (100, 40, 61)] {
-        assert_eq!(spread(1..=count).bounds(0.5), [f64::from(low), f64::from(high)], "{count} values");
+fn bounds_of_a_median_are_order_statistics_of_the_binomial_distribution() {
+    // From tables of the sign test, at 95 %.
+    for (count, low, high) in
+        [(6, 1, 6), (7, 1, 7), (8, 1, 8), (9, 2, 8), (21, 6, 16), (100, 40, 61)]
+    {
+        assert_eq!(
+            spread(1..=count).bounds(0.5),
+            [f64::from(low), f64::from(high)],
+            "{count} values"
+        );
     }
 }
 
@@ -50,7 +60,7 @@ fn a_p99_is_bounded_from_above_only_by_hundreds_of_values() {
 }
 
 #[test]
-fn a_quantile_that_would_be_the_largest_value_is_not_reached() {
+fn a_quantile_beyond_the_largest_value_is_not_reached() {
     assert!(spread(1..=101).reaches(0.99));
     assert!(!spread(1..=99).reaches(0.99));
     assert!(!spread(1..=999).reaches(0.999));
@@ -58,18 +68,19 @@ fn a_quantile_that_would_be_the_largest_value_is_not_reached() {
 
 #[test]
 fn a_quantile_is_bounded_by_the_resolution_of_its_readings() {
-    let readings: Vec<Reading> = (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
+    let readings: Vec<Reading> =
+        (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
     assert_eq!(Reading::median(&readings), reading(5.5, 11.0, 18.0));
 }
 
 #[test]
-fn a_ratio_has_the_bounds_of_both_sides() {
+fn a_ratio_combines_the_bounds_of_both_sides() {
     assert_eq!(reading(1.0, 2.0, 4.0).over(reading(2.0, 4.0, 8.0)), reading(0.125, 0.5, 2.0));
     assert_eq!(reading(-4.0, -2.0, -1.0).over(reading(2.0, 4.0, 8.0)), reading(-2.0, -0.5, -0.125));
 }
 
 #[test]
-fn a_ratio_over_what_may_be_nothing_has_no_bounds() {
+fn a_ratio_over_a_possible_zero_has_no_bounds() {
     let ratio = reading(1.0, 2.0, 3.0).over(reading(-1.0, 4.0, 8.0));
     assert_eq!(ratio, reading(f64::NEG_INFINITY, 0.5, f64::INFINITY));
     assert_eq!(Aim::AtMost(1.0).verdict(ratio), Verdict::NotDecidable);
@@ -96,27 +107,36 @@ fn an_aim_within_the_bounds_is_not_decidable() {
 }
 
 #[test]
-fn a_p99_read_at_half_of_its_size_decides_nothing() {
-    // As svcdns and a bare watcher were read once: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
+fn a_p99_with_errors_of_half_its_size_is_not_decidable() {
+    // From a real run of svcdns and a bare watcher: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
     let ratio = reading(9.62, 21.68, 33.74).over(reading(15.14, 30.66, 46.18));
-    assert_eq!(Aim::AtMost(1.1).line("p99", ratio), "aim: p99 ≤ 1.10: 0.71 (0.21–2.23): not decidable");
+    assert_eq!(
+        Aim::AtMost(1.1).line("p99", ratio),
+        "aim: p99 ≤ 1.10: 0.71 (0.21–2.23): not decidable"
+    );
 }
 
 #[test]
-fn a_reading_without_bounds_says_so() {
+fn a_reading_without_bounds_is_printed_as_unbounded() {
     let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
-    assert_eq!(Aim::AtMost(1.0).line("p50", few), "aim: p50 ≤ 1.00: 0.60 (unbounded): not decidable");
+    assert_eq!(
+        Aim::AtMost(1.0).line("p50", few),
+        "aim: p50 ≤ 1.00: 0.60 (unbounded): not decidable"
+    );
 }
 
 #[test]
 fn samples_are_paired_by_their_round() {
-    let (ours, theirs) = (ByRound::from([(0, "a"), (2, "c"), (3, "d")]), ByRound::from([(1, "B"), (2, "C"), (3, "D"), (4, "E")]));
+    let (ours, theirs) = (
+        ByRound::from([(0, "a"), (2, "c"), (3, "d")]),
+        ByRound::from([(1, "B"), (2, "C"), (3, "D"), (4, "E")]),
+    );
     assert_eq!(paired(&ours, &theirs), [[&"c", &"C"], [&"d", &"D"]]);
 }
 
 #[test]
 fn a_ratio_never_compares_different_rounds() {
-    // The machine is ten times as slow in odd rounds, and the other server sat round 0 out.
+    // The machine is ten times slower in odd rounds, and the other server missed round 0.
     let ours = exact(&[(0, 1.0), (1, 10.0), (2, 1.0), (3, 10.0), (4, 1.0), (5, 10.0), (6, 1.0)]);
     let theirs = exact(&[(1, 20.0), (2, 2.0), (3, 20.0), (4, 2.0), (5, 20.0), (6, 2.0)]);
     let ratio = Ratio::of(&ours, &theirs, 7).unwrap();
@@ -124,7 +144,7 @@ fn a_ratio_never_compares_different_rounds() {
 }
 
 #[test]
-fn the_medians_beside_a_ratio_are_of_its_rounds() {
+fn the_medians_of_a_ratio_come_from_its_rounds() {
     let ours = exact(&[(0, 900.0), (1, 900.0), (2, 100.0), (3, 110.0), (4, 120.0)]);
     let theirs = exact(&[(2, 200.0), (3, 220.0), (4, 240.0), (5, 1.0)]);
     let ratio = Ratio::of(&ours, &theirs, 6).unwrap();
@@ -134,14 +154,15 @@ fn the_medians_beside_a_ratio_are_of_its_rounds() {
 
 #[test]
 fn a_ratio_needs_half_of_the_planned_rounds() {
-    let (ours, theirs) = (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
+    let (ours, theirs) =
+        (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
     assert!(Ratio::of(&ours, &theirs, 4).is_some());
     assert!(Ratio::of(&ours, &theirs, 5).is_none());
     assert!(Ratio::of(&ours, &ByRound::new(), 0).is_none());
 }
 
 #[test]
-fn half_of_the_rounds_stand_for_all_but_none_stands_for_nothing() {
+fn half_of_the_rounds_are_most_of_them_unless_there_are_none() {
     assert!(are_most(3, 6) && are_most(11, 21));
     assert!(!are_most(10, 21) && !are_most(0, 0));
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Labels, Page};
+use crate::metrics::{MetricLabels, Page};
 use crate::upstream::{Counters, Forwarder, UpstreamReport};
 
 /// How other names are resolved.
@@ -112,14 +112,14 @@ pub(super) fn numbers(page: &mut Page, view: &ForwardingView) {
     page.counter("svcdns_cache_stale", "Questions answered with what was past its end", cache.stale);
     page.counter("svcdns_cache_prefetches", "Answers asked for anew ahead of their end", cache.prefetches);
     page.gauge("svcdns_cache_entries", "Entries of the cache, those past their end included", cache.entries);
-    page.gauges("svcdns_cache_octets", "Octets that the cache's entries take", [(Labels::new(), cache.octets as f64)]);
-    page.gauges("svcdns_cache_capacity_octets", "Octets that the cache's entries may take", [(Labels::new(), cache.capacity as f64)]);
-    page.gauges("svcdns_forwarding_waiting", "Clients that wait for an answer of an upstream", [(Labels::new(), *waiting as f64)]);
+    page.gauges("svcdns_cache_octets", "Octets that the cache's entries take", [(MetricLabels::new(), cache.octets as f64)]);
+    page.gauges("svcdns_cache_capacity_octets", "Octets that the cache's entries may take", [(MetricLabels::new(), cache.capacity as f64)]);
+    page.gauges("svcdns_forwarding_waiting", "Clients that wait for an answer of an upstream", [(MetricLabels::new(), *waiting as f64)]);
     page.counter("svcdns_forwarding_failures", "Questions that no upstream answered", *failures);
     page.counter("svcdns_forwarding_overloaded", "Questions turned away because too many were waiting", *overloaded);
     page.counter("svcdns_forwarding_passed", "Messages with an opcode other than QUERY that were passed on", *passed);
-    let label = |upstream: &UpstreamView| -> Labels { vec![("upstream", upstream.upstream.clone())] };
-    let count = |number: fn(&UpstreamView) -> u64| -> Vec<(Labels, u64)> {
+    let label = |upstream: &UpstreamView| -> MetricLabels { vec![("upstream", upstream.upstream.clone())] };
+    let count = |number: fn(&UpstreamView) -> u64| -> Vec<(MetricLabels, u64)> {
         upstreams.iter().map(|upstream| (label(upstream), number(upstream))).collect()
     };
     page.counters("svcdns_upstream_asked", "Questions sent to the upstream", count(|upstream| upstream.asked));
@@ -129,7 +129,7 @@ pub(super) fn numbers(page: &mut Page, view: &ForwardingView) {
         "Questions that failed otherwise than by silence of the upstream",
         count(|upstream| upstream.failed),
     );
-    let state = |number: fn(&UpstreamView) -> Option<f64>| -> Vec<(Labels, f64)> {
+    let state = |number: fn(&UpstreamView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
         upstreams.iter().filter_map(|upstream| Some((label(upstream), number(upstream)?))).collect()
     };
     let unanswered = state(|upstream| Some(upstream.unanswered as f64));

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
-use crate::metrics::Times;
+use crate::metrics::DurationHistogram;
 use crate::registry::State;
 use crate::server::Counters;
 use crate::upstream::Forwarder;
@@ -52,7 +52,7 @@ pub struct Site {
     /// How other names are resolved, where they are.
     pub forwarder: Option<Arc<Forwarder>>,
     /// How long publications took.
-    pub publications: Times,
+    pub publications: DurationHistogram,
     /// Lines of the log that nobody read fast enough.
     pub lost_log_lines: ErrorCounter,
     /// Live changes.
@@ -95,7 +95,7 @@ impl Site {
             registries,
             server,
             forwarder,
-            publications: Times::new(),
+            publications: DurationHistogram::new(),
             lost_log_lines,
             changes: Changes::default(),
             watchers: Arc::new(Semaphore::new(WATCHERS)),

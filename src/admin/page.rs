@@ -2,7 +2,7 @@
 
 use super::views::Status;
 use super::{RegistryView, Site, forwarding};
-use crate::metrics::{Counter, Labels, Page};
+use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
 
@@ -27,14 +27,14 @@ pub(super) fn metrics(site: &Site) -> Page {
     let lost = u64::try_from(site.lost_log_lines.dropped_lines()).unwrap_or(u64::MAX);
     page.counter("svcdns_lost_log_lines", "Lines of the log lost because nobody read it fast enough", lost);
     page.counter("svcdns_generations", "Publications of a changed table", status.generation);
-    page.times("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);
+    page.histogram("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);
     page.gauges("svcdns_build", "Always 1", [(vec![("version", status.version)], 1.0)]);
     page
 }
 
 fn answers(page: &mut Page, site: &Site) {
     let counters = site.answerer.counters();
-    let by_code = (0..16).map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.answers(rcode)));
+    let by_code = (0..16).map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.responses(rcode)));
     page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
     page.counter("svcdns_truncated_answers", "Answers with TC set, because not all records fit", counters.truncated());
     let server = &site.server;
@@ -63,7 +63,7 @@ fn registries(page: &mut Page, status: &Status) {
         (vec![("registry", name.clone()), ("kind", kind.to_owned()), ("url", url.clone())], 1.0)
     });
     page.gauges("svcdns_registry_info", "Always 1, with the kind and URL of the registry", info);
-    let each = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(Labels, f64)> {
+    let each = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
         let registries = status.registries.iter();
         registries.filter_map(|registry| Some((vec![("registry", registry.name.clone())], number(registry)?))).collect()
     };
@@ -75,7 +75,7 @@ fn registries(page: &mut Page, status: &Status) {
     page.gauges("svcdns_registry_revision", "The registry's revision read", each(|registry| Some(registry.revision as f64)));
     let ages = each(|registry| registry.last_event_age.map(|age| age as f64));
     page.gauges("svcdns_registry_last_event_age_seconds", "Time since the last change or sign of life", ages);
-    let count = |number: fn(&RegistryView) -> u64| -> Vec<(Labels, u64)> {
+    let count = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {
         status.registries.iter().map(|registry| (vec![("registry", registry.name.clone())], number(registry))).collect()
     };
     page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
@@ -84,6 +84,6 @@ fn registries(page: &mut Page, status: &Status) {
     page.counters("svcdns_registry_list_differences", "What routine lists found and no event had told", differences);
 }
 
-fn transport(name: &str) -> Labels {
+fn transport(name: &str) -> MetricLabels {
     vec![("transport", name.to_owned())]
 }

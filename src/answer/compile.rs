@@ -1,35 +1,40 @@
-//! Instances made into the ready-made octets of the table.
+//! Compilation of selected instances into a node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::full::Selection;
-use super::owner::MAX_NAME;
-use super::record::{RecordBuilder, Target};
+use super::node::{NodeBuilder, TargetIndex};
+use super::owner::MAX_NAME_BYTES;
 use super::settings::Settings;
 use crate::catalog::HostAddresses;
-use crate::name::{MAX_INSTANCE_LABEL, Name, instance_label};
+use crate::name::{MAX_INSTANCE_LABEL_BYTES, Name, instance_label};
 use crate::service::{Addresses, Host};
 
-/// Puts the A, AAAA and SRV RRsets of the instances selected into an empty builder: all of one deployment and namespace, whose
-/// service has this `owner` there.
-pub(super) fn record(
+/// Puts the A, AAAA and SRV sets of the selected instances into an empty builder.
+///
+/// All instances belong to one deployment and namespace, in which the service has this `owner`.
+/// Without an owner, or where an instance's name would be too long, there are no SRV entries.
+pub(super) fn node(
     settings: &Settings,
     hosts: &HostAddresses,
     owner: Option<&[u8]>,
-    Selection { instances, holders, .. }: &Selection<'_>,
-    builder: &mut RecordBuilder,
+    Selection { instances, registries, .. }: &Selection<'_>,
+    builder: &mut NodeBuilder,
 ) {
     let zone = settings.zones.first().name().as_wire();
-    builder.set_holders(*holders);
+    builder.set_registries(*registries);
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
-        let weight = same_host.iter().map(|instance| u32::from(instance.key.weight())).fold(0, u32::saturating_add);
+        let weight = same_host
+            .iter()
+            .map(|instance| u32::from(instance.key.weight()))
+            .fold(0, u32::saturating_add);
         let target = match &same_host[0].endpoint.host {
             Host::V4(address) => put_address(builder, weight, (*address).into(), owner, zone),
             Host::V6(address) => put_address(builder, weight, (*address).into(), owner, zone),
             Host::Name(name) => {
                 for address in addresses_of(name, hosts) {
-                    // Names are sorted behind addresses: it may be there already.
-                    if !builder.grow(*address, weight) {
+                    // Host names sort after addresses, so the address may be in the set already.
+                    if !builder.add_weight(*address, weight) {
                         builder.put_address(*address, weight);
                     }
                 }
@@ -38,14 +43,17 @@ pub(super) fn record(
         };
         let Some(target) = target else { continue };
         for instance in same_host {
-            builder.put_service(instance.key.weight(), instance.endpoint.port, target);
+            builder.put_srv(instance.key.weight(), instance.endpoint.port, target);
         }
     }
 }
 
-/// The addresses that are known of a host name. What `localhost` is needs no asking (RFC 6761 section 6.3).
+/// Returns the known addresses of a host name.
+///
+/// `localhost` always resolves to the loopback addresses (RFC 6761 section 6.3).
 fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
-    const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    const LOCALHOST: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     match hosts.get(name) {
         _ if name == "localhost" => &LOCALHOST,
         Some(Addresses::Known(addresses)) => addresses,
@@ -53,11 +61,20 @@ fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     }
 }
 
-/// Puts an address; returns what services there have as their target. None where the instance's name would not fit DNS.
-fn put_address(builder: &mut RecordBuilder, weight: u32, address: IpAddr, owner: Option<&[u8]>, zone: &[u8]) -> Option<Target> {
+/// Puts an address and returns the SRV target for it.
+///
+/// Returns `None` if the instance's name would exceed the limits of DNS.
+fn put_address(
+    builder: &mut NodeBuilder,
+    weight: u32,
+    address: IpAddr,
+    owner: Option<&[u8]>,
+    zone: &[u8],
+) -> Option<TargetIndex> {
     let target = builder.put_address(address, weight);
     let rest = owner?.len() + zone.len();
-    // The label is looked at only where it matters.
-    let fits = rest + 1 + MAX_INSTANCE_LABEL <= MAX_NAME || rest + 1 + instance_label(address).len() <= MAX_NAME;
+    // Most names are so short that the label need not be measured.
+    let fits = rest + 1 + MAX_INSTANCE_LABEL_BYTES <= MAX_NAME_BYTES
+        || rest + 1 + instance_label(address).len() <= MAX_NAME_BYTES;
     fits.then_some(target)
 }

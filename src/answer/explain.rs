@@ -1,97 +1,114 @@
-//! Every step from a name to the octets of its answer, for people.
+//! Explanations: every step from a name to the bytes of its response, for people.
 
 use std::iter;
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
+use hickory_proto::rr::rdata::opt::EdnsCode;
 use serde::{Deserialize, Serialize};
 
 use super::answerer::Answerer;
-use super::asking;
 use super::counters::Counters;
-use super::full::{self, Outcome, Step};
-use super::message::Writer;
-use super::record::Record;
+use super::full::{self, MatchResult, TraceStep};
+use super::message::ResponseWriter;
+use super::node::Node;
+use super::respond::Disposition;
 use super::settings::Answers;
+use super::suggest;
 use super::table::Snapshot;
-use crate::name::{Asked, Name, Reading, Scope, reverse_address};
+use crate::catalog::Instance;
+use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
-/// How a question is answered, and why.
+/// How a query is answered, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Explanation {
-    /// The name, in presentation form.
+    /// Name of the query, in presentation form.
     pub name: String,
-    /// The type.
+    /// Type of the query.
     pub rtype: String,
-    /// The served zone the name lies in.
+    /// The served zone that contains the name.
     pub zone: Option<String>,
-    /// Where the question goes instead, when its answer is not ours to give.
+    /// Where the query is forwarded, if it is.
     pub elsewhere: Option<String>,
-    /// What the name says, part by part.
+    /// Parts of the name.
     pub parsed: Vec<String>,
-    /// The ways to read it that were tried, in order.
-    pub tried: Vec<Tried>,
-    /// The instances of the service it was read as.
-    pub considered: Vec<Considered>,
-    /// Whether a ready-made record answers.
-    pub ready_made: bool,
-    /// The response code.
+    /// Interpretations of the name that were tried, in order.
+    #[serde(rename = "tried")]
+    pub interpretations: Vec<TriedInterpretation>,
+    /// Instances of the service that the name stands for.
+    #[serde(rename = "considered")]
+    pub instances: Vec<ConsideredInstance>,
+    /// Whether the name has a precompiled node.
+    #[serde(rename = "ready-made")]
+    pub precompiled: bool,
+    /// Response code.
     pub rcode: String,
-    /// The extended error, if there is one.
+    /// Why a name in a served zone does not exist.
+    pub reason: Option<String>,
+    /// A published name close to one that does not exist, without its zone.
+    pub suggestion: Option<String>,
+    /// Extended error: its code and text.
     pub extended_error: Option<String>,
-    /// The answer's records, in presentation form, as put this time: the order is drawn anew for each question.
+    /// Records of the answer section, in presentation form.
+    ///
+    /// Their order, and their selection if not all fit, is drawn for each response.
     pub answers: Vec<String>,
     /// Records of the authority and additional sections.
     pub others: Vec<String>,
-    /// Octets of the response, and the most it may have over UDP.
-    pub octets: usize,
-    /// The most octets a UDP response to this question may have.
+    /// Size of the response, in bytes.
+    #[serde(rename = "octets")]
+    pub bytes: usize,
+    /// Maximum size of a UDP response to this query, in bytes.
     pub limit: usize,
-    /// Whether TC says that there is more.
+    /// Whether TC is set.
     pub truncated: bool,
-    /// Records left out, for want of room or by the setting.
+    /// Number of records left out of the answer section.
     pub left_out: usize,
-    /// What is done when not all fit, as configured.
+    /// Value of the `answers` setting.
     pub setting: String,
 }
 
-/// A way to read the name.
+/// An interpretation of the name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tried {
-    /// The reading.
-    pub reading: String,
-    /// What became of it.
+pub struct TriedInterpretation {
+    /// What the name would stand for.
+    #[serde(rename = "reading")]
+    pub interpretation: String,
+    /// Whether it matched, or why it did not.
     pub outcome: String,
 }
 
-/// An instance that was looked at.
+/// An instance that was considered for the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Considered {
-    /// Where it is.
+pub struct ConsideredInstance {
+    /// Its host and port.
     pub endpoint: String,
     /// Its deployment, namespace and version.
     pub group: String,
     /// Its weight.
     pub weight: u16,
-    /// Its registry's place in the configuration, from 0.
+    /// Index of its registry in the configuration, from 0.
     pub registry: usize,
     /// Its registry's name; empty until [`Explanation::name_registries`].
     pub registry_name: String,
-    /// The key it stands in.
+    /// The key that registers it.
     pub key: String,
-    /// The revision of the key's last change.
+    /// Revision of the key's last change.
     pub revision: u64,
-    /// Whether the registry says that it is gone and the removal is not believed yet.
+    /// Whether its removal is held back, although its registry no longer has it.
     pub held: bool,
-    /// Why it is not in the answer, if it is not.
+    /// Why it was dropped from the answer, if it was.
     pub dropped: Option<String>,
 }
 
 impl Answerer {
-    /// Explains the answer over UDP to a question for `name`, from a client that takes `payload` octets (none: no EDNS).
+    /// Explains the UDP response to a query for `name`.
+    ///
+    /// `payload` is the size that the client advertises with EDNS, in bytes; `None` means no EDNS.
+    /// The explained response is not counted.
     #[must_use]
     pub fn explain(&self, name: &Name, rtype: u16, payload: Option<u16>, draw: u64) -> Explanation {
         let query = query(name, rtype, payload);
@@ -107,82 +124,146 @@ impl Answerer {
             },
             ..Explanation::default()
         };
+        let mut failure = LookupFailure::default();
         if let Some((_, zone)) = self.settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
             let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
-            explanation.ready_made = snapshot.record(owner).is_some_and(|record| !Record::read(record).is_marker());
-            let labels: Vec<&[u8]> = zone.in_front(name).collect();
+            explanation.precompiled =
+                snapshot.node(owner).is_some_and(|node| !Node::read(node).is_marker());
+            let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
             if labels.is_empty() {
-                explanation.parsed.push("the zone itself".to_owned());
+                explanation.parsed.push("the zone apex".to_owned());
             } else {
-                full::resolve(snapshot, &self.settings, &labels, |step| explanation.add(&step, snapshot));
+                full::resolve(snapshot, &self.settings, &labels, |step| {
+                    failure.add_step(&step);
+                    explanation.add_step(&step, snapshot);
+                });
             }
         } else if let Some(address) = reverse_address(name) {
-            explanation.parsed.push(format!("the reverse name of {address}"));
-            explanation.add_address(snapshot, address);
+            explanation.parsed.push(format!("reverse name of {address}"));
+            explanation.add_instances_at(snapshot, address);
         } else {
-            explanation.parsed.push("lies in no served zone".to_owned());
+            explanation.parsed.push("in no served zone".to_owned());
         }
         let mut response = Vec::new();
-        // An explanation is no answer: it is not counted.
         let uncounted = Counters::default();
-        let writer = Writer { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
-        let outcome = self.answer(&Query::parse(&query), (snapshot, ahead.place(0)), writer, &mut response);
-        explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
-        let offered = usize::from(payload.unwrap_or(0));
-        explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
-        explanation.octets = response.len();
+        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
+        let disposition =
+            self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
+        explanation.elsewhere =
+            (disposition == Disposition::Forward).then(|| "forwarded to the upstreams".to_owned());
+        let advertised = usize::from(payload.unwrap_or(0));
+        explanation.limit = if payload.is_some() {
+            advertised.clamp(wire::UDP_PLAIN, wire::UDP_MAX)
+        } else {
+            wire::UDP_PLAIN
+        };
+        explanation.bytes = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
+        if explanation.rcode == "NXDOMAIN" && explanation.zone.is_some() {
+            explanation.reason = Some(failure.reason());
+            explanation.suggestion = failure
+                .unknown_service
+                .and_then(|service| suggest::closest_name(snapshot, &self.settings, &service));
+        }
         explanation
     }
 }
 
+/// Why a name does not exist, gathered from the steps of its resolution.
+#[derive(Default)]
+struct LookupFailure {
+    /// The labels that name no known service.
+    ///
+    /// `None` if the name has no valid form or its service exists.
+    unknown_service: Option<String>,
+    /// The base of a service that exists, but not as the name says.
+    unmatched_service: Option<String>,
+}
+
+impl LookupFailure {
+    fn add_step(&mut self, step: &TraceStep<'_>) {
+        match step {
+            TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),
+            TraceStep::Interpretation(interpretation, MatchResult::NoMatch) => {
+                self.unknown_service = None;
+                self.unmatched_service.get_or_insert_with(|| text(interpretation.base));
+            }
+            TraceStep::Parsed(None) | TraceStep::Interpretation(..) | TraceStep::Instance(..) => {}
+        }
+    }
+
+    /// Returns the reason for NXDOMAIN in one clause.
+    fn reason(&self) -> String {
+        match (&self.unknown_service, &self.unmatched_service) {
+            (_, Some(service)) => format!(
+                "service {service} exists, but not in this deployment, namespace, version or \
+                 instance"
+            ),
+            (Some(service), None) => format!("no service {service}"),
+            (None, None) => "the name has no valid form".to_owned(),
+        }
+    }
+}
+
 impl Explanation {
-    /// Fills in the registries' names, given by place in the configuration.
+    /// Fills in the names of registries, given by their index in the configuration.
     pub fn name_registries(&mut self, name: impl Fn(usize) -> String) {
-        for instance in &mut self.considered {
+        for instance in &mut self.instances {
             instance.registry_name = name(instance.registry);
         }
     }
 
-    fn add(&mut self, step: &Step<'_>, snapshot: &Snapshot) {
-        if let Step::Reading(reading, Outcome::Elsewhere) = step {
-            self.add_elsewhere(reading, snapshot);
+    fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
+        if let TraceStep::Interpretation(interpretation, MatchResult::NoMatch) = step {
+            self.add_unmatched(interpretation, snapshot);
         }
         match step {
-            Step::Parsed(None) => self.parsed.push("no form of a name reads this".to_owned()),
-            Step::Parsed(Some(asked)) => self.parsed.extend(parts(asked)),
-            Step::Reading(reading, outcome) => self.tried.push(Tried {
-                reading: describe(reading),
-                outcome: match outcome {
-                    Outcome::Unknown => "no such service",
-                    Outcome::Elsewhere => "the service is known, but not there, or not with that version or instance",
-                    Outcome::Taken => "taken",
-                }
-                .to_owned(),
-            }),
-            Step::Instance(instance, dropped) => {
+            TraceStep::Parsed(None) => self.parsed.push("no valid form of a name".to_owned()),
+            TraceStep::Parsed(Some(parsed)) => self.parsed.extend(parts(parsed)),
+            TraceStep::Interpretation(interpretation, result) => {
+                self.interpretations.push(TriedInterpretation {
+                    interpretation: describe(interpretation),
+                    outcome: match result {
+                        MatchResult::NoService => "no such service",
+                        MatchResult::NoMatch => {
+                            "the service exists, but not in this deployment, namespace, version \
+                             or instance"
+                        }
+                        MatchResult::Match => "matched",
+                    }
+                    .to_owned(),
+                });
+            }
+            TraceStep::Instance(instance, dropped) => {
                 let left_out = instance.left_out.map(|reason| reason.to_string());
-                self.considered.push(Considered::new(instance, left_out.or_else(|| dropped.map(str::to_owned))));
+                let dropped = left_out.or_else(|| dropped.map(str::to_owned));
+                self.instances.push(ConsideredInstance::new(instance, dropped));
             }
         }
     }
 
-    /// The instances of a service that is known, but not where the name says.
-    fn add_elsewhere(&mut self, reading: &Reading<'_>, snapshot: &Snapshot) {
+    /// Adds the instances of a service that exists, but not as the name says.
+    fn add_unmatched(&mut self, interpretation: &Interpretation<'_>, snapshot: &Snapshot) {
         let mut base = String::new();
-        let service = full::join(reading.base, &mut base).then(|| snapshot.service(&base)).flatten();
+        let service = full::join_labels(interpretation.base, &mut base)
+            .then(|| snapshot.service(&base))
+            .flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
-            let dropped = "not in the deployment, namespace, version or place that this reading says";
-            self.considered.push(Considered::new(&instance, Some(dropped.to_owned())));
+            let dropped = "outside the interpretation's deployment, namespace, version or instance";
+            self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
         }
     }
 
-    fn add_address(&mut self, snapshot: &Snapshot, address: IpAddr) {
-        for service in snapshot.at_address(address) {
-            for instance in service.instances().filter(|instance| instance.endpoint.host.address() == Some(address)) {
-                self.considered.push(Considered::new(&instance, instance.left_out.map(|reason| reason.to_string())));
+    fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
+        for service in snapshot.services_at(address) {
+            for instance in service
+                .instances()
+                .filter(|instance| instance.endpoint.host.address() == Some(address))
+            {
+                let dropped = instance.left_out.map(|reason| reason.to_string());
+                self.instances.push(ConsideredInstance::new(&instance, dropped));
             }
         }
     }
@@ -192,22 +273,27 @@ impl Explanation {
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
         self.truncated = message.metadata.truncation;
         self.answers = message.answers.iter().map(ToString::to_string).collect();
-        self.others = message.authorities.iter().chain(&message.additionals).map(ToString::to_string).collect();
-        let option =
-            message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::EXTENDED_ERROR)));
-        self.extended_error = option.and_then(|option| <Vec<u8>>::try_from(option).ok()).and_then(|octets| {
-            let code = u16_at(&octets, 0)?;
-            Some(format!("{code} {}", String::from_utf8_lossy(octets.get(2..)?)).trim_end().to_owned())
+        let others = message.authorities.iter().chain(&message.additionals);
+        self.others = others.map(ToString::to_string).collect();
+        let option = message
+            .edns
+            .as_ref()
+            .and_then(|edns| edns.option(EdnsCode::Unknown(wire::EXTENDED_ERROR)));
+        let bytes = option.and_then(|option| <Vec<u8>>::try_from(option).ok());
+        self.extended_error = bytes.and_then(|bytes| {
+            let code = u16_at(&bytes, 0)?;
+            let text = String::from_utf8_lossy(bytes.get(2..)?);
+            Some(format!("{code} {text}").trim_end().to_owned())
         });
     }
 }
 
-impl Considered {
-    fn new(instance: &crate::catalog::Instance<'_>, dropped: Option<String>) -> Self {
-        let key = instance.key;
+impl ConsideredInstance {
+    fn new(instance: &Instance<'_>, dropped: Option<String>) -> Self {
+        let (key, group) = (instance.key, instance.key.group());
         Self {
             endpoint: instance.endpoint.to_string(),
-            group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
+            group: format!("{}/{}/{}", group.deployment, group.namespace, group.version),
             weight: key.weight(),
             registry: key.registry().place(),
             registry_name: String::new(),
@@ -219,38 +305,44 @@ impl Considered {
     }
 }
 
-fn parts(asked: &Asked<'_>) -> Vec<String> {
+/// Describes each part of a parsed name.
+fn parts(parsed: &ParsedName<'_>) -> Vec<String> {
     let mut parts = Vec::new();
-    if let Some(label) = asked.rfc2782 {
-        parts.push(format!("protocol or port {}", label.escape_ascii()));
+    if let Some(label) = parsed.rfc2782 {
+        parts.push(format!("protocol or port: {}", label.escape_ascii()));
     }
-    for selector in &asked.selectors {
-        let impossible = if selector.impossible { " (no value can be that)" } else { "" };
-        parts.push(format!("{} = {:?}{impossible}", selector.key.escape_ascii(), selector.value));
+    for selector in &parsed.selectors {
+        let note = if selector.unsatisfiable { " (matches no value)" } else { "" };
+        let (key, value) = (selector.key.escape_ascii(), &selector.value);
+        parts.push(format!("selector: {key} = {value:?}{note}"));
     }
-    if asked.tcp_of_base {
-        parts.push("a service by RFC 2782 name".to_owned());
+    if parsed.tcp_of_base {
+        parts.push("RFC 2782 name of a service".to_owned());
     }
-    if asked.partial {
-        parts.push("a name that only has names below it".to_owned());
+    if parsed.non_terminal {
+        parts.push("empty non-terminal".to_owned());
     }
-    parts.push(format!("service labels: {}", text(&asked.rest)));
+    parts.push(format!("service labels: {}", text(&parsed.rest)));
     parts
 }
 
-fn describe(reading: &Reading<'_>) -> String {
-    let mut words = format!("service {}", text(reading.base));
-    if let Some(version) = reading.version {
+/// Describes an interpretation, for example `version v1 of service hello`.
+fn describe(interpretation: &Interpretation<'_>) -> String {
+    let mut words = format!("service {}", text(interpretation.base));
+    if let Some(version) = interpretation.version {
         words = format!("version {} of {words}", text(version));
     }
-    if let Some(instance) = reading.instance {
+    if let Some(instance) = interpretation.instance {
         words = format!("instance {} of {words}", instance.escape_ascii());
     }
-    match reading.scope {
-        Scope::Configured => words,
-        Scope::Namespace(namespace) => format!("{words} in namespace {}", namespace.escape_ascii()),
-        Scope::Full { namespace, deployment } => {
-            format!("{words} in namespace {} of deployment {}", namespace.escape_ascii(), deployment.escape_ascii())
+    match interpretation.scope {
+        ServiceScope::Configured => words,
+        ServiceScope::Namespace(namespace) => {
+            format!("{words} in namespace {}", namespace.escape_ascii())
+        }
+        ServiceScope::Full { namespace, deployment } => {
+            let (namespace, deployment) = (namespace.escape_ascii(), deployment.escape_ascii());
+            format!("{words} in namespace {namespace} of deployment {deployment}")
         }
     }
 }
@@ -259,7 +351,7 @@ fn text(labels: &[&[u8]]) -> String {
     labels.iter().map(|label| label.escape_ascii().to_string()).collect::<Vec<_>>().join(".")
 }
 
-/// A query as a stub sends it.
+/// Returns a query as a stub resolver sends it.
 pub(super) fn query(name: &Name, rtype: u16, payload: Option<u16>) -> Vec<u8> {
     let mut query = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(payload.is_some())];
     query.extend_from_slice(name.as_wire());

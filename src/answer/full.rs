@@ -1,6 +1,7 @@
-//! What a name asks for, decided on the model: every form of the naming grammar.
+//! The full path: resolves names on the service model.
 //!
-//! The ready-made records of the table are made by this same code, so the two can only agree.
+//! It knows every form of the naming grammar. Precompiled nodes are built from the result of this
+//! code, so both paths agree by construction.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,18 +9,23 @@ use std::sync::Arc;
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Group, Instance, Service};
-use crate::name::{Asked, Reading, Scope, Selector, asked, instance_address, readings};
+use crate::name::{
+    Interpretation, ParsedName, Selector, ServiceScope, instance_address, interpretations,
+    parse_labels,
+};
 use crate::service::RegistrySet;
 
-/// What stands at a name inside a zone.
+/// What exists at a name inside a zone.
 #[derive(Debug)]
-pub(super) enum Found<'s> {
-    /// A service, or some of its instances; perhaps none.
-    Service(Selection<'s>),
-    /// The name exists, and answers nothing by itself: names lie below it (RFC 8020), or the service lives elsewhere.
-    Empty,
+pub(super) enum NameLookup<'s> {
+    /// A service or some of its instances; the selection may be empty.
+    Selection(Selection<'s>),
+    /// The name exists without records of its own.
+    ///
+    /// It has names below it (RFC 8020), or its service is in another deployment or namespace.
+    NoData,
     /// The name does not exist.
-    Absent,
+    NxDomain,
 }
 
 /// The instances that a name selects.
@@ -27,121 +33,160 @@ pub(super) enum Found<'s> {
 pub(super) struct Selection<'s> {
     /// The service.
     pub(super) service: &'s Arc<Service>,
-    /// Those served, sorted by endpoint, equal endpoints once.
+    /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// The registries that hold them, each that holds one of equal endpoints included.
-    pub(super) holders: RegistrySet,
-    /// What the name names.
-    pub(super) form: Form,
+    /// All registries that hold an instance, also those of duplicate endpoints.
+    pub(super) registries: RegistrySet,
+    /// What the name stands for.
+    pub(super) form: NameForm,
 }
 
-/// What a name that selects instances names.
+/// What a name that selects instances stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    /// A service, a version of it, or what selectors leave of it.
+pub(super) enum NameForm {
+    /// A service, one of its versions, or the instances that selectors leave.
     Service,
     /// The instance at an address.
     Instance(IpAddr),
-    /// A protocol or port of a service (RFC 2782): it has no addresses.
+    /// A protocol or port of a service (RFC 2782), which has no addresses.
     Rfc2782,
 }
 
-/// One step of the way from a name to its instances, told to whoever wants to explain it.
+/// A step in the resolution of a name, for explanations.
 #[derive(Debug)]
-pub(super) enum Step<'a> {
-    /// The name parsed, or not.
-    Parsed(Option<&'a Asked<'a>>),
-    /// A reading was tried.
-    Reading(&'a Reading<'a>, Outcome),
-    /// An instance was taken (`None`) or dropped.
+pub(super) enum TraceStep<'a> {
+    /// The name was parsed, or has no valid form.
+    Parsed(Option<&'a ParsedName<'a>>),
+    /// An interpretation was tried.
+    Interpretation(&'a Interpretation<'a>, MatchResult),
+    /// An instance was selected (`None`) or dropped, for this reason.
     Instance(Instance<'a>, Option<&'static str>),
 }
 
-/// What became of a reading.
+/// Result of trying an interpretation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// No service of that base.
-    Unknown,
-    /// The service is known, but not in that deployment and namespace, or without such a version or instance.
-    Elsewhere,
-    /// This is what the name means.
-    Taken,
+pub(super) enum MatchResult {
+    /// No service has this base.
+    NoService,
+    /// The service exists, but not in this scope or without this version or instance.
+    NoMatch,
+    /// The name has this meaning.
+    Match,
 }
 
-/// Resolves the labels in front of a zone: lower-cased, left to right, at least one.
-pub(super) fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, labels: &[&[u8]], step: impl FnMut(Step<'_>)) -> Found<'s> {
-    resolve_near(snapshot, settings, labels, None, step)
-}
-
-/// The same, sooner where the name turns out to be that of a service `near`, which is one of the snapshot's.
-pub(super) fn resolve_near<'s>(
+/// Resolves the labels in front of a zone, at least one, in lower case.
+pub(super) fn resolve<'s>(
     snapshot: &'s Snapshot,
     settings: &Settings,
     labels: &[&[u8]],
-    near: Option<&'s Arc<Service>>,
-    mut step: impl FnMut(Step<'_>),
-) -> Found<'s> {
-    let Some(asked) = asked(labels) else {
-        step(Step::Parsed(None));
-        return Found::Absent;
+    trace: impl FnMut(TraceStep<'_>),
+) -> NameLookup<'s> {
+    resolve_hinted(snapshot, settings, labels, None, trace)
+}
+
+/// Like [`resolve`], but skips the lookup of the service if it is `hint`.
+pub(super) fn resolve_hinted<'s>(
+    snapshot: &'s Snapshot,
+    settings: &Settings,
+    labels: &[&[u8]],
+    hint: Option<&'s Arc<Service>>,
+    mut trace: impl FnMut(TraceStep<'_>),
+) -> NameLookup<'s> {
+    let Some(parsed) = parse_labels(labels) else {
+        trace(TraceStep::Parsed(None));
+        return NameLookup::NxDomain;
     };
-    step(Step::Parsed(Some(&asked)));
-    if asked.tcp_of_base {
-        return tcp_of_base(snapshot, settings, &asked, step);
+    trace(TraceStep::Parsed(Some(&parsed)));
+    if parsed.tcp_of_base {
+        return tcp_of_base(snapshot, settings, &parsed, trace);
     }
     let mut exists = false;
     let mut text = String::new();
-    for reading in readings(&asked.rest, snapshot.longest_base) {
-        let service =
-            join(reading.base, &mut text).then(|| near.filter(|near| near.has_base(&text)).or_else(|| snapshot.service(&text))).flatten();
+    for interpretation in interpretations(&parsed.rest, snapshot.longest_base) {
+        let service = join_labels(interpretation.base, &mut text)
+            .then(|| hint.filter(|hint| hint.has_base(&text)).or_else(|| snapshot.service(&text)))
+            .flatten();
         let Some(service) = service else {
-            step(Step::Reading(&reading, Outcome::Unknown));
+            trace(TraceStep::Interpretation(&interpretation, MatchResult::NoService));
             continue;
         };
-        let want = Want::new(settings, &asked, &reading);
-        if want.known(service) {
-            step(Step::Reading(&reading, Outcome::Taken));
-            if asked.partial {
-                return Found::Empty;
+        let filter = InstanceFilter::new(settings, &parsed, &interpretation);
+        if filter.admits_service(service) {
+            trace(TraceStep::Interpretation(&interpretation, MatchResult::Match));
+            if parsed.non_terminal {
+                return NameLookup::NoData;
             }
-            return Found::Service(want.select(service, settings.version_fallback, want.form(), step));
+            return NameLookup::Selection(filter.select(
+                service,
+                settings.version_fallback,
+                filter.form(),
+                trace,
+            ));
         }
-        step(Step::Reading(&reading, Outcome::Elsewhere));
-        exists |= want.anywhere(&reading).known(service) || above_version(service, &want, &reading);
+        trace(TraceStep::Interpretation(&interpretation, MatchResult::NoMatch));
+        exists |= filter.in_any_scope(&interpretation).admits_service(service)
+            || ends_a_version(service, &filter, &interpretation);
     }
-    let plain = asked.rest.len() == labels.len();
-    if exists || plain && join(&asked.rest, &mut text) && snapshot.is_above(&text) { Found::Empty } else { Found::Absent }
+    let has_no_chain = parsed.rest.len() == labels.len();
+    if exists
+        || has_no_chain && join_labels(&parsed.rest, &mut text) && snapshot.has_names_below(&text)
+    {
+        NameLookup::NoData
+    } else {
+        NameLookup::NxDomain
+    }
 }
 
-/// `_<base>._tcp` and the names above it.
-fn tcp_of_base<'a, 's>(snapshot: &'s Snapshot, settings: &'a Settings, asked: &'a Asked<'a>, mut step: impl FnMut(Step<'_>)) -> Found<'s> {
+/// Resolves `_<base>._tcp` and the names above it.
+fn tcp_of_base<'a, 's>(
+    snapshot: &'s Snapshot,
+    settings: &'a Settings,
+    parsed: &'a ParsedName<'a>,
+    mut trace: impl FnMut(TraceStep<'_>),
+) -> NameLookup<'s> {
     let mut text = String::new();
-    if !join(&asked.rest, &mut text) {
-        return Found::Absent;
+    if !join_labels(&parsed.rest, &mut text) {
+        return NameLookup::NxDomain;
     }
-    if asked.partial {
-        let exists = if text.is_empty() { !snapshot.is_empty() } else { snapshot.is_above(&text) };
-        return if exists { Found::Empty } else { Found::Absent };
+    if parsed.non_terminal {
+        let exists =
+            if text.is_empty() { !snapshot.is_empty() } else { snapshot.has_names_below(&text) };
+        return if exists { NameLookup::NoData } else { NameLookup::NxDomain };
     }
-    let reading = Reading { base: &asked.rest, scope: Scope::Configured, instance: None, version: None };
-    let Some(service) = snapshot.service(&text) else {
-        step(Step::Reading(&reading, Outcome::Unknown));
-        return Found::Absent;
+    let interpretation = Interpretation {
+        base: &parsed.rest,
+        scope: ServiceScope::Configured,
+        instance: None,
+        version: None,
     };
-    let want = Want::new(settings, asked, &reading);
-    if !want.known(service) {
-        step(Step::Reading(&reading, Outcome::Elsewhere));
-        return Found::Empty;
+    let Some(service) = snapshot.service(&text) else {
+        trace(TraceStep::Interpretation(&interpretation, MatchResult::NoService));
+        return NameLookup::NxDomain;
+    };
+    let filter = InstanceFilter::new(settings, parsed, &interpretation);
+    if !filter.admits_service(service) {
+        trace(TraceStep::Interpretation(&interpretation, MatchResult::NoMatch));
+        return NameLookup::NoData;
     }
-    step(Step::Reading(&reading, Outcome::Taken));
-    Found::Service(want.select(service, settings.version_fallback, Form::Rfc2782, step))
+    trace(TraceStep::Interpretation(&interpretation, MatchResult::Match));
+    NameLookup::Selection(filter.select(
+        service,
+        settings.version_fallback,
+        NameForm::Rfc2782,
+        trace,
+    ))
 }
 
-/// Joins labels with dots. False when a label could not be part of such a text: it holds a dot, or is no text.
-pub(super) fn join(labels: &[&[u8]], text: &mut String) -> bool {
+/// Joins labels with dots.
+///
+/// Returns `false` if a label is not UTF-8 or contains a dot, so that no such text exists.
+pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     text.clear();
     for (at, label) in labels.iter().enumerate() {
-        let Some(label) = std::str::from_utf8(label).ok().filter(|label| !label.contains('.')) else { return false };
+        let Some(label) = std::str::from_utf8(label).ok().filter(|label| !label.contains('.'))
+        else {
+            return false;
+        };
         if at > 0 {
             text.push('.');
         }
@@ -150,170 +195,221 @@ pub(super) fn join(labels: &[&[u8]], text: &mut String) -> bool {
     true
 }
 
-/// Whether a version of the service, in any scope the reading allows, ends with the reading's version as its last labels:
-/// `0.hello.svc` above `v1.2.0.hello.svc`.
-fn above_version<'a>(service: &Service, want: &Want<'a>, reading: &Reading<'a>) -> bool {
+/// Returns whether the interpretation's version is the end of an existing version.
+///
+/// For example, `0.hello.svc` exists if `v1.2.0.hello.svc` does. The version may exist in any scope
+/// that the interpretation allows.
+fn ends_a_version<'a>(
+    service: &Service,
+    filter: &InstanceFilter<'a>,
+    interpretation: &Interpretation<'a>,
+) -> bool {
     let mut suffix = String::new();
-    let Some(version) = reading.version.filter(|_| reading.instance.is_none()) else { return false };
-    if !join(version, &mut suffix) {
+    let Some(version) = interpretation.version.filter(|_| interpretation.instance.is_none()) else {
+        return false;
+    };
+    if !join_labels(version, &mut suffix) {
         return false;
     }
-    let anywhere = want.anywhere(reading);
+    let any_scope = filter.in_any_scope(interpretation);
     service.visible_groups().any(|group| {
-        anywhere.in_scope(group) && group.version.strip_suffix(suffix.as_str()).is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+        any_scope.in_scope(group)
+            && group
+                .version
+                .strip_suffix(suffix.as_str())
+                .is_some_and(|front| front.len() > 1 && front.ends_with('.'))
     })
 }
 
-/// What an instance must be to be meant. `None` stands for anything.
+/// Conditions that an instance must meet to be selected; `None` allows anything.
 #[derive(Clone, Debug)]
-struct Want<'a> {
+struct InstanceFilter<'a> {
     deployment: Option<&'a [u8]>,
     namespace: Option<&'a [u8]>,
-    version: Version,
-    /// Whether the version stands in the name itself, not in a selector.
-    version_spelled: bool,
+    version: VersionFilter,
+    /// Whether the version is part of the name rather than of a selector.
+    version_in_labels: bool,
     address: Option<IpAddr>,
-    /// What else must hold: RFC 2782 label and selectors on instances.
-    asked: &'a Asked<'a>,
-    /// Two parts of the name contradict each other.
-    impossible: bool,
+    /// The parsed name, with its RFC 2782 label and selectors.
+    parsed: &'a ParsedName<'a>,
+    /// Some selector has a value that nothing can match.
+    unsatisfiable: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Version {
-    /// `latest`, or every one where no key is of `latest` and the fallback is on.
+enum VersionFilter {
+    /// `latest`, or all versions if none is `latest` and the fallback is on.
     Default,
     Any,
     Exactly(String),
 }
 
-impl<'a> Want<'a> {
-    fn new(settings: &'a Settings, asked: &'a Asked<'a>, reading: &Reading<'a>) -> Self {
-        let selector = |name: &[u8]| asked.selectors.iter().find(|selector| selector.key == name).map(|selector| selector.value.as_bytes());
-        let (namespace, deployment) = match reading.scope {
-            Scope::Configured => (None, None),
-            Scope::Namespace(namespace) => (Some(namespace), None),
-            Scope::Full { namespace, deployment } => (Some(namespace), Some(deployment)),
+impl<'a> InstanceFilter<'a> {
+    fn new(
+        settings: &'a Settings,
+        parsed: &'a ParsedName<'a>,
+        interpretation: &Interpretation<'a>,
+    ) -> Self {
+        let selector = |name: &[u8]| {
+            parsed
+                .selectors
+                .iter()
+                .find(|selector| selector.key == name)
+                .map(|selector| selector.value.as_bytes())
+        };
+        let (namespace, deployment) = match interpretation.scope {
+            ServiceScope::Configured => (None, None),
+            ServiceScope::Namespace(namespace) => (Some(namespace), None),
+            ServiceScope::Full { namespace, deployment } => (Some(namespace), Some(deployment)),
         };
         let mut version = String::new();
-        let version = match reading.version {
-            Some(labels) if join(labels, &mut version) => Version::Exactly(version),
-            Some(_) => Version::Exactly(String::from("\0")),
-            None if reading.instance.is_some() => Version::Any,
+        let version = match interpretation.version {
+            Some(labels) if join_labels(labels, &mut version) => VersionFilter::Exactly(version),
+            Some(_) => VersionFilter::Exactly(String::from("\0")),
+            None if interpretation.instance.is_some() => VersionFilter::Any,
             None => match selector(b"version") {
-                Some(value) => Version::Exactly(String::from_utf8_lossy(value).into_owned()),
-                None if selector(b"instance").is_some() => Version::Any,
-                None => Version::Default,
+                Some(value) => VersionFilter::Exactly(String::from_utf8_lossy(value).into_owned()),
+                None if selector(b"instance").is_some() => VersionFilter::Any,
+                None => VersionFilter::Default,
             },
         };
-        let impossible = asked.selectors.iter().any(|selector| selector.impossible);
+        let unsatisfiable = parsed.selectors.iter().any(|selector| selector.unsatisfiable);
         Self {
-            deployment: Some(deployment.or_else(|| selector(b"deployment")).unwrap_or(settings.deployment.as_bytes())),
-            namespace: Some(namespace.or_else(|| selector(b"namespace")).unwrap_or(settings.namespace.as_bytes())),
+            deployment: Some(
+                deployment
+                    .or_else(|| selector(b"deployment"))
+                    .unwrap_or(settings.deployment.as_bytes()),
+            ),
+            namespace: Some(
+                namespace
+                    .or_else(|| selector(b"namespace"))
+                    .unwrap_or(settings.namespace.as_bytes()),
+            ),
             version,
-            version_spelled: reading.version.is_some(),
-            address: reading.instance.and_then(instance_address),
-            asked,
-            impossible,
+            version_in_labels: interpretation.version.is_some(),
+            address: interpretation.instance.and_then(instance_address),
+            parsed,
+            unsatisfiable,
         }
     }
 
-    /// The same, in any deployment and namespace that the reading does not spell out, whatever the selectors say.
-    fn anywhere(&self, reading: &Reading<'a>) -> Self {
-        let (namespace, deployment) = match reading.scope {
-            Scope::Configured => (None, None),
-            Scope::Namespace(namespace) => (Some(namespace), None),
-            Scope::Full { namespace, deployment } => (Some(namespace), Some(deployment)),
+    /// Returns the same filter for every scope that the interpretation leaves open.
+    fn in_any_scope(&self, interpretation: &Interpretation<'a>) -> Self {
+        let (namespace, deployment) = match interpretation.scope {
+            ServiceScope::Configured => (None, None),
+            ServiceScope::Namespace(namespace) => (Some(namespace), None),
+            ServiceScope::Full { namespace, deployment } => (Some(namespace), Some(deployment)),
         };
         Self { deployment, namespace, ..self.clone() }
     }
 
-    fn form(&self) -> Form {
+    fn form(&self) -> NameForm {
         match self.address {
-            _ if self.asked.rfc2782.is_some() => Form::Rfc2782,
-            Some(address) => Form::Instance(address),
-            None => Form::Service,
+            _ if self.parsed.rfc2782.is_some() => NameForm::Rfc2782,
+            Some(address) => NameForm::Instance(address),
+            None => NameForm::Service,
         }
     }
 
     fn in_scope(&self, group: &Group) -> bool {
-        let equal = |want: Option<&[u8]>, have: &str| want.is_none_or(|want| want == have.as_bytes());
+        let equal = |wanted: Option<&[u8]>, have: &str| {
+            wanted.is_none_or(|wanted| wanted == have.as_bytes())
+        };
         equal(self.deployment, &group.deployment) && equal(self.namespace, &group.namespace)
     }
 
-    /// Whether the service is known where it is wanted, with the version or instance that the name spells out.
-    fn known(&self, service: &Service) -> bool {
+    /// Returns whether the service exists in scope, with the version or instance named.
+    fn admits_service(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
             return service.served().any(|instance| {
                 instance.endpoint.host.address() == Some(address)
                     && self.in_scope(instance.key.group())
-                    && self.spelled_version(instance.key.group())
+                    && self.admits_version(instance.key.group())
             });
         }
-        service.visible_groups().any(|group| self.in_scope(group) && self.spelled_version(group))
+        service.visible_groups().any(|group| self.in_scope(group) && self.admits_version(group))
     }
 
-    /// A version selector that matches nothing is no reason for the name not to exist; a version label is.
-    fn spelled_version(&self, group: &Group) -> bool {
+    /// Returns whether a group has the version that is part of the name.
+    ///
+    /// A version selector decides which instances are selected, not whether the name exists.
+    fn admits_version(&self, group: &Group) -> bool {
         match &self.version {
-            Version::Exactly(version) if self.version_spelled => **version == *group.version,
+            VersionFilter::Exactly(version) if self.version_in_labels => {
+                **version == *group.version
+            }
             _ => true,
         }
     }
 
-    /// Selects the instances meant, for a name of this form.
-    fn select<'s>(&self, service: &'s Arc<Service>, version_fallback: bool, form: Form, mut step: impl FnMut(Step<'_>)) -> Selection<'s> {
-        let latest_only = self.version == Version::Default
-            && (!version_fallback || service.visible_groups().any(|group| self.in_scope(group) && &*group.version == "latest"));
-        let mut holders = RegistrySet::EMPTY;
+    /// Selects the matching instances for a name of this form.
+    fn select<'s>(
+        &self,
+        service: &'s Arc<Service>,
+        version_fallback: bool,
+        form: NameForm,
+        mut trace: impl FnMut(TraceStep<'_>),
+    ) -> Selection<'s> {
+        let latest_only = self.version == VersionFilter::Default
+            && (!version_fallback
+                || service
+                    .visible_groups()
+                    .any(|group| self.in_scope(group) && &*group.version == "latest"));
+        let mut registries = RegistrySet::EMPTY;
         let mut instances: Vec<_> = service
             .instances()
             .filter(|instance| {
-                let mut dropped = self.drops(instance, latest_only);
+                let mut dropped = self.drop_reason(instance, latest_only);
                 if dropped.is_none() && instance.is_behind_answers() {
-                    holders.insert(instance.key.registry());
+                    registries.insert(instance.key.registry());
                 }
                 dropped = dropped.or_else(|| instance.left_out.map(|_| "left out"));
-                step(Step::Instance(*instance, dropped));
+                trace(TraceStep::Instance(*instance, dropped));
                 dropped.is_none()
             })
             .collect();
         instances.sort_by(|a, b| a.endpoint.cmp(b.endpoint));
-        // Of two versions.
+        // Two versions may register the same endpoint.
         instances.dedup_by(|a, b| a.endpoint == b.endpoint);
-        Selection { service, instances, holders, form }
+        Selection { service, instances, registries, form }
     }
 
-    /// Says why an instance is not meant, if it is not, whether it is served or left out.
-    fn drops(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
+    /// Returns why an instance does not match, or `None` if it does.
+    fn drop_reason(&self, instance: &Instance<'_>, latest_only: bool) -> Option<&'static str> {
         let key = instance.key;
         if !self.in_scope(key.group()) {
-            return Some("another deployment or namespace");
+            return Some("in another deployment or namespace");
         }
         let version = &*key.group().version;
         let version_holds = match &self.version {
-            Version::Default => !latest_only || version == "latest",
-            Version::Any => true,
-            Version::Exactly(wanted) => wanted == version,
+            VersionFilter::Default => !latest_only || version == "latest",
+            VersionFilter::Any => true,
+            VersionFilter::Exactly(wanted) => wanted == version,
         };
         if !version_holds {
-            return Some("another version");
+            return Some("has another version");
         }
         if self.address.is_some_and(|address| instance.endpoint.host.address() != Some(address)) {
-            return Some("another instance");
+            return Some("has another address");
         }
-        if let Some(label) = self.asked.rfc2782
-            && !has_service(instance, label)
+        if let Some(label) = self.parsed.rfc2782
+            && !has_protocol_or_port(instance, label)
         {
-            return Some("another protocol or port");
+            return Some("has another protocol or port");
         }
-        if self.impossible || !self.asked.selectors.iter().all(|selector| Self::holds(selector, instance)) {
-            return Some("a selector does not hold");
+        if self.unsatisfiable
+            || !self
+                .parsed
+                .selectors
+                .iter()
+                .all(|selector| Self::selector_matches(selector, instance))
+        {
+            return Some("does not match a selector");
         }
         None
     }
 
-    fn holds(selector: &Selector<'_>, instance: &Instance<'_>) -> bool {
+    fn selector_matches(selector: &Selector<'_>, instance: &Instance<'_>) -> bool {
         let (value, key) = (&selector.value, instance.key);
         match selector.key {
             b"deployment" => *value == *key.group().deployment,
@@ -321,7 +417,10 @@ impl<'a> Want<'a> {
             b"version" => *value == *key.group().version,
             b"port" => *value == instance.endpoint.port.to_string(),
             b"instance" => match instance.endpoint.host.address() {
-                Some(address) => instance_address(value.as_bytes()).or_else(|| value.parse().ok()) == Some(address),
+                Some(address) => {
+                    instance_address(value.as_bytes()).or_else(|| value.parse().ok())
+                        == Some(address)
+                }
                 None => *value == instance.endpoint.host.to_string(),
             },
             name => std::str::from_utf8(name)
@@ -332,9 +431,17 @@ impl<'a> Want<'a> {
     }
 }
 
-/// Whether an instance is what `_<label>._tcp` asks for: by its port, or by its metadata's `protocol`.
-fn has_service(instance: &Instance<'_>, label: &[u8]) -> bool {
+/// Returns whether `_<label>._tcp` selects the instance.
+///
+/// The label is a port or the value of the metadata `protocol`.
+fn has_protocol_or_port(instance: &Instance<'_>, label: &[u8]) -> bool {
     let Ok(label) = std::str::from_utf8(label) else { return false };
-    label.parse::<u16>().is_ok_and(|port| port == instance.endpoint.port && !label.starts_with(['0', '+']))
-        || instance.key.metadata.text("protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case(label))
+    label
+        .parse::<u16>()
+        .is_ok_and(|port| port == instance.endpoint.port && !label.starts_with(['0', '+']))
+        || instance
+            .key
+            .metadata
+            .text("protocol")
+            .is_some_and(|protocol| protocol.eq_ignore_ascii_case(label))
 }

@@ -1,36 +1,42 @@
-//! Answers: ready-made records for the names that are asked for most, and the naming grammar for all others.
+//! The authoritative side: answers for the served zones from registered services.
 //!
-//! [`Publisher`] owns what is known and publishes it; [`Answerer`] reads the latest publication without a lock. Neither does
-//! I/O or keeps a clock. A question goes through one function, [`Answerer::respond`], however it came.
+//! [`Publisher`] owns the catalog and publishes generations of the lookup table. [`Answerer`]
+//! answers from the latest generation without a lock. Both do no I/O and take the time from their
+//! callers.
+//!
+//! Every query takes the same function, [`Answerer::respond`], whatever transport it arrived over.
+//! The fast path answers the common names from precompiled nodes; the full path covers the rest of
+//! the naming grammar on the service model.
 
-mod ahead;
 mod answerer;
-mod asking;
 mod choice;
 mod compile;
 mod counters;
 mod explain;
 mod fast;
 mod full;
+mod lookahead;
 mod message;
+mod node;
 mod owner;
 mod publish;
 mod rare;
-mod record;
+mod respond;
 mod rrset;
 mod settings;
 mod shard;
 mod sharded;
+mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
 mod weights;
 
-pub use ahead::Ahead;
 pub use answerer::Answerer;
-pub use asking::Outcome;
 pub use counters::Counters;
-pub use explain::{Considered, Explanation, Tried};
+pub use explain::{ConsideredInstance, Explanation, TriedInterpretation};
+pub use lookahead::Lookahead;
 pub use publish::{Publication, Published, Publisher};
+pub use respond::Disposition;
 pub use settings::{Answers, Settings};
 pub use table::Snapshot;

@@ -1,22 +1,24 @@
-//! RRsets of the rarer types: made when they are asked for, not kept.
+//! RRsets of the rarer types, composed per response instead of precompiled.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::owner::{MAX_NAME, put_instance_owner, service_owner};
-use super::rrset::{Records, record_head};
+use super::owner::{MAX_NAME_BYTES, put_instance_owner, service_owner};
+use super::rrset::{ComposedRecords, record_head};
 use super::settings::Settings;
 use crate::catalog::{Instance, Service};
 use crate::service::Metadata;
 use crate::wire::{OWNER, rtype};
 
-/// Most octets of one TXT record's data: so that one fits a UDP answer to those who speak EDNS, unless names are very long.
-const TXT_MAX: usize = 1024;
+/// Maximum data of a TXT record, in bytes.
+///
+/// One such record fits a UDP response to clients with EDNS, unless names are very long.
+const MAX_TXT_DATA_BYTES: usize = 1024;
 
-/// Most names in the answer for one address: BIND's default for records of a type at a name.
-const PTR_MAX: usize = 100;
+/// Maximum PTR records for one address: BIND's default limit for an RRset.
+const MAX_PTR_RECORDS: usize = 100;
 
-/// Appends one A or AAAA record of the name in the question.
+/// Appends an A or AAAA record for the name in the question section.
 pub(super) fn put_address(out: &mut Vec<u8>, ttl: u32, address: IpAddr) {
     match address {
         IpAddr::V4(address) => put_record(out, rtype::A, ttl, &address.octets()),
@@ -24,25 +26,26 @@ pub(super) fn put_address(out: &mut Vec<u8>, ttl: u32, address: IpAddr) {
     }
 }
 
-/// Appends one record of the name in the question.
+/// Appends a record for the name in the question section.
 pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
-    // Data is at most a name, a few strings or an address: far below 64 KiB.
+    // Far below 64 KiB: the data is a name, an address or a few strings.
     out.extend_from_slice(&record_head(OWNER, rtype, ttl, data.len()));
     out.extend_from_slice(data);
 }
 
-/// The TXT RRset: one record an instance with all its metadata as `key=value` (RFC 6763 section 6.3), strings cut at 255
-/// octets, a record at [`TXT_MAX`]; an instance without metadata has one empty string (RFC 6763 section 6.1).
-/// Instances with the same metadata share one record.
-pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> Records {
-    // Most instances of a service say the same, and share it.
+/// Composes the TXT RRset of instances: a record for each different metadata.
+///
+/// A record has one `key=value` string per entry (RFC 6763 section 6.3), each cut at 255 bytes, and
+/// at most [`MAX_TXT_DATA_BYTES`]. No metadata gives one empty string (RFC 6763 section 6.1).
+pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRecords {
+    // Instances with equal metadata usually share it.
     let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();
     metadata.sort_by_key(|metadata| Arc::as_ptr(metadata));
     metadata.dedup_by_key(|metadata| Arc::as_ptr(metadata));
     let mut texts: Vec<Vec<u8>> = metadata.into_iter().map(|metadata| text(metadata)).collect();
     texts.sort_unstable();
     texts.dedup();
-    let mut set = Records::default();
+    let mut set = ComposedRecords::default();
     for text in texts {
         set.put(|out| put_record(out, rtype::TXT, settings.ttl, &text));
     }
@@ -53,7 +56,7 @@ fn text(metadata: &Metadata) -> Vec<u8> {
     let mut data = Vec::new();
     for (key, value) in metadata.iter() {
         let string = format!("{key}={value}");
-        if data.len() + 1 + string.len().min(255) > TXT_MAX {
+        if data.len() + 1 + string.len().min(255) > MAX_TXT_DATA_BYTES {
             break;
         }
         put_string(&mut data, &string);
@@ -64,19 +67,25 @@ fn text(metadata: &Metadata) -> Vec<u8> {
     data
 }
 
-/// Appends a character string, cut at 255 octets (RFC 1035 section 3.3).
+/// Appends a character string (RFC 1035 section 3.3), cut at 255 bytes.
 pub(super) fn put_string(out: &mut Vec<u8>, string: &str) {
     let length = u8::try_from(string.len()).unwrap_or(u8::MAX);
     out.push(length);
     out.extend_from_slice(&string.as_bytes()[..usize::from(length)]);
 }
 
-/// The PTR RRset of an address: the names of the instances there, then those of their services.
-pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Iterator<Item = &'s Arc<Service>>) -> Records {
+/// Composes the PTR RRset of an address: instance names first, then service names.
+pub(super) fn ptr<'s>(
+    settings: &Settings,
+    address: IpAddr,
+    services: impl Iterator<Item = &'s Arc<Service>>,
+) -> ComposedRecords {
     let mut owners = Vec::new();
-    // However many there are: more names than are given are of no use.
-    for service in services.take(PTR_MAX) {
-        for instance in service.served().filter(|instance| instance.endpoint.host.address() == Some(address)) {
+    // More services cannot add names to the answer.
+    for service in services.take(MAX_PTR_RECORDS) {
+        for instance in
+            service.served().filter(|instance| instance.endpoint.host.address() == Some(address))
+        {
             owners.extend(service_owner(settings, service.base(), instance.key.group()));
         }
     }
@@ -88,11 +97,18 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
         put_instance_owner(address, service, &mut owner);
         owner
     });
-    let names = instances.chain(owners.iter().cloned()).filter(|owner| owner.len() + zone.len() <= MAX_NAME);
-    let mut set = Records::default();
-    for owner in names.take(PTR_MAX) {
+    let names = instances
+        .chain(owners.iter().cloned())
+        .filter(|owner| owner.len() + zone.len() <= MAX_NAME_BYTES);
+    let mut set = ComposedRecords::default();
+    for owner in names.take(MAX_PTR_RECORDS) {
         set.put(|out| {
-            out.extend_from_slice(&record_head(OWNER, rtype::PTR, settings.ttl, owner.len() + zone.len()));
+            out.extend_from_slice(&record_head(
+                OWNER,
+                rtype::PTR,
+                settings.ttl,
+                owner.len() + zone.len(),
+            ));
             out.extend_from_slice(&owner);
             out.extend_from_slice(zone);
         });

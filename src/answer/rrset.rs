@@ -1,161 +1,204 @@
-//! An RRset as it is put into a message: records written from what is kept of them.
+//! RRsets and how their records are written into a message.
 //!
-//! Every record's owner is the pointer to the question (`C0 0C`); SRV targets are written whole (RFC 2782 forbids compressing
-//! one).
+//! The owner of each record is a pointer to the name in the question section (`C0 0C`). SRV targets
+//! are never compressed, as RFC 2782 requires.
 
 use std::net::IpAddr;
 use std::ops::Range;
 
 use super::choice::Order;
-use super::owner::{MAX_NAME, put_instance_owner};
-use super::record::{FOUR, Record, SERVICE, SIXTEEN, Set, Sets, name};
+use super::node::{
+    IPV4_BYTES, IPV6_BYTES, Node, PackedSet, PackedSets, SRV_ENTRY_BYTES, host_name,
+};
+use super::owner::{MAX_NAME_BYTES, put_instance_owner};
 use super::weights::Weights;
-use crate::name::{MAX_INSTANCE_LABEL, ipv4_label};
+use crate::name::{MAX_INSTANCE_LABEL_BYTES, ipv4_label};
 use crate::wire::{OWNER, rtype, u16_at, u32_at};
 
-/// One RRset.
+/// An RRset whose records are written on demand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RRset<'a> {
     /// Number of records.
     pub(super) count: usize,
     weights: Weights<'a>,
     ttl: u32,
-    data: Data<'a>,
+    data: RRsetData<'a>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Data<'a> {
-    /// Addresses of so many octets.
+enum RRsetData<'a> {
+    /// Addresses of `width` bytes each.
     Addresses {
-        octets: &'a [u8],
-        each: usize,
+        bytes: &'a [u8],
+        width: usize,
     },
-    Services(Services<'a>),
-    Records(&'a Records),
+    Srv(SrvSet<'a>),
+    Composed(&'a ComposedRecords),
 }
 
-/// What SRV records are made of.
+/// The data of an SRV RRset.
 #[derive(Clone, Copy, Debug)]
-struct Services<'a> {
-    /// Weight, port, and the number of the target.
+struct SrvSet<'a> {
+    /// SRV entries as a node stores them.
     entries: &'a [u8],
-    /// The first targets: instances by their addresses of four octets.
-    four: &'a [u8],
-    /// Then those of sixteen.
-    sixteen: &'a [u8],
-    /// Then names: their places, then they themselves.
+    /// IPv4 addresses: the targets with the lowest indexes.
+    v4: &'a [u8],
+    /// IPv6 addresses: the targets after those.
+    v6: &'a [u8],
+    /// Offsets of host names, then the names: the remaining targets.
     names: &'a [u8],
-    /// What stands behind an instance's label: the service's name in wire labels, and the zone.
+    /// Owner of the service; with `zone` it completes an instance's name.
     owner: &'a [u8],
     zone: &'a [u8],
 }
 
-/// What an SRV record points at.
-enum Target<'a> {
+/// Target of an SRV record.
+enum SrvTarget<'a> {
     Instance(IpAddr),
     Name(&'a [u8]),
 }
 
-/// Records of rarer types, made when they are asked for.
+/// Records of the rarer types, composed for one response.
 #[derive(Debug, Default)]
-pub(super) struct Records {
-    octets: Vec<u8>,
+pub(super) struct ComposedRecords {
+    bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// The address of the name that the only record's data is.
+    /// Address of the name server, if the only record is an NS record.
     glue: Option<IpAddr>,
 }
 
-/// Octets of a record in front of its data: owner pointer, type, class, TTL and length.
-const HEAD: usize = 12;
-/// Where the target of an SRV record begins: behind priority, weight and port.
-const TARGET: usize = HEAD + 6;
-/// More targets than this are told apart by a set, fewer by looking at all of them.
-const FEW: usize = 32;
-/// The number of a target has 16 bits.
-const TARGETS: usize = 1 << 16;
+/// Size of owner pointer, type, class, TTL and data length, in bytes.
+const RECORD_HEAD_BYTES: usize = 12;
+/// Offset of the target in an SRV record: after priority, weight and port.
+const SRV_TARGET_OFFSET: usize = RECORD_HEAD_BYTES + 6;
+/// Up to this many targets are deduplicated by a scan, more by a bit set.
+const MAX_SCANNED_TARGETS: usize = 32;
+/// Number of possible target indexes: they have 16 bits.
+const TARGET_INDEXES: usize = 1 << 16;
 
 impl<'a> RRset<'a> {
-    /// A set without records.
-    pub(super) const EMPTY: Self = Self::of_addresses(Set { weights: Weights::EQUAL, octets: &[] }, FOUR, 0);
+    /// The empty RRset.
+    pub(super) const EMPTY: Self =
+        Self::addresses(PackedSet { weights: Weights::EQUAL, bytes: &[] }, IPV4_BYTES, 0);
 
-    /// The A RRset of a record.
-    pub(super) fn a(record: &Record<'a>, ttl: u32) -> Self {
-        Self::of_addresses(record.four(), FOUR, ttl)
+    /// Returns the A RRset of a node.
+    pub(super) fn a(node: &Node<'a>, ttl: u32) -> Self {
+        Self::addresses(node.v4(), IPV4_BYTES, ttl)
     }
 
-    /// The AAAA RRset of a record.
-    pub(super) fn aaaa(record: &Record<'a>, ttl: u32) -> Self {
-        Self::of_addresses(record.sets().sixteen, SIXTEEN, ttl)
+    /// Returns the AAAA RRset of a node.
+    pub(super) fn aaaa(node: &Node<'a>, ttl: u32) -> Self {
+        Self::addresses(node.sets().v6, IPV6_BYTES, ttl)
     }
 
-    /// The SRV RRset of a record; its targets are host names, or instances of the service `owner` in
-    /// `zone`.
-    pub(super) fn srv(record: &Record<'a>, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> Self {
-        let Sets { four, sixteen, services, names } = record.sets();
-        let (count, weights, entries) = (services.octets.len() / SERVICE, services.weights, services.octets);
-        let services = Services { entries, four: four.octets, sixteen: sixteen.octets, names, owner, zone };
-        Self { count, weights, ttl, data: Data::Services(services) }
+    /// Returns the SRV RRset of a node.
+    ///
+    /// Targets are host names or instances of the service with this `owner` in `zone`.
+    pub(super) fn srv(node: &Node<'a>, ttl: u32, owner: &'a [u8], zone: &'a [u8]) -> Self {
+        let PackedSets { v4, v6, srv: entries, names } = node.sets();
+        let (count, weights) = (entries.bytes.len() / SRV_ENTRY_BYTES, entries.weights);
+        let srv = SrvSet { entries: entries.bytes, v4: v4.bytes, v6: v6.bytes, names, owner, zone };
+        Self { count, weights, ttl, data: RRsetData::Srv(srv) }
     }
 
-    /// The A and AAAA RRsets of one instance, or `None` if the record has no instance at this address.
-    pub(super) fn of_instance(record: &Record<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
-        let octets = record.instance(address)?;
-        let one = Self::of_addresses(Set { weights: Weights::EQUAL, octets }, octets.len(), ttl);
+    /// Returns the A and AAAA RRsets of one instance, or `None` if the node lacks it.
+    pub(super) fn instance(node: &Node<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
+        let bytes = node.instance_address(address)?;
+        let one = Self::addresses(PackedSet { weights: Weights::EQUAL, bytes }, bytes.len(), ttl);
         Some(if address.is_ipv4() { [one, Self::EMPTY] } else { [Self::EMPTY, one] })
     }
 
-    /// Records of any type.
-    pub(super) fn of_records(records: &'a Records) -> Self {
-        Self { count: records.ends.len(), weights: Weights::EQUAL, ttl: 0, data: Data::Records(records) }
+    /// Wraps records of any type.
+    pub(super) fn composed(records: &'a ComposedRecords) -> Self {
+        Self {
+            count: records.ends.len(),
+            weights: Weights::EQUAL,
+            ttl: 0,
+            data: RRsetData::Composed(records),
+        }
     }
 
-    const fn of_addresses(Set { weights, octets }: Set<'a>, each: usize, ttl: u32) -> Self {
-        Self { count: octets.len() / each, weights, ttl, data: Data::Addresses { octets, each } }
+    const fn addresses(
+        PackedSet { weights, bytes }: PackedSet<'a>,
+        width: usize,
+        ttl: u32,
+    ) -> Self {
+        Self {
+            count: bytes.len() / width,
+            weights,
+            ttl,
+            data: RRsetData::Addresses { bytes, width },
+        }
     }
 
-    /// The order in which to put at most `wanted` records into `space` octets.
+    /// Draws the order of at most `wanted` records for `space` bytes.
     pub(super) fn order(&self, wanted: usize, space: usize, draw: u64) -> Order {
-        // Without weights it is the same for some as for all.
-        if self.weights.are_equal() || wanted == self.count && self.most_octets() <= space {
+        // With equal weights a sample is drawn like the order of all.
+        if self.weights.are_equal() || wanted == self.count && self.max_bytes() <= space {
             return Order::of_all(self.count, self.weights, draw);
         }
-        // No record is smaller than what stands in front of its data.
-        Order::of_some(wanted.min(space / HEAD + 1), self.count, self.weights, draw)
+        // Every record takes at least RECORD_HEAD_BYTES, so no larger sample can fit.
+        Order::of_some(wanted.min(space / RECORD_HEAD_BYTES + 1), self.count, self.weights, draw)
     }
 
-    /// No less than the octets of all records, glue not counted.
-    fn most_octets(&self) -> usize {
+    /// Returns an upper bound for the size of all records in bytes, glue excluded.
+    fn max_bytes(&self) -> usize {
         match self.data {
-            Data::Addresses { each, .. } => (HEAD + each) * self.count,
-            Data::Records(records) => records.octets.len(),
-            Data::Services(services) => services.most_octets(),
+            RRsetData::Addresses { width, .. } => (RECORD_HEAD_BYTES + width) * self.count,
+            RRsetData::Composed(records) => records.bytes.len(),
+            RRsetData::Srv(srv) => srv.max_bytes(),
         }
     }
 
-    /// Appends the first `wanted` records of an order, as many as make the message no longer than `room`; returns how many.
-    pub(super) fn put(&self, order: &Order, wanted: usize, room: usize, out: &mut Vec<u8>) -> usize {
+    /// Appends up to `wanted` records in this order and returns how many fit.
+    ///
+    /// The message grows to at most `room` bytes.
+    pub(super) fn put(
+        &self,
+        order: &Order,
+        wanted: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
         match self.data {
-            Data::Addresses { octets, each: FOUR } => put_addresses::<FOUR>(octets, rtype::A, self.ttl, order, wanted, room, out),
-            Data::Addresses { octets, .. } => put_addresses::<SIXTEEN>(octets, rtype::AAAA, self.ttl, order, wanted, room, out),
-            Data::Services(services) => fill(wanted, room, out, |place, out| services.put(order.at(place), self.ttl, out)),
-            Data::Records(records) => fill(wanted, room, out, |place, out| out.extend_from_slice(records.get(order.at(place)))),
+            RRsetData::Addresses { bytes, width: IPV4_BYTES } => {
+                put_addresses::<IPV4_BYTES>(bytes, rtype::A, self.ttl, order, wanted, room, out)
+            }
+            RRsetData::Addresses { bytes, .. } => {
+                put_addresses::<IPV6_BYTES>(bytes, rtype::AAAA, self.ttl, order, wanted, room, out)
+            }
+            RRsetData::Srv(srv) => put_fitting(wanted, room, out, |position, out| {
+                srv.put(order.at(position), self.ttl, out);
+            }),
+            RRsetData::Composed(records) => put_fitting(wanted, room, out, |position, out| {
+                out.extend_from_slice(records.get(order.at(position)));
+            }),
         }
     }
 
-    /// Appends the addresses of the names that the first `put` records of an order end with, each once, as long as there is
-    /// room; returns how many. The records were appended from `start` on.
-    pub(super) fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
+    /// Appends glue for the first `put` records and returns the number of glue records.
+    ///
+    /// Each target address is written once, while there is room. The records themselves begin at
+    /// `start`.
+    pub(super) fn put_glue(
+        &self,
+        order: &Order,
+        put: usize,
+        start: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
         match self.data {
-            Data::Addresses { .. } => 0,
-            Data::Services(services) => services.put_glue(order, put, start, room, out),
-            Data::Records(records) => usize::from(records.put_glue(start, room, out)),
+            RRsetData::Addresses { .. } => 0,
+            RRsetData::Srv(srv) => srv.put_glue(order, put, start, room, out),
+            RRsetData::Composed(records) => usize::from(records.put_glue(start, room, out)),
         }
     }
 }
 
-/// Appends A or AAAA records.
+/// Appends A or AAAA records; like [`RRset::put`], but with a constant record size.
 fn put_addresses<const N: usize>(
-    octets: &[u8],
+    bytes: &[u8],
     rtype: u16,
     ttl: u32,
     order: &Order,
@@ -163,122 +206,151 @@ fn put_addresses<const N: usize>(
     room: usize,
     out: &mut Vec<u8>,
 ) -> usize {
-    let (addresses, _) = octets.as_chunks::<N>();
-    let put = wanted.min(room.saturating_sub(out.len()) / (HEAD + N));
+    let (addresses, _) = bytes.as_chunks::<N>();
+    let put = wanted.min(room.saturating_sub(out.len()) / (RECORD_HEAD_BYTES + N));
     let head = record_head(OWNER, rtype, ttl, N);
     let start = out.len();
-    out.resize(start + put * (HEAD + N), 0);
-    for (place, record) in out[start..].chunks_exact_mut(HEAD + N).enumerate() {
-        record[..HEAD].copy_from_slice(&head);
-        record[HEAD..].copy_from_slice(addresses.get(order.at(place)).unwrap_or(&[0; N]));
+    out.resize(start + put * (RECORD_HEAD_BYTES + N), 0);
+    for (position, record) in out[start..].chunks_exact_mut(RECORD_HEAD_BYTES + N).enumerate() {
+        record[..RECORD_HEAD_BYTES].copy_from_slice(&head);
+        record[RECORD_HEAD_BYTES..]
+            .copy_from_slice(addresses.get(order.at(position)).unwrap_or(&[0; N]));
     }
     put
 }
 
-/// Appends records, as many as make the message no longer than `room`; returns how many.
-fn fill(wanted: usize, room: usize, out: &mut Vec<u8>, mut put: impl FnMut(usize, &mut Vec<u8>)) -> usize {
-    for place in 0..wanted {
+/// Appends up to `wanted` records while the message has at most `room` bytes.
+fn put_fitting(
+    wanted: usize,
+    room: usize,
+    out: &mut Vec<u8>,
+    mut put: impl FnMut(usize, &mut Vec<u8>),
+) -> usize {
+    for position in 0..wanted {
         let start = out.len();
-        put(place, out);
+        put(position, out);
         if out.len() > room {
             out.truncate(start);
-            return place;
+            return position;
         }
     }
     wanted
 }
 
-impl<'a> Services<'a> {
+impl<'a> SrvSet<'a> {
     fn entry(&self, index: usize) -> Option<&'a [u8]> {
-        self.entries.get(index * SERVICE..(index + 1) * SERVICE)
+        self.entries.get(index * SRV_ENTRY_BYTES..(index + 1) * SRV_ENTRY_BYTES)
     }
 
-    /// The number of a service's target.
-    fn number(&self, index: usize) -> Option<usize> {
+    /// Returns the target index of an SRV entry.
+    fn target_index(&self, index: usize) -> Option<usize> {
         u16_at(self.entry(index)?, 4).map(usize::from)
     }
 
-    fn target(&self, number: usize) -> Option<Target<'a>> {
-        let (fours, sixteens) = (self.four.len() / 4, self.sixteen.len() / 16);
-        if number < fours {
-            let octets: [u8; 4] = *self.four[4 * number..].first_chunk()?;
-            return Some(Target::Instance(octets.into()));
+    fn target(&self, index: usize) -> Option<SrvTarget<'a>> {
+        let (v4_count, v6_count) = (self.v4.len() / 4, self.v6.len() / 16);
+        if index < v4_count {
+            let bytes: [u8; 4] = *self.v4[4 * index..].first_chunk()?;
+            return Some(SrvTarget::Instance(bytes.into()));
         }
-        let number = number - fours;
-        if number < sixteens {
-            let octets: [u8; 16] = *self.sixteen[16 * number..].first_chunk()?;
-            return Some(Target::Instance(octets.into()));
+        let index = index - v4_count;
+        if index < v6_count {
+            let bytes: [u8; 16] = *self.v6[16 * index..].first_chunk()?;
+            return Some(SrvTarget::Instance(bytes.into()));
         }
-        name(self.names, number - sixteens).map(Target::Name)
+        host_name(self.names, index - v6_count).map(SrvTarget::Name)
     }
 
-    fn most_octets(&self) -> usize {
-        let label = if self.sixteen.is_empty() { "255-255-255-255".len() } else { MAX_INSTANCE_LABEL };
-        let each = HEAD + 6 + 1 + label + self.owner.len() + self.zone.len();
-        // Many services may have one name.
-        let names = if self.names.is_empty() { 0 } else { MAX_NAME };
-        (each + names) * (self.entries.len() / SERVICE)
+    fn max_bytes(&self) -> usize {
+        let label =
+            if self.v6.is_empty() { "255-255-255-255".len() } else { MAX_INSTANCE_LABEL_BYTES };
+        let record_bytes = RECORD_HEAD_BYTES + 6 + 1 + label + self.owner.len() + self.zone.len();
+        // Instances can share one host name, so the size of `names` is no bound.
+        let names = if self.names.is_empty() { 0 } else { MAX_NAME_BYTES };
+        (record_bytes + names) * (self.entries.len() / SRV_ENTRY_BYTES)
     }
 
     /// Appends an SRV record (RFC 2782): priority, weight, port, target.
     fn put(&self, index: usize, ttl: u32, out: &mut Vec<u8>) {
-        let Some(entry) = self.entry(index).and_then(|entry| entry.first_chunk::<4>()) else { return };
-        let target = self.number(index).and_then(|number| self.target(number));
+        let Some(entry) = self.entry(index).and_then(|entry| entry.first_chunk::<4>()) else {
+            return;
+        };
+        let target = self.target_index(index).and_then(|number| self.target(number));
         let start = out.len();
-        // With the label of an IPv4 address, so that all in front of the service's name is one copy of a fixed length; what is
-        // too much of it is taken back.
-        let (mut front, mut length) = ([0; TARGET + 1 + 16], TARGET);
-        front[HEAD + 2..TARGET].copy_from_slice(entry);
-        if let Some(Target::Instance(IpAddr::V4(address))) = target {
-            let (label, octets) = ipv4_label(address.octets());
+        // Copies a fixed number of bytes, with room for the longest IPv4 label, because that is one
+        // fast copy; the surplus is truncated below.
+        let (mut front, mut length) = ([0; SRV_TARGET_OFFSET + 1 + 16], SRV_TARGET_OFFSET);
+        front[RECORD_HEAD_BYTES + 2..SRV_TARGET_OFFSET].copy_from_slice(entry);
+        if let Some(SrvTarget::Instance(IpAddr::V4(address))) = target {
+            let (label, bytes) = ipv4_label(address.octets());
             // At most 15.
-            front[TARGET] = u8::try_from(octets).unwrap_or(0);
-            front[TARGET + 1..].copy_from_slice(&label);
-            length += 1 + octets;
+            front[SRV_TARGET_OFFSET] = u8::try_from(bytes).unwrap_or(0);
+            front[SRV_TARGET_OFFSET + 1..].copy_from_slice(&label);
+            length += 1 + bytes;
         }
         out.extend_from_slice(&front);
         out.truncate(start + length);
         match target {
-            Some(Target::Instance(address)) => {
+            Some(SrvTarget::Instance(address)) => {
                 if address.is_ipv6() {
                     put_instance_owner(address, &[], out);
                 }
                 out.extend_from_slice(self.owner);
                 out.extend_from_slice(self.zone);
             }
-            Some(Target::Name(name)) => out.extend_from_slice(name),
+            Some(SrvTarget::Name(name)) => out.extend_from_slice(name),
             None => out.push(0),
         }
-        let octets = out.len() - start - HEAD;
+        let bytes = out.len() - start - RECORD_HEAD_BYTES;
         if let Some(head) = out[start..].first_chunk_mut() {
-            *head = record_head(OWNER, rtype::SRV, ttl, octets);
+            *head = record_head(OWNER, rtype::SRV, ttl, bytes);
         }
     }
 
-    fn put_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
-        if put > FEW {
-            return self.put_much_glue(order, put, start, room, out);
+    fn put_glue(
+        &self,
+        order: &Order,
+        put: usize,
+        start: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        if put > MAX_SCANNED_TARGETS {
+            return self.put_glue_of_many(order, put, start, room, out);
         }
-        let number = |place| self.number(order.at(place)).unwrap_or_default();
-        let again = |place, here| (0..place).any(|before| number(before) == here);
-        self.put_glue_unless(again, order, put, start, room, out)
+        let target_index = |position| self.target_index(order.at(position)).unwrap_or_default();
+        let is_duplicate =
+            |position, index| (0..position).any(|before| target_index(before) == index);
+        self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// The same for more records than a look at each takes time for. Apart, since few answers need so much of the stack.
+    /// Deduplicates with a bit set, for records too many to scan.
+    ///
+    /// A separate function, so that the usual answer does not reserve the 8 KiB of stack.
     #[inline(never)]
-    fn put_much_glue(&self, order: &Order, put: usize, start: usize, room: usize, out: &mut Vec<u8>) -> usize {
-        let mut seen = [0u64; TARGETS / 64];
-        let again = |_, here: usize| {
-            let (word, bit) = (&mut seen[here / 64], 1 << (here % 64));
+    fn put_glue_of_many(
+        &self,
+        order: &Order,
+        put: usize,
+        start: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let mut seen = [0u64; TARGET_INDEXES / 64];
+        let is_duplicate = |_, index: usize| {
+            let (word, bit) = (&mut seen[index / 64], 1 << (index % 64));
             std::mem::replace(word, *word | bit) & bit != 0
         };
-        self.put_glue_unless(again, order, put, start, room, out)
+        self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// Appends the addresses of targets, except of those that stand there `again`: asked with their places and numbers.
-    fn put_glue_unless(
+    /// Appends the addresses of targets, skipping those that `is_duplicate` reports.
+    ///
+    /// `is_duplicate` receives the position of the record and its target index, in order of
+    /// position.
+    fn put_glue_once(
         &self,
-        mut again: impl FnMut(usize, usize) -> bool,
+        mut is_duplicate: impl FnMut(usize, usize) -> bool,
         order: &Order,
         put: usize,
         start: usize,
@@ -286,14 +358,15 @@ impl<'a> Services<'a> {
         out: &mut Vec<u8>,
     ) -> usize {
         let (mut count, mut record) = (0, start);
-        for place in 0..put {
-            let target = record + TARGET;
-            record += HEAD + usize::from(u16_at(out, record + HEAD - 2).unwrap_or(0));
-            let here = self.number(order.at(place)).unwrap_or_default();
-            if again(place, here) {
+        for position in 0..put {
+            let target = record + SRV_TARGET_OFFSET;
+            record += RECORD_HEAD_BYTES
+                + usize::from(u16_at(out, record + RECORD_HEAD_BYTES - 2).unwrap_or(0));
+            let index = self.target_index(order.at(position)).unwrap_or_default();
+            if is_duplicate(position, index) {
                 continue;
             }
-            let Some(Target::Instance(address)) = self.target(here) else { continue };
+            let Some(SrvTarget::Instance(address)) = self.target(index) else { continue };
             if !put_address(target..record, address, start, room, out) {
                 break;
             }
@@ -303,50 +376,58 @@ impl<'a> Services<'a> {
     }
 }
 
-impl Records {
+impl ComposedRecords {
     /// Adds a record.
     pub(super) fn put(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        write(&mut self.octets);
-        self.ends.push(self.octets.len());
+        write(&mut self.bytes);
+        self.ends.push(self.bytes.len());
     }
 
-    /// Gives the only record, an NS record, the address of its name.
+    /// Sets the address of the name server that the only record names.
     pub(super) fn put_glue_address(&mut self, address: IpAddr) {
         self.glue = Some(address);
     }
 
-    /// Whether there is no record.
+    /// Returns whether there is no record.
     pub(super) fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
     fn get(&self, index: usize) -> &[u8] {
-        let start = index.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.ends.get(index).and_then(|end| self.octets.get(start..*end)).unwrap_or_default()
+        let start =
+            index.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        self.ends.get(index).and_then(|end| self.bytes.get(start..*end)).unwrap_or_default()
     }
 
     fn put_glue(&self, start: usize, room: usize, out: &mut Vec<u8>) -> bool {
         let Some(address) = self.glue.filter(|_| out.len() > start) else { return false };
-        put_address(start + HEAD..out.len(), address, start, room, out)
+        put_address(start + RECORD_HEAD_BYTES..out.len(), address, start, room, out)
     }
 }
 
-/// Appends the record of an address whose owner stands at `name` in the message, if that makes the message no longer than
-/// `room`. Its TTL is that of the record at `start`.
-fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, out: &mut Vec<u8>) -> bool {
+/// Appends an address record if it fits into `room`, else returns `false`.
+///
+/// Its owner is the name at `name` in the message, its TTL that of the record at `start`.
+fn put_address(
+    name: Range<usize>,
+    address: IpAddr,
+    start: usize,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> bool {
     let end = out.len();
     let ttl = u32_at(out, start + 6).unwrap_or(0);
-    let (rtype, octets) = match address {
+    let (rtype, bytes) = match address {
         IpAddr::V4(_) => (rtype::A, 4),
         IpAddr::V6(_) => (rtype::AAAA, 16),
     };
-    // RFC 1035 section 4.1.4: names may be pointed at, in the first 2^14 octets.
-    let pointer = u16::try_from(name.start).ok().filter(|place| *place < 0x4000);
-    if let Some(place) = pointer {
-        out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets));
+    // Pointers have 14 bits (RFC 1035 section 4.1.4).
+    let pointer = u16::try_from(name.start).ok().filter(|position| *position < 0x4000);
+    if let Some(position) = pointer {
+        out.extend_from_slice(&record_head((0xC000 | position).to_be_bytes(), rtype, ttl, bytes));
     } else {
         out.extend_from_within(name);
-        out.extend_from_slice(&record_head(OWNER, rtype, ttl, octets)[2..]);
+        out.extend_from_slice(&record_head(OWNER, rtype, ttl, bytes)[2..]);
     }
     match address {
         IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
@@ -359,13 +440,18 @@ fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, o
     fits
 }
 
-/// What a record begins with whose owner is a pointer: owner, type, class, TTL and length.
-pub(super) fn record_head(owner: [u8; 2], rtype: u16, ttl: u32, octets: usize) -> [u8; HEAD] {
-    let mut head = [0; HEAD];
+/// Returns a record's bytes before its data, with a pointer as its owner.
+pub(super) fn record_head(
+    owner: [u8; 2],
+    rtype: u16,
+    ttl: u32,
+    bytes: usize,
+) -> [u8; RECORD_HEAD_BYTES] {
+    let mut head = [0; RECORD_HEAD_BYTES];
     head[..2].copy_from_slice(&owner);
     head[2..4].copy_from_slice(&rtype.to_be_bytes());
     head[4..6].copy_from_slice(&rtype::IN.to_be_bytes());
     head[6..10].copy_from_slice(&ttl.to_be_bytes());
-    head[10..].copy_from_slice(&u16::try_from(octets).unwrap_or(0).to_be_bytes());
+    head[10..].copy_from_slice(&u16::try_from(bytes).unwrap_or(0).to_be_bytes());
     head
 }

@@ -1,35 +1,35 @@
-//! What a user settles about answers.
+//! Settings of the authoritative side.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use crate::name::Zones;
 
-/// How names are answered.
+/// Settings of the authoritative side.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The zones served; SRV targets, glue and PTR names lie in the first.
+    /// Served zones. SRV targets, glue and PTR names use the first one.
     pub zones: Zones,
-    /// The deployment of names that spell none out, lower-cased.
+    /// Deployment of names that spell out none, in lower case.
     pub deployment: Box<str>,
-    /// The namespace of names that spell none out, lower-cased.
+    /// Namespace of names that spell out none, in lower case.
     pub namespace: Box<str>,
-    /// Whether a service without a key of version `latest` is answered with every version.
+    /// Whether a service without version `latest` is answered with all its versions.
     pub version_fallback: bool,
     /// What to do when not all records fit.
     pub answers: Answers,
-    /// TTL of positive answers, seconds.
+    /// TTL of positive answers, in seconds.
     pub ttl: u32,
-    /// TTL of negative answers and of the SOA record, seconds (RFC 2308 section 5).
+    /// TTL of negative answers and of the SOA record, in seconds (RFC 2308 section 5).
     pub negative_ttl: u32,
-    /// The addresses of `ns.<zone>`: those listened on.
+    /// Listen addresses: the address records of `ns.<zone>`.
     pub listen: Vec<IpAddr>,
-    /// Whether names outside the zones are resolved elsewhere; else they are refused.
+    /// Whether names outside the zones are forwarded; otherwise they are refused.
     pub forwarding: bool,
 }
 
 impl Settings {
-    /// What svcdns comes with, for these zones: nothing is listened on, and names outside the zones are refused.
+    /// Returns the defaults for these zones: no listen address, forwarding off.
     #[must_use]
     pub fn new(zones: Zones) -> Self {
         Self {
@@ -46,14 +46,14 @@ impl Settings {
     }
 }
 
-/// What to do when not all records of an answer fit a datagram.
+/// What to do when not all records of an answer fit the response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// As many as fit, and TC: the client may come back over TCP for all.
+    /// Send as many as fit and set TC, so that the client can retry over TCP.
     #[default]
     All,
-    /// As many as fit, without TC.
+    /// Send as many as fit, without TC.
     Fit,
-    /// At most so many records, over any transport.
+    /// Send at most this many, over any transport.
     Count(NonZeroU16),
 }

@@ -1,7 +1,7 @@
-//! The table that readers share: persistent shards under one root.
+//! The lookup table: persistent shards under one root, shared with readers.
 //!
-//! A publication copies the shards it touches and the nodes above them; all else is shared with the
-//! generation before. Readers load one pointer and see one generation whole.
+//! A publication copies the shards it changes and the tree nodes above them; it shares the rest
+//! with the generation before. A reader loads one pointer and so sees exactly one generation.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -14,71 +14,74 @@ use super::sharded::{Sharded, tag};
 use crate::catalog::{Changed, Condition, HostAddresses, Service};
 use crate::name::instance_address;
 
-type Services = Arc<[(u64, Arc<Service>)]>;
-type Above = Arc<[(Box<str>, u32)]>;
-type Addresses = Arc<[(u32, u64)]>;
+type ServiceShard = Arc<[(u64, Arc<Service>)]>;
+type AncestorShard = Arc<[(Box<str>, u32)]>;
+type AddressShard = Arc<[(u32, u64)]>;
 
-/// One generation of everything that is published.
+/// One generation of the lookup table.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
-    /// How far what is published can be relied on.
+    /// How far the registries' data can be relied on.
     pub(super) condition: Condition,
     len: usize,
-    /// An upper bound of the labels in a base.
+    /// Upper bound of the number of labels in a base.
     pub(super) longest_base: usize,
-    /// Whether some base was ever known that begins like an instance's name: one that may mean something else.
-    pub(super) instance_bases: bool,
-    pub(super) records: Sharded<Shard>,
-    services: Sharded<Services>,
-    /// Names above published ones, as text in front of the zone, with the number of names right below them that were
-    /// published: the empty non-terminals (RFC 8020).
-    above: Sharded<Above>,
-    /// Hash of an address, hash of the base of a service that has it.
-    addresses: Sharded<Addresses>,
-    /// What is known of the host names that endpoints are registered under.
+    /// Whether any base ever began with a label that looks like an instance label.
+    ///
+    /// Such a name has more than one interpretation, so the fast path leaves it to the full path.
+    pub(super) has_instance_like_base: bool,
+    pub(super) nodes: Sharded<Shard>,
+    services: Sharded<ServiceShard>,
+    /// Names above published ones (RFC 8020), as text in front of the zone.
+    ///
+    /// Each has the number of published names directly below it.
+    ancestors: Sharded<AncestorShard>,
+    /// Pairs of an address's hash and the hash of the base of a service there.
+    addresses: Sharded<AddressShard>,
+    /// Addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
 }
 
 impl Snapshot {
-    /// Nothing yet.
+    /// Returns an empty table.
     pub(super) fn new(condition: Condition) -> Self {
         Self { condition, ..Self::default() }
     }
 
-    /// The same in another condition.
-    pub(super) fn with(&self, condition: Condition) -> Self {
+    /// Returns a copy with another registry status.
+    pub(super) fn with_condition(&self, condition: Condition) -> Self {
         Self { condition, ..self.clone() }
     }
 
-    /// Counts publications; grows by one with each.
+    /// Returns the generation, which grows by one with each publication of changes.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Number of services.
+    /// Returns the number of services.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no service.
+    /// Returns whether there is no service.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The service of a base.
+    /// Returns the service with this base.
     pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
         self.services_with(self.hash(base.as_bytes())).find(|service| service.has_base(base))
     }
 
-    /// Every service, in no order.
+    /// Returns all services, unordered.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter().flat_map(|shard| shard.iter().map(|(_, service)| service))
     }
 
-    /// The services that have a served instance at `address`, in no order.
-    pub(super) fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+    /// Returns the services with a served instance at `address`, unordered.
+    pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
         let hash = self.hasher.hash_one(address);
         let shard = self.addresses.shard(hash);
         let first = shard.partition_point(|(slot, _)| *slot < tag(hash));
@@ -86,28 +89,30 @@ impl Snapshot {
             .iter()
             .take_while(move |(slot, _)| *slot == tag(hash))
             .flat_map(|(_, base)| self.services_with(*base))
-            .filter(move |service| service.served().any(|instance| instance.endpoint.host.address() == Some(address)))
+            .filter(move |service| {
+                service.served().any(|instance| instance.endpoint.host.address() == Some(address))
+            })
     }
 
-    /// The ready-made record of an owner: wire labels in front of the zone.
-    pub(super) fn record(&self, owner: &[u8]) -> Option<&[u8]> {
-        let mut room = [0; 256];
-        let hash = self.hash(lower_cased(owner, &mut room)?);
-        self.record_at(hash, owner).map(|(_, record)| record)
+    /// Returns the precompiled node of an owner: wire labels in front of the zone.
+    pub(super) fn node(&self, owner: &[u8]) -> Option<&[u8]> {
+        let mut buffer = [0; 256];
+        let hash = self.hash(to_lower_case(owner, &mut buffer)?);
+        self.node_at(hash, owner).map(|(_, node)| node)
     }
 
-    /// The same by its hash, with the owner as it is kept: lower-cased.
-    pub(super) fn record_at(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
-        self.records.shard(hash).find(hash, owner)
+    /// Returns the node of an owner with this hash, and the owner in lower case.
+    pub(super) fn node_at(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
+        self.nodes.shard(hash).find(hash, owner)
     }
 
-    /// Whether a published name lies below `name`, text in front of the zone.
-    pub(super) fn is_above(&self, name: &str) -> bool {
-        let shard = self.above.shard(self.hash(name.as_bytes()));
+    /// Returns whether a published name lies below `name`, a text in front of the zone.
+    pub(super) fn has_names_below(&self, name: &str) -> bool {
+        let shard = self.ancestors.shard(self.hash(name.as_bytes()));
         shard.binary_search_by(|(entry, _)| (**entry).cmp(name)).is_ok()
     }
 
-    /// The hash by which names are found, of a base's text or an owner's octets, lower-cased.
+    /// Hashes a base's text or an owner's bytes, in lower case.
     pub(super) fn hash(&self, name: &[u8]) -> u64 {
         self.hasher.hash_one(name)
     }
@@ -123,15 +128,23 @@ impl Snapshot {
         self.generation += 1;
     }
 
-    /// Puts and removes services.
+    /// Adds, replaces and removes services.
     pub(super) fn update_services(&mut self, changes: &[Changed]) {
-        self.longest_base = changes.iter().map(|change| change.base().split('.').count()).fold(self.longest_base, usize::max);
-        let first = |change: &Changed| instance_address(change.base().split('.').next().unwrap_or_default().as_bytes());
-        self.instance_bases |= changes.iter().any(|change| first(change).is_some());
+        self.longest_base = changes
+            .iter()
+            .map(|change| change.base().split('.').count())
+            .fold(self.longest_base, usize::max);
+        let first = |change: &Changed| {
+            instance_address(change.base().split('.').next().unwrap_or_default().as_bytes())
+        };
+        self.has_instance_like_base |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();
-        // Cloned here, in the order of the services, which lie in memory much like that.
-        let keyed = changes.iter().map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone()))).collect();
+        // Cloned before the sort: services in this order are close together in memory.
+        let keyed = changes
+            .iter()
+            .map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone())))
+            .collect();
         self.services.update(keyed, |shard, changes| {
             changes.sort_unstable_by_key(|(hash, _)| *hash);
             let is_changed = |(hash, service): &&(u64, Arc<Service>)| {
@@ -141,46 +154,61 @@ impl Snapshot {
             };
             let mut next = Vec::with_capacity(shard.len() + changes.len());
             next.extend(shard.iter().filter(|entry| !is_changed(entry)).cloned());
-            next.extend(changes.iter_mut().filter_map(|(hash, (_, after))| Some((*hash, after.take()?))));
+            next.extend(
+                changes.iter_mut().filter_map(|(hash, (_, after))| Some((*hash, after.take()?))),
+            );
             next.sort_unstable_by_key(|(hash, _)| *hash);
             next.into()
         });
     }
 
-    /// Puts the ready-made records of these owners (wire labels in front of the zone, lower-cased), or removes them (`None`).
-    /// Of an owner that comes twice one is taken.
-    pub(super) fn update_records<'o>(&mut self, changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>) {
+    /// Sets the nodes of these owners, or removes them (`None`).
+    ///
+    /// Owners are wire labels in front of the zone, in lower case. If an owner occurs twice, either
+    /// of its nodes is used.
+    pub(super) fn update_nodes<'o>(
+        &mut self,
+        changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>,
+    ) {
         let keyed = changes.map(|change| (self.hash(change.0), change)).collect();
-        self.records.update(keyed, Shard::with);
+        self.nodes.update(keyed, Shard::with);
     }
 
-    /// Adds to the counts of names below; returns the names that came to have any, or have none any more.
-    pub(super) fn update_above(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
-        let mut turned = Vec::new();
-        let keyed = changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
-        self.above.update(keyed, |shard, changes| {
+    /// Adds to the counts of names directly below; returns the names that came or went.
+    pub(super) fn update_ancestors(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
+        let mut toggled = Vec::new();
+        let keyed =
+            changes.into_iter().map(|change| (self.hash(change.0.as_bytes()), change)).collect();
+        self.ancestors.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (_, (name, delta)) in changes {
                 match next.binary_search_by(|(entry, _)| entry.cmp(name)) {
                     Ok(at) => {
                         next[at].1 = next[at].1.saturating_add_signed(*delta);
-                        turned.extend((next[at].1 == 0).then(|| name.clone()));
+                        toggled.extend((next[at].1 == 0).then(|| name.clone()));
                     }
                     Err(at) => {
                         next.insert(at, (name.clone(), u32::try_from(*delta).unwrap_or(0)));
-                        turned.push(name.clone());
+                        toggled.push(name.clone());
                     }
                 }
             }
             next.retain(|(_, count)| *count > 0);
             next.into()
         });
-        turned
+        toggled
     }
 
     /// Adds (`true`) and removes (`false`) addresses of bases.
-    pub(super) fn update_addresses<'b>(&mut self, changes: impl Iterator<Item = (IpAddr, &'b str, bool)>) {
-        let keyed = changes.map(|(address, base, add)| (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))).collect();
+    pub(super) fn update_addresses<'b>(
+        &mut self,
+        changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
+    ) {
+        let keyed = changes
+            .map(|(address, base, add)| {
+                (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))
+            })
+            .collect();
         self.addresses.update(keyed, |shard, changes| {
             let mut next = shard.to_vec();
             for (hash, (base, add)) in changes.iter() {
@@ -198,12 +226,12 @@ impl Snapshot {
     }
 }
 
-/// A valid name in wire form, or a part of one, lower-cased into `room`, which is all 0.
-pub(super) fn lower_cased<'r>(name: &[u8], room: &'r mut [u8; 256]) -> Option<&'r [u8]> {
-    room.get_mut(..name.len())?.copy_from_slice(name);
-    // Whole words of the processor at a time. Length octets are at most 63, below 'A': only letters change.
-    for word in &mut room.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
+/// Copies a wire-form name to the zeroed `buffer`, in lower case.
+pub(super) fn to_lower_case<'r>(name: &[u8], buffer: &'r mut [u8; 256]) -> Option<&'r [u8]> {
+    buffer.get_mut(..name.len())?.copy_from_slice(name);
+    // Whole words at a time. Length bytes are at most 63, below 'A', so only letters change.
+    for word in &mut buffer.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
         word.make_ascii_lowercase();
     }
-    room.get(..name.len())
+    buffer.get(..name.len())
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::key::Key;
 use super::model::Service;
-use crate::name::{Reading, Scope, Zones, instance_label, readings};
+use crate::name::{Interpretation, ServiceScope, Zones, instance_label, interpretations};
 
 /// One name, two claims to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -141,18 +141,18 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     fn claim(&mut self, name: &str, key: &Key, claim: Claim) {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         let front = usize::from(claim.instance) + claim.version;
-        let claimed = Reading {
+        let claimed = Interpretation {
             base: &labels[front..front + claim.base],
             scope: match labels[front + claim.base..] {
-                [namespace] => Scope::Namespace(namespace),
-                [namespace, deployment] => Scope::Full { namespace, deployment },
-                _ => Scope::Configured,
+                [namespace] => ServiceScope::Namespace(namespace),
+                [namespace, deployment] => ServiceScope::Full { namespace, deployment },
+                _ => ServiceScope::Configured,
             },
             instance: claim.instance.then(|| labels[0]),
             version: (claim.version > 0).then(|| &labels[usize::from(claim.instance)..front]),
         };
-        let mut better = readings(&labels, labels.len()).take_while(|reading| *reading != claimed);
-        if let Some(winner) = better.find(|reading| self.holds(reading)) {
+        let mut better = interpretations(&labels, labels.len()).take_while(|interpretation| *interpretation != claimed);
+        if let Some(winner) = better.find(|interpretation| self.holds(interpretation)) {
             self.found.push(Conflict {
                 name: name.to_owned(),
                 kind: ConflictKind::Hidden,
@@ -165,15 +165,15 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     }
 
     /// Whether something is registered that the reading names.
-    fn holds(&self, reading: &Reading<'_>) -> bool {
-        let Some(service) = (self.find)(&joined(reading.base)) else { return false };
-        if *reading == (Reading { base: reading.base, scope: Scope::Configured, instance: None, version: None }) {
+    fn holds(&self, interpretation: &Interpretation<'_>) -> bool {
+        let Some(service) = (self.find)(&joined(interpretation.base)) else { return false };
+        if *interpretation == (Interpretation { base: interpretation.base, scope: ServiceScope::Configured, instance: None, version: None }) {
             return true;
         }
-        let (deployment, namespace) = match reading.scope {
-            Scope::Configured => (self.deployment.into(), self.namespace.into()),
-            Scope::Namespace(namespace) => (self.deployment.into(), String::from_utf8_lossy(namespace)),
-            Scope::Full { namespace, deployment } => (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace)),
+        let (deployment, namespace) = match interpretation.scope {
+            ServiceScope::Configured => (self.deployment.into(), self.namespace.into()),
+            ServiceScope::Namespace(namespace) => (self.deployment.into(), String::from_utf8_lossy(namespace)),
+            ServiceScope::Full { namespace, deployment } => (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace)),
         };
         let (deployment, namespace): (&str, &str) = (&deployment, &namespace);
         let keys = service.keys();
@@ -181,13 +181,13 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace)) else { return false };
         let mut keys = &keys[first..];
         keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank() == winner.rank())];
-        if let Some(version) = reading.version {
+        if let Some(version) = interpretation.version {
             let version = joined(version);
             let first = keys.partition_point(|key| *key.group().version < *version);
             keys = &keys[first..];
             keys = &keys[..keys.partition_point(|key| *key.group().version == *version)];
         }
-        let Some(instance) = reading.instance else { return !keys.is_empty() };
+        let Some(instance) = interpretation.instance else { return !keys.is_empty() };
         let address = crate::name::instance_address(instance);
         address.is_some() && keys.iter().any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
     }
@@ -202,21 +202,21 @@ fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
 }
 
 /// A reading in words.
-fn describe(reading: &Reading<'_>) -> String {
+fn describe(interpretation: &Interpretation<'_>) -> String {
     let mut words = String::new();
-    if let Some(instance) = reading.instance {
+    if let Some(instance) = interpretation.instance {
         let _ = write!(words, "instance {} of ", String::from_utf8_lossy(instance));
     }
-    if let Some(version) = reading.version {
+    if let Some(version) = interpretation.version {
         let _ = write!(words, "version {} of ", joined(version));
     }
-    let _ = write!(words, "service {}", joined(reading.base));
-    match reading.scope {
-        Scope::Configured => {}
-        Scope::Namespace(namespace) => {
+    let _ = write!(words, "service {}", joined(interpretation.base));
+    match interpretation.scope {
+        ServiceScope::Configured => {}
+        ServiceScope::Namespace(namespace) => {
             let _ = write!(words, " in namespace {}", String::from_utf8_lossy(namespace));
         }
-        Scope::Full { namespace, deployment } => {
+        ServiceScope::Full { namespace, deployment } => {
             let (namespace, deployment) = (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
             let _ = write!(words, " in namespace {namespace} of deployment {deployment}");
         }

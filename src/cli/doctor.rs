@@ -102,7 +102,7 @@ async fn ask_all(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, R
     let index = |name: &str| if_nametoindex(name).ok();
     let mut addresses: Vec<SocketAddr> = Vec::new();
     let stub = machine.resolved.is_some().then_some(STUB);
-    for address in conf.asked().into_iter().chain(stub) {
+    for address in conf.effective_servers().into_iter().chain(stub) {
         let scoped = conf.name_servers().find(|server| server.address == address).and_then(|server| server.socket_address(index));
         let address = scoped.unwrap_or_else(|| SocketAddr::new(address, 53));
         if !addresses.contains(&address) {
@@ -169,7 +169,7 @@ async fn server(status: &Status, zone: &str) -> anyhow::Result<Vec<Finding>> {
 async fn other_names(status: &Status, machine: &Machine) -> anyhow::Result<Finding> {
     const CHECK: &str = "other names";
     let Some(&address) = status.listen.first() else { return Ok(Finding::ok(CHECK, "svcdns listens nowhere.")) };
-    let asked = machine.file.conf().asked();
+    let asked = machine.file.conf().effective_servers();
     let alone = asked.iter().all(|server| status.listen.contains(&SocketAddr::new(*server, 53)));
     if status.forwarding.is_none() {
         let says = "svcdns is the only name server that programs ask, and passes no other names on (`upstream` is off): no name of the \

@@ -1,4 +1,4 @@
-//! `svcdns explain`.
+//! `svcdns explain`: shows how a query is answered, step by step.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -17,44 +17,56 @@ use crate::daemon::{Followed, Following};
 use crate::registry::name_at;
 use crate::wire::{extended_error_text, type_name};
 
-/// How long a registry may take to be read.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest wait until every registry has been read.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
-    let (json, asked) = (command.json, command.name.clone());
-    let explanation = if command.flags.0.has("registry") { anew(place, command).await? } else { running(place, command).await? };
+    let (json, written) = (command.json, command.name.clone());
+    let explanation = if command.flags.0.has("registry") {
+        explain_from_registries(place, command).await?
+    } else {
+        explain_from_server(place, command).await?
+    };
     let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation) };
     output::print(&text)?;
     if explanation.rcode == "NXDOMAIN"
-        && let Some(hint) = names::hint(&asked, &explanation.name)
+        && let Some(hint) = names::hint(&written, &explanation.name)
     {
         output::complain(&hint);
     }
     Ok(match &*explanation.rcode {
-        _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => ExitCode::SUCCESS,
+        _ if !explanation.answers.is_empty() || explanation.elsewhere.is_some() => {
+            ExitCode::SUCCESS
+        }
         "NOERROR" | "NXDOMAIN" => NOT_FOUND.into(),
         _ => FAILED_ANSWER.into(),
     })
 }
 
 /// Asks the running server.
-async fn running(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
+async fn explain_from_server(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
     let client = Client::find(place).await?;
     let status: Status = client.get("/v1/status").await?;
     let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    let path = format!("/v1/explain?name={}&type={}&payload={}", escaped(&name.to_string()), type_name(rtype), command.payload);
+    let path = format!(
+        "/v1/explain?name={}&type={}&payload={}",
+        escaped(&name.to_string()),
+        type_name(rtype),
+        command.payload
+    );
     client.get(&path).await
 }
 
-/// Reads the registries named, and explains what a server of this configuration would answer.
-async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
+/// Reads the registries and explains what a server of them would answer.
+async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
     let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::meant(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states, .. }) = Following::new(&config, &config.listen, None);
+    let (mut following, Followed { answerer, states, .. }) =
+        Following::new(&config, &config.listen, None);
     following.begin(&tracker, &stop);
     let read = async {
         while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
@@ -63,10 +75,16 @@ async fn anew(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
             }
         }
     };
-    if tokio::time::timeout(PATIENCE, read).await.is_err() {
+    if tokio::time::timeout(READ_TIMEOUT, read).await.is_err() {
         let unread = states.iter().filter(|state| !state.report().synced);
-        let reasons = unread.map(|state| format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer")));
-        bail!("not every registry could be read within {} s: {}", PATIENCE.as_secs(), reasons.collect::<Vec<_>>().join("; "));
+        let reasons = unread.map(|state| {
+            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer"))
+        });
+        bail!(
+            "not every registry could be read within {} s: {}",
+            READ_TIMEOUT.as_secs(),
+            reasons.collect::<Vec<_>>().join("; ")
+        );
     }
     let payload = Some(command.payload).filter(|payload| *payload > 0);
     let mut explanation = answerer.explain(&name, rtype, payload, fastrand::u64(..));
@@ -81,14 +99,16 @@ fn text(explanation: &Explanation) -> String {
         zone,
         elsewhere,
         parsed,
-        tried,
-        considered,
-        ready_made,
+        interpretations,
+        instances,
+        precompiled,
         rcode,
+        reason,
+        suggestion,
         extended_error,
         answers,
         others,
-        octets,
+        bytes,
         limit,
         truncated,
         left_out,
@@ -104,35 +124,63 @@ fn text(explanation: &Explanation) -> String {
         }
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
-    part("The name", zone.into_iter().chain(parsed.iter().cloned()).collect());
-    part("Readings, the best first", tried.iter().map(|tried| format!("{}: {}", tried.reading, tried.outcome)).collect());
-    let keys = considered.iter().flat_map(|instance| {
-        let fate = instance.dropped.as_ref().map_or_else(|| "selected".to_owned(), |why| format!("not selected: {why}"));
-        let held = if instance.held { ", held (its registry says that it is gone)" } else { "" };
+    part("Name", zone.into_iter().chain(parsed.iter().cloned()).collect());
+    let tried = interpretations
+        .iter()
+        .map(|tried| format!("{}: {}", tried.interpretation, tried.outcome))
+        .collect();
+    part("Interpretations, best first", tried);
+    let keys = instances.iter().flat_map(|instance| {
+        let fate = instance
+            .dropped
+            .as_ref()
+            .map_or_else(|| "selected".to_owned(), |reason| format!("dropped: {reason}"));
+        let held = if instance.held { " (removal held back)" } else { "" };
         [
-            format!("{} {} weight {}: {fate}{held}", instance.endpoint, instance.group, instance.weight),
-            format!("    key {}, revision {}, in {}", instance.key, instance.revision, instance.registry_name),
+            format!(
+                "{} {} weight {}: {fate}{held}",
+                instance.endpoint, instance.group, instance.weight
+            ),
+            format!(
+                "    key {}, revision {}, in {}",
+                instance.key, instance.revision, instance.registry_name
+            ),
         ]
     });
     part("Instances", keys.collect());
     if let Some(elsewhere) = elsewhere {
-        part("The answer", vec![elsewhere.clone()]);
+        part("Response", vec![elsewhere.clone()]);
         return text;
     }
-    let mut response = vec![rcode.clone()];
+    let mut response = vec![code_and_reason(rcode, reason.as_deref(), suggestion.as_deref())];
     response.extend(extended_error.iter().map(|error| named(error)));
     response.push(format!(
-        "{octets} octets of at most {limit} over UDP, {}",
-        if *ready_made { "from a ready-made record" } else { "made for this question" }
+        "{bytes} bytes, at most {limit} over UDP, {}",
+        if *precompiled { "from a precompiled node" } else { "composed for this query" }
     ));
-    response.push(format!("answers = {setting}: {left_out} records left out, TC {}", if *truncated { "set" } else { "not set" }));
-    part("The answer", response);
-    part("Its records, in an order drawn anew for each question", answers.clone());
-    part("Records beside it", others.clone());
+    response.push(format!(
+        "answers = {setting}: {left_out} records left out, TC {}",
+        if *truncated { "set" } else { "not set" }
+    ));
+    part("Response", response);
+    part("Answer section, in an order drawn for each response", answers.clone());
+    part("Authority and additional sections", others.clone());
     text
 }
 
-/// An extended error, `14 its text`, as `resolve` puts it.
+/// Formats a response code: `NXDOMAIN: no service nope; did you mean nope2?`.
+fn code_and_reason(rcode: &str, reason: Option<&str>, suggestion: Option<&str>) -> String {
+    let mut text = rcode.to_owned();
+    if let Some(reason) = reason {
+        let _ = write!(text, ": {reason}");
+    }
+    if let Some(suggestion) = suggestion {
+        let _ = write!(text, "; did you mean {suggestion}?");
+    }
+    text
+}
+
+/// Formats an extended error, given as code and text, like `resolve` does.
 fn named(error: &str) -> String {
     let (code, text) = error.split_once(' ').unwrap_or((error, ""));
     code.parse().map_or_else(|_| error.to_owned(), |code| extended_error_text(code, text))

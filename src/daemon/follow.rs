@@ -107,7 +107,7 @@ impl Following {
             Some(update)
         });
         let mut publication = publisher.begin(first.into_iter().chain(waiting), began);
-        while publication.go_on() {
+        while publication.compile_next() {
             // Else the connections of this thread would miss their pings.
             yield_now().await;
         }
@@ -116,7 +116,7 @@ impl Following {
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
         }
-        for (registry, leases) in published.doubts.drain(..) {
+        for (registry, leases) in published.unverified_leases.drain(..) {
             if let Some(commands) = self.commands.get(registry.place()) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
                 let _ = commands.try_send(Command::AskLeases(leases));

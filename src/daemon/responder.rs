@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::answer::{Ahead, Answerer, Outcome};
+use crate::answer::{Lookahead, Answerer, Disposition};
 use crate::server::{Client, Request, Respond, Response};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
@@ -27,13 +27,13 @@ impl Respond for Responder {
         Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
     }
 
-    type Ahead = Ahead;
+    type Ahead = Lookahead;
 
-    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Lookahead {
         self.answerer.look_ahead(requests)
     }
 
-    fn respond(&self, request: Request<'_>, ahead: &Ahead, out: &mut Vec<u8>) -> Response {
+    fn respond(&self, request: Request<'_>, ahead: &Lookahead, out: &mut Vec<u8>) -> Response {
         let Request { octets, number, client, now, draw } = request;
         let transport = Transport::from(client.transport);
         let parsed = Query::parse(octets);
@@ -43,9 +43,9 @@ impl Respond for Responder {
             return Response::Later;
         }
         match (self.answerer.respond(&parsed, (ahead, number), transport, draw, out), &parsed, &self.lane) {
-            (Outcome::Silent, ..) => Response::Silent,
-            (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
-            (Outcome::Elsewhere | Outcome::Answered, ..) => Response::Ready,
+            (Disposition::Silent, ..) => Response::Silent,
+            (Disposition::Forward, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
+            (Disposition::Forward | Disposition::Answered, ..) => Response::Ready,
         }
     }
 

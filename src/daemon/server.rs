@@ -158,7 +158,7 @@ fn follow(
                     next = following.next() => next,
                 };
                 let Some((published, took)) = next else { return };
-                site.publications.took(took);
+                site.publications.observe(took);
                 site.changes.tell(&published.changed);
                 tracing::debug!(services = published.changed.len(), duration_us = took.as_micros(), "published");
             }

@@ -1,49 +1,54 @@
-//! Plain atomics, written by the loops and read by whoever shows them.
+//! Counters and gauges: relaxed atomics, cheap to update from any thread.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Shares of a [`Counter`]. Threads beyond that many share them, which is right all the same and only a little slower.
-const SHARES: usize = 8;
+/// Number of stripes of a [`Counter`]; further threads share them.
+const STRIPES: usize = 8;
 
-/// A count that only grows. Kept in shares, one for each thread that counts, and summed when it is read: threads that
-/// count at the same time do not wait for each other's cache line.
+/// A count that only grows.
+///
+/// Each thread counts in a stripe of its own, and a reader sums the stripes. Threads that count at
+/// the same time therefore do not compete for a cache line.
 #[derive(Debug, Default)]
-pub struct Counter([Share; SHARES]);
+pub struct Counter([Stripe; STRIPES]);
 
-/// A cache line of its own; of two, since processors fetch them in pairs.
+/// A stripe, aligned to two cache lines because processors prefetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Share(AtomicU64);
+struct Stripe(AtomicU64);
 
 impl Counter {
-    /// The count now, over all threads. What others count meanwhile may be missing.
+    /// Returns the sum over all threads; concurrent updates may be missing.
     pub fn get(&self) -> u64 {
-        self.0.iter().fold(0, |sum, share| sum.wrapping_add(share.0.load(Ordering::Relaxed)))
+        self.0.iter().fold(0, |sum, stripe| sum.wrapping_add(stripe.0.load(Ordering::Relaxed)))
     }
 
-    /// Counts one more and returns this thread's share of the count with it, as [`Self::add`] does.
+    /// Adds one and returns the new count of this thread's stripe.
     pub fn increment(&self) -> u64 {
         self.add(1)
     }
 
-    /// Counts `more` and returns this thread's share of the count with them. A share begins at 0 and passes every number
-    /// once, so "each time it is a power of two" is seldom, however much is counted; the whole is at least as much.
+    /// Adds `more` and returns the new count of this thread's stripe.
+    ///
+    /// A stripe starts at 0 and, if only incremented, takes every value once. Callers can so act at
+    /// powers of two, which get rare as the count grows. The total is never below the returned
+    /// value.
     pub fn add(&self, more: u64) -> u64 {
-        let Share(share) = &self.0[own_share() % SHARES];
-        share.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
+        let Stripe(stripe) = &self.0[own_stripe() % STRIPES];
+        stripe.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
     }
 }
 
-/// The number of this thread's share in every counter: the next one, when it counts for the first time.
-fn own_share() -> usize {
+/// Returns the index of this thread's stripe, assigned at its first use.
+fn own_stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static OWN: Cell<usize> = const { Cell::new(usize::MAX) };
     }
     OWN.with(|own| {
         if own.get() == usize::MAX {
-            own.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARES);
+            own.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
         }
         own.get()
     })
@@ -54,17 +59,17 @@ fn own_share() -> usize {
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// The number now.
+    /// Returns the current number.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// One more; returns the number with it.
+    /// Adds one and returns the new number.
     pub fn increment(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
-    /// One less.
+    /// Subtracts one.
     pub fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -77,8 +82,8 @@ mod tests {
     use std::sync::Barrier;
 
     #[test]
-    fn what_many_threads_count_is_summed() {
-        let (counter, threads) = (Counter::default(), 3 * SHARES as u64);
+    fn counts_of_many_threads_are_summed() {
+        let (counter, threads) = (Counter::default(), 3 * STRIPES as u64);
         std::thread::scope(|scope| {
             for thread in 0..threads {
                 let counter = &counter;
@@ -94,34 +99,35 @@ mod tests {
     }
 
     #[test]
-    fn threads_count_apart_from_each_other() {
-        // All alive at once; others of the test run may take shares in between, but not all of them each time.
-        let barrier = Barrier::new(SHARES);
-        let shares: HashSet<usize> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..SHARES)
+    fn threads_count_in_different_stripes() {
+        // All threads are alive at once. Other tests may take stripes meanwhile, but not every
+        // other one.
+        let barrier = Barrier::new(STRIPES);
+        let stripes: HashSet<usize> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..STRIPES)
                 .map(|_| {
                     scope.spawn(|| {
                         barrier.wait();
-                        own_share()
+                        own_stripe()
                     })
                 })
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert!(shares.len() > 1 && shares.iter().all(|share| *share < SHARES), "{shares:?}");
-        assert_eq!(own_share(), own_share(), "a thread keeps its share");
+        assert!(stripes.len() > 1 && stripes.iter().all(|stripe| *stripe < STRIPES), "{stripes:?}");
+        assert_eq!(own_stripe(), own_stripe(), "a thread keeps its stripe");
     }
 
     #[test]
-    fn a_thread_sees_its_share_grow_by_what_it_adds() {
-        // A counter of its own: this thread is the only one with this counter.
+    fn adding_returns_the_count_of_the_own_stripe() {
+        // No other thread uses this counter.
         let counter = Counter::default();
         assert_eq!([counter.increment(), counter.add(2), counter.increment()], [1, 3, 4]);
         assert_eq!(counter.get(), 4);
     }
 
     #[test]
-    fn shares_are_in_lines_of_their_own() {
-        assert_eq!((align_of::<Share>(), size_of::<Counter>()), (128, SHARES * 128));
+    fn stripes_have_cache_lines_of_their_own() {
+        assert_eq!((align_of::<Stripe>(), size_of::<Counter>()), (128, STRIPES * 128));
     }
 }

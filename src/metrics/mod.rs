@@ -1,6 +1,7 @@
-//! Numbers for those who watch the server: a page in the OpenMetrics text format.
+//! Metrics: counters, and a page of them in the OpenMetrics text format.
 //!
-//! A leaf: imports no other room. Who counts keeps plain counters; the page is put together when it is asked for.
+//! This room imports no other. Other rooms keep plain counters; the page is composed when it is
+//! requested.
 
 mod count;
 
@@ -16,64 +17,79 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The media type of a rendered [`Page`].
+/// Media type of a rendered [`Page`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A page of numbers as they are now.
+/// A page of current metrics.
 #[derive(Debug, Default)]
 pub struct Page {
     families: Vec<Family>,
 }
 
-/// Labels of one number: names and values.
-pub type Labels = Vec<(&'static str, String)>;
+/// Names and values of the labels of one sample.
+pub type MetricLabels = Vec<(&'static str, String)>;
 
 #[derive(Debug)]
 struct Family {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
-    numbers: Numbers,
+    samples: Samples,
 }
 
 #[derive(Debug)]
-enum Numbers {
-    Counters(Vec<(Labels, u64)>),
-    Gauges(Vec<(Labels, f64)>),
-    Times(Histogram),
+enum Samples {
+    Counters(Vec<(MetricLabels, u64)>),
+    Gauges(Vec<(MetricLabels, f64)>),
+    Durations(Histogram),
 }
 
 impl Page {
-    /// Adds numbers that only grow; the page shows `name` with `_total` behind it.
-    pub fn counters(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, u64)>) {
-        self.add(name, help, None, Numbers::Counters(numbers.into_iter().collect()));
+    /// Adds a counter family; the page appends `_total` to `name`.
+    pub fn counters(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, u64)>,
+    ) {
+        self.add(name, help, None, Samples::Counters(samples.into_iter().collect()));
     }
 
-    /// Adds one number that only grows, without labels.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, number: u64) {
-        self.counters(name, help, [(Labels::new(), number)]);
+    /// Adds a counter without labels.
+    pub fn counter(&mut self, name: &'static str, help: &'static str, value: u64) {
+        self.counters(name, help, [(MetricLabels::new(), value)]);
     }
 
-    /// Adds numbers that go up and down.
-    pub fn gauges(&mut self, name: &'static str, help: &'static str, numbers: impl IntoIterator<Item = (Labels, f64)>) {
-        self.add(name, help, None, Numbers::Gauges(numbers.into_iter().collect()));
+    /// Adds a gauge family.
+    pub fn gauges(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, f64)>,
+    ) {
+        self.add(name, help, None, Samples::Gauges(samples.into_iter().collect()));
     }
 
-    /// Adds one number that goes up and down, without labels.
+    /// Adds a gauge without labels.
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-    pub fn gauge(&mut self, name: &'static str, help: &'static str, number: usize) {
-        self.gauges(name, help, [(Labels::new(), number as f64)]);
+    pub fn gauge(&mut self, name: &'static str, help: &'static str, value: usize) {
+        self.gauges(name, help, [(MetricLabels::new(), value as f64)]);
     }
 
-    /// Adds how often something took how long; the page shows `name` with `_seconds` behind it.
-    pub fn times(&mut self, name: &'static str, help: &'static str, times: &Times) {
-        self.add(name, help, Some(Unit::Seconds), Numbers::Times(times.0.clone()));
+    /// Adds a duration histogram; the page appends `_seconds` to `name`.
+    pub fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        histogram: &DurationHistogram,
+    ) {
+        self.add(name, help, Some(Unit::Seconds), Samples::Durations(histogram.0.clone()));
     }
 
-    /// The page as text.
+    /// Renders the page as text.
     ///
     /// # Errors
-    /// Never in practice: a text takes what is written into it.
+    /// Never in practice: writing to a string does not fail.
     pub fn render(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
@@ -82,32 +98,40 @@ impl Page {
         Ok(text)
     }
 
-    fn add(&mut self, name: &'static str, help: &'static str, unit: Option<Unit>, numbers: Numbers) {
-        self.families.push(Family { name, help, unit, numbers });
+    fn add(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+        samples: Samples,
+    ) {
+        self.families.push(Family { name, help, unit, samples });
     }
 }
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for Family { name, help, unit, numbers } in &self.families {
-            let kind = match numbers {
-                Numbers::Counters(_) => MetricType::Counter,
-                Numbers::Gauges(_) => MetricType::Gauge,
-                Numbers::Times(_) => MetricType::Histogram,
+        for Family { name, help, unit, samples } in &self.families {
+            let kind = match samples {
+                Samples::Counters(_) => MetricType::Counter,
+                Samples::Gauges(_) => MetricType::Gauge,
+                Samples::Durations(_) => MetricType::Histogram,
             };
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
-            match numbers {
-                Numbers::Counters(numbers) => {
-                    for (labels, number) in numbers {
+            match samples {
+                Samples::Counters(samples) => {
+                    for (labels, number) in samples {
                         if labels.is_empty() {
                             metric.encode_counter::<NoLabelSet, _, u64>(number, None)?;
                         } else {
-                            metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+                            metric
+                                .encode_family(labels)?
+                                .encode_counter::<NoLabelSet, _, u64>(number, None)?;
                         }
                     }
                 }
-                Numbers::Gauges(numbers) => {
-                    for (labels, number) in numbers {
+                Samples::Gauges(samples) => {
+                    for (labels, number) in samples {
                         if labels.is_empty() {
                             metric.encode_gauge(number)?;
                         } else {
@@ -115,31 +139,31 @@ impl Collector for Page {
                         }
                     }
                 }
-                Numbers::Times(times) => times.encode(metric)?,
+                Samples::Durations(histogram) => histogram.encode(metric)?,
             }
         }
         Ok(())
     }
 }
 
-/// How often something took how long, counted in steps from 10 µs to 10 s.
+/// A histogram of durations with buckets from 10 µs to 10 s.
 #[derive(Clone, Debug)]
-pub struct Times(Histogram);
+pub struct DurationHistogram(Histogram);
 
-impl Times {
-    /// Nothing counted yet.
+impl DurationHistogram {
+    /// Creates an empty histogram.
     pub fn new() -> Self {
-        let steps = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
-        Self(Histogram::new(steps))
+        let buckets = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
+        Self(Histogram::new(buckets))
     }
 
-    /// Counts one that took so long.
-    pub fn took(&self, time: Duration) {
+    /// Adds one duration.
+    pub fn observe(&self, time: Duration) {
         self.0.observe(time.as_secs_f64());
     }
 }
 
-impl Default for Times {
+impl Default for DurationHistogram {
     fn default() -> Self {
         Self::new()
     }
@@ -150,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_reads_as_openmetrics() {
+    fn pages_are_in_the_openmetrics_format() {
         let mut page = Page::default();
         page.counters(
             "svcdns_answers",
@@ -159,9 +183,9 @@ mod tests {
         );
         page.counter("svcdns_lists", "Lists read", 1);
         page.gauge("svcdns_keys", "Keys", 2);
-        let times = Times::new();
-        times.took(Duration::from_millis(2));
-        page.times("svcdns_publication", "Publications", &times);
+        let histogram = DurationHistogram::new();
+        histogram.observe(Duration::from_millis(2));
+        page.histogram("svcdns_publication", "Publications", &histogram);
         let text = page.render().unwrap();
         for line in [
             "# TYPE svcdns_answers counter",

@@ -1,20 +1,22 @@
-//! Addresses as names: instance labels, and reverse names (RFC 1035 section 3.5, RFC 3596 section 2.5).
+//! Names made of addresses: instance labels and reverse names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::labels::Name;
 
-/// Longest instance label: eight groups of four digits and seven hyphens.
-pub const MAX_INSTANCE_LABEL: usize = 39;
+/// Maximum length of an instance label, in bytes: 8 groups of 4 digits, 7 hyphens.
+pub const MAX_INSTANCE_LABEL_BYTES: usize = 39;
 
-/// The label of an instance: `10-0-0-1`; IPv6 in full, groups without leading zeros: `fd00-0-0-0-0-0-0-5`.
+/// Returns the label of the instance at an address: `10-0-0-1`.
+///
+/// An IPv6 label has all eight groups, without leading zeros: `fd00-0-0-0-0-0-0-5`.
 pub fn instance_label(address: IpAddr) -> String {
-    let mut label = Vec::with_capacity(MAX_INSTANCE_LABEL);
+    let mut label = Vec::with_capacity(MAX_INSTANCE_LABEL_BYTES);
     put_instance_label(address, &mut label);
     label.into_iter().map(char::from).collect()
 }
 
-/// Appends the octets of an instance's label, without its length.
+/// Appends an instance label without its length byte.
 pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
@@ -22,39 +24,45 @@ pub fn put_instance_label(address: IpAddr, out: &mut Vec<u8>) {
             out.extend_from_slice(&label[..length]);
         }
         IpAddr::V6(address) => {
-            for (place, group) in address.segments().into_iter().enumerate() {
-                if place > 0 {
+            for (index, group) in address.segments().into_iter().enumerate() {
+                if index > 0 {
                     out.push(b'-');
                 }
                 let digits = (4 - group.leading_zeros() / 4).max(1);
-                out.extend((0..digits).rev().map(|digit| b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xF)]));
+                out.extend(
+                    (0..digits)
+                        .rev()
+                        .map(|digit| b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xF)]),
+                );
             }
         }
     }
 }
 
-/// The label of an instance at an IPv4 address, and how many octets of it count, 7-15.
-pub fn ipv4_label(octets: [u8; 4]) -> ([u8; 16], usize) {
+/// Returns the instance label of an IPv4 address and its length, 7-15 bytes.
+pub fn ipv4_label(address: [u8; 4]) -> ([u8; 16], usize) {
     let (mut label, mut end) = ([b'-'; 16], 0);
-    for octet in octets {
-        let [digits @ .., count] = DECIMALS[usize::from(octet)];
+    for byte in address {
+        let [digits @ .., count] = DECIMAL_DIGITS[usize::from(byte)];
         label[end..end + 3].copy_from_slice(&digits);
-        // What stands behind fewer digits is the hyphen.
+        // The padding after fewer digits starts with the hyphen.
         end += usize::from(count) + 1;
     }
-    // Without the last one.
+    // The last hyphen does not count.
     (label, end - 1)
 }
 
-/// The decimal digits of each octet, and how many they are: every SRV record has four of them.
-const DECIMALS: [[u8; 4]; 256] = {
+/// Decimal digits of every byte value, and their number.
+///
+/// A table, because each SRV record needs four entries.
+const DECIMAL_DIGITS: [[u8; 4]; 256] = {
     let mut decimals = [[b'-'; 4]; 256];
-    let mut octet = 0;
-    while octet < 256 {
+    let mut byte = 0;
+    while byte < 256 {
         let (mut unit, mut at) = (
-            if octet > 99 {
+            if byte > 99 {
                 100
-            } else if octet > 9 {
+            } else if byte > 9 {
                 10
             } else {
                 1
@@ -62,23 +70,25 @@ const DECIMALS: [[u8; 4]; 256] = {
             0,
         );
         while unit > 0 {
-            decimals[octet][at] = b"0123456789"[octet / unit % 10];
+            decimals[byte][at] = b"0123456789"[byte / unit % 10];
             unit /= 10;
             at += 1;
         }
-        decimals[octet][3] = b"\0\x01\x02\x03"[at];
-        octet += 1;
+        decimals[byte][3] = b"\0\x01\x02\x03"[at];
+        byte += 1;
     }
     decimals
 };
 
-/// The address that an instance label says, the inverse of [`instance_label`]. Numbers have no leading zeros. A shortened
-/// IPv6 form (`fd00--5` for `fd00::5`) is understood too, where it neither begins nor ends with `-`, as host names must not.
+/// Parses an instance label: the inverse of [`instance_label`].
+///
+/// Groups have no leading zeros. A shortened IPv6 address (`fd00--5` for `fd00::5`) is accepted
+/// unless it begins or ends with `-`, which host names must not.
 pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
-    if label.len() > MAX_INSTANCE_LABEL || label.starts_with(b"-") || label.ends_with(b"-") {
+    if label.len() > MAX_INSTANCE_LABEL_BYTES || label.starts_with(b"-") || label.ends_with(b"-") {
         return None;
     }
-    let mut text = [0; MAX_INSTANCE_LABEL];
+    let mut text = [0; MAX_INSTANCE_LABEL_BYTES];
     let text = &mut text[..label.len()];
     for (to, &from) in text.iter_mut().zip(label) {
         *to = match from {
@@ -87,41 +97,46 @@ pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
             _ => return None,
         };
     }
-    let groups = || label.split(|&octet| octet == b'-');
+    let groups = || label.split(|&byte| byte == b'-');
     if groups().any(|group| group.len() > 1 && group[0] == b'0') {
         return None;
     }
     if groups().count() == 4 && groups().all(|group| !group.is_empty()) {
-        let mut octets = [0; 4];
-        for (octet, group) in octets.iter_mut().zip(groups()) {
-            *octet = decimal(group)?;
+        let mut bytes = [0; 4];
+        for (byte, group) in bytes.iter_mut().zip(groups()) {
+            *byte = decimal(group)?;
         }
-        return Some(Ipv4Addr::from(octets).into());
+        return Some(Ipv4Addr::from(bytes).into());
     }
     std::str::from_utf8(text).ok()?.parse().ok().map(IpAddr::V6)
 }
 
-/// The complete reverse name of an address: below `in-addr.arpa.` (RFC 1035 section 3.5) or, a label for each four bits,
-/// below `ip6.arpa.` (RFC 3596 section 2.5).
+/// Returns the reverse name of an address.
+///
+/// IPv4 addresses are below `in-addr.arpa.` (RFC 1035 section 3.5). IPv6 addresses are below
+/// `ip6.arpa.`, with one label for each four bits (RFC 3596 section 2.5).
 pub fn reverse_name(address: IpAddr) -> Name {
     let name = match address {
         IpAddr::V4(address) => {
-            let labels = address.octets().map(|octet| octet.to_string());
-            Name::from_labels(labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]))
+            let labels = address.octets().map(|byte| byte.to_string());
+            Name::from_labels(
+                labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]),
+            )
         }
         IpAddr::V6(address) => {
             let digits = format!("{:032x}", address.to_bits());
             Name::from_labels(digits.as_bytes().chunks(1).rev().chain([b"ip6".as_slice(), b"arpa"]))
         }
     };
-    // The longest has 74 octets: there is no error to have.
+    // Never fails: the longest reverse name has 74 bytes.
     name.unwrap_or_default()
 }
 
-/// The address of a complete reverse name, the inverse of [`reverse_name`]; none for any other name, those between an
-/// address and `arpa.` included.
+/// Returns the address of a complete reverse name: the inverse of [`reverse_name`].
+///
+/// Returns `None` for any other name, also for names between an address and `arpa.`.
 pub fn reverse_address(name: &Name) -> Option<IpAddr> {
-    // Most names are none: told apart before their labels are looked for.
+    // Most names are not reverse names: reject them before looking for their labels.
     if !name.as_wire().ends_with(b"\x04arpa\0") {
         return None;
     }
@@ -131,11 +146,11 @@ pub fn reverse_address(name: &Name) -> Option<IpAddr> {
     }
     match (labels.next()?, labels.len()) {
         (b"in-addr", 4) => {
-            let mut octets = [0; 4];
-            for (octet, label) in octets.iter_mut().zip(labels) {
-                *octet = decimal(label)?;
+            let mut bytes = [0; 4];
+            for (byte, label) in bytes.iter_mut().zip(labels) {
+                *byte = decimal(label)?;
             }
-            Some(Ipv4Addr::from(octets).into())
+            Some(Ipv4Addr::from(bytes).into())
         }
         (b"ip6", 32) => {
             let mut bits = 0;
@@ -149,9 +164,13 @@ pub fn reverse_address(name: &Name) -> Option<IpAddr> {
     }
 }
 
-/// An octet written in decimal digits, without leading zeros.
+/// Parses a byte in decimal digits without leading zeros.
 fn decimal(digits: &[u8]) -> Option<u8> {
-    if digits.is_empty() || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) || (digits.len() > 1 && digits[0] == b'0') {
+    if digits.is_empty()
+        || digits.len() > 3
+        || !digits.iter().all(u8::is_ascii_digit)
+        || (digits.len() > 1 && digits[0] == b'0')
+    {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok()
@@ -168,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn instance_labels() {
+    fn instance_labels_are_formatted_and_parsed() {
         let label = |address: &str| instance_label(address.parse().unwrap());
         assert_eq!(label("10.0.0.1"), "10-0-0-1");
         assert_eq!(label("fd00::5"), "fd00-0-0-0-0-0-0-5");
@@ -181,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn shortened_instance_labels() {
+    fn shortened_ipv6_labels_are_parsed() {
         assert_eq!(address("fd00--5").as_deref(), Some("fd00::5"));
         assert_eq!(address("1--2").as_deref(), Some("1::2"));
         assert_eq!(address("fd00--1-2-5").as_deref(), Some("fd00::1:2:5"));
@@ -192,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_instance_label() {
+    fn invalid_instance_labels_are_rejected() {
         for bad in [
             "",
             "-",
@@ -225,10 +244,13 @@ mod tests {
     }
 
     #[test]
-    fn reverse_names() {
+    fn reverse_names_are_formatted() {
         let name = |address: &str| reverse_name(address.parse().unwrap()).to_string();
         assert_eq!(name("10.0.2.255"), "255.2.0.10.in-addr.arpa.");
-        assert_eq!(name("2001:db8::567:89ab"), "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.");
+        assert_eq!(
+            name("2001:db8::567:89ab"),
+            "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa."
+        );
     }
 
     #[test]
@@ -259,43 +281,55 @@ mod tests {
     }
 
     fn any_address() -> impl Strategy<Value = IpAddr> {
-        let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()]).prop_map(|segments| Ipv6Addr::from(segments).into());
-        prop_oneof![any::<Ipv4Addr>().prop_map(IpAddr::V4), any::<Ipv6Addr>().prop_map(IpAddr::V6), sparse]
+        let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()])
+            .prop_map(|segments| Ipv6Addr::from(segments).into());
+        prop_oneof![
+            any::<Ipv4Addr>().prop_map(IpAddr::V4),
+            any::<Ipv6Addr>().prop_map(IpAddr::V6),
+            sparse
+        ]
     }
 
     proptest! {
         #[test]
-        fn instance_labels_come_back(address in any_address()) {
+        fn instance_labels_round_trip(address in any_address()) {
             let label = instance_label(address);
-            prop_assert!(label.len() <= MAX_INSTANCE_LABEL);
+            prop_assert!(label.len() <= MAX_INSTANCE_LABEL_BYTES);
             prop_assert_eq!(instance_address(label.as_bytes()), Some(address));
         }
 
         #[test]
-        fn shortened_labels_come_back(address in any::<[u16; 3]>()) {
+        fn shortened_labels_round_trip(address in any::<[u16; 3]>()) {
             let [first, middle, last] = address;
             prop_assume!(first != 0 && last != 0);
             let address: IpAddr = Ipv6Addr::new(first, middle, 0, 0, 0, 0, 0, last).into();
-            prop_assert_eq!(instance_address(address.to_string().replace(':', "-").as_bytes()), Some(address));
+            let label = address.to_string().replace(':', "-");
+            prop_assert_eq!(instance_address(label.as_bytes()), Some(address));
         }
 
         #[test]
-        fn a_full_label_has_one_spelling(label in "[0-9a-f]{1,3}(-[0-9a-f]{1,2}){3}((-[0-9a-f]{1,2}){4})?") {
+        fn a_full_label_has_one_spelling(
+            label in "[0-9a-f]{1,3}(-[0-9a-f]{1,2}){3}((-[0-9a-f]{1,2}){4})?",
+        ) {
             if let Some(address) = instance_address(label.as_bytes()) {
                 prop_assert_eq!(instance_label(address), label);
             }
         }
 
         #[test]
-        fn reverse_names_come_back(address in any_address()) {
+        fn reverse_names_round_trip(address in any_address()) {
             prop_assert_eq!(reverse_address(&reverse_name(address)), Some(address));
         }
 
         #[test]
-        fn no_octets_panic(label in prop::collection::vec(any::<u8>(), 0..64), hyphens in "[-0-9a-f]{0,45}") {
+        fn no_label_panics(
+            label in prop::collection::vec(any::<u8>(), 0..64),
+            hyphens in "[-0-9a-f]{0,45}",
+        ) {
             prop_assert!(instance_address(&label).is_none() || label.len() >= 4);
             if let Some(address) = instance_address(hyphens.as_bytes()) {
-                prop_assert_eq!(instance_address(instance_label(address).as_bytes()), Some(address));
+                let full = instance_label(address);
+                prop_assert_eq!(instance_address(full.as_bytes()), Some(address));
             }
         }
     }

@@ -1,181 +1,223 @@
-//! The naming grammar both ways: the base a registered name gives, and what a name asks for.
+//! The naming grammar.
 //!
-//! Existence follows RFC 8020 (every label above a published name exists), `_<protocol>._tcp` follows RFC 2782.
+//! It maps registered names to the bases they are published under, and queried names to the
+//! services and instances they stand for.
+//!
+//! Which names exist follows RFC 8020: every name above a published one does. `_<protocol>._tcp`
+//! follows RFC 2782.
 
 use std::borrow::Cow;
 
 use super::addresses::instance_address;
 use super::zones::Zones;
 
-/// Longest name in characters, the trailing dot not counted: 255 octets in wire form (RFC 1035 section 2.3.4).
-const MAX_TEXT: usize = 253;
+/// Maximum length of a name as text without the trailing dot, in characters.
+///
+/// This corresponds to 255 bytes in wire form (RFC 1035 section 2.3.4).
+const MAX_TEXT_LENGTH: usize = 253;
 
-/// Longest label (RFC 1035 section 2.3.4).
-const MAX_LABEL: usize = 63;
+/// Maximum length of a label, in bytes (RFC 1035 section 2.3.4).
+const MAX_LABEL_BYTES: usize = 63;
 
-/// Bases that names of the zone itself take: its name server and its version.
-const RESERVED: [&str; 2] = ["ns", "dns-version"];
+/// Bases that every zone uses itself: for its name server and its version.
+const RESERVED_BASES: [&str; 2] = ["ns", "dns-version"];
 
 /// The name under which a registered service is published in every zone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
-    /// The registered name in lower case, less a served zone's suffix: `hello`. May hold dots.
+    /// Registered name in lower case without a zone suffix: `hello`. May contain dots.
     pub text: String,
-    /// Which spelling is registered, the lowest wins: the place of the zone whose suffix was taken off, or the number of
-    /// zones for a bare name.
+    /// Rank of the registered spelling; the lowest rank wins.
+    ///
+    /// The index of the zone whose suffix was removed, or the number of zones for a bare name.
     pub rank: u8,
 }
 
 /// Why a registered name cannot be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
-    /// Labels are 1-63 of `[a-z0-9_-]`, and none begins with `_`.
-    #[error("the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'")]
+    /// A label is not 1-63 of `[a-z0-9_-]`, or begins with `_`.
+    #[error(
+        "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning \
+         with '_'"
+    )]
     NotDns,
-    /// Over 253 characters with the longest zone.
+    /// The name has over 253 characters together with the longest zone.
     #[error("the name is too long for DNS (253 characters with its zone)")]
     TooLong,
-    /// A zone itself, `ns` or `dns-version`.
+    /// The name is a zone, `ns` or `dns-version`.
     #[error("the name is reserved")]
     Reserved,
 }
 
-/// The base that a registered name gives. A suffix of any served zone is taken off, once, the longest by labels; names that
-/// differ only by case have one base. Names of instances and selectors in front of it may not fit 253 any more: those are
-/// not this function's concern.
+/// Returns the base of a registered name.
+///
+/// The suffix of the longest matching zone, by labels, is removed once. Names that differ only in
+/// case have the same base. Selectors or an instance label in front of the base may still make a
+/// name too long.
 ///
 /// # Errors
-/// [`BaseError::NotDns`], also for a trailing dot; [`BaseError::Reserved`]; [`BaseError::TooLong`].
+/// Returns [`BaseError::NotDns`] (also for a trailing dot), [`BaseError::Reserved`] or
+/// [`BaseError::TooLong`].
 pub fn base_of(registered: &str, zones: &Zones) -> Result<Base, BaseError> {
     let mut text = registered.to_ascii_lowercase();
     let mut rank = zones.len();
-    let mut most_labels = 0;
+    let mut longest_zone_labels = 0;
     let mut end = text.len();
-    for (place, zone) in zones.iter().enumerate() {
+    for (index, zone) in zones.iter().enumerate() {
         let Some(front) = text.strip_suffix(zone.relative_text()) else { continue };
         if front.is_empty() {
             return Err(BaseError::Reserved);
         }
-        if front.ends_with('.') && zone.label_count() > most_labels {
-            (rank, most_labels, end) = (place, zone.label_count(), front.len() - 1);
+        if front.ends_with('.') && zone.label_count() > longest_zone_labels {
+            (rank, longest_zone_labels, end) = (index, zone.label_count(), front.len() - 1);
         }
     }
     text.truncate(end);
     if !text.split('.').all(is_base_label) {
         return Err(BaseError::NotDns);
     }
-    if RESERVED.contains(&&*text) {
+    if RESERVED_BASES.contains(&&*text) {
         return Err(BaseError::Reserved);
     }
-    let longest_zone = zones.iter().map(|zone| zone.relative_text().len()).max().unwrap_or_default();
-    if text.len() + 1 + longest_zone > MAX_TEXT {
+    let longest_zone =
+        zones.iter().map(|zone| zone.relative_text().len()).max().unwrap_or_default();
+    if text.len() + 1 + longest_zone > MAX_TEXT_LENGTH {
         return Err(BaseError::TooLong);
     }
-    // `Zones` holds at most 255.
+    // `Zones` has at most 255 zones.
     Ok(Base { text, rank: u8::try_from(rank).unwrap_or(u8::MAX) })
 }
 
-/// Whether a base may have this label, lower-cased.
+/// Returns whether a lower-case label is allowed in a base.
 fn is_base_label(label: &str) -> bool {
-    let writable = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || matches!(octet, b'-' | b'_');
-    (1..=MAX_LABEL).contains(&label.len()) && !label.starts_with('_') && label.bytes().all(writable)
+    let writable = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_')
+    };
+    (1..=MAX_LABEL_BYTES).contains(&label.len())
+        && !label.starts_with('_')
+        && label.bytes().all(writable)
 }
 
-/// What the labels in front of a zone ask for, before it is known which services there are.
+/// The labels in front of a zone, parsed without knowledge of the services.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked<'a> {
-    /// The protocol or port of `_<protocol>._tcp.…`, without its `_` (RFC 2782).
+pub struct ParsedName<'a> {
+    /// Protocol or port of `_<protocol>._tcp.…`, without its `_` (RFC 2782).
     pub rfc2782: Option<&'a [u8]>,
-    /// The selectors, left to right. All must hold.
+    /// Selectors, left to right; an instance must match all of them.
     pub selectors: Vec<Selector<'a>>,
-    /// What stands behind RFC 2782 labels and selectors: see [`readings`]. With `tcp_of_base`, the labels of a base.
+    /// Labels after the chain, see [`interpretations`]; with `tcp_of_base` a base.
     pub rest: Cow<'a, [&'a [u8]]>,
-    /// The name itself answers nothing, but names below it do: `_env.hello.svc`, `_tcp.hello.svc`. It exists when the
-    /// service does; with `tcp_of_base`, when a base of more labels ends with `rest`.
-    pub partial: bool,
-    /// `_<base>._tcp` in front of the zone: the service `rest`, all of it the base, in the configured deployment and namespace.
+    /// Whether only names below this one have records.
+    ///
+    /// Examples are `_env.hello.svc` and `_tcp.hello.svc`. Such a name exists if the service does;
+    /// with `tcp_of_base`, if a longer base ends with `rest`.
+    pub non_terminal: bool,
+    /// Whether the name is `_<base>._tcp`: the service `rest` in the configured scope.
     pub tcp_of_base: bool,
 }
 
-/// One `<value>._<key>`.
+/// A selector `<value>._<key>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector<'a> {
-    /// The key without its `_`, at least one octet.
+    /// The key without its `_`, at least one byte.
     pub key: &'a [u8],
-    /// The labels of the value, joined by dots. Empty where `impossible`.
+    /// The labels of the value, joined by dots; empty if `unsatisfiable`.
     pub value: String,
-    /// No metadata can have this value: a label holds a dot, which is no separator, or the octets are not UTF-8.
-    pub impossible: bool,
+    /// Whether nothing can have this value.
+    ///
+    /// The value is not UTF-8, or one of its labels contains a dot.
+    pub unsatisfiable: bool,
 }
 
-/// Parses the labels in front of a zone, lower-cased, left to right. `None` when no row of the grammar reads them: the name
-/// does not exist. The apex, no labels at all, is not this function's: `None`.
+/// Parses the labels in front of a zone: in lower case, left to right.
 ///
-/// Up to the rightmost label that begins with `_` stands the chain: `_<protocol>._tcp`, at its left end only, then selectors.
-pub fn asked<'a>(labels: &'a [&'a [u8]]) -> Option<Asked<'a>> {
-    // `_` alone has no key, protocol or base behind it.
+/// The name begins with an optional chain, which ends with the last label that begins with `_`. A
+/// chain is an optional `_<protocol>._tcp` followed by selectors.
+///
+/// Returns `None` if the name has no valid form and thus does not exist, or if it is the apex.
+pub fn parse_labels<'a>(labels: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
+    // A lone `_` has no key, protocol or base after it.
     if labels.contains(&b"_".as_slice()) {
         return None;
     }
-    let length = labels.iter().rposition(|label| key(label).is_some()).map_or(0, |last| last + 1);
+    let length = labels
+        .iter()
+        .rposition(|label| strip_underscore(label).is_some())
+        .map_or(0, |last| last + 1);
     let (chain, rest) = labels.split_at(length);
     if rest.is_empty() {
         return tcp_of_base(chain);
     }
-    let (rfc2782, partial, mut chain) = match chain {
-        [first, tcp, chain @ ..] if key(first).is_some() && *tcp == b"_tcp" => (key(first), false, chain),
-        [first, chain @ ..] if key(first).is_some() => (None, true, chain),
+    let (rfc2782, non_terminal, mut chain) = match chain {
+        [first, tcp, chain @ ..] if strip_underscore(first).is_some() && *tcp == b"_tcp" => {
+            (strip_underscore(first), false, chain)
+        }
+        [first, chain @ ..] if strip_underscore(first).is_some() => (None, true, chain),
         chain => (None, false, chain),
     };
     let mut selectors = Vec::new();
     while !chain.is_empty() {
-        let values = chain.iter().position(|label| key(label).is_some())?;
-        let key = key(chain[values])?;
+        let values = chain.iter().position(|label| strip_underscore(label).is_some())?;
+        let key = strip_underscore(chain[values])?;
         if values == 0 {
             return None;
         }
         selectors.push(Selector::new(key, &chain[..values]));
         chain = &chain[values + 1..];
     }
-    Some(Asked { rfc2782, selectors, rest: Cow::Borrowed(rest), partial, tcp_of_base: false })
+    Some(ParsedName {
+        rfc2782,
+        selectors,
+        rest: Cow::Borrowed(rest),
+        non_terminal,
+        tcp_of_base: false,
+    })
 }
 
 /// Parses `_<base>._tcp` and the names above it: `_a.b._tcp`, `b._tcp`, `_tcp`.
-fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<Asked<'a>> {
+fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     let (&b"_tcp", base) = chain.split_last()? else { return None };
-    let spelled = base.split_first().and_then(|(first, others)| Some((key(first)?, others)));
-    let (partial, rest) = match spelled {
-        Some((first, others)) => (false, [first].into_iter().chain(others.iter().copied()).collect()),
+    let spelled =
+        base.split_first().and_then(|(first, others)| Some((strip_underscore(first)?, others)));
+    let (non_terminal, rest) = match spelled {
+        Some((first, others)) => {
+            (false, [first].into_iter().chain(others.iter().copied()).collect())
+        }
         None => (true, Cow::Borrowed(base)),
     };
-    // A base has no label that is empty or begins with `_`.
-    if rest.iter().any(|label| label.is_empty() || key(label).is_some()) {
+    // No label of a base is empty or begins with `_`.
+    if rest.iter().any(|label| label.is_empty() || strip_underscore(label).is_some()) {
         return None;
     }
-    Some(Asked { rfc2782: None, selectors: Vec::new(), rest, partial, tcp_of_base: true })
+    Some(ParsedName { rfc2782: None, selectors: Vec::new(), rest, non_terminal, tcp_of_base: true })
 }
 
-/// What follows the `_` of a label that begins with one.
-fn key(label: &[u8]) -> Option<&[u8]> {
+/// Returns the rest of a label that begins with `_`.
+fn strip_underscore(label: &[u8]) -> Option<&[u8]> {
     label.strip_prefix(b"_")
 }
 
 impl<'a> Selector<'a> {
     /// Joins the labels of the value.
     fn new(key: &'a [u8], labels: &[&[u8]]) -> Self {
-        let value = if labels.iter().any(|label| label.contains(&b'.')) { None } else { String::from_utf8(labels.join(&b'.')).ok() };
-        Self { key, impossible: value.is_none(), value: value.unwrap_or_default() }
+        let value = if labels.iter().any(|label| label.contains(&b'.')) {
+            None
+        } else {
+            String::from_utf8(labels.join(&b'.')).ok()
+        };
+        Self { key, unsatisfiable: value.is_none(), value: value.unwrap_or_default() }
     }
 }
 
-/// Where a service is looked for.
+/// The deployment and namespace in which to look for a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope<'a> {
-    /// In the configured deployment and namespace.
+pub enum ServiceScope<'a> {
+    /// The configured deployment and namespace.
     Configured,
-    /// In this namespace of the configured deployment.
+    /// This namespace of the configured deployment.
     Namespace(&'a [u8]),
-    /// In this deployment and namespace.
+    /// This deployment and namespace.
     Full {
         /// The namespace.
         namespace: &'a [u8],
@@ -184,53 +226,72 @@ pub enum Scope<'a> {
     },
 }
 
-/// One way to read labels: `[instance.][version.]base[.namespace[.deployment]]`. A namespace or deployment whose text holds
-/// a dot cannot be asked for this way, only by a selector.
+/// One interpretation of the labels in front of a zone.
+///
+/// Its form is `[instance.][version.]base[.namespace[.deployment]]`. Only a selector can name a
+/// namespace or deployment that contains a dot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading<'a> {
-    /// The labels of the base, at least one.
+pub struct Interpretation<'a> {
+    /// Labels of the base, at least one.
     pub base: &'a [&'a [u8]],
-    /// Where the service is looked for.
-    pub scope: Scope<'a>,
-    /// The instance, a label that [`instance_address`] reads.
+    /// Deployment and namespace of the service.
+    pub scope: ServiceScope<'a>,
+    /// Label of the instance, which [`instance_address`] parses.
     pub instance: Option<&'a [u8]>,
-    /// The labels of the version, at least one; compared label by label with the version's text cut at its dots.
+    /// Labels of the version, at least one; together they are its text split at dots.
     pub version: Option<&'a [&'a [u8]]>,
 }
 
-/// Every way to read the labels behind the chain, the best first, made as they are asked for: the base alone; the base and
-/// a namespace, then a deployment too; then what has an instance or a version in front, the longest base first, of equal
-/// bases the fewest labels behind it. A first label that looks like an instance is one, never the beginning of a version.
-/// Bases of more than `longest_base` labels are left out.
+/// Returns all interpretations of the labels after the chain, best first.
 ///
-/// At most three for each length of a base and three more: some 380 for the longest name there is.
-pub fn readings<'a>(rest: &'a [&'a [u8]], longest_base: usize) -> impl Iterator<Item = Reading<'a>> {
-    let plain = (0..=2).filter_map(move |behind| {
-        let (base, scope) = scoped(rest, behind)?;
-        (base.len() <= longest_base).then_some(Reading { base, scope, instance: None, version: None })
+/// The order is: the base alone, with a namespace, with namespace and deployment; then those with
+/// an instance or version in front, from the longest base to the shortest, for equal bases from the
+/// smallest scope. A first label that looks like an instance label always is one, never part of a
+/// version. Bases have at most `longest_base` labels.
+///
+/// There are at most three per length of a base plus three: 378 for the longest possible name.
+pub fn interpretations<'a>(
+    rest: &'a [&'a [u8]],
+    longest_base: usize,
+) -> impl Iterator<Item = Interpretation<'a>> {
+    let plain = (0..=2).filter_map(move |scope_size| {
+        let (base, scope) = scoped(rest, scope_size)?;
+        (base.len() <= longest_base).then_some(Interpretation {
+            base,
+            scope,
+            instance: None,
+            version: None,
+        })
     });
     let instance = rest.first().copied().filter(|first| instance_address(first).is_some());
     let longest_prefixed = longest_base.min(rest.len().saturating_sub(1));
-    let prefixed = (1..=longest_prefixed).rev().flat_map(move |length| (0..=2).map(move |behind| (length, behind))).flat_map(
-        move |(length, behind)| {
-            let found = scoped(rest, behind).filter(|(labels, _)| labels.len() > length);
+    let prefixed = (1..=longest_prefixed)
+        .rev()
+        .flat_map(move |length| (0..=2).map(move |scope_size| (length, scope_size)))
+        .flat_map(move |(length, scope_size)| {
+            let found = scoped(rest, scope_size).filter(|(labels, _)| labels.len() > length);
             found.into_iter().flat_map(move |(labels, scope)| {
                 let (front, base) = labels.split_at(labels.len() - length);
                 let version = |labels: &'a [&'a [u8]]| (!labels.is_empty()).then_some(labels);
-                let version = if instance.is_some() { version(&front[1..]) } else { version(front) };
-                [Reading { base, scope, instance, version }]
+                let version =
+                    if instance.is_some() { version(&front[1..]) } else { version(front) };
+                [Interpretation { base, scope, instance, version }]
             })
-        },
-    );
+        });
     plain.chain(prefixed)
 }
 
-/// Takes as many labels off the right as a scope of this size has (0-2); none when no label is left in front.
-fn scoped<'a>(labels: &'a [&'a [u8]], behind: usize) -> Option<(&'a [&'a [u8]], Scope<'a>)> {
-    let (front, scope) = match (behind, labels) {
-        (0, front) => (front, Scope::Configured),
-        (1, [front @ .., namespace]) => (front, Scope::Namespace(namespace)),
-        (2, [front @ .., namespace, deployment]) => (front, Scope::Full { namespace, deployment }),
+/// Splits off the labels of a scope (0-2); `None` if no label is left.
+fn scoped<'a>(
+    labels: &'a [&'a [u8]],
+    scope_size: usize,
+) -> Option<(&'a [&'a [u8]], ServiceScope<'a>)> {
+    let (front, scope) = match (scope_size, labels) {
+        (0, front) => (front, ServiceScope::Configured),
+        (1, [front @ .., namespace]) => (front, ServiceScope::Namespace(namespace)),
+        (2, [front @ .., namespace, deployment]) => {
+            (front, ServiceScope::Full { namespace, deployment })
+        }
         _ => return None,
     };
     (!front.is_empty()).then_some((front, scope))
@@ -248,7 +309,7 @@ mod tests {
         Zones::new(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()).unwrap()
     }
 
-    /// `text rank`, or the error.
+    /// Returns base and rank, or the error.
     fn base(registered: &str, served: &[&str]) -> Result<(String, u8), BaseError> {
         base_of(registered, &zones(served)).map(|base| (base.text, base.rank))
     }
@@ -261,38 +322,44 @@ mod tests {
         String::from_utf8(labels.join(&b'.')).unwrap()
     }
 
-    /// What is asked, in one line: `tcp=… key=value … | rest`, then what else holds.
-    fn ask(name: &str) -> Option<String> {
+    /// Formats a parsed name in one line: `tcp=… key=value … | rest`, then its flags.
+    fn parse_to_text(name: &str) -> Option<String> {
         let labels = labels(name);
-        let asked = asked(&labels)?;
-        let mut words: Vec<String> = asked.rfc2782.iter().map(|label| format!("tcp={}", text(&[label]))).collect();
-        for Selector { key, value, impossible } in &asked.selectors {
-            assert!(!impossible, "{name}");
+        let parsed = parse_labels(&labels)?;
+        let mut words: Vec<String> =
+            parsed.rfc2782.iter().map(|label| format!("tcp={}", text(&[label]))).collect();
+        for Selector { key, value, unsatisfiable } in &parsed.selectors {
+            assert!(!unsatisfiable, "{name}");
             words.push(format!("{}={value}", text(&[key])));
         }
-        words.push(format!("| {}", text(&asked.rest)));
-        words.extend(asked.tcp_of_base.then(|| "tcp_of_base".to_owned()));
-        words.extend(asked.partial.then(|| "partial".to_owned()));
+        words.push(format!("| {}", text(&parsed.rest)));
+        words.extend(parsed.tcp_of_base.then(|| "tcp_of_base".to_owned()));
+        words.extend(parsed.non_terminal.then(|| "non_terminal".to_owned()));
         Some(words.join(" "))
     }
 
-    /// The readings, a line each: `instance/version/base/namespace/deployment`.
-    fn read(name: &str, longest_base: usize) -> Vec<String> {
-        let line = |reading: Reading<'_>| {
-            let instance = reading.instance.map_or_else(String::new, |label| text(&[label]));
-            let version = reading.version.map_or_else(String::new, text);
-            let (namespace, deployment): (&[u8], &[u8]) = match reading.scope {
-                Scope::Configured => (b"", b""),
-                Scope::Namespace(namespace) => (namespace, b""),
-                Scope::Full { namespace, deployment } => (namespace, deployment),
+    /// Formats interpretations as `instance/version/base/namespace/deployment`.
+    fn interpret_to_text(name: &str, longest_base: usize) -> Vec<String> {
+        let line = |interpretation: Interpretation<'_>| {
+            let instance = interpretation.instance.map_or_else(String::new, |label| text(&[label]));
+            let version = interpretation.version.map_or_else(String::new, text);
+            let (namespace, deployment): (&[u8], &[u8]) = match interpretation.scope {
+                ServiceScope::Configured => (b"", b""),
+                ServiceScope::Namespace(namespace) => (namespace, b""),
+                ServiceScope::Full { namespace, deployment } => (namespace, deployment),
             };
-            format!("{instance}/{version}/{}/{}/{}", text(reading.base), text(&[namespace]), text(&[deployment]))
+            format!(
+                "{instance}/{version}/{}/{}/{}",
+                text(interpretation.base),
+                text(&[namespace]),
+                text(&[deployment])
+            )
         };
-        readings(&labels(name), longest_base).map(line).collect()
+        interpretations(&labels(name), longest_base).map(line).collect()
     }
 
     #[test]
-    fn a_zone_suffix_is_taken_off_and_ranks() {
+    fn zone_suffixes_are_removed_and_ranked() {
         assert_eq!(base("hello.svc", &["svc"]), Ok(("hello".to_owned(), 0)));
         assert_eq!(base("hello", &["svc"]), Ok(("hello".to_owned(), 1)));
         assert_eq!(base("Hello.SVC", &["svc"]), Ok(("hello".to_owned(), 0)));
@@ -302,121 +369,183 @@ mod tests {
         // Once, and by labels.
         assert_eq!(base("hello.svc.svc", &["svc"]), Ok(("hello.svc".to_owned(), 0)));
         assert_eq!(base("hellosvc", &["svc"]), Ok(("hellosvc".to_owned(), 1)));
-        // The longest zone, wherever it stands in the list.
-        assert_eq!(base("hello.internal.svc", &["svc", "internal.svc"]), Ok(("hello".to_owned(), 1)));
-        assert_eq!(base("hello.internal.svc", &["internal.svc", "svc"]), Ok(("hello".to_owned(), 0)));
-        assert_eq!(base("hello.xinternal.svc", &["internal.svc", "svc"]), Ok(("hello.xinternal".to_owned(), 1)));
+        // The longest zone wins at any position in the list.
+        assert_eq!(
+            base("hello.internal.svc", &["svc", "internal.svc"]),
+            Ok(("hello".to_owned(), 1))
+        );
+        assert_eq!(
+            base("hello.internal.svc", &["internal.svc", "svc"]),
+            Ok(("hello".to_owned(), 0))
+        );
+        assert_eq!(
+            base("hello.xinternal.svc", &["internal.svc", "svc"]),
+            Ok(("hello.xinternal".to_owned(), 1))
+        );
         assert_eq!(base("hello._x", &["_x"]), Ok(("hello".to_owned(), 0)));
     }
 
     #[test]
-    fn any_dns_name_is_carried() {
-        for carried in ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"] {
-            assert_eq!(base(carried, &["svc"]), Ok((carried.to_owned(), 1)));
+    fn every_dns_name_has_a_base() {
+        for name in ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"]
+        {
+            assert_eq!(base(name, &["svc"]), Ok((name.to_owned(), 1)));
         }
         let label = "a".repeat(63);
         assert_eq!(base(&label, &["svc"]), Ok((label, 1)));
     }
 
     #[test]
-    fn what_dns_cannot_write_is_not_carried() {
+    fn names_that_are_not_dns_names_are_rejected() {
         let long = "a".repeat(64);
-        for bad in
-            ["", ".", "hello.", "hello.svc.", ".svc", "..svc", "a..b", "_a", "a._tcp", "a b", "a:b", "é", "a/b", "a\\.b", "*", "a\0", &long]
-        {
+        for bad in [
+            "",
+            ".",
+            "hello.",
+            "hello.svc.",
+            ".svc",
+            "..svc",
+            "a..b",
+            "_a",
+            "a._tcp",
+            "a b",
+            "a:b",
+            "é",
+            "a/b",
+            "a\\.b",
+            "*",
+            "a\0",
+            &long,
+        ] {
             assert_eq!(base(bad, &["svc"]), Err(BaseError::NotDns), "{bad:?}");
         }
     }
 
     #[test]
-    fn names_of_the_zone_are_reserved() {
-        for reserved in ["ns", "NS.svc", "dns-version", "dns-version.internal.svc", "svc", "SVC", "internal.svc"] {
-            assert_eq!(base(reserved, &["svc", "internal.svc"]), Err(BaseError::Reserved), "{reserved}");
+    fn names_used_by_the_zone_are_reserved() {
+        for reserved in [
+            "ns",
+            "NS.svc",
+            "dns-version",
+            "dns-version.internal.svc",
+            "svc",
+            "SVC",
+            "internal.svc",
+        ] {
+            assert_eq!(
+                base(reserved, &["svc", "internal.svc"]),
+                Err(BaseError::Reserved),
+                "{reserved}"
+            );
         }
         assert_eq!(base("internal", &["svc", "internal.svc"]), Ok(("internal".to_owned(), 2)));
     }
 
     #[test]
-    fn a_base_fits_every_zone() {
+    fn a_base_must_fit_the_longest_zone() {
         let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57)].join(".");
-        assert_eq!(long.len() + ".svc".len(), MAX_TEXT);
+        assert_eq!(long.len() + ".svc".len(), MAX_TEXT_LENGTH);
         assert_eq!(base(&format!("{long}.svc"), &["svc"]), Ok((long.clone(), 0)));
         assert_eq!(base(&format!("{long}d.svc"), &["svc"]), Err(BaseError::TooLong));
         assert_eq!(base(&format!("{long}.svc"), &["svc", "internal"]), Err(BaseError::TooLong));
     }
 
     #[test]
-    fn names_without_a_chain_are_all_rest() {
-        assert_eq!(ask("hello").as_deref(), Some("| hello"));
-        assert_eq!(ask("v1.2.0.hello.prod.eu").as_deref(), Some("| v1.2.0.hello.prod.eu"));
-        assert_eq!(asked(&[]), None);
+    fn names_without_a_chain_have_only_a_rest() {
+        assert_eq!(parse_to_text("hello").as_deref(), Some("| hello"));
+        assert_eq!(
+            parse_to_text("v1.2.0.hello.prod.eu").as_deref(),
+            Some("| v1.2.0.hello.prod.eu")
+        );
+        assert_eq!(parse_labels(&[]), None);
     }
 
     #[test]
-    fn selectors_stand_left_to_right() {
-        assert_eq!(ask("gray._env.hello").as_deref(), Some("env=gray | hello"));
-        assert_eq!(ask("v1.2.0._version.prod._namespace.hello").as_deref(), Some("version=v1.2.0 namespace=prod | hello"));
+    fn selectors_are_parsed_left_to_right() {
+        assert_eq!(parse_to_text("gray._env.hello").as_deref(), Some("env=gray | hello"));
         assert_eq!(
-            ask("8080._port.10-0-0-1._instance.v1.hello.prod.eu").as_deref(),
+            parse_to_text("v1.2.0._version.prod._namespace.hello").as_deref(),
+            Some("version=v1.2.0 namespace=prod | hello")
+        );
+        assert_eq!(
+            parse_to_text("8080._port.10-0-0-1._instance.v1.hello.prod.eu").as_deref(),
             Some("port=8080 instance=10-0-0-1 | v1.hello.prod.eu")
         );
-        assert_eq!(ask("true._insecure.hello").as_deref(), Some("insecure=true | hello"));
-        assert_eq!(ask("x._tcp.hello").as_deref(), Some("tcp=x | hello"));
-        assert_eq!(ask("x.__a.hello").as_deref(), Some("_a=x | hello"));
-        // Values end where the next key does: a value may look like anything else.
-        assert_eq!(ask("0._ver.hello").as_deref(), Some("ver=0 | hello"));
+        assert_eq!(parse_to_text("true._insecure.hello").as_deref(), Some("insecure=true | hello"));
+        assert_eq!(parse_to_text("x._tcp.hello").as_deref(), Some("tcp=x | hello"));
+        assert_eq!(parse_to_text("x.__a.hello").as_deref(), Some("_a=x | hello"));
+        // A value ends at the next key, so it may contain what looks like any other part.
+        assert_eq!(parse_to_text("0._ver.hello").as_deref(), Some("ver=0 | hello"));
     }
 
     #[test]
-    fn values_that_metadata_cannot_have() {
+    fn impossible_selector_values_are_unsatisfiable() {
         let labels: [&[u8]; 3] = [b"v1.2", b"_version", b"hello"];
-        let asked_dot = asked(&labels).unwrap();
-        assert!(asked_dot.selectors[0].impossible);
-        assert_eq!(asked_dot.selectors[0].value, "");
-        // The two octets of one character, apart.
+        let parsed = parse_labels(&labels).unwrap();
+        assert!(parsed.selectors[0].unsatisfiable);
+        assert_eq!(parsed.selectors[0].value, "");
+        // Two labels with one byte each of a two-byte character.
         let labels: [&[u8]; 4] = [b"\xC3", b"\xA9", b"_env", b"hello"];
-        assert!(asked(&labels).unwrap().selectors[0].impossible);
+        assert!(parse_labels(&labels).unwrap().selectors[0].unsatisfiable);
         let labels: [&[u8]; 3] = ["é".as_bytes(), b"_env", b"hello"];
-        let asked_text = asked(&labels).unwrap();
-        assert_eq!((&*asked_text.selectors[0].value, asked_text.selectors[0].impossible), ("é", false));
+        let parsed = parse_labels(&labels).unwrap();
+        assert_eq!((&*parsed.selectors[0].value, parsed.selectors[0].unsatisfiable), ("é", false));
     }
 
     #[test]
-    fn rfc_2782_stands_at_the_left_end() {
-        assert_eq!(ask("_http._tcp.hello").as_deref(), Some("tcp=http | hello"));
-        assert_eq!(ask("_8080._tcp.hello.prod").as_deref(), Some("tcp=8080 | hello.prod"));
-        assert_eq!(ask("_http._tcp.gray._env.hello").as_deref(), Some("tcp=http env=gray | hello"));
-        assert_eq!(ask("_tcp._tcp.hello").as_deref(), Some("tcp=tcp | hello"));
-        assert_eq!(ask("x._http._tcp.hello"), None);
-        assert_eq!(ask("_http._udp.hello"), None);
-        assert_eq!(ask("gray._env._http._tcp.hello"), None);
+    fn rfc_2782_labels_are_leftmost() {
+        assert_eq!(parse_to_text("_http._tcp.hello").as_deref(), Some("tcp=http | hello"));
+        assert_eq!(
+            parse_to_text("_8080._tcp.hello.prod").as_deref(),
+            Some("tcp=8080 | hello.prod")
+        );
+        assert_eq!(
+            parse_to_text("_http._tcp.gray._env.hello").as_deref(),
+            Some("tcp=http env=gray | hello")
+        );
+        assert_eq!(parse_to_text("_tcp._tcp.hello").as_deref(), Some("tcp=tcp | hello"));
+        assert_eq!(parse_to_text("x._http._tcp.hello"), None);
+        assert_eq!(parse_to_text("_http._udp.hello"), None);
+        assert_eq!(parse_to_text("gray._env._http._tcp.hello"), None);
     }
 
     #[test]
-    fn empty_non_terminals_of_the_chain() {
-        assert_eq!(ask("_tcp.hello").as_deref(), Some("| hello partial"));
-        assert_eq!(ask("_env.hello").as_deref(), Some("| hello partial"));
-        assert_eq!(ask("_zone.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
-        assert_eq!(ask("_tcp.gray._env.hello").as_deref(), Some("env=gray | hello partial"));
+    fn names_above_a_chain_are_non_terminals() {
+        assert_eq!(parse_to_text("_tcp.hello").as_deref(), Some("| hello non_terminal"));
+        assert_eq!(parse_to_text("_env.hello").as_deref(), Some("| hello non_terminal"));
+        assert_eq!(
+            parse_to_text("_zone.gray._env.hello").as_deref(),
+            Some("env=gray | hello non_terminal")
+        );
+        assert_eq!(
+            parse_to_text("_tcp.gray._env.hello").as_deref(),
+            Some("env=gray | hello non_terminal")
+        );
     }
 
     #[test]
-    fn rfc_2782_of_a_base() {
-        assert_eq!(ask("_hello._tcp").as_deref(), Some("| hello tcp_of_base"));
-        assert_eq!(ask("_a.b._tcp").as_deref(), Some("| a.b tcp_of_base"));
-        assert_eq!(ask("b._tcp").as_deref(), Some("| b tcp_of_base partial"));
-        assert_eq!(ask("_tcp").as_deref(), Some("|  tcp_of_base partial"));
-        assert_eq!(ask("_tcp._tcp").as_deref(), Some("| tcp tcp_of_base"));
-        for unread in
-            ["_a._b._tcp", "x._hello._tcp", "_http._tcp._hello._tcp", "gray._env._hello._tcp", "_.b._tcp", "__a._tcp", "_hello._udp"]
-        {
-            assert_eq!(ask(unread), None, "{unread}");
+    fn bases_have_rfc_2782_names() {
+        assert_eq!(parse_to_text("_hello._tcp").as_deref(), Some("| hello tcp_of_base"));
+        assert_eq!(parse_to_text("_a.b._tcp").as_deref(), Some("| a.b tcp_of_base"));
+        assert_eq!(parse_to_text("b._tcp").as_deref(), Some("| b tcp_of_base non_terminal"));
+        assert_eq!(parse_to_text("_tcp").as_deref(), Some("|  tcp_of_base non_terminal"));
+        assert_eq!(parse_to_text("_tcp._tcp").as_deref(), Some("| tcp tcp_of_base"));
+        for invalid in [
+            "_a._b._tcp",
+            "x._hello._tcp",
+            "_http._tcp._hello._tcp",
+            "gray._env._hello._tcp",
+            "_.b._tcp",
+            "__a._tcp",
+            "_hello._udp",
+        ] {
+            assert_eq!(parse_to_text(invalid), None, "{invalid}");
         }
     }
 
     #[test]
-    fn what_no_row_reads() {
-        for unread in [
+    fn invalid_forms_are_rejected() {
+        for invalid in [
             "_a",
             "x._a",
             "_a._b.hello",
@@ -427,50 +556,79 @@ mod tests {
             "_.hello",
             "_services._dns-sd._udp",
         ] {
-            assert_eq!(ask(unread), None, "{unread}");
+            assert_eq!(parse_to_text(invalid), None, "{invalid}");
         }
     }
 
     #[test]
-    fn a_base_then_its_scopes() {
-        assert_eq!(read("hello", 9), ["//hello//"]);
-        assert_eq!(read("hello.prod", 9), ["//hello.prod//", "//hello/prod/", "/hello/prod//"]);
+    fn larger_scopes_come_after_the_base_alone() {
+        assert_eq!(interpret_to_text("hello", 9), ["//hello//"]);
         assert_eq!(
-            read("hello.prod.eu", 9),
-            ["//hello.prod.eu//", "//hello.prod/eu/", "//hello/prod/eu", "/hello/prod.eu//", "/hello.prod/eu//", "/hello/prod/eu/"]
+            interpret_to_text("hello.prod", 9),
+            ["//hello.prod//", "//hello/prod/", "/hello/prod//"]
         );
-        assert_eq!(read("", 0), [""; 0]);
-        assert_eq!(readings(&[], 9).count(), 0);
+        assert_eq!(
+            interpret_to_text("hello.prod.eu", 9),
+            [
+                "//hello.prod.eu//",
+                "//hello.prod/eu/",
+                "//hello/prod/eu",
+                "/hello/prod.eu//",
+                "/hello.prod/eu//",
+                "/hello/prod/eu/"
+            ]
+        );
+        assert_eq!(interpret_to_text("", 0), [""; 0]);
+        assert_eq!(interpretations(&[], 9).count(), 0);
     }
 
     #[test]
-    fn versions_and_instances_in_front() {
-        assert_eq!(read("v1.2.0.hello", 1), ["/v1.2.0/hello//", "/v1.2/0/hello/", "/v1/2/0/hello"]);
+    fn versions_and_instances_come_before_the_base() {
         assert_eq!(
-            read("10-0-0-1.hello", 9),
+            interpret_to_text("v1.2.0.hello", 1),
+            ["/v1.2.0/hello//", "/v1.2/0/hello/", "/v1/2/0/hello"]
+        );
+        assert_eq!(
+            interpret_to_text("10-0-0-1.hello", 9),
             ["//10-0-0-1.hello//", "//10-0-0-1/hello/", "10-0-0-1//hello//"],
-            "what looks like an instance is no version"
+            "an instance label is not a version"
         );
-        assert_eq!(read("10-0-0-1.v1.hello", 1), ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "10-0-0-1//v1/hello/"]);
-        // Together only as instance before version.
-        assert!(!read("v1.10-0-0-1.hello", 9).iter().any(|line| line.starts_with("10-0-0-1/")));
+        assert_eq!(
+            interpret_to_text("10-0-0-1.v1.hello", 1),
+            ["//10-0-0-1/v1/hello", "10-0-0-1/v1/hello//", "10-0-0-1//v1/hello/"]
+        );
+        // An instance comes before a version, never after it.
+        assert!(
+            !interpret_to_text("v1.10-0-0-1.hello", 9)
+                .iter()
+                .any(|line| line.starts_with("10-0-0-1/"))
+        );
     }
 
     #[test]
-    fn the_longest_base_wins_within_a_row() {
-        let prefixed: Vec<String> = read("v1.a.b.c", 9).into_iter().filter(|line| line.starts_with("/v1")).collect();
-        assert_eq!(prefixed, ["/v1/a.b.c//", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
-        assert_eq!(read("v1.a.b.c", 2), ["//v1.a/b/c", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]);
+    fn longer_bases_come_first_after_a_version() {
+        let prefixed: Vec<String> = interpret_to_text("v1.a.b.c", 9)
+            .into_iter()
+            .filter(|line| line.starts_with("/v1"))
+            .collect();
+        assert_eq!(
+            prefixed,
+            ["/v1/a.b.c//", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]
+        );
+        assert_eq!(
+            interpret_to_text("v1.a.b.c", 2),
+            ["//v1.a/b/c", "/v1.a/b.c//", "/v1/a.b/c/", "/v1.a.b/c//", "/v1.a/b/c/", "/v1/a/b/c"]
+        );
     }
 
     #[test]
-    fn the_longest_name_has_a_bounded_number_of_readings() {
+    fn the_number_of_interpretations_is_bounded() {
         let plain = vec![b"a".as_slice(); 127];
-        assert_eq!(readings(&plain, 127).count(), 3 + 126 + 125 + 124);
+        assert_eq!(interpretations(&plain, 127).count(), 3 + 126 + 125 + 124);
         let mut instance = plain;
         instance[0] = b"1--1";
-        assert_eq!(readings(&instance, 127).count(), 3 + 126 + 125 + 124);
-        assert_eq!(readings(&instance, 2).count(), 2 * 3);
+        assert_eq!(interpretations(&instance, 127).count(), 3 + 126 + 125 + 124);
+        assert_eq!(interpretations(&instance, 2).count(), 2 * 3);
     }
 
     fn any_label() -> impl Strategy<Value = Vec<u8>> {
@@ -488,75 +646,87 @@ mod tests {
     }
 
     proptest! {
-            #[test]
-            fn no_labels_panic_and_none_gets_lost(owned in any_labels()) {
-                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-                let Some(asked) = asked(&labels) else { return Ok(()) };
-                prop_assert_eq!(asked.rest.is_empty(), asked.tcp_of_base && labels.len() == 1);
-                prop_assert!(asked.rest.iter().all(|label| key(label).is_none()));
-                if asked.tcp_of_base {
-                    let first = if asked.partial { labels[0] } else { &labels[0][1..] };
-                    let spelled = [first].into_iter().chain(labels[1..].iter().copied()).take(labels.len() - 1);
-                    prop_assert!(asked.rest.iter().copied().eq(spelled));
-                } else if asked.selectors.iter().all(|selector| !selector.impossible) {
-                    // Put together again, it is the name.
-                    let mut again: Vec<Vec<u8>> = Vec::new();
-                    if let Some(protocol) = asked.rfc2782 {
-                        again.extend([[b"_", protocol].concat(), b"_tcp".to_vec()]);
-                    } else if asked.partial {
-                        again.push(labels[0].to_vec());
-                    }
-                    for selector in &asked.selectors {
-                        again.extend(selector.value.split('.').map(|value| value.as_bytes().to_vec()));
-                        again.push([b"_", selector.key].concat());
-                    }
-                    again.extend(asked.rest.iter().map(|label| label.to_vec()));
-                    prop_assert_eq!(again, owned);
-                }
+    #[test]
+    fn parsing_never_panics_or_loses_labels(owned in any_labels()) {
+        let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+        let Some(parsed) = parse_labels(&labels) else { return Ok(()) };
+        prop_assert_eq!(parsed.rest.is_empty(), parsed.tcp_of_base && labels.len() == 1);
+        prop_assert!(parsed.rest.iter().all(|label| strip_underscore(label).is_none()));
+        if parsed.tcp_of_base {
+            let first = if parsed.non_terminal { labels[0] } else { &labels[0][1..] };
+            let others = labels[1..].iter().copied();
+                let spelled = [first].into_iter().chain(others).take(labels.len() - 1);
+            prop_assert!(parsed.rest.iter().copied().eq(spelled));
+        } else if parsed.selectors.iter().all(|selector| !selector.unsatisfiable) {
+            // Joining the parts restores the name.
+            let mut joined: Vec<Vec<u8>> = Vec::new();
+            if let Some(protocol) = parsed.rfc2782 {
+                joined.extend([[b"_", protocol].concat(), b"_tcp".to_vec()]);
+            } else if parsed.non_terminal {
+                joined.push(labels[0].to_vec());
             }
-
-            #[test]
-            fn every_name_above_one_that_is_read_is_read(owned in any_labels()) {
-                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-                if asked(&labels).is_some() {
-                    for cut in 1..labels.len() {
-                        prop_assert!(asked(&labels[cut..]).is_some(), "{:?}", &owned[cut..]);
-                    }
-                }
+            for selector in &parsed.selectors {
+                joined.extend(selector.value.split('.').map(|value| value.as_bytes().to_vec()));
+                joined.push([b"_", selector.key].concat());
             }
+            joined.extend(parsed.rest.iter().map(|label| label.to_vec()));
+            prop_assert_eq!(joined, owned);
+        }
+    }
 
-            #[test]
-            fn readings_differ_and_each_is_the_name(owned in any_labels(), longest_base in 0..9usize) {
-                let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-                let mut seen = HashSet::new();
-                for reading in readings(&labels, longest_base) {
-                    let Reading { base, scope, instance, version } = reading;
-                    prop_assert!((1..=longest_base).contains(&base.len()));
-                    let is_new = seen.insert(format!("{reading:?}"));
-    prop_assert!(is_new);
-                    let behind = match scope {
-                        Scope::Configured => vec![],
-                        Scope::Namespace(namespace) => vec![namespace],
-                        Scope::Full { namespace, deployment } => vec![namespace, deployment],
-                    };
-                    let version = version.unwrap_or_default().iter().copied();
-                    prop_assert!(instance.into_iter().chain(version).chain(base.iter().copied()).chain(behind).eq(labels.iter().copied()));
-                    prop_assert!(instance.is_none_or(|label| instance_address(label).is_some()));
-                }
-            }
-
-            #[test]
-            fn a_base_is_a_fixed_point(registered in prop_oneof![any::<String>(), "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?", "[a.]{240,260}"]) {
-                let zones = zones(&["svc", "b", "a.b"]);
-                if let Ok(base) = base_of(&registered, &zones) {
-                    prop_assert!(usize::from(base.rank) <= zones.len());
-                    let spelled = base_of(&format!("{}.svc", base.text), &zones);
-                    prop_assert_eq!(spelled, Ok(Base { text: base.text.clone(), rank: 0 }));
-                    for zone in &zones {
-                        let name = crate::name::Name::from_text(&format!("{}.{}", base.text, zone.text()));
-                        prop_assert!(name.is_ok());
-                    }
-                }
+    #[test]
+    fn names_above_a_valid_name_are_valid(owned in any_labels()) {
+        let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+        if parse_labels(&labels).is_some() {
+            for cut in 1..labels.len() {
+                prop_assert!(parse_labels(&labels[cut..]).is_some(), "{:?}", &owned[cut..]);
             }
         }
+    }
+
+    #[test]
+    fn interpretations_differ_and_each_has_all_labels(
+        owned in any_labels(),
+        longest_base in 0..9usize,
+    ) {
+        let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
+        let mut seen = HashSet::new();
+        for interpretation in interpretations(&labels, longest_base) {
+            let Interpretation { base, scope, instance, version } = interpretation;
+            prop_assert!((1..=longest_base).contains(&base.len()));
+            let is_new = seen.insert(format!("{interpretation:?}"));
+            prop_assert!(is_new);
+            let scope_labels = match scope {
+                ServiceScope::Configured => vec![],
+                ServiceScope::Namespace(namespace) => vec![namespace],
+                ServiceScope::Full { namespace, deployment } => vec![namespace, deployment],
+            };
+            let version = version.unwrap_or_default().iter().copied();
+            let base = base.iter().copied();
+            let joined = instance.into_iter().chain(version).chain(base).chain(scope_labels);
+            prop_assert!(joined.eq(labels.iter().copied()));
+            prop_assert!(instance.is_none_or(|label| instance_address(label).is_some()));
+        }
+    }
+
+    #[test]
+    fn the_base_of_a_base_is_the_base_itself(
+        registered in prop_oneof![
+            any::<String>(),
+            "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?",
+            "[a.]{240,260}",
+        ],
+    ) {
+        let zones = zones(&["svc", "b", "a.b"]);
+        if let Ok(base) = base_of(&registered, &zones) {
+            prop_assert!(usize::from(base.rank) <= zones.len());
+            let spelled = base_of(&format!("{}.svc", base.text), &zones);
+            prop_assert_eq!(spelled, Ok(Base { text: base.text.clone(), rank: 0 }));
+            for zone in &zones {
+                let name = crate::name::Name::from_text(&format!("{}.{}", base.text, zone.text()));
+                prop_assert!(name.is_ok());
+            }
+        }
+    }
+    }
 }

@@ -1,62 +1,66 @@
-//! Domain names as octets (RFC 1035 sections 2.3.4, 3.1 and 5.1, RFC 4343).
+//! Domain names in wire form.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
 
-/// Longest name in wire form, the root label included (RFC 1035 section 2.3.4).
-const MAX_NAME: usize = 255;
+/// Maximum length of a name in wire form, in bytes (RFC 1035 section 2.3.4).
+const MAX_NAME_BYTES: usize = 255;
 
-/// Longest label (RFC 1035 section 2.3.4).
-const MAX_LABEL: usize = 63;
+/// Maximum length of a label, in bytes (RFC 1035 section 2.3.4).
+const MAX_LABEL_BYTES: usize = 63;
 
-/// Most labels of a name, the root label apart: each takes at least two of the 254 octets before the root.
+/// Maximum number of labels before the root label; each takes at least two bytes.
 const MAX_LABELS: usize = 127;
 
-/// A complete domain name: wire octets (RFC 1035 section 3.1), ASCII letters lower-cased (RFC 4343), uncompressed, the
-/// root label included. Any octet may stand in a label.
+/// A complete domain name in wire form, in lower case and without heap memory.
 ///
-/// Equality and hash are those of the octets, the order is the canonical one (RFC 4034 section 6.1). No heap.
+/// The wire form (RFC 1035 section 3.1) is uncompressed and includes the root label. Labels may
+/// contain any bytes. ASCII letters are stored in lower case (RFC 4343), so equality and hash are
+/// those of the bytes; the order is the canonical one (RFC 4034 section 6.1).
 #[derive(Clone, Copy)]
 pub struct Name {
-    /// The wire form, zeroes behind it.
-    octets: [u8; MAX_NAME],
-    /// Octets of the wire form, 1-255.
+    /// The wire form, followed by zeros.
+    bytes: [u8; MAX_NAME_BYTES],
+    /// Length of the wire form, 1-255 bytes.
     length: u8,
 }
 
-/// Why octets or a text are no domain name.
+/// Why bytes or a text are not a domain name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// A compression pointer where a whole name is wanted (RFC 1035 section 4.1.4).
-    #[error("the name is compressed where a whole name is wanted")]
+    /// The name has a compression pointer (RFC 1035 section 4.1.4).
+    #[error("the name is compressed, which is not allowed here")]
     Compressed,
-    /// Over 255 octets with the root label.
-    #[error("the name is longer than 255 octets")]
+    /// The name has more than 255 bytes, including the root label.
+    #[error("the name is longer than 255 bytes")]
     TooLong,
-    /// A label of more than 63 octets, or of a label type that does not exist (RFC 6891 section 5).
-    #[error("a label is longer than 63 octets")]
+    /// A label has more than 63 bytes or an unknown type (RFC 6891 section 5).
+    #[error("a label is longer than 63 bytes")]
     LabelTooLong,
-    /// The octets end before the root label.
-    #[error("the name ends in the middle")]
+    /// The bytes end before the root label.
+    #[error("the name is truncated")]
     Truncated,
-    /// Two dots in a row, a dot in front, or no text at all.
+    /// The text is empty, begins with a dot or has two dots in a row.
     #[error("a label is empty")]
     EmptyLabel,
-    /// A backslash that is not followed by a character or by a number from 000 to 255 (RFC 1035 section 5.1).
-    #[error("a backslash is followed neither by a character nor by three digits up to 255")]
+    /// A backslash is not part of a valid escape (RFC 1035 section 5.1).
+    #[error("a backslash must be followed by a character or by three digits up to 255")]
     BadEscape,
 }
 
 impl Name {
     /// The root, `.`.
-    pub const ROOT: Self = Self { octets: [0; MAX_NAME], length: 1 };
+    pub const ROOT: Self = Self { bytes: [0; MAX_NAME_BYTES], length: 1 };
 
-    /// Reads the name at the beginning of `wire` and says how many octets it took (1-255); what follows it is not looked at.
+    /// Reads the name at the beginning of `wire` and returns its length, 1-255 bytes.
+    ///
+    /// Ignores all bytes after the name.
     ///
     /// # Errors
-    /// [`NameError::Compressed`] for a compression pointer, [`NameError::LabelTooLong`] for the reserved label types,
-    /// [`NameError::TooLong`] above 255 octets, [`NameError::Truncated`] when `wire` ends before the root label.
+    /// Returns [`NameError::Compressed`] for a compression pointer, [`NameError::LabelTooLong`] for
+    /// a reserved label type, [`NameError::TooLong`] above 255 bytes, and [`NameError::Truncated`]
+    /// if `wire` ends before the root label.
     pub fn from_wire(wire: &[u8]) -> Result<(Self, usize), NameError> {
         let mut root = 0;
         loop {
@@ -66,36 +70,38 @@ impl Name {
                 64..=191 => return Err(NameError::LabelTooLong),
                 192.. => return Err(NameError::Compressed),
             }
-            if root >= MAX_NAME {
+            if root >= MAX_NAME_BYTES {
                 return Err(NameError::TooLong);
             }
         }
         let mut name = Self::ROOT;
-        let octets = &mut name.octets[..=root];
-        octets.copy_from_slice(&wire[..=root]);
-        // Length octets are at most 63, below 'A': only letters change.
-        octets.make_ascii_lowercase();
-        name.length = octet(root + 1);
+        let bytes = &mut name.bytes[..=root];
+        bytes.copy_from_slice(&wire[..=root]);
+        // Length bytes are at most 63, below 'A', so only letters change.
+        bytes.make_ascii_lowercase();
+        name.length = to_u8(root + 1);
         Ok((name, root + 1))
     }
 
-    /// Reads the presentation form (RFC 1035 section 5.1): `\DDD` is an octet by its decimal number, `\` before any other
-    /// character takes it as it is, the trailing dot may be left out. Every name is complete, there is no origin.
+    /// Parses the presentation form (RFC 1035 section 5.1).
+    ///
+    /// `\DDD` is the byte with that decimal number; `\` before any other character makes it
+    /// literal. The trailing dot is optional, since every name is complete.
     ///
     /// # Errors
-    /// [`NameError::EmptyLabel`] (the empty text too), [`NameError::LabelTooLong`], [`NameError::TooLong`],
-    /// [`NameError::BadEscape`].
+    /// Returns [`NameError::EmptyLabel`] (also for the empty text), [`NameError::LabelTooLong`],
+    /// [`NameError::TooLong`] or [`NameError::BadEscape`].
     pub fn from_text(text: &str) -> Result<Self, NameError> {
         if text == "." {
             return Ok(Self::ROOT);
         }
-        let mut builder = Builder::new();
-        let mut octets = text.bytes();
-        while let Some(octet) = octets.next() {
-            match octet {
+        let mut builder = NameBuilder::new();
+        let mut bytes = text.bytes();
+        while let Some(byte) = bytes.next() {
+            match byte {
                 b'.' => builder.end_label()?,
-                b'\\' => builder.push(escaped(&mut octets)?)?,
-                _ => builder.push(octet)?,
+                b'\\' => builder.push(escaped(&mut bytes)?)?,
+                _ => builder.push(byte)?,
             }
         }
         if builder.in_label() || builder.is_empty() {
@@ -104,63 +110,65 @@ impl Name {
         Ok(builder.finish())
     }
 
-    /// Puts labels together, left to right, the root label not among them. No labels make the root.
+    /// Joins labels, left to right and without the root label; no labels give the root.
     ///
     /// # Errors
-    /// [`NameError::EmptyLabel`], [`NameError::LabelTooLong`], [`NameError::TooLong`].
+    /// Returns [`NameError::EmptyLabel`], [`NameError::LabelTooLong`] or [`NameError::TooLong`].
     pub fn from_labels<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, NameError> {
-        let mut builder = Builder::new();
+        let mut builder = NameBuilder::new();
         for label in labels {
-            for &octet in label {
-                builder.push(octet)?;
+            for &byte in label {
+                builder.push(byte)?;
             }
             builder.end_label()?;
         }
         Ok(builder.finish())
     }
 
-    /// The wire form: 1-255 octets, the root label included.
+    /// Returns the wire form: 1-255 bytes, including the root label.
     pub fn as_wire(&self) -> &[u8] {
-        &self.octets[..usize::from(self.length)]
+        &self.bytes[..usize::from(self.length)]
     }
 
-    /// The labels, left to right, without the root label.
+    /// Returns the labels, left to right, without the root label.
     pub fn labels(&self) -> Labels<'_> {
-        let octets = self.as_wire();
-        let mut labels = Labels { octets, starts: [0; MAX_LABELS], next: 0, end: 0 };
+        let bytes = self.as_wire();
+        let mut labels = Labels { bytes, starts: [0; MAX_LABELS], next: 0, end: 0 };
         let mut at = 0;
-        while octets[at] != 0 {
-            labels.starts[usize::from(labels.end)] = octet(at);
+        while bytes[at] != 0 {
+            labels.starts[usize::from(labels.end)] = to_u8(at);
             labels.end += 1;
-            at += 1 + usize::from(octets[at]);
+            at += 1 + usize::from(bytes[at]);
         }
         labels
     }
 
-    /// How many labels there are, 0-127, the root label not counted.
+    /// Returns the number of labels, 0-127, without the root label.
     pub fn label_count(&self) -> usize {
-        let octets = self.as_wire();
+        let bytes = self.as_wire();
         let (mut at, mut count) = (0, 0);
-        while octets[at] != 0 {
-            at += 1 + usize::from(octets[at]);
+        while bytes[at] != 0 {
+            at += 1 + usize::from(bytes[at]);
             count += 1;
         }
         count
     }
 
-    /// Whether this name is `ancestor` or lies below it: compared by labels, so `xsvc.` does not end with `svc.`.
+    /// Returns whether this name is `ancestor` or below it.
+    ///
+    /// Labels are compared, so `xsvc.` is not below `svc.`.
     pub fn ends_with(&self, ancestor: &Self) -> bool {
-        let octets = self.as_wire();
+        let bytes = self.as_wire();
         let mut at = 0;
-        while octets.len() - at > usize::from(ancestor.length) {
-            at += 1 + usize::from(octets[at]);
+        while bytes.len() - at > usize::from(ancestor.length) {
+            at += 1 + usize::from(bytes[at]);
         }
-        octets[at..] == *ancestor.as_wire()
+        bytes[at..] == *ancestor.as_wire()
     }
 }
 
 impl Default for Name {
-    /// The root.
+    /// Returns the root.
     fn default() -> Self {
         Self::ROOT
     }
@@ -181,7 +189,7 @@ impl Hash for Name {
 }
 
 impl Ord for Name {
-    /// The canonical order (RFC 4034 section 6.1): by labels, the rightmost first, so a name stands before those below it.
+    /// Compares in canonical order (RFC 4034 section 6.1): labels from right to left.
     fn cmp(&self, other: &Self) -> Ordering {
         self.labels().rev().cmp(other.labels().rev())
     }
@@ -194,18 +202,22 @@ impl PartialOrd for Name {
 }
 
 impl fmt::Display for Name {
-    /// The presentation form (RFC 1035 section 5.1) with its trailing dot. Characters that mean something in a zone file
-    /// are escaped with `\`, octets that are not printable ASCII as `\DDD`.
+    /// Writes the presentation form (RFC 1035 section 5.1) with its trailing dot.
+    ///
+    /// Special characters of zone files are escaped with `\`, bytes outside printable ASCII as
+    /// `\DDD`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.length == 1 {
             return f.write_char('.');
         }
         for label in self.labels() {
-            for &octet in label {
-                match octet {
-                    b'.' | b'\\' | b'"' | b'(' | b')' | b';' | b'@' | b'$' => write!(f, "\\{}", char::from(octet))?,
-                    b'!'..=b'~' => f.write_char(char::from(octet))?,
-                    _ => write!(f, "\\{octet:03}")?,
+            for &byte in label {
+                match byte {
+                    b'.' | b'\\' | b'"' | b'(' | b')' | b';' | b'@' | b'$' => {
+                        write!(f, "\\{}", char::from(byte))?;
+                    }
+                    b'!'..=b'~' => f.write_char(char::from(byte))?,
+                    _ => write!(f, "\\{byte:03}")?,
                 }
             }
             f.write_char('.')?;
@@ -220,24 +232,24 @@ impl fmt::Debug for Name {
     }
 }
 
-/// The labels of a name, left to right, without the root label; from either end.
+/// Iterator over the labels of a name, from either end, without the root label.
 #[derive(Clone, Debug)]
 pub struct Labels<'n> {
     /// The wire form.
-    octets: &'n [u8],
-    /// Where each label's length octet stands.
+    bytes: &'n [u8],
+    /// Offset of each label's length byte.
     starts: [u8; MAX_LABELS],
-    /// The first label that is left.
+    /// Index of the first remaining label.
     next: u8,
-    /// One past the last label that is left.
+    /// Index after the last remaining label.
     end: u8,
 }
 
 impl<'n> Labels<'n> {
-    /// The label of this place.
-    fn label(&self, place: u8) -> &'n [u8] {
-        let start = usize::from(self.starts[usize::from(place)]);
-        &self.octets[start + 1..=start + usize::from(self.octets[start])]
+    /// Returns the label at an index.
+    fn label(&self, index: u8) -> &'n [u8] {
+        let start = usize::from(self.starts[usize::from(index)]);
+        &self.bytes[start + 1..=start + usize::from(self.bytes[start])]
     }
 }
 
@@ -268,76 +280,76 @@ impl DoubleEndedIterator for Labels<'_> {
 
 impl ExactSizeIterator for Labels<'_> {}
 
-/// A name in the making: whole labels, and the one that is being written.
-struct Builder {
-    octets: [u8; MAX_NAME],
-    /// Where the length octet of the label in the making stands; between labels, where the root label would.
+/// Builds a name: complete labels, and the one in progress.
+struct NameBuilder {
+    bytes: [u8; MAX_NAME_BYTES],
+    /// Offset for the length byte of the label in progress.
     start: usize,
-    /// Where the next octet goes.
+    /// Offset for the next byte.
     at: usize,
 }
 
-impl Builder {
-    /// The root, with a first label about to be written.
+impl NameBuilder {
+    /// Returns a builder without labels.
     fn new() -> Self {
-        Self { octets: [0; MAX_NAME], start: 0, at: 1 }
+        Self { bytes: [0; MAX_NAME_BYTES], start: 0, at: 1 }
     }
 
-    /// Whether no whole label has been written.
+    /// Returns whether no label is complete.
     fn is_empty(&self) -> bool {
         self.start == 0
     }
 
-    /// Whether the label in the making has an octet.
+    /// Returns whether the label in progress has any bytes.
     fn in_label(&self) -> bool {
         self.at > self.start + 1
     }
 
-    /// Adds an octet to the label in the making.
-    fn push(&mut self, octet: u8) -> Result<(), NameError> {
-        if self.at - self.start > MAX_LABEL {
+    /// Adds a byte to the label in progress.
+    fn push(&mut self, byte: u8) -> Result<(), NameError> {
+        if self.at - self.start > MAX_LABEL_BYTES {
             return Err(NameError::LabelTooLong);
         }
-        // The last octet is the root label's.
-        if self.at >= MAX_NAME - 1 {
+        // The last byte is for the root label.
+        if self.at >= MAX_NAME_BYTES - 1 {
             return Err(NameError::TooLong);
         }
-        self.octets[self.at] = octet.to_ascii_lowercase();
+        self.bytes[self.at] = byte.to_ascii_lowercase();
         self.at += 1;
         Ok(())
     }
 
-    /// Ends the label in the making.
+    /// Completes the label in progress.
     fn end_label(&mut self) -> Result<(), NameError> {
         if !self.in_label() {
             return Err(NameError::EmptyLabel);
         }
-        self.octets[self.start] = octet(self.at - self.start - 1);
+        self.bytes[self.start] = to_u8(self.at - self.start - 1);
         self.start = self.at;
         self.at += 1;
         Ok(())
     }
 
-    /// The name of the whole labels.
+    /// Returns the name of the complete labels.
     fn finish(self) -> Name {
-        Name { octets: self.octets, length: octet(self.start + 1) }
+        Name { bytes: self.bytes, length: to_u8(self.start + 1) }
     }
 }
 
-/// A length or a place within a name, which no valid name has above 255.
-fn octet(place: usize) -> u8 {
-    u8::try_from(place).unwrap_or(u8::MAX)
+/// Converts a length or offset within a name, which is at most 255.
+fn to_u8(index: usize) -> u8 {
+    u8::try_from(index).unwrap_or(u8::MAX)
 }
 
-/// What stands for an escape, whose backslash has been read.
-fn escaped(octets: &mut impl Iterator<Item = u8>) -> Result<u8, NameError> {
-    let first = octets.next().ok_or(NameError::BadEscape)?;
+/// Returns the byte of an escape whose backslash has been read.
+fn escaped(bytes: &mut impl Iterator<Item = u8>) -> Result<u8, NameError> {
+    let first = bytes.next().ok_or(NameError::BadEscape)?;
     if !first.is_ascii_digit() {
         return Ok(first);
     }
     let mut number = u16::from(first - b'0');
     for _ in 0..2 {
-        let digit = octets.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
+        let digit = bytes.next().filter(u8::is_ascii_digit).ok_or(NameError::BadEscape)?;
         number = number * 10 + u16::from(digit - b'0');
     }
     u8::try_from(number).map_err(|_| NameError::BadEscape)
@@ -354,9 +366,9 @@ mod tests {
     }
 
     #[test]
-    fn wire_form_is_read_lower_cased_and_measured() {
-        let (read, taken) = Name::from_wire(b"\x05HeLLo\x03SVC\x00rest").unwrap();
-        assert_eq!(taken, 11);
+    fn wire_form_is_read_in_lower_case_with_its_length() {
+        let (read, length) = Name::from_wire(b"\x05HeLLo\x03SVC\x00rest").unwrap();
+        assert_eq!(length, 11);
         assert_eq!(read.as_wire(), b"\x05hello\x03svc\x00");
         assert_eq!(read.to_string(), "hello.svc.");
         assert_eq!(Name::from_wire(b"\x00").unwrap(), (Name::ROOT, 1));
@@ -369,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn wire_form_is_strict() {
+    fn malformed_wire_form_is_rejected() {
         let error = |wire: &[u8]| Name::from_wire(wire).unwrap_err();
         assert_eq!(error(b""), NameError::Truncated);
         assert_eq!(error(b"\x05hel"), NameError::Truncated);
@@ -381,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_255_octets_and_63_a_label() {
+    fn names_have_255_bytes_and_labels_63_at_most() {
         let label = [b'a'; 64];
         let longest: [&[u8]; 4] = [&label[..63], &label[..63], &label[..63], &label[..61]];
         let name = Name::from_labels(longest).unwrap();
@@ -392,20 +404,21 @@ mod tests {
         let mut too_long = longest;
         too_long[3] = &label[..62];
         assert_eq!(Name::from_labels(too_long), Err(NameError::TooLong));
-        let wire: Vec<u8> = too_long.iter().flat_map(|l| [&[octet(l.len())], *l].concat()).chain([0]).collect();
+        let wire: Vec<u8> =
+            too_long.iter().flat_map(|l| [&[to_u8(l.len())], *l].concat()).chain([0]).collect();
         assert_eq!(wire.len(), 256);
         assert_eq!(Name::from_wire(&wire), Err(NameError::TooLong));
         assert_eq!(Name::from_labels([&label[..]]), Err(NameError::LabelTooLong));
 
-        let most = Name::from_labels([&label[..1]; 127]).unwrap();
-        assert_eq!((most.label_count(), most.as_wire().len()), (127, 255));
+        let longest = Name::from_labels([&label[..1]; 127]).unwrap();
+        assert_eq!((longest.label_count(), longest.as_wire().len()), (127, 255));
         assert_eq!(Name::from_labels([&label[..1]; 128]), Err(NameError::TooLong));
-        assert_eq!(Name::from_text(&"a.".repeat(127)), Ok(most));
+        assert_eq!(Name::from_text(&"a.".repeat(127)), Ok(longest));
         assert_eq!(Name::from_text(&"a.".repeat(128)), Err(NameError::TooLong));
     }
 
     #[test]
-    fn presentation_form_knows_escapes() {
+    fn presentation_form_has_escapes() {
         assert_eq!(name(r"a\.b.c"), name(r"a\046b.C."));
         assert_eq!(name(r"a\.b.c").label_count(), 2);
         assert_eq!(name(r"\000\255\065").as_wire(), b"\x03\x00\xFFa\x00");
@@ -422,26 +435,34 @@ mod tests {
     }
 
     #[test]
-    fn ancestors_are_found_by_labels() {
+    fn names_are_compared_with_ancestors_by_labels() {
         assert!(name("hello.svc").ends_with(&name("svc")));
         assert!(name("svc").ends_with(&name("SVC.")));
         assert!(name("svc").ends_with(&Name::ROOT));
         assert!(!name("xsvc").ends_with(&name("svc")));
         assert!(!name(r"x\.svc").ends_with(&name("svc")));
         assert!(!name("svc").ends_with(&name("hello.svc")));
-        // The octets of `svc.` stand at the end, inside a label.
+        // The bytes of `svc.` are at the end, but inside a label.
         assert!(!Name::from_wire(b"\x06xx\x03svc\x00").unwrap().0.ends_with(&name("svc")));
     }
 
     #[test]
-    fn the_order_is_canonical() {
-        let sorted = ["example", "a.example", "yljkjljk.a.example", "Z.a.example", "z.example", r"\200.z.example"].map(name);
+    fn names_sort_in_canonical_order() {
+        let sorted = [
+            "example",
+            "a.example",
+            "yljkjljk.a.example",
+            "Z.a.example",
+            "z.example",
+            r"\200.z.example",
+        ]
+        .map(name);
         assert!(sorted.is_sorted());
         assert!(name("b") > name("z.a"));
     }
 
     #[test]
-    fn labels_come_from_both_ends() {
+    fn labels_iterate_from_both_ends() {
         let name = name("a.b.c");
         let mut labels = name.labels();
         assert_eq!(labels.len(), 3);
@@ -452,21 +473,25 @@ mod tests {
     }
 
     fn any_labels() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        let label = prop_oneof![8 => prop::collection::vec(any::<u8>(), 1..8), 1 => prop::collection::vec(any::<u8>(), 1..=63)];
+        let label = prop_oneof![
+            8 => prop::collection::vec(any::<u8>(), 1..8),
+            1 => prop::collection::vec(any::<u8>(), 1..=63),
+        ];
         prop::collection::vec(label, 0..20)
     }
 
     proptest! {
         #[test]
-        fn wire_and_text_come_back(labels in any_labels()) {
+        fn wire_and_text_round_trip(labels in any_labels()) {
             let built = Name::from_labels(labels.iter().map(Vec::as_slice));
-            let octets: usize = labels.iter().map(|label| label.len() + 1).sum();
-            prop_assert_eq!(built.is_ok(), octets < 255);
+            let bytes: usize = labels.iter().map(|label| label.len() + 1).sum();
+            prop_assert_eq!(built.is_ok(), bytes < 255);
             if let Ok(name) = built {
-                prop_assert_eq!(Name::from_wire(name.as_wire()), Ok((name, octets + 1)));
+                prop_assert_eq!(Name::from_wire(name.as_wire()), Ok((name, bytes + 1)));
                 prop_assert_eq!(Name::from_text(&name.to_string()), Ok(name));
                 prop_assert_eq!(name.label_count(), labels.len());
-                let lowered: Vec<Vec<u8>> = labels.iter().map(|label| label.to_ascii_lowercase()).collect();
+                let lowered: Vec<_> =
+                    labels.iter().map(|label| label.to_ascii_lowercase()).collect();
                 prop_assert!(name.labels().eq(lowered.iter().map(Vec::as_slice)));
                 prop_assert!(name.labels().rev().eq(lowered.iter().rev().map(Vec::as_slice)));
                 for kept in 0..=labels.len() {
@@ -478,9 +503,11 @@ mod tests {
         }
 
         #[test]
-        fn no_octets_panic(wire in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..400)) {
-            if let Ok((name, taken)) = Name::from_wire(&wire) {
-                prop_assert_eq!(name.as_wire(), wire[..taken].to_ascii_lowercase());
+        fn no_wire_form_panics(
+            wire in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..400),
+        ) {
+            if let Ok((name, length)) = Name::from_wire(&wire) {
+                prop_assert_eq!(name.as_wire(), wire[..length].to_ascii_lowercase());
             }
         }
 

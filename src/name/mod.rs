@@ -1,18 +1,25 @@
-//! Names: labels, zones, and the naming grammar both ways.
+//! Domain names, served zones, and the naming grammar.
 //!
-//! A leaf: imports no other room. Names are octets: compared label by label, ASCII letters without case (RFC 4343); a dot
-//! inside a label is no separator.
+//! This room imports no other. Names are compared label by label and without regard to the case of
+//! ASCII letters (RFC 4343); a dot inside a label is not a separator.
 //!
-//! Which parts of which RFC: names and their limits, RFC 1035 sections 2.3.4, 3.1 and 5.1 (compression, 4.1.4, is refused:
-//! it belongs to messages, not to names); letter case, RFC 4343; existence of every label above a name, RFC 8020;
-//! `_service._tcp`, RFC 2782; reverse names, RFC 1035 section 3.5 and RFC 3596 section 2.5. Not yet: RFC 6763 (DNS-SD).
+//! Coverage of RFCs: names and their limits, RFC 1035 sections 2.3.4, 3.1 and 5.1; letter case, RFC
+//! 4343; existence of all names above a name, RFC 8020; `_service._tcp`, RFC 2782; reverse names,
+//! RFC 1035 section 3.5 and RFC 3596 section 2.5. Compression (RFC 1035 section 4.1.4) belongs to
+//! messages and is refused here. DNS-SD (RFC 6763) is not implemented.
 
 mod addresses;
 mod grammar;
 mod labels;
 mod zones;
 
-pub use addresses::{MAX_INSTANCE_LABEL, instance_address, instance_label, ipv4_label, put_instance_label, reverse_address, reverse_name};
-pub use grammar::{Asked, Base, BaseError, Reading, Scope, Selector, asked, base_of, readings};
+pub use addresses::{
+    MAX_INSTANCE_LABEL_BYTES, instance_address, instance_label, ipv4_label, put_instance_label,
+    reverse_address, reverse_name,
+};
+pub use grammar::{
+    Base, BaseError, Interpretation, ParsedName, Selector, ServiceScope, base_of, interpretations,
+    parse_labels,
+};
 pub use labels::{Labels, Name, NameError};
 pub use zones::{Zone, Zones, ZonesError};

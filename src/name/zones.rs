@@ -1,4 +1,4 @@
-//! The zones that are served.
+//! The served zones.
 
 use std::fmt;
 use std::iter::Take;
@@ -6,20 +6,25 @@ use std::sync::Arc;
 
 use super::labels::{Labels, Name, NameError};
 
-/// Most zones: a spelling's rank must fit an octet, the bare one's included ([`super::Base`]).
+/// Maximum number of zones.
+///
+/// A byte must hold the rank of a spelling, including that of the bare name ([`super::Base`]).
 const MAX_ZONES: usize = 255;
 
-/// Longest zone in wire form: `dns-version.<zone>` must fit the 255 octets of a name.
-const MAX_ZONE: usize = 255 - 12;
+/// Maximum length of a zone in wire form, in bytes.
+///
+/// `dns-version.<zone>`, which is 12 bytes longer, must fit a name.
+const MAX_ZONE_BYTES: usize = 255 - 12;
 
-/// The zones that are served, at least one, all different. All of them hold the same services; the first is the one that
-/// SRV targets, glue and PTR use. Cheap to clone.
+/// The served zones: at least one, all different. Cheap to clone.
+///
+/// All zones hold the same services. SRV targets, glue and PTR records use the first one.
 #[derive(Clone, Debug)]
 pub struct Zones {
     zones: Arc<[Zone]>,
 }
 
-/// One zone that is served: labels of `[a-z0-9_-]`, never the root.
+/// A served zone: labels of `[a-z0-9_-]`, never the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
     name: Name,
@@ -33,13 +38,13 @@ pub enum ZonesError {
     /// The list is empty.
     #[error("there is no zone to serve: name at least one, such as \"svc\"")]
     NoZone,
-    /// More than 255 zones.
+    /// There are more than 255 zones.
     #[error("{0} zones are too many: at most 255 can be served (a fixed limit)")]
     TooMany(usize),
-    /// The DNS root.
+    /// The zone is the DNS root.
     #[error("the zone {0:?} is the root of the DNS: name a zone of its own, such as \"svc\"")]
     Root(String),
-    /// No domain name.
+    /// The zone is not a domain name.
     #[error("the zone {zone:?} is not a domain name: {reason}")]
     Malformed {
         /// The zone as given.
@@ -47,19 +52,24 @@ pub enum ZonesError {
         /// What is wrong with it.
         reason: NameError,
     },
-    /// Characters that no host name has.
+    /// The zone has characters that are not allowed in host names.
     #[error("the zone {0:?} may hold only a-z, 0-9, '-', '_' and dots")]
     Characters(String),
-    /// No room for the names that every zone has.
-    #[error("the zone {0:?} is too long: \"dns-version\" in front of it must fit the 253 characters of a name")]
+    /// The zone leaves no room for the names that every zone has.
+    #[error(
+        "the zone {0:?} is too long: \"dns-version\" in front of it must fit the 253 characters \
+         of a name"
+    )]
     TooLong(String),
 }
 
 impl Zones {
-    /// Takes the zones in this order, the trailing dot optional, letters in any case; a zone named twice counts once.
+    /// Creates the list in this order; a zone that occurs twice counts once.
+    ///
+    /// Letters may be in any case, and the trailing dot is optional.
     ///
     /// # Errors
-    /// The first zone that cannot be served, or the list when it is empty or too long.
+    /// Returns the first zone that cannot be served, or an error for an empty or too long list.
     pub fn new(zones: &[String]) -> Result<Self, ZonesError> {
         let mut kept: Vec<Zone> = Vec::with_capacity(zones.len());
         for text in zones {
@@ -75,53 +85,59 @@ impl Zones {
         }
     }
 
-    /// The zone of SRV targets, glue and PTR.
+    /// Returns the zone that SRV targets, glue and PTR records use.
     pub fn first(&self) -> &Zone {
         &self.zones[0]
     }
 
-    /// The zones in the order given.
+    /// Returns the zones in the order given.
     pub fn iter(&self) -> std::slice::Iter<'_, Zone> {
         self.zones.iter()
     }
 
-    /// How many zones there are, 1-255.
+    /// Returns the number of zones, 1-255.
     #[expect(clippy::len_without_is_empty, reason = "there is always a zone")]
     pub fn len(&self) -> usize {
         self.zones.len()
     }
 
-    /// Whether a zone is this name or lies below it: one that is valid, in wire form.
-    pub fn any_below(&self, wire: &[u8]) -> bool {
+    /// Returns whether a zone is at or below a valid name in wire form.
+    pub fn any_at_or_below(&self, wire: &[u8]) -> bool {
         self.zones.iter().any(|zone| {
             let below = zone.name.as_wire().len() >= wire.len();
             below && Name::from_wire(wire).is_ok_and(|(name, _)| zone.name.ends_with(&name))
         })
     }
 
-    /// A zone by its place in the list.
-    pub fn get(&self, place: usize) -> Option<&Zone> {
-        self.zones.get(place)
+    /// Returns the zone at an index of the list.
+    pub fn get(&self, index: usize) -> Option<&Zone> {
+        self.zones.get(index)
     }
 
-    /// The zone that a name lies in or is, by its place in the list, and the labels in front of it: of a name that is valid, in
-    /// wire form, lower-cased.
+    /// Splits a name at the longest zone that contains it.
+    ///
+    /// The name must be valid, in wire form and in lower case. Returns the index of the zone and
+    /// the labels in front of it.
     pub fn split<'n>(&self, wire: &'n [u8]) -> Option<(usize, &'n [u8])> {
-        let found = self.zones.iter().enumerate().filter_map(|(place, zone)| {
+        let found = self.zones.iter().enumerate().filter_map(|(index, zone)| {
             let front = wire.strip_suffix(zone.name.as_wire())?;
-            // The octets of the zone may stand inside a label.
+            // The zone's bytes may also be the end of a label.
             let mut rest = front;
-            while let Some((length, behind)) = rest.split_first() {
-                rest = behind.get(usize::from(*length)..)?;
+            while let Some((length, tail)) = rest.split_first() {
+                rest = tail.get(usize::from(*length)..)?;
             }
-            Some((place, front, zone.label_count))
+            Some((index, front, zone.label_count))
         });
-        found.max_by_key(|(_, _, label_count)| *label_count).map(|(place, front, _)| (place, front))
+        found.max_by_key(|(_, _, label_count)| *label_count).map(|(index, front, _)| (index, front))
     }
 
-    /// The zone that `name` is or lies in, and its place in the list. Of zones inside each other, the longest by labels.
+    /// Returns the zone with the most labels that contains `name`, and its index.
     pub fn find(&self, name: &Name) -> Option<(usize, &Zone)> {
-        self.zones.iter().enumerate().filter(|(_, zone)| name.ends_with(&zone.name)).max_by_key(|(_, zone)| zone.label_count)
+        self.zones
+            .iter()
+            .enumerate()
+            .filter(|(_, zone)| name.ends_with(&zone.name))
+            .max_by_key(|(_, zone)| zone.label_count)
     }
 }
 
@@ -135,45 +151,48 @@ impl<'z> IntoIterator for &'z Zones {
 }
 
 impl Zone {
-    /// Reads one zone.
+    /// Parses one zone.
     fn new(text: &str) -> Result<Self, ZonesError> {
-        let name = Name::from_text(text).map_err(|reason| ZonesError::Malformed { zone: text.to_owned(), reason })?;
+        let name = Name::from_text(text)
+            .map_err(|reason| ZonesError::Malformed { zone: text.to_owned(), reason })?;
         let label_count = name.label_count();
         if label_count == 0 {
             return Err(ZonesError::Root(text.to_owned()));
         }
-        let writable = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+        let writable = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         if !name.labels().flatten().all(writable) {
             return Err(ZonesError::Characters(text.to_owned()));
         }
-        if name.as_wire().len() > MAX_ZONE {
+        if name.as_wire().len() > MAX_ZONE_BYTES {
             return Err(ZonesError::TooLong(text.to_owned()));
         }
         Ok(Self { name, text: name.to_string().into(), label_count })
     }
 
-    /// The apex.
+    /// Returns the name of the apex.
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// The presentation form with its trailing dot: `svc.`.
+    /// Returns the presentation form with its trailing dot: `svc.`.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The presentation form as registered names have it, without the trailing dot: `svc`.
+    /// Returns the presentation form without the trailing dot: `svc`.
     pub fn relative_text(&self) -> &str {
         self.text.trim_end_matches('.')
     }
 
-    /// How many labels the zone has, at least 1, the root label not counted.
+    /// Returns the number of labels, at least 1, without the root label.
     pub fn label_count(&self) -> usize {
         self.label_count
     }
 
-    /// The labels of `name` in front of this zone, left to right; none for the apex and for a name outside the zone.
-    pub fn in_front<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
+    /// Returns the labels of `name` in front of this zone, left to right.
+    ///
+    /// There are none if the name is the apex or outside the zone.
+    pub fn relative_labels<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
         let labels = name.labels();
         let count = if name.ends_with(&self.name) { labels.len() - self.label_count } else { 0 };
         labels.take(count)
@@ -199,9 +218,9 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_zone_wins_by_labels() {
+    fn the_zone_with_the_most_labels_wins() {
         let zones = zones(&["svc", "internal.svc", "corp.example"]).unwrap();
-        let find = |text| zones.find(&name(text)).map(|(place, zone)| (place, zone.text()));
+        let find = |text| zones.find(&name(text)).map(|(index, zone)| (index, zone.text()));
         assert_eq!(find("hello.SVC"), Some((0, "svc.")));
         assert_eq!(find("svc"), Some((0, "svc.")));
         assert_eq!(find("hello.internal.svc"), Some((1, "internal.svc.")));
@@ -215,27 +234,31 @@ mod tests {
     }
 
     #[test]
-    fn labels_in_front_of_a_zone() {
+    fn relative_labels_exclude_the_zone() {
         let zones = zones(&["corp.example"]).unwrap();
         let name = name("a.b.corp.example");
-        let front: Vec<&[u8]> = zones.first().in_front(&name).collect();
+        let front: Vec<&[u8]> = zones.first().relative_labels(&name).collect();
         assert_eq!(front, [b"a".as_slice(), b"b"]);
-        assert_eq!(zones.first().in_front(zones.first().name()).count(), 0);
-        assert_eq!(zones.first().in_front(&Name::from_text("a.b.c.d.e").unwrap()).count(), 0);
+        assert_eq!(zones.first().relative_labels(zones.first().name()).count(), 0);
+        assert_eq!(
+            zones.first().relative_labels(&Name::from_text("a.b.c.d.e").unwrap()).count(),
+            0
+        );
     }
 
     #[test]
-    fn zones_named_twice_count_once() {
+    fn duplicate_zones_count_once() {
         let zones = zones(&["svc", "SVC.", "internal", "svc"]).unwrap();
         assert_eq!(zones.iter().map(Zone::text).collect::<Vec<_>>(), ["svc.", "internal."]);
         assert_eq!((zones.len(), zones.first().relative_text()), (2, "svc"));
     }
 
     #[test]
-    fn a_bad_zone_is_named() {
+    fn errors_name_the_bad_zone() {
         assert_eq!(zones(&[]).unwrap_err(), ZonesError::NoZone);
         assert_eq!(zones(&["svc", "."]).unwrap_err(), ZonesError::Root(".".to_owned()));
-        let empty = ZonesError::Malformed { zone: "a..b".to_owned(), reason: NameError::EmptyLabel };
+        let empty =
+            ZonesError::Malformed { zone: "a..b".to_owned(), reason: NameError::EmptyLabel };
         assert_eq!(empty.to_string(), "the zone \"a..b\" is not a domain name: a label is empty");
         assert_eq!(zones(&["svc", "a..b"]).unwrap_err(), empty);
         assert!(matches!(zones(&[""]), Err(ZonesError::Malformed { .. })));
@@ -244,7 +267,7 @@ mod tests {
         }
         let label = "a".repeat(59);
         let longest = [&*label; 4].join(".") + ".a";
-        assert_eq!(zones(&[&longest]).unwrap().first().name().as_wire().len(), MAX_ZONE);
+        assert_eq!(zones(&[&longest]).unwrap().first().name().as_wire().len(), MAX_ZONE_BYTES);
         let longer = longest + "a";
         assert_eq!(zones(&[&longer]).unwrap_err(), ZonesError::TooLong(longer));
         let many: Vec<String> = (0..256).map(|number| format!("z{number}")).collect();

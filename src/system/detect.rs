@@ -9,7 +9,7 @@ use std::{fmt, fs, io};
 use super::nsswitch::NSSWITCH_CONF;
 use super::seen::RESOLVED;
 use super::{Hosts, Root, Seen};
-use crate::resolv_conf::{MOST_OCTETS, RESOLV_CONF, ResolvConf};
+use crate::resolv_conf::{MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 
 /// What was found out.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ pub enum Kind {
     Unreadable(io::Error),
     /// Something that is no file.
     NoFile,
-    /// A file of more than [`MOST_OCTETS`].
+    /// A file of more than [`MAX_RESOLV_CONF_BYTES`].
     TooLong,
 }
 
@@ -134,7 +134,7 @@ fn read(path: &Path) -> Kind {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Kind::Missing,
         Err(error) => Kind::Unreadable(error),
         Ok(about) if !about.is_file() => Kind::NoFile,
-        Ok(about) if about.len() > MOST_OCTETS as u64 => Kind::TooLong,
+        Ok(about) if about.len() > MAX_RESOLV_CONF_BYTES as u64 => Kind::TooLong,
         Ok(_) => fs::read(path).map_or_else(Kind::Unreadable, Kind::Ordinary),
     }
 }
@@ -426,7 +426,7 @@ mod tests {
         assert!(matches!(machine(&[], &running(&[])).file.kind, Kind::Missing));
         assert!(matches!(machine(&[("/etc/resolv.conf/x", "")], &running(&[])).file.kind, Kind::NoFile));
         assert!(matches!(machine(&[("/etc/resolv.conf", "->resolv.conf")], &running(&[])).file.kind, Kind::Unreadable(_)));
-        let long = "#".repeat(MOST_OCTETS + 1);
+        let long = "#".repeat(MAX_RESOLV_CONF_BYTES + 1);
         assert!(matches!(machine(&[("/etc/resolv.conf", &long)], &running(&[])).file.kind, Kind::TooLong));
         let found = machine(&[("/etc/resolv.conf", "")], &running(&[]));
         assert!(matches!(found.file.kind, Kind::Ordinary(_)) && found.file.octets().is_empty());

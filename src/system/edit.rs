@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::resolv_conf::{Line, ResolvConf, Says};
+use crate::resolv_conf::{Line, ResolvConf, Directive};
 
 /// The line in front of ours.
 const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcdns end\" and uncomments those behind #svcdns#\n";
@@ -35,14 +35,14 @@ pub(super) fn put_in(file: &[u8], wanted: &Wanted) -> Vec<u8> {
     if says_all(&conf, wanted) {
         return clean;
     }
-    let replaced = |line: &Line| match &line.says {
-        Says::NameServer(server) => !wanted.keep_others || server.address == wanted.server,
-        Says::Search(_) => !wanted.search.is_empty(),
+    let replaced = |line: &Line| match &line.directive {
+        Directive::NameServer(server) => !wanted.keep_others || server.address == wanted.server,
+        Directive::Search(_) => !wanted.search.is_empty(),
         _ => false,
     };
     let ours = ours(&conf, wanted);
     // In front of the first line that is replaced or comes behind ours, so that comments above keep their place.
-    let place = conf.lines.iter().position(|line| matches!(line.says, Says::NameServer(_)) || replaced(line));
+    let place = conf.lines.iter().position(|line| matches!(line.directive, Directive::NameServer(_)) || replaced(line));
     let mut octets = Vec::with_capacity(clean.len() + ours.len() + 64);
     for (at, line) in conf.lines.iter().enumerate() {
         if Some(at) == place {
@@ -51,7 +51,7 @@ pub(super) fn put_in(file: &[u8], wanted: &Wanted) -> Vec<u8> {
         if replaced(line) {
             octets.extend_from_slice(KEPT);
         }
-        octets.extend_from_slice(line.octets);
+        octets.extend_from_slice(line.bytes);
     }
     if place.is_none() {
         if octets.last().is_some_and(|octet| *octet != b'\n') {

@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::journal::{CommandStep, Edited, FileStep, Step};
 use super::unit::{self, HEADING, HOOK, Hook};
 use super::way::{Way, misses_programs};
-use crate::resolv_conf::{BEFORE, Fault, MOST_OCTETS, RESOLV_CONF};
+use crate::resolv_conf::{RESOLV_CONF_BACKUP, Fault, MAX_RESOLV_CONF_BYTES, RESOLV_CONF};
 
 /// The link that systemd-resolved routes the zones to.
 const LINK: &str = "svcdns0";
@@ -225,7 +225,7 @@ impl Planning<'_> {
             Kind::NoFile => return obstacle("it is not a file: remove it, and start again".to_owned()),
             Kind::TooLong => {
                 return obstacle(format!(
-                    "it has more than {MOST_OCTETS} bytes (a fixed limit), so it is no resolv.conf: repair it, and start again"
+                    "it has more than {MAX_RESOLV_CONF_BYTES} bytes (a fixed limit), so it is no resolv.conf: repair it, and start again"
                 ));
             }
         }
@@ -261,9 +261,9 @@ impl Planning<'_> {
         }
         let before = self.read(&path)?;
         if !file.octets().is_empty() {
-            let kept = self.read(Path::new(BEFORE))?;
+            let kept = self.read(Path::new(RESOLV_CONF_BACKUP))?;
             let after = Entry::new(edit::take_out(file.octets()));
-            self.steps.push(Step::File(FileStep { path: BEFORE.into(), before: kept, after, edited: Edited::Keep, in_place: false }));
+            self.steps.push(Step::File(FileStep { path: RESOLV_CONF_BACKUP.into(), before: kept, after, edited: Edited::Keep, in_place: false }));
         }
         let after = before.with(octets);
         self.steps.push(Step::File(FileStep { path, before, after, edited: Edited::OwnLines, in_place }));

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::resolv_conf::{MOST_NAME_SERVERS, ResolvConf, Says};
+use crate::resolv_conf::{MAX_NAME_SERVERS, ResolvConf, Directive};
 
 /// What a resolv.conf is to say.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Pointed<'_> {
             .name_servers()
             .filter(|server| self.others && server.address != self.server)
             .map(|server| server.scope.map_or_else(|| server.address.to_string(), |scope| format!("{}%{scope}", server.address)))
-            .take(MOST_NAME_SERVERS - 1)
+            .take(MAX_NAME_SERVERS - 1)
             .collect();
         for other in &others {
             line("nameserver", &[other]);
@@ -45,9 +45,9 @@ impl Pointed<'_> {
         }
         line("search", &search);
         line("options", &machine.options().filter(|option| others.is_empty() || *option != "rotate").collect::<Vec<_>>());
-        for other in machine.lines.iter().filter(|line| matches!(line.says, Says::Other(_))) {
+        for other in machine.lines.iter().filter(|line| matches!(line.directive, Directive::Other(_))) {
             // What is kept was text once: it has been read as text.
-            line(String::from_utf8_lossy(other.octets).trim(), &[""]);
+            line(String::from_utf8_lossy(other.bytes).trim(), &[""]);
         }
         text
     }

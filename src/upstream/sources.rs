@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::net::if_::if_nametoindex;
 
 use super::{Protocol, Target};
-use crate::resolv_conf::{BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
+use crate::resolv_conf::{RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 
 /// Files of network managers, in order of preference.
 ///
@@ -85,7 +85,7 @@ impl Sources {
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let managed =
             MANAGED.iter().map(|(SourceLocation::File(path) | SourceLocation::Folder(path))| *path);
-        [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
+        [RESOLV_CONF].into_iter().chain(managed).chain([RESOLV_CONF_BACKUP]).map(|path| self.below_root(path))
     }
 
     /// Reads the files in order, until one names a usable server.
@@ -110,10 +110,10 @@ impl Sources {
         // The saved configuration counts only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
             let LocationContent { usable, unreadable, faults, .. } =
-                self.read(SourceLocation::File(BEFORE));
+                self.read(SourceLocation::File(RESOLV_CONF_BACKUP));
             snapshot.unreadable |= unreadable;
             if !usable.is_empty() {
-                return snapshot.with_servers(usable, faults, BEFORE);
+                return snapshot.with_servers(usable, faults, RESOLV_CONF_BACKUP);
             }
             snapshot.faults.extend(faults);
         }
@@ -277,10 +277,10 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is not a file"));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MOST_OCTETS as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MOST_OCTETS {
+    fs::File::open(path)?.take(MAX_RESOLV_CONF_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_RESOLV_CONF_BYTES {
         return Err(io::Error::other(format!(
-            "it has more than {MOST_OCTETS} bytes, the fixed limit for a resolv.conf"
+            "it has more than {MAX_RESOLV_CONF_BYTES} bytes, the fixed limit for a resolv.conf"
         )));
     }
     Ok(bytes)

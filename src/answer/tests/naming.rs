@@ -3,10 +3,13 @@
 use super::*;
 
 #[test]
-fn the_naming_table() {
-    let house = House::of(&[
+fn every_form_of_a_name_is_resolved() {
+    let harness = Harness::of(&[
         HELLO,
-        ("/service/default/default/hello.svc/latest/10.0.0.2:8000", r#"{"gray":"x","env":"Gray.Two"}"#),
+        (
+            "/service/default/default/hello.svc/latest/10.0.0.2:8000",
+            r#"{"gray":"x","env":"Gray.Two"}"#,
+        ),
         ("/service/default/default/hello.svc/v1.2.0/10.0.0.3:9000", "{}"),
         ("/service/default/prod/hello.svc/latest/10.0.1.1:80", "{}"),
         ("/service/blue/prod/hello.svc/latest/10.0.2.1:80", "{}"),
@@ -74,106 +77,158 @@ fn the_naming_table() {
         ("example.com", "REFUSED"),
         ("xsvc", "REFUSED"),
     ] {
-        assert_eq!(house.a(name), answer, "{name}");
+        assert_eq!(harness.a(name), answer, "{name}");
     }
-    assert_eq!(house.short("hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
-    assert_eq!(house.short("hello.internal", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
-    assert_eq!(house.short("hello.prod.blue.svc", rtype::SRV), "0 1 80 10-0-2-1.hello.prod.blue.svc.");
-    assert_eq!(house.short("_http._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
-    assert_eq!(house.short("_8000._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc.");
-    assert_eq!(house.short("_grpc._tcp.hello.svc", rtype::SRV), "NODATA");
-    assert_eq!(house.short("_hello._tcp.svc", rtype::SRV), house.short("hello.svc", rtype::SRV));
-    assert_eq!(house.short("_a.b.c._tcp.svc", rtype::SRV), "0 1 80 10-0-3-1.a.b.c.svc.");
-    assert_eq!(house.short("10-0-0-1.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
-    assert_eq!(house.short("v1.2.0.hello.svc", rtype::SRV), "0 1 9000 10-0-0-3.hello.svc.");
-    assert_eq!(house.short("hello.svc", rtype::AAAA), "NODATA");
-    assert_eq!(house.short("hello.svc", 15), "NODATA");
-    assert_eq!(house.short("svc", rtype::NS), "ns.svc.");
-    assert_eq!(house.short("internal", rtype::NS), "ns.internal.");
-    assert!(house.short("dns-version.svc", rtype::TXT).starts_with("svcdns "));
-    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "10-0-0-1.hello.svc. | hello.svc.");
+    assert_eq!(
+        harness.short("hello.svc", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
+    assert_eq!(
+        harness.short("hello.internal", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
+    assert_eq!(
+        harness.short("hello.prod.blue.svc", rtype::SRV),
+        "0 1 80 10-0-2-1.hello.prod.blue.svc."
+    );
+    assert_eq!(harness.short("_http._tcp.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
+    assert_eq!(
+        harness.short("_8000._tcp.hello.svc", rtype::SRV),
+        "0 1 8000 10-0-0-1.hello.svc. | 0 1 8000 10-0-0-2.hello.svc."
+    );
+    assert_eq!(harness.short("_grpc._tcp.hello.svc", rtype::SRV), "NODATA");
+    assert_eq!(
+        harness.short("_hello._tcp.svc", rtype::SRV),
+        harness.short("hello.svc", rtype::SRV)
+    );
+    assert_eq!(harness.short("_a.b.c._tcp.svc", rtype::SRV), "0 1 80 10-0-3-1.a.b.c.svc.");
+    assert_eq!(harness.short("10-0-0-1.hello.svc", rtype::SRV), "0 1 8000 10-0-0-1.hello.svc.");
+    assert_eq!(harness.short("v1.2.0.hello.svc", rtype::SRV), "0 1 9000 10-0-0-3.hello.svc.");
+    assert_eq!(harness.short("hello.svc", rtype::AAAA), "NODATA");
+    assert_eq!(harness.short("hello.svc", 15), "NODATA");
+    assert_eq!(harness.short("svc", rtype::NS), "ns.svc.");
+    assert_eq!(harness.short("internal", rtype::NS), "ns.internal.");
+    assert!(harness.short("dns-version.svc", rtype::TXT).starts_with("svcdns "));
+    assert_eq!(
+        harness.short("1.0.0.10.in-addr.arpa", rtype::PTR),
+        "10-0-0-1.hello.svc. | hello.svc."
+    );
     for draw in 0..5 {
-        let answer = house.ask_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
+        let answer =
+            harness.response_with("1.0.0.10.in-addr.arpa", rtype::PTR, None, Transport::Udp, draw);
         assert_eq!(answer.answers[0].data.to_string(), "10-0-0-1.hello.svc.");
     }
-    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::A), "NODATA");
-    assert_eq!(house.short("9.9.9.9.in-addr.arpa", rtype::PTR), "REFUSED");
-    assert_eq!(house.short("hello.svc", rtype::AXFR), "REFUSED");
+    assert_eq!(harness.short("1.0.0.10.in-addr.arpa", rtype::A), "NODATA");
+    assert_eq!(harness.short("9.9.9.9.in-addr.arpa", rtype::PTR), "REFUSED");
+    assert_eq!(harness.short("hello.svc", rtype::AXFR), "REFUSED");
 }
 
 #[test]
 fn versions_fall_back_only_without_latest() {
-    let keys = [("/service/default/default/ver/v1/10.0.0.1:80", "{}"), ("/service/default/default/ver/v2/10.0.0.2:80", "{}")];
-    assert_eq!(House::of(&keys).a("ver.svc"), "10.0.0.1 | 10.0.0.2");
-    let strict = House::with(Settings { version_fallback: false, ..settings() }, &keys);
-    assert_eq!((strict.a("ver.svc"), strict.a("v1.ver.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
-    let canary = House::of(&[HELLO, ("/service/default/default/hello.svc/latest-canary/10.0.0.7:80", "{}")]);
-    assert_eq!((canary.a("hello.svc"), canary.a("latest-canary.hello.svc")), ("10.0.0.1".to_owned(), "10.0.0.7".to_owned()));
+    let keys = [
+        ("/service/default/default/ver/v1/10.0.0.1:80", "{}"),
+        ("/service/default/default/ver/v2/10.0.0.2:80", "{}"),
+    ];
+    assert_eq!(Harness::of(&keys).a("ver.svc"), "10.0.0.1 | 10.0.0.2");
+    let strict = Harness::with(Settings { version_fallback: false, ..settings() }, &keys);
+    assert_eq!(
+        (strict.a("ver.svc"), strict.a("v1.ver.svc")),
+        ("NODATA".to_owned(), "10.0.0.1".to_owned())
+    );
+    let canary = Harness::of(&[
+        HELLO,
+        ("/service/default/default/hello.svc/latest-canary/10.0.0.7:80", "{}"),
+    ]);
+    assert_eq!(
+        (canary.a("hello.svc"), canary.a("latest-canary.hello.svc")),
+        ("10.0.0.1".to_owned(), "10.0.0.7".to_owned())
+    );
 }
 
 #[test]
-fn a_name_that_went_is_gone_and_one_of_unusable_endpoints_is_known() {
-    let mut house = House::of(&[HELLO]);
-    house.apply([Change::Delete { key: HELLO.0.into(), revision: 0, removal: Removal::Explicit }]);
-    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned()));
-    assert_eq!(house.short("1.0.0.10.in-addr.arpa", rtype::PTR), "REFUSED");
+fn removed_services_are_nxdomain_and_those_without_endpoints_nodata() {
+    let mut harness = Harness::of(&[HELLO]);
+    harness.apply([Change::Delete {
+        key: HELLO.0.into(),
+        revision: 0,
+        removal: Removal::Explicit,
+    }]);
+    assert_eq!(
+        (harness.a("hello.svc"), harness.a("10-0-0-1.hello.svc")),
+        ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned())
+    );
+    assert_eq!(harness.short("1.0.0.10.in-addr.arpa", rtype::PTR), "REFUSED");
     let Change::Put(mut known) = put(HELLO.0, HTTP) else { unreachable!() };
     known.content.as_mut().unwrap().endpoints.clear();
-    house.apply([Change::Put(known)]);
-    assert_eq!((house.a("hello.svc"), house.a("10-0-0-1.hello.svc")), ("NODATA".to_owned(), "NXDOMAIN".to_owned()));
+    harness.apply([Change::Put(known)]);
+    assert_eq!(
+        (harness.a("hello.svc"), harness.a("10-0-0-1.hello.svc")),
+        ("NODATA".to_owned(), "NXDOMAIN".to_owned())
+    );
 }
 
 #[test]
-fn two_processes_at_one_address_are_one_a_and_two_srv() {
-    let house = House::of(&[
+fn two_ports_at_one_address_give_one_a_and_two_srv_records() {
+    let harness = Harness::of(&[
         ("/service/default/default/p/latest/10.0.0.1:80", r#"{"weight":2}"#),
         ("/service/default/default/p/latest/10.0.0.1:81", r#"{"weight":3}"#),
         ("/services/default/default/p/latest/10.0.0.1:80", r#"{"weight":9}"#),
     ]);
-    assert_eq!(house.a("p.svc"), "10.0.0.1");
-    assert_eq!(house.short("p.svc", rtype::SRV), "0 2 80 10-0-0-1.p.svc. | 0 3 81 10-0-0-1.p.svc.");
-    assert_eq!(house.ask("p.svc", rtype::SRV).additionals.len(), 1);
+    assert_eq!(harness.a("p.svc"), "10.0.0.1");
+    assert_eq!(
+        harness.short("p.svc", rtype::SRV),
+        "0 2 80 10-0-0-1.p.svc. | 0 3 81 10-0-0-1.p.svc."
+    );
+    assert_eq!(harness.response("p.svc", rtype::SRV).additionals.len(), 1);
 }
 
 #[test]
-fn one_service_has_another_ones_name_until_it_goes() {
-    let mut house = House::of(&[
+fn a_longer_base_owns_a_name_until_it_is_removed() {
+    let mut harness = Harness::of(&[
         ("/service/default/prod/hello/latest/10.0.1.1:80", "{}"),
         ("/service/default/default/hello.prod/latest/10.0.0.9:80", "{}"),
     ]);
-    assert_eq!(house.a("hello.prod.svc"), "10.0.0.9");
-    // Within a row of the grammar the longest registered base wins.
-    assert_eq!(house.a("hello.prod.default.svc"), "10.0.0.9");
-    assert_eq!(house.a("prod._namespace.hello.svc"), "10.0.1.1");
+    assert_eq!(harness.a("hello.prod.svc"), "10.0.0.9");
+    // Among interpretations of one kind the longest registered base wins.
+    assert_eq!(harness.a("hello.prod.default.svc"), "10.0.0.9");
+    assert_eq!(harness.a("prod._namespace.hello.svc"), "10.0.1.1");
     let key = "/service/default/default/hello.prod/latest/10.0.0.9:80";
-    house.apply([Change::Delete { key: key.into(), revision: 0, removal: Removal::Explicit }]);
-    assert_eq!(house.a("hello.prod.svc"), "10.0.1.1");
+    harness.apply([Change::Delete { key: key.into(), revision: 0, removal: Removal::Explicit }]);
+    assert_eq!(harness.a("hello.prod.svc"), "10.0.1.1");
 }
 
 #[test]
-fn a_name_above_another_zone_exists() {
+fn names_above_a_nested_zone_exist() {
     let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
-    let house = House::with(Settings { zones, ..settings() }, &[HELLO]);
-    assert_eq!((house.a("b.svc"), house.a("hello.a.b.svc")), ("NODATA".to_owned(), "10.0.0.1".to_owned()));
-    assert_eq!(house.a("c.svc"), "NXDOMAIN");
+    let harness = Harness::with(Settings { zones, ..settings() }, &[HELLO]);
+    assert_eq!(
+        (harness.a("b.svc"), harness.a("hello.a.b.svc")),
+        ("NODATA".to_owned(), "10.0.0.1".to_owned())
+    );
+    assert_eq!(harness.a("c.svc"), "NXDOMAIN");
 }
 
 #[test]
-fn a_namespace_that_is_no_label_makes_no_names() {
-    let house = House::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
-    for (name, answer) in [("y.svc", "NXDOMAIN"), ("x.y.svc", "NXDOMAIN"), ("hello.x.y.svc", "NXDOMAIN"), ("hello.svc", "NODATA")] {
-        assert_eq!(house.a(name), answer, "{name}");
+fn a_namespace_with_a_dot_publishes_no_names() {
+    let harness = Harness::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
+    for (name, answer) in [
+        ("y.svc", "NXDOMAIN"),
+        ("x.y.svc", "NXDOMAIN"),
+        ("hello.x.y.svc", "NXDOMAIN"),
+        ("hello.svc", "NODATA"),
+    ] {
+        assert_eq!(harness.a(name), answer, "{name}");
     }
-    assert_eq!(house.a("x.y._namespace.hello.svc"), "10.0.0.1");
-    assert_eq!(house.short("x.y._namespace.hello.svc", rtype::SRV), "NODATA");
+    assert_eq!(harness.a("x.y._namespace.hello.svc"), "10.0.0.1");
+    assert_eq!(harness.short("x.y._namespace.hello.svc", rtype::SRV), "NODATA");
 }
 
 #[test]
-fn a_label_like_an_instance_is_no_version() {
-    let house = House::of(&[
+fn labels_that_look_like_instances_are_not_versions() {
+    let harness = Harness::of(&[
         ("/service/default/prod/hello/latest/10.0.0.1:80", "{}"),
         ("/service/default/default/hello.prod/10-0-0-1/10.0.0.7:80", "{}"),
     ]);
-    assert_eq!(house.a("10-0-0-1.hello.prod.svc"), "10.0.0.1");
-    assert_eq!(house.a("10-0-0-1._version.hello.prod.svc"), "10.0.0.7");
+    assert_eq!(harness.a("10-0-0-1.hello.prod.svc"), "10.0.0.1");
+    assert_eq!(harness.a("10-0-0-1._version.hello.prod.svc"), "10.0.0.7");
 }

@@ -118,6 +118,6 @@ impl Patient<'_> {
 
     /// The name servers that programs ask: those in resolv.conf that count, or the one that stands for none.
     fn name_servers(&self) -> Vec<IpAddr> {
-        self.machine.file.conf().asked()
+        self.machine.file.conf().effective_servers()
     }
 }

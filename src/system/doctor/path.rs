@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Finding, Level, Patient, Reply};
-use crate::resolv_conf::{MOST_NAME_SERVERS, MOST_OCTETS, RESOLV_CONF};
+use crate::resolv_conf::{MAX_NAME_SERVERS, MAX_RESOLV_CONF_BYTES, RESOLV_CONF};
 use crate::system::resolved::is_exempt;
 use crate::system::{Kind, Owner, Reach, Scope};
 
@@ -39,7 +39,7 @@ fn file(patient: &Patient<'_>) -> Vec<Finding> {
         }
         Kind::NoFile => return vec![Finding::broken(FILE, format!("{leads} is not a file.")).typing(format!("ls -lL {RESOLV_CONF}"))],
         Kind::TooLong => {
-            let says = format!("{leads} has more than {MOST_OCTETS} bytes (a fixed limit): too long for a resolv.conf.");
+            let says = format!("{leads} has more than {MAX_RESOLV_CONF_BYTES} bytes (a fixed limit): too long for a resolv.conf.");
             return vec![Finding::broken(FILE, says).typing(format!("head {RESOLV_CONF}"))];
         }
     }
@@ -55,9 +55,9 @@ fn file(patient: &Patient<'_>) -> Vec<Finding> {
         };
         findings.push(Finding::ok(FILE, format!("{leads} names {}; {owner}.", servers.join(", "))));
     }
-    if servers.len() > MOST_NAME_SERVERS {
-        let ignored = servers[MOST_NAME_SERVERS..].join(", ");
-        findings.push(Finding::warning(FILE, format!("Only the first {MOST_NAME_SERVERS} name servers count: {ignored} is never asked.")));
+    if servers.len() > MAX_NAME_SERVERS {
+        let ignored = servers[MAX_NAME_SERVERS..].join(", ");
+        findings.push(Finding::warning(FILE, format!("Only the first {MAX_NAME_SERVERS} name servers count: {ignored} is never asked.")));
     }
     for (line, fault) in conf.faults() {
         let says = format!("Line {line} of {RESOLV_CONF} is ignored by everybody: {fault}.");

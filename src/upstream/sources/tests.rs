@@ -57,7 +57,7 @@ fn stubs_are_replaced_by_their_upstreams() {
         ("/run/NetworkManager/resolv.conf", STUB),
         ("/run/resolvconf/interface/eth0.dhclient", "nameserver 127.0.0.1\n"),
         ("/run/resolvconf/interfaces/eth0", "nameserver 127.0.0.1\n"),
-        (BEFORE, "nameserver 127.0.0.1\n"),
+        (RESOLV_CONF_BACKUP, "nameserver 127.0.0.1\n"),
     ] {
         let machine = SourcesRoot::new(&["127.0.0.1:53", "[::1]:53"])
             .file(RESOLV_CONF, resolv_conf)
@@ -123,7 +123,7 @@ fn our_own_addresses_are_excluded() {
     // There is no other name server: none is used rather than svcdns itself.
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 0.0.0.0\n")
-        .file(BEFORE, "nameserver 127.0.0.1\n");
+        .file(RESOLV_CONF_BACKUP, "nameserver 127.0.0.1\n");
     assert_eq!(machine.snapshot().servers, []);
     assert!(machine.snapshot().is_system_resolver);
 }
@@ -134,7 +134,7 @@ fn the_stub_itself_is_the_last_resort() {
         SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
     // The saved file counts only while /etc/resolv.conf names svcdns.
-    let machine = machine.file(BEFORE, "nameserver 192.0.2.1\n");
+    let machine = machine.file(RESOLV_CONF_BACKUP, "nameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
 }
 
@@ -171,7 +171,7 @@ fn unreadable_files_are_faults() {
     assert!(snapshot.unreadable && snapshot.servers.is_empty());
     assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
 
-    let long = SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MOST_OCTETS + 1]).snapshot();
+    let long = SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
     assert!(long.unreadable, "{long:?}");
 
     // A loop of symbolic links.
@@ -245,7 +245,7 @@ fn a_file_that_names_only_us_is_a_fault() {
     assert_eq!(
         machine()
             .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
-            .file(BEFORE, "nameserver 192.0.2.1\n")
+            .file(RESOLV_CONF_BACKUP, "nameserver 192.0.2.1\n")
             .snapshot()
             .faults,
         [""; 0]

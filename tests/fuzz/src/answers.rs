@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
-use svcdns::answer::{Answerer, Outcome};
+use svcdns::answer::{Answerer, Disposition};
 use svcdns::wire::{HEADER, Parsed, Query, TCP_MAX, Transport, question_end, records, rtype};
 
 use super::question::Question;
@@ -35,7 +35,7 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
     let Question { packet, transport, draw } = question;
     let parsed = Query::parse(packet);
     let (mut fast, mut full) = (Vec::with_capacity(TCP_MAX), Vec::new());
-    let mut outcome = Outcome::Silent;
+    let mut outcome = Disposition::Silent;
     let allocates = (kinds.allocates)(&mut || {
         // As it is where several came together.
         let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
@@ -43,8 +43,8 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
     });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
     assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));
-    assert_eq!(outcome == Outcome::Answered, !fast.is_empty());
-    let kind = if outcome == Outcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
+    assert_eq!(outcome == Disposition::Answered, !fast.is_empty());
+    let kind = if outcome == Disposition::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
@@ -84,8 +84,8 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     }
 }
 
-fn difference(question: &Question, fast: &(Outcome, &Vec<u8>), full: &(Outcome, &Vec<u8>)) -> String {
-    let say = |(outcome, octets): &(Outcome, &Vec<u8>)| match Message::from_vec(octets) {
+fn difference(question: &Question, fast: &(Disposition, &Vec<u8>), full: &(Disposition, &Vec<u8>)) -> String {
+    let say = |(outcome, octets): &(Disposition, &Vec<u8>)| match Message::from_vec(octets) {
         Ok(message) => format!("{outcome:?} {message}\n{octets:02x?}"),
         Err(_) => format!("{outcome:?} {octets:02x?}"),
     };

@@ -4,15 +4,15 @@ use std::path::Path;
 
 use svcdns::config::{Config, Flags};
 use svcdns::name::{Name, Zones, instance_address, instance_label, reverse_address, reverse_name};
-use svcdns::resolv_conf::{MOST_NAME_SERVERS, ResolvConf};
+use svcdns::resolv_conf::{MAX_NAME_SERVERS, ResolvConf};
 use svcdns::system::{Asked, Hosts};
 use svcdns::upstream::Target;
 
 /// The target.
 pub fn files(octets: &[u8]) {
     let conf = ResolvConf::parse(octets);
-    assert!(conf.lines.iter().flat_map(|line| line.octets).eq(octets), "every octet is kept");
-    assert!((1..=MOST_NAME_SERVERS).contains(&conf.asked().len()));
+    assert!(conf.lines.iter().flat_map(|line| line.bytes).eq(octets), "every octet is kept");
+    assert!((1..=MAX_NAME_SERVERS).contains(&conf.effective_servers().len()));
     assert!(conf.name_servers().all(|server| server.socket_address(|_| Some(1)).is_some()));
     let _ = (conf.search(), conf.options().count());
     assert!(conf.faults().all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty()));

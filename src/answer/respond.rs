@@ -1,0 +1,420 @@
+//! The full path from a query to its response.
+
+use std::net::IpAddr;
+
+use super::message::{ResponseContent, ResponseWriter};
+use super::node::{Node, NodeBuilder};
+use super::owner::{HOSTMASTER_LABEL, NS_LABEL, VERSION_LABEL, service_owner};
+use super::rrset::{ComposedRecords, RRset};
+use super::settings::Settings;
+use super::table::Snapshot;
+use super::{compile, full, rare};
+use crate::catalog::{Instance, Staleness};
+use crate::name::{Name, Zone, reverse_address};
+use crate::service::{Addresses, RegistrySet};
+use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
+
+/// What the caller has to do with a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Send the response that was written.
+    Answered,
+    /// Send nothing.
+    Silent,
+    /// Forward the query: its name is outside the served zones, and forwarding is on.
+    Forward,
+}
+
+/// A query and everything its response depends on.
+pub(super) struct QueryContext<'a> {
+    pub(super) writer: ResponseWriter<'a>,
+    /// SOA serial of generation 0.
+    pub(super) first_serial: u32,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) query: &'a Query<'a>,
+}
+
+const NOT_AUTHORITATIVE: ExtendedError = ExtendedError {
+    code: ExtendedError::NOT_AUTHORITATIVE,
+    text: "not a zone served here, and forwarding is off",
+};
+const UNSUPPORTED_CLASS: ExtendedError =
+    ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
+const UNSUPPORTED_TRANSFER: ExtendedError =
+    ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
+/// For names not found while a registry has not been read yet.
+const NOT_READY: ExtendedError =
+    ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
+/// For data of a disconnected registry.
+const STALE_REGISTRY_TEXT: &str = "registry away, last known data";
+/// For data whose removal the catalog holds back.
+const STALE_HELD_TEXT: &str = "removals held back, see removal-grace";
+/// For a service of host names only, with forwarding off.
+const HOSTS_NOT_RESOLVED: ExtendedError = ExtendedError {
+    code: ExtendedError::OTHER,
+    text: "registered by host name only, and forwarding is off",
+};
+/// For a service of host names only whose first lookup is in progress.
+const HOSTS_PENDING: ExtendedError = ExtendedError {
+    code: ExtendedError::NETWORK_ERROR,
+    text: "registered by host name only, which is being looked up",
+};
+/// For a service of host names only that have no address.
+const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
+    code: ExtendedError::OTHER,
+    text: "registered by host name only, and no address of it can be found",
+};
+
+/// SOA record whose names end in pointers to the zone's name.
+///
+/// The format is that of RFC 1035 section 3.3.13. Refresh, retry and expire are 1 hour, 10 minutes
+/// and 1 day; no secondary uses them. [`QueryContext::soa`] replaces some of the zeros.
+const SOA_TEMPLATE: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\0\0\
+    \0\0\0\0\0\0\x0e\x10\0\0\x02\x58\0\x01\x51\x80\0\0\0\0";
+/// Offset of the SOA's numbers: serial, refresh, retry, expire, minimum.
+const SOA_NUMBERS_OFFSET: usize = SOA_TEMPLATE.len() - 20;
+
+impl<'a> QueryContext<'a> {
+    pub(super) fn settings(&self) -> &'a Settings {
+        self.writer.settings
+    }
+
+    /// Responds from the service model.
+    pub(super) fn respond(&self, out: &mut Vec<u8>) -> Disposition {
+        let (query, settings) = (self.query, self.settings());
+        let Ok((name, _)) = Name::from_wire(query.name()) else {
+            self.write(&ResponseContent::code(rcode::FORMERR, None), out);
+            return Disposition::Answered;
+        };
+        let refused = |error| ResponseContent::code(rcode::REFUSED, Some(error));
+        if query.qclass != rtype::IN {
+            self.write(&refused(UNSUPPORTED_CLASS), out);
+        } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
+            self.write(&refused(UNSUPPORTED_TRANSFER), out);
+        } else if let Some((_, zone)) = settings.zones.find(&name) {
+            self.answer_in_zone(&name, zone, out);
+        } else if reverse_address(&name).is_some_and(|address| self.answer_reverse(address, out)) {
+        } else if settings.forwarding {
+            return Disposition::Forward;
+        } else {
+            self.write(&refused(NOT_AUTHORITATIVE), out);
+        }
+        Disposition::Answered
+    }
+
+    pub(super) fn write(&self, response: &ResponseContent<'_>, out: &mut Vec<u8>) {
+        self.writer.write(response, self.query, out);
+    }
+
+    /// Answers a query for a name in a served zone.
+    pub(super) fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
+        let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
+        match owner {
+            b"" => return self.answer_apex(zone, out),
+            NS_LABEL => return self.answer_name_server(zone, out),
+            VERSION_LABEL => return self.answer_version(zone, out),
+            _ => {}
+        }
+        self.answer_from_model(name, zone, out);
+    }
+
+    /// Answers from the service model, for every form of the naming grammar.
+    fn answer_from_model(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
+        let settings = self.settings();
+        let stale = self.stale_negative_error();
+        let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
+        match full::resolve(self.snapshot, settings, &labels, |_| {}) {
+            // A registry not read yet may have the name, and resolvers would cache an NXDOMAIN.
+            full::NameLookup::NxDomain | full::NameLookup::NoData
+                if !self.snapshot.condition.synced =>
+            {
+                self.write(&ResponseContent::code(rcode::SERVFAIL, Some(NOT_READY)), out);
+            }
+            // The name has another served zone below it, so it exists (RFC 8020).
+            full::NameLookup::NxDomain if settings.zones.any_at_or_below(name.as_wire()) => {
+                self.write_nodata(zone, stale, out);
+            }
+            full::NameLookup::NxDomain => self.write_nxdomain(zone, out),
+            full::NameLookup::NoData => self.write_nodata(zone, stale, out),
+            full::NameLookup::Selection(selection) => {
+                let full::Selection { service, instances, registries, form } = &selection;
+                let owner = instances
+                    .first()
+                    .and_then(|first| service_owner(settings, service.base(), first.key.group()));
+                let (mut builder, mut bytes) = (NodeBuilder::default(), Vec::new());
+                compile::node(
+                    settings,
+                    &self.snapshot.hosts,
+                    owner.as_deref(),
+                    &selection,
+                    &mut builder,
+                );
+                builder.build(&mut bytes);
+                let node = Node::read(&bytes);
+                let srv = RRset::srv(
+                    &node,
+                    settings.ttl,
+                    owner.as_deref().unwrap_or_default(),
+                    settings.zones.first().name().as_wire(),
+                );
+                let rfc2782 = *form == full::NameForm::Rfc2782;
+                let [a, aaaa] = if rfc2782 {
+                    [RRset::EMPTY; 2]
+                } else {
+                    [RRset::a(&node, settings.ttl), RRset::aaaa(&node, settings.ttl)]
+                };
+                // One of the existing RRsets suffices (RFC 8482 section 4.1).
+                let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
+                let set = match self.query.qtype {
+                    rtype::TXT => {
+                        return self.write_records(
+                            &rare::txt(settings, instances),
+                            *registries,
+                            zone,
+                            out,
+                        );
+                    }
+                    rtype::ANY if any.is_none() => {
+                        return self.write_records(
+                            &rare::txt(settings, instances),
+                            *registries,
+                            zone,
+                            out,
+                        );
+                    }
+                    rtype::A | rtype::AAAA if node.has_only_host_names() && !rfc2782 => {
+                        return self.write_no_address(instances, zone, out);
+                    }
+                    rtype::A => a,
+                    rtype::AAAA => aaaa,
+                    rtype::SRV => srv,
+                    rtype::ANY => any.unwrap_or(RRset::EMPTY),
+                    _ => RRset::EMPTY,
+                };
+                if set.count > 0 {
+                    return self.write(
+                        &ResponseContent::answer(&set, self.stale_answer_error(*registries)),
+                        out,
+                    );
+                }
+                self.write_nodata(zone, stale, out);
+            }
+        }
+    }
+
+    /// Answers an address query for instances that are all host names.
+    ///
+    /// None of these host names has a known address.
+    fn write_no_address(&self, instances: &[Instance<'_>], zone: &Zone, out: &mut Vec<u8>) {
+        let is_pending = |instance: &Instance<'_>| {
+            instance
+                .host_name()
+                .is_some_and(|host| self.snapshot.hosts.get(host) == Some(&Addresses::Pending))
+        };
+        if !self.settings().forwarding {
+            self.write_nodata(zone, Some(HOSTS_NOT_RESOLVED), out);
+        } else if instances.iter().any(is_pending) {
+            // Resolvers would cache a NODATA response.
+            self.write(&ResponseContent::code(rcode::SERVFAIL, Some(HOSTS_PENDING)), out);
+        } else {
+            self.write_nodata(zone, Some(HOSTS_WITHOUT_ADDRESS), out);
+        }
+    }
+
+    /// Returns the extended error of an answer from these registries.
+    ///
+    /// There is one if any of them may be out of date (RFC 8914 section 4.4).
+    pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
+        stale_error(self.snapshot.condition.staleness_of(registries), ExtendedError::STALE_ANSWER)
+    }
+
+    /// Returns the extended error of a negative response.
+    ///
+    /// There is one if any registry may be out of date, since any could have the missing record.
+    pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
+        stale_error(self.snapshot.condition.staleness(), ExtendedError::STALE_ANSWER)
+    }
+
+    /// Writes records held by these registries, or NODATA.
+    fn write_records(
+        &self,
+        records: &ComposedRecords,
+        registries: RegistrySet,
+        zone: &Zone,
+        out: &mut Vec<u8>,
+    ) {
+        if records.is_empty() {
+            return self.write_nodata(zone, self.stale_negative_error(), out);
+        }
+        self.write(
+            &ResponseContent::answer(
+                &RRset::composed(records),
+                self.stale_answer_error(registries),
+            ),
+            out,
+        );
+    }
+
+    /// Writes records that svcdns itself provides, hence never stale, or NODATA.
+    fn write_own_records(&self, records: &ComposedRecords, zone: &Zone, out: &mut Vec<u8>) {
+        if records.is_empty() {
+            return self.write_nodata(zone, None, out);
+        }
+        self.write(&ResponseContent::answer(&RRset::composed(records), None), out);
+    }
+
+    pub(super) fn write_nxdomain(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let soa = self.soa_in_question(zone);
+        self.write(
+            &ResponseContent::negative(
+                rcode::NXDOMAIN,
+                &soa,
+                stale_error(self.snapshot.condition.staleness(), ExtendedError::STALE_NXDOMAIN),
+            ),
+            out,
+        );
+    }
+
+    pub(super) fn write_nodata(
+        &self,
+        zone: &Zone,
+        error: Option<ExtendedError>,
+        out: &mut Vec<u8>,
+    ) {
+        let soa = self.soa_in_question(zone);
+        self.write(&ResponseContent::negative(rcode::NOERROR, &soa, error), out);
+    }
+
+    /// Returns the SOA record of the zone that the query's name is in.
+    ///
+    /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
+    fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
+        let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
+        // Fits the 14 bits of a pointer, because a name has at most 255 bytes.
+        self.soa((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
+    }
+
+    /// Returns the SOA record of the zone whose name `apex` points at.
+    ///
+    /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
+    fn soa(&self, apex: [u8; 2]) -> [u8; SOA_TEMPLATE.len()] {
+        let ttl = self.settings().negative_ttl.to_be_bytes();
+        let mut soa = *SOA_TEMPLATE;
+        soa[..2].copy_from_slice(&apex);
+        soa[6..10].copy_from_slice(&ttl);
+        soa[15..17].copy_from_slice(&apex);
+        soa[28..30].copy_from_slice(&apex);
+        soa[SOA_NUMBERS_OFFSET..][..4].copy_from_slice(&self.serial().to_be_bytes());
+        soa[SOA_NUMBERS_OFFSET + 16..].copy_from_slice(&ttl);
+        soa
+    }
+
+    /// Returns the SOA serial, which grows by one with each generation.
+    fn serial(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
+        self.first_serial.wrapping_add(self.snapshot.generation() as u32)
+    }
+
+    /// Answers for a zone's apex: SOA and NS, available before any registry is read.
+    fn answer_apex(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let settings = self.settings();
+        let mut set = ComposedRecords::default();
+        match self.query.qtype {
+            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa(OWNER))),
+            rtype::NS => {
+                let server = [NS_LABEL, zone.name().as_wire()].concat();
+                set.put(|out| rare::put_record(out, rtype::NS, settings.ttl, &server));
+                if let Some(address) = settings.listen.first() {
+                    set.put_glue_address(*address);
+                }
+            }
+            _ => {}
+        }
+        self.write_own_records(&set, zone, out);
+    }
+
+    /// Answers for `ns.<zone>`: the listen addresses.
+    fn answer_name_server(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let settings = self.settings();
+        let mut set = ComposedRecords::default();
+        for address in &settings.listen {
+            let rtype = match address {
+                IpAddr::V4(_) => rtype::A,
+                IpAddr::V6(_) => rtype::AAAA,
+            };
+            if matches!(self.query.qtype, qtype if qtype == rtype || qtype == rtype::ANY) {
+                set.put(|out| rare::put_address(out, settings.ttl, *address));
+            }
+        }
+        self.write_own_records(&set, zone, out);
+    }
+
+    /// Answers for `dns-version.<zone>`: the version of this program.
+    fn answer_version(&self, zone: &Zone, out: &mut Vec<u8>) {
+        let mut set = ComposedRecords::default();
+        if matches!(self.query.qtype, rtype::TXT | rtype::ANY) {
+            let mut data = Vec::new();
+            rare::put_string(&mut data, concat!("svcdns ", env!("CARGO_PKG_VERSION")));
+            set.put(|out| rare::put_record(out, rtype::TXT, self.settings().ttl, &data));
+        }
+        self.write_own_records(&set, zone, out);
+    }
+
+    /// Answers for the reverse name of an address.
+    ///
+    /// Returns `false` if no instance has the address. The reverse name is answered as a zone apex
+    /// of its own.
+    pub(super) fn answer_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
+        let settings = self.settings();
+        // Loopback addresses differ from machine to machine, so a registry cannot name them.
+        if address.is_loopback() {
+            return false;
+        }
+        let set = rare::ptr(settings, address, self.snapshot.services_at(address));
+        if set.is_empty() {
+            return false;
+        }
+        let registries = self.snapshot.services_at(address).flat_map(|service| service.instances());
+        let registries = registries.filter(|instance| {
+            instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
+        });
+        let registries = registries.map(|instance| instance.key.registry()).collect();
+        if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
+            // In a fixed order: programs take the first name, which should be the instance's.
+            let first = Self { writer: ResponseWriter { draw: 0, ..self.writer }, ..*self };
+            first.write(
+                &ResponseContent::answer(
+                    &RRset::composed(&set),
+                    self.stale_answer_error(registries),
+                ),
+                out,
+            );
+        } else {
+            let (apex, numbers) =
+                (settings.zones.first().name().as_wire(), &self.soa(OWNER)[SOA_NUMBERS_OFFSET..]);
+            let data = [NS_LABEL, apex, HOSTMASTER_LABEL, apex, numbers].concat();
+            let mut soa = Vec::new();
+            rare::put_record(&mut soa, rtype::SOA, settings.negative_ttl, &data);
+            if self.query.qtype == rtype::SOA {
+                let mut apex = ComposedRecords::default();
+                apex.put(|out| out.extend_from_slice(&soa));
+                self.write_records(&apex, registries, settings.zones.first(), out);
+            } else {
+                self.write(
+                    &ResponseContent::negative(rcode::NOERROR, &soa, self.stale_negative_error()),
+                    out,
+                );
+            }
+        }
+        true
+    }
+}
+
+/// Returns the extended error for stale data, if there is any.
+fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
+    let text = match staleness? {
+        Staleness::Away => STALE_REGISTRY_TEXT,
+        Staleness::Held => STALE_HELD_TEXT,
+    };
+    Some(ExtendedError { code, text })
+}

@@ -202,11 +202,11 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         support::eventually("no socket at 10.9.2.1", SOON, || (!is_listened_on("10.9.2.1")).then_some(()));
         let (reserved, freed) = (reserve("10.9.2.1:53"), "10.9.2.1:53");
         netns::run("ip", &["address", "add", "10.9.2.1/32", "dev", "lo"]);
-        let holder = format!("(process {}); stop that, or choose another port with --listen", std::process::id());
+        let holder = format!("(process {}); stop it, or choose another port with --listen", std::process::id());
         support::eventually("a warning of a taken port", SOON, || server.log().contains(&holder).then_some(()));
         drop(reserved);
         answers_at(freed);
-        assert_eq!(server.log().matches("taken by").count(), 1, "said once:\n{}", server.log());
+        assert_eq!(server.log().matches("in use by").count(), 1, "said once:\n{}", server.log());
 
         // Many at once, come and gone and come again.
         let batch = |verb: &str, last: u32| {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, Endpoint, VarInt};
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
-use svcdns::server::{CertificateFiles, Counters, Encrypted, Limits, Settings, bind};
+use svcdns::server::{CertificateFiles, Counters, EncryptedSettings, Limits, Settings, bind};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -76,7 +76,7 @@ fn settings(pair: &Pair, limits: Limits) -> Settings {
     let any = || vec!["127.0.0.1:0".parse().unwrap()];
     Settings {
         listen: any(),
-        encrypted: Encrypted { tls: any(), quic: any(), certificate: Some(pair.files()) },
+        encrypted: EncryptedSettings { tls: any(), quic: any(), certificate: Some(pair.files()) },
         limits,
         ..Settings::default()
     }
@@ -202,7 +202,7 @@ async fn a_query_knows_its_client_at_a_wildcard_too() {
     let pair = Pair::new();
     let any = || vec!["0.0.0.0:0".parse().unwrap()];
     let settings = settings(&pair, Limits::default());
-    let encrypted = Encrypted { tls: any(), quic: any(), ..settings.encrypted };
+    let encrypted = EncryptedSettings { tls: any(), quic: any(), ..settings.encrypted };
     let mut server = start(&Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], encrypted, ..settings }, pair);
     // Another address than that of the listener, and than the usual one.
     server.tls.set_ip([127, 0, 0, 7].into());
@@ -225,7 +225,7 @@ async fn tls_carries_pipelined_messages_and_answers_as_they_are_ready() {
     assert_eq!(client.next().await.unwrap(), b"tls two");
     assert_eq!(client.next().await.unwrap().len(), 60_000);
     assert_eq!(client.next().await.unwrap(), b"tls slow, at last");
-    server.until("all are counted", |c| c.tls.queries.get() == 5 && c.tls.answers.get() == 4).await;
+    server.until("all are counted", |c| c.tls.queries.get() == 5 && c.tls.responses.get() == 4).await;
     assert_eq!(server.counters.tcp.connections.get(), 0);
     // A client need not name the protocol.
     let stream = TcpStream::connect(server.tls).await.unwrap();
@@ -308,17 +308,17 @@ fn a_certificate_that_cannot_be_used_is_said_at_the_start() {
         assert!(message.contains("certificate") && message.matches(words).count() == 1, "{message}");
     };
     fs::write(pair.files().key, made().signing_key.serialize_pem()).unwrap();
-    says("key.pem is not that of the certificate");
+    says("key.pem does not match the certificate");
     fs::remove_file(pair.files().key).unwrap();
     says("key.pem: No such file");
-    let without = Settings { encrypted: Encrypted { certificate: None, ..settings.encrypted.clone() }, ..settings.clone() };
+    let without = Settings { encrypted: EncryptedSettings { certificate: None, ..settings.encrypted.clone() }, ..settings.clone() };
     assert!(bind(&without).unwrap_err().to_string().contains("--tls-cert-file"));
-    let exposed = Encrypted { tls: vec!["0.0.0.0:0".parse().unwrap()], ..settings.encrypted.clone() };
+    let exposed = EncryptedSettings { tls: vec!["0.0.0.0:0".parse().unwrap()], ..settings.encrypted.clone() };
     let message = bind(&Settings { encrypted: exposed, ..settings.clone() }).unwrap_err().to_string();
     assert!(message.contains("0.0.0.0:0") && message.contains("--allow"), "{message}");
     let same: SocketAddr = "127.0.0.1:8853".parse().unwrap();
-    let twice = Settings { listen: vec![same], encrypted: Encrypted { tls: vec![same], ..settings.encrypted.clone() }, ..settings.clone() };
-    assert!(bind(&twice).unwrap_err().to_string().contains("127.0.0.1:8853 is named both"));
+    let twice = Settings { listen: vec![same], encrypted: EncryptedSettings { tls: vec![same], ..settings.encrypted.clone() }, ..settings.clone() };
+    assert!(bind(&twice).unwrap_err().to_string().contains("127.0.0.1:8853 is set for both"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,7 +386,7 @@ async fn quic_carries_a_question_on_each_stream() {
     }
     assert_eq!(ask(&connection, b"hello").await, b"quic hello");
     server.until("the panic is counted", |c| c.panics.get() == 1).await;
-    server.until("all are counted", |c| c.quic.answers.get() == 353).await;
+    server.until("all are counted", |c| c.quic.responses.get() == 353).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -414,7 +414,7 @@ async fn who_breaks_the_rules_of_quic_is_closed() {
 async fn nobody_is_waited_for_without_end_over_quic() {
     let limits = Limits {
         message_timeout: Duration::from_millis(200),
-        answer_timeout: Duration::from_millis(200),
+        response_timeout: Duration::from_millis(200),
         idle_timeout: Duration::from_secs(2),
         ..Limits::default()
     };
@@ -429,7 +429,7 @@ async fn nobody_is_waited_for_without_end_over_quic() {
     send.reset(VarInt::from_u32(3)).unwrap();
     assert!(exchange(&connection, &framed([0, 0], b"never")).await.is_err());
     assert_eq!(ask(&connection, b"hello").await, b"quic hello");
-    server.until("it is counted", |c| (c.quic.message_timeouts.get(), c.quic.answer_timeouts.get()) == (1, 1)).await;
+    server.until("it is counted", |c| (c.quic.message_timeouts.get(), c.quic.response_timeouts.get()) == (1, 1)).await;
     // An idle connection is closed, whether by us or by QUIC's own timer, and its place is free.
     timeout(DEADLINE, connection.closed()).await.expect("an idle connection should be closed");
     server.until("its place is free", |c| c.quic.open.get() == 0).await;

@@ -43,7 +43,7 @@ fn patient() -> Limits {
         idle_timeout: long,
         message_timeout: long,
         write_timeout: long,
-        answer_timeout: long,
+        response_timeout: long,
         drain_timeout: long,
         ..Limits::default()
     }
@@ -138,7 +138,7 @@ async fn udp_and_tcp_answer_on_both_loopback_families() {
         let socket = UdpSocket::bind(unspecified).await.unwrap();
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
         assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp.answers.get() == 1).await;
+        server.until("both answers are counted", |c| c.udp_responses.get() == 1 && c.tcp.responses.get() == 1).await;
     }
 }
 
@@ -270,7 +270,7 @@ async fn a_client_that_never_reads_is_dropped_and_costs_little() {
 
 #[tokio::test]
 async fn big_answers_reach_a_client_that_reads() {
-    let server = start_with(Limits { queued_octets: 1000, ..patient() });
+    let server = start_with(Limits { queued_bytes: 1000, ..patient() });
     let mut client = server.connect().await;
     client.send(&[&b"big"[..]; 20]).await;
     for _ in 0..20 {
@@ -491,7 +491,7 @@ async fn every_thread_answers_and_waits_by_itself() {
 
 #[tokio::test]
 async fn only_so_many_answers_over_udp_are_waited_for() {
-    let server = start_with(Limits { udp_in_flight: 2, answer_timeout: Duration::from_secs(1), ..Limits::default() });
+    let server = start_with(Limits { udp_in_flight: 2, response_timeout: Duration::from_secs(1), ..Limits::default() });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
@@ -500,7 +500,7 @@ async fn only_so_many_answers_over_udp_are_waited_for() {
     assert_eq!(server.counters.udp_overloads.get(), 1);
     // What is ready needs no place.
     assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
-    server.until("both were given up", |c| c.udp_answer_timeouts.get() == 2).await;
+    server.until("both were given up", |c| c.udp_response_timeouts.get() == 2).await;
     // One panics, and its place is free all the same.
     for _ in 0..3 {
         let panics = server.counters.panics.get();
@@ -528,7 +528,7 @@ async fn answers_over_udp_in_flight_go_out_when_the_server_stops() {
 
 #[tokio::test]
 async fn a_stop_waits_only_so_long_for_an_answer_over_udp() {
-    let server = start_with(Limits { drain_timeout: brief(200), answer_timeout: Duration::from_secs(600), ..Limits::default() });
+    let server = start_with(Limits { drain_timeout: brief(200), response_timeout: Duration::from_secs(600), ..Limits::default() });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
     server.until("it is waited for", |c| c.udp_queries.get() == 1).await;

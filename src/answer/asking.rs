@@ -12,7 +12,7 @@ use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
-use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
+use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
 
 /// What became of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +206,7 @@ impl<'a> Asking<'a> {
     /// The SOA record of a zone, for a question in it. The zone's name is a pointer to where it stands in the question (RFC
     /// 1035 section 4.1.4).
     fn soa_of(&self, zone: &Zone) -> [u8; SOA.len()] {
-        let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
+        let start = HEADER_BYTES + self.query.name().len() - zone.name().as_wire().len();
         // A name has at most 255 octets, a pointer 14 bits.
         self.soa_at((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
     }
@@ -236,7 +236,7 @@ impl<'a> Asking<'a> {
         let settings = self.settings();
         let mut set = Records::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa_at(OWNER))),
+            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa_at(OWNER_POINTER))),
             rtype::NS => {
                 let server = [NS, zone.name().as_wire()].concat();
                 set.put(|out| rare::put_record(out, rtype::NS, settings.ttl, &server));
@@ -295,7 +295,7 @@ impl<'a> Asking<'a> {
             let first = Self { writer: Writer { draw: 0, ..self.writer }, ..*self };
             first.put(&Response::answer(&RRset::of_records(&set), self.stale_answer(holders)), out);
         } else {
-            let (apex, numbers) = (settings.zones.first().name().as_wire(), &self.soa_at(OWNER)[SOA_NUMBERS..]);
+            let (apex, numbers) = (settings.zones.first().name().as_wire(), &self.soa_at(OWNER_POINTER)[SOA_NUMBERS..]);
             let data = [NS, apex, HOSTMASTER, apex, numbers].concat();
             let mut soa = Vec::new();
             rare::put_record(&mut soa, rtype::SOA, settings.negative_ttl, &data);

@@ -128,7 +128,7 @@ impl Answerer {
         let outcome = self.answer(&Query::parse(&query), (snapshot, ahead.place(0)), writer, &mut response);
         explanation.elsewhere = (outcome == asking::Outcome::Elsewhere).then(|| "asked of the upstreams".to_owned());
         let offered = usize::from(payload.unwrap_or(0));
-        explanation.limit = if payload.is_some() { offered.clamp(wire::UDP_PLAIN, wire::UDP_MAX) } else { wire::UDP_PLAIN };
+        explanation.limit = if payload.is_some() { offered.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES) } else { wire::MAX_UDP_BYTES_WITHOUT_EDNS };
         explanation.octets = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
@@ -185,7 +185,7 @@ impl Explanation {
         self.answers = message.answers.iter().map(ToString::to_string).collect();
         self.others = message.authorities.iter().chain(&message.additionals).map(ToString::to_string).collect();
         let option =
-            message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::EXTENDED_ERROR)));
+            message.edns.as_ref().and_then(|edns| edns.option(hickory_proto::rr::rdata::opt::EdnsCode::Unknown(wire::OPTION_EXTENDED_ERROR)));
         self.extended_error = option.and_then(|option| <Vec<u8>>::try_from(option).ok()).and_then(|octets| {
             let code = u16_at(&octets, 0)?;
             Some(format!("{code} {}", String::from_utf8_lossy(octets.get(2..)?)).trim_end().to_owned())

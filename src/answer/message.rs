@@ -3,7 +3,7 @@
 use super::counters::Counters;
 use super::rrset::RRset;
 use super::settings::{Answers, Settings};
-use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, rcode};
+use crate::wire::{self, ExtendedError, HEADER_BYTES, Query, Transport, flags, put_opt, rcode};
 
 /// What a response says, before it is known what fits.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Writer<'_> {
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
         let room = query.limit(transport).saturating_sub(opt);
         // The question is echoed octet for octet, its letters' case included.
-        out.extend_from_slice(&[0; HEADER]);
+        out.extend_from_slice(&[0; HEADER_BYTES]);
         out.extend_from_slice(query.question);
 
         let answers = settings.answers;
@@ -105,7 +105,7 @@ impl Writer<'_> {
         // A message has at most 65,535 octets, so fewer records.
         let counts = [usize::from(!query.question.is_empty()), put, usize::from(!authority.is_empty()), additional];
         let [questions, answers, authorities, additional] = counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
-        if let Some(header) = out.first_chunk_mut::<HEADER>() {
+        if let Some(header) = out.first_chunk_mut::<HEADER_BYTES>() {
             let words = [query.id, flags, questions, answers, authorities, additional];
             for (octets, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
                 *octets = word.to_be_bytes();

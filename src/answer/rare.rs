@@ -8,7 +8,7 @@ use super::rrset::{Records, record_head};
 use super::settings::Settings;
 use crate::catalog::{Instance, Service};
 use crate::service::Metadata;
-use crate::wire::{OWNER, rtype};
+use crate::wire::{OWNER_POINTER, rtype};
 
 /// Most octets of one TXT record's data: so that one fits a UDP answer to those who speak EDNS, unless names are very long.
 const TXT_MAX: usize = 1024;
@@ -27,7 +27,7 @@ pub(super) fn put_address(out: &mut Vec<u8>, ttl: u32, address: IpAddr) {
 /// Appends one record of the name in the question.
 pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
     // Data is at most a name, a few strings or an address: far below 64 KiB.
-    out.extend_from_slice(&record_head(OWNER, rtype, ttl, data.len()));
+    out.extend_from_slice(&record_head(OWNER_POINTER, rtype, ttl, data.len()));
     out.extend_from_slice(data);
 }
 
@@ -92,7 +92,7 @@ pub(super) fn ptr<'s>(settings: &Settings, address: IpAddr, services: impl Itera
     let mut set = Records::default();
     for owner in names.take(PTR_MAX) {
         set.put(|out| {
-            out.extend_from_slice(&record_head(OWNER, rtype::PTR, settings.ttl, owner.len() + zone.len()));
+            out.extend_from_slice(&record_head(OWNER_POINTER, rtype::PTR, settings.ttl, owner.len() + zone.len()));
             out.extend_from_slice(&owner);
             out.extend_from_slice(zone);
         });

@@ -11,7 +11,7 @@ use super::owner::{MAX_NAME, put_instance_owner};
 use super::record::{FOUR, Record, SERVICE, SIXTEEN, Set, Sets, name};
 use super::weights::Weights;
 use crate::name::{MAX_INSTANCE_LABEL, ipv4_label};
-use crate::wire::{OWNER, rtype, u16_at, u32_at};
+use crate::wire::{OWNER_POINTER, rtype, u16_at, u32_at};
 
 /// One RRset.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +165,7 @@ fn put_addresses<const N: usize>(
 ) -> usize {
     let (addresses, _) = octets.as_chunks::<N>();
     let put = wanted.min(room.saturating_sub(out.len()) / (HEAD + N));
-    let head = record_head(OWNER, rtype, ttl, N);
+    let head = record_head(OWNER_POINTER, rtype, ttl, N);
     let start = out.len();
     out.resize(start + put * (HEAD + N), 0);
     for (place, record) in out[start..].chunks_exact_mut(HEAD + N).enumerate() {
@@ -251,7 +251,7 @@ impl<'a> Services<'a> {
         }
         let octets = out.len() - start - HEAD;
         if let Some(head) = out[start..].first_chunk_mut() {
-            *head = record_head(OWNER, rtype::SRV, ttl, octets);
+            *head = record_head(OWNER_POINTER, rtype::SRV, ttl, octets);
         }
     }
 
@@ -346,7 +346,7 @@ fn put_address(name: Range<usize>, address: IpAddr, start: usize, room: usize, o
         out.extend_from_slice(&record_head((0xC000 | place).to_be_bytes(), rtype, ttl, octets));
     } else {
         out.extend_from_within(name);
-        out.extend_from_slice(&record_head(OWNER, rtype, ttl, octets)[2..]);
+        out.extend_from_slice(&record_head(OWNER_POINTER, rtype, ttl, octets)[2..]);
     }
     match address {
         IpAddr::V4(address) => out.extend_from_slice(&address.octets()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::answer::{Ahead, Answerer, Outcome};
-use crate::server::{Client, Request, Respond, Response};
+use crate::server::{Client, Request, Respond, Disposition};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
 
@@ -27,29 +27,29 @@ impl Respond for Responder {
         Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
     }
 
-    type Ahead = Ahead;
+    type Lookahead = Ahead;
 
     fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Ahead {
         self.answerer.look_ahead(requests)
     }
 
-    fn respond(&self, request: Request<'_>, ahead: &Ahead, out: &mut Vec<u8>) -> Response {
-        let Request { octets, number, client, now, draw } = request;
+    fn respond(&self, request: Request<'_>, ahead: &Ahead, out: &mut Vec<u8>) -> Disposition {
+        let Request { message, index, client, now, random } = request;
         let transport = Transport::from(client.transport);
-        let parsed = Query::parse(octets);
+        let parsed = Query::parse(message);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
             && lane.passes(query)
         {
-            return Response::Later;
+            return Disposition::Deferred;
         }
-        match (self.answerer.respond(&parsed, (ahead, number), transport, draw, out), &parsed, &self.lane) {
-            (Outcome::Silent, ..) => Response::Silent,
-            (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
-            (Outcome::Elsewhere | Outcome::Answered, ..) => Response::Ready,
+        match (self.answerer.respond(&parsed, (ahead, index), transport, random, out), &parsed, &self.lane) {
+            (Outcome::Silent, ..) => Disposition::Silent,
+            (Outcome::Elsewhere, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Disposition::Deferred,
+            (Outcome::Elsewhere | Outcome::Answered, ..) => Disposition::Ready,
         }
     }
 
-    async fn later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+    async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         self.lane.as_ref()?.resolve(request, client.transport.into()).await
     }
 

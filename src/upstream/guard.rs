@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Outgoing, Sockets, Upstream};
 use crate::name::Name;
-use crate::wire::{HEADER, flags, put_u16, rtype};
+use crate::wire::{HEADER_BYTES, flags, put_u16, rtype};
 
 /// What stands behind the label with the random number.
 const BELOW: &[u8] = b"\x05empty\x05as112\x04arpa\0";
@@ -193,7 +193,7 @@ impl Watched {
 
 /// A question for the address of `name`.
 fn question(name: &Name) -> Vec<u8> {
-    let mut message = Vec::with_capacity(HEADER + name.as_wire().len() + 4);
+    let mut message = Vec::with_capacity(HEADER_BYTES + name.as_wire().len() + 4);
     for word in [0, flags::RD, 1, 0, 0, 0] {
         put_u16(&mut message, word);
     }
@@ -231,7 +231,7 @@ mod tests {
             let mut buffer = [0; 4096];
             loop {
                 let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-                let (name, _) = Name::from_wire(&buffer[HEADER..length]).unwrap();
+                let (name, _) = Name::from_wire(&buffer[HEADER_BYTES..length]).unwrap();
                 let circle = looping.load(Ordering::SeqCst) && guard.is_token(&name);
                 seen.lock().unwrap().push(name);
                 buffer[2] |= 0x80;

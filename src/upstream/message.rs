@@ -5,7 +5,7 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags, name_stands_in, put_error, put_opt_with,
+    self, OPTION_EXTENDED_ERROR, ExtendedError, HEADER_BYTES, MalformedMessage, Query, Section, Transport, flags, name_overlaps, put_extended_error, put_opt_with,
     question_end, rcode, records, rtype, u16_at, u32_at,
 };
 
@@ -58,7 +58,7 @@ pub(super) enum Age {
 /// Whether a question's answer depends on nothing but what the cache distinguishes: it carries no options that are passed on,
 /// and no records.
 pub(super) fn is_plain(query: &Query<'_>) -> bool {
-    !query.more && options(query.options).all(|(code, _)| is_hop_by_hop(code))
+    !query.has_other_records && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
 /// The message to send upstream for `query`, which came as `request`; its id is 0. AD is set, so that the answer says whether
@@ -66,7 +66,7 @@ pub(super) fn is_plain(query: &Query<'_>) -> bool {
 ///
 /// # Errors
 /// When the request is not what `query` was read from.
-pub(super) fn outgoing(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Malformed> {
+pub(super) fn outgoing(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, MalformedMessage> {
     let Stripped { mut octets, .. } = strip(request)?;
     set_flags(&mut octets, query.flags & (flags::RD | flags::CD) | flags::AD);
     Ok(with_opt(octets, query))
@@ -74,8 +74,8 @@ pub(super) fn outgoing(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Mal
 
 /// The same for a plain query, of which the request is not needed.
 pub(super) fn outgoing_plain(query: &Query<'_>) -> Vec<u8> {
-    let mut octets = Vec::with_capacity(HEADER + query.question.len() + wire::OPT);
-    octets.resize(HEADER, 0);
+    let mut octets = Vec::with_capacity(HEADER_BYTES + query.question.len() + wire::EMPTY_OPT_BYTES);
+    octets.resize(HEADER_BYTES, 0);
     octets[5] = 1;
     octets.extend_from_slice(query.question);
     set_flags(&mut octets, query.flags & (flags::RD | flags::CD) | flags::AD);
@@ -97,14 +97,14 @@ impl Stored {
     ///
     /// # Errors
     /// When the message is not well-formed.
-    pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, Malformed> {
+    pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, MalformedMessage> {
         let Stripped { mut octets, opt, question } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
         let rcode = upper | u16_at(&octets, 2).unwrap_or_default() & 0xF;
         let (kind, places) = read(&octets, question, rcode)?;
         let end = octets.len();
         for (code, whole) in options(opt.map_or(&[][..], |opt| opt.options)) {
-            if code == EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
+            if code == OPTION_EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
                 octets.extend_from_slice(whole);
             }
         }
@@ -116,12 +116,12 @@ impl Stored {
 
     /// A failure of which there is no message: SERVFAIL and why. `question` is name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
-        let mut octets = vec![0; HEADER];
+        let mut octets = vec![0; HEADER_BYTES];
         set_flags(&mut octets, flags::QR | rcode::SERVFAIL);
         octets[5] = 1;
         octets.extend_from_slice(question);
         let options = place(octets.len());
-        put_error(&mut octets, error);
+        put_extended_error(&mut octets, error);
         let places = place(octets.len());
         Self { octets: octets.into(), options, places, rcode: rcode::SERVFAIL, kind: Kind::Silence }
     }
@@ -160,7 +160,7 @@ impl Stored {
         if message.len() <= room {
             out.extend_from_slice(message);
         } else {
-            cut(message, HEADER + query.question.len(), room, out);
+            cut(message, HEADER_BYTES + query.question.len(), room, out);
         }
         let rcode = if query.edns.is_none() && self.rcode > 0xF { rcode::SERVFAIL } else { self.rcode };
         let wants_ad = query.flags & flags::AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
@@ -168,7 +168,7 @@ impl Stored {
         let said = u16_at(out, 2).unwrap_or_default() & kept;
         out[..2].copy_from_slice(&query.id.to_be_bytes());
         set_flags(out, flags::QR | flags::RA | query.flags & (flags::RD | flags::CD) | said | rcode & 0xF);
-        out[HEADER..HEADER + query.question.len()].copy_from_slice(query.question);
+        out[HEADER_BYTES..HEADER_BYTES + query.question.len()].copy_from_slice(query.question);
         self.patch_ttls(places, age, out);
         if let Some(edns) = query.edns {
             let more = u16_at(out, 10).unwrap_or_default().saturating_add(1);
@@ -200,7 +200,7 @@ impl Stored {
 
 /// A message of ours in place of an upstream's: NOERROR, no records, and why. `question` is name, type and class.
 pub(super) fn without_records(question: &[u8], error: ExtendedError) -> Vec<u8> {
-    let mut octets = vec![0; HEADER];
+    let mut octets = vec![0; HEADER_BYTES];
     set_flags(&mut octets, flags::QR | flags::RA);
     (octets[5], octets[11]) = (1, 1);
     octets.extend_from_slice(question);
@@ -209,16 +209,16 @@ pub(super) fn without_records(question: &[u8], error: ExtendedError) -> Vec<u8> 
 }
 
 /// Judges a message without OPT, and finds its TTLs.
-fn read(message: &[u8], question: usize, rcode: u16) -> Result<(Kind, Vec<u16>), Malformed> {
+fn read(message: &[u8], question: usize, rcode: u16) -> Result<(Kind, Vec<u16>), MalformedMessage> {
     let qtype = u16_at(message, question - 4).unwrap_or_default();
     let (mut places, mut least, mut negative, mut answered) = (Vec::new(), u32::MAX, None, false);
     for record in records(message, question) {
         let record = record?;
         // It would become another name as the TTL goes down.
-        if name_stands_in(message, record.start, &places) {
-            return Err(Malformed);
+        if name_overlaps(message, record.start, &places) {
+            return Err(MalformedMessage);
         }
-        places.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
+        places.push(u16::try_from(record.ttl_at()).map_err(|_| MalformedMessage)?);
         // RFC 2181 section 8: with the uppermost bit set it counts as 0.
         let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
         least = least.min(ttl);
@@ -263,9 +263,9 @@ fn cut(message: &[u8], question: usize, room: usize, out: &mut Vec<u8>) {
 pub(super) fn limit(request: &[u8], transport: Transport) -> usize {
     let mut records = question_end(request).map(|question| records(request, question)).into_iter().flatten().map_while(Result::ok);
     match (transport, records.find(wire::Record::is_opt)) {
-        (Transport::Tcp, _) => wire::TCP_MAX,
-        (Transport::Udp, None) => wire::UDP_PLAIN,
-        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::UDP_PLAIN, wire::UDP_MAX),
+        (Transport::Tcp, _) => wire::MAX_TCP_BYTES,
+        (Transport::Udp, None) => wire::MAX_UDP_BYTES_WITHOUT_EDNS,
+        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES),
     }
 }
 
@@ -273,8 +273,8 @@ pub(super) fn limit(request: &[u8], transport: Transport) -> usize {
 ///
 /// # Errors
 /// When it has no question.
-pub(super) fn cut_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
-    let question = question_end(message).ok_or(Malformed)?;
+pub(super) fn cut_to(limit: usize, message: &mut Vec<u8>) -> Result<(), MalformedMessage> {
+    let question = question_end(message).ok_or(MalformedMessage)?;
     if message.len() > limit {
         let whole = std::mem::take(message);
         cut(&whole, question, limit, message);

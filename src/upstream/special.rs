@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use crate::name::{Name, reverse_name};
-use crate::wire::{self, ExtendedError, HEADER, Query, flags, put_opt, put_u16, put_u32, rcode, rtype};
+use crate::wire::{self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, rcode, rtype};
 
 /// What is special about a name and all names below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Answer {
                 put_record(out, rtype::SOA, &soa(&zone));
             }
             Says::Data(data) => {
-                out.extend_from_slice(&wire::OWNER);
+                out.extend_from_slice(&wire::OWNER_POINTER);
                 put_record(out, if query.qtype == rtype::ANY { self.any_type() } else { query.qtype }, data);
             }
         }
@@ -200,7 +200,7 @@ impl Answer {
         match self.special {
             Special::Missing | Special::Canary => vec![0],
             // A name has at most 255 octets, a pointer 14 bits.
-            _ => (0xC000 | u16::try_from(HEADER + self.front).unwrap_or(0)).to_be_bytes().to_vec(),
+            _ => (0xC000 | u16::try_from(HEADER_BYTES + self.front).unwrap_or(0)).to_be_bytes().to_vec(),
         }
     }
 }
@@ -219,7 +219,7 @@ fn put_head(query: &Query<'_>, code: u16, more: u16, out: &mut Vec<u8>) {
     put_u16(out, query.id);
     put_u16(out, flags::QR | flags::RA | more | query.flags & (flags::OPCODE | flags::RD | flags::CD) | code & 0xF);
     put_u16(out, u16::from(!query.question.is_empty()));
-    out.resize(HEADER, 0);
+    out.resize(HEADER_BYTES, 0);
     out.extend_from_slice(query.question);
 }
 
@@ -268,11 +268,11 @@ mod tests {
         let front = name.as_wire().len() - Name::from_text(zone).unwrap().as_wire().len();
         let mut out = Vec::new();
         Answer { special, front }.write(&parsed, &name, &mut out);
-        assert!(out.len() <= wire::UDP_PLAIN);
+        assert!(out.len() <= wire::MAX_UDP_BYTES_WITHOUT_EDNS);
         let message = Message::from_vec(&out).unwrap();
         assert_eq!(message.metadata.id, 0x1234);
         assert!(message.metadata.recursion_available && message.metadata.recursion_desired && message.metadata.checking_disabled);
-        assert_eq!(&out[HEADER..HEADER + parsed.question.len()], parsed.question);
+        assert_eq!(&out[HEADER_BYTES..HEADER_BYTES + parsed.question.len()], parsed.question);
         assert!(message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
         let answers = message.answers.iter().map(|record| format!("{} {}", record.record_type(), record.data)).collect();
         let authority = message.authorities.iter().map(|record| record.name.to_string().to_lowercase()).collect();

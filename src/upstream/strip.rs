@@ -1,6 +1,6 @@
 //! A message without its OPT record, which is for the neighbour alone (RFC 6891 section 6.1.1).
 
-use crate::wire::{Malformed, Record, Section, question_end, records, rtype, u16_at};
+use crate::wire::{MalformedMessage, Record, Section, question_end, records, rtype, u16_at};
 
 /// What is left of a message, and its OPT record.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ pub(super) struct Opt<'a> {
 ///
 /// # Errors
 /// When the message has not one question, is not well-formed, or has more than one OPT.
-pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
-    let question = question_end(message).ok_or(Malformed)?;
+pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, MalformedMessage> {
+    let question = question_end(message).ok_or(MalformedMessage)?;
     let mut found: Option<Record> = None;
     let mut behind = Vec::new();
     for record in records(message, question) {
@@ -35,7 +35,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
         if record.is_opt() {
             let misplaced = record.section != Section::Additional || record.fixed != record.start + 1;
             if misplaced || found.replace(record).is_some() {
-                return Err(Malformed);
+                return Err(MalformedMessage);
             }
         } else if found.is_some() {
             behind.push(record);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use svcdns::server::{Client, DnsTransport, Request, Respond, Response, StreamKind};
+use svcdns::server::{Client, Disposition, DnsTransport, Request, Respond, StreamKind};
 use tokio::sync::Notify;
 
 /// Echoes a query with its transport in front: `udp hello`.
@@ -39,26 +39,28 @@ impl Respond for Echo {
         self.clone()
     }
 
-    type Ahead = ();
+    type Lookahead = ();
 
     fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
 
-    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-        let Request { octets, client, .. } = request;
+    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Disposition {
+        let Request { message, client, .. } = request;
         // Written in any case: what is not ready must not be sent.
-        *out = echo(octets, client);
-        match first_word(octets) {
+        *out = echo(message, client);
+        match first_word(message) {
             b"panic" => panic!("asked to panic"),
-            b"silent" => return Response::Silent,
-            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => return Response::Later,
+            b"silent" => return Disposition::Silent,
+            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => {
+                return Disposition::Deferred;
+            }
             b"big" => *out = vec![b'x'; 60_000],
             b"client" => *out = format!("{} {}", client.source, client.destination).into_bytes(),
             _ => {}
         }
-        Response::Ready
+        Disposition::Ready
     }
 
-    async fn later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+    async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         let begun_in = thread();
         match first_word(&request) {
             b"slow" => tokio::time::sleep(Duration::from_millis(500)).await,

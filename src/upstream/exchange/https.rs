@@ -19,7 +19,7 @@ use super::question::{Fit, Packet};
 use super::stream::{CONNECT, tcp};
 use super::{Miss, Upstream};
 use crate::upstream::Protocol;
-use crate::wire::TCP_MAX;
+use crate::wire::MAX_TCP_BYTES;
 
 /// The media type of messages (RFC 8484 section 6).
 const MESSAGE: &str = "application/dns-message";
@@ -99,7 +99,7 @@ async fn ask(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, Miss>
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(MESSAGE) {
         return Err(Miss::Bad(format!("it answers with {kind:?} instead of {MESSAGE}").into()));
     }
-    let body = Limited::new(response.into_body(), TCP_MAX).collect().await;
+    let body = Limited::new(response.into_body(), MAX_TCP_BYTES).collect().await;
     let message = body.map_err(|error| Miss::Bad(format!("its answer breaks off or is too long: {error}").into()))?.to_bytes();
     let now = Instant::now();
     upstream.health.answered(now.saturating_duration_since(sent), now);

@@ -31,7 +31,7 @@ use self::stream::Link;
 use self::tls::Trust;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
-use crate::wire::UDP_MAX;
+use crate::wire::MAX_UDP_BYTES;
 
 /// Answers in other letters than the question's, without a right one between them, after which letters are left as they are.
 const OTHER_CASES: u8 = 3;
@@ -203,7 +203,7 @@ impl Sockets {
 
     /// Over UDP, and over TCP when the answer is truncated, or is none that a forger could not have sent.
     async fn plain(&self, upstream: &Arc<Upstream>, outgoing: &Outgoing, edns: bool) -> Result<Answer, Miss> {
-        if outgoing.message().len() > UDP_MAX {
+        if outgoing.message().len() > MAX_UDP_BYTES {
             return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case() && upstream.other_cases.load(Ordering::Relaxed) < OTHER_CASES;

@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
+use crate::wire::{HEADER_BYTES, MAX_TCP_BYTES, flags, question_end, rcode, records, u16_at};
 
 /// The EDNS option of padding (RFC 7830).
 const PADDING: u16 = 12;
@@ -23,7 +23,7 @@ impl Outgoing {
     /// A message to ask; none when it is not well-formed, has not exactly one question, or leaves no room for padding. With `random_case` each try has
     /// letters of its own, and answers must echo them.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
-        if message.len() > TCP_MAX - 256 {
+        if message.len() > MAX_TCP_BYTES - 256 {
             return None;
         }
         let end = question_end(&message)?;
@@ -77,7 +77,7 @@ impl Outgoing {
         }
         if random_case {
             // The last four octets of the question are its type and class.
-            shuffle_case(&mut octets[HEADER..self.end - 4]);
+            shuffle_case(&mut octets[HEADER_BYTES..self.end - 4]);
         }
         Packet { octets, end: self.end, exact: random_case }
     }
@@ -96,9 +96,9 @@ impl Outgoing {
     pub(super) fn read(&self, mut message: Vec<u8>) -> Option<Answer> {
         if u16_at(&message, 4) == Some(0) {
             // A header alone: an error of one who did not understand the question (RFC 1035 section 4.1.1).
-            message.truncate(HEADER);
-            message.extend_from_slice(&self.message[HEADER..self.end]);
-            message[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+            message.truncate(HEADER_BYTES);
+            message.extend_from_slice(&self.message[HEADER_BYTES..self.end]);
+            message[4..HEADER_BYTES].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         }
         let end = question_end(&message)?;
         let mut rcode = u16_at(&message, 2)? & 0xF;
@@ -111,7 +111,7 @@ impl Outgoing {
                 opt = true;
             }
         }
-        message.get_mut(HEADER..self.end)?.copy_from_slice(&self.message[HEADER..self.end]);
+        message.get_mut(HEADER_BYTES..self.end)?.copy_from_slice(&self.message[HEADER_BYTES..self.end]);
         Some(Answer { message, rcode, opt })
     }
 }
@@ -170,13 +170,13 @@ impl Packet {
     pub(super) fn fits(&self, message: &[u8]) -> Fit {
         let word = |octets, at| u16_at(octets, at).unwrap_or_default();
         let flags = word(message, 2);
-        if message.len() < HEADER || flags & flags::QR == 0 || (flags ^ word(&self.octets, 2)) & flags::OPCODE != 0 {
+        if message.len() < HEADER_BYTES || flags & flags::QR == 0 || (flags ^ word(&self.octets, 2)) & flags::OPCODE != 0 {
             return Fit::Stray;
         }
-        let asked = &self.octets[HEADER..self.end];
+        let asked = &self.octets[HEADER_BYTES..self.end];
         match word(message, 4) {
             0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => Fit::Answer,
-            1 => match message.get(HEADER..self.end) {
+            1 => match message.get(HEADER_BYTES..self.end) {
                 Some(echo) if echo == asked => Fit::Answer,
                 Some(echo) if echo.eq_ignore_ascii_case(asked) && same_type(echo, asked) => {
                     if self.exact {

@@ -15,7 +15,7 @@ use super::question::Packet;
 use super::udp::STRAYS;
 use super::{Miss, Upstream};
 use crate::upstream::Protocol;
-use crate::wire::HEADER;
+use crate::wire::HEADER_BYTES;
 
 /// Questions under way on one connection, those that wait for its handshake included.
 const MOST: usize = 4096;
@@ -208,7 +208,7 @@ async fn read<R: AsyncRead + Unpin>(connection: &Connection, upstream: &Upstream
             }
             Taken::Stray => {
                 strays += 1;
-                if strays >= STRAYS || message.len() < HEADER {
+                if strays >= STRAYS || message.len() < HEADER_BYTES {
                     return Ended::Strays;
                 }
             }

@@ -2,7 +2,7 @@ use hickory_proto::op::Message;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Parsed, UDP_PLAIN};
+use crate::wire::{Parsed, MAX_UDP_BYTES_WITHOUT_EDNS};
 
 /// `www.example. A`, as a client wrote it.
 const QUESTION: &[u8] = b"\x03WWW\x07example\0\0\x01\0\x01";
@@ -93,7 +93,7 @@ fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
     let came = request(flags::RD | flags::CD | 0x40, Some((4000, true, &options)), &[]);
     let out = outgoing(&came, &query(&came)).unwrap();
     assert_eq!((&out[..2], flags_of(&out)), (&[0, 0][..], flags::RD | flags::CD | flags::AD));
-    assert_eq!(&out[HEADER..HEADER + QUESTION.len()], QUESTION);
+    assert_eq!(&out[HEADER_BYTES..HEADER_BYTES + QUESTION.len()], QUESTION);
     assert_eq!(options_of(&out), [option(8, b"\0\x01\x18\0\xC0\0\x02"), option(65001, b"x")].concat());
     let Parsed::Query(read) = Query::parse(&out) else { panic!("no query") };
     assert_eq!(read.edns.map(|edns| (edns.payload, edns.dnssec_ok)), Some((1232, true)));
@@ -109,7 +109,7 @@ fn what_goes_out_says_what_the_client_wants_and_nothing_about_it() {
     let came = request(flags::RD, Some((1232, false, b"")), &[&more]);
     assert!(!is_plain(&query(&came)));
     let out = outgoing(&came, &query(&came)).unwrap();
-    assert_eq!(out[HEADER + QUESTION.len()..][..more.len()], more);
+    assert_eq!(out[HEADER_BYTES + QUESTION.len()..][..more.len()], more);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn ttls_age_and_what_is_past_its_end_says_so() {
         |message: &[u8]| -> Vec<u32> { records(message, question_end(message).unwrap()).map(|record| record.unwrap().ttl).collect() };
     let fresh = written(&stored, &plain, Transport::Udp, Age::Fresh);
     assert_eq!((ttls(&fresh), flags_of(&fresh)), (vec![300, 60], flags::QR | flags::AA | flags::RD | flags::RA));
-    assert_eq!((&fresh[..2], &fresh[HEADER..HEADER + QUESTION.len()]), (&[0xAB, 0xCD][..], QUESTION));
+    assert_eq!((&fresh[..2], &fresh[HEADER_BYTES..HEADER_BYTES + QUESTION.len()]), (&[0xAB, 0xCD][..], QUESTION));
     let kept = written(&stored, &request(flags::RD | flags::AD, None, &[]), Transport::Udp, Age::Kept(40));
     assert_eq!((ttls(&kept), flags_of(&kept)), (vec![260, 20], flags::QR | flags::AD | flags::RD | flags::RA));
     let stale = written(&stored, &request(flags::CD, Some((1232, true, b"")), &[]), Transport::Udp, Age::Stale);
@@ -175,7 +175,7 @@ fn extended_errors_pass_and_other_options_where_they_are_the_clients() {
     assert_eq!(options_of(&out), options[..options.len() - 12]);
     // A code that needs OPT is no code to those without: NOTIMP plus 16 is 4 to them, BADVERS none at all.
     let bare = written(&plain, &request(0, None, &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER + QUESTION.len()));
+    assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER_BYTES + QUESTION.len()));
 }
 
 #[test]
@@ -183,8 +183,8 @@ fn what_does_not_fit_is_cut_at_a_record() {
     let many: Vec<_> = (0..100).map(|_| a(60)).collect();
     let stored = Stored::new(&response(0, [&many, &[], &[]]), true).unwrap();
     for (asks, limit) in [
-        (request(0, None, &[]), UDP_PLAIN),
-        (request(0, Some((100, false, b"")), &[]), UDP_PLAIN),
+        (request(0, None, &[]), MAX_UDP_BYTES_WITHOUT_EDNS),
+        (request(0, Some((100, false, b"")), &[]), MAX_UDP_BYTES_WITHOUT_EDNS),
         (request(0, Some((1000, true, b"")), &[]), 1000),
         (request(0, Some((65535, true, b"")), &[]), 1232),
     ] {
@@ -194,7 +194,7 @@ fn what_does_not_fit_is_cut_at_a_record() {
         assert!(out.len() <= limit && out.len() + 16 > limit && whole.iter().all(|record| record.ttl == 50), "{}", out.len());
         assert_eq!((flags_of(&out) & flags::TC, opt.is_some()), (flags::TC, query(&asks).edns.is_some()));
         assert_eq!(
-            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER - QUESTION.len(),
+            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER_BYTES - QUESTION.len(),
             1600 + if opt.is_some() { 11 } else { 0 }
         );
     }
@@ -211,7 +211,7 @@ fn what_does_not_fit_is_cut_at_a_record() {
     let text = option(15, &[b"\0\x09", &[b'x'; 400][..]].concat());
     let stored = Stored::new(&response(0, [&many[..20], &[], &[opt_record(1232, 0, false, &text)]]), true).unwrap();
     let out = written(&stored, &request(0, Some((512, false, b"")), &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((out.len(), flags_of(&out) & flags::TC), (HEADER + QUESTION.len() + 320 + 11, 0));
+    assert_eq!((out.len(), flags_of(&out) & flags::TC), (HEADER_BYTES + QUESTION.len() + 320 + 11, 0));
 }
 
 #[test]

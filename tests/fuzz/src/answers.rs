@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
 use svcdns::answer::{Answerer, Outcome};
-use svcdns::wire::{HEADER, Parsed, Query, TCP_MAX, Transport, question_end, records, rtype};
+use svcdns::wire::{HEADER_BYTES, Parsed, Query, MAX_TCP_BYTES, Transport, question_end, records, rtype};
 
 use super::question::Question;
 
@@ -34,7 +34,7 @@ impl Kinds {
 pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Vec<u8> {
     let Question { packet, transport, draw } = question;
     let parsed = Query::parse(packet);
-    let (mut fast, mut full) = (Vec::with_capacity(TCP_MAX), Vec::new());
+    let (mut fast, mut full) = (Vec::with_capacity(MAX_TCP_BYTES), Vec::new());
     let mut outcome = Outcome::Silent;
     let allocates = (kinds.allocates)(&mut || {
         // As it is where several came together.
@@ -58,7 +58,7 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
     assert_eq!(answer[..2], query.id.to_be_bytes());
     assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER..][..query.question.len()], *query.question, "the question comes back octet for octet");
+    assert_eq!(answer[HEADER_BYTES..][..query.question.len()], *query.question, "the question comes back octet for octet");
     assert_eq!(message.edns.is_some(), query.edns.is_some());
     assert!(transport == Transport::Udp || !message.metadata.truncation);
     let mut octets: Vec<_> = question_end(answer).into_iter().flat_map(|end| records(answer, end)).map(|record| record.unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Machines whose resolv.conf points to svcdns: unmodified programs resolve services by name.
+//! Unmodified programs resolve services by name where resolv.conf points to svcdns.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -19,13 +19,13 @@ fn serve_pages(address: &str) -> u16 {
     let local = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            answer(stream, &local.to_string());
+            send_page(stream, &local.to_string());
         }
     });
     local.port()
 }
 
-fn answer(mut stream: TcpStream, at: &str) {
+fn send_page(mut stream: TcpStream, at: &str) {
     let mut request = [0; 4096];
     let length = stream.read(&mut request).unwrap_or(0);
     let text = String::from_utf8_lossy(&request[..length]).into_owned();
@@ -152,13 +152,15 @@ fn sources_without_access_are_refused() {
         );
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(
-            over_tcp.is_none_or(|answer| support::dns::code_of(&answer) == "REFUSED"),
+            over_tcp.is_none_or(|response| support::dns::code_of(&response) == "REFUSED"),
             "TCP is no way around"
         );
     });
 }
 
-/// Returns the addresses over UDP and the response code over TCP; `None` without a response.
+/// Returns the addresses over UDP and the response code over TCP.
+///
+/// Returns `None` without a response over either.
 fn query_at(address: &str) -> Option<(Vec<IpAddr>, &'static str)> {
     let server: SocketAddr = address.parse().unwrap();
     let query = support::dns::question(fastrand::u16(..), "hello.svc", support::dns::A);
@@ -167,9 +169,9 @@ fn query_at(address: &str) -> Option<(Vec<IpAddr>, &'static str)> {
     socket.connect(server).ok()?;
     socket.set_read_timeout(Some(QUERY_TIMEOUT)).unwrap();
     socket.send(&query).ok()?;
-    let mut answer = [0; 512];
-    let length = socket.recv(&mut answer).ok()?;
-    let message = hickory_proto::op::Message::from_vec(&answer[..length]).unwrap();
+    let mut response = [0; 512];
+    let length = socket.recv(&mut response).ok()?;
+    let message = hickory_proto::op::Message::from_vec(&response[..length]).unwrap();
     let over_udp = message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
     let mut stream = TcpStream::connect_timeout(&server, QUERY_TIMEOUT).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -187,7 +189,7 @@ fn wait_for_answer_at(address: &str) {
     });
 }
 
-/// Returns whether a process of the namespace has a UDP or listening TCP socket here.
+/// Returns whether the namespace has a UDP or listening TCP socket at `address`.
 fn is_listened_on(address: &str) -> bool {
     !output("ss", &["-Hlnut", "src", address]).is_empty()
 }

@@ -105,7 +105,7 @@ fn start(settings: &Settings, pair: Pair) -> Server {
     Server { tls, quic, counters, stop, task, pair }
 }
 
-/// Returns a client configuration that trusts this certificate and offers this protocol.
+/// Returns a client configuration with this trust anchor and ALPN protocol.
 fn client_config(trusted: &CertificateDer<'static>, protocol: &str) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();
@@ -465,7 +465,10 @@ async fn each_quic_stream_carries_one_query() {
     for word in words {
         let connection = connection.clone();
         together.spawn(async move {
-            assert_eq!(ask(&connection, word.as_bytes()).await, format!("quic {word}").into_bytes())
+            assert_eq!(
+                ask(&connection, word.as_bytes()).await,
+                format!("quic {word}").into_bytes()
+            );
         });
     }
     while let Some(ended) = together.join_next().await {

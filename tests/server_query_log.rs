@@ -12,7 +12,7 @@ use support::svcdns::Svcdns;
 use support::upstream::{Behaviour, Record, Upstream};
 use support::{SOON, dns};
 
-/// Starts a server with an empty registry; returns it with the registry's directory.
+/// Starts a server with an empty registry, and returns the registry's directory.
 fn serve(flags: &[&str]) -> (Svcdns, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let registry = format!("file://{}", directory.path().display());

@@ -407,13 +407,13 @@ async fn silent_sources_without_access_time_out() {
 async fn udp_survives_a_flood_of_garbage() {
     let server = start_with(long_timeouts());
     let mut random = fastrand::Rng::with_seed(7);
-    let stormy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let flood = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut garbage = vec![0; 6000];
     for _ in 0..20_000 {
         random.fill(&mut garbage);
         let length = random.usize(0..garbage.len());
         // A full send buffer does not matter here.
-        let _ = stormy.try_send_to(&garbage[..length], server.address);
+        let _ = flood.try_send_to(&garbage[..length], server.address);
     }
     // These clients are gone when their responses arrive, so the kernel reports closed ports.
     for _ in 0..200 {

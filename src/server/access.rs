@@ -33,7 +33,9 @@ impl Access {
     }
 }
 
-/// Turns a network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) into an IPv4 network.
+/// Turns a network of IPv4-mapped addresses into an IPv4 network.
+///
+/// For example, `::ffff:10.0.0.0/104` becomes `10.0.0.0/8`.
 fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     match (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-/// A pause that doubles with each consecutive error, so that a lasting error does not spin.
+/// A pause that doubles with each consecutive error.
+///
+/// A lasting error therefore costs little CPU time.
 #[derive(Debug, Default)]
 pub(super) struct ErrorBackoff {
     errors: u32,
 }
 
 impl ErrorBackoff {
+    /// Pause after the first error.
     const INITIAL: Duration = Duration::from_millis(1);
+    /// Longest pause.
     const MAX: Duration = Duration::from_secs(1);
 
     /// Returns the pause after another error.

@@ -1,4 +1,4 @@
-//! Batches of datagrams: one system call receives many, another sends the responses.
+//! Batches of datagrams: one call receives many, another sends the responses.
 
 use std::array;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -118,9 +118,10 @@ impl<A: RawAddress> Batch<A> {
         requests.map(|((length, _), request)| request.get(..*length).unwrap_or(request))
     }
 
-    /// Calls `respond` for each datagram with its index, bytes, source and response buffer.
+    /// Calls `respond` for each datagram, in the order of receipt.
     ///
-    /// `respond` returns whether to send the response.
+    /// `respond` gets the index, bytes, source and response buffer, and returns whether to send the
+    /// response.
     pub(super) fn respond(
         &mut self,
         mut respond: impl FnMut(usize, &[u8], SocketAddr, &mut Vec<u8>) -> bool,

@@ -62,8 +62,8 @@ impl Bound {
 /// Binds UDP and TCP on every address of `settings`. Needs no runtime.
 ///
 /// UDP and TCP of an address share a port. An unspecified address becomes one pair of sockets per
-/// current address of the machine, because a response must come from the address that received the
-/// query. [`Bound::serve`] follows later address changes.
+/// current address of the machine: a response must come from the queried address. [`Bound::serve`]
+/// follows later address changes.
 ///
 /// # Errors
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
@@ -138,13 +138,14 @@ fn open_group(
                 if attempt < MAX_PORT_ATTEMPTS
                     && addresses.iter().any(|address| address.port() == 0) =>
             {
-                attempt += 1
+                attempt += 1;
             }
             _ => return result,
         }
     }
 }
 
+/// Opens all addresses once; the first failure closes them all.
 fn try_group(
     addresses: &[SocketAddr],
     workers: &impl Fn(&[PlainEndpoint]) -> usize,

@@ -198,6 +198,7 @@ impl ResolvesServerCert for Certificate {
 type FileFingerprint = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 impl CertificateFiles {
+    /// Returns the fingerprints of both files; `None` for a file that cannot be read.
     fn fingerprints(&self) -> [FileFingerprint; 2] {
         [&self.certificate, &self.key].map(|path| {
             let data = fs::metadata(path).ok()?;
@@ -213,6 +214,7 @@ impl CertificateFiles {
         })
     }
 
+    /// Reads both files, and checks that key and certificate match.
     fn read(&self) -> Result<CertifiedKey, CertificateError> {
         let Self { certificate, key } = self;
         let unusable =

@@ -30,8 +30,9 @@ pub(super) struct StreamConnection<'a, R> {
     pub(super) source: SocketAddr,
     /// Address of this server that the client connected to.
     pub(super) destination: SocketAddr,
-    /// State shared by all connections. Once `stop` is cancelled, the connection reads no further
-    /// message.
+    /// State shared by all connections.
+    ///
+    /// Once its `stop` is cancelled, the connection reads no further message.
     pub(super) context: &'a Arc<ServerContext<R>>,
     pub(super) activity: Activity,
 }
@@ -231,7 +232,9 @@ impl<R: Respond> StreamConnection<'_, R> {
         }
     }
 
-    /// Writes responses as they become available, until all senders of the queue are gone.
+    /// Writes responses as they become available.
+    ///
+    /// Returns once all senders of the queue are gone.
     async fn write(
         &self,
         mut writing: impl AsyncWrite + Unpin,
@@ -370,7 +373,7 @@ pub(super) fn append_framed(bytes: &mut Vec<u8>, response: &[u8]) {
 /// Time limit for each step of closing a connection.
 const CLOSE_STEP_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Closes our side, then discards input, so that the client can read every response.
+/// Closes our side, then discards input so that the client can read all responses.
 async fn close_gracefully(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     /// Bytes of input to discard before closing anyway.
     const MAX_DISCARDED_BYTES: usize = 256 * 1024;

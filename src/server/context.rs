@@ -85,7 +85,7 @@ impl<R: Respond> ServerContext<R> {
         });
     }
 
-    /// Waits for a [deferred](super::Disposition::Deferred) response, up to the response timeout.
+    /// Waits for a deferred response, up to the response timeout.
     ///
     /// `received` is the time of receipt if the sink wants this query, else `None`.
     pub(super) async fn await_response(

@@ -3,7 +3,9 @@
 use super::StreamKind;
 use crate::metrics::{Counter, Gauge};
 
-/// Counters since the server was bound. They contain no names and no client addresses.
+/// Counters since the server was bound.
+///
+/// They contain no names and no client addresses.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Datagrams with access, handed to the responder.

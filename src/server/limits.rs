@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-/// Timeouts and limits. A limit of 0 counts as 1 where the server needs at least one.
+/// Timeouts and limits of the server.
+///
+/// A limit of 0 counts as 1 where the server needs at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Time without queries and pending responses after which a connection is closed (RFC 7766
-    /// section 6.2.3).
+    /// Time without queries and pending responses before a connection is closed.
+    ///
+    /// RFC 7766 section 6.2.3.
     pub idle_timeout: Duration,
     /// Time for a TLS or QUIC handshake.
     pub handshake_timeout: Duration,
@@ -32,7 +35,7 @@ pub struct Limits {
     pub connections_per_loopback_source: usize,
     /// Connections of sources without access, which stay open only for the refusal.
     pub connections_without_access: usize,
-    /// Queries in flight per connection: those without a response, or with a queued one.
+    /// Queries in flight per connection, queued responses included.
     pub in_flight: usize,
     /// Bytes of responses queued per connection; beyond this, the server stops reading.
     ///

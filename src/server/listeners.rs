@@ -45,7 +45,7 @@ pub(super) struct PlainListeners<R> {
 /// An address with running UDP workers and a TCP accept loop.
 #[derive(Debug)]
 struct ActiveEndpoint {
-    /// Whether the address comes from a wildcard, so that its removal ends the listener.
+    /// Whether the address comes from a wildcard: its removal ends the listener.
     followed: bool,
     /// Cancelled when this address must stop receiving and accepting.
     stop: CancellationToken,

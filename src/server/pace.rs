@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::batch::MAX_BATCH_DATAGRAMS;
 
-/// Longest wait for room in the send buffer; after it the worker drops the response.
+/// Longest wait for room in the send buffer.
+///
+/// After it, the worker drops the response.
 pub(super) const SEND_BUFFER_WAIT: Duration = Duration::from_millis(5);
 
 /// Picks the receive call.
@@ -39,7 +41,9 @@ impl BatchSize {
     }
 }
 
-/// Decides what to do after a failed send, so that one unreachable client cannot stall the worker.
+/// Decides what to do after a failed send.
+///
+/// One unreachable client must not stall the worker.
 #[derive(Debug, Default)]
 pub(super) struct SendRetry {
     /// Whether the worker has waited for room in the send buffer.

@@ -48,6 +48,7 @@ pub(super) fn pad(response: &mut Vec<u8>) {
     response.resize(response.len() + bytes, 0);
 }
 
+/// Returns whether EDNS options contain the padding option.
 fn has_padding(mut options: &[u8]) -> bool {
     while let (Some(code), Some(length)) = (u16_at(options, 0), u16_at(options, 2)) {
         if code == OPTION_PADDING {
@@ -62,7 +63,7 @@ fn has_padding(mut options: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Returns an `A` query for `a` with these flags and an OPT record with these options.
+    /// Returns an `A` query for `a` with these flags and OPT options.
     fn message(flags: u16, options: &[u8]) -> Vec<u8> {
         let mut message = vec![0, 0];
         message.extend(flags.to_be_bytes());

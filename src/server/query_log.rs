@@ -1,4 +1,4 @@
-//! The query log: one of every N queries, with client, name, type and response code.
+//! The query log: client, name, type and response code of one in N queries.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -91,7 +91,9 @@ fn name_text(wire: &[u8]) -> String {
     if text.is_empty() { ".".to_owned() } else { text }
 }
 
-/// Returns the name of the response code in the header, without its upper bits in OPT.
+/// Returns the name of the response code in the header.
+///
+/// Ignores the upper bits of an extended code, which are in OPT.
 fn rcode_of(response: &[u8]) -> Cow<'static, str> {
     response.get(3).map_or(Cow::Borrowed("none"), |flags| rcode_name(u16::from(flags & 0xF)))
 }

@@ -31,7 +31,9 @@ const DOQ_INTERNAL_ERROR: VarInt = VarInt::from_u32(1);
 /// The client violated the protocol.
 const DOQ_PROTOCOL_ERROR: VarInt = VarInt::from_u32(2);
 
-/// Flow control window of a connection, bytes: one query of maximum size, or many ordinary ones.
+/// Flow control window of a connection, bytes.
+///
+/// Room for one query of maximum size, or many ordinary ones.
 const RECEIVE_WINDOW_BYTES: u32 = 128 * 1024;
 /// Connection attempts that may wait in the accept queue.
 const MAX_PENDING_HANDSHAKES: usize = 64;
@@ -346,7 +348,9 @@ impl Drop for ResponseStream {
     }
 }
 
-/// The client violated the protocol: the server closes the connection (RFC 9250 section 4.3.3).
+/// A protocol violation by the client, which closes the connection.
+///
+/// RFC 9250 section 4.3.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ProtocolViolation;
 

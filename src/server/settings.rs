@@ -45,8 +45,10 @@ impl Default for Settings {
 /// Addresses of encrypted listeners, and their certificate; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncryptedSettings {
-    /// Addresses for DNS over TLS (RFC 7858). An unspecified address (`0.0.0.0`, `::`) covers every
-    /// address, including those that the machine gets later.
+    /// Addresses for DNS over TLS (RFC 7858).
+    ///
+    /// An unspecified address (`0.0.0.0`, `::`) covers every address, including those that the
+    /// machine gets later.
     pub tls: Vec<SocketAddr>,
     /// Addresses for DNS over QUIC (RFC 9250), with the same meaning.
     pub quic: Vec<SocketAddr>,

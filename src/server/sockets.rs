@@ -7,9 +7,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::wire::Transport;
 
-/// Receive buffer of a UDP socket, bytes: room for a burst of several thousand queries.
+/// Receive buffer of a UDP socket, bytes.
 ///
-/// The kernel may grant less (`net.core.rmem_max`).
+/// Room for a burst of several thousand queries. The kernel may grant less (`net.core.rmem_max`).
 const UDP_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// Send buffer of a TCP connection, bytes; the kernel doubles the number.
 ///
@@ -21,11 +21,11 @@ const LISTEN_BACKLOG: i32 = 512;
 /// Total UDP worker threads; beyond this, each further address gets one.
 const MAX_UDP_THREADS: usize = 32;
 
-/// A listening address for plain DNS: one UDP socket per worker, and one TCP socket.
+/// An address for plain DNS, with one UDP socket per worker and one TCP socket.
 #[derive(Debug)]
 pub(super) struct PlainEndpoint {
     pub(super) address: SocketAddr,
-    /// Whether the address comes from a wildcard, so that its removal ends the listener.
+    /// Whether the address comes from a wildcard: its removal ends the listener.
     pub(super) followed: bool,
     pub(super) udp: Vec<UdpSocket>,
     pub(super) tcp: TcpListener,

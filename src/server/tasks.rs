@@ -23,8 +23,9 @@ pub(super) struct WorkerTasks {
     /// Tasks that make deferred responses.
     pub(super) deferred: TaskTracker,
     metrics: RuntimeMetrics,
-    /// Tasks that only wait while no response is deferred. They process later whatever arrives
-    /// meanwhile.
+    /// Tasks that only wait while no response is deferred.
+    ///
+    /// They may process input late.
     long_lived: usize,
     /// Lowest number of tasks since `window_start`, sampled without deferred responses.
     min_alive: Option<usize>,
@@ -34,6 +35,7 @@ pub(super) struct WorkerTasks {
 }
 
 impl WorkerTasks {
+    /// Starts to observe the tasks of `runtime`.
     pub(super) fn new(runtime: &LocalRuntime) -> Self {
         let metrics = runtime.handle().metrics();
         Self {

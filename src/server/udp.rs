@@ -88,7 +88,9 @@ impl StoppableSocket {
     }
 }
 
-/// All listening addresses. A query from one of them is forged, to make the server query itself.
+/// All listening addresses of this server.
+///
+/// A query from one of them is forged, to make the server query itself.
 #[derive(Debug, Default)]
 pub(super) struct OwnAddresses {
     /// Distinct ports of the addresses: a cheap first check, since few clients use one.

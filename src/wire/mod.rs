@@ -46,7 +46,9 @@ impl Transport {
     }
 }
 
-/// Header flags: bytes 2 and 3 in network order (RFC 1035 section 4.1.1, RFC 4035 section 3).
+/// Header flags, bytes 2 and 3 of a message in network order.
+///
+/// RFC 1035 section 4.1.1, RFC 4035 section 3.
 pub mod flags {
     /// Response.
     pub const QR: u16 = 0x8000;

@@ -61,7 +61,9 @@ pub struct Edns {
 }
 
 impl<'a> Query<'a> {
-    /// Returns the query name in wire format with the root label; empty without a question.
+    /// Returns the query name in wire format, with the root label.
+    ///
+    /// Empty without a question.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.question.get(..self.question.len().saturating_sub(4)).unwrap_or_default()

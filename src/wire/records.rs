@@ -91,6 +91,7 @@ pub struct Records<'a> {
 }
 
 impl Records<'_> {
+    /// Parses the record at the current offset, and advances to the next one.
     fn read(&mut self, section: Section) -> Option<Record> {
         let (message, start) = (self.message, self.at);
         let fixed = name_end(message, start, true)?;
@@ -130,44 +131,47 @@ impl Iterator for Records<'_> {
     }
 }
 
-/// Appends the name at `at` to `out`, uncompressed, in lower case, with the root label.
+/// Appends the name at `at` to `out`, uncompressed and in lower case.
 ///
-/// Compression pointers must lead backwards, so every chain ends (RFC 1035 section 4.1.4).
+/// Includes the root label. Compression pointers must lead backwards, so every chain ends (RFC 1035
+/// section 4.1.4).
 ///
 /// # Errors
-/// If the name leaves the message or is longer than 255 bytes, if a pointer does not lead
-/// backwards, or if there are too many pointers.
+/// If the name leaves the message or is longer than 255 bytes. If a pointer does not lead
+/// backwards, or there are too many pointers.
 pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), MalformedMessage> {
     each_label(message, at, |_, label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
 }
 
-/// Returns whether the name at `at` uses bytes of any of the four-byte ranges at `places`.
+/// Returns whether the name at `at` overlaps any of the four-byte ranges.
 ///
-/// `places` are offsets in ascending order. A compression pointer may lead into bytes that are not
-/// a name, such as a TTL. The name must be well-formed.
+/// `offsets` are the offsets of the ranges, in ascending order. A compression pointer may lead into
+/// bytes that are not a name, such as a TTL. The name must be well-formed.
 #[must_use]
-pub fn name_overlaps(message: &[u8], at: usize, places: &[u16]) -> bool {
+pub fn name_overlaps(message: &[u8], at: usize, offsets: &[u16]) -> bool {
     let mut found = false;
-    let looked = each_label(message, at, |start, label| {
-        let next = places.partition_point(|place| usize::from(*place) + 4 <= start);
-        found |= places.get(next).is_some_and(|place| usize::from(*place) < start + label.len());
+    let walked = each_label(message, at, |start, label| {
+        let next = offsets.partition_point(|place| usize::from(*place) + 4 <= start);
+        found |= offsets.get(next).is_some_and(|place| usize::from(*place) < start + label.len());
     });
-    found && looked.is_ok()
+    found && walked.is_ok()
 }
 
-/// Compression pointers in one name; each follows a label, and a name has no more labels.
+/// Compression pointers in one name.
 ///
-/// Without this limit, a message full of chained pointers would be walked to its end for every
-/// record.
+/// Each follows a label, and a name has at most 127 labels. Without this limit, a message full of
+/// chained pointers would be walked to its end for every record.
 const MAX_POINTERS: usize = 127;
 
-/// Calls `give` with the offset and bytes of each label, with length byte, root included.
+/// Calls `visit` with the offset and bytes of each label, root included.
+///
+/// The bytes begin with the length byte.
 fn each_label(
     message: &[u8],
     mut at: usize,
-    mut give: impl FnMut(usize, &[u8]),
+    mut visit: impl FnMut(usize, &[u8]),
 ) -> Result<(), MalformedMessage> {
-    let (mut before, mut bytes, mut pointers) = (at, 0, 0);
+    let (mut previous, mut bytes, mut pointers) = (at, 0, 0);
     loop {
         let length = *message.get(at).ok_or(MalformedMessage)?;
         match length {
@@ -177,7 +181,7 @@ fn each_label(
                 if bytes > 255 {
                     return Err(MalformedMessage);
                 }
-                give(at, label);
+                visit(at, label);
                 if length == 0 {
                     return Ok(());
                 }
@@ -186,10 +190,10 @@ fn each_label(
             0xC0.. => {
                 let target = usize::from(u16_at(message, at).ok_or(MalformedMessage)? & 0x3FFF);
                 pointers += 1;
-                if target >= before || target < HEADER_BYTES || pointers > MAX_POINTERS {
+                if target >= previous || target < HEADER_BYTES || pointers > MAX_POINTERS {
                     return Err(MalformedMessage);
                 }
-                (before, at) = (target, target);
+                (previous, at) = (target, target);
             }
             _ => return Err(MalformedMessage),
         }
@@ -202,7 +206,7 @@ mod tests {
 
     use super::*;
 
-    /// A response for `a.test A`: a CNAME to `b.test` and its address, with compressed names.
+    /// Answers `a.test A` with a CNAME to `b.test` and its address, names compressed.
     const MESSAGE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x02\0\0\0\x01\x01a\x04test\0\0\x01\0\x01\
         \xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x04\x01B\xC0\x0E\
         \xC0\x24\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\0\x02\x01\

@@ -9,7 +9,9 @@ use hickory_proto::rr::RecordType;
 
 use super::{ExtendedError, rtype};
 
-/// Returns the name of a record type, or `TYPE65280` if it has none (RFC 3597 section 5).
+/// Returns the name of a record type (RFC 3597 section 5).
+///
+/// A type without a name becomes `TYPE65280`.
 #[must_use]
 pub fn type_name(rtype: u16) -> String {
     match RecordType::from(rtype) {
@@ -33,7 +35,9 @@ pub fn type_number(name: &str) -> Option<u16> {
     read.or_else(|| WRITTEN_ONLY.into_iter().find(|number| type_name(*number) == name))
 }
 
-/// Returns the name of a response code (RFC 6895 section 2.3), or `RCODE12` if unknown.
+/// Returns the name of a response code (RFC 6895 section 2.3).
+///
+/// A code without a name becomes `RCODE12`.
 #[must_use]
 pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
     Cow::Borrowed(match rcode {
@@ -62,7 +66,9 @@ pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
     })
 }
 
-/// Returns an extended error with the name of its code: `stale answer (3): registry away`.
+/// Returns an extended error with the name of its code.
+///
+/// For example, `stale answer (3): registry away`.
 #[must_use]
 pub fn extended_error_text(code: u16, extra: &str) -> String {
     let name = match code {

@@ -101,12 +101,12 @@ fn echo(request: &[u8], client: &Client) -> Vec<u8> {
 
 /// Removes the id, whose first byte is below printable characters.
 fn text(request: &[u8]) -> &[u8] {
-    let id = if request.first().is_some_and(|octet| *octet < b' ') { 2 } else { 0 };
+    let id = if request.first().is_some_and(|byte| *byte < b' ') { 2 } else { 0 };
     request.get(id..).unwrap_or_default()
 }
 
 fn first_word(request: &[u8]) -> &[u8] {
-    text(request).split(|octet| *octet == b' ').next().unwrap_or_default()
+    text(request).split(|byte| *byte == b' ').next().unwrap_or_default()
 }
 
 fn thread() -> String {

@@ -1,7 +1,6 @@
-//! The DNS wire format, as far as all rooms need it, and its codes as text.
+//! The parts of the DNS wire format that other modules share, and codes as text.
 //!
-//! This room imports no other. It reports malformed messages, and leaves the response to its
-//! callers.
+//! Imports no other module. Reports malformed messages, and leaves the response to its callers.
 
 mod query;
 mod records;

@@ -18,7 +18,10 @@ use super::workers::WorkerThread;
 use super::{BindError, Bound, Respond};
 
 impl Bound {
-    /// Serves until `stop` is cancelled, then drains for at most the drain timeout.
+    /// Serves until `stop` is cancelled, then drains.
+    ///
+    /// Aborts connections that miss the drain timeout, and waits at most as long again for their
+    /// end.
     ///
     /// Calls `on_bind_error` if an address that the machine gained later cannot be bound; the
     /// server keeps retrying that address.

@@ -6,7 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{Answerer, Answers, Disposition, Publisher, Settings};
+use svcdns::answer::{Answerer, Answers, AnswerOutcome, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -114,7 +114,7 @@ fn find_allocations(answerer: &Answerer, queries: &[ExpectedResponse<'_>]) -> Ve
             let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
             answerer.respond(&Query::parse(&packet), (&ahead, 1), *transport, draw, out)
         };
-        assert_eq!(ask(1, &mut out), Disposition::Answered);
+        assert_eq!(ask(1, &mut out), AnswerOutcome::Answered);
         assert_eq!(
             (out[3] & 0xF, u16::from_be_bytes([out[6], out[7]]), out[2] & 2 != 0),
             *expected,

@@ -1,6 +1,12 @@
-//! The server room on real sockets, with a trivial responder: clients that behave, that dawdle, that never read, that reset.
+//! The server over UDP and TCP on real sockets, with an echo responder.
+//!
+//! The clients are well-behaved, slow, never reading, or resetting.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod support;
 
@@ -18,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use support::echo::Echo;
 
-/// Nothing here takes that long unless it is broken.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Time limit for everything that must happen; only a failing test reaches it.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Server {
     address: SocketAddr,
@@ -30,32 +36,37 @@ struct Server {
 
 fn start(settings: &Settings) -> Server {
     let bound = bind(settings).unwrap();
-    let (address, counters, stop) = (bound.addresses()[0], bound.counters(), CancellationToken::new());
+    let (address, counters, stop) =
+        (bound.addresses()[0], bound.counters(), CancellationToken::new());
     let serving = bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Server { address, counters, stop, task }
 }
 
-/// Limits of time that nothing here reaches, not even on a machine that stops for a while.
-fn patient() -> Limits {
+/// Returns limits that no test reaches, even on a stalled machine.
+fn long_timeouts() -> Limits {
     let long = Duration::from_secs(600);
     Limits {
         idle_timeout: long,
         message_timeout: long,
         write_timeout: long,
-        answer_timeout: long,
+        response_timeout: long,
         drain_timeout: long,
         ..Limits::default()
     }
 }
 
-/// A server on a free loopback port.
+/// Starts a server on a free loopback port.
 fn start_with(limits: Limits) -> Server {
     start(&Settings { limits, ..on("127.0.0.1:0") })
 }
 
 fn on(address: &str) -> Settings {
-    Settings { listen: vec![address.parse().unwrap()], limits: patient(), ..Settings::default() }
+    Settings {
+        listen: vec![address.parse().unwrap()],
+        limits: long_timeouts(),
+        ..Settings::default()
+    }
 }
 
 impl Server {
@@ -69,11 +80,15 @@ impl Server {
         Client(socket.connect(self.address).await.unwrap())
     }
 
-    /// Waits until the counters say so.
+    /// Waits until the counters satisfy `holds`.
     async fn until(&self, what: &str, holds: impl Fn(&Counters) -> bool) {
         let start = Instant::now();
         while !holds(&self.counters) {
-            assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}; {:?}", self.counters);
+            assert!(
+                start.elapsed() < TEST_TIMEOUT,
+                "not within {TEST_TIMEOUT:?}: {what}; {:?}",
+                self.counters
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -82,12 +97,12 @@ impl Server {
 struct Client(TcpStream);
 
 fn framed(messages: &[&[u8]]) -> Vec<u8> {
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     for message in messages {
-        octets.extend_from_slice(&u16::try_from(message.len()).unwrap().to_be_bytes());
-        octets.extend_from_slice(message);
+        bytes.extend_from_slice(&u16::try_from(message.len()).unwrap().to_be_bytes());
+        bytes.extend_from_slice(message);
     }
-    octets
+    bytes
 }
 
 impl Client {
@@ -98,52 +113,62 @@ impl Client {
     async fn next(&mut self) -> std::io::Result<Vec<u8>> {
         let read = async {
             let length = self.0.read_u16().await?;
-            let mut answer = vec![0; length.into()];
-            self.0.read_exact(&mut answer).await?;
-            Ok(answer)
+            let mut response = vec![0; length.into()];
+            self.0.read_exact(&mut response).await?;
+            Ok(response)
         };
-        timeout(DEADLINE, read).await.expect("an answer or an end in time")
+        timeout(TEST_TIMEOUT, read).await.expect("a response or an end in time")
     }
 
-    async fn ask(&mut self, question: &[u8]) -> std::io::Result<Vec<u8>> {
-        self.send(&[question]).await;
+    async fn ask(&mut self, query: &[u8]) -> std::io::Result<Vec<u8>> {
+        self.send(&[query]).await;
         self.next().await
     }
 
-    /// Waits for the server to close, which it must without a further answer.
+    /// Waits for the server to close the connection without a further response.
     async fn closed(&mut self) {
         let end = self.next().await.expect_err("the connection should be closed");
-        assert!(matches!(end.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{end}");
+        assert!(
+            matches!(end.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset),
+            "{end}"
+        );
     }
 }
 
-async fn ask_udp(socket: &UdpSocket, server: SocketAddr, question: &[u8]) -> Vec<u8> {
-    socket.send_to(question, server).await.unwrap();
-    let mut answer = vec![0; 65_535];
-    let (length, source) = timeout(DEADLINE, socket.recv_from(&mut answer)).await.expect("an answer in time").unwrap();
-    assert_eq!(source, server, "the answer must come from the address asked");
-    answer.truncate(length);
-    answer
+async fn ask_udp(socket: &UdpSocket, server: SocketAddr, query: &[u8]) -> Vec<u8> {
+    socket.send_to(query, server).await.unwrap();
+    let mut response = vec![0; 65_535];
+    let (length, source) = timeout(TEST_TIMEOUT, socket.recv_from(&mut response))
+        .await
+        .expect("a response in time")
+        .unwrap();
+    assert_eq!(source, server, "the response must come from the queried address");
+    response.truncate(length);
+    response
 }
 
-fn brief(milliseconds: u64) -> Duration {
-    Duration::from_millis(milliseconds)
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn udp_and_tcp_answer_on_both_loopback_families() {
+async fn udp_and_tcp_work_over_ipv4_and_ipv6_loopback() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let server = start(&on(address));
         let unspecified = if server.address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let socket = UdpSocket::bind(unspecified).await.unwrap();
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
         assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
-        server.until("both answers are counted", |c| c.udp_answers.get() == 1 && c.tcp.answers.get() == 1).await;
+        server
+            .until("both responses are counted", |c| {
+                c.udp_responses.get() == 1 && c.tcp.responses.get() == 1
+            })
+            .await;
     }
 }
 
 #[tokio::test]
-async fn a_query_knows_its_client() {
+async fn the_responder_sees_client_and_destination() {
     for address in ["127.0.0.1:0", "127.77.10.1:0", "[::1]:0"] {
         let server = start(&on(address));
         let socket = UdpSocket::bind((server.address.ip(), 0)).await.unwrap();
@@ -156,93 +181,95 @@ async fn a_query_knows_its_client() {
 }
 
 #[tokio::test]
-async fn every_address_of_the_machine_answers_from_itself() {
+async fn responses_come_from_the_queried_address() {
     let settings = Settings { allow: vec!["0.0.0.0/0".parse().unwrap()], ..on("0.0.0.0:0") };
     let bound = bind(&settings).unwrap();
     let addresses = bound.addresses();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
+    let task =
+        tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     for address in addresses {
         assert_eq!(ask_udp(&socket, address, b"hello").await, b"udp hello");
     }
     stop.cancel();
-    timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
+    timeout(TEST_TIMEOUT, task).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn pipelined_messages_are_all_answered() {
-    let server = start_with(patient());
+async fn pipelined_queries_are_all_answered() {
+    let server = start_with(long_timeouts());
     let mut client = server.connect().await;
-    let questions: Vec<Vec<u8>> = (0..1000).map(|number| format!("question {number}").into_bytes()).collect();
-    client.send(&questions.iter().map(Vec::as_slice).collect::<Vec<_>>()).await;
-    // Answers made at once keep their order, though nothing promises it.
-    for question in &questions {
-        assert_eq!(client.next().await.unwrap(), [b"tcp ", question.as_slice()].concat());
+    let queries: Vec<Vec<u8>> =
+        (0..1000).map(|number| format!("query {number}").into_bytes()).collect();
+    client.send(&queries.iter().map(Vec::as_slice).collect::<Vec<_>>()).await;
+    // Responses available at once keep their order, although no document promises it.
+    for query in &queries {
+        assert_eq!(client.next().await.unwrap(), [b"tcp ", query.as_slice()].concat());
     }
 }
 
 #[tokio::test]
-async fn a_message_may_come_octet_by_octet() {
-    let server = start_with(patient());
+async fn a_message_may_arrive_byte_by_byte() {
+    let server = start_with(long_timeouts());
     let mut client = server.connect().await;
     client.0.set_nodelay(true).unwrap();
-    for octet in framed(&[b"hello"]) {
-        client.0.write_all(&[octet]).await.unwrap();
+    for byte in framed(&[b"hello"]) {
+        client.0.write_all(&[byte]).await.unwrap();
         tokio::task::yield_now().await;
     }
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
 }
 
 #[tokio::test]
-async fn a_message_without_answer_frees_its_place() {
-    let server = start_with(Limits { in_flight: 2, ..patient() });
+async fn a_query_without_response_frees_its_permit() {
+    let server = start_with(Limits { in_flight: 2, ..long_timeouts() });
     let mut client = server.connect().await;
     client.send(&[b"silent", b"silent", b"silent", b"hello"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
 }
 
 #[tokio::test]
-async fn a_message_that_does_not_arrive_in_full_ends_the_connection() {
-    // Half a length, a length alone, a part of the message: and the rest dripping in does not buy more time.
+async fn an_incomplete_message_closes_the_connection() {
+    // Half a length, a length alone, and a partial message. Dripping in the rest buys no more time.
     for part in [&[0][..], &[0, 5], &[0, 5, b'h', b'e']] {
-        let server = start_with(Limits { message_timeout: brief(150), ..patient() });
+        let server = start_with(Limits { message_timeout: millis(150), ..long_timeouts() });
         let mut client = server.connect().await;
         assert_eq!(client.ask(b"before").await.unwrap(), b"tcp before");
         client.0.write_all(part).await.unwrap();
         client.closed().await;
         assert_eq!(server.counters.tcp.message_timeouts.get(), 1, "{part:?}");
     }
-    let server = start_with(Limits { message_timeout: brief(150), ..patient() });
+    let server = start_with(Limits { message_timeout: millis(150), ..long_timeouts() });
     let mut client = server.connect().await;
     client.0.write_all(&[1, 0]).await.unwrap();
     let mut dripped = 0;
     while client.0.write_all(b"x").await.is_ok() {
         dripped += 1;
-        assert!(dripped < 256, "the whole message was waited for");
-        tokio::time::sleep(brief(20)).await;
+        assert!(dripped < 256, "the server waited for the whole message");
+        tokio::time::sleep(millis(20)).await;
     }
     assert_eq!(server.counters.tcp.message_timeouts.get(), 1);
 }
 
 #[tokio::test]
-async fn a_dawdling_client_holds_up_nobody() {
-    let server = start_with(patient());
-    let mut dawdler = server.connect().await;
-    dawdler.0.write_all(&[0]).await.unwrap();
+async fn a_slow_client_does_not_delay_others() {
+    let server = start_with(long_timeouts());
+    let mut slow = server.connect().await;
+    slow.0.write_all(&[0]).await.unwrap();
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
     assert_eq!(server.counters.tcp.message_timeouts.get(), 0);
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
-    let server = start_with(Limits { idle_timeout: Duration::from_secs(5), ..patient() });
+async fn idle_connections_are_closed_and_busy_ones_kept() {
+    let server = start_with(Limits { idle_timeout: Duration::from_secs(5), ..long_timeouts() });
     let mut idle = server.connect().await;
     let mut busy = server.connect().await;
-    let begun = Instant::now();
-    while server.counters.tcp.idle_timeouts.get() == 0 && begun.elapsed() < DEADLINE {
+    let start = Instant::now();
+    while server.counters.tcp.idle_timeouts.get() == 0 && start.elapsed() < TEST_TIMEOUT {
         assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
-        tokio::time::sleep(brief(100)).await;
+        tokio::time::sleep(millis(100)).await;
     }
     idle.closed().await;
     assert_eq!(busy.ask(b"hello").await.unwrap(), b"tcp hello");
@@ -252,25 +279,26 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_never_reads_is_dropped_and_costs_little() {
-    // Only the octets that may be queued bound this one.
-    let server = start_with(Limits { write_timeout: brief(300), in_flight: 10_000, ..patient() });
+async fn clients_that_never_read_are_dropped_at_little_cost() {
+    // Only the limit on queued bytes applies here.
+    let server =
+        start_with(Limits { write_timeout: millis(300), in_flight: 10_000, ..long_timeouts() });
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();
-    let questions = framed(&[&b"big"[..]; 1000]);
-    // Writing ends with an error once the server has gone.
-    let flood = async { while client.write_all(&questions).await.is_ok() {} };
-    timeout(DEADLINE, flood).await.expect("the server should drop the client");
+    let queries = framed(&[&b"big"[..]; 1000]);
+    // Writing fails once the server has closed the connection.
+    let flood = async { while client.write_all(&queries).await.is_ok() {} };
+    timeout(TEST_TIMEOUT, flood).await.expect("the server should drop the client");
     assert_eq!(server.counters.tcp.write_timeouts.get(), 1);
-    // What the kernel holds for the connection, what may be queued, and what is being made: not the thousands asked for.
+    // The kernel's buffers, the queue and responses in the making, not the thousand queries sent.
     assert!(server.counters.tcp.queries.get() < 60, "{}", server.counters.tcp.queries.get());
     server.until("the connection is gone", |c| c.tcp.open.get() == 0).await;
 }
 
 #[tokio::test]
-async fn big_answers_reach_a_client_that_reads() {
-    let server = start_with(Limits { queued_octets: 1000, ..patient() });
+async fn large_responses_reach_a_client_that_reads() {
+    let server = start_with(Limits { queued_bytes: 1000, ..long_timeouts() });
     let mut client = server.connect().await;
     client.send(&[&b"big"[..]; 20]).await;
     for _ in 0..20 {
@@ -279,8 +307,8 @@ async fn big_answers_reach_a_client_that_reads() {
 }
 
 #[tokio::test]
-async fn connections_beyond_a_sources_share_are_closed_at_once() {
-    let server = start_with(Limits { connections_per_loopback_source: 3, ..patient() });
+async fn connections_beyond_the_source_limit_are_closed_at_once() {
+    let server = start_with(Limits { connections_per_loopback_source: 3, ..long_timeouts() });
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut client = server.connect().await;
@@ -289,16 +317,16 @@ async fn connections_beyond_a_sources_share_are_closed_at_once() {
     }
     server.connect().await.closed().await;
     assert_eq!(server.counters.tcp.rejected.get(), 1);
-    // Another source has a share of its own.
+    // Another source has its own limit.
     assert_eq!(server.connect_from("127.0.0.2").await.ask(b"hello").await.unwrap(), b"tcp hello");
     held.pop();
-    server.until("the places are free again", |c| c.tcp.open.get() == 2).await;
+    server.until("the permits are free again", |c| c.tcp.open.get() == 2).await;
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
 #[tokio::test]
-async fn connections_beyond_the_total_are_closed_at_once() {
-    let server = start_with(Limits { connections: 2, ..patient() });
+async fn connections_beyond_the_total_limit_are_closed_at_once() {
+    let server = start_with(Limits { connections: 2, ..long_timeouts() });
     let mut one = server.connect_from("127.0.0.2").await;
     let mut two = server.connect_from("127.0.0.3").await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
@@ -307,8 +335,8 @@ async fn connections_beyond_the_total_are_closed_at_once() {
 }
 
 #[tokio::test]
-async fn an_empty_message_ends_the_connection() {
-    let server = start_with(patient());
+async fn an_empty_message_closes_the_connection() {
+    let server = start_with(long_timeouts());
     let mut client = server.connect().await;
     client.send(&[b"hello", b"", b"never read"]).await;
     assert_eq!(client.next().await.unwrap(), b"tcp hello");
@@ -317,31 +345,39 @@ async fn an_empty_message_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn resets_and_half_messages_end_their_connection_only() {
-    let server = start_with(patient());
+async fn resets_and_partial_messages_end_their_connection_only() {
+    let server = start_with(long_timeouts());
     let mut bystander = server.connect().await;
     assert!(bystander.ask(b"hello").await.is_ok());
     for part in [&[][..], &[0], &[0, 9, 1, 2, 3]] {
         let mut client = server.connect().await;
         assert!(client.ask(b"hello").await.is_ok());
         client.0.write_all(part).await.unwrap();
-        // Closed like this, the kernel sends a reset in place of an orderly end.
+        // With linger 0, the kernel sends a reset instead of a FIN.
         client.0.set_zero_linger().unwrap();
     }
     let mut half = server.connect().await;
     half.0.write_all(&[0, 9, 1]).await.unwrap();
     half.0.shutdown().await.unwrap();
     half.closed().await;
-    server.until("four broken connections are gone", |c| c.tcp.broken.get() == 4 && c.tcp.open.get() == 1).await;
+    server
+        .until("four broken connections are gone", |c| {
+            c.tcp.broken.get() == 4 && c.tcp.open.get() == 1
+        })
+        .await;
     assert_eq!(bystander.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
 #[tokio::test]
 async fn sources_without_access_are_refused() {
-    let settings = Settings { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_loopback: false, ..on("127.0.0.1:0") };
+    let settings = Settings {
+        allow: vec!["127.0.0.1/32".parse().unwrap()],
+        allow_loopback: false,
+        ..on("127.0.0.1:0")
+    };
     let server = start(&settings);
-    let stranger = UdpSocket::bind("127.0.0.2:0").await.unwrap();
-    assert_eq!(ask_udp(&stranger, server.address, b"hello").await, b"refused hello");
+    let denied = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    assert_eq!(ask_udp(&denied, server.address, b"hello").await, b"refused hello");
     let mut client = server.connect_from("127.0.0.2").await;
     client.send(&[b"hello", b"again"]).await;
     assert_eq!(client.next().await.unwrap(), b"refused hello");
@@ -349,17 +385,17 @@ async fn sources_without_access_are_refused() {
     assert_eq!((server.counters.udp_refused.get(), server.counters.tcp.refused.get()), (1, 1));
     assert_eq!((server.counters.udp_queries.get(), server.counters.tcp.queries.get()), (0, 0));
 
-    let friend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    assert_eq!(ask_udp(&friend, server.address, b"hello").await, b"udp hello");
+    let allowed = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    assert_eq!(ask_udp(&allowed, server.address, b"hello").await, b"udp hello");
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
 #[tokio::test]
-async fn a_stranger_that_says_nothing_is_not_waited_for() {
+async fn silent_sources_without_access_time_out() {
     let settings = Settings {
         allow: vec!["127.0.0.1/32".parse().unwrap()],
         allow_loopback: false,
-        limits: Limits { message_timeout: brief(100), ..patient() },
+        limits: Limits { message_timeout: millis(100), ..long_timeouts() },
         ..on("127.0.0.1:0")
     };
     let server = start(&settings);
@@ -368,30 +404,35 @@ async fn a_stranger_that_says_nothing_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_garbage_leaves_udp_answering() {
-    let server = start_with(patient());
+async fn udp_survives_a_flood_of_garbage() {
+    let server = start_with(long_timeouts());
     let mut random = fastrand::Rng::with_seed(7);
-    let stormy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let flood = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut garbage = vec![0; 6000];
     for _ in 0..20_000 {
         random.fill(&mut garbage);
         let length = random.usize(0..garbage.len());
-        // A full buffer is the storm's own trouble.
-        let _ = stormy.try_send_to(&garbage[..length], server.address);
+        // A full send buffer does not matter here.
+        let _ = flood.try_send_to(&garbage[..length], server.address);
     }
-    // These clients have gone when their answers come: the kernel reports the closed ports to us.
+    // These clients are gone when their responses arrive, so the kernel reports closed ports.
     for _ in 0..200 {
-        UdpSocket::bind("127.0.0.1:0").await.unwrap().send_to(b"big", server.address).await.unwrap();
+        UdpSocket::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .send_to(b"big", server.address)
+            .await
+            .unwrap();
     }
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut answered = false;
-    // The question itself may be lost in a full buffer.
-    let begun = Instant::now();
-    while begun.elapsed() < DEADLINE {
+    // The query itself may be lost in a full buffer.
+    let start = Instant::now();
+    while start.elapsed() < TEST_TIMEOUT {
         client.send_to(b"hello", server.address).await.unwrap();
-        let mut answer = [0; 64];
-        if let Ok(Ok((length, _))) = timeout(brief(100), client.recv_from(&mut answer)).await {
-            assert_eq!(&answer[..length], b"udp hello");
+        let mut response = [0; 64];
+        if let Ok(Ok((length, _))) = timeout(millis(100), client.recv_from(&mut response)).await {
+            assert_eq!(&response[..length], b"udp hello");
             answered = true;
             break;
         }
@@ -401,16 +442,16 @@ async fn a_storm_of_garbage_leaves_udp_answering() {
 }
 
 #[tokio::test]
-async fn a_datagram_beyond_the_buffer_is_cut_and_answered() {
-    let server = start_with(patient());
+async fn oversized_datagrams_are_truncated_and_answered() {
+    let server = start_with(long_timeouts());
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&client, server.address, &[b'x'; 9000]).await.len(), 4 + 1344);
     assert_eq!(ask_udp(&client, server.address, b"").await, b"udp ");
 }
 
 #[tokio::test]
-async fn panics_cost_one_datagram_or_one_connection() {
-    let server = start_with(patient());
+async fn a_panic_costs_one_datagram_or_one_connection() {
+    let server = start_with(long_timeouts());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"panic", server.address).await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
@@ -422,8 +463,8 @@ async fn panics_cost_one_datagram_or_one_connection() {
 }
 
 #[tokio::test]
-async fn a_stop_closes_everything_and_frees_the_port() {
-    // An address of its own: no other test takes the port before it is bound again.
+async fn shutdown_closes_everything_and_frees_the_port() {
+    // A loopback address that no other test uses, so that the port stays free.
     let server = start(&on("127.77.5.1:0"));
     let mut idle = server.connect().await;
     assert!(idle.ask(b"hello").await.is_ok());
@@ -433,32 +474,32 @@ async fn a_stop_closes_everything_and_frees_the_port() {
     server.stop.cancel();
     idle.closed().await;
     partial.closed().await;
-    timeout(DEADLINE, server.task).await.unwrap().unwrap();
-    // Not the limits of time ended them: they are longer.
+    timeout(TEST_TIMEOUT, server.task).await.unwrap().unwrap();
+    // No timeout ended the connections: all are longer than this test.
     assert_eq!(server.counters.tcp.open.get(), 0);
     let again = bind(&on(&server.address.to_string())).unwrap();
     assert_eq!(again.addresses(), [server.address]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_waits_only_so_long_for_a_client_that_does_not_read() {
-    let limits = Limits { drain_timeout: brief(200), ..patient() };
+async fn the_drain_timeout_limits_the_wait_for_slow_clients() {
+    let limits = Limits { drain_timeout: millis(200), ..long_timeouts() };
     let server = start_with(limits);
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(server.address).await.unwrap();
     client.write_all(&framed(&[&b"big"[..]; 100])).await.unwrap();
-    server.until("the answers are stuck", |c| c.tcp.queries.get() > 3).await;
-    let begun = Instant::now();
+    server.until("the responses are stuck", |c| c.tcp.queries.get() > 3).await;
+    let start = Instant::now();
     server.stop.cancel();
-    timeout(DEADLINE, server.task).await.unwrap().unwrap();
-    assert!(begun.elapsed() >= brief(200), "{:?}", begun.elapsed());
+    timeout(TEST_TIMEOUT, server.task).await.unwrap().unwrap();
+    assert!(start.elapsed() >= millis(200), "{:?}", start.elapsed());
     assert_eq!(server.counters.tcp.open.get(), 0);
 }
 
 #[tokio::test]
 async fn dropping_the_server_ends_its_loops() {
-    let server = start_with(patient());
+    let server = start_with(long_timeouts());
     let mut client = server.connect().await;
     assert!(client.ask(b"hello").await.is_ok());
     server.task.abort();
@@ -467,7 +508,7 @@ async fn dropping_the_server_ends_its_loops() {
 }
 
 #[tokio::test]
-async fn what_has_to_be_waited_for_is_answered_later() {
+async fn deferred_responses_are_sent_later() {
     let server = start_with(Limits::default());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"later").await, b"udp later, at last");
@@ -475,13 +516,13 @@ async fn what_has_to_be_waited_for_is_answered_later() {
 }
 
 #[tokio::test]
-async fn every_thread_answers_and_waits_by_itself() {
+async fn every_worker_sends_its_own_deferred_responses() {
     let server = start_with(Limits { udp_workers: 3, ..Limits::default() });
     let mut seen = std::collections::BTreeSet::new();
-    let begun = Instant::now();
-    // The kernel picks a thread by the client's port.
+    let start = Instant::now();
+    // The kernel picks a worker by the client's port.
     while seen.len() < 3 {
-        assert!(begun.elapsed() < DEADLINE, "not every thread is asked: {seen:?}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "not every worker got a query: {seen:?}");
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         seen.insert(String::from_utf8(ask_udp(&socket, server.address, b"thread").await).unwrap());
         assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
@@ -490,55 +531,66 @@ async fn every_thread_answers_and_waits_by_itself() {
 }
 
 #[tokio::test]
-async fn only_so_many_answers_over_udp_are_waited_for() {
-    let server = start_with(Limits { udp_in_flight: 2, answer_timeout: Duration::from_secs(1), ..Limits::default() });
+async fn deferred_udp_responses_are_limited() {
+    let server = start_with(Limits {
+        udp_in_flight: 2,
+        response_timeout: Duration::from_secs(1),
+        ..Limits::default()
+    });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
-    server.until("both are waited for", |c| c.udp_queries.get() == 2).await;
+    server.until("both are deferred", |c| c.udp_queries.get() == 2).await;
     assert_eq!(ask_udp(&socket, server.address, b"later").await, b"too many");
     assert_eq!(server.counters.udp_overloads.get(), 1);
-    // What is ready needs no place.
+    // A response that is available at once needs no permit.
     assert_eq!(ask_udp(&socket, server.address, b"hello").await, b"udp hello");
-    server.until("both were given up", |c| c.udp_answer_timeouts.get() == 2).await;
-    // One panics, and its place is free all the same.
+    server.until("both timed out", |c| c.udp_response_timeouts.get() == 2).await;
+    // A panic frees its permit, too.
     for _ in 0..3 {
         let panics = server.counters.panics.get();
         socket.send_to(b"panic-later", server.address).await.unwrap();
         server.until("the panic is counted", |c| c.panics.get() == panics + 1).await;
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     while ask_udp(&socket, server.address, b"later").await != b"udp later, at last" {
-        assert!(begun.elapsed() < DEADLINE, "the places are not free again");
+        assert!(start.elapsed() < TEST_TIMEOUT, "the permits are not free again");
     }
 }
 
 #[tokio::test]
-async fn answers_over_udp_in_flight_go_out_when_the_server_stops() {
-    let server = start_with(Limits { drain_timeout: DEADLINE, ..Limits::default() });
+async fn udp_responses_in_flight_are_sent_on_shutdown() {
+    let server = start_with(Limits { drain_timeout: TEST_TIMEOUT, ..Limits::default() });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"slow", server.address).await.unwrap();
-    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.until("the response is deferred", |c| c.udp_queries.get() == 1).await;
     server.stop.cancel();
-    let mut answer = [0; 64];
-    let length = timeout(DEADLINE, socket.recv(&mut answer)).await.expect("an answer in time").unwrap();
-    assert_eq!(&answer[..length], b"udp slow, at last");
-    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+    let mut response = [0; 64];
+    let length = timeout(TEST_TIMEOUT, socket.recv(&mut response))
+        .await
+        .expect("a response in time")
+        .unwrap();
+    assert_eq!(&response[..length], b"udp slow, at last");
+    timeout(TEST_TIMEOUT, server.task).await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn a_stop_waits_only_so_long_for_an_answer_over_udp() {
-    let server = start_with(Limits { drain_timeout: brief(200), answer_timeout: Duration::from_secs(600), ..Limits::default() });
+async fn the_drain_timeout_limits_the_wait_for_udp_responses() {
+    let server = start_with(Limits {
+        drain_timeout: millis(200),
+        response_timeout: Duration::from_secs(600),
+        ..Limits::default()
+    });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"never", server.address).await.unwrap();
-    server.until("it is waited for", |c| c.udp_queries.get() == 1).await;
+    server.until("the response is deferred", |c| c.udp_queries.get() == 1).await;
     server.stop.cancel();
-    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, server.task).await.unwrap().unwrap();
     assert_eq!(server.counters.panics.get(), 0);
 }
 
 #[tokio::test]
-async fn a_flood_over_udp_leaves_later_answers_their_turn() {
+async fn a_udp_flood_does_not_starve_deferred_responses() {
     let server = start_with(Limits { udp_workers: 1, ..Limits::default() });
     let flood = UdpSocket::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
     let (address, done) = (server.address, Arc::new(std::sync::atomic::AtomicBool::new(false)));
@@ -549,16 +601,16 @@ async fn a_flood_over_udp_leaves_later_answers_their_turn() {
         }
     });
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let begun = Instant::now();
-    let mut answers = 0;
-    // The question itself may be lost in a full buffer.
-    while answers < 5 {
-        assert!(begun.elapsed() < DEADLINE, "{:?}", server.counters);
+    let start = Instant::now();
+    let mut responses = 0;
+    // The query itself may be lost in a full buffer.
+    while responses < 5 {
+        assert!(start.elapsed() < TEST_TIMEOUT, "{:?}", server.counters);
         client.send_to(b"later", address).await.unwrap();
-        let mut answer = [0; 64];
-        if let Ok(Ok(length)) = timeout(brief(200), client.recv(&mut answer)).await {
-            assert_eq!(&answer[..length], b"udp later, at last");
-            answers += 1;
+        let mut response = [0; 64];
+        if let Ok(Ok(length)) = timeout(millis(200), client.recv(&mut response)).await {
+            assert_eq!(&response[..length], b"udp later, at last");
+            responses += 1;
         }
     }
     done.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -42,7 +42,7 @@ fn answers(page: &mut Page, site: &Site) {
     let by_stream = |number: fn(&StreamCounters) -> u64| streams.map(|(name, counters)| (transport(name), number(counters)));
     let transports = |udp: &Counter, number| [(transport("udp"), udp.get())].into_iter().chain(by_stream(number));
     page.counters("svcdns_queries", "Messages received", transports(&server.udp_queries, |stream| stream.queries.get()));
-    page.counters("svcdns_answers_sent", "Answers sent", transports(&server.udp_answers, |stream| stream.answers.get()));
+    page.counters("svcdns_answers_sent", "Answers sent", transports(&server.udp_responses, |stream| stream.responses.get()));
     let refused = transports(&server.udp_refused, |stream| stream.refused.get());
     page.counters("svcdns_refused", "Messages and connections of sources without access", refused);
     page.counter("svcdns_udp_overloads", "Questions over UDP failed because too many waited for an upstream", server.udp_overloads.get());

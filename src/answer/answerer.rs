@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use super::counters::Counters;
 use super::lookahead::{Lookahead, OwnerKey};
 use super::message::{ResponseContent, ResponseWriter};
-use super::respond::{Disposition, QueryContext};
+use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Condition, Rejections, Stats};
@@ -54,7 +54,7 @@ impl Answerer {
         transport: Transport,
         draw: u64,
         out: &mut Vec<u8>,
-    ) -> Disposition {
+    ) -> AnswerOutcome {
         self.answer(parsed, (&ahead.snapshot, ahead.key(number)), self.writer(transport, draw), out)
     }
 
@@ -67,7 +67,7 @@ impl Answerer {
         transport: Transport,
         draw: u64,
         out: &mut Vec<u8>,
-    ) -> Disposition {
+    ) -> AnswerOutcome {
         let writer =
             ResponseWriter { counters: &Counters::default(), ..self.writer(transport, draw) };
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
@@ -80,19 +80,19 @@ impl Answerer {
         (snapshot, key): (&Snapshot, Option<OwnerKey>),
         writer: ResponseWriter<'_>,
         out: &mut Vec<u8>,
-    ) -> Disposition {
+    ) -> AnswerOutcome {
         out.clear();
         match parsed {
-            Parsed::Silent => Disposition::Silent,
+            Parsed::Silent => AnswerOutcome::Silent,
             Parsed::Bad { query, rcode } => {
                 writer.write(&ResponseContent::code(*rcode, None), query, out);
-                Disposition::Answered
+                AnswerOutcome::Answered
             }
             Parsed::Query(query) => {
                 let context =
                     QueryContext { writer, first_serial: self.first_serial, snapshot, query };
                 if key.is_some_and(|key| context.respond_fast(key, out)) {
-                    Disposition::Answered
+                    AnswerOutcome::Answered
                 } else {
                     context.respond(out)
                 }

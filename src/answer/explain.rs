@@ -12,7 +12,7 @@ use super::counters::Counters;
 use super::full::{self, MatchResult, TraceStep};
 use super::message::ResponseWriter;
 use super::node::Node;
-use super::respond::Disposition;
+use super::respond::AnswerOutcome;
 use super::settings::Answers;
 use super::suggest;
 use super::table::Snapshot;
@@ -151,12 +151,12 @@ impl Answerer {
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
         explanation.elsewhere =
-            (disposition == Disposition::Forward).then(|| "forwarded to the upstreams".to_owned());
+            (disposition == AnswerOutcome::Forward).then(|| "forwarded to the upstreams".to_owned());
         let advertised = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() {
-            advertised.clamp(wire::UDP_PLAIN, wire::UDP_MAX)
+            advertised.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
         } else {
-            wire::UDP_PLAIN
+            wire::MAX_UDP_BYTES_WITHOUT_EDNS
         };
         explanation.bytes = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
@@ -278,7 +278,7 @@ impl Explanation {
         let option = message
             .edns
             .as_ref()
-            .and_then(|edns| edns.option(EdnsCode::Unknown(wire::EXTENDED_ERROR)));
+            .and_then(|edns| edns.option(EdnsCode::Unknown(wire::OPTION_EXTENDED_ERROR)));
         let bytes = option.and_then(|option| <Vec<u8>>::try_from(option).ok());
         self.extended_error = bytes.and_then(|bytes| {
             let code = u16_at(&bytes, 0)?;

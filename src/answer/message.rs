@@ -3,7 +3,7 @@
 use super::counters::Counters;
 use super::rrset::RRset;
 use super::settings::{Answers, Settings};
-use crate::wire::{self, ExtendedError, HEADER, Query, Transport, flags, put_opt, rcode};
+use crate::wire::{self, ExtendedError, HEADER_BYTES, Query, Transport, flags, put_opt, rcode};
 
 /// Content of a response before truncation.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl ResponseWriter<'_> {
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
         let room = query.limit(transport).saturating_sub(opt);
         // The question section is echoed byte for byte, so the case of its letters survives.
-        out.extend_from_slice(&[0; HEADER]);
+        out.extend_from_slice(&[0; HEADER_BYTES]);
         out.extend_from_slice(query.question);
 
         let answers = settings.answers;
@@ -123,7 +123,7 @@ impl ResponseWriter<'_> {
         ];
         let [questions, answers, authorities, additional] =
             counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
-        if let Some(header) = out.first_chunk_mut::<HEADER>() {
+        if let Some(header) = out.first_chunk_mut::<HEADER_BYTES>() {
             let words = [query.id, flags, questions, answers, authorities, additional];
             for (bytes, word) in header.as_chunks_mut::<2>().0.iter_mut().zip(words) {
                 *bytes = word.to_be_bytes();

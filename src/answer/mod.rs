@@ -37,6 +37,6 @@ pub use counters::Counters;
 pub use explain::{ConsideredInstance, Explanation, TriedInterpretation};
 pub use lookahead::Lookahead;
 pub use publish::{Publication, Published, Publisher};
-pub use respond::Disposition;
+pub use respond::AnswerOutcome;
 pub use settings::{Answers, Settings};
 pub use table::Snapshot;

@@ -8,7 +8,7 @@ use super::rrset::{ComposedRecords, record_head};
 use super::settings::Settings;
 use crate::catalog::{Instance, Service};
 use crate::service::Metadata;
-use crate::wire::{OWNER, rtype};
+use crate::wire::{OWNER_POINTER, rtype};
 
 /// Maximum data of a TXT record, in bytes.
 ///
@@ -29,7 +29,7 @@ pub(super) fn put_address(out: &mut Vec<u8>, ttl: u32, address: IpAddr) {
 /// Appends a record for the name in the question section.
 pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
     // Far below 64 KiB: the data is a name, an address or a few strings.
-    out.extend_from_slice(&record_head(OWNER, rtype, ttl, data.len()));
+    out.extend_from_slice(&record_head(OWNER_POINTER, rtype, ttl, data.len()));
     out.extend_from_slice(data);
 }
 
@@ -104,7 +104,7 @@ pub(super) fn ptr<'s>(
     for owner in names.take(MAX_PTR_RECORDS) {
         set.put(|out| {
             out.extend_from_slice(&record_head(
-                OWNER,
+                OWNER_POINTER,
                 rtype::PTR,
                 settings.ttl,
                 owner.len() + zone.len(),

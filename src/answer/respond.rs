@@ -12,11 +12,11 @@ use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
-use crate::wire::{ExtendedError, HEADER, OWNER, Query, rcode, rtype};
+use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
 
 /// What the caller has to do with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disposition {
+pub enum AnswerOutcome {
     /// Send the response that was written.
     Answered,
     /// Send nothing.
@@ -80,11 +80,11 @@ impl<'a> QueryContext<'a> {
     }
 
     /// Responds from the service model.
-    pub(super) fn respond(&self, out: &mut Vec<u8>) -> Disposition {
+    pub(super) fn respond(&self, out: &mut Vec<u8>) -> AnswerOutcome {
         let (query, settings) = (self.query, self.settings());
         let Ok((name, _)) = Name::from_wire(query.name()) else {
             self.write(&ResponseContent::code(rcode::FORMERR, None), out);
-            return Disposition::Answered;
+            return AnswerOutcome::Answered;
         };
         let refused = |error| ResponseContent::code(rcode::REFUSED, Some(error));
         if query.qclass != rtype::IN {
@@ -95,11 +95,11 @@ impl<'a> QueryContext<'a> {
             self.answer_in_zone(&name, zone, out);
         } else if reverse_address(&name).is_some_and(|address| self.answer_reverse(address, out)) {
         } else if settings.forwarding {
-            return Disposition::Forward;
+            return AnswerOutcome::Forward;
         } else {
             self.write(&refused(NOT_AUTHORITATIVE), out);
         }
-        Disposition::Answered
+        AnswerOutcome::Answered
     }
 
     pub(super) fn write(&self, response: &ResponseContent<'_>, out: &mut Vec<u8>) {
@@ -289,7 +289,7 @@ impl<'a> QueryContext<'a> {
     ///
     /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
     fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
-        let start = HEADER + self.query.name().len() - zone.name().as_wire().len();
+        let start = HEADER_BYTES + self.query.name().len() - zone.name().as_wire().len();
         // Fits the 14 bits of a pointer, because a name has at most 255 bytes.
         self.soa((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
     }
@@ -320,7 +320,7 @@ impl<'a> QueryContext<'a> {
         let settings = self.settings();
         let mut set = ComposedRecords::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa(OWNER))),
+            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa(OWNER_POINTER))),
             rtype::NS => {
                 let server = [NS_LABEL, zone.name().as_wire()].concat();
                 set.put(|out| rare::put_record(out, rtype::NS, settings.ttl, &server));
@@ -391,7 +391,7 @@ impl<'a> QueryContext<'a> {
             );
         } else {
             let (apex, numbers) =
-                (settings.zones.first().name().as_wire(), &self.soa(OWNER)[SOA_NUMBERS_OFFSET..]);
+                (settings.zones.first().name().as_wire(), &self.soa(OWNER_POINTER)[SOA_NUMBERS_OFFSET..]);
             let data = [NS_LABEL, apex, HOSTMASTER_LABEL, apex, numbers].concat();
             let mut soa = Vec::new();
             rare::put_record(&mut soa, rtype::SOA, settings.negative_ttl, &data);

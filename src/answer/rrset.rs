@@ -13,7 +13,7 @@ use super::node::{
 use super::owner::{MAX_NAME_BYTES, put_instance_owner};
 use super::weights::Weights;
 use crate::name::{MAX_INSTANCE_LABEL_BYTES, ipv4_label};
-use crate::wire::{OWNER, rtype, u16_at, u32_at};
+use crate::wire::{OWNER_POINTER, rtype, u16_at, u32_at};
 
 /// An RRset whose records are written on demand.
 #[derive(Clone, Copy, Debug)]
@@ -208,7 +208,7 @@ fn put_addresses<const N: usize>(
 ) -> usize {
     let (addresses, _) = bytes.as_chunks::<N>();
     let put = wanted.min(room.saturating_sub(out.len()) / (RECORD_HEAD_BYTES + N));
-    let head = record_head(OWNER, rtype, ttl, N);
+    let head = record_head(OWNER_POINTER, rtype, ttl, N);
     let start = out.len();
     out.resize(start + put * (RECORD_HEAD_BYTES + N), 0);
     for (position, record) in out[start..].chunks_exact_mut(RECORD_HEAD_BYTES + N).enumerate() {
@@ -303,7 +303,7 @@ impl<'a> SrvSet<'a> {
         }
         let bytes = out.len() - start - RECORD_HEAD_BYTES;
         if let Some(head) = out[start..].first_chunk_mut() {
-            *head = record_head(OWNER, rtype::SRV, ttl, bytes);
+            *head = record_head(OWNER_POINTER, rtype::SRV, ttl, bytes);
         }
     }
 
@@ -427,7 +427,7 @@ fn put_address(
         out.extend_from_slice(&record_head((0xC000 | position).to_be_bytes(), rtype, ttl, bytes));
     } else {
         out.extend_from_within(name);
-        out.extend_from_slice(&record_head(OWNER, rtype, ttl, bytes)[2..]);
+        out.extend_from_slice(&record_head(OWNER_POINTER, rtype, ttl, bytes)[2..]);
     }
     match address {
         IpAddr::V4(address) => out.extend_from_slice(&address.octets()),

@@ -15,7 +15,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
-use super::{Answerer, Answers, Disposition, Published, Publisher, Settings};
+use super::{Answerer, Answers, AnswerOutcome, Published, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{
@@ -166,8 +166,8 @@ fn respond(answerer: &Answerer, query: &[u8], transport: Transport, draw: u64) -
         draw,
         &mut out,
     );
-    assert_eq!(outcome == Disposition::Silent, out.is_empty());
-    (outcome == Disposition::Answered).then_some(out)
+    assert_eq!(outcome == AnswerOutcome::Silent, out.is_empty());
+    (outcome == AnswerOutcome::Answered).then_some(out)
 }
 
 fn extended_error(message: &Message) -> Option<u16> {

@@ -18,7 +18,7 @@ use super::client::Client;
 use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
 use crate::admin::Status;
 use crate::name::Name;
-use crate::wire::{EXTENDED_ERROR, extended_error_text, rcode_name, rtype, type_name};
+use crate::wire::{OPTION_EXTENDED_ERROR, extended_error_text, rcode_name, rtype, type_name};
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -161,7 +161,7 @@ fn data(data: &RData) -> String {
 
 /// What the server says besides the answer (RFC 8914).
 fn extended_error(answer: &Message) -> Option<String> {
-    let option = answer.edns.as_ref()?.option(EdnsCode::Unknown(EXTENDED_ERROR))?;
+    let option = answer.edns.as_ref()?.option(EdnsCode::Unknown(OPTION_EXTENDED_ERROR))?;
     let octets = <Vec<u8>>::try_from(option).ok()?;
     let (code, text) = octets.split_at_checked(2)?;
     let code = u16::from_be_bytes([*code.first()?, *code.get(1)?]);

@@ -7,11 +7,11 @@ use super::key::Key;
 use super::keys;
 use super::layers::Layers;
 use super::values::{invalid, list, path};
-use crate::server::{CertificateFiles, Encrypted, SettingsError};
+use crate::server::{CertificateFiles, EncryptedSettings, SettingsError};
 
 /// Where the address that an error speaks of was written.
 pub(super) fn origin_of(layers: &Layers, error: &SettingsError) -> Origin {
-    let (SettingsError::Exposed { address, .. } | SettingsError::NoCertificate { address } | SettingsError::Twice { address }) = error
+    let (SettingsError::Exposed { address, .. } | SettingsError::NoCertificate { address } | SettingsError::PortConflict { address }) = error
     else {
         return layers.origin(keys::LISTEN);
     };
@@ -21,7 +21,7 @@ pub(super) fn origin_of(layers: &Layers, error: &SettingsError) -> Origin {
 }
 
 /// Where to listen, and what certificate to show.
-pub(super) fn read(layers: &Layers) -> Result<Encrypted, ConfigError> {
+pub(super) fn read(layers: &Layers) -> Result<EncryptedSettings, ConfigError> {
     let addresses = |key| list(layers, key, encrypted_address);
     let certificate = match (path(layers, keys::TLS_CERT_FILE), path(layers, keys::TLS_KEY_FILE)) {
         (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
@@ -29,7 +29,7 @@ pub(super) fn read(layers: &Layers) -> Result<Encrypted, ConfigError> {
         (Some(_), None) => return Err(half(layers, keys::TLS_CERT_FILE, keys::TLS_KEY_FILE)),
         (None, Some(_)) => return Err(half(layers, keys::TLS_KEY_FILE, keys::TLS_CERT_FILE)),
     };
-    Ok(Encrypted { tls: addresses(keys::TLS_LISTEN)?, quic: addresses(keys::TLS_QUIC_LISTEN)?, certificate })
+    Ok(EncryptedSettings { tls: addresses(keys::TLS_LISTEN)?, quic: addresses(keys::TLS_QUIC_LISTEN)?, certificate })
 }
 
 fn half(layers: &Layers, named: &Key, missing: &Key) -> ConfigError {

@@ -44,7 +44,7 @@ use crate::answer::Answers;
 use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
-use crate::server::Encrypted;
+use crate::server::EncryptedSettings;
 use crate::upstream::{Servers, Target};
 
 /// The file that is read when no other is named, where it exists.
@@ -96,7 +96,7 @@ pub struct Config {
     /// Whether messages that are no questions are passed on.
     pub forward_opcodes: bool,
     /// Where to answer over TLS and QUIC, and with what certificate.
-    pub encrypted: Encrypted,
+    pub encrypted: EncryptedSettings,
     /// Where metrics, health and the JSON interface are served besides the state directory's socket; none for nowhere.
     pub admin_listen: Option<SocketAddr>,
     /// The state directory, where one was named.

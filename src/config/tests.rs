@@ -114,9 +114,9 @@ fn mistakes_in_values() {
     assert_snapshot!(mistake("answers = 'some'"), @r#"svcdns.toml:1:11: answers: "some" is neither all, fit nor a number from 1 to 65535"#);
     assert_snapshot!(mistake("version-fallback = 'yes'"), @"svcdns.toml:1:20: version-fallback: true or false must stand here, not a value of type string");
     assert_snapshot!(mistake("listen = [\n  '127.0.0.1:5300',\n  'localhost'\n]"), @r#"svcdns.toml:3:3: listen: "localhost" is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"#);
-    assert_snapshot!(mistake("listen = []"), @"svcdns.toml:1:1: listen: there is no address to listen on: name one, for example --listen 127.0.0.1:5300");
+    assert_snapshot!(mistake("listen = []"), @"svcdns.toml:1:1: listen: no address to listen on: add one, for example --listen 127.0.0.1:5300");
     assert_snapshot!(mistake("listen = [53]"), @"svcdns.toml:1:11: listen: a list of texts must stand here, not a value of type integer");
-    assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"svcdns.toml:1:11: listen: 0.0.0.0:53 can be reached from other machines, and no access rule says which of them may ask: add the networks that may, for example --allow 192.168.0.0/16, or listen on a loopback address such as 127.0.0.1:53");
+    assert_snapshot!(mistake("listen = ['0.0.0.0:53']"), @"svcdns.toml:1:11: listen: 0.0.0.0:53 is reachable from other machines, but no access rule says which of them may query: add their networks, for example --allow 192.168.0.0/16, or listen on a loopback address such as 127.0.0.1:53");
     assert_snapshot!(mistake("admin-listen = '0.0.0.0:80'"), @"svcdns.toml:1:16: admin-listen: 0.0.0.0:80 can be reached from other machines, and this interface asks nobody who they are: name a loopback address");
     assert_snapshot!(mistake("zone = []"), @r#"svcdns.toml:1:1: zone: there is no zone to serve: name at least one, such as "svc""#);
     assert_snapshot!(mistake("zone = ['a', 'sv c']"), @r#"svcdns.toml:1:14: zone: the zone "sv c" may hold only a-z, 0-9, '-', '_' and dots"#);
@@ -346,11 +346,11 @@ fn encrypted_listeners() {
     assert_eq!(texts(&encrypted.quic), ["[::]:853"]);
     assert_eq!(encrypted.certificate.unwrap().key, PathBuf::from("k.pem"));
     let without = load("", &[], &Flags::default()).unwrap().server().encrypted;
-    assert_eq!(without, Encrypted::default());
+    assert_eq!(without, EncryptedSettings::default());
 
     assert_snapshot!(mistake("[tls]\nlisten = ['dns.example']"), @r#"svcdns.toml:2:11: tls.listen: "dns.example" is not an address, with or without a port, such as 192.0.2.1 or [::1]:8853"#);
-    assert_snapshot!(mistake("[tls]\nlisten = ['127.0.0.1']"), @"svcdns.toml:2:11: listen: 127.0.0.1:853 is for encrypted connections, which need a certificate: name its file with --tls-cert-file and that of its key with --tls-key-file");
+    assert_snapshot!(mistake("[tls]\nlisten = ['127.0.0.1']"), @"svcdns.toml:2:11: listen: 127.0.0.1:853 is an encrypted listener, which needs a certificate: set --tls-cert-file and --tls-key-file");
     assert_snapshot!(mistake("[tls]\nlisten = ['127.0.0.1']\ncert-file = 'c.pem'"), @"svcdns.toml:3:13: tls.cert-file: a certificate and its key belong together: name tls.key-file, too");
-    assert_snapshot!(mistake(&format!("[tls]\nquic-listen = ['192.0.2.1']\n{pair}")), @"svcdns.toml:2:16: listen: 192.0.2.1:853 can be reached from other machines, and no access rule says which of them may ask: add the networks that may, for example --allow 192.0.2.0/24, or listen on a loopback address such as 127.0.0.1:853");
-    assert_snapshot!(mistake(&format!("listen = ['127.0.0.1:53']\n[tls]\nlisten = ['127.0.0.1:53']\n{pair}")), @"svcdns.toml:3:11: listen: 127.0.0.1:53 is named both for plain and for encrypted connections: each needs a port of its own");
+    assert_snapshot!(mistake(&format!("[tls]\nquic-listen = ['192.0.2.1']\n{pair}")), @"svcdns.toml:2:16: listen: 192.0.2.1:853 is reachable from other machines, but no access rule says which of them may query: add their networks, for example --allow 192.0.2.0/24, or listen on a loopback address such as 127.0.0.1:853");
+    assert_snapshot!(mistake(&format!("listen = ['127.0.0.1:53']\n[tls]\nlisten = ['127.0.0.1:53']\n{pair}")), @"svcdns.toml:3:11: listen: 127.0.0.1:53 is set for both plain and encrypted DNS: each needs its own port");
 }

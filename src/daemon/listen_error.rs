@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(holder.process, std::process::id());
         assert_eq!(
             error.to_string(),
-            format!("cannot listen on {address} (UDP): the port is taken by {holder}; stop that, or choose another port with --listen")
+            format!("cannot listen on {address} (UDP): the port is in use by {holder}; stop it, or choose another port with --listen")
         );
     }
 }

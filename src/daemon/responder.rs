@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::answer::{Lookahead, Answerer, Disposition};
-use crate::server::{Client, Request, Respond, Response};
+use crate::answer::{AnswerOutcome, Answerer, Lookahead};
+use crate::server::{Client, Disposition, Request, Respond};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
 
@@ -27,29 +27,29 @@ impl Respond for Responder {
         Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
     }
 
-    type Ahead = Lookahead;
+    type Lookahead = Lookahead;
 
     fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Lookahead {
         self.answerer.look_ahead(requests)
     }
 
-    fn respond(&self, request: Request<'_>, ahead: &Lookahead, out: &mut Vec<u8>) -> Response {
-        let Request { octets, number, client, now, draw } = request;
+    fn respond(&self, request: Request<'_>, ahead: &Lookahead, out: &mut Vec<u8>) -> Disposition {
+        let Request { message, index, client, now, random } = request;
         let transport = Transport::from(client.transport);
-        let parsed = Query::parse(octets);
+        let parsed = Query::parse(message);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
             && lane.passes(query)
         {
-            return Response::Later;
+            return Disposition::Deferred;
         }
-        match (self.answerer.respond(&parsed, (ahead, number), transport, draw, out), &parsed, &self.lane) {
-            (Disposition::Silent, ..) => Response::Silent,
-            (Disposition::Forward, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Response::Later,
-            (Disposition::Forward | Disposition::Answered, ..) => Response::Ready,
+        match (self.answerer.respond(&parsed, (ahead, index), transport, random, out), &parsed, &self.lane) {
+            (AnswerOutcome::Silent, ..) => Disposition::Silent,
+            (AnswerOutcome::Forward, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Disposition::Deferred,
+            (AnswerOutcome::Forward | AnswerOutcome::Answered, ..) => Disposition::Ready,
         }
     }
 
-    async fn later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+    async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         self.lane.as_ref()?.resolve(request, client.transport.into()).await
     }
 

@@ -1,10 +1,10 @@
-//! Who may ask: loopback, and the networks a person has named.
+//! Access control: which sources may query.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// The rule for sources, made once from the settings.
+/// Access list for client addresses.
 #[derive(Clone, Debug)]
 pub struct Access {
     loopback: bool,
@@ -12,25 +12,30 @@ pub struct Access {
 }
 
 impl Access {
-    /// Loopback, and the sources in `networks`.
+    /// Allows loopback and `networks`.
     pub fn new(networks: &[IpNet]) -> Self {
         Self { loopback: true, networks: networks.iter().copied().map(canonical).collect() }
     }
 
-    /// The same rule, but loopback has access only where a network says so.
+    /// Returns the same list without the implicit entry for loopback.
     #[must_use]
     pub fn without_loopback(self) -> Self {
         Self { loopback: false, ..self }
     }
 
-    /// Whether `source` may ask. An IPv4 address written as an IPv6 one (`::ffff:10.0.0.1`) is the IPv4 address.
+    /// Returns whether `source` has access.
+    ///
+    /// An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) counts as the IPv4 address.
     pub fn allows(&self, source: IpAddr) -> bool {
         let source = source.to_canonical();
-        (self.loopback && source.is_loopback()) || self.networks.iter().any(|network| network.contains(&source))
+        (self.loopback && source.is_loopback())
+            || self.networks.iter().any(|network| network.contains(&source))
     }
 }
 
-/// A network of mapped addresses (`::ffff:10.0.0.0/104`) as the IPv4 network it is, since sources are compared in that form.
+/// Turns a network of IPv4-mapped addresses into an IPv4 network.
+///
+/// For example, `::ffff:10.0.0.0/104` becomes `10.0.0.0/8`.
 fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     match (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
@@ -63,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_can_be_put_under_the_rules() {
+    fn loopback_access_can_require_a_rule() {
         let access = access(&["127.0.0.2/32"]).without_loopback();
         assert!(allows(&access, "127.0.0.2"));
         assert!(!allows(&access, "127.0.0.1"));
@@ -71,9 +76,11 @@ mod tests {
     }
 
     #[test]
-    fn networks_admit_their_members_in_either_spelling() {
+    fn networks_match_ipv4_mapped_addresses_too() {
         let access = access(&["10.1.0.0/16", "fd00:1::/32", "::ffff:192.168.0.0/112"]);
-        for source in ["10.1.255.255", "::ffff:10.1.0.1", "fd00:1::9", "192.168.3.4", "::ffff:192.168.3.4"] {
+        for source in
+            ["10.1.255.255", "::ffff:10.1.0.1", "fd00:1::9", "192.168.3.4", "::ffff:192.168.3.4"]
+        {
             assert!(allows(&access, source), "{source}");
         }
         for source in ["10.2.0.0", "::ffff:10.2.0.1", "fd00:2::9", "192.169.0.0"] {
@@ -82,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_is_one_network_a_family() {
+    fn a_default_route_network_allows_one_family_only() {
         let access = access(&["0.0.0.0/0"]);
         assert!(allows(&access, "203.0.113.9"));
         assert!(!allows(&access, "2001:db8::1"));

@@ -1,4 +1,4 @@
-//! How many connections may be open: in all, by source, and by sources that are only turned away.
+//! Limits open connections: in total, per source, and for sources without access.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,80 +6,95 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Counters, Limits, StreamKind};
 
-/// The connections that are open now, over all listening addresses and kinds of connections.
+/// The open connections of all listening addresses and kinds.
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: Limits,
     counters: Arc<Counters>,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
 }
 
+/// Numbers of open connections.
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     total: usize,
-    strangers: usize,
+    /// Connections of sources without access.
+    denied: usize,
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// One connection's place; free again when dropped.
+/// Admission of one connection, returned on drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionPermit {
     admission: Arc<Admission>,
     kind: StreamKind,
     source: IpAddr,
-    stranger: bool,
+    denied: bool,
 }
 
 impl Admission {
+    /// Returns an admission control without open connections.
     pub(super) fn new(limits: Limits, counters: Arc<Counters>) -> Self {
         Self { limits, counters, open: Mutex::default() }
     }
 
-    /// Whether so many places are taken that a source should prove that it is where it says before it gets one.
+    /// Returns whether half of the connection limit is used.
+    ///
+    /// From then on, a QUIC client must validate its address first.
     pub(super) fn is_busy(&self) -> bool {
-        self.open().total >= self.limits.connections / 2
+        self.lock().total >= self.limits.connections / 2
     }
 
-    /// A place for a connection from `source`; a `stranger` has no access and stays only for its refusal. None when a
-    /// limit is reached.
-    pub(super) fn admit(self: &Arc<Self>, kind: StreamKind, source: IpAddr, stranger: bool) -> Option<Place> {
+    /// Admits a connection from `source`, or returns `None` if a limit is reached.
+    ///
+    /// A `denied` source has no access; its connection stays open only for the refusal.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        kind: StreamKind,
+        source: IpAddr,
+        denied: bool,
+    ) -> Option<ConnectionPermit> {
         let source = source.to_canonical();
-        let by_source_limit =
-            if source.is_loopback() { self.limits.connections_per_loopback_source } else { self.limits.connections_per_source };
-        let mut open = self.open();
+        let by_source_limit = if source.is_loopback() {
+            self.limits.connections_per_loopback_source
+        } else {
+            self.limits.connections_per_source
+        };
+        let mut open = self.lock();
         let by_source = open.by_source.get(&source).copied().unwrap_or_default();
         let full = open.total >= self.limits.connections
             || by_source >= by_source_limit
-            || (stranger && open.strangers >= self.limits.connections_without_access);
+            || (denied && open.denied >= self.limits.connections_without_access);
         if full {
             self.counters.of(kind).rejected.increment();
             return None;
         }
         open.total += 1;
-        open.strangers += usize::from(stranger);
+        open.denied += usize::from(denied);
         open.by_source.insert(source, by_source + 1);
         drop(open);
         self.counters.of(kind).connections.increment();
         self.counters.of(kind).open.increment();
-        Some(Place { admission: Arc::clone(self), kind, source, stranger })
+        Some(ConnectionPermit { admission: Arc::clone(self), kind, source, denied })
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    /// Locks the numbers; they stay valid if a thread panicked.
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let Self { admission, kind, source, stranger } = self;
+        let Self { admission, kind, source, denied } = self;
         if std::thread::panicking() {
             admission.counters.panics.increment();
         }
         admission.counters.of(*kind).open.decrement();
-        let mut open = admission.open();
+        let mut open = admission.lock();
         open.total = open.total.saturating_sub(1);
-        open.strangers = open.strangers.saturating_sub(usize::from(*stranger));
-        // Sources that have gone leave nothing behind, else the map would grow with every address ever seen.
+        open.denied = open.denied.saturating_sub(usize::from(*denied));
+        // Remove a source without connections, else the map grows with every address ever seen.
         match open.by_source.get_mut(source) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
@@ -109,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn each_source_has_its_share() {
+    fn each_source_has_its_own_limit() {
         let admission = admission(100);
         let source = address("10.0.0.1");
         let first = admission.admit(StreamKind::Tcp, source, false).unwrap();
@@ -122,22 +137,29 @@ mod tests {
     }
 
     #[test]
-    fn loopback_has_a_larger_share() {
+    fn loopback_sources_have_a_higher_limit() {
         let admission = admission(100);
-        let held: Vec<_> = std::iter::from_fn(|| admission.admit(StreamKind::Tcp, address("127.0.0.1"), false)).take(50).collect();
+        let held: Vec<_> =
+            std::iter::from_fn(|| admission.admit(StreamKind::Tcp, address("127.0.0.1"), false))
+                .take(50)
+                .collect();
         assert_eq!(held.len(), 3);
     }
 
     #[test]
-    fn the_total_holds_over_all_sources() {
+    fn the_total_limit_covers_all_sources() {
         let admission = admission(4);
-        let held: Vec<_> = (0..9).filter_map(|host| admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)).collect();
+        let held: Vec<_> = (0..9)
+            .filter_map(|host| {
+                admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)
+            })
+            .collect();
         assert_eq!(held.len(), 4);
         assert_eq!(admission.counters.tcp.open.get(), 4);
     }
 
     #[test]
-    fn the_limits_hold_over_all_kinds_together() {
+    fn limits_are_shared_by_all_kinds_of_connections() {
         let admission = admission(4);
         let source = address("10.0.0.1");
         let _tcp = admission.admit(StreamKind::Tcp, source, false).unwrap();
@@ -147,25 +169,32 @@ mod tests {
         assert!(admission.admit(StreamKind::Quic, source, false).is_none());
         let counters = &admission.counters;
         assert_eq!(
-            [&counters.tcp, &counters.tls, &counters.quic].map(|kind| (kind.open.get(), kind.rejected.get())),
+            [&counters.tcp, &counters.tls, &counters.quic]
+                .map(|kind| (kind.open.get(), kind.rejected.get())),
             [(1, 0), (1, 0), (0, 1)]
         );
     }
 
     #[test]
-    fn strangers_cannot_take_the_places_of_others() {
+    fn sources_without_access_have_a_limit_of_their_own() {
         let admission = admission(100);
-        let _stranger = admission.admit(StreamKind::Tcp, address("10.0.0.1"), true).unwrap();
+        let _denied = admission.admit(StreamKind::Tcp, address("10.0.0.1"), true).unwrap();
         assert!(admission.admit(StreamKind::Tcp, address("10.0.0.2"), true).is_none());
         assert!(admission.admit(StreamKind::Tcp, address("10.0.0.2"), false).is_some());
     }
 
     #[test]
-    fn nothing_is_kept_of_a_source_that_has_gone() {
+    fn closed_connections_leave_no_state_behind() {
         let admission = admission(100);
-        drop((0..50).filter_map(|host| admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)).collect::<Vec<_>>());
-        let open = admission.open();
-        assert_eq!((open.total, open.strangers, open.by_source.len()), (0, 0, 0));
+        drop(
+            (0..50)
+                .filter_map(|host| {
+                    admission.admit(StreamKind::Tcp, address(&format!("10.0.0.{host}")), false)
+                })
+                .collect::<Vec<_>>(),
+        );
+        let open = admission.lock();
+        assert_eq!((open.total, open.denied, open.by_source.len()), (0, 0, 0));
         assert_eq!(admission.counters.tcp.open.get(), 0);
     }
 }

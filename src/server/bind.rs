@@ -1,4 +1,4 @@
-//! Opens the sockets of all addresses, before anything is served.
+//! Binds the sockets of all addresses before the server starts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use super::bind_error::LISTEN;
 use super::encrypted::EncryptedSockets;
 use super::query_log::QueryLog;
 use super::sink::Tap;
-use super::sockets::{PlainEndpoint, canonical, workers_beside};
+use super::sockets::{PlainEndpoint, canonical, worker_count};
 use super::{Access, BindError, Counters, Limits, Settings, interfaces};
 use crate::wire::Transport;
 
-/// How often a free TCP port is tried whose UDP port is taken.
-const ATTEMPTS: usize = 16;
+/// Attempts to find a port that is free for both TCP and UDP.
+const MAX_PORT_ATTEMPTS: usize = 16;
 
-/// Sockets that are open and wait to be served.
+/// Bound sockets, ready to be served.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) endpoints: Vec<PlainEndpoint>,
-    /// The unspecified addresses among those listened on, ports resolved.
+    /// Unspecified addresses to follow, with resolved ports.
     pub(super) wildcards: Vec<SocketAddr>,
     pub(super) encrypted: Option<EncryptedSockets>,
     pub(super) access: Access,
@@ -30,57 +30,77 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// The addresses that are listened on at the start, ports resolved, each for UDP and TCP.
+    /// Returns the addresses for plain DNS bound at startup, with resolved ports.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
 
-    /// The addresses of DNS over TLS, ports resolved.
+    /// Returns the addresses for DNS over TLS, with resolved ports.
     pub fn tls_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted.iter().flat_map(|encrypted| &encrypted.tls).map(|(address, _)| *address).collect()
+        self.encrypted
+            .iter()
+            .flat_map(|encrypted| &encrypted.tls)
+            .map(|(address, _)| *address)
+            .collect()
     }
 
-    /// The addresses of DNS over QUIC, ports resolved.
+    /// Returns the addresses for DNS over QUIC, with resolved ports.
     pub fn quic_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted.iter().flat_map(|encrypted| &encrypted.quic).map(|(address, _)| *address).collect()
+        self.encrypted
+            .iter()
+            .flat_map(|encrypted| &encrypted.quic)
+            .map(|(address, _)| *address)
+            .collect()
     }
 
-    /// What is counted, from now until the server has ended.
+    /// Returns the counters, which live until the server has ended.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 }
 
-/// Opens UDP and TCP on every address of `settings`, both on the same port. Needs no runtime.
+/// Binds UDP and TCP on every address of `settings`. Needs no runtime.
 ///
-/// An unspecified address becomes one pair of sockets for each address the machine has now: an answer has to come from
-/// the address that was asked, which one socket for all cannot promise. Addresses that come and go later are followed once
-/// it is served.
+/// UDP and TCP of an address share a port. An unspecified address becomes one pair of sockets per
+/// current address of the machine: a response must come from the queried address. [`Bound::serve`]
+/// follows later address changes.
 ///
 /// # Errors
-/// When the settings cannot be served, or a socket cannot be opened; none stays open then.
+/// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
     let wanted = settings.limits.udp_workers;
-    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
+    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
+        (Vec::new(), Vec::new());
     for &listen in &settings.listen {
         let listen = canonical(listen);
-        // `0.0.0.0:53` and `127.0.0.1:53` together name one address twice.
-        let bound = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
+        // `0.0.0.0:53` and `127.0.0.1:53` together cover one address twice.
+        let bound =
+            |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
         if listen.ip().is_unspecified() {
-            let addresses =
-                interfaces::addresses_for(listen).map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
-            let addresses: Vec<_> = addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(&addresses, |more| workers(&endpoints, more, wanted), true)?;
-            if group.is_empty() && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port()) {
+            let addresses = interfaces::local_addresses(listen)
+                .map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
+            let addresses: Vec<_> =
+                addresses.into_iter().filter(|address| !bound(address)).collect();
+            let group =
+                open_group(&addresses, |group| workers_for_next(&endpoints, group, wanted), true)?;
+            if group.is_empty()
+                && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port())
+            {
                 return Err(BindError::NoSuchAddress { address: listen });
             }
-            info!(listen = %listen, addresses = group.len(), "listening on each address the machine has, now and later");
-            let port = group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
+            info!(
+                %listen,
+                addresses = group.len(),
+                "listening on every address of the machine, current and future"
+            );
+            let port =
+                group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
             wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {
-            let group = open_group(&[listen], |more| workers(&endpoints, more, wanted), false)?;
+            let group =
+                open_group(&[listen], |group| workers_for_next(&endpoints, group, wanted), false)?;
             endpoints.extend(group);
         }
     }
@@ -96,13 +116,15 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     })
 }
 
-/// How many threads the next address gets for UDP, beside those that are there.
-fn workers(endpoints: &[PlainEndpoint], more: &[PlainEndpoint], wanted: usize) -> usize {
-    workers_beside(endpoints.iter().chain(more).map(|endpoint| endpoint.udp.len()).sum(), wanted)
+/// Returns the UDP workers of the next address, given those already open.
+fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
+    worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
 }
 
-/// Opens all `addresses` (of one port) on one port; where that is 0, on one that is free on all of them for TCP and UDP.
-/// With `skip_absent`, addresses that cannot be used yet (an IPv6 address still being checked) are left out with a warning.
+/// Opens `addresses`, which have one port; port 0 becomes one that is free on all.
+///
+/// With `skip_absent`, an address that is not usable yet (IPv6 duplicate address detection) is
+/// skipped with a warning.
 fn open_group(
     addresses: &[SocketAddr],
     workers: impl Fn(&[PlainEndpoint]) -> usize,
@@ -112,12 +134,18 @@ fn open_group(
     loop {
         let result = try_group(addresses, &workers, skip_absent);
         match &result {
-            Err(BindError::InUse(_)) if attempt < ATTEMPTS && addresses.iter().any(|address| address.port() == 0) => attempt += 1,
+            Err(BindError::InUse(_))
+                if attempt < MAX_PORT_ATTEMPTS
+                    && addresses.iter().any(|address| address.port() == 0) =>
+            {
+                attempt += 1;
+            }
             _ => return result,
         }
     }
 }
 
+/// Opens all addresses once; the first failure closes them all.
 fn try_group(
     addresses: &[SocketAddr],
     workers: &impl Fn(&[PlainEndpoint]) -> usize,
@@ -133,7 +161,7 @@ fn try_group(
         {
             Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),
             Err(BindError::NoSuchAddress { address }) if skip_absent => {
-                warn!(%address, "not listening on an address that cannot be used at the moment");
+                warn!(%address, "skipping an address that is not usable yet");
             }
             Err(error) => return Err(error),
         }
@@ -150,7 +178,10 @@ mod tests {
     use std::net::UdpSocket;
 
     fn listening(addresses: &[&str]) -> Settings {
-        Settings { listen: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..Settings::default() }
+        Settings {
+            listen: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..Settings::default()
+        }
     }
 
     #[test]
@@ -161,23 +192,35 @@ mod tests {
         for endpoint in &bound.endpoints {
             assert_ne!(endpoint.address.port(), 0);
             assert_eq!(endpoint.udp.len(), Settings::default().limits.udp_workers);
-            assert!(endpoint.udp.iter().all(|socket| socket.local_addr().unwrap() == endpoint.address));
+            assert!(
+                endpoint.udp.iter().all(|socket| socket.local_addr().unwrap() == endpoint.address)
+            );
             assert_eq!(endpoint.tcp.local_addr().unwrap(), endpoint.address);
         }
     }
 
     #[test]
-    fn the_unspecified_address_becomes_every_address_on_one_port() {
-        let settings = Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], ..listening(&["0.0.0.0:0"]) };
+    fn unspecified_addresses_expand_to_all_addresses_on_one_port() {
+        let settings =
+            Settings { allow: vec!["127.0.0.0/8".parse().unwrap()], ..listening(&["0.0.0.0:0"]) };
         let bound = bind(&settings).unwrap();
         let port = bound.addresses()[0].port();
-        assert!(bound.addresses().contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{:?}", bound.addresses());
-        assert!(bound.addresses().iter().all(|address| address.port() == port && !address.ip().is_unspecified()));
+        assert!(
+            bound.addresses().contains(&SocketAddr::from(([127, 0, 0, 1], port))),
+            "{:?}",
+            bound.addresses()
+        );
+        assert!(
+            bound
+                .addresses()
+                .iter()
+                .all(|address| address.port() == port && !address.ip().is_unspecified())
+        );
     }
 
     #[test]
-    fn an_address_named_twice_is_opened_once() {
-        // An address of its own: no other test takes the port in between.
+    fn a_repeated_address_is_bound_once() {
+        // A loopback address that no other test uses, so that the port stays free.
         let port = bind(&listening(&["127.77.4.1:0"])).unwrap().addresses()[0].port();
         let address = format!("127.77.4.1:{port}");
 
@@ -186,39 +229,50 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_reported_with_its_address_and_transport() {
+    fn a_port_in_use_is_reported_with_address_and_transport() {
         let taken = bind(&listening(&["127.0.0.1:0"])).unwrap();
         let address = taken.addresses()[0];
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
-        assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Tcp, .. })), "{error:?}");
+        assert!(
+            matches!(error, BindError::InUse(PortTaken { transport: Transport::Tcp, .. })),
+            "{error:?}"
+        );
         assert_eq!(
             error.to_string(),
             format!(
-                "cannot listen on {address} (TCP): the port is taken by another process; stop that, or choose another port with --listen"
+                "cannot listen on {address} (TCP): the port is in use by another process; \
+                 stop it, or choose another port with --listen"
             )
         );
 
-        // An address of its own: no connection of another test has the same number as its TCP port.
+        // A loopback address that no other test uses, so that the TCP port is free.
         let udp = UdpSocket::bind("127.77.6.1:0").unwrap();
         let address = udp.local_addr().unwrap();
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
-        assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })), "{error:?}");
+        assert!(
+            matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })),
+            "{error:?}"
+        );
     }
 
     #[test]
-    fn a_port_is_shared_with_no_other_program_by_accident() {
+    fn no_other_program_can_share_a_port() {
         let shares = |address: SocketAddr| {
             let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
             socket.set_reuse_port(true).unwrap();
             socket.bind(&address.into()).map(|()| socket)
         };
-        // An address of its own, as above.
+        // A loopback address that no other test uses.
         let other = shares("127.77.8.1:0".parse().unwrap()).unwrap();
         let address = other.local_addr().unwrap().as_socket().unwrap();
         for workers in [1, 3] {
             let limits = Limits { udp_workers: workers, ..Limits::default() };
-            let error = bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
-            assert!(matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })), "{error:?}");
+            let error =
+                bind(&Settings { limits, ..listening(&[&address.to_string()]) }).unwrap_err();
+            assert!(
+                matches!(error, BindError::InUse(PortTaken { transport: Transport::Udp, .. })),
+                "{error:?}"
+            );
         }
         drop(other);
         let limits = Limits { udp_workers: 3, ..Limits::default() };
@@ -229,14 +283,20 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_machine_is_said_to_be_absent() {
-        let settings = Settings { allow: vec!["198.51.100.0/24".parse().unwrap()], ..listening(&["198.51.100.7:0"]) };
+    fn an_address_of_another_machine_cannot_be_bound() {
+        let settings = Settings {
+            allow: vec!["198.51.100.0/24".parse().unwrap()],
+            ..listening(&["198.51.100.7:0"])
+        };
         let error = bind(&settings).unwrap_err();
         assert!(matches!(error, BindError::NoSuchAddress { .. }), "{error:?}");
     }
 
     #[test]
-    fn exposed_addresses_are_not_opened() {
-        assert!(matches!(bind(&listening(&["0.0.0.0:0"])), Err(BindError::Settings(SettingsError::Exposed { .. }))));
+    fn exposed_addresses_are_not_bound() {
+        assert!(matches!(
+            bind(&listening(&["0.0.0.0:0"])),
+            Err(BindError::Settings(SettingsError::Exposed { .. }))
+        ));
     }
 }

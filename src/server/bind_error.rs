@@ -1,4 +1,4 @@
-//! Why an address cannot be listened on, in words and with what to do.
+//! Errors of binding a listening address, with advice.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -7,69 +7,74 @@ use std::net::SocketAddr;
 use super::{CertificateError, SettingsError};
 use crate::wire::Transport;
 
-/// Why an address cannot be listened on.
+/// Why an address cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The settings themselves.
+    /// The settings are invalid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The certificate of the encrypted listeners.
-    #[error("no encrypted connections without a certificate")]
+    /// The certificate of the encrypted listeners is unusable.
+    #[error("cannot load the certificate of the encrypted listeners")]
     Certificate(#[from] CertificateError),
-    /// Somebody else has the port.
+    /// Another process uses the port.
     #[error(transparent)]
     InUse(PortTaken),
-    /// A port below 1024, without the right to it.
+    /// The port is below 1024 and the process lacks the permission.
     #[error(
-        "cannot listen on {address}: ports below 1024 need a permission; give it with `sudo setcap cap_net_bind_service=+ep` and the path \
-         of svcdns, or with AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024 on, such as {flag} {example}"
+        "cannot listen on {address}: ports below 1024 need a permission; grant it with \
+         `sudo setcap cap_net_bind_service=+ep` and the path of svcdns, or with \
+         AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or choose a port from 1024, \
+         such as {flag} {example}"
     )]
     NotPermitted {
-        /// The address.
+        /// Address to listen on.
         address: SocketAddr,
-        /// The flag that named it.
+        /// Flag that sets the address.
         flag: &'static str,
         /// An address that needs no permission.
         example: SocketAddr,
     },
     /// No interface has the address.
-    #[error("cannot listen on {address}: this machine has no such address at the moment")]
+    #[error("cannot listen on {address}: no interface has this address")]
     NoSuchAddress {
-        /// The address.
+        /// Address to listen on.
         address: SocketAddr,
     },
-    /// Anything else the system said.
+    /// Any other system error.
     #[error("cannot listen on {address} ({}): {source}", .transport.name())]
     System {
-        /// The address.
+        /// Address to listen on.
         address: SocketAddr,
-        /// Whether for UDP or TCP.
+        /// Transport of the socket.
         transport: Transport,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
 }
 
-/// A port that another process has.
+/// A port that another process uses.
 ///
-/// The server does not look for that process. A caller that does puts it into the message with
+/// The server does not look for that process. A caller that does adds it to the message with
 /// [`Self::by`].
 #[derive(Debug, thiserror::Error)]
 pub struct PortTaken {
-    /// The address.
+    /// Address to listen on.
     pub address: SocketAddr,
-    /// Whether its UDP or its TCP port.
+    /// Transport of the socket.
     pub transport: Transport,
-    /// The flag that named the address.
+    /// Flag that sets the address.
     pub flag: &'static str,
 }
 
 impl PortTaken {
-    /// The message, with who has the port.
+    /// Returns the message with a description of the process that uses the port.
     pub fn by(&self, holder: impl fmt::Display) -> String {
         let Self { address, transport, flag } = self;
         let transport = transport.name();
-        format!("cannot listen on {address} ({transport}): the port is taken by {holder}; stop that, or choose another port with {flag}")
+        format!(
+            "cannot listen on {address} ({transport}): the port is in use by {holder}; \
+             stop it, or choose another port with {flag}"
+        )
     }
 }
 
@@ -79,29 +84,41 @@ impl fmt::Display for PortTaken {
     }
 }
 
-/// How an address was named, for what to do about it.
+/// A listen flag, for the advice in error messages.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Named {
-    /// The flag.
-    flag: &'static str,
+pub(super) struct ListenFlag {
+    /// Name of the flag.
+    name: &'static str,
     /// A port that needs no permission.
-    port: u16,
+    example_port: u16,
 }
 
-/// Plain DNS.
-pub(super) static LISTEN: Named = Named { flag: "--listen", port: 5300 };
-/// DNS over TLS.
-pub(super) static LISTEN_TLS: Named = Named { flag: "--tls-listen", port: 8853 };
-/// DNS over QUIC.
-pub(super) static LISTEN_QUIC: Named = Named { flag: "--tls-quic-listen", port: 8853 };
+/// Flag for plain DNS.
+pub(super) static LISTEN: ListenFlag = ListenFlag { name: "--listen", example_port: 5300 };
+/// Flag for DNS over TLS.
+pub(super) static LISTEN_TLS: ListenFlag = ListenFlag { name: "--tls-listen", example_port: 8853 };
+/// Flag for DNS over QUIC.
+pub(super) static LISTEN_QUIC: ListenFlag =
+    ListenFlag { name: "--tls-quic-listen", example_port: 8853 };
 
 impl BindError {
-    /// What the system said, in words and with what to do.
-    pub(super) fn explain(transport: Transport, named: &'static Named, address: SocketAddr, error: io::Error) -> Self {
+    /// Turns a system error into one with advice.
+    pub(super) fn explain(
+        transport: Transport,
+        listen_flag: &'static ListenFlag,
+        address: SocketAddr,
+        error: io::Error,
+    ) -> Self {
         match error.kind() {
-            ErrorKind::AddrInUse => Self::InUse(PortTaken { address, transport, flag: named.flag }),
+            ErrorKind::AddrInUse => {
+                Self::InUse(PortTaken { address, transport, flag: listen_flag.name })
+            }
             ErrorKind::PermissionDenied if (1..1024).contains(&address.port()) => {
-                Self::NotPermitted { address, flag: named.flag, example: SocketAddr::new(address.ip(), named.port) }
+                Self::NotPermitted {
+                    address,
+                    flag: listen_flag.name,
+                    example: SocketAddr::new(address.ip(), listen_flag.example_port),
+                }
             }
             ErrorKind::AddrNotAvailable => Self::NoSuchAddress { address },
             _ => Self::System { address, transport, source: error },
@@ -114,11 +131,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_low_port_without_the_right_to_it_says_how_to_get_it() {
+    fn low_ports_without_permission_come_with_advice() {
         let address = "127.0.0.1:53".parse().unwrap();
-        let message = BindError::explain(Transport::Tcp, &LISTEN, address, ErrorKind::PermissionDenied.into()).to_string();
-        assert!(message.contains("127.0.0.1:53") && message.contains("setcap") && message.contains("127.0.0.1:5300"), "{message}");
-        let other = BindError::explain(Transport::Tcp, &LISTEN, "127.0.0.1:5300".parse().unwrap(), ErrorKind::PermissionDenied.into());
+        let message = BindError::explain(
+            Transport::Tcp,
+            &LISTEN,
+            address,
+            ErrorKind::PermissionDenied.into(),
+        )
+        .to_string();
+        assert!(
+            message.contains("127.0.0.1:53")
+                && message.contains("setcap")
+                && message.contains("127.0.0.1:5300"),
+            "{message}"
+        );
+        let other = BindError::explain(
+            Transport::Tcp,
+            &LISTEN,
+            "127.0.0.1:5300".parse().unwrap(),
+            ErrorKind::PermissionDenied.into(),
+        );
         assert!(matches!(other, BindError::System { .. }), "{other:?}");
     }
 }

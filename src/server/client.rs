@@ -1,44 +1,44 @@
-//! The client of a query: what the server knows of a query besides its bytes.
+//! The client of a query: all that the server knows besides the message.
 
 use std::net::SocketAddr;
 
 use crate::wire::Transport;
 
-/// The client of a query, the address it asked, and the transport it used.
+/// Client address, destination address and transport of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// The client's address.
+    /// Address of the client.
     pub source: SocketAddr,
-    /// The address of ours that the query came to.
+    /// Address of this server that received the query.
     pub destination: SocketAddr,
-    /// How the query came.
+    /// Transport of the query.
     pub transport: DnsTransport,
 }
 
-/// The transport of a query, with connections told apart by kind.
+/// Transport of a query, with the kinds of streams told apart.
 ///
-/// [`Transport`] is the coarser view that decides how large a response may be.
+/// [`Transport`] is the coarser view, which decides the size of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DnsTransport {
-    /// One datagram (RFC 1035 section 4.2.1).
+    /// A datagram (RFC 1035 section 4.2.1).
     Udp,
     /// A message on a connection.
     Stream(StreamKind),
 }
 
-/// A kind of connection.
+/// Kind of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamKind {
     /// Plain TCP (RFC 7766).
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls,
-    /// DNS over QUIC (RFC 9250), with a QUIC stream for each query.
+    /// DNS over QUIC (RFC 9250), with one QUIC stream per query.
     Quic,
 }
 
 impl DnsTransport {
-    /// Its name, for people.
+    /// Returns the display name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Udp => Transport::Udp.name(),
@@ -48,7 +48,7 @@ impl DnsTransport {
 }
 
 impl StreamKind {
-    /// Its name, for people.
+    /// Returns the display name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => Transport::Tcp.name(),

@@ -1,74 +1,76 @@
-//! What the server counts.
+//! Counters of the server.
 
 use super::StreamKind;
 use crate::metrics::{Counter, Gauge};
 
-/// Everything the server counts since it was bound. A count never says what was asked or by whom.
+/// Counters since the server was bound.
+///
+/// They contain no names and no client addresses.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Datagrams handed to the responder, refused ones not among them.
+    /// Datagrams with access, handed to the responder.
     pub udp_queries: Counter,
-    /// Answers handed to the kernel over UDP, refusals among them.
-    pub udp_answers: Counter,
-    /// Datagrams from a source without access.
+    /// Responses handed to the kernel, REFUSED included.
+    pub udp_responses: Counter,
+    /// Datagrams from sources without access.
     pub udp_refused: Counter,
-    /// Datagrams dropped unread: from port 0 or from one of our own addresses.
+    /// Datagrams dropped unparsed: from port 0 or from one of our own addresses.
     pub udp_implausible: Counter,
-    /// Answers dropped because the socket's send buffer stayed full.
+    /// Responses dropped because the send buffer stayed full.
     pub udp_dropped: Counter,
-    /// Answers that would have to be waited for, and were SERVFAIL because too many others were waited for.
+    /// Queries answered SERVFAIL because too many responses were deferred.
     pub udp_overloads: Counter,
-    /// Answers over UDP given up because they took too long to make.
-    pub udp_answer_timeouts: Counter,
-    /// Answers the kernel would not send (no route, firewall …).
+    /// Deferred responses that missed the response timeout.
+    pub udp_response_timeouts: Counter,
+    /// Responses that the kernel refused to send (no route, firewall, …).
     pub udp_send_errors: Counter,
-    /// Errors reported while receiving; the loop goes on after each.
+    /// Receive errors; the worker continues after each.
     pub udp_receive_errors: Counter,
-    /// Plain TCP.
+    /// Counters of plain TCP.
     pub tcp: StreamCounters,
-    /// DNS over TLS.
+    /// Counters of DNS over TLS.
     pub tls: StreamCounters,
-    /// DNS over QUIC.
+    /// Counters of DNS over QUIC.
     pub quic: StreamCounters,
-    /// Attempts at a connection over QUIC that had to show first that they come from where they say.
+    /// QUIC connection attempts that got a Retry packet (RFC 9000 section 8.1.2).
     pub quic_retries: Counter,
-    /// Panics contained. Each one is a bug of ours.
+    /// Caught panics; each one is a bug.
     pub panics: Counter,
 }
 
-/// What is counted of one kind of connection.
+/// Counters of one kind of connection.
 #[derive(Debug, Default)]
 pub struct StreamCounters {
-    /// Messages handed to the responder, refused ones not among them.
+    /// Messages with access, handed to the responder.
     pub queries: Counter,
-    /// Answers handed to the kernel, refusals among them.
-    pub answers: Counter,
-    /// Connections from a source without access.
+    /// Responses handed to the kernel, REFUSED included.
+    pub responses: Counter,
+    /// Connections from sources without access.
     pub refused: Counter,
-    /// Connections that are open now, those included that are still agreeing on their encryption.
+    /// Open connections, including those in the handshake.
     pub open: Gauge,
-    /// Connections admitted.
+    /// Accepted connections.
     pub connections: Counter,
     /// Connections closed at once because a limit was reached.
     pub rejected: Counter,
-    /// Connections whose encryption was not agreed on: in time, or at all.
+    /// Handshakes that failed or timed out.
     pub failed_handshakes: Counter,
-    /// Connections closed because nothing was asked for a while: the ordinary end of many.
+    /// Connections closed because they were idle, which is a normal end.
     pub idle_timeouts: Counter,
-    /// Connections closed because a message that had begun did not arrive in full.
+    /// Connections closed because a message did not arrive completely in time.
     pub message_timeouts: Counter,
-    /// Connections closed because the client did not take its answers.
+    /// Connections closed because the client did not read its responses.
     pub write_timeouts: Counter,
-    /// Answers given up because they took too long to make.
-    pub answer_timeouts: Counter,
-    /// Connections ended by a reset, another error, or a message that cannot be one (empty, cut short).
+    /// Deferred responses that missed the response timeout.
+    pub response_timeouts: Counter,
+    /// Connections ended by a reset, another error, or an empty or truncated message.
     pub broken: Counter,
-    /// Errors reported while accepting; the loop goes on after each.
+    /// Accept errors; the listener continues after each.
     pub accept_errors: Counter,
 }
 
 impl Counters {
-    /// What is counted of connections of this kind.
+    /// Returns the counters of `kind`.
     pub(super) fn of(&self, kind: StreamKind) -> &StreamCounters {
         match kind {
             StreamKind::Tcp => &self.tcp,

@@ -1,4 +1,4 @@
-//! Encrypted listeners, for clients elsewhere: DNS over TLS (RFC 7858) and over QUIC (RFC 9250).
+//! Encrypted listeners: DNS over TLS (RFC 7858) and DNS over QUIC (RFC 9250).
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,17 +11,17 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::bind_error::{LISTEN_QUIC, LISTEN_TLS};
-use super::certificate::{Certificate, Purpose};
+use super::certificate::{Certificate, TlsPurpose};
+use super::context::ServerContext;
 use super::quic::QuicListener;
-use super::serving::Serving;
 use super::sockets::{canonical, open_tcp, open_udp};
-use super::{BindError, Encrypted, Respond, StreamKind, tcp};
+use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
-/// How long the last words to clients over QUIC may take.
-const GOODBYE: Duration = Duration::from_millis(100);
+/// Time limit for telling QUIC clients that the server closes.
+const QUIC_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Encrypted listeners that are open and wait to be served.
+/// Bound sockets for encrypted DNS, ready to be served.
 #[derive(Debug)]
 pub(super) struct EncryptedSockets {
     pub(super) tls: Vec<(SocketAddr, TcpListener)>,
@@ -30,12 +30,16 @@ pub(super) struct EncryptedSockets {
 }
 
 impl EncryptedSockets {
-    /// Reads the certificate and opens the sockets; none where no address is named.
+    /// Loads the certificate and binds the sockets; `None` if there is no address.
     ///
     /// # Errors
-    /// When either fails.
-    pub(super) fn open(settings: &Encrypted) -> Result<Option<Self>, BindError> {
-        let Some(files) = settings.certificate.clone().filter(|_| settings.addresses().next().is_some()) else { return Ok(None) };
+    /// If the certificate cannot be loaded or a socket cannot be bound.
+    pub(super) fn open(settings: &EncryptedSettings) -> Result<Option<Self>, BindError> {
+        let Some(files) =
+            settings.certificate.clone().filter(|_| settings.addresses().next().is_some())
+        else {
+            return Ok(None);
+        };
         let certificate = Arc::new(Certificate::open(files)?);
         let (mut tls, mut quic) = (Vec::new(), Vec::new());
         for address in settings.tls.iter().copied().map(canonical) {
@@ -52,60 +56,79 @@ impl EncryptedSockets {
         Ok(Some(Self { tls, quic, certificate }))
     }
 
-    /// Answers on these sockets from now on.
+    /// Starts the listeners.
     ///
     /// # Errors
-    /// When the runtime does not take a socket, or TLS or QUIC does not take the certificate. No
-    /// socket is served then.
-    pub(super) fn serve<R: Respond>(self, serving: &Arc<Serving<R>>) -> Result<EncryptedListeners, BindError> {
+    /// If the runtime rejects a socket, or TLS or QUIC rejects its configuration. No socket is
+    /// served in that case.
+    pub(super) fn serve<R: Respond>(
+        self,
+        context: &Arc<ServerContext<R>>,
+    ) -> Result<EncryptedListeners, BindError> {
         let Self { tls, quic, certificate } = self;
         let (mut tls_listeners, mut quic_listeners) = (Vec::new(), Vec::new());
         for (address, socket) in tls {
             let failed = |source| BindError::System { address, transport: Transport::Tcp, source };
-            let config = certificate.config(Purpose::Tls).map_err(|error| failed(io::Error::other(error)))?;
+            let config = certificate
+                .config(TlsPurpose::Tls)
+                .map_err(|error| failed(io::Error::other(error)))?;
             let tls = TlsAcceptor::from(Arc::new(config));
-            let listener = tcp::Listener::new(socket, address, Arc::clone(serving), Some(tls)).map_err(failed)?;
+            let listener =
+                tcp::StreamListener::new(socket, address, Arc::clone(context), Some(tls))
+                    .map_err(failed)?;
             tls_listeners.push(Arc::new(listener));
         }
         for (address, socket) in quic {
             let failed = |source| BindError::System { address, transport: Transport::Udp, source };
-            let config = certificate.config(Purpose::Quic).map_err(|error| failed(io::Error::other(error)))?;
-            let listener = QuicListener::new(socket, address, Arc::clone(serving), config).map_err(failed)?;
+            let config = certificate
+                .config(TlsPurpose::Quic)
+                .map_err(|error| failed(io::Error::other(error)))?;
+            let listener =
+                QuicListener::new(socket, address, Arc::clone(context), config).map_err(failed)?;
             quic_listeners.push(Arc::new(listener));
         }
-        serving.tracker.spawn(certificate.follow(serving.stop.clone()));
+        context.tracker.spawn(certificate.follow(context.stop.clone()));
         let endpoints = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();
         let mut loops = JoinSet::new();
         for listener in tls_listeners {
-            loops.spawn(Arc::clone(serving).keep(listener.address, StreamKind::Tls, move || Arc::clone(&listener).run()));
+            loops.spawn(Arc::clone(context).supervise(
+                listener.address,
+                StreamKind::Tls,
+                move || Arc::clone(&listener).run(),
+            ));
         }
         for listener in quic_listeners {
-            loops.spawn(Arc::clone(serving).keep(listener.address, StreamKind::Quic, move || Arc::clone(&listener).run()));
+            loops.spawn(Arc::clone(context).supervise(
+                listener.address,
+                StreamKind::Quic,
+                move || Arc::clone(&listener).run(),
+            ));
         }
         Ok(EncryptedListeners { loops, endpoints })
     }
 }
 
-/// Encrypted listeners that are served.
+/// Running encrypted listeners.
 #[derive(Debug)]
 pub(super) struct EncryptedListeners {
     loops: JoinSet<()>,
-    /// The endpoints of QUIC. They outlive their loops: the connections of one share its socket.
+    /// The QUIC endpoints, which outlive their loops: connections share the socket.
     endpoints: Vec<quinn::Endpoint>,
 }
 
 impl EncryptedListeners {
-    /// Waits until nothing more is accepted.
-    pub(super) async fn ended(&mut self) {
+    /// Waits until all accept loops have ended.
+    pub(super) async fn join_loops(&mut self) {
         while self.loops.join_next().await.is_some() {}
     }
 
-    /// Closes what connections over QUIC are left.
+    /// Closes the remaining QUIC connections.
     pub(super) async fn close(self) {
         for endpoint in self.endpoints {
             endpoint.close(VarInt::from_u32(0), b"");
-            // Time to tell the clients; they notice by themselves if it is too short.
-            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+            // Time to notify the clients. If it is too short, their idle timeout ends the
+            // connection.
+            let _ = timeout(QUIC_CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
     }
 }

@@ -1,43 +1,52 @@
-//! Deadlines and bounds of the server.
+//! Timeouts and limits of the server.
 
 use std::time::Duration;
 
-/// Deadlines and bounds of the server. A bound of 0 where at least one is needed counts as 1.
+/// Timeouts and limits of the server.
+///
+/// A limit of 0 counts as 1 where the server needs at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a connection may stay open with nothing asked and nothing owed (RFC 7766 section 6.2.3).
+    /// Time without queries and pending responses before a connection is closed.
+    ///
+    /// RFC 7766 section 6.2.3.
     pub idle_timeout: Duration,
-    /// How long a connection may take to agree on its encryption.
+    /// Time for a TLS or QUIC handshake.
     pub handshake_timeout: Duration,
-    /// How long a message over TCP may take to arrive, from its first octet to its last.
+    /// Time for a message on a connection to arrive, from its first byte to its last.
     pub message_timeout: Duration,
-    /// How long a client may take to accept answers that are ready.
+    /// Time for the client to accept available responses.
     pub write_timeout: Duration,
-    /// How long an answer may take to be made.
-    pub answer_timeout: Duration,
-    /// How long answers in flight have to get out once the server stops.
+    /// Time for the responder to make a response.
+    pub response_timeout: Duration,
+    /// Time for responses in flight to finish at shutdown.
     pub drain_timeout: Duration,
-    /// Threads that answer over UDP on each listening address, each with a socket of its own. Once there are 32 in all,
-    /// further addresses get one each.
+    /// UDP worker threads per listening address, each with its own socket.
+    ///
+    /// Once 32 threads run in total, every further address gets one.
     pub udp_workers: usize,
-    /// Answers over UDP that may be waited for at a time, over all sockets; beyond that, SERVFAIL.
+    /// Deferred UDP responses over all sockets; beyond this, clients get SERVFAIL.
     pub udp_in_flight: usize,
-    /// Connections in all.
+    /// Connections in total.
     pub connections: usize,
-    /// Connections of one source address.
+    /// Connections per source address.
     pub connections_per_source: usize,
-    /// Connections of one loopback address, where a whole machine may look like one source.
+    /// Connections per loopback address; a whole machine may appear as one source.
     pub connections_per_loopback_source: usize,
-    /// Connections of all sources without access, open only for the time of their refusal.
+    /// Connections of sources without access, which stay open only for the refusal.
     pub connections_without_access: usize,
-    /// Messages of one connection whose answers are being made or wait to be written.
+    /// Queries in flight per connection, queued responses included.
     pub in_flight: usize,
-    /// Octets of answers that may wait on one connection; beyond that no further message of it is read. Answers already
-    /// being made (at most `in_flight`, of at most 64 KiB each) may come on top.
-    pub queued_octets: usize,
+    /// Bytes of responses queued per connection; beyond this, the server stops reading.
+    ///
+    /// Responses of queries already in flight (at most `in_flight`, at most 64 KiB each) may exceed
+    /// the limit.
+    pub queued_bytes: usize,
 }
 
-/// Most threads that answer over UDP unless told otherwise: far more answers than any one machine asks for.
+/// Default limit of UDP worker threads per address.
+///
+/// Four threads answer far more queries than one machine sends.
 const MAX_UDP_WORKERS: usize = 4;
 
 impl Default for Limits {
@@ -47,16 +56,18 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(3),
             message_timeout: Duration::from_secs(3),
             write_timeout: Duration::from_secs(3),
-            answer_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(1),
-            udp_workers: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_UDP_WORKERS),
+            udp_workers: std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_UDP_WORKERS),
             udp_in_flight: 4096,
             connections: 256,
             connections_per_source: 64,
             connections_per_loopback_source: 192,
             connections_without_access: 32,
             in_flight: 32,
-            queued_octets: 256 * 1024,
+            queued_bytes: 256 * 1024,
         }
     }
 }

@@ -1,8 +1,12 @@
-//! Sockets: UDP and TCP on every listening address, TLS and QUIC where wanted, who may ask, limits, and a clean stop.
+//! DNS over UDP, TCP, TLS and QUIC: sockets, access control, limits and shutdown.
 //!
-//! Knows no registry and no names: a message goes in and a message comes out, made by a [`Respond`]. What this room
-//! holds to: no error of a socket and no client ends a loop; every wait has a deadline and every queue a bound
-//! (RFC 7766 sections 6 and 10, RFC 9210 section 4); a source without access gets a refusal and nothing else.
+//! This module knows no registry and no names. It reads a message, hands it to a [`Respond`], and
+//! writes the response. Its invariants:
+//!
+//! - No socket error and no client ends a receive or accept loop.
+//! - Every wait has a deadline and every queue a limit (RFC 7766 sections 6 and 10, RFC 9210
+//!   section 4).
+//! - A source without access gets REFUSED or a closed connection, and nothing else.
 
 mod access;
 mod admission;
@@ -13,18 +17,18 @@ mod bind_error;
 mod certificate;
 mod client;
 mod connection;
+mod context;
 mod counters;
 mod encrypted;
 mod interfaces;
 mod limits;
-mod listening;
+mod listeners;
 mod pace;
 mod padding;
 mod query_log;
 mod quic;
 mod respond;
 mod serve;
-mod serving;
 mod settings;
 mod sink;
 mod sockets;
@@ -33,7 +37,7 @@ mod tcp;
 mod udp;
 mod workers;
 
-// The test double of a responder; the tests under `tests/` use it, too.
+// The responder's test double, shared with the integration tests under `tests/`.
 #[cfg(test)]
 #[path = "../../tests/support/echo.rs"]
 mod echo;
@@ -45,5 +49,5 @@ pub use certificate::{CertificateError, CertificateFiles};
 pub use client::{Client, DnsTransport, StreamKind};
 pub use counters::{Counters, StreamCounters};
 pub use limits::Limits;
-pub use respond::{Request, Respond, Response};
-pub use settings::{Encrypted, Settings, SettingsError};
+pub use respond::{Disposition, Request, Respond};
+pub use settings::{EncryptedSettings, Settings, SettingsError};

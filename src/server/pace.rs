@@ -1,64 +1,87 @@
-//! How much to ask of a UDP socket at once, and how long to insist.
+//! Pacing of UDP receive and send calls.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use super::batch::SIZE;
+use super::batch::MAX_BATCH_DATAGRAMS;
 
-/// How long a full send buffer may hold up the loop before answers are dropped.
-pub(super) const SEND_PAUSE: Duration = Duration::from_millis(5);
+/// Longest wait for room in the send buffer.
+///
+/// After it, the worker drops the response.
+pub(super) const SEND_BUFFER_WAIT: Duration = Duration::from_millis(5);
 
-/// How many datagrams to ask for: one, where they come one by one, since that call costs less.
+/// Picks the receive call.
+///
+/// Full batches under load, one datagram at a time when traffic is sparse: for a single datagram,
+/// recvfrom costs less than recvmmsg.
 #[derive(Debug, Default)]
-pub(super) struct Most {
-    /// Batches of one in a row, as far as is known.
-    singles: u8,
+pub(super) struct BatchSize {
+    /// Consecutive batches that held a single datagram.
+    single_batches: u8,
 }
 
-impl Most {
-    /// Batches of one before one is asked for; as often, all are asked for again to see.
-    const FEW: u8 = 8;
+impl BatchSize {
+    /// Single-datagram batches before the worker switches to one-at-a-time receives.
+    ///
+    /// The worker tries a full batch again after as many.
+    const SWITCH_AFTER: u8 = 8;
 
+    /// Returns how many datagrams to ask for.
     pub(super) fn next(&self) -> usize {
-        if self.singles > Self::FEW { 1 } else { SIZE }
+        if self.single_batches > Self::SWITCH_AFTER { 1 } else { MAX_BATCH_DATAGRAMS }
     }
 
-    pub(super) fn learn(&mut self, received: usize) {
-        self.singles = match (received, self.singles) {
+    /// Records how many datagrams a call received.
+    pub(super) fn record(&mut self, received: usize) {
+        self.single_batches = match (received, self.single_batches) {
             (2.., _) => 0,
-            (_, singles) if singles >= 2 * Self::FEW => Self::FEW,
-            (_, singles) => singles + 1,
+            (_, single_batches) if single_batches >= 2 * Self::SWITCH_AFTER => Self::SWITCH_AFTER,
+            (_, single_batches) => single_batches + 1,
         };
     }
 }
 
-/// Whether it is worth trying again to send: a client that cannot be reached holds up nobody for long.
+/// Decides what to do after a failed send.
+///
+/// One unreachable client must not stall the worker.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
-    paused: bool,
-    repeated: bool,
+pub(super) struct SendRetry {
+    /// Whether the worker has waited for room in the send buffer.
+    waited: bool,
+    /// Whether the worker has retried after an ICMP error.
+    retried: bool,
 }
 
-/// What to do after an answer was not sent.
+/// What to do after a failed send.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    Again,
-    Pause,
-    GiveUp,
+pub(super) enum AfterFailure {
+    /// Send again at once.
+    Retry,
+    /// Send again after [`SEND_BUFFER_WAIT`].
+    WaitForRoom,
+    /// Drop the response.
+    Drop,
 }
 
-impl Patience {
-    pub(super) fn after(&mut self, error: &io::Error) -> Next {
+impl SendRetry {
+    /// Returns what to do after `error`; allows one wait and one retry.
+    pub(super) fn after(&mut self, error: &io::Error) -> AfterFailure {
         match error.kind() {
-            ErrorKind::Interrupted => Next::Again,
-            ErrorKind::WouldBlock if !std::mem::replace(&mut self.paused, true) => Next::Pause,
-            // An error left behind by an earlier answer (ICMP) is reported once, in place of sending this one.
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
-                if !std::mem::replace(&mut self.repeated, true) =>
-            {
-                Next::Again
+            ErrorKind::Interrupted => AfterFailure::Retry,
+            ErrorKind::WouldBlock if !std::mem::replace(&mut self.waited, true) => {
+                AfterFailure::WaitForRoom
             }
-            _ => Next::GiveUp,
+            // A pending ICMP error of an earlier response surfaces once on the next send: retry
+            // that send.
+            ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+                if !std::mem::replace(&mut self.retried, true) =>
+            {
+                AfterFailure::Retry
+            }
+            _ => AfterFailure::Drop,
         }
     }
 }
@@ -68,30 +91,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_asked_for_where_one_comes_at_a_time() {
-        let mut most = Most::default();
-        let mut asked = Vec::new();
+    fn sparse_traffic_switches_to_single_receives() {
+        let mut batch_size = BatchSize::default();
+        let mut requested = Vec::new();
         for _ in 0..1000 {
-            asked.push(most.next());
-            most.learn(1);
+            requested.push(batch_size.next());
+            batch_size.record(1);
         }
-        let singles = asked.iter().filter(|most| **most == 1).count();
+        let singles = requested.iter().filter(|requested| **requested == 1).count();
         assert!((800..1000).contains(&singles), "{singles}");
-        while most.next() == 1 {
-            most.learn(1);
+        while batch_size.next() == 1 {
+            batch_size.record(1);
         }
-        most.learn(2);
-        assert_eq!(most.next(), SIZE);
+        batch_size.record(2);
+        assert_eq!(batch_size.next(), MAX_BATCH_DATAGRAMS);
     }
 
     #[test]
-    fn a_full_buffer_is_waited_for_once_and_an_old_error_passed_over_once() {
-        let mut patience = Patience::default();
+    fn a_full_buffer_and_a_pending_error_are_each_retried_once() {
+        let mut retry = SendRetry::default();
         let full = io::Error::from(ErrorKind::WouldBlock);
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
         assert_eq!(
-            [&full, &full, &refused, &refused].map(|error| patience.after(error)),
-            [Next::Pause, Next::GiveUp, Next::Again, Next::GiveUp]
+            [&full, &full, &refused, &refused].map(|error| retry.after(error)),
+            [
+                AfterFailure::WaitForRoom,
+                AfterFailure::Drop,
+                AfterFailure::Retry,
+                AfterFailure::Drop
+            ]
         );
     }
 }

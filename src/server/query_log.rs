@@ -1,4 +1,4 @@
-//! Every so many queries, one in the log: who asked what where, and what the response was.
+//! The query log: client, name, type and response code of one in N queries.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -7,66 +7,82 @@ use std::num::NonZeroU32;
 
 use tracing::info;
 
-use super::sink::{Finished, Sink};
+use super::sink::{FinishedQuery, QuerySink};
 use crate::wire::{Parsed, Query, rcode_name, type_name};
 
-/// Logs one of so many queries that a thread is asked.
+/// Logs one of every N queries that a thread receives.
 #[derive(Debug)]
 pub(super) struct QueryLog {
     every: NonZeroU32,
 }
 
 impl QueryLog {
-    /// Logs one of `every` queries; 0 is for none.
+    /// Logs one of `every` queries; returns `None` for 0.
     pub(super) fn new(every: u32) -> Option<Self> {
         NonZeroU32::new(every).map(|every| Self { every })
     }
 }
 
-impl Sink for QueryLog {
-    /// Counts a query of this thread, whatever its transport; says whether its turn has come.
+impl QuerySink for QueryLog {
+    /// Counts a query of this thread, on any transport; returns whether it is due.
     fn wants(&self) -> bool {
         thread_local! {
             static COUNT: Cell<u32> = const { Cell::new(0) };
         }
         let count = COUNT.get() + 1;
-        let its_turn = count >= self.every.get();
-        COUNT.set(if its_turn { 0 } else { count });
-        its_turn
+        let due = count >= self.every.get();
+        COUNT.set(if due { 0 } else { count });
+        due
     }
 
-    fn finished(&self, query: &Finished<'_>) {
-        let Finished { client, request, response, duration } = *query;
-        let (source, destination, transport) = (client.source, client.destination, client.transport.name());
-        let (name, kind) = question(request);
-        let (rcode, octets) = (response.map_or(Cow::Borrowed("none"), rcode_of), response.map_or(0, <[u8]>::len));
+    fn record(&self, query: &FinishedQuery<'_>) {
+        let FinishedQuery { client, request, response, duration } = *query;
+        let (source, destination, transport) =
+            (client.source, client.destination, client.transport.name());
+        let (name, qtype) = name_and_type(request);
+        let (rcode, bytes) =
+            (response.map_or(Cow::Borrowed("none"), rcode_of), response.map_or(0, <[u8]>::len));
         let duration_us = duration.as_micros();
-        info!(%source, %destination, transport, %name, %kind, rcode = &*rcode, octets, duration_us, "question");
+        info!(
+            %source,
+            %destination,
+            transport,
+            %name,
+            %qtype,
+            rcode = &*rcode,
+            bytes,
+            duration_us,
+            "query"
+        );
     }
 }
 
-/// The name and the type that a query asks for.
-fn question(request: &[u8]) -> (String, String) {
+/// Returns the name and type of a query, for the log.
+fn name_and_type(request: &[u8]) -> (String, String) {
     match Query::parse(request) {
-        Parsed::Query(query) | Parsed::Bad { query, .. } if !query.question.is_empty() => (text(query.name()), type_name(query.qtype)),
+        Parsed::Query(query) | Parsed::Bad { query, .. } if !query.question.is_empty() => {
+            (name_text(query.name()), type_name(query.qtype))
+        }
         _ => ("?".to_owned(), "?".to_owned()),
     }
 }
 
-/// A name in wire form as RFC 1035 section 5.1 writes it, without its last dot: nothing in it does anything to a terminal.
-fn text(wire: &[u8]) -> String {
+/// Returns a wire-format name in presentation format (RFC 1035 section 5.1).
+///
+/// Without the final dot; unprintable bytes are escaped, so that no terminal interprets them.
+fn name_text(wire: &[u8]) -> String {
     let (mut text, mut rest) = (String::new(), wire);
     while let [length @ (1..), after @ ..] = rest {
         let (label, next) = after.split_at_checked(usize::from(*length)).unwrap_or((after, &[]));
         if !text.is_empty() {
             text.push('.');
         }
-        for &octet in label {
-            match octet {
-                b'.' | b'\\' | b'"' => text.extend(['\\', char::from(octet)]),
-                b'!'..=b'~' => text.push(char::from(octet)),
+        for &byte in label {
+            match byte {
+                b'.' | b'\\' | b'"' => text.extend(['\\', char::from(byte)]),
+                b'!'..=b'~' => text.push(char::from(byte)),
                 _ => {
-                    let _ = write!(text, "\\{octet:03}");
+                    let _ = write!(text, "\\{byte:03}");
                 }
             }
         }
@@ -75,7 +91,9 @@ fn text(wire: &[u8]) -> String {
     if text.is_empty() { ".".to_owned() } else { text }
 }
 
-/// The name of the response code in the header; its upper bits, in OPT, are not read.
+/// Returns the name of the response code in the header.
+///
+/// Ignores the upper bits of an extended code, which are in OPT.
 fn rcode_of(response: &[u8]) -> Cow<'static, str> {
     response.get(3).map_or(Cow::Borrowed("none"), |flags| rcode_name(u16::from(flags & 0xF)))
 }
@@ -85,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_written_so_that_no_terminal_minds() {
+    fn unprintable_bytes_in_names_are_escaped() {
         for (wire, written) in [
             (&b"\x05hello\x03svc\0"[..], "hello.svc"),
             (b"\0", "."),
@@ -93,13 +111,13 @@ mod tests {
             (b"\x03a b\x01\"\0", "a\\032b.\\\""),
             (b"\x09cut", "cut"),
         ] {
-            assert_eq!(text(wire), written);
+            assert_eq!(name_text(wire), written);
         }
     }
 
     #[test]
-    fn one_of_so_many_is_picked() {
-        // In a thread of its own, whose count begins with this test.
+    fn one_of_every_n_queries_is_logged() {
+        // A new thread, so that its count starts at 0.
         std::thread::spawn(|| {
             let picked = |every: u32| {
                 let log = QueryLog::new(every).unwrap();
@@ -113,17 +131,21 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_told_by_name_and_type() {
+    fn queries_are_logged_by_name_and_type() {
         let request = |qtype: u16| {
             let mut request = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x05hello\x03svc\0".to_vec();
             request.extend(qtype.to_be_bytes());
             request.extend([0, 1]);
             request
         };
-        for (qtype, kind) in [(1, "A"), (33, "SRV"), (65, "HTTPS"), (4711, "TYPE4711")] {
-            assert_eq!(question(&request(qtype)), ("hello.svc".to_owned(), kind.to_owned()));
+        for (qtype, type_name) in [(1, "A"), (33, "SRV"), (65, "HTTPS"), (4711, "TYPE4711")] {
+            let expected = ("hello.svc".to_owned(), type_name.to_owned());
+            assert_eq!(name_and_type(&request(qtype)), expected);
         }
-        assert_eq!(question(b"garbage").0, "?");
-        assert_eq!([&[0, 0, 0x81, 0x83][..], &[0, 0, 0x81, 0x80], &[0]].map(rcode_of), ["NXDOMAIN", "NOERROR", "none"]);
+        assert_eq!(name_and_type(b"garbage").0, "?");
+        assert_eq!(
+            [&[0, 0, 0x81, 0x83][..], &[0, 0, 0x81, 0x80], &[0]].map(rcode_of),
+            ["NXDOMAIN", "NOERROR", "none"]
+        );
     }
 }

@@ -1,65 +1,88 @@
-//! The seam of this room: who makes the responses implements [`Respond`].
+//! The interface between the server and the code that makes responses.
 
 use std::iter;
 use std::time::Instant;
 
 use super::Client;
 
-/// Makes answers. Called from many threads at once.
+/// Makes responses. Many threads call it at once.
 pub trait Respond: Send + Sync + Sized + 'static {
-    /// Another one of the same, for a thread of its own: what it needs for itself alone, such as sockets, is its own.
+    /// Returns a responder for another thread, with sockets and buffers of its own.
     #[must_use]
     fn fork(&self) -> Self;
 
-    /// What [`Self::look_ahead`] found out.
-    type Ahead;
+    /// Result of [`Self::look_ahead`].
+    type Lookahead;
 
-    /// Looks at messages that came together before [`Self::respond`] is asked for each: what they need may be fetched for all at
-    /// once.
-    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Self::Ahead;
+    /// Inspects a batch before [`Self::respond`] is called for each of its messages.
+    ///
+    /// The responder can fetch the data for all messages in one pass.
+    fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Self::Lookahead;
 
-    /// Clears `out` and writes the answer to a request, without TCP's length prefix, if it is ready. `ahead` is what was found
-    /// out about it and those that came with it. Must neither block nor wait.
-    fn respond(&self, request: Request<'_>, ahead: &Self::Ahead, out: &mut Vec<u8>) -> Response;
+    /// Clears `out` and writes the response, if it is available at once.
+    ///
+    /// The response has no TCP length prefix. `lookahead` is the result for the batch that contains
+    /// `request`. Must not block.
+    fn respond(
+        &self,
+        request: Request<'_>,
+        lookahead: &Self::Lookahead,
+        out: &mut Vec<u8>,
+    ) -> Disposition;
 
-    /// The same for a message that came alone.
-    fn respond_alone(&self, octets: &[u8], client: &Client, out: &mut Vec<u8>) -> Response {
-        let ahead = self.look_ahead(iter::once(octets));
-        self.respond(Request { octets, number: 0, client, now: Instant::now(), draw: fastrand::u64(..) }, &ahead, out)
+    /// Responds to a message that is a batch of its own.
+    fn respond_alone(&self, message: &[u8], client: &Client, out: &mut Vec<u8>) -> Disposition {
+        let lookahead = self.look_ahead(iter::once(message));
+        self.respond(
+            Request { message, index: 0, client, now: Instant::now(), random: fastrand::u64(..) },
+            &lookahead,
+            out,
+        )
     }
 
-    /// The answer that [`Response::Later`] promised; none: stay silent. Ends within its own deadline.
-    fn later(&self, request: Vec<u8>, client: Client) -> impl Future<Output = Option<Vec<u8>>> + Send;
+    /// Returns the response after [`Disposition::Deferred`]; `None` to send nothing.
+    ///
+    /// The responder enforces its own deadline; the server adds
+    /// [`Limits::response_timeout`](super::Limits::response_timeout).
+    fn respond_later(
+        &self,
+        request: Vec<u8>,
+        client: Client,
+    ) -> impl Future<Output = Option<Vec<u8>>> + Send;
 
-    /// Clears `out` and writes the refusal for a source without access. False: stay silent.
+    /// Clears `out` and writes REFUSED for a source without access.
+    ///
+    /// Returns `false` to send nothing.
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
 
-    /// Clears `out` and writes that there is no answer now (SERVFAIL): too many others are waited for. False: stay silent.
+    /// Clears `out` and writes SERVFAIL, because too many queries wait for a response.
+    ///
+    /// Returns `false` to send nothing.
     fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool;
 }
 
-/// A message to answer.
+/// A message to respond to.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'r> {
-    /// What came, without TCP's length prefix.
-    pub octets: &'r [u8],
-    /// Its number among those that came together, from 0 on.
-    pub number: usize,
-    /// Who asks, where, and how.
+    /// The message without its TCP length prefix.
+    pub message: &'r [u8],
+    /// Position in its batch, from 0.
+    pub index: usize,
+    /// Client, destination address and transport.
     pub client: &'r Client,
-    /// When.
+    /// Time of receipt.
     pub now: Instant,
     /// A fresh random number.
-    pub draw: u64,
+    pub random: u64,
 }
 
-/// What [`Respond::respond`] did.
+/// What [`Respond::respond`] did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Response {
-    /// The answer is written.
+pub enum Disposition {
+    /// The response is in the buffer.
     Ready,
-    /// There is nothing to say.
+    /// The client gets no response.
     Silent,
-    /// The answer has to be waited for: [`Respond::later`] gives it.
-    Later,
+    /// [`Respond::respond_later`] returns the response.
+    Deferred,
 }

@@ -1,4 +1,4 @@
-//! The running server: from open sockets to the last response.
+//! Runs the server: from bound sockets to the last response.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -11,43 +11,50 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::admission::Admission;
-use super::listening::Listening;
-use super::serving::Serving;
+use super::context::ServerContext;
+use super::listeners::PlainListeners;
 use super::udp::UdpShared;
-use super::workers::Thread;
+use super::workers::WorkerThread;
 use super::{BindError, Bound, Respond};
 
 impl Bound {
-    /// Serves until `stop` is cancelled, then lets the answers in flight go out, for at most the drain time-out.
+    /// Serves until `stop` is cancelled, then drains.
     ///
-    /// Calls `report` when it cannot listen on a new address of the machine. It tries again.
+    /// Aborts connections that miss the drain timeout, and waits at most as long again for their
+    /// end.
+    ///
+    /// Calls `on_bind_error` if an address that the machine gained later cannot be bound; the
+    /// server keeps retrying that address.
     ///
     /// # Errors
-    /// When there is no thread for a socket, or the runtime does not take it; nothing is served then.
+    /// If a worker thread cannot start or the runtime rejects a socket. Nothing is served in that
+    /// case.
     pub async fn serve<R: Respond>(
         self,
         responder: R,
-        report: impl Fn(SocketAddr, BindError) + Send + 'static,
+        on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
         let Self { endpoints, wildcards, encrypted, access, tap, limits, counters } = self;
-        // Ends with this future too, should nobody wait for the drain.
-        let ending = stop.child_token();
-        let _on_drop = ending.clone().drop_guard();
+        // The server also stops if the caller drops this future before the drain.
+        let stop = stop.child_token();
+        let _on_drop = stop.clone().drop_guard();
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
 
         let shared = UdpShared {
-            own: Arc::default(),
+            own_addresses: Arc::default(),
             access: access.clone(),
             tap: tap.clone(),
             counters: Arc::clone(&counters),
-            places: Arc::new(Semaphore::new(limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
-            patience: limits.answer_timeout,
-            drain: limits.drain_timeout,
+            deferred_permits: Arc::new(Semaphore::new(
+                limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS),
+            )),
+            response_timeout: limits.response_timeout,
+            drain_timeout: limits.drain_timeout,
             abort: abort.clone(),
         };
-        let serving = Arc::new(Serving {
+        let context = Arc::new(ServerContext {
             access,
             tap,
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
@@ -55,21 +62,22 @@ impl Bound {
             limits,
             counters,
             tracker: TaskTracker::new(),
-            stop: ending,
+            stop,
             abort,
         });
-        let mut encrypted = encrypted.map(|sockets| sockets.serve(&serving)).transpose()?;
-        let mut listening = Listening::new(Arc::clone(&serving), shared, Box::new(report));
+        let mut encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
+        let mut listeners =
+            PlainListeners::new(Arc::clone(&context), shared, Box::new(on_bind_error));
         for endpoint in endpoints {
-            listening.serve(endpoint).await?;
+            listeners.serve(endpoint).await?;
         }
 
-        listening.follow(&wildcards).await;
-        let threads = listening.ended().await;
+        listeners.follow_addresses(&wildcards).await;
+        let threads = listeners.join_tcp().await;
         if let Some(encrypted) = &mut encrypted {
-            encrypted.ended().await;
+            encrypted.join_loops().await;
         }
-        drain(&serving, threads).await;
+        drain(&context, threads).await;
         if let Some(encrypted) = encrypted {
             encrypted.close().await;
         }
@@ -77,22 +85,25 @@ impl Bound {
     }
 }
 
-/// Waits until the responses in flight are out. Gives up those that miss the drain time-out.
-async fn drain<R>(serving: &Serving<R>, mut threads: Vec<Thread>) {
-    let Serving { tracker, abort, limits, .. } = serving;
+/// Waits for responses in flight, and aborts those that miss the drain timeout.
+async fn drain<R>(context: &ServerContext<R>, mut threads: Vec<WorkerThread>) {
+    let ServerContext { tracker, abort, limits, .. } = context;
     tracker.close();
     let drained = async {
         tracker.wait().await;
         for thread in &mut threads {
-            thread.ended().await;
+            thread.join().await;
         }
     };
     let mut drained = pin!(drained);
     if timeout(limits.drain_timeout, drained.as_mut()).await.is_err() {
-        info!(connections = tracker.len(), "giving up answers that did not get out in time");
+        info!(connections = tracker.len(), "aborting connections that missed the drain timeout");
         abort.cancel();
         if timeout(limits.drain_timeout, drained).await.is_err() {
-            warn!(connections = tracker.len(), "connections or threads are still busy; leaving them behind");
+            warn!(
+                connections = tracker.len(),
+                "connections or threads still run after the drain; abandoning them"
+            );
         }
     }
 }

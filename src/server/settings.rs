@@ -1,4 +1,4 @@
-//! The server's settings, and the check that they can be served.
+//! Settings of the server, and their validation.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,30 +6,34 @@ use ipnet::IpNet;
 
 use super::{Access, CertificateFiles, Limits};
 
-/// Where to listen, and for whom.
+/// Addresses to listen on, clients to serve, and limits.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Addresses to listen on, each with UDP and TCP. Port 0 takes a free one. An unspecified address (`0.0.0.0`, `::`)
-    /// means each address that the machine has, followed as they come and go.
+    /// Addresses for plain DNS; each gets UDP and TCP. Port 0 picks a free port.
+    ///
+    /// An unspecified address (`0.0.0.0`, `::`) stands for every address of the machine. The server
+    /// follows addresses as interfaces gain and lose them.
     pub listen: Vec<SocketAddr>,
-    /// Encrypted listeners beside them.
-    pub encrypted: Encrypted,
-    /// Networks that may ask, besides loopback.
+    /// Addresses for DNS over TLS and DNS over QUIC.
+    pub encrypted: EncryptedSettings,
+    /// Networks with access, in addition to loopback.
     pub allow: Vec<IpNet>,
-    /// Whether loopback may ask without standing in `allow`; on by default.
+    /// Whether loopback has access without an entry in `allow`; `true` by default.
     pub allow_loopback: bool,
-    /// Of how many questions that a thread is asked one is logged; 0 for none. Names and addresses of clients end in the log.
+    /// Logs one of this many queries per thread; 0 turns the query log off.
+    ///
+    /// The log then contains client addresses and query names.
     pub log_queries: u32,
-    /// Deadlines and bounds.
+    /// Timeouts and limits.
     pub limits: Limits,
 }
 
 impl Default for Settings {
-    /// `127.0.0.1:5300`, for loopback alone.
+    /// Listens on `127.0.0.1:5300`, for loopback clients only.
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
-            encrypted: Encrypted::default(),
+            encrypted: EncryptedSettings::default(),
             allow: Vec::new(),
             allow_loopback: true,
             log_queries: 0,
@@ -38,90 +42,101 @@ impl Default for Settings {
     }
 }
 
-/// Where to listen for encrypted connections; nowhere by default.
+/// Addresses of encrypted listeners, and their certificate; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Encrypted {
-    /// Addresses for DNS over TLS. An unspecified one (`0.0.0.0`, `::`) is every address, also one the machine gets later.
+pub struct EncryptedSettings {
+    /// Addresses for DNS over TLS (RFC 7858).
+    ///
+    /// An unspecified address (`0.0.0.0`, `::`) covers every address, including those that the
+    /// machine gets later.
     pub tls: Vec<SocketAddr>,
-    /// Addresses for DNS over QUIC, likewise.
+    /// Addresses for DNS over QUIC (RFC 9250), with the same meaning.
     pub quic: Vec<SocketAddr>,
-    /// The certificate to show; needed once there is an address.
+    /// Certificate and key files; required if there is an address.
     pub certificate: Option<CertificateFiles>,
 }
 
-impl Encrypted {
-    /// All addresses.
+impl EncryptedSettings {
+    /// Returns the addresses of both protocols.
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.tls.iter().chain(&self.quic).copied()
     }
 }
 
-/// Settings that cannot be served as they are.
+/// Why settings are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// There is no address to listen on.
-    #[error("there is no address to listen on: name one, for example --listen 127.0.0.1:5300")]
+    /// `listen` is empty.
+    #[error("no address to listen on: add one, for example --listen 127.0.0.1:5300")]
     NoAddress,
-    /// An encrypted listener has no certificate to show.
+    /// An encrypted listener has no certificate.
     #[error(
-        "{address} is for encrypted connections, which need a certificate: name its file with --tls-cert-file and that of its key with \
-         --tls-key-file"
+        "{address} is an encrypted listener, which needs a certificate: \
+         set --tls-cert-file and --tls-key-file"
     )]
     NoCertificate {
-        /// The address.
+        /// Address of the listener.
         address: SocketAddr,
     },
-    /// One port is to carry two protocols.
-    #[error("{address} is named both for plain and for encrypted connections: each needs a port of its own")]
-    Twice {
-        /// The address.
+    /// Plain and encrypted DNS share an address and port.
+    #[error("{address} is set for both plain and encrypted DNS: each needs its own port")]
+    PortConflict {
+        /// The shared address.
         address: SocketAddr,
     },
-    /// Other machines could ask, and nobody has said which of them may.
+    /// Other machines can reach an address, but `allow` is empty.
     #[error(
-        "{address} can be reached from other machines, and no access rule says which of them may ask: add the networks that may, \
-         for example --allow {example}, or listen on a loopback address such as 127.0.0.1:{}", address.port()
+        "{address} is reachable from other machines, but no access rule says which of them may \
+         query: add their networks, for example --allow {example}, or listen on a loopback \
+         address such as 127.0.0.1:{}",
+        address.port()
     )]
     Exposed {
-        /// The address.
+        /// The reachable address.
         address: SocketAddr,
-        /// A network that would be an access rule.
+        /// A network to suggest as an access rule.
         example: IpNet,
     },
 }
 
 impl Settings {
-    /// Whether these settings can be served.
+    /// Checks that the server can run with these settings.
     ///
     /// # Errors
-    /// When there is no address, or one that other machines can reach without any rule in `allow`, or an encrypted one
-    /// without a certificate or on a port of plain DNS.
+    /// If `listen` is empty; if an address is reachable from other machines while `allow` is empty;
+    /// if an encrypted listener has no certificate or shares an address and port with plain DNS.
     pub fn check(&self) -> Result<(), SettingsError> {
         if self.listen.is_empty() {
             return Err(SettingsError::NoAddress);
         }
         let mut encrypted = self.encrypted.addresses();
-        if let (Some(address), None) = (self.encrypted.addresses().next(), &self.encrypted.certificate) {
+        if let (Some(address), None) =
+            (self.encrypted.addresses().next(), &self.encrypted.certificate)
+        {
             return Err(SettingsError::NoCertificate { address });
         }
-        if let Some(address) = encrypted.find(|address| address.port() != 0 && self.listen.contains(address)) {
-            return Err(SettingsError::Twice { address });
+        if let Some(address) =
+            encrypted.find(|address| address.port() != 0 && self.listen.contains(address))
+        {
+            return Err(SettingsError::PortConflict { address });
         }
         let mut all = self.listen.iter().copied().chain(self.encrypted.addresses());
         match all.find(|address| !address.ip().to_canonical().is_loopback()) {
-            Some(address) if self.allow.is_empty() => Err(SettingsError::Exposed { address, example: example_rule(address.ip()) }),
+            Some(address) if self.allow.is_empty() => {
+                Err(SettingsError::Exposed { address, example: example_rule(address.ip()) })
+            }
             _ => Ok(()),
         }
     }
 
-    /// The access rule these settings make.
+    /// Returns the access list that these settings define.
     pub fn access(&self) -> Access {
         let access = Access::new(&self.allow);
         if self.allow_loopback { access } else { access.without_loopback() }
     }
 }
 
-/// The network around `address` in its usual size; some private network where the address is none in particular.
+/// Returns the /24 or /64 around `address`, or 192.168.0.0/16 if it is unspecified.
 fn example_rule(address: IpAddr) -> IpNet {
     let (address, length) = match address.to_canonical() {
         address if address.is_unspecified() => (IpAddr::from([192, 168, 0, 0]), 16),
@@ -144,26 +159,40 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_loopback_and_can_be_served() {
+    fn default_settings_serve_loopback() {
         assert_eq!(Settings::default().check(), Ok(()));
-        assert_eq!(listening(&["127.0.0.53:53", "[::1]:53", "[::ffff:127.0.0.1]:53"], &[]).check(), Ok(()));
+        assert_eq!(
+            listening(&["127.0.0.53:53", "[::1]:53", "[::ffff:127.0.0.1]:53"], &[]).check(),
+            Ok(())
+        );
     }
 
     #[test]
-    fn other_machines_are_served_only_by_rule() {
-        for address in ["0.0.0.0:53", "[::]:53", "192.0.2.2:53", "[fd00::2]:53", "[::ffff:192.0.2.2]:53"] {
+    fn reachable_addresses_need_an_access_rule() {
+        for address in
+            ["0.0.0.0:53", "[::]:53", "192.0.2.2:53", "[fd00::2]:53", "[::ffff:192.0.2.2]:53"]
+        {
             let refused = listening(&["127.0.0.1:53", address], &[]).check();
-            assert!(matches!(refused, Err(SettingsError::Exposed { address: found, .. }) if found == address.parse().unwrap()));
+            let Err(SettingsError::Exposed { address: found, .. }) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(found, address.parse().unwrap());
             assert_eq!(listening(&[address], &["10.0.0.0/8"]).check(), Ok(()));
         }
         assert_eq!(listening(&[], &[]).check(), Err(SettingsError::NoAddress));
     }
 
     #[test]
-    fn the_refusal_names_the_address_and_a_rule_to_add() {
+    fn the_exposure_error_suggests_a_rule() {
         let message = listening(&["192.0.2.2:53"], &[]).check().unwrap_err().to_string();
-        assert!(message.contains("192.0.2.2:53") && message.contains("--allow 192.0.2.0/24"), "{message}");
+        assert!(
+            message.contains("192.0.2.2:53") && message.contains("--allow 192.0.2.0/24"),
+            "{message}"
+        );
         let message = listening(&["[::]:53"], &[]).check().unwrap_err().to_string();
-        assert!(message.contains("[::]:53") && message.contains("--allow 192.168.0.0/16"), "{message}");
+        assert!(
+            message.contains("[::]:53") && message.contains("--allow 192.168.0.0/16"),
+            "{message}"
+        );
     }
 }

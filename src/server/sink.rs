@@ -1,7 +1,7 @@
-//! The sink of finished queries: who asked what, what the response was, and how long it took.
+//! A sink for finished queries: client, query, response and duration.
 //!
-//! Every worker offers every query to it, on every transport, refused ones included. Without a sink
-//! that costs one branch: no copy, no clock.
+//! Every worker offers every query on every transport to the sink, refused ones included. Without a
+//! sink, that costs one branch: no copy and no clock read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,94 +9,101 @@ use std::time::{Duration, Instant};
 
 use super::Client;
 
-/// A query and how it was answered.
+/// A query and its response.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Finished<'q> {
-    /// Who asked, where, and how.
+pub(super) struct FinishedQuery<'q> {
+    /// Client, destination address and transport.
     pub(super) client: &'q Client,
-    /// The query, without TCP's length prefix.
+    /// The query without its TCP length prefix.
     pub(super) request: &'q [u8],
-    /// The response, without length prefix and padding; `None` if the client gets none.
+    /// The response without length prefix and padding; `None` if the client gets none.
     pub(super) response: Option<&'q [u8]>,
-    /// Time from the receipt of the query until its response was ready to be sent.
+    /// Time from the receipt of the query until its response was ready to send.
     pub(super) duration: Duration,
 }
 
-/// Takes finished queries.
+/// Receives finished queries.
 ///
-/// Many threads call it at once, on the path of a query: it must not block.
-pub(super) trait Sink: fmt::Debug + Send + Sync {
-    /// Decides whether to take the query that has just come in.
+/// Many threads call the sink at once on the query path, so it must not block.
+pub(super) trait QuerySink: fmt::Debug + Send + Sync {
+    /// Decides whether to record the query that has just arrived.
     ///
-    /// Called once for each query, before the worker keeps anything of it.
+    /// Called once for each query, before the worker copies anything.
     fn wants(&self) -> bool;
 
-    /// Takes a query that it wanted.
-    fn finished(&self, query: &Finished<'_>);
+    /// Records a query that the sink wanted.
+    fn record(&self, query: &FinishedQuery<'_>);
 }
 
-/// The workers' way to the sink; by default there is none.
+/// Handle to the sink, if there is one; empty by default.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tap(Option<Arc<dyn Sink>>);
+pub(super) struct Tap(Option<Arc<dyn QuerySink>>);
 
 impl Tap {
-    pub(super) fn new(sink: impl Sink + 'static) -> Self {
+    /// Returns a handle to `sink`.
+    pub(super) fn new(sink: impl QuerySink + 'static) -> Self {
         Self(Some(Arc::new(sink)))
     }
 
-    /// Whether the sink wants the query that has just come in. To be called once for each query.
+    /// Returns whether the sink wants the query. Must be called once for each query.
     #[inline]
     pub(super) fn wants(&self) -> bool {
-        self.0.as_deref().is_some_and(Sink::wants)
+        self.0.as_deref().is_some_and(QuerySink::wants)
     }
 
-    /// The time of receipt of the query that has just come in, if the sink wants it.
+    /// Returns the current time if the sink wants the query.
     ///
-    /// To be called in place of [`Self::wants`].
+    /// Takes the place of the call to [`Self::wants`].
     #[inline]
     pub(super) fn receive(&self) -> Option<Instant> {
         self.wants().then(Instant::now)
     }
 
-    /// Hands over a query that the sink wants.
+    /// Reports a wanted query to the sink.
     #[cold]
-    pub(super) fn finished(&self, client: &Client, request: &[u8], response: Option<&[u8]>, received: Instant) {
+    pub(super) fn report(
+        &self,
+        client: &Client,
+        request: &[u8],
+        response: Option<&[u8]>,
+        received: Instant,
+    ) {
         if let Self(Some(sink)) = self {
-            sink.finished(&Finished { client, request, response, duration: received.elapsed() });
+            sink.record(&FinishedQuery { client, request, response, duration: received.elapsed() });
         }
     }
 
-    /// Keeps a query that the sink wants until its response is ready.
+    /// Copies a wanted query until its deferred response is available.
     #[cold]
-    pub(super) fn keep(&self, client: &Client, request: &[u8], received: Instant) -> Kept {
-        Kept { tap: self.clone(), client: *client, request: request.into(), received }
+    pub(super) fn defer(&self, client: &Client, request: &[u8], received: Instant) -> PendingQuery {
+        PendingQuery { tap: self.clone(), client: *client, request: request.into(), received }
     }
 }
 
-/// A query that the sink wants and whose response is not ready yet.
+/// A query that the sink wants, with a deferred response.
 ///
-/// Dropped before it is finished (the connection is gone, the server stops, the responder panicked), it
-/// is handed over without a response.
+/// Reports the query without a response if dropped: the connection is gone, the server stops, or
+/// the responder panicked.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct PendingQuery {
     tap: Tap,
     client: Client,
     request: Box<[u8]>,
     received: Instant,
 }
 
-impl Kept {
-    /// Hands it over with its response.
-    pub(super) fn finished(mut self, response: Option<&[u8]>) {
-        // What is dropped then has nobody to be handed to.
+impl PendingQuery {
+    /// Reports the query with its response.
+    pub(super) fn report(mut self, response: Option<&[u8]>) {
+        // With an empty tap, `drop` reports nothing.
         let tap = std::mem::take(&mut self.tap);
-        tap.finished(&self.client, &self.request, response, self.received);
+        tap.report(&self.client, &self.request, response, self.received);
     }
 }
 
-impl Drop for Kept {
+impl Drop for PendingQuery {
     fn drop(&mut self) {
-        self.tap.finished(&self.client, &self.request, None, self.received);
+        self.tap.report(&self.client, &self.request, None, self.received);
     }
 }
 
@@ -111,43 +118,52 @@ mod tests {
     use tokio::net::{TcpStream, UdpSocket};
     use tokio_util::sync::CancellationToken;
 
-    /// A query: its client, its text, the text of its response, and the time it took.
-    type Taken = (Client, String, Option<String>, Duration);
+    /// Client, query text, response text and duration.
+    type RecordedQuery = (Client, String, Option<String>, Duration);
 
-    /// Takes every second query.
+    /// Records every second query.
     #[derive(Clone, Debug, Default)]
     struct Recorder {
         offered: Arc<Mutex<usize>>,
-        taken: Arc<Mutex<Vec<Taken>>>,
+        recorded: Arc<Mutex<Vec<RecordedQuery>>>,
     }
 
-    impl Sink for Recorder {
+    impl QuerySink for Recorder {
         fn wants(&self) -> bool {
             let mut offered = self.offered.lock().unwrap();
             *offered += 1;
             *offered % 2 == 1
         }
 
-        fn finished(&self, query: &Finished<'_>) {
+        fn record(&self, query: &FinishedQuery<'_>) {
             let text = |message: &[u8]| String::from_utf8(message.to_vec()).unwrap();
-            let Finished { client, request, response, duration } = *query;
-            self.taken.lock().unwrap().push((*client, text(request), response.map(text), duration));
+            let FinishedQuery { client, request, response, duration } = *query;
+            self.recorded.lock().unwrap().push((
+                *client,
+                text(request),
+                response.map(text),
+                duration,
+            ));
         }
     }
 
-    /// Asks one query after the other. After each, asks one that the recorder does not take.
-    async fn taken(queries: &[&str], ask: impl AsyncFn(&str) -> SocketAddr, recorder: &Recorder) -> Vec<(SocketAddr, Taken)> {
+    /// Sends each query, followed by one that the recorder does not want.
+    async fn send_and_record(
+        queries: &[&str],
+        ask: impl AsyncFn(&str) -> SocketAddr,
+        recorder: &Recorder,
+    ) -> Vec<(SocketAddr, RecordedQuery)> {
         let mut found = Vec::new();
         for query in queries {
             let source = ask(query).await;
-            found.push((source, recorder.taken.lock().unwrap().pop().unwrap()));
-            ask("passed over").await;
-            assert!(recorder.taken.lock().unwrap().is_empty());
+            found.push((source, recorder.recorded.lock().unwrap().pop().unwrap()));
+            ask("unwanted").await;
+            assert!(recorder.recorded.lock().unwrap().is_empty());
         }
         found
     }
 
-    /// Asks over UDP and waits for the response; returns where the query came from.
+    /// Sends a query over UDP and waits for the response; returns the source address.
     async fn over_udp(address: SocketAddr, query: &str) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(query.as_bytes(), address).await.unwrap();
@@ -155,7 +171,7 @@ mod tests {
         socket.local_addr().unwrap()
     }
 
-    /// The same over TCP.
+    /// Sends a query over TCP and waits for the response; returns the source address.
     async fn over_tcp(address: SocketAddr, query: &str) -> SocketAddr {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let length = u16::try_from(query.len()).unwrap().to_be_bytes();
@@ -166,17 +182,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_queries_are_offered_too() {
+    async fn refused_queries_reach_the_sink() {
         let recorder = Recorder::default();
         let limits = Limits { udp_workers: 1, ..Limits::default() };
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        let mut bound = bind(&Settings { listen, allow_loopback: false, limits, ..Settings::default() }).unwrap();
+        let mut bound =
+            bind(&Settings { listen, allow_loopback: false, limits, ..Settings::default() })
+                .unwrap();
         bound.tap = Tap::new(recorder.clone());
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
-        let serving = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
-        let mut found = taken(&["udp"], async |query| over_udp(address, query).await, &recorder).await;
-        found.extend(taken(&["tcp"], async |query| over_tcp(address, query).await, &recorder).await);
-        let found = found.into_iter().map(|(_, (_, request, response, _))| (request, response.unwrap()));
+        let serving =
+            tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
+        let mut found =
+            send_and_record(&["udp"], async |query| over_udp(address, query).await, &recorder)
+                .await;
+        found.extend(
+            send_and_record(&["tcp"], async |query| over_tcp(address, query).await, &recorder)
+                .await,
+        );
+        let found =
+            found.into_iter().map(|(_, (_, request, response, _))| (request, response.unwrap()));
         let expected = ["udp", "tcp"].map(|query| (query.to_owned(), format!("refused {query}")));
         assert_eq!(found.collect::<Vec<_>>(), expected);
         stop.cancel();
@@ -184,55 +209,83 @@ mod tests {
     }
 
     #[test]
-    fn a_query_dropped_before_its_response_is_handed_over_without_one() {
+    fn dropped_queries_are_reported_without_a_response() {
         let recorder = Recorder::default();
         let tap = Tap::new(recorder.clone());
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let client = Client { source: address, destination: address, transport: DnsTransport::Udp };
-        drop(tap.keep(&client, b"dropped", Instant::now()));
-        tap.keep(&client, b"answered", Instant::now()).finished(Some(b"response"));
-        let taken = recorder.taken.lock().unwrap();
-        let taken: Vec<_> = taken.iter().map(|(_, request, response, _)| (&**request, response.as_deref())).collect();
-        assert_eq!(taken, [("dropped", None), ("answered", Some("response"))]);
+        drop(tap.defer(&client, b"dropped", Instant::now()));
+        tap.defer(&client, b"answered", Instant::now()).report(Some(b"response"));
+        let recorded = recorder.recorded.lock().unwrap();
+        let recorded: Vec<_> = recorded
+            .iter()
+            .map(|(_, request, response, _)| (&**request, response.as_deref()))
+            .collect();
+        assert_eq!(recorded, [("dropped", None), ("answered", Some("response"))]);
     }
 
     #[tokio::test]
-    async fn the_sink_gets_what_it_wants_over_each_transport() {
+    async fn the_sink_receives_wanted_queries_on_every_transport() {
         let recorder = Recorder::default();
-        // One thread, which takes queries in their order.
+        // A single thread handles the queries in order.
         let limits = Limits { udp_workers: 1, ..Limits::default() };
-        let mut bound = bind(&Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], limits, ..Settings::default() }).unwrap();
+        let mut bound = bind(&Settings {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            limits,
+            ..Settings::default()
+        })
+        .unwrap();
         bound.tap = Tap::new(recorder.clone());
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
-        let serving = tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
+        let serving =
+            tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
         for (transport, name, found) in [
-            (DnsTransport::Udp, "udp", taken(&["hello", "slow"], async |query| over_udp(address, query).await, &recorder).await),
+            (
+                DnsTransport::Udp,
+                "udp",
+                send_and_record(
+                    &["hello", "slow"],
+                    async |query| over_udp(address, query).await,
+                    &recorder,
+                )
+                .await,
+            ),
             (
                 DnsTransport::Stream(StreamKind::Tcp),
                 "tcp",
-                taken(&["hello", "slow"], async |query| over_tcp(address, query).await, &recorder).await,
+                send_and_record(
+                    &["hello", "slow"],
+                    async |query| over_tcp(address, query).await,
+                    &recorder,
+                )
+                .await,
             ),
         ] {
-            let responses = [("hello", format!("{name} hello"), 0), ("slow", format!("{name} slow, at last"), 500)];
+            let responses = [
+                ("hello", format!("{name} hello"), 0),
+                ("slow", format!("{name} slow, at last"), 500),
+            ];
             assert_eq!(found.len(), responses.len());
-            for ((source, (client, request, response, duration)), (expected, answer, millis)) in found.into_iter().zip(responses) {
+            for ((source, (client, request, response, duration)), (expected, answer, millis)) in
+                found.into_iter().zip(responses)
+            {
                 assert_eq!(client, Client { source, destination: address, transport });
                 assert_eq!((&*request, response), (expected, Some(answer)));
                 assert!(duration >= Duration::from_millis(millis), "{duration:?}");
             }
         }
-        // No response: nobody can tell when it is finished, except by what comes after it.
+        // No response tells when this query is finished. The query after it does.
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(b"silent", address).await.unwrap();
-        over_udp(address, "passed over").await;
+        over_udp(address, "unwanted").await;
         stop.cancel();
         serving.await.unwrap().unwrap();
-        let (_, request, response, _) = recorder.taken.lock().unwrap().pop().unwrap();
+        let (_, request, response, _) = recorder.recorded.lock().unwrap().pop().unwrap();
         assert_eq!((&*request, response), ("silent", None));
     }
 
     #[test]
-    fn without_a_sink_no_query_is_wanted() {
+    fn an_empty_tap_wants_no_query() {
         let tap = Tap::default();
         assert!(!tap.wants());
         assert_eq!(tap.receive(), None);

@@ -1,4 +1,4 @@
-//! The sockets of one address, and how many UDP workers it gets.
+//! Opens the sockets of an address, and decides how many UDP workers serve it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -7,32 +7,39 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::wire::Transport;
 
-/// Octets of datagrams that may wait to be read: some thousand queries in a burst. The kernel may grant less.
-const UDP_RECEIVE_BUFFER: usize = 1024 * 1024;
-/// Octets of answers the kernel keeps of one connection (it doubles the figure), so that clients which never read cost
-/// little. Connections inherit it from their listener.
-const TCP_SEND_BUFFER: usize = 128 * 1024;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 512;
-/// Threads that answer over UDP, in all, beyond which a further address gets one only.
-const THREADS: usize = 32;
+/// Receive buffer of a UDP socket, bytes.
+///
+/// Room for a burst of several thousand queries. The kernel may grant less (`net.core.rmem_max`).
+const UDP_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
+/// Send buffer of a TCP connection, bytes; the kernel doubles the number.
+///
+/// Limits the memory that a client which never reads can pin. Connections inherit the size from
+/// their listener.
+const TCP_SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// Connections that may wait in the accept queue.
+const LISTEN_BACKLOG: i32 = 512;
+/// Total UDP worker threads; beyond this, each further address gets one.
+const MAX_UDP_THREADS: usize = 32;
 
-/// A listening address of plain DNS with its sockets: one for each UDP worker, and one for TCP.
+/// An address for plain DNS, with one UDP socket per worker and one TCP socket.
 #[derive(Debug)]
 pub(super) struct PlainEndpoint {
     pub(super) address: SocketAddr,
-    /// Whether it was not named, but is one of a wildcard's: it goes with the address.
+    /// Whether the address comes from a wildcard: its removal ends the listener.
     pub(super) followed: bool,
     pub(super) udp: Vec<UdpSocket>,
     pub(super) tcp: TcpListener,
 }
 
 impl PlainEndpoint {
-    /// Opens the sockets of one address.
+    /// Opens the TCP socket and `workers` UDP sockets of one address.
     ///
     /// # Errors
-    /// What the system says of one of them.
-    pub(super) fn open(mut address: SocketAddr, workers: usize) -> Result<Self, (Transport, io::Error)> {
+    /// The transport that failed, and the system's error.
+    pub(super) fn open(
+        mut address: SocketAddr,
+        workers: usize,
+    ) -> Result<Self, (Transport, io::Error)> {
         let tcp_failed = |error| (Transport::Tcp, error);
         let tcp = open_tcp(address).map_err(tcp_failed)?;
         address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
@@ -41,34 +48,37 @@ impl PlainEndpoint {
     }
 }
 
-/// Opens a TCP socket that listens on one address.
+/// Opens a non-blocking TCP listener on one address.
 pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // A restart must not wait for connections of the last run to be forgotten; it takes no port that is listened on.
+    // Allows a restart while connections of the last run are in TIME_WAIT. Another listening socket
+    // still makes `bind` fail.
     socket.set_reuse_address(true)?;
-    let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER);
+    let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Opens `count` sockets on one address, among which the kernel spreads the clients.
+/// Opens `count` non-blocking sockets on one address.
+///
+/// The kernel spreads clients over them (`SO_REUSEPORT`).
 pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
     let new = || {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER_BYTES);
         socket.set_nonblocking(true)?;
         Ok::<_, io::Error>(socket)
     };
-    // The first is bound before it may share its port: it fails where any other program has the port, also one that would
-    // share it. Whoever comes later in the same way fails because of us.
+    // Binding the first socket without SO_REUSEPORT fails if any other program has the port, even
+    // one that would share it. A program that binds later fails because of this socket.
     let first = new()?;
     first.bind(&address.into())?;
     if count > 1 {
@@ -84,7 +94,9 @@ pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpS
     Ok(sockets)
 }
 
-/// An IPv4 address written as an IPv6 one, as the IPv4 address: the IPv6 sockets here carry IPv6 only.
+/// Turns an IPv4-mapped IPv6 address into the IPv4 address.
+///
+/// Our IPv6 sockets are IPv6-only, so they could not serve a mapped address.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if ip == address.ip() => address,
@@ -92,9 +104,11 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// How many threads an address gets for UDP where `wanted` are wished for and so many are `running` for others.
-pub(super) fn workers_beside(running: usize, wanted: usize) -> usize {
-    if running + wanted <= THREADS { wanted.max(1) } else { 1 }
+/// Returns the UDP workers for one more address, `wanted` or 1.
+///
+/// `running` counts the workers of all other addresses.
+pub(super) fn worker_count(running: usize, wanted: usize) -> usize {
+    if running + wanted <= MAX_UDP_THREADS { wanted.max(1) } else { 1 }
 }
 
 #[cfg(test)]
@@ -102,9 +116,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_addresses_get_few_threads_each() {
-        let threads = |wanted: usize| (0..20).fold(0, |running, _| running + workers_beside(running, wanted));
-        assert_eq!([0, 1, 4].map(threads), [20, 20, THREADS + 12]);
-        assert_eq!(workers_beside(0, 100), 1);
+    fn further_addresses_get_one_worker_beyond_the_total() {
+        let threads =
+            |wanted: usize| (0..20).fold(0, |running, _| running + worker_count(running, wanted));
+        assert_eq!([0, 1, 4].map(threads), [20, 20, MAX_UDP_THREADS + 12]);
+        assert_eq!(worker_count(0, 100), 1);
     }
 }

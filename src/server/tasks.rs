@@ -1,61 +1,81 @@
-//! Whether a thread's runtime has work to do, or only tasks that wait for what may never come.
+//! Decides whether a worker's runtime has to run.
+//!
+//! Some tasks only wait, perhaps for ever. The worker can block in the receive call while no other
+//! task exists.
 
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{LocalRuntime, RuntimeMetrics};
 use tokio_util::task::TaskTracker;
 
-/// Batches without anything to wait for before the runtime rests: changing over costs a few system calls.
-const QUIET: u32 = 8;
-/// How long it takes to tell tasks that stay (readers of sockets kept open to upstreams) from those that end: longer than any
-/// question may take.
-const WINDOW: Duration = Duration::from_secs(5);
+/// Consecutive batches without tasks before the worker blocks in the receive call.
+///
+/// Switching between the two modes costs several system calls.
+const IDLE_BATCHES_BEFORE_BLOCKING: u32 = 8;
+/// Time to tell long-lived tasks from short ones; longer than any query takes.
+///
+/// Readers of idle upstream connections are long-lived tasks.
+const OBSERVATION_WINDOW: Duration = Duration::from_secs(5);
 
-/// The tasks of one thread's runtime.
+/// Tasks of one worker's runtime.
 #[derive(Debug)]
-pub(super) struct Tasks {
-    /// The answers that clients wait for.
-    pub(super) answers: TaskTracker,
-    all: RuntimeMetrics,
-    /// Tasks that stay and need no care while no answer is waited for. What reaches them meanwhile they find later.
-    staying: usize,
-    /// Fewest tasks since `since`, seen while no answer was waited for.
-    fewest: Option<usize>,
-    since: Instant,
-    /// Batches in a row without anything to wait for.
-    quiet: u32,
+pub(super) struct WorkerTasks {
+    /// Tasks that make deferred responses.
+    pub(super) deferred: TaskTracker,
+    metrics: RuntimeMetrics,
+    /// Tasks that only wait while no response is deferred.
+    ///
+    /// They may process input late.
+    long_lived: usize,
+    /// Lowest number of tasks since `window_start`, sampled without deferred responses.
+    min_alive: Option<usize>,
+    window_start: Instant,
+    /// Consecutive batches without pending tasks.
+    idle_batches: u32,
 }
 
-impl Tasks {
+impl WorkerTasks {
+    /// Starts to observe the tasks of `runtime`.
     pub(super) fn new(runtime: &LocalRuntime) -> Self {
-        let all = runtime.handle().metrics();
-        Self { answers: TaskTracker::new(), all, staying: 0, fewest: None, since: Instant::now(), quiet: 0 }
+        let metrics = runtime.handle().metrics();
+        Self {
+            deferred: TaskTracker::new(),
+            metrics,
+            long_lived: 0,
+            min_alive: None,
+            window_start: Instant::now(),
+            idle_batches: 0,
+        }
     }
 
-    /// Whether there are tasks to care for: answers that clients wait for, or more than those that stay, such as a question
-    /// asked anew in the background.
-    pub(super) fn are_under_way(&self) -> bool {
-        !self.answers.is_empty() || self.all.num_alive_tasks() > self.staying
+    /// Returns whether the runtime has to run.
+    ///
+    /// That is while responses are deferred, or while more than the long-lived tasks exist: a
+    /// background refresh, for example.
+    pub(super) fn need_runtime(&self) -> bool {
+        !self.deferred.is_empty() || self.metrics.num_alive_tasks() > self.long_lived
     }
 
-    /// Notes that a batch was answered beside the tasks, and whether any of it is `waited_for`. Says whether the runtime may
-    /// rest from now on.
-    pub(super) fn may_rest(&mut self, waited_for: bool, now: Instant) -> bool {
-        if self.answers.is_empty() {
-            let alive = self.all.num_alive_tasks();
-            self.fewest = Some(self.fewest.map_or(alive, |fewest| fewest.min(alive)));
+    /// Records a batch; returns whether the worker may block in the receive call.
+    ///
+    /// `any_deferred` tells whether the batch deferred a response.
+    pub(super) fn record_batch(&mut self, any_deferred: bool, now: Instant) -> bool {
+        if self.deferred.is_empty() {
+            let alive = self.metrics.num_alive_tasks();
+            self.min_alive = Some(self.min_alive.map_or(alive, |min_alive| min_alive.min(alive)));
         }
-        if now.saturating_duration_since(self.since) >= WINDOW {
-            self.staying = self.fewest.take().unwrap_or(self.staying);
-            self.since = now;
+        if now.saturating_duration_since(self.window_start) >= OBSERVATION_WINDOW {
+            self.long_lived = self.min_alive.take().unwrap_or(self.long_lived);
+            self.window_start = now;
         }
-        self.quiet = if waited_for || self.are_under_way() { 0 } else { self.quiet + 1 };
-        let rest = self.quiet >= QUIET;
-        if rest {
-            self.quiet = 0;
-            self.staying = self.staying.min(self.all.num_alive_tasks());
+        self.idle_batches =
+            if any_deferred || self.need_runtime() { 0 } else { self.idle_batches + 1 };
+        let may_block = self.idle_batches >= IDLE_BATCHES_BEFORE_BLOCKING;
+        if may_block {
+            self.idle_batches = 0;
+            self.long_lived = self.long_lived.min(self.metrics.num_alive_tasks());
         }
-        rest
+        may_block
     }
 }
 
@@ -67,33 +87,38 @@ mod tests {
     use tokio::task::{spawn_local, yield_now};
 
     #[test]
-    fn the_runtime_rests_once_only_those_tasks_are_left_that_stay() {
+    fn the_worker_blocks_once_only_long_lived_tasks_remain() {
         let runtime = Builder::new_current_thread().build_local(LocalOptions::default()).unwrap();
-        let mut tasks = Tasks::new(&runtime);
-        let start = tasks.since;
-        assert!(!tasks.are_under_way());
+        let mut tasks = WorkerTasks::new(&runtime);
+        let start = tasks.window_start;
+        assert!(!tasks.need_runtime());
         runtime.block_on(async {
-            let rests = |tasks: &mut Tasks, now| (0..QUIET).map(|_| tasks.may_rest(false, now)).collect::<Vec<_>>().contains(&true);
-            // A question that leaves behind the reader of a socket: whether that one ends is not known at first.
-            let answer = tasks.answers.spawn_local(async { drop(spawn_local(pending::<()>())) });
-            assert!(tasks.are_under_way() && !rests(&mut tasks, start));
-            answer.await.unwrap();
-            assert!(tasks.answers.is_empty() && tasks.are_under_way());
-            assert!(!rests(&mut tasks, start + WINDOW / 2));
-            assert!(rests(&mut tasks, start + WINDOW));
-            assert!(!tasks.are_under_way());
-            // The next question is over with its answer.
-            let answer = tasks.answers.spawn_local(yield_now());
-            assert!(tasks.are_under_way() && !rests(&mut tasks, start + WINDOW));
-            answer.await.unwrap();
-            assert!(!tasks.are_under_way());
-            assert!(!tasks.may_rest(true, start + WINDOW), "not at once");
-            assert!(rests(&mut tasks, start + WINDOW));
-            // A question asked anew in the background needs care, though nobody waits for it.
+            let may_block = |tasks: &mut WorkerTasks, now| {
+                (0..IDLE_BATCHES_BEFORE_BLOCKING)
+                    .map(|_| tasks.record_batch(false, now))
+                    .collect::<Vec<_>>()
+                    .contains(&true)
+            };
+            // This query leaves the reader of a connection behind, not yet known to be long-lived.
+            let response = tasks.deferred.spawn_local(async { drop(spawn_local(pending::<()>())) });
+            assert!(tasks.need_runtime() && !may_block(&mut tasks, start));
+            response.await.unwrap();
+            assert!(tasks.deferred.is_empty() && tasks.need_runtime());
+            assert!(!may_block(&mut tasks, start + OBSERVATION_WINDOW / 2));
+            assert!(may_block(&mut tasks, start + OBSERVATION_WINDOW));
+            assert!(!tasks.need_runtime());
+            // The next query leaves nothing behind.
+            let response = tasks.deferred.spawn_local(yield_now());
+            assert!(tasks.need_runtime() && !may_block(&mut tasks, start + OBSERVATION_WINDOW));
+            response.await.unwrap();
+            assert!(!tasks.need_runtime());
+            assert!(!tasks.record_batch(true, start + OBSERVATION_WINDOW), "not at once");
+            assert!(may_block(&mut tasks, start + OBSERVATION_WINDOW));
+            // A background refresh needs the runtime, although no client waits for it.
             let background = spawn_local(yield_now());
-            assert!(tasks.are_under_way());
+            assert!(tasks.need_runtime());
             background.await.unwrap();
-            assert!(!tasks.are_under_way());
+            assert!(!tasks.need_runtime());
         });
     }
 }

@@ -1,8 +1,10 @@
-//! Answering over UDP: batches of datagrams in, batches of answers out, with no allocation and no task for an answer that is
-//! ready.
+//! UDP workers: receive a batch of datagrams, send a batch of responses.
 //!
-//! A thread with nothing to wait for but datagrams waits in the call that receives them: no readiness is asked for, no event
-//! loop turns. While answers are under way that have to be waited for, its runtime runs, and watches the socket too.
+//! A response that is available at once costs no allocation and no task.
+//!
+//! A worker without pending tasks blocks in the receive call, which spares readiness notifications
+//! and turns of the event loop. While deferred responses or other tasks are pending, the worker
+//! runs its runtime, which watches the socket too.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -21,77 +23,83 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::backoff::Backoff;
-use super::batch::{Address, Batch, SIZE, send_one};
-use super::pace::{Most, Next, Patience, SEND_PAUSE};
+use super::backoff::ErrorBackoff;
+use super::batch::{Batch, MAX_BATCH_DATAGRAMS, RawAddress, send_one};
+use super::pace::{AfterFailure, BatchSize, SEND_BUFFER_WAIT, SendRetry};
 use super::sink::Tap;
-use super::tasks::Tasks;
-use super::{Access, Client, Counters, DnsTransport, Request, Respond, Response};
+use super::tasks::WorkerTasks;
+use super::{Access, Client, Counters, Disposition, DnsTransport, Request, Respond};
 
-/// Full batches in a row before the other tasks of the thread get their turn.
-const TURN: usize = 2;
+/// Consecutive full batches before the worker yields to its thread's other tasks.
+const MAX_FULL_BATCHES: usize = 2;
 
-/// One UDP socket and what is needed to answer on it.
+/// Answers queries on one UDP socket.
 #[derive(Debug)]
 pub(super) struct Worker<R> {
-    pub(super) socket: Arc<Stoppable>,
+    pub(super) socket: Arc<StoppableSocket>,
     pub(super) address: SocketAddr,
     pub(super) responder: R,
     pub(super) shared: UdpShared,
     pub(super) stop: CancellationToken,
 }
 
-/// What all UDP workers share.
+/// State shared by all UDP workers.
 #[derive(Clone, Debug)]
 pub(super) struct UdpShared {
-    /// All listening addresses.
-    pub(super) own: Arc<ArcSwap<Own>>,
+    /// All listening addresses of this server.
+    pub(super) own_addresses: Arc<ArcSwap<OwnAddresses>>,
     pub(super) access: Access,
     pub(super) tap: Tap,
     pub(super) counters: Arc<Counters>,
-    /// A place for each answer that is waited for.
-    pub(super) places: Arc<Semaphore>,
-    /// How long such an answer may take.
-    pub(super) patience: Duration,
-    /// How long answers in flight have to get out at the end.
-    pub(super) drain: Duration,
-    /// Cancelled: answers in flight are given up.
+    /// One permit for each deferred response, over all sockets.
+    pub(super) deferred_permits: Arc<Semaphore>,
+    /// Time limit for a deferred response.
+    pub(super) response_timeout: Duration,
+    /// Time for responses in flight to finish at shutdown.
+    pub(super) drain_timeout: Duration,
+    /// Cancelled when responses in flight must be abandoned.
     pub(super) abort: CancellationToken,
 }
 
-/// A socket, and whether its reading has ended.
+/// A socket whose receive loop can be stopped from another thread.
 #[derive(Debug)]
-pub(super) struct Stoppable {
+pub(super) struct StoppableSocket {
     pub(super) socket: UdpSocket,
     stopped: AtomicBool,
 }
 
-impl Stoppable {
+impl StoppableSocket {
+    /// Wraps a socket.
     pub(super) fn new(socket: UdpSocket) -> Self {
         Self { socket, stopped: AtomicBool::new(false) }
     }
 
-    /// Ends the reading, and wakes a thread that waits in it. What is being answered can still be sent.
+    /// Stops the receive loop and wakes a blocked worker. Sending still works.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        // Says that there is no connection to shut down, and wakes whoever reads all the same (inet_shutdown).
+        // On an unconnected socket this returns ENOTCONN, but wakes blocked readers all the same
+        // (inet_shutdown in the kernel).
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Read);
     }
 
+    /// Returns whether [`Self::stop`] was called.
     fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 }
 
-/// All addresses that are listened on. Questions that seem to come from them are forged, to make us talk to ourselves.
+/// All listening addresses of this server.
+///
+/// A query from one of them is forged, to make the server query itself.
 #[derive(Debug, Default)]
-pub(super) struct Own {
-    /// Their ports, each once: clients seldom have one of them.
+pub(super) struct OwnAddresses {
+    /// Distinct ports of the addresses: a cheap first check, since few clients use one.
     ports: Vec<u16>,
     addresses: Vec<SocketAddr>,
 }
 
-impl Own {
+impl OwnAddresses {
+    /// Collects the addresses.
     pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
         let mut ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
         ports.sort_unstable();
@@ -99,96 +107,115 @@ impl Own {
         Self { ports, addresses }
     }
 
+    /// Returns whether `source` is one of the addresses.
     fn contains(&self, source: &SocketAddr) -> bool {
         self.ports.iter().any(|port| *port == source.port())
-            && self.addresses.iter().any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
+            && self
+                .addresses
+                .iter()
+                .any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
     }
 }
 
-/// What a thread uses again and again while it answers.
+/// Buffers and state that a worker reuses for every batch.
 #[derive(Debug)]
-struct Hand<A> {
+struct WorkerScratch<A> {
     batch: Batch<A>,
-    draws: fastrand::Rng,
-    backoff: Backoff,
-    /// Questions of the last batch whose answers have to be waited for.
-    later: Vec<Later>,
+    random: fastrand::Rng,
+    backoff: ErrorBackoff,
+    /// Queries of the last batch with a deferred response.
+    deferred: Vec<DeferredQuery>,
 }
 
-/// What the datagrams of a batch have in common.
+/// State common to all datagrams of a batch.
 #[derive(Debug)]
-struct Common<A> {
-    ahead: A,
-    own: Guard<Arc<Own>>,
+struct BatchContext<A> {
+    lookahead: A,
+    own_addresses: Guard<Arc<OwnAddresses>>,
     now: Instant,
 }
 
-/// A question whose answer has to be waited for.
+/// A query whose response is deferred.
 #[derive(Debug)]
-struct Later {
+struct DeferredQuery {
     request: Vec<u8>,
     source: SocketAddr,
-    waiting: Waiting,
-    /// When it was received, if the sink wants it.
+    permit: DeferredPermit,
+    /// Time of receipt, if the sink wants the query.
     received: Option<Instant>,
 }
 
 impl<R: Respond> Worker<R> {
-    /// Answers until the server stops; survives every error of the socket. A panic may end it before.
-    pub(super) fn run<A: Address>(self: &Arc<Self>, runtime: &LocalRuntime, tasks: &mut Tasks) {
-        // The responder may begin tasks of its own.
+    /// Serves until the server stops; survives socket errors, but not panics.
+    pub(super) fn run<A: RawAddress>(
+        self: &Arc<Self>,
+        runtime: &LocalRuntime,
+        tasks: &mut WorkerTasks,
+    ) {
+        // The responder may spawn tasks of its own.
         let _entered = runtime.enter();
-        let mut hand =
-            Hand::<A> { batch: Batch::new(), draws: fastrand::Rng::new(), backoff: Backoff::default(), later: Vec::with_capacity(SIZE) };
+        let mut scratch = WorkerScratch::<A> {
+            batch: Batch::new(),
+            random: fastrand::Rng::new(),
+            backoff: ErrorBackoff::default(),
+            deferred: Vec::with_capacity(MAX_BATCH_DATAGRAMS),
+        };
         while !self.socket.is_stopped() && !self.stop.is_cancelled() {
-            if tasks.are_under_way() || !hand.later.is_empty() {
-                runtime.block_on(self.answer_beside(&mut hand, tasks));
+            if tasks.need_runtime() || !scratch.deferred.is_empty() {
+                runtime.block_on(self.run_with_tasks(&mut scratch, tasks));
             } else {
-                self.answer_alone(&mut hand, tasks);
+                self.run_blocking(&mut scratch, tasks);
             }
         }
     }
 
-    /// Answers until there is a task to care for, or the server stops. Waits in the system call.
-    fn answer_alone<A: Address>(&self, hand: &mut Hand<A>, tasks: &Tasks) {
+    /// Serves until tasks are pending or the server stops. Blocks in the receive call.
+    fn run_blocking<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>, tasks: &WorkerTasks) {
         let socket = &self.socket.socket;
         if let Err(error) = socket.set_nonblocking(false) {
-            return std::thread::sleep(self.receive_failed(&error, hand));
+            return std::thread::sleep(self.note_receive_error(&error, scratch));
         }
-        let mut most = Most::default();
+        let mut batch_size = BatchSize::default();
         loop {
-            let received = hand.batch.receive(socket, most.next());
+            let received = scratch.batch.receive(socket, batch_size.next());
             if self.socket.is_stopped() {
                 return;
             }
             match received {
                 Ok(count) => {
-                    most.learn(count);
-                    self.received(hand);
-                    self.answer_all(hand);
-                    let mut patience = Patience::default();
-                    while !self.send_all(&mut hand.batch, &mut patience) {
-                        std::thread::sleep(SEND_PAUSE);
+                    batch_size.record(count);
+                    self.note_received(scratch);
+                    self.respond_to_batch(scratch);
+                    let mut retry = SendRetry::default();
+                    while !self.send_batch(&mut scratch.batch, &mut retry) {
+                        std::thread::sleep(SEND_BUFFER_WAIT);
                     }
-                    if !hand.later.is_empty() || tasks.are_under_way() {
+                    if !scratch.deferred.is_empty() || tasks.need_runtime() {
                         return;
                     }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(error) => std::thread::sleep(self.receive_failed(&error, hand)),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => std::thread::sleep(self.note_receive_error(&error, scratch)),
             }
         }
     }
 
-    /// Answers while there are tasks to care for, or until the server stops.
-    async fn answer_beside<A: Address>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &mut Tasks) {
-        self.wait_for_answers(hand, tasks);
-        // Registered for this time only, else each datagram would cost a look into what nobody waits for.
-        let watched = self.socket.socket.set_nonblocking(true).and_then(|()| self.socket.socket.try_clone());
+    /// Serves while tasks are pending, or until the server stops.
+    async fn run_with_tasks<A: RawAddress>(
+        self: &Arc<Self>,
+        scratch: &mut WorkerScratch<A>,
+        tasks: &mut WorkerTasks,
+    ) {
+        self.spawn_deferred(scratch, tasks);
+        // Registered only while the runtime runs: registration costs the kernel a readiness event
+        // per datagram, even when no task waits for it.
+        let watched =
+            self.socket.socket.set_nonblocking(true).and_then(|()| self.socket.socket.try_clone());
         let watched = match watched.and_then(tokio::net::UdpSocket::from_std) {
             Ok(watched) => watched,
-            // The tasks go on meanwhile.
-            Err(error) => return sleep(self.receive_failed(&error, hand)).await,
+            // The tasks keep running during this pause.
+            Err(error) => return sleep(self.note_receive_error(&error, scratch)).await,
         };
         let mut stopped = pin!(self.stop.cancelled());
         let mut full = 0;
@@ -198,27 +225,28 @@ impl<R: Respond> Worker<R> {
                 () = &mut stopped => return,
                 ready = watched.readable() => ready,
             };
-            match ready.and_then(|()| self.receive_watched(&watched, &mut hand.batch)) {
-                Ok(left) => {
-                    self.received(hand);
-                    self.answer_all(hand);
-                    let waited_for = self.wait_for_answers(hand, tasks);
-                    let mut patience = Patience::default();
-                    while !self.send_all(&mut hand.batch, &mut patience) {
-                        sleep(SEND_PAUSE).await;
+            match ready.and_then(|()| self.receive_watched(&watched, &mut scratch.batch)) {
+                Ok(state) => {
+                    self.note_received(scratch);
+                    self.respond_to_batch(scratch);
+                    let any_deferred = self.spawn_deferred(scratch, tasks);
+                    let mut retry = SendRetry::default();
+                    while !self.send_batch(&mut scratch.batch, &mut retry) {
+                        sleep(SEND_BUFFER_WAIT).await;
                     }
-                    if tasks.may_rest(waited_for, Instant::now()) {
+                    if tasks.record_batch(any_deferred, Instant::now()) {
                         return;
                     }
-                    full = if left == Left::Perhaps { full + 1 } else { 0 };
-                    if full >= TURN {
+                    full = if state == SocketState::MaybeMore { full + 1 } else { 0 };
+                    if full >= MAX_FULL_BATCHES {
                         full = 0;
                         tokio::task::yield_now().await;
                     }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => {
-                    let pause = self.receive_failed(&error, hand);
+                    let pause = self.note_receive_error(&error, scratch);
                     tokio::select! {
                         () = &mut stopped => return,
                         () = sleep(pause) => {}
@@ -228,58 +256,84 @@ impl<R: Respond> Worker<R> {
         }
     }
 
-    /// Receives from a socket that is watched, and says whether the runtime is to tell when there is more.
-    fn receive_watched<A: Address>(&self, watched: &tokio::net::UdpSocket, batch: &mut Batch<A>) -> io::Result<Left> {
+    /// Receives a batch, and returns whether the socket may hold more datagrams.
+    fn receive_watched<A: RawAddress>(
+        &self,
+        watched: &tokio::net::UdpSocket,
+        batch: &mut Batch<A>,
+    ) -> io::Result<SocketState> {
         let mut count = 0;
         let outcome = watched.try_io(Interest::READABLE, || {
-            count = batch.receive(&self.socket.socket, SIZE)?;
-            // Fewer than asked for: the socket is empty. To say so here spares a call that would find nothing.
-            if count < SIZE { Err(ErrorKind::WouldBlock.into()) } else { Ok(Left::Perhaps) }
+            count = batch.receive(&self.socket.socket, MAX_BATCH_DATAGRAMS)?;
+            // A short batch means that the socket is empty. Reporting that here spares a receive
+            // call that would find nothing.
+            if count < MAX_BATCH_DATAGRAMS {
+                Err(ErrorKind::WouldBlock.into())
+            } else {
+                Ok(SocketState::MaybeMore)
+            }
         });
         match outcome {
-            Err(error) if error.kind() == ErrorKind::WouldBlock && count > 0 => Ok(Left::Nothing),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && count > 0 => {
+                Ok(SocketState::Drained)
+            }
             outcome => outcome,
         }
     }
 
-    /// Notes that receiving works.
-    fn received<A>(&self, hand: &mut Hand<A>) {
-        if hand.backoff.reset() {
+    /// Resets the backoff after a successful receive.
+    fn note_received<A>(&self, scratch: &mut WorkerScratch<A>) {
+        if scratch.backoff.reset() {
             debug!(address = %self.address, "receiving over UDP works again");
         }
     }
 
-    /// Notes that receiving does not work; says how long to pause.
+    /// Counts and logs a receive error, and returns how long to pause.
     #[cold]
-    fn receive_failed<A>(&self, error: &io::Error, hand: &mut Hand<A>) -> Duration {
+    fn note_receive_error<A>(&self, error: &io::Error, scratch: &mut WorkerScratch<A>) -> Duration {
         if self.shared.counters.udp_receive_errors.increment().is_power_of_two() {
-            warn!(address = %self.address, %error, "cannot receive over UDP at the moment; going on");
+            warn!(address = %self.address, %error, "cannot receive over UDP; retrying");
         }
-        hand.backoff.next()
+        scratch.backoff.next()
     }
 
-    /// Writes the answers of a batch that are ready, and notes what has to be waited for.
-    fn answer_all<A: Address>(&self, hand: &mut Hand<A>) {
-        let Hand { batch, draws, later, .. } = hand;
-        let ahead = self.responder.look_ahead(batch.requests());
-        let common = Common { ahead, own: self.shared.own.load(), now: Instant::now() };
+    /// Writes the available responses of a batch, and collects the deferred queries.
+    fn respond_to_batch<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>) {
+        let WorkerScratch { batch, random, deferred, .. } = scratch;
+        let lookahead = self.responder.look_ahead(batch.requests());
+        let context = BatchContext {
+            lookahead,
+            own_addresses: self.shared.own_addresses.load(),
+            now: Instant::now(),
+        };
         let mut queries = 0;
-        batch.answer(|number, octets, source, out| {
+        batch.respond(|index, message, source, out| {
             let (client, wanted) = (self.client(source), self.shared.tap.wants());
-            let request = Request { octets, number, client: &client, now: common.now, draw: draws.u64(..) };
-            let written = match self.answer(request, &common, &mut queries, out) {
-                Response::Ready => true,
-                Response::Silent => false,
-                Response::Later => match self.place() {
-                    Some(waiting) => {
-                        later.push(Later { request: octets.to_vec(), source, waiting, received: wanted.then_some(common.now) });
+            let request = Request {
+                message,
+                index,
+                client: &client,
+                now: context.now,
+                random: random.u64(..),
+            };
+            let written = match self.respond(request, &context, &mut queries, out) {
+                Disposition::Ready => true,
+                Disposition::Silent => false,
+                Disposition::Deferred => match self.acquire_permit() {
+                    Some(permit) => {
+                        deferred.push(DeferredQuery {
+                            request: message.to_vec(),
+                            source,
+                            permit,
+                            received: wanted.then_some(context.now),
+                        });
                         return false;
                     }
-                    None => self.fail(octets, out),
+                    None => self.respond_overloaded(message, out),
                 },
             };
             if wanted {
-                self.shared.tap.finished(&client, octets, written.then_some(out), common.now);
+                self.shared.tap.report(&client, message, written.then_some(out), context.now);
             }
             written
         });
@@ -288,100 +342,122 @@ impl<R: Respond> Worker<R> {
         }
     }
 
-    /// The client that asks from `source`: each address has sockets of its own.
+    /// Returns the client at `source`. The destination is the socket's own address.
     fn client(&self, source: SocketAddr) -> Client {
         Client { source, destination: self.address, transport: DnsTransport::Udp }
     }
 
-    /// Writes the answer to one datagram, where it is ready. Counts it in `queries` where it is one that may be asked.
-    fn answer(&self, request: Request<'_>, common: &Common<R::Ahead>, queries: &mut u64, out: &mut Vec<u8>) -> Response {
-        // Borrowed: a copy would be made field by field.
+    /// Writes the response to one datagram, if available. Counts it if it has access.
+    fn respond(
+        &self,
+        request: Request<'_>,
+        context: &BatchContext<R::Lookahead>,
+        queries: &mut u64,
+        out: &mut Vec<u8>,
+    ) -> Disposition {
+        // Borrowed: the compiler would copy a `SocketAddr` field by field.
         let source = &request.client.source;
-        // Nothing answers at port 0.
-        if source.port() == 0 || common.own.contains(source) {
+        // No response can reach port 0.
+        if source.port() == 0 || context.own_addresses.contains(source) {
             self.shared.counters.udp_implausible.increment();
-            return Response::Silent;
+            return Disposition::Silent;
         }
-        let (responder, octets) = (&self.responder, request.octets);
-        let written = |written| if written { Response::Ready } else { Response::Silent };
+        let (responder, message) = (&self.responder, request.message);
+        let written = |written| if written { Disposition::Ready } else { Disposition::Silent };
         if self.shared.access.allows(source.ip()) {
             *queries += 1;
-            self.contained(octets, || responder.respond(request, &common.ahead, out))
+            self.catch_panic(message, || responder.respond(request, &context.lookahead, out))
         } else {
             self.shared.counters.udp_refused.increment();
-            self.contained(octets, || written(responder.refuse(octets, out)))
+            self.catch_panic(message, || written(responder.refuse(message, out)))
         }
     }
 
-    /// A panic costs the answer to its datagram.
-    fn contained(&self, request: &[u8], respond: impl FnOnce() -> Response) -> Response {
+    /// Calls `respond`; a panic costs only the response to this datagram.
+    fn catch_panic(&self, request: &[u8], respond: impl FnOnce() -> Disposition) -> Disposition {
         catch_unwind(AssertUnwindSafe(respond)).unwrap_or_else(|_| {
             if self.shared.counters.panics.increment().is_power_of_two() {
-                error!(octets = request.len(), "a panic while answering was contained; please report this");
+                error!(
+                    bytes = request.len(),
+                    "caught a panic while responding; please report this"
+                );
             }
-            Response::Silent
+            Disposition::Silent
         })
     }
 
-    /// A place to wait for an answer, if one is free.
-    fn place(&self) -> Option<Waiting> {
-        let place = Arc::clone(&self.shared.places).try_acquire_owned().ok()?;
-        Some(Waiting { counters: Arc::clone(&self.shared.counters), _place: place })
+    /// Acquires a permit for a deferred response, if one is free.
+    fn acquire_permit(&self) -> Option<DeferredPermit> {
+        let permit = Arc::clone(&self.shared.deferred_permits).try_acquire_owned().ok()?;
+        Some(DeferredPermit { counters: Arc::clone(&self.shared.counters), _permit: permit })
     }
 
-    /// Writes the failure for want of a place to wait. Says whether it is written.
-    fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
+    /// Writes SERVFAIL because no permit is free; returns whether to send it.
+    fn respond_overloaded(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
         if self.shared.counters.udp_overloads.increment().is_power_of_two() {
-            warn!("too many queries over UDP wait for their responses (the limit is fixed); answering SERVFAIL to more");
+            warn!("too many deferred UDP responses (the limit is fixed); answering SERVFAIL");
         }
-        let fail = || if self.responder.fail(request, out) { Response::Ready } else { Response::Silent };
-        self.contained(request, fail) == Response::Ready
+        let fail = || {
+            if self.responder.fail(request, out) { Disposition::Ready } else { Disposition::Silent }
+        };
+        self.catch_panic(request, fail) == Disposition::Ready
     }
 
-    /// Begins to wait for the answers of a batch that were not ready; says whether there are any.
+    /// Spawns a task for each deferred response of a batch; returns whether any exist.
     ///
-    /// In tasks of this thread, where the responder's own sockets are: an answer wakes no other thread.
-    fn wait_for_answers<A>(self: &Arc<Self>, hand: &mut Hand<A>, tasks: &Tasks) -> bool {
-        let any = !hand.later.is_empty();
-        for Later { request, source, waiting, received } in hand.later.drain(..) {
+    /// The tasks run on this thread, which also owns the responder's sockets, so a response wakes
+    /// no other thread.
+    fn spawn_deferred<A>(
+        self: &Arc<Self>,
+        scratch: &mut WorkerScratch<A>,
+        tasks: &WorkerTasks,
+    ) -> bool {
+        let any = !scratch.deferred.is_empty();
+        for DeferredQuery { request, source, permit, received } in scratch.deferred.drain(..) {
             let worker = Arc::clone(self);
-            tasks.answers.spawn(async move {
-                let _waiting = waiting;
-                let UdpShared { tap, patience, counters, .. } = &worker.shared;
+            tasks.deferred.spawn(async move {
+                let _permit = permit;
+                let UdpShared { tap, response_timeout, counters, .. } = &worker.shared;
                 let client = worker.client(source);
-                let kept = received.map(|received| tap.keep(&client, &request, received));
-                let answer = timeout(*patience, worker.responder.later(request, client)).await.unwrap_or_else(|_| {
-                    counters.udp_answer_timeouts.increment();
-                    None
-                });
-                if let Some(kept) = kept {
-                    kept.finished(answer.as_deref());
+                let pending = received.map(|received| tap.defer(&client, &request, received));
+                let response =
+                    timeout(*response_timeout, worker.responder.respond_later(request, client))
+                        .await
+                        .unwrap_or_else(|_| {
+                            counters.udp_response_timeouts.increment();
+                            None
+                        });
+                if let Some(pending) = pending {
+                    pending.report(response.as_deref());
                 }
-                if let Some(answer) = answer {
-                    worker.send(&answer, source).await;
+                if let Some(response) = response {
+                    worker.send(&response, source).await;
                 }
             });
         }
         any
     }
 
-    /// Sends the answers of a batch, each independent of the others. False: the socket takes no more, and after
-    /// [`SEND_PAUSE`] it is worth another try.
-    fn send_all<A: Address>(&self, batch: &mut Batch<A>, patience: &mut Patience) -> bool {
+    /// Sends the responses of a batch; one failure does not affect the others.
+    ///
+    /// Returns `false` if the send buffer is full: the caller tries again after
+    /// [`SEND_BUFFER_WAIT`].
+    fn send_batch<A: RawAddress>(&self, batch: &mut Batch<A>, retry: &mut SendRetry) -> bool {
         while batch.unsent() > 0 {
             match batch.send(&self.socket.socket) {
                 Ok(count) => {
-                    *patience = Patience::default();
-                    self.shared.counters.udp_answers.add(count as u64);
+                    *retry = SendRetry::default();
+                    self.shared.counters.udp_responses.add(count as u64);
                 }
-                Err(error) => match patience.after(&error) {
-                    Next::Again => {}
-                    Next::Pause => return false,
-                    Next::GiveUp => {
-                        let given_up = if error.kind() == ErrorKind::WouldBlock { batch.unsent() } else { 1 };
-                        self.count_unsent(&error, given_up);
-                        batch.skip(given_up);
-                        *patience = Patience::default();
+                Err(error) => match retry.after(&error) {
+                    AfterFailure::Retry => {}
+                    AfterFailure::WaitForRoom => return false,
+                    AfterFailure::Drop => {
+                        let dropped =
+                            if error.kind() == ErrorKind::WouldBlock { batch.unsent() } else { 1 };
+                        self.count_dropped(&error, dropped);
+                        batch.skip(dropped);
+                        *retry = SendRetry::default();
                     }
                 },
             }
@@ -390,54 +466,55 @@ impl<R: Respond> Worker<R> {
         true
     }
 
-    /// Sends one answer, or drops and counts it.
-    async fn send(&self, answer: &[u8], target: SocketAddr) {
-        let mut patience = Patience::default();
+    /// Sends one response, or drops and counts it.
+    async fn send(&self, response: &[u8], target: SocketAddr) {
+        let mut retry = SendRetry::default();
         loop {
-            match send_one(&self.socket.socket, answer, target) {
+            match send_one(&self.socket.socket, response, target) {
                 Ok(()) => {
-                    self.shared.counters.udp_answers.increment();
+                    self.shared.counters.udp_responses.increment();
                     return;
                 }
-                Err(error) => match patience.after(&error) {
-                    Next::Again => {}
-                    Next::Pause => sleep(SEND_PAUSE).await,
-                    Next::GiveUp => return self.count_unsent(&error, 1),
+                Err(error) => match retry.after(&error) {
+                    AfterFailure::Retry => {}
+                    AfterFailure::WaitForRoom => sleep(SEND_BUFFER_WAIT).await,
+                    AfterFailure::Drop => return self.count_dropped(&error, 1),
                 },
             }
         }
     }
 
-    fn count_unsent(&self, error: &io::Error, answers: usize) {
+    /// Counts responses that could not be sent.
+    fn count_dropped(&self, error: &io::Error, responses: usize) {
         if error.kind() == ErrorKind::WouldBlock {
-            self.shared.counters.udp_dropped.add(answers as u64);
+            self.shared.counters.udp_dropped.add(responses as u64);
         } else {
-            debug!(%error, "cannot send an answer over UDP");
-            self.shared.counters.udp_send_errors.add(answers as u64);
+            debug!(%error, "cannot send a response over UDP");
+            self.shared.counters.udp_send_errors.add(responses as u64);
         }
     }
 }
 
-/// What is left in a watched socket after a batch was received.
+/// What a watched socket holds after a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// Nothing: the socket says when there is something again.
-    Nothing,
-    /// There may be more.
-    Perhaps,
+enum SocketState {
+    /// Nothing. The runtime reports the next datagram.
+    Drained,
+    /// Perhaps more datagrams.
+    MaybeMore,
 }
 
-/// An answer that is waited for.
+/// Permit for a deferred response, released on drop.
 #[derive(Debug)]
-struct Waiting {
+struct DeferredPermit {
     counters: Arc<Counters>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Waiting {
+impl Drop for DeferredPermit {
     fn drop(&mut self) {
         if std::thread::panicking() && self.counters.panics.increment().is_power_of_two() {
-            error!("a panic while an answer was waited for was contained; please report this");
+            error!("caught a panic in a deferred response; please report this");
         }
     }
 }
@@ -454,46 +531,67 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let shared = UdpShared {
-            own: Arc::new(ArcSwap::from_pointee(Own::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]))),
+            own_addresses: Arc::new(ArcSwap::from_pointee(OwnAddresses::new(vec![
+                address,
+                SocketAddr::from(([127, 0, 0, 9], 53)),
+            ]))),
             access: Access::new(&[]),
             tap: Tap::default(),
             counters: Arc::default(),
-            places: Arc::new(Semaphore::new(1)),
-            patience: Duration::from_secs(5),
-            drain: Duration::ZERO,
+            deferred_permits: Arc::new(Semaphore::new(1)),
+            response_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::ZERO,
             abort: CancellationToken::new(),
         };
-        Worker { socket: Arc::new(Stoppable::new(socket)), address, responder: Echo::default(), shared, stop: CancellationToken::new() }
+        Worker {
+            socket: Arc::new(StoppableSocket::new(socket)),
+            address,
+            responder: Echo::default(),
+            shared,
+            stop: CancellationToken::new(),
+        }
     }
 
-    fn hand() -> Hand<SockaddrIn> {
-        Hand { batch: Batch::new(), draws: fastrand::Rng::new(), backoff: Backoff::default(), later: Vec::new() }
+    fn scratch() -> WorkerScratch<SockaddrIn> {
+        WorkerScratch {
+            batch: Batch::new(),
+            random: fastrand::Rng::new(),
+            backoff: ErrorBackoff::default(),
+            deferred: Vec::new(),
+        }
     }
 
-    fn ask(worker: &Worker<Echo>, source: &str) -> (Response, u64, Vec<u8>) {
-        let (mut answer, mut queries) = (Vec::new(), 0);
-        let common = Common { ahead: (), own: worker.shared.own.load(), now: Instant::now() };
+    fn ask(worker: &Worker<Echo>, source: &str) -> (Disposition, u64, Vec<u8>) {
+        let (mut out, mut queries) = (Vec::new(), 0);
+        let context = BatchContext {
+            lookahead: (),
+            own_addresses: worker.shared.own_addresses.load(),
+            now: Instant::now(),
+        };
         let client = worker.client(source.parse().unwrap());
-        let request = Request { octets: b"question", number: 0, client: &client, now: common.now, draw: 0 };
-        let response = worker.answer(request, &common, &mut queries, &mut answer);
-        (response, queries, answer)
+        let request =
+            Request { message: b"query", index: 0, client: &client, now: context.now, random: 0 };
+        let disposition = worker.respond(request, &context, &mut queries, &mut out);
+        (disposition, queries, out)
     }
 
     #[test]
-    fn sources_that_cannot_be_clients_are_dropped() {
+    fn implausible_sources_are_dropped() {
         let worker = worker();
-        for source in [&*worker.address.to_string(), "127.0.0.9:53", "[::ffff:127.0.0.9]:53", "127.0.0.1:0"] {
-            assert_eq!(ask(&worker, source), (Response::Silent, 0, Vec::new()), "{source}");
+        for source in
+            [&*worker.address.to_string(), "127.0.0.9:53", "[::ffff:127.0.0.9]:53", "127.0.0.1:0"]
+        {
+            assert_eq!(ask(&worker, source), (Disposition::Silent, 0, Vec::new()), "{source}");
         }
         assert_eq!(worker.shared.counters.udp_implausible.get(), 4);
-        // The same port at another address is a client like any other.
-        assert_eq!(ask(&worker, "127.0.0.8:53"), (Response::Ready, 1, b"udp question".to_vec()));
+        // The port of a listener at another address is an ordinary source.
+        assert_eq!(ask(&worker, "127.0.0.8:53"), (Disposition::Ready, 1, b"udp query".to_vec()));
     }
 
     #[test]
-    fn a_source_without_access_gets_the_refusal() {
+    fn sources_without_access_are_refused() {
         let worker = worker();
-        assert_eq!(ask(&worker, "192.0.2.1:9"), (Response::Ready, 0, b"refused question".to_vec()));
+        assert_eq!(ask(&worker, "192.0.2.1:9"), (Disposition::Ready, 0, b"refused query".to_vec()));
         assert_eq!(worker.shared.counters.udp_refused.get(), 1);
     }
 
@@ -501,15 +599,18 @@ mod tests {
     async fn a_panic_costs_one_datagram_of_a_batch() {
         let worker = worker();
         let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        for question in ["first", "panic", "last"] {
-            client.send_to(question.as_bytes(), worker.address).await.unwrap();
+        for query in ["first", "panic", "last"] {
+            client.send_to(query.as_bytes(), worker.address).await.unwrap();
         }
-        let mut hand = hand();
-        assert_eq!(hand.batch.receive(&worker.socket.socket, SIZE).unwrap(), 3);
-        worker.answer_all(&mut hand);
-        assert!(worker.send_all(&mut hand.batch, &mut Patience::default()));
+        let mut scratch = scratch();
+        assert_eq!(scratch.batch.receive(&worker.socket.socket, MAX_BATCH_DATAGRAMS).unwrap(), 3);
+        worker.respond_to_batch(&mut scratch);
+        assert!(worker.send_batch(&mut scratch.batch, &mut SendRetry::default()));
         let counters = &worker.shared.counters;
-        assert_eq!((counters.panics.get(), counters.udp_queries.get(), counters.udp_answers.get()), (1, 3, 2));
+        assert_eq!(
+            (counters.panics.get(), counters.udp_queries.get(), counters.udp_responses.get()),
+            (1, 3, 2)
+        );
         let mut received = [0; 16];
         for expected in ["udp first", "udp last"] {
             let length = client.recv(&mut received).await.unwrap();
@@ -518,29 +619,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_cannot_be_sent_is_counted_and_forgotten() {
+    async fn unsendable_responses_are_counted_and_dropped() {
         let worker = worker();
         worker.send(&vec![0; 70_000], "127.0.0.1:9".parse().unwrap()).await;
         assert_eq!(worker.shared.counters.udp_send_errors.get(), 1);
         let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        worker.send(b"answer", client.local_addr().unwrap()).await;
+        worker.send(b"response", client.local_addr().unwrap()).await;
         let mut received = [0; 16];
-        assert_eq!(client.recv(&mut received).await.unwrap(), 6);
-        assert_eq!(worker.shared.counters.udp_answers.get(), 1);
+        assert_eq!(client.recv(&mut received).await.unwrap(), 8);
+        assert_eq!(worker.shared.counters.udp_responses.get(), 1);
     }
 
     #[test]
-    fn a_thread_that_waits_for_datagrams_is_woken_to_stop() {
+    fn stopping_wakes_a_blocked_worker() {
         let worker = Arc::new(worker());
         let socket = Arc::clone(&worker.socket);
         let thread = std::thread::spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
-            worker.run::<SockaddrIn>(&runtime, &mut Tasks::new(&runtime));
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+                .unwrap();
+            worker.run::<SockaddrIn>(&runtime, &mut WorkerTasks::new(&runtime));
         });
-        // Once it has answered, it waits for the next one.
+        // After this response, the worker blocks in the receive call.
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.send_to(b"question", socket.socket.local_addr().unwrap()).unwrap();
-        assert_eq!(client.recv(&mut [0; 16]).unwrap(), b"udp question".len());
+        client.send_to(b"query", socket.socket.local_addr().unwrap()).unwrap();
+        assert_eq!(client.recv(&mut [0; 16]).unwrap(), b"udp query".len());
         socket.stop();
         thread.join().unwrap();
     }

@@ -1,7 +1,7 @@
-//! The threads that answer over UDP: one for each socket, each with a runtime of its own.
+//! Threads of the UDP workers: one per socket, each with its own runtime.
 //!
-//! The kernel spreads clients over the sockets of an address (SO_REUSEPORT). What a question needs stays in one thread, from
-//! its datagram through an exchange with an upstream to the answer.
+//! The kernel spreads clients over the sockets of an address (`SO_REUSEPORT`). A query stays on one
+//! thread from its datagram through an upstream exchange to the response.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -15,27 +15,28 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::serving::RESTART;
-use super::tasks::Tasks;
-use super::udp::{Stoppable, UdpShared, Worker};
+use super::context::RESTART_DELAY;
+use super::tasks::WorkerTasks;
+use super::udp::{StoppableSocket, UdpShared, Worker};
 use super::{BindError, Respond};
 use crate::wire::Transport;
 
-/// A thread that answers.
+/// A running UDP worker thread.
 #[derive(Debug)]
-pub(super) struct Thread {
+pub(super) struct WorkerThread {
     /// Closed when the thread has ended.
-    ended: oneshot::Receiver<()>,
-    /// Ends the reading when it is time.
-    ending: JoinHandle<()>,
+    finished: oneshot::Receiver<()>,
+    /// Stops the receive loop once the server stops.
+    stopper: JoinHandle<()>,
 }
 
-impl Thread {
-    /// Starts a thread of this number for this socket, and waits until it has taken it. It answers until `stop` is cancelled, or the
-    /// runtime that this is called in ends.
+impl WorkerThread {
+    /// Spawns thread `number` for `socket`, and waits until its runtime is up.
+    ///
+    /// The worker serves until `stop` is cancelled or the calling runtime shuts down.
     ///
     /// # Errors
-    /// When the system has no thread, or no runtime.
+    /// If the system cannot create the thread or its runtime.
     pub(super) async fn start<R: Respond>(
         number: usize,
         address: SocketAddr,
@@ -46,14 +47,24 @@ impl Thread {
     ) -> Result<Self, BindError> {
         let failed = move |source| BindError::System { address, transport: Transport::Udp, source };
         let (starting, started) = oneshot::channel();
-        let (ending, ended) = oneshot::channel();
-        let reading = Reading(Arc::new(Stoppable::new(socket)));
-        let worker = Worker { socket: Arc::clone(&reading.0), address, responder, shared, stop: stop.clone() };
+        let (finishing, finished) = oneshot::channel();
+        let stop_on_drop = StopOnDrop(Arc::new(StoppableSocket::new(socket)));
+        let worker = Worker {
+            socket: Arc::clone(&stop_on_drop.0),
+            address,
+            responder,
+            shared,
+            stop: stop.clone(),
+        };
         let run = move || {
-            // Dropped at the end, and by a panic, too.
-            let _ending: oneshot::Sender<()> = ending;
-            match Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default()) {
-                // What is left over ends with the runtime.
+            // Dropped when the thread ends, also by a panic.
+            let _finishing: oneshot::Sender<()> = finishing;
+            match Builder::new_current_thread()
+                .enable_io()
+                .enable_time()
+                .build_local(LocalOptions::default())
+            {
+                // Dropping the runtime cancels the remaining tasks.
                 Ok(runtime) => {
                     let _ = starting.send(Ok(()));
                     serve(Arc::new(worker), &runtime);
@@ -64,36 +75,38 @@ impl Thread {
             }
         };
         std::thread::Builder::new().name(format!("udp-{number}")).spawn(run).map_err(failed)?;
-        started.await.unwrap_or_else(|_| Err(failed(io::Error::other("its thread ended at once"))))?;
-        let ending = tokio::spawn(async move {
-            let _reading = reading;
+        started
+            .await
+            .unwrap_or_else(|_| Err(failed(io::Error::other("the worker thread ended at once"))))?;
+        let stopper = tokio::spawn(async move {
+            let _stop_on_drop = stop_on_drop;
             stop.cancelled().await;
         });
-        Ok(Self { ended, ending })
+        Ok(Self { finished, stopper })
     }
 
     /// Waits until the thread has ended and its socket is closed.
-    pub(super) async fn ended(&mut self) {
-        if !self.ending.is_finished() {
-            let _ = (&mut self.ending).await;
+    pub(super) async fn join(&mut self) {
+        if !self.stopper.is_finished() {
+            let _ = (&mut self.stopper).await;
         }
-        let _ = (&mut self.ended).await;
+        let _ = (&mut self.finished).await;
     }
 }
 
-/// Ends the reading of its socket when it is dropped.
+/// Stops the receive loop of its socket on drop.
 #[derive(Debug)]
-struct Reading(Arc<Stoppable>);
+struct StopOnDrop(Arc<StoppableSocket>);
 
-impl Drop for Reading {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
-/// Answers until the server stops, again after a panic, and lets out the answers in flight.
+/// Runs the worker until the server stops, restarts it after a panic, then drains.
 fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime) {
-    let mut tasks = Tasks::new(runtime);
+    let mut tasks = WorkerTasks::new(runtime);
     while catch_unwind(AssertUnwindSafe(|| match worker.address {
         SocketAddr::V4(_) => worker.run::<SockaddrIn>(runtime, &mut tasks),
         SocketAddr::V6(_) => worker.run::<SockaddrIn6>(runtime, &mut tasks),
@@ -101,18 +114,25 @@ fn serve<R: Respond>(worker: Arc<Worker<R>>, runtime: &LocalRuntime) {
     .is_err()
     {
         worker.shared.counters.panics.increment();
-        error!(address = %worker.address, transport = "UDP", "the loop of a socket panicked and is started again; please report this");
-        std::thread::sleep(RESTART);
+        error!(
+            address = %worker.address,
+            transport = "UDP",
+            "the receive loop panicked; restarting it; please report this"
+        );
+        std::thread::sleep(RESTART_DELAY);
     }
-    let Tasks { answers, .. } = tasks;
-    let (drain, abort) = (worker.shared.drain, worker.shared.abort.clone());
+    let WorkerTasks { deferred, .. } = tasks;
+    let (drain, abort) = (worker.shared.drain_timeout, worker.shared.abort.clone());
     drop(worker);
-    answers.close();
+    deferred.close();
     runtime.block_on(async {
         tokio::select! {
-            () = answers.wait() => {}
+            () = deferred.wait() => {}
             () = abort.cancelled() => {}
-            () = tokio::time::sleep(drain) => info!(answers = answers.len(), "giving up answers over UDP that did not come in time"),
+            () = tokio::time::sleep(drain) => info!(
+                responses = deferred.len(),
+                "dropping deferred UDP responses that missed the drain timeout"
+            ),
         }
     });
 }

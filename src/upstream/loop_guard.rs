@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Outgoing, Sockets, Upstream};
 use crate::name::Name;
-use crate::wire::{HEADER, flags, put_u16, rtype};
+use crate::wire::{HEADER_BYTES, flags, put_u16, rtype};
 
 /// The zone of all tokens, in wire form.
 const TOKEN_PARENT: &[u8] = b"\x05empty\x05as112\x04arpa\0";
@@ -238,7 +238,7 @@ impl ProbeSchedule {
 
 /// Builds a query for the A records of `name`.
 fn probe_query(name: &Name) -> Vec<u8> {
-    let mut message = Vec::with_capacity(HEADER + name.as_wire().len() + 4);
+    let mut message = Vec::with_capacity(HEADER_BYTES + name.as_wire().len() + 4);
     for word in [0, flags::RD, 1, 0, 0, 0] {
         put_u16(&mut message, word);
     }
@@ -280,7 +280,7 @@ mod tests {
             let mut buffer = [0; 4096];
             loop {
                 let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-                let (name, _) = Name::from_wire(&buffer[HEADER..length]).unwrap();
+                let (name, _) = Name::from_wire(&buffer[HEADER_BYTES..length]).unwrap();
                 let circle = looping.load(Ordering::SeqCst) && guard.catch_token(&name);
                 seen.lock().unwrap().push(name);
                 buffer[2] |= 0x80;

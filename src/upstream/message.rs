@@ -6,8 +6,8 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, EXTENDED_ERROR, ExtendedError, HEADER, Malformed, Query, Section, Transport, flags,
-    name_stands_in, put_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
+    self, OPTION_EXTENDED_ERROR, ExtendedError, HEADER_BYTES, MalformedMessage, Query, Section, Transport, flags,
+    name_overlaps, put_extended_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
 };
 
 /// Upper bound of the TTL of negative answers (RFC 2308 section 5).
@@ -64,7 +64,7 @@ pub(super) enum Age {
 ///
 /// A plain query carries no options to forward and no records.
 pub(super) fn is_plain(query: &Query<'_>) -> bool {
-    !query.more && options(query.options).all(|(code, _)| is_hop_by_hop(code))
+    !query.has_other_records && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
 /// Builds the message to send upstream for `query`, with id 0.
@@ -74,7 +74,7 @@ pub(super) fn is_plain(query: &Query<'_>) -> bool {
 ///
 /// # Errors
 /// Returns an error if `request` is malformed.
-pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, Malformed> {
+pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, MalformedMessage> {
     let Stripped { mut bytes, .. } = strip(request)?;
     set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
     Ok(with_opt(bytes, query))
@@ -82,8 +82,8 @@ pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8
 
 /// Builds the message to send upstream for a plain query from the query alone.
 pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + query.question.len() + wire::OPT);
-    bytes.resize(HEADER, 0);
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + query.question.len() + wire::EMPTY_OPT_BYTES);
+    bytes.resize(HEADER_BYTES, 0);
     bytes[5] = 1;
     bytes.extend_from_slice(query.question);
     set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
@@ -113,14 +113,14 @@ impl StoredResponse {
     /// # Errors
     /// Returns an error if the message is malformed, does not have exactly one question, or has
     /// more than one OPT record.
-    pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, Malformed> {
+    pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, MalformedMessage> {
         let Stripped { mut bytes, opt, question_end } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
         let rcode = upper | u16_at(&bytes, 2).unwrap_or_default() & 0xF;
         let (kind, ttl_offsets) = classify(&bytes, question_end, rcode)?;
         let end = bytes.len();
         for (code, whole) in options(opt.map_or(&[][..], |opt| opt.options)) {
-            if code == EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
+            if code == OPTION_EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
                 bytes.extend_from_slice(whole);
             }
         }
@@ -138,12 +138,12 @@ impl StoredResponse {
 
     /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
-        let mut bytes = vec![0; HEADER];
+        let mut bytes = vec![0; HEADER_BYTES];
         set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
         bytes[5] = 1;
         bytes.extend_from_slice(question);
         let options = offset(bytes.len());
-        put_error(&mut bytes, error);
+        put_extended_error(&mut bytes, error);
         let ttl_offsets = offset(bytes.len());
         Self {
             bytes: bytes.into(),
@@ -203,7 +203,7 @@ impl StoredResponse {
         if message.len() <= room {
             out.extend_from_slice(message);
         } else {
-            truncate_into(message, HEADER + query.question.len(), room, out);
+            truncate_into(message, HEADER_BYTES + query.question.len(), room, out);
         }
         let rcode =
             if query.edns.is_none() && self.rcode > 0xF { rcode::SERVFAIL } else { self.rcode };
@@ -222,7 +222,7 @@ impl StoredResponse {
                 | kept_flags
                 | rcode & 0xF,
         );
-        out[HEADER..HEADER + query.question.len()].copy_from_slice(query.question);
+        out[HEADER_BYTES..HEADER_BYTES + query.question.len()].copy_from_slice(query.question);
         self.patch_ttls(ttl_offsets, age, out);
         if let Some(edns) = query.edns {
             let additional = u16_at(out, 10).unwrap_or_default().saturating_add(1);
@@ -257,7 +257,7 @@ impl StoredResponse {
 ///
 /// `question` is name, type and class.
 pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER];
+    let mut bytes = vec![0; HEADER_BYTES];
     set_flags(&mut bytes, flags::QR | flags::RA);
     (bytes[5], bytes[11]) = (1, 1);
     bytes.extend_from_slice(question);
@@ -270,17 +270,17 @@ fn classify(
     message: &[u8],
     question_end: usize,
     rcode: u16,
-) -> Result<(ResponseKind, Vec<u16>), Malformed> {
+) -> Result<(ResponseKind, Vec<u16>), MalformedMessage> {
     let qtype = u16_at(message, question_end - 4).unwrap_or_default();
     let (mut ttl_offsets, mut min_ttl, mut negative, mut answered) =
         (Vec::new(), u32::MAX, None, false);
     for record in records(message, question_end) {
         let record = record?;
         // A name that points into a TTL field would change with the TTL.
-        if name_stands_in(message, record.start, &ttl_offsets) {
-            return Err(Malformed);
+        if name_overlaps(message, record.start, &ttl_offsets) {
+            return Err(MalformedMessage);
         }
-        ttl_offsets.push(u16::try_from(record.ttl_at()).map_err(|_| Malformed)?);
+        ttl_offsets.push(u16::try_from(record.ttl_at()).map_err(|_| MalformedMessage)?);
         // A TTL with the highest bit set counts as 0 (RFC 2181 section 8).
         let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
         min_ttl = min_ttl.min(ttl);
@@ -338,9 +338,9 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
         .flatten()
         .map_while(Result::ok);
     match (transport, records.find(wire::Record::is_opt)) {
-        (Transport::Tcp, _) => wire::TCP_MAX,
-        (Transport::Udp, None) => wire::UDP_PLAIN,
-        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::UDP_PLAIN, wire::UDP_MAX),
+        (Transport::Tcp, _) => wire::MAX_TCP_BYTES,
+        (Transport::Udp, None) => wire::MAX_UDP_BYTES_WITHOUT_EDNS,
+        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES),
     }
 }
 
@@ -348,8 +348,8 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
 ///
 /// # Errors
 /// Returns an error if the message has no question.
-pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Malformed> {
-    let question_end = question_end(message).ok_or(Malformed)?;
+pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), MalformedMessage> {
+    let question_end = question_end(message).ok_or(MalformedMessage)?;
     if message.len() > limit {
         let whole = std::mem::take(message);
         truncate_into(&whole, question_end, limit, message);

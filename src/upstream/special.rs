@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use crate::name::{Name, reverse_name};
 use crate::wire::{
-    self, ExtendedError, HEADER, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
+    self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
 };
 
 /// Why a name and all names below it are special.
@@ -168,7 +168,7 @@ impl SpecialAnswer {
                 put_record(out, rtype::SOA, &soa(&zone));
             }
             SpecialContent::Data(data) => {
-                out.extend_from_slice(&wire::OWNER);
+                out.extend_from_slice(&wire::OWNER_POINTER);
                 put_record(
                     out,
                     if query.qtype == rtype::ANY { self.any_type() } else { query.qtype },
@@ -239,7 +239,7 @@ impl SpecialAnswer {
         match self.special {
             Special::NonExistent | Special::Canary => vec![0],
             // A name has at most 255 bytes, which 14 bits of a pointer can address.
-            _ => (0xC000 | u16::try_from(HEADER + self.zone_offset).unwrap_or(0))
+            _ => (0xC000 | u16::try_from(HEADER_BYTES + self.zone_offset).unwrap_or(0))
                 .to_be_bytes()
                 .to_vec(),
         }
@@ -269,7 +269,7 @@ fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
             | code & 0xF,
     );
     put_u16(out, u16::from(!query.question.is_empty()));
-    out.resize(HEADER, 0);
+    out.resize(HEADER_BYTES, 0);
     out.extend_from_slice(query.question);
 }
 
@@ -325,7 +325,7 @@ mod tests {
         let zone_offset = name.as_wire().len() - Name::from_text(zone).unwrap().as_wire().len();
         let mut out = Vec::new();
         SpecialAnswer { special, zone_offset }.write(&parsed, &name, &mut out);
-        assert!(out.len() <= wire::UDP_PLAIN);
+        assert!(out.len() <= wire::MAX_UDP_BYTES_WITHOUT_EDNS);
         let message = Message::from_vec(&out).unwrap();
         assert_eq!(message.metadata.id, 0x1234);
         assert!(
@@ -333,7 +333,7 @@ mod tests {
                 && message.metadata.recursion_desired
                 && message.metadata.checking_disabled
         );
-        assert_eq!(&out[HEADER..HEADER + parsed.question.len()], parsed.question);
+        assert_eq!(&out[HEADER_BYTES..HEADER_BYTES + parsed.question.len()], parsed.question);
         assert!(message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
         let answers = message
             .answers

@@ -1,6 +1,6 @@
 //! Removal of the OPT record from a message: OPT is hop by hop (RFC 6891 section 6.1.1).
 
-use crate::wire::{Malformed, Record, Section, question_end, records, rtype, u16_at};
+use crate::wire::{MalformedMessage, Record, Section, question_end, records, rtype, u16_at};
 
 /// A message without its OPT record, and what that record contained.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(super) struct Opt<'a> {
 /// # Errors
 /// Returns an error if the message is malformed, does not have exactly one question, or has more
 /// than one OPT record.
-pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
-    let question_end = question_end(message).ok_or(Malformed)?;
+pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, MalformedMessage> {
+    let question_end = question_end(message).ok_or(MalformedMessage)?;
     let mut found: Option<Record> = None;
     let mut following = Vec::new();
     for record in records(message, question_end) {
@@ -37,7 +37,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, Malformed> {
             let misplaced =
                 record.section != Section::Additional || record.fixed != record.start + 1;
             if misplaced || found.replace(record).is_some() {
-                return Err(Malformed);
+                return Err(MalformedMessage);
             }
         } else if found.is_some() {
             following.push(record);

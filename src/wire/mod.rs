@@ -1,38 +1,41 @@
-//! Bytes that every room which touches packets shares: the header, the one question, OPT and its
-//! extended errors; types and codes as text.
+//! The parts of the DNS wire format that other modules share, and codes as text.
 //!
-//! A leaf: imports no other room. Knows no data and no policy: what is malformed is said here, what to answer elsewhere.
+//! Imports no other module. Reports malformed messages, and leaves the response to its callers.
 
 mod query;
 mod records;
 mod text;
 
 pub use query::{Edns, Parsed, Query, name_end, question_name};
-pub use records::{Malformed, Record, Records, Section, expand_name, name_stands_in, question_end, records};
+pub use records::{
+    MalformedMessage, Record, Records, Section, expand_name, name_overlaps, question_end, records,
+};
 pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
-/// Octets of a message header (RFC 1035 section 4.1.1).
-pub const HEADER: usize = 12;
-/// The largest UDP answer, whatever the client offers: fits IPv6's minimum MTU unfragmented (DNS flag day 2020).
-pub const UDP_MAX: usize = 1232;
-/// The largest UDP answer to a client that offers nothing (RFC 1035 section 2.3.4).
-pub const UDP_PLAIN: usize = 512;
-/// The largest message over TCP: its length prefix has two octets.
-pub const TCP_MAX: usize = 65535;
-/// A compression pointer to the owner of the question, which always stands right after the header.
-pub const OWNER: [u8; 2] = [0xC0, 0x0C];
+/// Bytes of a message header (RFC 1035 section 4.1.1).
+pub const HEADER_BYTES: usize = 12;
+/// Largest UDP response, bytes, whatever size the client advertises.
+///
+/// Fits IPv6's minimum MTU without fragmentation (DNS flag day 2020).
+pub const MAX_UDP_BYTES: usize = 1232;
+/// Largest UDP response without EDNS, bytes (RFC 1035 section 2.3.4).
+pub const MAX_UDP_BYTES_WITHOUT_EDNS: usize = 512;
+/// Largest message over TCP, bytes: the length prefix has two bytes.
+pub const MAX_TCP_BYTES: usize = 65535;
+/// Compression pointer to the name in the question section, right after the header.
+pub const OWNER_POINTER: [u8; 2] = [0xC0, 0x0C];
 
-/// How a message came.
+/// Transport of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// One datagram.
+    /// A datagram.
     Udp,
-    /// A length-prefixed message on a connection.
+    /// A message with a length prefix, on a connection.
     Tcp,
 }
 
 impl Transport {
-    /// Returns its name, for people.
+    /// Returns the display name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,23 +45,25 @@ impl Transport {
     }
 }
 
-/// Header flag bits of the third and fourth octet, as one big-endian number (RFC 1035 section 4.1.1, RFC 4035 section 3).
+/// Header flags, bytes 2 and 3 of a message in network order.
+///
+/// RFC 1035 section 4.1.1, RFC 4035 section 3.
 pub mod flags {
-    /// This is a response.
+    /// Response.
     pub const QR: u16 = 0x8000;
-    /// The four bits of the opcode.
+    /// Mask of the opcode.
     pub const OPCODE: u16 = 0x7800;
-    /// The answer is authoritative.
+    /// Authoritative answer.
     pub const AA: u16 = 0x0400;
-    /// The answer is truncated.
+    /// Truncated.
     pub const TC: u16 = 0x0200;
-    /// Recursion is desired.
+    /// Recursion desired.
     pub const RD: u16 = 0x0100;
-    /// Recursion is available.
+    /// Recursion available.
     pub const RA: u16 = 0x0080;
-    /// The data is authentic.
+    /// Authentic data.
     pub const AD: u16 = 0x0020;
-    /// Checking is disabled.
+    /// Checking disabled.
     pub const CD: u16 = 0x0010;
 }
 
@@ -66,17 +71,17 @@ pub mod flags {
 pub mod rcode {
     /// No error.
     pub const NOERROR: u16 = 0;
-    /// The message could not be understood.
+    /// Format error.
     pub const FORMERR: u16 = 1;
-    /// The server cannot answer now.
+    /// Server failure.
     pub const SERVFAIL: u16 = 2;
     /// The name does not exist.
     pub const NXDOMAIN: u16 = 3;
-    /// The operation is not implemented.
+    /// Not implemented.
     pub const NOTIMP: u16 = 4;
-    /// The server will not answer.
+    /// Refused by policy.
     pub const REFUSED: u16 = 5;
-    /// The EDNS version is not known here.
+    /// Unsupported EDNS version.
     pub const BADVERS: u16 = 16;
 }
 
@@ -86,11 +91,11 @@ pub mod rtype {
     pub const A: u16 = 1;
     /// Name server.
     pub const NS: u16 = 2;
-    /// Another name for this one.
+    /// Canonical name of an alias.
     pub const CNAME: u16 = 5;
     /// Start of authority.
     pub const SOA: u16 = 6;
-    /// Name for a reverse name.
+    /// Pointer to a name, for reverse lookups.
     pub const PTR: u16 = 12;
     /// Text.
     pub const TXT: u16 = 16;
@@ -104,18 +109,18 @@ pub mod rtype {
     pub const IXFR: u16 = 251;
     /// Zone transfer.
     pub const AXFR: u16 = 252;
-    /// Any type the server chooses (RFC 8482).
+    /// Any type, at the server's choice (RFC 8482).
     pub const ANY: u16 = 255;
     /// The Internet class.
     pub const IN: u16 = 1;
 }
 
-/// An extended error (RFC 8914): a code and a few words.
+/// An extended DNS error (RFC 8914).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtendedError {
-    /// The info code.
+    /// Info code.
     pub code: u16,
-    /// Extra text, UTF-8, short: it takes room from the answer.
+    /// Extra text; short, since it takes room from the answer section.
     pub text: &'static str,
 }
 
@@ -142,69 +147,79 @@ impl ExtendedError {
     pub const NETWORK_ERROR: u16 = 23;
 }
 
-/// Octets of an OPT record without options.
-pub const OPT: usize = 11;
+/// Bytes of an OPT record without options.
+pub const EMPTY_OPT_BYTES: usize = 11;
 
-/// Octets of the OPT record that [`put_opt`] writes.
+/// Returns the bytes of the OPT record that [`put_opt`] writes.
 #[must_use]
 pub fn opt_len(error: Option<ExtendedError>) -> usize {
-    OPT + error.map_or(0, |error| 6 + error.text.len())
+    EMPTY_OPT_BYTES + error.map_or(0, |error| 6 + error.text.len())
 }
 
-/// Appends our OPT record (RFC 6891 section 6.1.2): our own payload size, the upper bits of `rcode`, the DO bit as asked
-/// (RFC 3225), and an extended error.
+/// Appends our OPT record (RFC 6891 section 6.1.2).
+///
+/// Contains our payload size, the upper bits of `rcode`, the DO bit (RFC 3225) and an extended
+/// error.
 pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<ExtendedError>) {
     put_opt_with(out, rcode, dnssec_ok, &[], error);
 }
 
-/// The same, with other `options` in front of the extended error: well-formed, at most some 60,000 octets.
-pub fn put_opt_with(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options: &[u8], error: Option<ExtendedError>) {
+/// Appends our OPT record with other `options` before the extended error.
+///
+/// The options must be well-formed, and at most about 60,000 bytes long.
+pub fn put_opt_with(
+    out: &mut Vec<u8>,
+    rcode: u16,
+    dnssec_ok: bool,
+    options: &[u8],
+    error: Option<ExtendedError>,
+) {
     out.push(0);
     put_u16(out, rtype::OPT);
-    put_u16(out, PAYLOAD);
+    put_u16(out, UDP_PAYLOAD_BYTES);
     out.push((rcode >> 4).to_be_bytes()[1]);
     out.push(0);
     put_u16(out, if dnssec_ok { 0x8000 } else { 0 });
-    let length = options.len() + opt_len(error) - OPT;
+    let length = options.len() + opt_len(error) - EMPTY_OPT_BYTES;
     put_u16(out, u16::try_from(length).unwrap_or_default());
     out.extend_from_slice(options);
     if let Some(error) = error {
-        put_error(out, error);
+        put_extended_error(out, error);
     }
 }
 
-/// Appends an extended error as an option (RFC 8914 section 2).
-pub fn put_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
-    put_u16(out, EXTENDED_ERROR);
+/// Appends an extended error as an EDNS option (RFC 8914 section 2).
+pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
+    put_u16(out, OPTION_EXTENDED_ERROR);
     put_u16(out, u16::try_from(2 + text.len()).unwrap_or_default());
     put_u16(out, code);
     out.extend_from_slice(text.as_bytes());
 }
 
-/// The EDNS option that holds an extended error (RFC 8914 section 2).
-pub const EXTENDED_ERROR: u16 = 15;
+/// Code of the EDNS option for extended errors (RFC 8914 section 2).
+pub const OPTION_EXTENDED_ERROR: u16 = 15;
 
-/// Our own receive size, as told in OPT.
-const PAYLOAD: u16 = 1232;
+/// UDP payload size that we advertise in OPT, bytes.
+const UDP_PAYLOAD_BYTES: u16 = 1232;
 
-/// Appends a big-endian number.
+/// Appends a number in network order.
 pub fn put_u16(out: &mut Vec<u8>, value: u16) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-/// Appends a big-endian number.
+/// Appends a number in network order.
 pub fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-/// The big-endian number at `at`, or none past the end.
+/// Reads the big-endian number at `at`, or returns `None` past the end.
 #[must_use]
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let four = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_be_bytes([four[0], four[1], four[2], four[3]]))
 }
 
-/// The big-endian number at `at`, or none past the end.
+/// Reads the big-endian number at `at`, or returns `None` past the end.
 #[must_use]
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let pair = bytes.get(at..at.checked_add(2)?)?;

@@ -1,7 +1,7 @@
 //! Record types, response codes and extended errors as text.
 //!
-//! The one place where these are written and read: commands, the HTTP interface, logs and metrics
-//! take them from here.
+//! The single place that formats and parses them, for commands, the HTTP interface, logs and
+//! metrics.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,9 @@ use hickory_proto::rr::RecordType;
 
 use super::{ExtendedError, rtype};
 
-/// The name of a record type; a type without one as RFC 3597 section 5 writes it, `TYPE65280`.
+/// Returns the name of a record type (RFC 3597 section 5).
+///
+/// A type without a name becomes `TYPE65280`.
 #[must_use]
 pub fn type_name(rtype: u16) -> String {
     match RecordType::from(rtype) {
@@ -18,11 +20,12 @@ pub fn type_name(rtype: u16) -> String {
     }
 }
 
-/// The number of a record type, by its name or as `TYPE65280`, in any case; reads all that
-/// [`type_name`] writes.
+/// Parses a record type, by name or as `TYPE65280`, in any letter case.
+///
+/// Parses everything that [`type_name`] returns.
 #[must_use]
 pub fn type_number(name: &str) -> Option<u16> {
-    /// Types that hickory names but does not read.
+    /// Types that hickory formats but does not parse.
     const WRITTEN_ONLY: [u16; 3] = [0, rtype::OPT, rtype::IXFR];
     let name = name.to_ascii_uppercase();
     if let Some(number) = name.strip_prefix("TYPE") {
@@ -32,7 +35,9 @@ pub fn type_number(name: &str) -> Option<u16> {
     read.or_else(|| WRITTEN_ONLY.into_iter().find(|number| type_name(*number) == name))
 }
 
-/// The name of a response code (RFC 6895 section 2.3); a code without one as `RCODE12`.
+/// Returns the name of a response code (RFC 6895 section 2.3).
+///
+/// A code without a name becomes `RCODE12`.
 #[must_use]
 pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
     Cow::Borrowed(match rcode {
@@ -48,7 +53,7 @@ pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
         9 => "NOTAUTH",
         10 => "NOTZONE",
         11 => "DSOTYPENI",
-        // Of OPT. In TSIG, which nobody here reads, 16 is BADSIG.
+        // As in OPT. In TSIG, which svcdns does not parse, 16 is BADSIG.
         16 => "BADVERS",
         17 => "BADKEY",
         18 => "BADTIME",
@@ -61,7 +66,9 @@ pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
     })
 }
 
-/// An extended error (RFC 8914) with the name of its code: `stale answer (3): registry away`.
+/// Returns an extended error with the name of its code.
+///
+/// For example, `stale answer (3): registry away`.
 #[must_use]
 pub fn extended_error_text(code: u16, extra: &str) -> String {
     let name = match code {
@@ -75,7 +82,7 @@ pub fn extended_error_text(code: u16, extra: &str) -> String {
         ExtendedError::NOT_SUPPORTED => "not supported",
         ExtendedError::NO_REACHABLE_AUTHORITY => "no reachable authority",
         ExtendedError::NETWORK_ERROR => "network error",
-        // Never given by svcdns itself: an upstream's.
+        // svcdns itself sends no other code, but an upstream may.
         _ => "extended error",
     };
     if extra.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {extra}") }
@@ -86,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_is_read_as_it_is_written() {
+    fn every_type_survives_a_round_trip() {
         for rtype in 0..=u16::MAX {
             let name = type_name(rtype);
             assert_eq!(type_number(&name), Some(rtype), "{name}");
@@ -94,20 +101,37 @@ mod tests {
         }
         assert_eq!([1, 65, 251, 65280].map(type_name), ["A", "HTTPS", "IXFR", "TYPE65280"]);
         assert_eq!(["aaaa", "Srv", "*"].map(type_number), [Some(28), Some(33), Some(255)]);
-        assert_eq!(["", "NOTYPE", "TYPE", "TYPE65536", "TYPE+1", "TYPE-1", "65", "UNKNOWN"].map(type_number), [None; 8]);
+        assert_eq!(
+            ["", "NOTYPE", "TYPE", "TYPE65536", "TYPE+1", "TYPE-1", "65", "UNKNOWN"]
+                .map(type_number),
+            [None; 8]
+        );
     }
 
     #[test]
-    fn response_codes_have_the_names_of_the_registry() {
+    fn response_codes_have_their_iana_names() {
         let names = [0, 3, 5, 11, 12, 15, 16, 23, 24, 4095].map(rcode_name);
-        let expected =
-            ["NOERROR", "NXDOMAIN", "REFUSED", "DSOTYPENI", "RCODE12", "RCODE15", "BADVERS", "BADCOOKIE", "RCODE24", "RCODE4095"];
+        let expected = [
+            "NOERROR",
+            "NXDOMAIN",
+            "REFUSED",
+            "DSOTYPENI",
+            "RCODE12",
+            "RCODE15",
+            "BADVERS",
+            "BADCOOKIE",
+            "RCODE24",
+            "RCODE4095",
+        ];
         assert_eq!(names, expected);
     }
 
     #[test]
-    fn extended_errors_are_written_with_name_code_and_text() {
-        assert_eq!(extended_error_text(ExtendedError::STALE_ANSWER, "registry away"), "stale answer (3): registry away");
+    fn extended_errors_show_name_code_and_text() {
+        assert_eq!(
+            extended_error_text(ExtendedError::STALE_ANSWER, "registry away"),
+            "stale answer (3): registry away"
+        );
         assert_eq!(extended_error_text(ExtendedError::PROHIBITED, ""), "prohibited (18)");
         assert_eq!(extended_error_text(6, "bogus"), "extended error (6): bogus");
     }

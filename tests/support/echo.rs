@@ -1,34 +1,34 @@
-//! The test double of a responder: it echoes, and misbehaves on demand.
+//! A responder for tests that echoes queries and misbehaves on demand.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use svcdns::server::{Client, DnsTransport, Request, Respond, Response, StreamKind};
+use svcdns::server::{Client, Disposition, DnsTransport, Request, Respond, StreamKind};
 use tokio::sync::Notify;
 
-/// Echoes a query with its transport in front: `udp hello`.
+/// Echoes a query after its transport: `udp hello`.
 ///
-/// A query is text, with or without an id in front. Some first words ask for something else:
+/// A query is text, with or without a leading id. Some first words ask for something else:
 ///
 /// | word | response |
 /// |---|---|
 /// | `big` | 60,000 bytes |
 /// | `client` | source and destination of the query |
 /// | `silent` | none |
-/// | `panic` | a panic in its place |
-/// | `later` | later, after 10 ms: `udp later, at last` |
-/// | `slow` | later, after 500 ms |
-/// | `hold` | later, once it is released |
-/// | `never` | later, and never |
-/// | `thread` | later: the name of the thread that it came to |
-/// | `panic-later` | later, and a panic in its place |
+/// | `panic` | none: the responder panics |
+/// | `later` | deferred by 10 ms: `udp later, at last` |
+/// | `slow` | deferred by 500 ms |
+/// | `hold` | deferred until released |
+/// | `never` | deferred for ever |
+/// | `thread` | deferred: name of the thread that handles the query |
+/// | `panic-later` | deferred, then a panic |
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Echo {
     held: Arc<Notify>,
 }
 
 impl Echo {
-    /// Lets the response to one `hold` go.
+    /// Releases the response to one `hold`.
     pub(crate) fn release(&self) {
         self.held.notify_one();
     }
@@ -39,26 +39,28 @@ impl Respond for Echo {
         self.clone()
     }
 
-    type Ahead = ();
+    type Lookahead = ();
 
     fn look_ahead<'r>(&self, _: impl Iterator<Item = &'r [u8]>) {}
 
-    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
-        let Request { octets, client, .. } = request;
-        // Written in any case: what is not ready must not be sent.
-        *out = echo(octets, client);
-        match first_word(octets) {
+    fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Disposition {
+        let Request { message, client, .. } = request;
+        // Written in any case, to check that only a ready response is sent.
+        *out = echo(message, client);
+        match first_word(message) {
             b"panic" => panic!("asked to panic"),
-            b"silent" => return Response::Silent,
-            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => return Response::Later,
+            b"silent" => return Disposition::Silent,
+            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => {
+                return Disposition::Deferred;
+            }
             b"big" => *out = vec![b'x'; 60_000],
             b"client" => *out = format!("{} {}", client.source, client.destination).into_bytes(),
             _ => {}
         }
-        Response::Ready
+        Disposition::Ready
     }
 
-    async fn later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+    async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         let begun_in = thread();
         match first_word(&request) {
             b"slow" => tokio::time::sleep(Duration::from_millis(500)).await,
@@ -97,14 +99,14 @@ fn echo(request: &[u8], client: &Client) -> Vec<u8> {
     [transport, text(request)].concat()
 }
 
-/// A query less its id, which begins with an octet below those of text.
+/// Removes the id, whose first byte is below printable characters.
 fn text(request: &[u8]) -> &[u8] {
-    let id = if request.first().is_some_and(|octet| *octet < b' ') { 2 } else { 0 };
+    let id = if request.first().is_some_and(|byte| *byte < b' ') { 2 } else { 0 };
     request.get(id..).unwrap_or_default()
 }
 
 fn first_word(request: &[u8]) -> &[u8] {
-    text(request).split(|octet| *octet == b' ').next().unwrap_or_default()
+    text(request).split(|byte| *byte == b' ').next().unwrap_or_default()
 }
 
 fn thread() -> String {

@@ -20,7 +20,7 @@ use super::packet::{Packet, ResponseMatch};
 use super::stream::{CONNECT_TIMEOUT, connect_tcp};
 use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
-use crate::wire::TCP_MAX;
+use crate::wire::MAX_TCP_BYTES;
 
 /// Media type of DNS messages (RFC 8484 section 6).
 const DNS_MESSAGE: &str = "application/dns-message";
@@ -137,7 +137,7 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
             format!("its response has the type {kind:?} instead of {DNS_MESSAGE}").into(),
         ));
     }
-    let body = Limited::new(response.into_body(), TCP_MAX).collect().await;
+    let body = Limited::new(response.into_body(), MAX_TCP_BYTES).collect().await;
     let message = body
         .map_err(|error| {
             AttemptError::BadResponse(

@@ -32,7 +32,7 @@ use self::stream::StreamLink;
 use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
-use crate::wire::UDP_MAX;
+use crate::wire::MAX_UDP_BYTES;
 
 /// Consecutive case mismatches after which query names keep their letter case.
 const MAX_CASE_MISMATCHES: u8 = 3;
@@ -234,7 +234,7 @@ impl Sockets {
         outgoing: &Outgoing,
         edns: bool,
     ) -> Result<UpstreamResponse, AttemptError> {
-        if outgoing.message().len() > UDP_MAX {
+        if outgoing.message().len() > MAX_UDP_BYTES {
             return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case()

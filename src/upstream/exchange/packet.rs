@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use crate::wire::{HEADER, TCP_MAX, flags, question_end, rcode, records, u16_at};
+use crate::wire::{HEADER_BYTES, MAX_TCP_BYTES, flags, question_end, rcode, records, u16_at};
 
 /// Code of the EDNS padding option (RFC 7830).
 const PADDING_OPTION: u16 = 12;
@@ -26,7 +26,7 @@ impl Outgoing {
     /// it. Returns `None` if the message is malformed, does not have exactly one question, or
     /// leaves no room for padding.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
-        if message.len() > TCP_MAX - 256 {
+        if message.len() > MAX_TCP_BYTES - 256 {
             return None;
         }
         let end = question_end(&message)?;
@@ -82,7 +82,7 @@ impl Outgoing {
         }
         if random_case {
             // The last four bytes of the question are its type and class.
-            randomize_case(&mut bytes[HEADER..self.question_end - 4]);
+            randomize_case(&mut bytes[HEADER_BYTES..self.question_end - 4]);
         }
         Packet { bytes, question_end: self.question_end, exact_case: random_case }
     }
@@ -106,9 +106,9 @@ impl Outgoing {
         if u16_at(&message, 4) == Some(0) {
             // A header alone is an error response without a question section (RFC 1035 section
             // 4.1.1).
-            message.truncate(HEADER);
-            message.extend_from_slice(&self.message[HEADER..self.question_end]);
-            message[4..HEADER].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+            message.truncate(HEADER_BYTES);
+            message.extend_from_slice(&self.message[HEADER_BYTES..self.question_end]);
+            message[4..HEADER_BYTES].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         }
         let end = question_end(&message)?;
         let mut rcode = u16_at(&message, 2)? & 0xF;
@@ -122,8 +122,8 @@ impl Outgoing {
             }
         }
         message
-            .get_mut(HEADER..self.question_end)?
-            .copy_from_slice(&self.message[HEADER..self.question_end]);
+            .get_mut(HEADER_BYTES..self.question_end)?
+            .copy_from_slice(&self.message[HEADER_BYTES..self.question_end]);
         Some(UpstreamResponse { message, rcode, opt })
     }
 }
@@ -183,16 +183,16 @@ impl Packet {
     pub(super) fn match_response(&self, message: &[u8]) -> ResponseMatch {
         let word = |bytes, at| u16_at(bytes, at).unwrap_or_default();
         let flags = word(message, 2);
-        if message.len() < HEADER
+        if message.len() < HEADER_BYTES
             || flags & flags::QR == 0
             || (flags ^ word(&self.bytes, 2)) & flags::OPCODE != 0
         {
             return ResponseMatch::Stray;
         }
-        let question = &self.bytes[HEADER..self.question_end];
+        let question = &self.bytes[HEADER_BYTES..self.question_end];
         match word(message, 4) {
             0 if matches!(flags & 0xF, rcode::FORMERR | rcode::NOTIMP) => ResponseMatch::Full,
-            1 => match message.get(HEADER..self.question_end) {
+            1 => match message.get(HEADER_BYTES..self.question_end) {
                 Some(echo) if echo == question => ResponseMatch::Full,
                 Some(echo) if echo.eq_ignore_ascii_case(question) && same_type(echo, question) => {
                     if self.exact_case {

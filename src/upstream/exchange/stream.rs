@@ -17,7 +17,7 @@ use super::pending::{Delivery, Pending, PendingOutcome};
 use super::udp::MAX_STRAYS;
 use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
-use crate::wire::HEADER;
+use crate::wire::HEADER_BYTES;
 
 /// Limit of queries in flight on a connection, during its handshake as well.
 const MAX_IN_FLIGHT: usize = 4096;
@@ -270,7 +270,7 @@ async fn read_responses<R: AsyncRead + Unpin>(
             }
             Delivery::Stray => {
                 strays += 1;
-                if strays >= MAX_STRAYS || message.len() < HEADER {
+                if strays >= MAX_STRAYS || message.len() < HEADER_BYTES {
                     return ConnectionEnd::Strays;
                 }
             }

@@ -2,7 +2,7 @@ use hickory_proto::op::Message;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Parsed, UDP_PLAIN};
+use crate::wire::{Parsed, MAX_UDP_BYTES_WITHOUT_EDNS};
 
 /// `www.example. A` in the letter case of a client.
 const QUESTION: &[u8] = b"\x03WWW\x07example\0\0\x01\0\x01";
@@ -109,7 +109,7 @@ fn upstream_queries_carry_end_to_end_options_only() {
     let came = request(flags::RD | flags::CD | 0x40, Some((4000, true, &options)), &[]);
     let out = upstream_query(&came, &query(&came)).unwrap();
     assert_eq!((&out[..2], flags_of(&out)), (&[0, 0][..], flags::RD | flags::CD | flags::AD));
-    assert_eq!(&out[HEADER..HEADER + QUESTION.len()], QUESTION);
+    assert_eq!(&out[HEADER_BYTES..HEADER_BYTES + QUESTION.len()], QUESTION);
     assert_eq!(
         options_of(&out),
         [option(8, b"\0\x01\x18\0\xC0\0\x02"), option(65001, b"x")].concat()
@@ -134,7 +134,7 @@ fn upstream_queries_carry_end_to_end_options_only() {
     let came = request(flags::RD, Some((1232, false, b"")), &[&more]);
     assert!(!is_plain(&query(&came)));
     let out = upstream_query(&came, &query(&came)).unwrap();
-    assert_eq!(out[HEADER + QUESTION.len()..][..more.len()], more);
+    assert_eq!(out[HEADER_BYTES + QUESTION.len()..][..more.len()], more);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn ttls_age_and_stale_answers_carry_an_extended_error() {
         (vec![300, 60], flags::QR | flags::AA | flags::RD | flags::RA)
     );
     assert_eq!(
-        (&fresh[..2], &fresh[HEADER..HEADER + QUESTION.len()]),
+        (&fresh[..2], &fresh[HEADER_BYTES..HEADER_BYTES + QUESTION.len()]),
         (&[0xAB, 0xCD][..], QUESTION)
     );
     let kept = written(
@@ -268,7 +268,7 @@ fn extended_errors_pass_and_other_options_for_their_client_only() {
     assert_eq!(options_of(&out), options[..options.len() - 12]);
     // Without OPT a client cannot see the upper bits of the code, so it gets SERVFAIL.
     let bare = written(&plain, &request(0, None, &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER + QUESTION.len()));
+    assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER_BYTES + QUESTION.len()));
 }
 
 #[test]
@@ -276,8 +276,8 @@ fn large_responses_are_truncated_at_a_record() {
     let many: Vec<_> = (0..100).map(|_| a(60)).collect();
     let stored = StoredResponse::new(&response(0, [&many, &[], &[]]), true).unwrap();
     for (asks, limit) in [
-        (request(0, None, &[]), UDP_PLAIN),
-        (request(0, Some((100, false, b"")), &[]), UDP_PLAIN),
+        (request(0, None, &[]), MAX_UDP_BYTES_WITHOUT_EDNS),
+        (request(0, Some((100, false, b"")), &[]), MAX_UDP_BYTES_WITHOUT_EDNS),
         (request(0, Some((1000, true, b"")), &[]), 1000),
         (request(0, Some((65535, true, b"")), &[]), 1232),
     ] {
@@ -296,7 +296,7 @@ fn large_responses_are_truncated_at_a_record() {
             (flags::TC, query(&asks).edns.is_some())
         );
         assert_eq!(
-            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER - QUESTION.len(),
+            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER_BYTES - QUESTION.len(),
             1600 + if opt.is_some() { 11 } else { 0 }
         );
     }
@@ -323,7 +323,7 @@ fn large_responses_are_truncated_at_a_record() {
     .unwrap();
     let out =
         written(&stored, &request(0, Some((512, false, b"")), &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((out.len(), flags_of(&out) & flags::TC), (HEADER + QUESTION.len() + 320 + 11, 0));
+    assert_eq!((out.len(), flags_of(&out) & flags::TC), (HEADER_BYTES + QUESTION.len() + 320 + 11, 0));
 }
 
 #[test]

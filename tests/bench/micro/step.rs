@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use svcdns::answer::{Lookahead, Disposition};
+use svcdns::answer::{Lookahead, AnswerOutcome};
 use svcdns::wire::{Parsed, Query, Transport};
 
 use super::common::cores;
@@ -43,7 +43,7 @@ impl Step {
             // Cheap, and far from one another: which record comes first, or is left out, is to differ.
             draw = draw.wrapping_add(0x9E37_79B9_7F4A_7C15);
             let parsed = Query::parse(black_box(question));
-            assert_eq!(answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out), Disposition::Answered);
+            assert_eq!(answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out), AnswerOutcome::Answered);
             assert_eq!((out[3] & 0x0F, u16::from_be_bytes([out[6], out[7]])), (code, records));
             black_box(&out).len()
         };

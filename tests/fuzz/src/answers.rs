@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
-use svcdns::answer::{Answerer, Disposition};
-use svcdns::wire::{HEADER, Parsed, Query, TCP_MAX, Transport, question_end, records, rtype};
+use svcdns::answer::{Answerer, AnswerOutcome};
+use svcdns::wire::{HEADER_BYTES, Parsed, Query, MAX_TCP_BYTES, Transport, question_end, records, rtype};
 
 use super::question::Question;
 
@@ -34,8 +34,8 @@ impl Kinds {
 pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Vec<u8> {
     let Question { packet, transport, draw } = question;
     let parsed = Query::parse(packet);
-    let (mut fast, mut full) = (Vec::with_capacity(TCP_MAX), Vec::new());
-    let mut outcome = Disposition::Silent;
+    let (mut fast, mut full) = (Vec::with_capacity(MAX_TCP_BYTES), Vec::new());
+    let mut outcome = AnswerOutcome::Silent;
     let allocates = (kinds.allocates)(&mut || {
         // As it is where several came together.
         let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
@@ -43,8 +43,8 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
     });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
     assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));
-    assert_eq!(outcome == Disposition::Answered, !fast.is_empty());
-    let kind = if outcome == Disposition::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
+    assert_eq!(outcome == AnswerOutcome::Answered, !fast.is_empty());
+    let kind = if outcome == AnswerOutcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
@@ -58,7 +58,7 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
     assert_eq!(answer[..2], query.id.to_be_bytes());
     assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER..][..query.question.len()], *query.question, "the question comes back octet for octet");
+    assert_eq!(answer[HEADER_BYTES..][..query.question.len()], *query.question, "the question comes back octet for octet");
     assert_eq!(message.edns.is_some(), query.edns.is_some());
     assert!(transport == Transport::Udp || !message.metadata.truncation);
     let mut octets: Vec<_> = question_end(answer).into_iter().flat_map(|end| records(answer, end)).map(|record| record.unwrap()).collect();
@@ -84,8 +84,8 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     }
 }
 
-fn difference(question: &Question, fast: &(Disposition, &Vec<u8>), full: &(Disposition, &Vec<u8>)) -> String {
-    let say = |(outcome, octets): &(Disposition, &Vec<u8>)| match Message::from_vec(octets) {
+fn difference(question: &Question, fast: &(AnswerOutcome, &Vec<u8>), full: &(AnswerOutcome, &Vec<u8>)) -> String {
+    let say = |(outcome, octets): &(AnswerOutcome, &Vec<u8>)| match Message::from_vec(octets) {
         Ok(message) => format!("{outcome:?} {message}\n{octets:02x?}"),
         Err(_) => format!("{outcome:?} {octets:02x?}"),
     };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::Message;
 use svcdns::name::Zones;
 use svcdns::upstream::{Forwarder, Lane, Servers, Settings};
-use svcdns::wire::{HEADER, Parsed, Query, Transport, question_end, records, u16_at};
+use svcdns::wire::{HEADER_BYTES, Parsed, Query, Transport, question_end, records, u16_at};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
@@ -72,7 +72,7 @@ impl Here {
             let mut kept = Vec::new();
             if self.lane.respond(&query, transport, Instant::now() + Duration::from_secs(age), &mut kept) {
                 check(&query, transport, &kept);
-                assert!(age > 0 || kept.len() == said.len() && kept[4..HEADER] == said[4..HEADER], "{said:02x?}\n{kept:02x?}");
+                assert!(age > 0 || kept.len() == said.len() && kept[4..HEADER_BYTES] == said[4..HEADER_BYTES], "{said:02x?}\n{kept:02x?}");
             }
         }
     }
@@ -83,7 +83,7 @@ fn check(query: &Query<'_>, transport: Transport, answer: &[u8]) {
     assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
     assert_eq!(answer[..2], query.id.to_be_bytes());
     assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER..][..query.question.len()], *query.question);
+    assert_eq!(answer[HEADER_BYTES..][..query.question.len()], *query.question);
     let end = question_end(answer).expect("one question");
     assert!(records(answer, end).all(|record| record.is_ok()), "{answer:02x?}");
     let opts = records(answer, end).map_while(Result::ok).filter(svcdns::wire::Record::is_opt).count();

@@ -1,4 +1,4 @@
-//! What all listeners for connections share: the responder, access, limits, counters, and the stop.
+//! State shared by all connection listeners.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::admission::Admission;
 use super::sink::Tap;
 use super::{Access, Client, Counters, Limits, Respond, StreamKind};
 
-/// How long after a panic a loop is started again.
-pub(super) const RESTART: Duration = Duration::from_millis(100);
+/// Pause before a loop restarts after a panic.
+pub(super) const RESTART_DELAY: Duration = Duration::from_millis(100);
 
-/// What all listeners for connections share.
+/// State shared by all connection listeners.
 #[derive(Debug)]
-pub(super) struct Serving<R> {
+pub(super) struct ServerContext<R> {
     pub(super) access: Access,
     pub(super) tap: Tap,
     pub(super) admission: Arc<Admission>,
@@ -26,16 +26,17 @@ pub(super) struct Serving<R> {
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) tracker: TaskTracker,
-    /// Cancelled: nothing more is accepted or read.
+    /// Cancelled when listeners must stop accepting and connections stop reading.
     pub(super) stop: CancellationToken,
-    /// Cancelled: connections end as they are.
+    /// Cancelled when open connections must end without a drain.
     pub(super) abort: CancellationToken,
 }
 
-impl<R: Respond> Serving<R> {
-    /// The same, with an end of its own.
-    pub(super) fn until(&self, stop: CancellationToken) -> Self {
-        let Self { access, tap, admission, responder, limits, counters, tracker, stop: _, abort } = self;
+impl<R: Respond> ServerContext<R> {
+    /// Returns the same context with another `stop` token.
+    pub(super) fn with_stop(&self, stop: CancellationToken) -> Self {
+        let Self { access, tap, admission, responder, limits, counters, tracker, stop: _, abort } =
+            self;
         Self {
             access: access.clone(),
             tap: tap.clone(),
@@ -49,9 +50,13 @@ impl<R: Respond> Serving<R> {
         }
     }
 
-    /// Runs the loop of a listener until it ends by itself, and again after a panic in it.
-    pub(super) async fn keep<F>(self: Arc<Self>, address: SocketAddr, kind: StreamKind, run: impl Fn() -> F)
-    where
+    /// Runs a listener's loop until it returns, and restarts the loop after a panic.
+    pub(super) async fn supervise<F>(
+        self: Arc<Self>,
+        address: SocketAddr,
+        kind: StreamKind,
+        run: impl Fn() -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         while let Err(failure) = tokio::spawn(run()).await {
@@ -59,12 +64,16 @@ impl<R: Respond> Serving<R> {
                 return;
             }
             self.counters.panics.increment();
-            error!(%address, transport = kind.name(), "the loop of a socket panicked and is started again; please report this");
-            tokio::time::sleep(RESTART).await;
+            error!(
+                %address,
+                transport = kind.name(),
+                "the accept loop panicked; restarting it; please report this"
+            );
+            tokio::time::sleep(RESTART_DELAY).await;
         }
     }
 
-    /// Starts the task of a connection. It ends early when all connections are to end as they are.
+    /// Spawns a connection's task, which ends early once `abort` is cancelled.
     pub(super) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let abort = self.abort.clone();
         self.tracker.spawn(async move {
@@ -76,17 +85,26 @@ impl<R: Respond> Serving<R> {
         });
     }
 
-    /// Waits for the response that [`super::Response::Later`] promised, for at most the answer
-    /// time-out. `received` is the time of receipt of a query that the sink wants.
-    pub(super) async fn later(&self, kind: StreamKind, request: Vec<u8>, client: Client, received: Option<Instant>) -> Option<Vec<u8>> {
-        let kept = received.map(|received| self.tap.keep(&client, &request, received));
-        let later = timeout(self.limits.answer_timeout, self.responder.later(request, client)).await;
-        let response = later.unwrap_or_else(|_| {
-            self.counters.of(kind).answer_timeouts.increment();
+    /// Waits for a deferred response, up to the response timeout.
+    ///
+    /// `received` is the time of receipt if the sink wants this query, else `None`.
+    pub(super) async fn await_response(
+        &self,
+        kind: StreamKind,
+        request: Vec<u8>,
+        client: Client,
+        received: Option<Instant>,
+    ) -> Option<Vec<u8>> {
+        let pending = received.map(|received| self.tap.defer(&client, &request, received));
+        let response =
+            timeout(self.limits.response_timeout, self.responder.respond_later(request, client))
+                .await;
+        let response = response.unwrap_or_else(|_| {
+            self.counters.of(kind).response_timeouts.increment();
             None
         });
-        if let Some(kept) = kept {
-            kept.finished(response.as_deref());
+        if let Some(pending) = pending {
+            pending.report(response.as_deref());
         }
         response
     }
@@ -98,10 +116,10 @@ pub(super) mod tests {
     use crate::server::echo::Echo;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// What listeners of an echo share, for loopback alone.
-    pub(in crate::server) fn serving(limits: Limits) -> Arc<Serving<Echo>> {
+    /// Returns a context around an echo responder that serves loopback clients only.
+    pub(in crate::server) fn context(limits: Limits) -> Arc<ServerContext<Echo>> {
         let counters = Arc::new(Counters::default());
-        Arc::new(Serving {
+        Arc::new(ServerContext {
             access: Access::new(&[]),
             tap: Tap::default(),
             admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
@@ -115,16 +133,18 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_panics_is_started_again() {
-        let serving = serving(Limits::default());
+    async fn a_panicking_loop_is_restarted() {
+        let context = context(Limits::default());
         let starts = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&starts);
         let run = move || {
             let start = counted.fetch_add(1, Ordering::Relaxed);
             async move { assert!(start >= 2, "start {start} fails") }
         };
-        Arc::clone(&serving).keep(SocketAddr::from(([127, 0, 0, 1], 1)), StreamKind::Tcp, run).await;
+        Arc::clone(&context)
+            .supervise(SocketAddr::from(([127, 0, 0, 1], 1)), StreamKind::Tcp, run)
+            .await;
         assert_eq!(starts.load(Ordering::Relaxed), 3);
-        assert_eq!(serving.counters.panics.get(), 2);
+        assert_eq!(context.counters.panics.get(), 2);
     }
 }

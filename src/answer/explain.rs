@@ -195,10 +195,9 @@ impl LookupFailure {
     /// Returns the reason for NXDOMAIN in one clause.
     fn reason(&self) -> String {
         match (&self.unknown_service, &self.unmatched_service) {
-            (_, Some(service)) => format!(
-                "service {service} exists, but not in this deployment, namespace, version or \
-                 instance"
-            ),
+            (_, Some(service)) => {
+                format!("service {service} has no such version, instance, namespace or deployment")
+            }
             (Some(service), None) => format!("no service {service}"),
             (None, None) => "the name has no valid form".to_owned(),
         }
@@ -219,8 +218,7 @@ impl Explanation {
                     outcome: match result {
                         MatchResult::NoService => "no such service",
                         MatchResult::NoMatch => {
-                            "the service exists, but not in this deployment, namespace, version \
-                             or instance"
+                            "no such version, instance, namespace or deployment"
                         }
                         MatchResult::Match => "matched",
                     }
@@ -242,7 +240,7 @@ impl Explanation {
             .then(|| snapshot.service(&base))
             .flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
-            let dropped = "outside the interpretation's deployment, namespace, version or instance";
+            let dropped = "does not match the interpretation";
             self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
         }
     }

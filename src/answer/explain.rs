@@ -181,6 +181,7 @@ struct LookupFailure {
 }
 
 impl LookupFailure {
+    /// Records what a step says about the failure.
     fn add_step(&mut self, step: &TraceStep<'_>) {
         match step {
             TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),
@@ -205,6 +206,7 @@ impl LookupFailure {
 }
 
 impl Explanation {
+    /// Adds a step of the name's resolution.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
         if let TraceStep::Interpretation(interpretation, MatchResult::NoMatch) = step {
             self.add_unmatched(interpretation, snapshot);
@@ -245,6 +247,7 @@ impl Explanation {
         }
     }
 
+    /// Adds all instances at an address.
     fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.services_at(address) {
             for instance in service
@@ -257,6 +260,7 @@ impl Explanation {
         }
     }
 
+    /// Decodes the response and adds its content.
     fn add_response(&mut self, response: &[u8]) {
         let Ok(message) = Message::from_vec(response) else { return };
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
@@ -278,6 +282,7 @@ impl Explanation {
 }
 
 impl ConsideredInstance {
+    /// Describes an instance.
     fn new(instance: &Instance<'_>, dropped: Option<String>) -> Self {
         let (key, group) = (instance.key, instance.key.group());
         Self {
@@ -335,6 +340,7 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
     }
 }
 
+/// Formats labels as a dotted text, with escapes for unprintable bytes.
 fn text(labels: &[&[u8]]) -> String {
     labels.iter().map(|label| label.escape_ascii().to_string()).collect::<Vec<_>>().join(".")
 }

@@ -110,6 +110,7 @@ async fn explain_from_registries(
     ))
 }
 
+/// Formats an explanation; `registries` are the URLs by index.
 fn text(explanation: &Explanation, registries: &[String]) -> String {
     let Explanation {
         name,

@@ -157,6 +157,7 @@ impl<'a> ResolvConf<'a> {
     }
 }
 
+/// Parses a line; without a line end it may be incomplete.
 fn parse_line(line: &[u8]) -> Directive<'_> {
     let complete = line.ends_with(b"\n");
     let Ok(line) = std::str::from_utf8(line) else { return Directive::Fault(Fault::NotText) };
@@ -189,6 +190,7 @@ fn parse_line(line: &[u8]) -> Directive<'_> {
     }
 }
 
+/// Parses the word after `nameserver`.
 fn parse_name_server(word: &str, complete: bool) -> Directive<'_> {
     let (address, scope) = match word.split_once('%') {
         Some((address, scope)) => (address, Some(scope)),

@@ -27,8 +27,10 @@ pub struct Answerer {
     pub(super) first_serial: u32,
 }
 
+/// Too many queries wait for an upstream.
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
+/// The client's address is not allowed to query.
 const ACCESS_DENIED: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
@@ -110,6 +112,7 @@ impl Answerer {
         self.write_code(rcode::SERVFAIL, OVERLOADED, request, out)
     }
 
+    /// Writes a response with only a code and an extended error, in UDP's size.
     fn write_code(
         &self,
         code: u16,
@@ -159,6 +162,7 @@ impl Answerer {
         &self.counters
     }
 
+    /// Returns a writer that counts its responses.
     pub(super) fn writer(&self, transport: Transport, draw: u64) -> ResponseWriter<'_> {
         ResponseWriter { settings: &self.settings, transport, draw, counters: &self.counters }
     }

@@ -183,6 +183,7 @@ struct LookupFailure {
 }
 
 impl LookupFailure {
+    /// Records what a step says about the failure.
     fn add_step(&mut self, step: &TraceStep<'_>) {
         match step {
             TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),
@@ -197,10 +198,9 @@ impl LookupFailure {
     /// Returns the reason for NXDOMAIN in one clause.
     fn reason(&self) -> String {
         match (&self.unknown_service, &self.unmatched_service) {
-            (_, Some(service)) => format!(
-                "service {service} exists, but not in this deployment, namespace, version or \
-                 instance"
-            ),
+            (_, Some(service)) => {
+                format!("service {service} has no such version, instance, namespace or deployment")
+            }
             (Some(service), None) => format!("no service {service}"),
             (None, None) => "the name has no valid form".to_owned(),
         }
@@ -215,6 +215,7 @@ impl Explanation {
         }
     }
 
+    /// Adds a step of the name's resolution.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
         if let TraceStep::Interpretation(interpretation, MatchResult::NoMatch) = step {
             self.add_unmatched(interpretation, snapshot);
@@ -228,8 +229,7 @@ impl Explanation {
                     outcome: match result {
                         MatchResult::NoService => "no such service",
                         MatchResult::NoMatch => {
-                            "the service exists, but not in this deployment, namespace, version \
-                             or instance"
+                            "no such version, instance, namespace or deployment"
                         }
                         MatchResult::Match => "matched",
                     }
@@ -251,11 +251,12 @@ impl Explanation {
             .then(|| snapshot.service(&base))
             .flatten();
         for instance in service.iter().flat_map(|service| service.instances()) {
-            let dropped = "outside the interpretation's deployment, namespace, version or instance";
+            let dropped = "does not match the interpretation";
             self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
         }
     }
 
+    /// Adds all instances at an address.
     fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.services_at(address) {
             for instance in service
@@ -268,6 +269,7 @@ impl Explanation {
         }
     }
 
+    /// Decodes the response and adds its content.
     fn add_response(&mut self, response: &[u8]) {
         let Ok(message) = Message::from_vec(response) else { return };
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
@@ -289,6 +291,7 @@ impl Explanation {
 }
 
 impl ConsideredInstance {
+    /// Describes an instance.
     fn new(instance: &Instance<'_>, dropped: Option<String>) -> Self {
         let (key, group) = (instance.key, instance.key.group());
         Self {
@@ -347,6 +350,7 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
     }
 }
 
+/// Formats labels as a dotted text, with escapes for unprintable bytes.
 fn text(labels: &[&[u8]]) -> String {
     labels.iter().map(|label| label.escape_ascii().to_string()).collect::<Vec<_>>().join(".")
 }

@@ -74,6 +74,7 @@ impl<'a> QueryContext<'a> {
         }
     }
 
+    /// Answers from the node of the name itself.
     fn answer_of_node(&self, node: &Node<'a>, owner: &'a [u8]) -> FastAnswer<'a> {
         let settings = self.settings();
         let srv = || RRset::srv(node, settings.ttl, owner, settings.zones.first().name().as_wire());

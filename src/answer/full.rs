@@ -236,6 +236,7 @@ struct InstanceFilter<'a> {
     unsatisfiable: bool,
 }
 
+/// Which versions of a service are selected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VersionFilter {
     /// `latest`, or all versions if none is `latest` and the fallback is on.
@@ -245,6 +246,7 @@ enum VersionFilter {
 }
 
 impl<'a> InstanceFilter<'a> {
+    /// Combines the interpretation with selectors and configured defaults.
     fn new(
         settings: &'a Settings,
         parsed: &'a ParsedName<'a>,
@@ -303,6 +305,7 @@ impl<'a> InstanceFilter<'a> {
         Self { deployment, namespace, ..self.clone() }
     }
 
+    /// Returns what the name stands for.
     fn form(&self) -> NameForm {
         match self.address {
             _ if self.parsed.rfc2782.is_some() => NameForm::Rfc2782,
@@ -311,6 +314,7 @@ impl<'a> InstanceFilter<'a> {
         }
     }
 
+    /// Returns whether a group is in the wanted deployment and namespace.
     fn in_scope(&self, group: &Group) -> bool {
         let equal = |wanted: Option<&[u8]>, have: &str| {
             wanted.is_none_or(|wanted| wanted == have.as_bytes())
@@ -409,6 +413,7 @@ impl<'a> InstanceFilter<'a> {
         None
     }
 
+    /// Returns whether an instance matches a selector.
     fn selector_matches(selector: &Selector<'_>, instance: &Instance<'_>) -> bool {
         let (value, key) = (&selector.value, instance.key);
         match selector.key {

@@ -100,6 +100,7 @@ impl<'a> Node<'a> {
         PackedSets { v4, v6, srv, names: rest }
     }
 
+    /// Splits the next set off `rest`.
     fn take_set(&self, set_index: usize, rest: &mut &'a [u8]) -> PackedSet<'a> {
         let count = usize::from(self.counts[set_index]);
         let sums = if self.flags & (FLAG_WEIGHTED << set_index) != 0 {
@@ -149,6 +150,7 @@ impl<'a> PackedSet<'a> {
     }
 }
 
+/// Splits up to `bytes` bytes off `rest`.
 fn take_bytes<'a>(rest: &mut &'a [u8], bytes: usize) -> &'a [u8] {
     let (first, left) = rest.split_at(bytes.min(rest.len()));
     *rest = left;

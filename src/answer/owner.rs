@@ -70,6 +70,7 @@ pub(super) fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && !text.contains('.')
 }
 
+/// Appends a label in wire form; `None` if the text cannot be a label.
 fn put_label(out: &mut Vec<u8>, label: &str) -> Option<()> {
     if !is_label(label) {
         return None;

@@ -304,6 +304,7 @@ impl<'c> AffectedOwners<'c> {
         }
     }
 
+    /// Returns each owner, and its changed service if that still exists.
     fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&'c Arc<Service>>)> {
         split_at_ends(&self.bytes, self.ends.iter().map(|(end, _)| *end))
             .zip(self.ends.iter().map(|(_, service)| *service))
@@ -396,6 +397,7 @@ fn scopes(service: &Service) -> impl Iterator<Item = (&str, &str)> {
     service.visible_groups().map(|group| group.scope())
 }
 
+/// Adds `delta` to the count of a name.
 fn add_count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
     match counts.get_mut(name) {
         Some(known) => *known += delta,

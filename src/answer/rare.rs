@@ -52,6 +52,7 @@ pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRe
     set
 }
 
+/// Composes the data of a TXT record.
 fn text(metadata: &Metadata) -> Vec<u8> {
     let mut data = Vec::new();
     for (key, value) in metadata.iter() {

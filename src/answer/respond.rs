@@ -34,12 +34,15 @@ pub(super) struct QueryContext<'a> {
     pub(super) query: &'a Query<'a>,
 }
 
+/// For names outside the zones, with forwarding off.
 const NOT_AUTHORITATIVE: ExtendedError = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,
     text: "not a zone served here, and forwarding is off",
 };
+/// For classes other than IN.
 const UNSUPPORTED_CLASS: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
+/// For zone transfers.
 const UNSUPPORTED_TRANSFER: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 /// For names not found while a registry has not been read yet.
@@ -75,6 +78,7 @@ const SOA_TEMPLATE: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0aho
 const SOA_NUMBERS_OFFSET: usize = SOA_TEMPLATE.len() - 20;
 
 impl<'a> QueryContext<'a> {
+    /// Returns the settings.
     pub(super) fn settings(&self) -> &'a Settings {
         self.writer.settings
     }
@@ -102,6 +106,7 @@ impl<'a> QueryContext<'a> {
         AnswerOutcome::Answered
     }
 
+    /// Writes the response to this query.
     pub(super) fn write(&self, response: &ResponseContent<'_>, out: &mut Vec<u8>) {
         self.writer.write(response, self.query, out);
     }
@@ -263,6 +268,7 @@ impl<'a> QueryContext<'a> {
         self.write(&ResponseContent::answer(&RRset::composed(records), None), out);
     }
 
+    /// Writes NXDOMAIN with the zone's SOA record.
     pub(super) fn write_nxdomain(&self, zone: &Zone, out: &mut Vec<u8>) {
         let soa = self.soa_in_question(zone);
         self.write(
@@ -275,6 +281,7 @@ impl<'a> QueryContext<'a> {
         );
     }
 
+    /// Writes NODATA with the zone's SOA record.
     pub(super) fn write_nodata(
         &self,
         zone: &Zone,

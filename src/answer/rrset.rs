@@ -25,6 +25,7 @@ pub(super) struct RRset<'a> {
     data: RRsetData<'a>,
 }
 
+/// What the records of an RRset are written from.
 #[derive(Clone, Copy, Debug)]
 enum RRsetData<'a> {
     /// Addresses of `width` bytes each.
@@ -118,6 +119,7 @@ impl<'a> RRset<'a> {
         }
     }
 
+    /// Returns an RRset of addresses of `width` bytes each.
     const fn addresses(
         PackedSet { weights, bytes }: PackedSet<'a>,
         width: usize,
@@ -238,6 +240,7 @@ fn put_fitting(
 }
 
 impl<'a> SrvSet<'a> {
+    /// Returns the SRV entry at an index.
     fn entry(&self, index: usize) -> Option<&'a [u8]> {
         self.entries.get(index * SRV_ENTRY_BYTES..(index + 1) * SRV_ENTRY_BYTES)
     }
@@ -247,6 +250,7 @@ impl<'a> SrvSet<'a> {
         u16_at(self.entry(index)?, 4).map(usize::from)
     }
 
+    /// Returns the target with this index.
     fn target(&self, index: usize) -> Option<SrvTarget<'a>> {
         let (v4_count, v6_count) = (self.v4.len() / 4, self.v6.len() / 16);
         if index < v4_count {
@@ -261,6 +265,7 @@ impl<'a> SrvSet<'a> {
         host_name(self.names, index - v6_count).map(SrvTarget::Name)
     }
 
+    /// Returns an upper bound for the size of all records in bytes.
     fn max_bytes(&self) -> usize {
         let label =
             if self.v6.is_empty() { "255-255-255-255".len() } else { MAX_INSTANCE_LABEL_BYTES };
@@ -307,6 +312,7 @@ impl<'a> SrvSet<'a> {
         }
     }
 
+    /// Appends glue, see [`RRset::put_glue`].
     fn put_glue(
         &self,
         order: &Order,
@@ -393,12 +399,14 @@ impl ComposedRecords {
         self.ends.is_empty()
     }
 
+    /// Returns the bytes of the record at an index.
     fn get(&self, index: usize) -> &[u8] {
         let start =
             index.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
         self.ends.get(index).and_then(|end| self.bytes.get(start..*end)).unwrap_or_default()
     }
 
+    /// Appends the glue of the only record, if it has any and it fits.
     fn put_glue(&self, start: usize, room: usize, out: &mut Vec<u8>) -> bool {
         let Some(address) = self.glue.filter(|_| out.len() > start) else { return false };
         put_address(start + RECORD_HEAD_BYTES..out.len(), address, start, room, out)

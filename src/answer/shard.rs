@@ -143,6 +143,7 @@ struct ShardBuilder {
 }
 
 impl ShardBuilder {
+    /// Adds an entry.
     fn put(&mut self, tag: u32, owner: &[u8], node: &[u8]) {
         self.slots.push((tag, self.entries.len()));
         // An owner is part of a name, so it has at most 254 bytes.
@@ -158,6 +159,7 @@ impl ShardBuilder {
         self.entries.extend_from_slice(node);
     }
 
+    /// Lays out the slots and returns the shard.
     fn finish(self) -> Shard {
         if self.slots.is_empty() {
             return Shard::default();

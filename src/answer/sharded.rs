@@ -8,6 +8,7 @@ use std::sync::Arc;
 /// Branches of a tree node.
 const BRANCHES: usize = 16;
 
+/// An inner node of the tree.
 type TreeNode<T> = Arc<[T; BRANCHES]>;
 
 /// A tree of 4,096 immutable shards, selected by the high bits of a hash.

@@ -14,8 +14,11 @@ use super::sharded::{Sharded, tag};
 use crate::catalog::{Changed, Condition, HostAddresses, Service};
 use crate::name::instance_address;
 
+/// Hash of a base, and its service; in ascending order of hashes.
 type ServiceShard = Arc<[(u64, Arc<Service>)]>;
+/// Name, and the number of published names directly below it; sorted.
 type AncestorShard = Arc<[(Box<str>, u32)]>;
+/// Tag of an address's hash, and the hash of a base; sorted.
 type AddressShard = Arc<[(u32, u64)]>;
 
 /// One generation of the lookup table.
@@ -117,6 +120,7 @@ impl Snapshot {
         self.hasher.hash_one(name)
     }
 
+    /// Returns the services whose base has this hash.
     fn services_with(&self, hash: u64) -> impl Iterator<Item = &Arc<Service>> {
         let shard = self.services.shard(hash);
         let first = shard.partition_point(|(slot, _)| *slot < hash);

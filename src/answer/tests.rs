@@ -482,7 +482,7 @@ fn explanations_suggest_a_close_name_for_an_unknown_one() {
     assert_eq!(explain("quite-different.svc"), (unknown("quite-different"), None));
     assert_eq!(explain("_a.hello._b.svc"), (Some("the name has no valid form".to_owned()), None));
     let (reason, suggestion) = explain("v9.hello.svc");
-    assert!(reason.is_some_and(|reason| reason.starts_with("service hello exists, but not in")));
+    assert!(reason.is_some_and(|reason| reason.starts_with("service hello has no such version")));
     assert_eq!((suggestion, explain("hello.svc")), (None, (None, None)));
 }
 

@@ -92,6 +92,7 @@ async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Res
     Ok(explanation)
 }
 
+/// Formats an explanation.
 fn text(explanation: &Explanation) -> String {
     let Explanation {
         name,

@@ -29,6 +29,7 @@ pub struct Page {
 /// Names and values of the labels of one sample.
 pub type MetricLabels = Vec<(&'static str, String)>;
 
+/// A metric family.
 #[derive(Debug)]
 struct Family {
     name: &'static str,
@@ -37,6 +38,7 @@ struct Family {
     samples: Samples,
 }
 
+/// The samples of a family.
 #[derive(Debug)]
 enum Samples {
     Counters(Vec<(MetricLabels, u64)>),
@@ -98,6 +100,7 @@ impl Page {
         Ok(text)
     }
 
+    /// Adds a family.
     fn add(
         &mut self,
         name: &'static str,

@@ -7,6 +7,8 @@ mod support {
 }
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -587,6 +589,205 @@ async fn certificates_are_read_at_every_connect() {
     etcd.start_all();
     etcd.put(&key("hello", 2), "{}");
     following.until_key(&key("hello", 2)).await;
+
+    // Renewed again, one file after the other: until all are there the last known keys stay.
+    etcd.kill();
+    let file = etcd.certificates().client_key();
+    let before = fs::read(&file).unwrap();
+    etcd.certificates().replace();
+    let renewed = fs::read(&file).unwrap();
+    fs::write(&file, before).unwrap();
+    etcd.start_all();
+    following.until_error("KeyMismatch").await;
+    fs::remove_file(&file).unwrap();
+    following.until_error(&format!("cannot read {}: No such file", file.display())).await;
+    assert_eq!(following.keys(), [key("hello", 1), key("hello", 2)]);
+    fs::write(&file, renewed).unwrap();
+    etcd.put(&key("hello", 3), "{}");
+    following.until_key(&key("hello", 3)).await;
+    following.end().await;
+}
+
+/// A file with a password, in a folder of its own.
+struct PasswordFile {
+    folder: tempfile::TempDir,
+}
+
+impl PasswordFile {
+    fn new(password: &str) -> Self {
+        let file = Self { folder: tempfile::tempdir().unwrap() };
+        file.write(password);
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("password")
+    }
+
+    /// Puts another file in its place, as tools that rotate a secret do.
+    fn write(&self, password: &str) {
+        let new = self.folder.path().join("new");
+        fs::write(&new, format!("{password}\n")).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+}
+
+/// Settings for this user, with the password in a file.
+fn settings_of(etcd: &Etcd, user: &str, password_file: &Path) -> Settings {
+    let mut settings = settings(etcd);
+    settings.username = Some(user.to_owned());
+    settings.password = Some(Credential::File(password_file.to_owned()));
+    settings
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_changes_in_etcd_first_interrupts_nothing() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("before", 1), "{}");
+    etcd.add_reader("reader", "old-secret", "/service");
+    etcd.enable_auth();
+    let file = PasswordFile::new("old-secret");
+    let mut settings = settings_of(&etcd, "reader", &file.path());
+    settings.timings.relist_every = Duration::from_secs(2);
+    let following = Following::start(settings);
+    // The watch logs in after the first list, and the next list is made beside it.
+    following.until("the second list", |seen| seen.ended == 2).await;
+
+    etcd.set_password("reader", "new-secret");
+    following.until_error("cannot log in: etcdserver: authentication failed, invalid user ID or password").await;
+    // The watch began with the old password, and goes on.
+    etcd.put(&key("meanwhile", 1), "{}");
+    following.until_key(&key("meanwhile", 1)).await;
+    let lease = etcd.grant(600);
+    assert_eq!(following.gone(&[lease, 1]).await, [1], "leases can be asked for without a login");
+
+    fs::remove_file(file.path()).unwrap();
+    following.until_error(&format!("cannot read {}: No such file", file.path().display())).await;
+    file.write("new-secret");
+    let lists = following.seen().ended;
+    following.until("a list with the new password", |seen| seen.ended > lists).await;
+    following.until_report("the end of the error", |report| report.error.is_none()).await;
+    etcd.put(&key("after", 1), "{}");
+    following.until_key(&key("after", 1)).await;
+    let report = following.state.report();
+    assert_eq!((report.connected, report.disconnects), (true, 0), "one connection did all: {report:?}");
+    assert!(following.seen().removals.is_empty());
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_changes_in_its_file_first_is_used_once_etcd_knows_it() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("before", 1), "{}");
+    etcd.add_reader("reader", "old-secret", "/service");
+    etcd.enable_auth();
+    let file = PasswordFile::new("old-secret");
+    let following = Following::synced(settings_of(&etcd, "reader", &file.path())).await;
+    // The watch logs in after the list: only an event shows that it runs.
+    etcd.put(&key("watched", 1), "{}");
+    following.until_key(&key("watched", 1)).await;
+
+    file.write("new-secret");
+    etcd.put(&key("meanwhile", 1), "{}");
+    following.until_key(&key("meanwhile", 1)).await;
+    // A lost connection cannot be replaced as long as the two differ; what is known stays.
+    etcd.kill();
+    etcd.start_all();
+    following.until_error("cannot log in: etcdserver: authentication failed").await;
+    assert_eq!(following.keys(), [key("before", 1), key("meanwhile", 1), key("watched", 1)]);
+    let report = following.state.report();
+    assert!(!report.connected && report.synced, "{report:?}");
+
+    etcd.set_password("reader", "new-secret");
+    etcd.put(&key("after", 1), "{}");
+    following.until_key(&key("after", 1)).await;
+    following.until_report("the end of the error", |report| report.connected && report.error.is_none()).await;
+    assert_eq!(following.seen().lists, [ListKind::Routine], "resumed, not listed again");
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_file_that_cannot_be_used_is_named_until_it_can() {
+    let mut etcd = Etcd::start();
+    etcd.put(&key("hello", 1), "{}");
+    etcd.add_reader("reader", "reader-secret", "/service");
+    etcd.enable_auth();
+    let file = PasswordFile::new("");
+    let path = file.path();
+    let following = Following::start(settings_of(&etcd, "reader", &path));
+    let cannot_read = |why: &str| format!("cannot read {}: {why}", path.display());
+    following.until_error(&cannot_read("it is empty")).await;
+    fs::write(&path, b"reader\xff-secret").unwrap();
+    following.until_error(&cannot_read("it is not UTF-8 text")).await;
+    fs::write(&path, "x".repeat(70_000)).unwrap();
+    following.until_error(&cannot_read("it has more than 65536 bytes, the fixed limit")).await;
+    fs::remove_file(&path).unwrap();
+    following.until_error(&cannot_read("No such file or directory")).await;
+    fs::create_dir(&path).unwrap();
+    following.until_error(&cannot_read("it is not a regular file")).await;
+    fs::remove_dir(&path).unwrap();
+    assert!(following.seen().lists.is_empty() && following.seen().connected.is_empty());
+    // A mounted secret is a link to a file in a folder that is exchanged as a whole.
+    let mounted = file.folder.path().join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    fs::write(mounted.join("password"), "reader-secret\r\n\n").unwrap();
+    std::os::unix::fs::symlink("mounted/password", &path).unwrap();
+    following.until_listed().await;
+    following.until_key(&key("hello", 1)).await;
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_shows_in_no_failure_even_where_a_call_has_the_same_word() {
+    let mut etcd = Etcd::start();
+    etcd.add_reader("reader", "services", "/service/");
+    etcd.enable_auth();
+    let file = PasswordFile::new("services");
+    let following = Following::start(settings_of(&etcd, "reader", &file.path()));
+    following.until_error("cannot read /***/: permission denied").await;
+    following.end().await;
+
+    let registering = Registering::start(settings_of(&etcd, "reader", &file.path()), "services", 1, Duration::from_secs(60));
+    let error = tokio::time::timeout(SOON, registering.task).await.expect("a refusal").unwrap().unwrap_err();
+    let RegisterError::Refused { reason, .. } = &error else { panic!("{error}") };
+    assert!(reason.contains("permission denied") && !reason.contains("services"), "{reason}");
+}
+
+/// With JWT every change to any user ends all logins: the token holds the revision of the users.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_to_another_user_is_no_outage() {
+    let folder = tempfile::tempdir().unwrap();
+    let signing_key = folder.path().join("signing-key");
+    fs::write(&signing_key, "a key of this test").unwrap();
+    let jwt = format!("--auth-token=jwt,sign-method=HS256,priv-key={}", signing_key.display());
+    let mut etcd = Etcd::builder().argument(&jwt).start();
+    etcd.add_writer("writer", "old-secret", "/service");
+    etcd.enable_auth();
+    let file = PasswordFile::new("old-secret");
+    let mut settings = settings_of(&etcd, "writer", &file.path());
+    settings.timings.relist_every = Duration::from_secs(1);
+    let following = Following::synced(settings.clone()).await;
+    let mine = Registering::start(settings, "mine", 1, Duration::from_secs(9));
+    following.until_key(&key("mine", 1)).await;
+    // The watch logs in after the first list, and the next list is made beside it.
+    following.until("the second list", |seen| seen.ended >= 2).await;
+
+    etcd.ctl(&["user", "add", "another:secret"]);
+    let lists = following.seen().ended;
+    // Of two lists, the second at least began after the change.
+    following.until("lists after the change", |seen| seen.ended >= lists + 2).await;
+    etcd.delete(&key("mine", 1));
+    mine.until_registered(2).await;
+    following.until("the key again", |seen| seen.keys.contains_key(&key("mine", 1)) && seen.listing.is_none()).await;
+
+    file.write("new-secret");
+    etcd.set_password("writer", "new-secret");
+    let lists = following.seen().ended;
+    following.until("lists with the new password", |seen| seen.ended >= lists + 2).await;
+    assert_eq!(following.state.report().disconnects, 0);
+    mine.stop.cancel();
+    tokio::time::timeout(SOON, mine.task).await.expect("the registrant ends").unwrap().unwrap();
+    assert_eq!(etcd.value(&key("mine", 1)), None);
     following.end().await;
 }
 
@@ -752,6 +953,16 @@ impl Registering {
         }
     }
 
+    /// Waits until the last that it said is a failure with this text in it.
+    async fn until_failed(&self, part: &str) {
+        let deadline = Instant::now() + SOON;
+        let failed = || matches!(self.events.lock().unwrap().last(), Some(RegisterEvent::Failed(text)) if text.contains(part));
+        while !failed() {
+            assert!(Instant::now() < deadline, "did not fail with {part}: {:?}", self.events.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn registered(&self) -> usize {
         self.events.lock().unwrap().iter().filter(|event| **event == RegisterEvent::Registered).count()
     }
@@ -841,5 +1052,63 @@ async fn a_registration_says_what_stands_in_its_way() {
     left.stop.cancel();
     let error = tokio::time::timeout(SOON, left.task).await.expect("the registrant ends").unwrap().unwrap_err();
     assert!(matches!(error, RegisterError::NotRemoved { seconds: 60, .. }), "{error}");
+    following.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registration_survives_a_change_of_its_password() {
+    let mut etcd = Etcd::start();
+    etcd.add_writer("writer", "old-secret", "/service");
+    etcd.enable_auth();
+    let file = PasswordFile::new("old-secret");
+    let settings = settings_of(&etcd, "writer", &file.path());
+    let following = Following::synced(settings.clone()).await;
+    let ttl = Duration::from_secs(9);
+    let mine = Registering::start(settings.clone(), "mine", 1, ttl);
+    let key = key("mine", 1);
+    following.until_key(&key).await;
+    mine.until_registered(1).await;
+    let lease = following.seen().keys[&key].lease;
+
+    // In etcd first, and for longer than the lease lives by itself.
+    etcd.set_password("writer", "new-secret");
+    mine.until_failed("cannot log in: etcdserver: authentication failed").await;
+    tokio::time::sleep(ttl + Duration::from_secs(2)).await;
+    assert!(following.seen().removals.is_empty());
+    // What needs a login waits for the file: here, to put the key again.
+    etcd.delete(&key);
+    file.write("new-secret");
+    mine.until_registered(2).await;
+    following.until_key(&key).await;
+    assert_eq!(following.seen().keys[&key].lease, lease);
+
+    // In the file first, and the connection is lost meanwhile.
+    file.write("newer-secret");
+    etcd.kill();
+    etcd.start_all();
+    mine.until_failed("cannot log in: etcdserver: authentication failed").await;
+    etcd.set_password("writer", "newer-secret");
+    following.until("the reconnect", |seen| seen.connected.contains(&false) && seen.is_connected()).await;
+    tokio::time::sleep(ttl + Duration::from_secs(2)).await;
+    assert_eq!(following.keys(), [key.as_str()]);
+    assert_eq!(following.seen().keys[&key].lease, lease);
+
+    // The end, too, is with the password as it is then.
+    etcd.set_password("writer", "newest-secret");
+    file.write("newest-secret");
+    mine.stop.cancel();
+    tokio::time::timeout(SOON, mine.task).await.expect("the registrant ends").unwrap().unwrap();
+    assert_eq!(etcd.value(&key), None);
+    for event in &*mine.events.lock().unwrap() {
+        assert!(!format!("{event:?}").contains("-secret"), "{event:?}");
+    }
+
+    // A first attempt with the wrong password, or none, is refused.
+    for (password, said) in [("wrong-secret", "authentication failed"), ("", "it is empty")] {
+        file.write(password);
+        let refused = Registering::start(settings.clone(), "mine", 2, ttl);
+        let error = tokio::time::timeout(SOON, refused.task).await.expect("a refusal").unwrap().unwrap_err();
+        assert!(matches!(&error, RegisterError::Refused { reason, .. } if reason.contains(said)), "{error}");
+    }
     following.end().await;
 }

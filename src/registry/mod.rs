@@ -8,12 +8,13 @@ pub mod etcd;
 pub mod file;
 pub mod gsvc;
 
+mod contents;
 mod register;
 mod secret;
 mod source;
 
 pub use register::{RegisterError, RegisterEvent, Registrant};
-pub use secret::{Credential, Secret};
+pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};
 
 use std::fmt;

@@ -340,10 +340,29 @@ impl Etcd {
 
     /// A user with a role of the same name that may read below `prefix`.
     pub fn add_reader(&self, user: &str, password: &str, prefix: &str) {
+        self.add_user(user, password, "read", prefix);
+    }
+
+    /// A user with a role of the same name that may read and write below `prefix`.
+    pub fn add_writer(&self, user: &str, password: &str, prefix: &str) {
+        self.add_user(user, password, "readwrite", prefix);
+    }
+
+    fn add_user(&self, user: &str, password: &str, permission: &str, prefix: &str) {
         self.ctl(&["user", "add", &format!("{user}:{password}")]);
         self.ctl(&["role", "add", user]);
-        self.ctl(&["role", "grant-permission", user, "--prefix=true", "read", prefix]);
+        self.ctl(&["role", "grant-permission", user, "--prefix=true", permission, prefix]);
         self.ctl(&["user", "grant-role", user, user]);
+    }
+
+    /// Gives a user another password, as an administrator does.
+    pub fn set_password(&self, user: &str, password: &str) {
+        let mut command = self.command(&["user", "passwd", user, "--interactive=false"]);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("run etcdctl");
+        let mut input = process.stdin.take().expect("a pipe to etcdctl");
+        writeln!(input, "{password}").expect("write to etcdctl");
+        drop(input);
+        assert!(process.wait().expect("wait for etcdctl").success(), "etcdctl user passwd {user}");
     }
 
     // Starting

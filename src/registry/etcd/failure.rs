@@ -31,6 +31,13 @@ pub(super) enum Kind {
     Settings,
 }
 
+impl Kind {
+    /// Whether the store refuses us, or our settings do, while the connection may be fine.
+    pub(super) fn is_refusal(self) -> bool {
+        matches!(self, Self::Permission | Self::Login | Self::Settings)
+    }
+}
+
 impl Failure {
     pub(super) fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }

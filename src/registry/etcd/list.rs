@@ -1,12 +1,12 @@
 //! A full list of every head at one revision, in pages.
 
-use etcd_client::{GetOptions, GetResponse, KvClient};
+use etcd_client::{GetOptions, GetResponse};
 use tokio::task::yield_now;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Timings;
 use super::change;
-use super::connection::{Connection, Prefix, limited};
+use super::connection::{Connection, Prefix};
 use super::failure::{Failure, Kind};
 use super::stride::Stride;
 use super::supervisor::End;
@@ -67,7 +67,7 @@ async fn send(mut page: GetResponse, keys: &mut gsvc::Reader, batch_size: usize,
 
 /// Where a list of one prefix is.
 struct Reader {
-    kv: KvClient,
+    connection: Connection,
     prefix: Prefix,
     revision: i64,
     /// The first key of the next page.
@@ -79,13 +79,13 @@ struct Reader {
     /// Keys in all.
     total: usize,
     stride: Stride,
-    timings: Timings,
+    page_size: u32,
 }
 
 impl Reader {
     fn new(connection: &Connection, prefix: &Prefix, revision: u64, timings: &Timings) -> Self {
         Self {
-            kv: connection.kv.clone(),
+            connection: connection.clone(),
             prefix: prefix.clone(),
             revision: i64::try_from(revision).unwrap_or(0),
             from: prefix.start().as_bytes().to_vec(),
@@ -93,7 +93,7 @@ impl Reader {
             limit: timings.page_size.max(1),
             total: 0,
             stride: Stride::default(),
-            timings: timings.clone(),
+            page_size: timings.page_size,
         }
     }
 
@@ -108,7 +108,7 @@ impl Reader {
         let asked = self.limit;
         if let [first, ..] = keys {
             let octets = keys.iter().map(|kv| kv.key().len() + kv.value().len()).sum();
-            self.limit = fitting(keys.len(), octets, self.total, self.timings.page_size);
+            self.limit = fitting(keys.len(), octets, self.total, self.page_size);
             let last = keys.last().unwrap_or(first);
             self.stride.learn(keys.len(), asked, self.limit, first.key(), last.key());
         } else {
@@ -122,7 +122,11 @@ impl Reader {
         let doing = format!("list {}", self.prefix.start());
         loop {
             let options = GetOptions::new().with_range(self.to.clone()).with_revision(self.revision).with_limit(i64::from(self.limit));
-            match limited(&doing, self.timings.request_timeout, self.kv.get(self.from.clone(), Some(options))).await {
+            let get = || {
+                let (mut kv, from, options) = (self.connection.kv(), self.from.clone(), options.clone());
+                async move { kv.get(from, Some(options)).await }
+            };
+            match self.connection.call(&doing, get).await {
                 Err(failure) if failure.kind == Kind::TooLarge && self.limit > 1 => self.limit = self.limit.div_ceil(2),
                 result => return result,
             }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::backoff::Backoff;
-use super::connection::{Connection, Endpoints, limited};
+use super::connection::{Connection, Endpoints};
 use super::failure::{Failure, Kind};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
@@ -54,7 +54,7 @@ pub async fn register(
         };
         let Some(failure) = ended else { return keeper.remove().await };
         ever |= good_since.is_some();
-        if !ever && matches!(failure.kind, Kind::Permission | Kind::Login | Kind::Settings) {
+        if !ever && failure.kind.is_refusal() {
             return Err(RegisterError::Refused { key: keeper.key.clone(), reason: failure.text });
         }
         (keeper.events)(RegisterEvent::Failed(failure.text));
@@ -86,7 +86,7 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
     async fn keep(&mut self, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
         let endpoint = self.endpoints.choose().ok_or_else(|| Failure::new(Kind::Settings, "no endpoint is configured"))?;
         let Err(mut failure) = self.keep_at(&endpoint, good_since).await;
-        failure.text = format!("etcd at {endpoint}: {}", failure.text);
+        failure.text = at(&endpoint, &failure);
         self.endpoints.note(&endpoint, Some(Instant::now()));
         Err(failure)
     }
@@ -101,46 +101,62 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
             good_since.get_or_insert_with(Instant::now);
             self.endpoints.note(endpoint, None);
             // Returns where the lease is lost, with the connection still good.
-            self.keep_alive(&connection, lease).await?;
+            self.keep_alive(&connection, endpoint, lease).await?;
             self.lease = None;
         }
     }
 
     /// Puts the key on a new lease.
     async fn put(&mut self, connection: &Connection) -> Result<i64, Failure> {
-        let limit = self.settings.timings.request_timeout;
         let ttl = i64::try_from(self.ttl).unwrap_or(i64::MAX);
-        let granted = limited("get a lease", limit, connection.lease.clone().grant(ttl, None)).await?;
+        let grant = || {
+            let mut client = connection.lease();
+            async move { client.grant(ttl, None).await }
+        };
+        let granted = connection.call("get a lease", grant).await?;
         let lease = granted.id();
         // Known before the put: should its answer get lost, the key is still looked after, and removed at the end.
         self.lease = Some(lease);
-        let options = PutOptions::new().with_lease(lease);
-        limited(&format!("put {}", self.key), limit, connection.kv.clone().put(&*self.key, &*self.value, Some(options))).await?;
+        let put = Txn::new().and_then([self.put_on(lease)]);
+        connection.txn(&format!("put {}", self.key), &put).await?;
         (self.events)(RegisterEvent::Registered);
         Ok(lease)
     }
 
+    fn put_on(&self, lease: i64) -> TxnOp {
+        TxnOp::put(&*self.key, &*self.value, Some(PutOptions::new().with_lease(lease)))
+    }
+
     /// Renews the lease three times in its life, and looks after the key each time; returns when the lease is lost.
-    async fn keep_alive(&mut self, connection: &Connection, lease: i64) -> Result<(), Failure> {
-        let every = Duration::from_secs(self.ttl) / 3;
-        let limit = self.settings.timings.request_timeout;
-        let Some((mut keeper, mut answers)) = renewal(connection, lease, limit).await? else { return Ok(()) };
+    async fn keep_alive(&mut self, connection: &Connection, endpoint: &str, lease: i64) -> Result<(), Failure> {
+        let ttl = Duration::from_secs(self.ttl);
+        let limit = ttl.min(self.settings.timings.request_timeout);
+        let Some((mut keeper, mut answers)) = renewal(connection, lease).await? else { return Ok(()) };
         loop {
-            let next = Instant::now() + every;
-            self.look_after(connection, lease).await?;
+            let next = Instant::now() + ttl / 3;
+            match self.look_after(connection, lease).await {
+                // etcd renews a lease whoever asks: the key outlives a password that was changed.
+                Err(failure) if failure.kind.is_refusal() => (self.events)(RegisterEvent::Failed(at(endpoint, &failure))),
+                looked_after => looked_after?,
+            }
             sleep_until(next).await;
-            if !renew(&mut keeper, &mut answers, Instant::now() + limit.min(Duration::from_secs(self.ttl))).await? {
-                return Ok(());
+            let renewed = connection.within("renew the lease", limit, async {
+                keeper.keep_alive().await?;
+                answers.message().await
+            });
+            match renewed.await? {
+                None => return Err(Failure::new(Kind::Connection, "cannot renew the lease: the member closed the stream")),
+                Some(answer) if answer.ttl() > 0 => {}
+                Some(_) => return Ok(()),
             }
         }
     }
 
     /// Puts the key again where it is missing.
     async fn look_after(&self, connection: &Connection, lease: i64) -> Result<(), Failure> {
-        let put = TxnOp::put(&*self.key, &*self.value, Some(PutOptions::new().with_lease(lease)));
-        let txn = Txn::new().when([Compare::version(&*self.key, CompareOp::Equal, 0)]).and_then([put]);
-        let limit = self.settings.timings.request_timeout;
-        let done = limited(&format!("look after {}", self.key), limit, connection.kv.clone().txn(txn)).await?;
+        let missing = Compare::version(&*self.key, CompareOp::Equal, 0);
+        let txn = Txn::new().when([missing]).and_then([self.put_on(lease)]);
+        let done = connection.txn(&format!("look after {}", self.key), &txn).await?;
         if done.succeeded() {
             (self.events)(RegisterEvent::Registered);
         }
@@ -161,7 +177,7 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
                     return Ok(());
                 }
                 Err(failure) => {
-                    reason = format!("etcd at {endpoint}: {}", failure.text);
+                    reason = at(&endpoint, &failure);
                     self.endpoints.note(&endpoint, Some(Instant::now()));
                 }
             }
@@ -174,33 +190,26 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
         let connection = Connection::open(self.settings, endpoint).await?;
         let ours = Compare::lease(&*self.key, CompareOp::Equal, lease);
         let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
-        limited(&format!("delete {}", self.key), self.settings.timings.request_timeout, connection.kv.clone().txn(txn)).await?;
-        Ok(())
+        connection.txn(&format!("delete {}", self.key), &txn).await.map(drop)
     }
 }
 
 /// Begins to renew a lease; none where it no longer exists.
-async fn renewal(connection: &Connection, lease: i64, limit: Duration) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, Failure> {
-    match timeout(limit, connection.lease.clone().keep_alive(lease)).await {
-        Ok(Ok(renewal)) => Ok(Some(renewal)),
-        // The library's own word for an answer with no time to live.
-        Ok(Err(etcd_client::Error::LeaseKeepAliveError(_))) => Ok(None),
-        Ok(Err(error)) => Err(Failure::of("renew the lease", &error)),
-        Err(_) => Err(Failure::late("renew the lease", limit)),
-    }
+async fn renewal(connection: &Connection, lease: i64) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, Failure> {
+    let begin = || {
+        let mut client = connection.lease();
+        async move {
+            match client.keep_alive(lease).await {
+                // The library's own word for an answer with no time to live.
+                Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(None),
+                result => result.map(Some),
+            }
+        }
+    };
+    connection.call("renew the lease", begin).await
 }
 
-/// Renews the lease once; false where it no longer exists.
-async fn renew(keeper: &mut LeaseKeeper, answers: &mut LeaseKeepAliveStream, deadline: Instant) -> Result<bool, Failure> {
-    let exchange = async {
-        keeper.keep_alive().await?;
-        answers.message().await
-    };
-    let begun = Instant::now();
-    match timeout_at(deadline, exchange).await {
-        Ok(Ok(Some(answer))) => Ok(answer.ttl() > 0),
-        Ok(Ok(None)) => Err(Failure::new(Kind::Connection, "cannot renew the lease: the member closed the stream")),
-        Ok(Err(error)) => Err(Failure::of("renew the lease", &error)),
-        Err(_) => Err(Failure::late("renew the lease", begun.elapsed())),
-    }
+/// Says where a failure was.
+fn at(endpoint: &str, failure: &Failure) -> String {
+    format!("etcd at {endpoint}: {}", failure.text)
 }

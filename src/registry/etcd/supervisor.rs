@@ -1,8 +1,7 @@
 //! The state machine that follows one cluster through its failures.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use etcd_client::LeaseClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -242,12 +241,12 @@ impl Supervisor {
                     watch.pause_over();
                     match checked {
                         Checked::Same => *check = (self.routine(), ListKind::Routine),
-                        Checked::Refused => check.0 = Instant::now() + timings.verify_within,
+                        Checked::Refused => check.0 = Instant::now() + timings.backoff_max,
                         Checked::Restored(standing) => return Ok(standing),
                     }
                 }
                 Some(Command::AskLeases(leases)) = self.commands.recv(), if asking.is_empty() => {
-                    asking.spawn(ask_leases(connection.lease.clone(), leases, self.feed.clone(), timings.request_timeout));
+                    asking.spawn(ask_leases(connection.clone(), leases, self.feed.clone(), timings.request_timeout));
                 }
                 Some(_) = asking.join_next(), if !asking.is_empty() => {}
             }
@@ -258,10 +257,14 @@ impl Supervisor {
     async fn check(&mut self, connection: &Connection, kind: ListKind) -> Result<Checked, End> {
         let standing = match connection.probe(&self.prefixes).await {
             Ok(standing) => standing,
-            // The watch goes on without the permission that it began with: better than nothing.
-            Err(failure) if failure.kind == Kind::Permission => {
-                tracing::warn!(registry = %self.feed.state(), reason = failure.text, "a check by a full list failed, events still arrive");
-                self.feed.state().update(|report| report.error = Some(failure.text));
+            // The watch goes on without the permission or password it began with: better than nothing.
+            Err(failure) if failure.kind.is_refusal() => {
+                let text = failure.text;
+                let known = self.feed.state().report().error.as_ref() == Some(&text);
+                if !known {
+                    tracing::warn!(registry = %self.feed.state(), reason = text, "a check by a full list failed, events still arrive");
+                }
+                self.feed.state().update(|report| report.error = Some(text));
                 return Ok(Checked::Refused);
             }
             Err(failure) => return Err(failure.into()),
@@ -337,13 +340,17 @@ enum Checked {
 }
 
 /// Asks which leases are gone, and answers on the feed; not at all where the store does not say.
-async fn ask_leases(mut client: LeaseClient, leases: Vec<i64>, feed: Feed, limit: std::time::Duration) {
+async fn ask_leases(connection: Connection, leases: Vec<i64>, feed: Feed, limit: Duration) {
     let deadline = Instant::now() + limit;
     let asked = leases.len();
     let mut there = 0;
     let mut gone = Vec::new();
     for lease in leases {
-        match tokio::time::timeout_at(deadline, client.time_to_live(lease, None)).await {
+        let time_to_live = || {
+            let mut client = connection.lease();
+            async move { client.time_to_live(lease, None).await }
+        };
+        match tokio::time::timeout_at(deadline, connection.call("ask for a lease", time_to_live)).await {
             Ok(Ok(answer)) => {
                 if answer.ttl() < 0 {
                     gone.push(lease);
@@ -351,6 +358,7 @@ async fn ask_leases(mut client: LeaseClient, leases: Vec<i64>, feed: Feed, limit
                     there += 1;
                 }
             }
+            Ok(Err(failure)) if failure.kind.is_refusal() => break,
             Ok(Err(_)) => {}
             Err(_) => break,
         }

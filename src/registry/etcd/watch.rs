@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use tokio::time::Instant;
 
 use super::change;
-use super::connection::{MAX_MESSAGE, Prefix, connect, limited};
+use super::connection::{Connection, Prefix};
 use super::failure::{Failure, Kind};
 use super::{Settings, Timings};
 use crate::registry::gsvc;
@@ -17,8 +17,7 @@ use crate::service::Change;
 /// Its connection is its own because etcd starves a watch that shares one with reads over TLS (etcd#15402).
 pub(super) struct Watch {
     stream: WatchStream,
-    /// Holds the connection.
-    _client: Client,
+    connection: Connection,
     /// Watches that etcd has not confirmed yet.
     unconfirmed: usize,
     /// What each watch was asked to begin behind.
@@ -44,7 +43,7 @@ impl Watch {
     /// Watches each prefix behind the revision that stands at its place in `positions`.
     pub(super) async fn open(settings: &Settings, endpoint: &str, prefixes: &[Prefix], positions: &[u64]) -> Result<Self, Failure> {
         let limit = settings.timings.request_timeout;
-        let client = connect(settings, endpoint).await?;
+        let connection = Connection::open(settings, endpoint).await?;
         let mut stream = None;
         for (index, (prefix, position)) in (1_i64..).zip(prefixes.iter().zip(positions)) {
             let doing = format!("watch {}", prefix.start());
@@ -56,15 +55,16 @@ impl Watch {
                 .with_progress_notify();
             match &mut stream {
                 None => {
-                    let mut watch = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-                    stream = Some(limited(&doing, limit, watch.watch(prefix.start(), Some(options))).await?);
+                    let mut watch = connection.watch();
+                    let opened = connection.within(&doing, limit, watch.watch(prefix.start(), Some(options)));
+                    stream = Some(opened.await?);
                 }
-                Some(stream) => limited(&doing, limit, stream.watch(prefix.start(), Some(options))).await?,
+                Some(stream) => connection.within(&doing, limit, stream.watch(prefix.start(), Some(options))).await?,
             }
         }
         let stream = stream.ok_or_else(|| Failure::new(Kind::Settings, "there is no head to watch"))?;
         let begun = positions.to_vec();
-        Ok(Self { stream, _client: client, unconfirmed: prefixes.len(), begun, heard: Instant::now(), asked: false })
+        Ok(Self { stream, connection, unconfirmed: prefixes.len(), begun, heard: Instant::now(), asked: false })
     }
 
     /// The next message, read: events at or below `positions` are left out, since they were said already (etcd below 3.4.24
@@ -73,21 +73,26 @@ impl Watch {
     /// # Errors
     /// When the stream broke, the watch was canceled, or the member was silent for too long.
     pub(super) async fn next(&mut self, timings: &Timings, positions: &[u64]) -> Result<News, Failure> {
-        let message = loop {
+        let message = self.message(timings).await.map_err(|failure| self.connection.hide(failure))?;
+        self.pause_over();
+        self.read(&message, positions).map_err(|failure| self.connection.hide(failure))
+    }
+
+    async fn message(&mut self, timings: &Timings) -> Result<WatchResponse, Failure> {
+        loop {
             let wait = timings.progress_interval + if self.asked { timings.progress_deadline } else { Duration::ZERO };
             match tokio::time::timeout_at(self.heard + wait, self.stream.message()).await {
-                Ok(Ok(Some(message))) => break message,
+                Ok(Ok(Some(message))) => return Ok(message),
                 Ok(Ok(None)) => return Err(Failure::new(Kind::Connection, "the watch ended: the member closed it")),
                 Ok(Err(error)) => return Err(Failure::of("go on watching", &error)),
                 Err(_) if self.asked => return Err(Failure::late("watch", wait)),
                 Err(_) => {
-                    limited("ask for progress", timings.request_timeout, self.stream.request_progress()).await?;
+                    let asked = self.stream.request_progress();
+                    self.connection.within("ask for progress", timings.request_timeout, asked).await?;
                     self.asked = true;
                 }
             }
-        };
-        self.pause_over();
-        self.read(&message, positions)
+        }
     }
 
     /// The stream was not read for a while, for a reason of ours: silence counts from now.

@@ -1,0 +1,241 @@
+//! Two etcds in one process, each with a user of its own, whose passwords change while it runs.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use support::dns::Prober;
+use support::etcd::Etcd;
+use support::process::Process;
+use support::svcdns::Svcdns;
+use support::{SOON, dns, eventually, seconds, svcdns};
+use tempfile::TempDir;
+
+const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
+
+/// Longest time until new registrations show up again, once etcd is up and has the password of the
+/// file: the waits between two attempts are 5 s at most.
+const BACK_WITHIN: Duration = seconds(15);
+
+fn key(name: &str, endpoint: &str) -> String {
+    format!("/service/default/default/{name}/latest/{endpoint}")
+}
+
+/// A registry of the configuration: its name is also that of its user, and of its first service.
+struct Store {
+    name: &'static str,
+    etcd: Etcd,
+    folder: TempDir,
+}
+
+impl Store {
+    /// Starts an etcd whose user `name` has the first password, there and in the file.
+    fn start(name: &'static str) -> Self {
+        let etcd = Etcd::start();
+        etcd.put(&key(name, "10.0.0.1:80"), HTTP);
+        let mut store = Self { name, etcd, folder: tempfile::tempdir().unwrap() };
+        store.etcd.add_writer(name, &store.password("first"), "/service");
+        store.etcd.enable_auth();
+        store.write_password("first");
+        store
+    }
+
+    fn password(&self, which: &str) -> String {
+        format!("{which}-s3cret-of-{}", self.name)
+    }
+
+    fn password_file(&self) -> PathBuf {
+        self.folder.path().join("password")
+    }
+
+    /// Puts the file of this password in the place of the one before.
+    fn write_password(&self, which: &str) {
+        let new = self.folder.path().join("new");
+        fs::write(&new, format!("{}\n", self.password(which))).unwrap();
+        fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
+        fs::rename(new, self.password_file()).unwrap();
+    }
+
+    fn set_password(&self, which: &str) {
+        self.etcd.set_password(self.name, &self.password(which));
+    }
+
+    /// Ends all connections.
+    fn restart(&mut self) {
+        self.etcd.kill();
+        self.etcd.start_all();
+    }
+
+    /// The section of the configuration, with the file of the password.
+    fn section(&self) -> String {
+        let file = self.password_file();
+        self.section_with(&format!("password-file = \"{}\"", file.display()))
+    }
+
+    fn section_with(&self, password: &str) -> String {
+        let (name, url) = (self.name, self.etcd.url());
+        format!("[registry.{name}]\nurl = \"{url}\"\nusername = \"{name}\"\n{password}\n")
+    }
+
+    /// Registers a service, and waits until it is answered.
+    fn register(&self, server: &Svcdns, service: &str) {
+        self.etcd.put(&key(service, "10.0.0.2:80"), HTTP);
+        let expected = vec!["10.0.0.2".parse().unwrap()];
+        eventually(&format!("{service}.svc"), BACK_WITHIN, || {
+            (dns::addresses(server.address, &format!("{service}.svc")) == Ok(expected.clone())).then_some(())
+        });
+    }
+}
+
+/// A configuration of these sections, in a file.
+fn config(sections: &[String]) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("svcdns.toml");
+    fs::write(&file, sections.concat()).unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    (folder, file)
+}
+
+/// What `status` says of a registry: whether it is connected, and its error.
+fn condition(server: &Svcdns, store: &Store) -> (bool, Option<String>) {
+    let output = server.run(&["status", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let registries = status["registries"].as_array().unwrap();
+    let registry = registries.iter().find(|registry| registry["name"] == store.name).unwrap();
+    assert_eq!(registry["url"], store.etcd.url());
+    (registry["connected"].as_bool().unwrap(), registry["error"].as_str().map(str::to_owned))
+}
+
+fn wait_until_well(server: &Svcdns, store: &Store) {
+    let what = format!("{} to be connected, without an error", store.name);
+    eventually(&what, SOON, || (condition(server, store) == (true, None)).then_some(()));
+}
+
+#[test]
+fn two_etcds_with_different_users_are_served_while_both_passwords_change() {
+    let mut stores = [Store::start("one"), Store::start("two")];
+    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let server = Svcdns::serve(&["--config", &file, "--log", "trace"]);
+    for store in &stores {
+        server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
+    }
+    let probers = stores.each_ref().map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
+
+    for store in &mut stores {
+        let name = store.name;
+        // etcd first: the connections of before go on; then they are lost, too.
+        store.set_password("second");
+        store.register(&server, &format!("{name}-meanwhile"));
+        store.write_password("second");
+        store.register(&server, &format!("{name}-second"));
+        store.restart();
+        store.register(&server, &format!("{name}-second-login"));
+
+        // The file first, and the connections are lost before etcd has the password, too.
+        store.write_password("third");
+        store.register(&server, &format!("{name}-early"));
+        store.restart();
+        eventually(&format!("{name} to be refused"), SOON, || {
+            condition(&server, store).1.filter(|error| error.contains("authentication failed"))
+        });
+        store.set_password("third");
+        store.register(&server, &format!("{name}-third"));
+        wait_until_well(&server, store);
+    }
+    for prober in probers {
+        prober.expect_no_loss();
+    }
+    assert!(!server.log().contains("s3cret"), "a password is in the log");
+    server.stop();
+}
+
+#[test]
+fn a_wrong_password_of_one_registry_leaves_the_other_up_to_date() {
+    let mut stores = [Store::start("one"), Store::start("two")];
+    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let server = Svcdns::serve(&["--config", &file]);
+    for store in &stores {
+        server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
+    }
+    let probers = stores.each_ref().map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
+    stores[0].write_password("wrong");
+    stores[0].restart();
+    let refused = "cannot log in: etcdserver: authentication failed, invalid user ID or password";
+    let expected = format!("etcd at {}: {refused}", stores[0].etcd.endpoint(0));
+    eventually("one to be refused", SOON, || (condition(&server, &stores[0]) == (false, Some(expected.clone()))).then_some(()));
+    stores[1].register(&server, "two-later");
+    assert_eq!(condition(&server, &stores[1]), (true, None));
+    // As people read it: the block of a registry begins with its name.
+    let output = server.run(&["status"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let block = |name: &str| text.split("\n\n").find(|block| block.starts_with(name)).unwrap_or_else(|| panic!("{text}"));
+    assert!(block("one").contains("authentication failed"), "{text}");
+    assert!(!block("two").contains("authentication failed"), "{text}");
+
+    stores[0].write_password("first");
+    stores[0].register(&server, "one-later");
+    wait_until_well(&server, &stores[0]);
+    for prober in probers {
+        prober.expect_no_loss();
+    }
+    server.stop();
+}
+
+#[test]
+fn a_variable_holds_the_password_of_one_registry() {
+    let stores = [Store::start("one"), Store::start("two")];
+    let (_folder, file) = config(&[stores[0].section_with(""), stores[1].section()]);
+    let server = Svcdns::serve_with("127.0.0.1:0".parse().unwrap(), &["--config", &file, "--log", "trace"], |command| {
+        command.env("SVCDNS_REGISTRY_ONE_PASSWORD", stores[0].password("first"));
+    });
+    for store in &stores {
+        server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
+        wait_until_well(&server, store);
+        assert!(!server.log().contains("s3cret"), "the password is in the log");
+    }
+    server.stop();
+}
+
+#[test]
+fn the_register_command_keeps_its_keys_while_passwords_change() {
+    let mut stores = [Store::start("one"), Store::start("two")];
+    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let mut command = svcdns::command();
+    command.args(["register", "--config", &file, "--ttl", "9s", "legacy", "10.0.0.9:80"]);
+    let mut registering = Process::start(&mut command);
+    let legacy = key("legacy", "10.0.0.9:80");
+    let lease = |store: &Store| {
+        let text = store.etcd.ctl(&["get", "--write-out=json", "--", &legacy]);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["kvs"][0]["lease"].as_i64()
+    };
+    let leases = stores.each_ref().map(|store| eventually("the key", SOON, || lease(store)));
+
+    for store in &stores {
+        store.set_password("second");
+    }
+    eventually("the refusals", SOON, || (registering.log().matches("authentication failed").count() >= 2).then_some(()));
+    std::thread::sleep(seconds(11));
+    assert_eq!(stores.each_ref().map(lease), leases.map(Some), "kept for longer than a lease lives by itself");
+    for store in &stores {
+        store.write_password("second");
+    }
+    // Connections and logins of before are gone; the leases are not, as etcd begins them anew.
+    for store in &mut stores {
+        store.restart();
+    }
+    std::thread::sleep(seconds(11));
+    assert_eq!(stores.each_ref().map(lease), leases.map(Some));
+    for store in &stores {
+        store.etcd.delete(&legacy);
+        eventually("the key again", SOON, || lease(store));
+    }
+    assert!(registering.terminate().success(), "{}", registering.log());
+    assert_eq!(stores.each_ref().map(lease), [None, None]);
+    assert!(!registering.log().contains("s3cret"), "{}", registering.log());
+}

@@ -14,7 +14,7 @@ use super::error::ConfigError;
 use super::key::Key;
 use super::layers::Layers;
 use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path};
-use super::{Config, encrypted, keys, registry, upstream};
+use super::{Config, directories, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
 use crate::name::{Name, Zones};
@@ -50,6 +50,7 @@ pub(super) fn read(layers: &Layers) -> Result<Config, ConfigError> {
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         encrypted: encrypted::read(layers)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
+        runtime_dir: directories::runtime(layers),
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
         log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,

@@ -12,7 +12,10 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The copy that `install` keeps of what [`RESOLV_CONF`] held before: forwarding asks the name
 /// servers in it once the file itself names only svcdns.
-pub const BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
+pub const BEFORE: &str = "/var/lib/svcdns-install/resolv.conf.before";
+
+/// Where the versions before kept that copy: what they installed stands until `install` is run anew.
+pub const FORMERLY_BEFORE: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// Most octets that are read: whatever is longer is no resolv.conf.
 pub const MOST_OCTETS: usize = 1 << 20;

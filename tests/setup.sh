@@ -13,6 +13,7 @@ build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler google/pro
 test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 unshare:util-linux mount:mount valgrind:valgrind
       getent:libc-bin python3:python3 openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools
       dnsmasq:dnsmasq-base unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
+      systemd-analyze:systemd
       systemd/libsystemd-shared:libsystemd-shared"
 bench="knotd:knot nsd:nsd"
 

@@ -150,6 +150,12 @@ impl Wanted<'_> {
                 bail!("{} lies in {folder}, which the service does not see: put it into /etc/svcdns", key.path());
             }
         }
+        for Effective { key, origin, .. } in config.effective().iter().filter(|effective| counts_not(effective)) {
+            if let Origin::File { .. } = origin {
+                bail!("{origin} names `{}`, and the service has directories of its own: take that line out", key.path());
+            }
+        }
+        system::check_state_directory(self.root)?;
         let mut steps = Vec::new();
         let file = self.named_file();
         let alone = Config::load(Some(&file), [], &Flags::default()).ok();
@@ -177,9 +183,9 @@ impl Wanted<'_> {
     }
 }
 
-/// The state directory is the unit's own.
+/// The directories are the unit's own.
 fn counts_not(effective: &Effective) -> bool {
-    effective.key.path() == "state-dir"
+    ["runtime-dir", "state-dir"].contains(&effective.key.path().as_str())
 }
 
 /// What differs between the settings and a server that runs; what it does not tell counts as the same.

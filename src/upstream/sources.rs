@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::net::if_::if_nametoindex;
 
 use super::{Protocol, Target};
-use crate::resolv_conf::{BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
+use crate::resolv_conf::{BEFORE, FORMERLY_BEFORE, MOST_OCTETS, RESOLV_CONF, ResolvConf};
 
 /// The other files, in order: systemd-resolved's and NetworkManager's, then those of a resolvconf (Debian's, openresolv's old
 /// and new folder), which keep one file for each interface.
@@ -79,7 +79,7 @@ impl Sources {
     /// The files and folders that may be read, the root in front.
     pub(super) fn places(&self) -> impl Iterator<Item = PathBuf> {
         let managed = MANAGED.iter().map(|(Place::File(path) | Place::Folder(path))| *path);
-        [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE]).map(|path| self.below_root(path))
+        [RESOLV_CONF].into_iter().chain(managed).chain([BEFORE, FORMERLY_BEFORE]).map(|path| self.below_root(path))
     }
 
     /// Looks at the files in order, until one names somebody whom we can ask.
@@ -102,12 +102,14 @@ impl Sources {
         }
         // What was there before is of use only while it is we who stand there now.
         if look.asked_by_system {
-            let Found { usable, unreadable, faults, .. } = self.read(Place::File(BEFORE));
-            look.unreadable |= unreadable;
-            if !usable.is_empty() {
-                return look.settled(usable, faults, BEFORE);
+            for path in [BEFORE, FORMERLY_BEFORE] {
+                let Found { usable, unreadable, faults, .. } = self.read(Place::File(path));
+                look.unreadable |= unreadable;
+                if !usable.is_empty() {
+                    return look.settled(usable, faults, path);
+                }
+                look.faults.extend(faults);
             }
-            look.faults.extend(faults);
         }
         // systemd-resolved knows somebody, and does not say whom; should it be us, the loop is found.
         match stubs {

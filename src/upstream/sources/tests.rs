@@ -192,6 +192,8 @@ fn a_file_that_names_only_ourselves_is_why_there_is_nobody() {
     assert_eq!(faults("nameserver 127.0.0.1\nnameserver 192.0.2.1\n"), [""; 0]);
     let look = machine().file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver fe80::1\n").look();
     assert!(look.servers.is_empty() && look.faults.len() == 1 && look.faults[0].contains("fe80::1 is left out"), "{look:?}");
-    // Somebody is known elsewhere.
+    // Somebody is known elsewhere: by the copy of `install`, or of that of the version before.
+    let former = machine().file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(FORMERLY_BEFORE, "nameserver 192.0.2.2\n").look();
+    assert_eq!(former.servers.len(), 1, "{former:?}");
     assert_eq!(machine().file(RESOLV_CONF, "nameserver 127.0.0.1\n").file(BEFORE, "nameserver 192.0.2.1\n").look().faults, [""; 0]);
 }

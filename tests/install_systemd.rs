@@ -80,7 +80,12 @@ fn install_former(systemd: &Systemd) {
 
 fn wait_for_server(systemd: &Systemd) {
     eventually("the server's socket", SOON, || Path::new("/run/svcdns/svcdns.sock").exists().then_some(()));
-    systemd.ends_with(0, &[PROGRAM, "status"]);
+    // It may be a dead server's.
+    eventually("the server", SOON, || {
+        let line = ["systemctl", "is-active", "svcdns"];
+        systemd.ends_with(0, &line);
+        systemd.succeeds(&[PROGRAM, "status"]).then_some(())
+    });
 }
 
 #[test]
@@ -107,6 +112,20 @@ fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
         // Another program where systemd made the directories: root's own server goes without.
         let refused = systemd.ends_with(1, &[PROGRAM, "serve", "--listen", "127.0.0.1:0"]);
         assert!(refused.contains("belongs to another user"), "{refused}");
+
+        // As where /var/lib cannot be written to.
+        let drop_in = Path::new("/etc/systemd/system/svcdns.service.d");
+        fs::create_dir(drop_in).unwrap();
+        fs::write(drop_in.join("none.conf"), "[Service]\nStateDirectory=\n").unwrap();
+        let restart = || {
+            systemd.ends_with(0, &["systemctl", "daemon-reload"]);
+            systemd.ends_with(0, &["systemctl", "restart", "svcdns"]);
+            wait_for_server(systemd);
+            systemd.ends_with(0, &[PROGRAM, "status"])
+        };
+        assert!(restart().contains("state directory none\n"));
+        fs::remove_dir_all(drop_in).unwrap();
+        assert!(restart().contains("state directory /var/lib/svcdns\n"));
 
         // A new installation finds what the server kept; what is not ours is left, and told.
         fs::write(state.join("mine"), "").unwrap();

@@ -69,6 +69,11 @@ impl Systemd {
         said(&output)
     }
 
+    /// Runs a program among its processes; whether it ended well.
+    pub(crate) fn succeeds(&self, line: &[&str]) -> bool {
+        self.run(line).unwrap().status.success()
+    }
+
     /// Runs a program among its processes: it answers no others. None before it has begun.
     fn run(&self, line: &[&str]) -> Option<Output> {
         let parent = self.process.pid();

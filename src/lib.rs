@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod directory;
 pub mod metrics;
 pub mod name;
 pub mod registry;

@@ -14,7 +14,10 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The copy that `install` keeps of the previous [`RESOLV_CONF`].
 ///
 /// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
-pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
+pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before";
+
+/// The former place of that copy; an older installation uses it until `install` runs again.
+pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// Largest file to read, in bytes; a longer one is not a resolv.conf.
 pub const MAX_RESOLV_CONF_BYTES: usize = 1 << 20;

@@ -499,6 +499,7 @@ fn a_server_that_cannot_start_says_why() {
     let long = format!("{state}/{}", "d".repeat(120));
     let (code, said) = fails(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
     assert!(code != 0 && said.contains("dddd"), "{code}: {said}");
+    assert!(!Path::new(&long).exists(), "nothing is made for a socket that cannot be");
 }
 
 /// Runs `svcdns check` on a file, and gives its exit code and what it wrote to standard output and to standard error.

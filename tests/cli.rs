@@ -5,6 +5,8 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -343,6 +345,142 @@ fn servers_side_by_side_need_their_own_ports_and_state_directories() {
     assert_eq!(left(), 0);
     assert_eq!(code(&second.run(&["status"])), 0);
     second.stop();
+}
+
+/// A server's directories, apart from each other, with what is in them.
+struct Apart(tempfile::TempDir);
+
+impl Apart {
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn files(&self, name: &str) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(self.path(name)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// `svcdns serve` of an empty registry with these flags.
+fn serve_command(files: &Files, flags: &[&str]) -> Command {
+    let mut command = svcdns::command();
+    command.args(["serve", "--config", "/dev/null", "--listen", "127.0.0.1:0", "--upstream", "off"]);
+    command.args(["--admin-listen", "off", "--registry", &files.url()]).args(flags);
+    command
+}
+
+fn wait_for_status(server: &mut Process, runtime_dir: &str) -> Value {
+    eventually("the server's status", SOON, || {
+        assert!(server.ended().is_none(), "{}", server.log());
+        let output = run(&["status", "--json", "--runtime-dir", runtime_dir]);
+        serde_json::from_slice(&output.stdout).ok()
+    })
+}
+
+#[test]
+fn a_server_has_a_runtime_and_a_state_directory() {
+    let (files, apart) = (Files::new(&[]), Apart(tempfile::tempdir().unwrap()));
+    let (runtime, state, other) = (apart.path("runtime"), apart.path("state"), apart.path("other"));
+    let flags = |runtime, state| ["--runtime-dir", runtime, "--state-dir", state];
+    let mut server = Process::start(&mut serve_command(&files, &flags(&runtime, &state)));
+    let status = wait_for_status(&mut server, &runtime);
+    assert_eq!((status["runtime-dir"].as_str(), status["state-dir"].as_str()), (Some(&*runtime), Some(&*state)));
+    assert_eq!(apart.files("runtime"), ["svcdns.lock", "svcdns.sock"]);
+    assert_eq!(apart.files("state"), ["svcdns.lock"]);
+
+    // Commands look in the runtime directory; a flag counts more than a variable.
+    let find = |flags: &[&str], variables: &[(&str, &str)]| {
+        let mut command = svcdns::command();
+        code(&command.arg("status").args(flags).envs(variables.iter().copied()).output().unwrap())
+    };
+    assert_eq!(find(&flags(&runtime, &state), &[]), 0);
+    assert_eq!(find(&[], &[("SVCDNS_RUNTIME_DIR", &runtime), ("SVCDNS_STATE_DIR", &state)]), 0);
+    assert_eq!(find(&["--runtime-dir", &runtime], &[("SVCDNS_RUNTIME_DIR", &state)]), 0);
+    assert_eq!(find(&["--state-dir", &runtime], &[("SVCDNS_RUNTIME_DIR", &state)]), 0);
+    assert_eq!(find(&[], &[("RUNTIME_DIRECTORY", &format!("{runtime}:{other}"))]), 0);
+    assert_eq!(find(&["--state-dir", &state], &[]), 4);
+
+    // Each of them has one server.
+    for (flags, told) in [
+        (flags(&runtime, &other), format!("runtime directory {runtime}: give this one its own with --runtime-dir")),
+        (flags(&other, &state), format!("state directory {state}: give this one its own with --state-dir")),
+    ] {
+        let refused = serve_command(&files, &flags).output().unwrap();
+        assert_eq!(code(&refused), 1);
+        assert!(stderr(&refused).contains(&told), "{}", stderr(&refused));
+    }
+    assert!(server.terminate().success());
+    assert_eq!([apart.files("runtime"), apart.files("state")], [[""; 0]; 2]);
+}
+
+#[test]
+fn the_same_directory_twice_is_one_that_holds_both() {
+    let (files, apart) = (Files::new(&[]), Apart(tempfile::tempdir().unwrap()));
+    let (real, link) = (apart.path("real"), apart.path("link"));
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    fs::create_dir(&real).unwrap();
+    let mut server = Process::start(&mut serve_command(&files, &["--runtime-dir", &link, "--state-dir", &real]));
+    let status = wait_for_status(&mut server, &real);
+    assert!(status["state-dir"].is_string(), "{status}");
+    assert_eq!(apart.files("real"), ["svcdns.lock", "svcdns.sock"]);
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn a_server_goes_on_without_a_state_directory_unless_one_was_named() {
+    let (files, apart) = (Files::new(&[]), Apart(tempfile::tempdir().unwrap()));
+    let runtime = apart.path("runtime");
+    let in_the_way = apart.path("file");
+    fs::write(&in_the_way, "").unwrap();
+    let cannot = format!("cannot use the state directory {in_the_way}");
+
+    let mut server = serve_command(&files, &["--runtime-dir", &runtime]);
+    let mut server = Process::start(server.env("STATE_DIRECTORY", &in_the_way));
+    let status = wait_for_status(&mut server, &runtime);
+    assert!(status["state-dir"].is_null() && status["runtime-dir"].is_string(), "{status}");
+    let text = stdout(&run(&["status", "--runtime-dir", &runtime]));
+    assert!(text.contains(&format!("runtime directory {runtime}, state directory none\n")), "{text}");
+    assert!(server.terminate().success());
+    assert_eq!(server.log().matches(&cannot).count(), 1, "{}", server.log());
+
+    let named = serve_command(&files, &["--runtime-dir", &runtime, "--state-dir", &in_the_way]).output().unwrap();
+    assert_eq!(code(&named), 1);
+    assert!(stderr(&named).contains(&cannot), "{}", stderr(&named));
+    assert_eq!(apart.files("runtime"), [""; 0], "a server that could not start leaves nothing behind");
+}
+
+#[test]
+fn a_server_of_a_user_without_a_home_says_once_that_it_keeps_nothing() {
+    const NOBODY: u32 = 65534;
+    let (files, apart) = (Files::new(&[]), Apart(tempfile::tempdir().unwrap()));
+    let mut server = serve_command(&files, &[]);
+    // Where HOME is empty, it is the home of the user database that counts.
+    if nix::unistd::geteuid().is_root() {
+        // Root has a state directory without a home.
+        let program = apart.path("svcdns");
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), &program).unwrap();
+        for path in [Path::new(&program), apart.0.path()] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut as_nobody = Command::new(&program);
+        for (name, _) in server.get_envs() {
+            as_nobody.env_remove(name);
+        }
+        as_nobody.args(server.get_args()).uid(NOBODY).gid(NOBODY).current_dir("/");
+        server = as_nobody;
+        fs::create_dir(apart.path("run")).unwrap();
+        std::os::unix::fs::chown(apart.path("run"), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    for name in ["RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME"] {
+        server.env_remove(name);
+    }
+    let mut server = Process::start(server.env("HOME", "relative").env("XDG_RUNTIME_DIR", apart.path("run")));
+    let status = wait_for_status(&mut server, &apart.path("run/svcdns"));
+    assert!(status["state-dir"].is_null(), "{status}");
+    assert!(server.terminate().success());
+    assert_eq!(server.log().matches("this user has no home").count(), 1, "{}", server.log());
 }
 
 #[test]

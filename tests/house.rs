@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may import.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("cli", &["admin", "answer", "config", "daemon", "name", "registry", "server", "service", "system", "wire"]),
-    ("daemon", &["admin", "answer", "config", "name", "registry", "server", "service", "system", "upstream", "wire"]),
+    ("cli", &["admin", "answer", "config", "daemon", "directory", "name", "registry", "server", "service", "system", "wire"]),
+    ("daemon", &["admin", "answer", "config", "directory", "name", "registry", "server", "service", "system", "upstream", "wire"]),
     // Only their plain settings types.
-    ("config", &["answer", "catalog", "name", "registry", "server", "service", "upstream"]),
-    ("admin", &["answer", "catalog", "metrics", "name", "registry", "server", "service", "upstream", "wire"]),
-    ("system", &["resolv_conf", "wire"]),
+    ("config", &["answer", "catalog", "directory", "name", "registry", "server", "service", "upstream"]),
+    ("admin", &["answer", "catalog", "directory", "metrics", "name", "registry", "server", "service", "upstream", "wire"]),
+    ("system", &["directory", "resolv_conf", "wire"]),
     ("server", &["metrics", "wire"]),
     ("upstream", &["metrics", "name", "resolv_conf", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("wire", &[]),
     ("metrics", &[]),
+    ("directory", &[]),
     ("resolv_conf", &[]),
 ];
 

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use support::files::Files;
+use support::former;
 use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree};
 use support::process::Process;
 use support::upstream::{Record, Upstream};
@@ -53,7 +54,7 @@ fn an_ordinary_file_and_back() {
         assert!(told.contains("left alone") && told.contains("a line in /etc/resolv.conf"), "{told}");
         assert_eq!(lines(), ["nameserver 127.0.0.1", &format!("nameserver {NOBODY}"), "options timeout:1 attempts:1"]);
         found_service();
-        let kept = fs::read_to_string("/var/lib/svcdns/resolv.conf.before").unwrap();
+        let kept = fs::read_to_string("/var/lib/svcdns-install/resolv.conf.before").unwrap();
         assert_eq!(kept, format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n"));
         let changed = tree("/etc");
         assert!(done(&install).contains("installed already"));
@@ -405,6 +406,68 @@ fn what_does_not_prove_itself_is_taken_back() {
     });
 }
 
+/// Kinds of calls that change something.
+const CALLS: [&str; 9] = ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
+
+fn can_trace() -> bool {
+    Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success())
+}
+
+/// Runs the program, which strace kills at the n-th call of this kind; false if it makes no such call.
+fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/run/trace", "-e", &format!("trace={call}"), "-e"])
+        .arg(format!("inject={call}:signal=SIGKILL:when={n}"))
+        .arg(env!("CARGO_BIN_EXE_svcdns"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let killed = !output.status.success();
+    let trace = fs::read_to_string("/run/trace").unwrap_or_default();
+    assert!(killed == trace.contains("killed by SIGKILL"), "{}\n{trace}", said(&output));
+    killed
+}
+
+#[test]
+fn killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost() {
+    const TEST: &str = "killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost";
+    on_a_machine(TEST, || {
+        if !can_trace() {
+            return support::skip(TEST, "strace cannot trace here");
+        }
+        former::furnish();
+        let before = tree("/etc");
+        let registry = "file:///run/registry";
+        let _server = serve(&["--registry", registry, "--listen", "127.0.0.1:53", "--upstream", "off"]);
+        let install = ["install", "--keep-nameservers", "--upstream", "off", "--registry", registry];
+        // Files that somebody changed since, and that the version before kept for them.
+        let kept = "/var/lib/svcdns-install/svcdns.conf";
+        let mut places = 0;
+        for line in [&install[..], &["uninstall"]] {
+            for call in CALLS {
+                for n in 1.. {
+                    former::install(false);
+                    fs::write("/var/lib/svcdns/svcdns.conf", "mine\n").unwrap();
+                    let killed = killed_at(call, n, line);
+                    if killed && n % 2 == 0 {
+                        done(&install);
+                        assert!(fs::read_dir("/var/lib/svcdns").is_err(), "nothing is left for a service");
+                    }
+                    done(&["uninstall"]);
+                    assert_eq!(fs::read_to_string(kept).unwrap(), "mine\n", "{line:?} killed at {call} {n}");
+                    fs::remove_dir_all("/var/lib/svcdns-install").unwrap();
+                    assert_as_before(&before, &format!("{line:?} killed at {call} {n}"));
+                    if !killed {
+                        break;
+                    }
+                    places += 1;
+                }
+            }
+        }
+        assert!(places > 20, "only {places} places");
+    });
+}
+
 #[test]
 fn killed_anywhere_nothing_is_lost() {
     const TEST: &str = "killed_anywhere_nothing_is_lost";
@@ -417,27 +480,11 @@ fn killed_anywhere_nothing_is_lost() {
         let (files, _server) = served();
         let url = files.url();
         let install = ["install", "--keep-nameservers", "--registry", &url];
-        let program = env!("CARGO_BIN_EXE_svcdns");
-        // strace kills the program at the n-th call of one of the kinds that change something; it counts each kind by itself.
-        let calls = ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
-        let killed_at = |call: &str, n: usize, arguments: &[&str]| -> bool {
-            let output = Command::new("strace")
-                .args(["-f", "-qq", "-o", "/run/trace", "-e", &format!("trace={call}"), "-e"])
-                .arg(format!("inject={call}:signal=SIGKILL:when={n}"))
-                .arg(program)
-                .args(arguments)
-                .output()
-                .unwrap();
-            let killed = !output.status.success();
-            let trace = fs::read_to_string("/run/trace").unwrap_or_default();
-            assert!(killed == trace.contains("killed by SIGKILL"), "{}\n{trace}", said(&output));
-            killed
-        };
-        if !Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success()) {
+        if !can_trace() {
             return support::skip(TEST, "strace cannot trace here");
         }
         let mut places = 0;
-        for call in calls {
+        for call in CALLS {
             for n in 1.. {
                 if !killed_at(call, n, &install) {
                     break;
@@ -455,7 +502,7 @@ fn killed_anywhere_nothing_is_lost() {
         }
         assert!(places > 10, "only {places} places");
         let mut places = 0;
-        for call in calls {
+        for call in CALLS {
             for n in 1.. {
                 done(&install);
                 if !killed_at(call, n, &["uninstall"]) {

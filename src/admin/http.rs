@@ -41,7 +41,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Where to serve.
 #[derive(Debug)]
 pub enum Listener {
-    /// The socket in the state directory.
+    /// The socket in the runtime directory.
     Socket(UnixListener),
     /// A loopback port; a browser can be made to reach it, so the `Host` header is looked at.
     Port(TcpListener),

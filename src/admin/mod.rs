@@ -1,6 +1,6 @@
 //! HTTP for people and programs that look after the server: health, metrics, and what is known, as JSON.
 //!
-//! The same on the socket in the state directory, which the commands use, and on a loopback port. Reads only: nothing
+//! The same on the socket in the runtime directory, which the commands use, and on a loopback port. Reads only: nothing
 //! here changes anything. Not on the way of a question.
 
 mod changes;
@@ -15,7 +15,7 @@ mod watching;
 pub use changes::Changes;
 pub use forwarding::{CacheView, ForwardingView, UpstreamView};
 pub use http::{Listener, serve};
-pub use socket::{StateDir, StateDirError, is_trusted, socket_path};
+pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
     ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount, RejectionView, RejectionsView, ServiceView,
     Status,
@@ -71,8 +71,10 @@ pub struct About {
     pub quic: Vec<SocketAddr>,
     /// Where this interface is served besides the socket.
     pub admin: Option<SocketAddr>,
-    /// Its state directory.
-    pub state_dir: PathBuf,
+    /// Its runtime directory.
+    pub runtime_dir: PathBuf,
+    /// Its state directory, if it has one.
+    pub state_dir: Option<PathBuf>,
     /// When it started.
     pub started: SystemTime,
     /// The same, for durations.

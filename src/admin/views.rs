@@ -34,8 +34,11 @@ pub struct Status {
     pub quic: Vec<SocketAddr>,
     /// Where this interface is served besides the socket.
     pub admin: Option<SocketAddr>,
-    /// Its state directory.
-    pub state_dir: String,
+    /// Its runtime directory; empty for a server of a version that had none.
+    #[serde(default)]
+    pub runtime_dir: String,
+    /// Its state directory, if it has one.
+    pub state_dir: Option<String>,
     /// The zones it serves, the first one first, with a trailing dot.
     pub zones: Vec<String>,
     /// The deployment that short names mean.
@@ -276,7 +279,8 @@ impl Status {
             tls: about.tls.clone(),
             quic: about.quic.clone(),
             admin: about.admin,
-            state_dir: about.state_dir.display().to_string(),
+            runtime_dir: about.runtime_dir.display().to_string(),
+            state_dir: about.state_dir.as_ref().map(|path| path.display().to_string()),
             zones: settings.zones.iter().map(|zone| zone.text().to_owned()).collect(),
             deployment: settings.deployment.to_string(),
             namespace: settings.namespace.to_string(),
@@ -386,5 +390,18 @@ impl RejectionsView {
                 })
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_of_a_server_of_the_version_before_is_understood() {
+        // `install` asks that server before it replaces it.
+        let status: Status = serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();
+        assert_eq!((status.runtime_dir.as_str(), status.registries.len()), ("", 1));
+        assert_eq!(status.state_dir.as_deref(), Some("/run/svcdns"));
     }
 }

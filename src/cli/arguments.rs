@@ -18,7 +18,10 @@ use crate::config::{RegistryFlags, ServeFlags};
     after_help = "Exit codes: 0 done; 1 an error; 2 no such name or record (resolve, explain, ls NAME); 3 the answer is a failure (resolve, explain); 4 no running server; 64 the command line cannot be understood."
 )]
 pub(super) struct Arguments {
-    /// The state directory of the server [variable: SVCDNS_STATE_DIR] [default: the user's, then root's: $XDG_RUNTIME_DIR/svcdns or svcdns-UID in the temp directory, /run/svcdns].
+    /// The runtime directory of the server, which holds its socket [variable: SVCDNS_RUNTIME_DIR] [default: --state-dir, else the user's, then root's: $XDG_RUNTIME_DIR/svcdns or svcdns-UID in the temp directory, /run/svcdns].
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Where the server is")]
+    pub(super) runtime_dir: Option<PathBuf>,
+    /// The state directory of the server, and its runtime directory unless that is named too [variable: SVCDNS_STATE_DIR] [default: /var/lib/svcdns for root, else $XDG_STATE_HOME/svcdns or ~/.local/state/svcdns].
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where the server is")]
     pub(super) state_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -99,7 +102,7 @@ pub(super) struct Resolve {
     /// The type of record: A, AAAA, SRV, TXT … [default: A and AAAA; PTR for an address].
     #[arg(value_name = "TYPE")]
     pub(super) kind: Option<String>,
-    /// Ask this server instead of the running one of the state directory.
+    /// Ask this server instead of the running one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) server: Option<SocketAddr>,
     /// With --server: the zone of names that are written without one.
@@ -172,7 +175,7 @@ pub(super) struct Register {
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// Ask this server, at port 53, instead of the running one of the state directory.
+    /// Ask this server, at port 53, instead of the running one.
     #[arg(long, value_name = "ADDR")]
     pub(super) server: Option<IpAddr>,
     /// With --server: the zone it serves.

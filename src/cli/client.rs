@@ -1,4 +1,4 @@
-//! Asks the running server through the socket in its state directory.
+//! Asks the running server through the socket in its runtime directory.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ use tokio::time::timeout;
 
 use super::Place;
 use crate::admin;
-use crate::config::state_dirs;
+use crate::config::runtime_directories;
+use crate::directory::TrustRule;
 
 /// How long the server may take to begin to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -26,7 +27,7 @@ const WHOLE: Duration = Duration::from_secs(60);
 
 /// No server runs where one was looked for.
 #[derive(Debug, thiserror::Error)]
-#[error("no running svcdns was found ({looked}): start one with `svcdns serve`, or name its state directory with --state-dir")]
+#[error("no running svcdns was found ({looked}): start one with `svcdns serve`, or name its runtime directory with --runtime-dir")]
 pub(super) struct NotRunning {
     /// Where, and what was found there.
     pub(super) looked: String,
@@ -42,9 +43,11 @@ impl Client {
     /// Finds the running server.
     pub(super) async fn find(place: &Place) -> anyhow::Result<Self> {
         let mut looked = Vec::new();
-        for candidate in state_dirs(place.named().as_deref()) {
+        for candidate in runtime_directories(place.named().as_deref()) {
             let socket = admin::socket_path(&candidate.path)?;
-            if candidate.doubtful && !admin::is_trusted(&candidate.path) {
+            // A server that root started may run as any user; only one in the temp directory may be
+            // a stranger's.
+            if candidate.trust == TrustRule::OwnedAndNoLink && !candidate.is_trusted() {
                 looked.push(format!("{}: {}", candidate.path.display(), if candidate.path.exists() { "not ours" } else { "not there" }));
                 continue;
             }

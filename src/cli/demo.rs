@@ -112,7 +112,7 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     let address = server.addresses.first().context("the server listens nowhere")?;
     let (ip, port) = (address.ip(), address.port());
     let program = quoted(&std::env::current_exe()?.to_string_lossy());
-    let this = format!("{program} --state-dir {}", quoted(&server.state_dir.to_string_lossy()));
+    let this = format!("{program} --state-dir {}", quoted(&server.runtime_dir.to_string_lossy()));
     let dig = format!("dig @{ip} -p {port}");
     let mut text = format!(
         "svcdns {} answers on {address} (UDP and TCP).\n\

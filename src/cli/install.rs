@@ -42,6 +42,7 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         if command.dry_run {
             output::print("An earlier installation would be undone first; what follows is from the machine as it is now.\n\n")?;
         } else if journal.complete
+            && journal.is_up_to_date()
             && journal.purpose == purpose(&command, &settings(&config))
             && journal.stands(&root)
             && prove(&root, place, &config).await.is_ok()
@@ -52,17 +53,16 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
             let what = if journal.complete { "An earlier installation" } else { "An installation that did not come to its end" };
             output::print(&format!("{what} is undone first.\n"))?;
             uninstall::undo(&root, &journal)?;
+            // What the server kept stays: another one follows.
+            Journal::forget(&root)?;
         }
+    } else if lock.is_some() {
+        // One of a version before that was cut off at its very end may have left files behind.
+        Journal::forget(&root)?;
     }
     // Read again: a file that an earlier installation wrote may have gone.
     let config = place.configure(command.file.config.as_deref(), command.flags.0.clone())?;
-    let done = install(&root, place, &command, &config).await;
-    if let Some(lock) = lock
-        && !matches!(done, Ok(code) if code == ExitCode::SUCCESS)
-    {
-        lock.leave(&root);
-    }
-    done
+    install(&root, place, &command, &config).await
 }
 
 /// What an installation is for: one for the same finds nothing to do.
@@ -112,7 +112,7 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config)
     let done = follow(root, place, config, &journal, servers, way, &wish).await;
     if let Err(error) = done {
         output::print("\nThat did not work; everything is put back.\n")?;
-        uninstall::undo(root, &journal).with_context(|| format!("{error:#}; and then"))?;
+        uninstall::remove(root, &journal).with_context(|| format!("{error:#}; and then"))?;
         return Err(error.context("nothing is installed"));
     }
     journal.complete = true;

@@ -137,6 +137,12 @@ impl Wanted<'_> {
             );
         }
         can_be_read_by_service(config)?;
+        for Effective { path, origin, .. } in config.effective().iter().filter(|effective| counts_not(effective)) {
+            if let Origin::File { .. } = origin {
+                bail!("{origin} names `{path}`, and the service has directories of its own: take that line out");
+            }
+        }
+        system::check_state_directory(self.root)?;
         let mut steps = Vec::new();
         let file = self.named_file();
         let alone = Config::load(Some(&file), [], &Flags::default()).ok();
@@ -183,9 +189,9 @@ fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The state directory is the unit's own.
+/// The directories are the unit's own.
 fn counts_not(effective: &Effective) -> bool {
-    effective.path == "state-dir"
+    ["runtime-dir", "state-dir"].contains(&&*effective.path)
 }
 
 /// Lists the values of a configuration, wherever they were written.

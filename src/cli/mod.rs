@@ -20,6 +20,7 @@ mod status;
 mod uninstall;
 mod watch;
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,8 +74,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { state_dir, command } = arguments;
-    let place = Place { state_dir };
+    let Arguments { runtime_dir, state_dir, command } = arguments;
+    let place = Place { runtime_dir, state_dir };
     match command {
         Command::Serve(command) => block_on(serve::run(&place, command)),
         Command::Demo(command) => block_on(demo::run(&place, command)),
@@ -97,22 +98,26 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 /// What every command is told about where the server is.
 #[derive(Debug)]
 struct Place {
+    runtime_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
 }
 
 impl Place {
-    /// The state directory named by the flag or the variable.
+    /// The runtime directory named by a flag or a variable: the state directory's name it, too.
     fn named(&self) -> Option<PathBuf> {
-        let variable = || std::env::var_os("SVCDNS_STATE_DIR").filter(|path| !path.is_empty()).map(PathBuf::from);
-        self.state_dir.clone().or_else(variable)
+        let flags = [&self.runtime_dir, &self.state_dir].map(|path| path.clone().map(OsString::from));
+        let variables = ["SVCDNS_RUNTIME_DIR", "SVCDNS_STATE_DIR"].map(std::env::var_os);
+        let mut given = flags.into_iter().chain(variables).flatten();
+        given.find(|path| !path.is_empty()).map(PathBuf::from)
     }
 
     /// The configuration from file, environment and these flags.
     fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
-        let flags = match &self.state_dir {
-            Some(path) => flags.with("state-dir", path.to_string_lossy()),
+        let given = [("runtime-dir", &self.runtime_dir), ("state-dir", &self.state_dir)];
+        let flags = given.into_iter().fold(flags, |flags, (key, path)| match path {
+            Some(path) => flags.with(key, path.to_string_lossy()),
             None => flags,
-        };
+        });
         configure(file, &flags)
     }
 }

@@ -31,7 +31,13 @@ pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCod
         info!(registry = %registry.name, url = %registry.source, "following");
     }
     let zones: Vec<&str> = config.zones.iter().map(crate::name::Zone::text).collect();
-    info!(zones = zones.join(" "), state_dir = %server.state_dir.display(), "started");
+    let state_dir = server.state_dir.as_ref().map(|path| tracing::field::display(path.display()));
+    info!(
+        zones = zones.join(" "),
+        runtime_dir = %server.runtime_dir.display(),
+        state_dir,
+        "started"
+    );
     let ending = tokio::spawn(signals.stop_on(stop, true));
     let ended = server.finish().await;
     ending.abort();

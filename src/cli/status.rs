@@ -29,7 +29,9 @@ fn text(status: &admin::Status) -> String {
         }
     }
     let admin = status.admin.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/"));
-    let _ = writeln!(text, "state directory {}, metrics and health {admin}", status.state_dir);
+    let state_dir = status.state_dir.as_deref().unwrap_or("none");
+    let _ = writeln!(text, "runtime directory {}, state directory {state_dir}", status.runtime_dir);
+    let _ = writeln!(text, "metrics and health {admin}");
     let services = output::counted(status.services as u64, "service", "services");
     let instances = output::counted(status.instances as u64, "instance", "instances");
     let rejected = output::counted(status.rejected, "rejected key or endpoint", "rejected keys and endpoints");

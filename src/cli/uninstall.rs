@@ -7,6 +7,7 @@ use anyhow::bail;
 use super::arguments::Uninstall;
 use super::output;
 use super::privilege::need_root;
+use crate::directory::ROOTS_STATE;
 use crate::system::{FOLDER, Journal, Lock, Root, Step};
 
 pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
@@ -20,20 +21,18 @@ pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     need_root("uninstall")?;
-    if !root.has(FOLDER) {
+    if [FOLDER, ROOTS_STATE].iter().all(|folder| !root.has(folder)) {
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let lock = Lock::take(&root)?;
+    let _lock = Lock::take(&root)?;
     let Some(journal) = Journal::load(&root)? else {
         // An installation that was cut off before its journal stood leaves at most half of that.
         Journal::forget(&root)?;
-        lock.leave(&root);
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);
     };
-    undo(&root, &journal)?;
-    lock.leave(&root);
+    remove(&root, &journal)?;
     output::print("Done: svcdns is no longer part of this machine's name resolution.\n")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -56,7 +55,16 @@ fn told(journal: &Journal) -> String {
     text
 }
 
-/// Puts everything back and forgets the journal.
+/// Puts everything back, removes what the server kept, and forgets the journal.
+pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
+    undo(root, journal)?;
+    if let Some(left) = journal.remove_state(root)? {
+        output::print(&format!("{left}\n"))?;
+    }
+    Ok(Journal::forget(root)?)
+}
+
+/// Puts everything back.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
     for line in &undone.told {
@@ -64,9 +72,9 @@ pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     }
     if !undone.failures.is_empty() {
         bail!(
-            "not everything could be put back: {}\nWhat is still to do is kept in {FOLDER}: remove the cause and run `sudo svcdns uninstall` again",
+            "not everything could be put back: {}\nWhat is still to do is kept: remove the cause and run `sudo svcdns uninstall` again",
             undone.failures.join("; ")
         );
     }
-    Ok(Journal::forget(root)?)
+    Ok(())
 }

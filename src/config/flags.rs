@@ -53,7 +53,7 @@ impl Flags {
     }
 }
 
-/// Every key as a flag, the state directory apart: it is a flag of every command.
+/// Every key as a flag, except the directories: they are flags of every command.
 #[derive(Clone, Debug, Default)]
 pub struct ServeFlags(pub Flags);
 
@@ -61,9 +61,9 @@ pub struct ServeFlags(pub Flags);
 #[derive(Clone, Debug, Default)]
 pub struct RegistryFlags(pub Flags);
 
-/// The keys of [`ServeFlags`]: the state directory is a flag of every command.
+/// Returns whether a key is in [`ServeFlags`].
 fn is_a_flag_of_serve(key: &Key) -> bool {
-    *key != *keys::STATE_DIR
+    ![keys::RUNTIME_DIR, keys::STATE_DIR].contains(&key)
 }
 
 /// The keys of [`RegistryFlags`].

@@ -54,9 +54,11 @@ keys! { GENERAL:
     FORWARD_OPCODES = "" "forward-opcodes" Bool "BOOL" "" "false"
         "Whether messages that are no questions (NOTIFY, UPDATE and others) are passed on to upstreams; else they get NOTIMP.";
     ADMIN_LISTEN = "" "admin-listen" Text "ADDR:PORT|off" "loopback address with port, or `off`" r#""127.0.0.1:5380""#
-        "Where metrics, health and the JSON interface are served over HTTP, besides the socket in the state directory.";
+        "Where metrics, health and the JSON interface are served over HTTP, besides the socket in the runtime directory.";
+    RUNTIME_DIR = "" "runtime-dir" Text "DIR" "directory" r#""""#
+        "Directory for the server's socket, which the commands use. Empty: `state-dir` if that is set, else $RUNTIME_DIRECTORY (set by systemd), else /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
     STATE_DIR = "" "state-dir" Text "DIR" "directory" r#""""#
-        "Where the server keeps its socket. Empty: /run/svcdns for root, else $XDG_RUNTIME_DIR/svcdns, else svcdns-UID in the temp directory.";
+        "Directory for what the server keeps over a restart; if set, also for the socket. Empty: $STATE_DIRECTORY (set by systemd), else /var/lib/svcdns for root, else $XDG_STATE_HOME/svcdns, else ~/.local/state/svcdns.";
     LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module" r#""info""#
         "What is logged, to standard error. A level alone is that of svcdns; the libraries it is made of then tell no more than warnings.";
     LOG_QUERIES = "" "log-queries" Number "N" "questions, from 1; `0` turns it off" "0"

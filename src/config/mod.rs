@@ -3,6 +3,7 @@
 //! Flags beat the environment, which beats the file, which beats the defaults. Where each value came from stays in this
 //! room ([`Config::effective`]); no other room sees it.
 
+mod directories;
 mod document;
 mod effective;
 mod encrypted;
@@ -17,12 +18,12 @@ mod read;
 mod registry;
 mod rooms;
 mod secret;
-mod state_dir;
 mod table;
 mod upstream;
 mod values;
 mod warning;
 
+pub use directories::runtime_directories;
 pub use document::{markdown, registry_markdown, template};
 pub use effective::Effective;
 pub use error::{ConfigError, Origin};
@@ -30,7 +31,6 @@ pub use flags::{Flags, RegistryFlags, ServeFlags};
 pub use gather::CONFIG_VARIABLE;
 pub use key::{Key, Kind, SecretKey};
 pub use secret::{GivenSecret, SecretPlace};
-pub use state_dir::{Candidate, own_state_dir, state_dirs};
 pub use table::KEYS;
 pub use warning::ConfigWarning;
 
@@ -97,9 +97,11 @@ pub struct Config {
     pub forward_opcodes: bool,
     /// Where to answer over TLS and QUIC, and with what certificate.
     pub encrypted: EncryptedSettings,
-    /// Where metrics, health and the JSON interface are served besides the state directory's socket; none for nowhere.
+    /// Where metrics, health and the JSON interface are served besides the runtime directory's socket; none for nowhere.
     pub admin_listen: Option<SocketAddr>,
-    /// The state directory, where one was named.
+    /// The runtime directory, if one was named, by `runtime-dir` or by `state-dir`.
+    pub runtime_dir: Option<PathBuf>,
+    /// The state directory, if one was named.
     pub state_dir: Option<PathBuf>,
     /// The filter of the log, in tracing's notation.
     pub log: String,

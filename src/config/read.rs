@@ -17,7 +17,7 @@ use super::layers::Layers;
 use super::secret::GivenSecret;
 use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace};
 use super::warning::ConfigWarning;
-use super::{Config, encrypted, keys, registry, upstream};
+use super::{Config, directories, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
 use crate::name::{Name, Zones};
@@ -54,6 +54,7 @@ pub(super) fn read(gathered: &Gathered) -> Result<Config, ConfigError> {
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         encrypted: encrypted::read(layers)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
+        runtime_dir: directories::runtime(layers),
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
         log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,

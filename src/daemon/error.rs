@@ -3,16 +3,20 @@
 use std::io;
 
 use super::listen_error::ListenError;
-use crate::admin::StateDirError;
+use crate::admin::SocketError;
+use crate::directory::DirectoryError;
 use crate::server::BindError;
 use crate::upstream::CaFileError;
 
 /// The server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its state directory cannot be had.
+    /// One of its directories cannot be had.
     #[error(transparent)]
-    StateDir(#[from] StateDirError),
+    Directory(#[from] DirectoryError),
+    /// The socket for the commands cannot be opened.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),

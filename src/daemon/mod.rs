@@ -3,6 +3,7 @@
 //! Everything that changes what is served comes down one channel ([`crate::service::Update`]) to one thread, which owns the
 //! catalog and publishes. Whoever has something new to say gets a sender of that channel.
 
+mod directories;
 mod error;
 mod follow;
 mod listen_error;

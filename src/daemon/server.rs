@@ -1,7 +1,7 @@
 //! The whole server: what `serve` and `demo` run.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,12 +9,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::directories::Directories;
 use super::follow::{Followed, Following};
 use super::listen_error::{ListenError, report_not_listening};
 use super::{Log, Responder, ServerError, StartError};
-use crate::admin::{About, Listener, Site, StateDir};
+use crate::admin::{About, Listener, Site, SocketFile};
 use crate::answer::Answerer;
-use crate::config::{Candidate, Config, own_state_dir};
+use crate::config::Config;
 use crate::name::Name;
 use crate::server::BindError;
 use crate::service::Update;
@@ -35,28 +36,33 @@ pub struct Server {
     pub quic: Vec<SocketAddr>,
     /// Where HTTP is served besides the socket.
     pub admin: Option<SocketAddr>,
-    /// Its state directory.
-    pub state_dir: PathBuf,
+    /// Its runtime directory.
+    pub runtime_dir: PathBuf,
+    /// Its state directory, if it has one.
+    pub state_dir: Option<PathBuf>,
     /// The way in for questions.
     pub answerer: Arc<Answerer>,
     dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
     stop: CancellationToken,
-    /// Given back last.
-    _state: StateDir,
+    /// Removed at the end, and only then are the directories given back.
+    _socket: SocketFile,
+    _directories: Directories,
 }
 
 impl Server {
-    /// Takes the state directory, opens all sockets and begins to follow the registries. What happens goes to `log`.
+    /// Takes its directories, opens all sockets and begins to follow the registries. What happens goes to `log`.
     ///
     /// # Errors
     /// When one of these cannot be had.
     pub async fn start(config: &Config, log: &Log, stop: CancellationToken) -> Result<Self, StartError> {
-        let named = config.state_dir.clone().map(|path| Candidate { path, doubtful: false });
-        let Candidate { path, doubtful } = named.unwrap_or_else(own_state_dir);
-        let mut state = StateDir::take(&path, doubtful)?;
-        let socket = Listener::Socket(state.listen()?);
+        // Before anything is made in a place where no socket can be.
+        admin::socket_path(&config.runtime_directory().path)?;
+        let directories = Directories::take(config)?;
+        let (socket, socket_file) = admin::listen(directories.runtime())?;
+        let runtime_dir = directories.runtime().path().to_owned();
+        let state_dir = directories.state_path().map(Path::to_owned);
         let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
@@ -79,18 +85,33 @@ impl Server {
             tls: tls.clone(),
             quic: quic.clone(),
             admin,
-            state_dir: path.clone(),
+            runtime_dir: runtime_dir.clone(),
+            state_dir: state_dir.clone(),
             started: SystemTime::now(),
             began: Instant::now(),
         };
         let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone(), log.lost_lines()));
-        for listener in [Some(socket), port].into_iter().flatten() {
+        for listener in [Some(Listener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
         }
         let publisher = follow(following, site, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), report_not_listening, stop.clone()));
-        Ok(Self { addresses, tls, quic, admin, state_dir: path, answerer, dns, publisher, tracker, stop, _state: state })
+        Ok(Self {
+            addresses,
+            tls,
+            quic,
+            admin,
+            runtime_dir,
+            state_dir,
+            answerer,
+            dns,
+            publisher,
+            tracker,
+            stop,
+            _socket: socket_file,
+            _directories: directories,
+        })
     }
 
     /// Waits until it is told to stop, then until all have ended.

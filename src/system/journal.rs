@@ -3,23 +3,19 @@
 //! Each step says what it finds and what it leaves. What has been done is never noted: a step is undone by looking at
 //! what stands there now. So a journal can be undone from any point at which its installation, or its undoing, ended.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::command::{self, Failure, RunError};
+use super::command::{self, RunError};
 use super::entry::{self, Entry};
-use super::{Root, edit};
-
-/// Where the journal is, and what belongs to it.
-pub const FOLDER: &str = "/var/lib/svcdns";
-
-const JOURNAL: &str = "/var/lib/svcdns/install.json";
+use super::folder::{self, FOLDER, FORMER_JOURNAL};
+use super::journal_error::{JOURNAL, JournalError, at};
+use super::{Root, edit, unit};
 
 /// The form of the journal; another one is another version's.
 const FORM: u32 = 1;
@@ -35,6 +31,9 @@ pub struct Journal {
     pub steps: Vec<Step>,
     /// Whether all of them were done and proven.
     pub complete: bool,
+    /// Whether it was found where the versions before wrote it.
+    #[serde(skip)]
+    former: bool,
 }
 
 /// One change.
@@ -92,69 +91,6 @@ pub struct CommandStep {
     pub undo_if: Vec<String>,
 }
 
-/// Why a journal could not be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The folder or the journal itself.
-    #[error("{path}: {error}")]
-    System {
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Nothing can be written there.
-    #[error(
-        "{0} lies on a file system that is mounted read-only: nothing was changed. Mount it writable, or make the change where its image is made"
-    )]
-    ReadOnly(PathBuf),
-    /// Another install or uninstall runs.
-    #[error("another `svcdns install` or `uninstall` is at work: wait until it has ended")]
-    Locked,
-    /// Another version's, or damaged.
-    #[error("{JOURNAL} cannot be understood ({0}): it was written by another version of svcdns, or has been changed; use that version")]
-    Unknown(String),
-    /// Somebody else was faster.
-    #[error("{0} was changed by somebody else in this moment: start again")]
-    Changed(PathBuf),
-    /// A program failed.
-    #[error(transparent)]
-    Command(#[from] Failure),
-}
-
-fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> JournalError {
-    |error| match error.kind() {
-        ErrorKind::ReadOnlyFilesystem => JournalError::ReadOnly(path.into()),
-        _ => JournalError::System { path: path.into(), error },
-    }
-}
-
-/// Held while the machine is changed: one at a time. The end of the process gives it back.
-#[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held")] Flock<File>);
-
-impl Lock {
-    /// Makes the journal's folder and takes the lock.
-    ///
-    /// # Errors
-    /// When somebody else has it, or the folder cannot be made.
-    pub fn take(root: &Root) -> Result<Self, JournalError> {
-        let folder = root.path(FOLDER);
-        DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(at(FOLDER))?;
-        let file = File::open(&folder).map_err(at(FOLDER))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self(lock)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(JournalError::Locked),
-            Err((_, error)) => Err(at(FOLDER)(error.into())),
-        }
-    }
-
-    /// Removes the journal's folder, where nothing is in it any more.
-    pub fn leave(self, root: &Root) {
-        let _ = fs::remove_dir(root.path(FOLDER));
-    }
-}
-
 /// What was undone, in words for a person.
 #[derive(Debug, Default)]
 pub struct Undone {
@@ -167,7 +103,7 @@ pub struct Undone {
 impl Journal {
     /// A journal of steps that are yet to be done.
     pub fn new(purpose: String, steps: Vec<Step>) -> Self {
-        Self { form: FORM, purpose, steps, complete: false }
+        Self { form: FORM, purpose, steps, complete: false, former: false }
     }
 
     /// The journal of this machine; none where nothing is installed.
@@ -175,12 +111,27 @@ impl Journal {
     /// # Errors
     /// When there is one that cannot be read.
     pub fn load(root: &Root) -> Result<Option<Self>, JournalError> {
-        let text = match fs::read_to_string(root.path(JOURNAL)) {
+        if let Some(journal) = Self::read(root, Path::new(JOURNAL))? {
+            return Ok(Some(journal));
+        }
+        let former = Self::read(root, Path::new(FORMER_JOURNAL))?;
+        Ok(former.map(|journal| Self { former: true, ..journal }))
+    }
+
+    fn read(root: &Root, path: &Path) -> Result<Option<Self>, JournalError> {
+        let found = root.path(root.follow(path).map_err(at(path))?);
+        match fs::symlink_metadata(&found) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(at(JOURNAL))?,
+            about => about.map_err(at(path))?,
         };
-        let journal: Self = serde_json::from_str(&text).map_err(|error| JournalError::Unknown(error.to_string()))?;
-        if journal.form == FORM { Ok(Some(journal)) } else { Err(JournalError::Unknown(format!("form {}", journal.form))) }
+        if let Some(spot) = folder::weak_spot(root, path)? {
+            return Err(JournalError::Untrusted { path: path.to_owned(), spot });
+        }
+        let text = fs::read_to_string(found).map_err(at(path))?;
+        let unknown = |why: String| JournalError::Unknown(path.to_owned(), why);
+        let journal: Self = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
+        let form = journal.form;
+        if form == FORM { Ok(Some(journal)) } else { Err(unknown(format!("form {form}"))) }
     }
 
     /// Writes it to the disk.
@@ -188,7 +139,7 @@ impl Journal {
     /// # Errors
     /// When that fails.
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| JournalError::Unknown(error.to_string()))?;
+        let text = serde_json::to_string_pretty(self).map_err(|error| JournalError::Unknown(JOURNAL.into(), error.to_string()))?;
         // Content of other people's files: root's alone.
         let Entry::File(mut file) = Entry::new(text + "\n") else { return Ok(()) };
         file.mode = 0o600;
@@ -201,7 +152,33 @@ impl Journal {
     /// # Errors
     /// When that fails.
     pub fn forget(root: &Root) -> Result<(), JournalError> {
-        Entry::Absent.put(&root.path(JOURNAL), false).map_err(at(JOURNAL))
+        Entry::Absent.put(&root.path(JOURNAL), false).map_err(at(JOURNAL))?;
+        folder::leave_former(root)
+    }
+
+    /// Removes what the server of this installation kept. Says so if something is left.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove_state(&self, root: &Root) -> Result<Option<String>, JournalError> {
+        let is_ours = |unit: &FileStep| unit.before == Entry::Absent;
+        // Of the versions before, the directory is the folder of the journal.
+        let has_state = !self.former && self.server_unit().is_some_and(is_ours);
+        if has_state { folder::remove_state(root) } else { Ok(None) }
+    }
+
+    /// Whether this version would leave the same behind for the same purpose.
+    pub fn is_up_to_date(&self) -> bool {
+        let unit = self.server_unit().and_then(|unit| unit.after.octets());
+        !self.former && unit.is_none_or(unit::is_current)
+    }
+
+    /// The step that writes the server's unit, if there is one.
+    fn server_unit(&self) -> Option<&FileStep> {
+        self.steps.iter().find_map(|step| match step {
+            Step::File(file) if file.path == unit::server_path() => Some(file),
+            _ => None,
+        })
     }
 
     /// Does these steps.
@@ -239,6 +216,8 @@ impl Step {
             Self::Folder(path) => {
                 let made = root.path(path);
                 DirBuilder::new().mode(0o755).create(&made).map_err(at(path))?;
+                // Whatever the umask is: others than root read what is in it.
+                fs::set_permissions(&made, Permissions::from_mode(0o755)).map_err(at(path))?;
                 entry::sync(made.parent().unwrap_or_else(|| Path::new("/"))).map_err(at(path))
             }
             Self::File(file) => {
@@ -352,6 +331,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::symlink;
 
+    use super::super::Lock;
     use super::*;
 
     fn machine() -> (tempfile::TempDir, Root) {
@@ -401,7 +381,7 @@ mod tests {
         let flag = root.path("/run/flag").display().to_string();
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let steps = vec![
-            file(root, "/var/lib/svcdns/resolv.conf.before", Entry::new("x"), Edited::Keep),
+            file(root, "/var/lib/svcdns-install/resolv.conf.before", Entry::new("x"), Edited::Keep),
             Step::Folder("/etc/svcdns".into()),
             file(root, "/etc/svcdns/svcdns.toml", Entry::new("listen = []\n"), Edited::Keep),
             Step::Command(CommandStep {
@@ -441,7 +421,7 @@ mod tests {
                     let undone = journal.undo(&root);
                     assert!(undone.failures.is_empty(), "{undone:?}");
                     Journal::forget(&root).unwrap();
-                    lock.leave(&root);
+                    drop(lock);
                     assert_eq!(tree(&root), before, "stopped after {stopped}, half: {half_written}, undone: {undone_before}");
                 }
             }
@@ -468,14 +448,14 @@ mod tests {
         assert!(undone.failures.is_empty(), "{undone:?}");
         assert_eq!(root.text("/etc/resolv.conf").unwrap(), "# mine\nnameserver 192.0.2.1\noptions rotate\n");
         assert_eq!(root.text("/etc/svcdns/svcdns.toml").unwrap(), "listen = []\nttl = \"1s\"\n");
-        assert_eq!(root.text("/var/lib/svcdns/unit").unwrap(), "[Unit]\n# mine\n");
+        assert_eq!(root.text("/var/lib/svcdns-install/unit").unwrap(), "[Unit]\n# mine\n");
         assert!(!root.has("/etc/unit"));
         assert_eq!(fs::read_link(root.path("/etc/link")).unwrap(), Path::new("elsewhere"));
         let told = undone.told.join("\n");
         for said in [
             "only the lines of svcdns",
             "/etc/svcdns/svcdns.toml: somebody",
-            "moved to /var/lib/svcdns/unit",
+            "moved to /var/lib/svcdns-install/unit",
             "/etc/link: somebody has replaced",
         ] {
             assert!(told.contains(said), "{said}: {told}");
@@ -502,7 +482,7 @@ mod tests {
         assert!(Journal::load(&root).unwrap().is_none());
         for text in ["", "{}", r#"{"form":2,"purpose":"","steps":[],"complete":true}"#] {
             fs::write(root.path(JOURNAL), text).unwrap();
-            assert!(matches!(Journal::load(&root), Err(JournalError::Unknown(_))), "{text}");
+            assert!(matches!(Journal::load(&root), Err(JournalError::Unknown(..))), "{text}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! From what was found out and what is wanted to the steps that do it.
 
 use std::fmt::Write;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use super::entry::Entry;
 use super::journal::{CommandStep, Edited, FileStep, Step};
 use super::unit::{self, HEADING, HOOK, Hook};
 use super::way::{Way, misses_programs};
-use crate::resolv_conf::{RESOLV_CONF_BACKUP, Fault, MAX_RESOLV_CONF_BYTES, RESOLV_CONF};
+use crate::directory::{FILES, ROOTS_STATE};
+use crate::resolv_conf::{Fault, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP};
 
 /// The link that systemd-resolved routes the zones to.
 const LINK: &str = "svcdns0";
@@ -409,6 +411,31 @@ pub fn enabled_unit(root: &Root, name: &str, text: &str) -> Result<Vec<Step>, Ob
     Ok(steps)
 }
 
+/// Checks that the state directory holds nothing but the server's own files: the first start of
+/// a unit with `StateDirectory=` gives all that is in there to the service's user.
+///
+/// # Errors
+/// When there is something else, with what to do about it.
+pub fn check_state_directory(root: &Root) -> Result<(), Obstacle> {
+    let path = root.path(ROOTS_STATE);
+    // A link is systemd's work: it has moved the directory already.
+    if !fs::symlink_metadata(&path).is_ok_and(|about| about.is_dir()) {
+        return Ok(());
+    }
+    let obstacle = |why| Obstacle::File { path: ROOTS_STATE.into(), why };
+    let entries = fs::read_dir(&path).map_err(|error| obstacle(error.to_string()))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let others: Vec<String> = names.filter(|name| !FILES.contains(&name.as_str())).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(obstacle(format!(
+        "it is the state directory of the service, whose user would get all that is in it: move \
+         {} elsewhere, and start again",
+        others.join(", ")
+    )))
+}
+
 /// What a step does, in words, and the difference it makes to a file.
 pub fn told(step: &Step) -> String {
     match step {
@@ -456,8 +483,6 @@ pub fn command_line(line: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::super::detect::{File, NetworkManager, Resolvconf, Resolved};
     use super::*;
 

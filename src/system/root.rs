@@ -35,15 +35,30 @@ impl Root {
     /// # Errors
     /// When the links lead in a circle.
     pub fn follow(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
+        self.walk(path.as_ref()).map(|(found, _)| found)
+    }
+
+    /// The folders and links that lead to a path of the machine, from `/` on, and itself at last.
+    ///
+    /// # Errors
+    /// When the links lead in a circle.
+    pub fn way(&self, path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
+        self.walk(path.as_ref()).map(|(_, way)| way)
+    }
+
+    /// Where a path leads, and all that is looked at on the way.
+    fn walk(&self, path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
         let mut found = PathBuf::from("/");
+        let mut way = vec![found.clone()];
         let mut links = 0;
-        let mut ahead: Vec<std::ffi::OsString> = parts(path.as_ref());
+        let mut ahead: Vec<std::ffi::OsString> = parts(path);
         while let Some(part) = ahead.pop() {
             if part == ".." {
                 found.pop();
                 continue;
             }
             found.push(&part);
+            way.push(found.clone());
             if let Ok(target) = fs::read_link(self.path(&found)) {
                 links += 1;
                 if links > MOST_LINKS {
@@ -57,7 +72,7 @@ impl Root {
                 ahead.extend(parts(&target));
             }
         }
-        Ok(found)
+        Ok((found, way))
     }
 
     /// Whether something stands at this path, or a link to something.
@@ -127,6 +142,11 @@ mod tests {
         assert_eq!(root.follow("/etc/dangling").unwrap(), Path::new("/run/nowhere/file"));
         assert_eq!(root.follow("/etc/../../etc/./dangling").unwrap(), Path::new("/run/nowhere/file"));
         assert!(root.follow("/etc/a").is_err());
+        let way = root.way("/etc/resolv.conf").unwrap();
+        let way: Vec<&str> = way.iter().filter_map(|place| place.to_str()).collect();
+        let target = ["/run", "/run/systemd", "/run/systemd/resolve"];
+        let stub = "/run/systemd/resolve/stub-resolv.conf";
+        assert_eq!(way, [&["/", "/etc", "/etc/resolv.conf"], &target[..], &[stub]].concat());
         assert!(root.has("/etc/absolute") && !root.has("/etc/dangling") && !root.has("/etc/a"));
     }
 }

@@ -1,7 +1,7 @@
 //! The units that systemd runs for us.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::command::written;
 
@@ -21,17 +21,31 @@ pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninsta
 const SHIPPED: &str = include_str!("../../deploy/svcdns.service");
 
 /// The line of [`SHIPPED`] that is made anew.
-const SHIPPED_START: &str = "ExecStart=/usr/local/bin/svcdns serve --state-dir /run/svcdns\n";
+const SHIPPED_START: &str = "ExecStart=/usr/local/bin/svcdns serve\n";
 
 /// The server's unit: this program, with this configuration file where it is not the one that is read anyway.
 pub fn server(program: &Path, config: Option<&Path>) -> String {
     let start = SHIPPED.find("[Unit]").unwrap_or(0);
-    let mut line = format!("ExecStart={} serve --state-dir /run/svcdns", quoted(&program.to_string_lossy()));
+    let mut line = format!("ExecStart={} serve", quoted(&program.to_string_lossy()));
     if let Some(config) = config {
         let _ = write!(line, " --config {}", quoted(&config.to_string_lossy()));
     }
     line.push('\n');
     format!("{HEADING}\n{}", SHIPPED[start..].replacen(SHIPPED_START, &line, 1))
+}
+
+/// Where the server's unit is.
+pub(super) fn server_path() -> PathBuf {
+    Path::new(FOLDER).join(SERVER)
+}
+
+/// Whether a unit of the server is as this version writes it, whatever program it starts.
+pub(super) fn is_current(unit: &[u8]) -> bool {
+    let rest = |text: &str| {
+        let lines = text.lines().filter(|line| !line.starts_with("ExecStart="));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    std::str::from_utf8(unit).is_ok_and(|unit| rest(unit) == rest(&server(Path::new("/"), None)))
 }
 
 /// A word of a command line in a unit (systemd.service(5), systemd.syntax(7)).
@@ -96,9 +110,15 @@ mod tests {
         assert!(SHIPPED.contains(SHIPPED_START), "the line in deploy/svcdns.service that is made anew");
         let unit = server(Path::new("/opt/a b/svcdns"), Some(Path::new("/etc/svcdns/100%.toml")));
         assert!(unit.starts_with("# Written by `svcdns install`"));
-        let start = "ExecStart=\"/opt/a b/svcdns\" serve --state-dir /run/svcdns --config /etc/svcdns/100%%.toml\n";
+        let start = "ExecStart=\"/opt/a b/svcdns\" serve --config /etc/svcdns/100%%.toml\n";
         assert!(unit.contains(start), "{unit}");
         assert!(!unit.contains("/usr/local/bin") && unit.contains("\n[Install]\n"));
+        // systemd makes both directories and tells where they are.
+        for said in ["RuntimeDirectory=svcdns\n", "StateDirectory=svcdns\n"] {
+            assert!(unit.contains(said), "{said}: {unit}");
+        }
+        assert!(is_current(unit.as_bytes()) && is_current(server(Path::new("/x"), None).as_bytes()));
+        assert!(!is_current(unit.replace("StateDirectory=svcdns\n", "").as_bytes()));
         // getifaddrs(3), for a server that listens on all addresses.
         let families = unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
         assert!(families.split(' ').any(|family| family == "AF_NETLINK"), "{families}");

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::net::if_::if_nametoindex;
 
 use super::{Protocol, Target};
-use crate::resolv_conf::{RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
+use crate::resolv_conf::{
+    FORMER_RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP, ResolvConf,
+};
 
 /// Files of network managers, in order of preference.
 ///
@@ -85,7 +87,9 @@ impl Sources {
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let managed =
             MANAGED.iter().map(|(SourceLocation::File(path) | SourceLocation::Folder(path))| *path);
-        [RESOLV_CONF].into_iter().chain(managed).chain([RESOLV_CONF_BACKUP]).map(|path| self.below_root(path))
+        let backups = [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP];
+        let paths = [RESOLV_CONF].into_iter().chain(managed).chain(backups);
+        paths.map(|path| self.below_root(path))
     }
 
     /// Reads the files in order, until one names a usable server.
@@ -109,13 +113,15 @@ impl Sources {
         }
         // The saved configuration counts only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
-            let LocationContent { usable, unreadable, faults, .. } =
-                self.read(SourceLocation::File(RESOLV_CONF_BACKUP));
-            snapshot.unreadable |= unreadable;
-            if !usable.is_empty() {
-                return snapshot.with_servers(usable, faults, RESOLV_CONF_BACKUP);
+            for path in [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP] {
+                let LocationContent { usable, unreadable, faults, .. } =
+                    self.read(SourceLocation::File(path));
+                snapshot.unreadable |= unreadable;
+                if !usable.is_empty() {
+                    return snapshot.with_servers(usable, faults, path);
+                }
+                snapshot.faults.extend(faults);
             }
-            snapshot.faults.extend(faults);
         }
         // systemd-resolved knows upstreams but does not tell them. If it forwards to svcdns, the
         // loop guard detects that.

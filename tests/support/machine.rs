@@ -73,9 +73,12 @@ pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
     assert!(left.is_empty(), "{when}, left in /var/lib: {left:?}");
 }
 
-/// A server in root's own state directory, as a service manager would start it.
+/// A server in root's own runtime directory, as a service manager would start it; what it keeps is
+/// not in /var/lib, which belongs to `install` here.
 pub(crate) fn serve(flags: &[&str]) -> Process {
-    let mut process = Process::start(svcdns::command().args(["serve", "--admin-listen", "off"]).args(flags));
+    let mut command = svcdns::command();
+    command.env("RUNTIME_DIRECTORY", "/run/svcdns").env("STATE_DIRECTORY", "/run/svcdns-state");
+    let mut process = Process::start(command.args(["serve", "--admin-listen", "off"]).args(flags));
     eventually("the server's socket", SOON, || {
         assert!(process.ended().is_none(), "svcdns serve ended at once:\n{}", process.log());
         svcdns::command().arg("status").output().unwrap().status.success().then_some(())

@@ -6,11 +6,13 @@ pub(crate) mod dns;
 pub(crate) mod echo;
 pub(crate) mod etcd;
 pub(crate) mod files;
+pub(crate) mod former;
 pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod resolved;
 pub(crate) mod svcdns;
+pub(crate) mod systemd;
 pub(crate) mod upstream;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

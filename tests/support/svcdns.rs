@@ -104,12 +104,15 @@ impl Svcdns {
     }
 }
 
-/// The program, free of its surroundings: no `SVCDNS_` variables, no ignored signals.
+/// The program, free of its surroundings: no `SVCDNS_` variables, no directories of the service that
+/// the tests may run in, no ignored signals.
 pub(crate) fn command() -> Command {
     process::stop_ignoring_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SVCDNS_") {
+        let name_text = name.to_string_lossy();
+        let directories = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];
+        if name_text.starts_with("SVCDNS_") || directories.contains(&&*name_text) {
             command.env_remove(name);
         }
     }

@@ -241,7 +241,12 @@ fn a_file_that_names_only_us_is_a_fault() {
             && snapshot.faults[0].contains("fe80::1 is ignored"),
         "{snapshot:?}"
     );
-    // Another file names a server.
+    // Another file names a server: the copy kept by `install`, or by an older one.
+    let former = machine()
+        .file(RESOLV_CONF, "nameserver 127.0.0.1\n")
+        .file(FORMER_RESOLV_CONF_BACKUP, "nameserver 192.0.2.2\n")
+        .snapshot();
+    assert_eq!(former.servers.len(), 1, "{former:?}");
     assert_eq!(
         machine()
             .file(RESOLV_CONF, "nameserver 127.0.0.1\n")

@@ -1,0 +1,246 @@
+//! Units: that systemd understands them, and what `svcdns install` does with the real systemd, after
+//! the version before too.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::former;
+use support::machine::{assert_as_before, on_a_machine, said, tree};
+use support::systemd::Systemd;
+use support::{SOON, eventually, skip};
+use svcdns::system::{SERVER_UNIT, server_unit};
+
+/// A copy of the program where a service can run it.
+const PROGRAM: &str = "/run/svcdns-program";
+
+const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
+
+const INSTALL: [&str; 7] = [PROGRAM, "install", "--keep-nameservers", "--upstream", "off", "--registry", "file:///run/registry"];
+
+/// The unit as it is shipped, for the program in /run.
+fn shipped() -> String {
+    include_str!("../deploy/svcdns.service").replace("/usr/local/bin/svcdns", PROGRAM)
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    const TEST: &str = "systemd_finds_nothing_wrong_with_the_units";
+    if !support::on_path("systemd-analyze") {
+        return skip(TEST, "no systemd-analyze on PATH");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join(SERVER_UNIT);
+    let verify = |text: &str| {
+        // It looks whether the program is there.
+        fs::write(&unit, text.replace(PROGRAM, "/bin/true")).unwrap();
+        let mut command = Command::new("systemd-analyze");
+        said(&command.args(["verify", "--man=no"]).arg(&unit).output().unwrap())
+    };
+    let config = Path::new("/etc/svc dns/100%.toml");
+    let written = server_unit(Path::new(PROGRAM), Some(config));
+    for text in [shipped(), server_unit(Path::new(PROGRAM), None), written] {
+        assert_eq!(verify(&text), "", "{text}");
+        // Unknown keys are only told of.
+        let misspelt = text.replace("StateDirectory=", "StatDirectory=");
+        assert!(verify(&misspelt).contains("StatDirectory"), "{text}");
+    }
+}
+
+/// Runs `body` on a machine of its own where systemd runs, with /etc as it is then.
+fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, String>)) {
+    on_a_machine(test, || {
+        let Some(systemd) = Systemd::start(test) else { return };
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
+        former::furnish();
+        body(&systemd, &tree("/etc"));
+    });
+}
+
+/// Fails the test unless all is as it was, the folder apart that systemd makes for good.
+fn assert_nothing_left(before: &BTreeMap<PathBuf, String>, when: &str) {
+    let _ = fs::remove_dir("/var/lib/private");
+    assert_as_before(before, when);
+}
+
+/// Makes the machine as the version before left it, with the server running.
+fn install_former(systemd: &Systemd) {
+    former::install(true);
+    for line in ["daemon-reload", "enable svcdns", "restart svcdns"] {
+        let line: Vec<&str> = ["systemctl"].into_iter().chain(line.split(' ')).collect();
+        systemd.ends_with(0, &line);
+    }
+    wait_for_server(systemd);
+}
+
+fn wait_for_server(systemd: &Systemd) {
+    eventually("the server's socket", SOON, || Path::new("/run/svcdns/svcdns.sock").exists().then_some(()));
+    // It may be a dead server's.
+    eventually("the server", SOON, || {
+        let line = ["systemctl", "is-active", "svcdns"];
+        systemd.ends_with(0, &line);
+        systemd.succeeds(&[PROGRAM, "status"]).then_some(())
+    });
+}
+
+#[test]
+fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
+    const TEST: &str = "the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes";
+    with_systemd(TEST, |systemd, before| {
+        systemd.ends_with(0, &INSTALL);
+        let status = systemd.ends_with(0, &[PROGRAM, "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["runtime-dir"], "/run/svcdns");
+        assert_eq!(status["state-dir"], "/var/lib/svcdns");
+        let text = systemd.ends_with(0, &[PROGRAM, "status"]);
+        let line = "runtime directory /run/svcdns, state directory /var/lib/svcdns\n";
+        assert!(text.contains(line), "{text}");
+
+        // The service's user can write there, and nothing that root believes is there.
+        let state = Path::new("/var/lib/private/svcdns");
+        assert_eq!(fs::read_link("/var/lib/svcdns").unwrap(), Path::new("private/svcdns"));
+        assert_ne!(fs::metadata(state).unwrap().uid(), 0);
+        assert_eq!(fs::metadata(state).unwrap().mode() & 0o777, 0o700);
+        let journal = fs::metadata(JOURNAL).unwrap();
+        assert_eq!((journal.uid(), journal.mode() & 0o777), (0, 0o600));
+
+        // Another program where systemd made the directories: root's own server goes without.
+        let refused = systemd.ends_with(1, &[PROGRAM, "serve", "--listen", "127.0.0.1:0"]);
+        assert!(refused.contains("belongs to another user"), "{refused}");
+
+        // As where /var/lib cannot be written to.
+        let drop_in = Path::new("/etc/systemd/system/svcdns.service.d");
+        fs::create_dir(drop_in).unwrap();
+        fs::write(drop_in.join("none.conf"), "[Service]\nStateDirectory=\n").unwrap();
+        let restart = || {
+            systemd.ends_with(0, &["systemctl", "daemon-reload"]);
+            systemd.ends_with(0, &["systemctl", "restart", "svcdns"]);
+            wait_for_server(systemd);
+            systemd.ends_with(0, &[PROGRAM, "status"])
+        };
+        assert!(restart().contains("state directory none\n"));
+        fs::remove_dir_all(drop_in).unwrap();
+        assert!(restart().contains("state directory /var/lib/svcdns\n"));
+
+        // A new installation finds what the server kept; what is not ours is left, and told.
+        fs::write(state.join("mine"), "").unwrap();
+        let told = systemd.ends_with(0, &[&INSTALL[..], &["--ttl", "9s"]].concat());
+        assert!(told.contains("is undone first") && state.join("mine").exists(), "{told}");
+        let told = systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert!(told.contains("/var/lib/svcdns: left, something is in it"), "{told}");
+        fs::remove_file(state.join("mine")).unwrap();
+
+        systemd.ends_with(0, &INSTALL);
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+#[test]
+fn an_installation_of_the_version_before_is_taken_over() {
+    const TEST: &str = "an_installation_of_the_version_before_is_taken_over";
+    with_systemd(TEST, |systemd, before| {
+        install_former(systemd);
+        // The person's by now.
+        let unit = Path::new("/etc/systemd/system/svcdns.service");
+        let edited = fs::read_to_string(unit).unwrap() + "# mine\n";
+        fs::write(unit, &edited).unwrap();
+
+        let told = systemd.ends_with(0, &INSTALL);
+        assert!(told.contains("An earlier installation is undone first"), "{told}");
+        let kept = "/var/lib/svcdns-install/svcdns.service";
+        assert!(told.contains(&format!("moved to {kept}")), "{told}");
+        let text = fs::read_to_string(unit).unwrap();
+        assert!(text.contains("StateDirectory=svcdns\n") && !text.contains("--state-dir"), "{text}");
+        let of_service: Vec<_> = tree("/var/lib/private/svcdns").into_keys().collect();
+        assert_eq!(of_service, [Path::new("/var/lib/private/svcdns/svcdns.lock")]);
+        assert!(systemd.ends_with(0, &INSTALL).contains("installed already"));
+
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_eq!(fs::read_to_string(kept).unwrap(), edited);
+        fs::remove_dir_all("/var/lib/svcdns-install").unwrap();
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+#[test]
+fn an_installation_of_the_version_before_is_uninstalled() {
+    const TEST: &str = "an_installation_of_the_version_before_is_uninstalled";
+    with_systemd(TEST, |systemd, before| {
+        install_former(systemd);
+        assert!(systemd.ends_with(0, &[PROGRAM, "uninstall", "--dry-run"]).contains("resolv.conf"));
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+        let again = systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert!(again.contains("Nothing is installed"), "{again}");
+    });
+}
+
+#[test]
+fn a_journal_that_the_service_can_write_is_not_believed() {
+    const TEST: &str = "a_journal_that_the_service_can_write_is_not_believed";
+    with_systemd(TEST, |systemd, before| {
+        install_former(systemd);
+        // Somebody updates the unit by hand: systemd gives the journal away.
+        fs::write("/etc/systemd/system/svcdns.service", shipped()).unwrap();
+        for line in [&["systemctl", "daemon-reload"][..], &["systemctl", "restart", "svcdns"]] {
+            systemd.ends_with(0, line);
+        }
+        wait_for_server(systemd);
+        let given_away = Path::new("/var/lib/private/svcdns/install.json");
+        assert_ne!(fs::metadata(given_away).unwrap().uid(), 0, "systemd has changed its ways");
+
+        let etc = tree("/etc");
+        for line in [&INSTALL[..], &[PROGRAM, "uninstall"], &[PROGRAM, "uninstall", "--dry-run"]] {
+            let told = systemd.ends_with(1, line);
+            let why = "is not believed, because /var/lib/private/svcdns belongs to user";
+            assert!(told.contains(why) && told.contains(JOURNAL), "{told}");
+            assert_eq!(tree("/etc"), etc, "{line:?}");
+        }
+        // Nor a link to a file of root's, or a file with root as its owner.
+        fs::copy(given_away, "/run/copy.json").unwrap();
+        fs::remove_file(given_away).unwrap();
+        chown("/run/copy.json", Some(0), Some(0)).unwrap();
+        symlink("/run/copy.json", given_away).unwrap();
+        systemd.ends_with(1, &[PROGRAM, "uninstall"]);
+        fs::remove_file(given_away).unwrap();
+        fs::copy("/run/copy.json", given_away).unwrap();
+        systemd.ends_with(1, &[PROGRAM, "uninstall"]);
+        assert_eq!(tree("/etc"), etc);
+
+        // As the message says; the copy in the service's directory counts no more.
+        fs::create_dir("/var/lib/svcdns-install").unwrap();
+        fs::copy("/run/copy.json", JOURNAL).unwrap();
+        let told = systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert!(told.contains("svcdns.service: somebody has changed it since"), "{told}");
+        assert!(given_away.exists(), "root removes nothing that it did not make there");
+        for folder in ["/var/lib/private", "/var/lib/svcdns-install"] {
+            fs::remove_dir_all(folder).unwrap();
+        }
+        fs::remove_file("/var/lib/svcdns").unwrap();
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+#[test]
+fn what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service() {
+    const TEST: &str = "what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service";
+    with_systemd(TEST, |systemd, before| {
+        fs::create_dir_all("/var/lib/svcdns/registry").unwrap();
+        let told = systemd.ends_with(1, &INSTALL);
+        assert!(told.contains("/var/lib/svcdns") && told.contains("move registry elsewhere"), "{told}");
+        fs::remove_dir_all("/var/lib/svcdns").unwrap();
+        assert_nothing_left(before, "refused");
+
+        // Directories in a file that the service is to read: it could not write there.
+        fs::write("/run/svcdns.toml", "registry = ['file:///run/registry']\nstate-dir = '/s'\n").unwrap();
+        let told = systemd.ends_with(1, &[&INSTALL[..], &["--config", "/run/svcdns.toml"]].concat());
+        assert!(told.contains("/run/svcdns.toml:2:1 names `state-dir`"), "{told}");
+        assert_nothing_left(before, "refused");
+    });
+}

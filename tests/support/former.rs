@@ -1,0 +1,49 @@
+//! A machine as the version before left it, by the journal that it wrote there.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use super::machine::NOBODY;
+
+/// What `svcdns install --keep-nameservers --upstream off --registry file:///run/registry` of the
+/// version before wrote on a test's machine with systemd.
+const JOURNAL: &str = include_str!("../former/install.json");
+
+/// Where it wrote that.
+const FORMER_JOURNAL: &str = "/var/lib/svcdns/install.json";
+
+/// The registry that it named.
+const REGISTRY: &str = "/run/registry";
+
+/// Makes /etc/resolv.conf what that version found.
+pub(crate) fn furnish() {
+    fs::create_dir_all(REGISTRY).unwrap();
+    let text = format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n");
+    fs::write("/etc/resolv.conf", text).unwrap();
+    let file = fs::File::options().write(true).open("/etc/resolv.conf").unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789)).unwrap();
+}
+
+/// Puts its journal and all files in place, without running a program. Without systemd there is no
+/// unit, and no step of systemd's.
+pub(crate) fn install(systemd: bool) {
+    let mut journal: Value = serde_json::from_str(JOURNAL).unwrap();
+    let steps = journal["steps"].as_array_mut().unwrap();
+    let units = |step: &Value| step["file"]["path"].as_str().is_some_and(|path| path.ends_with(".service"));
+    steps.retain(|step| systemd || (step.get("command").is_none() && !units(step)));
+    fs::create_dir_all("/var/lib/svcdns").unwrap();
+    for step in &*steps {
+        if let Some(folder) = step["folder"].as_str() {
+            fs::create_dir_all(folder).unwrap();
+        }
+        if let Some(path) = step["file"]["path"].as_str() {
+            let octets = step["file"]["after"]["file"]["octets"].as_str().unwrap();
+            fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
+            fs::write(path, octets).unwrap();
+        }
+    }
+    fs::write(FORMER_JOURNAL, serde_json::to_string_pretty(&journal).unwrap()).unwrap();
+}

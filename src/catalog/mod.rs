@@ -14,7 +14,9 @@ mod mirror;
 mod model;
 #[cfg(test)]
 mod properties;
+mod puts;
 mod rejections;
+mod removals;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -32,19 +34,15 @@ pub use status::{Condition, RegistryStats, Staleness, Stats};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::name::{Base, BaseError, Name, Zones, base_of};
-use crate::service::{
-    Change, Endpoint, Host, HostChange, ListKind, MAX_REGISTRIES, Metadata, Put, Reason, Registration, RegistryId, Rejected, Removal,
-    ServiceId, Update,
-};
+use crate::name::Zones;
+use crate::service::{Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, Update};
 use foldhash::fast::RandomState;
 
-use follow::{Follow, List};
-use grace::{Answer, DOUBT, Hold, Sweep, Tomb};
+use follow::Follow;
 use hosts::Hosts;
 use intern::Interner;
-use key::{Around, Frame, Odd};
-use mirror::{Mirror, Standing, size};
+use key::Frame;
+use mirror::{Mirror, Standing};
 use rejections::Ledger;
 
 /// Largest [`Settings::max_instances_per_service`]: the targets of a service's SRV records (IPv4, IPv6 and names) have 16-bit
@@ -272,282 +270,12 @@ impl Catalog {
         self.follows[registry.place()].grace
     }
 
-    fn put(&mut self, registry: RegistryId, put: Put) {
-        let Put { key: text, revision, lease, content } = put;
-        let hash = self.mirror.hash(registry, &text);
-        let slot = self.mirror.find(hash, registry, &text);
-        let follow = &self.follows[registry.place()];
-        let (in_list, generation) = (follow.list.is_some(), follow.generation);
-        if !in_list && self.is_outdated(registry, hash, slot, revision) {
-            return;
-        }
-        self.ledger.clear(registry, hash);
-        let understood = content.and_then(|content| self.understand(registry, &text, revision, lease, content));
-        let admitted = understood.and_then(|(base, key)| self.admit(registry, hash, slot, &text, &base, key));
-        let Err(rejected) = admitted else { return };
-        if let Some(slot) = slot {
-            self.change(slot, None, Standing::Removed);
-            self.touch(slot, registry);
-        }
-        if !in_list {
-            self.follows[registry.place()].memory.note(hash, revision);
-        }
-        self.ledger.reject(registry, hash, &text, rejected, generation, in_list);
-    }
-
     /// Whether an event is older than what is known of its key in this list epoch.
     fn is_outdated(&self, registry: RegistryId, hash: u64, slot: Option<u32>, revision: u64) -> bool {
         let follow = &self.follows[registry.place()];
         let current = |slot: &u32| self.mirror.standing(*slot) == Standing::Present && self.mirror.generation(*slot) == follow.generation;
         let known = slot.filter(current).and_then(|slot| self.mirror.key(slot)).map_or(0, |key| key.revision);
         revision != 0 && revision < known.max(follow.memory.revision(hash))
-    }
-
-    /// Makes the model's key of a registration, and finds its base.
-    fn understand(
-        &mut self,
-        registry: RegistryId,
-        text: &str,
-        revision: u64,
-        lease: i64,
-        content: Registration,
-    ) -> Result<(String, Key), Rejected> {
-        let Registration { id, mut endpoints, mut rejected, metadata } = content;
-        let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
-            let reason = match error {
-                BaseError::NotDns => Reason::NAME_NOT_DNS,
-                BaseError::TooLong => Reason::NAME_TOO_LONG,
-                BaseError::Reserved => Reason::NAME_RESERVED,
-            };
-            Rejected::new(&id.name, reason)
-        })?;
-        endpoints.retain(|endpoint| {
-            let reason = match &endpoint.host {
-                Host::Name(host) => host_reason(host, &self.settings.zones),
-                Host::V4(_) | Host::V6(_) => None,
-            };
-            rejected.extend(reason.map(|reason| Rejected::new(&endpoint.to_string(), reason)));
-            reason.is_none()
-        });
-        if endpoints.len() > usize::from(u16::MAX) {
-            return Err(Rejected::new(text, Reason::TOO_MANY_INSTANCES));
-        }
-        let last = self.last_frame.take().filter(|frame| {
-            let same = frame.registry == registry && frame.rank == base.rank && !frame.held && frame.group.is_of(&id);
-            same && frame.around.makes(text, &base.text, &endpoints)
-        });
-        let (frame, text) = match last {
-            Some(frame) => (frame, None),
-            None => self.frame(registry, text, &id, &base, &endpoints),
-        };
-        self.last_frame = Some(Arc::clone(&frame));
-        let is_odd = text.is_some() || !rejected.is_empty();
-        let odd = is_odd.then(|| Box::new(Odd { text, rejected: rejected.into() }));
-        let key = Key { revision, lease, endpoints: endpoints.into(), metadata: self.metadata.intern(metadata), frame, odd };
-        Ok((base.text, key))
-    }
-
-    /// The frame of a key, and its text where the frame does not make it.
-    fn frame(
-        &mut self,
-        registry: RegistryId,
-        text: &str,
-        id: &ServiceId,
-        base: &Base,
-        endpoints: &[Endpoint],
-    ) -> (Arc<Frame>, Option<Box<str>>) {
-        let (around, text) = match Around::of(text, &base.text, endpoints) {
-            Some(around) => (around, None),
-            None => (Around::default(), Some(text.into())),
-        };
-        let group = self.groups.intern(Arc::new(Group::of(id)));
-        let frame = Frame { group, registry, rank: base.rank, held: false, around };
-        (self.frames.intern(Arc::new(frame)), text)
-    }
-
-    /// Puts a key into the mirror, if the caps leave room for it.
-    fn admit(&mut self, registry: RegistryId, hash: u64, slot: Option<u32>, text: &str, base: &str, key: Key) -> Result<(), Rejected> {
-        let generation = self.follows[registry.place()].generation;
-        let same_base = slot.filter(|&slot| self.mirror.name(self.mirror.base(slot)) == base);
-        if let Some(slot) = same_base
-            && self.mirror.standing(slot) == Standing::Present
-            && self.mirror.key(slot).is_some_and(|known| **known == key)
-        {
-            self.mirror.set_generation(slot, generation);
-            return Ok(());
-        }
-        let follow = &mut self.follows[registry.place()];
-        follow.differences += u64::from(follow.is_checking());
-        let replaced = same_base.filter(|&slot| self.mirror.standing(slot).counts()).and_then(|slot| self.mirror.key(slot));
-        let known = self.mirror.base_named(base);
-        let now = known.map_or(0, |base| self.mirror.size_of(base));
-        let others = now.saturating_sub(replaced.map_or(0, |key| size(key)));
-        if others as usize + size(&key) as usize > self.settings.max_instances_per_service {
-            return Err(Rejected::new(text, Reason::TOO_MANY_INSTANCES));
-        }
-        if slot.is_none() && self.mirror.tally(registry).keys >= self.settings.max_keys {
-            return Err(Rejected::new(text, Reason::TOO_MANY_KEYS));
-        }
-        let slot = if let Some(slot) = same_base {
-            self.change(slot, Some(Arc::new(key)), Standing::Present);
-            self.mirror.set_generation(slot, generation);
-            slot
-        } else {
-            if let Some(slot) = slot {
-                self.change(slot, None, Standing::Removed);
-                self.touch(slot, registry);
-            }
-            self.ledger.enter(|| (hash, text.to_owned()), &key);
-            self.mirror.insert(hash, Arc::new(key), base, known, generation)
-        };
-        self.touch(slot, registry);
-        Ok(())
-    }
-
-    fn delete(&mut self, registry: RegistryId, text: &str, revision: u64, removal: Removal, now: Instant) {
-        let hash = self.mirror.hash(registry, text);
-        let slot = self.mirror.find(hash, registry, text);
-        if self.is_outdated(registry, hash, slot, revision) {
-            return;
-        }
-        self.follows[registry.place()].memory.note(hash, revision);
-        self.ledger.clear(registry, hash);
-        let Some(slot) = slot else { return };
-        match removal {
-            Removal::Lease(lease) if lease != 0 && !self.grace(registry).is_zero() => {
-                if self.mirror.standing(slot) == Standing::Present {
-                    self.expire(registry, slot, lease, now);
-                }
-            }
-            Removal::Lease(_) | Removal::Explicit => {
-                self.change(slot, None, Standing::Removed);
-                self.touch(slot, registry);
-            }
-        }
-    }
-
-    /// A key that hung on a lease is gone: believed for now, unless a storm of expiry rages.
-    fn expire(&mut self, registry: RegistryId, slot: u32, lease: i64, now: Instant) {
-        self.pass_time(registry, now);
-        let before = self.mirror.tally(registry).instances;
-        let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
-        let storm = &mut self.follows[registry.place()].storm;
-        if storm.is_expiry() {
-            storm.goes_on(now);
-            self.hold(registry, slot, now + self.grace(registry), Standing::Removed);
-        } else {
-            storm.bury(Tomb { at: now, slot, key, lease, before });
-            self.change(slot, None, Standing::Buried);
-        }
-        self.touch(slot, registry);
-    }
-
-    fn answer(&mut self, registry: RegistryId, gone: &[i64], now: Instant) {
-        self.pass_time(registry, now);
-        match self.follows[registry.place()].storm.answer(gone) {
-            Answer::Unasked => {}
-            Answer::Expiry(tombs) => {
-                for tomb in tombs {
-                    let until = tomb.at + self.grace(registry);
-                    if until > now && self.is_open(&tomb) {
-                        self.hold(registry, tomb.slot, until, Standing::Removed);
-                        self.mirror.touch(self.mirror.base(tomb.slot), None);
-                    } else {
-                        self.forget(&tomb);
-                    }
-                }
-            }
-            Answer::Deliberate(tombs) => tombs.iter().for_each(|tomb| self.forget(tomb)),
-        }
-    }
-
-    /// Sweeps what a complete list did not name.
-    fn end_list(&mut self, registry: RegistryId, list: List, now: Instant) {
-        let generation = self.follows[registry.place()].generation;
-        let swept = self.mirror.older(registry, generation);
-        let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
-        let instances = keys.map(|key| key.endpoints.len()).sum();
-        let tally = self.mirror.tally(registry);
-        let sweep = Sweep {
-            keys: swept.len(),
-            instances,
-            before: list.before,
-            keys_left: tally.present - swept.len(),
-            instances_left: tally.instances - instances,
-        };
-        let grace = self.grace(registry);
-        let hold = !grace.is_zero() && sweep.is_doubtful(list.kind);
-        if list.kind == ListKind::Routine {
-            self.follows[registry.place()].differences += swept.len() as u64;
-        }
-        for slot in swept {
-            if hold {
-                self.hold(registry, slot, now + grace, Standing::Removed);
-            } else {
-                self.change(slot, None, Standing::Removed);
-            }
-            self.mirror.touch(self.mirror.base(slot), None);
-        }
-        self.ledger.end_list(registry, generation);
-        self.mirror.release(registry);
-    }
-
-    /// Ends what is over: tombstones, storms, holds.
-    fn pass_time(&mut self, registry: RegistryId, now: Instant) {
-        let follow = &mut self.follows[registry.place()];
-        let (tombs, holds) = (follow.storm.advance(now), follow.holds.ended(now));
-        for tomb in tombs {
-            self.forget(&tomb);
-        }
-        for Hold { slot, key, then } in holds {
-            if self.is_still(slot, &key, Standing::Held) {
-                self.change(slot, None, then);
-                self.mirror.touch(self.mirror.base(slot), None);
-            }
-        }
-    }
-
-    /// While a registry is asked whether leases expired: goes on serving what hung on them and was not seen missing yet.
-    fn give_benefit_of_doubt(&mut self, registry: RegistryId, now: Instant) {
-        let mut tombs = self.follows[registry.place()].storm.take_unseen();
-        for tomb in &mut tombs {
-            let until = tomb.at + DOUBT.min(self.grace(registry));
-            if until > now
-                && self.is_open(tomb)
-                && let Some(held) = self.hold(registry, tomb.slot, until, Standing::Buried)
-            {
-                tomb.key = held;
-            }
-        }
-        self.follows[registry.place()].storm.put_back(tombs);
-    }
-
-    /// Whether a tombstone still stands for its key: that was neither put again nor removed.
-    fn is_open(&self, tomb: &Tomb) -> bool {
-        [Standing::Buried, Standing::Held].into_iter().any(|standing| self.is_still(tomb.slot, &tomb.key, standing))
-    }
-
-    /// Takes a tombstone's key out for good.
-    fn forget(&mut self, tomb: &Tomb) {
-        if self.is_open(tomb) {
-            self.change(tomb.slot, None, Standing::Removed);
-            self.mirror.touch(self.mirror.base(tomb.slot), None);
-        }
-    }
-
-    /// Serves a key although its registry says that it is gone; returns it as it is served.
-    fn hold(&mut self, registry: RegistryId, slot: u32, until: Instant, then: Standing) -> Option<Arc<Key>> {
-        let mut held = Key::clone(self.mirror.key(slot)?);
-        held.frame = self.frames.intern(Arc::new(Frame { held: true, ..Frame::clone(&held.frame) }));
-        let held = Arc::new(held);
-        self.change(slot, Some(Arc::clone(&held)), Standing::Held);
-        self.follows[registry.place()].holds.add(until, Hold { slot, key: Arc::clone(&held), then });
-        Some(held)
-    }
-
-    /// Whether an entry is still the one that a tombstone or a hold was made for: each put makes a new key.
-    fn is_still(&self, slot: u32, key: &Arc<Key>, standing: Standing) -> bool {
-        self.mirror.standing(slot) == standing && self.mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))
     }
 
     /// Changes an entry, and the rejections with it.
@@ -583,14 +311,6 @@ impl Catalog {
             self.groups.tidy();
             self.metadata.tidy();
         }
-    }
-}
-
-/// Why a host name cannot be an endpoint.
-fn host_reason(host: &str, zones: &Zones) -> Option<Reason> {
-    match Name::from_text(host) {
-        Ok(name) => zones.find(&name).map(|_| Reason::HOST_IN_ZONE),
-        Err(_) => Some(Reason::HOST_MALFORMED),
     }
 }
 

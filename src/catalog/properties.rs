@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::key::{Around, Odd};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
-use crate::service::ListKind;
+use crate::service::{ListKind, Put, Reason, Rejected, Removal};
 
 const NAMES: [&str; 8] = ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
 const ENDPOINTS: [&str; 5] = ["10.0.0.1:80", "10.0.0.1:80,10.0.0.2:80,172.17.0.1:80", "172.17.0.1:80", "web.svc:80,web.example:81", ""];

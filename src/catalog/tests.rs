@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::key::{Around, Odd};
 use super::*;
-use crate::service::{Addresses, Endpoint, ListKind, RegistrySet, ServiceId};
+use crate::name::base_of;
+use crate::service::{
+    Addresses, Endpoint, Host, ListKind, Put, Reason, Registration, RegistrySet, Rejected, Removal, ServiceId,
+};
 
 pub(super) fn zones() -> Zones {
     Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap()

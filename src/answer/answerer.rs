@@ -10,7 +10,7 @@ use super::counters::Counters;
 use super::message::{Response, Writer};
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{Condition, Rejections, Stats};
+use crate::catalog::{RegistryStatus, Rejections, Stats};
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
 
 /// Answers questions from the latest publication. Shared by all who answer.
@@ -110,7 +110,7 @@ impl Answerer {
     }
 
     /// The condition of what is known, as of the latest publication.
-    pub fn condition(&self) -> Condition {
+    pub fn condition(&self) -> RegistryStatus {
         self.snapshot.load().condition
     }
 

@@ -314,7 +314,7 @@ impl<'a> Asking<'a> {
 /// The extended error of answers from what may be out of date.
 fn stale(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
-        Staleness::Away => AWAY,
+        Staleness::Disconnected => AWAY,
         Staleness::Held => HELD,
     };
     Some(ExtendedError { code, text })

@@ -163,7 +163,7 @@ impl Explanation {
                 .to_owned(),
             }),
             Step::Instance(instance, dropped) => {
-                let left_out = instance.left_out.map(|reason| reason.to_string());
+                let left_out = instance.excluded.map(|reason| reason.to_string());
                 self.considered.push(Considered::new(instance, left_out.or_else(|| dropped.map(str::to_owned))));
             }
         }
@@ -182,7 +182,7 @@ impl Explanation {
     fn add_address(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.at_address(address) {
             for instance in service.instances().filter(|instance| instance.endpoint.host.address() == Some(address)) {
-                self.considered.push(Considered::new(&instance, instance.left_out.map(|reason| reason.to_string())));
+                self.considered.push(Considered::new(&instance, instance.excluded.map(|reason| reason.to_string())));
             }
         }
     }
@@ -209,7 +209,7 @@ impl Considered {
             endpoint: instance.endpoint.to_string(),
             group: format!("{}/{}/{}", key.group().deployment, key.group().namespace, key.group().version),
             weight: key.weight(),
-            registry: key.registry().place(),
+            registry: key.registry().index(),
             registry_name: String::new(),
             key: instance.text(),
             revision: key.revision,

@@ -105,7 +105,7 @@ impl<'a> Asking<'a> {
         let record = Record::read(self.snapshot.record(service)?);
         // Another version, which the record need not hold, may have the same instance in another registry. Where that one could
         // matter, the model says which registries hold the instance.
-        let (holders, stale) = (record.holders(), self.snapshot.condition.stale());
+        let (holders, stale) = (record.holders(), self.snapshot.condition.stale_registries());
         if !(stale.is_empty() || holders.is_single() && stale.is_subset_of(holders)) {
             return None;
         }

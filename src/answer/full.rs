@@ -273,7 +273,7 @@ impl<'a> Want<'a> {
                 if dropped.is_none() && instance.is_behind_answers() {
                     holders.insert(instance.key.registry());
                 }
-                dropped = dropped.or_else(|| instance.left_out.map(|_| "left out"));
+                dropped = dropped.or_else(|| instance.excluded.map(|_| "left out"));
                 step(Step::Instance(*instance, dropped));
                 dropped.is_none()
             })

@@ -15,7 +15,7 @@ use super::owner::{MAX_NAME, is_configured, is_label, owner_of, service_owner};
 use super::record::{RecordBuilder, put_marker};
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
+use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
 use crate::service::{HostChange, RegistryId, Update};
 
 /// Changed services whose records are made at once: what is needed on the way takes some hundred octets for each, and whoever
@@ -38,7 +38,7 @@ pub struct Publisher {
 #[derive(Debug, Default)]
 pub struct Published {
     /// The services that changed, by base.
-    pub changed: Vec<Changed>,
+    pub changed: Vec<ServiceChange>,
     /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and come
     /// back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
@@ -56,7 +56,7 @@ impl Publisher {
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let answerer = Arc::new(Answerer {
             settings: answer,
-            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.condition(now))),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.registry_status(now))),
             rejections: ArcSwap::new(catalog.rejections()),
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
@@ -74,10 +74,10 @@ impl Publisher {
     /// Takes updates as [`Self::apply`] does, and begins to publish what came of them: the model is made, its records are not.
     pub fn begin(&mut self, updates: impl IntoIterator<Item = Update>, now: Instant) -> Publication<'_> {
         for update in updates {
-            self.catalog.take(update, now);
+            self.catalog.apply(update, now);
         }
         let outcome = self.catalog.settle(now);
-        let condition = self.catalog.condition(now);
+        let condition = self.catalog.registry_status(now);
         let before = self.answerer.snapshot.load();
         let is_new = !outcome.changed.is_empty() || before.condition != condition;
         let next = is_new.then(|| {
@@ -101,7 +101,7 @@ impl Publisher {
     }
 
     /// Makes the ready-made records that changed services touch, and those of the names above them that came or went.
-    fn compile(&self, next: &mut Snapshot, changed: &[Changed], turned: &[Box<str>]) {
+    fn compile(&self, next: &mut Snapshot, changed: &[ServiceChange], turned: &[Box<str>]) {
         let settings = &self.answerer.settings;
         let owners = Owners::of(settings, next, changed, turned);
         let mut builder = RecordBuilder::default();
@@ -123,7 +123,7 @@ impl Publisher {
 #[must_use = "what is not published is lost"]
 pub struct Publication<'p> {
     publisher: &'p mut Publisher,
-    outcome: Outcome,
+    outcome: SettleOutcome,
     /// The generation on the way: its services are complete. None where nothing has changed.
     next: Option<Snapshot>,
     /// Changed services, from the first on, for which everything else is made, too.
@@ -148,7 +148,7 @@ impl Publication<'_> {
     /// Does what is left of the work, and publishes it at once.
     pub fn publish(mut self) -> Published {
         while self.go_on() {}
-        let Self { publisher, outcome: Outcome { changed, doubts, hosts, wake }, next, .. } = self;
+        let Self { publisher, outcome: SettleOutcome { changed, lease_checks: doubts, hosts, wake }, next, .. } = self;
         if let Some(next) = next {
             publisher.store(next);
         }
@@ -217,11 +217,11 @@ impl<'c> Owners<'c> {
     /// The names under which the changed services are or were published, each one's shortest name in a deployment and
     /// namespace; their bases, which are names also where they lead elsewhere only; names of others that they take or give
     /// back; and the names above that `turned`.
-    fn of(settings: &Settings, next: &Snapshot, changed: &'c [Changed], turned: &[Box<str>]) -> Self {
+    fn of(settings: &Settings, next: &Snapshot, changed: &'c [ServiceChange], turned: &[Box<str>]) -> Self {
         let mut owners = Self::default();
         owners.ends.reserve(changed.len() + turned.len());
         for change in changed {
-            let (base, Changed { before, after }) = (change.base(), change);
+            let (base, ServiceChange { before, after }) = (change.base(), change);
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
             for service in before.iter().chain(after) {
                 scopes.extend(service.visible_groups());
@@ -275,11 +275,11 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 
 /// The names above a service's names: text in front of the zone. `a.b` in namespace `n` of deployment `d` lies, as `a.b`,
 /// below `b`; as `a.b.n`, below `b.n` and `n`; as `a.b.n.d`, below `b.n.d`, `n.d` and `d`.
-fn above_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
+fn above_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {
-        let (base, Changed { before, after }) = (change.base(), change);
+        let (base, ServiceChange { before, after }) = (change.base(), change);
         // As most changes: only the instances are others.
         if let (Some(before), Some(after)) = (before, after)
             && scopes(before).eq(scopes(after))
@@ -333,7 +333,7 @@ fn count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
 }
 
 /// The addresses that came to a service and went from it.
-fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
+fn address_changes(changed: &ServiceChange) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] = [&changed.before, &changed.after].map(|service| places(service.as_deref()));
     difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))
 }

@@ -11,7 +11,7 @@ use foldhash::quality::RandomState;
 
 use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use crate::catalog::{Changed, Condition, HostAddresses, Service};
+use crate::catalog::{HostAddresses, RegistryStatus, Service, ServiceChange};
 use crate::name::instance_address;
 
 type Services = Arc<[(u64, Arc<Service>)]>;
@@ -24,7 +24,7 @@ pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
     /// How far what is published can be relied on.
-    pub(super) condition: Condition,
+    pub(super) condition: RegistryStatus,
     len: usize,
     /// An upper bound of the labels in a base.
     pub(super) longest_base: usize,
@@ -43,12 +43,12 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Nothing yet.
-    pub(super) fn new(condition: Condition) -> Self {
+    pub(super) fn new(condition: RegistryStatus) -> Self {
         Self { condition, ..Self::default() }
     }
 
     /// The same in another condition.
-    pub(super) fn with(&self, condition: Condition) -> Self {
+    pub(super) fn with(&self, condition: RegistryStatus) -> Self {
         Self { condition, ..self.clone() }
     }
 
@@ -124,9 +124,9 @@ impl Snapshot {
     }
 
     /// Puts and removes services.
-    pub(super) fn update_services(&mut self, changes: &[Changed]) {
+    pub(super) fn update_services(&mut self, changes: &[ServiceChange]) {
         self.longest_base = changes.iter().map(|change| change.base().split('.').count()).fold(self.longest_base, usize::max);
-        let first = |change: &Changed| instance_address(change.base().split('.').next().unwrap_or_default().as_bytes());
+        let first = |change: &ServiceChange| instance_address(change.base().split('.').next().unwrap_or_default().as_bytes());
         self.instance_bases |= changes.iter().any(|change| first(change).is_some());
         self.len -= changes.iter().filter(|change| change.before.is_some()).count();
         self.len += changes.iter().filter(|change| change.after.is_some()).count();

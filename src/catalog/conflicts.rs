@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::key::Key;
+use super::key::RegistryKey;
 use super::model::Service;
 use crate::name::{Reading, Scope, Zones, instance_label, readings};
 
@@ -41,7 +41,7 @@ pub enum ConflictKind {
 /// namespaces, versions and instances that read as something else, which stands higher in the naming table.
 ///
 /// `find` finds a service by its base; `deployment` and `namespace` are those that a name has when it names none. Meant for
-/// a person's question: O(keys and instances), each with a few look-ups.
+/// a person's question: O(keys and instances), each with a one_or_many look-ups.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
@@ -49,7 +49,7 @@ pub fn conflicts<'a>(
     deployment: &str,
     namespace: &str,
 ) -> Vec<Conflict> {
-    let mut search = Search { find, zones, deployment, namespace, found: Vec::new() };
+    let mut search = ConflictSearch { find, zones, deployment, namespace, found: Vec::new() };
     for service in services {
         search.service(service);
     }
@@ -58,7 +58,7 @@ pub fn conflicts<'a>(
     search.found
 }
 
-struct Search<'s, F> {
+struct ConflictSearch<'s, F> {
     find: F,
     zones: &'s Zones,
     deployment: &'s str,
@@ -75,7 +75,7 @@ struct Claim {
     base: usize,
 }
 
-impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
+impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     fn service(&mut self, service: &Service) {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
@@ -88,14 +88,22 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
             }
             // Versions and instances are published in front of the shortest form.
             let Some(form) = forms.first() else { continue };
-            for version in visible.chunk_by(|a, b| a.group() == b.group()).map(|keys| &*keys[0].group().version) {
+            for version in visible
+                .chunk_by(|a, b| a.group() == b.group())
+                .map(|keys| &*keys[0].group().version)
+            {
                 if version.split('.').all(is_label) {
-                    let claim = Claim { instance: false, version: version.split('.').count(), base: labels };
+                    let claim = Claim {
+                        instance: false,
+                        version: version.split('.').count(),
+                        base: labels,
+                    };
                     self.claim(&format!("{version}.{form}"), key, claim);
                 }
             }
             let endpoints = visible.iter().flat_map(|key| &key.endpoints);
-            let mut addresses: Vec<_> = endpoints.filter_map(|endpoint| endpoint.host.address()).collect();
+            let mut addresses: Vec<_> =
+                endpoints.filter_map(|endpoint| endpoint.host.address()).collect();
             addresses.sort_unstable();
             addresses.dedup();
             for address in addresses {
@@ -106,7 +114,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     }
 
     /// The names of a base in a deployment and namespace, the shortest first; none where those cannot stand in a name.
-    fn forms(&self, base: &str, key: &Key) -> Vec<String> {
+    fn forms(&self, base: &str, key: &RegistryKey) -> Vec<String> {
         let (deployment, namespace) = key.scope();
         let mut forms = Vec::new();
         if deployment == self.deployment && namespace == self.namespace {
@@ -122,7 +130,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     }
 
     /// Reports the spellings of one deployment and namespace that are not the first.
-    fn shadowed(&mut self, base: &str, scope: &[Arc<Key>]) {
+    fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
         for loser in spellings {
@@ -138,7 +146,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     }
 
     /// Reports a name whose best reading is not the one that the claim is about.
-    fn claim(&mut self, name: &str, key: &Key, claim: Claim) {
+    fn claim(&mut self, name: &str, key: &RegistryKey, claim: Claim) {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         let front = usize::from(claim.instance) + claim.version;
         let claimed = Reading {
@@ -167,20 +175,36 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
     /// Whether something is registered that the reading names.
     fn holds(&self, reading: &Reading<'_>) -> bool {
         let Some(service) = (self.find)(&joined(reading.base)) else { return false };
-        if *reading == (Reading { base: reading.base, scope: Scope::Configured, instance: None, version: None }) {
+        if *reading
+            == (Reading {
+                base: reading.base,
+                scope: Scope::Configured,
+                instance: None,
+                version: None,
+            })
+        {
             return true;
         }
         let (deployment, namespace) = match reading.scope {
             Scope::Configured => (self.deployment.into(), self.namespace.into()),
-            Scope::Namespace(namespace) => (self.deployment.into(), String::from_utf8_lossy(namespace)),
-            Scope::Full { namespace, deployment } => (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace)),
+            Scope::Namespace(namespace) => {
+                (self.deployment.into(), String::from_utf8_lossy(namespace))
+            }
+            Scope::Full { namespace, deployment } => {
+                (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace))
+            }
         };
         let (deployment, namespace): (&str, &str) = (&deployment, &namespace);
         let keys = service.keys();
         let first = keys.partition_point(|key| key.scope() < (deployment, namespace));
-        let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace)) else { return false };
+        let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace))
+        else {
+            return false;
+        };
         let mut keys = &keys[first..];
-        keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank() == winner.rank())];
+        keys = &keys[..keys.partition_point(|key| {
+            key.scope() == (deployment, namespace) && key.rank() == winner.rank()
+        })];
         if let Some(version) = reading.version {
             let version = joined(version);
             let first = keys.partition_point(|key| *key.group().version < *version);
@@ -189,7 +213,10 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         }
         let Some(instance) = reading.instance else { return !keys.is_empty() };
         let address = crate::name::instance_address(instance);
-        address.is_some() && keys.iter().any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
+        address.is_some()
+            && keys
+                .iter()
+                .any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
     }
 }
 
@@ -217,7 +244,8 @@ fn describe(reading: &Reading<'_>) -> String {
             let _ = write!(words, " in namespace {}", String::from_utf8_lossy(namespace));
         }
         Scope::Full { namespace, deployment } => {
-            let (namespace, deployment) = (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
+            let (namespace, deployment) =
+                (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
             let _ = write!(words, " in namespace {namespace} of deployment {deployment}");
         }
     }

@@ -8,31 +8,31 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::key::Key;
-use super::mirror::Standing;
+use super::key::RegistryKey;
+use super::mirror::EntryState;
 use crate::service::ListKind;
 
 /// Longest removal grace; a longer one is cut to it.
-pub(super) const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+pub(super) const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Deletes by lease within this time belong together; a pause of this length ends a storm.
-pub(super) const WINDOW: Duration = Duration::from_secs(5);
+/// Deletes by lease within this time belong together; a pause of this length ends a detector.
+pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 
 /// Fewer instances are never a mass removal.
-const LEAST: usize = 10;
+const MIN_MASS_INSTANCES: usize = 10;
 
 /// The share of a registry's instances that is one, in percent.
-const SHARE: usize = 30;
+const MASS_PERCENT: usize = 30;
 
 /// So many deletes by lease are one at any share: etcd revokes about 1,000 leases a second, so that a large registry's
 /// expiry takes longer than the window.
-const MANY: usize = 2_000;
+const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
 /// How long at most a key that a doubt is about goes on being served: the registry answers within milliseconds, or not.
-pub(super) const DOUBT: Duration = Duration::from_secs(2);
+pub(super) const LEASE_CHECK_HOLD: Duration = Duration::from_secs(2);
 
 /// Most leases of one doubt.
-const ASK: usize = 32;
+const MAX_CHECKED_LEASES: usize = 32;
 
 /// What a list would do to a registry's keys.
 #[derive(Clone, Copy, Debug)]
@@ -52,29 +52,32 @@ pub(super) struct Sweep {
 impl Sweep {
     /// Whether the removals of such a list are held: all of a restored store; of a reconnect those that leave nothing or
     /// take a large share; none of a routine list, whose connection never broke.
-    pub(super) fn is_doubtful(&self, kind: ListKind) -> bool {
-        let leaves_nothing = self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
+    pub(super) fn should_hold(&self, kind: ListKind) -> bool {
+        let leaves_nothing =
+            self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
         match kind {
             ListKind::Routine => false,
-            ListKind::Reconnect => self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before)),
+            ListKind::Reconnect => {
+                self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before))
+            }
             ListKind::Restored => self.keys > 0,
         }
     }
 }
 
 fn is_large(gone: usize, before: usize) -> bool {
-    gone >= LEAST && gone * 100 >= before * SHARE
+    gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
 /// A key that was deleted and hung on a lease.
 #[derive(Debug)]
-pub(super) struct Tomb {
+pub(super) struct Tombstone {
     /// When it went.
     pub(super) at: Instant,
     /// Its entry in the mirror; still this key's only while that has this very `key`, buried or held.
     pub(super) slot: u32,
     /// The key, as the entry has it.
-    pub(super) key: Arc<Key>,
+    pub(super) key: Arc<RegistryKey>,
     /// The lease it went with.
     pub(super) lease: i64,
     /// The registry's instances before.
@@ -96,56 +99,56 @@ pub(super) struct Tomb {
 /// - It does not answer within 5 s: the question may be asked again, once more deletes come while the threshold is
 ///   reached. A late answer that names a lease asked about still counts while the storm lasts.
 #[derive(Debug, Default)]
-pub(super) struct Storm {
-    tombs: VecDeque<Tomb>,
-    /// How many of the last `tombs` nobody has seen to be missing.
-    unseen: usize,
-    /// Instances of all `tombs`.
-    fallen: usize,
+pub(super) struct ExpiryDetector {
+    tombstones: VecDeque<Tombstone>,
+    /// How many of the last `tombstones` nobody has seen to be missing.
+    unpublished: usize,
+    /// Instances of all `tombstones`.
+    instances: usize,
     /// When the last delete came.
-    last: Option<Instant>,
-    verdict: Verdict,
+    last_delete: Option<Instant>,
+    check: CheckState,
     /// The leases asked about last.
-    asked: Vec<i64>,
+    checked_leases: Vec<i64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Verdict {
+enum CheckState {
     #[default]
-    None,
+    Idle,
     /// To be asked.
     Due,
     /// Asked then.
-    Asked(Instant),
+    Pending(Instant),
     /// It is expiry.
-    Expiry,
+    Expired,
 }
 
 /// What an answer about leases means for the tombstones.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Conclusion {
     /// Nothing was asked, or not about these.
-    Unasked,
+    NotAsked,
     /// They come back.
-    Expiry(Vec<Tomb>),
+    Expired(Vec<Tombstone>),
     /// They are gone for good.
-    Deliberate(Vec<Tomb>),
+    Deregistered(Vec<Tombstone>),
 }
 
-impl Storm {
+impl ExpiryDetector {
     /// Moves the window: returns the tombstones that are too old to come back.
-    pub(super) fn advance(&mut self, now: Instant) -> Vec<Tomb> {
-        let passed = |since: Instant| now.saturating_duration_since(since) >= WINDOW;
+    pub(super) fn advance(&mut self, now: Instant) -> Vec<Tombstone> {
+        let passed = |since: Instant| now.saturating_duration_since(since) >= BURST_WINDOW;
         let mut old = Vec::new();
-        while self.tombs.front().is_some_and(|tomb| passed(tomb.at)) {
-            let Some(tomb) = self.tombs.pop_front() else { break };
-            self.fallen -= tomb.key.endpoints.len();
-            old.push(tomb);
+        while self.tombstones.front().is_some_and(|tombstone| passed(tombstone.at)) {
+            let Some(tombstone) = self.tombstones.pop_front() else { break };
+            self.instances -= tombstone.key.endpoints.len();
+            old.push(tombstone);
         }
-        if matches!(self.verdict, Verdict::Asked(at) if passed(at)) {
-            self.verdict = Verdict::None;
+        if matches!(self.check, CheckState::Pending(at) if passed(at)) {
+            self.check = CheckState::Idle;
         }
-        if self.last.is_some_and(passed) {
+        if self.last_delete.is_some_and(passed) {
             *self = Self::default();
         }
         old
@@ -153,78 +156,83 @@ impl Storm {
 
     /// Whether deletes by lease are held directly now.
     pub(super) fn is_expiry(&self) -> bool {
-        self.verdict == Verdict::Expiry
+        self.check == CheckState::Expired
     }
 
     /// Counts a delete that is held directly.
-    pub(super) fn goes_on(&mut self, now: Instant) {
-        self.last = Some(now);
+    pub(super) fn extend(&mut self, now: Instant) {
+        self.last_delete = Some(now);
     }
 
     /// Counts a delete that applied.
-    pub(super) fn bury(&mut self, tomb: Tomb) {
-        self.last = Some(tomb.at);
-        self.fallen += tomb.key.endpoints.len();
-        self.unseen += 1;
-        self.tombs.push_back(tomb);
-        let before = self.tombs.front().map_or(0, |first| first.before);
-        if self.verdict == Verdict::None && (self.fallen >= MANY || is_large(self.fallen, before)) {
-            self.verdict = Verdict::Due;
+    pub(super) fn add(&mut self, tombstone: Tombstone) {
+        self.last_delete = Some(tombstone.at);
+        self.instances += tombstone.key.endpoints.len();
+        self.unpublished += 1;
+        self.tombstones.push_back(tombstone);
+        let before = self.tombstones.front().map_or(0, |first| first.before);
+        if self.check == CheckState::Idle
+            && (self.instances >= MASS_EXPIRY_INSTANCES || is_large(self.instances, before))
+        {
+            self.check = CheckState::Due;
         }
     }
 
     /// The leases to ask about now, spread over the tombstones.
-    pub(super) fn doubt(&mut self, now: Instant) -> Option<Vec<i64>> {
-        if self.verdict != Verdict::Due {
+    pub(super) fn take_lease_check(&mut self, now: Instant) -> Option<Vec<i64>> {
+        if self.check != CheckState::Due {
             return None;
         }
-        self.verdict = Verdict::Asked(now);
-        let step = self.tombs.len().div_ceil(ASK).max(1);
-        let mut leases: Vec<i64> = self.tombs.iter().step_by(step).map(|tomb| tomb.lease).collect();
+        self.check = CheckState::Pending(now);
+        let step = self.tombstones.len().div_ceil(MAX_CHECKED_LEASES).max(1);
+        let mut leases: Vec<i64> =
+            self.tombstones.iter().step_by(step).map(|tombstone| tombstone.lease).collect();
         leases.sort_unstable();
         leases.dedup();
-        self.asked.clone_from(&leases);
+        self.checked_leases.clone_from(&leases);
         (!leases.is_empty()).then_some(leases)
     }
 
     /// Takes out the tombstones that nobody has seen to be missing, if the registry is asked about leases now. To be put
     /// back; those left are seen from now on.
-    pub(super) fn take_unseen(&mut self) -> VecDeque<Tomb> {
-        let unseen = std::mem::take(&mut self.unseen).min(self.tombs.len());
-        match self.verdict {
-            Verdict::Asked(_) => self.tombs.split_off(self.tombs.len() - unseen),
+    pub(super) fn take_unpublished(&mut self) -> VecDeque<Tombstone> {
+        let unpublished = std::mem::take(&mut self.unpublished).min(self.tombstones.len());
+        match self.check {
+            CheckState::Pending(_) => {
+                self.tombstones.split_off(self.tombstones.len() - unpublished)
+            }
             _ => VecDeque::new(),
         }
     }
 
-    /// Puts back what [`Self::take_unseen`] took out.
-    pub(super) fn put_back(&mut self, mut tombs: VecDeque<Tomb>) {
-        self.tombs.append(&mut tombs);
+    /// Puts back what [`Self::take_unpublished`] took out.
+    pub(super) fn put_back(&mut self, mut tombstones: VecDeque<Tombstone>) {
+        self.tombstones.append(&mut tombstones);
     }
 
     /// Takes the registry's answer: these leases are gone.
-    pub(super) fn answer(&mut self, gone: &[i64]) -> Answer {
-        if gone.iter().any(|lease| self.asked.contains(lease)) {
-            self.verdict = Verdict::Expiry;
-            Answer::Expiry(self.take_tombs())
-        } else if gone.is_empty() && matches!(self.verdict, Verdict::Asked(_)) {
-            self.verdict = Verdict::None;
-            Answer::Deliberate(self.take_tombs())
+    pub(super) fn conclude(&mut self, gone: &[i64]) -> Conclusion {
+        if gone.iter().any(|lease| self.checked_leases.contains(lease)) {
+            self.check = CheckState::Expired;
+            Conclusion::Expired(self.take_tombstones())
+        } else if gone.is_empty() && matches!(self.check, CheckState::Pending(_)) {
+            self.check = CheckState::Idle;
+            Conclusion::Deregistered(self.take_tombstones())
         } else {
-            Answer::Unasked
+            Conclusion::NotAsked
         }
     }
 
     /// When the oldest tombstone is too old.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.tombs.front().map(|tomb| tomb.at + WINDOW)
+        self.tombstones.front().map(|tombstone| tombstone.at + BURST_WINDOW)
     }
 
-    fn take_tombs(&mut self) -> Vec<Tomb> {
-        self.asked.clear();
-        self.unseen = 0;
-        self.fallen = 0;
-        std::mem::take(&mut self.tombs).into()
+    fn take_tombstones(&mut self) -> Vec<Tombstone> {
+        self.checked_leases.clear();
+        self.unpublished = 0;
+        self.instances = 0;
+        std::mem::take(&mut self.tombstones).into()
     }
 }
 
@@ -238,9 +246,9 @@ pub(super) struct Hold {
     /// Its entry in the mirror; still this key's only while that has this very `key`.
     pub(super) slot: u32,
     /// The key.
-    pub(super) key: Arc<Key>,
+    pub(super) key: Arc<RegistryKey>,
     /// How it stands at the end: removed, or buried where its tombstone may still bring it back.
-    pub(super) then: Standing,
+    pub(super) after: EntryState,
 }
 
 impl Holds {
@@ -250,7 +258,7 @@ impl Holds {
     }
 
     /// Takes the holds that have ended.
-    pub(super) fn ended(&mut self, now: Instant) -> Vec<Hold> {
+    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<Hold> {
         let mut ended = Vec::new();
         while let Some(first) = self.0.first_entry() {
             if *first.key() > now {

@@ -3,13 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::Changed;
+use super::ServiceChange;
 use super::model::{Instance, Service};
 use crate::service::{Addresses, Host, HostChange};
 
 /// Most host names whose addresses are looked up (fixed): a flood of registrations must not become a flood of queries. Those
 /// beyond have no addresses.
-const MAX_HOSTS: usize = 10_000;
+const MAX_HOST_NAMES: usize = 10_000;
 
 /// The addresses of host names, as of one settling. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -24,18 +24,19 @@ impl HostAddresses {
 
 /// Which services have which hosts.
 #[derive(Debug, Default)]
-pub(super) struct Hosts {
+pub(super) struct HostIndex {
     bases: HashMap<Box<str>, BTreeSet<Box<str>>>,
     pub(super) addresses: HostAddresses,
 }
 
-impl Hosts {
+impl HostIndex {
     /// Follows changed services; returns the hosts that are wanted from now on and those that are no longer.
-    pub(super) fn follow(&mut self, changed: &[Changed]) -> Vec<HostChange> {
+    pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<HostChange> {
         let mut changes = Vec::new();
         for changed in changed {
             let base = changed.base();
-            let [before, after] = [&changed.before, &changed.after].map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
+            let [before, after] = [&changed.before, &changed.after]
+                .map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
             for host in before.difference(&after) {
                 let Some(bases) = self.bases.get_mut(*host) else { continue };
                 bases.remove(base);
@@ -46,7 +47,7 @@ impl Hosts {
                 }
             }
             for host in after.difference(&before) {
-                let room = self.bases.len() < MAX_HOSTS;
+                let room = self.bases.len() < MAX_HOST_NAMES;
                 if let Some(bases) = self.bases.get_mut(*host) {
                     bases.insert(base.into());
                 } else if room {
@@ -60,7 +61,10 @@ impl Hosts {
     }
 
     /// Takes what was found; returns the bases of the services that it changes. What is no longer wanted is passed over.
-    pub(super) fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> BTreeSet<Box<str>> {
+    pub(super) fn set_addresses(
+        &mut self,
+        found: Vec<(Box<str>, Addresses)>,
+    ) -> BTreeSet<Box<str>> {
         let mut touched = BTreeSet::new();
         for (host, addresses) in found {
             let Some(bases) = self.bases.get(&host) else { continue };

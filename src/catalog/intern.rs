@@ -7,22 +7,22 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 /// A set of shared values. A value that nobody else holds any more goes away at a clean-up: while the set grows, when it
-/// has doubled; else when [`Self::tidy`] is called.
+/// has doubled; else when [`Self::remove_unused`] is called.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     hasher: RandomState,
     table: HashTable<Arc<T>>,
     /// How many values are taken in before the next clean-up.
-    limit: usize,
+    cleanup_at: usize,
 }
 
 /// Below this many values no clean-up is worth its time.
-const SMALL: usize = 64;
+const MIN_CLEANUP_SIZE: usize = 64;
 
 impl<T: Hash + Eq> Interner<T> {
     /// An empty set.
     pub(super) fn new(hasher: RandomState) -> Self {
-        Self { hasher, table: HashTable::new(), limit: SMALL }
+        Self { hasher, table: HashTable::new(), cleanup_at: MIN_CLEANUP_SIZE }
     }
 
     /// The shared value that equals this one. O(1) amortised.
@@ -31,16 +31,16 @@ impl<T: Hash + Eq> Interner<T> {
         if let Some(known) = self.table.find(hash, |known| *known == value) {
             return Arc::clone(known);
         }
-        if self.table.len() >= self.limit {
-            self.tidy();
-            self.limit = (self.table.len() * 2).max(SMALL);
+        if self.table.len() >= self.cleanup_at {
+            self.remove_unused();
+            self.cleanup_at = (self.table.len() * 2).max(MIN_CLEANUP_SIZE);
         }
         self.table.insert_unique(hash, Arc::clone(&value), |known| self.hasher.hash_one(known));
         value
     }
 
     /// Forgets the values that nobody else holds. O(n).
-    pub(super) fn tidy(&mut self) {
+    pub(super) fn remove_unused(&mut self) {
         self.table.retain(|value| Arc::strong_count(value) > 1);
     }
 
@@ -63,9 +63,9 @@ mod tests {
         for n in 0..10_000 {
             set.intern(Arc::new(n.to_string()));
         }
-        assert!(set.len() <= SMALL + 1, "unused values pile up: {}", set.len());
+        assert!(set.len() <= MIN_CLEANUP_SIZE + 1, "unused values pile up: {}", set.len());
         drop((first, second));
-        set.tidy();
+        set.remove_unused();
         assert_eq!(set.len(), 0);
     }
 }

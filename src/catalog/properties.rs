@@ -5,13 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::key::{Around, Odd};
+use super::key::{KeyLayout, UncommonFields};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
 use crate::service::{ListKind, Put, Reason, Rejected, Removal};
 
-const NAMES: [&str; 8] = ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
-const ENDPOINTS: [&str; 5] = ["10.0.0.1:80", "10.0.0.1:80,10.0.0.2:80,172.17.0.1:80", "172.17.0.1:80", "web.svc:80,web.example:81", ""];
+const NAMES: [&str; 8] =
+    ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
+const ENDPOINTS: [&str; 5] = [
+    "10.0.0.1:80",
+    "10.0.0.1:80,10.0.0.2:80,172.17.0.1:80",
+    "172.17.0.1:80",
+    "web.svc:80,web.example:81",
+    "",
+];
 const KEYS: usize = NAMES.len() * ENDPOINTS.len();
 const REGISTRIES: u8 = 3;
 
@@ -22,7 +29,7 @@ fn text(key: usize) -> String {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ModelStep {
     Put {
         registry: u8,
         keys: Vec<usize>,
@@ -38,7 +45,7 @@ enum Step {
         registry: u8,
         which: Index,
     },
-    /// The store loses keys and goes back, unseen.
+    /// The store loses keys and goes back, unpublished.
     Lose {
         registry: u8,
         keys: Vec<usize>,
@@ -62,21 +69,22 @@ enum Step {
     Settle,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = ModelStep> {
     let registry = || 0..REGISTRIES;
     let keys = || prop_oneof![3 => prop::collection::vec(0..KEYS, 1..4), 1 => prop::collection::vec(0..KEYS, 10..60)];
-    let kind = prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)];
+    let kind =
+        prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)];
     prop_oneof![
-        6 => (registry(), keys(), 0..4_u8).prop_map(|(registry, keys, content)| Step::Put { registry, keys, content }),
-        4 => (registry(), keys(), any::<bool>()).prop_map(|(registry, keys, lease)| Step::Delete { registry, keys, lease }),
-        2 => (registry(), any::<Index>()).prop_map(|(registry, which)| Step::Replay { registry, which }),
-        1 => (registry(), keys()).prop_map(|(registry, keys)| Step::Lose { registry, keys }),
+        6 => (registry(), keys(), 0..4_u8).prop_map(|(registry, keys, content)| ModelStep::Put { registry, keys, content }),
+        4 => (registry(), keys(), any::<bool>()).prop_map(|(registry, keys, lease)| ModelStep::Delete { registry, keys, lease }),
+        2 => (registry(), any::<Index>()).prop_map(|(registry, which)| ModelStep::Replay { registry, which }),
+        1 => (registry(), keys()).prop_map(|(registry, keys)| ModelStep::Lose { registry, keys }),
         4 => (registry(), kind, prop::option::weighted(0.3, any::<Index>()))
-            .prop_map(|(registry, kind, cut)| Step::List { registry, kind, cut }),
-        1 => (registry(), any::<bool>()).prop_map(|(registry, connected)| Step::Connected { registry, connected }),
-        2 => any::<bool>().prop_map(|gone| Step::Answer { gone }),
-        3 => (0..7_000_u64).prop_map(|milliseconds| Step::Pass { milliseconds }),
-        6 => Just(Step::Settle),
+            .prop_map(|(registry, kind, cut)| ModelStep::List { registry, kind, cut }),
+        1 => (registry(), any::<bool>()).prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
+        2 => any::<bool>().prop_map(|gone| ModelStep::Answer { gone }),
+        3 => (0..7_000_u64).prop_map(|milliseconds| ModelStep::Pass { milliseconds }),
+        6 => Just(ModelStep::Settle),
     ]
 }
 
@@ -95,39 +103,50 @@ struct Store {
     gone: BTreeMap<usize, Instant>,
 }
 
-/// A catalog beside the registries that it follows.
-struct World {
+/// A catalog beside the registries that it trackers.
+struct CatalogModel {
     catalog: Catalog,
     now: Instant,
     /// The removal grace of each registry.
     graces: [Duration; REGISTRIES as usize],
     stores: Vec<Store>,
-    doubts: Vec<(RegistryId, Vec<i64>)>,
+    lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// How every service looked after the last settling.
     looked: BTreeMap<String, String>,
 }
 
-impl World {
+impl CatalogModel {
     fn new(graces: [Duration; REGISTRIES as usize]) -> Self {
         let mut settings = Settings::new(zones(), graces.len());
         settings.removal_graces = graces.to_vec();
         let stores = (0..REGISTRIES).map(|_| Store { seen: true, ..Store::default() }).collect();
         let catalog = Catalog::new(settings);
-        Self { catalog, now: Instant::now(), graces, stores, doubts: Vec::new(), looked: BTreeMap::new() }
+        Self {
+            catalog,
+            now: Instant::now(),
+            graces,
+            stores,
+            lease_checks: Vec::new(),
+            looked: BTreeMap::new(),
+        }
     }
 
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: ModelStep) {
         match step {
-            Step::Put { registry, keys, content } => keys.into_iter().for_each(|key| self.put(registry, key, content)),
-            Step::Delete { registry, keys, lease } => keys.into_iter().for_each(|key| self.delete(registry, key, lease)),
-            Step::Replay { registry, which } => {
+            ModelStep::Put { registry, keys, content } => {
+                keys.into_iter().for_each(|key| self.put(registry, key, content))
+            }
+            ModelStep::Delete { registry, keys, lease } => {
+                keys.into_iter().for_each(|key| self.delete(registry, key, lease))
+            }
+            ModelStep::Replay { registry, which } => {
                 let store = &self.stores[usize::from(registry)];
                 if store.seen && !store.events.is_empty() {
                     let event = which.get(&store.events).clone();
-                    self.catalog.apply(id(registry), event, self.now);
+                    self.catalog.apply_change(id(registry), event, self.now);
                 }
             }
-            Step::Lose { registry, keys } => {
+            ModelStep::Lose { registry, keys } => {
                 let store = &mut self.stores[usize::from(registry)];
                 store.keys.retain(|key, _| !keys.contains(key));
                 for put in store.keys.values_mut() {
@@ -136,20 +155,22 @@ impl World {
                 store.revision = store.revision.min(1);
                 store.seen = false;
             }
-            Step::List { registry, kind, cut } => self.list(registry, kind, cut),
-            Step::Connected { registry, connected } => self.catalog.apply(id(registry), Change::Connected(connected), self.now),
-            Step::Answer { gone } => {
-                for (registry, leases) in std::mem::take(&mut self.doubts) {
+            ModelStep::List { registry, kind, cut } => self.list(registry, kind, cut),
+            ModelStep::Connected { registry, connected } => {
+                self.catalog.apply_change(id(registry), Change::Connected(connected), self.now)
+            }
+            ModelStep::Answer { gone } => {
+                for (registry, leases) in std::mem::take(&mut self.lease_checks) {
                     let leases = if gone { leases } else { Vec::new() };
-                    self.catalog.apply(registry, Change::LeasesGone(leases), self.now);
+                    self.catalog.apply_change(registry, Change::LeasesGone(leases), self.now);
                 }
             }
-            Step::Pass { milliseconds } => self.now += Duration::from_millis(milliseconds),
-            Step::Settle => self.settle(),
+            ModelStep::Pass { milliseconds } => self.now += Duration::from_millis(milliseconds),
+            ModelStep::Settle => self.settle(),
         }
     }
 
-    /// Contents: understood, with another metadata, with a rejected endpoint beside, junk.
+    /// Contents: built, with another metadata, with a rejected endpoint beside, junk.
     fn put(&mut self, registry: u8, key: usize, content: u8) {
         let text = text(key);
         let store = &mut self.stores[usize::from(registry)];
@@ -159,7 +180,10 @@ impl World {
         } else {
             let mut registration = registration(&text);
             if content == 1 {
-                registration.metadata = Arc::new(Metadata::new(BTreeMap::from([("weight".into(), serde_json::Value::from(7))])));
+                registration.metadata = Arc::new(Metadata::new(BTreeMap::from([(
+                    "weight".into(),
+                    serde_json::Value::from(7),
+                )])));
             }
             if content == 2 {
                 registration.rejected.push(Rejected::new("10.0.0.1:0", Reason::PORT_OUT_OF_RANGE));
@@ -167,7 +191,8 @@ impl World {
             Ok(registration)
         };
         let revision = if registry == 1 { 0 } else { store.revision };
-        let put = Put { key: text.into(), revision, lease: i64::try_from(key).unwrap() + 1, content };
+        let put =
+            Put { key: text.into(), revision, lease: i64::try_from(key).unwrap() + 1, content };
         store.keys.insert(key, put.clone());
         if store.seen {
             store.said.insert(key, put.clone());
@@ -194,7 +219,7 @@ impl World {
         if registry != 1 {
             self.stores[usize::from(registry)].events.push(event.clone());
         }
-        self.catalog.apply(id(registry), event, self.now);
+        self.catalog.apply_change(id(registry), event, self.now);
     }
 
     fn list(&mut self, registry: u8, kind: ListKind, cut: Option<Index>) {
@@ -202,11 +227,11 @@ impl World {
         let named = cut.map_or(store.keys.len(), |cut| cut.index(store.keys.len() + 1));
         store.events.clear();
         store.seen = cut.is_none();
-        self.catalog.apply(id(registry), Change::ListBegin(kind), self.now);
+        self.catalog.apply_change(id(registry), Change::ListBegin(kind), self.now);
         for (key, put) in store.keys.iter().take(named) {
             store.said.insert(*key, put.clone());
             store.gone.remove(key);
-            self.catalog.apply(id(registry), Change::Put(put.clone()), self.now);
+            self.catalog.apply_change(id(registry), Change::Put(put.clone()), self.now);
         }
         if cut.is_none() {
             let Store { said, keys, gone, .. } = store;
@@ -217,18 +242,28 @@ impl World {
                 }
                 stays
             });
-            self.catalog.apply(id(registry), Change::ListEnd { revision: store.revision }, self.now);
+            self.catalog.apply_change(
+                id(registry),
+                Change::ListEnd { revision: store.revision },
+                self.now,
+            );
         }
     }
 
     fn settle(&mut self) {
         let outcome = self.catalog.settle(self.now);
-        self.doubts.extend(outcome.doubts);
+        self.lease_checks.extend(outcome.lease_checks);
         let looks = looks(self.catalog.services());
-        let changed: BTreeSet<&str> = outcome.changed.iter().map(Changed::base).collect();
-        assert!(outcome.changed.is_sorted_by_key(Changed::base) && changed.len() == outcome.changed.len());
+        let changed: BTreeSet<&str> = outcome.changed.iter().map(ServiceChange::base).collect();
+        assert!(
+            outcome.changed.is_sorted_by_key(ServiceChange::base)
+                && changed.len() == outcome.changed.len()
+        );
         for base in looks.keys().chain(self.looked.keys()) {
-            assert!(looks.get(base) == self.looked.get(base) || changed.contains(&**base), "{base} changed in silence");
+            assert!(
+                looks.get(base) == self.looked.get(base) || changed.contains(&**base),
+                "{base} changed in silence"
+            );
         }
         self.looked = looks;
         assert!(outcome.wake.is_none_or(|wake| wake > self.now), "a wake-up that is over");
@@ -245,42 +280,51 @@ impl World {
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
         // With a grace, everything said is there; what else is there is held, and not for longer than the grace.
-        let all = |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
-            let keys = services.flat_map(|service| service.keys().iter().map(|key| (service.text(key), key)));
-            keys.map(|(text, key)| ((key.registry().place(), text), key.held())).collect()
-        };
+        let all =
+            |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
+                let keys = services
+                    .flat_map(|service| service.keys().iter().map(|key| (service.text(key), key)));
+                keys.map(|(text, key)| ((key.registry().index(), text), key.held())).collect()
+            };
         let mut kept = all(&mut self.catalog.services());
         for (key, _) in all(&mut services.iter()) {
             assert_eq!(kept.remove(&key), Some(false), "{key:?}");
         }
-        assert_eq!(self.catalog.condition(self.now).holding, kept.len());
+        assert_eq!(self.catalog.registry_status(self.now).held_keys, kept.len());
         for ((registry, kept), held) in kept {
             let gone = self.stores[registry].gone.iter().find(|(key, _)| text(**key) == kept);
-            assert!(held && gone.is_some_and(|(_, since)| self.now < *since + self.graces[registry]), "{kept}");
+            assert!(
+                held && gone.is_some_and(|(_, since)| self.now < *since + self.graces[registry]),
+                "{kept}"
+            );
         }
     }
 
     /// The services and the counts of rejections made at once of what was said, in the plainest way.
     fn rebuilt(&self) -> (Vec<Arc<Service>>, BTreeMap<Reason, u64>) {
-        let mut bases: BTreeMap<String, Vec<Arc<Key>>> = BTreeMap::new();
+        let mut bases: BTreeMap<String, Vec<Arc<RegistryKey>>> = BTreeMap::new();
         let mut rejections: BTreeMap<Reason, u64> = BTreeMap::new();
         for (registry, store) in (0..).zip(&self.stores) {
             for put in store.said.values() {
                 match plain(registry, put) {
                     Ok((base, key)) => {
-                        key.rejected().iter().for_each(|rejected| *rejections.entry(rejected.reason).or_default() += 1);
+                        key.rejected().iter().for_each(|rejected| {
+                            *rejections.entry(rejected.reason).or_default() += 1
+                        });
                         bases.entry(base).or_default().push(Arc::new(key));
                     }
                     Err(reason) => *rejections.entry(reason).or_default() += 1,
                 }
             }
         }
-        let services = bases.into_iter().map(|(base, keys)| Arc::new(Service::new(&base, keys, Docker0::Drop)));
+        let services = bases
+            .into_iter()
+            .map(|(base, keys)| Arc::new(Service::new(&base, keys, Docker0::Drop)));
         (services.collect(), rejections)
     }
 }
 
-fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
+fn plain(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason> {
     let registration = put.content.clone().map_err(|rejected| rejected.reason)?;
     let name = registration.id.name.to_lowercase();
     let (base, rank) = match name.rsplit_once('.') {
@@ -293,26 +337,37 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
         "ns" => return Err(Reason::NAME_RESERVED),
         _ => {}
     }
-    let (inside, endpoints): (Vec<_>, Vec<_>) =
-        registration.endpoints.into_iter().partition(|endpoint| endpoint.host.to_string() == "web.svc");
+    let (inside, endpoints): (Vec<_>, Vec<_>) = registration
+        .endpoints
+        .into_iter()
+        .partition(|endpoint| endpoint.host.to_string() == "web.svc");
     let mut rejected = registration.rejected;
-    rejected.extend(inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HOST_IN_ZONE)));
-    let around = Around::of(&put.key, base, &endpoints);
-    let text = around.is_none().then(|| put.key.clone());
-    let odd = (text.is_some() || !rejected.is_empty()).then(|| Box::new(Odd { text, rejected: rejected.into() }));
+    rejected.extend(
+        inside.iter().map(|endpoint| Rejected::new(&endpoint.to_string(), Reason::HOST_IN_ZONE)),
+    );
+    let layout = KeyLayout::split(&put.key, base, &endpoints);
+    let text = layout.is_none().then(|| put.key.clone());
+    let uncommon = (text.is_some() || !rejected.is_empty())
+        .then(|| Box::new(UncommonFields { text, rejected: rejected.into() }));
     let group = Group {
         deployment: registration.id.deployment.to_lowercase().into(),
         namespace: registration.id.namespace.to_lowercase().into(),
         version: registration.id.version.to_lowercase().into(),
     };
-    let frame = Frame { group: Arc::new(group), registry: id(registry), rank, held: false, around: around.unwrap_or_default() };
-    let key = Key {
+    let shared = SharedKeyFields {
+        group: Arc::new(group),
+        registry: id(registry),
+        rank,
+        held: false,
+        layout: layout.unwrap_or_default(),
+    };
+    let key = RegistryKey {
         revision: put.revision,
         lease: put.lease,
         endpoints: endpoints.into(),
         metadata: registration.metadata,
-        frame: Arc::new(frame),
-        odd,
+        shared: Arc::new(shared),
+        uncommon,
     };
     Ok((base.to_owned(), key))
 }
@@ -320,7 +375,9 @@ fn plain(registry: u8, put: &Put) -> Result<(String, Key), Reason> {
 /// How services look: everything of their keys, and every instance.
 fn looks<'a>(services: impl IntoIterator<Item = &'a Arc<Service>>) -> BTreeMap<String, String> {
     let look = |service: &Service| {
-        let instances = service.instances().map(|instance| (instance.text(), instance.endpoint, instance.left_out));
+        let instances = service
+            .instances()
+            .map(|instance| (instance.text(), instance.endpoint, instance.excluded));
         format!("{:?} {:?}", service.keys(), instances.collect::<Vec<_>>())
     };
     services.into_iter().map(|service| (service.base().to_owned(), look(service))).collect()
@@ -331,14 +388,14 @@ proptest! {
 
     #[test]
     fn without_grace_the_catalog_is_what_was_said(steps in prop::collection::vec(step(), 1..60)) {
-        let mut world = World::new([Duration::ZERO; REGISTRIES as usize]);
+        let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize]);
         for step in steps {
-            world.take(step);
+            model.take(step);
         }
         for registry in 0..REGISTRIES {
-            world.list(registry, ListKind::Restored, None);
+            model.list(registry, ListKind::Restored, None);
         }
-        world.settle();
+        model.settle();
     }
 
     #[test]
@@ -347,26 +404,26 @@ proptest! {
         graces in prop::array::uniform3(prop_oneof![Just(0), Just(12_000), 1..20_000_u64]),
     ) {
         let graces = graces.map(Duration::from_millis);
-        let mut world = World::new(graces);
+        let mut model = CatalogModel::new(graces);
         for step in steps {
-            world.take(step);
+            model.take(step);
         }
         for registry in 0..REGISTRIES {
-            world.list(registry, ListKind::Restored, None);
+            model.list(registry, ListKind::Restored, None);
         }
-        world.settle();
-        world.now += graces.into_iter().max().unwrap_or_default();
-        world.settle();
-        let (services, rejections) = world.rebuilt();
-        prop_assert_eq!(&world.looked, &looks(&services));
-        prop_assert_eq!(&world.catalog.rejections().counts, &rejections);
-        prop_assert_eq!(world.catalog.condition(world.now).holding, 0);
+        model.settle();
+        model.now += graces.into_iter().max().unwrap_or_default();
+        model.settle();
+        let (services, rejections) = model.rebuilt();
+        prop_assert_eq!(&model.looked, &looks(&services));
+        prop_assert_eq!(&model.catalog.rejections().counts, &rejections);
+        prop_assert_eq!(model.catalog.registry_status(model.now).held_keys, 0);
         // Nothing that was buried stays for good.
-        world.now += grace::WINDOW;
-        world.settle();
-        let Outcome { changed, doubts, wake, .. } = world.catalog.settle(world.now);
-        prop_assert!(changed.is_empty() && doubts.is_empty() && wake.is_none());
-        let known: usize = (0..REGISTRIES).map(|registry| world.catalog.mirror.tally(id(registry)).keys).sum();
+        model.now += grace::BURST_WINDOW;
+        model.settle();
+        let SettleOutcome { changed, lease_checks, wake, .. } = model.catalog.settle(model.now);
+        prop_assert!(changed.is_empty() && lease_checks.is_empty() && wake.is_none());
+        let known: usize = (0..REGISTRIES).map(|registry| model.catalog.mirror.tally(id(registry)).keys).sum();
         prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
     }
 }

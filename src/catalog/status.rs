@@ -6,40 +6,44 @@ use crate::service::RegistrySet;
 
 /// How far the data can be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Condition {
+pub struct RegistryStatus {
     /// Whether absence means something: each registry has completed a list, or one has and 10 s have passed.
     pub synced: bool,
     /// The registries that have completed a list and cannot be reached now.
-    pub away: RegistrySet,
+    pub disconnected: RegistrySet,
     /// The registries of which keys are served although they say that these are gone.
-    pub held: RegistrySet,
+    pub with_held_keys: RegistrySet,
     /// How many such keys there are.
-    pub holding: usize,
+    pub held_keys: usize,
 }
 
 /// Why what a registry said may be out of date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staleness {
     /// It cannot be reached: what it said last is served.
-    Away,
+    Disconnected,
     /// It no longer has what is served, which is not believed yet.
     Held,
 }
 
-impl Condition {
+impl RegistryStatus {
     /// Says why what these registries hold may be out of date; none while it is not.
     pub fn staleness_of(&self, holders: RegistrySet) -> Option<Staleness> {
-        if self.away.intersects(holders) { Some(Staleness::Away) } else { self.held.intersects(holders).then_some(Staleness::Held) }
+        if self.disconnected.intersects(holders) {
+            Some(Staleness::Disconnected)
+        } else {
+            self.with_held_keys.intersects(holders).then_some(Staleness::Held)
+        }
     }
 
     /// Says why an absence may be out of date, which any registry might end; none while it is not.
     pub fn staleness(&self) -> Option<Staleness> {
-        self.staleness_of(self.stale())
+        self.staleness_of(self.stale_registries())
     }
 
     /// Returns the registries of which what they said may be out of date.
-    pub fn stale(&self) -> RegistrySet {
-        self.away.union(self.held)
+    pub fn stale_registries(&self) -> RegistrySet {
+        self.disconnected.union(self.with_held_keys)
     }
 }
 

@@ -117,7 +117,7 @@ impl Following {
             hosts.tell(std::mem::take(&mut published.hosts));
         }
         for (registry, leases) in published.doubts.drain(..) {
-            if let Some(commands) = self.commands.get(registry.place()) {
+            if let Some(commands) = self.commands.get(registry.index()) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
                 let _ = commands.try_send(Command::AskLeases(leases));
             }
@@ -213,7 +213,7 @@ mod tests {
                 Change::ListBegin(kind) => Some(*kind),
                 _ => None,
             }));
-            catalog.take(update, now);
+            catalog.apply(update, now);
             catalog.settle(now);
             assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
         }

@@ -39,7 +39,10 @@ impl Metadata {
     /// case, since a DNS label carries none; the first match in key order counts.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
         let at = self.entries.partition_point(|(name, _)| folded(name).lt(folded(key)));
-        self.entries.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
+        self.entries
+            .get(at)
+            .filter(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| text(value))
     }
 
     /// `weight`, a number or a numeric string, rounded and clamped to 0-65535; absent or unreadable means 1.
@@ -74,7 +77,11 @@ fn weight(entries: &[(Box<str>, Value)]) -> u16 {
     };
     match number {
         Some(number) if number.is_finite() => {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u16")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "clamped to the range of u16"
+            )]
             let weight = number.round().clamp(0.0, f64::from(u16::MAX)) as u16;
             weight
         }
@@ -128,7 +135,10 @@ mod tests {
         assert_eq!(metadata.text("n").as_deref(), Some("5"));
         assert_eq!(metadata.text("absent"), None);
         let folded = self::metadata(r#"{"Env":"a","ENV":"b","a":1,"Z":2}"#);
-        assert_eq!((folded.text("env").as_deref(), folded.text("z").as_deref()), (Some("b"), Some("2")));
+        assert_eq!(
+            (folded.text("env").as_deref(), folded.text("z").as_deref()),
+            (Some("b"), Some("2"))
+        );
         assert_eq!(serde_json::to_string(&folded).unwrap(), r#"{"ENV":"b","Env":"a","Z":2,"a":1}"#);
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 /// Most registries that one server follows (fixed): a [`RegistrySet`] has a bit for each.
 pub const MAX_REGISTRIES: usize = 16;
 
-/// A registry's number: its place in the configuration, from 0, below [`MAX_REGISTRIES`].
+/// A registry's number: its index in the configuration, from 0, below [`MAX_REGISTRIES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct RegistryId(u8);
@@ -17,9 +17,9 @@ impl RegistryId {
     /// The first registry.
     pub const FIRST: Self = Self(0);
 
-    /// Makes the number of the registry at this place; none from [`MAX_REGISTRIES`] on.
-    pub fn new(place: usize) -> Option<Self> {
-        u8::try_from(place).ok().filter(|_| place < MAX_REGISTRIES).map(Self)
+    /// Makes the number of the registry at this index; none from [`MAX_REGISTRIES`] on.
+    pub fn new(index: usize) -> Option<Self> {
+        u8::try_from(index).ok().filter(|_| index < MAX_REGISTRIES).map(Self)
     }
 
     /// Returns the numbers of the first `count` registries, at most [`MAX_REGISTRIES`].
@@ -27,8 +27,8 @@ impl RegistryId {
         (0..count).map_while(Self::new)
     }
 
-    /// Returns the place in the configuration, from 0.
-    pub fn place(self) -> usize {
+    /// Returns the index in the configuration, from 0.
+    pub fn index(self) -> usize {
         usize::from(self.0)
     }
 }
@@ -63,8 +63,8 @@ impl FromStr for RegistryName {
     type Err = InvalidRegistryName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid =
-            (1..=Self::MAX_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let valid = (1..=Self::MAX_LENGTH).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if valid { Ok(Self(text.into())) } else { Err(InvalidRegistryName(text.to_owned())) }
     }
 }
@@ -145,34 +145,52 @@ mod tests {
     #[test]
     fn numbers_end_with_the_bits_of_a_set() {
         assert_eq!(RegistryId::new(0), Some(RegistryId::FIRST));
-        assert_eq!(RegistryId::new(15).map(RegistryId::place), Some(15));
+        assert_eq!(RegistryId::new(15).map(RegistryId::index), Some(15));
         assert_eq!((RegistryId::new(16), RegistryId::new(256)), (None, None));
-        assert_eq!(RegistryId::first(3).map(RegistryId::place).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(RegistryId::first(3).map(RegistryId::index).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(RegistryId::first(300).count(), MAX_REGISTRIES);
     }
 
     #[test]
     fn a_name_is_short_and_plain() {
         for name in ["a", "etcd2", "0123456789abcdef"] {
-            assert_eq!(name.parse::<RegistryName>().map(|name| name.to_string()), Ok(name.to_owned()));
+            assert_eq!(
+                name.parse::<RegistryName>().map(|name| name.to_string()),
+                Ok(name.to_owned())
+            );
         }
         for name in ["", "Main", "a-b", "a.b", "a b", "é", "0123456789abcdefg"] {
             let error = name.parse::<RegistryName>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{name:?}")) && error.contains("1 to 16 characters"), "{error}");
+            assert!(
+                error.contains(&format!("{name:?}")) && error.contains("1 to 16 characters"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_set_holds_what_was_put_in() {
         let some: RegistrySet = [1, 15].into_iter().filter_map(RegistryId::new).collect();
-        let held: Vec<_> = RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();
-        assert_eq!(held.iter().map(|registry| registry.place()).collect::<Vec<_>>(), [1, 15]);
+        let held: Vec<_> =
+            RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();
+        assert_eq!(held.iter().map(|registry| registry.index()).collect::<Vec<_>>(), [1, 15]);
         assert_eq!(RegistrySet::from_bits(some.bits()), some);
         let other: RegistrySet = [RegistryId::FIRST].into_iter().collect();
-        assert!(some.intersects(some) && !some.intersects(other) && !some.intersects(RegistrySet::EMPTY));
-        assert!(RegistrySet::EMPTY.is_subset_of(other) && some.is_subset_of(some) && !some.is_subset_of(other));
+        assert!(
+            some.intersects(some)
+                && !some.intersects(other)
+                && !some.intersects(RegistrySet::EMPTY)
+        );
+        assert!(
+            RegistrySet::EMPTY.is_subset_of(other)
+                && some.is_subset_of(some)
+                && !some.is_subset_of(other)
+        );
         assert!(RegistrySet::EMPTY.is_empty() && !other.is_empty());
-        assert_eq!([some, other, RegistrySet::EMPTY].map(RegistrySet::is_single), [false, true, false]);
+        assert_eq!(
+            [some, other, RegistrySet::EMPTY].map(RegistrySet::is_single),
+            [false, true, false]
+        );
         assert!(some.is_subset_of(some.union(other)) && other.is_subset_of(some.union(other)));
     }
 }

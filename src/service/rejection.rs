@@ -14,14 +14,14 @@ pub struct Rejected {
 }
 
 /// Longest excerpt of a rejected text that is kept, in characters.
-const EXCERPT: usize = 256;
+const MAX_EXCERPT_CHARS: usize = 256;
 
 impl Rejected {
     /// Keeps an excerpt of `found` that is safe to print.
     pub fn new(found: &str, reason: Reason) -> Self {
-        let mut excerpt = String::with_capacity(found.len().min(EXCERPT + 8));
+        let mut excerpt = String::with_capacity(found.len().min(MAX_EXCERPT_CHARS + 8));
         for (count, c) in found.chars().enumerate() {
-            if count == EXCERPT {
+            if count == MAX_EXCERPT_CHARS {
                 excerpt.push('…');
                 break;
             }
@@ -47,28 +47,40 @@ pub struct Reason {
 
 impl Reason {
     /// No DNS name: labels of 1-63 of `[a-z0-9_-]` are, none beginning with `_`.
-    pub const NAME_NOT_DNS: Self =
-        Self::new("name-not-dns", "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'");
+    pub const NAME_NOT_DNS: Self = Self::new(
+        "name-not-dns",
+        "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'",
+    );
     /// Over the 253 characters of a DNS name with its zone.
-    pub const NAME_TOO_LONG: Self = Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
+    pub const NAME_TOO_LONG: Self =
+        Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
     /// `ns`, `dns-version`, or the zone itself.
     pub const NAME_RESERVED: Self = Self::new("name-reserved", "the name is reserved");
     /// No `host:port`.
-    pub const ENDPOINT_MALFORMED: Self = Self::new("endpoint-malformed", "the endpoint is not host:port");
+    pub const ENDPOINT_MALFORMED: Self =
+        Self::new("endpoint-malformed", "the endpoint is not host:port");
     /// Port 0, above 65535 or no number.
-    pub const PORT_OUT_OF_RANGE: Self = Self::new("port-out-of-range", "the port is not a number from 1 to 65535");
+    pub const PORT_OUT_OF_RANGE: Self =
+        Self::new("port-out-of-range", "the port is not a number from 1 to 65535");
     /// Neither an address nor a host name.
-    pub const HOST_MALFORMED: Self = Self::new("host-malformed", "the host is neither an IP address nor a host name");
+    pub const HOST_MALFORMED: Self =
+        Self::new("host-malformed", "the host is neither an IP address nor a host name");
     /// A host name inside a served zone, which would lead back here.
-    pub const HOST_IN_ZONE: Self = Self::new("host-in-zone", "the host is a name in a zone served here");
+    pub const HOST_IN_ZONE: Self =
+        Self::new("host-in-zone", "the host is a name in a zone served here");
     /// An unspecified, multicast, broadcast or reserved address.
-    pub const ADDRESS_UNUSABLE: Self =
-        Self::new("address-unusable", "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)");
+    pub const ADDRESS_UNUSABLE: Self = Self::new(
+        "address-unusable",
+        "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)",
+    );
     /// Over the instances of one service that are served.
-    pub const TOO_MANY_INSTANCES: Self =
-        Self::new("too-many-instances", "the service has more instances than are served (max-instances-per-service)");
+    pub const TOO_MANY_INSTANCES: Self = Self::new(
+        "too-many-instances",
+        "the service has more instances than are served (max-instances-per-service)",
+    );
     /// Over the keys of one registry that are followed.
-    pub const TOO_MANY_KEYS: Self = Self::new("too-many-keys", "the registry has more keys than are followed (max-keys)");
+    pub const TOO_MANY_KEYS: Self =
+        Self::new("too-many-keys", "the registry has more keys than are followed (max-keys)");
 
     /// Makes a reason of its code (lower case with hyphens; `tests/house.rs` holds codes unique in the program) and its sentence.
     pub const fn new(code: &'static str, sentence: &'static str) -> Self {

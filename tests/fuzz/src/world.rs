@@ -226,7 +226,7 @@ impl World {
     fn compare_with_rebuilt(mut self) {
         self.publish();
         let condition = self.answerer.condition();
-        if condition.holding > 0 || !condition.away.is_empty() || !condition.synced || self.broken.contains(&true) {
+        if condition.held_keys > 0 || !condition.disconnected.is_empty() || !condition.synced || self.broken.contains(&true) {
             return;
         }
         let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), self.now);

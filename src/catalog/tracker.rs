@@ -1,16 +1,16 @@
-//! How far one registry is followed: its lists, its epoch's revisions, its doubts.
+//! How far one registry is followed: its lists, its epoch's revisions, its lease_checks.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use super::grace::{Holds, LONGEST_GRACE, Storm};
+use super::grace::{ExpiryDetector, Holds, MAX_REMOVAL_GRACE};
 use crate::service::ListKind;
 
 /// The state of following one registry.
 #[derive(Debug, Default)]
-pub(super) struct Follow {
+pub(super) struct RegistryTracker {
     /// How long a mass removal is held; zero to believe all at once.
     pub(super) grace: Duration,
     /// Whether a list was ever completed.
@@ -18,36 +18,36 @@ pub(super) struct Follow {
     /// Whether the registry said that it cannot be reached.
     pub(super) disconnected: bool,
     /// The running list.
-    pub(super) list: Option<List>,
+    pub(super) list: Option<ListInProgress>,
     /// The number of the running or the last list: each begins an epoch, within which revisions compare.
     pub(super) generation: u32,
     /// What routine lists found that no event had told, so far.
     pub(super) differences: u64,
     /// What events of this epoch removed.
-    pub(super) memory: Memory,
+    pub(super) removals: RecentRemovals,
     /// Deletes by lease.
-    pub(super) storm: Storm,
+    pub(super) detector: ExpiryDetector,
     /// Keys that are gone and still served.
     pub(super) holds: Holds,
 }
 
 /// A running list.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct List {
+pub(super) struct ListInProgress {
     /// Why it is made.
     pub(super) kind: ListKind,
     /// The registry's instances before it.
     pub(super) before: usize,
 }
 
-impl Follow {
+impl RegistryTracker {
     /// The state before the first list, with this removal grace.
     pub(super) fn new(grace: Duration) -> Self {
-        Self { grace: grace.min(LONGEST_GRACE), ..Self::default() }
+        Self { grace: grace.min(MAX_REMOVAL_GRACE), ..Self::default() }
     }
 
     /// Whether its keys are known and it cannot be reached.
-    pub(super) fn is_away(&self) -> bool {
+    pub(super) fn is_disconnected(&self) -> bool {
         self.synced && self.disconnected
     }
 
@@ -71,13 +71,13 @@ impl Follow {
                 kind = abandoned.kind;
             }
         }
-        self.list = Some(List { kind, before });
+        self.list = Some(ListInProgress { kind, before });
         self.generation = self.generation.wrapping_add(1);
-        self.memory = Memory::default();
+        self.removals = RecentRemovals::default();
     }
 
     /// Ends the running list; none if there is none.
-    pub(super) fn end(&mut self) -> Option<List> {
+    pub(super) fn end(&mut self) -> Option<ListInProgress> {
         let list = self.list.take()?;
         self.synced = true;
         Some(list)
@@ -85,23 +85,23 @@ impl Follow {
 }
 
 /// Keys remembered at most twice over.
-const REMEMBERED: usize = 32_768;
+const MIN_RECENT_REMOVALS: usize = 32_768;
 
 /// The revisions of keys that events of this epoch removed from the mirror, so that an older put that is replayed after a
 /// delete is seen to be older. The latest 32,768 at least, 65,536 at most, are remembered, by the seeded hash of the key.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct RecentRemovals {
     recent: HashMap<u64, u64, RandomState>,
     earlier: HashMap<u64, u64, RandomState>,
 }
 
-impl Memory {
+impl RecentRemovals {
     /// Notes a removal; nothing for revision 0, which means that the registry counts none.
     pub(super) fn note(&mut self, hash: u64, revision: u64) {
         if revision == 0 {
             return;
         }
-        if self.recent.len() >= REMEMBERED && !self.recent.contains_key(&hash) {
+        if self.recent.len() >= MIN_RECENT_REMOVALS && !self.recent.contains_key(&hash) {
             self.earlier = std::mem::take(&mut self.recent);
         }
         self.recent.insert(hash, revision);
@@ -119,13 +119,13 @@ mod tests {
 
     #[test]
     fn the_memory_is_bounded_and_keeps_the_latest() {
-        let mut memory = Memory::default();
+        let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
-            memory.note(n, n);
+            removals.note(n, n);
         }
-        assert!(memory.recent.len() + memory.earlier.len() <= 2 * REMEMBERED);
-        assert_eq!(memory.revision(200_000), 200_000);
-        assert_eq!(memory.revision(200_000 - 32_000), 200_000 - 32_000);
-        assert_eq!(memory.revision(1), 0);
+        assert!(removals.recent.len() + removals.earlier.len() <= 2 * MIN_RECENT_REMOVALS);
+        assert_eq!(removals.revision(200_000), 200_000);
+        assert_eq!(removals.revision(200_000 - 32_000), 200_000 - 32_000);
+        assert_eq!(removals.revision(1), 0);
     }
 }

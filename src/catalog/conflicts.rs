@@ -1,4 +1,4 @@
-//! Names that two things claim: spellings that shadow each other, and readings of one name.
+//! Naming conflicts: shadowed spellings, and names that match more than one reading.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -9,39 +9,47 @@ use super::key::RegistryKey;
 use super::model::Service;
 use crate::name::{Reading, Scope, Zones, instance_label, readings};
 
-/// One name, two claims to it.
+/// A name that two registrations claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Conflict {
-    /// The name in front of the zone: `hello`, `hello.prod`.
+    /// The name relative to the zone: `hello`, `hello.prod`.
     pub name: String,
-    /// What the two are.
+    /// How the two claims conflict.
     pub kind: ConflictKind,
     /// The deployment of the loser.
     pub deployment: Box<str>,
     /// The namespace of the loser.
     pub namespace: Box<str>,
-    /// What the name answers for: a spelling (`hello.svc`) or a reading (`service hello.prod`).
+    /// The claim that is served.
+    ///
+    /// A spelling (`hello.svc`) or a reading (`service hello.prod`).
     pub winner: String,
-    /// What it does not answer for: a spelling (`hello`) or a reading (`service hello in namespace prod`).
+    /// The claim that is not served under this name.
+    ///
+    /// A spelling (`hello`) or a reading (`service hello in namespace prod`).
     pub loser: String,
 }
 
-/// What claims one name.
+/// The kinds of naming conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConflictKind {
-    /// Two spellings of one base in one deployment and namespace: the loser's instances are not served.
+    /// Two spellings of one base in a deployment and namespace.
+    ///
+    /// The instances of the loser are not served at all.
     Shadowed,
-    /// Two readings of one name: the loser is served under its other names only.
+    /// Two readings of one name; the loser is served under its other names only.
     Hidden,
 }
 
-/// The names that two things claim, sorted: spellings that are shadowed, and for each service the names of its deployments,
-/// namespaces, versions and instances that read as something else, which stands higher in the naming table.
+/// Returns the naming conflicts among services, sorted.
 ///
-/// `find` finds a service by its base; `deployment` and `namespace` are those that a name has when it names none. Meant for
-/// a person's question: O(keys and instances), each with a one_or_many look-ups.
+/// These are shadowed spellings, and published names (of deployments, namespaces, versions and
+/// instances) for which another registered service has a reading of higher precedence.
+///
+/// `find` looks up a service by its base name; `deployment` and `namespace` are the configured
+/// defaults. Meant for interactive use: O(keys and instances), with a few lookups for each.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
@@ -58,6 +66,7 @@ pub fn conflicts<'a>(
     search.found
 }
 
+/// The inputs of [`conflicts`] and the conflicts found so far.
 struct ConflictSearch<'s, F> {
     find: F,
     zones: &'s Zones,
@@ -66,8 +75,9 @@ struct ConflictSearch<'s, F> {
     found: Vec<Conflict>,
 }
 
-/// What a service's name is to mean: how many labels in front of the base are instance and version, and how many the base
-/// has; what stands behind is a namespace, and then a deployment.
+/// The intended reading of a published name, in labels.
+///
+/// Instance and version precede the base; the rest is a namespace, then a deployment.
 #[derive(Clone, Copy)]
 struct Claim {
     instance: bool,
@@ -76,6 +86,7 @@ struct Claim {
 }
 
 impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
+    /// Adds the conflicts of one service.
     fn service(&mut self, service: &Service) {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
@@ -113,7 +124,9 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// The names of a base in a deployment and namespace, the shortest first; none where those cannot stand in a name.
+    /// Returns the names of a base in a deployment and namespace, the shortest first.
+    ///
+    /// Empty if the deployment or namespace cannot be a label.
     fn forms(&self, base: &str, key: &RegistryKey) -> Vec<String> {
         let (deployment, namespace) = key.scope();
         let mut forms = Vec::new();
@@ -129,7 +142,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         forms
     }
 
-    /// Reports the spellings of one deployment and namespace that are not the first.
+    /// Reports every spelling of one deployment and namespace but the winning one.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
@@ -145,7 +158,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// Reports a name whose best reading is not the one that the claim is about.
+    /// Reports a name if a registered reading of it precedes the claimed one.
     fn claim(&mut self, name: &str, key: &RegistryKey, claim: Claim) {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         let front = usize::from(claim.instance) + claim.version;
@@ -160,7 +173,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
             version: (claim.version > 0).then(|| &labels[usize::from(claim.instance)..front]),
         };
         let mut better = readings(&labels, labels.len()).take_while(|reading| *reading != claimed);
-        if let Some(winner) = better.find(|reading| self.holds(reading)) {
+        if let Some(winner) = better.find(|reading| self.is_registered(reading)) {
             self.found.push(Conflict {
                 name: name.to_owned(),
                 kind: ConflictKind::Hidden,
@@ -172,8 +185,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// Whether something is registered that the reading names.
-    fn holds(&self, reading: &Reading<'_>) -> bool {
+    /// Returns whether what the reading names is registered.
+    fn is_registered(&self, reading: &Reading<'_>) -> bool {
         let Some(service) = (self.find)(&joined(reading.base)) else { return false };
         if *reading
             == (Reading {
@@ -220,7 +233,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 }
 
-/// A registered name as the registry spells it: the base with the suffix that its rank means.
+/// Returns a registered name as spelled: its base with the suffix of its rank.
 fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     match zones.iter().nth(usize::from(rank)) {
         Some(zone) => format!("{base}.{}", zone.relative_text()),
@@ -228,7 +241,7 @@ fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     }
 }
 
-/// A reading in words.
+/// Describes a reading in words.
 fn describe(reading: &Reading<'_>) -> String {
     let mut words = String::new();
     if let Some(instance) = reading.instance {
@@ -256,7 +269,7 @@ fn joined(labels: &[&[u8]]) -> String {
     String::from_utf8_lossy(&labels.join(&b'.')).into_owned()
 }
 
-/// Whether a text can stand in a name as one label that no selector is made of.
+/// Returns whether a text can be a label without being taken for a selector.
 fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && !text.contains('.') && !text.starts_with('_')
 }

@@ -1,8 +1,9 @@
-//! Which removals are believed, and when: shares of a list, storms of lease expiry, holds.
+//! Removal grace: which removals apply at once, and which are held.
 //!
-//! A registry's stall or wipe removes every key at once although all services live. GoFrame servers are back under new
-//! leases 1-3 s after an expiry and about 8 s after a wipe; so a mass removal is held for the removal grace, and a key that
-//! is put again ends its hold. Everything counts instances (endpoints), not keys.
+//! When a registry stalls or is wiped, all keys vanish at once although the services still run.
+//! GoFrame servers register again 1-3 s after a lease expiry and about 8 s after a wipe. A mass
+//! removal is therefore held for the removal grace, and a key that is put again ends its hold.
+//! All thresholds count instances (endpoints), not keys.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,46 +13,52 @@ use super::key::RegistryKey;
 use super::mirror::EntryState;
 use crate::service::ListKind;
 
-/// Longest removal grace; a longer one is cut to it.
+/// Longest removal grace; a longer one is cut to this.
 pub(super) const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Deletes by lease within this time belong together; a pause of this length ends a detector.
+/// Time within which deletes of leased keys form one burst; a longer pause ends it.
 pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 
-/// Fewer instances are never a mass removal.
+/// Removals of fewer instances are never a mass removal.
 const MIN_MASS_INSTANCES: usize = 10;
 
-/// The share of a registry's instances that is one, in percent.
+/// Share of a registry's instances that makes a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
-/// So many deletes by lease are one at any share: etcd revokes about 1,000 leases a second, so that a large registry's
-/// expiry takes longer than the window.
+/// Deleted instances in one burst that make a mass removal whatever their share.
+///
+/// etcd revokes about 1,000 leases a second, so the expiry of a large registry outlasts the window.
 const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
-/// How long at most a key that a doubt is about goes on being served: the registry answers within milliseconds, or not.
+/// Longest hold of a key whose lease is being checked.
+///
+/// A reachable registry replies within milliseconds.
 pub(super) const LEASE_CHECK_HOLD: Duration = Duration::from_secs(2);
 
-/// Most leases of one doubt.
+/// Most leases in one lease check.
 const MAX_CHECKED_LEASES: usize = 32;
 
-/// What a list would do to a registry's keys.
+/// The removals that a complete list implies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sweep {
-    /// Keys that it does not name.
+    /// Keys that the list does not name.
     pub(super) keys: usize,
-    /// Their instances.
+    /// Instances of these keys.
     pub(super) instances: usize,
-    /// Instances when the list began.
+    /// The registry's instances when the list began.
     pub(super) before: usize,
-    /// Keys left after it.
+    /// Keys that the list leaves.
     pub(super) keys_left: usize,
-    /// Instances left after it.
+    /// Instances that the list leaves.
     pub(super) instances_left: usize,
 }
 
 impl Sweep {
-    /// Whether the removals of such a list are held: all of a restored store; of a reconnect those that leave nothing or
-    /// take a large share; none of a routine list, whose connection never broke.
+    /// Returns whether the removals are held.
+    ///
+    /// Removals by a list of a restored store always are. Those after a reconnect are held if
+    /// they leave nothing or are a mass removal. A routine list is trusted, since its
+    /// connection never broke.
     pub(super) fn should_hold(&self, kind: ListKind) -> bool {
         let leaves_nothing =
             self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
@@ -69,74 +76,81 @@ fn is_large(gone: usize, before: usize) -> bool {
     gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
-/// A key that was deleted and hung on a lease.
+/// A key that was deleted while it had a lease, and may still come back.
 #[derive(Debug)]
 pub(super) struct Tombstone {
-    /// When it went.
+    /// When the key was deleted.
     pub(super) at: Instant,
-    /// Its entry in the mirror; still this key's only while that has this very `key`, buried or held.
+    /// The key's entry in the mirror.
+    ///
+    /// Valid only while the entry has this very `key` and is tombstoned or held.
     pub(super) slot: u32,
-    /// The key, as the entry has it.
+    /// The key as stored in the entry.
     pub(super) key: Arc<RegistryKey>,
-    /// The lease it went with.
+    /// The lease that the key had.
     pub(super) lease: i64,
-    /// The registry's instances before.
+    /// The registry's instances before the delete.
     pub(super) before: usize,
 }
 
-/// Deletes by lease of one registry: a deregistration, or a storm of expiry? A storm begins with the first such delete and
-/// ends when 5 s pass without one.
+/// Tells the mass expiry of leases from deregistrations, for one registry.
 ///
-/// - Quiet: deletes apply at once and stay as tombstones for 5 s. When those of 5 s are at least 10 and at least 30 % of the
-///   instances before them, or at least 2,000, the registry is asked about up to 32 of their leases.
-/// - Asked: what was not seen to be missing yet, and what is deleted till the answer comes, goes on being served, each key
-///   for 2 s at most. So an expiry never shows further than up to the threshold, if the registry answers in time.
-/// - It answers that one of them is gone: it was expiry. The tombstones come back and are held, and later deletes of the
-///   storm are held directly.
-/// - It answers that none is gone: they were deleted on purpose (GoFrame deregisters without revoking its lease). The
-///   tombstones are dropped and counting begins anew: the same storm asks again only when deletes after the answer reach
-///   the threshold by themselves.
-/// - It does not answer within 5 s: the question may be asked again, once more deletes come while the threshold is
-///   reached. A late answer that names a lease asked about still counts while the storm lasts.
+/// A burst begins with the first leased delete and ends after 5 s without one. Within a burst:
+///
+/// - Idle: deletes apply at once and stay as tombstones for 5 s. The registry is asked about up to
+///   32 of the leases when the tombstones reach 2,000 instances, or 10 instances that are 30 % of
+///   those before.
+/// - Check pending: keys whose removal is not published yet, and keys deleted until the reply, are
+///   held for up to 2 s each. If the registry replies in time, clients see an expiry only up to
+///   the threshold.
+/// - The reply names a checked lease: the leases expired. The tombstones' keys are restored and
+///   held, and later deletes in the burst are held directly.
+/// - The reply names none: the keys were deregistered (GoFrame does not revoke the lease then). The
+///   tombstones are dropped and counting restarts, so the burst causes another check only if later
+///   deletes reach the threshold by themselves.
+/// - No reply for 5 s: another check may follow once more deletes come while the threshold is
+///   reached. A late reply that names a checked lease still counts during the burst.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryDetector {
     tombstones: VecDeque<Tombstone>,
-    /// How many of the last `tombstones` nobody has seen to be missing.
+    /// Length of the tail of `tombstones` whose removal no settling has published.
     unpublished: usize,
     /// Instances of all `tombstones`.
     instances: usize,
-    /// When the last delete came.
+    /// When the last leased delete came.
     last_delete: Option<Instant>,
     check: CheckState,
-    /// The leases asked about last.
+    /// The leases of the last check.
     checked_leases: Vec<i64>,
 }
 
+/// Progress of the lease check in the current burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CheckState {
+    /// No check is needed.
     #[default]
     Idle,
-    /// To be asked.
+    /// A check must be sent.
     Due,
-    /// Asked then.
+    /// A check was sent at this time.
     Pending(Instant),
-    /// It is expiry.
+    /// The leases have expired.
     Expired,
 }
 
-/// What an answer about leases means for the tombstones.
+/// What a reply to a lease check means for the tombstones.
 #[derive(Debug)]
 pub(super) enum Conclusion {
-    /// Nothing was asked, or not about these.
+    /// The reply belongs to no check of this burst.
     NotAsked,
-    /// They come back.
+    /// The leases expired: restore and hold these.
     Expired(Vec<Tombstone>),
-    /// They are gone for good.
+    /// The keys were deregistered: remove these for good.
     Deregistered(Vec<Tombstone>),
 }
 
 impl ExpiryDetector {
-    /// Moves the window: returns the tombstones that are too old to come back.
+    /// Moves the window; returns the tombstones that are too old to come back.
     pub(super) fn advance(&mut self, now: Instant) -> Vec<Tombstone> {
         let passed = |since: Instant| now.saturating_duration_since(since) >= BURST_WINDOW;
         let mut old = Vec::new();
@@ -154,17 +168,17 @@ impl ExpiryDetector {
         old
     }
 
-    /// Whether deletes by lease are held directly now.
+    /// Returns whether leased deletes are held directly now.
     pub(super) fn is_expiry(&self) -> bool {
         self.check == CheckState::Expired
     }
 
-    /// Counts a delete that is held directly.
+    /// Extends the burst by a delete that is held directly.
     pub(super) fn extend(&mut self, now: Instant) {
         self.last_delete = Some(now);
     }
 
-    /// Counts a delete that applied.
+    /// Adds a delete that was applied.
     pub(super) fn add(&mut self, tombstone: Tombstone) {
         self.last_delete = Some(tombstone.at);
         self.instances += tombstone.key.endpoints.len();
@@ -178,7 +192,7 @@ impl ExpiryDetector {
         }
     }
 
-    /// The leases to ask about now, spread over the tombstones.
+    /// Returns the leases to check now, sampled evenly over the tombstones.
     pub(super) fn take_lease_check(&mut self, now: Instant) -> Option<Vec<i64>> {
         if self.check != CheckState::Due {
             return None;
@@ -193,8 +207,9 @@ impl ExpiryDetector {
         (!leases.is_empty()).then_some(leases)
     }
 
-    /// Takes out the tombstones that nobody has seen to be missing, if the registry is asked about leases now. To be put
-    /// back; those left are seen from now on.
+    /// Takes out the unpublished tombstones if a lease check is pending.
+    ///
+    /// The caller puts them back with [`Self::put_back`]; all others count as published.
     pub(super) fn take_unpublished(&mut self) -> VecDeque<Tombstone> {
         let unpublished = std::mem::take(&mut self.unpublished).min(self.tombstones.len());
         match self.check {
@@ -205,12 +220,12 @@ impl ExpiryDetector {
         }
     }
 
-    /// Puts back what [`Self::take_unpublished`] took out.
+    /// Puts back the tombstones from [`Self::take_unpublished`].
     pub(super) fn put_back(&mut self, mut tombstones: VecDeque<Tombstone>) {
         self.tombstones.append(&mut tombstones);
     }
 
-    /// Takes the registry's answer: these leases are gone.
+    /// Takes the registry's reply: these leases no longer exist.
     pub(super) fn conclude(&mut self, gone: &[i64]) -> Conclusion {
         if gone.iter().any(|lease| self.checked_leases.contains(lease)) {
             self.check = CheckState::Expired;
@@ -223,7 +238,7 @@ impl ExpiryDetector {
         }
     }
 
-    /// When the oldest tombstone is too old.
+    /// Returns when the oldest tombstone leaves the window.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.tombstones.front().map(|tombstone| tombstone.at + BURST_WINDOW)
     }
@@ -236,28 +251,30 @@ impl ExpiryDetector {
     }
 }
 
-/// The holds of one registry by the time they end. A hold whose key was put again stays here, without effect, till then.
+/// The holds of one registry by end time.
+///
+/// A hold whose key was put again stays here without effect until its end.
 #[derive(Debug, Default)]
 pub(super) struct Holds(BTreeMap<Instant, Vec<Hold>>);
 
-/// A key that is gone and still served.
+/// A key that its registry has removed and that is still served.
 #[derive(Debug)]
 pub(super) struct Hold {
-    /// Its entry in the mirror; still this key's only while that has this very `key`.
+    /// The key's entry in the mirror, valid only while the entry has this very `key`.
     pub(super) slot: u32,
-    /// The key.
+    /// The key as held.
     pub(super) key: Arc<RegistryKey>,
-    /// How it stands at the end: removed, or buried where its tombstone may still bring it back.
+    /// State after the hold: tombstoned if a lease check may still restore the key.
     pub(super) after: EntryState,
 }
 
 impl Holds {
-    /// Notes a hold.
+    /// Adds a hold that ends at this time.
     pub(super) fn add(&mut self, until: Instant, hold: Hold) {
         self.0.entry(until).or_default().push(hold);
     }
 
-    /// Takes the holds that have ended.
+    /// Removes and returns the holds that have ended.
     pub(super) fn take_ended(&mut self, now: Instant) -> Vec<Hold> {
         let mut ended = Vec::new();
         while let Some(first) = self.0.first_entry() {
@@ -269,7 +286,7 @@ impl Holds {
         ended
     }
 
-    /// When the next hold ends.
+    /// Returns when the next hold ends.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.0.first_key_value().map(|(until, _)| *until)
     }

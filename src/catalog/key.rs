@@ -1,4 +1,4 @@
-//! One key of one registry, and what it shares with others.
+//! The keys of the registries, stored compactly.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
@@ -12,7 +12,7 @@ use super::one_or_many::OneOrMany;
 use crate::name::ipv4_label;
 use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 
-/// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
+/// A deployment, namespace and version in lower case, shared by all keys in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Group {
     /// The deployment.
@@ -24,14 +24,14 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group of an identity.
+    /// Returns the group of a service identity.
     pub(super) fn of(id: &ServiceId) -> Self {
         let [deployment, namespace, version] = [&id.deployment, &id.namespace, &id.version]
             .map(|text| text.to_ascii_lowercase().into());
         Self { deployment, namespace, version }
     }
 
-    /// Whether it is the group of this identity.
+    /// Returns whether this is the group of a service identity, without allocating.
     pub(super) fn matches_id(&self, id: &ServiceId) -> bool {
         let same = |own: &str, other: &str| own.eq_ignore_ascii_case(other);
         same(&self.version, &id.version)
@@ -39,59 +39,65 @@ impl Group {
             && same(&self.deployment, &id.deployment)
     }
 
-    /// Deployment and namespace.
+    /// Returns the deployment and the namespace.
     pub fn scope(&self) -> (&str, &str) {
         (&self.deployment, &self.namespace)
     }
 }
 
-/// What is alike in many keys. Shared by all keys in which it is.
+/// The fields that many keys have in common, interned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SharedKeyFields {
-    /// Deployment, namespace and version.
+    /// The deployment, namespace and version.
     pub(super) group: Arc<Group>,
-    /// The registry.
+    /// The registry that has the key.
     pub(super) registry: RegistryId,
-    /// Which spelling of the base is registered.
+    /// The rank of the registered spelling ([`RegistryKey::rank`]).
     pub(super) rank: u8,
-    /// Whether the registry says that the key is gone.
+    /// Whether the key is held: served although its registry has removed it.
     pub(super) held: bool,
-    /// What the text of the key has besides base and endpoints.
+    /// The key's text apart from its base and endpoints.
     pub(super) layout: KeyLayout,
 }
 
-/// What a key's text has besides its base and its endpoints, whatever the layout: together with those it makes the whole text,
-/// so that the text itself need not be kept.
+/// The parts of a key's text around its base name and its endpoints.
+///
+/// Base and endpoints are stored anyway, so the layout spares each key its own text.
 ///
 /// | text | before | between | after |
 /// |---|---|---|---|
-/// | `/service/default/default/hello.svc/latest/10.0.0.1:80` | `/service/default/default/` | `.svc/latest/` | |
+/// | `/service/d/n/hello.svc/latest/10.0.0.1:80` | `/service/d/n/` | `.svc/latest/` | |
 /// | `10.0.0.1#80#DEFAULT#hello` | | `#DEFAULT#` | |
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct KeyLayout {
+    /// Text before whichever of base and endpoints comes first.
     before: Box<str>,
+    /// Text between the two.
     between: Box<str>,
+    /// Text after the second.
     after: Box<str>,
+    /// Whether the endpoints come before the base.
     endpoints_first: bool,
-    /// The character between a host and its port.
+    /// The character between a host and its port, and for any `:` within the host.
     port_separator: char,
 }
 
-/// What may stand between a host and its port, the usual one first.
+/// Characters that may separate a host from its port, the most common first.
 const PORT_SEPARATORS: [char; 3] = [':', '-', '#'];
 
 impl KeyLayout {
-    /// Splits a key's text into base, endpoints and the rest.
+    /// Splits a key's text around its base and its endpoints.
     ///
-    /// Returns `None` if the text does not contain both as they would be written: the registrant used capitals,
-    /// spelled an endpoint otherwise, or listed one that was rejected.
+    /// Returns `None` if the text does not contain both in canonical spelling: it has capitals,
+    /// another spelling of an endpoint, or an endpoint that was rejected.
     pub(super) fn split(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
         PORT_SEPARATORS.into_iter().find_map(|port_separator| {
             let mut written = String::new();
             write_endpoints(&mut written, endpoints, port_separator).ok()?;
             let start = text.rfind(&written)?;
             let end = start + written.len();
-            // Of several places the one next to the endpoints: further off are a head or a namespace that many bases share.
+            // If the base occurs more than once, take the one next to the endpoints: the others
+            // belong to a prefix or a namespace, which many bases share.
             let in_front = word_positions(&text[..start], base).last();
             let layout = |before: &str, between: &str, after: &str, endpoints_first| Self {
                 before: before.into(),
@@ -110,12 +116,13 @@ impl KeyLayout {
         })
     }
 
-    /// Whether this text is made of these.
+    /// Returns whether layout, base and endpoints make up the text.
     pub(super) fn matches(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
         let mut rest = RemainingText(text);
         self.write(&mut rest, base, endpoints).is_ok() && rest.0.is_empty()
     }
 
+    /// Writes the key's text.
     fn write(&self, out: &mut impl Write, base: &str, endpoints: &[Endpoint]) -> fmt::Result {
         out.write_str(&self.before)?;
         if self.endpoints_first {
@@ -131,7 +138,7 @@ impl KeyLayout {
     }
 }
 
-/// Returns the positions of a word in a text, except inside longer word_positions.
+/// Returns the positions of a word in a text, except inside longer words.
 fn word_positions<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
     let is_edge = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
     let found = text.match_indices(word).map(|(at, _)| at);
@@ -140,7 +147,7 @@ fn word_positions<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usiz
     })
 }
 
-/// What is left of a text that is written once more.
+/// A writer that fails unless exactly this text is written to it.
 struct RemainingText<'a>(&'a str);
 
 impl Write for RemainingText<'_> {
@@ -150,14 +157,14 @@ impl Write for RemainingText<'_> {
     }
 }
 
-/// Writes endpoints as the text of a key holds them, with this mark for each `:`.
+/// Writes endpoints as in a key's text, with this separator for each `:`.
 fn write_endpoints(
     out: &mut impl Write,
     endpoints: &[Endpoint],
     port_separator: char,
 ) -> fmt::Result {
-    for (place, endpoint) in endpoints.iter().enumerate() {
-        if place > 0 {
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        if at > 0 {
             out.write_char(',')?;
         }
         match endpoint.host {
@@ -171,7 +178,9 @@ fn write_endpoints(
     Ok(())
 }
 
-/// Writes what the endpoint's `Display` writes, in a fifth of the time: it is compared with each key of a list.
+/// Writes an IPv4 endpoint as its `Display` does, but five times as fast.
+///
+/// Every key of a list is compared by its text, so this is hot.
 fn write_ipv4_endpoint(
     out: &mut impl Write,
     address: Ipv4Addr,
@@ -179,105 +188,112 @@ fn write_ipv4_endpoint(
     port_separator: char,
 ) -> fmt::Result {
     let (mut label, length) = ipv4_label(address.octets());
-    for octet in &mut label {
-        *octet = if *octet == b'-' { b'.' } else { *octet };
+    for byte in &mut label {
+        *byte = if *byte == b'-' { b'.' } else { *byte };
     }
     out.write_str(str::from_utf8(&label[..length]).map_err(|_| fmt::Error)?)?;
     out.write_char(port_separator)?;
     out.write_str(itoa::Buffer::new().format(port))
 }
 
-/// One registry key, understood: the catalog's mirror and the model share it.
+/// A parsed key of a registry, shared by the mirror and the services.
 ///
-/// Laid out for many keys: what many have in common is held once, and the text is made of the rest when it is asked for
-/// ([`super::Service::text`]).
+/// The memory layout favours many keys: common fields are interned, and the text is put together
+/// on demand ([`super::Service::text`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegistryKey {
-    /// The revision of its last change.
+    /// The revision of the key's last change; 0 if the registry counts none.
     pub revision: u64,
-    /// Its lease, 0 for none.
+    /// The key's lease, 0 for none.
     pub lease: i64,
     /// The usable endpoints, at most 65,535.
     pub endpoints: OneOrMany<Endpoint>,
-    /// What the registrant says about itself. Shared by all keys that say the same.
+    /// The registrant's metadata, shared by all keys with equal metadata.
     pub metadata: Arc<Metadata>,
+    /// The fields that other keys have too.
     pub(super) shared: Arc<SharedKeyFields>,
+    /// The fields that few keys have.
     pub(super) uncommon: Option<Box<UncommonFields>>,
 }
 
-/// What one_or_many keys have.
+/// Fields that few keys have.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct UncommonFields {
-    /// The text where the shared does not make it.
+    /// The key's text, if no [`KeyLayout`] can express it.
     pub(super) text: Option<Box<str>>,
     /// The endpoints that cannot be served.
     pub(super) rejected: Box<[Rejected]>,
 }
 
 impl RegistryKey {
-    /// Deployment, namespace and version.
+    /// Returns the deployment, namespace and version.
     pub fn group(&self) -> &Arc<Group> {
         &self.shared.group
     }
 
-    /// Deployment and namespace.
+    /// Returns the deployment and the namespace.
     pub fn scope(&self) -> (&str, &str) {
         self.shared.group.scope()
     }
 
-    /// The weight, 0-65535: the metadata's.
+    /// Returns the weight from the metadata, 0-65535.
     pub fn weight(&self) -> u16 {
         self.metadata.weight()
     }
 
-    /// The registry that holds it.
+    /// Returns the registry that has the key.
     pub fn registry(&self) -> RegistryId {
         self.shared.registry
     }
 
-    /// Which spelling of the base is registered; the lowest in a deployment and namespace wins (`name::Base`).
+    /// Returns the rank of the registered spelling of the base.
+    ///
+    /// Within a deployment and namespace, the lowest rank wins ([`crate::name::Base`]).
     pub fn rank(&self) -> u8 {
         self.shared.rank
     }
 
-    /// Whether the registry says that it is gone, and the removal is not believed yet.
+    /// Returns whether the key is held: served although its registry has removed it.
     pub fn held(&self) -> bool {
         self.shared.held
     }
 
-    /// The endpoints that cannot be served.
+    /// Returns the endpoints that cannot be served.
     pub fn rejected(&self) -> &[Rejected] {
         self.uncommon.as_ref().map_or(&[], |uncommon| &uncommon.rejected)
     }
 
-    /// The key as the store has it, for one of a service of this base.
+    /// Returns the key as stored in the registry, given the base name of its service.
     pub(super) fn text(&self, base: &str) -> String {
         if let Some(text) = self.own_text() {
             return text.to_owned();
         }
         let mut text = String::new();
-        // A `String` takes all that is written.
+        // Writing to a `String` cannot fail.
         let _ = self.shared.layout.write(&mut text, base, &self.endpoints);
         text
     }
 
-    /// Whether this is the text of the key, for one of a service of this base.
+    /// Returns whether this is the key's text, given the base name of its service.
     pub(super) fn has_text(&self, base: &str, text: &str) -> bool {
         match self.own_text() {
-            Some(uncommon) => uncommon == text,
+            Some(own) => own == text,
             None => self.shared.layout.matches(text, base, &self.endpoints),
         }
     }
 
+    /// Returns the text if it is stored with the key.
     fn own_text(&self) -> Option<&str> {
         self.uncommon.as_ref()?.text.as_deref()
     }
 
-    /// The order of the keys of a service. Equal only for one key of one registry.
+    /// Compares keys in the order of [`super::Service::keys`].
+    ///
+    /// Equal only for the same key of the same registry.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let same = Arc::ptr_eq(&self.shared, &other.shared);
-        let shared_fields = if same { Ordering::Equal } else { self.shared.order(&other.shared) };
-        shared_fields
+        let by_shared = if same { Ordering::Equal } else { self.shared.order(&other.shared) };
+        by_shared
             .then_with(|| self.own_text().cmp(&other.own_text()))
             .then_with(|| self.endpoints.cmp(&other.endpoints))
             .then_with(|| self.registry().cmp(&other.registry()))
@@ -285,6 +301,7 @@ impl RegistryKey {
 }
 
 impl SharedKeyFields {
+    /// Compares what [`RegistryKey::order`] compares first.
     fn order(&self, other: &Self) -> Ordering {
         self.group
             .scope()
@@ -300,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_written_as_it_is_displayed() {
+    fn endpoints_are_written_as_displayed() {
         for (address, port) in [
             ([0, 0, 0, 0], 0),
             ([10, 0, 0, 1], 8),
@@ -328,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_made_of_base_endpoints_and_what_stands_around_or_not_at_all() {
+    fn key_texts_are_rebuilt_from_layout_base_and_endpoints() {
         for (text, base, hosts, layout) in [
             (
                 "/service/d/n/hello.svc/latest/10.0.0.1:80",
@@ -359,7 +376,7 @@ mod tests {
                 &["10.0.0.1"],
                 Some(("", "#DEFAULT#G@@", ".svc")),
             ),
-            // The base is also a namespace, a head, a part of another word.
+            // The base also occurs as a namespace, as the prefix or within another word.
             ("/b/d/b/b/v/10.0.0.1:80", "b", &["10.0.0.1"], Some(("/b/d/b/", "/v/", ""))),
             (
                 "/s/d/n/er/latest/10.0.0.1:80",

@@ -1,7 +1,8 @@
-//! The mirror: one entry for each key of each registry, chained by base, and the services made of them.
+//! The mirror: one entry for each key of each registry, and the service of each base name.
 //!
-//! Laid out for many keys: an entry is 24 octets and nine in the index, a base 24 and nine. What a key says stands only in
-//! its [`RegistryKey`], which the model shares; the name of a base only in its [`Service`].
+//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, and so does
+//! a base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
+//! base name only in its [`Service`].
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -13,95 +14,97 @@ use super::key::RegistryKey;
 use super::model::{Docker0, Service};
 use crate::service::RegistryId;
 
-/// The end of a chain. The caps on keys keep every index far below it.
+/// Marks the end of a chain; [`super::MAX_KEYS`] keeps every index far below.
 const NO_INDEX: u32 = u32::MAX;
 
-/// The registries' keys and the services made of them.
+/// The keys of all registries and the services built from them.
 #[derive(Debug)]
 pub(super) struct Mirror {
     hasher: RandomState,
     entries: Vec<KeyEntry>,
     free_entries: Vec<u32>,
-    /// Entries by registry and text of their key, with a short of their hash; removed ones are not in it.
+    /// Entries by [`short_hash`] of registry and key text, without removed ones.
     index: HashTable<(u32, u32)>,
     bases: Vec<BaseEntry>,
     free_bases: Vec<u32>,
-    /// Bases by name, with a short of their hash.
+    /// Index of bases by [`short_hash`] of their names.
     names: HashTable<(u32, u32)>,
-    /// Bases to rebuild at the next [`Self::rebuild`].
+    /// Bases whose services the next [`Self::rebuild`] rebuilds.
     queued: Vec<u32>,
     tallies: Vec<RegistryTally>,
 }
 
-/// One key of one registry.
+/// The entry of one key of one registry.
 #[derive(Debug)]
 struct KeyEntry {
-    /// None while the entry is free.
+    /// The key, `None` in a free entry.
     key: Option<Arc<RegistryKey>>,
+    /// Index of the key's base.
     base: u32,
-    /// The next entry of the same base.
+    /// The next entry in the chain of the same base.
     next: u32,
-    /// The list of its registry that named it last, or during or after which it was put.
+    /// Number of the list that named the key last, or that began last before its put.
     generation: u32,
     state: EntryState,
 }
 
-/// Whether a key counts.
+/// How an entry relates to its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryState {
-    /// The registry has it.
+    /// The registry has the key.
     Present,
-    /// The registry says that it is gone, and that is not believed yet: served.
+    /// The registry has removed the key, and a hold keeps it served.
     Held,
-    /// It went with its lease a moment ago: not served, but may come back as held.
+    /// The key was deleted with its lease moments ago; it may still become held.
     Tombstoned,
-    /// Gone; the entry pending_lists for the rebuild of its service to be taken out of the chain.
+    /// The key is gone; the next rebuild of its service frees the entry.
     Removed,
 }
 
 impl EntryState {
-    /// Whether the key is short of its service.
+    /// Returns whether the key is part of its service.
     pub(super) fn is_live(self) -> bool {
         matches!(self, Self::Present | Self::Held)
     }
 }
 
-/// One base name with its chain of entries.
+/// A base name and its chain of entries.
 #[derive(Debug)]
 struct BaseEntry {
-    /// As of the last rebuild; without a key where nothing was made yet, or nothing is left that counts.
+    /// The service as of the last rebuild; without keys if nothing is registered.
     service: Arc<Service>,
+    /// The first entry of the chain.
     head: u32,
-    /// The sum of [`instance_cost`] over the keys that count.
+    /// Sum of [`instance_cost`] over the live keys.
     cost: u32,
-    /// How often the base stands in the `waiting` lists of registries.
+    /// Number of occurrences of this base in `RegistryTally::waiting`.
     pending_lists: u32,
-    /// The registry in whose `waiting` list it was put last.
+    /// The registry in whose `waiting` the base was put last.
     last_pending: RegistryId,
-    /// Whether it stands in `queued`.
+    /// Whether the base is in `Mirror::queued`.
     queued: bool,
 }
 
 /// A service before and after a change.
 #[derive(Clone, Debug)]
 pub struct ServiceChange {
-    /// What it was; none for a new one.
+    /// The service before, `None` if it is new.
     pub before: Option<Arc<Service>>,
-    /// What it is; none for one that is gone.
+    /// The service after, `None` if it was removed.
     pub after: Option<Arc<Service>>,
 }
 
 impl ServiceChange {
-    /// The base of the service.
+    /// Returns the base name of the service.
     pub fn base(&self) -> &str {
         self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
     }
 }
 
-/// Counts of one registry, and its short of the bases to rebuild.
+/// Counts of one registry, and the bases that wait for the end of its list.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTally {
-    /// Entries, buried ones included.
+    /// Entries of the registry, tombstoned ones included.
     pub(super) keys: usize,
     /// Keys that the registry has.
     pub(super) present: usize,
@@ -111,17 +114,19 @@ pub(super) struct RegistryTally {
     pub(super) held: usize,
     /// Endpoints of the keys that are held.
     pub(super) held_instances: usize,
-    /// Bases that a running list touched.
+    /// Bases changed by the list in progress, or by an abandoned one.
     waiting: Vec<u32>,
 }
 
-/// How much of the cap on instances a key takes: one at least, so that keys without a usable endpoint are bounded too.
+/// Returns a key's share of the instance limit.
+///
+/// At least one, so that the limit also bounds keys without a usable endpoint.
 pub(super) fn instance_cost(key: &RegistryKey) -> u32 {
     u32::try_from(key.endpoints.len()).unwrap_or(u32::MAX).max(1)
 }
 
 impl Mirror {
-    /// An empty mirror for this many registries.
+    /// Creates an empty mirror for this many registries.
     pub(super) fn new(hasher: RandomState, registries: usize) -> Self {
         let tallies = (0..registries).map(|_| RegistryTally::default()).collect();
         Self {
@@ -137,17 +142,17 @@ impl Mirror {
         }
     }
 
-    /// The counts of a registry.
+    /// Returns the counts of a registry.
     pub(super) fn tally(&self, registry: RegistryId) -> &RegistryTally {
         &self.tallies[registry.index()]
     }
 
-    /// The hash of a registry's key: seeded, so that nobody can choose keys that collide.
+    /// Returns the hash of a key, seeded so that registrants cannot provoke collisions.
     pub(super) fn hash(&self, registry: RegistryId, text: &str) -> u64 {
         self.hasher.hash_one((registry, text))
     }
 
-    /// The entry of a key.
+    /// Returns the entry of a key, given its [`Self::hash`].
     pub(super) fn find(&self, hash: u64, registry: RegistryId, text: &str) -> Option<u32> {
         let short = short_hash(hash);
         let is = |&(known, slot): &(u32, u32)| {
@@ -160,7 +165,7 @@ impl Mirror {
         self.index.find(widen(short), is).map(|(_, slot)| *slot)
     }
 
-    /// The hash and the text of an entry's key.
+    /// Returns the hash and the text of an entry's key.
     pub(super) fn hash_and_text(&self, slot: u32) -> (u64, String) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return (0, String::new()) };
@@ -168,42 +173,42 @@ impl Mirror {
         (self.hash(key.registry(), &text), text)
     }
 
-    /// The key of an entry; none where the entry is free.
+    /// Returns the key of an entry, `None` if the entry is free.
     pub(super) fn key(&self, slot: u32) -> Option<&Arc<RegistryKey>> {
         self.entries[slot as usize].key.as_ref()
     }
 
-    /// How an entry stands.
+    /// Returns the state of an entry.
     pub(super) fn state(&self, slot: u32) -> EntryState {
         self.entries[slot as usize].state
     }
 
-    /// The base of an entry.
+    /// Returns the base of an entry.
     pub(super) fn base(&self, slot: u32) -> u32 {
         self.entries[slot as usize].base
     }
 
-    /// The list that an entry belongs to.
+    /// Returns the number of the list that an entry belongs to.
     pub(super) fn generation(&self, slot: u32) -> u32 {
         self.entries[slot as usize].generation
     }
 
-    /// Counts an entry to this list.
+    /// Assigns an entry to the list of this number.
     pub(super) fn set_generation(&mut self, slot: u32, generation: u32) {
         self.entries[slot as usize].generation = generation;
     }
 
-    /// The name of a base.
+    /// Returns the name of a base.
     pub(super) fn name(&self, base: u32) -> &str {
         self.bases[base as usize].service.base()
     }
 
-    /// How much of the cap on instances a base takes: the sum of [`instance_cost`] over its keys.
+    /// Returns a base's share of the instance limit: the cost of its live keys.
     pub(super) fn cost_of(&self, base: u32) -> u32 {
         self.bases[base as usize].cost
     }
 
-    /// A base by its name.
+    /// Finds a base by its name.
     pub(super) fn find_base(&self, name: &str) -> Option<u32> {
         let short = short_hash(self.hasher.hash_one(name));
         let is = |&(known, base): &(u32, u32)| {
@@ -212,37 +217,39 @@ impl Mirror {
         self.names.find(widen(short), is).map(|(_, base)| *base)
     }
 
-    /// The service of this name as of the last rebuild.
+    /// Returns the service of a base name as of the last rebuild.
     pub(super) fn service(&self, name: &str) -> Option<&Arc<Service>> {
         self.find_base(name).and_then(|base| self.bases[base as usize].service())
     }
 
-    /// All services as of the last rebuild, in no order.
+    /// Returns all services as of the last rebuild, in no particular order.
     pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.bases.iter().filter_map(BaseEntry::service)
     }
 
-    /// The entries of a registry that it has and that are not_in_list than this list, in no order. O(all entries).
+    /// Returns the present entries that the list of this number did not name.
+    ///
+    /// O(all entries).
     pub(super) fn not_in_list(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
-        let not_in_list = |entry: &KeyEntry| {
+        let is_missing = |entry: &KeyEntry| {
             entry.state == EntryState::Present
                 && entry.generation != generation
                 && entry.key.as_ref().is_some_and(|key| key.registry() == registry)
         };
         (0..)
             .zip(&self.entries)
-            .filter(|(_, entry)| not_in_list(entry))
+            .filter(|(_, entry)| is_missing(entry))
             .map(|(slot, _)| slot)
             .collect()
     }
 
-    /// How many capacity for entries and bases there are, used and free.
+    /// Returns the numbers of allocated entries and bases, used and free.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> (usize, usize) {
         (self.entries.len(), self.bases.len())
     }
 
-    /// Adds a key that has no entry yet, as present. `base` is the one of this name where there is one.
+    /// Adds a key that has no entry yet; `base` is its base, if that exists.
     pub(super) fn insert(
         &mut self,
         hash: u64,
@@ -266,7 +273,9 @@ impl Mirror {
         slot
     }
 
-    /// Gives an entry another state and, perhaps, another content of the same key.
+    /// Changes the state of an entry and, if given, its key.
+    ///
+    /// The new key must have the same text.
     pub(super) fn update(&mut self, slot: u32, key: Option<Arc<RegistryKey>>, state: EntryState) {
         self.count(slot, false);
         let entry = &mut self.entries[slot as usize];
@@ -285,7 +294,7 @@ impl Mirror {
         self.count(slot, true);
     }
 
-    /// Marks a base to be rebuilt: at the next [`Self::rebuild`], or after the running list of this registry.
+    /// Marks a base for the next [`Self::rebuild`], or for after a registry's list.
     pub(super) fn mark_changed(&mut self, base: u32, waiting_for: Option<RegistryId>) {
         let entry = &mut self.bases[base as usize];
         match waiting_for {
@@ -302,7 +311,7 @@ impl Mirror {
         }
     }
 
-    /// Keeps the marks of an abandoned list one_or_many: each base once.
+    /// Bounds the bases that wait for an abandoned list by removing duplicates.
     pub(super) fn dedup_waiting(&mut self, registry: RegistryId) {
         let waiting = &mut self.tallies[registry.index()].waiting;
         waiting.sort_unstable();
@@ -314,7 +323,7 @@ impl Mirror {
         });
     }
 
-    /// Releases the marks of a registry's list, which is complete.
+    /// Queues the bases that waited for the end of a registry's list.
     pub(super) fn queue_waiting(&mut self, registry: RegistryId) {
         for base in std::mem::take(&mut self.tallies[registry.index()].waiting) {
             self.bases[base as usize].pending_lists -= 1;
@@ -322,10 +331,10 @@ impl Mirror {
         }
     }
 
-    /// Makes each marked service anew, once; says which changed, came or went.
+    /// Rebuilds the service of every marked base; returns those that changed.
     pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<ServiceChange> {
         let queued = std::mem::take(&mut self.queued);
-        // Not by doubling: there may be a million.
+        // Reserved at once instead of growing by doubling: there may be a million.
         let mut changed = Vec::with_capacity(queued.len());
         changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
         changed
@@ -338,9 +347,9 @@ impl Mirror {
         let is_free = keys.is_empty() && entry.head == NO_INDEX && entry.pending_lists == 0;
         let made = entry.service.with(keys, docker0);
         let (before, after) = match Arc::get_mut(&mut entry.service) {
-            // Nobody has seen the one before: it takes its place.
-            Some(unpublished) if unpublished.keys().is_empty() => {
-                *unpublished = made;
+            // No reader has the previous, empty service: overwrite it in place.
+            Some(empty) if empty.keys().is_empty() => {
+                *empty = made;
                 (None, entry.service().cloned())
             }
             _ => {
@@ -354,7 +363,7 @@ impl Mirror {
         (before.is_some() || after.is_some()).then_some(ServiceChange { before, after })
     }
 
-    /// Takes the removed entries out of a base's chain; returns the keys that count.
+    /// Frees the removed entries of a base; returns the live keys.
     fn collect_live_keys(&mut self, base: u32) -> Vec<Arc<RegistryKey>> {
         let mut keys = Vec::new();
         let mut before = NO_INDEX;
@@ -404,7 +413,7 @@ impl Mirror {
         self.free_bases.push(base);
     }
 
-    /// Adds an entry to the counts, or takes it out.
+    /// Adds an entry to the counts, or subtracts it.
     fn count(&mut self, slot: u32, add: bool) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return };
@@ -441,24 +450,24 @@ impl BaseEntry {
     }
 }
 
-/// The short of a hash that stands in a table, so that a table grows without a look at what it finds.
+/// Returns the part of a hash that an index stores, to grow without rehashing.
 fn short_hash(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-/// A short of a hash, widen over as many bits as a table wants.
+/// Expands a short hash to the bits that a hash table uses.
 fn widen(short: u32) -> u64 {
     u64::from(short) << 32 | u64::from(short)
 }
 
-/// Puts an element at a free place, or at the end.
+/// Stores an element in a free slot or at the end; returns its index.
 fn allocate<T>(elements: &mut Vec<T>, free: &mut Vec<u32>, element: T) -> u32 {
-    if let Some(place) = free.pop() {
-        elements[place as usize] = element;
-        return place;
+    if let Some(index) = free.pop() {
+        elements[index as usize] = element;
+        return index;
     }
     elements.push(element);
-    // Entries in such numbers would not fit in memory.
+    // So many elements would not fit in memory.
     u32::try_from(elements.len() - 1).unwrap_or(NO_INDEX)
 }
 

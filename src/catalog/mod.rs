@@ -1,7 +1,8 @@
-//! What is known now: the one mirror of the registries' keys, and the model made of it.
+//! The catalog: a mirror of the registries' keys, and the services built from them.
 //!
-//! Has no DNS bytes, no clock of its own and no I/O: [`Catalog::apply`] and [`Catalog::settle`] are told the time, and say
-//! which services changed and what to ask a registry.
+//! The catalog knows no DNS, does no I/O and has no clock. Callers pass the time to
+//! [`Catalog::apply`] and [`Catalog::settle`]; `settle` returns the services that changed and the
+//! leases to check with each registry.
 
 mod conflicts;
 mod grace;
@@ -34,10 +35,10 @@ pub use status::{RegistryStats, RegistryStatus, Staleness, Stats};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::name::Zones;
-use crate::service::{Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, Update};
 use foldhash::fast::RandomState;
 
+use crate::name::Zones;
+use crate::service::{Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, Update};
 use hosts::HostIndex;
 use intern::Interner;
 use key::SharedKeyFields;
@@ -45,35 +46,42 @@ use mirror::{EntryState, Mirror};
 use rejections::Ledger;
 use tracker::RegistryTracker;
 
-/// Largest [`Settings::max_instances_per_service`]: the targets of a service's SRV records (IPv4, IPv6 and names) have 16-bit
-/// numbers in all.
+/// Largest [`Settings::max_instances_per_service`].
+///
+/// An instance may be the target of up to three SRV records (IPv4, IPv6 and host name), and the
+/// targets of one service share a 16-bit index.
 pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 
-/// Largest [`Settings::max_keys`]: the keys of [`MAX_REGISTRIES`] such registries still have 32-bit places.
+/// Largest [`Settings::max_keys`].
+///
+/// 32-bit indices must cover the keys of [`MAX_REGISTRIES`] registries.
 pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
-/// With several registries, how long the slower ones are waited for.
+/// Longest wait for the first list of every registry, once one is complete.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 
-/// What the catalog is told by the configuration.
+/// Configuration of the catalog.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The served zones: their suffixes are taken off registered names.
+    /// The served zones, whose suffixes are stripped from registered names.
     pub zones: Zones,
-    /// What to do with endpoints at Docker's bridge address.
+    /// How to treat endpoints at Docker's default bridge address.
     pub docker0: Docker0,
-    /// How long a mass removal is held, for each registry to tracker (at most [`MAX_REGISTRIES`]).
-    /// Zero believes all at once; a day is the most.
+    /// Removal grace of each registry: how long a mass removal is held.
+    ///
+    /// The length is the number of registries, at most [`MAX_REGISTRIES`]. Zero applies every
+    /// removal at once; values above 24 h are cut to 24 h.
     pub removal_graces: Vec<Duration>,
-    /// Most endpoints of one base name, over all deployments, namespaces and versions. A key without a usable endpoint
-    /// counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
+    /// Limit on the endpoints of one base name, over all its groups.
+    ///
+    /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
-    /// Most keys of one registry, those that cannot be served apart; at most [`MAX_KEYS`].
+    /// Limit on the keys of one registry without rejected ones; at most [`MAX_KEYS`].
     pub max_keys: usize,
 }
 
 impl Settings {
-    /// The default settings for these zones and this many registries.
+    /// Returns the default settings for these zones and this many registries.
     pub fn new(zones: Zones, registries: usize) -> Self {
         Self {
             zones,
@@ -85,10 +93,10 @@ impl Settings {
     }
 }
 
-/// What the registries hold, and the services made of it.
+/// The keys of all registries, and the services built from them.
 ///
-/// Changes go in one by one, in O(1) amortised; [`Self::settle`] then makes each touched service anew, once. RecentRemovals is
-/// bounded by the caps of the [`Settings`] and by what the registries hold.
+/// Each change is applied in amortised O(1); [`Self::settle`] then rebuilds every affected service
+/// once. The limits in [`Settings`] bound the memory.
 #[derive(Debug)]
 pub struct Catalog {
     settings: Settings,
@@ -96,35 +104,36 @@ pub struct Catalog {
     trackers: Vec<RegistryTracker>,
     groups: Interner<Group>,
     shared_fields: Interner<SharedKeyFields>,
-    /// The shared of the last put: mostly that of the next, too.
+    /// The shared fields of the last key put; the next key usually has the same.
     last_shared: Option<Arc<SharedKeyFields>>,
     metadata: Interner<Metadata>,
-    /// Keys removed_keys since the interned values were tidied last.
+    /// Keys removed or replaced since the last clean-up of the interned values.
     removed_keys: usize,
-    /// How often to tidy them still.
+    /// Clean-ups still to run, one per [`Self::settle`].
     cleanups_due: u8,
     ledger: Ledger,
     hosts: HostIndex,
-    /// When the first call came.
+    /// The time of the first call.
     started: Option<Instant>,
 }
 
-/// What has happened since the catalog was settled last.
+/// The result of [`Catalog::settle`].
 #[derive(Clone, Debug, Default)]
 pub struct SettleOutcome {
-    /// The services that came, changed or went, sorted by base.
+    /// The services that were added, changed or removed, sorted by base name.
     pub changed: Vec<ServiceChange>,
-    /// Which registry to ask which of its leases are gone ([`Change::LeasesGone`]).
+    /// Leases for each registry to check; the reply is a [`Change::LeasesGone`].
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
-    /// The host names that endpoints are registered under since, or no longer: their addresses are to be looked up, and come
-    /// back as [`Update::Hosts`].
+    /// Host names whose addresses to look up from now on, or no longer.
+    ///
+    /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// When to settle again even if no change comes.
+    /// When to settle again even if no change arrives.
     pub wake: Option<Instant>,
 }
 
 impl Catalog {
-    /// An empty catalog that trackers the registries of these settings.
+    /// Creates an empty catalog with one registry for each removal grace.
     pub fn new(mut settings: Settings) -> Self {
         let graces = std::mem::take(&mut settings.removal_graces).into_iter().take(MAX_REGISTRIES);
         let trackers: Vec<_> = graces.map(RegistryTracker::new).collect();
@@ -146,8 +155,10 @@ impl Catalog {
         }
     }
 
-    /// Takes an update. O(1) amortised for each change in it; a [`Change::ListEnd`] is O(all keys). Services change at the next
-    /// [`Self::settle`].
+    /// Applies an update; services change at the next [`Self::settle`].
+    ///
+    /// Amortised O(1) for each change in the update, except that a [`Change::ListEnd`] is
+    /// O(all keys).
     pub fn apply(&mut self, update: Update, now: Instant) {
         match update {
             Update::Registry(registry, changes) => {
@@ -165,7 +176,7 @@ impl Catalog {
         }
     }
 
-    /// Takes a change of a registry. One that is not followed is ignored.
+    /// Applies one change of a registry; a change of an unknown registry is ignored.
     fn apply_change(&mut self, registry: RegistryId, change: Change, now: Instant) {
         self.started.get_or_insert(now);
         let Some(tracker) = self.trackers.get_mut(registry.index()) else { return };
@@ -191,11 +202,13 @@ impl Catalog {
         }
     }
 
-    /// Lets time pass, makes each touched service anew, and says what became of it. To be called when no change is waiting,
-    /// and at [`SettleOutcome::wake`].
+    /// Advances the time, rebuilds the affected services and returns what changed.
     ///
-    /// What a running list changes shows after its [`Change::ListEnd`]; only where a service changes for another reason
-    /// meanwhile (another registry's event, the end of a hold) is what the list has said of that service so far seen with it.
+    /// Call this when no update is waiting, and at [`SettleOutcome::wake`].
+    ///
+    /// The changes of a list become visible after its [`Change::ListEnd`]. A service that is
+    /// rebuilt earlier for another reason (an event of another registry, the end of a hold) also
+    /// shows what the list has said of it so far.
     pub fn settle(&mut self, now: Instant) -> SettleOutcome {
         let started = *self.started.get_or_insert(now);
         let mut outcome = SettleOutcome::default();
@@ -211,7 +224,7 @@ impl Catalog {
                 earlier(outcome.wake, earlier(tracker.detector.wake(), tracker.holds.wake()));
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
-        // Lists come sorted, which a stable sort makes use of.
+        // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
         self.remove_unused();
@@ -221,22 +234,24 @@ impl Catalog {
         outcome
     }
 
-    /// The service of this base, as of the last [`Self::settle`].
+    /// Returns the service of a base name as of the last [`Self::settle`].
     pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
         self.mirror.service(base)
     }
 
-    /// All services as of the last [`Self::settle`], in no order.
+    /// Returns all services as of the last [`Self::settle`], in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.mirror.services()
     }
 
-    /// What is known of the addresses of host names, as of the last [`Self::settle`] and what was told since.
+    /// Returns the latest known addresses of host names.
+    ///
+    /// New host names appear with [`Self::settle`], new addresses with [`Self::apply`].
     pub fn hosts(&self) -> &HostAddresses {
         &self.hosts.addresses
     }
 
-    /// How far the data can be relied on.
+    /// Returns how far the data of the registries can be trusted at this time.
     pub fn registry_status(&self, now: Instant) -> RegistryStatus {
         let waited = self
             .started
@@ -256,12 +271,12 @@ impl Catalog {
         }
     }
 
-    /// What cannot be served now, and why. Made anew only after a change of it.
+    /// Returns the current rejections; the value is shared until one of them changes.
     pub fn rejections(&mut self) -> Arc<Rejections> {
         self.ledger.view()
     }
 
-    /// Sizes, for metrics.
+    /// Returns counts for metrics.
     pub fn stats(&self) -> Stats {
         let of = |registry| {
             let tally = self.mirror.tally(registry);
@@ -283,7 +298,7 @@ impl Catalog {
         self.trackers[registry.index()].grace
     }
 
-    /// Whether an event is older than what is known of its key in this list epoch.
+    /// Returns whether an event is older than its key is known to be in this epoch.
     fn is_outdated(
         &self,
         registry: RegistryId,
@@ -303,7 +318,7 @@ impl Catalog {
         revision != 0 && revision < known.max(tracker.removals.revision(hash))
     }
 
-    /// Changes an entry, and the rejections with it.
+    /// Changes the state and, if given, the key of an entry, and its rejections.
     fn update_entry(&mut self, slot: u32, key: Option<Arc<RegistryKey>>, state: EntryState) {
         let Self { mirror, ledger, removed_keys, .. } = self;
         if let Some(key) = mirror.key(slot).filter(|_| mirror.state(slot).is_live()) {
@@ -316,14 +331,15 @@ impl Catalog {
         }
     }
 
-    /// Marks the service of an entry that its registry changed.
+    /// Marks the service of an entry as changed by this registry.
     fn mark_changed(&mut self, slot: u32, registry: RegistryId) {
         let in_list = self.trackers[registry.index()].list.is_some();
         self.mirror.mark_changed(self.mirror.base(slot), in_list.then_some(registry));
     }
 
-    /// Forgets shared_fields, groups and metadata that no key has any more, now and then; twice, since readers may hold the services before
-    /// a change a little longer.
+    /// Drops interned values that no key uses any more, from time to time.
+    ///
+    /// Runs in two consecutive calls, because readers may hold the previous services during the first.
     fn remove_unused(&mut self) {
         if self.removed_keys > (self.shared_fields.len().max(self.metadata.len()) / 2).max(1024) {
             self.removed_keys = 0;

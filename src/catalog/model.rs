@@ -1,4 +1,4 @@
-//! The model made of what the registries hold: what readers of the catalog see.
+//! The services built from the registries' keys, as readers of the catalog see them.
 
 use std::net::Ipv4Addr;
 use std::slice;
@@ -10,26 +10,29 @@ use super::key::{Group, RegistryKey};
 use super::text::InlineText;
 use crate::service::{Endpoint, Host};
 
-/// Everything known under one base name, in every deployment, namespace and version. Immutable: a change makes a new one.
+/// Everything registered under one base name, in all its groups.
 ///
-/// Laid out for sorted services of one instance: such a one is a single allocation of 56 octets besides its key, which is
-/// shared with the catalog's mirror.
+/// Immutable: a change builds a new service. The memory layout favours many services with a single
+/// instance: besides its key, which the mirror shares, such a service is one allocation of 56
+/// bytes.
 #[derive(Clone, Debug)]
 pub struct Service {
     base: InlineText,
     keys: ServiceKeys,
 }
 
+/// The keys of a service, in the smallest form that holds them.
 #[derive(Clone, Debug)]
 enum ServiceKeys {
-    /// Nothing.
+    /// No keys.
     Empty,
-    /// One key with one endpoint, which nothing can keep from being served.
+    /// One key with one endpoint, which no rule can exclude.
     Single(Arc<RegistryKey>),
-    /// Anything else.
+    /// Any other number of keys or endpoints.
     Sorted(Box<SortedKeys>),
 }
 
+/// Keys and instances in their published order.
 #[derive(Clone, Debug)]
 struct SortedKeys {
     /// Sorted by [`RegistryKey::order`].
@@ -41,33 +44,37 @@ struct SortedKeys {
 /// The instances of a [`ServiceKeys::Single`].
 const SINGLE_INSTANCE: &[InstanceRef] = &[InstanceRef { key: 0, endpoint: 0, excluded: None }];
 
+/// An instance in terms of its service's keys.
 #[derive(Clone, Copy, Debug)]
 struct InstanceRef {
+    /// Index of the key in the service.
     key: u32,
+    /// Index of the endpoint in the key.
     endpoint: u16,
+    /// Why the instance is not served.
     excluded: Option<ExclusionReason>,
 }
 
-/// One endpoint of one key, as seen in a service.
+/// An instance of a service: one endpoint of one key.
 #[derive(Clone, Copy, Debug)]
 pub struct Instance<'a> {
-    /// The service it is one of.
+    /// The service that the instance belongs to.
     pub service: &'a Service,
-    /// The key it stands in.
+    /// The key that has the endpoint.
     pub key: &'a Arc<RegistryKey>,
-    /// Where it is.
+    /// The endpoint.
     pub endpoint: &'a Endpoint,
-    /// Why it is not served, where it is not.
+    /// Why the instance is not served, `None` if it is.
     pub excluded: Option<ExclusionReason>,
 }
 
 impl Instance<'_> {
-    /// Whether its registry holds what is answered: it is served, or the same endpoint of another key is.
+    /// Returns whether answers contain this endpoint, also if from a duplicate.
     pub fn is_behind_answers(&self) -> bool {
         matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
     }
 
-    /// The key it stands in as the store has it.
+    /// Returns the key as stored in its registry.
     pub fn text(&self) -> String {
         self.service.text(self.key)
     }
@@ -77,60 +84,63 @@ impl Instance<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExclusionReason {
-    /// Another spelling of the name wins.
+    /// Another spelling of the name wins in this deployment and namespace.
     #[error("shadowed: another spelling of the name wins in this deployment and namespace")]
     Shadowed,
-    /// Docker's bridge address, which means another machine to everyone else.
+    /// Docker's bridge address, which is a different machine for every client.
     #[error(
-        "172.17.0.1 is every Docker host's own bridge, and the same port is registered at another address"
+        "172.17.0.1 is every Docker host's own bridge, \
+ and the same port is registered at another address"
     )]
     Docker0,
-    /// The same endpoint of the same group stands in another key (old and new head, two registries).
+    /// Another key of the group has the same endpoint (two prefixes, two registries).
     #[error("the same endpoint is registered by another key")]
     Duplicate,
 }
 
-/// What to do with endpoints at 172.17.0.1, which GoFrame registers on every host that has Docker.
+/// How to treat endpoints at 172.17.0.1 (GoFrame registers it on Docker hosts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Docker0 {
-    /// Leave it out when the same service has the same port at another address.
+    /// Exclude them if the service has the same port at another address.
     #[default]
     Drop,
-    /// Serve it like any other.
+    /// Serve them like any other endpoint.
     Keep,
 }
 
-/// Docker's default bridge address.
+/// The default address of Docker's bridge.
 const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
-    /// A service without a key.
+    /// Creates a service without keys.
     pub(super) fn empty(base: &str) -> Self {
         Self { base: base.into(), keys: ServiceKeys::Empty }
     }
 
-    /// Makes the service of these keys, in any order. O(n log n).
+    /// Builds the service of a base name from its keys, given in any order. O(n log n).
     pub fn new(base: &str, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
         Self { base: base.into(), keys: ServiceKeys::new(keys, docker0) }
     }
 
-    /// This service with these keys in place of its own.
+    /// Builds a service of the same base name from other keys.
     pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
         Self { base: self.base.clone(), keys: ServiceKeys::new(keys, docker0) }
     }
 
-    /// The registered name in lower case, less a served zone's suffix.
+    /// Returns the registered name in lower case, without the suffix of a served zone.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Whether this is the base: sooner than by comparing with [`Self::base`].
+    /// Returns whether this is the base name; faster than comparing [`Self::base`].
     pub fn has_base(&self, base: &str) -> bool {
         self.base.as_bytes() == base.as_bytes()
     }
 
-    /// The keys, sorted by deployment, namespace, rank, version, then by text but for endpoints, which stand in their own
-    /// order, then by registry: within a deployment and namespace the winning spelling stands first.
+    /// Returns the keys, the winning spelling of each deployment and namespace first.
+    ///
+    /// The order is by deployment, namespace, rank, version, key text with the endpoints left
+    /// out, endpoints, and registry.
     pub fn keys(&self) -> &[Arc<RegistryKey>] {
         match &self.keys {
             ServiceKeys::Empty => &[],
@@ -139,6 +149,7 @@ impl Service {
         }
     }
 
+    /// Returns the instances in the order of [`Self::instances`].
     fn refs(&self) -> &[InstanceRef] {
         match &self.keys {
             ServiceKeys::Empty => &[],
@@ -147,12 +158,14 @@ impl Service {
         }
     }
 
-    /// One of the keys as the store has it.
+    /// Returns one of the service's keys as stored in its registry.
     pub fn text(&self, key: &RegistryKey) -> String {
         key.text(&self.base)
     }
 
-    /// Every instance, those left out included, sorted by (deployment, namespace, version, endpoint).
+    /// Returns all instances, excluded ones too.
+    ///
+    /// Sorted by deployment, namespace, version and endpoint.
     pub fn instances(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
         let keys = self.keys();
         self.refs().iter().map(|instance| {
@@ -166,12 +179,14 @@ impl Service {
         })
     }
 
-    /// The instances that are served, in the order of [`Self::instances`].
+    /// Returns the instances that are served, in the order of [`Self::instances`].
     pub fn served(&self) -> impl Iterator<Item = Instance<'_>> {
         self.instances().filter(|instance| instance.excluded.is_none())
     }
 
-    /// The groups of the keys that no other spelling shadows, each once, sorted. Takes time by their number, not the keys'.
+    /// Returns the groups that have a key of a winning spelling, each once, sorted.
+    ///
+    /// Takes O(log keys) for each group.
     pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
         let mut rest: &[Arc<RegistryKey>] = self.keys();
         let mut winner: Option<&RegistryKey> = None;
@@ -179,7 +194,7 @@ impl Service {
             let first = loop {
                 let first = rest.first()?;
                 match winner {
-                    // The rest of this deployment and namespace is shadowed.
+                    // The remaining keys of this deployment and namespace are shadowed.
                     Some(winner)
                         if winner.scope() == first.scope() && winner.rank() != first.rank() =>
                     {
@@ -198,6 +213,7 @@ impl Service {
 }
 
 impl ServiceKeys {
+    /// Sorts the keys, and decides which instances are excluded.
     fn new(mut keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
         if keys.is_empty() {
             return Self::Empty;
@@ -219,7 +235,7 @@ impl ServiceKeys {
     }
 }
 
-/// Adds the instances of one deployment and namespace, whose keys stand at `first` and after, sorted.
+/// Adds the instances of one scope, whose first key has this index.
 fn add_scope(
     refs: &mut Vec<InstanceRef>,
     keys: &[Arc<RegistryKey>],
@@ -249,7 +265,7 @@ fn add_scope(
             } else {
                 None
             };
-            // A catalog that could hold 2^32 keys of one service would not fit in memory.
+            // 2^32 keys of one service would not fit in memory.
             let key = u32::try_from(first + offset).unwrap_or(u32::MAX);
             refs.push(InstanceRef { key, endpoint: at, excluded });
         }
@@ -258,7 +274,7 @@ fn add_scope(
         let key = &keys[instance.key as usize - first];
         (&*key.group().version, &key.endpoints[usize::from(instance.endpoint)])
     };
-    // Of equal endpoints the one that a registry still has is served, not the one that is only held.
+    // Among equal endpoints, one that its registry still has is served before a held one.
     let held = |instance: &InstanceRef| keys[instance.key as usize - first].held();
     refs[added..].sort_by(|a, b| {
         of(a)
@@ -300,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_of_one_endpoint_is_small() {
+    fn services_of_one_endpoint_are_small() {
         assert!(size_of::<Service>() <= 40);
         assert!(size_of::<RegistryKey>() <= 72);
         assert_eq!(size_of::<InstanceRef>(), 8);
@@ -334,8 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zone_spelling_shadows_the_bare_one_with_its_versions_in_its_deployment_and_namespace_only()
-     {
+    fn the_zone_spelling_shadows_the_bare_one_within_its_scope() {
         let service = service(
             &[
                 "/s/d/dev/hello.svc/v2/10.0.0.2:80",
@@ -368,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn dockers_bridge_is_left_out_where_the_port_stands_elsewhere() {
+    fn the_docker_bridge_is_excluded_if_its_port_is_registered_elsewhere() {
         let keys = [
             "/s/d/n/hello/v1/10.0.0.1:80,172.17.0.1:80",
             "/s/d/n/hello/v2/172.17.0.1:81",
@@ -419,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_endpoints_the_one_that_is_not_held_is_served() {
+    fn a_held_endpoint_is_the_duplicate_of_a_present_one() {
         let mut held = key("/a/d/n/hello/v1/10.0.0.1:80");
         Arc::make_mut(&mut held.shared).held = true;
         let service = Service::new(
@@ -432,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_makes_an_empty_service() {
+    fn a_service_may_be_empty() {
         let service = service(&[], Docker0::Drop);
         assert_eq!(
             (service.keys().len(), service.instances().len(), service.visible_groups().count()),

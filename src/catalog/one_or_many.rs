@@ -1,14 +1,14 @@
-//! A slice for one element, mostly.
+//! Slices that need no allocation for a single element.
 
 use std::ops::Deref;
 use std::slice;
 
-/// A slice that needs no allocation of its own for one element: most keys have one endpoint.
+/// An owned slice that stores a single element inline: most keys have 1 endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OneOrMany<T> {
-    /// One element, in place.
+    /// One element, stored inline.
     One([T; 1]),
-    /// None, or several.
+    /// No element, or several.
     Many(Box<[T]>),
 }
 

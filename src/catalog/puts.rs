@@ -1,4 +1,4 @@
-//! Puts.
+//! What a put does: turns a registration into a key, checks the limits and stores the key.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use crate::name::{Base, BaseError, Name, Zones, base_of};
 use crate::service::{Endpoint, Host, Put, Reason, Registration, RegistryId, Rejected, ServiceId};
 
 impl Catalog {
+    /// Applies a put: stores the key, or replaces its previous content by a rejection.
     pub(super) fn put(&mut self, registry: RegistryId, put: Put) {
         let Put { key: text, revision, lease, content } = put;
         let hash = self.mirror.hash(registry, &text);
@@ -29,12 +30,12 @@ impl Catalog {
             self.mark_changed(slot, registry);
         }
         if !in_list {
-            self.trackers[registry.index()].removals.note(hash, revision);
+            self.trackers[registry.index()].removals.record(hash, revision);
         }
         self.ledger.add_key(registry, hash, &text, rejected, generation, in_list);
     }
 
-    /// Makes the model's key of a registration, and finds its base.
+    /// Builds the key of a registration; returns it with its base name.
     fn build_key(
         &mut self,
         registry: RegistryId,
@@ -75,8 +76,9 @@ impl Catalog {
             None => self.share_fields(registry, text, &id, &base, &endpoints),
         };
         self.last_shared = Some(Arc::clone(&shared));
-        let is_odd = text.is_some() || !rejected.is_empty();
-        let uncommon = is_odd.then(|| Box::new(UncommonFields { text, rejected: rejected.into() }));
+        let is_uncommon = text.is_some() || !rejected.is_empty();
+        let uncommon =
+            is_uncommon.then(|| Box::new(UncommonFields { text, rejected: rejected.into() }));
         let key = RegistryKey {
             revision,
             lease,
@@ -88,7 +90,9 @@ impl Catalog {
         Ok((base.text, key))
     }
 
-    /// The shared of a key, and its text where the shared does not make it.
+    /// Interns the shared fields of a key.
+    ///
+    /// Also returns the text of the key if no layout can express it.
     fn share_fields(
         &mut self,
         registry: RegistryId,
@@ -106,7 +110,7 @@ impl Catalog {
         (self.shared_fields.intern(Arc::new(shared)), text)
     }
 
-    /// Puts a key into the mirror, if the caps leave room for it.
+    /// Stores a key in the mirror unless that would exceed a limit.
     fn admit(
         &mut self,
         registry: RegistryId,
@@ -157,7 +161,7 @@ impl Catalog {
     }
 }
 
-/// Why a host name cannot be an endpoint.
+/// Returns why a host name cannot be the host of an endpoint, if so.
 fn reject_host(host: &str, zones: &Zones) -> Option<Reason> {
     match Name::from_text(host) {
         Ok(name) => zones.find(&name).map(|_| Reason::HOST_IN_ZONE),

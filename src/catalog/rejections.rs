@@ -1,4 +1,4 @@
-//! What cannot be served, and why: counts, and a bounded list.
+//! Rejections: what the registries hold that cannot be served, counted and listed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,86 +9,92 @@ use serde::Serialize;
 use super::key::RegistryKey;
 use crate::service::{MAX_REGISTRIES, Reason, RegistryId, Rejected};
 
-/// Most rejections listed for one registry.
+/// Most rejections that are listed for one registry.
 pub const MAX_LISTED_REJECTIONS: usize = 1_000;
 
-/// Longest part of a rejected key that is listed, in characters: the longest key that could be served.
+/// Longest listed excerpt of a rejected key, in characters.
+///
+/// No longer key can be served.
 const MAX_EXCERPT_CHARS: usize = 4_096;
 
-/// What the registries hold and cannot be served: keys, and single endpoints of keys that are served.
+/// The rejected keys, and the rejected endpoints of served keys.
 ///
-/// The list has up to [`MAX_LISTED_REJECTIONS`] rejections of each registry, the earliest found; a key leaves it when it is deleted, put
-/// again with a good content, or not named by a complete list. The counts of endpoints are exact. So are those of keys
-/// while the list is not full; of the keys beyond it only their number by reason is kept, as the last list told it, plus
-/// what was rejected since (a key put again counts again, one deleted still counts, until the next list).
+/// Of each registry, the first [`MAX_LISTED_REJECTIONS`] rejections are listed. A key leaves the
+/// list when it is deleted, put again with valid content, or missing from a complete list.
+///
+/// The counts of endpoints are exact, and so are those of keys until the list is full. Of the keys
+/// beyond, only the number for each reason is known: as of the last complete list, plus later
+/// rejections. Until the next list, a repeated put counts again and a deleted key still counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Rejections {
-    /// How many keys and endpoints are rejected for each reason, over all registries.
+    /// Number of rejected keys and endpoints by reason, over all registries.
     pub counts: BTreeMap<Reason, u64>,
-    /// How many rejected keys are counted and not listed.
+    /// Number of rejected keys that are counted but not listed.
     pub unlisted: u64,
-    /// The listed ones, sorted by registry and key.
+    /// The listed rejections, sorted by registry and key.
     pub listed: Arc<[RejectedKey]>,
 }
 
-/// One rejection.
+/// A listed rejection of a key or of one of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectedKey {
-    /// The registry.
+    /// The registry that has the key.
     pub registry: RegistryId,
     /// The key, shortened to 4,096 characters, control characters escaped.
     pub key: Arc<str>,
-    /// Whether only an endpoint is rejected, and the key is served.
+    /// Whether only an endpoint is rejected and the key itself is served.
     pub endpoint_only: bool,
-    /// What was found, and why it cannot be served.
+    /// The offending text and the reason.
     pub rejected: Rejected,
 }
 
-/// The rejections of all registries, kept up to date.
+/// Tracks the rejections of all registries.
 #[derive(Debug)]
 pub(super) struct Ledger {
     registries: Vec<RegistryRejections>,
+    /// The result of the last [`Self::view`].
     view: Arc<Rejections>,
-    /// Whether the view's counts are old.
+    /// Whether the counts of `view` are out of date.
     counts_stale: bool,
-    /// Whether the view's list is old.
+    /// Whether the list of `view` is out of date.
     list_stale: bool,
 }
 
 /// The rejections of one registry.
 #[derive(Debug, Default)]
 struct RegistryRejections {
-    /// By the seeded hash of the key: a key of any size may be rejected, and must not be kept.
+    /// Listed keys by seeded hash: a rejected key may be too large to store.
     listed: HashMap<u64, ListedKey, RandomState>,
-    /// Rejections in `listed`, together.
+    /// Number of rejections in `listed`.
     listed_rejections: usize,
-    /// ListedKey keys, and all endpoints.
+    /// Counts of listed keys and of all endpoints.
     counts: BTreeMap<Reason, u64>,
-    /// Keys beyond the list.
+    /// Counts of keys beyond the list.
     unlisted: BTreeMap<Reason, u64>,
-    /// Keys beyond the list that the running list has named so far.
+    /// Counts of keys beyond the list that the list in progress has named so far.
     unlisted_in_list: BTreeMap<Reason, u64>,
 }
 
+/// A rejected key, or a served key with rejected endpoints.
 #[derive(Debug)]
 struct ListedKey {
     key: Arc<str>,
     endpoint_only: bool,
-    /// The list that named the key last.
+    /// Number of the registry's list that named the key last.
     generation: u32,
     rejected: Box<[Rejected]>,
 }
 
 impl Ledger {
-    /// An empty ledger for this many registries.
+    /// Creates an empty ledger for this many registries.
     pub(super) fn new(registries: usize) -> Self {
         let registries = (0..registries).map(|_| RegistryRejections::default()).collect();
         Self { registries, view: Arc::default(), counts_stale: false, list_stale: false }
     }
 
-    /// Notes a key that cannot be served at all and is not noted now. O(1).
+    /// Adds a rejected key that is not listed. O(1).
     pub(super) fn add_key(
         &mut self,
         registry: RegistryId,
@@ -111,7 +117,7 @@ impl Ledger {
         }
     }
 
-    /// Forgets a key that was rejected as a whole: it is gone, or good now. O(1).
+    /// Removes a rejected key that was deleted or put again. O(1).
     pub(super) fn remove_key(&mut self, registry: RegistryId, hash: u64) {
         let rejections = &mut self.registries[registry.index()];
         if rejections.listed.get(&hash).is_some_and(|listed| !listed.endpoint_only)
@@ -122,7 +128,7 @@ impl Ledger {
         }
     }
 
-    /// Notes the rejected endpoints of a key that is served from now on. O(rejected endpoints).
+    /// Adds the rejected endpoints of a key that becomes live. O(rejected endpoints).
     pub(super) fn add_endpoints(
         &mut self,
         hash_and_text: impl FnOnce() -> (u64, String),
@@ -146,7 +152,7 @@ impl Ledger {
         }
     }
 
-    /// Forgets the rejected endpoints of a key that is served no longer. O(rejected endpoints).
+    /// Removes the rejected endpoints of a key no longer live. O(rejected endpoints).
     pub(super) fn remove_endpoints(&mut self, hash: impl FnOnce() -> u64, key: &RegistryKey) {
         if key.rejected().is_empty() {
             return;
@@ -162,12 +168,12 @@ impl Ledger {
         }
     }
 
-    /// A list begins.
+    /// Prepares for the puts of a list.
     pub(super) fn begin_list(&mut self, registry: RegistryId) {
         self.registries[registry.index()].unlisted_in_list.clear();
     }
 
-    /// A list is complete: keys that it did not name are rejected no longer. O(listed).
+    /// Removes the rejected keys that a complete list did not name. O(listed keys).
     pub(super) fn end_list(&mut self, registry: RegistryId, generation: u32) {
         self.counts_stale = true;
         let rejections = &mut self.registries[registry.index()];
@@ -187,7 +193,7 @@ impl Ledger {
         }
     }
 
-    /// All rejections now. Made anew only after a change.
+    /// Returns the current rejections, recomputed only after a change.
     pub(super) fn view(&mut self) -> Arc<Rejections> {
         if std::mem::take(&mut self.counts_stale) {
             let mut view = Rejections::default();
@@ -207,6 +213,7 @@ impl Ledger {
         Arc::clone(&self.view)
     }
 
+    /// Returns the listed rejections, sorted by registry and key.
     fn list(&self) -> Arc<[RejectedKey]> {
         let mut list = Vec::new();
         for (registry, rejections) in RegistryId::first(MAX_REGISTRIES).zip(&self.registries) {
@@ -227,6 +234,7 @@ impl Ledger {
 }
 
 impl RegistryRejections {
+    /// Lists the rejections of a key, replacing earlier ones.
     fn list(
         &mut self,
         hash: u64,
@@ -242,7 +250,7 @@ impl RegistryRejections {
         }
     }
 
-    /// Takes a whole key, which has left `listed`, out of the counts.
+    /// Subtracts a rejected key that was removed from `listed`.
     fn uncount(&mut self, listed: &ListedKey) {
         self.listed_rejections -= listed.rejected.len();
         for rejected in &listed.rejected {
@@ -260,7 +268,7 @@ fn decrease(counts: &mut BTreeMap<Reason, u64>, reason: Reason) {
     }
 }
 
-/// A key of any size, fit to print.
+/// Returns the start of a key with control characters escaped.
 fn excerpt(key: &str) -> Arc<str> {
     let mut excerpt = String::with_capacity(key.len().min(MAX_EXCERPT_CHARS));
     for (count, c) in key.chars().enumerate() {

@@ -1,4 +1,4 @@
-//! Removals.
+//! What removals do: deletes, expired leases, keys that a list no longer names, and holds.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +11,7 @@ use super::tracker::ListInProgress;
 use crate::service::{ListKind, RegistryId, Removal};
 
 impl Catalog {
+    /// Applies a delete event; one of a leased key may be held ([`super::grace`]).
     pub(super) fn delete(
         &mut self,
         registry: RegistryId,
@@ -24,7 +25,7 @@ impl Catalog {
         if self.is_outdated(registry, hash, slot, revision) {
             return;
         }
-        self.trackers[registry.index()].removals.note(hash, revision);
+        self.trackers[registry.index()].removals.record(hash, revision);
         self.ledger.remove_key(registry, hash);
         let Some(slot) = slot else { return };
         match removal {
@@ -40,7 +41,7 @@ impl Catalog {
         }
     }
 
-    /// A key that hung on a lease is gone: believed for now, unless a storm of expiry rages.
+    /// Applies the delete of a leased key: leaves a tombstone, or holds the key.
     fn delete_leased(&mut self, registry: RegistryId, slot: u32, lease: i64, now: Instant) {
         self.advance_time(registry, now);
         let before = self.mirror.tally(registry).instances;
@@ -56,6 +57,7 @@ impl Catalog {
         self.mark_changed(slot, registry);
     }
 
+    /// Takes the reply to a lease check: these of the checked leases no longer exist.
     pub(super) fn conclude_lease_check(
         &mut self,
         registry: RegistryId,
@@ -82,7 +84,7 @@ impl Catalog {
         }
     }
 
-    /// Sweeps what a complete list did not name.
+    /// Ends a complete list: removes, or holds, the keys that the list did not name.
     pub(super) fn end_list(&mut self, registry: RegistryId, list: ListInProgress, now: Instant) {
         let generation = self.trackers[registry.index()].generation;
         let swept = self.mirror.not_in_list(registry, generation);
@@ -113,7 +115,7 @@ impl Catalog {
         self.mirror.queue_waiting(registry);
     }
 
-    /// Ends what is over: tombstones, storms, holds.
+    /// Expires tombstones, bursts and holds that are over at this time.
     pub(super) fn advance_time(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (tombstones, holds) = (tracker.detector.advance(now), tracker.holds.take_ended(now));
@@ -128,7 +130,9 @@ impl Catalog {
         }
     }
 
-    /// While a registry is asked whether leases expired: goes on serving what hung on them and was not seen missing yet.
+    /// Holds recent tombstones while a lease check is pending.
+    ///
+    /// Only the keys whose removal no [`Self::settle`] has published yet are held.
     pub(super) fn hold_unpublished(&mut self, registry: RegistryId, now: Instant) {
         let mut tombstones = self.trackers[registry.index()].detector.take_unpublished();
         for tombstone in &mut tombstones {
@@ -144,14 +148,14 @@ impl Catalog {
         self.trackers[registry.index()].detector.put_back(tombstones);
     }
 
-    /// Whether a tombstone still stands for its key: that was neither put again nor removed.
+    /// Returns whether a tombstone's key was neither put again nor removed for good.
     fn is_pending(&self, tombstone: &Tombstone) -> bool {
         [EntryState::Tombstoned, EntryState::Held]
             .into_iter()
             .any(|state| self.is_unchanged(tombstone.slot, &tombstone.key, state))
     }
 
-    /// Takes a tombstone's key out for good.
+    /// Removes a tombstone's key for good.
     fn finalize(&mut self, tombstone: &Tombstone) {
         if self.is_pending(tombstone) {
             self.update_entry(tombstone.slot, None, EntryState::Removed);
@@ -159,7 +163,7 @@ impl Catalog {
         }
     }
 
-    /// Serves a key although its registry says that it is gone; returns it as it is served.
+    /// Keeps serving a key that its registry has removed; returns the held key.
     fn hold(
         &mut self,
         registry: RegistryId,
@@ -180,7 +184,9 @@ impl Catalog {
         Some(held)
     }
 
-    /// Whether an entry is still the one that a tombstone or a hold was made for: each put makes a new key.
+    /// Returns whether an entry still has this very key and state.
+    ///
+    /// Every put creates a new key, even with the same content.
     fn is_unchanged(&self, slot: u32, key: &Arc<RegistryKey>, state: EntryState) -> bool {
         self.mirror.state(slot) == state
             && self.mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))

@@ -1,18 +1,18 @@
-//! A short text without an allocation of its own.
+//! Strings that need no allocation when short.
 
 use std::fmt;
 use std::ops::Deref;
 use std::str;
 
-/// Octets that fit in place.
+/// Longest text that is stored inline, in bytes.
 const INLINE_BYTES: usize = 22;
 
-/// A text in 24 bytes as long as it has no more than 22, as most names; a longer one lies elsewhere.
+/// A string of 24 bytes, stored inline if it fits, as most names do.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum InlineText {
-    /// How many of the bytes are the text, which is UTF-8.
+    /// Length and bytes of a short text; the bytes are UTF-8.
     Inline(u8, [u8; INLINE_BYTES]),
-    /// Any other.
+    /// A longer text.
     Heap(Box<str>),
 }
 
@@ -20,8 +20,8 @@ impl From<&str> for InlineText {
     fn from(text: &str) -> Self {
         let mut bytes = [0; INLINE_BYTES];
         match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(text.as_bytes());
+            (Some(start), Ok(length)) => {
+                start.copy_from_slice(text.as_bytes());
                 Self::Inline(length, bytes)
             }
             _ => Self::Heap(text.into()),
@@ -30,7 +30,7 @@ impl From<&str> for InlineText {
 }
 
 impl InlineText {
-    /// The bytes of the text: to compare them, nobody needs to see once more that they are UTF-8.
+    /// Returns the bytes of the text, for comparisons without another check for UTF-8.
     pub(super) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline(length, bytes) => &bytes[..usize::from(*length)],
@@ -44,7 +44,7 @@ impl Deref for InlineText {
 
     fn deref(&self) -> &str {
         match self {
-            // It was a text when it came.
+            // The bytes came from a `str`.
             Self::Inline(length, bytes) => {
                 str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
             }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_any_length_come_back() {
+    fn texts_of_any_length_round_trip() {
         for length in 0..=INLINE_BYTES + 2 {
             let text = "é".repeat(length / 2) + &"a".repeat(length % 2);
             assert_eq!(&*InlineText::from(&*text), text);

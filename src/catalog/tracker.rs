@@ -1,4 +1,4 @@
-//! How far one registry is followed: its lists, its epoch's revisions, its lease_checks.
+//! The state of following one registry: its list in progress, its epoch and its removals.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,56 +8,62 @@ use foldhash::fast::RandomState;
 use super::grace::{ExpiryDetector, Holds, MAX_REMOVAL_GRACE};
 use crate::service::ListKind;
 
-/// The state of following one registry.
+/// What the catalog knows of one registry besides its keys.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTracker {
-    /// How long a mass removal is held; zero to believe all at once.
+    /// How long a mass removal is held; zero applies every removal at once.
     pub(super) grace: Duration,
-    /// Whether a list was ever completed.
+    /// Whether the registry has ever completed a list.
     pub(super) synced: bool,
-    /// Whether the registry said that it cannot be reached.
+    /// Whether the registry has reported that it is unreachable.
     pub(super) disconnected: bool,
-    /// The running list.
+    /// The list in progress.
     pub(super) list: Option<ListInProgress>,
-    /// The number of the running or the last list: each begins an epoch, within which revisions compare.
+    /// Number of the list in progress, or of the last one.
+    ///
+    /// Each list begins an epoch, and revisions are comparable only within one epoch.
     pub(super) generation: u32,
-    /// What routine lists found that no event had told, so far.
+    /// Differences to the events that routine lists have found since the start.
     pub(super) differences: u64,
-    /// What events of this epoch removed.
+    /// Revisions of the keys that events of this epoch removed.
     pub(super) removals: RecentRemovals,
-    /// Deletes by lease.
+    /// Recent deletes of leased keys.
     pub(super) detector: ExpiryDetector,
-    /// Keys that are gone and still served.
+    /// Keys that the registry has removed and that are still served.
     pub(super) holds: Holds,
 }
 
-/// A running list.
+/// A list that has begun and not ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListInProgress {
-    /// Why it is made.
+    /// Why the registry is listed.
     pub(super) kind: ListKind,
-    /// The registry's instances before it.
+    /// The registry's instances when the list began.
     pub(super) before: usize,
 }
 
 impl RegistryTracker {
-    /// The state before the first list, with this removal grace.
+    /// Creates the state before the first list, with this removal grace.
     pub(super) fn new(grace: Duration) -> Self {
         Self { grace: grace.min(MAX_REMOVAL_GRACE), ..Self::default() }
     }
 
-    /// Whether its keys are known and it cannot be reached.
+    /// Returns whether the registry has completed a list and is unreachable now.
     pub(super) fn is_disconnected(&self) -> bool {
         self.synced && self.disconnected
     }
 
-    /// Whether what a list says should be known already: a routine one, not the first.
+    /// Returns whether a routine list is in progress, which should tell nothing new.
+    ///
+    /// The first list of a registry does not count.
     pub(super) fn is_checking(&self) -> bool {
         self.synced && self.list.is_some_and(|list| list.kind == ListKind::Routine)
     }
 
-    /// Begins a list. One that is running is abandoned: what it said stays, nothing is swept by it. Its doubt is not lost:
-    /// a list after an abandoned one of a restored store is believed no more than that.
+    /// Begins a list, abandoning one in progress: its puts stay, and it removes no key.
+    ///
+    /// The new list inherits the stricter of the two kinds, so a routine list right after an
+    /// abandoned list of a restored store still has its removals held.
     pub(super) fn begin(&mut self, kind: ListKind, instances: usize) {
         let strictness = |kind: ListKind| match kind {
             ListKind::Routine => 0,
@@ -76,7 +82,7 @@ impl RegistryTracker {
         self.removals = RecentRemovals::default();
     }
 
-    /// Ends the running list; none if there is none.
+    /// Ends the list in progress and returns it, if any.
     pub(super) fn end(&mut self) -> Option<ListInProgress> {
         let list = self.list.take()?;
         self.synced = true;
@@ -84,11 +90,15 @@ impl RegistryTracker {
     }
 }
 
-/// Keys remembered at most twice over.
+/// Least number of latest removals that [`RecentRemovals`] remembers.
+///
+/// It remembers at most twice as many.
 const MIN_RECENT_REMOVALS: usize = 32_768;
 
-/// The revisions of keys that events of this epoch removed from the mirror, so that an older put that is replayed after a
-/// delete is seen to be older. The latest 32,768 at least, 65,536 at most, are remembered, by the seeded hash of the key.
+/// Revisions of the keys that events of this epoch removed.
+///
+/// Detects an older put that is replayed after the delete of its key. Keys are identified by
+/// their seeded hash.
 #[derive(Debug, Default)]
 pub(super) struct RecentRemovals {
     recent: HashMap<u64, u64, RandomState>,
@@ -96,8 +106,8 @@ pub(super) struct RecentRemovals {
 }
 
 impl RecentRemovals {
-    /// Notes a removal; nothing for revision 0, which means that the registry counts none.
-    pub(super) fn note(&mut self, hash: u64, revision: u64) {
+    /// Records a removal; revision 0 (the registry counts none) is ignored.
+    pub(super) fn record(&mut self, hash: u64, revision: u64) {
         if revision == 0 {
             return;
         }
@@ -107,7 +117,7 @@ impl RecentRemovals {
         self.recent.insert(hash, revision);
     }
 
-    /// The revision of the last removal remembered, 0 for none.
+    /// Returns the revision of the key's last remembered removal, 0 for none.
     pub(super) fn revision(&self, hash: u64) -> u64 {
         self.recent.get(&hash).or_else(|| self.earlier.get(&hash)).copied().unwrap_or_default()
     }
@@ -118,10 +128,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_memory_is_bounded_and_keeps_the_latest() {
+    fn recent_removals_are_bounded_and_keep_the_latest() {
         let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
-            removals.note(n, n);
+            removals.record(n, n);
         }
         assert!(removals.recent.len() + removals.earlier.len() <= 2 * MIN_RECENT_REMOVALS);
         assert_eq!(removals.revision(200_000), 200_000);

@@ -72,7 +72,7 @@ pub struct Settings {
     /// The length is the number of registries, at most [`MAX_REGISTRIES`]. Zero applies every
     /// removal at once; values above 24 h are cut to 24 h.
     pub removal_graces: Vec<Duration>,
-    /// Limit on the endpoints of one base name, over all its groups.
+    /// Limit on the endpoints of one base name, over all deployments and versions.
     ///
     /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
@@ -298,7 +298,7 @@ impl Catalog {
         self.trackers[registry.index()].grace
     }
 
-    /// Returns whether an event is older than its key is known to be in this epoch.
+    /// Returns whether an event is older than the key's known revision in this epoch.
     fn is_outdated(
         &self,
         registry: RegistryId,
@@ -339,7 +339,7 @@ impl Catalog {
 
     /// Drops interned values that no key uses any more, from time to time.
     ///
-    /// Runs in two consecutive calls, because readers may hold the previous services during the first.
+    /// Runs in two consecutive calls: during the first, readers may hold the previous services.
     fn remove_unused(&mut self) {
         if self.removed_keys > (self.shared_fields.len().max(self.metadata.len()) / 2).max(1024) {
             self.removed_keys = 0;

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::slice;
 
-/// An owned slice that stores a single element inline: most keys have 1 endpoint.
+/// An owned slice with a single element inline, as most keys have one endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OneOrMany<T> {
     /// One element, stored inline.

@@ -186,7 +186,7 @@ impl Catalog {
 
     /// Returns whether an entry still has this very key and state.
     ///
-    /// Every put creates a new key, even with the same content.
+    /// A put of a held or tombstoned key creates a new key, even with the same content.
     fn is_unchanged(&self, slot: u32, key: &Arc<RegistryKey>, state: EntryState) -> bool {
         self.mirror.state(slot) == state
             && self.mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))

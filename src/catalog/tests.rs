@@ -1,4 +1,4 @@
-//! One test for each rule of the catalog, and the little test they share.
+//! One test for each rule of the catalog, and the fixture they share.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) fn zones() -> Zones {
     Zones::new(&["svc".to_owned(), "internal".to_owned()]).unwrap()
 }
 
-/// The registration that a key of GoFrame's layout says, read in the simplest way.
+/// Parses a key of GoFrame's layout.
 pub(super) fn registration(text: &str) -> Registration {
     let segments: Vec<&str> = text.split('/').collect();
     let [_, _, deployment, namespace, name, version, endpoints] = segments[..] else {
@@ -40,7 +40,7 @@ pub(super) fn registration(text: &str) -> Registration {
     }
 }
 
-/// The model's key of a text, whose name is as in the zones `svc` and `internal`.
+/// Builds the catalog's key from a key text, for the zones of [`zones`].
 pub(super) fn key(text: &str) -> RegistryKey {
     let Registration { id, endpoints, rejected, metadata } = registration(text);
     let base = base_of(&id.name, &zones()).unwrap();
@@ -66,7 +66,7 @@ pub(super) fn key(text: &str) -> RegistryKey {
     }
 }
 
-/// What came of a [`Catalog::settle`], the services that changed by their base.
+/// A [`SettleOutcome`] with the changed services reduced to their base names.
 #[derive(Debug, Default, PartialEq)]
 struct Settled {
     changed: Vec<Box<str>>,
@@ -88,19 +88,19 @@ pub(super) fn put(text: &str, revision: u64, lease: i64) -> Put {
     Put { key: text.into(), revision, lease, content: Ok(registration(text)) }
 }
 
-/// A reason that only one layout of keys has.
+/// A reason specific to one key layout.
 pub(super) const JUNK: Reason = Reason::new("junk", "no key of this layout");
 
-fn bad(text: &str) -> Put {
+fn invalid_put(text: &str) -> Put {
     Put { key: text.into(), revision: 0, lease: 0, content: Err(Rejected::new(text, JUNK)) }
 }
 
-/// The number of the registry at this place.
-pub(super) fn id(place: u8) -> RegistryId {
-    RegistryId::new(place.into()).unwrap()
+/// Returns the id of the registry at an index.
+pub(super) fn id(index: u8) -> RegistryId {
+    RegistryId::new(index.into()).unwrap()
 }
 
-/// A catalog and its time.
+/// A catalog with its current time.
 struct TestCatalog {
     catalog: Catalog,
     now: Instant,
@@ -117,25 +117,25 @@ impl TestCatalog {
         Self { catalog: Catalog::new(settings), now: Instant::now() }
     }
 
-    fn of(&mut self, registry: u8, change: Change) {
+    fn apply(&mut self, registry: u8, change: Change) {
         self.catalog.apply_change(id(registry), change, self.now);
     }
 
     fn put(&mut self, text: &str, revision: u64, lease: i64) {
-        self.of(0, Change::Put(put(text, revision, lease)));
+        self.apply(0, Change::Put(put(text, revision, lease)));
     }
 
     fn delete(&mut self, text: &str, revision: u64, removal: Removal) {
-        self.of(0, Change::Delete { key: text.into(), revision, removal });
+        self.apply(0, Change::Delete { key: text.into(), revision, removal });
     }
 
-    /// A whole list of keys, whose lease is their place from 1.
+    /// Sends a complete list of keys whose leases count up from 1.
     fn list(&mut self, kind: ListKind, keys: &[String]) -> Settled {
-        self.of(0, Change::ListBegin(kind));
+        self.apply(0, Change::ListBegin(kind));
         for (text, lease) in keys.iter().zip(1..) {
             self.put(text, 0, lease);
         }
-        self.of(0, Change::ListEnd { revision: 0 });
+        self.apply(0, Change::ListEnd { revision: 0 });
         self.settle()
     }
 
@@ -143,7 +143,7 @@ impl TestCatalog {
         self.catalog.settle(self.now).into()
     }
 
-    fn pass(&mut self, time: Duration) -> Settled {
+    fn advance(&mut self, time: Duration) -> Settled {
         self.now += time;
         self.settle()
     }
@@ -161,8 +161,8 @@ impl TestCatalog {
     }
 }
 
-/// Keys of the service `hello` with one endpoint each.
-fn hellos(range: std::ops::Range<u32>) -> Vec<String> {
+/// Returns keys of the service `hello` with one endpoint each.
+fn hello_keys(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(|n| format!("/service/d/n/hello.svc/latest/10.0.{}.{}:80", n >> 8, n & 255)).collect()
 }
 
@@ -170,7 +170,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const HELLO: &str = "/service/d/n/hello.svc/latest/10.0.0.0:80";
 
 #[test]
-fn a_put_makes_a_service_and_a_delete_ends_it() {
+fn puts_create_services_and_deletes_remove_them() {
     let mut test = TestCatalog::new();
     test.put(HELLO, 1, 0);
     test.put("/service/d/n/HELLO/latest/10.0.0.1:80", 2, 0);
@@ -178,7 +178,7 @@ fn a_put_makes_a_service_and_a_delete_ends_it() {
     assert_eq!(
         test.catalog.service("hello").unwrap().keys().len(),
         2,
-        "keys that differ by case are one service"
+        "names that differ only in case are one service"
     );
     assert_eq!(test.served("hello"), 1, "the bare spelling is shadowed");
     test.delete(HELLO, 3, Removal::Explicit);
@@ -192,7 +192,7 @@ fn a_put_makes_a_service_and_a_delete_ends_it() {
 }
 
 #[test]
-fn group_texts_are_lower_case_and_shared() {
+fn groups_are_lower_case_and_shared() {
     let mut test = TestCatalog::new();
     test.put("/service/Dev/NS/a/V1/10.0.0.1:80", 0, 0);
     test.put("/service/dev/ns/b/v1/10.0.0.1:80", 0, 0);
@@ -207,7 +207,7 @@ fn group_texts_are_lower_case_and_shared() {
 }
 
 #[test]
-fn other_services_are_not_touched() {
+fn changes_rebuild_only_their_service() {
     let mut test = TestCatalog::new();
     for n in 0..100 {
         test.put(&format!("/service/d/n/s{n}/latest/10.0.0.1:80"), n + 1, 0);
@@ -225,15 +225,15 @@ fn other_services_are_not_touched() {
 }
 
 #[test]
-fn the_same_again_changes_nothing() {
+fn repeated_puts_change_nothing() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..3));
+    test.list(ListKind::Routine, &hello_keys(0..3));
     let before = Arc::clone(test.catalog.service("hello").unwrap());
-    assert_eq!(test.list(ListKind::Routine, &hellos(0..3)).changed, []);
+    assert_eq!(test.list(ListKind::Routine, &hello_keys(0..3)).changed, []);
     test.put(HELLO, 0, 1);
     assert_eq!(test.settle().changed, []);
     assert!(Arc::ptr_eq(&before, test.catalog.service("hello").unwrap()));
-    // A new lease shows in the model.
+    // A new lease is visible in the service.
     test.put(HELLO, 7, 99);
     test.settle();
     let keys = test.catalog.service("hello").unwrap().keys();
@@ -242,39 +242,39 @@ fn the_same_again_changes_nothing() {
 }
 
 #[test]
-fn older_events_of_one_epoch_are_ignored() {
+fn outdated_events_of_an_epoch_are_ignored() {
     let mut test = TestCatalog::new();
-    let versions = |test: &TestCatalog| {
+    let revision = |test: &TestCatalog| {
         test.catalog.service("hello").map_or(0, |service| service.keys()[0].revision)
     };
     test.put(HELLO, 10, 1);
     test.put(HELLO, 9, 2);
     test.settle();
-    assert_eq!(versions(&test), 10);
+    assert_eq!(revision(&test), 10);
     test.delete(HELLO, 8, Removal::Explicit);
     test.settle();
-    assert_eq!(versions(&test), 10, "an older delete");
+    assert_eq!(revision(&test), 10, "an outdated delete");
     test.delete(HELLO, 11, Removal::Explicit);
     test.put(HELLO, 10, 1);
     test.settle();
-    assert_eq!(test.served("hello"), 0, "an older put replayed after the delete");
+    assert_eq!(test.served("hello"), 0, "an outdated put replayed after the delete");
     test.put(HELLO, 12, 1);
     test.delete(HELLO, 11, Removal::Explicit);
     test.settle();
-    assert_eq!(versions(&test), 12, "the delete replayed after the next put");
-    // After a list of a restored store every revision is lower.
-    test.of(0, Change::ListBegin(ListKind::Restored));
+    assert_eq!(revision(&test), 12, "an outdated delete replayed after the next put");
+    // The revisions of a restored store are all lower.
+    test.apply(0, Change::ListBegin(ListKind::Restored));
     test.put(HELLO, 3, 1);
-    test.of(0, Change::ListEnd { revision: 4 });
+    test.apply(0, Change::ListEnd { revision: 4 });
     test.put(HELLO, 5, 1);
     test.settle();
-    assert_eq!(versions(&test), 5);
+    assert_eq!(revision(&test), 5);
 }
 
 #[test]
-fn an_older_good_content_does_not_replace_a_bad_one() {
+fn an_outdated_put_does_not_replace_a_rejection() {
     let mut test = TestCatalog::new();
-    test.of(0, Change::Put(Put { revision: 10, ..bad(HELLO) }));
+    test.apply(0, Change::Put(Put { revision: 10, ..invalid_put(HELLO) }));
     test.put(HELLO, 9, 0);
     test.settle();
     assert_eq!(test.served("hello"), 0);
@@ -285,23 +285,23 @@ fn an_older_good_content_does_not_replace_a_bad_one() {
 }
 
 #[test]
-fn a_list_is_seen_when_it_is_complete() {
+fn a_list_becomes_visible_at_its_end() {
     let mut test = TestCatalog::new();
-    test.of(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::ListBegin(ListKind::Routine));
     test.put(HELLO, 1, 0);
     assert_eq!(test.settle().changed, []);
     assert!(test.catalog.service("hello").is_none());
     assert!(!test.catalog.registry_status(test.now).synced);
-    test.of(0, Change::ListEnd { revision: 1 });
+    test.apply(0, Change::ListEnd { revision: 1 });
     assert_eq!(test.settle().changed, ["hello".into()]);
     assert!(test.catalog.registry_status(test.now).synced);
 }
 
 #[test]
-fn a_routine_list_sweeps_what_it_does_not_name() {
+fn a_routine_list_removes_keys_it_does_not_name() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..100));
-    assert_eq!(test.list(ListKind::Routine, &hellos(99..101)).changed, ["hello".into()]);
+    test.list(ListKind::Routine, &hello_keys(0..100));
+    assert_eq!(test.list(ListKind::Routine, &hello_keys(99..101)).changed, ["hello".into()]);
     assert_eq!(test.served("hello"), 2);
     assert_eq!(test.held_keys(), 0);
     test.list(ListKind::Routine, &[]);
@@ -309,54 +309,54 @@ fn a_routine_list_sweeps_what_it_does_not_name() {
 }
 
 #[test]
-fn an_abandoned_list_sweeps_nothing() {
+fn an_abandoned_list_removes_nothing() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
-    test.list(ListKind::Routine, &hellos(0..20));
-    test.of(0, Change::ListBegin(ListKind::Reconnect));
+    test.list(ListKind::Routine, &hello_keys(0..20));
+    test.apply(0, Change::ListBegin(ListKind::Reconnect));
     test.put(HELLO, 0, 1);
-    test.of(0, Change::Connected(false));
+    test.apply(0, Change::Connected(false));
     test.settle();
     assert_eq!(test.served("hello"), 20);
     assert!(test.catalog.registry_status(test.now).disconnected.contains(id(0)));
-    test.of(0, Change::Connected(true));
-    test.list(ListKind::Reconnect, &hellos(0..19));
+    test.apply(0, Change::Connected(true));
+    test.list(ListKind::Reconnect, &hello_keys(0..19));
     assert_eq!(test.served("hello"), 19);
     assert!(test.catalog.registry_status(test.now).disconnected.is_empty());
-    // An end without a beginning is no list.
-    test.of(0, Change::ListEnd { revision: 0 });
+    // A `ListEnd` without `ListBegin` is ignored.
+    test.apply(0, Change::ListEnd { revision: 0 });
     assert_eq!(test.settle().changed, []);
 }
 
 #[test]
-fn a_restored_store_removes_nothing_at_once() {
+fn removals_by_a_restored_store_are_held() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..100));
-    test.list(ListKind::Restored, &hellos(1..100));
+    test.list(ListKind::Routine, &hello_keys(0..100));
+    test.list(ListKind::Restored, &hello_keys(1..100));
     assert_eq!((test.served("hello"), test.held_keys()), (100, 1));
     let held: Vec<bool> =
         test.catalog.service("hello").unwrap().keys().iter().map(|key| key.held()).collect();
     assert_eq!(held.iter().filter(|held| **held).count(), 1);
-    // A check of the store, which never broke since, does not end the hold.
-    let wake = test.list(ListKind::Routine, &hellos(1..100)).wake.unwrap();
+    // A routine list of the restored store does not end the hold.
+    let wake = test.list(ListKind::Routine, &hello_keys(1..100)).wake.unwrap();
     assert_eq!(wake, test.now + 12 * SECOND);
-    test.pass(Duration::from_millis(11_999));
+    test.advance(Duration::from_millis(11_999));
     assert_eq!(test.served("hello"), 100);
-    let outcome = test.pass(Duration::from_millis(1));
+    let outcome = test.advance(Duration::from_millis(1));
     assert_eq!((outcome.changed, outcome.wake), (vec!["hello".into()], None));
     assert_eq!((test.served("hello"), test.held_keys()), (99, 0));
 }
 
 #[test]
-fn an_abandoned_list_of_a_restored_store_is_not_forgotten() {
+fn a_list_inherits_the_strictness_of_an_abandoned_one() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..100));
-    test.of(0, Change::ListBegin(ListKind::Restored));
-    test.list(ListKind::Routine, &hellos(1..100));
+    test.list(ListKind::Routine, &hello_keys(0..100));
+    test.apply(0, Change::ListBegin(ListKind::Restored));
+    test.list(ListKind::Routine, &hello_keys(1..100));
     assert_eq!(test.held_keys(), 1);
 }
 
 #[test]
-fn a_reconnect_that_takes_much_is_held_and_little_is_not() {
+fn a_reconnect_holds_only_mass_removals() {
     for (before, after, held) in [
         (100, 70, 30),
         (100, 71, 0),
@@ -367,21 +367,21 @@ fn a_reconnect_that_takes_much_is_held_and_little_is_not() {
         (1000, 991, 0),
     ] {
         let mut test = TestCatalog::new();
-        test.list(ListKind::Routine, &hellos(0..before));
-        test.list(ListKind::Reconnect, &hellos(0..after));
+        test.list(ListKind::Routine, &hello_keys(0..before));
+        test.list(ListKind::Reconnect, &hello_keys(0..after));
         assert_eq!(test.held_keys(), held, "{before} → {after}");
         assert_eq!(test.served("hello"), after as usize + held);
     }
 }
 
 #[test]
-fn shares_count_instances_not_keys() {
+fn mass_removals_count_instances_not_keys() {
     let mut test = TestCatalog::new();
     let large = format!(
         "/service/d/n/large/latest/{}",
         (0..30).map(|n| format!("10.1.0.{n}:80")).collect::<Vec<_>>().join(",")
     );
-    let mut keys = hellos(0..40);
+    let mut keys = hello_keys(0..40);
     keys.push(large);
     test.list(ListKind::Routine, &keys);
     test.list(ListKind::Reconnect, &keys[..40]);
@@ -390,40 +390,40 @@ fn shares_count_instances_not_keys() {
 }
 
 #[test]
-fn a_key_put_again_ends_its_hold() {
+fn a_put_ends_the_hold_of_its_key() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..20));
+    test.list(ListKind::Routine, &hello_keys(0..20));
     test.list(ListKind::Restored, &[]);
     assert_eq!(test.held_keys(), 20);
     test.put(HELLO, 1, 7);
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (20, 19));
-    // Gone again on purpose, a moment later: the old hold does not bring it back, nor take a later one.
+    // After an explicit delete, the old hold neither restores the key nor ends a later put.
     test.delete(HELLO, 2, Removal::Explicit);
     test.put(HELLO, 3, 8);
-    test.pass(12 * SECOND);
+    test.advance(12 * SECOND);
     assert_eq!((test.served("hello"), test.held_keys()), (1, 0));
-    test.delete(&hellos(3..4)[0], 9, Removal::Explicit);
+    test.delete(&hello_keys(3..4)[0], 9, Removal::Explicit);
     assert_eq!(test.settle().changed, []);
 }
 
 #[test]
 fn an_explicit_delete_ends_a_hold() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..20));
+    test.list(ListKind::Routine, &hello_keys(0..20));
     test.list(ListKind::Restored, &[]);
     test.delete(HELLO, 2, Removal::Lease(1));
     test.settle();
-    assert_eq!(test.held_keys(), 20, "that the lease is gone is no news");
+    assert_eq!(test.held_keys(), 20, "the lease was known to be gone");
     test.delete(HELLO, 3, Removal::Explicit);
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (19, 19));
 }
 
-/// A test of so many hellos on their leases, of which the first so many go with their leases at once.
-fn storm(keys: u32, gone: u32) -> (TestCatalog, Settled) {
+/// Lists leased keys, then deletes the first `gone` of them with their leases.
+fn burst(keys: u32, gone: u32) -> (TestCatalog, Settled) {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..keys));
+    test.list(ListKind::Routine, &hello_keys(0..keys));
     expire(&mut test, 0..gone);
     let outcome = test.settle();
     (test, outcome)
@@ -431,12 +431,12 @@ fn storm(keys: u32, gone: u32) -> (TestCatalog, Settled) {
 
 fn expire(test: &mut TestCatalog, range: std::ops::Range<u32>) {
     for n in range {
-        test.delete(&hellos(n..n + 1)[0], u64::from(n) + 1, Removal::Lease(i64::from(n) + 1));
+        test.delete(&hello_keys(n..n + 1)[0], u64::from(n) + 1, Removal::Lease(i64::from(n) + 1));
     }
 }
 
 #[test]
-fn many_leases_at_once_are_a_doubt() {
+fn a_burst_of_leased_deletes_causes_a_lease_check() {
     for (keys, gone, checked) in [
         (20, 9, false),
         (20, 10, true),
@@ -445,13 +445,13 @@ fn many_leases_at_once_are_a_doubt() {
         (7000, 1999, false),
         (7000, 2000, true),
     ] {
-        let (test, outcome) = storm(keys, gone);
+        let (test, outcome) = burst(keys, gone);
         assert_eq!(outcome.lease_checks.len(), usize::from(checked), "{gone} of {keys}");
         let left = if checked { keys } else { keys - gone };
         assert_eq!(
             test.served("hello"),
             left as usize,
-            "deletes apply at once, unless they are in doubt at once"
+            "deletes apply at once unless a lease check starts at once"
         );
         if let [(registry, leases)] = &outcome.lease_checks[..] {
             assert_eq!(*registry, id(0));
@@ -462,50 +462,50 @@ fn many_leases_at_once_are_a_doubt() {
 }
 
 #[test]
-fn deletes_more_than_five_seconds_apart_are_no_storm() {
-    let (mut test, _) = storm(20, 9);
-    test.pass(5 * SECOND);
+fn deletes_five_seconds_apart_are_no_burst() {
+    let (mut test, _) = burst(20, 9);
+    test.advance(5 * SECOND);
     expire(&mut test, 9..15);
     assert_eq!(test.settle().lease_checks, []);
-    test.pass(4 * SECOND);
+    test.advance(4 * SECOND);
     expire(&mut test, 15..19);
     assert_eq!(test.settle().lease_checks.len(), 1, "10 of 11 within 5 s");
 }
 
 #[test]
-fn expired_leases_bring_their_keys_back_until_the_grace_ends() {
-    let (mut test, outcome) = storm(20, 12);
+fn keys_of_expired_leases_are_held_for_the_grace() {
+    let (mut test, outcome) = burst(20, 12);
     let leases = outcome.lease_checks[0].1.clone();
     test.now += SECOND;
-    test.of(0, Change::LeasesGone(leases[..1].to_vec()));
+    test.apply(0, Change::LeasesGone(leases[..1].to_vec()));
     assert_eq!(test.settle().changed, ["hello".into()]);
     assert_eq!((test.served("hello"), test.held_keys()), (20, 12));
-    // Later deletes of the storm never leave the answers.
+    // Keys deleted later in the burst stay served throughout.
     test.now += 3 * SECOND;
     expire(&mut test, 12..13);
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (20, 13));
-    test.pass(8 * SECOND);
+    test.advance(8 * SECOND);
     assert_eq!((test.served("hello"), test.held_keys()), (8, 1));
-    // 5 s have passed without one: a single delete is believed.
+    // The burst ended after 5 s, so a single delete applies at once.
     expire(&mut test, 13..14);
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (7, 1));
-    test.pass(4 * SECOND);
+    test.advance(4 * SECOND);
     assert_eq!((test.served("hello"), test.held_keys()), (6, 0));
 }
 
 #[test]
-fn what_a_doubt_is_about_is_served_until_the_answer_comes() {
+fn keys_are_held_while_their_lease_check_is_pending() {
     let checked = || {
-        let (mut test, _) = storm(20, 9);
+        let (mut test, _) = burst(20, 9);
         assert_eq!((test.served("hello"), test.held_keys()), (11, 0));
         expire(&mut test, 9..12);
         let leases = test.settle().lease_checks.remove(0).1;
         assert_eq!(
             (test.served("hello"), test.held_keys()),
             (11, 3),
-            "what was seen to be missing waits for the answer"
+            "published removals wait for the reply"
         );
         expire(&mut test, 12..20);
         test.settle();
@@ -513,35 +513,35 @@ fn what_a_doubt_is_about_is_served_until_the_answer_comes() {
         (test, leases)
     };
     let (mut test, leases) = checked();
-    test.of(0, Change::LeasesGone(leases));
+    test.apply(0, Change::LeasesGone(leases));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (20, 20));
     let (mut test, _) = checked();
-    test.of(0, Change::LeasesGone(vec![]));
+    test.apply(0, Change::LeasesGone(vec![]));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (0, 0));
-    // No answer for 2 s: gone, and back should it still come.
+    // Without a reply for 2 s, the keys are removed; a late reply restores them.
     let (mut test, leases) = checked();
     let wake = test.settle().wake;
     assert_eq!(wake, Some(test.now + 2 * SECOND));
-    assert_eq!(test.pass(2 * SECOND).changed, ["hello".into()]);
+    assert_eq!(test.advance(2 * SECOND).changed, ["hello".into()]);
     assert_eq!((test.served("hello"), test.held_keys()), (0, 0));
-    test.of(0, Change::LeasesGone(leases));
+    test.apply(0, Change::LeasesGone(leases));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (20, 20));
-    test.pass(10 * SECOND);
+    test.advance(10 * SECOND);
     assert_eq!((test.served("hello"), test.held_keys()), (0, 0));
 }
 
 #[test]
-fn a_key_put_again_or_deleted_in_doubt_is_not_touched_by_the_answer() {
+fn a_lease_reply_spares_keys_put_or_deleted_meanwhile() {
     for gone in [true, false] {
-        let (mut test, outcome) = storm(20, 20);
+        let (mut test, outcome) = burst(20, 20);
         assert_eq!(test.served("hello"), 20);
-        let texts = hellos(0..2);
+        let texts = hello_keys(0..2);
         test.put(&texts[0], 100, 50);
         test.delete(&texts[1], 102, Removal::Explicit);
-        test.of(
+        test.apply(
             0,
             Change::LeasesGone(if gone { outcome.lease_checks[0].1.clone() } else { Vec::new() }),
         );
@@ -551,42 +551,42 @@ fn a_key_put_again_or_deleted_in_doubt_is_not_touched_by_the_answer() {
 }
 
 #[test]
-fn leases_that_live_mean_that_it_was_on_purpose() {
-    let (mut test, _) = storm(100, 40);
-    test.of(0, Change::LeasesGone(vec![]));
+fn living_leases_mean_deregistration() {
+    let (mut test, _) = burst(100, 40);
+    test.apply(0, Change::LeasesGone(vec![]));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (60, 0));
     expire(&mut test, 40..57);
-    assert_eq!(test.settle().lease_checks, [], "fewer than 30 % of what was left");
+    assert_eq!(test.settle().lease_checks, [], "less than 30 % of what was left");
     expire(&mut test, 57..58);
     let outcome = test.settle();
     assert_eq!(outcome.lease_checks.len(), 1, "30 % of what was left");
-    test.of(0, Change::LeasesGone(outcome.lease_checks[0].1.clone()));
+    test.apply(0, Change::LeasesGone(outcome.lease_checks[0].1.clone()));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (60, 18));
 }
 
 #[test]
-fn answers_that_nobody_asked_for_are_ignored() {
-    let (mut test, _) = storm(100, 20);
-    test.of(0, Change::LeasesGone(vec![1, 2]));
-    test.of(0, Change::LeasesGone(vec![]));
+fn unexpected_lease_replies_are_ignored() {
+    let (mut test, _) = burst(100, 20);
+    test.apply(0, Change::LeasesGone(vec![1, 2]));
+    test.apply(0, Change::LeasesGone(vec![]));
     test.settle();
     assert_eq!(test.held_keys(), 0);
-    let (mut test, _) = storm(100, 50);
-    test.of(0, Change::LeasesGone(vec![77]));
+    let (mut test, _) = burst(100, 50);
+    test.apply(0, Change::LeasesGone(vec![77]));
     test.settle();
-    assert_eq!(test.held_keys(), 50, "not a lease asked about: still in doubt");
-    test.pass(5 * SECOND);
-    test.of(0, Change::LeasesGone(vec![1]));
+    assert_eq!(test.held_keys(), 50, "not a checked lease: the check is still pending");
+    test.advance(5 * SECOND);
+    test.apply(0, Change::LeasesGone(vec![1]));
     test.settle();
-    assert_eq!((test.served("hello"), test.held_keys()), (50, 0), "the storm is over");
+    assert_eq!((test.served("hello"), test.held_keys()), (50, 0), "the burst is over");
 }
 
 #[test]
-fn an_unanswered_doubt_is_asked_again_while_the_storm_lasts() {
+fn an_unanswered_lease_check_is_repeated_during_the_burst() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..100));
+    test.list(ListKind::Routine, &hello_keys(0..100));
     let mut lease_checks = 0;
     for second in 0..8 {
         expire(&mut test, second * 12..(second + 1) * 12);
@@ -597,24 +597,24 @@ fn an_unanswered_doubt_is_asked_again_while_the_storm_lasts() {
 }
 
 #[test]
-fn a_key_put_again_is_not_brought_back() {
-    let (mut test, outcome) = storm(20, 20);
-    let texts = hellos(0..2);
+fn expired_leases_do_not_restore_keys_put_again() {
+    let (mut test, outcome) = burst(20, 20);
+    let texts = hello_keys(0..2);
     test.put(&texts[0], 100, 50);
     test.put(&texts[1], 101, 51);
     test.delete(&texts[1], 102, Removal::Explicit);
-    test.of(0, Change::LeasesGone(outcome.lease_checks[0].1.clone()));
+    test.apply(0, Change::LeasesGone(outcome.lease_checks[0].1.clone()));
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (19, 18));
-    test.pass(12 * SECOND);
+    test.advance(12 * SECOND);
     assert_eq!((test.served("hello"), test.held_keys()), (1, 0));
 }
 
 #[test]
-fn explicit_deletes_are_believed_at_any_number() {
+fn explicit_deletes_apply_at_once_in_any_number() {
     let mut test = TestCatalog::new();
-    test.list(ListKind::Routine, &hellos(0..3000));
-    for text in hellos(0..3000) {
+    test.list(ListKind::Routine, &hello_keys(0..3000));
+    for text in hello_keys(0..3000) {
         test.delete(&text, 1, Removal::Explicit);
     }
     let outcome = test.settle();
@@ -622,9 +622,9 @@ fn explicit_deletes_are_believed_at_any_number() {
 }
 
 #[test]
-fn without_grace_everything_is_believed() {
+fn without_grace_all_removals_apply_at_once() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
-    test.list(ListKind::Routine, &hellos(0..100));
+    test.list(ListKind::Routine, &hello_keys(0..100));
     expire(&mut test, 0..50);
     assert_eq!(test.settle().lease_checks, []);
     test.list(ListKind::Restored, &[]);
@@ -641,19 +641,19 @@ fn each_registry_has_its_own_removal_grace() {
         (0..40).map(move |n| format!("/service/d/n/{}/latest/10.0.0.{n}:80", ["a", "b"][registry]))
     };
     for registry in [0, 1] {
-        test.of(registry, Change::ListBegin(ListKind::Routine));
+        test.apply(registry, Change::ListBegin(ListKind::Routine));
         for (text, lease) in keys(registry.into()).zip(1..) {
-            test.of(registry, Change::Put(put(&text, 0, lease)));
+            test.apply(registry, Change::Put(put(&text, 0, lease)));
         }
-        test.of(registry, Change::ListEnd { revision: 0 });
+        test.apply(registry, Change::ListEnd { revision: 0 });
     }
     test.settle();
     let served = |test: &TestCatalog| [test.served("a"), test.served("b")];
     assert_eq!(served(&test), [40, 40]);
-    // Leases expire in both: one registry is believed, the other is asked, and holds.
+    // Leases expire in both registries; only the one with a grace checks and holds.
     for registry in [0, 1] {
         for (key, lease) in keys(registry.into()).zip(1..=20) {
-            test.of(
+            test.apply(
                 registry,
                 Change::Delete { key: key.into(), revision: 0, removal: Removal::Lease(lease) },
             );
@@ -661,7 +661,7 @@ fn each_registry_has_its_own_removal_grace() {
     }
     let lease_checks = test.settle().lease_checks;
     assert_eq!(lease_checks.iter().map(|(registry, _)| *registry).collect::<Vec<_>>(), [id(1)]);
-    test.of(1, Change::LeasesGone(lease_checks[0].1.clone()));
+    test.apply(1, Change::LeasesGone(lease_checks[0].1.clone()));
     test.settle();
     assert_eq!(served(&test), [20, 40]);
     assert_eq!(
@@ -671,75 +671,75 @@ fn each_registry_has_its_own_removal_grace() {
     // Both stores are wiped.
     test.now += SECOND;
     for registry in [0, 1] {
-        test.of(registry, Change::ListBegin(ListKind::Restored));
-        test.of(registry, Change::ListEnd { revision: 0 });
+        test.apply(registry, Change::ListBegin(ListKind::Restored));
+        test.apply(registry, Change::ListEnd { revision: 0 });
     }
     test.settle();
     assert_eq!((served(&test), test.held_keys()), ([0, 40], 40));
-    test.pass(19 * SECOND);
+    test.advance(19 * SECOND);
     assert_eq!(
         (served(&test), test.held_keys()),
         ([0, 20], 20),
-        "the expired leases' time is over"
+        "the grace of the expired leases is over"
     );
-    test.pass(SECOND);
+    test.advance(SECOND);
     assert_eq!((served(&test), test.held_keys()), ([0, 0], 0));
 }
 
 #[test]
 fn an_endless_grace_does_not_overflow() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::MAX], 1);
-    test.list(ListKind::Routine, &hellos(0..10));
+    test.list(ListKind::Routine, &hello_keys(0..10));
     test.list(ListKind::Restored, &[]);
     assert_eq!(test.held_keys(), 10);
 }
 
 #[test]
-fn several_registries_are_waited_for_ten_seconds() {
+fn slow_registries_delay_sync_by_ten_seconds() {
     let mut test = TestCatalog::with(|_| {}, 2);
     test.settle();
     test.now += 3 * SECOND;
-    let outcome = test.list(ListKind::Routine, &hellos(0..1));
+    let outcome = test.list(ListKind::Routine, &hello_keys(0..1));
     assert!(!test.catalog.registry_status(test.now).synced);
     assert_eq!(outcome.wake, Some(test.now + 7 * SECOND));
-    test.pass(7 * SECOND);
+    test.advance(7 * SECOND);
     assert!(test.catalog.registry_status(test.now).synced);
     let mut test = TestCatalog::with(|_| {}, 2);
     test.settle();
-    test.pass(60 * SECOND);
-    assert!(!test.catalog.registry_status(test.now).synced, "nobody has completed a list");
+    test.advance(60 * SECOND);
+    assert!(!test.catalog.registry_status(test.now).synced, "no registry has completed a list");
 }
 
 #[test]
-fn registries_do_not_disturb_each_other() {
+fn registries_are_independent() {
     let mut test = TestCatalog::with(|_| {}, 2);
-    test.list(ListKind::Routine, &hellos(0..2));
-    test.of(1, Change::ListBegin(ListKind::Routine));
-    test.of(1, Change::Put(put(HELLO, 0, 0)));
-    test.of(1, Change::ListEnd { revision: 0 });
+    test.list(ListKind::Routine, &hello_keys(0..2));
+    test.apply(1, Change::ListBegin(ListKind::Routine));
+    test.apply(1, Change::Put(put(HELLO, 0, 0)));
+    test.apply(1, Change::ListEnd { revision: 0 });
     test.settle();
     assert_eq!(test.catalog.service("hello").unwrap().keys().len(), 3);
-    assert_eq!(test.served("hello"), 2, "equal endpoints once");
+    assert_eq!(test.served("hello"), 2, "equal endpoints are served once");
     test.list(ListKind::Routine, &[]);
     assert_eq!(test.served("hello"), 1);
-    // A registry that nobody configured.
-    test.of(9, Change::Put(put(HELLO, 0, 0)));
+    // A registry that is not configured.
+    test.apply(9, Change::Put(put(HELLO, 0, 0)));
     assert_eq!(test.settle().changed, []);
 }
 
 #[test]
-fn a_running_list_does_not_hold_up_another_registry() {
+fn a_list_in_progress_does_not_delay_other_registries() {
     let mut test = TestCatalog::with(|_| {}, 2);
-    test.of(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::ListBegin(ListKind::Routine));
     test.put("/service/d/n/a/latest/10.0.0.1:80", 1, 0);
-    test.of(1, Change::Put(put("/service/d/n/b/latest/10.0.0.1:80", 1, 0)));
+    test.apply(1, Change::Put(put("/service/d/n/b/latest/10.0.0.1:80", 1, 0)));
     assert_eq!(test.settle().changed, ["b".into()]);
-    test.of(0, Change::ListEnd { revision: 1 });
+    test.apply(0, Change::ListEnd { revision: 1 });
     assert_eq!(test.settle().changed, ["a".into()]);
 }
 
 #[test]
-fn names_that_cannot_be_served_are_rejected_with_their_reason() {
+fn invalid_names_are_rejected_with_their_reason() {
     let mut test = TestCatalog::new();
     let long =
         format!("/service/d/n/{}/latest/10.0.0.1:80", ["a".repeat(63).as_str(); 4].join("."));
@@ -764,9 +764,10 @@ fn names_that_cannot_be_served_are_rejected_with_their_reason() {
 }
 
 #[test]
-fn a_host_in_a_served_zone_is_rejected_and_its_neighbours_are_not() {
+fn a_host_in_a_served_zone_rejects_only_its_endpoint() {
     let mut test = TestCatalog::new();
-    let text = "/service/d/n/hello/latest/web.svc:80,10.0.0.1:80,web.example:80,a.b.internal:80,localhost:80";
+    let text = "/service/d/n/hello/latest/\
+        web.svc:80,10.0.0.1:80,web.example:80,a.b.internal:80,localhost:80";
     test.put(text, 0, 0);
     test.settle();
     let service = test.catalog.service("hello").unwrap();
@@ -786,39 +787,35 @@ fn a_host_in_a_served_zone_is_rejected_and_its_neighbours_are_not() {
     assert_eq!(
         test.catalog.service("other").map(|service| service.instances().len()),
         Some(0),
-        "known, without an instance"
+        "known, but without an instance"
     );
     test.delete(text, 0, Removal::Explicit);
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::HOST_IN_ZONE, 1)]));
 }
 
 #[test]
-fn a_bad_content_ends_a_key_and_a_good_one_ends_the_rejection() {
+fn invalid_content_removes_a_key_and_valid_content_its_rejection() {
     let mut test = TestCatalog::new();
     test.put(HELLO, 0, 0);
     test.settle();
-    test.of(0, Change::Put(bad(HELLO)));
+    test.apply(0, Change::Put(invalid_put(HELLO)));
     assert_eq!(test.settle().changed, ["hello".into()]);
     assert_eq!((test.served("hello"), test.rejection_counts().len()), (0, 1));
-    test.of(0, Change::Put(bad(HELLO)));
-    assert_eq!(
-        test.rejection_counts(),
-        BTreeMap::from([(JUNK, 1)]),
-        "the same key again counts once"
-    );
+    test.apply(0, Change::Put(invalid_put(HELLO)));
+    assert_eq!(test.rejection_counts(), BTreeMap::from([(JUNK, 1)]), "a repeated key counts once");
     test.put(HELLO, 0, 0);
     test.settle();
     assert_eq!((test.served("hello"), test.rejection_counts().len()), (1, 0));
 }
 
 #[test]
-fn a_rejected_key_that_becomes_good_but_for_an_endpoint_counts_as_that() {
+fn a_key_rejection_may_become_an_endpoint_rejection() {
     let mut test = TestCatalog::new();
     let text = "/service/d/n/hello/latest/web.svc:80,10.0.0.1:80";
-    test.of(0, Change::Put(bad(text)));
+    test.apply(0, Change::Put(invalid_put(text)));
     test.put(text, 0, 0);
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::HOST_IN_ZONE, 1)]));
-    test.of(0, Change::Put(bad(text)));
+    test.apply(0, Change::Put(invalid_put(text)));
     assert_eq!(test.rejection_counts(), BTreeMap::from([(JUNK, 1)]));
     test.delete(text, 0, Removal::Explicit);
     assert_eq!(test.rejection_counts(), BTreeMap::new());
@@ -826,14 +823,14 @@ fn a_rejected_key_that_becomes_good_but_for_an_endpoint_counts_as_that() {
 }
 
 #[test]
-fn a_list_forgets_rejections_that_it_does_not_name() {
+fn a_list_removes_rejections_it_does_not_name() {
     let mut test = TestCatalog::new();
-    test.of(0, Change::Put(bad("/a")));
-    test.of(0, Change::Put(bad("/b")));
-    test.of(0, Change::ListBegin(ListKind::Routine));
-    test.of(0, Change::Put(bad("/b")));
+    test.apply(0, Change::Put(invalid_put("/a")));
+    test.apply(0, Change::Put(invalid_put("/b")));
+    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::Put(invalid_put("/b")));
     assert_eq!(test.rejection_counts(), BTreeMap::from([(JUNK, 2)]));
-    test.of(0, Change::ListEnd { revision: 0 });
+    test.apply(0, Change::ListEnd { revision: 0 });
     assert_eq!(
         test.catalog.rejections().listed.iter().map(|listed| &*listed.key).collect::<Vec<_>>(),
         ["/b"]
@@ -842,36 +839,32 @@ fn a_list_forgets_rejections_that_it_does_not_name() {
 }
 
 #[test]
-fn rejected_keys_of_any_number_and_size_take_bounded_memory() {
+fn rejected_keys_take_bounded_memory() {
     let mut test = TestCatalog::new();
     for round in 0..2 {
-        test.of(0, Change::ListBegin(ListKind::Routine));
+        test.apply(0, Change::ListBegin(ListKind::Routine));
         for n in 0..5_000 {
-            test.of(0, Change::Put(bad(&format!("/junk{n}"))));
+            test.apply(0, Change::Put(invalid_put(&format!("/junk{n}"))));
         }
-        test.of(0, Change::ListEnd { revision: 0 });
+        test.apply(0, Change::ListEnd { revision: 0 });
         let rejections = test.catalog.rejections();
         assert_eq!(rejections.counts, BTreeMap::from([(JUNK, 5_000)]), "round {round}");
         assert_eq!((rejections.listed.len(), rejections.unlisted), (MAX_LISTED_REJECTIONS, 4_000));
     }
-    test.of(0, Change::ListBegin(ListKind::Routine));
-    test.of(0, Change::Put(bad(&"x\n".repeat(500_000))));
-    test.of(0, Change::ListEnd { revision: 0 });
+    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::Put(invalid_put(&"x\n".repeat(500_000))));
+    test.apply(0, Change::ListEnd { revision: 0 });
     let rejections = test.catalog.rejections();
-    assert_eq!(
-        (rejections.unlisted, rejections.counts[&JUNK]),
-        (1, 1),
-        "there was no room during the list"
-    );
-    test.of(0, Change::Put(bad(&"x\n".repeat(500_000))));
+    assert_eq!((rejections.unlisted, rejections.counts[&JUNK]), (1, 1), "the list was full");
+    test.apply(0, Change::Put(invalid_put(&"x\n".repeat(500_000))));
     let key = Arc::clone(&test.catalog.rejections().listed[0].key);
-    assert!(key.len() < 10_000 && key.starts_with("x\\nx"), "{} octets", key.len());
+    assert!(key.len() < 10_000 && key.starts_with("x\\nx"), "{} bytes", key.len());
 }
 
 #[test]
-fn the_surplus_of_instances_is_rejected_and_may_come_later() {
+fn instances_beyond_the_limit_are_rejected_until_there_is_room() {
     let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 10, 1);
-    test.list(ListKind::Routine, &hellos(0..8));
+    test.list(ListKind::Routine, &hello_keys(0..8));
     test.put("/service/d/n/hello/latest/10.9.0.1:80,10.9.0.2:80,10.9.0.3:80", 0, 0);
     test.settle();
     assert_eq!(test.catalog.service("hello").unwrap().instances().len(), 8);
@@ -879,7 +872,7 @@ fn the_surplus_of_instances_is_rejected_and_may_come_later() {
     test.put("/service/d/n/hello/latest/10.9.0.4:80,10.9.0.5:80", 0, 0);
     test.put("/service/d/n/other/latest/10.9.0.4:80", 0, 0);
     test.settle();
-    assert_eq!(test.catalog.service("hello").unwrap().instances().len(), 10, "up to the cap");
+    assert_eq!(test.catalog.service("hello").unwrap().instances().len(), 10, "up to the limit");
     assert!(test.catalog.service("other").is_some());
     test.delete(HELLO, 0, Removal::Explicit);
     test.put("/service/d/n/hello/latest/10.9.0.1:80,10.9.0.2:80,10.9.0.3:80", 0, 0);
@@ -904,9 +897,9 @@ fn a_replaced_key_does_not_count_twice() {
 }
 
 #[test]
-fn a_million_keys_of_one_service_end_at_the_cap() {
+fn keys_of_one_service_stop_at_the_instance_limit() {
     let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 100, 1);
-    test.of(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::ListBegin(ListKind::Routine));
     for n in 0..100_000 {
         test.put(
             &format!("/service/d/n/hello/latest/10.0.0.1:{}", n % 65_535 + 1)
@@ -915,7 +908,7 @@ fn a_million_keys_of_one_service_end_at_the_cap() {
             0,
         );
     }
-    test.of(0, Change::ListEnd { revision: 100_000 });
+    test.apply(0, Change::ListEnd { revision: 100_000 });
     test.settle();
     assert_eq!(test.catalog.service("hello").unwrap().keys().len(), 100);
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 99_900)]));
@@ -923,37 +916,37 @@ fn a_million_keys_of_one_service_end_at_the_cap() {
 }
 
 #[test]
-fn the_surplus_of_keys_is_rejected() {
+fn keys_beyond_the_limit_are_rejected() {
     let mut test = TestCatalog::with(|settings| settings.max_keys = 3, 2);
-    for text in hellos(0..5) {
+    for text in hello_keys(0..5) {
         test.put(&text, 0, 0);
     }
-    test.of(1, Change::Put(put("/service/d/n/other/latest/10.0.0.1:80", 0, 0)));
+    test.apply(1, Change::Put(put("/service/d/n/other/latest/10.0.0.1:80", 0, 0)));
     test.put(HELLO, 0, 9);
     test.settle();
     assert_eq!(test.served("hello"), 3);
-    assert_eq!(test.served("other"), 1, "each registry by itself");
+    assert_eq!(test.served("other"), 1, "the limit is per registry");
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::TOO_MANY_KEYS, 2)]));
     test.delete(HELLO, 0, Removal::Explicit);
-    test.put(&hellos(4..5)[0], 0, 0);
+    test.put(&hello_keys(4..5)[0], 0, 0);
     test.settle();
     assert_eq!((test.served("hello"), test.rejection_counts()[&Reason::TOO_MANY_KEYS]), (3, 1));
 }
 
 #[test]
-fn what_is_gone_leaves_nothing_behind() {
+fn removed_keys_free_their_memory() {
     let mut test = TestCatalog::new();
     for round in 0..3 {
-        test.of(0, Change::ListBegin(ListKind::Routine));
+        test.apply(0, Change::ListBegin(ListKind::Routine));
         for n in 0..5_000 {
             let mut put =
                 put(&format!("/service/d{n}/r{round}/s{n}-{round}/latest/10.0.0.1:80"), 0, 0);
             let metadata =
                 BTreeMap::from([("n".into(), serde_json::Value::from(n + round * 5_000))]);
             put.content.as_mut().unwrap().metadata = Arc::new(Metadata::new(metadata));
-            test.of(0, Change::Put(put));
+            test.apply(0, Change::Put(put));
         }
-        test.of(0, Change::ListEnd { revision: 0 });
+        test.apply(0, Change::ListEnd { revision: 0 });
         test.settle();
         let RegistryStats { keys, instances, held, .. } = test.catalog.stats().registries[0];
         assert_eq!((keys, instances, held), (5_000, 5_000, 0));
@@ -965,7 +958,7 @@ fn what_is_gone_leaves_nothing_behind() {
         (0, 0, 0)
     );
     assert_eq!(test.catalog.services().count(), 0);
-    // Places of what is gone are used again.
+    // Freed entries are reused.
     assert!(
         test.catalog.mirror.capacity() <= (10_000, 10_000),
         "{:?}",
@@ -1005,7 +998,7 @@ fn shadowed_spellings_are_conflicts() {
 }
 
 #[test]
-fn names_that_read_as_something_else_are_conflicts() {
+fn names_with_a_better_reading_are_conflicts() {
     let hidden = |name: &str, winner: &str, loser: &str| {
         (name.to_owned(), ConflictKind::Hidden, winner.to_owned(), loser.to_owned())
     };
@@ -1044,20 +1037,20 @@ fn names_that_read_as_something_else_are_conflicts() {
     assert_eq!(
         conflicts_of(&["/s/d/has.dot/hello/v 1/10.0.0.1:80", "/s/e//hello/_v/10.0.0.1:80"]),
         [],
-        "not askable by such names"
+        "no query can have such names"
     );
 }
 
 #[test]
-fn what_a_routine_list_finds_that_no_event_told_is_counted() {
+fn differences_found_by_routine_lists_are_counted() {
     let mut test = TestCatalog::with(|_| {}, 1);
     let differences = |test: &TestCatalog| test.catalog.stats().registries[0].differences;
     let list = |test: &mut TestCatalog, kind, keys: &[(&str, u64)]| {
-        test.of(0, Change::ListBegin(kind));
+        test.apply(0, Change::ListBegin(kind));
         for (key, revision) in keys {
             test.put(key, *revision, 0);
         }
-        test.of(0, Change::ListEnd { revision: 9 });
+        test.apply(0, Change::ListEnd { revision: 9 });
         test.settle();
     };
     let [one, two] =
@@ -1066,24 +1059,24 @@ fn what_a_routine_list_finds_that_no_event_told_is_counted() {
     list(&mut test, ListKind::Routine, &[(one, 1), (two, 2)]);
     assert_eq!(differences(&test), 0, "nothing was missed");
     list(&mut test, ListKind::Routine, &[(two, 5)]);
-    assert_eq!(differences(&test), 2, "one key went, one changed");
+    assert_eq!(differences(&test), 2, "one key was removed, one changed");
     list(&mut test, ListKind::Reconnect, &[(one, 6)]);
-    assert_eq!(differences(&test), 2, "after a reconnect differences are to be expected");
+    assert_eq!(differences(&test), 2, "differences after a reconnect are expected");
 }
 
 #[test]
-fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
+fn a_disconnected_registry_makes_only_its_data_stale() {
     let mut test = TestCatalog::with(|_| {}, 3);
     for registry in 0..3 {
-        test.of(registry, Change::ListBegin(ListKind::Routine));
-        test.of(registry, Change::ListEnd { revision: 0 });
+        test.apply(registry, Change::ListBegin(ListKind::Routine));
+        test.apply(registry, Change::ListEnd { revision: 0 });
     }
     let of = |places: &[u8]| places.iter().map(|place| id(*place)).collect::<RegistrySet>();
     let staleness = |test: &TestCatalog, holders: &[u8]| {
         test.catalog.registry_status(test.now).staleness_of(of(holders))
     };
     assert_eq!(test.catalog.registry_status(test.now).staleness(), None);
-    test.of(1, Change::Connected(false));
+    test.apply(1, Change::Connected(false));
     let status = test.catalog.registry_status(test.now);
     assert_eq!(
         (status.disconnected, status.with_held_keys, status.staleness()),
@@ -1093,11 +1086,11 @@ fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
         [&[0][..], &[1], &[0, 1], &[0, 2]].map(|holders| staleness(&test, holders)),
         [None, Some(Staleness::Disconnected), Some(Staleness::Disconnected), None]
     );
-    // Another one says that its keys are gone, which is not believed.
-    test.of(2, Change::Put(put("/service/d/n/other/latest/10.0.0.9:80", 0, 0)));
+    // Another registry is wiped, and its keys are held.
+    test.apply(2, Change::Put(put("/service/d/n/other/latest/10.0.0.9:80", 0, 0)));
     test.settle();
-    test.of(2, Change::ListBegin(ListKind::Restored));
-    test.of(2, Change::ListEnd { revision: 0 });
+    test.apply(2, Change::ListBegin(ListKind::Restored));
+    test.apply(2, Change::ListEnd { revision: 0 });
     test.settle();
     let status = test.catalog.registry_status(test.now);
     assert_eq!((status.with_held_keys, status.held_keys), (of(&[2]), 1));
@@ -1105,12 +1098,12 @@ fn a_registry_that_is_away_makes_only_what_it_holds_stale() {
         [&[0][..], &[2], &[1, 2]].map(|holders| staleness(&test, holders)),
         [None, Some(Staleness::Held), Some(Staleness::Disconnected)]
     );
-    test.of(1, Change::Connected(true));
+    test.apply(1, Change::Connected(true));
     assert_eq!(test.catalog.registry_status(test.now).staleness(), Some(Staleness::Held));
 }
 
 #[test]
-fn keys_of_any_layout_share_what_is_alike_in_them() {
+fn keys_of_any_layout_share_their_common_fields() {
     let layouts: [fn(u32, u32) -> String; 4] = [
         |service, n| {
             format!("/service/default/default/s{service}.svc/latest/10.{service}.0.{n}:80")
@@ -1127,7 +1120,7 @@ fn keys_of_any_layout_share_what_is_alike_in_them() {
                 format!("/service/default/default/s{service}.svc/latest/10.{service}.0.{n}:80");
             let text = layout(service, n);
             let key = text.clone().into();
-            test.of(
+            test.apply(
                 0,
                 Change::Put(Put { key, revision: 0, lease: 0, content: Ok(registration(&gsvc)) }),
             );
@@ -1149,7 +1142,7 @@ fn keys_of_any_layout_share_what_is_alike_in_them() {
         kept.sort_unstable();
         texts.sort_unstable();
         assert_eq!(kept, texts);
-        // Each is found again by its text.
+        // Every key is found by its text.
         for text in &texts {
             test.delete(text, 0, Removal::Explicit);
         }
@@ -1159,7 +1152,7 @@ fn keys_of_any_layout_share_what_is_alike_in_them() {
 }
 
 #[test]
-fn host_names_are_wanted_while_endpoints_are_registered_under_them() {
+fn host_names_are_looked_up_while_endpoints_have_them() {
     let mut test = TestCatalog::new();
     let key = |n: u32| format!("/service/d/n/s{n}/latest/web.example:80");
     test.put(&key(1), 0, 0);
@@ -1176,12 +1169,16 @@ fn host_names_are_wanted_while_endpoints_are_registered_under_them() {
     assert_eq!(
         test.settle().changed,
         ["s1".into(), "s2".into()],
-        "its services change with its addresses"
+        "services change with the addresses of their hosts"
     );
     assert_eq!(test.catalog.hosts().get("web.example"), Some(&known));
     test.catalog.apply(found("web.example"), test.now);
     test.catalog.apply(found("nobody.example"), test.now);
-    assert_eq!(test.settle().changed, [] as [Box<str>; 0], "nothing new, or nobody wants it");
+    assert_eq!(
+        test.settle().changed,
+        [] as [Box<str>; 0],
+        "the addresses are unchanged or not needed"
+    );
 
     test.delete(&key(1), 0, Removal::Explicit);
     assert_eq!(test.catalog.settle(test.now).hosts, []);

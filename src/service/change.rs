@@ -64,7 +64,7 @@ pub struct Put {
 /// How a key was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Deleted without a lease, or surely expired. Applies at once.
+    /// Deleted without a lease, or known to be expired. Applies at once.
     Explicit,
     /// Deleted while it had this lease, which may have expired or not.
     Lease(i64),

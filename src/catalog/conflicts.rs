@@ -126,7 +126,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
 
     /// Returns the names of a base in a deployment and namespace, the shortest first.
     ///
-    /// Empty if the deployment or namespace cannot be a label.
+    /// Forms whose deployment or namespace cannot be a label are left out.
     fn forms(&self, base: &str, key: &RegistryKey) -> Vec<String> {
         let (deployment, namespace) = key.scope();
         let mut forms = Vec::new();

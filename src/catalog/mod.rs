@@ -48,8 +48,8 @@ use tracker::RegistryTracker;
 
 /// Largest [`Settings::max_instances_per_service`].
 ///
-/// An instance may be the target of up to three SRV records (IPv4, IPv6 and host name), and the
-/// targets of one service share a 16-bit index.
+/// SRV records refer to the IPv4, IPv6 and host name targets of their owner by one 16-bit index,
+/// and there may be as many targets of each kind as instances.
 pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 
 /// Largest [`Settings::max_keys`].
@@ -190,7 +190,7 @@ impl Catalog {
             }
             Change::Put(put) => self.put(registry, put),
             Change::Delete { key, revision, removal } => {
-                self.delete(registry, &key, revision, removal, now)
+                self.delete(registry, &key, revision, removal, now);
             }
             Change::ListEnd { .. } => {
                 if let Some(list) = tracker.end() {

@@ -134,10 +134,14 @@ impl CatalogModel {
     fn run(&mut self, step: ModelStep) {
         match step {
             ModelStep::Put { registry, keys, content } => {
-                keys.into_iter().for_each(|key| self.put(registry, key, content))
+                for key in keys {
+                    self.put(registry, key, content);
+                }
             }
             ModelStep::Delete { registry, keys, lease } => {
-                keys.into_iter().for_each(|key| self.delete(registry, key, lease))
+                for key in keys {
+                    self.delete(registry, key, lease);
+                }
             }
             ModelStep::Replay { registry, which } => {
                 let store = &self.stores[usize::from(registry)];
@@ -157,7 +161,7 @@ impl CatalogModel {
             }
             ModelStep::List { registry, kind, cut } => self.list(registry, kind, cut),
             ModelStep::Connected { registry, connected } => {
-                self.catalog.apply_change(id(registry), Change::Connected(connected), self.now)
+                self.catalog.apply_change(id(registry), Change::Connected(connected), self.now);
             }
             ModelStep::LeaseReply { gone } => {
                 for (registry, leases) in std::mem::take(&mut self.lease_checks) {
@@ -308,9 +312,9 @@ impl CatalogModel {
             for put in store.reported.values() {
                 match expected_key(registry, put) {
                     Ok((base, key)) => {
-                        key.rejected().iter().for_each(|rejected| {
-                            *rejections.entry(rejected.reason).or_default() += 1
-                        });
+                        for rejected in key.rejected() {
+                            *rejections.entry(rejected.reason).or_default() += 1;
+                        }
                         bases.entry(base).or_default().push(Arc::new(key));
                     }
                     Err(reason) => *rejections.entry(reason).or_default() += 1,

@@ -79,7 +79,9 @@ impl Catalog {
                 }
             }
             Conclusion::Deregistered(tombstones) => {
-                tombstones.iter().for_each(|tombstone| self.finalize(tombstone))
+                for tombstone in &tombstones {
+                    self.finalize(tombstone);
+                }
             }
         }
     }

@@ -1071,19 +1071,19 @@ fn a_disconnected_registry_makes_only_its_data_stale() {
         test.apply(registry, Change::ListBegin(ListKind::Routine));
         test.apply(registry, Change::ListEnd { revision: 0 });
     }
-    let of = |places: &[u8]| places.iter().map(|place| id(*place)).collect::<RegistrySet>();
-    let staleness = |test: &TestCatalog, holders: &[u8]| {
-        test.catalog.registry_status(test.now).staleness_of(of(holders))
+    let set = |ids: &[u8]| ids.iter().map(|index| id(*index)).collect::<RegistrySet>();
+    let staleness = |test: &TestCatalog, registries: &[u8]| {
+        test.catalog.registry_status(test.now).staleness_of(set(registries))
     };
     assert_eq!(test.catalog.registry_status(test.now).staleness(), None);
     test.apply(1, Change::Connected(false));
     let status = test.catalog.registry_status(test.now);
     assert_eq!(
         (status.disconnected, status.with_held_keys, status.staleness()),
-        (of(&[1]), of(&[]), Some(Staleness::Disconnected))
+        (set(&[1]), set(&[]), Some(Staleness::Disconnected))
     );
     assert_eq!(
-        [&[0][..], &[1], &[0, 1], &[0, 2]].map(|holders| staleness(&test, holders)),
+        [&[0][..], &[1], &[0, 1], &[0, 2]].map(|registries| staleness(&test, registries)),
         [None, Some(Staleness::Disconnected), Some(Staleness::Disconnected), None]
     );
     // Another registry is wiped, and its keys are held.
@@ -1093,9 +1093,9 @@ fn a_disconnected_registry_makes_only_its_data_stale() {
     test.apply(2, Change::ListEnd { revision: 0 });
     test.settle();
     let status = test.catalog.registry_status(test.now);
-    assert_eq!((status.with_held_keys, status.held_keys), (of(&[2]), 1));
+    assert_eq!((status.with_held_keys, status.held_keys), (set(&[2]), 1));
     assert_eq!(
-        [&[0][..], &[2], &[1, 2]].map(|holders| staleness(&test, holders)),
+        [&[0][..], &[2], &[1, 2]].map(|registries| staleness(&test, registries)),
         [None, Some(Staleness::Held), Some(Staleness::Disconnected)]
     );
     test.apply(1, Change::Connected(true));

@@ -51,7 +51,7 @@ pub enum ListKind {
 /// A key with its content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Put {
-    /// The key as stored in the registry, which has it once.
+    /// The key as stored in the registry, where it is unique.
     pub key: Box<str>,
     /// The revision of the key's last change; 0 if the registry counts none.
     pub revision: u64,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::views::{EndpointView, EventView};
 use super::watching::Watching;
-use crate::catalog::{ServiceChange, Service};
+use crate::catalog::{Service, ServiceChange};
 
 /// How many changes a reader may be behind before some are left out.
 const BEHIND: usize = 4_096;

@@ -423,9 +423,9 @@ async fn files_beyond_max_keys_are_rejected_and_none_is_left_out() {
     let zones = Zones::new(&["svc".to_owned()]).unwrap();
     let mut catalog = Catalog::new(catalog::Settings { max_keys: 3, ..catalog::Settings::new(zones, 1) });
     let now = std::time::Instant::now();
-    while !catalog.condition(now).synced {
+    while !catalog.registry_status(now).synced {
         let update = timeout_at(Instant::now() + DEADLINE, follower.changes.recv()).await.unwrap().unwrap();
-        catalog.take(update, now);
+        catalog.apply(update, now);
     }
     catalog.settle(now);
     assert_eq!(catalog.services().count(), 3);

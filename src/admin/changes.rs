@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::views::{EndpointView, EventView};
 use super::watching::Watching;
-use crate::catalog::{Changed, Service};
+use crate::catalog::{Service, ServiceChange};
 
 /// How many changes a reader may be behind before some are left out.
 const BEHIND: usize = 4_096;
@@ -40,7 +40,7 @@ impl Default for Changes {
 
 impl Changes {
     /// Tells of services that changed. Costs nothing while nobody reads.
-    pub fn tell(&self, changed: &[Changed]) {
+    pub fn tell(&self, changed: &[ServiceChange]) {
         if self.sender.receiver_count() == 0 {
             return;
         }
@@ -84,7 +84,7 @@ impl Changes {
 }
 
 /// What a change means for the instances that are served; none where they are the same.
-fn event(changed: &Changed) -> Option<EventView> {
+fn event(changed: &ServiceChange) -> Option<EventView> {
     let instances = |service: Option<&Arc<Service>>| -> BTreeSet<EndpointView> {
         service.map(|service| service.served().map(|instance| EndpointView::new(&instance)).collect()).unwrap_or_default()
     };

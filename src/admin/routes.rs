@@ -63,7 +63,7 @@ async fn json<T: Serialize + Send + 'static>(make: impl FnOnce() -> T + Send + '
 
 async fn ready(State(shared): State<Shared>) -> Response {
     let site = &shared.site;
-    if site.answerer.condition().synced {
+    if site.answerer.registry_status().synced {
         return "ready\n".into_response();
     }
     let waiting: Vec<String> = site

@@ -251,7 +251,7 @@ impl Status {
     /// The server as it is now.
     pub(super) fn new(site: &Site) -> Self {
         let Site { about, answerer, registries, .. } = site;
-        let (snapshot, condition, settings) = (answerer.snapshot(), answerer.condition(), answerer.settings());
+        let (snapshot, condition, settings) = (answerer.snapshot(), answerer.registry_status(), answerer.settings());
         let stats = answerer.stats();
         let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
             let report = state.report();
@@ -285,8 +285,8 @@ impl Status {
             deployment: settings.deployment.to_string(),
             namespace: settings.namespace.to_string(),
             synced: condition.synced,
-            stale: !condition.away.is_empty(),
-            holding: condition.holding,
+            stale: !condition.disconnected.is_empty(),
+            holding: condition.held_keys,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
             forwarding: site.forwarder.as_deref().map(ForwardingView::new),
             services: snapshot.len(),
@@ -302,8 +302,8 @@ impl ServiceView {
     pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<State>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
-            registry: key.registry().place(),
-            registry_name: name_at(registries, key.registry().place()),
+            registry: key.registry().index(),
+            registry_name: name_at(registries, key.registry().index()),
             revision: key.revision,
             held: key.held(),
             rejected: key.rejected().iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
@@ -337,10 +337,10 @@ impl InstanceView {
             endpoint: EndpointView::new(instance),
             metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
             key: instance.text(),
-            registry: key.registry().place(),
-            registry_name: name_at(registries, key.registry().place()),
+            registry: key.registry().index(),
+            registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
-            left_out: instance.left_out.map(|reason| reason.to_string()),
+            left_out: instance.excluded.map(|reason| reason.to_string()),
         }
     }
 }
@@ -380,8 +380,8 @@ impl RejectionsView {
                 .listed
                 .iter()
                 .map(|listed| RejectionView {
-                    registry: listed.registry.place(),
-                    registry_name: name_at(registries, listed.registry.place()),
+                    registry: listed.registry.index(),
+                    registry_name: name_at(registries, listed.registry.index()),
                     key: listed.key.to_string(),
                     endpoint_only: listed.endpoint_only,
                     found: listed.rejected.found.to_string(),

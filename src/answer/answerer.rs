@@ -10,7 +10,7 @@ use super::message::{ResponseContent, ResponseWriter};
 use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{Condition, Rejections, Stats};
+use crate::catalog::{RegistryStatus, Rejections, Stats};
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
 
 /// Answers queries from the latest generation; shared by all workers.
@@ -138,8 +138,8 @@ impl Answerer {
     }
 
     /// Returns the registry status of the latest generation.
-    pub fn condition(&self) -> Condition {
-        self.snapshot.load().condition
+    pub fn registry_status(&self) -> RegistryStatus {
+        self.snapshot.load().registry_status
     }
 
     /// Returns the registrations that cannot be served, as of the latest generation.

@@ -237,7 +237,7 @@ impl Explanation {
                 });
             }
             TraceStep::Instance(instance, dropped) => {
-                let left_out = instance.left_out.map(|reason| reason.to_string());
+                let left_out = instance.excluded.map(|reason| reason.to_string());
                 let dropped = left_out.or_else(|| dropped.map(str::to_owned));
                 self.instances.push(ConsideredInstance::new(instance, dropped));
             }
@@ -263,7 +263,7 @@ impl Explanation {
                 .instances()
                 .filter(|instance| instance.endpoint.host.address() == Some(address))
             {
-                let dropped = instance.left_out.map(|reason| reason.to_string());
+                let dropped = instance.excluded.map(|reason| reason.to_string());
                 self.instances.push(ConsideredInstance::new(&instance, dropped));
             }
         }
@@ -298,7 +298,7 @@ impl ConsideredInstance {
             endpoint: instance.endpoint.to_string(),
             group: format!("{}/{}/{}", group.deployment, group.namespace, group.version),
             weight: key.weight(),
-            registry: key.registry().place(),
+            registry: key.registry().index(),
             registry_name: String::new(),
             key: instance.text(),
             revision: key.revision,

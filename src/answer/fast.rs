@@ -63,7 +63,7 @@ impl<'a> QueryContext<'a> {
             // A single label can only be a service; longer names can begin with a version or an
             // instance.
             Some((_, node))
-                if node.is_marker() && has_one_label(owner) && self.snapshot.condition.synced =>
+                if node.is_marker() && has_one_label(owner) && self.snapshot.registry_status.synced =>
             {
                 FastAnswer::NoData
             }
@@ -112,7 +112,7 @@ impl<'a> QueryContext<'a> {
             last = rest;
             rest = tail.get(usize::from(*length)..).unwrap_or_default();
         }
-        self.snapshot.condition.synced
+        self.snapshot.registry_status.synced
             && (last.len() == owner.len() || self.snapshot.node(last).is_none())
             && !self.settings().zones.any_at_or_below(name)
     }
@@ -125,7 +125,7 @@ impl<'a> QueryContext<'a> {
         let node = Node::read(self.snapshot.node(service)?);
         // Another version of the service may hold the same instance in another registry without
         // being part of the node. If that could make the answer stale, the full path must decide.
-        let (registries, stale) = (node.registries(), self.snapshot.condition.stale());
+        let (registries, stale) = (node.registries(), self.snapshot.registry_status.stale_registries());
         if !(stale.is_empty() || registries.is_single() && stale.is_subset_of(registries)) {
             return None;
         }

@@ -367,7 +367,7 @@ impl<'a> InstanceFilter<'a> {
                 if dropped.is_none() && instance.is_behind_answers() {
                     registries.insert(instance.key.registry());
                 }
-                dropped = dropped.or_else(|| instance.left_out.map(|_| "left out"));
+                dropped = dropped.or_else(|| instance.excluded.map(|_| "left out"));
                 trace(TraceStep::Instance(*instance, dropped));
                 dropped.is_none()
             })

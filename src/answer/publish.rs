@@ -17,7 +17,7 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{self, Catalog, Changed, Group, Outcome, Service};
+use crate::catalog::{self, Catalog, ServiceChange, Group, SettleOutcome, Service};
 use crate::service::{HostChange, RegistryId, Update};
 
 /// Most services compiled per step.
@@ -41,13 +41,13 @@ pub struct Publisher {
 #[derive(Debug, Default)]
 pub struct Published {
     /// The changed services, by base.
-    pub changed: Vec<Changed>,
+    pub changed: Vec<ServiceChange>,
     /// Host names whose addresses are needed from now on, or no longer.
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
     /// Leases to verify with their registry: do they still exist?
-    pub unverified_leases: Vec<(RegistryId, Vec<i64>)>,
+    pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// When to call [`Publisher::apply`] again, even without updates.
     pub wake: Option<Instant>,
 }
@@ -65,7 +65,7 @@ impl Publisher {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let answerer = Arc::new(Answerer {
             settings: answer,
-            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.condition(now))),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.registry_status(now))),
             rejections: ArcSwap::new(catalog.rejections()),
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
@@ -99,14 +99,14 @@ impl Publisher {
         now: Instant,
     ) -> Publication<'_> {
         for update in updates {
-            self.catalog.take(update, now);
+            self.catalog.apply(update, now);
         }
         let outcome = self.catalog.settle(now);
-        let condition = self.catalog.condition(now);
+        let registry_status = self.catalog.registry_status(now);
         let before = self.answerer.snapshot.load();
-        let is_new = !outcome.changed.is_empty() || before.condition != condition;
+        let is_new = !outcome.changed.is_empty() || before.registry_status != registry_status;
         let next = is_new.then(|| {
-            let mut next = before.with_condition(condition);
+            let mut next = before.with_condition(registry_status);
             if !outcome.changed.is_empty() {
                 next.advance();
                 next.hosts = self.catalog.hosts().clone();
@@ -128,7 +128,7 @@ impl Publisher {
     }
 
     /// Compiles the nodes affected by changed services and by names above them.
-    fn compile(&self, next: &mut Snapshot, changed: &[Changed], toggled: &[Box<str>]) {
+    fn compile(&self, next: &mut Snapshot, changed: &[ServiceChange], toggled: &[Box<str>]) {
         let settings = &self.answerer.settings;
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
@@ -154,7 +154,7 @@ impl Publisher {
 #[must_use = "what is not published is lost"]
 pub struct Publication<'p> {
     publisher: &'p mut Publisher,
-    outcome: Outcome,
+    outcome: SettleOutcome,
     /// The new generation, with all its services; `None` if nothing changed.
     next: Option<Snapshot>,
     /// Number of changed services whose other parts are complete.
@@ -181,13 +181,13 @@ impl Publication<'_> {
     /// Completes the work and publishes the generation.
     pub fn publish(mut self) -> Published {
         while self.compile_next() {}
-        let Self { publisher, outcome: Outcome { changed, doubts, hosts, wake }, next, .. } = self;
+        let Self { publisher, outcome: SettleOutcome { changed, lease_checks, hosts, wake }, next, .. } = self;
         if let Some(next) = next {
             publisher.store(next);
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, unverified_leases: doubts, wake }
+        Published { changed, hosts, lease_checks, wake }
     }
 }
 
@@ -253,13 +253,13 @@ impl<'c> AffectedOwners<'c> {
     fn of(
         settings: &Settings,
         next: &Snapshot,
-        changed: &'c [Changed],
+        changed: &'c [ServiceChange],
         toggled: &[Box<str>],
     ) -> Self {
         let mut owners = Self::default();
         owners.ends.reserve(changed.len() + toggled.len());
         for change in changed {
-            let (base, Changed { before, after }) = (change.base(), change);
+            let (base, ServiceChange { before, after }) = (change.base(), change);
             let mut scopes: Vec<&Arc<Group>> = Vec::new();
             for service in before.iter().chain(after) {
                 scopes.extend(service.visible_groups());
@@ -340,11 +340,11 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 ///
 /// Names are texts in front of the zone. `a.b` in namespace `n` of deployment `d` is below `b`; its
 /// longer names `a.b.n` and `a.b.n.d` are below `b.n`, `n`, `b.n.d`, `n.d` and `d`.
-fn ancestor_changes(changed: &[Changed]) -> Vec<(Box<str>, i32)> {
+fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {
-        let (base, Changed { before, after }) = (change.base(), change);
+        let (base, ServiceChange { before, after }) = (change.base(), change);
         // The usual change concerns instances only and leaves the names alone.
         if let (Some(before), Some(after)) = (before, after)
             && scopes(before).eq(scopes(after))
@@ -406,7 +406,7 @@ fn add_count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
 }
 
 /// Returns the addresses that a service gained (`true`) and lost (`false`).
-fn address_changes(changed: &Changed) -> impl Iterator<Item = (IpAddr, &str, bool)> {
+fn address_changes(changed: &ServiceChange) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] =
         [&changed.before, &changed.after].map(|service| served_addresses(service.as_deref()));
     difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))

@@ -131,7 +131,7 @@ impl<'a> QueryContext<'a> {
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
             // A registry not read yet may have the name, and resolvers would cache an NXDOMAIN.
             full::NameLookup::NxDomain | full::NameLookup::NoData
-                if !self.snapshot.condition.synced =>
+                if !self.snapshot.registry_status.synced =>
             {
                 self.write(&ResponseContent::code(rcode::SERVFAIL, Some(NOT_READY)), out);
             }
@@ -230,14 +230,14 @@ impl<'a> QueryContext<'a> {
     ///
     /// There is one if any of them may be out of date (RFC 8914 section 4.4).
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
-        stale_error(self.snapshot.condition.staleness_of(registries), ExtendedError::STALE_ANSWER)
+        stale_error(self.snapshot.registry_status.staleness_of(registries), ExtendedError::STALE_ANSWER)
     }
 
     /// Returns the extended error of a negative response.
     ///
     /// There is one if any registry may be out of date, since any could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
-        stale_error(self.snapshot.condition.staleness(), ExtendedError::STALE_ANSWER)
+        stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_ANSWER)
     }
 
     /// Writes records held by these registries, or NODATA.
@@ -275,7 +275,7 @@ impl<'a> QueryContext<'a> {
             &ResponseContent::negative(
                 rcode::NXDOMAIN,
                 &soa,
-                stale_error(self.snapshot.condition.staleness(), ExtendedError::STALE_NXDOMAIN),
+                stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN),
             ),
             out,
         );
@@ -420,7 +420,7 @@ impl<'a> QueryContext<'a> {
 /// Returns the extended error for stale data, if there is any.
 fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
-        Staleness::Away => STALE_REGISTRY_TEXT,
+        Staleness::Disconnected => STALE_REGISTRY_TEXT,
         Staleness::Held => STALE_HELD_TEXT,
     };
     Some(ExtendedError { code, text })

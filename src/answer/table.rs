@@ -11,7 +11,7 @@ use foldhash::quality::RandomState;
 
 use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use crate::catalog::{Changed, Condition, HostAddresses, Service};
+use crate::catalog::{ServiceChange, RegistryStatus, HostAddresses, Service};
 use crate::name::instance_address;
 
 /// Hash of a base, and its service; in ascending order of hashes.
@@ -27,7 +27,7 @@ pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
     /// How far the registries' data can be relied on.
-    pub(super) condition: Condition,
+    pub(super) registry_status: RegistryStatus,
     len: usize,
     /// Upper bound of the number of labels in a base.
     pub(super) longest_base: usize,
@@ -49,13 +49,13 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Returns an empty table.
-    pub(super) fn new(condition: Condition) -> Self {
-        Self { condition, ..Self::default() }
+    pub(super) fn new(registry_status: RegistryStatus) -> Self {
+        Self { registry_status, ..Self::default() }
     }
 
     /// Returns a copy with another registry status.
-    pub(super) fn with_condition(&self, condition: Condition) -> Self {
-        Self { condition, ..self.clone() }
+    pub(super) fn with_condition(&self, registry_status: RegistryStatus) -> Self {
+        Self { registry_status, ..self.clone() }
     }
 
     /// Returns the generation, which grows by one with each publication of changes.
@@ -133,12 +133,12 @@ impl Snapshot {
     }
 
     /// Adds, replaces and removes services.
-    pub(super) fn update_services(&mut self, changes: &[Changed]) {
+    pub(super) fn update_services(&mut self, changes: &[ServiceChange]) {
         self.longest_base = changes
             .iter()
             .map(|change| change.base().split('.').count())
             .fold(self.longest_base, usize::max);
-        let first = |change: &Changed| {
+        let first = |change: &ServiceChange| {
             instance_address(change.base().split('.').next().unwrap_or_default().as_bytes())
         };
         self.has_instance_like_base |= changes.iter().any(|change| first(change).is_some());

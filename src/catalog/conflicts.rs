@@ -1,47 +1,55 @@
-//! Names that two things claim: spellings that shadow each other, and readings of one name.
+//! Naming conflicts: shadowed spellings, and names that match more than one interpretation.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::key::Key;
+use super::key::RegistryKey;
 use super::model::Service;
 use crate::name::{Interpretation, ServiceScope, Zones, instance_label, interpretations};
 
-/// One name, two claims to it.
+/// A name that two registrations claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Conflict {
-    /// The name in front of the zone: `hello`, `hello.prod`.
+    /// The name relative to the zone: `hello`, `hello.prod`.
     pub name: String,
-    /// What the two are.
+    /// How the two claims conflict.
     pub kind: ConflictKind,
     /// The deployment of the loser.
     pub deployment: Box<str>,
     /// The namespace of the loser.
     pub namespace: Box<str>,
-    /// What the name answers for: a spelling (`hello.svc`) or a reading (`service hello.prod`).
+    /// The claim that is served.
+    ///
+    /// A spelling (`hello.svc`) or a interpretation (`service hello.prod`).
     pub winner: String,
-    /// What it does not answer for: a spelling (`hello`) or a reading (`service hello in namespace prod`).
+    /// The claim that is not served under this name.
+    ///
+    /// A spelling (`hello`) or a interpretation (`service hello in namespace prod`).
     pub loser: String,
 }
 
-/// What claims one name.
+/// The kinds of naming conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConflictKind {
-    /// Two spellings of one base in one deployment and namespace: the loser's instances are not served.
+    /// Two spellings of one base in a deployment and namespace.
+    ///
+    /// The instances of the loser are not served at all.
     Shadowed,
-    /// Two readings of one name: the loser is served under its other names only.
+    /// Two interpretations of one name; the loser is served under its other names only.
     Hidden,
 }
 
-/// The names that two things claim, sorted: spellings that are shadowed, and for each service the names of its deployments,
-/// namespaces, versions and instances that read as something else, which stands higher in the naming table.
+/// Returns the naming conflicts among services, sorted.
 ///
-/// `find` finds a service by its base; `deployment` and `namespace` are those that a name has when it names none. Meant for
-/// a person's question: O(keys and instances), each with a few look-ups.
+/// These are shadowed spellings, and published names (of deployments, namespaces, versions and
+/// instances) for which another registered service has a interpretation of higher precedence.
+///
+/// `find` looks up a service by its base name; `deployment` and `namespace` are the configured
+/// defaults. Meant for interactive use: O(keys and instances), with a few lookups for each.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
@@ -49,7 +57,7 @@ pub fn conflicts<'a>(
     deployment: &str,
     namespace: &str,
 ) -> Vec<Conflict> {
-    let mut search = Search { find, zones, deployment, namespace, found: Vec::new() };
+    let mut search = ConflictSearch { find, zones, deployment, namespace, found: Vec::new() };
     for service in services {
         search.service(service);
     }
@@ -58,7 +66,8 @@ pub fn conflicts<'a>(
     search.found
 }
 
-struct Search<'s, F> {
+/// The inputs of [`conflicts`] and the conflicts found so far.
+struct ConflictSearch<'s, F> {
     find: F,
     zones: &'s Zones,
     deployment: &'s str,
@@ -66,8 +75,9 @@ struct Search<'s, F> {
     found: Vec<Conflict>,
 }
 
-/// What a service's name is to mean: how many labels in front of the base are instance and version, and how many the base
-/// has; what stands behind is a namespace, and then a deployment.
+/// The intended interpretation of a published name, in labels.
+///
+/// Instance and version precede the base; the rest is a namespace, then a deployment.
 #[derive(Clone, Copy)]
 struct Claim {
     instance: bool,
@@ -75,7 +85,8 @@ struct Claim {
     base: usize,
 }
 
-impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
+impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
+    /// Adds the conflicts of one service.
     fn service(&mut self, service: &Service) {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
@@ -88,14 +99,22 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
             }
             // Versions and instances are published in front of the shortest form.
             let Some(form) = forms.first() else { continue };
-            for version in visible.chunk_by(|a, b| a.group() == b.group()).map(|keys| &*keys[0].group().version) {
+            for version in visible
+                .chunk_by(|a, b| a.group() == b.group())
+                .map(|keys| &*keys[0].group().version)
+            {
                 if version.split('.').all(is_label) {
-                    let claim = Claim { instance: false, version: version.split('.').count(), base: labels };
+                    let claim = Claim {
+                        instance: false,
+                        version: version.split('.').count(),
+                        base: labels,
+                    };
                     self.claim(&format!("{version}.{form}"), key, claim);
                 }
             }
             let endpoints = visible.iter().flat_map(|key| &key.endpoints);
-            let mut addresses: Vec<_> = endpoints.filter_map(|endpoint| endpoint.host.address()).collect();
+            let mut addresses: Vec<_> =
+                endpoints.filter_map(|endpoint| endpoint.host.address()).collect();
             addresses.sort_unstable();
             addresses.dedup();
             for address in addresses {
@@ -105,8 +124,10 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         }
     }
 
-    /// The names of a base in a deployment and namespace, the shortest first; none where those cannot stand in a name.
-    fn forms(&self, base: &str, key: &Key) -> Vec<String> {
+    /// Returns the names of a base in a deployment and namespace, the shortest first.
+    ///
+    /// Forms whose deployment or namespace cannot be a label are left out.
+    fn forms(&self, base: &str, key: &RegistryKey) -> Vec<String> {
         let (deployment, namespace) = key.scope();
         let mut forms = Vec::new();
         if deployment == self.deployment && namespace == self.namespace {
@@ -121,8 +142,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         forms
     }
 
-    /// Reports the spellings of one deployment and namespace that are not the first.
-    fn shadowed(&mut self, base: &str, scope: &[Arc<Key>]) {
+    /// Reports every spelling of one deployment and namespace but the winning one.
+    fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
         for loser in spellings {
@@ -137,8 +158,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         }
     }
 
-    /// Reports a name whose best reading is not the one that the claim is about.
-    fn claim(&mut self, name: &str, key: &Key, claim: Claim) {
+    /// Reports a name if a registered interpretation of it precedes the claimed one.
+    fn claim(&mut self, name: &str, key: &RegistryKey, claim: Claim) {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         let front = usize::from(claim.instance) + claim.version;
         let claimed = Interpretation {
@@ -152,7 +173,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
             version: (claim.version > 0).then(|| &labels[usize::from(claim.instance)..front]),
         };
         let mut better = interpretations(&labels, labels.len()).take_while(|interpretation| *interpretation != claimed);
-        if let Some(winner) = better.find(|interpretation| self.holds(interpretation)) {
+        if let Some(winner) = better.find(|interpretation| self.is_registered(interpretation)) {
             self.found.push(Conflict {
                 name: name.to_owned(),
                 kind: ConflictKind::Hidden,
@@ -164,23 +185,39 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         }
     }
 
-    /// Whether something is registered that the reading names.
-    fn holds(&self, interpretation: &Interpretation<'_>) -> bool {
+    /// Returns whether what the interpretation names is registered.
+    fn is_registered(&self, interpretation: &Interpretation<'_>) -> bool {
         let Some(service) = (self.find)(&joined(interpretation.base)) else { return false };
-        if *interpretation == (Interpretation { base: interpretation.base, scope: ServiceScope::Configured, instance: None, version: None }) {
+        if *interpretation
+            == (Interpretation {
+                base: interpretation.base,
+                scope: ServiceScope::Configured,
+                instance: None,
+                version: None,
+            })
+        {
             return true;
         }
         let (deployment, namespace) = match interpretation.scope {
             ServiceScope::Configured => (self.deployment.into(), self.namespace.into()),
-            ServiceScope::Namespace(namespace) => (self.deployment.into(), String::from_utf8_lossy(namespace)),
-            ServiceScope::Full { namespace, deployment } => (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace)),
+            ServiceScope::Namespace(namespace) => {
+                (self.deployment.into(), String::from_utf8_lossy(namespace))
+            }
+            ServiceScope::Full { namespace, deployment } => {
+                (String::from_utf8_lossy(deployment), String::from_utf8_lossy(namespace))
+            }
         };
         let (deployment, namespace): (&str, &str) = (&deployment, &namespace);
         let keys = service.keys();
         let first = keys.partition_point(|key| key.scope() < (deployment, namespace));
-        let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace)) else { return false };
+        let Some(winner) = keys.get(first).filter(|key| key.scope() == (deployment, namespace))
+        else {
+            return false;
+        };
         let mut keys = &keys[first..];
-        keys = &keys[..keys.partition_point(|key| key.scope() == (deployment, namespace) && key.rank() == winner.rank())];
+        keys = &keys[..keys.partition_point(|key| {
+            key.scope() == (deployment, namespace) && key.rank() == winner.rank()
+        })];
         if let Some(version) = interpretation.version {
             let version = joined(version);
             let first = keys.partition_point(|key| *key.group().version < *version);
@@ -189,11 +226,14 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> Search<'_, F> {
         }
         let Some(instance) = interpretation.instance else { return !keys.is_empty() };
         let address = crate::name::instance_address(instance);
-        address.is_some() && keys.iter().any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
+        address.is_some()
+            && keys
+                .iter()
+                .any(|key| key.endpoints.iter().any(|endpoint| endpoint.host.address() == address))
     }
 }
 
-/// A registered name as the registry spells it: the base with the suffix that its rank means.
+/// Returns a registered name as spelled: its base with the suffix of its rank.
 fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     match zones.iter().nth(usize::from(rank)) {
         Some(zone) => format!("{base}.{}", zone.relative_text()),
@@ -201,7 +241,7 @@ fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     }
 }
 
-/// A reading in words.
+/// Describes a interpretation in words.
 fn describe(interpretation: &Interpretation<'_>) -> String {
     let mut words = String::new();
     if let Some(instance) = interpretation.instance {
@@ -217,7 +257,8 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
             let _ = write!(words, " in namespace {}", String::from_utf8_lossy(namespace));
         }
         ServiceScope::Full { namespace, deployment } => {
-            let (namespace, deployment) = (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
+            let (namespace, deployment) =
+                (String::from_utf8_lossy(namespace), String::from_utf8_lossy(deployment));
             let _ = write!(words, " in namespace {namespace} of deployment {deployment}");
         }
     }
@@ -228,7 +269,7 @@ fn joined(labels: &[&[u8]]) -> String {
     String::from_utf8_lossy(&labels.join(&b'.')).into_owned()
 }
 
-/// Whether a text can stand in a name as one label that no selector is made of.
+/// Returns whether a text can be a label without being taken for a selector.
 fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && !text.contains('.') && !text.starts_with('_')
 }

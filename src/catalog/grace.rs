@@ -1,256 +1,281 @@
-//! Which removals are believed, and when: shares of a list, storms of lease expiry, holds.
+//! Removal grace: which removals apply at once, and which are held.
 //!
-//! A registry's stall or wipe removes every key at once although all services live. GoFrame servers are back under new
-//! leases 1-3 s after an expiry and about 8 s after a wipe; so a mass removal is held for the removal grace, and a key that
-//! is put again ends its hold. Everything counts instances (endpoints), not keys.
+//! When a registry stalls or is wiped, all keys vanish at once although the services still run.
+//! GoFrame servers register again 1-3 s after a lease expiry and about 8 s after a wipe. A mass
+//! removal is therefore held for the removal grace, and a key that is put again ends its hold.
+//! All thresholds count instances (endpoints), not keys.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::key::Key;
-use super::mirror::Standing;
+use super::key::RegistryKey;
+use super::mirror::EntryState;
 use crate::service::ListKind;
 
-/// Longest removal grace; a longer one is cut to it.
-pub(super) const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+/// Longest removal grace; a longer one is cut to this.
+pub(super) const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Deletes by lease within this time belong together; a pause of this length ends a storm.
-pub(super) const WINDOW: Duration = Duration::from_secs(5);
+/// Time within which deletes of leased keys form one burst; a longer pause ends it.
+pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 
-/// Fewer instances are never a mass removal.
-const LEAST: usize = 10;
+/// Removals of fewer instances are never a mass removal.
+const MIN_MASS_INSTANCES: usize = 10;
 
-/// The share of a registry's instances that is one, in percent.
-const SHARE: usize = 30;
+/// Share of a registry's instances that makes a mass removal, in percent.
+const MASS_PERCENT: usize = 30;
 
-/// So many deletes by lease are one at any share: etcd revokes about 1,000 leases a second, so that a large registry's
-/// expiry takes longer than the window.
-const MANY: usize = 2_000;
+/// Deleted instances in one burst that make a mass removal whatever their share.
+///
+/// etcd revokes about 1,000 leases a second, so the expiry of a large registry outlasts the window.
+const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
-/// How long at most a key that a doubt is about goes on being served: the registry answers within milliseconds, or not.
-pub(super) const DOUBT: Duration = Duration::from_secs(2);
+/// Longest hold of a key whose lease is being checked.
+///
+/// A reachable registry replies within milliseconds.
+pub(super) const LEASE_CHECK_HOLD: Duration = Duration::from_secs(2);
 
-/// Most leases of one doubt.
-const ASK: usize = 32;
+/// Most leases in one lease check.
+const MAX_CHECKED_LEASES: usize = 32;
 
-/// What a list would do to a registry's keys.
+/// The removals that a complete list implies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sweep {
-    /// Keys that it does not name.
+    /// Keys that the list does not name.
     pub(super) keys: usize,
-    /// Their instances.
+    /// Instances of these keys.
     pub(super) instances: usize,
-    /// Instances when the list began.
+    /// The registry's instances when the list began.
     pub(super) before: usize,
-    /// Keys left after it.
+    /// Keys that the list leaves.
     pub(super) keys_left: usize,
-    /// Instances left after it.
+    /// Instances that the list leaves.
     pub(super) instances_left: usize,
 }
 
 impl Sweep {
-    /// Whether the removals of such a list are held: all of a restored store; of a reconnect those that leave nothing or
-    /// take a large share; none of a routine list, whose connection never broke.
-    pub(super) fn is_doubtful(&self, kind: ListKind) -> bool {
-        let leaves_nothing = self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
+    /// Returns whether the removals are held.
+    ///
+    /// Removals by a list of a restored store always are. Those after a reconnect are held if
+    /// they leave nothing or are a mass removal. A routine list is trusted, since its
+    /// connection never broke.
+    pub(super) fn should_hold(&self, kind: ListKind) -> bool {
+        let leaves_nothing =
+            self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
         match kind {
             ListKind::Routine => false,
-            ListKind::Reconnect => self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before)),
+            ListKind::Reconnect => {
+                self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before))
+            }
             ListKind::Restored => self.keys > 0,
         }
     }
 }
 
 fn is_large(gone: usize, before: usize) -> bool {
-    gone >= LEAST && gone * 100 >= before * SHARE
+    gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
-/// A key that was deleted and hung on a lease.
+/// A key that was deleted while it had a lease, and may still come back.
 #[derive(Debug)]
-pub(super) struct Tomb {
-    /// When it went.
+pub(super) struct Tombstone {
+    /// When the key was deleted.
     pub(super) at: Instant,
-    /// Its entry in the mirror; still this key's only while that has this very `key`, buried or held.
+    /// The key's entry in the mirror.
+    ///
+    /// Valid only while the entry has this very `key` and is tombstoned or held.
     pub(super) slot: u32,
-    /// The key, as the entry has it.
-    pub(super) key: Arc<Key>,
-    /// The lease it went with.
+    /// The key as stored in the entry.
+    pub(super) key: Arc<RegistryKey>,
+    /// The lease that the key had.
     pub(super) lease: i64,
-    /// The registry's instances before.
+    /// The registry's instances before the delete.
     pub(super) before: usize,
 }
 
-/// Deletes by lease of one registry: a deregistration, or a storm of expiry? A storm begins with the first such delete and
-/// ends when 5 s pass without one.
+/// Tells the mass expiry of leases from deregistrations, for one registry.
 ///
-/// - Quiet: deletes apply at once and stay as tombstones for 5 s. When those of 5 s are at least 10 and at least 30 % of the
-///   instances before them, or at least 2,000, the registry is asked about up to 32 of their leases.
-/// - Asked: what was not seen to be missing yet, and what is deleted till the answer comes, goes on being served, each key
-///   for 2 s at most. So an expiry never shows further than up to the threshold, if the registry answers in time.
-/// - It answers that one of them is gone: it was expiry. The tombstones come back and are held, and later deletes of the
-///   storm are held directly.
-/// - It answers that none is gone: they were deleted on purpose (GoFrame deregisters without revoking its lease). The
-///   tombstones are dropped and counting begins anew: the same storm asks again only when deletes after the answer reach
-///   the threshold by themselves.
-/// - It does not answer within 5 s: the question may be asked again, once more deletes come while the threshold is
-///   reached. A late answer that names a lease asked about still counts while the storm lasts.
+/// A burst begins with the first leased delete and ends after 5 s without one. Within a burst:
+///
+/// - Idle: deletes apply at once and stay as tombstones for 5 s. The registry is asked about up to
+///   32 of the leases when the tombstones reach 2,000 instances, or 10 instances that are 30 % of
+///   those before.
+/// - Check pending: keys whose removal is not published yet, and keys deleted until the reply, are
+///   held for up to 2 s each. If the registry replies in time, clients see an expiry only up to
+///   the threshold.
+/// - The reply names a checked lease: the leases expired. The tombstones' keys are restored and
+///   held, and later deletes in the burst are held directly.
+/// - The reply names none: the keys were deregistered (GoFrame does not revoke the lease then). The
+///   tombstones are dropped and counting restarts, so the burst causes another check only if later
+///   deletes reach the threshold by themselves.
+/// - No reply for 5 s: another check may follow once more deletes come while the threshold is
+///   reached. A late reply that names a checked lease still counts during the burst.
 #[derive(Debug, Default)]
-pub(super) struct Storm {
-    tombs: VecDeque<Tomb>,
-    /// How many of the last `tombs` nobody has seen to be missing.
-    unseen: usize,
-    /// Instances of all `tombs`.
-    fallen: usize,
-    /// When the last delete came.
-    last: Option<Instant>,
-    verdict: Verdict,
-    /// The leases asked about last.
-    asked: Vec<i64>,
+pub(super) struct ExpiryDetector {
+    tombstones: VecDeque<Tombstone>,
+    /// Length of the tail of `tombstones` whose removal no settling has published.
+    unpublished: usize,
+    /// Instances of all `tombstones`.
+    instances: usize,
+    /// When the last leased delete came.
+    last_delete: Option<Instant>,
+    check: CheckState,
+    /// The leases of the last check.
+    checked_leases: Vec<i64>,
 }
 
+/// Progress of the lease check in the current burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Verdict {
+enum CheckState {
+    /// No check is needed.
     #[default]
-    None,
-    /// To be asked.
+    Idle,
+    /// A check must be sent.
     Due,
-    /// Asked then.
-    Asked(Instant),
-    /// It is expiry.
-    Expiry,
+    /// A check was sent at this time.
+    Pending(Instant),
+    /// The leases have expired.
+    Expired,
 }
 
-/// What an answer about leases means for the tombstones.
+/// What a reply to a lease check means for the tombstones.
 #[derive(Debug)]
-pub(super) enum Answer {
-    /// Nothing was asked, or not about these.
-    Unasked,
-    /// They come back.
-    Expiry(Vec<Tomb>),
-    /// They are gone for good.
-    Deliberate(Vec<Tomb>),
+pub(super) enum Conclusion {
+    /// The reply belongs to no check of this burst.
+    NotAsked,
+    /// The leases expired: restore and hold these.
+    Expired(Vec<Tombstone>),
+    /// The keys were deregistered: remove these for good.
+    Deregistered(Vec<Tombstone>),
 }
 
-impl Storm {
-    /// Moves the window: returns the tombstones that are too old to come back.
-    pub(super) fn advance(&mut self, now: Instant) -> Vec<Tomb> {
-        let passed = |since: Instant| now.saturating_duration_since(since) >= WINDOW;
+impl ExpiryDetector {
+    /// Moves the window; returns the tombstones that are too old to come back.
+    pub(super) fn advance(&mut self, now: Instant) -> Vec<Tombstone> {
+        let passed = |since: Instant| now.saturating_duration_since(since) >= BURST_WINDOW;
         let mut old = Vec::new();
-        while self.tombs.front().is_some_and(|tomb| passed(tomb.at)) {
-            let Some(tomb) = self.tombs.pop_front() else { break };
-            self.fallen -= tomb.key.endpoints.len();
-            old.push(tomb);
+        while self.tombstones.front().is_some_and(|tombstone| passed(tombstone.at)) {
+            let Some(tombstone) = self.tombstones.pop_front() else { break };
+            self.instances -= tombstone.key.endpoints.len();
+            old.push(tombstone);
         }
-        if matches!(self.verdict, Verdict::Asked(at) if passed(at)) {
-            self.verdict = Verdict::None;
+        if matches!(self.check, CheckState::Pending(at) if passed(at)) {
+            self.check = CheckState::Idle;
         }
-        if self.last.is_some_and(passed) {
+        if self.last_delete.is_some_and(passed) {
             *self = Self::default();
         }
         old
     }
 
-    /// Whether deletes by lease are held directly now.
+    /// Returns whether leased deletes are held directly now.
     pub(super) fn is_expiry(&self) -> bool {
-        self.verdict == Verdict::Expiry
+        self.check == CheckState::Expired
     }
 
-    /// Counts a delete that is held directly.
-    pub(super) fn goes_on(&mut self, now: Instant) {
-        self.last = Some(now);
+    /// Extends the burst by a delete that is held directly.
+    pub(super) fn extend(&mut self, now: Instant) {
+        self.last_delete = Some(now);
     }
 
-    /// Counts a delete that applied.
-    pub(super) fn bury(&mut self, tomb: Tomb) {
-        self.last = Some(tomb.at);
-        self.fallen += tomb.key.endpoints.len();
-        self.unseen += 1;
-        self.tombs.push_back(tomb);
-        let before = self.tombs.front().map_or(0, |first| first.before);
-        if self.verdict == Verdict::None && (self.fallen >= MANY || is_large(self.fallen, before)) {
-            self.verdict = Verdict::Due;
+    /// Adds a delete that was applied.
+    pub(super) fn add(&mut self, tombstone: Tombstone) {
+        self.last_delete = Some(tombstone.at);
+        self.instances += tombstone.key.endpoints.len();
+        self.unpublished += 1;
+        self.tombstones.push_back(tombstone);
+        let before = self.tombstones.front().map_or(0, |first| first.before);
+        if self.check == CheckState::Idle
+            && (self.instances >= MASS_EXPIRY_INSTANCES || is_large(self.instances, before))
+        {
+            self.check = CheckState::Due;
         }
     }
 
-    /// The leases to ask about now, spread over the tombstones.
-    pub(super) fn doubt(&mut self, now: Instant) -> Option<Vec<i64>> {
-        if self.verdict != Verdict::Due {
+    /// Returns the leases to check now, sampled evenly over the tombstones.
+    pub(super) fn take_lease_check(&mut self, now: Instant) -> Option<Vec<i64>> {
+        if self.check != CheckState::Due {
             return None;
         }
-        self.verdict = Verdict::Asked(now);
-        let step = self.tombs.len().div_ceil(ASK).max(1);
-        let mut leases: Vec<i64> = self.tombs.iter().step_by(step).map(|tomb| tomb.lease).collect();
+        self.check = CheckState::Pending(now);
+        let step = self.tombstones.len().div_ceil(MAX_CHECKED_LEASES).max(1);
+        let mut leases: Vec<i64> =
+            self.tombstones.iter().step_by(step).map(|tombstone| tombstone.lease).collect();
         leases.sort_unstable();
         leases.dedup();
-        self.asked.clone_from(&leases);
+        self.checked_leases.clone_from(&leases);
         (!leases.is_empty()).then_some(leases)
     }
 
-    /// Takes out the tombstones that nobody has seen to be missing, if the registry is asked about leases now. To be put
-    /// back; those left are seen from now on.
-    pub(super) fn take_unseen(&mut self) -> VecDeque<Tomb> {
-        let unseen = std::mem::take(&mut self.unseen).min(self.tombs.len());
-        match self.verdict {
-            Verdict::Asked(_) => self.tombs.split_off(self.tombs.len() - unseen),
+    /// Takes out the unpublished tombstones if a lease check is pending.
+    ///
+    /// The caller puts them back with [`Self::put_back`]; all others count as published.
+    pub(super) fn take_unpublished(&mut self) -> VecDeque<Tombstone> {
+        let unpublished = std::mem::take(&mut self.unpublished).min(self.tombstones.len());
+        match self.check {
+            CheckState::Pending(_) => {
+                self.tombstones.split_off(self.tombstones.len() - unpublished)
+            }
             _ => VecDeque::new(),
         }
     }
 
-    /// Puts back what [`Self::take_unseen`] took out.
-    pub(super) fn put_back(&mut self, mut tombs: VecDeque<Tomb>) {
-        self.tombs.append(&mut tombs);
+    /// Puts back the tombstones from [`Self::take_unpublished`].
+    pub(super) fn put_back(&mut self, mut tombstones: VecDeque<Tombstone>) {
+        self.tombstones.append(&mut tombstones);
     }
 
-    /// Takes the registry's answer: these leases are gone.
-    pub(super) fn answer(&mut self, gone: &[i64]) -> Answer {
-        if gone.iter().any(|lease| self.asked.contains(lease)) {
-            self.verdict = Verdict::Expiry;
-            Answer::Expiry(self.take_tombs())
-        } else if gone.is_empty() && matches!(self.verdict, Verdict::Asked(_)) {
-            self.verdict = Verdict::None;
-            Answer::Deliberate(self.take_tombs())
+    /// Takes the registry's reply: these leases no longer exist.
+    pub(super) fn conclude(&mut self, gone: &[i64]) -> Conclusion {
+        if gone.iter().any(|lease| self.checked_leases.contains(lease)) {
+            self.check = CheckState::Expired;
+            Conclusion::Expired(self.take_tombstones())
+        } else if gone.is_empty() && matches!(self.check, CheckState::Pending(_)) {
+            self.check = CheckState::Idle;
+            Conclusion::Deregistered(self.take_tombstones())
         } else {
-            Answer::Unasked
+            Conclusion::NotAsked
         }
     }
 
-    /// When the oldest tombstone is too old.
+    /// Returns when the oldest tombstone leaves the window.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.tombs.front().map(|tomb| tomb.at + WINDOW)
+        self.tombstones.front().map(|tombstone| tombstone.at + BURST_WINDOW)
     }
 
-    fn take_tombs(&mut self) -> Vec<Tomb> {
-        self.asked.clear();
-        self.unseen = 0;
-        self.fallen = 0;
-        std::mem::take(&mut self.tombs).into()
+    fn take_tombstones(&mut self) -> Vec<Tombstone> {
+        self.checked_leases.clear();
+        self.unpublished = 0;
+        self.instances = 0;
+        std::mem::take(&mut self.tombstones).into()
     }
 }
 
-/// The holds of one registry by the time they end. A hold whose key was put again stays here, without effect, till then.
+/// The holds of one registry by end time.
+///
+/// A hold whose key was put again stays here without effect until its end.
 #[derive(Debug, Default)]
 pub(super) struct Holds(BTreeMap<Instant, Vec<Hold>>);
 
-/// A key that is gone and still served.
+/// A key that its registry has removed and that is still served.
 #[derive(Debug)]
 pub(super) struct Hold {
-    /// Its entry in the mirror; still this key's only while that has this very `key`.
+    /// The key's entry in the mirror, valid only while the entry has this very `key`.
     pub(super) slot: u32,
-    /// The key.
-    pub(super) key: Arc<Key>,
-    /// How it stands at the end: removed, or buried where its tombstone may still bring it back.
-    pub(super) then: Standing,
+    /// The key as held.
+    pub(super) key: Arc<RegistryKey>,
+    /// State after the hold: tombstoned if a lease check may still restore the key.
+    pub(super) after: EntryState,
 }
 
 impl Holds {
-    /// Notes a hold.
+    /// Adds a hold that ends at this time.
     pub(super) fn add(&mut self, until: Instant, hold: Hold) {
         self.0.entry(until).or_default().push(hold);
     }
 
-    /// Takes the holds that have ended.
-    pub(super) fn ended(&mut self, now: Instant) -> Vec<Hold> {
+    /// Removes and returns the holds that have ended.
+    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<Hold> {
         let mut ended = Vec::new();
         while let Some(first) = self.0.first_entry() {
             if *first.key() > now {
@@ -261,7 +286,7 @@ impl Holds {
         ended
     }
 
-    /// When the next hold ends.
+    /// Returns when the next hold ends.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.0.first_key_value().map(|(until, _)| *until)
     }

@@ -1,41 +1,44 @@
-//! The host names that endpoints are registered under, and the addresses that are known of them.
+//! Host names that endpoints are registered under, and their known addresses.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::Changed;
+use super::ServiceChange;
 use super::model::{Instance, Service};
 use crate::service::{Addresses, Host, HostChange};
 
-/// Most host names whose addresses are looked up (fixed): a flood of registrations must not become a flood of queries. Those
-/// beyond have no addresses.
-const MAX_HOSTS: usize = 10_000;
+/// Most host names whose addresses are looked up.
+///
+/// Keeps a flood of registrations from becoming a flood of queries. Further host names have no
+/// addresses.
+const MAX_HOST_NAMES: usize = 10_000;
 
-/// The addresses of host names, as of one settling. Cheap to clone.
+/// The known addresses of host names. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct HostAddresses(Arc<HashMap<Box<str>, Addresses>>);
 
 impl HostAddresses {
-    /// Returns the addresses of a host name, or `None` if no endpoint is registered under it.
+    /// Returns the addresses of a host name, `None` if no endpoint has it.
     pub fn get(&self, host: &str) -> Option<&Addresses> {
         self.0.get(host)
     }
 }
 
-/// Which services have which hosts.
+/// Maps each host name to the services that have an endpoint under it.
 #[derive(Debug, Default)]
-pub(super) struct Hosts {
+pub(super) struct HostIndex {
     bases: HashMap<Box<str>, BTreeSet<Box<str>>>,
     pub(super) addresses: HostAddresses,
 }
 
-impl Hosts {
-    /// Follows changed services; returns the hosts that are wanted from now on and those that are no longer.
-    pub(super) fn follow(&mut self, changed: &[Changed]) -> Vec<HostChange> {
+impl HostIndex {
+    /// Indexes the hosts of changed services; returns which to look up or drop.
+    pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<HostChange> {
         let mut changes = Vec::new();
         for changed in changed {
             let base = changed.base();
-            let [before, after] = [&changed.before, &changed.after].map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
+            let [before, after] = [&changed.before, &changed.after]
+                .map(|service| service.as_deref().map(hosts_of).unwrap_or_default());
             for host in before.difference(&after) {
                 let Some(bases) = self.bases.get_mut(*host) else { continue };
                 bases.remove(base);
@@ -46,7 +49,7 @@ impl Hosts {
                 }
             }
             for host in after.difference(&before) {
-                let room = self.bases.len() < MAX_HOSTS;
+                let room = self.bases.len() < MAX_HOST_NAMES;
                 if let Some(bases) = self.bases.get_mut(*host) {
                     bases.insert(base.into());
                 } else if room {
@@ -59,23 +62,29 @@ impl Hosts {
         changes
     }
 
-    /// Takes what was found; returns the bases of the services that it changes. What is no longer wanted is passed over.
-    pub(super) fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> BTreeSet<Box<str>> {
-        let mut touched = BTreeSet::new();
+    /// Stores looked-up addresses; returns the bases of the affected services.
+    ///
+    /// Host names without an endpoint are ignored.
+    pub(super) fn set_addresses(
+        &mut self,
+        found: Vec<(Box<str>, Addresses)>,
+    ) -> BTreeSet<Box<str>> {
+        let mut affected = BTreeSet::new();
         for (host, addresses) in found {
             let Some(bases) = self.bases.get(&host) else { continue };
             if self.addresses.get(&host) != Some(&addresses) {
                 Arc::make_mut(&mut self.addresses.0).insert(host, addresses);
-                touched.extend(bases.iter().cloned());
+                affected.extend(bases.iter().cloned());
             }
         }
-        touched
+        affected
     }
 }
 
 impl<'a> Instance<'a> {
-    /// Returns the host name whose addresses are to be looked up, if it is registered under one. What `localhost` is needs no
-    /// lookup (RFC 6761 section 6.3).
+    /// Returns the host name whose addresses to look up, if the endpoint has one.
+    ///
+    /// `localhost` needs no lookup (RFC 6761, Section 6.3).
     pub fn host_name(&self) -> Option<&'a str> {
         match &self.endpoint.host {
             Host::Name(name) if &**name != "localhost" => Some(name),

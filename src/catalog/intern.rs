@@ -1,4 +1,4 @@
-//! Equal values, held once.
+//! Interning: one shared copy of equal values.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -6,45 +6,47 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-/// A set of shared values. A value that nobody else holds any more goes away at a clean-up: while the set grows, when it
-/// has doubled; else when [`Self::tidy`] is called.
+/// A set of shared values.
+///
+/// Values that nobody else holds are dropped by [`Self::remove_unused`], which also runs whenever
+/// the set has doubled.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     hasher: RandomState,
     table: HashTable<Arc<T>>,
-    /// How many values are taken in before the next clean-up.
-    limit: usize,
+    /// Number of values at which the set cleans up before it grows.
+    cleanup_at: usize,
 }
 
-/// Below this many values no clean-up is worth its time.
-const SMALL: usize = 64;
+/// Smallest number of values worth a clean-up.
+const MIN_CLEANUP_SIZE: usize = 64;
 
 impl<T: Hash + Eq> Interner<T> {
-    /// An empty set.
+    /// Creates an empty set.
     pub(super) fn new(hasher: RandomState) -> Self {
-        Self { hasher, table: HashTable::new(), limit: SMALL }
+        Self { hasher, table: HashTable::new(), cleanup_at: MIN_CLEANUP_SIZE }
     }
 
-    /// The shared value that equals this one. O(1) amortised.
+    /// Returns the shared value equal to this one, adding it if new. Amortised O(1).
     pub(super) fn intern(&mut self, value: Arc<T>) -> Arc<T> {
         let hash = self.hasher.hash_one(&value);
         if let Some(known) = self.table.find(hash, |known| *known == value) {
             return Arc::clone(known);
         }
-        if self.table.len() >= self.limit {
-            self.tidy();
-            self.limit = (self.table.len() * 2).max(SMALL);
+        if self.table.len() >= self.cleanup_at {
+            self.remove_unused();
+            self.cleanup_at = (self.table.len() * 2).max(MIN_CLEANUP_SIZE);
         }
         self.table.insert_unique(hash, Arc::clone(&value), |known| self.hasher.hash_one(known));
         value
     }
 
-    /// Forgets the values that nobody else holds. O(n).
-    pub(super) fn tidy(&mut self) {
+    /// Drops the values that nobody else holds. O(n).
+    pub(super) fn remove_unused(&mut self) {
         self.table.retain(|value| Arc::strong_count(value) > 1);
     }
 
-    /// Number of values, unused ones included.
+    /// Returns the number of values, unused ones included.
     pub(super) fn len(&self) -> usize {
         self.table.len()
     }
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_values_are_one_and_unused_ones_go() {
+    fn equal_values_are_shared_and_unused_ones_are_dropped() {
         let mut set = Interner::new(RandomState::default());
         let first = set.intern(Arc::new("a".to_owned()));
         let second = set.intern(Arc::new("a".to_owned()));
@@ -63,9 +65,9 @@ mod tests {
         for n in 0..10_000 {
             set.intern(Arc::new(n.to_string()));
         }
-        assert!(set.len() <= SMALL + 1, "unused values pile up: {}", set.len());
+        assert!(set.len() <= MIN_CLEANUP_SIZE + 1, "unused values pile up: {}", set.len());
         drop((first, second));
-        set.tidy();
+        set.remove_unused();
         assert_eq!(set.len(), 0);
     }
 }

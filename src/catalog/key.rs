@@ -1,4 +1,4 @@
-//! One key of one registry, and what it shares with others.
+//! The keys of the registries, stored compactly.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write};
@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::few::Few;
+use super::one_or_many::OneOrMany;
 use crate::name::ipv4_label;
 use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 
-/// One deployment, namespace and version, all lower-cased. Shared by all keys that have them.
+/// A deployment, namespace and version in lower case, shared by all keys in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Group {
     /// The deployment.
@@ -24,258 +24,291 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group of an identity.
+    /// Returns the group of a service identity.
     pub(super) fn of(id: &ServiceId) -> Self {
-        let [deployment, namespace, version] = [&id.deployment, &id.namespace, &id.version].map(|text| text.to_ascii_lowercase().into());
+        let [deployment, namespace, version] = [&id.deployment, &id.namespace, &id.version]
+            .map(|text| text.to_ascii_lowercase().into());
         Self { deployment, namespace, version }
     }
 
-    /// Whether it is the group of this identity.
-    pub(super) fn is_of(&self, id: &ServiceId) -> bool {
+    /// Returns whether this is the group of a service identity, without allocating.
+    pub(super) fn matches_id(&self, id: &ServiceId) -> bool {
         let same = |own: &str, other: &str| own.eq_ignore_ascii_case(other);
-        same(&self.version, &id.version) && same(&self.namespace, &id.namespace) && same(&self.deployment, &id.deployment)
+        same(&self.version, &id.version)
+            && same(&self.namespace, &id.namespace)
+            && same(&self.deployment, &id.deployment)
     }
 
-    /// Deployment and namespace.
+    /// Returns the deployment and the namespace.
     pub fn scope(&self) -> (&str, &str) {
         (&self.deployment, &self.namespace)
     }
 }
 
-/// What is alike in many keys. Shared by all keys in which it is.
+/// The fields that many keys have in common, interned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Frame {
-    /// Deployment, namespace and version.
+pub(super) struct SharedKeyFields {
+    /// The deployment, namespace and version.
     pub(super) group: Arc<Group>,
-    /// The registry.
+    /// The registry that has the key.
     pub(super) registry: RegistryId,
-    /// Which spelling of the base is registered.
+    /// The rank of the registered spelling ([`RegistryKey::rank`]).
     pub(super) rank: u8,
-    /// Whether the registry says that the key is gone.
+    /// Whether the key is held: served although its registry has removed it.
     pub(super) held: bool,
-    /// What the text of the key has besides base and endpoints.
-    pub(super) around: Around,
+    /// The key's text apart from its base and endpoints.
+    pub(super) layout: KeyLayout,
 }
 
-/// What a key's text has besides its base and its endpoints, whatever the layout: together with those it makes the whole text,
-/// so that the text itself need not be kept.
+/// The parts of a key's text around its base name and its endpoints.
+///
+/// Base and endpoints are stored anyway, so the layout spares each key its own text.
 ///
 /// | text | before | between | after |
 /// |---|---|---|---|
-/// | `/service/default/default/hello.svc/latest/10.0.0.1:80` | `/service/default/default/` | `.svc/latest/` | |
+/// | `/service/d/n/hello.svc/latest/10.0.0.1:80` | `/service/d/n/` | `.svc/latest/` | |
 /// | `10.0.0.1#80#DEFAULT#hello` | | `#DEFAULT#` | |
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Around {
+pub(super) struct KeyLayout {
+    /// Text before whichever of base and endpoints comes first.
     before: Box<str>,
+    /// Text between the two.
     between: Box<str>,
+    /// Text after the second.
     after: Box<str>,
+    /// Whether the endpoints come before the base.
     endpoints_first: bool,
-    /// The character between a host and its port.
-    port_mark: char,
+    /// The character between a host and its port, and for any `:` within the host.
+    port_separator: char,
 }
 
-/// What may stand between a host and its port, the usual one first.
-const PORT_MARKS: [char; 3] = [':', '-', '#'];
+/// Characters that may separate a host from its port, the most common first.
+const PORT_SEPARATORS: [char; 3] = [':', '-', '#'];
 
-impl Around {
-    /// Splits a key's text into base, endpoints and the rest.
+impl KeyLayout {
+    /// Splits a key's text around its base and its endpoints.
     ///
-    /// Returns `None` if the text does not contain both as they would be written: the registrant used capitals,
-    /// spelled an endpoint otherwise, or listed one that was rejected.
-    pub(super) fn of(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
-        PORT_MARKS.into_iter().find_map(|port_mark| {
+    /// Returns `None` if the text does not contain both in canonical spelling: it has capitals,
+    /// another spelling of an endpoint, or an endpoint that was rejected.
+    pub(super) fn split(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
+        PORT_SEPARATORS.into_iter().find_map(|port_separator| {
             let mut written = String::new();
-            put_endpoints(&mut written, endpoints, port_mark).ok()?;
+            write_endpoints(&mut written, endpoints, port_separator).ok()?;
             let start = text.rfind(&written)?;
             let end = start + written.len();
-            // Of several places the one next to the endpoints: further off are a head or a namespace that many bases share.
-            let in_front = words(&text[..start], base).last();
-            let around = |before: &str, between: &str, after: &str, endpoints_first| Self {
+            // If the base occurs more than once, take the one next to the endpoints: the others
+            // belong to a prefix or a namespace, which many bases share.
+            let in_front = word_positions(&text[..start], base).last();
+            let layout = |before: &str, between: &str, after: &str, endpoints_first| Self {
                 before: before.into(),
                 between: between.into(),
                 after: after.into(),
                 endpoints_first,
-                port_mark,
+                port_separator,
             };
-            let around = if let Some(at) = in_front {
-                around(&text[..at], &text[at + base.len()..start], &text[end..], false)
+            let layout = if let Some(at) = in_front {
+                layout(&text[..at], &text[at + base.len()..start], &text[end..], false)
             } else {
-                let at = end + words(&text[end..], base).next()?;
-                around(&text[..start], &text[end..at], &text[at + base.len()..], true)
+                let at = end + word_positions(&text[end..], base).next()?;
+                layout(&text[..start], &text[end..at], &text[at + base.len()..], true)
             };
-            around.makes(text, base, endpoints).then_some(around)
+            layout.matches(text, base, endpoints).then_some(layout)
         })
     }
 
-    /// Whether this text is made of these.
-    pub(super) fn makes(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
-        let mut rest = Rest(text);
-        self.put(&mut rest, base, endpoints).is_ok() && rest.0.is_empty()
+    /// Returns whether layout, base and endpoints make up the text.
+    pub(super) fn matches(&self, text: &str, base: &str, endpoints: &[Endpoint]) -> bool {
+        let mut rest = RemainingText(text);
+        self.write(&mut rest, base, endpoints).is_ok() && rest.0.is_empty()
     }
 
-    fn put(&self, out: &mut impl Write, base: &str, endpoints: &[Endpoint]) -> fmt::Result {
+    /// Writes the key's text.
+    fn write(&self, out: &mut impl Write, base: &str, endpoints: &[Endpoint]) -> fmt::Result {
         out.write_str(&self.before)?;
         if self.endpoints_first {
-            put_endpoints(out, endpoints, self.port_mark)?;
+            write_endpoints(out, endpoints, self.port_separator)?;
             out.write_str(&self.between)?;
             out.write_str(base)?;
         } else {
             out.write_str(base)?;
             out.write_str(&self.between)?;
-            put_endpoints(out, endpoints, self.port_mark)?;
+            write_endpoints(out, endpoints, self.port_separator)?;
         }
         out.write_str(&self.after)
     }
 }
 
 /// Returns the positions of a word in a text, except inside longer words.
-fn words<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
+fn word_positions<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
     let is_edge = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
     let found = text.match_indices(word).map(|(at, _)| at);
-    found.filter(move |at| is_edge(text[..*at].chars().next_back()) && is_edge(text[at + word.len()..].chars().next()))
+    found.filter(move |at| {
+        is_edge(text[..*at].chars().next_back()) && is_edge(text[at + word.len()..].chars().next())
+    })
 }
 
-/// What is left of a text that is written once more.
-struct Rest<'a>(&'a str);
+/// A writer that fails unless exactly this text is written to it.
+struct RemainingText<'a>(&'a str);
 
-impl Write for Rest<'_> {
+impl Write for RemainingText<'_> {
     fn write_str(&mut self, written: &str) -> fmt::Result {
         self.0 = self.0.strip_prefix(written).ok_or(fmt::Error)?;
         Ok(())
     }
 }
 
-/// Writes endpoints as the text of a key holds them, with this mark for each `:`.
-fn put_endpoints(out: &mut impl Write, endpoints: &[Endpoint], port_mark: char) -> fmt::Result {
-    for (place, endpoint) in endpoints.iter().enumerate() {
-        if place > 0 {
+/// Writes endpoints as in a key's text, with this separator for each `:`.
+fn write_endpoints(
+    out: &mut impl Write,
+    endpoints: &[Endpoint],
+    port_separator: char,
+) -> fmt::Result {
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        if at > 0 {
             out.write_char(',')?;
         }
         match endpoint.host {
-            Host::V4(address) => put_ipv4_endpoint(out, address, endpoint.port, port_mark)?,
-            Host::V6(_) | Host::Name(_) if port_mark == ':' => write!(out, "{endpoint}")?,
-            Host::V6(_) | Host::Name(_) => out.write_str(&endpoint.to_string().replace(':', port_mark.encode_utf8(&mut [0; 4])))?,
+            Host::V4(address) => write_ipv4_endpoint(out, address, endpoint.port, port_separator)?,
+            Host::V6(_) | Host::Name(_) if port_separator == ':' => write!(out, "{endpoint}")?,
+            Host::V6(_) | Host::Name(_) => out.write_str(
+                &endpoint.to_string().replace(':', port_separator.encode_utf8(&mut [0; 4])),
+            )?,
         }
     }
     Ok(())
 }
 
-/// Writes what the endpoint's `Display` writes, in a fifth of the time: it is compared with each key of a list.
-fn put_ipv4_endpoint(out: &mut impl Write, address: Ipv4Addr, port: u16, port_mark: char) -> fmt::Result {
+/// Writes an IPv4 endpoint as its `Display` does, but five times as fast.
+///
+/// Every key of a list is compared by its text, so this is hot.
+fn write_ipv4_endpoint(
+    out: &mut impl Write,
+    address: Ipv4Addr,
+    port: u16,
+    port_separator: char,
+) -> fmt::Result {
     let (mut label, length) = ipv4_label(address.octets());
-    for octet in &mut label {
-        *octet = if *octet == b'-' { b'.' } else { *octet };
+    for byte in &mut label {
+        *byte = if *byte == b'-' { b'.' } else { *byte };
     }
     out.write_str(str::from_utf8(&label[..length]).map_err(|_| fmt::Error)?)?;
-    out.write_char(port_mark)?;
+    out.write_char(port_separator)?;
     out.write_str(itoa::Buffer::new().format(port))
 }
 
-/// One registry key, understood: the catalog's mirror and the model share it.
+/// A parsed key of a registry, shared by the mirror and the services.
 ///
-/// Laid out for many keys: what many have in common is held once, and the text is made of the rest when it is asked for
-/// ([`super::Service::text`]).
+/// The memory layout favours many keys: common fields are interned, and the text is put together
+/// on demand ([`super::Service::text`]).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Key {
-    /// The revision of its last change.
+pub struct RegistryKey {
+    /// The revision of the key's last change; 0 if the registry counts none.
     pub revision: u64,
-    /// Its lease, 0 for none.
+    /// The key's lease, 0 for none.
     pub lease: i64,
     /// The usable endpoints, at most 65,535.
-    pub endpoints: Few<Endpoint>,
-    /// What the registrant says about itself. Shared by all keys that say the same.
+    pub endpoints: OneOrMany<Endpoint>,
+    /// The registrant's metadata, shared by all keys with equal metadata.
     pub metadata: Arc<Metadata>,
-    pub(super) frame: Arc<Frame>,
-    pub(super) odd: Option<Box<Odd>>,
+    /// The fields that other keys have too.
+    pub(super) shared: Arc<SharedKeyFields>,
+    /// The fields that few keys have.
+    pub(super) uncommon: Option<Box<UncommonFields>>,
 }
 
-/// What few keys have.
+/// Fields that few keys have.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Odd {
-    /// The text where the frame does not make it.
+pub(super) struct UncommonFields {
+    /// The key's text, if no [`KeyLayout`] can express it.
     pub(super) text: Option<Box<str>>,
     /// The endpoints that cannot be served.
     pub(super) rejected: Box<[Rejected]>,
 }
 
-impl Key {
-    /// Deployment, namespace and version.
+impl RegistryKey {
+    /// Returns the deployment, namespace and version.
     pub fn group(&self) -> &Arc<Group> {
-        &self.frame.group
+        &self.shared.group
     }
 
-    /// Deployment and namespace.
+    /// Returns the deployment and the namespace.
     pub fn scope(&self) -> (&str, &str) {
-        self.frame.group.scope()
+        self.shared.group.scope()
     }
 
-    /// The weight, 0-65535: the metadata's.
+    /// Returns the weight from the metadata, 0-65535.
     pub fn weight(&self) -> u16 {
         self.metadata.weight()
     }
 
-    /// The registry that holds it.
+    /// Returns the registry that has the key.
     pub fn registry(&self) -> RegistryId {
-        self.frame.registry
+        self.shared.registry
     }
 
-    /// Which spelling of the base is registered; the lowest in a deployment and namespace wins (`name::Base`).
+    /// Returns the rank of the registered spelling of the base.
+    ///
+    /// Within a deployment and namespace, the lowest rank wins ([`crate::name::Base`]).
     pub fn rank(&self) -> u8 {
-        self.frame.rank
+        self.shared.rank
     }
 
-    /// Whether the registry says that it is gone, and the removal is not believed yet.
+    /// Returns whether the key is held: served although its registry has removed it.
     pub fn held(&self) -> bool {
-        self.frame.held
+        self.shared.held
     }
 
-    /// The endpoints that cannot be served.
+    /// Returns the endpoints that cannot be served.
     pub fn rejected(&self) -> &[Rejected] {
-        self.odd.as_ref().map_or(&[], |odd| &odd.rejected)
+        self.uncommon.as_ref().map_or(&[], |uncommon| &uncommon.rejected)
     }
 
-    /// The key as the store has it, for one of a service of this base.
+    /// Returns the key as stored in the registry, given the base name of its service.
     pub(super) fn text(&self, base: &str) -> String {
-        if let Some(text) = self.odd_text() {
+        if let Some(text) = self.own_text() {
             return text.to_owned();
         }
         let mut text = String::new();
-        // A `String` takes all that is written.
-        let _ = self.frame.around.put(&mut text, base, &self.endpoints);
+        // Writing to a `String` cannot fail.
+        let _ = self.shared.layout.write(&mut text, base, &self.endpoints);
         text
     }
 
-    /// Whether this is the text of the key, for one of a service of this base.
+    /// Returns whether this is the key's text, given the base name of its service.
     pub(super) fn has_text(&self, base: &str, text: &str) -> bool {
-        match self.odd_text() {
-            Some(odd) => odd == text,
-            None => self.frame.around.makes(text, base, &self.endpoints),
+        match self.own_text() {
+            Some(own) => own == text,
+            None => self.shared.layout.matches(text, base, &self.endpoints),
         }
     }
 
-    fn odd_text(&self) -> Option<&str> {
-        self.odd.as_ref()?.text.as_deref()
+    /// Returns the text if it is stored with the key.
+    fn own_text(&self) -> Option<&str> {
+        self.uncommon.as_ref()?.text.as_deref()
     }
 
-    /// The order of the keys of a service. Equal only for one key of one registry.
+    /// Compares keys in the order of [`super::Service::keys`].
+    ///
+    /// Equal only for the same key of the same registry.
     pub(super) fn order(&self, other: &Self) -> Ordering {
-        let same = Arc::ptr_eq(&self.frame, &other.frame);
-        let frames = if same { Ordering::Equal } else { self.frame.order(&other.frame) };
-        frames
-            .then_with(|| self.odd_text().cmp(&other.odd_text()))
+        let same = Arc::ptr_eq(&self.shared, &other.shared);
+        let by_shared = if same { Ordering::Equal } else { self.shared.order(&other.shared) };
+        by_shared
+            .then_with(|| self.own_text().cmp(&other.own_text()))
             .then_with(|| self.endpoints.cmp(&other.endpoints))
             .then_with(|| self.registry().cmp(&other.registry()))
     }
 }
 
-impl Frame {
+impl SharedKeyFields {
+    /// Compares what [`RegistryKey::order`] compares first.
     fn order(&self, other: &Self) -> Ordering {
         self.group
             .scope()
             .cmp(&other.group.scope())
             .then_with(|| self.rank.cmp(&other.rank))
             .then_with(|| self.group.version.cmp(&other.group.version))
-            .then_with(|| self.around.cmp(&other.around))
+            .then_with(|| self.layout.cmp(&other.layout))
     }
 }
 
@@ -284,49 +317,94 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_written_as_it_is_displayed() {
-        for (address, port) in [([0, 0, 0, 0], 0), ([10, 0, 0, 1], 8), ([192, 168, 99, 100], 80), ([255, 255, 255, 255], 65535)] {
-            let endpoints = [Endpoint { host: Host::V4(address.into()), port }, Endpoint { host: Host::Name("a.b".into()), port }];
+    fn endpoints_are_written_as_displayed() {
+        for (address, port) in [
+            ([0, 0, 0, 0], 0),
+            ([10, 0, 0, 1], 8),
+            ([192, 168, 99, 100], 80),
+            ([255, 255, 255, 255], 65535),
+        ] {
+            let endpoints = [
+                Endpoint { host: Host::V4(address.into()), port },
+                Endpoint { host: Host::Name("a.b".into()), port },
+            ];
             let mut text = String::new();
-            put_endpoints(&mut text, &endpoints, ':').unwrap();
+            write_endpoints(&mut text, &endpoints, ':').unwrap();
             assert_eq!(text, format!("{},{}", endpoints[0], endpoints[1]));
             let mut text = String::new();
-            put_endpoints(&mut text, &endpoints, '#').unwrap();
+            write_endpoints(&mut text, &endpoints, '#').unwrap();
             assert_eq!(text, format!("{},{}", endpoints[0], endpoints[1]).replace(':', "#"));
         }
     }
 
     fn endpoints(hosts: &[&str]) -> Vec<Endpoint> {
-        let host = |host: &&str| host.parse::<std::net::IpAddr>().map_or_else(|_| Host::Name((*host).into()), Host::from);
+        let host = |host: &&str| {
+            host.parse::<std::net::IpAddr>().map_or_else(|_| Host::Name((*host).into()), Host::from)
+        };
         hosts.iter().map(|text| Endpoint { host: host(text), port: 80 }).collect()
     }
 
     #[test]
-    fn a_text_is_made_of_base_endpoints_and_what_stands_around_or_not_at_all() {
-        for (text, base, hosts, around) in [
-            ("/service/d/n/hello.svc/latest/10.0.0.1:80", "hello", &["10.0.0.1"][..], Some(("/service/d/n/", ".svc/latest/", ""))),
-            ("/s/d/n/b/latest/10.0.0.1:80,[fd00::5]:80", "b", &["10.0.0.1", "fd00::5"], Some(("/s/d/n/", "/latest/", ""))),
+    fn key_texts_are_rebuilt_from_layout_base_and_endpoints() {
+        for (text, base, hosts, layout) in [
+            (
+                "/service/d/n/hello.svc/latest/10.0.0.1:80",
+                "hello",
+                &["10.0.0.1"][..],
+                Some(("/service/d/n/", ".svc/latest/", "")),
+            ),
+            (
+                "/s/d/n/b/latest/10.0.0.1:80,[fd00::5]:80",
+                "b",
+                &["10.0.0.1", "fd00::5"],
+                Some(("/s/d/n/", "/latest/", "")),
+            ),
             ("/s///t//web.example:80", "t", &["web.example"], Some(("/s///", "//", ""))),
             ("/s/d/n/b/v/", "b", &[], Some(("/s/d/n/", "/v/", ""))),
             ("/s/d/n/b/v/10.0.0.1:80/", "b", &["10.0.0.1"], Some(("/s/d/n/", "/v/", "/"))),
             ("s#d#n#b#v#10.0.0.1-80", "b", &["10.0.0.1"], Some(("s#d#n#", "#v#", ""))),
-            ("s#d#n#b#v#[fd00--5]-80,10.0.0.1-80", "b", &["fd00::5", "10.0.0.1"], Some(("s#d#n#", "#v#", ""))),
+            (
+                "s#d#n#b#v#[fd00--5]-80,10.0.0.1-80",
+                "b",
+                &["fd00::5", "10.0.0.1"],
+                Some(("s#d#n#", "#v#", "")),
+            ),
             ("shop.svc-v1.2.0-10.0.0.1:80", "shop", &["10.0.0.1"], Some(("", ".svc-v1.2.0-", ""))),
-            ("10.0.0.1#80#DEFAULT#G@@hello.svc", "hello", &["10.0.0.1"], Some(("", "#DEFAULT#G@@", ".svc"))),
-            // The base is also a namespace, a head, a part of another word.
+            (
+                "10.0.0.1#80#DEFAULT#G@@hello.svc",
+                "hello",
+                &["10.0.0.1"],
+                Some(("", "#DEFAULT#G@@", ".svc")),
+            ),
+            // The base also occurs as a namespace, as the prefix or within another word.
             ("/b/d/b/b/v/10.0.0.1:80", "b", &["10.0.0.1"], Some(("/b/d/b/", "/v/", ""))),
-            ("/s/d/n/er/latest/10.0.0.1:80", "er", &["10.0.0.1"], Some(("/s/d/n/", "/latest/", ""))),
-            ("/s/d/n/late/latest/10.0.0.1:80", "late", &["10.0.0.1"], Some(("/s/d/n/", "/latest/", ""))),
+            (
+                "/s/d/n/er/latest/10.0.0.1:80",
+                "er",
+                &["10.0.0.1"],
+                Some(("/s/d/n/", "/latest/", "")),
+            ),
+            (
+                "/s/d/n/late/latest/10.0.0.1:80",
+                "late",
+                &["10.0.0.1"],
+                Some(("/s/d/n/", "/latest/", "")),
+            ),
             ("/s/d/n/B/v/10.0.0.1:80", "b", &["10.0.0.1"], None),
             ("/s/d/n/b/v/10.0.0.1:080", "b", &["10.0.0.1"], None),
             ("/s/d/n/bc/v/10.0.0.1:80", "b", &["10.0.0.1"], None),
             ("a8292e80", "b", &["10.0.0.1"], None),
         ] {
             let endpoints = endpoints(hosts);
-            let found = Around::of(text, base, &endpoints);
-            let parts = found.as_ref().map(|around| (&*around.before, &*around.between, &*around.after));
-            assert_eq!(parts, around, "{text}");
-            assert!(found.is_none_or(|around| !around.makes(&format!("{text} "), base, &endpoints)));
+            let found = KeyLayout::split(text, base, &endpoints);
+            let parts =
+                found.as_ref().map(|layout| (&*layout.before, &*layout.between, &*layout.after));
+            assert_eq!(parts, layout, "{text}");
+            assert!(found.is_none_or(|layout| !layout.matches(
+                &format!("{text} "),
+                base,
+                &endpoints
+            )));
         }
     }
 }

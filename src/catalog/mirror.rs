@@ -1,7 +1,8 @@
-//! The mirror: one entry for each key of each registry, chained by base, and the services made of them.
+//! The mirror: one entry for each key of each registry, and the service of each base name.
 //!
-//! Laid out for many keys: an entry is 24 octets and nine in the index, a base 24 and nine. What a key says stands only in
-//! its [`Key`], which the model shares; the name of a base only in its [`Service`].
+//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, and so does
+//! a base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
+//! base name only in its [`Service`].
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -9,99 +10,101 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::key::Key;
+use super::key::RegistryKey;
 use super::model::{Docker0, Service};
 use crate::service::RegistryId;
 
-/// The end of a chain. The caps on keys keep every index far below it.
-const NONE: u32 = u32::MAX;
+/// Marks the end of a chain; [`super::MAX_KEYS`] keeps every index far below.
+const NO_INDEX: u32 = u32::MAX;
 
-/// The registries' keys and the services made of them.
+/// The keys of all registries and the services built from them.
 #[derive(Debug)]
 pub(super) struct Mirror {
     hasher: RandomState,
-    entries: Vec<Entry>,
+    entries: Vec<KeyEntry>,
     free_entries: Vec<u32>,
-    /// Entries by registry and text of their key, with a part of their hash; removed ones are not in it.
+    /// Entries by [`short_hash`] of registry and key text, without removed ones.
     index: HashTable<(u32, u32)>,
-    bases: Vec<Base>,
+    bases: Vec<BaseEntry>,
     free_bases: Vec<u32>,
-    /// Bases by name, with a part of their hash.
+    /// Index of bases by [`short_hash`] of their names.
     names: HashTable<(u32, u32)>,
-    /// Bases to rebuild at the next [`Self::rebuild`].
-    ready: Vec<u32>,
-    tallies: Vec<Tally>,
+    /// Bases whose services the next [`Self::rebuild`] rebuilds.
+    queued: Vec<u32>,
+    tallies: Vec<RegistryTally>,
 }
 
-/// One key of one registry.
+/// The entry of one key of one registry.
 #[derive(Debug)]
-struct Entry {
-    /// None while the entry is free.
-    key: Option<Arc<Key>>,
+struct KeyEntry {
+    /// The key, `None` in a free entry.
+    key: Option<Arc<RegistryKey>>,
+    /// Index of the key's base.
     base: u32,
-    /// The next entry of the same base.
+    /// The next entry in the chain of the same base.
     next: u32,
-    /// The list of its registry that named it last, or during or after which it was put.
+    /// Number of the list that named the key last, or that began last before its put.
     generation: u32,
-    standing: Standing,
+    state: EntryState,
 }
 
-/// Whether a key counts.
+/// How an entry relates to its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// The registry has it.
+pub(super) enum EntryState {
+    /// The registry has the key.
     Present,
-    /// The registry says that it is gone, and that is not believed yet: served.
+    /// The registry has removed the key, and a hold keeps it served.
     Held,
-    /// It went with its lease a moment ago: not served, but may come back as held.
-    Buried,
-    /// Gone; the entry waits for the rebuild of its service to be taken out of the chain.
+    /// The key was deleted with its lease moments ago; it may still become held.
+    Tombstoned,
+    /// The key is gone; the next rebuild of its service frees the entry.
     Removed,
 }
 
-impl Standing {
-    /// Whether the key is part of its service.
-    pub(super) fn counts(self) -> bool {
+impl EntryState {
+    /// Returns whether the key is part of its service.
+    pub(super) fn is_live(self) -> bool {
         matches!(self, Self::Present | Self::Held)
     }
 }
 
-/// One base name with its chain of entries.
+/// A base name and its chain of entries.
 #[derive(Debug)]
-struct Base {
-    /// As of the last rebuild; without a key where nothing was made yet, or nothing is left that counts.
+struct BaseEntry {
+    /// The service as of the last rebuild; without keys if nothing is registered.
     service: Arc<Service>,
+    /// The first entry of the chain.
     head: u32,
-    /// The sum of [`size`] over the keys that count.
-    size: u32,
-    /// How often the base stands in the `waiting` lists of registries.
-    waits: u32,
-    /// The registry in whose `waiting` list it was put last.
-    waiter: RegistryId,
-    /// Whether it stands in `ready`.
-    ready: bool,
+    /// Sum of [`instance_cost`] over the live keys.
+    cost: u32,
+    /// Number of occurrences of this base in `RegistryTally::waiting`.
+    pending_lists: u32,
+    /// The registry in whose `waiting` the base was put last.
+    last_pending: RegistryId,
+    /// Whether the base is in `Mirror::queued`.
+    queued: bool,
 }
 
 /// A service before and after a change.
 #[derive(Clone, Debug)]
-pub struct Changed {
-    /// What it was; none for a new one.
+pub struct ServiceChange {
+    /// The service before, `None` if it is new.
     pub before: Option<Arc<Service>>,
-    /// What it is; none for one that is gone.
+    /// The service after, `None` if it was removed.
     pub after: Option<Arc<Service>>,
 }
 
-impl Changed {
-    /// The base of the service.
+impl ServiceChange {
+    /// Returns the base name of the service.
     pub fn base(&self) -> &str {
         self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
     }
 }
 
-/// Counts of one registry, and its part of the bases to rebuild.
+/// Counts of one registry, and the bases that wait for the end of its list.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    /// Entries, buried ones included.
+pub(super) struct RegistryTally {
+    /// Entries of the registry, tombstoned ones included.
     pub(super) keys: usize,
     /// Keys that the registry has.
     pub(super) present: usize,
@@ -111,19 +114,21 @@ pub(super) struct Tally {
     pub(super) held: usize,
     /// Endpoints of the keys that are held.
     pub(super) held_instances: usize,
-    /// Bases that a running list touched.
+    /// Bases changed by the list in progress, or by an abandoned one.
     waiting: Vec<u32>,
 }
 
-/// How much of the cap on instances a key takes: one at least, so that keys without a usable endpoint are bounded too.
-pub(super) fn size(key: &Key) -> u32 {
+/// Returns a key's share of the instance limit.
+///
+/// At least one, so that the limit also bounds keys without a usable endpoint.
+pub(super) fn instance_cost(key: &RegistryKey) -> u32 {
     u32::try_from(key.endpoints.len()).unwrap_or(u32::MAX).max(1)
 }
 
 impl Mirror {
-    /// An empty mirror for this many registries.
+    /// Creates an empty mirror for this many registries.
     pub(super) fn new(hasher: RandomState, registries: usize) -> Self {
-        let tallies = (0..registries).map(|_| Tally::default()).collect();
+        let tallies = (0..registries).map(|_| RegistryTally::default()).collect();
         Self {
             hasher,
             entries: Vec::new(),
@@ -132,33 +137,35 @@ impl Mirror {
             bases: Vec::new(),
             free_bases: Vec::new(),
             names: HashTable::new(),
-            ready: Vec::new(),
+            queued: Vec::new(),
             tallies,
         }
     }
 
-    /// The counts of a registry.
-    pub(super) fn tally(&self, registry: RegistryId) -> &Tally {
-        &self.tallies[registry.place()]
+    /// Returns the counts of a registry.
+    pub(super) fn tally(&self, registry: RegistryId) -> &RegistryTally {
+        &self.tallies[registry.index()]
     }
 
-    /// The hash of a registry's key: seeded, so that nobody can choose keys that collide.
+    /// Returns the hash of a key, seeded so that registrants cannot provoke collisions.
     pub(super) fn hash(&self, registry: RegistryId, text: &str) -> u64 {
         self.hasher.hash_one((registry, text))
     }
 
-    /// The entry of a key.
+    /// Returns the entry of a key, given its [`Self::hash`].
     pub(super) fn find(&self, hash: u64, registry: RegistryId, text: &str) -> Option<u32> {
-        let part = part(hash);
+        let short = short_hash(hash);
         let is = |&(known, slot): &(u32, u32)| {
             let entry = &self.entries[slot as usize];
-            let here = |key: &Arc<Key>| key.registry() == registry && key.has_text(self.name(entry.base), text);
-            known == part && entry.key.as_ref().is_some_and(here)
+            let here = |key: &Arc<RegistryKey>| {
+                key.registry() == registry && key.has_text(self.name(entry.base), text)
+            };
+            known == short && entry.key.as_ref().is_some_and(here)
         };
-        self.index.find(spread(part), is).map(|(_, slot)| *slot)
+        self.index.find(widen(short), is).map(|(_, slot)| *slot)
     }
 
-    /// The hash and the text of an entry's key.
+    /// Returns the hash and the text of an entry's key.
     pub(super) fn hash_and_text(&self, slot: u32) -> (u64, String) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return (0, String::new()) };
@@ -166,190 +173,214 @@ impl Mirror {
         (self.hash(key.registry(), &text), text)
     }
 
-    /// The key of an entry; none where the entry is free.
-    pub(super) fn key(&self, slot: u32) -> Option<&Arc<Key>> {
+    /// Returns the key of an entry, `None` if the entry is free.
+    pub(super) fn key(&self, slot: u32) -> Option<&Arc<RegistryKey>> {
         self.entries[slot as usize].key.as_ref()
     }
 
-    /// How an entry stands.
-    pub(super) fn standing(&self, slot: u32) -> Standing {
-        self.entries[slot as usize].standing
+    /// Returns the state of an entry.
+    pub(super) fn state(&self, slot: u32) -> EntryState {
+        self.entries[slot as usize].state
     }
 
-    /// The base of an entry.
+    /// Returns the base of an entry.
     pub(super) fn base(&self, slot: u32) -> u32 {
         self.entries[slot as usize].base
     }
 
-    /// The list that an entry belongs to.
+    /// Returns the number of the list that an entry belongs to.
     pub(super) fn generation(&self, slot: u32) -> u32 {
         self.entries[slot as usize].generation
     }
 
-    /// Counts an entry to this list.
+    /// Assigns an entry to the list of this number.
     pub(super) fn set_generation(&mut self, slot: u32, generation: u32) {
         self.entries[slot as usize].generation = generation;
     }
 
-    /// The name of a base.
+    /// Returns the name of a base.
     pub(super) fn name(&self, base: u32) -> &str {
         self.bases[base as usize].service.base()
     }
 
-    /// How much of the cap on instances a base takes: the sum of [`size`] over its keys.
-    pub(super) fn size_of(&self, base: u32) -> u32 {
-        self.bases[base as usize].size
+    /// Returns a base's share of the instance limit: the cost of its live keys.
+    pub(super) fn cost_of(&self, base: u32) -> u32 {
+        self.bases[base as usize].cost
     }
 
-    /// A base by its name.
-    pub(super) fn base_named(&self, name: &str) -> Option<u32> {
-        let part = part(self.hasher.hash_one(name));
-        let is = |&(known, base): &(u32, u32)| known == part && self.bases[base as usize].service.has_base(name);
-        self.names.find(spread(part), is).map(|(_, base)| *base)
+    /// Finds a base by its name.
+    pub(super) fn find_base(&self, name: &str) -> Option<u32> {
+        let short = short_hash(self.hasher.hash_one(name));
+        let is = |&(known, base): &(u32, u32)| {
+            known == short && self.bases[base as usize].service.has_base(name)
+        };
+        self.names.find(widen(short), is).map(|(_, base)| *base)
     }
 
-    /// The service of this name as of the last rebuild.
+    /// Returns the service of a base name as of the last rebuild.
     pub(super) fn service(&self, name: &str) -> Option<&Arc<Service>> {
-        self.base_named(name).and_then(|base| self.bases[base as usize].service())
+        self.find_base(name).and_then(|base| self.bases[base as usize].service())
     }
 
-    /// All services as of the last rebuild, in no order.
+    /// Returns all services as of the last rebuild, in no particular order.
     pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.bases.iter().filter_map(Base::service)
+        self.bases.iter().filter_map(BaseEntry::service)
     }
 
-    /// The entries of a registry that it has and that are older than this list, in no order. O(all entries).
-    pub(super) fn older(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
-        let older = |entry: &Entry| {
-            entry.standing == Standing::Present
+    /// Returns the present entries that the list of this number did not name.
+    ///
+    /// O(all entries).
+    pub(super) fn not_in_list(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
+        let is_missing = |entry: &KeyEntry| {
+            entry.state == EntryState::Present
                 && entry.generation != generation
                 && entry.key.as_ref().is_some_and(|key| key.registry() == registry)
         };
-        (0..).zip(&self.entries).filter(|(_, entry)| older(entry)).map(|(slot, _)| slot).collect()
+        (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| is_missing(entry))
+            .map(|(slot, _)| slot)
+            .collect()
     }
 
-    /// How many places for entries and bases there are, used and free.
+    /// Returns the numbers of allocated entries and bases, used and free.
     #[cfg(test)]
-    pub(super) fn places(&self) -> (usize, usize) {
+    pub(super) fn capacity(&self) -> (usize, usize) {
         (self.entries.len(), self.bases.len())
     }
 
-    /// Adds a key that has no entry yet, as present. `base` is the one of this name where there is one.
-    pub(super) fn insert(&mut self, hash: u64, key: Arc<Key>, name: &str, base: Option<u32>, generation: u32) -> u32 {
+    /// Adds a key that has no entry yet; `base` is its base, if that exists.
+    pub(super) fn insert(
+        &mut self,
+        hash: u64,
+        key: Arc<RegistryKey>,
+        name: &str,
+        base: Option<u32>,
+        generation: u32,
+    ) -> u32 {
         let base = base.unwrap_or_else(|| self.new_base(name));
         let head = &mut self.bases[base as usize].head;
-        let entry = Entry { key: Some(key), base, next: *head, generation, standing: Standing::Present };
-        let slot = place(&mut self.entries, &mut self.free_entries, entry);
+        let entry =
+            KeyEntry { key: Some(key), base, next: *head, generation, state: EntryState::Present };
+        let slot = allocate(&mut self.entries, &mut self.free_entries, entry);
         *head = slot;
-        self.index.insert_unique(spread(part(hash)), (part(hash), slot), |(part, _)| spread(*part));
+        self.index.insert_unique(
+            widen(short_hash(hash)),
+            (short_hash(hash), slot),
+            |(short, _)| widen(*short),
+        );
         self.count(slot, true);
         slot
     }
 
-    /// Gives an entry another standing and, perhaps, another content of the same key.
-    pub(super) fn update(&mut self, slot: u32, key: Option<Arc<Key>>, standing: Standing) {
+    /// Changes the state of an entry and, if given, its key.
+    ///
+    /// The new key must have the same text.
+    pub(super) fn update(&mut self, slot: u32, key: Option<Arc<RegistryKey>>, state: EntryState) {
         self.count(slot, false);
         let entry = &mut self.entries[slot as usize];
         if let Some(key) = key {
             entry.key = Some(key);
         }
-        entry.standing = standing;
-        if standing == Standing::Removed {
+        entry.state = state;
+        if state == EntryState::Removed {
             let (hash, _) = self.hash_and_text(slot);
-            if let Ok(found) = self.index.find_entry(spread(part(hash)), |(_, other)| *other == slot) {
+            if let Ok(found) =
+                self.index.find_entry(widen(short_hash(hash)), |(_, other)| *other == slot)
+            {
                 found.remove();
             }
         }
         self.count(slot, true);
     }
 
-    /// Marks a base to be rebuilt: at the next [`Self::rebuild`], or after the running list of this registry.
-    pub(super) fn touch(&mut self, base: u32, waiting_for: Option<RegistryId>) {
-        let record = &mut self.bases[base as usize];
+    /// Marks a base for the next [`Self::rebuild`], or for after a registry's list.
+    pub(super) fn mark_changed(&mut self, base: u32, waiting_for: Option<RegistryId>) {
+        let entry = &mut self.bases[base as usize];
         match waiting_for {
-            None if !record.ready => {
-                record.ready = true;
-                self.ready.push(base);
+            None if !entry.queued => {
+                entry.queued = true;
+                self.queued.push(base);
             }
-            Some(registry) if record.waits == 0 || record.waiter != registry => {
-                record.waits += 1;
-                record.waiter = registry;
-                self.tallies[registry.place()].waiting.push(base);
+            Some(registry) if entry.pending_lists == 0 || entry.last_pending != registry => {
+                entry.pending_lists += 1;
+                entry.last_pending = registry;
+                self.tallies[registry.index()].waiting.push(base);
             }
             _ => {}
         }
     }
 
-    /// Keeps the marks of an abandoned list few: each base once.
-    pub(super) fn abandon(&mut self, registry: RegistryId) {
-        let waiting = &mut self.tallies[registry.place()].waiting;
+    /// Bounds the bases that wait for an abandoned list by removing duplicates.
+    pub(super) fn dedup_waiting(&mut self, registry: RegistryId) {
+        let waiting = &mut self.tallies[registry.index()].waiting;
         waiting.sort_unstable();
         let bases = &mut self.bases;
         waiting.dedup_by(|again, base| {
             let same = again == base;
-            bases[*base as usize].waits -= u32::from(same);
+            bases[*base as usize].pending_lists -= u32::from(same);
             same
         });
     }
 
-    /// Releases the marks of a registry's list, which is complete.
-    pub(super) fn release(&mut self, registry: RegistryId) {
-        for base in std::mem::take(&mut self.tallies[registry.place()].waiting) {
-            self.bases[base as usize].waits -= 1;
-            self.touch(base, None);
+    /// Queues the bases that waited for the end of a registry's list.
+    pub(super) fn queue_waiting(&mut self, registry: RegistryId) {
+        for base in std::mem::take(&mut self.tallies[registry.index()].waiting) {
+            self.bases[base as usize].pending_lists -= 1;
+            self.mark_changed(base, None);
         }
     }
 
-    /// Makes each marked service anew, once; says which changed, came or went.
-    pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<Changed> {
-        let ready = std::mem::take(&mut self.ready);
-        // Not by doubling: there may be a million.
-        let mut changed = Vec::with_capacity(ready.len());
-        changed.extend(ready.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
+    /// Rebuilds the service of every marked base; returns those that changed.
+    pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<ServiceChange> {
+        let queued = std::mem::take(&mut self.queued);
+        // Reserved at once instead of growing by doubling: there may be a million.
+        let mut changed = Vec::with_capacity(queued.len());
+        changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
         changed
     }
 
-    fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<Changed> {
-        let keys = self.take_stock(base);
-        let record = &mut self.bases[base as usize];
-        record.ready = false;
-        let is_free = keys.is_empty() && record.head == NONE && record.waits == 0;
-        let made = record.service.with(keys, docker0);
-        let (before, after) = match Arc::get_mut(&mut record.service) {
-            // Nobody has seen the one before: it takes its place.
-            Some(unseen) if unseen.keys().is_empty() => {
-                *unseen = made;
-                (None, record.service().cloned())
+    fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<ServiceChange> {
+        let keys = self.collect_live_keys(base);
+        let entry = &mut self.bases[base as usize];
+        entry.queued = false;
+        let is_free = keys.is_empty() && entry.head == NO_INDEX && entry.pending_lists == 0;
+        let made = entry.service.with(keys, docker0);
+        let (before, after) = match Arc::get_mut(&mut entry.service) {
+            // No reader has the previous, empty service: overwrite it in place.
+            Some(empty) if empty.keys().is_empty() => {
+                *empty = made;
+                (None, entry.service().cloned())
             }
             _ => {
-                let before = std::mem::replace(&mut record.service, Arc::new(made));
-                (Some(before).filter(|before| !before.keys().is_empty()), record.service().cloned())
+                let before = std::mem::replace(&mut entry.service, Arc::new(made));
+                (Some(before).filter(|before| !before.keys().is_empty()), entry.service().cloned())
             }
         };
         if is_free {
             self.free_base(base);
         }
-        (before.is_some() || after.is_some()).then_some(Changed { before, after })
+        (before.is_some() || after.is_some()).then_some(ServiceChange { before, after })
     }
 
-    /// Takes the removed entries out of a base's chain; returns the keys that count.
-    fn take_stock(&mut self, base: u32) -> Vec<Arc<Key>> {
+    /// Frees the removed entries of a base; returns the live keys.
+    fn collect_live_keys(&mut self, base: u32) -> Vec<Arc<RegistryKey>> {
         let mut keys = Vec::new();
-        let mut before = NONE;
+        let mut before = NO_INDEX;
         let mut slot = self.bases[base as usize].head;
-        while slot != NONE {
+        while slot != NO_INDEX {
             let entry = &mut self.entries[slot as usize];
             let next = entry.next;
-            if entry.standing == Standing::Removed {
+            if entry.state == EntryState::Removed {
                 entry.key = None;
                 self.free_entries.push(slot);
-                if before == NONE {
+                if before == NO_INDEX {
                     self.bases[base as usize].head = next;
                 } else {
                     self.entries[before as usize].next = next;
                 }
             } else {
-                if entry.standing.counts() {
+                if entry.state.is_live() {
                     keys.extend(entry.key.clone());
                 }
                 before = slot;
@@ -360,73 +391,84 @@ impl Mirror {
     }
 
     fn new_base(&mut self, name: &str) -> u32 {
-        let record =
-            Base { service: Arc::new(Service::empty(name)), head: NONE, size: 0, waits: 0, waiter: RegistryId::FIRST, ready: false };
-        let base = place(&mut self.bases, &mut self.free_bases, record);
-        let part = part(self.hasher.hash_one(name));
-        self.names.insert_unique(spread(part), (part, base), |(part, _)| spread(*part));
+        let entry = BaseEntry {
+            service: Arc::new(Service::empty(name)),
+            head: NO_INDEX,
+            cost: 0,
+            pending_lists: 0,
+            last_pending: RegistryId::FIRST,
+            queued: false,
+        };
+        let base = allocate(&mut self.bases, &mut self.free_bases, entry);
+        let short = short_hash(self.hasher.hash_one(name));
+        self.names.insert_unique(widen(short), (short, base), |(short, _)| widen(*short));
         base
     }
 
     fn free_base(&mut self, base: u32) {
-        let part = part(self.hasher.hash_one(self.name(base)));
-        if let Ok(found) = self.names.find_entry(spread(part), |(_, other)| *other == base) {
+        let short = short_hash(self.hasher.hash_one(self.name(base)));
+        if let Ok(found) = self.names.find_entry(widen(short), |(_, other)| *other == base) {
             found.remove();
         }
         self.free_bases.push(base);
     }
 
-    /// Adds an entry to the counts, or takes it out.
+    /// Adds an entry to the counts, or subtracts it.
     fn count(&mut self, slot: u32, add: bool) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return };
-        let tally = &mut self.tallies[key.registry().place()];
-        let step = |number: &mut usize, by: usize| *number = if add { *number + by } else { *number - by };
-        match entry.standing {
-            Standing::Present => {
+        let tally = &mut self.tallies[key.registry().index()];
+        let step =
+            |number: &mut usize, by: usize| *number = if add { *number + by } else { *number - by };
+        match entry.state {
+            EntryState::Present => {
                 step(&mut tally.present, 1);
                 step(&mut tally.instances, key.endpoints.len());
             }
-            Standing::Held => {
+            EntryState::Held => {
                 step(&mut tally.held, 1);
                 step(&mut tally.held_instances, key.endpoints.len());
             }
-            Standing::Buried => {}
-            Standing::Removed => return,
+            EntryState::Tombstoned => {}
+            EntryState::Removed => return,
         }
         step(&mut tally.keys, 1);
-        if entry.standing.counts() {
-            let total = &mut self.bases[entry.base as usize].size;
-            *total = if add { total.saturating_add(size(key)) } else { total.saturating_sub(size(key)) };
+        if entry.state.is_live() {
+            let total = &mut self.bases[entry.base as usize].cost;
+            *total = if add {
+                total.saturating_add(instance_cost(key))
+            } else {
+                total.saturating_sub(instance_cost(key))
+            };
         }
     }
 }
 
-impl Base {
+impl BaseEntry {
     fn service(&self) -> Option<&Arc<Service>> {
         Some(&self.service).filter(|service| !service.keys().is_empty())
     }
 }
 
-/// The part of a hash that stands in a table, so that a table grows without a look at what it finds.
-fn part(hash: u64) -> u32 {
+/// Returns the part of a hash that an index stores, to grow without rehashing.
+fn short_hash(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-/// A part of a hash, spread over as many bits as a table wants.
-fn spread(part: u32) -> u64 {
-    u64::from(part) << 32 | u64::from(part)
+/// Expands a short hash to the bits that a hash table uses.
+fn widen(short: u32) -> u64 {
+    u64::from(short) << 32 | u64::from(short)
 }
 
-/// Puts an element at a free place, or at the end.
-fn place<T>(elements: &mut Vec<T>, free: &mut Vec<u32>, element: T) -> u32 {
-    if let Some(place) = free.pop() {
-        elements[place as usize] = element;
-        return place;
+/// Stores an element in a free slot or at the end; returns its index.
+fn allocate<T>(elements: &mut Vec<T>, free: &mut Vec<u32>, element: T) -> u32 {
+    if let Some(index) = free.pop() {
+        elements[index as usize] = element;
+        return index;
     }
     elements.push(element);
-    // Entries in such numbers would not fit in memory.
-    u32::try_from(elements.len() - 1).unwrap_or(NONE)
+    // So many elements would not fit in memory.
+    u32::try_from(elements.len() - 1).unwrap_or(NO_INDEX)
 }
 
 #[cfg(test)]
@@ -435,7 +477,7 @@ mod tests {
 
     #[test]
     fn entries_and_bases_stay_small() {
-        assert_eq!(size_of::<Entry>(), 24);
-        assert_eq!(size_of::<Base>(), 24);
+        assert_eq!(size_of::<KeyEntry>(), 24);
+        assert_eq!(size_of::<BaseEntry>(), 24);
     }
 }

@@ -1,4 +1,4 @@
-//! The model made of what the registries hold: what readers of the catalog see.
+//! The services built from the registries' keys, as readers of the catalog see them.
 
 use std::net::Ipv4Addr;
 use std::slice;
@@ -6,68 +6,75 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::key::{Group, Key};
-use super::text::Text;
+use super::key::{Group, RegistryKey};
+use super::text::InlineText;
 use crate::service::{Endpoint, Host};
 
-/// Everything known under one base name, in every deployment, namespace and version. Immutable: a change makes a new one.
+/// Everything registered under one base name, in all its groups.
 ///
-/// Laid out for many services of one instance: such a one is a single allocation of 56 octets besides its key, which is
-/// shared with the catalog's mirror.
+/// Immutable: a change builds a new service. The memory layout favours many services with a single
+/// instance: besides its key, which the mirror shares, such a service is one allocation of 56
+/// bytes.
 #[derive(Clone, Debug)]
 pub struct Service {
-    base: Text,
-    body: Body,
+    base: InlineText,
+    keys: ServiceKeys,
 }
 
+/// The keys of a service, in the smallest form that holds them.
 #[derive(Clone, Debug)]
-enum Body {
-    /// Nothing.
+enum ServiceKeys {
+    /// No keys.
     Empty,
-    /// One key with one endpoint, which nothing can keep from being served.
-    One(Arc<Key>),
-    /// Anything else.
-    Many(Box<Many>),
+    /// One key with one endpoint, which no rule can exclude.
+    Single(Arc<RegistryKey>),
+    /// Any other number of keys or endpoints.
+    Sorted(Box<SortedKeys>),
 }
 
+/// Keys and instances in their published order.
 #[derive(Clone, Debug)]
-struct Many {
-    /// Sorted by [`Key::order`].
-    keys: Box<[Arc<Key>]>,
+struct SortedKeys {
+    /// Sorted by [`RegistryKey::order`].
+    keys: Box<[Arc<RegistryKey>]>,
     /// Sorted by (deployment, namespace, version, endpoint, position of the key).
-    instances: Box<[Slot]>,
+    instances: Box<[InstanceRef]>,
 }
 
-/// The instances of a [`Body::One`].
-const ONLY: &[Slot] = &[Slot { key: 0, endpoint: 0, left_out: None }];
+/// The instances of a [`ServiceKeys::Single`].
+const SINGLE_INSTANCE: &[InstanceRef] = &[InstanceRef { key: 0, endpoint: 0, excluded: None }];
 
+/// An instance in terms of its service's keys.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct InstanceRef {
+    /// Index of the key in the service.
     key: u32,
+    /// Index of the endpoint in the key.
     endpoint: u16,
-    left_out: Option<LeftOut>,
+    /// Why the instance is not served.
+    excluded: Option<ExclusionReason>,
 }
 
-/// One endpoint of one key, as seen in a service.
+/// An instance of a service: one endpoint of one key.
 #[derive(Clone, Copy, Debug)]
 pub struct Instance<'a> {
-    /// The service it is one of.
+    /// The service that the instance belongs to.
     pub service: &'a Service,
-    /// The key it stands in.
-    pub key: &'a Arc<Key>,
-    /// Where it is.
+    /// The key that has the endpoint.
+    pub key: &'a Arc<RegistryKey>,
+    /// The endpoint.
     pub endpoint: &'a Endpoint,
-    /// Why it is not served, where it is not.
-    pub left_out: Option<LeftOut>,
+    /// Why the instance is not served, `None` if it is.
+    pub excluded: Option<ExclusionReason>,
 }
 
 impl Instance<'_> {
-    /// Whether its registry holds what is answered: it is served, or the same endpoint of another key is.
+    /// Returns whether answers contain this endpoint, also if from a duplicate.
     pub fn is_behind_answers(&self) -> bool {
-        matches!(self.left_out, None | Some(LeftOut::Duplicate))
+        matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
     }
 
-    /// The key it stands in as the store has it.
+    /// Returns the key as stored in its registry.
     pub fn text(&self) -> String {
         self.service.text(self.key)
     }
@@ -76,118 +83,138 @@ impl Instance<'_> {
 /// Why an instance is known but not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
-pub enum LeftOut {
-    /// Another spelling of the name wins.
+pub enum ExclusionReason {
+    /// Another spelling of the name wins in this deployment and namespace.
     #[error("shadowed: another spelling of the name wins in this deployment and namespace")]
     Shadowed,
-    /// Docker's bridge address, which means another machine to everyone else.
-    #[error("172.17.0.1 is every Docker host's own bridge, and the same port is registered at another address")]
+    /// Docker's bridge address, which is a different machine for every client.
+    #[error(
+        "172.17.0.1 is every Docker host's own bridge, \
+ and the same port is registered at another address"
+    )]
     Docker0,
-    /// The same endpoint of the same group stands in another key (old and new head, two registries).
+    /// Another key of the group has the same endpoint (two prefixes, two registries).
     #[error("the same endpoint is registered by another key")]
     Duplicate,
 }
 
-/// What to do with endpoints at 172.17.0.1, which GoFrame registers on every host that has Docker.
+/// How to treat endpoints at 172.17.0.1 (GoFrame registers it on Docker hosts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Docker0 {
-    /// Leave it out when the same service has the same port at another address.
+    /// Exclude them if the service has the same port at another address.
     #[default]
     Drop,
-    /// Serve it like any other.
+    /// Serve them like any other endpoint.
     Keep,
 }
 
-/// Docker's default bridge address.
+/// The default address of Docker's bridge.
 const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
-    /// A service without a key.
+    /// Creates a service without keys.
     pub(super) fn empty(base: &str) -> Self {
-        Self { base: base.into(), body: Body::Empty }
+        Self { base: base.into(), keys: ServiceKeys::Empty }
     }
 
-    /// Makes the service of these keys, in any order. O(n log n).
-    pub fn new(base: &str, keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
-        Self { base: base.into(), body: Body::new(keys, docker0) }
+    /// Builds the service of a base name from its keys, given in any order. O(n log n).
+    pub fn new(base: &str, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
+        Self { base: base.into(), keys: ServiceKeys::new(keys, docker0) }
     }
 
-    /// This service with these keys in place of its own.
-    pub(super) fn with(&self, keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
-        Self { base: self.base.clone(), body: Body::new(keys, docker0) }
+    /// Builds a service of the same base name from other keys.
+    pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
+        Self { base: self.base.clone(), keys: ServiceKeys::new(keys, docker0) }
     }
 
-    /// The registered name in lower case, less a served zone's suffix.
+    /// Returns the registered name in lower case, without the suffix of a served zone.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Whether this is the base: sooner than by comparing with [`Self::base`].
+    /// Returns whether this is the base name; faster than comparing [`Self::base`].
     pub fn has_base(&self, base: &str) -> bool {
-        self.base.octets() == base.as_bytes()
+        self.base.as_bytes() == base.as_bytes()
     }
 
-    /// The keys, sorted by deployment, namespace, rank, version, then by text but for endpoints, which stand in their own
-    /// order, then by registry: within a deployment and namespace the winning spelling stands first.
-    pub fn keys(&self) -> &[Arc<Key>] {
-        match &self.body {
-            Body::Empty => &[],
-            Body::One(key) => slice::from_ref(key),
-            Body::Many(many) => &many.keys,
+    /// Returns the keys, the winning spelling of each deployment and namespace first.
+    ///
+    /// The order is by deployment, namespace, rank, version, key text with the endpoints left
+    /// out, endpoints, and registry.
+    pub fn keys(&self) -> &[Arc<RegistryKey>] {
+        match &self.keys {
+            ServiceKeys::Empty => &[],
+            ServiceKeys::Single(key) => slice::from_ref(key),
+            ServiceKeys::Sorted(sorted) => &sorted.keys,
         }
     }
 
-    fn slots(&self) -> &[Slot] {
-        match &self.body {
-            Body::Empty => &[],
-            Body::One(_) => ONLY,
-            Body::Many(many) => &many.instances,
+    /// Returns the instances in the order of [`Self::instances`].
+    fn refs(&self) -> &[InstanceRef] {
+        match &self.keys {
+            ServiceKeys::Empty => &[],
+            ServiceKeys::Single(_) => SINGLE_INSTANCE,
+            ServiceKeys::Sorted(sorted) => &sorted.instances,
         }
     }
 
-    /// One of the keys as the store has it.
-    pub fn text(&self, key: &Key) -> String {
+    /// Returns one of the service's keys as stored in its registry.
+    pub fn text(&self, key: &RegistryKey) -> String {
         key.text(&self.base)
     }
 
-    /// Every instance, those left out included, sorted by (deployment, namespace, version, endpoint).
+    /// Returns all instances, excluded ones too.
+    ///
+    /// Sorted by deployment, namespace, version and endpoint.
     pub fn instances(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
         let keys = self.keys();
-        self.slots().iter().map(|slot| {
-            let key = &keys[slot.key as usize];
-            Instance { service: self, key, endpoint: &key.endpoints[usize::from(slot.endpoint)], left_out: slot.left_out }
+        self.refs().iter().map(|instance| {
+            let key = &keys[instance.key as usize];
+            Instance {
+                service: self,
+                key,
+                endpoint: &key.endpoints[usize::from(instance.endpoint)],
+                excluded: instance.excluded,
+            }
         })
     }
 
-    /// The instances that are served, in the order of [`Self::instances`].
+    /// Returns the instances that are served, in the order of [`Self::instances`].
     pub fn served(&self) -> impl Iterator<Item = Instance<'_>> {
-        self.instances().filter(|instance| instance.left_out.is_none())
+        self.instances().filter(|instance| instance.excluded.is_none())
     }
 
-    /// The groups of the keys that no other spelling shadows, each once, sorted. Takes time by their number, not the keys'.
+    /// Returns the groups that have a key of a winning spelling, each once, sorted.
+    ///
+    /// Takes O(log keys) for each group.
     pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        let mut rest: &[Arc<Key>] = self.keys();
-        let mut winner: Option<&Key> = None;
+        let mut rest: &[Arc<RegistryKey>] = self.keys();
+        let mut winner: Option<&RegistryKey> = None;
         std::iter::from_fn(move || {
             let first = loop {
                 let first = rest.first()?;
                 match winner {
-                    // The rest of this deployment and namespace is shadowed.
-                    Some(winner) if winner.scope() == first.scope() && winner.rank() != first.rank() => {
+                    // The remaining keys of this deployment and namespace are shadowed.
+                    Some(winner)
+                        if winner.scope() == first.scope() && winner.rank() != first.rank() =>
+                    {
                         rest = &rest[rest.partition_point(|key| key.scope() == first.scope())..];
                     }
                     _ => break first,
                 }
             };
             winner = Some(first);
-            rest = &rest[rest.partition_point(|key| key.group() == first.group() && key.rank() == first.rank())..];
+            rest = &rest[rest.partition_point(|key| {
+                key.group() == first.group() && key.rank() == first.rank()
+            })..];
             Some(first.group())
         })
     }
 }
 
-impl Body {
-    fn new(mut keys: Vec<Arc<Key>>, docker0: Docker0) -> Self {
+impl ServiceKeys {
+    /// Sorts the keys, and decides which instances are excluded.
+    fn new(mut keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
         if keys.is_empty() {
             return Self::Empty;
         }
@@ -195,56 +222,74 @@ impl Body {
             && keys[0].endpoints.len() == 1
             && let Some(key) = keys.pop()
         {
-            return Self::One(key);
+            return Self::Single(key);
         }
         keys.sort_unstable_by(|a, b| a.order(b));
-        let mut slots = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
+        let mut refs = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
         let mut first = 0;
         for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
-            add_scope(&mut slots, scope, first, docker0);
+            add_scope(&mut refs, scope, first, docker0);
             first += scope.len();
         }
-        Self::Many(Box::new(Many { keys: keys.into(), instances: slots.into() }))
+        Self::Sorted(Box::new(SortedKeys { keys: keys.into(), instances: refs.into() }))
     }
 }
 
-/// Adds the instances of one deployment and namespace, whose keys stand at `first` and after, sorted.
-fn add_scope(slots: &mut Vec<Slot>, keys: &[Arc<Key>], first: usize, docker0: Docker0) {
+/// Adds the instances of one scope, whose first key has this index.
+fn add_scope(
+    refs: &mut Vec<InstanceRef>,
+    keys: &[Arc<RegistryKey>],
+    first: usize,
+    docker0: Docker0,
+) {
     let winner = keys[0].rank();
     let mut ports: Vec<u16> = Vec::new();
     if docker0 == Docker0::Drop {
         let visible = keys.iter().take_while(|key| key.rank() == winner);
-        ports.extend(visible.flat_map(|key| key.endpoints.iter()).filter(|e| e.host != DOCKER0).map(|e| e.port));
+        ports.extend(
+            visible
+                .flat_map(|key| key.endpoints.iter())
+                .filter(|e| e.host != DOCKER0)
+                .map(|e| e.port),
+        );
         ports.sort_unstable();
         ports.dedup();
     }
-    let added = slots.len();
+    let added = refs.len();
     for (offset, key) in keys.iter().enumerate() {
         for (endpoint, at) in key.endpoints.iter().zip(0..=u16::MAX) {
-            let left_out = if key.rank() != winner {
-                Some(LeftOut::Shadowed)
+            let excluded = if key.rank() != winner {
+                Some(ExclusionReason::Shadowed)
             } else if endpoint.host == DOCKER0 && ports.binary_search(&endpoint.port).is_ok() {
-                Some(LeftOut::Docker0)
+                Some(ExclusionReason::Docker0)
             } else {
                 None
             };
-            // A catalog that could hold 2^32 keys of one service would not fit in memory.
+            // 2^32 keys of one service would not fit in memory.
             let key = u32::try_from(first + offset).unwrap_or(u32::MAX);
-            slots.push(Slot { key, endpoint: at, left_out });
+            refs.push(InstanceRef { key, endpoint: at, excluded });
         }
     }
-    let of = |slot: &Slot| {
-        let key = &keys[slot.key as usize - first];
-        (&*key.group().version, &key.endpoints[usize::from(slot.endpoint)])
+    let of = |instance: &InstanceRef| {
+        let key = &keys[instance.key as usize - first];
+        (&*key.group().version, &key.endpoints[usize::from(instance.endpoint)])
     };
-    // Of equal endpoints the one that a registry still has is served, not the one that is only held.
-    let held = |slot: &Slot| keys[slot.key as usize - first].held();
-    slots[added..].sort_by(|a, b| of(a).cmp(&of(b)).then(a.left_out.cmp(&b.left_out)).then(held(a).cmp(&held(b))).then(a.key.cmp(&b.key)));
-    for at in added + 1..slots.len() {
-        let (before, here) = (slots[at - 1], slots[at]);
-        let served = |slot: Slot| matches!(slot.left_out, None | Some(LeftOut::Duplicate));
+    // Among equal endpoints, one that its registry still has is served before a held one.
+    let held = |instance: &InstanceRef| keys[instance.key as usize - first].held();
+    refs[added..].sort_by(|a, b| {
+        of(a)
+            .cmp(&of(b))
+            .then(a.excluded.cmp(&b.excluded))
+            .then(held(a).cmp(&held(b)))
+            .then(a.key.cmp(&b.key))
+    });
+    for at in added + 1..refs.len() {
+        let (before, here) = (refs[at - 1], refs[at]);
+        let served = |instance: InstanceRef| {
+            matches!(instance.excluded, None | Some(ExclusionReason::Duplicate))
+        };
         if served(here) && served(before) && of(&before) == of(&here) {
-            slots[at].left_out = Some(LeftOut::Duplicate);
+            refs[at].excluded = Some(ExclusionReason::Duplicate);
         }
     }
 }
@@ -261,38 +306,51 @@ mod tests {
     fn instances(service: &Service) -> Vec<String> {
         service
             .instances()
-            .map(|Instance { key, endpoint, left_out, .. }| {
+            .map(|Instance { key, endpoint, excluded, .. }| {
                 let Group { deployment, namespace, version } = &**key.group();
-                let left_out = left_out.map(|left_out| format!(" {left_out:?}")).unwrap_or_default();
-                format!("{deployment}/{namespace}/{version} {endpoint}{left_out}")
+                let excluded =
+                    excluded.map(|excluded| format!(" {excluded:?}")).unwrap_or_default();
+                format!("{deployment}/{namespace}/{version} {endpoint}{excluded}")
             })
             .collect()
     }
 
     #[test]
-    fn a_service_of_one_endpoint_is_small() {
+    fn services_of_one_endpoint_are_small() {
         assert!(size_of::<Service>() <= 40);
-        assert!(size_of::<Key>() <= 72);
-        assert_eq!(size_of::<Slot>(), 8);
+        assert!(size_of::<RegistryKey>() <= 72);
+        assert_eq!(size_of::<InstanceRef>(), 8);
     }
 
     #[test]
     fn instances_are_sorted_by_deployment_namespace_version_and_endpoint() {
         let service = service(
-            &["/s/d/prod/hello/v1/10.0.0.9:80,10.0.0.1:80", "/s/d/dev/hello/v2/10.0.0.1:80", "/s/d/dev/hello/v1/10.0.0.7:80,10.0.0.7:9"],
+            &[
+                "/s/d/prod/hello/v1/10.0.0.9:80,10.0.0.1:80",
+                "/s/d/dev/hello/v2/10.0.0.1:80",
+                "/s/d/dev/hello/v1/10.0.0.7:80,10.0.0.7:9",
+            ],
             Docker0::Drop,
         );
-        let sorted =
-            ["d/dev/v1 10.0.0.7:9", "d/dev/v1 10.0.0.7:80", "d/dev/v2 10.0.0.1:80", "d/prod/v1 10.0.0.1:80", "d/prod/v1 10.0.0.9:80"];
+        let sorted = [
+            "d/dev/v1 10.0.0.7:9",
+            "d/dev/v1 10.0.0.7:80",
+            "d/dev/v2 10.0.0.1:80",
+            "d/prod/v1 10.0.0.1:80",
+            "d/prod/v1 10.0.0.9:80",
+        ];
         assert_eq!(instances(&service), sorted);
         assert_eq!(service.served().count(), 5);
         assert_eq!(service.instances().len(), 5);
         let keys: Vec<String> = service.keys().iter().map(|key| service.text(key)).collect();
-        assert!(keys[0].starts_with("/s/d/dev/hello/v1") && keys[2].starts_with("/s/d/prod"), "{keys:?}");
+        assert!(
+            keys[0].starts_with("/s/d/dev/hello/v1") && keys[2].starts_with("/s/d/prod"),
+            "{keys:?}"
+        );
     }
 
     #[test]
-    fn the_zone_spelling_shadows_the_bare_one_with_its_versions_in_its_deployment_and_namespace_only() {
+    fn the_zone_spelling_shadows_the_bare_one_within_its_scope() {
         let service = service(
             &[
                 "/s/d/dev/hello.svc/v2/10.0.0.2:80",
@@ -311,19 +369,21 @@ mod tests {
             "e/dev/v1 10.0.0.4:80",
         ];
         assert_eq!(instances(&service), expected);
-        let visible: Vec<_> = service.visible_groups().map(|group| (group.scope(), &*group.version)).collect();
+        let visible: Vec<_> =
+            service.visible_groups().map(|group| (group.scope(), &*group.version)).collect();
         assert_eq!(visible, [(("d", "dev"), "v2"), (("d", "prod"), "v1"), (("e", "dev"), "v1")]);
     }
 
     #[test]
     fn a_winner_without_a_usable_endpoint_still_shadows() {
-        let service = service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
+        let service =
+            service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
         assert_eq!(service.served().count(), 0);
         assert_eq!(service.visible_groups().count(), 1);
     }
 
     #[test]
-    fn dockers_bridge_is_left_out_where_the_port_stands_elsewhere() {
+    fn the_docker_bridge_is_excluded_if_its_port_is_registered_elsewhere() {
         let keys = [
             "/s/d/n/hello/v1/10.0.0.1:80,172.17.0.1:80",
             "/s/d/n/hello/v2/172.17.0.1:81",
@@ -341,7 +401,10 @@ mod tests {
         assert_eq!(service(&keys, Docker0::Keep).served().count(), 5);
         // A shadowed spelling does not count as another address.
         let keys = ["/s/d/n/hello.svc/v1/172.17.0.1:80", "/s/d/n/hello/v1/10.0.0.1:80"];
-        assert_eq!(instances(&service(&keys, Docker0::Drop)), ["d/n/v1 10.0.0.1:80 Shadowed", "d/n/v1 172.17.0.1:80"]);
+        assert_eq!(
+            instances(&service(&keys, Docker0::Drop)),
+            ["d/n/v1 10.0.0.1:80 Shadowed", "d/n/v1 172.17.0.1:80"]
+        );
     }
 
     #[test]
@@ -363,21 +426,32 @@ mod tests {
             "d/n/v2 10.0.0.1:80",
         ];
         assert_eq!(instances(&service), expected);
-        assert_eq!(service.served().next().unwrap().text().split('/').nth(1), Some("service"), "the first key wins");
+        assert_eq!(
+            service.served().next().unwrap().text().split('/').nth(1),
+            Some("service"),
+            "the first key wins"
+        );
     }
 
     #[test]
-    fn of_equal_endpoints_the_one_that_is_not_held_is_served() {
+    fn a_held_endpoint_is_the_duplicate_of_a_present_one() {
         let mut held = key("/a/d/n/hello/v1/10.0.0.1:80");
-        Arc::make_mut(&mut held.frame).held = true;
-        let service = Service::new("hello", vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))], Docker0::Drop);
+        Arc::make_mut(&mut held.shared).held = true;
+        let service = Service::new(
+            "hello",
+            vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))],
+            Docker0::Drop,
+        );
         let served: Vec<bool> = service.served().map(|instance| instance.key.held()).collect();
         assert_eq!(served, [false]);
     }
 
     #[test]
-    fn nothing_makes_an_empty_service() {
+    fn a_service_may_be_empty() {
         let service = service(&[], Docker0::Drop);
-        assert_eq!((service.keys().len(), service.instances().len(), service.visible_groups().count()), (0, 0, 0));
+        assert_eq!(
+            (service.keys().len(), service.instances().len(), service.visible_groups().count()),
+            (0, 0, 0)
+        );
     }
 }

@@ -1,67 +1,76 @@
-//! How far what is known can be relied on, and how much it is.
+//! How far the registries' data can be trusted, and how much of it there is.
 
 use serde::Serialize;
 
 use crate::service::RegistrySet;
 
-/// How far the data can be relied on.
+/// How far the data of the registries can be trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Condition {
-    /// Whether absence means something: each registry has completed a list, or one has and 10 s have passed.
+pub struct RegistryStatus {
+    /// Whether the absence of a name can be trusted.
+    ///
+    /// True once every registry has completed a list, or one has and 10 s have passed.
     pub synced: bool,
-    /// The registries that have completed a list and cannot be reached now.
-    pub away: RegistrySet,
-    /// The registries of which keys are served although they say that these are gone.
-    pub held: RegistrySet,
-    /// How many such keys there are.
-    pub holding: usize,
+    /// The registries that have completed a list and are unreachable now.
+    pub disconnected: RegistrySet,
+    /// The registries with held keys: removed by the registry, but still served.
+    pub with_held_keys: RegistrySet,
+    /// The number of held keys.
+    pub held_keys: usize,
 }
 
-/// Why what a registry said may be out of date.
+/// Why the data of a registry may be stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staleness {
-    /// It cannot be reached: what it said last is served.
-    Away,
-    /// It no longer has what is served, which is not believed yet.
+    /// The registry is unreachable, and its last known data is served.
+    Disconnected,
+    /// The registry has removed keys that are still served.
     Held,
 }
 
-impl Condition {
-    /// Says why what these registries hold may be out of date; none while it is not.
-    pub fn staleness_of(&self, holders: RegistrySet) -> Option<Staleness> {
-        if self.away.intersects(holders) { Some(Staleness::Away) } else { self.held.intersects(holders).then_some(Staleness::Held) }
+impl RegistryStatus {
+    /// Returns why data from these registries may be stale, if so.
+    pub fn staleness_of(&self, registries: RegistrySet) -> Option<Staleness> {
+        if self.disconnected.intersects(registries) {
+            Some(Staleness::Disconnected)
+        } else {
+            self.with_held_keys.intersects(registries).then_some(Staleness::Held)
+        }
     }
 
-    /// Says why an absence may be out of date, which any registry might end; none while it is not.
+    /// Returns why the absence of data may be stale, if so.
+    ///
+    /// Any stale registry could have the missing data.
     pub fn staleness(&self) -> Option<Staleness> {
-        self.staleness_of(self.stale())
+        self.staleness_of(self.stale_registries())
     }
 
-    /// Returns the registries of which what they said may be out of date.
-    pub fn stale(&self) -> RegistrySet {
-        self.away.union(self.held)
+    /// Returns the registries whose data may be stale.
+    pub fn stale_registries(&self) -> RegistrySet {
+        self.disconnected.union(self.with_held_keys)
     }
 }
 
-/// Sizes, for metrics.
+/// Counts for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Stats {
-    /// One entry for each registry, in the order of the configuration.
+    /// The counts of each registry, in the order of the configuration.
     pub registries: Vec<RegistryStats>,
 }
 
-/// Sizes of one registry.
+/// Counts of one registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryStats {
-    /// Its keys that can be served, those held included.
+    /// Keys that can be served, held ones included.
     pub keys: usize,
-    /// Their endpoints.
+    /// Endpoints of these keys.
     pub instances: usize,
-    /// Of those, keys that it no longer has.
+    /// Held keys: removed by the registry, but still served.
     pub held: usize,
-    /// Differences that routine lists found against what the events had said, since the start: some versions of etcd lose
-    /// events.
+    /// Differences to the events that routine lists have found since the start.
+    ///
+    /// Some versions of etcd lose events.
     pub differences: u64,
 }

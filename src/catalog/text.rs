@@ -1,57 +1,59 @@
-//! A short text without an allocation of its own.
+//! Strings that need no allocation when short.
 
 use std::fmt;
 use std::ops::Deref;
 use std::str;
 
-/// Octets that fit in place.
-const SHORT: usize = 22;
+/// Longest text that is stored inline, in bytes.
+const INLINE_BYTES: usize = 22;
 
-/// A text in 24 octets as long as it has no more than 22, as most names; a longer one lies elsewhere.
+/// A string of 24 bytes, stored inline if it fits, as most names do.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Text {
-    /// How many of the octets are the text, which is UTF-8.
-    Short(u8, [u8; SHORT]),
-    /// Any other.
-    Long(Box<str>),
+pub(super) enum InlineText {
+    /// Length and bytes of a short text; the bytes are UTF-8.
+    Inline(u8, [u8; INLINE_BYTES]),
+    /// A longer text.
+    Heap(Box<str>),
 }
 
-impl From<&str> for Text {
+impl From<&str> for InlineText {
     fn from(text: &str) -> Self {
-        let mut octets = [0; SHORT];
-        match (octets.get_mut(..text.len()), u8::try_from(text.len())) {
-            (Some(place), Ok(length)) => {
-                place.copy_from_slice(text.as_bytes());
-                Self::Short(length, octets)
+        let mut bytes = [0; INLINE_BYTES];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(start), Ok(length)) => {
+                start.copy_from_slice(text.as_bytes());
+                Self::Inline(length, bytes)
             }
-            _ => Self::Long(text.into()),
+            _ => Self::Heap(text.into()),
         }
     }
 }
 
-impl Text {
-    /// The octets of the text: to compare them, nobody needs to see once more that they are UTF-8.
-    pub(super) fn octets(&self) -> &[u8] {
+impl InlineText {
+    /// Returns the bytes of the text, for comparisons without another check for UTF-8.
+    pub(super) fn as_bytes(&self) -> &[u8] {
         match self {
-            Self::Short(length, octets) => &octets[..usize::from(*length)],
-            Self::Long(text) => text.as_bytes(),
+            Self::Inline(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Heap(text) => text.as_bytes(),
         }
     }
 }
 
-impl Deref for Text {
+impl Deref for InlineText {
     type Target = str;
 
     fn deref(&self) -> &str {
         match self {
-            // It was a text when it came.
-            Self::Short(length, octets) => str::from_utf8(&octets[..usize::from(*length)]).unwrap_or_default(),
-            Self::Long(text) => text,
+            // The bytes came from a `str`.
+            Self::Inline(length, bytes) => {
+                str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
+            }
+            Self::Heap(text) => text,
         }
     }
 }
 
-impl fmt::Debug for Text {
+impl fmt::Debug for InlineText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -62,12 +64,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_any_length_come_back() {
-        for length in 0..=SHORT + 2 {
+    fn texts_of_any_length_round_trip() {
+        for length in 0..=INLINE_BYTES + 2 {
             let text = "é".repeat(length / 2) + &"a".repeat(length % 2);
-            assert_eq!(&*Text::from(&*text), text);
-            assert_eq!(matches!(Text::from(&*text), Text::Short(..)), length <= SHORT);
+            assert_eq!(&*InlineText::from(&*text), text);
+            assert_eq!(
+                matches!(InlineText::from(&*text), InlineText::Inline(..)),
+                length <= INLINE_BYTES
+            );
         }
-        assert_eq!(size_of::<Text>(), 24);
+        assert_eq!(size_of::<InlineText>(), 24);
     }
 }

@@ -69,7 +69,7 @@ async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Res
         Following::new(&config, &config.listen, None);
     following.begin(&tracker, &stop);
     let read = async {
-        while !states.iter().all(|state| state.report().synced) || !answerer.condition().synced {
+        while !states.iter().all(|state| state.report().synced) || !answerer.registry_status().synced {
             if following.next().await.is_none() {
                 break;
             }

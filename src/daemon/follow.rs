@@ -116,8 +116,8 @@ impl Following {
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
         }
-        for (registry, leases) in published.unverified_leases.drain(..) {
-            if let Some(commands) = self.commands.get(registry.place()) {
+        for (registry, leases) in published.lease_checks.drain(..) {
+            if let Some(commands) = self.commands.get(registry.index()) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
                 let _ = commands.try_send(Command::AskLeases(leases));
             }
@@ -213,7 +213,7 @@ mod tests {
                 Change::ListBegin(kind) => Some(*kind),
                 _ => None,
             }));
-            catalog.take(update, now);
+            catalog.apply(update, now);
             catalog.settle(now);
             assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
         }

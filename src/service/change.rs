@@ -1,66 +1,71 @@
-//! What a registry tells its follower.
+//! The events that a registry sends to the catalog.
 
 use super::{Registration, Rejected};
 
-/// One thing a registry tells its follower. A registry sends these in order down one channel.
+/// An event of a registry, sent in order through one channel.
 ///
-/// A list is `ListBegin`, any number of `Put`s, `ListEnd`; what the list does not name is gone (subject to the
-/// follower's removal grace). Between lists, `Put` and `Delete` are single events.
+/// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys that the list does not
+/// name are removed, subject to the removal grace. Outside a list, `Put` and `Delete` are single
+/// events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A full list follows. Events are compared by revision only within one list epoch: every list begins a new one.
+    /// A full list begins, and with it a new epoch.
+    ///
+    /// Revisions are comparable only within one epoch.
     ListBegin(ListKind),
-    /// A key has this content.
+    /// A key was added or changed, or is part of a list.
     Put(Put),
-    /// A key is gone.
+    /// A key was deleted.
     Delete {
-        /// The key, as in its `Put`.
+        /// The key as in its `Put`.
         key: Box<str>,
-        /// The store's revision of the removal; 0 where the registry counts none.
+        /// The store's revision of the removal; 0 if the registry counts none.
         revision: u64,
-        /// How it went, as far as known.
+        /// How the key was removed, as far as known.
         removal: Removal,
     },
-    /// The list is complete as of `revision`.
+    /// The list is complete as of this revision.
     ListEnd {
-        /// The store's revision; 0 where the registry counts none.
+        /// The store's revision; 0 if the registry counts none.
         revision: u64,
     },
-    /// The registry cannot be reached, or can again. Data stays; answers say that it may be stale.
+    /// The registry became unreachable (`false`) or reachable again.
+    ///
+    /// Its data stays, and answers say that it may be stale.
     Connected(bool),
-    /// The answer to a doubt: of the leases asked about, these no longer exist in the store.
+    /// The reply to a lease check: these of the checked leases no longer exist.
     LeasesGone(Vec<i64>),
 }
 
-/// Why a list is made: decides how far its removals are believed at once.
+/// Why a registry is listed; decides which of the list's removals apply at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListKind {
-    /// The first list of a registry of which nothing is known yet, or a routine check of a connection that never broke.
+    /// The first list, or a routine check of a connection that never broke.
     Routine,
-    /// After a reconnect, a compaction or a panic, the same store.
+    /// A list of the same store after a reconnect, a compaction or a panic.
     Reconnect,
-    /// The store went back in time, or is another one: restored from a backup, or wiped.
+    /// A list of a store that went back in time: restored from a backup, or wiped.
     Restored,
 }
 
-/// A key's content.
+/// A key with its content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Put {
-    /// The key as the store has it; unique within one registry.
+    /// The key as stored in the registry, where it is unique.
     pub key: Box<str>,
-    /// The revision of the key's last change; 0 where the registry counts none.
+    /// The revision of the key's last change; 0 if the registry counts none.
     pub revision: u64,
-    /// The lease the key hangs on; 0 for none.
+    /// The lease of the key; 0 for none.
     pub lease: i64,
-    /// The key understood, or why it cannot be served.
+    /// The parsed registration, or why it cannot be served.
     pub content: Result<Registration, Rejected>,
 }
 
-/// How a key went.
+/// How a key was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Nobody's lease: deleted on purpose, or expired in a registry that is sure of it. Applies at once.
+    /// Deleted without a lease, or known to be expired. Applies at once.
     Explicit,
-    /// The key hung on this lease: deleted on purpose or expired with the lease, only the registry can tell.
+    /// Deleted while it had this lease, which may have expired or not.
     Lease(i64),
 }

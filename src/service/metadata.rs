@@ -1,4 +1,4 @@
-//! What a registrant says about itself.
+//! The metadata of a registration.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// A registration's metadata: keys with values of JSON.
+/// A registration's metadata: string keys with JSON values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Metadata {
-    /// Sorted by key without case, then with: a question's label finds its key without looking at all of them.
+    /// Sorted by key ignoring case, then by key, for lookups by DNS label.
     entries: Box<[(Box<str>, Value)]>,
-    /// Read once.
+    /// The value of [`Self::weight`], computed once.
     weight: u16,
 }
 
@@ -22,7 +22,7 @@ impl Default for Metadata {
 }
 
 impl Metadata {
-    /// Takes entries as they are.
+    /// Creates metadata from its entries.
     pub fn new(entries: BTreeMap<Box<str>, Value>) -> Self {
         let mut entries: Box<[_]> = entries.into_iter().collect();
         entries.sort_by(|(a, _), (b, _)| folded(a).cmp(folded(b)).then_with(|| a.cmp(b)));
@@ -30,36 +30,44 @@ impl Metadata {
         Self { entries, weight }
     }
 
-    /// All entries, sorted by key without case.
+    /// Returns all entries with their values as text, sorted by key ignoring case.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         self.entries.iter().map(|(key, value)| (&**key, text(value)))
     }
 
-    /// One entry as text: strings as they are, anything else by its JSON text (`true`, `5`). The key compares without
-    /// case, since a DNS label carries none; the first match in key order counts.
+    /// Returns the value of a key as text: strings as they are, other values as JSON.
+    ///
+    /// The key is compared ignoring case, as DNS labels are; of several matches, the first in
+    /// bytewise order counts.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
         let at = self.entries.partition_point(|(name, _)| folded(name).lt(folded(key)));
-        self.entries.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| text(value))
+        self.entries
+            .get(at)
+            .filter(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| text(value))
     }
 
-    /// `weight`, a number or a numeric string, rounded and clamped to 0-65535; absent or unreadable means 1.
+    /// Returns the weight of the instance, 0-65535.
+    ///
+    /// Taken from the key `weight`, a number or a numeric string, rounded and clamped; 1 if that is
+    /// missing or invalid.
     pub fn weight(&self) -> u16 {
         self.weight
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is no entry.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 }
 
 impl Serialize for Metadata {
-    /// As one object, keys sorted bytewise.
+    /// Serializes the entries as one object, with keys in bytewise order.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sorted: BTreeMap<_, _> = self.entries.iter().map(|(key, value)| (key, value)).collect();
         serializer.collect_map(sorted)
@@ -74,7 +82,11 @@ fn weight(entries: &[(Box<str>, Value)]) -> u16 {
     };
     match number {
         Some(number) if number.is_finite() => {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u16")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "clamped to the range of u16"
+            )]
             let weight = number.round().clamp(0.0, f64::from(u16::MAX)) as u16;
             weight
         }
@@ -83,7 +95,7 @@ fn weight(entries: &[(Box<str>, Value)]) -> u16 {
 }
 
 fn folded(key: &str) -> impl Iterator<Item = u8> {
-    key.bytes().map(|octet| octet.to_ascii_lowercase())
+    key.bytes().map(|byte| byte.to_ascii_lowercase())
 }
 
 fn text(value: &Value) -> Cow<'_, str> {
@@ -102,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn weight_takes_numbers_and_numeric_strings_and_clamps() {
+    fn weights_are_numbers_or_numeric_strings_and_clamped() {
         for (json, weight) in [
             ("{}", 1),
             (r#"{"weight":5}"#, 5),
@@ -121,14 +133,17 @@ mod tests {
     }
 
     #[test]
-    fn values_read_as_text() {
+    fn values_are_returned_as_text() {
         let metadata = metadata(r#"{"insecure":true,"protocol":"http","n":5}"#);
         assert_eq!(metadata.text("insecure").as_deref(), Some("true"));
         assert_eq!(metadata.text("PROTOCOL").as_deref(), Some("http"));
         assert_eq!(metadata.text("n").as_deref(), Some("5"));
         assert_eq!(metadata.text("absent"), None);
         let folded = self::metadata(r#"{"Env":"a","ENV":"b","a":1,"Z":2}"#);
-        assert_eq!((folded.text("env").as_deref(), folded.text("z").as_deref()), (Some("b"), Some("2")));
+        assert_eq!(
+            (folded.text("env").as_deref(), folded.text("z").as_deref()),
+            (Some("b"), Some("2"))
+        );
         assert_eq!(serde_json::to_string(&folded).unwrap(), r#"{"ENV":"b","Env":"a","Z":2,"a":1}"#);
     }
 }

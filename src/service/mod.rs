@@ -1,6 +1,6 @@
-//! The model: what a service registry holds, and how it changes.
+//! The model of a service registry: registrations, and the events that change them.
 //!
-//! Knows neither DNS nor any particular registry. A leaf: imports no other room.
+//! Independent of DNS and of any particular registry. This room imports no other.
 
 mod change;
 mod metadata;
@@ -20,32 +20,32 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// The identity under which a process registers itself, as written, case kept.
+/// The identity of a registered service, with case preserved.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
-    /// The deployment; `default` where the registrant set none.
+    /// The deployment; `default` if the registrant set none.
     pub deployment: Arc<str>,
-    /// The namespace; `default` where the registrant set none.
+    /// The namespace; `default` if the registrant set none.
     pub namespace: Arc<str>,
-    /// The registered name, e.g. `hello.svc` (HTTP servers) or `demo` (gRPC servers).
+    /// The registered name, like `hello.svc` (HTTP servers) or `demo` (gRPC servers).
     pub name: Arc<str>,
-    /// The version; `latest` where the registrant set none.
+    /// The version; `latest` if the registrant set none.
     pub version: Arc<str>,
 }
 
-/// Where an instance says it can be reached.
+/// The host of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
     /// An IPv4 address.
     V4(Ipv4Addr),
     /// An IPv6 address.
     V6(Ipv6Addr),
-    /// A host name, lower-cased, without a trailing dot; `localhost` included.
+    /// A host name in lower case without a trailing dot; includes `localhost`.
     Name(Box<str>),
 }
 
 impl Host {
-    /// The address, where the host is one.
+    /// Returns the address, or `None` for a host name.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Self::V4(address) => Some((*address).into()),
@@ -74,17 +74,17 @@ impl fmt::Display for Host {
     }
 }
 
-/// A host and a port from 1 to 65535.
+/// The host and port where an instance can be reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// The host.
     pub host: Host,
-    /// The port, never 0.
+    /// The port, 1-65535.
     pub port: u16,
 }
 
 impl fmt::Display for Endpoint {
-    /// `10.0.0.1:80`, `[fd00::5]:80`, `web.example:80`.
+    /// Formats as `10.0.0.1:80`, `[fd00::5]:80` or `web.example:80`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::V6(address) => write!(f, "[{address}]:{}", self.port),
@@ -93,15 +93,17 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// One registry key, understood: who registered, at which endpoints, with which metadata.
+/// A parsed registry key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
-    /// Who.
+    /// The service that registered.
     pub id: ServiceId,
-    /// The usable endpoints, in the order of the key. May be empty: the service is then known but has no instance.
+    /// The usable endpoints, in the order of the key.
+    ///
+    /// May be empty: the service is then known but has no instance.
     pub endpoints: Vec<Endpoint>,
-    /// The endpoints of the same key that cannot be served, each with its reason. They never hurt the usable ones.
+    /// The endpoints that cannot be served; the usable ones are served nevertheless.
     pub rejected: Vec<Rejected>,
-    /// What the registrant says about itself.
+    /// The registrant's metadata.
     pub metadata: Arc<Metadata>,
 }

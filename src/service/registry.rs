@@ -1,14 +1,14 @@
-//! Which registry something comes from.
+//! Numbers, names and sets of registries.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-/// Most registries that one server follows (fixed): a [`RegistrySet`] has a bit for each.
+/// Most registries that one server follows: a [`RegistrySet`] has one bit for each.
 pub const MAX_REGISTRIES: usize = 16;
 
-/// A registry's number: its place in the configuration, from 0, below [`MAX_REGISTRIES`].
+/// The index of a registry in the configuration, below [`MAX_REGISTRIES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct RegistryId(u8);
@@ -17,18 +17,18 @@ impl RegistryId {
     /// The first registry.
     pub const FIRST: Self = Self(0);
 
-    /// Makes the number of the registry at this place; none from [`MAX_REGISTRIES`] on.
-    pub fn new(place: usize) -> Option<Self> {
-        u8::try_from(place).ok().filter(|_| place < MAX_REGISTRIES).map(Self)
+    /// Returns the id for an index, or `None` from [`MAX_REGISTRIES`] on.
+    pub fn new(index: usize) -> Option<Self> {
+        u8::try_from(index).ok().filter(|_| index < MAX_REGISTRIES).map(Self)
     }
 
-    /// Returns the numbers of the first `count` registries, at most [`MAX_REGISTRIES`].
+    /// Returns the ids of the first `count` registries, at most [`MAX_REGISTRIES`].
     pub fn first(count: usize) -> impl Iterator<Item = Self> + use<> {
         (0..count).map_while(Self::new)
     }
 
-    /// Returns the place in the configuration, from 0.
-    pub fn place(self) -> usize {
+    /// Returns the index in the configuration, from 0.
+    pub fn index(self) -> usize {
         usize::from(self.0)
     }
 }
@@ -39,14 +39,19 @@ impl fmt::Display for RegistryId {
     }
 }
 
-/// A registry's name, as people know it: 1 to [`RegistryName::MAX_LENGTH`] characters of `a-z` and `0-9`.
+/// The configured name of a registry.
+///
+/// 1 to [`Self::MAX_LENGTH`] characters of `a-z` and `0-9`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct RegistryName(Box<str>);
 
-/// A text that cannot be the name of a registry.
+/// A text that is not a valid name of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot name a registry: use 1 to {max} characters of a-z and 0-9", max = RegistryName::MAX_LENGTH)]
+#[error(
+    "{0:?} cannot name a registry: use 1 to {max} characters of a-z and 0-9",
+    max = RegistryName::MAX_LENGTH
+)]
 pub struct InvalidRegistryName(String);
 
 impl RegistryName {
@@ -63,8 +68,8 @@ impl FromStr for RegistryName {
     type Err = InvalidRegistryName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid =
-            (1..=Self::MAX_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let valid = (1..=Self::MAX_LENGTH).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if valid { Ok(Self(text.into())) } else { Err(InvalidRegistryName(text.to_owned())) }
     }
 }
@@ -75,41 +80,41 @@ impl fmt::Display for RegistryName {
     }
 }
 
-/// Some of the registries, one bit for each.
+/// A set of registries, with one bit for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RegistrySet(u16);
 
 impl RegistrySet {
-    /// No registry.
+    /// The empty set.
     pub const EMPTY: Self = Self(0);
 
-    /// Whether it holds no registry.
+    /// Returns whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether it holds this registry.
+    /// Returns whether the set contains a registry.
     pub fn contains(self, registry: RegistryId) -> bool {
         self.0 & 1 << registry.0 != 0
     }
 
-    /// Whether a registry is in both.
+    /// Returns whether the sets have a registry in common.
     pub fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Whether it holds one registry and no other.
+    /// Returns whether the set contains exactly one registry.
     pub fn is_single(self) -> bool {
         self.0.is_power_of_two()
     }
 
-    /// Returns the registries that are in either.
+    /// Returns the registries that are in either set.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether every registry of this set is in the other.
+    /// Returns whether the other set contains every registry of this one.
     pub fn is_subset_of(self, other: Self) -> bool {
         self.0 & !other.0 == 0
     }
@@ -119,12 +124,12 @@ impl RegistrySet {
         self.0 |= 1 << registry.0;
     }
 
-    /// Returns the bits, the first registry's the lowest: for whoever stores the set.
+    /// Returns the set as bits; the lowest is [`RegistryId::FIRST`].
     pub fn bits(self) -> u16 {
         self.0
     }
 
-    /// Makes the set of these bits, as [`Self::bits`] returned them.
+    /// Creates a set from the result of [`Self::bits`].
     pub fn from_bits(bits: u16) -> Self {
         Self(bits)
     }
@@ -143,36 +148,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_end_with_the_bits_of_a_set() {
+    fn registry_ids_are_bounded_by_the_bits_of_a_set() {
         assert_eq!(RegistryId::new(0), Some(RegistryId::FIRST));
-        assert_eq!(RegistryId::new(15).map(RegistryId::place), Some(15));
+        assert_eq!(RegistryId::new(15).map(RegistryId::index), Some(15));
         assert_eq!((RegistryId::new(16), RegistryId::new(256)), (None, None));
-        assert_eq!(RegistryId::first(3).map(RegistryId::place).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(RegistryId::first(3).map(RegistryId::index).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(RegistryId::first(300).count(), MAX_REGISTRIES);
     }
 
     #[test]
-    fn a_name_is_short_and_plain() {
+    fn registry_names_are_short_lower_case_and_alphanumeric() {
         for name in ["a", "etcd2", "0123456789abcdef"] {
-            assert_eq!(name.parse::<RegistryName>().map(|name| name.to_string()), Ok(name.to_owned()));
+            assert_eq!(
+                name.parse::<RegistryName>().map(|name| name.to_string()),
+                Ok(name.to_owned())
+            );
         }
         for name in ["", "Main", "a-b", "a.b", "a b", "é", "0123456789abcdefg"] {
             let error = name.parse::<RegistryName>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{name:?}")) && error.contains("1 to 16 characters"), "{error}");
+            assert!(
+                error.contains(&format!("{name:?}")) && error.contains("1 to 16 characters"),
+                "{error}"
+            );
         }
     }
 
     #[test]
-    fn a_set_holds_what_was_put_in() {
+    fn sets_contain_exactly_what_was_inserted() {
         let some: RegistrySet = [1, 15].into_iter().filter_map(RegistryId::new).collect();
-        let held: Vec<_> = RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();
-        assert_eq!(held.iter().map(|registry| registry.place()).collect::<Vec<_>>(), [1, 15]);
+        let held: Vec<_> =
+            RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();
+        assert_eq!(held.iter().map(|registry| registry.index()).collect::<Vec<_>>(), [1, 15]);
         assert_eq!(RegistrySet::from_bits(some.bits()), some);
         let other: RegistrySet = [RegistryId::FIRST].into_iter().collect();
-        assert!(some.intersects(some) && !some.intersects(other) && !some.intersects(RegistrySet::EMPTY));
-        assert!(RegistrySet::EMPTY.is_subset_of(other) && some.is_subset_of(some) && !some.is_subset_of(other));
+        assert!(
+            some.intersects(some)
+                && !some.intersects(other)
+                && !some.intersects(RegistrySet::EMPTY)
+        );
+        assert!(
+            RegistrySet::EMPTY.is_subset_of(other)
+                && some.is_subset_of(some)
+                && !some.is_subset_of(other)
+        );
         assert!(RegistrySet::EMPTY.is_empty() && !other.is_empty());
-        assert_eq!([some, other, RegistrySet::EMPTY].map(RegistrySet::is_single), [false, true, false]);
+        assert_eq!(
+            [some, other, RegistrySet::EMPTY].map(RegistrySet::is_single),
+            [false, true, false]
+        );
         assert!(some.is_subset_of(some.union(other)) && other.is_subset_of(some.union(other)));
     }
 }

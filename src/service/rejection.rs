@@ -1,27 +1,27 @@
-//! Why something in a registry cannot be served.
+//! Why keys and endpoints are rejected.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// Something that cannot be served: the offending text and the reason.
+/// A key or endpoint that cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// What was found, shortened to 256 characters, control characters escaped.
+    /// The offending text, cut to 256 characters, with control characters escaped.
     pub found: Box<str>,
     /// Why it cannot be served.
     pub reason: Reason,
 }
 
-/// Longest excerpt of a rejected text that is kept, in characters.
-const EXCERPT: usize = 256;
+/// Longest excerpt of a rejected text, in characters.
+const MAX_EXCERPT_CHARS: usize = 256;
 
 impl Rejected {
-    /// Keeps an excerpt of `found` that is safe to print.
+    /// Creates a rejection with a printable excerpt of the offending text.
     pub fn new(found: &str, reason: Reason) -> Self {
-        let mut excerpt = String::with_capacity(found.len().min(EXCERPT + 8));
+        let mut excerpt = String::with_capacity(found.len().min(MAX_EXCERPT_CHARS + 8));
         for (count, c) in found.chars().enumerate() {
-            if count == EXCERPT {
+            if count == MAX_EXCERPT_CHARS {
                 excerpt.push('…');
                 break;
             }
@@ -35,10 +35,11 @@ impl Rejected {
     }
 }
 
-/// Why a key or an endpoint is skipped: a code for scripts, and a sentence for people.
+/// Why a key or endpoint is rejected: a code for scripts, a sentence for people.
 ///
-/// The reasons here are those that any registry may give, and the follower's own. A reason that only one kind of registry or
-/// one layout of keys has is a constant of that module. Reasons are ordered by their code.
+/// The constants here are the reasons of the catalog, and those that any registry may give. A
+/// reason specific to one kind of registry or key layout is a constant of that module. Reasons
+/// are ordered by their codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reason {
     code: &'static str,
@@ -46,31 +47,48 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// No DNS name: labels of 1-63 of `[a-z0-9_-]` are, none beginning with `_`.
-    pub const NAME_NOT_DNS: Self =
-        Self::new("name-not-dns", "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'");
-    /// Over the 253 characters of a DNS name with its zone.
-    pub const NAME_TOO_LONG: Self = Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
-    /// `ns`, `dns-version`, or the zone itself.
+    /// The name is not a DNS name.
+    ///
+    /// Labels have 1-63 characters of `[a-z0-9_-]` and do not begin with `_`.
+    pub const NAME_NOT_DNS: Self = Self::new(
+        "name-not-dns",
+        "the name is not a DNS name: \
+ labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'",
+    );
+    /// The name with its zone exceeds the 253 characters of a DNS name.
+    pub const NAME_TOO_LONG: Self =
+        Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
+    /// The name is `ns`, `dns-version`, or the zone itself.
     pub const NAME_RESERVED: Self = Self::new("name-reserved", "the name is reserved");
-    /// No `host:port`.
-    pub const ENDPOINT_MALFORMED: Self = Self::new("endpoint-malformed", "the endpoint is not host:port");
-    /// Port 0, above 65535 or no number.
-    pub const PORT_OUT_OF_RANGE: Self = Self::new("port-out-of-range", "the port is not a number from 1 to 65535");
-    /// Neither an address nor a host name.
-    pub const HOST_MALFORMED: Self = Self::new("host-malformed", "the host is neither an IP address nor a host name");
-    /// A host name inside a served zone, which would lead back here.
-    pub const HOST_IN_ZONE: Self = Self::new("host-in-zone", "the host is a name in a zone served here");
-    /// An unspecified, multicast, broadcast or reserved address.
-    pub const ADDRESS_UNUSABLE: Self =
-        Self::new("address-unusable", "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)");
-    /// Over the instances of one service that are served.
-    pub const TOO_MANY_INSTANCES: Self =
-        Self::new("too-many-instances", "the service has more instances than are served (max-instances-per-service)");
-    /// Over the keys of one registry that are followed.
-    pub const TOO_MANY_KEYS: Self = Self::new("too-many-keys", "the registry has more keys than are followed (max-keys)");
+    /// The endpoint is not `host:port`.
+    pub const ENDPOINT_MALFORMED: Self =
+        Self::new("endpoint-malformed", "the endpoint is not host:port");
+    /// The port is not a number from 1 to 65535.
+    pub const PORT_OUT_OF_RANGE: Self =
+        Self::new("port-out-of-range", "the port is not a number from 1 to 65535");
+    /// The host is neither an IP address nor a host name.
+    pub const HOST_MALFORMED: Self =
+        Self::new("host-malformed", "the host is neither an IP address nor a host name");
+    /// The host is in a served zone, so looking it up would lead back to this server.
+    pub const HOST_IN_ZONE: Self =
+        Self::new("host-in-zone", "the host is a name in a zone served here");
+    /// The address is unspecified, multicast, broadcast or reserved.
+    pub const ADDRESS_UNUSABLE: Self = Self::new(
+        "address-unusable",
+        "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)",
+    );
+    /// The service would exceed the limit on its instances.
+    pub const TOO_MANY_INSTANCES: Self = Self::new(
+        "too-many-instances",
+        "the service would exceed the limit on its instances (max-instances-per-service)",
+    );
+    /// The registry would exceed the limit on its keys.
+    pub const TOO_MANY_KEYS: Self =
+        Self::new("too-many-keys", "the registry would exceed the limit on its keys (max-keys)");
 
-    /// Makes a reason of its code (lower case with hyphens; `tests/house.rs` holds codes unique in the program) and its sentence.
+    /// Creates a reason from its code (lower case with hyphens) and its sentence.
+    ///
+    /// Codes are unique in the crate, as `tests/house.rs` checks.
     pub const fn new(code: &'static str, sentence: &'static str) -> Self {
         Self { code, sentence }
     }

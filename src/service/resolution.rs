@@ -1,23 +1,25 @@
-//! Endpoints that are registered by host name, and the addresses those names have.
+//! Endpoints registered by host name, and the addresses of those names.
 
 use std::net::IpAddr;
 
 /// What is known of the addresses of a host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addresses {
-    /// The first lookup is under way.
+    /// The first lookup is in progress.
     Pending,
-    /// The last lookup that gave an answer found these, each once; none where the host has none.
+    /// The addresses from the last successful lookup, each once; may be empty.
     Known(Box<[IpAddr]>),
-    /// No lookup has given an answer yet.
+    /// No lookup has succeeded yet.
     Failed,
 }
 
-/// A host name (lower-cased, without a trailing dot) for whoever looks addresses up.
+/// A host name to look up from now on, or no longer.
+///
+/// In lower case, without a trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostChange {
-    /// An endpoint is registered under it: its addresses are wanted, from now on.
+    /// An endpoint is registered under the name, so its addresses are needed.
     Wanted(Box<str>),
-    /// No endpoint is registered under it any more.
+    /// No endpoint is registered under the name any more.
     Unwanted(Box<str>),
 }

@@ -1,21 +1,21 @@
-//! The one type of everything that changes what is served.
+//! Updates: the input of the catalog from all its sources.
 
 use super::{Addresses, Change, RegistryId};
 
-/// Something that changes what is served, with its source.
+/// An update of the served data, with its source.
 ///
-/// All sources send down one channel, in the order in which each of them sees things; whoever drains it publishes what came
-/// of all that was waiting at once.
+/// All sources send through one channel. The receiver takes all waiting updates at once and
+/// publishes their combined result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// Changes of one registry, in order.
+    /// Events of one registry, in order.
     Registry(RegistryId, Vec<Change>),
-    /// What is known now of the addresses of host names that endpoints are registered under.
+    /// The addresses that lookups found for host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
 }
 
 impl Update {
-    /// Returns how many changes it holds.
+    /// Returns the number of changes in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
@@ -23,7 +23,7 @@ impl Update {
         }
     }
 
-    /// Whether it holds no change.
+    /// Returns whether the update has no changes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -86,7 +86,7 @@ impl Store {
             self.apply(batch);
         }
         self.apply([Change::ListEnd { revision: self.revision }]);
-        assert!(self.answerer.condition().synced, "the list is complete");
+        assert!(self.answerer.registry_status().synced, "the list is complete");
     }
 
     /// The services of a shape, all known.

@@ -225,8 +225,8 @@ impl World {
     /// Where removals are held back, or a list is broken off, more is known than there is.
     fn compare_with_rebuilt(mut self) {
         self.publish();
-        let condition = self.answerer.condition();
-        if condition.holding > 0 || !condition.away.is_empty() || !condition.synced || self.broken.contains(&true) {
+        let condition = self.answerer.registry_status();
+        if condition.held_keys > 0 || !condition.disconnected.is_empty() || !condition.synced || self.broken.contains(&true) {
             return;
         }
         let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), self.now);

@@ -1,18 +1,18 @@
-//! A slice for one element, mostly.
+//! Slices that need no allocation for a single element.
 
 use std::ops::Deref;
 use std::slice;
 
-/// A slice that needs no allocation of its own for one element: most keys have one endpoint.
+/// An owned slice with a single element inline, as most keys have one endpoint.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Few<T> {
-    /// One element, in place.
+pub enum OneOrMany<T> {
+    /// One element, stored inline.
     One([T; 1]),
-    /// None, or several.
+    /// No element, or several.
     Many(Box<[T]>),
 }
 
-impl<'a, T> IntoIterator for &'a Few<T> {
+impl<'a, T> IntoIterator for &'a OneOrMany<T> {
     type Item = &'a T;
     type IntoIter = slice::Iter<'a, T>;
 
@@ -21,7 +21,7 @@ impl<'a, T> IntoIterator for &'a Few<T> {
     }
 }
 
-impl<T> From<Vec<T>> for Few<T> {
+impl<T> From<Vec<T>> for OneOrMany<T> {
     fn from(elements: Vec<T>) -> Self {
         match <[T; 1]>::try_from(elements) {
             Ok(one) => Self::One(one),
@@ -30,7 +30,7 @@ impl<T> From<Vec<T>> for Few<T> {
     }
 }
 
-impl<T> Deref for Few<T> {
+impl<T> Deref for OneOrMany<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {

@@ -1,0 +1,141 @@
+//! The state of following one registry: its list in progress, its epoch and its removals.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+
+use super::grace::{ExpiryDetector, Holds, MAX_REMOVAL_GRACE};
+use crate::service::ListKind;
+
+/// What the catalog knows of one registry besides its keys.
+#[derive(Debug, Default)]
+pub(super) struct RegistryTracker {
+    /// How long a mass removal is held; zero applies every removal at once.
+    pub(super) grace: Duration,
+    /// Whether the registry has ever completed a list.
+    pub(super) synced: bool,
+    /// Whether the registry has reported that it is unreachable.
+    pub(super) disconnected: bool,
+    /// The list in progress.
+    pub(super) list: Option<ListInProgress>,
+    /// Number of the list in progress, or of the last one.
+    ///
+    /// Each list begins an epoch, and revisions are comparable only within one epoch.
+    pub(super) generation: u32,
+    /// Differences to the events that routine lists have found since the start.
+    pub(super) differences: u64,
+    /// Revisions of the keys that events of this epoch removed.
+    pub(super) removals: RecentRemovals,
+    /// Recent deletes of leased keys.
+    pub(super) detector: ExpiryDetector,
+    /// Keys that the registry has removed and that are still served.
+    pub(super) holds: Holds,
+}
+
+/// A list that has begun and not ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ListInProgress {
+    /// Why the registry is listed.
+    pub(super) kind: ListKind,
+    /// The registry's instances when the list began.
+    pub(super) before: usize,
+}
+
+impl RegistryTracker {
+    /// Creates the state before the first list, with this removal grace.
+    pub(super) fn new(grace: Duration) -> Self {
+        Self { grace: grace.min(MAX_REMOVAL_GRACE), ..Self::default() }
+    }
+
+    /// Returns whether the registry has completed a list and is unreachable now.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.synced && self.disconnected
+    }
+
+    /// Returns whether a routine list is in progress, which should tell nothing new.
+    ///
+    /// The first list of a registry does not count.
+    pub(super) fn is_checking(&self) -> bool {
+        self.synced && self.list.is_some_and(|list| list.kind == ListKind::Routine)
+    }
+
+    /// Begins a list, abandoning one in progress: its puts stay, and it removes no key.
+    ///
+    /// The new list inherits the stricter of the two kinds, so a routine list right after an
+    /// abandoned list of a restored store still has its removals held.
+    pub(super) fn begin(&mut self, kind: ListKind, instances: usize) {
+        let strictness = |kind: ListKind| match kind {
+            ListKind::Routine => 0,
+            ListKind::Reconnect => 1,
+            ListKind::Restored => 2,
+        };
+        let (mut kind, mut before) = (kind, instances);
+        if let Some(abandoned) = self.list.take() {
+            before = abandoned.before;
+            if strictness(abandoned.kind) > strictness(kind) {
+                kind = abandoned.kind;
+            }
+        }
+        self.list = Some(ListInProgress { kind, before });
+        self.generation = self.generation.wrapping_add(1);
+        self.removals = RecentRemovals::default();
+    }
+
+    /// Ends the list in progress and returns it, if any.
+    pub(super) fn end(&mut self) -> Option<ListInProgress> {
+        let list = self.list.take()?;
+        self.synced = true;
+        Some(list)
+    }
+}
+
+/// Least number of latest removals that [`RecentRemovals`] remembers.
+///
+/// It remembers at most twice as many.
+const MIN_RECENT_REMOVALS: usize = 32_768;
+
+/// Revisions of the keys that events of this epoch removed.
+///
+/// Detects an older put that is replayed after the delete of its key. Keys are identified by
+/// their seeded hash.
+#[derive(Debug, Default)]
+pub(super) struct RecentRemovals {
+    recent: HashMap<u64, u64, RandomState>,
+    earlier: HashMap<u64, u64, RandomState>,
+}
+
+impl RecentRemovals {
+    /// Records a removal; revision 0 (the registry counts none) is ignored.
+    pub(super) fn record(&mut self, hash: u64, revision: u64) {
+        if revision == 0 {
+            return;
+        }
+        if self.recent.len() >= MIN_RECENT_REMOVALS && !self.recent.contains_key(&hash) {
+            self.earlier = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(hash, revision);
+    }
+
+    /// Returns the revision of the key's last remembered removal, 0 for none.
+    pub(super) fn revision(&self, hash: u64) -> u64 {
+        self.recent.get(&hash).or_else(|| self.earlier.get(&hash)).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recent_removals_are_bounded_and_keep_the_latest() {
+        let mut removals = RecentRemovals::default();
+        for n in 1..=200_000 {
+            removals.record(n, n);
+        }
+        assert!(removals.recent.len() + removals.earlier.len() <= 2 * MIN_RECENT_REMOVALS);
+        assert_eq!(removals.revision(200_000), 200_000);
+        assert_eq!(removals.revision(200_000 - 32_000), 200_000 - 32_000);
+        assert_eq!(removals.revision(1), 0);
+    }
+}

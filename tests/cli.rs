@@ -513,7 +513,7 @@ fn mistakes_are_told_with_their_place_and_a_suggestion() {
     let open = run(&["serve", "--config", "/dev/null", "--listen", "0.0.0.0:0"]);
     assert_eq!(code(&open), 1);
     assert!(
-        stderr(&open).contains("0.0.0.0:0 can be reached from other machines") && stderr(&open).contains("--allow"),
+        stderr(&open).contains("0.0.0.0:0 is reachable from other machines") && stderr(&open).contains("--allow"),
         "{}",
         stderr(&open)
     );

@@ -69,7 +69,8 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryView {
-    /// The registry's name.
+    /// The registry's name; empty from an older server.
+    #[serde(default)]
     pub name: String,
     /// The registry as written, without secrets.
     pub url: String,

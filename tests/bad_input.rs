@@ -51,29 +51,65 @@ fn junk_in_the_registry_is_skipped_and_listed() {
         ("/service/default/default/v6broken/latest/[:0".into(), "{}".into(), "[:0"),
         ("/service/default/default/nohost/latest/:80".into(), "{}".into(), ":80"),
         ("/service/default/default/port0/latest/10.0.0.2:0".into(), "{}".into(), "10.0.0.2:0"),
-        ("/service/default/default/port70000/latest/10.0.0.2:70000".into(), "{}".into(), "10.0.0.2:70000"),
+        (
+            "/service/default/default/port70000/latest/10.0.0.2:70000".into(),
+            "{}".into(),
+            "10.0.0.2:70000",
+        ),
         ("/service/default/default/octal/latest/010.0.0.1:80".into(), "{}".into(), "010.0.0.1:80"),
-        ("/service/default/default/unspecified/latest/0.0.0.0:80".into(), "{}".into(), "0.0.0.0:80"),
-        ("/service/default/default/multicast/latest/224.0.0.1:80".into(), "{}".into(), "224.0.0.1:80"),
+        (
+            "/service/default/default/unspecified/latest/0.0.0.0:80".into(),
+            "{}".into(),
+            "0.0.0.0:80",
+        ),
+        (
+            "/service/default/default/multicast/latest/224.0.0.1:80".into(),
+            "{}".into(),
+            "224.0.0.1:80",
+        ),
         ("/service/default/default/own/latest/good.svc:80".into(), "{}".into(), "good.svc:80"),
         ("/service/default/default/slash/es/latest/10.0.0.2:80".into(), "{}".into(), "slash/es"),
-        ("/service/default/default/bell\u{7}name/latest/10.0.0.2:80".into(), "{}".into(), "bell\\u{7}name"),
+        (
+            "/service/default/default/bell\u{7}name/latest/10.0.0.2:80".into(),
+            "{}".into(),
+            "bell\\u{7}name",
+        ),
         ("/service/default/default/*/latest/10.0.0.2:80".into(), "{}".into(), "/*/"),
         ("/service/default/default/..svc/latest/10.0.0.2:80".into(), "{}".into(), "/..svc/"),
         ("/service/default/default/ns.svc/latest/10.0.0.2:80".into(), "{}".into(), "/ns.svc/"),
         ("/service/default/default/svc/latest/10.0.0.2:0".into(), "{}".into(), "/svc/"),
         ("/service/default/default/_tcp/latest/10.0.0.2:80".into(), "{}".into(), "/_tcp/"),
-        (format!("/service/default/default/{long_label}/latest/10.0.0.2:80"), "{}".into(), "xxxxxxxx"),
-        (format!("/service/default/default/{long_name}/latest/10.0.0.2:80"), "{}".into(), "yyyyyyyy"),
-        ("/service/default/default/notjson/latest/10.0.0.2:80".into(), "not json".into(), "notjson"),
+        (
+            format!("/service/default/default/{long_label}/latest/10.0.0.2:80"),
+            "{}".into(),
+            "xxxxxxxx",
+        ),
+        (
+            format!("/service/default/default/{long_name}/latest/10.0.0.2:80"),
+            "{}".into(),
+            "yyyyyyyy",
+        ),
+        (
+            "/service/default/default/notjson/latest/10.0.0.2:80".into(),
+            "not json".into(),
+            "notjson",
+        ),
         ("/service/default/default/array/latest/10.0.0.2:80".into(), "[1]".into(), "array"),
-        ("/service/default/default/brackets/latest/10.0.0.2:80".into(), "[".repeat(20_000), "brackets"),
+        (
+            "/service/default/default/brackets/latest/10.0.0.2:80".into(),
+            "[".repeat(20_000),
+            "brackets",
+        ),
         (
             "/service/default/default/nested/latest/10.0.0.2:80".into(),
             format!("{}1{}", r#"{"a":"#.repeat(5000), "}".repeat(5000)),
             "nested",
         ),
-        ("/service/default/default/huge/latest/10.0.0.2:80".into(), format!(r#"{{"a":"{}"}}"#, "h".repeat(1 << 20)), "huge"),
+        (
+            "/service/default/default/huge/latest/10.0.0.2:80".into(),
+            format!(r#"{{"a":"{}"}}"#, "h".repeat(1 << 20)),
+            "huge",
+        ),
     ];
     runtime().block_on(async {
         let mut client = etcd.client().await;
@@ -81,10 +117,20 @@ fn junk_in_the_registry_is_skipped_and_listed() {
             client.put(key.as_str(), value.as_str(), None).await.unwrap();
         }
         // Keys that are no text
-        client.put(b"/service/default/default/\xff\xfe/latest/10.0.0.2:80".to_vec(), "{}", None).await.unwrap();
+        client
+            .put(b"/service/default/default/\xff\xfe/latest/10.0.0.2:80".to_vec(), "{}", None)
+            .await
+            .unwrap();
         client.put(b"/service/\x00".to_vec(), "{}", None).await.unwrap();
         // One bad endpoint beside good ones, an empty value, slashes too many at the ends: served
-        client.put("/service/default/default/mixed/latest/10.0.0.3:80,10.0.0.4:0,[fd00,10.0.0.5:81", "", None).await.unwrap();
+        client
+            .put(
+                "/service/default/default/mixed/latest/10.0.0.3:80,10.0.0.4:0,[fd00,10.0.0.5:81",
+                "",
+                None,
+            )
+            .await
+            .unwrap();
         client.put("/service/default/default/marker/latest/10.0.0.9:80", "{}", None).await.unwrap();
     });
     server.wait_for("marker.svc", &["10.0.0.9"]);
@@ -94,7 +140,11 @@ fn junk_in_the_registry_is_skipped_and_listed() {
         assert_eq!(dns::code(server.address, name, dns::A), "NXDOMAIN", "{name}");
     }
     for name in ["port0.svc", "v6broken.svc", "own.svc"] {
-        assert_eq!(dns::addresses(server.address, name), Ok(vec![]), "{name} is known, and has nothing usable");
+        assert_eq!(
+            dns::addresses(server.address, name),
+            Ok(vec![]),
+            "{name} is known, and has nothing usable"
+        );
     }
     // The zone's own names stay ours.
     assert_eq!(dns::dig_short(server.address, &["ns.svc"]), ["127.0.0.1"]);
@@ -102,7 +152,10 @@ fn junk_in_the_registry_is_skipped_and_listed() {
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(listed.status.success(), "{text}{}", String::from_utf8_lossy(&listed.stderr));
     for (key, _, shown) in &rejected {
-        assert!(text.contains(shown), "ls --rejected does not show {shown:?} of {key:.80}:\n{text}");
+        assert!(
+            text.contains(shown),
+            "ls --rejected does not show {shown:?} of {key:.80}:\n{text}"
+        );
     }
     assert!(!text.contains('\u{7}'), "control characters reach the terminal");
     assert!(!text.contains("good.svc/"), "a good key is listed as rejected:\n{text}");
@@ -124,10 +177,18 @@ fn newcomers(etcd: &Etcd, server: SocketAddr, stop: &AtomicBool) -> (Duration, u
     let (mut longest, mut count) = (Duration::ZERO, 0);
     while !stop.load(Ordering::Relaxed) {
         count += 1;
-        runtime.block_on(client.put(format!("/service/default/default/new-{count}.svc/latest/10.0.0.9:80"), "{}", None)).unwrap();
+        runtime
+            .block_on(client.put(
+                format!("/service/default/default/new-{count}.svc/latest/10.0.0.9:80"),
+                "{}",
+                None,
+            ))
+            .unwrap();
         let put = Instant::now();
         let name = format!("new-{count}.svc");
-        eventually(&name, SOON, || dns::addresses(server, &name).is_ok_and(|found| found.len() == 1).then_some(()));
+        eventually(&name, SOON, || {
+            dns::addresses(server, &name).is_ok_and(|found| found.len() == 1).then_some(())
+        });
         longest = longest.max(put.elapsed());
         thread::sleep(Duration::from_millis(100));
     }
@@ -145,7 +206,9 @@ fn among_newcomers(what: &str, etcd: &Etcd, server: &Svcdns, act: impl FnOnce())
         stop.store(true, Ordering::Relaxed);
         let (longest, count) = newcomers.join().unwrap();
         let resident = server.resident_kib();
-        eprintln!("{what}: {took:.1?}; {count} new services meanwhile, the slowest shown after {longest:.0?}; {resident} KiB resident");
+        eprintln!(
+            "{what}: {took:.1?}; {count} new services meanwhile, the slowest shown after {longest:.0?}; {resident} KiB resident"
+        );
         done.unwrap();
         assert!(longest < SHOWN, "{what}: a new service took {longest:?} to show");
     });
@@ -163,7 +226,8 @@ fn a_flood_of_keys_under_one_service_hurts_no_other() {
     let (etcd, mut server) = good();
     let prober = Prober::start(server.address, "good.svc");
     let flood = |part: u32| {
-        let keys = (part * (flooded / 4)..(part + 1) * (flooded / 4)).map(|number| (flood_key(number), String::from("{}")));
+        let keys = (part * (flooded / 4)..(part + 1) * (flooded / 4))
+            .map(|number| (flood_key(number), String::from("{}")));
         etcd.put_many(keys)
     };
     among_newcomers(&format!("{flooded} keys come"), &etcd, &server, || {
@@ -175,7 +239,11 @@ fn a_flood_of_keys_under_one_service_hurts_no_other() {
     assert!(resident < 500_000, "{resident} KiB resident");
     // The service itself is served up to its cap, and the surplus is counted.
     let flood = dns::dig(server.address, &["+tcp", "flood.svc"]);
-    assert!(flood.contains("status: NOERROR") && !flood.contains("ANSWER: 0,"), "{}", &flood[..flood.len().min(600)]);
+    assert!(
+        flood.contains("status: NOERROR") && !flood.contains("ANSWER: 0,"),
+        "{}",
+        &flood[..flood.len().min(600)]
+    );
     let status = String::from_utf8_lossy(&server.run(&["status"]).stdout).into_owned();
     let surplus = format!("{} rejected keys and endpoints", flooded - 10_000);
     assert!(status.contains(&surplus), "not {surplus}:\n{status}");
@@ -191,12 +259,24 @@ fn a_flood_of_keys_under_one_service_hurts_no_other() {
             for first in (0..flooded).step_by(16) {
                 if first % 4096 == 0 {
                     let name = format!("told-{first}.svc");
-                    client.put(format!("/service/default/default/{name}/latest/10.0.0.9:80"), "{}", None).await.unwrap();
-                    let shown = || dns::addresses(server.address, &name).is_ok_and(|found| found.len() == 1).then_some(());
+                    client
+                        .put(
+                            format!("/service/default/default/{name}/latest/10.0.0.9:80"),
+                            "{}",
+                            None,
+                        )
+                        .await
+                        .unwrap();
+                    let shown = || {
+                        dns::addresses(server.address, &name)
+                            .is_ok_and(|found| found.len() == 1)
+                            .then_some(())
+                    };
                     eventually(&name, SOON, shown);
                 }
                 let keys = (first..flooded.min(first + 16)).map(flood_key);
-                let deletes: Vec<_> = keys.map(|key| etcd_client::TxnOp::delete(key, None)).collect();
+                let deletes: Vec<_> =
+                    keys.map(|key| etcd_client::TxnOp::delete(key, None)).collect();
                 client.txn(etcd_client::Txn::new().and_then(deletes)).await.unwrap();
             }
         });
@@ -244,7 +324,8 @@ fn malformed_packets_get_their_code_or_silence() {
     cut_opt.truncate(opt.len() - 3);
     let mut long_option = opt.clone();
     long_option.splice(opt.len() - 2.., [0xFF, 0xFF]);
-    let far_too_long: Vec<u8> = [&[63][..], &[b'a'; 63]].concat().repeat(5).into_iter().chain([0]).collect();
+    let far_too_long: Vec<u8> =
+        [&[63][..], &[b'a'; 63]].concat().repeat(5).into_iter().chain([0]).collect();
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("the question itself", plain.clone(), "NOERROR"),
         ("a response (QR set)", with(&|m| m[2] |= 0x80), "silence"),
@@ -308,12 +389,24 @@ fn malformed_packets_get_their_code_or_silence() {
         ("class 254", with(&|m| *m.last_mut().unwrap() = 254), "REFUSED"),
         ("a name in no zone", question(7, "example.com", dns::A), "REFUSED"),
         ("the root", question(7, "", dns::A), "REFUSED"),
-        ("a dot inside a label", raw_name(&[8, b'g', b'o', b'o', b'd', b'.', b's', b'v', b'c', 0]), "REFUSED"),
-        ("octets that are no letters", raw_name(&[3, 0, 0xFF, b'"', 3, b's', b'v', b'c', 0]), "NXDOMAIN"),
+        (
+            "a dot inside a label",
+            raw_name(&[8, b'g', b'o', b'o', b'd', b'.', b's', b'v', b'c', 0]),
+            "REFUSED",
+        ),
+        (
+            "octets that are no letters",
+            raw_name(&[3, 0, 0xFF, b'"', 3, b's', b'v', b'c', 0]),
+            "NXDOMAIN",
+        ),
     ];
     let mut faults = Vec::new();
     for (what, message, expected) in &cases {
-        let found = reply(server.address, message, if *expected == "silence" { Duration::from_millis(500) } else { seconds(20) });
+        let found = reply(
+            server.address,
+            message,
+            if *expected == "silence" { Duration::from_millis(500) } else { seconds(20) },
+        );
         if found != *expected {
             faults.push(format!("{what}: {found}, not {expected}"));
         }
@@ -362,7 +455,11 @@ fn a_storm_of_random_packets_leaves_the_server_as_it_was() {
         }
         let _ = socket.send(&message);
         while let Ok(length) = socket.recv(&mut answer) {
-            assert!(length >= 12 && answer[2] & 0x80 != 0, "not an answer: {:?}", &answer[..length]);
+            assert!(
+                length >= 12 && answer[2] & 0x80 != 0,
+                "not an answer: {:?}",
+                &answer[..length]
+            );
         }
     }
     expect_good(&mut server);
@@ -386,14 +483,24 @@ fn bad_tcp_clients_hurt_themselves_only() {
     // Many questions at once, answered all, in any order
     let mut pipelined = connect(server.address);
     for id in 0..200 {
-        send_tcp(&mut pipelined, &question(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A));
+        send_tcp(
+            &mut pipelined,
+            &question(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A),
+        );
     }
-    let mut seen: Vec<u16> = (0..200).map(|_| receive_tcp(&mut pipelined).map(|m| u16::from_be_bytes([m[0], m[1]])).unwrap()).collect();
+    let mut seen: Vec<u16> = (0..200)
+        .map(|_| receive_tcp(&mut pipelined).map(|m| u16::from_be_bytes([m[0], m[1]])).unwrap())
+        .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..200).collect::<Vec<u16>>());
 
     // A message of no octets, one too short for a header, a response: the connection may end, the server may not
-    for junk in [&[0, 0][..], &[0, 3, 1, 2, 3], &[0xFF, 0xFF, 1], &[0, 12, 0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+    for junk in [
+        &[0, 0][..],
+        &[0, 3, 1, 2, 3],
+        &[0xFF, 0xFF, 1],
+        &[0, 12, 0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ] {
         let mut stream = connect(server.address);
         stream.write_all(junk).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -418,13 +525,18 @@ fn bad_tcp_clients_hurt_themselves_only() {
     let mut deaf = connect(server.address);
     deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     let before = server.resident_kib();
-    let framed = [&u16::try_from(good.len()).unwrap().to_be_bytes()[..], &good].concat().repeat(1000);
+    let framed =
+        [&u16::try_from(good.len()).unwrap().to_be_bytes()[..], &good].concat().repeat(1000);
     for _ in 0..2000 {
         if deaf.write_all(&framed).is_err() {
             break;
         }
     }
-    assert!(server.resident_kib() < before + 50_000, "memory went from {before} to {} KiB", server.resident_kib());
+    assert!(
+        server.resident_kib() < before + 50_000,
+        "memory went from {before} to {} KiB",
+        server.resident_kib()
+    );
 
     expect_good(&mut server);
     prober.expect_no_loss();
@@ -434,7 +546,14 @@ fn bad_tcp_clients_hurt_themselves_only() {
 fn more_connections_than_allowed_do_not_shut_others_out_for_ever() {
     let etcd = Etcd::start();
     etcd.put(GOOD, "{}");
-    let server = Svcdns::serve(&["--registry", &etcd.url(), "--tcp-connections", "50", "--tcp-idle-timeout", "2s"]);
+    let server = Svcdns::serve(&[
+        "--registry",
+        &etcd.url(),
+        "--tcp-connections",
+        "50",
+        "--tcp-idle-timeout",
+        "2s",
+    ]);
     server.wait_for("good.svc", &["10.0.0.1"]);
     let prober = Prober::start(server.address, "good.svc");
     let crowd: Vec<TcpStream> = (0..200).map(|_| connect(server.address)).collect();
@@ -442,7 +561,11 @@ fn more_connections_than_allowed_do_not_shut_others_out_for_ever() {
         let mut stream = TcpStream::connect(server.address).ok()?;
         stream.set_read_timeout(Some(seconds(5))).unwrap();
         let message = question(7, "good.svc", dns::A);
-        stream.write_all(&[&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()).ok()?;
+        stream
+            .write_all(
+                &[&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat(),
+            )
+            .ok()?;
         receive_tcp(&mut stream).filter(|answer| code_of(answer) == "NOERROR")
     });
     prober.expect_no_loss();
@@ -479,22 +602,29 @@ fn fails(arguments: &[&str]) -> (i32, String) {
 fn a_server_that_cannot_start_says_why() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
-    let (code, said) = fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", "0.0.0.0:0"]);
+    let (code, said) =
+        fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", "0.0.0.0:0"]);
     assert!(code != 0 && said.contains("0.0.0.0") && said.contains("allow"), "{code}: {said}");
 
     let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().to_string();
-    let (code, said) = fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
+    let (code, said) =
+        fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
     assert!(code != 0 && said.contains(&taken) && said.contains("taken"), "{code}: {said}");
 
-    let (code, said) = fails(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
+    let (code, said) =
+        fails(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
     assert!(code != 0 && said.contains("etdc") && said.contains("etcd"), "{code}: {said}");
 
     let (code, said) = fails(&["serve", "--state-dir", state, "--upstream", "one.one.one.one"]);
-    assert!(code != 0 && said.contains("upstream") && said.contains("is not an IP address"), "{code}: {said}");
+    assert!(
+        code != 0 && said.contains("upstream") && said.contains("is not an IP address"),
+        "{code}: {said}"
+    );
 
     let long = format!("{state}/{}", "d".repeat(120));
-    let (code, said) = fails(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
+    let (code, said) =
+        fails(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
     assert!(code != 0 && said.contains("dddd"), "{code}: {said}");
 }
 
@@ -507,7 +637,10 @@ fn two_servers_on_one_machine_do_not_disturb_each_other() {
     assert_eq!(dns::code(second.address, "good.svc", dns::A), "REFUSED");
     for (server, name) in [(&first, "good.svc"), (&second, "good.svc.internal")] {
         let shown = server.run(&["resolve", name]);
-        assert!(shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("10.0.0.1"), "{shown:?}");
+        assert!(
+            shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("10.0.0.1"),
+            "{shown:?}"
+        );
     }
     first.stop();
     assert_eq!(dns::code(second.address, "good.svc.internal", dns::A), "NOERROR");

@@ -19,7 +19,8 @@ use support::{netns, on_path, skip};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 /// A service, a name of somebody else, an alias of it, and two names that nobody has.
-const NAMES: [&str; 5] = ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
+const NAMES: [&str; 5] =
+    ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
 
 /// What a program must say of them; addresses sorted.
 const FOUND: [&str; 8] = [
@@ -53,9 +54,15 @@ fn answer(stream: &mut TcpStream) {
         }
     }
     let text = String::from_utf8_lossy(&request).into_owned();
-    let host = text.lines().find_map(|line| line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host")));
+    let host = text.lines().find_map(|line| {
+        line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host"))
+    });
     let page = format!("page of {}\n", host.map_or("nobody", |(_, host)| host));
-    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}", page.len());
+    let _ = write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
+        page.len()
+    );
 }
 
 /// Runs `body` on such a machine.
@@ -63,7 +70,10 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
     netns::inside(test, "127.0.0.1", || {
         serve_pages(netns::ADDRESS);
         serve_pages(netns::ADDRESS_V6);
-        let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), r#"{"protocol":"http"}"#)]);
+        let files = Files::new(&[(
+            &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
+            r#"{"protocol":"http"}"#,
+        )]);
         let upstream = Upstream::start();
         upstream.put([
             Record::soa("example.test", 300, 30),
@@ -86,7 +96,12 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{command:?} ended with {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
@@ -115,13 +130,26 @@ fn curl_finds_both() {
     on_a_machine("curl_finds_both", || {
         for name in &NAMES[..3] {
             assert_eq!(
-                output(Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")])),
+                output(Command::new("curl").args([
+                    "-sS",
+                    "--max-time",
+                    "20",
+                    &format!("http://{name}/")
+                ])),
                 format!("page of {name}\n")
             );
         }
         for name in &NAMES[3..] {
-            let output = Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")]).output().unwrap();
-            assert_eq!(output.status.code(), Some(6), "could not resolve host: {}", String::from_utf8_lossy(&output.stderr));
+            let output = Command::new("curl")
+                .args(["-sS", "--max-time", "20", &format!("http://{name}/")])
+                .output()
+                .unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(6),
+                "could not resolve host: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     });
 }
@@ -131,24 +159,33 @@ fn getent_finds_both() {
     on_a_machine("getent_finds_both", || {
         for (name, found) in [(NAMES[0], FOUND[0]), (NAMES[1], FOUND[2]), (NAMES[2], FOUND[4])] {
             let text = output(Command::new("getent").args(["ahosts", name]));
-            let addresses: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+            let addresses: Vec<&str> =
+                text.lines().filter_map(|line| line.split_whitespace().next()).collect();
             assert_eq!(sorted(&format!("{name} {}", addresses.join(" "))), found);
         }
         for name in &NAMES[3..] {
             // 2: not found.
-            assert_eq!(Command::new("getent").args(["ahosts", name]).output().unwrap().status.code(), Some(2), "{name}");
+            assert_eq!(
+                Command::new("getent").args(["ahosts", name]).output().unwrap().status.code(),
+                Some(2),
+                "{name}"
+            );
         }
     });
 }
 
 #[test]
 fn python_finds_both() {
-    on_a_machine("python_finds_both", || expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py"))));
+    on_a_machine("python_finds_both", || {
+        expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py")))
+    });
 }
 
 #[test]
 fn node_finds_both() {
-    on_a_machine("node_finds_both", || expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js"))));
+    on_a_machine("node_finds_both", || {
+        expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js")))
+    });
 }
 
 #[test]
@@ -158,7 +195,11 @@ fn java_finds_both() {
         return skip(TEST, "no java on PATH that runs a source file (a JDK)");
     }
     // Without the file of its process id in /tmp, which another namespace's process of that id may hold.
-    on_a_machine(TEST, || expect_right(Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java"))));
+    on_a_machine(TEST, || {
+        expect_right(
+            Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java")),
+        )
+    });
 }
 
 /// Go has a resolver of its own, and can use the C library's.
@@ -174,7 +215,14 @@ fn go_finds_both_by_both_resolvers() {
         let source = format!("{FOLDER}/lookup.go");
         let mut build = Command::new("go");
         // Of one file, outside any module.
-        build.arg("build").arg("-o").arg(&program).arg(source).env("CGO_ENABLED", "1").env("GOTOOLCHAIN", "local").current_dir(&folder);
+        build
+            .arg("build")
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .env("CGO_ENABLED", "1")
+            .env("GOTOOLCHAIN", "local")
+            .current_dir(&folder);
         output(&mut build);
         for resolver in ["go", "cgo"] {
             expect_right(Command::new(&program).env("GODEBUG", format!("netdns={resolver}")));
@@ -188,7 +236,12 @@ fn a_program_on_musl_finds_both() {
     on_a_machine("a_program_on_musl_finds_both", || {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lookup");
-        output(Command::new("musl-gcc").args(["-static", "-Wall", "-Werror", "-O1", "-o"]).arg(&program).arg(format!("{FOLDER}/lookup.c")));
+        output(
+            Command::new("musl-gcc")
+                .args(["-static", "-Wall", "-Werror", "-O1", "-o"])
+                .arg(&program)
+                .arg(format!("{FOLDER}/lookup.c")),
+        );
         let octets = fs::read(&program).unwrap();
         assert!(!octets.windows(5).any(|part| part == b"GLIBC"), "not linked with musl");
         expect_right(&mut Command::new(&program));

@@ -12,7 +12,11 @@ const MAKEFILE: &str = include_str!("../Makefile");
 
 /// The targets that `make` lists.
 fn make_targets() -> BTreeSet<&'static str> {
-    MAKEFILE.lines().filter(|line| line.contains(": ") && line.contains("## ")).filter_map(|line| line.split(':').next()).collect()
+    MAKEFILE
+        .lines()
+        .filter(|line| line.contains(": ") && line.contains("## "))
+        .filter_map(|line| line.split(':').next())
+        .collect()
 }
 
 /// README.md and all pages below docs/.
@@ -54,7 +58,9 @@ fn is_script(word: &str) -> bool {
 
 /// The target of a command that runs `make`, on this machine or on a fresh one.
 fn target_of(code: &str) -> Option<&str> {
-    let mut words = code.split_whitespace().skip_while(|word| *word == "sudo" || word.starts_with("--") || is_script(word));
+    let mut words = code
+        .split_whitespace()
+        .skip_while(|word| *word == "sudo" || word.starts_with("--") || is_script(word));
     (words.next()? == "make").then(|| words.next()).flatten()
 }
 
@@ -79,17 +85,29 @@ fn the_page_has_every_make_target_and_no_page_has_another() {
 fn scripts_and_test_programs_of_the_page_are_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code = code(PAGE);
-    let scripts: BTreeSet<&str> = code.iter().flat_map(|line| line.split_whitespace()).filter(|word| is_script(word)).collect();
-    assert_eq!(scripts.iter().copied().collect::<Vec<_>>(), ["tests/fresh-machine.sh", "tests/setup.sh"]);
+    let scripts: BTreeSet<&str> = code
+        .iter()
+        .flat_map(|line| line.split_whitespace())
+        .filter(|word| is_script(word))
+        .collect();
+    assert_eq!(
+        scripts.iter().copied().collect::<Vec<_>>(),
+        ["tests/fresh-machine.sh", "tests/setup.sh"]
+    );
     for script in scripts {
         let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{script} can be run");
     }
     let mut programs = 0;
-    for arguments in code.iter().filter_map(|line| line.strip_prefix("cargo test --locked --test ")) {
+    for arguments in code.iter().filter_map(|line| line.strip_prefix("cargo test --locked --test "))
+    {
         let (program, test) = arguments.split_once(' ').unwrap_or((arguments, ""));
-        let source = fs::read_to_string(root.join("tests").join(program).with_extension("rs")).unwrap();
-        assert!(test.is_empty() || source.contains(&format!("fn {test}(")), "{program} has no test {test}");
+        let source =
+            fs::read_to_string(root.join("tests").join(program).with_extension("rs")).unwrap();
+        assert!(
+            test.is_empty() || source.contains(&format!("fn {test}(")),
+            "{program} has no test {test}"
+        );
         programs += 1;
     }
     assert_eq!(programs, 2);
@@ -101,7 +119,11 @@ fn the_script_makes_the_machine_that_the_page_describes() {
     let output = Command::new(&script).output().unwrap();
     let usage = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{usage}");
-    assert!(usage.contains("tests/fresh-machine.sh make test") && usage.ends_with("Exit code: the command's.\n"), "{usage}");
+    assert!(
+        usage.contains("tests/fresh-machine.sh make test")
+            && usage.ends_with("Exit code: the command's.\n"),
+        "{usage}"
+    );
     let script = fs::read_to_string(script).unwrap();
     let debootstrap = code(PAGE).into_iter().find(|code| code.starts_with("debootstrap ")).unwrap();
     assert!(script.contains(debootstrap), "{debootstrap}");

@@ -28,7 +28,10 @@ const CONF: &str = "/etc/resolv.conf";
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 
 fn serve(registry: &str) -> Svcdns {
-    Svcdns::serve_at(format!("{SERVER}:53").parse().unwrap(), &["--registry", registry, "--upstream", "off"])
+    Svcdns::serve_at(
+        format!("{SERVER}:53").parse().unwrap(),
+        &["--registry", registry, "--upstream", "off"],
+    )
 }
 
 /// A server that knows hello.svc, on a machine of its own whose files may be changed.
@@ -57,8 +60,12 @@ struct Diagnosis {
 impl Diagnosis {
     fn of(mut ran: Command) -> Self {
         let output = ran.arg("--json").output().unwrap();
-        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let json: Value = serde_json::from_str(&text(&output)).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+        let text = |output: &Output| {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr)
+        };
+        let json: Value = serde_json::from_str(&text(&output))
+            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
         let healthy = json["healthy"].as_bool().unwrap();
         assert_eq!(output.status.code(), Some(i32::from(!healthy)), "{json}");
         Self { text: format!("{json:#}"), json }
@@ -75,16 +82,21 @@ impl Diagnosis {
     /// Fails the test unless this check found this, at this level.
     fn expect(&self, check: &str, level: &str, words: &str) -> &Value {
         let findings = self.json["findings"].as_array().unwrap();
-        let found = findings
-            .iter()
-            .find(|finding| finding["check"] == check && finding["level"] == level && finding["says"].as_str().unwrap().contains(words));
+        let found = findings.iter().find(|finding| {
+            finding["check"] == check
+                && finding["level"] == level
+                && finding["says"].as_str().unwrap().contains(words)
+        });
         found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
     }
 
     /// The same, and that it says to type this.
     fn expect_typing(&self, check: &str, level: &str, words: &str, line: &str) {
         let lines = self.expect(check, level, words)["type"].as_array().unwrap();
-        assert!(lines.iter().any(|typed| typed.as_str().unwrap().contains(line)), "{line:?} not in {lines:?}");
+        assert!(
+            lines.iter().any(|typed| typed.as_str().unwrap().contains(line)),
+            "{line:?} not in {lines:?}"
+        );
     }
 }
 
@@ -124,7 +136,10 @@ fn a_machine_in_good_health() {
         let output = server.run(&["doctor"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{text}");
-        assert!(text.contains("\nNothing is broken; ") && text.contains("warning  name servers"), "{text}");
+        assert!(
+            text.contains("\nNothing is broken; ") && text.contains("warning  name servers"),
+            "{text}"
+        );
     });
 }
 
@@ -135,14 +150,24 @@ fn no_server_and_nobody_at_the_address() {
         assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
         found.expect_typing("server", "broken", "No svcdns runs", "svcdns serve");
         found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53");
-        found.expect_typing("port 53", "broken", "Nobody listens at 127.0.0.99 port 53", "sudo svcdns serve --listen 127.0.0.99:53");
+        found.expect_typing(
+            "port 53",
+            "broken",
+            "Nobody listens at 127.0.0.99 port 53",
+            "sudo svcdns serve --listen 127.0.0.99:53",
+        );
         found.expect("lookup", "broken", "Programs do not find ns.svc");
 
         let folder = tempfile::tempdir().unwrap();
-        let output = svcdns::command().arg("--state-dir").arg(folder.path()).arg("doctor").output().unwrap();
+        let output =
+            svcdns::command().arg("--state-dir").arg(folder.path()).arg("doctor").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("BROKEN   server") && text.contains("\nThe likely cause: server: No svcdns runs"), "{text}");
+        assert!(
+            text.contains("BROKEN   server")
+                && text.contains("\nThe likely cause: server: No svcdns runs"),
+            "{text}"
+        );
         assert!(text.ends_with("  $ svcdns serve\n"), "{text}");
     });
 }
@@ -152,11 +177,19 @@ fn name_servers_that_lead_elsewhere() {
     on_a_machine("name_servers_that_lead_elsewhere", |server| {
         let files = Files::new(&[(HELLO, "{}")]);
         let listen = format!("{NOBODY}:53").parse().unwrap();
-        let other = Svcdns::serve_at(listen, &["--registry", &files.url(), "--zone", "elsewhere", "--upstream", "off"]);
+        let other = Svcdns::serve_at(
+            listen,
+            &["--registry", &files.url(), "--zone", "elsewhere", "--upstream", "off"],
+        );
         fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
         let found = doctor(server);
         assert_eq!(found.cause(), "name servers", "{}", found.text);
-        found.expect_typing("name servers", "broken", "127.0.0.99 (svcdns) answers questions for svc with REFUSED", "sudo svcdns install");
+        found.expect_typing(
+            "name servers",
+            "broken",
+            "127.0.0.99 (svcdns) answers questions for svc with REFUSED",
+            "sudo svcdns install",
+        );
         found.expect_typing("name servers", "broken", "REFUSED", "svcdns run -- COMMAND");
         found.expect("port 53", "ok", "127.0.0.99 port 53 is held by svcdns (process");
         found.expect("lookup", "broken", "Programs do not find ns.svc");
@@ -194,7 +227,8 @@ fn a_hosts_line_that_asks_nobody() {
             found.expect("nsswitch", "broken", words);
             found.expect("lookup", "broken", "Programs do not find ns.svc");
             // What it says to type heals it.
-            let typed = found.expect("nsswitch", "broken", words)["type"][0].as_str().unwrap().to_owned();
+            let typed =
+                found.expect("nsswitch", "broken", words)["type"][0].as_str().unwrap().to_owned();
             netns::run("sh", &["-c", typed.strip_prefix("sudo ").unwrap()]);
             let healed = doctor(server);
             assert!(healed.healthy(), "{typed}: {}", healed.text);
@@ -218,8 +252,17 @@ fn what_is_odd_in_resolv_conf_and_hosts() {
         let found = doctor(server);
         found.expect_typing("hosts", "warning", "line 2 where Hello.SVC is", "sudoedit /etc/hosts");
         found.expect("resolv.conf", "warning", "Only the first 3 name servers count: 127.0.0.98");
-        found.expect_typing("resolv.conf", "warning", "Line 4 of /etc/resolv.conf is ignored by everybody", "sed -n 4p");
-        found.expect("resolv.conf", "warning", "`options ndots:5` makes programs ask for hello.svc.corp.example");
+        found.expect_typing(
+            "resolv.conf",
+            "warning",
+            "Line 4 of /etc/resolv.conf is ignored by everybody",
+            "sed -n 4p",
+        );
+        found.expect(
+            "resolv.conf",
+            "warning",
+            "`options ndots:5` makes programs ask for hello.svc.corp.example",
+        );
         found.expect("resolv.conf", "warning", "`options rotate` spreads questions");
 
         fs::remove_file(CONF).unwrap();
@@ -258,7 +301,12 @@ fn somebody_else_has_the_port() {
         nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
         nobody.arg("--state-dir").arg(server.state_dir()).arg("doctor").current_dir("/");
         let found = Diagnosis::of(nobody);
-        found.expect_typing("port 53", "ok", "held by a process of the user root; only root can see", "sudo svcdns doctor");
+        found.expect_typing(
+            "port 53",
+            "ok",
+            "held by a process of the user root; only root can see",
+            "sudo svcdns doctor",
+        );
         drop((udp, tcp));
     });
 }
@@ -271,17 +319,25 @@ fn registries_in_trouble() {
         let server = serve("etcd://127.0.0.1:9");
         let found = doctor(&server);
         assert_eq!(found.cause(), "registry", "{}", found.text);
-        found.expect_typing("registry", "broken", "etcd://127.0.0.1:9 could not be read yet", "svcdns status");
+        found.expect_typing(
+            "registry",
+            "broken",
+            "etcd://127.0.0.1:9 could not be read yet",
+            "svcdns status",
+        );
         server.stop();
 
         let files = Files::new(&[]);
         let server = serve(&files.url());
-        let found = eventually("the registry to be read", SOON, || Some(doctor(&server)).filter(Diagnosis::healthy));
+        let found = eventually("the registry to be read", SOON, || {
+            Some(doctor(&server)).filter(Diagnosis::healthy)
+        });
         found.expect("registry", "warning", "nothing is registered there");
         files.put("default/default/bad/latest/10.0.0.3:0", "{}");
         files.put(HELLO, "{}");
         let says = |found: &Diagnosis| found.text.contains("1 key or endpoint cannot be served");
-        let found = eventually("the bad key to be seen", SOON, || Some(doctor(&server)).filter(says));
+        let found =
+            eventually("the bad key to be seen", SOON, || Some(doctor(&server)).filter(says));
         found.expect_typing("registry", "warning", "cannot be served", "svcdns ls --rejected");
         server.stop();
     });
@@ -297,10 +353,15 @@ fn nscd_runs() {
         for folder in ["/run/nscd", "/var/cache/nscd"] {
             fs::create_dir_all(folder).unwrap();
         }
-        for (setting, level, words) in [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")] {
+        for (setting, level, words) in
+            [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")]
+        {
             fs::write("/etc/nscd.conf", format!("enable-cache hosts {setting}\n")).unwrap();
-            let mut nscd = Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground"));
-            eventually("nscd to listen", SOON, || std::os::unix::net::UnixStream::connect("/run/nscd/socket").ok());
+            let mut nscd =
+                Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground"));
+            eventually("nscd to listen", SOON, || {
+                std::os::unix::net::UnixStream::connect("/run/nscd/socket").ok()
+            });
             let found = doctor(server);
             assert!(found.healthy(), "{}", found.text);
             found.expect("nscd", level, words);
@@ -335,14 +396,27 @@ fn systemd_resolved_without_a_route_and_with_dnssec() {
         running.restart(&format!("{routed}DNSSEC=no"));
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
-        found.expect("systemd-resolved", "ok", "passes questions for svc on to svcdns (Global to 127.0.0.55)");
-        found.expect("name servers", "ok", "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns");
+        found.expect(
+            "systemd-resolved",
+            "ok",
+            "passes questions for svc on to svcdns (Global to 127.0.0.55)",
+        );
+        found.expect(
+            "name servers",
+            "ok",
+            "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns",
+        );
 
         running.restart(&format!("{routed}DNSSEC=yes"));
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
         let trap = "validates answers (Global: DNSSEC=yes), and svc is a private zone";
-        found.expect_typing("systemd-resolved", "broken", trap, "echo svc | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative");
+        found.expect_typing(
+            "systemd-resolved",
+            "broken",
+            trap,
+            "echo svc | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative",
+        );
         found.expect("lookup", "broken", "Programs do not find ns.svc");
         // What it says to type heals it.
         for typed in found.expect("systemd-resolved", "broken", trap)["type"].as_array().unwrap() {

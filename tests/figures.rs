@@ -1,6 +1,10 @@
 //! The figures of the benchmarks, from made samples: bounds, verdicts and the pairing of rounds.
 #![allow(clippy::float_cmp, reason = "the samples are made so that every result is exact")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 #![allow(clippy::unwrap_used, reason = "helpers of the benchmarks")]
 
 #[path = "bench/figures.rs"]
@@ -30,8 +34,14 @@ fn exact(samples: &[(usize, f64)]) -> ByRound<Reading> {
 #[test]
 fn the_bounds_of_a_median_are_the_order_statistics_of_the_binomial_distribution() {
     // From tables for the sign test, at 95 %.
-    for (count, low, high) in [(6, 1, 6), (7, 1, 7), (8, 1, 8), (9, 2, 8), (21, 6, 16), (100, 40, 61)] {
-        assert_eq!(spread(1..=count).bounds(0.5), [f64::from(low), f64::from(high)], "{count} values");
+    for (count, low, high) in
+        [(6, 1, 6), (7, 1, 7), (8, 1, 8), (9, 2, 8), (21, 6, 16), (100, 40, 61)]
+    {
+        assert_eq!(
+            spread(1..=count).bounds(0.5),
+            [f64::from(low), f64::from(high)],
+            "{count} values"
+        );
     }
 }
 
@@ -58,7 +68,8 @@ fn a_quantile_that_would_be_the_largest_value_is_not_reached() {
 
 #[test]
 fn a_quantile_is_bounded_by_the_resolution_of_its_readings() {
-    let readings: Vec<Reading> = (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
+    let readings: Vec<Reading> =
+        (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
     assert_eq!(Reading::median(&readings), reading(5.5, 11.0, 18.0));
 }
 
@@ -99,18 +110,27 @@ fn an_aim_within_the_bounds_is_not_decidable() {
 fn a_p99_read_at_half_of_its_size_decides_nothing() {
     // As svcdns and a bare watcher were read once: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
     let ratio = reading(9.62, 21.68, 33.74).over(reading(15.14, 30.66, 46.18));
-    assert_eq!(Aim::AtMost(1.1).line("p99", ratio), "aim: p99 ≤ 1.10: 0.71 (0.21–2.23): not decidable");
+    assert_eq!(
+        Aim::AtMost(1.1).line("p99", ratio),
+        "aim: p99 ≤ 1.10: 0.71 (0.21–2.23): not decidable"
+    );
 }
 
 #[test]
 fn a_reading_without_bounds_says_so() {
     let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
-    assert_eq!(Aim::AtMost(1.0).line("p50", few), "aim: p50 ≤ 1.00: 0.60 (unbounded): not decidable");
+    assert_eq!(
+        Aim::AtMost(1.0).line("p50", few),
+        "aim: p50 ≤ 1.00: 0.60 (unbounded): not decidable"
+    );
 }
 
 #[test]
 fn samples_are_paired_by_their_round() {
-    let (ours, theirs) = (ByRound::from([(0, "a"), (2, "c"), (3, "d")]), ByRound::from([(1, "B"), (2, "C"), (3, "D"), (4, "E")]));
+    let (ours, theirs) = (
+        ByRound::from([(0, "a"), (2, "c"), (3, "d")]),
+        ByRound::from([(1, "B"), (2, "C"), (3, "D"), (4, "E")]),
+    );
     assert_eq!(paired(&ours, &theirs), [[&"c", &"C"], [&"d", &"D"]]);
 }
 
@@ -134,7 +154,8 @@ fn the_medians_beside_a_ratio_are_of_its_rounds() {
 
 #[test]
 fn a_ratio_needs_half_of_the_planned_rounds() {
-    let (ours, theirs) = (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
+    let (ours, theirs) =
+        (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
     assert!(Ratio::of(&ours, &theirs, 4).is_some());
     assert!(Ratio::of(&ours, &theirs, 5).is_none());
     assert!(Ratio::of(&ours, &ByRound::new(), 0).is_none());

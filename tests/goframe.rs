@@ -37,18 +37,33 @@ impl GoFrame {
                 return None;
             }
             BUILT.get_or_init(|| {
-                let output = Command::new("go").args(["build", "-o", "bin/goframe", "."]).current_dir(FOLDER).output().unwrap();
-                assert!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
+                let output = Command::new("go")
+                    .args(["build", "-o", "bin/goframe", "."])
+                    .current_dir(FOLDER)
+                    .output()
+                    .unwrap();
+                assert!(
+                    output.status.success(),
+                    "go build: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             });
         }
-        Some(Self { program: Path::new(FOLDER).join("bin/goframe"), temp: tempfile::tempdir().unwrap() })
+        Some(Self {
+            program: Path::new(FOLDER).join("bin/goframe"),
+            temp: tempfile::tempdir().unwrap(),
+        })
     }
 
     /// A command in this role with this registry: `etcd HOST:PORT`, `file DIRECTORY` or nothing.
     fn role(&self, registry: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // GoFrame looks for its configuration in the working directory.
-        command.args(arguments).env("REGISTRY", registry).env("TMPDIR", self.temp.path()).current_dir(self.temp.path());
+        command
+            .args(arguments)
+            .env("REGISTRY", registry)
+            .env("TMPDIR", self.temp.path())
+            .current_dir(self.temp.path());
         command
     }
 
@@ -60,7 +75,11 @@ impl GoFrame {
     /// What a client prints last; GoFrame's log stands before it on the same output.
     fn ask(&self, arguments: &[&str]) -> String {
         let output = self.role("", arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         last_line(&output.stdout)
     }
 }
@@ -79,7 +98,8 @@ fn last_line(output: &[u8]) -> String {
 fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
     eventually(&format!("{wanted} SRV records of {name}"), SOON, || {
         let lines = dns::dig_short(server.address, &[name, "SRV"]);
-        (lines.len() == wanted).then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
+        (lines.len() == wanted)
+            .then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
     })
 }
 
@@ -90,15 +110,22 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
     netns::inside(test, "127.0.0.53", || {
         let etcd = Etcd::start();
         let registry = format!("etcd {}", etcd.endpoint(0));
-        let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
+        let server =
+            Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
         server.wait_for_code("hello.svc", "NXDOMAIN");
 
         // A server on a random port: found by A, its port by SRV, and reached by a GoFrame client without discovery.
         let mut first = goframe.start(&registry, &["http", "hello.svc", ":0"]);
         server.wait_for("hello.svc", &[netns::ADDRESS]);
         let port = ports(&server, "hello.svc", 1).remove(0);
-        assert_eq!(dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]), [format!("0 1 {port} 10-9-0-5.hello.svc.")]);
-        assert_eq!(dns::dig_short(server.address, &["hello.svc", "TXT"]), [r#""insecure=true" "protocol=http""#]);
+        assert_eq!(
+            dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]),
+            [format!("0 1 {port} 10-9-0-5.hello.svc.")]
+        );
+        assert_eq!(
+            dns::dig_short(server.address, &["hello.svc", "TXT"]),
+            [r#""insecure=true" "protocol=http""#]
+        );
         let url = format!("http://hello.svc:{port}/");
         let expected = format!("page of hello.svc, asked as hello.svc:{port}");
         assert_eq!(goframe.ask(&["get", &url]), expected);
@@ -106,7 +133,10 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
         // gRPC, found and reached the same way
         let mut grpc = goframe.start(&registry, &["grpc", "demo", ":18001"]);
         server.wait_for("demo.svc", &[netns::ADDRESS]);
-        assert_eq!(dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
+        assert_eq!(
+            dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]),
+            ["0 1 18001 10-9-0-5.demo.svc."]
+        );
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
         assert!(grpc.terminate().code().is_some());
         assert!(!keys(&etcd).contains("/demo/"), "not left to the end of its lease");
@@ -133,7 +163,9 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
         // SIGKILL: there until its lease of 10 s ends
         let begun = Instant::now();
         second.kill();
-        throughout("hello.svc is there while its lease lives", begun, seconds(4), || dns::addresses(server.address, "hello.svc").is_ok());
+        throughout("hello.svc is there while its lease lives", begun, seconds(4), || {
+            dns::addresses(server.address, "hello.svc").is_ok()
+        });
         server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN");
     });
 }
@@ -153,27 +185,42 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
         let mut grpc = goframe.start("", &["grpc", "demo", ":18001"]);
         server.wait_for("demo.svc", &[netns::ADDRESS]);
         assert!(folder.is_dir());
-        assert_eq!(dns::dig_short(server.address, &["demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
+        assert_eq!(
+            dns::dig_short(server.address, &["demo.svc", "SRV"]),
+            ["0 1 18001 10-9-0-5.demo.svc."]
+        );
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
 
         // A name with a hyphen, which GoFrame's own reader of this registry cannot find
         let registry = format!("file {}", folder.display());
         let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
         server.wait_for("user-svc.svc", &[netns::ADDRESS]);
-        assert_eq!(goframe.ask(&["get", "http://user-svc.svc:18002/"]), "page of user-svc.svc, asked as user-svc.svc:18002");
+        assert_eq!(
+            goframe.ask(&["get", "http://user-svc.svc:18002/"]),
+            "page of user-svc.svc, asked as user-svc.svc:18002"
+        );
 
         // SIGTERM: gone at once
         http.terminate();
-        let left = || folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-        assert!(left().iter().all(|name| !name.to_string_lossy().contains("user-svc")), "not left to grow too old: {:?}", left());
+        let left = || {
+            folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+        };
+        assert!(
+            left().iter().all(|name| !name.to_string_lossy().contains("user-svc")),
+            "not left to grow too old: {:?}",
+            left()
+        );
         server.wait_for_code("user-svc.svc", "NXDOMAIN");
 
         // SIGKILL: its file stays, and is too old 20 s after its last refresh
         let begun = Instant::now();
         grpc.kill();
-        throughout("demo.svc is there while its file is young", begun, seconds(5), || dns::addresses(server.address, "demo.svc").is_ok());
+        throughout("demo.svc is there while its file is young", begun, seconds(5), || {
+            dns::addresses(server.address, "demo.svc").is_ok()
+        });
         eventually("demo.svc to be gone", SOON, || {
-            dns::addresses(server.address, "demo.svc").map_or(Some(()), |found| found.is_empty().then_some(()))
+            dns::addresses(server.address, "demo.svc")
+                .map_or(Some(()), |found| found.is_empty().then_some(()))
         });
         assert_eq!(left().len(), 1, "svcdns never deletes a registrant's file");
     });
@@ -189,13 +236,22 @@ fn goframes_own_discovery_finds_what_our_register_command_wrote() {
         let _legacy = goframe.start("", &["http", "legacy", ":18004"]);
         let endpoint = format!("{}:18004", netns::ADDRESS);
         let mut register = svcdns::command();
-        register.args(["register", "legacy.svc", &endpoint, "--metadata", "protocol=http", "--registry", &etcd.url()]);
+        register.args([
+            "register",
+            "legacy.svc",
+            &endpoint,
+            "--metadata",
+            "protocol=http",
+            "--registry",
+            &etcd.url(),
+        ]);
         let mut register = Process::start(&mut register);
         let key = format!("/service/default/default/legacy.svc/latest/{endpoint}");
         eventually("the key in etcd", SOON, || etcd.value(&key));
         let registry = format!("etcd {}", etcd.endpoint(0));
         let found = eventually("a page through GoFrame's discovery", SOON, || {
-            let output = goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
+            let output =
+                goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
             output.status.success().then(|| last_line(&output.stdout))
         });
         assert_eq!(found, format!("page of legacy, asked as {endpoint}"));

@@ -28,7 +28,10 @@ const SERVER: &str = "127.0.0.55";
 const NOBODY: &str = "127.0.0.99";
 
 fn serve(files: &Files) -> Svcdns {
-    let server = Svcdns::serve_at(format!("{SERVER}:53").parse().unwrap(), &["--registry", &files.url(), "--upstream", "off"]);
+    let server = Svcdns::serve_at(
+        format!("{SERVER}:53").parse().unwrap(),
+        &["--registry", &files.url(), "--upstream", "off"],
+    );
     server.wait_for("hello.svc", &["10.9.0.5"]);
     server
 }
@@ -36,7 +39,14 @@ fn serve(files: &Files) -> Svcdns {
 /// `svcdns run` of this server with these flags; the command is to follow.
 fn command(server: &Svcdns, flags: &[&str], words: &[&str]) -> Command {
     let mut command = svcdns::command();
-    command.arg("--state-dir").arg(server.state_dir()).arg("run").args(flags).arg("--").args(words).stdin(Stdio::null());
+    command
+        .arg("--state-dir")
+        .arg(server.state_dir())
+        .arg("run")
+        .args(flags)
+        .arg("--")
+        .args(words)
+        .stdin(Stdio::null());
     command
 }
 
@@ -55,7 +65,13 @@ fn stderr(output: &Output) -> String {
 /// What a command prints, which has to succeed.
 fn good(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     let output = run(server, flags, words);
-    assert!(output.status.success(), "{words:?}: {}{}{}", output.status, stdout(&output), stderr(&output));
+    assert!(
+        output.status.success(),
+        "{words:?}: {}{}{}",
+        output.status,
+        stdout(&output),
+        stderr(&output)
+    );
     stdout(&output)
 }
 
@@ -68,7 +84,10 @@ fn outside(name: &str) -> Option<String> {
 /// What may not change outside: the files, and what is mounted.
 fn machine() -> (Vec<(u64, Vec<u8>)>, String) {
     let file = |path: &str| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
-    (vec![file("/etc/resolv.conf"), file("/etc/nsswitch.conf")], fs::read_to_string("/proc/self/mountinfo").unwrap())
+    (
+        vec![file("/etc/resolv.conf"), file("/etc/nsswitch.conf")],
+        fs::read_to_string("/proc/self/mountinfo").unwrap(),
+    )
 }
 
 #[test]
@@ -84,7 +103,9 @@ fn a_command_finds_services_and_nothing_outside_changes() {
             for stream in page.incoming() {
                 let mut stream = stream.unwrap();
                 let _ = stream.read(&mut [0; 4096]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+                let _ = stream.write_all(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n",
+                );
             }
         });
         assert_eq!(good(&server, &[], &["curl", "-sS", "http://hello.svc/"]), "hello\n");
@@ -95,10 +116,19 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         // The server refuses other names, so the machine's own name server stands behind it.
         let conf = good(&server, &[], &["cat", "/etc/resolv.conf"]);
         let lines: Vec<&str> = conf.lines().skip(1).collect();
-        assert_eq!(lines, [format!("nameserver {SERVER}"), format!("nameserver {NOBODY}"), "options timeout:6 attempts:3".to_owned()]);
+        assert_eq!(
+            lines,
+            [
+                format!("nameserver {SERVER}"),
+                format!("nameserver {NOBODY}"),
+                "options timeout:6 attempts:3".to_owned()
+            ]
+        );
         // Short names are searched for on demand only.
         assert!(!run(&server, &[], &["getent", "hosts", "hello"]).status.success());
-        assert!(good(&server, &["--search"], &["getent", "hosts", "hello"]).starts_with("10.9.0.5"));
+        assert!(
+            good(&server, &["--search"], &["getent", "hosts", "hello"]).starts_with("10.9.0.5")
+        );
         // Without a state directory, by the server's address.
         let mut named = svcdns::command();
         named.args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]);
@@ -108,8 +138,14 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         assert!(stdout(&named.output().unwrap()).starts_with("10.9.0.5"));
 
         // While a command runs, and when all have ended.
-        let mut sleeper = Process::start(&mut command(&server, &[], &["sh", "-c", "getent hosts hello.svc; exec sleep 1000"]));
-        eventually("the command to have found the service", SOON, || sleeper.log().contains("10.9.0.5").then_some(()));
+        let mut sleeper = Process::start(&mut command(
+            &server,
+            &[],
+            &["sh", "-c", "getent hosts hello.svc; exec sleep 1000"],
+        ));
+        eventually("the command to have found the service", SOON, || {
+            sleeper.log().contains("10.9.0.5").then_some(())
+        });
         assert_eq!(outside("hello.svc"), None);
         assert!(machine() == before, "something changed outside");
         assert_eq!(sleeper.terminate().signal(), Some(Signal::SIGTERM as i32));
@@ -120,37 +156,70 @@ fn a_command_finds_services_and_nothing_outside_changes() {
 
 #[test]
 fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
-    netns::inside("names_that_the_server_refuses_come_from_the_machines_own_name_server", NOBODY, || {
-        let files = Files::new(&[(HELLO, "{}"), ("default/default/web.elsewhere/latest/10.9.0.6:80", "{}")]);
-        let server = serve(&files);
-        let other = Svcdns::serve_at(
-            format!("{NOBODY}:53").parse().unwrap(),
-            &["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"],
-        );
-        other.wait_for("web.elsewhere", &["10.9.0.6"]);
-        let found = good(&server, &[], &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"]);
-        assert!(found.contains("10.9.0.5") && found.contains("10.9.0.6"), "{found}");
-    });
+    netns::inside(
+        "names_that_the_server_refuses_come_from_the_machines_own_name_server",
+        NOBODY,
+        || {
+            let files = Files::new(&[
+                (HELLO, "{}"),
+                ("default/default/web.elsewhere/latest/10.9.0.6:80", "{}"),
+            ]);
+            let server = serve(&files);
+            let other = Svcdns::serve_at(
+                format!("{NOBODY}:53").parse().unwrap(),
+                &["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"],
+            );
+            other.wait_for("web.elsewhere", &["10.9.0.6"]);
+            let found = good(
+                &server,
+                &[],
+                &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"],
+            );
+            assert!(found.contains("10.9.0.5") && found.contains("10.9.0.6"), "{found}");
+        },
+    );
 }
 
 #[test]
 fn a_server_that_forwards_stands_alone_although_its_upstream_refuses() {
-    netns::inside("a_server_that_forwards_stands_alone_although_its_upstream_refuses", NOBODY, || {
-        let files = Files::new(&[(HELLO, "{}")]);
-        // It refuses everything outside its zone, with the extended error of a svcdns that does not forward.
-        let upstream = Svcdns::serve(&["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"]);
-        let at = format!("{SERVER}:53").parse().unwrap();
-        let server = Svcdns::serve_at(at, &["--registry", &files.url(), "--upstream", &upstream.address.to_string()]);
-        server.wait_for("hello.svc", &["10.9.0.5"]);
-        let refusal = server.run(&["resolve", "www.example."]);
-        assert!(stderr(&refusal).contains("not authoritative (20)"), "{}", stderr(&refusal));
+    netns::inside(
+        "a_server_that_forwards_stands_alone_although_its_upstream_refuses",
+        NOBODY,
+        || {
+            let files = Files::new(&[(HELLO, "{}")]);
+            // It refuses everything outside its zone, with the extended error of a svcdns that does not forward.
+            let upstream = Svcdns::serve(&[
+                "--registry",
+                &files.url(),
+                "--upstream",
+                "off",
+                "--zone",
+                "elsewhere",
+            ]);
+            let at = format!("{SERVER}:53").parse().unwrap();
+            let server = Svcdns::serve_at(
+                at,
+                &["--registry", &files.url(), "--upstream", &upstream.address.to_string()],
+            );
+            server.wait_for("hello.svc", &["10.9.0.5"]);
+            let refusal = server.run(&["resolve", "www.example."]);
+            assert!(stderr(&refusal).contains("not authoritative (20)"), "{}", stderr(&refusal));
 
-        let servers = |text: &str| text.lines().filter(|line| line.starts_with("nameserver ")).map(str::to_owned).collect::<Vec<_>>();
-        let alone = [format!("nameserver {SERVER}")];
-        assert_eq!(servers(&good(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
-        let named = svcdns::command().args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]).output().unwrap();
-        assert_eq!(servers(&stdout(&named)), alone, "{}", stderr(&named));
-    });
+            let servers = |text: &str| {
+                text.lines()
+                    .filter(|line| line.starts_with("nameserver "))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
+            let alone = [format!("nameserver {SERVER}")];
+            assert_eq!(servers(&good(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
+            let named = svcdns::command()
+                .args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"])
+                .output()
+                .unwrap();
+            assert_eq!(servers(&stdout(&named)), alone, "{}", stderr(&named));
+        },
+    );
 }
 
 #[test]
@@ -159,10 +228,17 @@ fn exit_codes_and_signals_are_the_commands_own() {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         assert_eq!(run(&server, &[], &["sh", "-c", "exit 7"]).status.code(), Some(7));
-        assert_eq!(run(&server, &[], &["sh", "-c", "kill -KILL $$"]).status.signal(), Some(Signal::SIGKILL as i32));
+        assert_eq!(
+            run(&server, &[], &["sh", "-c", "kill -KILL $$"]).status.signal(),
+            Some(Signal::SIGKILL as i32)
+        );
         let missing = run(&server, &[], &["/nonexistent/program"]);
         assert_eq!(missing.status.code(), Some(127), "{}", stderr(&missing));
-        assert!(stderr(&missing).contains("cannot run /nonexistent/program"), "{}", stderr(&missing));
+        assert!(
+            stderr(&missing).contains("cannot run /nonexistent/program"),
+            "{}",
+            stderr(&missing)
+        );
         assert_eq!(run(&server, &[], &["/etc/passwd"]).status.code(), Some(126));
         // Where it wrote to a pipe that nobody reads, it ends as it would without us.
         let piped = good(&server, &[], &["sh", "-c", "grep SigIgn /proc/self/status"]);
@@ -170,17 +246,30 @@ fn exit_codes_and_signals_are_the_commands_own() {
         assert_eq!(mask & 1 << (Signal::SIGPIPE as i32 - 1), 0, "{piped}");
 
         // Signals reach the command itself: it is the process that was started.
-        for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT"), (Signal::SIGHUP, "HUP"), (Signal::SIGUSR1, "USR1")] {
-            let script = format!("trap 'echo got {name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done");
+        for (signal, name) in [
+            (Signal::SIGTERM, "TERM"),
+            (Signal::SIGINT, "INT"),
+            (Signal::SIGHUP, "HUP"),
+            (Signal::SIGUSR1, "USR1"),
+        ] {
+            let script = format!(
+                "trap 'echo got {name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done"
+            );
             let mut process = Process::start(&mut command(&server, &[], &["sh", "-c", &script]));
-            eventually("the command to be ready", SOON, || process.log().contains("ready").then_some(()));
+            eventually("the command to be ready", SOON, || {
+                process.log().contains("ready").then_some(())
+            });
             process.signal(signal);
             assert_eq!(process.wait(SOON).code(), Some(9), "{}", process.log());
             assert!(process.log().contains(&format!("got {name}")), "{}", process.log());
         }
 
         // Standard input is the command's.
-        let mut child = command(&server, &[], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command(&server, &[], &["cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(b"through\n").unwrap();
         assert_eq!(stdout(&child.wait_with_output().unwrap()), "through\n");
     });
@@ -218,7 +307,11 @@ print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.wait
         terminal.args(["60", "python3", "-c", PYTHON]).arg(ran.get_program()).args(ran.get_args());
         let output = terminal.output().unwrap();
         let text = stdout(&output);
-        assert!(text.contains("33 77") && text.contains("interrupted") && text.contains("code 5"), "{text}{}", stderr(&output));
+        assert!(
+            text.contains("33 77") && text.contains("interrupted") && text.contains("code 5"),
+            "{text}{}",
+            stderr(&output)
+        );
     });
 }
 
@@ -233,12 +326,18 @@ fn an_ordinary_user_runs_it_without_any_right() {
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), &program).unwrap();
         let nobody = |words: &[&str]| {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(words).env_remove("XDG_RUNTIME_DIR");
+            command
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+                .args(words)
+                .env_remove("XDG_RUNTIME_DIR");
             command.current_dir("/").output().unwrap()
         };
         let probe = nobody(&["unshare", "--user", "--mount", "true"]);
         if !probe.status.success() {
-            return support::skip(TEST, &format!("no user namespace for an ordinary user: {}", stderr(&probe).trim()));
+            return support::skip(
+                TEST,
+                &format!("no user namespace for an ordinary user: {}", stderr(&probe).trim()),
+            );
         }
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
@@ -253,22 +352,43 @@ fn an_ordinary_user_runs_it_without_any_right() {
         assert!(lines[0].starts_with("10.9.0.5"), "{text}");
         assert_eq!(lines[1..3], ["65534", "65534"]);
         assert_eq!(lines.len(), 7, "{text}");
-        assert!(lines[3..].iter().all(|line| line.ends_with("0000000000000000")), "rights leak: {text}");
+        assert!(
+            lines[3..].iter().all(|line| line.ends_with("0000000000000000")),
+            "rights leak: {text}"
+        );
         assert!(machine() == before);
 
         // Another user's command is root's to run.
-        let output = nobody(&[program, "--state-dir", state, "run", "--user", "root", "--", "true"]);
+        let output =
+            nobody(&[program, "--state-dir", state, "run", "--user", "root", "--", "true"]);
         assert_eq!(output.status.code(), Some(125));
         assert!(stderr(&output).contains("--user is for root"), "{}", stderr(&output));
-        let text = good(&server, &["--user", "nobody"], &["sh", "-c", "id -u; id -G; echo $USER; getent hosts hello.svc"]);
+        let text = good(
+            &server,
+            &["--user", "nobody"],
+            &["sh", "-c", "id -u; id -G; echo $USER; getent hosts hello.svc"],
+        );
         assert!(text.starts_with("65534\n65534\nnobody\n10.9.0.5"), "{text}");
         let unknown = run(&server, &["--user", "no-such-user"], &["true"]);
-        assert_eq!((unknown.status.code(), stderr(&unknown).contains("there is no user \"no-such-user\"")), (Some(125), true));
+        assert_eq!(
+            (unknown.status.code(), stderr(&unknown).contains("there is no user \"no-such-user\"")),
+            (Some(125), true)
+        );
 
         // Where it may have no namespace (in a changed root, user_namespaces(7)), it says what to type.
         let root = netns::small_root();
         fs::copy(program, root.join("svcdns")).unwrap();
-        let words = ["--userspec=65534:65534", root.to_str().unwrap(), "/svcdns", "run", "--server", SERVER, "--", "echo", "a b"];
+        let words = [
+            "--userspec=65534:65534",
+            root.to_str().unwrap(),
+            "/svcdns",
+            "run",
+            "--server",
+            SERVER,
+            "--",
+            "echo",
+            "a b",
+        ];
         let output = Command::new("chroot").args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", stdout(&output));
         let said = stderr(&output);
@@ -284,7 +404,10 @@ fn root_without_the_right_is_told() {
         let server = serve(&files);
         let ran = command(&server, &[], &["true"]);
         let mut capped = Command::new("setpriv");
-        capped.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).arg(ran.get_program()).args(ran.get_args());
+        capped
+            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+            .arg(ran.get_program())
+            .args(ran.get_args());
         let output = capped.output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
         assert!(stderr(&output).contains("a container needs CAP_SYS_ADMIN"), "{}", stderr(&output));
@@ -304,10 +427,17 @@ fn any_resolv_conf_will_do() {
             let text = good(
                 &server,
                 &[],
-                &["sh", "-c", "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && cat /etc/passwd"],
+                &[
+                    "sh",
+                    "-c",
+                    "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && cat /etc/passwd",
+                ],
             );
             assert!(text.starts_with("10.9.0.5"), "{what}: {text}");
-            assert!(text.contains(&format!("nameserver {SERVER}\n")) && text.contains("root:"), "{what}: {text}");
+            assert!(
+                text.contains(&format!("nameserver {SERVER}\n")) && text.contains("root:"),
+                "{what}: {text}"
+            );
             assert_eq!(fs::read_dir("/etc").unwrap().count(), entries, "{what}");
         };
         let link = |to: &str| {
@@ -352,7 +482,8 @@ fn any_resolv_conf_will_do() {
         netns::run("umount", &["/etc/resolv.conf"]);
 
         fs::create_dir_all("/run/manager").unwrap();
-        fs::write("/run/manager/resolv.conf", format!("nameserver {NOBODY}\nsearch a.example\n")).unwrap();
+        fs::write("/run/manager/resolv.conf", format!("nameserver {NOBODY}\nsearch a.example\n"))
+            .unwrap();
         link("../run/manager/resolv.conf");
         found("a link");
         assert!(good(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search a.example"));
@@ -363,11 +494,15 @@ fn any_resolv_conf_will_do() {
         fs::write(stub, format!("nameserver {NOBODY}\n")).unwrap();
         link("../run/systemd/resolve/stub-resolv.conf");
         found("systemd-resolved's");
-        let mut child = command(&server, &[], &["sh", "-c", "echo ready; read line; getent hosts hello.svc; ls /run/systemd/resolve"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command(
+            &server,
+            &[],
+            &["sh", "-c", "echo ready; read line; getent hosts hello.svc; ls /run/systemd/resolve"],
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
@@ -378,7 +513,10 @@ fn any_resolv_conf_will_do() {
         let mut rest = String::new();
         output.read_to_string(&mut rest).unwrap();
         assert!(child.wait().unwrap().success());
-        assert!(rest.starts_with("10.9.0.5") && rest.ends_with("resolv.conf\nstub-resolv.conf\n"), "{rest}");
+        assert!(
+            rest.starts_with("10.9.0.5") && rest.ends_with("resolv.conf\nstub-resolv.conf\n"),
+            "{rest}"
+        );
     });
 }
 
@@ -392,7 +530,9 @@ fn resolve_wrongly(socket: &Path) {
                 let mut request = Vec::new();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 while reader.read_until(0, &mut request).is_ok_and(|length| length > 0) {
-                    let answer: &[u8] = if String::from_utf8_lossy(&request).contains(r#""family":10"#) {
+                    let answer: &[u8] = if String::from_utf8_lossy(&request)
+                        .contains(r#""family":10"#)
+                    {
                         b"{\"error\":\"io.systemd.Resolve.NoSuchResourceRecord\",\"parameters\":{}}\0"
                     } else {
                         b"{\"parameters\":{\"addresses\":[{\"ifindex\":1,\"family\":2,\"address\":[192,0,2,66]}],\"name\":\"hello.svc\",\"flags\":1}}\0"
@@ -420,16 +560,27 @@ fn nss_resolve_does_not_answer_in_its_place() {
             let output = command.env("LD_LIBRARY_PATH", &libraries).output().unwrap();
             stdout(&output).split_whitespace().next().unwrap_or_default().to_owned()
         };
-        for line in ["hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns", "hosts: files resolve", "hosts: resolve"] {
+        for line in [
+            "hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns",
+            "hosts: files resolve",
+            "hosts: resolve",
+        ] {
             netns::put_over("/etc/nsswitch.conf", &format!("passwd: files\n{line}\n"));
             assert_eq!(
                 getent(Command::new("getent").args(["hosts", "hello.svc"])),
                 "192.0.2.66",
                 "{line}: the wrong one is not asked outside"
             );
-            assert_eq!(getent(&mut command(&server, &[], &["getent", "hosts", "hello.svc"])), "10.9.0.5", "{line}");
+            assert_eq!(
+                getent(&mut command(&server, &[], &["getent", "hosts", "hello.svc"])),
+                "10.9.0.5",
+                "{line}"
+            );
             let switch = good(&server, &[], &["cat", "/etc/nsswitch.conf"]);
-            assert!(switch.starts_with("passwd: files\n") && !switch.contains("resolve"), "{switch}");
+            assert!(
+                switch.starts_with("passwd: files\n") && !switch.contains("resolve"),
+                "{switch}"
+            );
         }
         // As a system has it that leaves the line alone: the socket is out of reach, too.
         assert_eq!(good(&server, &[], &["ls", "/run/systemd/resolve"]), "");
@@ -444,20 +595,28 @@ fn nscd_does_not_answer_in_its_place() {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let wrong = Files::new(&[("default/default/hello.svc/latest/192.0.2.66:80", "{}")]);
-        let other = Svcdns::serve_at(format!("{NOBODY}:53").parse().unwrap(), &["--registry", &wrong.url(), "--upstream", "off"]);
+        let other = Svcdns::serve_at(
+            format!("{NOBODY}:53").parse().unwrap(),
+            &["--registry", &wrong.url(), "--upstream", "off"],
+        );
         other.wait_for("hello.svc", &["192.0.2.66"]);
         netns::empty("/run");
         netns::empty("/var/cache");
         fs::create_dir_all("/run/nscd").unwrap();
         fs::create_dir_all("/var/cache/nscd").unwrap();
         let conf = tempfile::NamedTempFile::new().unwrap();
-        fs::write(conf.path(), "enable-cache hosts yes\npositive-time-to-live hosts 600\n").unwrap();
-        let nscd = Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground").arg("-f").arg(conf.path()));
+        fs::write(conf.path(), "enable-cache hosts yes\npositive-time-to-live hosts 600\n")
+            .unwrap();
+        let nscd = Process::start(
+            Command::new(tree.join("usr/sbin/nscd")).arg("--foreground").arg("-f").arg(conf.path()),
+        );
         eventually("nscd to listen", SOON, || Path::new("/run/nscd/socket").exists().then_some(()));
         assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "{}", nscd.log());
         drop(other);
         let said = "nscd to answer from its memory, without a name server";
-        eventually(said, SOON, || (outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(()));
+        eventually(said, SOON, || {
+            (outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(())
+        });
         assert!(good(&server, &[], &["getent", "hosts", "hello.svc"]).starts_with("10.9.0.5"));
         assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "outside, nscd goes on");
     });
@@ -467,10 +626,15 @@ fn nscd_does_not_answer_in_its_place() {
 fn without_a_server_at_port_53_it_says_what_to_type() {
     let folder = tempfile::tempdir().unwrap();
     let mut none = svcdns::command();
-    let output = none.arg("--state-dir").arg(folder.path()).args(["run", "--", "true"]).output().unwrap();
+    let output =
+        none.arg("--state-dir").arg(folder.path()).args(["run", "--", "true"]).output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(125), "{said}");
-    assert!(said.contains("no running svcdns was found") && said.contains("sudo svcdns serve --listen 127.0.0."), "{said}");
+    assert!(
+        said.contains("no running svcdns was found")
+            && said.contains("sudo svcdns serve --listen 127.0.0."),
+        "{said}"
+    );
 
     let files = Files::new(&[(HELLO, "{}")]);
     let server = Svcdns::serve(&["--registry", &files.url()]);
@@ -481,9 +645,14 @@ fn without_a_server_at_port_53_it_says_what_to_type() {
     assert!(said.contains(&only) && said.contains("sudo svcdns serve --listen 127.0.0."), "{said}");
 
     // A server that does not answer; nobody listens at port 53 of this address.
-    let output = svcdns::command().args(["run", "--server", "127.77.5.3", "--", "true"]).output().unwrap();
+    let output =
+        svcdns::command().args(["run", "--server", "127.77.5.3", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no DNS server answers at 127.77.5.3:53"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("no DNS server answers at 127.77.5.3:53"),
+        "{}",
+        stderr(&output)
+    );
 
     let usage = svcdns::command().args(["run"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(64), "{}", stderr(&usage));

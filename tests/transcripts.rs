@@ -19,7 +19,10 @@ const GRPC: &str = r#"{"protocol":"grpc"}"#;
 
 const REGISTRATIONS: &[(&str, &str)] = &[
     ("default/default/hello.svc/latest/10.0.0.1:8000", HTTP),
-    ("default/default/hello.svc/latest/10.0.0.2:8000,10.0.0.2:8443", r#"{"env":"gray","protocol":"https","weight":5}"#),
+    (
+        "default/default/hello.svc/latest/10.0.0.2:8000,10.0.0.2:8443",
+        r#"{"env":"gray","protocol":"https","weight":5}"#,
+    ),
     ("default/default/hello.svc/v1.2.0/10.0.0.3:8000", r#"{"env":"gray","protocol":"http"}"#),
     ("default/default/hello.svc/latest-canary/10.0.0.4:8000", r#"{"ver":"1.0","protocol":"http"}"#),
     // Shadowed by hello.svc.
@@ -65,8 +68,18 @@ const FACTS: &[Fact] = &[
     ("hello.svc AAAA", Ok(&[])),
     ("hello.svc MX", Ok(&[])),
     ("hello.svc TYPE65280", Ok(&[])),
-    ("hello.svc SRV", Ok(&["0 1 8000 10-0-0-1.hello.svc.", "0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
-    ("hello.svc TXT", Ok(&[r#""env=gray" "protocol=https" "weight=5""#, r#""insecure=true" "protocol=http""#])),
+    (
+        "hello.svc SRV",
+        Ok(&[
+            "0 1 8000 10-0-0-1.hello.svc.",
+            "0 5 8000 10-0-0-2.hello.svc.",
+            "0 5 8443 10-0-0-2.hello.svc.",
+        ]),
+    ),
+    (
+        "hello.svc TXT",
+        Ok(&[r#""env=gray" "protocol=https" "weight=5""#, r#""insecure=true" "protocol=http""#]),
+    ),
     ("billing.svc", Ok(&["10.0.0.20", "10.0.0.21"])),
     ("six.svc AAAA", Ok(&["fd00::5"])),
     ("six.svc SRV", Ok(&["0 1 8000 10-0-0-5.six.svc.", "0 1 8000 fd00-0-0-0-0-0-0-5.six.svc."])),
@@ -106,7 +119,10 @@ const FACTS: &[Fact] = &[
     ("10-0-0-1.hello.svc", Ok(&["10.0.0.1"])),
     ("10-0-0-3.hello.svc", Ok(&["10.0.0.3"])),
     ("10-0-0-3.hello.svc AAAA", Ok(&[])),
-    ("10-0-0-2.hello.svc SRV", Ok(&["0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
+    (
+        "10-0-0-2.hello.svc SRV",
+        Ok(&["0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."]),
+    ),
     ("10-0-0-3.v1.2.0.hello.svc", Ok(&["10.0.0.3"])),
     ("10-0-0-3.latest.hello.svc", Err("NXDOMAIN")),
     ("10-1-0-1.hello.prod.svc", Ok(&["10.1.0.1"])),
@@ -135,13 +151,23 @@ const FACTS: &[Fact] = &[
     ("_grpc._tcp.hello.svc SRV", Ok(&[])),
     ("_grpc._tcp.demo.svc SRV", Ok(&["0 1 8000 10-0-0-60.demo.svc."])),
     ("_tcp.hello.svc", Ok(&[])),
-    ("_hello._tcp.svc SRV", Ok(&["0 1 8000 10-0-0-1.hello.svc.", "0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
+    (
+        "_hello._tcp.svc SRV",
+        Ok(&[
+            "0 1 8000 10-0-0-1.hello.svc.",
+            "0 5 8000 10-0-0-2.hello.svc.",
+            "0 5 8443 10-0-0-2.hello.svc.",
+        ]),
+    ),
     ("_nothing._tcp.svc SRV", Err("NXDOMAIN")),
     ("_http._tcp.nothing.svc SRV", Err("NXDOMAIN")),
     // reverse names
     ("1.0.0.10.in-addr.arpa PTR", Ok(&["10-0-0-1.hello.svc.", "hello.svc."])),
     ("1.0.0.10.in-addr.arpa A", Ok(&[])),
-    ("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR", Ok(&["fd00-0-0-0-0-0-0-5.six.svc.", "six.svc."])),
+    (
+        "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR",
+        Ok(&["fd00-0-0-0-0-0-0-5.six.svc.", "six.svc."]),
+    ),
     // the zone itself
     ("svc NS", Ok(&["ns.svc."])),
     ("svc A", Ok(&[])),
@@ -161,12 +187,16 @@ fn every_row_of_the_naming_table_answers_as_designed() {
     let mut faults = String::new();
     for (question, expected) in FACTS {
         let reply = Reply::to(server.address, question);
-        let found = if reply.status == "NOERROR" { Ok(reply.data()) } else { Err(reply.status.as_str()) };
-        let expected_data = expected.map(|data| data.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+        let found =
+            if reply.status == "NOERROR" { Ok(reply.data()) } else { Err(reply.status.as_str()) };
+        let expected_data =
+            expected.map(|data| data.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
         if found != expected_data {
-            writeln!(faults, "{question}\n    expected {expected:?}\n    found    {found:?}").unwrap();
+            writeln!(faults, "{question}\n    expected {expected:?}\n    found    {found:?}")
+                .unwrap();
         }
-        let negative = reply.status == "NXDOMAIN" || (reply.status == "NOERROR" && reply.answer.is_empty());
+        let negative =
+            reply.status == "NXDOMAIN" || (reply.status == "NOERROR" && reply.answer.is_empty());
         if negative && !reply.authority.iter().any(|record| record.contains(" SOA ")) {
             writeln!(faults, "{question}: a negative answer without the zone's SOA").unwrap();
         }
@@ -209,12 +239,20 @@ fn transcript(server: &Svcdns, first: &str) -> String {
         "svc NS",
         "",
     ];
-    let questions = FACTS.iter().map(|(question, _)| *question).skip_while(|question| *question != first);
-    let row = questions.enumerate().take_while(|(at, question)| *at == 0 || !FIRSTS.contains(question)).map(|(_, question)| question);
+    let questions =
+        FACTS.iter().map(|(question, _)| *question).skip_while(|question| *question != first);
+    let row = questions
+        .enumerate()
+        .take_while(|(at, question)| *at == 0 || !FIRSTS.contains(question))
+        .map(|(_, question)| question);
     let more: &[&str] = match first {
-        "hello.svc" => {
-            &["hello.svc ANY", "hello.svc +noedns", "hello.svc +edns=1 +noednsnegotiation", "hello.svc +dnssec", "hello.svc CH TXT"]
-        }
+        "hello.svc" => &[
+            "hello.svc ANY",
+            "hello.svc +noedns",
+            "hello.svc +edns=1 +noednsnegotiation",
+            "hello.svc +dnssec",
+            "hello.svc CH TXT",
+        ],
         "svc NS" => &["svc SOA", "dns-version.svc TXT"],
         _ => &[],
     };
@@ -241,13 +279,19 @@ fn several_zones_serve_the_same_and_the_first_one_names_targets() {
     assert_eq!(data("hello.svc"), ["10.0.0.2"]);
     assert_eq!(data("only.svc.internal SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
     assert_eq!(data("only.svc SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
-    assert_eq!(data("4.0.0.10.in-addr.arpa PTR"), ["10-0-0-4.only.svc.internal.", "only.svc.internal."]);
+    assert_eq!(
+        data("4.0.0.10.in-addr.arpa PTR"),
+        ["10-0-0-4.only.svc.internal.", "only.svc.internal."]
+    );
 }
 
 #[test]
 fn a_reverse_answer_has_the_instance_first() {
     // Programs take the first PTR record; the service's name alone would not say which instance it was.
-    let files = Files::new(&[("default/default/demo/latest/10.0.0.60:8000", GRPC), ("default/default/also/latest/10.0.0.60:8001", GRPC)]);
+    let files = Files::new(&[
+        ("default/default/demo/latest/10.0.0.60:8000", GRPC),
+        ("default/default/also/latest/10.0.0.60:8001", GRPC),
+    ]);
     let server = server(&files, &[]);
     for _ in 0..10 {
         let text = dns::dig(server.address, &["+short", "-x", "10.0.0.60"]);
@@ -268,7 +312,10 @@ fn deployment_and_namespace_of_short_names_are_settings() {
     let data = |question: &str| Reply::to(server.address, question).data();
     assert_eq!(data("hello.svc"), ["10.0.0.2"]);
     assert_eq!(data("hello.default.default.svc"), ["10.0.0.1"]);
-    assert_eq!(data("hello.default.default.svc SRV"), ["0 1 80 10-0-0-1.hello.default.default.svc."]);
+    assert_eq!(
+        data("hello.default.default.svc SRV"),
+        ["0 1 80 10-0-0-1.hello.default.default.svc."]
+    );
 }
 
 #[test]
@@ -277,14 +324,20 @@ fn answers_fit_their_transport() {
     let key = format!("default/default/big/latest/{}", endpoints[..10].join(","));
     let mut keys = vec![("default/default/demo/latest/10.0.0.60:8000".to_owned(), GRPC)];
     keys.push((key, "{}"));
-    keys.extend(endpoints[10..].chunks(9).map(|nine| (format!("default/default/big/latest/{}", nine.join(",")), "{}")));
+    keys.extend(
+        endpoints[10..]
+            .chunks(9)
+            .map(|nine| (format!("default/default/big/latest/{}", nine.join(",")), "{}")),
+    );
     let keys: Vec<(&str, &str)> = keys.iter().map(|(key, value)| (key.as_str(), *value)).collect();
     let files = Files::new(&keys);
     let server = server(&files, &[]);
     let truncated = |reply: &Reply| reply.flags.split(' ').any(|flag| flag == "tc");
-    for (question, records) in
-        [("big.svc +noedns +ignore", 30), ("big.svc +bufsize=512 +ignore", 29), ("big.svc +bufsize=4096 +ignore", 74)]
-    {
+    for (question, records) in [
+        ("big.svc +noedns +ignore", 30),
+        ("big.svc +bufsize=512 +ignore", 29),
+        ("big.svc +bufsize=4096 +ignore", 74),
+    ] {
         let reply = Reply::to(server.address, question);
         assert_eq!((reply.answer.len(), truncated(&reply)), (records, true), "{question}");
     }
@@ -314,7 +367,8 @@ struct Reply {
 impl Reply {
     /// Asks `NAME [TYPE] [+options]`.
     fn to(server: SocketAddr, question: &str) -> Self {
-        let arguments: Vec<&str> = ["+nocookie", "+norecurse"].into_iter().chain(question.split(' ')).collect();
+        let arguments: Vec<&str> =
+            ["+nocookie", "+norecurse"].into_iter().chain(question.split(' ')).collect();
         let text = dns::dig(server, &arguments);
         let mut reply = Self {
             status: String::from("no answer"),
@@ -332,9 +386,14 @@ impl Reply {
                 rest.split(',').next().unwrap().clone_into(&mut reply.status);
             } else if let Some(rest) = line.strip_prefix(";; flags: ") {
                 rest.split(';').next().unwrap().clone_into(&mut reply.flags);
-            } else if line.starts_with("; EDNS") || line.starts_with("; EDE") || line.starts_with("; OPT") {
+            } else if line.starts_with("; EDNS")
+                || line.starts_with("; EDE")
+                || line.starts_with("; OPT")
+            {
                 reply.edns.push(line[2..].to_owned());
-            } else if let Some(name) = line.strip_prefix(";; ").and_then(|line| line.strip_suffix(" SECTION:")) {
+            } else if let Some(name) =
+                line.strip_prefix(";; ").and_then(|line| line.strip_suffix(" SECTION:"))
+            {
                 section = name;
             } else if line.is_empty() || line.starts_with(";;") {
                 section = if line.is_empty() { "" } else { section };
@@ -371,7 +430,11 @@ impl Reply {
             writeln!(text, "  {line}").unwrap();
         }
         writeln!(text, "  question    {}", self.question).unwrap();
-        for (section, records) in [("answer", &self.answer), ("authority", &self.authority), ("additional", &self.additional)] {
+        for (section, records) in [
+            ("answer", &self.answer),
+            ("authority", &self.authority),
+            ("additional", &self.additional),
+        ] {
             for record in records {
                 writeln!(text, "  {section:<11} {record}").unwrap();
             }

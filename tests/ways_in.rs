@@ -33,11 +33,15 @@ struct Behind {
 
 impl Behind {
     fn start() -> Self {
-        let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), "{}")]);
+        let files = Files::new(&[(
+            &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
+            "{}",
+        )]);
         let svcdns = Svcdns::serve(&["--registry", &files.url()]);
         svcdns.wait_for("hello.svc", &[netns::ADDRESS]);
         let upstream = Upstream::start();
-        let records = ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
+        let records = ["www.example.test", "other.example.test"]
+            .map(|name| Record::a(name, 300, "192.0.2.80"));
         upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
         Self { _files: files, svcdns, upstream }
     }
@@ -65,9 +69,15 @@ impl Behind {
     fn expect_all(self, program: &Program) {
         let Program { address, process, .. } = program;
         eventually("hello.svc", SOON, || {
-            (dns::addresses(*address, "hello.svc") == Ok(vec![netns::ADDRESS.parse().unwrap()])).then_some(())
+            (dns::addresses(*address, "hello.svc") == Ok(vec![netns::ADDRESS.parse().unwrap()]))
+                .then_some(())
         });
-        assert_eq!(dns::dig_short(*address, &["hello.svc", "SRV"]), ["0 1 80 10-9-0-5.hello.svc."], "{}", process.log());
+        assert_eq!(
+            dns::dig_short(*address, &["hello.svc", "SRV"]),
+            ["0 1 80 10-9-0-5.hello.svc."],
+            "{}",
+            process.log()
+        );
         assert_eq!(dns::dig_short(*address, &["10-9-0-5.hello.svc"]), [netns::ADDRESS]);
         assert_eq!(dns::code(*address, "nothing.svc", dns::A), "NXDOMAIN");
         assert_eq!(dns::dig_short(*address, &["-x", netns::ADDRESS]), PTR, "{}", process.log());
@@ -76,10 +86,17 @@ impl Behind {
         assert_eq!(dns::dig_short(*address, &["hello.svc", "TXT"]).len(), 1);
         assert_eq!(dns::dig_short(*address, &["www.example.test"]), ["192.0.2.80"]);
         for name in self.upstream.names() {
-            assert!(!name.ends_with("svc") && !name.ends_with("10.in-addr.arpa"), "{name} is nobody else's to know");
+            assert!(
+                !name.ends_with("svc") && !name.ends_with("10.in-addr.arpa"),
+                "{name} is nobody else's to know"
+            );
         }
         self.svcdns.stop();
-        assert_eq!(dns::dig_short(*address, &["other.example.test"]), ["192.0.2.80"], "other names go on");
+        assert_eq!(
+            dns::dig_short(*address, &["other.example.test"]),
+            ["192.0.2.80"],
+            "other names go on"
+        );
     }
 }
 
@@ -92,15 +109,23 @@ struct Program {
 
 impl Program {
     /// With this configuration, and arguments made of the file's path; it answers at this address.
-    fn start(name: &str, address: SocketAddr, configuration: &str, arguments: impl FnOnce(&str) -> Vec<String>) -> Self {
+    fn start(
+        name: &str,
+        address: SocketAddr,
+        configuration: &str,
+        arguments: impl FnOnce(&str) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("configuration");
         fs::write(&file, configuration).unwrap();
         // A copy: AppArmor, where it is, lets the program at its own place read no configuration of ours.
         let program = folder.path().join(name);
-        let place = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|folder| folder.join(name)).find(|path| path.is_file());
+        let place = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file());
         fs::copy(place.unwrap(), &program).unwrap();
-        let mut process = Process::start(Command::new(program).args(arguments(file.to_str().unwrap())));
+        let mut process =
+            Process::start(Command::new(program).args(arguments(file.to_str().unwrap())));
         eventually(&format!("{name} to answer"), SOON, || {
             assert!(process.ended().is_none(), "{}\n{configuration}", process.log());
             (dns::code(address, "version.bind", dns::A) != "no answer").then_some(())
@@ -146,7 +171,9 @@ forward-zone:
     forward-addr: 127.0.0.1@{upstream}
 "
         );
-        Self::start("unbound", address, &format!("{own}{lines}"), |file| vec!["-d".to_owned(), "-c".to_owned(), file.to_owned()])
+        Self::start("unbound", address, &format!("{own}{lines}"), |file| {
+            vec!["-d".to_owned(), "-c".to_owned(), file.to_owned()]
+        })
     }
 }
 
@@ -181,13 +208,23 @@ fn a_strict_dnsmasq_as_its_page_says() {
     let page = behind.lines("dnsmasq.md").concat();
     let strict = format!("{page}stop-dns-rebind\n");
     let program = Program::dnsmasq(&behind, &strict);
-    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [""; 0], "what the line of the page is for");
+    assert_eq!(
+        dns::dig_short(program.address, &["hello.svc"]),
+        [""; 0],
+        "what the line of the page is for"
+    );
     drop(program);
     let text = include_str!("../docs/install/dnsmasq.md");
     let more = text.split('`').find(|code| code.starts_with("rebind-domain-ok=")).unwrap();
     let root = ROOT.replace(' ', ",");
-    let program = Program::dnsmasq(&behind, &format!("{strict}{more}\ndnssec\ntrust-anchor=.,{root}\n"));
-    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [netns::ADDRESS], "{}", program.process.log());
+    let program =
+        Program::dnsmasq(&behind, &format!("{strict}{more}\ndnssec\ntrust-anchor=.,{root}\n"));
+    assert_eq!(
+        dns::dig_short(program.address, &["hello.svc"]),
+        [netns::ADDRESS],
+        "{}",
+        program.process.log()
+    );
     assert_eq!(dns::code(program.address, "nothing.svc", dns::A), "NXDOMAIN");
     assert_eq!(dns::dig_short(program.address, &["-x", netns::ADDRESS]), PTR);
 }

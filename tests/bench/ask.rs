@@ -44,7 +44,8 @@ pub(crate) fn question(name: &str) -> Vec<u8> {
 
 /// Number of records of the answer section, of an answer without an error.
 pub(crate) fn records(answer: &[u8]) -> Option<usize> {
-    (dns::code_of(answer) == "NOERROR").then(|| usize::from(u16::from_be_bytes([answer[6], answer[7]])))
+    (dns::code_of(answer) == "NOERROR")
+        .then(|| usize::from(u16::from_be_bytes([answer[6], answer[7]])))
 }
 
 /// Whether an A record with this address is among the answers.

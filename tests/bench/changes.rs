@@ -82,10 +82,17 @@ impl<'a> Side<'a> {
 type Put = (Instant, Instant);
 
 /// Adds one instance to `2 * changes` services, one after the other; half of them are asked of either.
-pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: usize, pause: Duration) -> Changes {
+pub(crate) fn measure(
+    etcd: &Etcd,
+    server: &Server,
+    services: usize,
+    changes: usize,
+    pause: Duration,
+) -> Changes {
     assert!(2 * changes <= services, "each change needs a service of its own");
     let watcher = Watcher::start(etcd);
-    let mut sides = [Side::new(&server.process, server.address), Side::new(&watcher.process, watcher.address)];
+    let mut sides =
+        [Side::new(&server.process, server.address), Side::new(&watcher.process, watcher.address)];
     let (order, orders) = queue::unbounded_channel();
     let (put, puts) = mpsc::channel();
     let endpoint = etcd.endpoint(0);
@@ -108,12 +115,14 @@ pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: us
         // Not in step with anything that runs by the clock.
         thread::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
         let service = number * (services / (2 * changes));
-        let address = Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
+        let address =
+            Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
         let question = ask::question(&keys::name(service));
         order.send(keys::key(service, address)).unwrap();
         let (before, after) = side.wait(&question, address);
         let (sent, acknowledged) = puts.recv_timeout(SOON).unwrap();
-        let [low, high] = [before, after].map(|at| at.saturating_duration_since(sent).as_secs_f64() * 1e3);
+        let [low, high] =
+            [before, after].map(|at| at.saturating_duration_since(sent).as_secs_f64() * 1e3);
         side.shown.push(Reading { low, value: f64::midpoint(low, high), high });
         side.acknowledged.push(acknowledged - sent);
         last = Some((question, address));
@@ -127,7 +136,11 @@ pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: us
     Changes { svcdns, watcher }
 }
 
-async fn put_each(endpoint: &str, mut orders: queue::UnboundedReceiver<String>, done: &mpsc::Sender<Put>) {
+async fn put_each(
+    endpoint: &str,
+    mut orders: queue::UnboundedReceiver<String>,
+    done: &mpsc::Sender<Put>,
+) {
     let mut client = Client::connect([endpoint], None).await.unwrap();
     while let Some(key) = orders.recv().await {
         let sent = Instant::now();

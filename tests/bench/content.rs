@@ -32,7 +32,9 @@ impl Shape {
 
     /// The address of an instance; those past the last one are nobody's.
     pub(crate) fn address(self, service: usize, instance: usize) -> Ipv4Addr {
-        Ipv4Addr::from_bits((10 << 24) + (1 << 16) + u32::try_from(service * self.instances + instance).unwrap())
+        Ipv4Addr::from_bits(
+            (10 << 24) + (1 << 16) + u32::try_from(service * self.instances + instance).unwrap(),
+        )
     }
 
     /// The service that has an instance at this address.
@@ -47,7 +49,8 @@ impl Shape {
 
     /// Every instance, as service and number.
     fn keys(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.services).flat_map(move |service| (0..self.instances).map(move |instance| (service, instance)))
+        (0..self.services)
+            .flat_map(move |service| (0..self.instances).map(move |instance| (service, instance)))
     }
 }
 
@@ -68,8 +71,12 @@ impl Store {
     /// Nothing known yet; the settings are those that svcdns comes with, but names outside the zone are refused.
     pub(crate) fn empty() -> Self {
         let zones = Zones::new(&["svc".to_owned()]).unwrap();
-        let answer = answer::Settings { listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], ..answer::Settings::new(zones.clone()) };
-        let (publisher, answerer) = Publisher::new(catalog::Settings::new(zones), answer, 1, Instant::now());
+        let answer = answer::Settings {
+            listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            ..answer::Settings::new(zones.clone())
+        };
+        let (publisher, answerer) =
+            Publisher::new(catalog::Settings::new(zones), answer, 1, Instant::now());
         Self { publisher, answerer, reader: gsvc::Reader::default(), revision: 0 }
     }
 
@@ -81,7 +88,9 @@ impl Store {
             let batch: Vec<_> = keys
                 .by_ref()
                 .take(BATCH)
-                .map(|(service, instance)| self.put(&shape.key(service, instance), &value(service, instance)))
+                .map(|(service, instance)| {
+                    self.put(&shape.key(service, instance), &value(service, instance))
+                })
                 .collect();
             self.apply(batch);
         }
@@ -111,6 +120,9 @@ impl Store {
 
     /// Publishes changes.
     pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.publisher.apply([Update::Registry(RegistryId::FIRST, changes.into_iter().collect())], Instant::now());
+        self.publisher.apply(
+            [Update::Registry(RegistryId::FIRST, changes.into_iter().collect())],
+            Instant::now(),
+        );
     }
 }

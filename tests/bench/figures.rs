@@ -80,10 +80,17 @@ pub(crate) fn processor_time(pid: u32) -> [f64; 2] {
 
 /// The program's version and the machine.
 pub(crate) fn machine() -> String {
-    let build = if cfg!(debug_assertions) { "NOT optimised: its figures mean nothing" } else { "release build" };
+    let build = if cfg!(debug_assertions) {
+        "NOT optimised: its figures mean nothing"
+    } else {
+        "release build"
+    };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |pair| pair.1);
+    let processor = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown", |pair| pair.1);
     format!(
         "svcdns {} ({build}), Linux {}, {} cores ({}); load average before {}",
         env!("CARGO_PKG_VERSION"),
@@ -96,5 +103,10 @@ pub(crate) fn machine() -> String {
 
 /// Of the last minute.
 pub(crate) fn load_average() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap().split_whitespace().next().unwrap_or_default().to_owned()
+    fs::read_to_string("/proc/loadavg")
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -44,7 +44,9 @@ pub(crate) fn lone_key(service: usize) -> String {
 
 /// Writes every instance of every service; octets of keys and values, and how long it took.
 pub(crate) fn fill(etcd: &Etcd, services: usize) -> (usize, Duration) {
-    fill_with(etcd, services, |service| (0..INSTANCES).map(move |instance| key(service, address(service, instance))))
+    fill_with(etcd, services, |service| {
+        (0..INSTANCES).map(move |instance| key(service, address(service, instance)))
+    })
 }
 
 /// Writes services of one instance each; octets of keys and values, and how long it took.
@@ -53,17 +55,24 @@ pub(crate) fn fill_lone(etcd: &Etcd, services: usize) -> (usize, Duration) {
 }
 
 /// Writes the keys of every service.
-fn fill_with<K: IntoIterator<Item = String>>(etcd: &Etcd, services: usize, keys: impl Fn(usize) -> K + Sync) -> (usize, Duration) {
+fn fill_with<K: IntoIterator<Item = String>>(
+    etcd: &Etcd,
+    services: usize,
+    keys: impl Fn(usize) -> K + Sync,
+) -> (usize, Duration) {
     let (begun, keys) = (Instant::now(), &keys);
     let part = services.div_ceil(CONNECTIONS);
     let octets = thread::scope(|scope| {
         let threads: Vec<_> = (0..CONNECTIONS)
             .map(|connection| {
-                let range = (connection * part).min(services)..((connection + 1) * part).min(services);
+                let range =
+                    (connection * part).min(services)..((connection + 1) * part).min(services);
                 scope.spawn(move || {
                     let mut octets = 0;
                     let entries = range.flat_map(keys).map(|key| (key, VALUE.to_owned()));
-                    runtime().block_on(etcd.put_many(entries.inspect(|(key, value)| octets += key.len() + value.len())));
+                    runtime().block_on(etcd.put_many(
+                        entries.inspect(|(key, value)| octets += key.len() + value.len()),
+                    ));
                     octets
                 })
             })

@@ -27,7 +27,11 @@ impl Reading {
         let spread = |of: fn(&Self) -> f64| Spread::new(readings.iter().map(of).collect());
         let [lowest, _] = spread(|reading| reading.low).bounds(share);
         let [_, highest] = spread(|reading| reading.high).bounds(share);
-        Self { low: lowest, value: spread(|reading| reading.value).percentile(share), high: highest }
+        Self {
+            low: lowest,
+            value: spread(|reading| reading.value).percentile(share),
+            high: highest,
+        }
     }
 
     /// Takes the median of readings, bounded like any quantile.
@@ -37,7 +41,11 @@ impl Reading {
 
     /// Takes the larger figure, and of each bound the larger one.
     pub(crate) fn max(self, other: Self) -> Self {
-        Self { low: self.low.max(other.low), value: self.value.max(other.value), high: self.high.max(other.high) }
+        Self {
+            low: self.low.max(other.low),
+            value: self.value.max(other.value),
+            high: self.high.max(other.high),
+        }
     }
 
     /// Returns the figures without their bounds.

@@ -37,7 +37,17 @@ impl Server {
     fn start(etcd: &Etcd) -> Self {
         let (address, state) = (free_address(), tempfile::tempdir().unwrap());
         let mut command = svcdns::command();
-        command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off", "--upstream", "off"]);
+        command.args([
+            "serve",
+            "--registry",
+            &etcd.url(),
+            "--listen",
+            &address.to_string(),
+            "--admin-listen",
+            "off",
+            "--upstream",
+            "off",
+        ]);
         command.arg("--state-dir").arg(state.path());
         Self { process: Process::start(&mut command), address, _state: state }
     }
@@ -45,7 +55,8 @@ impl Server {
     /// Asks every half millisecond until an answer is `right`; returns the moments between which the server
     /// had that answer first.
     fn wait(&mut self, name: &str, right: impl Fn(&[u8]) -> bool) -> [Instant; 2] {
-        let (begun, question, mut asker) = (Instant::now(), ask::question(name), Asker::new(self.address));
+        let (begun, question, mut asker) =
+            (Instant::now(), ask::question(name), Asker::new(self.address));
         let (mut wrong, mut before) = (begun, begun);
         loop {
             let now = Instant::now();
@@ -57,7 +68,11 @@ impl Server {
             }
             before = now;
             assert!(self.process.ended().is_none(), "svcdns ended:\n{}", self.process.log());
-            assert!(begun.elapsed() < PATIENCE, "svcdns does not answer for {name}:\n{}", self.process.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "svcdns does not answer for {name}:\n{}",
+                self.process.log()
+            );
             thread::sleep(Duration::from_micros(500));
         }
     }
@@ -97,7 +112,13 @@ pub(crate) fn memory_of_empty(etcd: &Etcd) -> Memory {
 
 /// Starts svcdns so often, with bare lists in pages of these sizes in between; the last one goes on running. `last` is the
 /// name of the service that is listed last.
-pub(crate) fn measure(etcd: &Etcd, last: &str, keys: usize, starts: usize, pages: &[i64]) -> (Server, Starts) {
+pub(crate) fn measure(
+    etcd: &Etcd,
+    last: &str,
+    keys: usize,
+    starts: usize,
+    pages: &[i64],
+) -> (Server, Starts) {
     let (mut first_answer, mut lists) = (Vec::new(), vec![Vec::new(); pages.len()]);
     let mut running: Option<Server> = None;
     for _ in 0..starts {
@@ -109,7 +130,8 @@ pub(crate) fn measure(etcd: &Etcd, last: &str, keys: usize, starts: usize, pages
         }
         let begun = Instant::now();
         let mut server = Server::start(etcd);
-        let seen = server.wait(last, |answer| ask::records(answer).is_some_and(|records| records > 0));
+        let seen =
+            server.wait(last, |answer| ask::records(answer).is_some_and(|records| records > 0));
         let [low, high] = seen.map(|at| (at - begun).as_secs_f64() * 1e3);
         first_answer.push(Reading { low, value: high, high });
         running = Some(server);
@@ -125,7 +147,8 @@ fn list(etcd: &Etcd, page: i64, keys: usize) -> Duration {
         let mut client = Client::connect([etcd.endpoint(0)], None).await.unwrap();
         let (mut from, mut revision, mut found) = (b"/service/".to_vec(), 0, 0);
         loop {
-            let options = GetOptions::new().with_range("/service0").with_limit(page).with_revision(revision);
+            let options =
+                GetOptions::new().with_range("/service0").with_limit(page).with_revision(revision);
             let answer = client.get(from, Some(options)).await.unwrap();
             revision = answer.header().unwrap().revision();
             found += answer.kvs().len();

@@ -26,7 +26,9 @@ pub(crate) struct Watcher {
 impl Watcher {
     /// Starts it, and waits until etcd has confirmed its watch.
     pub(crate) fn start(etcd: &Etcd) -> Self {
-        let mut process = Process::start(Command::new(env::current_exe().unwrap()).args(["--watcher", &etcd.endpoint(0)]));
+        let mut process = Process::start(
+            Command::new(env::current_exe().unwrap()).args(["--watcher", &etcd.endpoint(0)]),
+        );
         let address = eventually("the watcher to watch", SOON, || {
             assert!(process.ended().is_none(), "the watcher ended:\n{}", process.log());
             process.log().lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
@@ -48,10 +50,16 @@ pub(crate) fn watch(endpoint: &str) {
     });
     keys::runtime().block_on(async {
         let client = Client::connect([endpoint], None).await.unwrap();
-        let mut stream = client.watch_client().watch("/service/", Some(WatchOptions::new().with_prefix())).await.unwrap();
+        let mut stream = client
+            .watch_client()
+            .watch("/service/", Some(WatchOptions::new().with_prefix()))
+            .await
+            .unwrap();
         println!("listening on {address}");
         while let Ok(Some(message)) = stream.message().await {
-            for event in message.events().iter().filter(|event| event.event_type() == EventType::Put) {
+            for event in
+                message.events().iter().filter(|event| event.event_type() == EventType::Put)
+            {
                 if let Some(address) = address_in(event.kv().unwrap().key()) {
                     last.store(address.to_bits(), Ordering::Release);
                 }
@@ -75,7 +83,8 @@ fn answer(socket: &UdpSocket, last: &AtomicU32) {
         message[2] |= 0x80;
         message[7] = 1;
         message[length..length + 12].copy_from_slice(&[0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
-        message[length + 12..length + 16].copy_from_slice(&last.load(Ordering::Acquire).to_be_bytes());
+        message[length + 12..length + 16]
+            .copy_from_slice(&last.load(Ordering::Acquire).to_be_bytes());
         let _ = socket.send_to(&message[..length + 16], from);
     }
 }

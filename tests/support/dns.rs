@@ -42,7 +42,8 @@ pub(crate) fn question_with_opt(id: u16, name: &str, qtype: u16, size: u16) -> V
 
 /// Sends one datagram from a socket of its own; the first datagram that comes back, if one does in this time.
 pub(crate) fn exchange(server: SocketAddr, message: &[u8], within: Duration) -> Option<Vec<u8>> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.connect(server).unwrap();
     socket.set_read_timeout(Some(within)).unwrap();
@@ -68,7 +69,8 @@ pub(crate) fn ask(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>>
 /// registry longer.
 fn ask_once(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
     let id = fastrand::u16(..);
-    exchange(server, &question_with_opt(id, name, qtype, 1232), seconds(6)).filter(|answer| answer.get(..2) == Some(&id.to_be_bytes()))
+    exchange(server, &question_with_opt(id, name, qtype, 1232), seconds(6))
+        .filter(|answer| answer.get(..2) == Some(&id.to_be_bytes()))
 }
 
 /// Sends a message over a TCP connection, with its length in front.
@@ -117,8 +119,10 @@ fn addresses_in(answer: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> {
     if code != "NOERROR" {
         return Err(code);
     }
-    let message = hickory_proto::op::Message::from_vec(&answer).map_err(|_| "an answer that does not parse")?;
-    let mut addresses: Vec<_> = message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
+    let message = hickory_proto::op::Message::from_vec(&answer)
+        .map_err(|_| "an answer that does not parse")?;
+    let mut addresses: Vec<_> =
+        message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
     addresses.sort_unstable();
     Ok(addresses)
 }
@@ -126,7 +130,13 @@ fn addresses_in(answer: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> {
 /// What `dig` prints for a question to this server, with these arguments.
 pub(crate) fn dig(server: SocketAddr, arguments: &[&str]) -> String {
     let output = Command::new("dig")
-        .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+tries=3", "+timeout=6"])
+        .args([
+            &format!("@{}", server.ip()),
+            "-p",
+            &server.port().to_string(),
+            "+tries=3",
+            "+timeout=6",
+        ])
         .args(arguments)
         .env("HOME", "/nonexistent")
         .output()
@@ -188,9 +198,13 @@ impl Prober {
     pub(crate) fn expect_gap_below(mut self, longest: Duration) -> Probed {
         self.stop.store(true, Ordering::Relaxed);
         let probed = self.thread.take().unwrap().join().unwrap();
-        let gap =
-            probed.failures.last().zip(probed.failures.first()).map_or(Duration::ZERO, |(last, first)| last.0.saturating_sub(first.0));
-        let first = probed.failures.iter().take(if gap < longest { 0 } else { 5 }).collect::<Vec<_>>();
+        let gap = probed
+            .failures
+            .last()
+            .zip(probed.failures.first())
+            .map_or(Duration::ZERO, |(last, first)| last.0.saturating_sub(first.0));
+        let first =
+            probed.failures.iter().take(if gap < longest { 0 } else { 5 }).collect::<Vec<_>>();
         assert!(
             first.is_empty(),
             "{} of {} questions failed, first {first:?}",

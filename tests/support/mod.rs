@@ -1,6 +1,11 @@
 //! What the tests with real processes share.
 #![allow(dead_code, reason = "each test program takes what it needs")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
 
 pub(crate) mod dns;
 pub(crate) mod echo;
@@ -24,7 +29,11 @@ use std::{env, fs, thread};
 pub(crate) const SOON: Duration = seconds(120);
 
 /// Polls until `check` gives something; fails the test, saying what was waited for, when it has not `within` this time.
-pub(crate) fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut check: impl FnMut() -> Option<T>,
+) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = check() {
@@ -37,7 +46,12 @@ pub(crate) fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut(
 
 /// Fails the test unless `check` holds all through this time after `start`. What is seen later says nothing: the machine may
 /// have stopped meanwhile.
-pub(crate) fn throughout(what: &str, start: Instant, period: Duration, mut check: impl FnMut() -> bool) {
+pub(crate) fn throughout(
+    what: &str,
+    start: Instant,
+    period: Duration,
+    mut check: impl FnMut() -> bool,
+) {
     loop {
         let holds = check();
         let after = start.elapsed();
@@ -58,7 +72,10 @@ pub(crate) const fn seconds(seconds: u64) -> Duration {
 pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("\nSKIPPED: {test}: {reason}\n");
     let toolchain = reason.starts_with("no go on PATH") || reason.starts_with("no java on PATH");
-    assert!(toolchain || env::var("CI").as_deref() != Ok("true"), "{test} may not be skipped with CI=true: {reason}");
+    assert!(
+        toolchain || env::var("CI").as_deref() != Ok("true"),
+        "{test} may not be skipped with CI=true: {reason}"
+    );
     if let Some(folder) = env::var_os("SKIPPED_TESTS") {
         fs::create_dir_all(&folder).unwrap();
         fs::write(std::path::Path::new(&folder).join(test), format!("{reason}\n")).unwrap();
@@ -67,7 +84,8 @@ pub(crate) fn skip(test: &str, reason: &str) {
 
 /// Whether a program is on PATH.
 pub(crate) fn on_path(program: &str) -> bool {
-    env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+    env::split_paths(&env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join(program).is_file())
 }
 
 /// Reserves a free port of 127.0.0.1, UDP and TCP, until this process ends.
@@ -78,7 +96,8 @@ pub(crate) fn free_address() -> SocketAddr {
     for _ in 0..1000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));
         // An abstract socket name has one owner and is free again when its process ends.
-        let name = unix::net::SocketAddr::from_abstract_name(format!("svcdns test at {address}")).unwrap();
+        let name =
+            unix::net::SocketAddr::from_abstract_name(format!("svcdns test at {address}")).unwrap();
         let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
         if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
             Box::leak(Box::new(reservation));

@@ -35,10 +35,22 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     if !nix::unistd::geteuid().is_root() {
         unshare.push("--map-root-user");
     }
-    let probe = Command::new("unshare").args(&unshare).args(["ip", "link", "add", "type", "veth"]).stdin(Stdio::null()).output();
+    let probe = Command::new("unshare")
+        .args(&unshare)
+        .args(["ip", "link", "add", "type", "veth"])
+        .stdin(Stdio::null())
+        .output();
     match probe {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return skip(test, &format!("no network namespace: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => {
+            return skip(
+                test,
+                &format!(
+                    "no network namespace: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                ),
+            );
+        }
         Err(error) => return skip(test, &format!("no unshare: {error}")),
     }
     let output = Command::new("unshare")
@@ -49,10 +61,17 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let printed = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "inside the namespace:\n{printed}");
     // A name that matches no test would run none, and pass.
-    assert!(printed.contains("1 passed"), "the test {test:?} did not run inside the namespace:\n{printed}");
+    assert!(
+        printed.contains("1 passed"),
+        "the test {test:?} did not run inside the namespace:\n{printed}"
+    );
 }
 
 /// Whether this process already runs inside the namespace of this test.
@@ -105,7 +124,10 @@ pub(crate) fn empty(path: &str) {
 
 fn furnish(nameserver: &str) {
     links();
-    put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"));
+    put_over(
+        "/etc/resolv.conf",
+        &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"),
+    );
     if Path::new("/etc/nsswitch.conf").exists() {
         put_over("/etc/nsswitch.conf", "hosts: files dns\n");
     }
@@ -138,5 +160,9 @@ pub(crate) fn put_over(path: &str, content: &str) {
 /// Runs a program that has to succeed.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -42,7 +42,9 @@ impl Process {
                 Ok(child) => return Self { child, name, folder, ended: None },
                 // A program that was just copied counts as being written to for as long as a child that another thread started
                 // meanwhile has not come to its own program.
-                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SOON => {
+                Err(error)
+                    if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SOON =>
+                {
                     thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("cannot start {name}: {error}"),

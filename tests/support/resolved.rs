@@ -30,7 +30,9 @@ pub(crate) fn packages(test: &str) -> Option<PathBuf> {
 impl Resolved {
     /// Starts it with these lines of `[Resolve]` (resolved.conf(5)), and waits until it answers on its bus.
     pub(crate) fn start(packages: &Path, settings: &str) -> Self {
-        for (folder, place) in [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")] {
+        for (folder, place) in
+            [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")]
+        {
             let folder = packages.join(folder);
             if folder.is_dir() {
                 put_among(&folder, place);
@@ -38,7 +40,11 @@ impl Resolved {
         }
         let users = fs::read_to_string("/etc/passwd").unwrap();
         if !users.contains("systemd-resolve:") {
-            fs::write("/etc/passwd", format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n")).unwrap();
+            fs::write(
+                "/etc/passwd",
+                format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n"),
+            )
+            .unwrap();
             let groups = fs::read_to_string("/etc/group").unwrap();
             fs::write("/etc/group", format!("{groups}systemd-resolve:x:{USER}:\n")).unwrap();
         }
@@ -47,8 +53,14 @@ impl Resolved {
                    <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
                    <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
         fs::write("/run/dbus/conf", bus).unwrap();
-        let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/dbus/conf", "--nofork", "--nopidfile"]));
-        eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+        let bus = Process::start(Command::new("dbus-daemon").args([
+            "--config-file=/run/dbus/conf",
+            "--nofork",
+            "--nopidfile",
+        ]));
+        eventually("the bus", SOON, || {
+            Path::new("/run/dbus/system_bus_socket").exists().then_some(())
+        });
         Self { _bus: bus, daemon: daemon(settings) }
     }
 
@@ -62,11 +74,15 @@ impl Resolved {
 
 fn daemon(settings: &str) -> Process {
     fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
-    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n")).unwrap();
+    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n"))
+        .unwrap();
     // It refuses a folder that is not its own.
     fs::create_dir_all("/run/systemd/resolve").unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
-    let user = users.lines().find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok()).unwrap();
+    let user = users
+        .lines()
+        .find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok())
+        .unwrap();
     chown("/run/systemd/resolve", Some(user), Some(user)).unwrap();
     let mut daemon = Process::start(&mut Command::new("/usr/lib/systemd/systemd-resolved"));
     eventually("systemd-resolved to answer on its bus", SOON, || {

@@ -58,10 +58,15 @@ pub(crate) fn own_time() -> Duration {
 /// else to a tick (10 ms at most).
 pub(crate) fn spent(thread: u32) -> (Duration, u64) {
     let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
-    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok()).unwrap();
+    let waits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+        .unwrap();
     (time_in(&format!("/proc/self/task/{thread}/schedstat")), waits)
 }
 
 fn time_in(schedstat: &str) -> Duration {
-    Duration::from_nanos(fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap())
+    Duration::from_nanos(
+        fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap(),
+    )
 }

@@ -7,8 +7,13 @@ use std::process::Command;
 /// What a program says of itself: the word after `before`, on whichever of its outputs.
 pub(crate) fn version(program: &Path, flag: &str, before: &str) -> String {
     let output = Command::new(program).arg(flag).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|octets| String::from_utf8_lossy(&octets).into_owned()).concat();
-    let line = text.lines().find_map(|line| line.split_once(before)).map_or("of an unknown version", |(_, rest)| rest);
+    let text = [output.stdout, output.stderr]
+        .map(|octets| String::from_utf8_lossy(&octets).into_owned())
+        .concat();
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once(before))
+        .map_or("of an unknown version", |(_, rest)| rest);
     line.split_whitespace().next().unwrap_or_default().to_owned()
 }
 

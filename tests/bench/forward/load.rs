@@ -57,13 +57,20 @@ struct Asker {
 
 impl Asker {
     fn new(server: SocketAddr) -> Self {
-        Self { socket: connect(server), waiting: [None; IN_FLIGHT], messages: vec![Vec::new(); IN_FLIGHT], sequence: fastrand::u16(..) }
+        Self {
+            socket: connect(server),
+            waiting: [None; IN_FLIGHT],
+            messages: vec![Vec::new(); IN_FLIGHT],
+            sequence: fastrand::u16(..),
+        }
     }
 
     /// Asks again wherever nothing is in flight.
     fn fill(&mut self, kind: Kind, batch: &mut Batch) {
         let mut filled = 0;
-        for (number, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.is_none()) {
+        for (number, waiting) in
+            self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.is_none())
+        {
             self.sequence = self.sequence.wrapping_add(1);
             let id = self.sequence << 4 | u16::try_from(number).unwrap();
             *waiting = Some((id, questions::write(kind, id, &mut self.messages[filled])));
@@ -80,7 +87,11 @@ impl Asker {
             let waiting = &mut self.waiting[usize::from(id) % IN_FLIGHT];
             // Else it is an answer that came after it was given up.
             if let Some((_, address)) = waiting.take_if(|(wanted, _)| *wanted == id) {
-                let count = if questions::is_right(message, address) { &mut seen.right } else { &mut seen.failed };
+                let count = if questions::is_right(message, address) {
+                    &mut seen.right
+                } else {
+                    &mut seen.failed
+                };
                 *count += 1;
                 taken += 1;
             }
@@ -100,7 +111,10 @@ pub(crate) fn flood(server: SocketAddr, kind: Kind, period: Duration) -> Seen {
             taken += asker.take(&mut seen, &mut batch);
         }
         if taken == 0 {
-            let mut ready: Vec<_> = askers.iter().map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN)).collect();
+            let mut ready: Vec<_> = askers
+                .iter()
+                .map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN))
+                .collect();
             if poll(&mut ready, PollTimeout::from(LOST)).unwrap() == 0 {
                 seen.failed += ALL_IN_FLIGHT;
                 for asker in &mut askers {
@@ -122,7 +136,10 @@ pub(crate) fn warm(server: SocketAddr) {
         loop {
             let address = questions::write_hot(number, fastrand::u16(..), &mut message);
             let _ = socket.send(&message);
-            if socket.recv(&mut buffer).is_ok_and(|length| questions::is_right(&buffer[..length], address)) {
+            if socket
+                .recv(&mut buffer)
+                .is_ok_and(|length| questions::is_right(&buffer[..length], address))
+            {
                 break;
             }
             assert!(begun.elapsed() < PATIENCE, "{server} does not answer");
@@ -174,10 +191,13 @@ pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, questions: usiz
             socket.send(&message).unwrap();
             continue;
         }
-        ppoll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], Some(wait.into()), None).unwrap();
+        ppoll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], Some(wait.into()), None)
+            .unwrap();
         while let Ok(length) = socket.recv(&mut buffer) {
             let at = Instant::now();
-            if let Some((asked, address)) = sent.get(usize::from(u16::from_be_bytes([buffer[0], buffer[1]]))) {
+            if let Some((asked, address)) =
+                sent.get(usize::from(u16::from_be_bytes([buffer[0], buffer[1]])))
+            {
                 answered += 1;
                 seen.take(questions::is_right(&buffer[..length], *address), at - *asked);
             }

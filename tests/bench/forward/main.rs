@@ -4,8 +4,16 @@
 //!
 //! `cargo bench --bench forward` measures; `-- --short` only shows that the program works. What the figures mean stands in
 //! `docs/performance.md`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for people; what fails ends it"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -43,8 +51,10 @@ struct Scale {
     at_rate: usize,
 }
 
-const FULL: Scale = Scale { rounds: 7, period: Duration::from_secs(2), one_by_one: 3000, at_rate: 4000 };
-const SHORT: Scale = Scale { rounds: 1, period: Duration::from_millis(200), one_by_one: 100, at_rate: 400 };
+const FULL: Scale =
+    Scale { rounds: 7, period: Duration::from_secs(2), one_by_one: 3000, at_rate: 4000 };
+const SHORT: Scale =
+    Scale { rounds: 1, period: Duration::from_millis(200), one_by_one: 100, at_rate: 400 };
 
 /// Questions a second where a rate is set.
 const RATE: u32 = 2000;
@@ -56,7 +66,8 @@ fn main() {
     }
     let short = arguments.iter().any(|argument| argument == "--short");
     // Only these, by the first word of their names: for a profile of one of them.
-    let only: Vec<&str> = arguments.iter().filter_map(|argument| argument.strip_prefix("--only=")).collect();
+    let only: Vec<&str> =
+        arguments.iter().filter_map(|argument| argument.strip_prefix("--only=")).collect();
     run(if short { &SHORT } else { &FULL }, &only);
 }
 
@@ -80,27 +91,59 @@ fn run(scale: &Scale, only: &[&str]) {
         ("relay", &relay),
     ];
     let wanted = |name: &str| only.is_empty() || only.contains(&name);
-    let started: Vec<_> = candidates.iter().filter(|(name, _)| wanted(name)).map(|(name, start)| (*name, start())).collect();
-    let of =
-        |names: &[&str]| -> Vec<&Server> { started.iter().filter(|(name, _)| names.contains(name)).map(|(_, server)| server).collect() };
+    let started: Vec<_> = candidates
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, start)| (*name, start()))
+        .collect();
+    let of = |names: &[&str]| -> Vec<&Server> {
+        started.iter().filter(|(name, _)| names.contains(name)).map(|(_, server)| server).collect()
+    };
     for (_, server) in &started {
         load::warm(server.address);
         server.pin(core);
     }
     println!("{}", figures::machine());
-    println!("Every thread of a server on core {core}; the load and the upstream on core {other}. All over loopback, IPv4 and UDP.");
+    println!(
+        "Every thread of a server on core {core}; the load and the upstream on core {other}. All over loopback, IPv4 and UDP."
+    );
     println!("{SETTINGS}\n");
 
-    let cached = processor_time(&of(&["svcdns", "dnsmasq-10000", "unbound", "echo", "batched"]), core, Kind::Cached, scale);
-    let title = format!("Answers from the cache ({} names), µs of processor time", questions::HOT_NAMES);
+    let cached = processor_time(
+        &of(&["svcdns", "dnsmasq-10000", "unbound", "echo", "batched"]),
+        core,
+        Kind::Cached,
+        scale,
+    );
+    let title =
+        format!("Answers from the cache ({} names), µs of processor time", questions::HOT_NAMES);
     print_costs(&title, &cached);
     let times = |cost: &Cost| cost.total.clone();
-    print_aim("time of svcdns over unbound's", Aim::AtMost(0.6), &cached, "unbound", |cost| &cost.name, times);
+    print_aim(
+        "time of svcdns over unbound's",
+        Aim::AtMost(0.6),
+        &cached,
+        "unbound",
+        |cost| &cost.name,
+        times,
+    );
     println!();
 
-    let uncached = processor_time(&of(&["svcdns", "dnsmasq", "dnsmasq-10000", "unbound", "relay"]), core, Kind::Uncached, scale);
+    let uncached = processor_time(
+        &of(&["svcdns", "dnsmasq", "dnsmasq-10000", "unbound", "relay"]),
+        core,
+        Kind::Uncached,
+        scale,
+    );
     print_costs("Answers from the upstream, µs of processor time", &uncached);
-    print_aim("time of svcdns over dnsmasq's", Aim::AtMost(0.8), &uncached, "dnsmasq", |cost| &cost.name, times);
+    print_aim(
+        "time of svcdns over dnsmasq's",
+        Aim::AtMost(0.8),
+        &uncached,
+        "dnsmasq",
+        |cost| &cost.name,
+        times,
+    );
     println!();
 
     let forwarders = of(&["svcdns", "dnsmasq", "unbound", "relay"]);
@@ -111,9 +154,16 @@ fn run(scale: &Scale, only: &[&str]) {
     let title = format!("Later than the upstream itself, µs: {RATE} questions a second");
     print_latencies(&title, &latencies(&forwarders, &upstream, scale, &at_rate));
 
-    println!("Medians of {} rounds, with the lowest and the highest; in each round every server is asked in turn.", scale.rounds);
+    println!(
+        "Medians of {} rounds, with the lowest and the highest; in each round every server is asked in turn.",
+        scale.rounds
+    );
     println!("An aim's figure is the median of the ratios of the rounds. {}", reading::note());
-    println!("The whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
+    println!(
+        "The whole run took {:.0} s; load average now {}",
+        begun.elapsed().as_secs_f64(),
+        figures::load_average()
+    );
 }
 
 /// Cost of an answer of one server in each round, in microseconds of processor time.
@@ -129,14 +179,25 @@ struct Cost {
 }
 
 fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -> Vec<Cost> {
-    let new = |server: &&Server| Cost { name: server.name.clone(), user: vec![], system: vec![], total: vec![], rate: vec![], failed: 0 };
+    let new = |server: &&Server| Cost {
+        name: server.name.clone(),
+        user: vec![],
+        system: vec![],
+        total: vec![],
+        rate: vec![],
+        failed: 0,
+    };
     let mut costs: Vec<Cost> = servers.iter().map(new).collect();
     for round in 0..=scale.rounds {
         for (server, cost) in servers.iter().zip(&mut costs) {
             // The first round only makes ready. Threads may have been started since the last one.
             server.pin(core);
             let before = figures::processor_time(server.pid());
-            let seen = load::flood(server.address, kind, if round == 0 { scale.period / 4 } else { scale.period });
+            let seen = load::flood(
+                server.address,
+                kind,
+                if round == 0 { scale.period / 4 } else { scale.period },
+            );
             let after = figures::processor_time(server.pid());
             assert!(seen.right > 0, "{} gave no right answer: {seen:?}", server.name);
             if round > 0 {
@@ -146,7 +207,11 @@ fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -
                 cost.system.push(system / right);
                 // Each of the two is off by less than a tick.
                 let bounds = |ticks: f64| (user + system + ticks * figures::TICK) / right;
-                cost.total.push(Reading { low: bounds(-2.0), value: bounds(0.0), high: bounds(2.0) });
+                cost.total.push(Reading {
+                    low: bounds(-2.0),
+                    value: bounds(0.0),
+                    high: bounds(2.0),
+                });
                 cost.rate.push(seen.right as f64 / seen.elapsed.as_secs_f64());
                 cost.failed += seen.failed;
             }
@@ -160,14 +225,22 @@ fn print_costs(title: &str, costs: &[Cost]) {
     for cost in costs {
         let spread = Reading::values(&cost.total);
         let [low, total, high] = [0.0, 0.5, 1.0].map(|share| spread.percentile(share));
-        let [user, system, rate] = [&cost.user, &cost.system, &cost.rate].map(|values| Spread::new(values.clone()).median());
-        print!("{:<60} {user:>6.2} {system:>7.2} {total:>7.2}  ({low:>5.2}-{high:>5.2})  {:>13.0} {rate:>10.0}", cost.name, 1e6 / total);
+        let [user, system, rate] = [&cost.user, &cost.system, &cost.rate]
+            .map(|values| Spread::new(values.clone()).median());
+        print!(
+            "{:<60} {user:>6.2} {system:>7.2} {total:>7.2}  ({low:>5.2}-{high:>5.2})  {:>13.0} {rate:>10.0}",
+            cost.name,
+            1e6 / total
+        );
         print_failed(cost.failed);
     }
 }
 
 fn print_failed(failed: usize) {
-    println!("{}", if failed == 0 { String::new() } else { format!("  {failed} without a right answer") });
+    println!(
+        "{}",
+        if failed == 0 { String::new() } else { format!("  {failed} without a right answer") }
+    );
 }
 
 /// Percentiles of each round, of one server less the upstream.
@@ -179,7 +252,12 @@ struct Added {
 }
 
 /// Asks the upstream and every server in turn; the first row is of the upstream itself.
-fn latencies(servers: &[&Server], upstream: &Server, scale: &Scale, ask: &dyn Fn(SocketAddr) -> Seen) -> Vec<Added> {
+fn latencies(
+    servers: &[&Server],
+    upstream: &Server,
+    scale: &Scale,
+    ask: &dyn Fn(SocketAddr) -> Seen,
+) -> Vec<Added> {
     let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copied()).collect();
     let mut rounds: Vec<Vec<[f64; 2]>> = vec![Vec::new(); all.len()];
     let mut failed = vec![0; all.len()];
@@ -194,7 +272,11 @@ fn latencies(servers: &[&Server], upstream: &Server, scale: &Scale, ask: &dyn Fn
     let rows = all.iter().enumerate().map(|(at, server)| {
         let less = |round: usize, share: usize| if at == 0 { 0.0 } else { rounds[0][round][share] };
         let of = |share: usize| -> Vec<Reading> {
-            rounds[at].iter().enumerate().map(|(round, times)| Reading::exact(times[share] - less(round, share))).collect()
+            rounds[at]
+                .iter()
+                .enumerate()
+                .map(|(round, times)| Reading::exact(times[share] - less(round, share)))
+                .collect()
         };
         Added { name: server.name.clone(), p50: of(0), p99: of(1), failed: failed[at] }
     });
@@ -212,17 +294,35 @@ fn print_latencies(title: &str, rows: &[Added]) {
         print!("{:<60}{p50} {p99}", added.name);
         print_failed(added.failed);
     }
-    for (share, of) in [("p50", (|added| added.p50.clone()) as fn(&Added) -> Vec<Reading>), ("p99", |added| added.p99.clone())] {
-        print_aim(&format!("{share} of svcdns over dnsmasq's"), Aim::AtMost(1.0), rows, "dnsmasq", |added| &added.name, of);
+    for (share, of) in [
+        ("p50", (|added| added.p50.clone()) as fn(&Added) -> Vec<Reading>),
+        ("p99", |added| added.p99.clone()),
+    ] {
+        print_aim(
+            &format!("{share} of svcdns over dnsmasq's"),
+            Aim::AtMost(1.0),
+            rows,
+            "dnsmasq",
+            |added| &added.name,
+            of,
+        );
     }
     println!();
 }
 
 /// Judges the ratio of svcdns to another server, round by round; silent when one of the two was not measured.
-fn print_aim<T>(what: &str, aim: Aim, rows: &[T], other: &str, name: fn(&T) -> &str, of: impl Fn(&T) -> Vec<Reading>) {
+fn print_aim<T>(
+    what: &str,
+    aim: Aim,
+    rows: &[T],
+    other: &str,
+    name: fn(&T) -> &str,
+    of: impl Fn(&T) -> Vec<Reading>,
+) {
     let find = |wanted: &str| rows.iter().find(|row| name(row).starts_with(wanted)).map(&of);
     if let (Some(ours), Some(theirs)) = (find("svcdns"), find(other)) {
-        let ratios: Vec<Reading> = ours.into_iter().zip(theirs).map(|(ours, theirs)| ours.over(theirs)).collect();
+        let ratios: Vec<Reading> =
+            ours.into_iter().zip(theirs).map(|(ours, theirs)| ours.over(theirs)).collect();
         println!("{}", aim.line(what, Reading::median(&ratios)));
     }
 }

@@ -28,7 +28,12 @@ pub(crate) enum Kind {
 pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     match kind {
         Kind::Cached => write_hot(fastrand::u32(..HOT_NAMES), id, out),
-        Kind::Uncached => write_name(ONCE, u64::from(fastrand::u32(..)) << 32 | u64::from(fastrand::u32(..)), id, out),
+        Kind::Uncached => write_name(
+            ONCE,
+            u64::from(fastrand::u32(..)) << 32 | u64::from(fastrand::u32(..)),
+            id,
+            out,
+        ),
     }
 }
 
@@ -42,7 +47,11 @@ fn write_name(kind: &[u8], number: u64, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     out.extend(id.to_be_bytes());
     out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     out.push(16);
-    out.extend((0..16).rev().map(|digit| b"0123456789abcdef"[usize::from((number >> (digit * 4)) as u8 & 15)]));
+    out.extend(
+        (0..16)
+            .rev()
+            .map(|digit| b"0123456789abcdef"[usize::from((number >> (digit * 4)) as u8 & 15)]),
+    );
     out.extend(kind);
     out.extend(ZONE);
     let address = address(&out[12..]);
@@ -52,7 +61,9 @@ fn write_name(kind: &[u8], number: u64, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
 
 /// The address of a name on the wire, whatever its case.
 fn address(name: &[u8]) -> [u8; 4] {
-    let hash = name.iter().fold(0x811c_9dc5_u32, |hash, octet| (hash ^ u32::from(octet.to_ascii_lowercase())).wrapping_mul(0x0100_0193));
+    let hash = name.iter().fold(0x811c_9dc5_u32, |hash, octet| {
+        (hash ^ u32::from(octet.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
+    });
     hash.to_be_bytes()
 }
 
@@ -85,5 +96,7 @@ pub(crate) fn answer(question: &[u8], out: &mut Vec<u8>) -> Option<()> {
 /// Whether an answer without EDNS is the right one: a response, not truncated, no error, one address, this one.
 pub(crate) fn is_right(message: &[u8], address: [u8; 4]) -> bool {
     let [_, _, a, b, _, _, answers @ ..] = message else { return false };
-    u16::from_be_bytes([*a, *b]) & 0x820F == 0x8000 && answers.starts_with(&[0, 1]) && message.ends_with(&address)
+    u16::from_be_bytes([*a, *b]) & 0x820F == 0x8000
+        && answers.starts_with(&[0, 1])
+        && message.ends_with(&address)
 }

@@ -20,7 +20,8 @@ const BATCH: usize = 64;
 
 /// Starts this program again in a role; it ends with this process.
 pub(crate) fn start(role: &[&str]) -> (Process, SocketAddr) {
-    let mut process = Process::start(Command::new(env::current_exe().unwrap()).arg("--role").args(role));
+    let mut process =
+        Process::start(Command::new(env::current_exe().unwrap()).arg("--role").args(role));
     let address = eventually("the role to listen", seconds(20), || {
         assert!(process.ended().is_none(), "{role:?} ended:\n{}", process.log());
         process.log().lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
@@ -76,7 +77,10 @@ fn relay(socket: &UdpSocket, upstream: SocketAddr) {
     out.set_nonblocking(true).unwrap();
     let (mut waiting, mut next, mut buffer) = (HashMap::new(), 0_u16, [0; 1500]);
     loop {
-        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(out.as_fd(), PollFlags::POLLIN)];
+        let mut ready = [
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(out.as_fd(), PollFlags::POLLIN),
+        ];
         poll(&mut ready, PollTimeout::NONE).unwrap();
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             next = next.wrapping_add(1);

@@ -19,10 +19,19 @@ pub(crate) fn of(of: &str, times: usize) -> Vec<f64> {
     let mut command = Command::new("valgrind");
     // Its whole name: patterns do for the first of the two only (valgrind 3.19).
     let function = concat!(module_path!(), "::count_these");
-    command.args(["--tool=callgrind", &format!("--toggle-collect={function}"), &format!("--dump-after={function}")]);
+    command.args([
+        "--tool=callgrind",
+        &format!("--toggle-collect={function}"),
+        &format!("--dump-after={function}"),
+    ]);
     command.arg(format!("--callgrind-out-file={}", out.display())).arg(env::current_exe().unwrap());
     let output = command.args(["--count", of, &times.to_string()]).output().unwrap();
-    assert!(output.status.success(), "valgrind ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "valgrind ended with {}:\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     let totals = |number: usize| -> f64 {
         // One file for each time that the function ended.
         let text = fs::read_to_string(folder.path().join(format!("counts.{number}"))).unwrap();
@@ -62,6 +71,8 @@ fn count_these(step: &mut Step, times: usize) {
 
 /// What counts.
 pub(crate) fn version() -> String {
-    let Ok(output) = Command::new("valgrind").arg("--version").output() else { panic!("valgrind is needed: apt-get install valgrind") };
+    let Ok(output) = Command::new("valgrind").arg("--version").output() else {
+        panic!("valgrind is needed: apt-get install valgrind")
+    };
     format!("{}'s callgrind", String::from_utf8_lossy(&output.stdout).trim())
 }

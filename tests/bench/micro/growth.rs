@@ -39,9 +39,13 @@ struct Grown {
 fn answers(store: &Store, shape: Shape, questions: usize) -> Vec<Step> {
     let each = u16::try_from(shape.instances).unwrap();
     let some = |from: usize, qtype| {
-        Questions::of(
-            (0..questions).map(|_| dns::question(fastrand::u16(..), &Shape::name(from + fastrand::usize(..shape.services)), qtype)),
-        )
+        Questions::of((0..questions).map(|_| {
+            dns::question(
+                fastrand::u16(..),
+                &Shape::name(from + fastrand::usize(..shape.services)),
+                qtype,
+            )
+        }))
     };
     vec![
         Step::answer("A", store, some(0, dns::A), 0, each),
@@ -67,7 +71,8 @@ pub(crate) fn play(shape: Shape, rounds: usize, turn: Duration, changes: usize) 
     let mut store = Store::of(shape);
     let list = begun.elapsed();
     let after = memory();
-    let [held, peak] = [after.0 - before.0, after.1 - before.1].map(|octets| octets / instances as f64);
+    let [held, peak] =
+        [after.0 - before.0, after.1 - before.1].map(|octets| octets / instances as f64);
 
     let mut took = Vec::with_capacity(changes);
     for number in 0..changes {
@@ -83,7 +88,9 @@ pub(crate) fn play(shape: Shape, rounds: usize, turn: Duration, changes: usize) 
     let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| took.percentile(share) * 1e6);
 
     let mut steps = answers(&store, shape, if rounds > 2 { QUESTIONS } else { 1000 });
-    let [a, srv, nxdomain] = step::time(&mut steps, rounds, turn).iter().map(Spread::median).collect::<Vec<_>>()[..] else {
+    let [a, srv, nxdomain] =
+        step::time(&mut steps, rounds, turn).iter().map(Spread::median).collect::<Vec<_>>()[..]
+    else {
         unreachable!()
     };
     let list = list.as_secs_f64() * 1e3;
@@ -105,25 +112,48 @@ fn memory() -> (f64, f64) {
 fn grow(shape: Shape, rounds: usize, turn: Duration, changes: usize) -> Grown {
     let numbers = [shape.services, shape.instances, rounds, turn.as_millis() as usize, changes];
     let mut command = Command::new(env::current_exe().unwrap());
-    let output = command.arg("--grow").args(numbers.map(|number| number.to_string())).stderr(Stdio::inherit()).output().unwrap();
+    let output = command
+        .arg("--grow")
+        .args(numbers.map(|number| number.to_string()))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let figures: Vec<f64> = text.split_whitespace().map(|figure| figure.parse().unwrap()).collect();
-    let [a, srv, nxdomain, held, peak, p50, p99, max, list] = figures[..] else { panic!("ended with {} and {text:?}", output.status) };
+    let [a, srv, nxdomain, held, peak, p50, p99, max, list] = figures[..] else {
+        panic!("ended with {} and {text:?}", output.status)
+    };
     Grown { a, srv, nxdomain, held, peak, p50, p99, max, list }
 }
 
 /// Measures and prints all shapes, each in a process of its own.
-pub(crate) fn print(shapes: &[Shape], rounds: usize, turn: Duration, changes: usize, counted: usize) {
+pub(crate) fn print(
+    shapes: &[Shape],
+    rounds: usize,
+    turn: Duration,
+    changes: usize,
+    counted: usize,
+) {
     println!(
         "\nMore and more is known                ns an answer          instructions      octets an instance  µs a publication     list"
     );
-    println!("services x instances           A    SRV  NXDOMAIN      A    SRV  publication    held    peak    p50    p99    max      ms");
-    let grown: Vec<_> = shapes.iter().map(|shape| print_one(*shape, rounds, turn, changes, counted)).collect();
+    println!(
+        "services x instances           A    SRV  NXDOMAIN      A    SRV  publication    held    peak    p50    p99    max      ms"
+    );
+    let grown: Vec<_> =
+        shapes.iter().map(|shape| print_one(*shape, rounds, turn, changes, counted)).collect();
     for (shape, later) in shapes.iter().zip(&grown).skip(1) {
-        println!("A at {} x {} to A at the first: {:.2}", shape.services, shape.instances, later.a / grown[0].a);
+        println!(
+            "A at {} x {} to A at the first: {:.2}",
+            shape.services,
+            shape.instances,
+            later.a / grown[0].a
+        );
     }
     print_parts(shapes, &grown);
-    println!("({QUESTIONS} questions at random over all names; {changes} publications of an instance that comes or goes)");
+    println!(
+        "({QUESTIONS} questions at random over all names; {changes} publications of an instance that comes or goes)"
+    );
 }
 
 fn print_one(shape: Shape, rounds: usize, turn: Duration, changes: usize, counted: usize) -> Grown {
@@ -151,9 +181,12 @@ fn print_one(shape: Shape, rounds: usize, turn: Duration, changes: usize, counte
 
 /// What a name and what an instance holds, of two shapes of as many services.
 fn print_parts(shapes: &[Shape], grown: &[Grown]) {
-    for ((one, few), (other, many)) in shapes.iter().zip(grown).zip(shapes.iter().zip(grown).skip(1)) {
+    for ((one, few), (other, many)) in
+        shapes.iter().zip(grown).zip(shapes.iter().zip(grown).skip(1))
+    {
         if one.services == other.services {
-            let [least, most] = [few.held * one.instances as f64, many.held * other.instances as f64];
+            let [least, most] =
+                [few.held * one.instances as f64, many.held * other.instances as f64];
             let each = (most - least) / (other.instances - one.instances) as f64;
             println!(
                 "{} services: {:.0} octets a name, and {each:.0} an instance of it",

@@ -3,8 +3,16 @@
 //!
 //! `cargo bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are counted by
 //! valgrind's callgrind. What the figures mean stands in `docs/performance.md`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for people; what fails ends it"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -50,7 +58,13 @@ const fn shape(services: usize, instances: usize) -> Shape {
 
 const FULL: Scale = Scale {
     usual: shape(10_000, 3),
-    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(100_000, 3), shape(1_000_000, 1)],
+    growing: &[
+        shape(1000, 1),
+        shape(10_000, 3),
+        shape(100_000, 1),
+        shape(100_000, 3),
+        shape(1_000_000, 1),
+    ],
     many: 10_000,
     rounds: 15,
     turn: Duration::from_millis(40),
@@ -69,13 +83,19 @@ const SHORT: Scale = Scale {
 };
 
 fn main() {
-    let arguments: Vec<&'static str> = env::args().skip(1).map(|argument| &*argument.leak()).collect();
+    let arguments: Vec<&'static str> =
+        env::args().skip(1).map(|argument| &*argument.leak()).collect();
     match arguments[..] {
         ["--count", of, times] => count::play(of, times.parse().unwrap()),
         ["--grow", services, instances, rounds, turn, changes] => {
             let [services, instances, rounds, turn, changes] =
                 [services, instances, rounds, turn, changes].map(|number| number.parse().unwrap());
-            growth::play(shape(services, instances), rounds, Duration::from_millis(turn as u64), changes);
+            growth::play(
+                shape(services, instances),
+                rounds,
+                Duration::from_millis(turn as u64),
+                changes,
+            );
         }
         _ => run(if arguments.contains(&"--short") { &SHORT } else { &FULL }),
     }
@@ -90,5 +110,9 @@ fn run(scale: &Scale) {
     steps::print(scale.usual, scale.rounds, scale.turn, scale.counted);
     growth::print(scale.growing, scale.rounds, scale.turn, scale.changes, scale.counted);
     one_name::print(scale.usual, scale.many, scale.rounds, scale.turn, scale.counted.div_ceil(10));
-    println!("\nThe whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
+    println!(
+        "\nThe whole run took {:.0} s; load average now {}",
+        begun.elapsed().as_secs_f64(),
+        figures::load_average()
+    );
 }

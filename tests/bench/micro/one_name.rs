@@ -29,20 +29,30 @@ pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
     let (mut equal, mut weighted) = (Vec::new(), Vec::new());
     for instance in 0..instances {
         equal.push(store.put(&content::key(EQUAL, address(EQUAL_NET, instance)), VALUE));
-        let value = format!(r#"{{"insecure":true,"protocol":"http","weight":{}}}"#, 1 + instance % 7);
+        let value =
+            format!(r#"{{"insecure":true,"protocol":"http","weight":{}}}"#, 1 + instance % 7);
         weighted.push(store.put(&content::key(WEIGHTED, address(WEIGHTED_NET, instance)), &value));
     }
     store.apply(equal);
     store.apply(weighted);
     let mut steps = Vec::new();
-    for (kind, service, qtype) in
-        [("A", EQUAL, dns::A), ("A with weights", WEIGHTED, dns::A), ("SRV", EQUAL, dns::SRV), ("SRV with weights", WEIGHTED, dns::SRV)]
-    {
+    for (kind, service, qtype) in [
+        ("A", EQUAL, dns::A),
+        ("A with weights", WEIGHTED, dns::A),
+        ("SRV", EQUAL, dns::SRV),
+        ("SRV with weights", WEIGHTED, dns::SRV),
+    ] {
         let plain = dns::question(7, &Shape::name(service), qtype);
         let edns = dns::question_with_opt(7, &Shape::name(service), qtype, 1232);
         for (size, question) in [("512", plain), ("1232", edns)] {
             let records = step::records(&store, &question);
-            steps.push(Step::answer(&format!("{kind}, {size} octets"), &store, Questions::of([question]), 0, records));
+            steps.push(Step::answer(
+                &format!("{kind}, {size} octets"),
+                &store,
+                Questions::of([question]),
+                0,
+                records,
+            ));
         }
     }
     let mut weight = 2;
@@ -57,11 +67,14 @@ pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
 
 /// Measures and prints a name with three instances and one with many.
 pub(crate) fn print(shape: Shape, many: usize, rounds: usize, turn: Duration, counted: usize) {
-    println!("\nOne name, over UDP                      instances   octets       ns  ns an octet  instructions  instructions an octet");
+    println!(
+        "\nOne name, over UDP                      instances   octets       ns  ns an octet  instructions  instructions an octet"
+    );
     for instances in [3, many] {
         let mut steps = of(shape, instances);
         let times = step::time(&mut steps, rounds, turn);
-        let counts = count::of(&format!("name:{}:{}:{instances}", shape.services, shape.instances), counted);
+        let counts =
+            count::of(&format!("name:{}:{}:{instances}", shape.services, shape.instances), counted);
         for ((step, time), count) in steps.iter().zip(times).zip(counts) {
             let time = time.median();
             print!("{:<38} {instances:>10}", step.name);
@@ -69,7 +82,11 @@ pub(crate) fn print(shape: Shape, many: usize, rounds: usize, turn: Duration, co
                 println!("          {time:>8.0}              {count:>13.0}");
             } else {
                 let octets = step.octets as f64;
-                println!(" {octets:>8} {time:>8.0} {:>12.2} {count:>13.0} {:>22.1}", time / octets, count / octets);
+                println!(
+                    " {octets:>8} {time:>8.0} {:>12.2} {count:>13.0} {:>22.1}",
+                    time / octets,
+                    count / octets
+                );
             }
         }
     }

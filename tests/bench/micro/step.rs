@@ -37,13 +37,22 @@ impl Step {
 
     /// Parses and answers one question after the other, looked at 32 at a time as they come from a busy socket; the answers must
     /// have these flags in their second octet (the response code among them), and so many records in the answer section.
-    pub(crate) fn answer(name: &str, store: &Store, questions: Questions, code: u8, records: u16) -> Self {
+    pub(crate) fn answer(
+        name: &str,
+        store: &Store,
+        questions: Questions,
+        code: u8,
+        records: u16,
+    ) -> Self {
         let (answerer, mut out, mut draw) = (store.answerer.clone(), Vec::new(), 0_u64);
         let mut answer = move |question: &[u8], looked: (&Ahead, usize)| {
             // Cheap, and far from one another: which record comes first, or is left out, is to differ.
             draw = draw.wrapping_add(0x9E37_79B9_7F4A_7C15);
             let parsed = Query::parse(black_box(question));
-            assert_eq!(answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out), Outcome::Answered);
+            assert_eq!(
+                answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out),
+                Outcome::Answered
+            );
             assert_eq!((out[3] & 0x0F, u16::from_be_bytes([out[6], out[7]])), (code, records));
             black_box(&out).len()
         };

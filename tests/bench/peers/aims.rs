@@ -38,7 +38,10 @@ impl Line {
 impl Measured {
     fn by(ratio: &Ratio, other: &str) -> Self {
         let Ratio { median, rounds, medians: [ours, theirs] } = ratio;
-        Self { reading: *median, from: format!("{ours:.2} and {other}'s {theirs:.2} in {rounds} rounds") }
+        Self {
+            reading: *median,
+            from: format!("{ours:.2} and {other}'s {theirs:.2} in {rounds} rounds"),
+        }
     }
 }
 
@@ -60,11 +63,20 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
         against_peers(usual, Kind::Srv, 0.8, &mut aims);
         against_peers(usual, Kind::NxDomain, 0.9, &mut aims);
         let what = "p99 at the common rate over the better of knot's and nsd's";
-        aims.push(Line::new(what, Aim::AtMost(1.0), over_better(usual, Load::CommonHalf, P99_TIME)));
+        aims.push(Line::new(
+            what,
+            Aim::AtMost(1.0),
+            over_better(usual, Load::CommonHalf, P99_TIME),
+        ));
         let what = "p99 at half of its own rate over the better of knot's and nsd's";
         aims.push(Line::new(what, Aim::AtMost(1.0), over_better(usual, Load::OwnHalf, P99_TIME)));
-        let what = "CPU of A, namespace and deployment spelled out, over the hickory-server handler's";
-        aims.push(Line::new(what, Aim::AtMost(1.0), over(usual, "hickory", Load::Flood(Kind::SpelledOut), COST)));
+        let what =
+            "CPU of A, namespace and deployment spelled out, over the hickory-server handler's";
+        aims.push(Line::new(
+            what,
+            Aim::AtMost(1.0),
+            over(usual, "hickory", Load::Flood(Kind::SpelledOut), COST),
+        ));
     }
     for (results, limit) in [(small, 0.9), (large, 0.8)] {
         if let Some(results) = results {
@@ -79,17 +91,35 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
 }
 
 fn against_echo(results: &Results, aims: &mut Vec<Line>) {
-    for (kind, limit) in [(Kind::A, 1.08), (Kind::Srv, 1.1), (Kind::NoData, 1.08), (Kind::NxDomain, 1.08), (Kind::Mixed, 1.08)] {
+    for (kind, limit) in [
+        (Kind::A, 1.08),
+        (Kind::Srv, 1.1),
+        (Kind::NoData, 1.08),
+        (Kind::NxDomain, 1.08),
+        (Kind::Mixed, 1.08),
+    ] {
         let (load, name) = (Load::Flood(kind), kind.name());
-        aims.push(Line::new(format!("CPU of {name} over the echo's"), Aim::AtMost(limit), over(results, ECHO, load, COST)));
-        aims.push(Line::new(format!("answers/s of {name} over the echo's"), Aim::AtLeast(0.93), over(results, ECHO, load, RATE)));
+        aims.push(Line::new(
+            format!("CPU of {name} over the echo's"),
+            Aim::AtMost(limit),
+            over(results, ECHO, load, COST),
+        ));
+        aims.push(Line::new(
+            format!("answers/s of {name} over the echo's"),
+            Aim::AtLeast(0.93),
+            over(results, ECHO, load, RATE),
+        ));
     }
     let what = "CPU over the echo's at 20,000 questions/s";
     aims.push(Line::new(what, Aim::AtMost(1.05), over(results, ECHO, Load::Waking, COST)));
 }
 
 fn against_peers(results: &Results, kind: Kind, limit: f64, aims: &mut Vec<Line>) {
-    let what = format!("CPU of {} over the better of knot's and nsd's, {}", kind.name(), results.describe());
+    let what = format!(
+        "CPU of {} over the better of knot's and nsd's, {}",
+        kind.name(),
+        results.describe()
+    );
     aims.push(Line::new(what, Aim::AtMost(limit), over_better(results, Load::Flood(kind), COST)));
 }
 
@@ -110,8 +140,12 @@ fn over_better(results: &Results, load: Load, of: Figure) -> Option<Measured> {
 }
 
 fn growth(small: &Results, large: &Results) -> Option<Measured> {
-    let [small, large] = [small, large].map(|results| ratio(results, ECHO, Load::Flood(Kind::A), COST));
+    let [small, large] =
+        [small, large].map(|results| ratio(results, ECHO, Load::Flood(Kind::A), COST));
     let (small, large) = (small?, large?);
-    let from = format!("{:.2} in {} rounds and {:.2} in {}", large.median.value, large.rounds, small.median.value, small.rounds);
+    let from = format!(
+        "{:.2} in {} rounds and {:.2} in {}",
+        large.median.value, large.rounds, small.median.value, small.rounds
+    );
     Some(Measured { reading: large.median.over(small.median), from })
 }

@@ -44,9 +44,17 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let mut y = TOP;
     for kind in KINDS {
         let load = Load::Flood(kind);
-        writeln!(body, r#"<text class="kind" x="20" y="{:.0}">{}</text>"#, y + BAR - 3.0, kind.name()).unwrap();
+        writeln!(
+            body,
+            r#"<text class="kind" x="20" y="{:.0}">{}</text>"#,
+            y + BAR - 3.0,
+            kind.name()
+        )
+        .unwrap();
         for row in &results.rows {
-            let Some(Ratio { median, medians: [cost, _], .. }) = row.ratio(echo, load, |sample| Some(Reading::exact(sample.cost))) else {
+            let Some(Ratio { median, medians: [cost, _], .. }) =
+                row.ratio(echo, load, |sample| Some(Reading::exact(sample.cost)))
+            else {
                 continue;
             };
             bar(&mut body, y, row.name, median.value, cost);
@@ -58,8 +66,18 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let mut axis = String::new();
     for mark in 1..=END as u32 {
         let (x, class) = (across(f64::from(mark)), if mark == 1 { "echo" } else { "line" });
-        writeln!(axis, r#"<line class="{class}" x1="{x:.1}" y1="{:.0}" x2="{x:.1}" y2="{bottom:.0}"/>"#, TOP - 6.0).unwrap();
-        writeln!(axis, r#"<text class="small" x="{x:.1}" y="{:.0}" text-anchor="middle">{mark}×</text>"#, TOP - 12.0).unwrap();
+        writeln!(
+            axis,
+            r#"<line class="{class}" x1="{x:.1}" y1="{:.0}" x2="{x:.1}" y2="{bottom:.0}"/>"#,
+            TOP - 6.0
+        )
+        .unwrap();
+        writeln!(
+            axis,
+            r#"<text class="small" x="{x:.1}" y="{:.0}" text-anchor="middle">{mark}×</text>"#,
+            TOP - 12.0
+        )
+        .unwrap();
     }
     let height = bottom + 34.0;
     Some(format!(
@@ -88,12 +106,30 @@ fn bar(body: &mut String, y: f64, name: &str, ratio: f64, cost: f64) {
         _ => "bar",
     };
     let (end, base) = (across(ratio.min(END)), y + BAR - 3.0);
-    writeln!(body, r#"<text x="{:.0}" y="{base:.0}" text-anchor="end">{name}</text>"#, LEFT - 8.0).unwrap();
-    writeln!(body, r#"<rect class="{class}" x="{LEFT:.0}" y="{y:.0}" width="{:.1}" height="{BAR:.0}"/>"#, end - LEFT).unwrap();
+    writeln!(body, r#"<text x="{:.0}" y="{base:.0}" text-anchor="end">{name}</text>"#, LEFT - 8.0)
+        .unwrap();
+    writeln!(
+        body,
+        r#"<rect class="{class}" x="{LEFT:.0}" y="{y:.0}" width="{:.1}" height="{BAR:.0}"/>"#,
+        end - LEFT
+    )
+    .unwrap();
     if ratio > END {
         let x = end - 18.0;
-        writeln!(body, r#"<line class="cut" x1="{x:.1}" y1="{:.0}" x2="{:.1}" y2="{:.0}"/>"#, y + BAR + 2.0, x + 8.0, y - 2.0).unwrap();
+        writeln!(
+            body,
+            r#"<line class="cut" x1="{x:.1}" y1="{:.0}" x2="{:.1}" y2="{:.0}"/>"#,
+            y + BAR + 2.0,
+            x + 8.0,
+            y - 2.0
+        )
+        .unwrap();
     }
     let digits = if ratio < 10.0 { 2 } else { 0 };
-    writeln!(body, r#"<text x="{:.1}" y="{base:.0}">{ratio:.digits$}× · {cost:.2} µs</text>"#, end + 8.0).unwrap();
+    writeln!(
+        body,
+        r#"<text x="{:.1}" y="{base:.0}">{ratio:.digits$}× · {cost:.2} µs</text>"#,
+        end + 8.0
+    )
+    .unwrap();
 }

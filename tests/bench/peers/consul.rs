@@ -18,7 +18,12 @@ use super::support::{SOON, free_address};
 const OPERATIONS: usize = 64;
 
 /// Starts an agent that holds the content and answers at this address; why it does not.
-pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &Path) -> Result<Process, String> {
+pub(crate) fn start(
+    program: &Path,
+    dns: SocketAddr,
+    content: Content,
+    folder: &Path,
+) -> Result<Process, String> {
     let http = free_address();
     let ports: Vec<u16> = (0..3).map(|_| free_address().port()).collect();
     let configuration = json!({
@@ -45,8 +50,12 @@ pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &
 
 /// Puts all instances into the catalog, each a service of one node.
 fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
-    let put = |operations: &[Value]| request(http, "PUT", "/v1/txn", &Value::from(operations).to_string());
-    put(&[json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } })])?;
+    let put = |operations: &[Value]| {
+        request(http, "PUT", "/v1/txn", &Value::from(operations).to_string())
+    };
+    put(&[
+        json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } }),
+    ])?;
     let service = |(service, address, port): (usize, Ipv4Addr, u16)| {
         let name = content.label(service);
         let instance = json!({ "ID": format!("{name}-{address}"), "Service": name, "Address": address.to_string(), "Port": port });
@@ -65,7 +74,10 @@ fn request(http: SocketAddr, method: &str, path: &str, body: &str) -> Result<Str
         let mut stream = TcpStream::connect(http)?;
         stream.set_read_timeout(Some(SOON))?;
         let length = body.len();
-        write!(stream, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map(|_| answer)
     };

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 /// First labels begin with one of these; all have eight octets.
 const WORDS: [&str; 16] = [
-    "payments", "accounts", "checkout", "shipping", "delivery", "invoices", "catalogs", "messages", "sessions", "profiles", "settings",
-    "tracking", "discount", "customer", "products", "journeys",
+    "payments", "accounts", "checkout", "shipping", "delivery", "invoices", "catalogs", "messages",
+    "sessions", "profiles", "settings", "tracking", "discount", "customer", "products", "journeys",
 ];
 
 /// Numbers in names lie below this; seven digits.
@@ -70,15 +70,20 @@ impl Content {
 
     pub(crate) fn address(self, service: usize, instance: usize) -> Ipv4Addr {
         let index = u32::try_from(service * self.instances + instance).unwrap();
-        let [b, c, d] = [index / VALUES / VALUES, index / VALUES % VALUES, index % VALUES].map(|digit| digit + LEAST);
+        let [b, c, d] = [index / VALUES / VALUES, index / VALUES % VALUES, index % VALUES]
+            .map(|digit| digit + LEAST);
         Ipv4Addr::from_bits((10 << 24) + (b << 16) + (c << 8) + d)
     }
 
     /// Which instance of a service has this address.
     pub(crate) fn instance(self, service: usize, address: [u8; 4]) -> Option<usize> {
         let [10, rest @ ..] = address else { return None };
-        let index = rest.iter().try_fold(0, |index, octet| Some(index * VALUES + u32::from(*octet).checked_sub(LEAST)?))?;
-        (index as usize).checked_sub(service * self.instances).filter(|instance| *instance < self.instances)
+        let index = rest.iter().try_fold(0, |index, octet| {
+            Some(index * VALUES + u32::from(*octet).checked_sub(LEAST)?)
+        })?;
+        (index as usize)
+            .checked_sub(service * self.instances)
+            .filter(|instance| *instance < self.instances)
     }
 
     /// The port of all instances of a service.
@@ -88,16 +93,28 @@ impl Content {
 
     /// Every instance: its service, its address, its port.
     pub(crate) fn all(self) -> impl Iterator<Item = (usize, Ipv4Addr, u16)> {
-        let instances = move |service| (0..self.instances).map(move |instance| (service, self.address(service, instance)));
-        (0..self.services).flat_map(instances).map(|(service, address)| (service, address, Self::port(service)))
+        let instances = move |service| {
+            (0..self.instances).map(move |instance| (service, self.address(service, instance)))
+        };
+        (0..self.services)
+            .flat_map(instances)
+            .map(|(service, address)| (service, address, Self::port(service)))
     }
 
     /// Registry keys and values as GoFrame writes them.
-    pub(crate) fn keys(self, services: std::ops::Range<usize>) -> impl Iterator<Item = (String, String)> {
-        let instances = move |service| (0..self.instances).map(move |instance| (service, self.address(service, instance)));
+    pub(crate) fn keys(
+        self,
+        services: std::ops::Range<usize>,
+    ) -> impl Iterator<Item = (String, String)> {
+        let instances = move |service| {
+            (0..self.instances).map(move |instance| (service, self.address(service, instance)))
+        };
         services.flat_map(instances).map(move |(service, address)| {
             let (name, port) = (self.label(service), Self::port(service));
-            (format!("/service/default/default/{name}.svc/latest/{address}:{port}"), VALUE.to_owned())
+            (
+                format!("/service/default/default/{name}.svc/latest/{address}:{port}"),
+                VALUE.to_owned(),
+            )
         })
     }
 
@@ -129,7 +146,8 @@ pub(crate) fn instance_label(address: Ipv4Addr) -> String {
 
 /// The zone's own records, one a line, as in a zone file: the SOA is svcdns's.
 pub(crate) fn apex(zone: &mut String) {
-    writeln!(zone, "svc. {TTL} IN SOA ns.svc. hostmaster.svc. 1 3600 600 86400 {NEGATIVE_TTL}").unwrap();
+    writeln!(zone, "svc. {TTL} IN SOA ns.svc. hostmaster.svc. 1 3600 600 86400 {NEGATIVE_TTL}")
+        .unwrap();
     writeln!(zone, "svc. {TTL} IN NS ns.svc.").unwrap();
     writeln!(zone, "ns.svc. {TTL} IN A 127.0.0.1").unwrap();
 }

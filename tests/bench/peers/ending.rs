@@ -13,7 +13,8 @@ pub(crate) fn watch() {
     thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         runtime.block_on(async {
-            let [mut interrupt, mut terminate] = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).unwrap());
+            let [mut interrupt, mut terminate] = [SignalKind::interrupt(), SignalKind::terminate()]
+                .map(|kind| signal(kind).unwrap());
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}

@@ -15,7 +15,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// Where a peer's program is built.
 pub(crate) fn program(name: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
     target.join("peers").join(name)
 }
 
@@ -23,7 +24,12 @@ pub(crate) fn program(name: &str) -> PathBuf {
 pub(crate) fn built(name: &str, module: &str) -> Result<String, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/peers/go").join(name);
     let pins = fs::read_to_string(source.join("go.mod")).unwrap();
-    let version = pins.lines().find_map(|line| line.trim_start_matches("require").trim().strip_prefix(module)?.strip_prefix(" v")).unwrap();
+    let version = pins
+        .lines()
+        .find_map(|line| {
+            line.trim_start_matches("require").trim().strip_prefix(module)?.strip_prefix(" v")
+        })
+        .unwrap();
     let version = version.split(' ').next().unwrap().to_owned();
     let (program, pinned) = (program(name), program(&format!("{name}.version")));
     if program.is_file() && fs::read_to_string(&pinned).is_ok_and(|built| built == version) {
@@ -34,7 +40,11 @@ pub(crate) fn built(name: &str, module: &str) -> Result<String, String> {
     }
     println!("Building {name} {version} …");
     let mut command = Command::new("nice");
-    command.args(["-n", "19", "go", "build", "-trimpath", "-o"]).arg(&program).arg(".").current_dir(source);
+    command
+        .args(["-n", "19", "go", "build", "-trimpath", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(source);
     let mut build = Process::start(&mut command);
     let begun = std::time::Instant::now();
     while build.ended().is_none() && begun.elapsed() < LONGEST {
@@ -46,7 +56,9 @@ pub(crate) fn built(name: &str, module: &str) -> Result<String, String> {
             fs::write(pinned, &version).unwrap();
             Ok(version)
         }
-        Some(_) => Err(format!("it does not build: {}", build.log().lines().last().unwrap_or_default())),
+        Some(_) => {
+            Err(format!("it does not build: {}", build.log().lines().last().unwrap_or_default()))
+        }
         None => Err(format!("its build took more than {} s", LONGEST.as_secs())),
     }
 }

@@ -48,23 +48,32 @@ impl Names {
         let mut names: HashMap<LowerName, Records> = HashMap::with_capacity(content.services);
         let mut service_name = None;
         for (service, address, port) in content.all() {
-            let (_, name) = service_name
-                .take_if(|(known, _)| *known == service)
-                .unwrap_or_else(|| (service, Name::from_str(&format!("{}.svc.", content.label(service))).unwrap()));
+            let (_, name) =
+                service_name.take_if(|(known, _)| *known == service).unwrap_or_else(|| {
+                    (service, Name::from_str(&format!("{}.svc.", content.label(service))).unwrap())
+                });
             let entry = names.entry((&name).into()).or_default();
             entry.a.push(Record::from_rdata(name.clone(), TTL, RData::A(A(address))));
             if content.srv {
-                let target = Name::from_str(&format!("{}.{name}", instance_label(address))).unwrap();
-                entry.srv.push(Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 1, port, target.clone()))));
+                let target =
+                    Name::from_str(&format!("{}.{name}", instance_label(address))).unwrap();
+                entry.srv.push(Record::from_rdata(
+                    name.clone(),
+                    TTL,
+                    RData::SRV(SRV::new(0, 1, port, target.clone())),
+                ));
                 entry.glue.push(Record::from_rdata(target, TTL, RData::A(A(address))));
-                let spelled_out = Name::from_str(&format!("{}.default.default.svc.", content.label(service))).unwrap();
+                let spelled_out =
+                    Name::from_str(&format!("{}.default.default.svc.", content.label(service)))
+                        .unwrap();
                 let record = Record::from_rdata(spelled_out.clone(), TTL, RData::A(A(address)));
                 names.entry(spelled_out.into()).or_default().a.push(record);
             }
             service_name = Some((service, name));
         }
         let host = |name| Name::from_str(name).unwrap();
-        let soa = SOA::new(host("ns.svc."), host("hostmaster.svc."), 1, 3600, 600, 86400, NEGATIVE_TTL);
+        let soa =
+            SOA::new(host("ns.svc."), host("hostmaster.svc."), 1, 3600, 600, 86400, NEGATIVE_TTL);
         Self { names, soa: Record::from_rdata(host("svc."), NEGATIVE_TTL, RData::SOA(soa)) }
     }
 }
@@ -86,16 +95,24 @@ impl RequestHandler for Names {
         Box::pin(async move {
             let asked = request.request_info().ok();
             let found = asked.as_ref().and_then(|asked| self.names.get(asked.query.name()));
-            let (answers, glue) = match (found, asked.as_ref().map(|asked| asked.query.query_type())) {
-                (Some(records), Some(RecordType::A)) => (&*records.a, &[][..]),
-                (Some(records), Some(RecordType::SRV)) => (&*records.srv, &*records.glue),
-                _ => (&[][..], &[][..]),
-            };
+            let (answers, glue) =
+                match (found, asked.as_ref().map(|asked| asked.query.query_type())) {
+                    (Some(records), Some(RecordType::A)) => (&*records.a, &[][..]),
+                    (Some(records), Some(RecordType::SRV)) => (&*records.srv, &*records.glue),
+                    _ => (&[][..], &[][..]),
+                };
             let soa = answers.is_empty().then_some(&self.soa);
             let mut metadata = Metadata::response_from_request(&request.metadata);
             metadata.authoritative = true;
-            metadata.response_code = if found.is_some() { ResponseCode::NoError } else { ResponseCode::NXDomain };
-            let message = MessageResponseBuilder::from_message_request(request).build(metadata, answers, [], soa, glue);
+            metadata.response_code =
+                if found.is_some() { ResponseCode::NoError } else { ResponseCode::NXDomain };
+            let message = MessageResponseBuilder::from_message_request(request).build(
+                metadata,
+                answers,
+                [],
+                soa,
+                glue,
+            );
             match response.send_response(message).await {
                 Ok(info) => info,
                 Err(_) => Header { metadata, counts: HeaderCounts::default() }.into(),

@@ -102,25 +102,46 @@ impl<'a> Asker<'a> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(target.address).unwrap();
         let now = Instant::now();
-        let slot = |_| Slot { message: Vec::with_capacity(64), asked: None, at: now, sent: now, stalled: false };
+        let slot = |_| Slot {
+            message: Vec::with_capacity(64),
+            asked: None,
+            at: now,
+            sent: now,
+            stalled: false,
+        };
         let (slots, free) = ((0..slots).map(slot).collect(), (0..slots).collect());
         Self { target, socket, slots, free, sequence: fastrand::u16(..), emptied: now }
     }
 
     /// Asks in at most so many free slots, the first question due then and each one so long after that before; how many.
-    fn ask(&mut self, kind: Kind, most: usize, mut due: Instant, interval: Duration, batch: &mut Batch, timed: bool) -> usize {
+    fn ask(
+        &mut self,
+        kind: Kind,
+        most: usize,
+        mut due: Instant,
+        interval: Duration,
+        batch: &mut Batch,
+        timed: bool,
+    ) -> usize {
         let asking = self.free.split_off(self.free.len().saturating_sub(most));
         let slots = u16::try_from(self.slots.len()).unwrap();
         for number in &asking {
             self.sequence = self.sequence.wrapping_add(1);
             let id = self.sequence.wrapping_mul(slots) | u16::try_from(*number).unwrap();
             let slot = &mut self.slots[*number];
-            slot.asked = Some(questions::write(kind, self.target.content, self.target.zone, id, &mut slot.message));
+            slot.asked = Some(questions::write(
+                kind,
+                self.target.content,
+                self.target.zone,
+                id,
+                &mut slot.message,
+            ));
             (slot.at, slot.stalled) = (due, false);
             due += interval;
         }
         if !asking.is_empty() {
-            let messages: Vec<&[u8]> = asking.iter().map(|number| &*self.slots[*number].message).collect();
+            let messages: Vec<&[u8]> =
+                asking.iter().map(|number| &*self.slots[*number].message).collect();
             batch.send(&self.socket, &messages, &[None; IN_FLIGHT][..messages.len()]);
             if timed {
                 let sent = Instant::now();
@@ -155,9 +176,10 @@ impl<'a> Asker<'a> {
             seen.octets += message.len();
             match now {
                 Some(_) if slot.stalled => seen.stalled += 1,
-                Some(now) => seen
-                    .times
-                    .push(Took { least: nanoseconds(self.emptied.saturating_duration_since(slot.sent)), most: nanoseconds(now - slot.at) }),
+                Some(now) => seen.times.push(Took {
+                    least: nanoseconds(self.emptied.saturating_duration_since(slot.sent)),
+                    most: nanoseconds(now - slot.at),
+                }),
                 None => {}
             }
         }
@@ -194,8 +216,8 @@ impl Target {
     fn seems_right(&self, message: &[u8], question: &[u8], asked: Asked, seen: &mut Seen) -> bool {
         let length = &mut seen.lengths[asked.kind as usize];
         let full = seen.right.is_multiple_of(IN_FULL) || message.len() != *length;
-        let right =
-            questions::fits(message, question, asked, self.content, self.echo) && (!full || self.is_right(message, question, asked));
+        let right = questions::fits(message, question, asked, self.content, self.echo)
+            && (!full || self.is_right(message, question, asked));
         if right {
             *length = message.len();
         }
@@ -205,7 +227,14 @@ impl Target {
     /// One question, and its answer if one comes soon.
     fn probe(&self, service: usize, kind: Kind) -> Option<Vec<u8>> {
         let (mut question, mut answer) = (Vec::new(), vec![0; 1500]);
-        let asked = questions::write_about(service, kind, self.content, self.zone, fastrand::u16(..), &mut question);
+        let asked = questions::write_about(
+            service,
+            kind,
+            self.content,
+            self.zone,
+            fastrand::u16(..),
+            &mut question,
+        );
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -232,8 +261,10 @@ fn nanoseconds(time: Duration) -> u32 {
 
 /// Asks for so long, always with so many questions in flight.
 pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Duration) -> Seen {
-    let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(target, in_flight / SOCKETS)).collect();
-    let (mut batch, mut seen, begun) = (Batch::new(in_flight / SOCKETS), Seen::default(), Instant::now());
+    let mut askers: Vec<_> =
+        (0..SOCKETS).map(|_| Asker::new(target, in_flight / SOCKETS)).collect();
+    let (mut batch, mut seen, begun) =
+        (Batch::new(in_flight / SOCKETS), Seen::default(), Instant::now());
     let (mut now, mut swept) = (begun, begun);
     while now - begun < period || seen.right < FEWEST && now - begun < PATIENCE {
         ending::go_on();
@@ -243,7 +274,10 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
             taken += asker.take(&mut seen, &mut batch, false);
         }
         if taken == 0 {
-            let mut ready: Vec<_> = askers.iter().map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN)).collect();
+            let mut ready: Vec<_> = askers
+                .iter()
+                .map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN))
+                .collect();
             // Only a signal ends it early, which shows above.
             let _ = poll(&mut ready, PollTimeout::from(50_u16));
         }
@@ -265,7 +299,8 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
 /// Its answer's time counts from when the question was due, unless the load itself stood still: then all that is due moves, and
 /// what is under way is not counted.
 pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) -> Seen {
-    let (mut asker, mut batch, mut seen) = (Asker::new(target, IN_FLIGHT), Batch::new(AT_ONCE), Seen::default());
+    let (mut asker, mut batch, mut seen) =
+        (Asker::new(target, IN_FLIGHT), Batch::new(AT_ONCE), Seen::default());
     let interval = Duration::from_secs_f64(1.0 / rate);
     let expected = (period.as_secs_f64() * rate) as usize + 1;
     seen.times.reserve(expected);
@@ -283,7 +318,8 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
         // All that are due go at once, else the load falls behind before fast servers do. Where all slots are taken questions
         // wait, and their time counts.
         if now >= due {
-            let most = ((now - due).as_nanos() / interval.as_nanos() + 1).min(AT_ONCE as u128) as usize;
+            let most =
+                ((now - due).as_nanos() / interval.as_nanos() + 1).min(AT_ONCE as u128) as usize;
             for _ in 0..asker.ask(kind, most, due, interval, &mut batch, true) {
                 seen.late.push(nanoseconds(now - due));
                 due += interval;

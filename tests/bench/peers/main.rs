@@ -9,8 +9,17 @@
 //!   `--scale=1k|10k|1m`   only with so many services
 //!   `--only=a,b`          only these servers; `echo,echo-again` says how far ratios can be trusted
 //!   `--rounds=N`
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures are rounded for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for people; what fails ends it"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures are rounded for people"
+)]
 
 mod aims;
 mod chart;
@@ -69,14 +78,17 @@ struct Options {
 
 impl Options {
     fn read(arguments: &[String]) -> Self {
-        let value = |name: &str| arguments.iter().rev().find_map(|argument| argument.strip_prefix(name));
+        let value =
+            |name: &str| arguments.iter().rev().find_map(|argument| argument.strip_prefix(name));
         let short = arguments.iter().any(|argument| argument == "--short");
-        let only = value("--only=").map_or_else(Vec::new, |names| names.split(',').map(str::to_owned).collect());
+        let only = value("--only=")
+            .map_or_else(Vec::new, |names| names.split(',').map(str::to_owned).collect());
         for name in &only {
             assert!(PEERS.iter().any(|peer| peer.name == name), "no server {name}");
         }
         let content = |services, instances, srv| Content { services, instances, srv };
-        let (small, usual, large) = (content(1_000, 1, false), content(10_000, 3, true), content(1_000_000, 1, false));
+        let (small, usual, large) =
+            (content(1_000, 1, false), content(10_000, 3, true), content(1_000_000, 1, false));
         let contents = match value("--scale=") {
             _ if short => vec![content(200, 3, true)],
             None => vec![usual, small, large],
@@ -85,17 +97,30 @@ impl Options {
             Some("1m") => vec![large],
             Some(other) => panic!("no scale {other}"),
         };
-        let rounds = value("--rounds=").map_or(if short { 1 } else { ROUNDS }, |rounds| rounds.parse().unwrap());
-        Self { short, only, contents, rounds: Rounds { rounds, period: Duration::from_millis(if short { 60 } else { 250 }) } }
+        let rounds = value("--rounds=")
+            .map_or(if short { 1 } else { ROUNDS }, |rounds| rounds.parse().unwrap());
+        Self {
+            short,
+            only,
+            contents,
+            rounds: Rounds { rounds, period: Duration::from_millis(if short { 60 } else { 250 }) },
+        }
     }
 
     /// Whether all is measured that the page tells.
     fn whole(&self) -> bool {
-        !self.short && self.only.is_empty() && self.contents.len() == 3 && self.rounds.rounds >= ROUNDS
+        !self.short
+            && self.only.is_empty()
+            && self.contents.len() == 3
+            && self.rounds.rounds >= ROUNDS
     }
 
     fn wants(&self, peer: &Peer) -> bool {
-        if self.only.is_empty() { peer.name != SECOND_ECHO } else { self.only.iter().any(|name| name == peer.name) }
+        if self.only.is_empty() {
+            peer.name != SECOND_ECHO
+        } else {
+            self.only.iter().any(|name| name == peer.name)
+        }
     }
 }
 
@@ -121,7 +146,11 @@ fn run(options: &Options) {
         match (peer.version)() {
             Ok(version) => peers.push((peer, version)),
             Err(reason) => {
-                assert!(peer.optional || !options.whole(), "a whole run needs {}: {reason}", peer.name);
+                assert!(
+                    peer.optional || !options.whole(),
+                    "a whole run needs {}: {reason}",
+                    peer.name
+                );
                 left_out.push(format!("{}: {reason}", peer.name));
             }
         }
@@ -182,7 +211,9 @@ fn measured<'a>(
             memory_kib: 0,
             samples: BTreeMap::new(),
         };
-        match start(peer, content).and_then(|server| measure::answers_rightly(&server, &row, &loads).map(|()| server)) {
+        match start(peer, content)
+            .and_then(|server| measure::answers_rightly(&server, &row, &loads).map(|()| server))
+        {
             Ok(server) => {
                 servers.push(server);
                 rows.push(row);
@@ -236,8 +267,12 @@ fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     let part = if goframe { content.services.div_ceil(CONNECTIONS) } else { 0 };
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
-            let services = (connection * part).min(content.services)..((connection + 1) * part).min(content.services);
-            scope.spawn(move || runtime().block_on(etcd.put_many(content.keys(services).inspect(|_| ending::go_on()))));
+            let services = (connection * part).min(content.services)
+                ..((connection + 1) * part).min(content.services);
+            scope.spawn(move || {
+                runtime()
+                    .block_on(etcd.put_many(content.keys(services).inspect(|_| ending::go_on())))
+            });
         }
     });
     if skydns {

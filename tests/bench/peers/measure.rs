@@ -87,7 +87,12 @@ impl Row {
     }
 
     /// Compares with another server, in the rounds in which both were measured and `of` is known.
-    pub(crate) fn ratio(&self, other: &Self, load: Load, of: impl Fn(&Sample) -> Option<Reading>) -> Option<Ratio> {
+    pub(crate) fn ratio(
+        &self,
+        other: &Self,
+        load: Load,
+        of: impl Fn(&Sample) -> Option<Reading>,
+    ) -> Option<Ratio> {
         let readings = |row: &Self| -> ByRound<Reading> {
             let samples = row.samples.get(&load).into_iter().flatten();
             samples.filter_map(|(round, sample)| Some((*round, of(sample)?))).collect()
@@ -118,16 +123,29 @@ impl Rounds {
 /// Rounds that slow servers take part in: what they cost more than others shows in a few.
 pub(crate) const SLOW_ROUNDS: usize = 3;
 /// And what they are asked.
-const SLOW_LOADS: [Load; 4] = [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
+const SLOW_LOADS: [Load; 4] =
+    [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
 
 /// Measures all servers under all loads; the rate of [`Load::CommonHalf`].
-pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], rounds: Rounds, core: usize) -> f64 {
+pub(crate) fn measure(
+    servers: &[Server],
+    rows: &mut [Row],
+    loads: &[Load],
+    rounds: Rounds,
+    core: usize,
+) -> f64 {
     // Makes everything ready, and tells the rates that later loads are halves of.
-    let reach = |(server, row): (_, &Row)| sample(server, row.slow, core, rounds.period, Load::Flood(Kind::A), 0.0).rate;
+    let reach = |(server, row): (_, &Row)| {
+        sample(server, row.slow, core, rounds.period, Load::Flood(Kind::A), 0.0).rate
+    };
     let reached: Vec<f64> = servers.iter().zip(&*rows).map(reach).collect();
     let pairs = || rows.iter().zip(&reached);
     let of_common = pairs().filter(|(row, _)| COMMON.contains(&row.name)).map(|(_, rate)| *rate);
-    let common = of_common.chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp)).min_by(f64::total_cmp).unwrap_or(WAKING) / 2.0;
+    let common = of_common
+        .chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp))
+        .min_by(f64::total_cmp)
+        .unwrap_or(WAKING)
+        / 2.0;
     for round in 0..rounds.rounds {
         for load in loads {
             for turn in 0..servers.len() {
@@ -145,7 +163,8 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
                 };
                 // A rate that is the same for all may be beyond a server.
                 if *load == Load::OwnHalf || reached[at] > rate * 1.1 {
-                    let sample = sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
+                    let sample =
+                        sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
                     rows[at].samples.entry(*load).or_default().insert(round, sample);
                 }
             }
@@ -157,7 +176,9 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
 /// Whether a server gives a right answer to all that it will be asked; what it does not.
 pub(crate) fn answers_rightly(server: &Server, row: &Row, loads: &[Load]) -> Result<(), String> {
     let wrong = loads.iter().find_map(|load| match load {
-        Load::Flood(kind) if is_asked(row, *load) => server.target.size_of_answer(*kind).is_none().then_some(kind),
+        Load::Flood(kind) if is_asked(row, *load) => {
+            server.target.size_of_answer(*kind).is_none().then_some(kind)
+        }
         _ => None,
     });
     wrong.map_or(Ok(()), |kind| Err(format!("it gives no right answer to {}", kind.name())))
@@ -166,11 +187,19 @@ pub(crate) fn answers_rightly(server: &Server, row: &Row, loads: &[Load]) -> Res
 /// Returns whether a server is measured under a load: only svcdns and the handler know names that
 /// are spelled out.
 pub(crate) fn is_asked(row: &Row, load: Load) -> bool {
-    let known = load != Load::Flood(Kind::SpelledOut) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
+    let known = load != Load::Flood(Kind::SpelledOut)
+        || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
     known && (!row.slow || SLOW_LOADS.contains(&load))
 }
 
-fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
+fn sample(
+    server: &Server,
+    slow: bool,
+    core: usize,
+    period: Duration,
+    load: Load,
+    rate: f64,
+) -> Sample {
     // Threads may have been started since the last time.
     server.pin(core);
     let before = settled(server);
@@ -189,7 +218,11 @@ fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load
         failed: seen.wrong + seen.lost,
         stalled: seen.stalled as f64 / right,
         load_cost: own.as_secs_f64() * 1e6 / right,
-        late: if seen.late.is_empty() { 0.0 } else { microseconds(seen.late.iter()).percentile(0.99) },
+        late: if seen.late.is_empty() {
+            0.0
+        } else {
+            microseconds(seen.late.iter()).percentile(0.99)
+        },
     }
 }
 
@@ -221,7 +254,9 @@ fn settled(server: &Server) -> f64 {
 
 fn ask(target: &Target, slow: bool, load: Load, rate: f64, period: Duration) -> load::Seen {
     match load {
-        Load::Flood(kind) => load::flood(target, kind, if slow { IN_FLIGHT_SLOW } else { IN_FLIGHT }, period),
+        Load::Flood(kind) => {
+            load::flood(target, kind, if slow { IN_FLIGHT_SLOW } else { IN_FLIGHT }, period)
+        }
         _ => load::at_rate(target, Kind::A, rate, period),
     }
 }

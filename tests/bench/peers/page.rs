@@ -37,7 +37,12 @@ impl Page<'_> {
     fn circumstances(&self) -> Vec<String> {
         let (core, other) = self.cores;
         let Rounds { rounds, period } = self.rounds;
-        let slow = PEERS.iter().filter(|peer| peer.slow).map(|peer| peer.name).collect::<Vec<_>>().join(", ");
+        let slow = PEERS
+            .iter()
+            .filter(|peer| peer.slow)
+            .map(|peer| peer.name)
+            .collect::<Vec<_>>()
+            .join(", ");
         let mut lines = vec![
             format!("{}, {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"), self.machine),
             format!(
@@ -62,13 +67,20 @@ impl Page<'_> {
     }
 
     fn ended(&self) -> String {
-        format!("The whole run took {:.0} s; load average now {}", self.begun.elapsed().as_secs_f64(), figures::load_average())
+        format!(
+            "The whole run took {:.0} s; load average now {}",
+            self.begun.elapsed().as_secs_f64(),
+            figures::load_average()
+        )
     }
 
     /// For the terminal.
     pub(crate) fn text(&self) -> String {
         let mut text = self.circumstances().join("\n") + "\n\n";
-        for table in [report::settings(&self.peers)].into_iter().chain(self.all.iter().flat_map(Results::tables)) {
+        for table in [report::settings(&self.peers)]
+            .into_iter()
+            .chain(self.all.iter().flat_map(Results::tables))
+        {
             writeln!(text, "{}", table.text()).unwrap();
         }
         for line in aims::lines(&self.all) {
@@ -78,7 +90,8 @@ impl Page<'_> {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("![Processor time of an answer, by question and server]({CHART})\n\n");
+        let mut text =
+            format!("![Processor time of an answer, by question and server]({CHART})\n\n");
         for line in self.circumstances() {
             writeln!(text, "- {line}").unwrap();
         }
@@ -86,7 +99,10 @@ impl Page<'_> {
         for line in aims::lines(&self.all) {
             writeln!(text, "- {line}").unwrap();
         }
-        for table in [report::settings(&self.peers)].into_iter().chain(self.all.iter().flat_map(Results::tables)) {
+        for table in [report::settings(&self.peers)]
+            .into_iter()
+            .chain(self.all.iter().flat_map(Results::tables))
+        {
             write!(text, "\n{}", table.markdown()).unwrap();
         }
         format!("{text}\n{}\n", self.ended())
@@ -100,7 +116,11 @@ impl Page<'_> {
         let old = fs::read_to_string(docs.join(PAGE)).unwrap();
         let (before, rest) = old.split_once(BEGIN).unwrap();
         let (_, after) = rest.split_once(END).unwrap();
-        fs::write(folder.join(PAGE), format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown())).unwrap();
+        fs::write(
+            folder.join(PAGE),
+            format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown()),
+        )
+        .unwrap();
         let below = self.machine.split("; load").next().unwrap_or_default();
         let usual = self.all.iter().find(|results| results.content.srv);
         if let Some(svg) = usual.and_then(|results| chart::svg(results, below)) {

@@ -30,13 +30,22 @@ pub(crate) struct Ratio {
 
 impl Ratio {
     /// Compares two servers; `None` when they share too few of the planned rounds.
-    pub(crate) fn of(ours: &ByRound<Reading>, theirs: &ByRound<Reading>, planned: usize) -> Option<Self> {
+    pub(crate) fn of(
+        ours: &ByRound<Reading>,
+        theirs: &ByRound<Reading>,
+        planned: usize,
+    ) -> Option<Self> {
         let pairs = paired(ours, theirs);
         if !are_most(pairs.len(), planned) {
             return None;
         }
         let ratios: Vec<Reading> = pairs.iter().map(|[ours, theirs]| ours.over(**theirs)).collect();
-        let median = |side: usize| Spread::new(pairs.iter().map(|pair| pair[side].value).collect()).median();
-        Some(Self { median: Reading::median(&ratios), rounds: pairs.len(), medians: [median(0), median(1)] })
+        let median =
+            |side: usize| Spread::new(pairs.iter().map(|pair| pair[side].value).collect()).median();
+        Some(Self {
+            median: Reading::median(&ratios),
+            rounds: pairs.len(),
+            medians: [median(0), median(1)],
+        })
     }
 }

@@ -171,7 +171,11 @@ fn folder() -> TempDir {
 }
 
 fn server(command: &mut Command, address: SocketAddr, content: Content, folder: TempDir) -> Server {
-    Server::new(Process::start(command), Target { address, content, zone: ZONE, echo: false }, folder)
+    Server::new(
+        Process::start(command),
+        Target { address, content, zone: ZONE, echo: false },
+        folder,
+    )
 }
 
 fn role(role: &str, content: Content) -> Server {
@@ -183,7 +187,17 @@ fn role(role: &str, content: Content) -> Server {
 fn svcdns(content: Content, etcd: &Etcd) -> Server {
     let (address, folder) = (free_address(), folder());
     let mut command = svcdns::command();
-    command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off", "--upstream", "off"]);
+    command.args([
+        "serve",
+        "--registry",
+        &etcd.url(),
+        "--listen",
+        &address.to_string(),
+        "--admin-listen",
+        "off",
+        "--upstream",
+        "off",
+    ]);
     command.arg("--state-dir").arg(folder.path());
     server(&mut command, address, content, folder)
 }
@@ -312,7 +326,12 @@ fn dnsmasq(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let hosts = folder.path().join("hosts");
     let (mut configuration, mut lines) = (String::new(), String::new());
-    writeln!(configuration, "local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\nno-hosts\naddn-hosts={}", hosts.display()).unwrap();
+    writeln!(
+        configuration,
+        "local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\nno-hosts\naddn-hosts={}",
+        hosts.display()
+    )
+    .unwrap();
     // A line for each instance, with both of its names.
     for (service, address, port) in content.all() {
         let (name, label) = (content.label(service), instance_label(address));
@@ -327,8 +346,16 @@ fn dnsmasq(content: Content) -> Server {
     let file = folder.path().join("dnsmasq.conf");
     fs::write(&file, configuration).unwrap();
     let mut command = Command::new(programs::copied(Path::new("/usr/sbin/dnsmasq"), folder.path()));
-    command.args(["--no-daemon", "--no-resolv", "--bind-interfaces", "--listen-address=127.0.0.1", "--pid-file="]);
-    command.arg(format!("--port={}", address.port())).arg(format!("--conf-file={}", file.display()));
+    command.args([
+        "--no-daemon",
+        "--no-resolv",
+        "--bind-interfaces",
+        "--listen-address=127.0.0.1",
+        "--pid-file=",
+    ]);
+    command
+        .arg(format!("--port={}", address.port()))
+        .arg(format!("--conf-file={}", file.display()));
     server(&mut command, address, content, folder)
 }
 
@@ -357,12 +384,19 @@ fn coredns(content: Content, etcd: &Etcd) -> Server {
 pub(crate) fn skydns_keys(content: Content) -> impl Iterator<Item = (String, String)> {
     content.all().map(move |(service, address, port)| {
         let key = format!("/skydns/svc/{}/{}", content.label(service), instance_label(address));
-        (key, format!(r#"{{"host":"{address}","port":{port},"priority":0,"weight":1,"ttl":{TTL}}}"#))
+        (
+            key,
+            format!(r#"{{"host":"{address}","port":{port},"priority":0,"weight":1,"ttl":{TTL}}}"#),
+        )
     })
 }
 
 fn consul(content: Content) -> Result<Server, String> {
     let (dns, folder) = (free_address(), folder());
     let process = consul::start(&go::program("consul"), dns, content, folder.path())?;
-    Ok(Server::new(process, Target { address: dns, content, zone: CONSUL_ZONE, echo: false }, folder))
+    Ok(Server::new(
+        process,
+        Target { address: dns, content, zone: CONSUL_ZONE, echo: false },
+        folder,
+    ))
 }

@@ -63,12 +63,25 @@ pub(crate) struct Asked {
 
 /// Writes a question about a service at random, as the C library asks: recursion desired, no EDNS. `zone` is what follows a
 /// name's first label, on the wire.
-pub(crate) fn write(kind: Kind, content: Content, zone: &[u8], id: u16, out: &mut Vec<u8>) -> Asked {
+pub(crate) fn write(
+    kind: Kind,
+    content: Content,
+    zone: &[u8],
+    id: u16,
+    out: &mut Vec<u8>,
+) -> Asked {
     write_about(fastrand::usize(..content.services.max(1)), kind, content, zone, id, out)
 }
 
 /// The same about this service.
-pub(crate) fn write_about(service: usize, kind: Kind, content: Content, zone: &[u8], id: u16, out: &mut Vec<u8>) -> Asked {
+pub(crate) fn write_about(
+    service: usize,
+    kind: Kind,
+    content: Content,
+    zone: &[u8],
+    id: u16,
+    out: &mut Vec<u8>,
+) -> Asked {
     let kind = kind.draw();
     out.clear();
     out.extend(id.to_be_bytes());
@@ -95,7 +108,13 @@ pub(crate) fn write_about(service: usize, kind: Kind, content: Content, zone: &[
 
 /// Whether this can be the right answer: to this question, whole, with the right code and as many records as there are instances.
 /// It costs the same for an echo, whose code and count are the question's.
-pub(crate) fn fits(message: &[u8], question: &[u8], asked: Asked, content: Content, echo: bool) -> bool {
+pub(crate) fn fits(
+    message: &[u8],
+    question: &[u8],
+    asked: Asked,
+    content: Content,
+    echo: bool,
+) -> bool {
     let (code, records) = match asked.kind {
         _ if echo => (0, 0),
         Kind::NxDomain => (3, 0),

@@ -24,16 +24,27 @@ impl Results {
     /// `10,000 services of 3 instances`.
     pub(crate) fn describe(&self) -> String {
         let plural = if self.content.instances == 1 { "" } else { "s" };
-        format!("{} services of {} instance{plural}", thousands(self.content.services as f64), self.content.instances)
+        format!(
+            "{} services of {} instance{plural}",
+            thousands(self.content.services as f64),
+            self.content.instances
+        )
     }
 
     /// All tables of this content.
     pub(crate) fn tables(&self) -> Vec<Table> {
-        let mut loads: Vec<Load> = self.rows.iter().flat_map(|row| row.samples.keys().copied()).collect();
+        let mut loads: Vec<Load> =
+            self.rows.iter().flat_map(|row| row.samples.keys().copied()).collect();
         loads.sort_unstable();
         loads.dedup();
-        let costs = loads.iter().filter(|load| matches!(load, Load::Flood(_) | Load::Waking)).map(|load| self.costs(*load));
-        let times = loads.iter().filter(|load| matches!(load, Load::OwnHalf | Load::CommonHalf)).map(|load| self.times(*load));
+        let costs = loads
+            .iter()
+            .filter(|load| matches!(load, Load::Flood(_) | Load::Waking))
+            .map(|load| self.costs(*load));
+        let times = loads
+            .iter()
+            .filter(|load| matches!(load, Load::OwnHalf | Load::CommonHalf))
+            .map(|load| self.times(*load));
         costs.chain(times).chain([self.memory()]).collect()
     }
 
@@ -49,7 +60,8 @@ impl Results {
             if !are_most(pairs.len(), row.rounds) {
                 return Err(pairs.len());
             }
-            let ours = |of: fn(&Sample) -> f64| pairs.iter().map(|[ours, _]| of(ours)).collect::<Vec<_>>();
+            let ours =
+                |of: fn(&Sample) -> f64| pairs.iter().map(|[ours, _]| of(ours)).collect::<Vec<_>>();
             let median = |of| Spread::new(ours(of)).median();
             let over = |of: fn(&Sample) -> f64| {
                 let ratios = pairs.iter().map(|[ours, theirs]| of(ours) / of(theirs));
@@ -63,7 +75,11 @@ impl Results {
                 over(|sample| sample.rate),
                 format!("{:.0} %", 100.0 * median(|sample| sample.busy)),
                 // Where a rate is set the load never waits.
-                if matches!(load, Load::Flood(_)) { format!("{:.2}", median(|sample| sample.load_cost)) } else { String::new() },
+                if matches!(load, Load::Flood(_)) {
+                    format!("{:.2}", median(|sample| sample.load_cost))
+                } else {
+                    String::new()
+                },
                 format!("{:.0}", median(|sample| sample.octets)),
                 row.failed(load).to_string(),
                 pairs.len().to_string(),
@@ -95,13 +111,17 @@ impl Results {
             _ => format!("{} questions a second for all", thousands(self.common)),
         };
         let row = |row: &Row| {
-            let told: Vec<&Sample> = row.samples(load).filter(|sample| sample.times[P50].is_some()).collect();
+            let told: Vec<&Sample> =
+                row.samples(load).filter(|sample| sample.times[P50].is_some()).collect();
             if !are_most(told.len(), row.rounds) {
                 return Err(told.len());
             }
-            let of = |of: fn(&Sample) -> f64| Spread::new(told.iter().map(|sample| of(sample)).collect());
+            let of = |of: fn(&Sample) -> f64| {
+                Spread::new(told.iter().map(|sample| of(sample)).collect())
+            };
             let cell = |quantile: usize, of: fn(Reading) -> f64| {
-                let times: Vec<f64> = told.iter().filter_map(|sample| sample.times[quantile]).map(of).collect();
+                let times: Vec<f64> =
+                    told.iter().filter_map(|sample| sample.times[quantile]).map(of).collect();
                 if are_most(times.len(), row.rounds) { spread(times, 1) } else { String::new() }
             };
             Ok(vec![
@@ -141,12 +161,19 @@ impl Results {
 
     /// Makes the row of each server that was asked so, and a note about those that have none; `make`
     /// fails with the rounds that it has when most are missing.
-    fn printed(&self, load: Load, make: impl Fn(&Row) -> Result<Vec<String>, usize>) -> (Vec<Vec<String>>, Vec<String>) {
+    fn printed(
+        &self,
+        load: Load,
+        make: impl Fn(&Row) -> Result<Vec<String>, usize>,
+    ) -> (Vec<Vec<String>>, Vec<String>) {
         let (mut rows, mut notes) = (Vec::new(), Vec::new());
         for row in self.rows.iter().filter(|row| measure::is_asked(row, load)) {
             match make(row) {
                 Ok(cells) => rows.push(cells),
-                Err(rounds) => notes.push(format!("Left out: {}, measured in {rounds} of {} rounds", row.name, row.rounds)),
+                Err(rounds) => notes.push(format!(
+                    "Left out: {}, measured in {rounds} of {} rounds",
+                    row.name, row.rounds
+                )),
             }
         }
         (rows, notes)
@@ -156,7 +183,8 @@ impl Results {
         let instances = (self.content.services * self.content.instances) as f64;
         let row = |row: &Row| {
             let added = (row.memory_kib.saturating_sub(row.empty_kib) * 1024) as f64;
-            let [empty, now] = [row.empty_kib, row.memory_kib].map(|kib| format!("{:.1}", megabytes(kib)));
+            let [empty, now] =
+                [row.empty_kib, row.memory_kib].map(|kib| format!("{:.1}", megabytes(kib)));
             vec![title(row), empty, now, format!("{:.0}", added / instances)]
         };
         Table {
@@ -173,7 +201,12 @@ pub(crate) fn settings(peers: &[(&Peer, String)]) -> Table {
     Table {
         title: "The servers".to_owned(),
         head: vec!["", "version", "settings"],
-        rows: peers.iter().map(|(peer, version)| vec![peer.name.to_owned(), version.clone(), peer.settings.to_owned()]).collect(),
+        rows: peers
+            .iter()
+            .map(|(peer, version)| {
+                vec![peer.name.to_owned(), version.clone(), peer.settings.to_owned()]
+            })
+            .collect(),
         notes: Vec::new(),
     }
 }

@@ -22,7 +22,13 @@ const LONGEST: usize = 1232;
 /// The command that starts this program again in a role.
 pub(crate) fn command(role: &str, content: Content) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--role", role, &content.services.to_string(), &content.instances.to_string(), &content.srv.to_string()]);
+    command.args([
+        "--role",
+        role,
+        &content.services.to_string(),
+        &content.instances.to_string(),
+        &content.srv.to_string(),
+    ]);
     command
 }
 
@@ -38,7 +44,11 @@ pub(crate) fn address(process: &mut Process) -> SocketAddr {
 pub(crate) fn play(role: &[String]) {
     // From the main thread, which lives as long as the process.
     prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    let content = Content { services: role[1].parse().unwrap(), instances: role[2].parse().unwrap(), srv: role[3].parse().unwrap() };
+    let content = Content {
+        services: role[1].parse().unwrap(),
+        instances: role[2].parse().unwrap(),
+        srv: role[3].parse().unwrap(),
+    };
     match &*role[0] {
         "echo" => echo(content),
         "handler" => handler::serve(content),
@@ -63,7 +73,8 @@ fn echo(content: Content) {
             sizes.push(questions::size_of_answer_to(question, content));
             to.push(from);
         }
-        let messages: Vec<&[u8]> = answers.iter().zip(&sizes).map(|(answer, size)| &answer[..*size]).collect();
+        let messages: Vec<&[u8]> =
+            answers.iter().zip(&sizes).map(|(answer, size)| &answer[..*size]).collect();
         batch.send(&socket, &messages, &to);
     }
 }

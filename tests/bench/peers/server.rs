@@ -35,7 +35,11 @@ impl Server {
     pub(crate) fn wait(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         let content = self.target.content;
-        let (service, kind) = if content.services == 0 { (0, Kind::NxDomain) } else { (content.services - 1, Kind::A) };
+        let (service, kind) = if content.services == 0 {
+            (0, Kind::NxDomain)
+        } else {
+            (content.services - 1, Kind::A)
+        };
         while !self.target.answers(service, kind) {
             ending::go_on();
             if self.process.ended().is_some() {
@@ -55,8 +59,12 @@ impl Server {
         let mut at = 0;
         while let Some(process) = found.get(at) {
             for thread in cores::threads(*process) {
-                let children = fs::read_to_string(format!("/proc/{}/task/{thread}/children", found[at])).unwrap_or_default();
-                found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+                let children =
+                    fs::read_to_string(format!("/proc/{}/task/{thread}/children", found[at]))
+                        .unwrap_or_default();
+                found.extend(
+                    children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()),
+                );
             }
             at += 1;
         }
@@ -70,10 +78,11 @@ impl Server {
 
     /// User and system time of all its threads so far, in microseconds; to the nanosecond while it waits.
     pub(crate) fn processor_time(&self) -> f64 {
-        let threads = self
-            .processes()
-            .into_iter()
-            .flat_map(|process| cores::threads(process).into_iter().map(move |thread| format!("/proc/{process}/task/{thread}/schedstat")));
+        let threads = self.processes().into_iter().flat_map(|process| {
+            cores::threads(process)
+                .into_iter()
+                .map(move |thread| format!("/proc/{process}/task/{thread}/schedstat"))
+        });
         let nanoseconds = threads.map(|path| {
             let text = fs::read_to_string(path).unwrap_or_default();
             text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0)
@@ -84,8 +93,12 @@ impl Server {
     /// Its resident memory in KiB; pages that several of its processes share count once.
     pub(crate) fn memory_kib(&self) -> u64 {
         let of = |process: u32| {
-            let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss:").map(str::to_owned)).unwrap_or_default();
+            let text =
+                fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("Pss:").map(str::to_owned))
+                .unwrap_or_default();
             line.split_whitespace().next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0)
         };
         self.processes().into_iter().map(of).sum()

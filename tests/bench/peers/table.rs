@@ -38,7 +38,12 @@ impl Table {
 
     /// Markdown.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!("**{}**\n\n| {} |\n|---|{}\n", self.title, self.head.join(" | "), "--:|".repeat(self.head.len() - 1));
+        let mut text = format!(
+            "**{}**\n\n| {} |\n|---|{}\n",
+            self.title,
+            self.head.join(" | "),
+            "--:|".repeat(self.head.len() - 1)
+        );
         for row in &self.rows {
             writeln!(text, "| {} |", row.join(" | ")).unwrap();
         }

@@ -40,7 +40,9 @@ impl Fed {
             sizes.percentile(0.99),
             sizes.percentile(1.0)
         );
-        for (name, times) in [("time it takes, µs", &self.took), ("its first change is out late by, µs", &self.late)] {
+        for (name, times) in
+            [("time it takes, µs", &self.took), ("its first change is out late by, µs", &self.late)]
+        {
             let mean = times.iter().sum::<Duration>().as_secs_f64() * 1e6 / times.len() as f64;
             let spread = Spread::of(times.iter().copied());
             let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| spread.percentile(share) * 1e3);
@@ -54,7 +56,8 @@ impl Fed {
 pub(crate) fn feed(store: &mut Store, shape: Shape, rate: u32, stop: &AtomicBool, fed: &mut Fed) {
     // The kernel may be late by 50 µs else.
     prctl::set_timerslack(1).unwrap();
-    let (begun, every, mut storm) = (Instant::now(), Duration::from_secs(1) / rate, Storm::default());
+    let (begun, every, mut storm) =
+        (Instant::now(), Duration::from_secs(1) / rate, Storm::default());
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let due = u32::try_from(begun.elapsed().as_nanos() / every.as_nanos()).unwrap();
@@ -90,11 +93,18 @@ impl Storm {
         let step = self.step % 3;
         self.step += 1;
         if step == 0 {
-            (self.service, self.instance) = (fastrand::usize(..shape.services), fastrand::usize(..shape.instances));
+            (self.service, self.instance) =
+                (fastrand::usize(..shape.services), fastrand::usize(..shape.instances));
         }
         let key = shape.key(self.service, self.instance);
         match step {
-            0 => store.put(&key, &format!(r#"{{"insecure":true,"protocol":"http","weight":{}}}"#, fastrand::u16(2..10))),
+            0 => store.put(
+                &key,
+                &format!(
+                    r#"{{"insecure":true,"protocol":"http","weight":{}}}"#,
+                    fastrand::u16(2..10)
+                ),
+            ),
             1 => store.delete(&key),
             _ => store.put(&key, VALUE),
         }

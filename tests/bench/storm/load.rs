@@ -37,13 +37,21 @@ pub(crate) struct Seen {
 
 /// Runs a load as a child of this process, on the core that this thread is kept on.
 pub(crate) fn run(load: Load, server: SocketAddr, shape: Shape, period: Duration) -> Seen {
-    let numbers = [load.lanes, load.rate.unwrap_or(0) as usize, shape.services, shape.instances, period.as_millis() as usize];
+    let numbers = [
+        load.lanes,
+        load.rate.unwrap_or(0) as usize,
+        shape.services,
+        shape.instances,
+        period.as_millis() as usize,
+    ];
     let mut command = Command::new(env::current_exe().unwrap());
     command.arg("--load").arg(server.to_string()).args(numbers.map(|number| number.to_string()));
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let seen: Vec<u64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    let [right, failed, nanoseconds] = seen[..] else { panic!("the load ended with {} and {text:?}", output.status) };
+    let [right, failed, nanoseconds] = seen[..] else {
+        panic!("the load ended with {} and {text:?}", output.status)
+    };
     Seen { right, failed, elapsed: Duration::from_nanos(nanoseconds) }
 }
 
@@ -53,7 +61,9 @@ pub(crate) fn play(arguments: &[String]) {
     prctl::set_timerslack(1).unwrap();
     let server = arguments[0].parse().unwrap();
     let numbers: Vec<usize> = arguments[1..].iter().map(|number| number.parse().unwrap()).collect();
-    let [lanes, rate, services, instances, milliseconds] = numbers[..] else { panic!("five numbers: {arguments:?}") };
+    let [lanes, rate, services, instances, milliseconds] = numbers[..] else {
+        panic!("five numbers: {arguments:?}")
+    };
     let shape = Shape { services, instances };
     let period = Duration::from_millis(milliseconds as u64);
     // The time between two bursts of one lane.
@@ -92,7 +102,8 @@ impl Lane {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(LOST)).unwrap();
-        let messages = (0..BURST).map(|id| dns::question(id as u16, &Shape::name(0), dns::A)).collect();
+        let messages =
+            (0..BURST).map(|id| dns::question(id as u16, &Shape::name(0), dns::A)).collect();
         Self { socket, messages, services: [0; BURST], waiting: 0 }
     }
 
@@ -111,7 +122,9 @@ impl Lane {
             let mut came = 0;
             for (answer, _) in batch.receive(&self.socket, true) {
                 let question = usize::from(answer[1]);
-                let fits = answer[0] == 0 && question < BURST && is_right(answer, shape, self.services[question], &self.messages[question]);
+                let fits = answer[0] == 0
+                    && question < BURST
+                    && is_right(answer, shape, self.services[question], &self.messages[question]);
                 *if fits { &mut *right } else { &mut *failed } += 1;
                 came += 1;
             }
@@ -134,7 +147,10 @@ fn put_number(mut service: usize, question: &mut [u8]) {
 
 /// Whether all instances are there, or all but the one that the storm took, and nobody else's.
 fn is_right(answer: &[u8], shape: Shape, service: usize, question: &[u8]) -> bool {
-    let Some(records) = answer.strip_prefix(&[question[0], question[1], 0x85]).and_then(|_| answer.get(question.len()..)) else {
+    let Some(records) = answer
+        .strip_prefix(&[question[0], question[1], 0x85])
+        .and_then(|_| answer.get(question.len()..))
+    else {
         return false;
     };
     let count = usize::from(answer[7]);
@@ -145,6 +161,7 @@ fn is_right(answer: &[u8], shape: Shape, service: usize, question: &[u8]) -> boo
         && records.len() == 16 * count
         && records.chunks(16).all(|record| {
             let (head, address) = record.split_at(12);
-            head[..6] == [0xC0, 12, 0, 1, 0, 1] && shape.service_at(<[u8; 4]>::try_from(address).unwrap().into()) == service
+            head[..6] == [0xC0, 12, 0, 1, 0, 1]
+                && shape.service_at(<[u8; 4]>::try_from(address).unwrap().into()) == service
         })
 }

@@ -4,8 +4,16 @@
 //!
 //! `cargo bench --bench storm` measures; `-- --short` only shows that the program works. What the figures mean stands in
 //! `docs/performance.md`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for people; what fails ends it"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -45,8 +53,10 @@ struct Scale {
     changes: u32,
 }
 
-const FULL: Scale = Scale { services: 10_000, rounds: 9, period: Duration::from_secs(2), changes: 10_000 };
-const SHORT: Scale = Scale { services: 300, rounds: 1, period: Duration::from_millis(300), changes: 500 };
+const FULL: Scale =
+    Scale { services: 10_000, rounds: 9, period: Duration::from_secs(2), changes: 10_000 };
+const SHORT: Scale =
+    Scale { services: 300, rounds: 1, period: Duration::from_millis(300), changes: 500 };
 
 /// Instances of each service.
 const INSTANCES: usize = 3;
@@ -105,8 +115,15 @@ fn run(scale: &Scale) {
         print(name, rounds);
     }
     println!("ratio: median of the rounds', with the lowest and the highest");
-    let deciding: Vec<Reading> = measured[0].iter().map(|round| Reading::exact(round.ratio())).collect();
-    println!("{}", Aim::AtMost(1.1).line("processor time with the storm over that without, first row", Reading::median(&deciding)));
+    let deciding: Vec<Reading> =
+        measured[0].iter().map(|round| Reading::exact(round.ratio())).collect();
+    println!(
+        "{}",
+        Aim::AtMost(1.1).line(
+            "processor time with the storm over that without, first row",
+            Reading::median(&deciding)
+        )
+    );
     println!("{}", reading::note());
     for ((name, _), fed) in LOADS.iter().zip(&fed) {
         fed.print(name, scale.changes);
@@ -143,10 +160,19 @@ impl Round {
 }
 
 /// One load, with so many changes a second meanwhile.
-fn one(serving: &Serving, load: Load, shape: Shape, period: Duration, store: &mut Store, rate: u32, fed: &mut Fed) -> Cost {
+fn one(
+    serving: &Serving,
+    load: Load,
+    shape: Shape,
+    period: Duration,
+    store: &mut Store,
+    rate: u32,
+    fed: &mut Fed,
+) -> Cost {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let feeder = (rate > 0).then(|| scope.spawn(|| feeder::feed(store, shape, rate, &stop, fed)));
+        let feeder =
+            (rate > 0).then(|| scope.spawn(|| feeder::feed(store, shape, rate, &stop, fed)));
         let (before, waits) = serving.spent();
         let Seen { right, failed, elapsed } = load::run(load, serving.address, shape, period);
         let (after, waits_after) = serving.spent();

@@ -29,13 +29,20 @@ impl Serving {
     pub(crate) fn start(answerer: &Arc<Answerer>, core: usize) -> Self {
         let before = cores::threads(process::id());
         let limits = Limits { udp_workers: 1, ..Limits::default() };
-        let settings = Settings { listen: vec![(Ipv4Addr::LOCALHOST, 0).into()], limits, ..Settings::default() };
+        let settings = Settings {
+            listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            limits,
+            ..Settings::default()
+        };
         let bound = server::bind(&settings).unwrap();
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
         let (responder, stopped) = (Responder::new(Arc::clone(answerer), None), stop.clone());
         let serve = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(bound.serve(responder, |_, error| panic!("{error}"), stopped)).unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime
+                .block_on(bound.serve(responder, |_, error| panic!("{error}"), stopped))
+                .unwrap();
         });
         eventually("the server to answer", SOON, || dns::ask(address, "nothing.svc", dns::A));
         let mut threads = cores::threads(process::id());

@@ -42,9 +42,14 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
         outcome = answerer.respond(&parsed, (&ahead, 1), *transport, *draw, &mut fast);
     });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
-    assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));
+    assert!(
+        outcome == in_full && fast == full,
+        "{}",
+        difference(question, &(outcome, &fast), &(in_full, &full))
+    );
     assert_eq!(outcome == Outcome::Answered, !fast.is_empty());
-    let kind = if outcome == Outcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
+    let kind =
+        if outcome == Outcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
@@ -53,24 +58,45 @@ pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Ve
 
 /// Holds an answer against what any answer must be, and says what it is.
 fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static str {
-    let (Parsed::Query(query) | Parsed::Bad { query, .. }) = parsed else { panic!("an answer to what is no query") };
-    let message = Message::from_vec(answer).unwrap_or_else(|error| panic!("{error}: {answer:02x?}"));
+    let (Parsed::Query(query) | Parsed::Bad { query, .. }) = parsed else {
+        panic!("an answer to what is no query")
+    };
+    let message =
+        Message::from_vec(answer).unwrap_or_else(|error| panic!("{error}: {answer:02x?}"));
     assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
     assert_eq!(answer[..2], query.id.to_be_bytes());
     assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER..][..query.question.len()], *query.question, "the question comes back octet for octet");
+    assert_eq!(
+        answer[HEADER..][..query.question.len()],
+        *query.question,
+        "the question comes back octet for octet"
+    );
     assert_eq!(message.edns.is_some(), query.edns.is_some());
     assert!(transport == Transport::Udp || !message.metadata.truncation);
-    let mut octets: Vec<_> = question_end(answer).into_iter().flat_map(|end| records(answer, end)).map(|record| record.unwrap()).collect();
+    let mut octets: Vec<_> = question_end(answer)
+        .into_iter()
+        .flat_map(|end| records(answer, end))
+        .map(|record| record.unwrap())
+        .collect();
     octets.sort_by_key(|record| &answer[record.start..record.end]);
-    assert!(octets.windows(2).all(|two| answer[two[0].start..two[0].end] != answer[two[1].start..two[1].end]), "twice: {message}");
+    assert!(
+        octets
+            .windows(2)
+            .all(|two| answer[two[0].start..two[0].end] != answer[two[1].start..two[1].end]),
+        "twice: {message}"
+    );
     match message.metadata.response_code {
         ResponseCode::NoError if message.metadata.truncation => "cut",
         ResponseCode::NoError if message.answers.is_empty() => {
             assert_eq!(message.authorities.len(), 1, "no data without the zone's SOA: {message}");
             "no data"
         }
-        ResponseCode::NoError if message.answers.iter().any(|record| u16::from(record.record_type()) == rtype::SRV) => {
+        ResponseCode::NoError
+            if message
+                .answers
+                .iter()
+                .any(|record| u16::from(record.record_type()) == rtype::SRV) =>
+        {
             if message.additionals.is_empty() { "services" } else { "services with glue" }
         }
         ResponseCode::NoError => "records",
@@ -84,19 +110,31 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     }
 }
 
-fn difference(question: &Question, fast: &(Outcome, &Vec<u8>), full: &(Outcome, &Vec<u8>)) -> String {
+fn difference(
+    question: &Question,
+    fast: &(Outcome, &Vec<u8>),
+    full: &(Outcome, &Vec<u8>),
+) -> String {
     let say = |(outcome, octets): &(Outcome, &Vec<u8>)| match Message::from_vec(octets) {
         Ok(message) => format!("{outcome:?} {message}\n{octets:02x?}"),
         Err(_) => format!("{outcome:?} {octets:02x?}"),
     };
-    let asked = Message::from_vec(&question.packet).map_or_else(|_| String::new(), |message| message.to_string());
-    format!("two answers to {asked}\n{question:02x?}\nready-made: {}\nin full: {}", say(fast), say(full))
+    let asked = Message::from_vec(&question.packet)
+        .map_or_else(|_| String::new(), |message| message.to_string());
+    format!(
+        "two answers to {asked}\n{question:02x?}\nready-made: {}\nin full: {}",
+        say(fast),
+        say(full)
+    )
 }
 
 /// An answer without what no two servers have in common: the serial of the SOA record.
 pub fn without_serial(mut answer: Vec<u8>) -> Vec<u8> {
     let Some(question) = question_end(&answer) else { return answer };
-    let serials: Vec<_> = records(&answer, question).map_while(Result::ok).filter(|record| record.rtype == rtype::SOA).collect();
+    let serials: Vec<_> = records(&answer, question)
+        .map_while(Result::ok)
+        .filter(|record| record.rtype == rtype::SOA)
+        .collect();
     for soa in serials {
         answer[soa.end - 20..soa.end - 16].fill(0);
     }

@@ -15,7 +15,10 @@ pub fn files(octets: &[u8]) {
     assert!((1..=MOST_NAME_SERVERS).contains(&conf.asked().len()));
     assert!(conf.name_servers().all(|server| server.socket_address(|_| Some(1)).is_some()));
     let _ = (conf.search(), conf.options().count());
-    assert!(conf.faults().all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty()));
+    assert!(
+        conf.faults()
+            .all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty())
+    );
 
     let text = String::from_utf8_lossy(octets);
     if let Some(hosts) = Hosts::of(&text) {
@@ -44,6 +47,10 @@ fn words(line: &str) {
         assert!(config.registries.iter().all(|registry| !registry.source.to_string().is_empty()));
     }
     if let Ok(target) = line.parse::<Target>() {
-        assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target), "{line:?} is not read back");
+        assert_eq!(
+            target.to_string().parse::<Target>().as_ref(),
+            Ok(&target),
+            "{line:?} is not read back"
+        );
     }
 }

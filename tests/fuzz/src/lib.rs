@@ -3,7 +3,12 @@
 //!
 //! Each target is a function of octets that panics where something does not hold.
 #![allow(missing_docs, dead_code, unreachable_pub, reason = "each program takes what it needs")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a panic is the finding")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a panic is the finding"
+)]
 
 pub mod answers;
 pub mod choices;

@@ -53,7 +53,9 @@ pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) 
         1 => [random(choices), zone(choices, zones)].concat(),
         2 => [special(choices), zone(choices, zones)].concat(),
         _ => match pick(choices, registered) {
-            Some(registration) => [row(choices, settings, registration), zone(choices, zones)].concat(),
+            Some(registration) => {
+                [row(choices, settings, registration), zone(choices, zones)].concat()
+            }
             None => [random(choices), zone(choices, zones)].concat(),
         },
     };
@@ -87,8 +89,9 @@ fn wire(labels: &[Vec<u8>], upper: u8) -> Vec<u8> {
     for label in labels[first..].iter().filter(|label| !label.is_empty()) {
         let label = &label[..label.len().min(63)];
         name.push(u8::try_from(label.len()).unwrap());
-        let cased =
-            label.iter().enumerate().map(|(at, octet)| if upper >> (at % 8) & 1 == 1 { octet.to_ascii_uppercase() } else { *octet });
+        let cased = label.iter().enumerate().map(|(at, octet)| {
+            if upper >> (at % 8) & 1 == 1 { octet.to_ascii_uppercase() } else { *octet }
+        });
         name.extend(cased);
     }
     name.push(0);
@@ -139,11 +142,20 @@ fn selector(choices: &mut Choices<'_>, registration: &Registration) -> Labels {
         0 => (id.version.to_string(), "_version"),
         1 => (id.namespace.to_string(), "_namespace"),
         2 => (id.deployment.to_string(), "_deployment"),
-        3 => (endpoint.map_or_else(|| "80".to_owned(), |endpoint| endpoint.port.to_string()), "_port"),
+        3 => (
+            endpoint.map_or_else(|| "80".to_owned(), |endpoint| endpoint.port.to_string()),
+            "_port",
+        ),
         4 => return vec![instance(choices, registration), b"_instance".to_vec()],
-        5 => (endpoint.map_or_else(|| "x".to_owned(), |endpoint| endpoint.host.to_string()), "_instance"),
+        5 => (
+            endpoint.map_or_else(|| "x".to_owned(), |endpoint| endpoint.host.to_string()),
+            "_instance",
+        ),
         6 => (registration.metadata.text("env").map_or_else(|| "a".to_owned(), Into::into), "_env"),
-        _ => (registration.metadata.text("protocol").map_or_else(|| "http".to_owned(), Into::into), "_protocol"),
+        _ => (
+            registration.metadata.text("protocol").map_or_else(|| "http".to_owned(), Into::into),
+            "_protocol",
+        ),
     };
     [split(&value), split(key)].concat()
 }
@@ -163,7 +175,9 @@ fn instance(choices: &mut Choices<'_>, registration: &Registration) -> Vec<u8> {
 
 /// The registered name without a zone's suffix, sometimes as it is.
 fn base(registered: &str, zones: &Zones) -> Labels {
-    let cut = zones.iter().filter_map(|zone| registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.'));
+    let cut = zones.iter().filter_map(|zone| {
+        registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.')
+    });
     split(cut.min_by_key(|base| base.len()).unwrap_or(registered))
 }
 
@@ -188,11 +202,20 @@ fn special(choices: &mut Choices<'_>) -> Labels {
 
 /// Names outside the zones: reverse names and others.
 fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
-    let address = pick(choices, registered).and_then(|registration| registration.endpoints.first()).and_then(|e| e.host.address());
+    let address = pick(choices, registered)
+        .and_then(|registration| registration.endpoints.first())
+        .and_then(|e| e.host.address());
     match (choices.below(4), address) {
         (0, _) => vec![b"example".to_vec(), b"com".to_vec()],
         (1, None) => Vec::new(),
-        (2, None) => vec![b"1".to_vec(), b"0".to_vec(), b"0".to_vec(), b"10".to_vec(), b"in-addr".to_vec(), b"arpa".to_vec()],
+        (2, None) => vec![
+            b"1".to_vec(),
+            b"0".to_vec(),
+            b"0".to_vec(),
+            b"10".to_vec(),
+            b"in-addr".to_vec(),
+            b"arpa".to_vec(),
+        ],
         (_, Some(address)) => reverse_name(address).labels().map(<[u8]>::to_vec).collect(),
         (_, None) => vec![b"web".to_vec(), b"example".to_vec()],
     }

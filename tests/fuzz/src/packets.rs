@@ -45,7 +45,12 @@ static HOUSES: LazyLock<Houses> = LazyLock::new(|| {
     let forwarding = Settings { forwarding: true, answers: Answers::Fit, ..settings() };
     let one = Settings { answers: Answers::Count(1.try_into().unwrap()), ..settings() };
     let away = [Change::Connected(false)];
-    Houses([house(settings(), true, []), house(forwarding, true, []), house(one, true, away), house(settings(), false, [])])
+    Houses([
+        house(settings(), true, []),
+        house(forwarding, true, []),
+        house(one, true, away),
+        house(settings(), false, []),
+    ])
 });
 
 /// The target: which server and transport, the draw, and the packet.
@@ -65,19 +70,32 @@ fn settings() -> Settings {
 
 fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>) -> Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 1, now);
+    let (mut publisher, answerer) =
+        Publisher::new(catalog::Settings::new(settings.zones.clone()), settings, 1, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
-    changes.extend(KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)));
     changes.extend(
-        (0..120).map(|at| put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), &format!("{{\"weight\":{}}}", at % 7))),
+        KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)),
     );
-    changes.extend((0..120).map(|at| put(&format!("/service/default/default/many.many/latest/10.2.0.{at}:80"), "{}")));
+    changes.extend((0..120).map(|at| {
+        put(
+            &format!("/service/default/default/many/latest/10.1.0.{at}:80"),
+            &format!("{{\"weight\":{}}}", at % 7),
+        )
+    }));
+    changes.extend(
+        (0..120).map(|at| {
+            put(&format!("/service/default/default/many.many/latest/10.2.0.{at}:80"), "{}")
+        }),
+    );
     if read {
         changes.push(Change::ListEnd { revision: 1 });
     }
     changes.extend(then);
     publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
-    let found = BTreeMap::from([(Box::from("web.example"), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
+    let found = BTreeMap::from([(
+        Box::from("web.example"),
+        Addresses::Known([[192, 0, 2, 1].into()].into()),
+    )]);
     publisher.apply([Update::Hosts(found.into_iter().collect())], now);
     publisher.apply([], now + Duration::from_secs(1));
     answerer

@@ -55,7 +55,14 @@ impl Question {
         let mut packet = Vec::with_capacity(name.len() + 48);
         put_u16(&mut packet, 0x1234);
         // RD, mostly; CD, AD, another opcode, now and then.
-        put_u16(&mut packet, if choices.one_in(64) { 0x2000 } else { choices.of(&[0x0100, 0x0100, 0, 0x0110, 0x0120]) });
+        put_u16(
+            &mut packet,
+            if choices.one_in(64) {
+                0x2000
+            } else {
+                choices.of(&[0x0100, 0x0100, 0, 0x0110, 0x0120])
+            },
+        );
         packet.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         packet.extend_from_slice(name);
         put_u16(&mut packet, choices.of(&TYPES));

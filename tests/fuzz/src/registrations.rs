@@ -29,8 +29,22 @@ const LABELS: [&str; 16] = [
 ];
 /// Namespaces and deployments besides the default; some that no label can be.
 const SCOPES: [&str; 8] = ["prod", "prod", "blue", "a", "b", "Prod", "x.y", LONG];
-const VERSIONS: [&str; 14] =
-    ["latest", "latest", "latest", "v1", "v1.2.0", "2.0", "V1", "a", "b.a", "10-0-0-1", "10-0-0-2.v1", "hello", "x y", LONG];
+const VERSIONS: [&str; 14] = [
+    "latest",
+    "latest",
+    "latest",
+    "v1",
+    "v1.2.0",
+    "2.0",
+    "V1",
+    "a",
+    "b.a",
+    "10-0-0-1",
+    "10-0-0-2.v1",
+    "hello",
+    "x y",
+    LONG,
+];
 /// What a zone's suffix may be, and is not always.
 const SUFFIXES: [&str; 6] = ["", "", ".svc", ".internal", ".a.b.svc", ".SVC"];
 const HOSTS: [&str; 12] = [
@@ -73,14 +87,20 @@ pub fn put(choices: &mut Choices<'_>) -> Put {
         15 => usize::from(choices.octet()) + 20,
         few => few % 5,
     };
-    let endpoints = (0..count).map(|at| if count < 5 { endpoint(choices) } else { one_of_many(at) }).collect();
+    let endpoints =
+        (0..count).map(|at| if count < 5 { endpoint(choices) } else { one_of_many(at) }).collect();
     registered(id, endpoints, choices)
 }
 
 /// One instance of many, each in a key of its own.
 pub fn one(choices: &mut Choices<'_>, at: usize) -> Put {
     let name = choices.of(&["hello", "many", "many.a"]);
-    let id = ServiceId { deployment: "default".into(), namespace: "default".into(), name: name.into(), version: "latest".into() };
+    let id = ServiceId {
+        deployment: "default".into(),
+        namespace: "default".into(),
+        name: name.into(),
+        version: "latest".into(),
+    };
     registered(id, vec![one_of_many(at)], choices)
 }
 
@@ -93,12 +113,14 @@ pub fn again(put: &Put, choices: &mut Choices<'_>) -> Put {
 
 fn registered(id: ServiceId, endpoints: Vec<Endpoint>, choices: &mut Choices<'_>) -> Put {
     let key = svcdns::registry::gsvc::key("service", &id, &endpoints).into();
-    let content = Ok(Registration { id, endpoints, rejected: Vec::new(), metadata: metadata(choices) });
+    let content =
+        Ok(Registration { id, endpoints, rejected: Vec::new(), metadata: metadata(choices) });
     Put { key, revision: 0, lease: i64::from(choices.octet() % 4), content }
 }
 
 fn id(choices: &mut Choices<'_>) -> ServiceId {
-    let labels: Vec<&str> = (0..[1, 1, 2, 1, 2, 3, 1, 4][choices.below(8)]).map(|_| choices.of(&LABELS)).collect();
+    let labels: Vec<&str> =
+        (0..[1, 1, 2, 1, 2, 3, 1, 4][choices.below(8)]).map(|_| choices.of(&LABELS)).collect();
     ServiceId {
         name: (labels.join(".") + choices.of(&SUFFIXES)).into(),
         version: choices.of(&VERSIONS).into(),
@@ -113,7 +135,9 @@ fn scope(choices: &mut Choices<'_>) -> &'static str {
 
 fn endpoint(choices: &mut Choices<'_>) -> Endpoint {
     let host = choices.of(&HOSTS);
-    let host = host.parse().map_or_else(|_| Host::Name(host.into()), |address: std::net::IpAddr| Host::from(address));
+    let host = host
+        .parse()
+        .map_or_else(|_| Host::Name(host.into()), |address: std::net::IpAddr| Host::from(address));
     Endpoint { host, port: choices.of(&[80, 81, 82, 65535]) }
 }
 

@@ -14,18 +14,27 @@ use super::question::Question;
 
 /// The target: lines of a key, a space, and its value; read as keys of etcd and as names of files.
 pub fn registry(octets: &[u8]) {
-    let entries: Vec<(&[u8], &[u8])> = octets.split(|octet| *octet == b'\n').take(16).map(entry).collect();
+    let entries: Vec<(&[u8], &[u8])> =
+        octets.split(|octet| *octet == b'\n').take(16).map(entry).collect();
     let mut reader = gsvc::Reader::default();
     for (key, value) in &entries {
         let read = gsvc::parse(key, value);
-        assert_eq!(reader.parse(key, value), read, "a reader is not misled by what it has read before");
+        assert_eq!(
+            reader.parse(key, value),
+            read,
+            "a reader is not misled by what it has read before"
+        );
         if let Ok(registration) = &read {
             reads_back(registration);
         }
         if let Ok(registration) = gsvc::parse_file_name(key, value) {
             let name = gsvc::file_name("head", &registration.id, &registration.endpoints);
             let again = gsvc::parse_file_name(name.as_bytes(), b"");
-            assert!(registration.endpoints.is_empty() || again.is_ok_and(|again| again.endpoints == registration.endpoints), "{name}");
+            assert!(
+                registration.endpoints.is_empty()
+                    || again.is_ok_and(|again| again.endpoints == registration.endpoints),
+                "{name}"
+            );
         }
     }
     serves(&entries);
@@ -48,7 +57,9 @@ fn reads_back(Registration { id, endpoints, metadata, .. }: &Registration) {
             // Of a fraction another last digit may be read.
             assert!(value.contains(['.', 'e', 'E']) || again.metadata == *metadata, "{value}");
         }
-        Err(Rejected { reason, .. }) => assert!(key.len() > gsvc::MAX_KEY || value.len() > gsvc::MAX_VALUE, "{key}: {reason}"),
+        Err(Rejected { reason, .. }) => {
+            assert!(key.len() > gsvc::MAX_KEY || value.len() > gsvc::MAX_VALUE, "{key}: {reason}")
+        }
     }
 }
 
@@ -59,13 +70,21 @@ fn serves(entries: &[(&[u8], &[u8])]) {
     let now = Instant::now();
     let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(zones), settings, 1, now);
     let put = |(key, value): &(&[u8], &[u8])| {
-        Change::Put(Put { key: String::from_utf8_lossy(key).into(), revision: 0, lease: 0, content: gsvc::parse(key, value) })
+        Change::Put(Put {
+            key: String::from_utf8_lossy(key).into(),
+            revision: 0,
+            lease: 0,
+            content: gsvc::parse(key, value),
+        })
     };
-    let published = publisher.apply([Update::Registry(RegistryId::FIRST, entries.iter().map(put).collect())], now);
+    let published = publisher
+        .apply([Update::Registry(RegistryId::FIRST, entries.iter().map(put).collect())], now);
     let mut kinds = Kinds::unmeasured();
     for service in published.changed.iter().filter_map(|changed| changed.after.as_ref()) {
         for rtype in [rtype::A, rtype::SRV, rtype::TXT] {
-            let Ok(name) = Name::from_text(&format!("{}.svc", service.base())) else { panic!("{:?} is no name", service.base()) };
+            let Ok(name) = Name::from_text(&format!("{}.svc", service.base())) else {
+                panic!("{:?} is no name", service.base())
+            };
             let mut packet = b"\0\0\x01\0\0\x01\0\0\0\0\0\0".to_vec();
             packet.extend_from_slice(name.as_wire());
             put_u16(&mut packet, rtype);

@@ -49,7 +49,12 @@ impl Here {
         let (udp, tcp) = runtime.block_on(sockets());
         let lane = {
             let _inside = runtime.enter();
-            Forwarder::start(settings(udp.local_addr().unwrap()), &TaskTracker::new(), &CancellationToken::new()).lane()
+            Forwarder::start(
+                settings(udp.local_addr().unwrap()),
+                &TaskTracker::new(),
+                &CancellationToken::new(),
+            )
+            .lane()
         };
         tasks.spawn_local(answer_datagrams(udp, Rc::clone(&reply)));
         tasks.spawn_local(answer_connections(tcp, Rc::clone(&reply)));
@@ -61,18 +66,30 @@ impl Here {
         let name = format!("{:08x}", self.asked.replace_with(|asked| *asked + 1));
         let name = [b"\x08", name.as_bytes(), b"\x07example\x03com\0"].concat();
         let mut choices = Choices::new(octets);
-        let Question { packet, transport, .. } = Question::new(&mut Choices::new(&[0; 20].map(|_| choices.octet())), &name);
+        let Question { packet, transport, .. } =
+            Question::new(&mut Choices::new(&[0; 20].map(|_| choices.octet())), &name);
         self.reply.replace(choices.rest().to_vec());
         let Parsed::Query(query) = Query::parse(&packet) else { return };
-        let said = self.tasks.block_on(&self.runtime, self.lane.resolve(packet.clone(), transport)).expect("no answer");
+        let said = self
+            .tasks
+            .block_on(&self.runtime, self.lane.resolve(packet.clone(), transport))
+            .expect("no answer");
         check(&query, transport, &said);
         // From the cache, as it came and some time after.
         let _inside = self.runtime.enter();
         for age in [0, 2, 100_000] {
             let mut kept = Vec::new();
-            if self.lane.respond(&query, transport, Instant::now() + Duration::from_secs(age), &mut kept) {
+            if self.lane.respond(
+                &query,
+                transport,
+                Instant::now() + Duration::from_secs(age),
+                &mut kept,
+            ) {
                 check(&query, transport, &kept);
-                assert!(age > 0 || kept.len() == said.len() && kept[4..HEADER] == said[4..HEADER], "{said:02x?}\n{kept:02x?}");
+                assert!(
+                    age > 0 || kept.len() == said.len() && kept[4..HEADER] == said[4..HEADER],
+                    "{said:02x?}\n{kept:02x?}"
+                );
             }
         }
     }
@@ -86,7 +103,8 @@ fn check(query: &Query<'_>, transport: Transport, answer: &[u8]) {
     assert_eq!(answer[HEADER..][..query.question.len()], *query.question);
     let end = question_end(answer).expect("one question");
     assert!(records(answer, end).all(|record| record.is_ok()), "{answer:02x?}");
-    let opts = records(answer, end).map_while(Result::ok).filter(svcdns::wire::Record::is_opt).count();
+    let opts =
+        records(answer, end).map_while(Result::ok).filter(svcdns::wire::Record::is_opt).count();
     assert_eq!(opts, usize::from(query.edns.is_some()));
     // Data of records goes through as it came, for better or worse.
     let _ = Message::from_vec(answer);
@@ -134,7 +152,9 @@ async fn answer_connections(listener: TcpListener, reply: Reply) {
                     return;
                 }
                 let answer = answer_to(&request, &reply);
-                let framed = [&u16::try_from(answer.len()).unwrap().to_be_bytes(), answer.as_slice()].concat();
+                let framed =
+                    [&u16::try_from(answer.len()).unwrap().to_be_bytes(), answer.as_slice()]
+                        .concat();
                 if stream.write_all(&framed).await.is_err() {
                     return;
                 }

@@ -77,7 +77,8 @@ impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
         let (catalog, settings) = settings(choices);
         let now = Instant::now();
-        let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), usize::from(REGISTRIES), now);
+        let (publisher, answerer) =
+            Publisher::new(catalog.clone(), settings.clone(), usize::from(REGISTRIES), now);
         let mut world = Self {
             catalog,
             settings,
@@ -124,14 +125,20 @@ impl World {
                 }
             }
             24 | 25 => {
-                let kind = choices.of(&[ListKind::Routine, ListKind::Reconnect, ListKind::Restored]);
+                let kind =
+                    choices.of(&[ListKind::Routine, ListKind::Reconnect, ListKind::Restored]);
                 let lost = choices.octet();
                 let mut at = 0;
                 self.held.retain(|(held, _)| {
                     at += 1;
                     *held != registry || lost < 128 || at % 3 != usize::from(lost % 3)
                 });
-                let puts: Vec<_> = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| put.clone()).collect();
+                let puts: Vec<_> = self
+                    .held
+                    .iter()
+                    .filter(|(held, _)| *held == registry)
+                    .map(|(_, put)| put.clone())
+                    .collect();
                 let whole = !choices.one_in(4);
                 self.list(registry, kind, &puts, whole);
             }
@@ -140,7 +147,8 @@ impl World {
                 self.tell(registry, Change::Connected(connected));
             }
             27 => {
-                let leases = (0..choices.below(4)).map(|lease| i64::try_from(lease).unwrap()).collect();
+                let leases =
+                    (0..choices.below(4)).map(|lease| i64::try_from(lease).unwrap()).collect();
                 self.tell(registry, Change::LeasesGone(leases));
             }
             28 | 29 => self.now += Duration::from_millis(u64::from(choices.octet()) * 100),
@@ -226,28 +234,54 @@ impl World {
     fn compare_with_rebuilt(mut self) {
         self.publish();
         let condition = self.answerer.condition();
-        if condition.holding > 0 || !condition.away.is_empty() || !condition.synced || self.broken.contains(&true) {
+        if condition.holding > 0
+            || !condition.away.is_empty()
+            || !condition.synced
+            || self.broken.contains(&true)
+        {
             return;
         }
-        let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), usize::from(REGISTRIES), self.now);
+        let (mut publisher, answerer) = Publisher::new(
+            self.catalog.clone(),
+            self.settings.clone(),
+            usize::from(REGISTRIES),
+            self.now,
+        );
         for registry in 0..REGISTRIES {
-            let puts = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| Change::Put(put.clone()));
-            let changes = [Change::ListBegin(ListKind::Routine)].into_iter().chain(puts).chain([Change::ListEnd { revision: 0 }]);
+            let puts = self
+                .held
+                .iter()
+                .filter(|(held, _)| *held == registry)
+                .map(|(_, put)| Change::Put(put.clone()));
+            let changes = [Change::ListBegin(ListKind::Routine)]
+                .into_iter()
+                .chain(puts)
+                .chain([Change::ListEnd { revision: 0 }]);
             publisher.apply([Update::Registry(id(registry), changes.collect())], self.now);
         }
         publisher.apply([Update::Hosts(self.hosts.clone().into_iter().collect())], self.now);
         let mut kinds = Kinds::unmeasured();
         for question in &self.questions {
-            let [here, rebuilt] = [&self.answerer, &answerer].map(|answerer| without_serial(answer(answerer, question, &mut kinds)));
-            assert!(here == rebuilt, "grown: {here:02x?}\nrebuilt: {rebuilt:02x?}\n{question:?}\n{:?}", self.held);
+            let [here, rebuilt] = [&self.answerer, &answerer]
+                .map(|answerer| without_serial(answer(answerer, question, &mut kinds)));
+            assert!(
+                here == rebuilt,
+                "grown: {here:02x?}\nrebuilt: {rebuilt:02x?}\n{question:?}\n{:?}",
+                self.held
+            );
         }
     }
 }
 
 /// Settings of all kinds; zones beside and inside each other.
 fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
-    let zones: &[&str] =
-        [&["svc"][..], &["svc", "internal"], &["svc", "a.b.svc"], &["prod.svc", "svc"], &["internal.example", "svc"]][choices.below(5)];
+    let zones: &[&str] = [
+        &["svc"][..],
+        &["svc", "internal"],
+        &["svc", "a.b.svc"],
+        &["prod.svc", "svc"],
+        &["internal.example", "svc"],
+    ][choices.below(5)];
     let zones = Zones::new(&zones.iter().map(|&zone| zone.to_owned()).collect::<Vec<_>>()).unwrap();
     let mut catalog = catalog::Settings::new(zones.clone());
     catalog.removal_grace = choices.of(&[Duration::ZERO, Duration::ZERO, Duration::from_secs(12)]);

@@ -37,8 +37,8 @@ fn serve(registry: &str) -> Svcdns {
 /// A server that knows hello.svc, on a machine of its own whose files may be changed.
 fn on_a_machine(test: &str, body: impl FnOnce(&Svcdns)) {
     netns::inside(test, SERVER, || {
-        netns::own_etc();
-        netns::empty("/run");
+        netns::mount_etc_copy();
+        netns::mount_tmpfs("/run");
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files.url());
         server.wait_for("hello.svc", &["10.9.0.5"]);
@@ -314,7 +314,7 @@ fn somebody_else_has_the_port() {
 #[test]
 fn registries_in_trouble() {
     netns::inside("registries_in_trouble", SERVER, || {
-        netns::own_etc();
+        netns::mount_etc_copy();
         fs::write(CONF, well()).unwrap();
         let server = serve("etcd://127.0.0.1:9");
         let found = doctor(&server);
@@ -349,7 +349,7 @@ fn nscd_runs() {
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     on_a_machine(TEST, |server| {
         fs::write(CONF, well()).unwrap();
-        netns::empty("/var/cache");
+        netns::mount_tmpfs("/var/cache");
         for folder in ["/run/nscd", "/var/cache/nscd"] {
             fs::create_dir_all(folder).unwrap();
         }

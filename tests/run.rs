@@ -376,7 +376,7 @@ fn an_ordinary_user_runs_it_without_any_right() {
         );
 
         // Where it may have no namespace (in a changed root, user_namespaces(7)), it says what to type.
-        let root = netns::small_root();
+        let root = netns::minimal_root();
         fs::copy(program, root.join("svcdns")).unwrap();
         let words = [
             "--userspec=65534:65534",
@@ -419,7 +419,7 @@ fn any_resolv_conf_will_do() {
     netns::inside("any_resolv_conf_will_do", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        netns::own_etc();
+        netns::mount_etc_copy();
         netns::run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/run"]);
         let conf = Path::new("/etc/resolv.conf");
         let found = |what: &str| {
@@ -552,7 +552,7 @@ fn nss_resolve_does_not_answer_in_its_place() {
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        netns::empty("/run");
+        netns::mount_tmpfs("/run");
         fs::create_dir_all("/run/systemd/resolve").unwrap();
         resolve_wrongly(Path::new("/run/systemd/resolve/io.systemd.Resolve"));
         let libraries = machine::libraries(&tree);
@@ -565,7 +565,7 @@ fn nss_resolve_does_not_answer_in_its_place() {
             "hosts: files resolve",
             "hosts: resolve",
         ] {
-            netns::put_over("/etc/nsswitch.conf", &format!("passwd: files\n{line}\n"));
+            netns::mount_file("/etc/nsswitch.conf", &format!("passwd: files\n{line}\n"));
             assert_eq!(
                 getent(Command::new("getent").args(["hosts", "hello.svc"])),
                 "192.0.2.66",
@@ -600,8 +600,8 @@ fn nscd_does_not_answer_in_its_place() {
             &["--registry", &wrong.url(), "--upstream", "off"],
         );
         other.wait_for("hello.svc", &["192.0.2.66"]);
-        netns::empty("/run");
-        netns::empty("/var/cache");
+        netns::mount_tmpfs("/run");
+        netns::mount_tmpfs("/var/cache");
         fs::create_dir_all("/run/nscd").unwrap();
         fs::create_dir_all("/var/cache/nscd").unwrap();
         let conf = tempfile::NamedTempFile::new().unwrap();

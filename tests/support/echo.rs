@@ -1,4 +1,4 @@
-//! The test double of a responder: it echoes, and misbehaves on demand.
+//! A test responder that echoes queries, and misbehaves on demand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use tokio::sync::Notify;
 /// | `big` | 60,000 bytes |
 /// | `client` | source and destination of the query |
 /// | `silent` | none |
-/// | `panic` | a panic in its place |
-/// | `later` | later, after 10 ms: `udp later, at last` |
-/// | `slow` | later, after 500 ms |
-/// | `hold` | later, once it is released |
-/// | `never` | later, and never |
-/// | `thread` | later: the name of the thread that it came to |
-/// | `panic-later` | later, and a panic in its place |
+/// | `panic` | none: the responder panics |
+/// | `later` | deferred by 10 ms: `udp later, at last` |
+/// | `slow` | deferred by 500 ms |
+/// | `hold` | deferred until [`Echo::release`] |
+/// | `never` | deferred for ever |
+/// | `thread` | deferred: the name of the thread that received the query |
+/// | `panic-later` | deferred, then none: the responder panics |
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Echo {
     held: Arc<Notify>,
 }
 
 impl Echo {
-    /// Lets the response to one `hold` go.
+    /// Sends the response to one `hold`.
     pub(crate) fn release(&self) {
         self.held.notify_one();
     }
@@ -45,14 +45,12 @@ impl Respond for Echo {
 
     fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Response {
         let Request { octets, client, .. } = request;
-        // Written in any case: what is not ready must not be sent.
+        // Written even if the response is deferred: the server must not send it then.
         *out = echo(octets, client);
         match first_word(octets) {
             b"panic" => panic!("asked to panic"),
             b"silent" => return Response::Silent,
-            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => {
-                return Response::Later;
-            }
+            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => return Response::Later,
             b"big" => *out = vec![b'x'; 60_000],
             b"client" => *out = format!("{} {}", client.source, client.destination).into_bytes(),
             _ => {}
@@ -99,7 +97,7 @@ fn echo(request: &[u8], client: &Client) -> Vec<u8> {
     [transport, text(request)].concat()
 }
 
-/// A query less its id, which begins with an octet below those of text.
+/// Returns a query without its id, whose first byte is below those of text.
 fn text(request: &[u8]) -> &[u8] {
     let id = if request.first().is_some_and(|octet| *octet < b' ') { 2 } else { 0 };
     request.get(id..).unwrap_or_default()

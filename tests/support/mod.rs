@@ -1,5 +1,5 @@
-//! What the tests with real processes share.
-#![allow(dead_code, reason = "each test program takes what it needs")]
+//! Helpers for tests that run real processes.
+#![allow(dead_code, reason = "each test program uses some of the helpers")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,11 +24,12 @@ use std::os::unix::{self, net::UnixListener};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-/// Longest wait for what must happen soon: a busy machine may take very long for anything. That something happens at once,
-/// and not for another reason later, a test shows by ruling that reason out.
+/// Longest wait for an event that must come soon: a busy machine may be very slow.
+///
+/// To show that an event comes at once and not for a later reason, a test rules that reason out.
 pub(crate) const SOON: Duration = seconds(120);
 
-/// Polls until `check` gives something; fails the test, saying what was waited for, when it has not `within` this time.
+/// Polls `check` until it returns a value; fails the test after `within`, naming `what`.
 pub(crate) fn eventually<T>(
     what: &str,
     within: Duration,
@@ -44,8 +45,9 @@ pub(crate) fn eventually<T>(
     }
 }
 
-/// Fails the test unless `check` holds all through this time after `start`. What is seen later says nothing: the machine may
-/// have stopped meanwhile.
+/// Polls `check` for `period` after `start`; fails the test if it is ever false.
+///
+/// A result after `period` is ignored: the machine may have paused the test.
 pub(crate) fn throughout(
     what: &str,
     start: Instant,
@@ -67,8 +69,10 @@ pub(crate) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Counts a test as skipped, loudly: `make test` prints the list at its end. With CI=true only a missing Go or Java
-/// toolchain (a reason that begins with "no go on PATH" or "no java on PATH") may skip a test.
+/// Records a test as skipped; `make test` prints the list at the end.
+///
+/// With CI=true, only a missing Go or Java toolchain may skip a test: a reason that begins with
+/// "no go on PATH" or "no java on PATH".
 pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("\nSKIPPED: {test}: {reason}\n");
     let toolchain = reason.starts_with("no go on PATH") || reason.starts_with("no java on PATH");
@@ -82,7 +86,7 @@ pub(crate) fn skip(test: &str, reason: &str) {
     }
 }
 
-/// Whether a program is on PATH.
+/// Returns whether a program is on PATH.
 pub(crate) fn on_path(program: &str) -> bool {
     env::split_paths(&env::var_os("PATH").unwrap_or_default())
         .any(|folder| folder.join(program).is_file())
@@ -90,8 +94,8 @@ pub(crate) fn on_path(program: &str) -> bool {
 
 /// Reserves a free port of 127.0.0.1, UDP and TCP, until this process ends.
 ///
-/// It is below the ports that the kernel hands out and that etcd gets here, and no other test gets
-/// the same one, so it is still free when its server binds it.
+/// No other test gets the same port, and the kernel and the etcd helper use higher ones, so the
+/// port is still free when its server binds it.
 pub(crate) fn free_address() -> SocketAddr {
     for _ in 0..1000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..12_000)));

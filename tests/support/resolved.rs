@@ -1,4 +1,4 @@
-//! The real systemd-resolved of this machine's release, unpacked and not installed, on a bus of its own.
+//! The real systemd-resolved of this machine's release, unpacked, on a private bus.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -9,16 +9,18 @@ use super::machine::{put_among, unpacked};
 use super::process::Process;
 use super::{SOON, eventually, on_path, skip};
 
-/// The user that it becomes, where the machine has none for it.
+/// The user id of systemd-resolved if the machine has no user for it.
 const USER: u32 = 64_999;
 
-/// A running systemd-resolved. Only for machines of a test's own: it uses their /run, and adds a user to their /etc.
+/// A running systemd-resolved.
+///
+/// Only for a test's private machine: it uses /run and adds a user to /etc.
 pub(crate) struct Resolved {
     _bus: Process,
     daemon: Process,
 }
 
-/// Its packages; none, and the test is skipped, where they cannot be had.
+/// Returns the unpacked packages; skips the test if they are not available.
 pub(crate) fn packages(test: &str) -> Option<PathBuf> {
     if !on_path("dbus-daemon") {
         skip(test, "no dbus-daemon on PATH");
@@ -28,7 +30,9 @@ pub(crate) fn packages(test: &str) -> Option<PathBuf> {
 }
 
 impl Resolved {
-    /// Starts it with these lines of `[Resolve]` (resolved.conf(5)), and waits until it answers on its bus.
+    /// Starts systemd-resolved and waits until it answers on the bus.
+    ///
+    /// `settings` are lines of `[Resolve]`, see resolved.conf(5).
     pub(crate) fn start(packages: &Path, settings: &str) -> Self {
         for (folder, place) in
             [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")]
@@ -49,9 +53,11 @@ impl Resolved {
             fs::write("/etc/group", format!("{groups}systemd-resolve:x:{USER}:\n")).unwrap();
         }
         fs::create_dir_all("/run/dbus").unwrap();
-        let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
-                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-                   <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
+        let bus = "<busconfig><type>system</type>\
+                   <listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
+                   <allow send_type=\"method_call\"/><allow send_destination=\"*\"/>\
+                   <allow receive_sender=\"*\"/></policy></busconfig>";
         fs::write("/run/dbus/conf", bus).unwrap();
         let bus = Process::start(Command::new("dbus-daemon").args([
             "--config-file=/run/dbus/conf",
@@ -64,7 +70,7 @@ impl Resolved {
         Self { _bus: bus, daemon: daemon(settings) }
     }
 
-    /// Ends it and starts it again; what it was told by its client is forgotten.
+    /// Stops and starts systemd-resolved, which forgets what clients set over the bus.
     pub(crate) fn restart(&mut self, settings: &str) {
         self.daemon.terminate();
         fs::remove_dir_all("/run/systemd/resolve").unwrap();
@@ -76,7 +82,7 @@ fn daemon(settings: &str) -> Process {
     fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
     fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n"))
         .unwrap();
-    // It refuses a folder that is not its own.
+    // systemd-resolved refuses a folder of another user.
     fs::create_dir_all("/run/systemd/resolve").unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
     let user = users

@@ -1,6 +1,7 @@
-//! A machine whose only name server is svcdns: programs of many languages find a service and the names of everybody else.
+//! Programs in many languages resolve names on a machine whose only name server is svcdns.
 //!
-//! Each of them looks up the same names, fetches their pages and prints what it found, in the same form.
+//! Each program looks up the same names, of a service and of the Internet, fetches a page from
+//! each, and prints the results in the same form.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -18,11 +19,11 @@ use support::{netns, on_path, skip};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-/// A service, a name of somebody else, an alias of it, and two names that nobody has.
+/// A service, a name of the upstream, an alias of that name, and two names that do not exist.
 const NAMES: [&str; 5] =
     ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
 
-/// What a program must say of them; addresses sorted.
+/// Lines that a program must print for [`NAMES`]; addresses are sorted.
 const FOUND: [&str; 8] = [
     "hello.svc 10.9.0.5",
     "page of hello.svc",
@@ -34,7 +35,7 @@ const FOUND: [&str; 8] = [
     "nothing.example.test none",
 ];
 
-/// Answers every connection with one page that says which Host was asked for.
+/// Serves a page on port 80 that repeats the request's Host.
 fn serve_pages(address: &str) {
     let listener = TcpListener::bind((address, 80)).unwrap();
     thread::spawn(move || {
@@ -47,7 +48,7 @@ fn serve_pages(address: &str) {
 fn answer(stream: &mut TcpStream) {
     let mut request = Vec::new();
     let mut part = [0; 1024];
-    while !request.windows(4).any(|octets| octets == b"\r\n\r\n") {
+    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
         match stream.read(&mut part) {
             Ok(length @ 1..) => request.extend(&part[..length]),
             _ => return,
@@ -65,7 +66,7 @@ fn answer(stream: &mut TcpStream) {
     );
 }
 
-/// Runs `body` on such a machine.
+/// Runs `body` on such a machine, with web servers for the service and the upstream's names.
 fn on_a_machine(test: &str, body: impl FnOnce()) {
     netns::inside(test, "127.0.0.1", || {
         serve_pages(netns::ADDRESS);
@@ -86,13 +87,13 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
         server.wait_for("hello.svc", &[netns::ADDRESS]);
         body();
         for name in upstream.names() {
-            assert!(name.ends_with("example.test"), "{name} is nobody else's to know");
+            assert!(name.ends_with("example.test"), "{name} was forwarded");
         }
         server.stop();
     });
 }
 
-/// What a program prints; it must end well.
+/// Runs a program, which must succeed, and returns what it prints.
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -105,14 +106,14 @@ fn output(command: &mut Command) -> String {
     text
 }
 
-/// Runs a program on the names; what it found must be right.
+/// Runs a program on [`NAMES`]; it must print [`FOUND`].
 fn expect_right(command: &mut Command) {
     let text = output(command.args(NAMES));
     let found: Vec<String> = text.lines().map(sorted).collect();
     assert_eq!(found, FOUND, "{command:?}");
 }
 
-/// A line with its addresses sorted, each once and in one form.
+/// Returns a line with its addresses normalized, sorted, and without duplicates.
 fn sorted(line: &str) -> String {
     let (mut words, mut addresses) = (Vec::new(), BTreeSet::new());
     for word in line.split(' ') {
@@ -194,7 +195,7 @@ fn java_finds_both() {
     if !on_path("java") || !on_path("javac") {
         return skip(TEST, "no java on PATH that runs a source file (a JDK)");
     }
-    // Without the file of its process id in /tmp, which another namespace's process of that id may hold.
+    // -UsePerfData: no file in /tmp named by process id, which another namespace may have, too.
     on_a_machine(TEST, || {
         expect_right(
             Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java")),
@@ -214,7 +215,7 @@ fn go_finds_both_by_both_resolvers() {
         let program = folder.path().join("lookup");
         let source = format!("{FOLDER}/lookup.go");
         let mut build = Command::new("go");
-        // Of one file, outside any module.
+        // A single file, outside any module.
         build
             .arg("build")
             .arg("-o")
@@ -230,7 +231,7 @@ fn go_finds_both_by_both_resolvers() {
     });
 }
 
-/// musl asks for both families at once and knows neither EDNS nor nsswitch.conf.
+/// musl queries A and AAAA at once, and supports neither EDNS nor nsswitch.conf.
 #[test]
 fn a_program_on_musl_finds_both() {
     on_a_machine("a_program_on_musl_finds_both", || {
@@ -242,8 +243,8 @@ fn a_program_on_musl_finds_both() {
                 .arg(&program)
                 .arg(format!("{FOLDER}/lookup.c")),
         );
-        let octets = fs::read(&program).unwrap();
-        assert!(!octets.windows(5).any(|part| part == b"GLIBC"), "not linked with musl");
+        let binary = fs::read(&program).unwrap();
+        assert!(!binary.windows(5).any(|bytes| bytes == b"GLIBC"), "not linked with musl");
         expect_right(&mut Command::new(&program));
     });
 }

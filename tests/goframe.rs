@@ -1,7 +1,8 @@
-//! Real GoFrame programs (the module in `tests/goframe`): what they register is found by name, and one of them that knows
-//! no registry reaches another through the machine's resolver.
+//! Real GoFrame programs (`tests/goframe`) register services that others find by name.
 //!
-//! GoFrame registers the addresses of the machine's interfaces, so each test has a network namespace with one: 10.9.0.5.
+//! A GoFrame client without discovery reaches the servers through the machine's resolver. GoFrame
+//! registers the addresses of the machine's interfaces, so each test runs in a network namespace
+//! with a single address, 10.9.0.5.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -20,15 +21,16 @@ use tempfile::TempDir;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
 
-/// The Go programs, and a temp folder of their own: gRPC programs without a registry make one there.
+/// The Go program, and a temporary folder, where gRPC servers create a registry if none is set.
 struct GoFrame {
     program: PathBuf,
     temp: TempDir,
 }
 
 impl GoFrame {
-    /// Builds the programs once, outside any namespace (modules come over the network the first time); none, and the test
-    /// counted as skipped, where there is no Go.
+    /// Builds the program once; skips the test if Go is not installed.
+    ///
+    /// The build runs outside any namespace: the first one downloads modules.
     fn new(test: &str) -> Option<Self> {
         static BUILT: OnceLock<()> = OnceLock::new();
         if !netns::is_inside(test) {
@@ -55,7 +57,7 @@ impl GoFrame {
         })
     }
 
-    /// A command in this role with this registry: `etcd HOST:PORT`, `file DIRECTORY` or nothing.
+    /// Returns a command for a role and registry: `etcd HOST:PORT`, `file DIRECTORY` or empty.
     fn role(&self, registry: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // GoFrame looks for its configuration in the working directory.
@@ -67,12 +69,12 @@ impl GoFrame {
         command
     }
 
-    /// A server in this role.
+    /// Starts a server.
     fn start(&self, registry: &str, arguments: &[&str]) -> Process {
         Process::start(&mut self.role(registry, arguments))
     }
 
-    /// What a client prints last; GoFrame's log stands before it on the same output.
+    /// Runs a client and returns the last line it prints; GoFrame's log precedes it.
     fn ask(&self, arguments: &[&str]) -> String {
         let output = self.role("", arguments).output().unwrap();
         assert!(
@@ -84,7 +86,7 @@ impl GoFrame {
     }
 }
 
-/// All keys of services in etcd.
+/// Returns all keys of services in etcd.
 fn keys(etcd: &Etcd) -> String {
     etcd.ctl(&["get", "--prefix", "--keys-only", "/service/"])
 }
@@ -94,7 +96,7 @@ fn last_line(output: &[u8]) -> String {
     text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
-/// The ports of a name's SRV records, as many as wanted.
+/// Waits until a name has this many SRV records, and returns their ports.
 fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
     eventually(&format!("{wanted} SRV records of {name}"), SOON, || {
         let lines = dns::dig_short(server.address, &[name, "SRV"]);
@@ -114,7 +116,8 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
             Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
         server.wait_for_code("hello.svc", "NXDOMAIN");
 
-        // A server on a random port: found by A, its port by SRV, and reached by a GoFrame client without discovery.
+        // A server on a random port: A gives its address, SRV its port, and a GoFrame client
+        // without discovery reaches it.
         let mut first = goframe.start(&registry, &["http", "hello.svc", ":0"]);
         server.wait_for("hello.svc", &[netns::ADDRESS]);
         let port = ports(&server, "hello.svc", 1).remove(0);
@@ -127,7 +130,7 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
             [r#""insecure=true" "protocol=http""#]
         );
         let url = format!("http://hello.svc:{port}/");
-        let expected = format!("page of hello.svc, asked as hello.svc:{port}");
+        let expected = format!("page of hello.svc, Host hello.svc:{port}");
         assert_eq!(goframe.ask(&["get", &url]), expected);
 
         // gRPC, found and reached the same way
@@ -139,10 +142,10 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
         );
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
         assert!(grpc.terminate().code().is_some());
-        assert!(!keys(&etcd).contains("/demo/"), "not left to the end of its lease");
+        assert!(!keys(&etcd).contains("/demo/"), "the key remains until its lease expires");
         server.wait_for_code("demo.svc", "NXDOMAIN");
 
-        // A second instance, and a canary that the short name does not show
+        // A second instance, and a canary that the short name does not include
         let mut second = goframe.start(&registry, &["http", "hello.svc", ":0"]);
         ports(&server, "hello.svc", 2);
         let mut canary = goframe.role(&registry, &["http", "hello.svc", ":18003"]);
@@ -153,17 +156,17 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
 
         // SIGTERM: gone at once
         first.terminate();
-        assert!(!keys(&etcd).contains(&format!(":{port}")), "not left to the end of its lease");
+        assert!(!keys(&etcd).contains(&format!(":{port}")), "the key remains until it expires");
         let left = eventually("one SRV record of hello.svc", SOON, || {
             let lines = dns::dig_short(server.address, &["hello.svc", "SRV"]);
             (lines.len() == 1).then_some(lines)
         });
         assert!(!left[0].contains(&format!(" {port} ")), "{left:?}");
 
-        // SIGKILL: there until its lease of 10 s ends
+        // SIGKILL: found until its lease of 10 s expires
         let begun = Instant::now();
         second.kill();
-        throughout("hello.svc is there while its lease lives", begun, seconds(4), || {
+        throughout("hello.svc resolves while its lease lives", begun, seconds(4), || {
             dns::addresses(server.address, "hello.svc").is_ok()
         });
         server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN");
@@ -176,8 +179,8 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let folder = goframe.temp.path().join("gsvc");
-        // No registry is configured anywhere: svcdns and the gRPC server both fall back on <temp dir>/gsvc, which the
-        // gRPC server makes after svcdns has started.
+        // No registry is configured: svcdns and the gRPC server both default to <temp dir>/gsvc,
+        // which the gRPC server creates after svcdns has started.
         let none: [&str; 0] = [];
         let server = Svcdns::serve_with("127.0.0.53:53".parse().unwrap(), &none, |command| {
             command.env("TMPDIR", goframe.temp.path());
@@ -191,13 +194,13 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
         );
         assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
 
-        // A name with a hyphen, which GoFrame's own reader of this registry cannot find
+        // A name with a hyphen, which GoFrame's own client of the file registry cannot find
         let registry = format!("file {}", folder.display());
         let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
         server.wait_for("user-svc.svc", &[netns::ADDRESS]);
         assert_eq!(
             goframe.ask(&["get", "http://user-svc.svc:18002/"]),
-            "page of user-svc.svc, asked as user-svc.svc:18002"
+            "page of user-svc.svc, Host user-svc.svc:18002"
         );
 
         // SIGTERM: gone at once
@@ -207,32 +210,32 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
         };
         assert!(
             left().iter().all(|name| !name.to_string_lossy().contains("user-svc")),
-            "not left to grow too old: {:?}",
+            "the file remains until it expires: {:?}",
             left()
         );
         server.wait_for_code("user-svc.svc", "NXDOMAIN");
 
-        // SIGKILL: its file stays, and is too old 20 s after its last refresh
+        // SIGKILL: its file stays, and expires 20 s after its last refresh
         let begun = Instant::now();
         grpc.kill();
-        throughout("demo.svc is there while its file is young", begun, seconds(5), || {
+        throughout("demo.svc resolves while its file is fresh", begun, seconds(5), || {
             dns::addresses(server.address, "demo.svc").is_ok()
         });
         eventually("demo.svc to be gone", SOON, || {
             dns::addresses(server.address, "demo.svc")
                 .map_or(Some(()), |found| found.is_empty().then_some(()))
         });
-        assert_eq!(left().len(), 1, "svcdns never deletes a registrant's file");
+        assert_eq!(left().len(), 1, "svcdns deleted a file that another program registered");
     });
 }
 
 #[test]
-fn goframes_own_discovery_finds_what_our_register_command_wrote() {
-    let test = "goframes_own_discovery_finds_what_our_register_command_wrote";
+fn goframe_discovery_finds_services_of_the_register_command() {
+    let test = "goframe_discovery_finds_services_of_the_register_command";
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let etcd = Etcd::start();
-        // A server that registers nowhere, registered by hand.
+        // A server without a registry, registered by svcdns.
         let _legacy = goframe.start("", &["http", "legacy", ":18004"]);
         let endpoint = format!("{}:18004", netns::ADDRESS);
         let mut register = svcdns::command();
@@ -254,7 +257,7 @@ fn goframes_own_discovery_finds_what_our_register_command_wrote() {
                 goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
             output.status.success().then(|| last_line(&output.stdout))
         });
-        assert_eq!(found, format!("page of legacy, asked as {endpoint}"));
+        assert_eq!(found, format!("page of legacy, Host {endpoint}"));
         register.signal(Signal::SIGTERM);
         register.wait(SOON);
         assert_eq!(etcd.value(&key), None);

@@ -75,7 +75,7 @@ impl GoFrame {
     }
 
     /// Runs a client and returns the last line it prints; GoFrame's log precedes it.
-    fn ask(&self, arguments: &[&str]) -> String {
+    fn run_client(&self, arguments: &[&str]) -> String {
         let output = self.role("", arguments).output().unwrap();
         assert!(
             output.status.success(),
@@ -131,7 +131,7 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
         );
         let url = format!("http://hello.svc:{port}/");
         let expected = format!("page of hello.svc, Host hello.svc:{port}");
-        assert_eq!(goframe.ask(&["get", &url]), expected);
+        assert_eq!(goframe.run_client(&["get", &url]), expected);
 
         // gRPC, found and reached the same way
         let mut grpc = goframe.start(&registry, &["grpc", "demo", ":18001"]);
@@ -140,7 +140,7 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
             dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]),
             ["0 1 18001 10-9-0-5.demo.svc."]
         );
-        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
+        assert_eq!(goframe.run_client(&["check", "demo.svc:18001"]), "SERVING");
         assert!(grpc.terminate().code().is_some());
         assert!(!keys(&etcd).contains("/demo/"), "the key remains until its lease expires");
         server.wait_for_code("demo.svc", "NXDOMAIN");
@@ -192,14 +192,14 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
             dns::dig_short(server.address, &["demo.svc", "SRV"]),
             ["0 1 18001 10-9-0-5.demo.svc."]
         );
-        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
+        assert_eq!(goframe.run_client(&["check", "demo.svc:18001"]), "SERVING");
 
         // A name with a hyphen, which GoFrame's own client of the file registry cannot find
         let registry = format!("file {}", folder.display());
         let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
         server.wait_for("user-svc.svc", &[netns::ADDRESS]);
         assert_eq!(
-            goframe.ask(&["get", "http://user-svc.svc:18002/"]),
+            goframe.run_client(&["get", "http://user-svc.svc:18002/"]),
             "page of user-svc.svc, Host user-svc.svc:18002"
         );
 

@@ -1,4 +1,4 @@
-//! `svcdns run`: one command whose names svcdns resolves, on a machine that stays as it is.
+//! `svcdns run` resolves names of one command and changes nothing else on the machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -21,10 +21,10 @@ use support::{SOON, eventually, machine, netns};
 
 const HELLO: &str = "default/default/hello.svc/latest/10.9.0.5:80";
 
-/// Where the server of these tests answers.
+/// The address of the server under test.
 const SERVER: &str = "127.0.0.55";
 
-/// Where nobody answers.
+/// An address without a server.
 const NOBODY: &str = "127.0.0.99";
 
 fn serve(files: &Files) -> Svcdns {
@@ -36,7 +36,7 @@ fn serve(files: &Files) -> Svcdns {
     server
 }
 
-/// `svcdns run` of this server with these flags; the command is to follow.
+/// Returns `svcdns run FLAGS -- WORDS`, for the server's state directory.
 fn command(server: &Svcdns, flags: &[&str], words: &[&str]) -> Command {
     let mut command = svcdns::command();
     command
@@ -62,8 +62,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a command prints, which has to succeed.
-fn good(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
+/// Runs a command with `svcdns run`, which must succeed, and returns what it prints.
+fn output_of(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     let output = run(server, flags, words);
     assert!(
         output.status.success(),
@@ -75,14 +75,14 @@ fn good(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     stdout(&output)
 }
 
-/// Whether a program outside finds a name.
-fn outside(name: &str) -> Option<String> {
+/// Resolves a name outside `svcdns run`, and returns its first address.
+fn resolve_outside(name: &str) -> Option<String> {
     let output = Command::new("getent").args(["hosts", name]).output().unwrap();
     output.status.success().then(|| stdout(&output).split_whitespace().next().unwrap().to_owned())
 }
 
-/// What may not change outside: the files, and what is mounted.
-fn machine() -> (Vec<(u64, Vec<u8>)>, String) {
+/// Returns the state that must not change outside: inode and content of files, and mounts.
+fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
     let file = |path: &str| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
     (
         vec![file("/etc/resolv.conf"), file("/etc/nsswitch.conf")],
@@ -95,8 +95,8 @@ fn a_command_finds_services_and_nothing_outside_changes() {
     netns::inside("a_command_finds_services_and_nothing_outside_changes", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        let before = machine();
-        assert_eq!(outside("hello.svc"), None);
+        let before = machine_state();
+        assert_eq!(resolve_outside("hello.svc"), None);
 
         let page = std::net::TcpListener::bind((netns::ADDRESS, 80)).unwrap();
         thread::spawn(move || {
@@ -108,13 +108,15 @@ fn a_command_finds_services_and_nothing_outside_changes() {
                 );
             }
         });
-        assert_eq!(good(&server, &[], &["curl", "-sS", "http://hello.svc/"]), "hello\n");
-        assert!(good(&server, &[], &["getent", "ahosts", "hello.svc"]).starts_with("10.9.0.5"));
+        assert_eq!(output_of(&server, &[], &["curl", "-sS", "http://hello.svc/"]), "hello\n");
+        assert!(
+            output_of(&server, &[], &["getent", "ahosts", "hello.svc"]).starts_with("10.9.0.5")
+        );
         let python = "import socket; print(socket.getaddrinfo('hello.svc', 80)[0][4][0])";
-        assert_eq!(good(&server, &[], &["python3", "-c", python]), "10.9.0.5\n");
+        assert_eq!(output_of(&server, &[], &["python3", "-c", python]), "10.9.0.5\n");
 
-        // The server refuses other names, so the machine's own name server stands behind it.
-        let conf = good(&server, &[], &["cat", "/etc/resolv.conf"]);
+        // The server refuses other names, so the machine's own name server follows it.
+        let conf = output_of(&server, &[], &["cat", "/etc/resolv.conf"]);
         let lines: Vec<&str> = conf.lines().skip(1).collect();
         assert_eq!(
             lines,
@@ -124,12 +126,13 @@ fn a_command_finds_services_and_nothing_outside_changes() {
                 "options timeout:6 attempts:3".to_owned()
             ]
         );
-        // Short names are searched for on demand only.
+        // Short names resolve only with --search.
         assert!(!run(&server, &[], &["getent", "hosts", "hello"]).status.success());
         assert!(
-            good(&server, &["--search"], &["getent", "hosts", "hello"]).starts_with("10.9.0.5")
+            output_of(&server, &["--search"], &["getent", "hosts", "hello"])
+                .starts_with("10.9.0.5")
         );
-        // Without a state directory, by the server's address.
+        // With the server's address instead of a state directory.
         let mut named = svcdns::command();
         named.args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]);
         assert_eq!(stdout(&named.output().unwrap()), conf);
@@ -137,7 +140,7 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         named.args(["run", "--server", SERVER, "--search", "--", "getent", "hosts", "hello"]);
         assert!(stdout(&named.output().unwrap()).starts_with("10.9.0.5"));
 
-        // While a command runs, and when all have ended.
+        // Nothing changes outside while a command runs, nor after it.
         let mut sleeper = Process::start(&mut command(
             &server,
             &[],
@@ -146,18 +149,18 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         eventually("the command to have found the service", SOON, || {
             sleeper.log().contains("10.9.0.5").then_some(())
         });
-        assert_eq!(outside("hello.svc"), None);
-        assert!(machine() == before, "something changed outside");
+        assert_eq!(resolve_outside("hello.svc"), None);
+        assert!(machine_state() == before, "something changed outside");
         assert_eq!(sleeper.terminate().signal(), Some(Signal::SIGTERM as i32));
-        assert!(machine() == before, "something changed outside");
+        assert!(machine_state() == before, "something changed outside");
         server.stop();
     });
 }
 
 #[test]
-fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
+fn names_that_the_server_refuses_resolve_through_the_machines_name_server() {
     netns::inside(
-        "names_that_the_server_refuses_come_from_the_machines_own_name_server",
+        "names_that_the_server_refuses_resolve_through_the_machines_name_server",
         NOBODY,
         || {
             let files = Files::new(&[
@@ -170,7 +173,7 @@ fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
                 &["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"],
             );
             other.wait_for("web.elsewhere", &["10.9.0.6"]);
-            let found = good(
+            let found = output_of(
                 &server,
                 &[],
                 &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"],
@@ -181,13 +184,14 @@ fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
 }
 
 #[test]
-fn a_server_that_forwards_stands_alone_although_its_upstream_refuses() {
+fn a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses() {
     netns::inside(
-        "a_server_that_forwards_stands_alone_although_its_upstream_refuses",
+        "a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses",
         NOBODY,
         || {
             let files = Files::new(&[(HELLO, "{}")]);
-            // It refuses everything outside its zone, with the extended error of a svcdns that does not forward.
+            // This server refuses names outside its zone, with the extended error of a svcdns
+            // that does not forward.
             let upstream = Svcdns::serve(&[
                 "--registry",
                 &files.url(),
@@ -212,7 +216,7 @@ fn a_server_that_forwards_stands_alone_although_its_upstream_refuses() {
                     .collect::<Vec<_>>()
             };
             let alone = [format!("nameserver {SERVER}")];
-            assert_eq!(servers(&good(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
+            assert_eq!(servers(&output_of(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
             let named = svcdns::command()
                 .args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"])
                 .output()
@@ -240,12 +244,12 @@ fn exit_codes_and_signals_are_the_commands_own() {
             stderr(&missing)
         );
         assert_eq!(run(&server, &[], &["/etc/passwd"]).status.code(), Some(126));
-        // Where it wrote to a pipe that nobody reads, it ends as it would without us.
-        let piped = good(&server, &[], &["sh", "-c", "grep SigIgn /proc/self/status"]);
+        // SIGPIPE is not ignored: writing to a closed pipe ends the command as usual.
+        let piped = output_of(&server, &[], &["sh", "-c", "grep SigIgn /proc/self/status"]);
         let mask = u64::from_str_radix(piped.split_whitespace().nth(1).unwrap(), 16).unwrap();
         assert_eq!(mask & 1 << (Signal::SIGPIPE as i32 - 1), 0, "{piped}");
 
-        // Signals reach the command itself: it is the process that was started.
+        // Signals reach the command: `svcdns run` replaced itself with it.
         for (signal, name) in [
             (Signal::SIGTERM, "TERM"),
             (Signal::SIGINT, "INT"),
@@ -264,7 +268,7 @@ fn exit_codes_and_signals_are_the_commands_own() {
             assert!(process.log().contains(&format!("got {name}")), "{}", process.log());
         }
 
-        // Standard input is the command's.
+        // The command has our standard input.
         let mut child = command(&server, &[], &["cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -277,7 +281,7 @@ fn exit_codes_and_signals_are_the_commands_own() {
 
 #[test]
 fn the_terminal_is_the_commands_own() {
-    // A shell on a terminal of its own: it knows the terminal's size, and Ctrl-C typed there comes to it.
+    // Runs a shell on a new terminal: it must see the terminal's size, and Ctrl-C.
     const PYTHON: &str = r"
 import fcntl, os, pty, struct, sys, termios
 pid, terminal = pty.fork()
@@ -290,18 +294,20 @@ while b'ready' not in seen:
 os.write(terminal, b'\x03')
 while True:
     try:
-        octets = os.read(terminal, 1024)
+        data = os.read(terminal, 1024)
     except OSError:
         break
-    if not octets:
+    if not data:
         break
-    seen += octets
+    seen += data
 print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ";
     netns::inside("the_terminal_is_the_commands_own", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        let script = "trap 'echo interrupted; exit 5' INT; test -t 0 && test -t 1 && stty size && echo ready; while :; do sleep 0.05; done";
+        let script = "trap 'echo interrupted; exit 5' INT; \
+                      test -t 0 && test -t 1 && stty size && echo ready; \
+                      while :; do sleep 0.05; done";
         let ran = command(&server, &[], &["sh", "-c", script]);
         let mut terminal = Command::new("timeout");
         terminal.args(["60", "python3", "-c", PYTHON]).arg(ran.get_program()).args(ran.get_args());
@@ -316,10 +322,10 @@ print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.wait
 }
 
 #[test]
-fn an_ordinary_user_runs_it_without_any_right() {
-    const TEST: &str = "an_ordinary_user_runs_it_without_any_right";
+fn an_ordinary_user_needs_no_privileges() {
+    const TEST: &str = "an_ordinary_user_needs_no_privileges";
     netns::inside(TEST, NOBODY, || {
-        // The program where everybody may read it.
+        // A copy of the program that every user may read.
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = folder.path().join("svcdns");
@@ -342,9 +348,10 @@ fn an_ordinary_user_runs_it_without_any_right() {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         fs::set_permissions(server.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
-        let before = machine();
+        let before = machine_state();
         let (program, state) = (program.to_str().unwrap(), server.state_dir().to_str().unwrap());
-        let script = "getent hosts hello.svc; id -u; id -g; grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; exit 3";
+        let script = "getent hosts hello.svc; id -u; id -g; \
+                      grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; exit 3";
         let output = nobody(&[program, "--state-dir", state, "run", "--", "sh", "-c", script]);
         let text = stdout(&output);
         assert_eq!(output.status.code(), Some(3), "{text}{}", stderr(&output));
@@ -354,16 +361,16 @@ fn an_ordinary_user_runs_it_without_any_right() {
         assert_eq!(lines.len(), 7, "{text}");
         assert!(
             lines[3..].iter().all(|line| line.ends_with("0000000000000000")),
-            "rights leak: {text}"
+            "the command has capabilities: {text}"
         );
-        assert!(machine() == before);
+        assert!(machine_state() == before);
 
-        // Another user's command is root's to run.
+        // Only root may run a command as another user.
         let output =
             nobody(&[program, "--state-dir", state, "run", "--user", "root", "--", "true"]);
         assert_eq!(output.status.code(), Some(125));
         assert!(stderr(&output).contains("--user is for root"), "{}", stderr(&output));
-        let text = good(
+        let text = output_of(
             &server,
             &["--user", "nobody"],
             &["sh", "-c", "id -u; id -G; echo $USER; getent hosts hello.svc"],
@@ -375,7 +382,7 @@ fn an_ordinary_user_runs_it_without_any_right() {
             (Some(125), true)
         );
 
-        // Where it may have no namespace (in a changed root, user_namespaces(7)), it says what to type.
+        // A changed root allows no user namespace (user_namespaces(7)): the error suggests sudo.
         let root = netns::minimal_root();
         fs::copy(program, root.join("svcdns")).unwrap();
         let words = [
@@ -391,15 +398,18 @@ fn an_ordinary_user_runs_it_without_any_right() {
         ];
         let output = Command::new("chroot").args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", stdout(&output));
-        let said = stderr(&output);
-        assert!(said.contains("does not let an ordinary user have a mount namespace"), "{said}");
-        assert!(said.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{said}");
+        let message = stderr(&output);
+        assert!(
+            message.contains("does not let an ordinary user have a mount namespace"),
+            "{message}"
+        );
+        assert!(message.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{message}");
     });
 }
 
 #[test]
-fn root_without_the_right_is_told() {
-    netns::inside("root_without_the_right_is_told", NOBODY, || {
+fn root_without_cap_sys_admin_gets_an_explanation() {
+    netns::inside("root_without_cap_sys_admin_gets_an_explanation", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let ran = command(&server, &[], &["true"]);
@@ -415,8 +425,8 @@ fn root_without_the_right_is_told() {
 }
 
 #[test]
-fn any_resolv_conf_will_do() {
-    netns::inside("any_resolv_conf_will_do", NOBODY, || {
+fn every_kind_of_resolv_conf_works() {
+    netns::inside("every_kind_of_resolv_conf_works", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         netns::mount_etc_copy();
@@ -424,13 +434,14 @@ fn any_resolv_conf_will_do() {
         let conf = Path::new("/etc/resolv.conf");
         let found = |what: &str| {
             let entries = fs::read_dir("/etc").unwrap().count();
-            let text = good(
+            let text = output_of(
                 &server,
                 &[],
                 &[
                     "sh",
                     "-c",
-                    "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && cat /etc/passwd",
+                    "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && \
+                     cat /etc/passwd",
                 ],
             );
             assert!(text.starts_with("10.9.0.5"), "{what}: {text}");
@@ -450,9 +461,9 @@ fn any_resolv_conf_will_do() {
         fs::write("/etc/existing", "").unwrap();
         found("missing");
         assert!(!conf.exists());
-        // What is there can be changed, what is not cannot be added: it would be lost.
+        // Existing files can be changed; new ones cannot be added, because they would be lost.
         let script = "echo kept >> /etc/existing; touch /etc/new-file || echo refused";
-        assert_eq!(good(&server, &[], &["sh", "-c", script]), "refused\n");
+        assert_eq!(output_of(&server, &[], &["sh", "-c", script]), "refused\n");
         assert!(fs::read_to_string("/etc/existing").unwrap() == "kept\n");
 
         link("../run/nowhere/resolv.conf");
@@ -462,7 +473,7 @@ fn any_resolv_conf_will_do() {
         found("a link to itself");
         link("/dev/null");
         found("a device");
-        assert_eq!(good(&server, &[], &["cat", "/dev/null"]), "");
+        assert_eq!(output_of(&server, &[], &["cat", "/dev/null"]), "");
         fs::remove_file(conf).unwrap();
         fs::create_dir(conf).unwrap();
         found("a folder");
@@ -471,14 +482,15 @@ fn any_resolv_conf_will_do() {
         found("missing, with another nsswitch.conf");
         fs::write("/etc/nsswitch.conf", "hosts: files dns\n").unwrap();
 
-        // A container's file that its engine has replaced outside: there, and not there any more.
+        // A container's resolv.conf after its engine replaced the file outside: still mounted here,
+        // but removed there.
         let engines = tempfile::NamedTempFile::new().unwrap();
         fs::write(engines.path(), format!("nameserver {NOBODY}\nsearch b.example\n")).unwrap();
         fs::write(conf, "").unwrap();
         netns::run("mount", &["--bind", engines.path().to_str().unwrap(), "/etc/resolv.conf"]);
         drop(engines);
         found("a mount of a file that was removed");
-        assert!(good(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search b.example"));
+        assert!(output_of(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search b.example"));
         netns::run("umount", &["/etc/resolv.conf"]);
 
         fs::create_dir_all("/run/manager").unwrap();
@@ -486,9 +498,9 @@ fn any_resolv_conf_will_do() {
             .unwrap();
         link("../run/manager/resolv.conf");
         found("a link");
-        assert!(good(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search a.example"));
+        assert!(output_of(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search a.example"));
 
-        // systemd-resolved replaces its file at every change: the command does not notice.
+        // systemd-resolved replaces its file at every change; the command must not notice.
         fs::create_dir_all("/run/systemd/resolve").unwrap();
         let stub = "/run/systemd/resolve/stub-resolv.conf";
         fs::write(stub, format!("nameserver {NOBODY}\n")).unwrap();
@@ -520,8 +532,15 @@ fn any_resolv_conf_will_do() {
     });
 }
 
-/// A systemd-resolved that says 192.0.2.66 to everything, by the protocol that nss-resolve speaks: JSON and a NUL.
-fn resolve_wrongly(socket: &Path) {
+/// Imitates a systemd-resolved that resolves every name to 192.0.2.66.
+///
+/// The protocol of nss-resolve is Varlink: JSON messages that end with a NUL byte.
+fn serve_wrong_addresses(socket: &Path) {
+    const NO_RECORD: &str =
+        r#"{"error":"io.systemd.Resolve.NoSuchResourceRecord","parameters":{}}"#;
+    const WRONG_ADDRESS: &str = r#"{"parameters":{
+        "addresses":[{"ifindex":1,"family":2,"address":[192,0,2,66]}],
+        "name":"hello.svc","flags":1}}"#;
     let listener = UnixListener::bind(socket).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -530,14 +549,9 @@ fn resolve_wrongly(socket: &Path) {
                 let mut request = Vec::new();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 while reader.read_until(0, &mut request).is_ok_and(|length| length > 0) {
-                    let answer: &[u8] = if String::from_utf8_lossy(&request)
-                        .contains(r#""family":10"#)
-                    {
-                        b"{\"error\":\"io.systemd.Resolve.NoSuchResourceRecord\",\"parameters\":{}}\0"
-                    } else {
-                        b"{\"parameters\":{\"addresses\":[{\"ifindex\":1,\"family\":2,\"address\":[192,0,2,66]}],\"name\":\"hello.svc\",\"flags\":1}}\0"
-                    };
-                    let _ = stream.write_all(answer);
+                    let ipv6 = String::from_utf8_lossy(&request).contains(r#""family":10"#);
+                    let reply = if ipv6 { NO_RECORD } else { WRONG_ADDRESS };
+                    let _ = stream.write_all(format!("{reply}\0").as_bytes());
                     request.clear();
                 }
             });
@@ -546,15 +560,15 @@ fn resolve_wrongly(socket: &Path) {
 }
 
 #[test]
-fn nss_resolve_does_not_answer_in_its_place() {
-    const TEST: &str = "nss_resolve_does_not_answer_in_its_place";
+fn nss_resolve_does_not_answer_instead() {
+    const TEST: &str = "nss_resolve_does_not_answer_instead";
     let Some(tree) = machine::unpacked(TEST, &["libnss-resolve"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         netns::mount_tmpfs("/run");
         fs::create_dir_all("/run/systemd/resolve").unwrap();
-        resolve_wrongly(Path::new("/run/systemd/resolve/io.systemd.Resolve"));
+        serve_wrong_addresses(Path::new("/run/systemd/resolve/io.systemd.Resolve"));
         let libraries = machine::libraries(&tree);
         let getent = |command: &mut Command| {
             let output = command.env("LD_LIBRARY_PATH", &libraries).output().unwrap();
@@ -569,27 +583,27 @@ fn nss_resolve_does_not_answer_in_its_place() {
             assert_eq!(
                 getent(Command::new("getent").args(["hosts", "hello.svc"])),
                 "192.0.2.66",
-                "{line}: the wrong one is not asked outside"
+                "{line}: programs outside must get the wrong address"
             );
             assert_eq!(
                 getent(&mut command(&server, &[], &["getent", "hosts", "hello.svc"])),
                 "10.9.0.5",
                 "{line}"
             );
-            let switch = good(&server, &[], &["cat", "/etc/nsswitch.conf"]);
+            let switch = output_of(&server, &[], &["cat", "/etc/nsswitch.conf"]);
             assert!(
                 switch.starts_with("passwd: files\n") && !switch.contains("resolve"),
                 "{switch}"
             );
         }
-        // As a system has it that leaves the line alone: the socket is out of reach, too.
-        assert_eq!(good(&server, &[], &["ls", "/run/systemd/resolve"]), "");
+        // For a system whose line stays unchanged, the socket is hidden, too.
+        assert_eq!(output_of(&server, &[], &["ls", "/run/systemd/resolve"]), "");
     });
 }
 
 #[test]
-fn nscd_does_not_answer_in_its_place() {
-    const TEST: &str = "nscd_does_not_answer_in_its_place";
+fn nscd_does_not_answer_instead() {
+    const TEST: &str = "nscd_does_not_answer_instead";
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
@@ -611,40 +625,46 @@ fn nscd_does_not_answer_in_its_place() {
             Command::new(tree.join("usr/sbin/nscd")).arg("--foreground").arg("-f").arg(conf.path()),
         );
         eventually("nscd to listen", SOON, || Path::new("/run/nscd/socket").exists().then_some(()));
-        assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "{}", nscd.log());
+        assert_eq!(resolve_outside("hello.svc").as_deref(), Some("192.0.2.66"), "{}", nscd.log());
         drop(other);
-        let said = "nscd to answer from its memory, without a name server";
-        eventually(said, SOON, || {
-            (outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(())
+        eventually("nscd to answer from its cache, without a name server", SOON, || {
+            (resolve_outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(())
         });
-        assert!(good(&server, &[], &["getent", "hosts", "hello.svc"]).starts_with("10.9.0.5"));
-        assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "outside, nscd goes on");
+        assert!(output_of(&server, &[], &["getent", "hosts", "hello.svc"]).starts_with("10.9.0.5"));
+        assert_eq!(
+            resolve_outside("hello.svc").as_deref(),
+            Some("192.0.2.66"),
+            "nscd outside has changed"
+        );
     });
 }
 
 #[test]
-fn without_a_server_at_port_53_it_says_what_to_type() {
+fn without_a_server_at_port_53_the_error_suggests_a_command() {
     let folder = tempfile::tempdir().unwrap();
     let mut none = svcdns::command();
     let output =
         none.arg("--state-dir").arg(folder.path()).args(["run", "--", "true"]).output().unwrap();
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(125), "{said}");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{message}");
     assert!(
-        said.contains("no running svcdns was found")
-            && said.contains("sudo svcdns serve --listen 127.0.0."),
-        "{said}"
+        message.contains("no running svcdns was found")
+            && message.contains("sudo svcdns serve --listen 127.0.0."),
+        "{message}"
     );
 
     let files = Files::new(&[(HELLO, "{}")]);
     let server = Svcdns::serve(&["--registry", &files.url()]);
     let output = run(&server, &[], &["true"]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(125), "{said}");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{message}");
     let only = format!("the running svcdns answers on {} only", server.address);
-    assert!(said.contains(&only) && said.contains("sudo svcdns serve --listen 127.0.0."), "{said}");
+    assert!(
+        message.contains(&only) && message.contains("sudo svcdns serve --listen 127.0.0."),
+        "{message}"
+    );
 
-    // A server that does not answer; nobody listens at port 53 of this address.
+    // A server address where nothing listens.
     let output =
         svcdns::command().args(["run", "--server", "127.77.5.3", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));

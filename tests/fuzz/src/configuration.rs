@@ -1,4 +1,4 @@
-//! What a person may have written: the file, and the environment.
+//! Arbitrary configuration files and environment variables.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -10,9 +10,9 @@ thread_local! {
     static FOLDER: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-/// The target: a configuration file, then, behind a NUL, lines of the environment.
-pub fn configuration(octets: &[u8]) {
-    let mut parts = octets.splitn(2, |octet| *octet == 0);
+/// Fuzz target. Input: a configuration file, a NUL, and environment variables, one a line.
+pub fn configuration(input: &[u8]) {
+    let mut parts = input.splitn(2, |byte| *byte == 0);
     let (text, environment) = (
         parts.next().unwrap_or_default(),
         String::from_utf8_lossy(parts.next().unwrap_or_default()),

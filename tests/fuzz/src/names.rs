@@ -1,4 +1,4 @@
-//! Names to ask for: every row of the naming grammar about something registered, and what is a little beside it.
+//! Names for queries: every row of the naming grammar for registered services, and variations.
 
 use svcdns::answer::Settings;
 use svcdns::name::{Zones, instance_label, reverse_name};
@@ -6,7 +6,7 @@ use svcdns::service::{Put, Registration};
 
 use super::choices::Choices;
 
-/// Labels of no meaning, or of another one.
+/// Labels without meaning, or with a meaning only in some places of a name.
 const WORDS: [&[u8]; 32] = [
     b"a",
     b"b",
@@ -42,10 +42,10 @@ const WORDS: [&[u8]; 32] = [
     b"lllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll",
 ];
 
-/// Labels in front of the root.
+/// The labels of a name without the root.
 type Labels = Vec<Vec<u8>>;
 
-/// A name in wire form, in letters of any case.
+/// Returns a name in wire form, in mixed case.
 pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) -> Vec<u8> {
     let zones = &settings.zones;
     let mut labels = match choices.below(16) {
@@ -73,24 +73,27 @@ pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) 
         4 if !labels.is_empty() => labels.insert(0, labels[0].clone()),
         _ => {}
     }
-    let upper = choices.octet();
+    let upper = choices.byte();
     wire(&labels, if upper > 127 { upper } else { 0 })
 }
 
-/// A name in wire form: labels are cut and left out where DNS has no room for them; letters are upper-cased by the bits of `upper`.
+/// Encodes a name, within the length limits of DNS.
+///
+/// Labels are truncated to 63 bytes, and the first ones left out if the name exceeds 255 bytes. The
+/// bits of `upper` choose the letters that become upper case.
 fn wire(labels: &[Vec<u8>], upper: u8) -> Vec<u8> {
     let mut first = labels.len();
-    let mut octets = 1;
-    while first > 0 && octets + 1 + labels[first - 1].len().min(63) <= 255 {
+    let mut length = 1;
+    while first > 0 && length + 1 + labels[first - 1].len().min(63) <= 255 {
         first -= 1;
-        octets += 1 + labels[first].len().min(63);
+        length += 1 + labels[first].len().min(63);
     }
-    let mut name = Vec::with_capacity(octets);
+    let mut name = Vec::with_capacity(length);
     for label in labels[first..].iter().filter(|label| !label.is_empty()) {
         let label = &label[..label.len().min(63)];
         name.push(u8::try_from(label.len()).unwrap());
-        let cased = label.iter().enumerate().map(|(at, octet)| {
-            if upper >> (at % 8) & 1 == 1 { octet.to_ascii_uppercase() } else { *octet }
+        let cased = label.iter().enumerate().map(|(at, byte)| {
+            if upper >> (at % 8) & 1 == 1 { byte.to_ascii_uppercase() } else { *byte }
         });
         name.extend(cased);
     }
@@ -103,7 +106,7 @@ fn pick<'a>(choices: &mut Choices<'_>, registered: &'a [Put]) -> Option<&'a Regi
     registered.get(at % registered.len().max(1))?.content.as_ref().ok()
 }
 
-/// A name of a service: a row of the grammar.
+/// Returns a name of a service by some row of the naming grammar.
 fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registration) -> Labels {
     let id = &registration.id;
     let base = base(&id.name.to_lowercase(), &settings.zones);
@@ -121,7 +124,7 @@ fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registrati
         8 => [vec![instance(choices, registration)], split(&id.version)].concat(),
         9 => vec![protocol(choices), b"_tcp".to_vec()],
         10 => {
-            // In front of the zone: the base alone.
+            // `_base._tcp`, directly before the zone.
             let mut base = base;
             base[0].insert(0, b'_');
             base.push(b"_tcp".to_vec());
@@ -173,12 +176,12 @@ fn instance(choices: &mut Choices<'_>, registration: &Registration) -> Vec<u8> {
     }
 }
 
-/// The registered name without a zone's suffix, sometimes as it is.
+/// Returns the registered name without a zone's suffix, if it has one.
 fn base(registered: &str, zones: &Zones) -> Labels {
-    let cut = zones.iter().filter_map(|zone| {
+    let stripped = zones.iter().filter_map(|zone| {
         registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.')
     });
-    split(cut.min_by_key(|base| base.len()).unwrap_or(registered))
+    split(stripped.min_by_key(|base| base.len()).unwrap_or(registered))
 }
 
 fn split(text: &str) -> Labels {
@@ -190,7 +193,7 @@ fn zone(choices: &mut Choices<'_>, zones: &Zones) -> Labels {
     zone.name().labels().map(<[u8]>::to_vec).collect()
 }
 
-/// The zone's own names.
+/// Returns one of the zone's own names.
 fn special(choices: &mut Choices<'_>) -> Labels {
     match choices.below(4) {
         0 => Vec::new(),
@@ -200,7 +203,7 @@ fn special(choices: &mut Choices<'_>) -> Labels {
     }
 }
 
-/// Names outside the zones: reverse names and others.
+/// Returns a name outside the zones: a reverse name or another.
 fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
     let address = pick(choices, registered)
         .and_then(|registration| registration.endpoints.first())

@@ -206,7 +206,7 @@ fn processor_time(servers: &[&Server], core: usize, kind: Kind, scale: &Scale) -
                 cost.user.push(user / right);
                 cost.system.push(system / right);
                 // Each of the two is off by less than a tick.
-                let bounds = |ticks: f64| (user + system + ticks * figures::TICK) / right;
+                let bounds = |ticks: f64| (user + system + ticks * figures::TICK_US) / right;
                 cost.total.push(Reading {
                     low: bounds(-2.0),
                     value: bounds(0.0),

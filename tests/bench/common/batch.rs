@@ -1,4 +1,4 @@
-//! Many datagrams in one system call.
+//! Sends and receives many datagrams per system call.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::UdpSocket;
@@ -7,12 +7,12 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
 
-/// Longest message that is received whole.
-const LONGEST: usize = 1500;
+/// Size of a receive buffer; longer messages are truncated.
+const BUFFER_BYTES: usize = 1500;
 
-/// Room for as many datagrams as one call may move.
+/// Buffers for the datagrams of one call.
 pub(crate) struct Batch {
-    buffers: Vec<[u8; LONGEST]>,
+    buffers: Vec<[u8; BUFFER_BYTES]>,
     received: Vec<(usize, Option<SockaddrIn>)>,
     receiving: MultiHeaders<SockaddrIn>,
     sending: MultiHeaders<SockaddrIn>,
@@ -21,14 +21,16 @@ pub(crate) struct Batch {
 impl Batch {
     pub(crate) fn new(size: usize) -> Self {
         Self {
-            buffers: vec![[0; LONGEST]; size],
+            buffers: vec![[0; BUFFER_BYTES]; size],
             received: Vec::with_capacity(size),
             receiving: MultiHeaders::preallocate(size, None),
             sending: MultiHeaders::preallocate(size, None),
         }
     }
 
-    /// Receives what is there; waits for a first datagram when `wait` says so. The messages and where they came from.
+    /// Receives the datagrams that have arrived, and returns each with its source.
+    ///
+    /// `wait` waits for the first one.
     pub(crate) fn receive(
         &mut self,
         socket: &UdpSocket,
@@ -42,7 +44,7 @@ impl Batch {
             Ok(messages) => {
                 self.received.extend(messages.map(|message| (message.bytes, message.address)))
             }
-            // Refused: nobody listens yet.
+            // ECONNREFUSED: the server does not listen yet.
             Err(Errno::EAGAIN | Errno::ECONNREFUSED | Errno::EINTR) => {}
             Err(error) => panic!("recvmmsg: {error}"),
         }
@@ -52,7 +54,7 @@ impl Batch {
             .map(|(buffer, (length, from))| (&buffer[..*length], *from))
     }
 
-    /// Sends all of these, at most as many as the batch has room for.
+    /// Sends messages, which may be as many as the size of the batch.
     pub(crate) fn send<M: AsRef<[u8]>>(
         &mut self,
         socket: &UdpSocket,
@@ -72,7 +74,7 @@ impl Batch {
                 MsgFlags::empty(),
             ) {
                 Ok(messages) => sent += messages.count(),
-                // An error of an earlier datagram; it is told once.
+                // A pending error of an earlier datagram, which is reported once.
                 Err(Errno::ECONNREFUSED | Errno::EAGAIN | Errno::EINTR) => {}
                 Err(error) => panic!("sendmmsg: {error}"),
             }

@@ -258,7 +258,7 @@ fn latencies(
     scale: &Scale,
     ask: &dyn Fn(SocketAddr) -> Seen,
 ) -> Vec<Added> {
-    let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copied()).collect();
+    let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copy()).collect();
     let mut rounds: Vec<Vec<[f64; 2]>> = vec![Vec::new(); all.len()];
     let mut failed = vec![0; all.len()];
     for _ in 0..scale.rounds {

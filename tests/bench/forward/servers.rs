@@ -109,7 +109,7 @@ forward-zone:
         );
         fs::write(&path, configuration).unwrap();
         let mut command =
-            Command::new(programs::copied(Path::new("/usr/sbin/unbound"), state.path()));
+            Command::new(programs::copy(Path::new("/usr/sbin/unbound"), state.path()));
         command.args(["-d", "-c"]).arg(&path);
         let name = format!("unbound {}", programs::version(Path::new("unbound"), "-V", "Version "));
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }

@@ -1,12 +1,13 @@
-//! What the steps of an answer and of a publication cost by themselves, in time and in instructions, and how that grows with
-//! what is known. A program, not a test: it prints figures and asserts nothing about them, but that every answer is right.
+//! Benchmark of single steps of a response and of a publication, in time and instructions.
 //!
-//! `cargo bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are counted by
-//! valgrind's callgrind. What the figures mean stands in `docs/performance.md`.
+//! It also shows how both grow with the registry. The program prints figures and asserts nothing
+//! about them, except that every response is right; `docs/performance.md` explains them. `cargo
+//! bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are
+//! counted by valgrind's callgrind.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a program for people; what fails ends it"
+    reason = "a program that prints its results and ends at the first error"
 )]
 #![allow(
     clippy::cast_precision_loss,
@@ -34,21 +35,21 @@ use std::time::{Duration, Instant};
 use common::cores;
 use content::Shape;
 
-/// How much is measured.
+/// The extent of a run.
 struct Scale {
-    /// What is known while the steps are measured.
+    /// Registered services while the steps are measured.
     usual: Shape,
-    /// What is known, more and more of it.
+    /// Registered services of each measurement of growth.
     growing: &'static [Shape],
-    /// Instances of the name that has many.
+    /// Instances of the name with many.
     many: usize,
-    /// Rounds in which each step has its turn.
+    /// Rounds, in each of which every step is measured once.
     rounds: usize,
-    /// How long a step's turn is.
+    /// Duration of a measurement of a step.
     turn: Duration,
     /// Changes that are published one by one.
     changes: usize,
-    /// How often a step is done while its instructions are counted.
+    /// Repetitions of a step while its instructions are counted.
     counted: usize,
 }
 
@@ -86,11 +87,11 @@ fn main() {
     let arguments: Vec<&'static str> =
         env::args().skip(1).map(|argument| &*argument.leak()).collect();
     match arguments[..] {
-        ["--count", of, times] => count::play(of, times.parse().unwrap()),
+        ["--count", of, times] => count::count(of, times.parse().unwrap()),
         ["--grow", services, instances, rounds, turn, changes] => {
             let [services, instances, rounds, turn, changes] =
                 [services, instances, rounds, turn, changes].map(|number| number.parse().unwrap());
-            growth::play(
+            growth::measure(
                 shape(services, instances),
                 rounds,
                 Duration::from_millis(turn as u64),
@@ -103,7 +104,7 @@ fn main() {
 
 fn run(scale: &Scale) {
     let begun = Instant::now();
-    // Nothing else of this program runs meanwhile: the other core is for the rest of the machine.
+    // This program uses one core only; the other is for the rest of the machine.
     cores::pin(cores::SELF, cores::cores().0);
     println!("{}", figures::machine());
     println!("In one thread, without sockets. Instructions: {}", count::version());

@@ -251,7 +251,7 @@ zone:
     );
     let file = folder.path().join("knot.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/knotd"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/knotd"), folder.path()));
     command.arg("-c").arg(file);
     server(&mut command, address, content, folder)
 }
@@ -285,7 +285,7 @@ zone:
     );
     let file = folder.path().join("nsd.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/nsd"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/nsd"), folder.path()));
     command.args(["-d", "-c"]).arg(file);
     server(&mut command, address, content, folder)
 }
@@ -317,7 +317,7 @@ fn unbound(content: Content) -> Server {
     configuration.push_str("remote-control:\n    control-enable: no\n");
     let file = folder.path().join("unbound.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/unbound"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/unbound"), folder.path()));
     command.args(["-d", "-c"]).arg(file);
     server(&mut command, address, content, folder)
 }
@@ -345,7 +345,7 @@ fn dnsmasq(content: Content) -> Server {
     fs::write(hosts, lines).unwrap();
     let file = folder.path().join("dnsmasq.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/dnsmasq"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/dnsmasq"), folder.path()));
     command.args([
         "--no-daemon",
         "--no-resolv",

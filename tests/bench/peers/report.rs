@@ -34,7 +34,7 @@ impl Results {
     /// All tables of this content.
     pub(crate) fn tables(&self) -> Vec<Table> {
         let mut loads: Vec<Load> =
-            self.rows.iter().flat_map(|row| row.samples.keys().copied()).collect();
+            self.rows.iter().flat_map(|row| row.samples.keys().copy()).collect();
         loads.sort_unstable();
         loads.dedup();
         let costs = loads

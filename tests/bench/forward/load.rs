@@ -1,4 +1,4 @@
-//! Questions to one server: as many as it answers, one after the other, or so many a second.
+//! Queries to one server: as many as it answers, one after the other, or so many a second.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -8,13 +8,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::prctl;
 
 use super::common::batch::Batch;
-use super::questions::{self, Kind};
+use super::queries::{self, Kind};
 
 /// Sockets that ask at once.
 const SOCKETS: usize = 8;
-/// Questions in flight of each socket.
+/// Queries in flight of each socket.
 const IN_FLIGHT: usize = 16;
-/// Questions in flight of all.
+/// Queries in flight of all.
 pub(crate) const ALL_IN_FLIGHT: usize = SOCKETS * IN_FLIGHT;
 
 /// Without any answer for so long, what is in flight is lost.
@@ -46,7 +46,7 @@ impl Seen {
     }
 }
 
-/// A socket and the questions that it waits for; the number of each is the end of its id.
+/// A socket and the queries that it waits for; the number of each is the end of its id.
 struct Asker {
     socket: UdpSocket,
     /// The id and the right address of each that is in flight.
@@ -73,7 +73,7 @@ impl Asker {
         {
             self.sequence = self.sequence.wrapping_add(1);
             let id = self.sequence << 4 | u16::try_from(number).unwrap();
-            *waiting = Some((id, questions::write(kind, id, &mut self.messages[filled])));
+            *waiting = Some((id, queries::write(kind, id, &mut self.messages[filled])));
             filled += 1;
         }
         batch.send(&self.socket, &self.messages[..filled], &[None; IN_FLIGHT][..filled]);
@@ -87,7 +87,7 @@ impl Asker {
             let waiting = &mut self.waiting[usize::from(id) % IN_FLIGHT];
             // Else it is an answer that came after it was given up.
             if let Some((_, address)) = waiting.take_if(|(wanted, _)| *wanted == id) {
-                let count = if questions::is_right(message, address) {
+                let count = if queries::is_right(message, address) {
                     &mut seen.right
                 } else {
                     &mut seen.failed
@@ -100,7 +100,7 @@ impl Asker {
     }
 }
 
-/// Asks for so long, always with [`ALL_IN_FLIGHT`] questions in flight.
+/// Asks for so long, always with [`ALL_IN_FLIGHT`] queries in flight.
 pub(crate) fn flood(server: SocketAddr, kind: Kind, period: Duration) -> Seen {
     let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(server)).collect();
     let (mut batch, mut seen, begun) = (Batch::new(IN_FLIGHT), Seen::default(), Instant::now());
@@ -131,14 +131,14 @@ pub(crate) fn flood(server: SocketAddr, kind: Kind, period: Duration) -> Seen {
 pub(crate) fn warm(server: SocketAddr) {
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    for number in 0..questions::HOT_NAMES {
+    for number in 0..queries::HOT_NAMES {
         let begun = Instant::now();
         loop {
-            let address = questions::write_hot(number, fastrand::u16(..), &mut message);
+            let address = queries::write_hot(number, fastrand::u16(..), &mut message);
             let _ = socket.send(&message);
             if socket
                 .recv(&mut buffer)
-                .is_ok_and(|length| questions::is_right(&buffer[..length], address))
+                .is_ok_and(|length| queries::is_right(&buffer[..length], address))
             {
                 break;
             }
@@ -148,45 +148,45 @@ pub(crate) fn warm(server: SocketAddr) {
     }
 }
 
-/// Asks one question at a time.
-pub(crate) fn one_by_one(server: SocketAddr, kind: Kind, questions: usize) -> Seen {
+/// Asks one query at a time.
+pub(crate) fn one_by_one(server: SocketAddr, kind: Kind, queries: usize) -> Seen {
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut seen = Seen::default();
-    for id in 0..questions {
-        let address = questions::write(kind, u16::try_from(id & 0xFFFF).unwrap(), &mut message);
+    for id in 0..queries {
+        let address = queries::write(kind, u16::try_from(id & 0xFFFF).unwrap(), &mut message);
         let sent = Instant::now();
         socket.send(&message).unwrap();
         // An answer to an earlier one, which was given up, may come first.
         while let Ok(length) = socket.recv(&mut buffer) {
             if buffer[..2] == message[..2] {
-                seen.take(questions::is_right(&buffer[..length], address), sent.elapsed());
+                seen.take(queries::is_right(&buffer[..length], address), sent.elapsed());
                 break;
             }
         }
     }
-    seen.failed = questions - seen.right;
+    seen.failed = queries - seen.right;
     seen
 }
 
-/// Asks so many questions a second, answered or not.
-pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, questions: usize) -> Seen {
+/// Asks so many queries a second, answered or not.
+pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, queries: usize) -> Seen {
     // The kernel may be late by 50 µs else.
     prctl::set_timerslack(1).unwrap();
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_nonblocking(true).unwrap();
-    let mut sent: Vec<(Instant, [u8; 4])> = Vec::with_capacity(questions);
+    let mut sent: Vec<(Instant, [u8; 4])> = Vec::with_capacity(queries);
     let (mut seen, mut answered, begun) = (Seen::default(), 0, Instant::now());
-    while answered < questions {
+    while answered < queries {
         let due = begun + Duration::from_secs(1) / rate * u32::try_from(sent.len()).unwrap();
-        let all_sent = sent.len() == questions;
+        let all_sent = sent.len() == queries;
         let until = if all_sent { due + Duration::from_secs(5) } else { due };
         let wait = until.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             if all_sent {
                 break;
             }
-            let address = questions::write(kind, u16::try_from(sent.len()).unwrap(), &mut message);
+            let address = queries::write(kind, u16::try_from(sent.len()).unwrap(), &mut message);
             sent.push((Instant::now(), address));
             socket.send(&message).unwrap();
             continue;
@@ -199,11 +199,11 @@ pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, questions: usiz
                 sent.get(usize::from(u16::from_be_bytes([buffer[0], buffer[1]])))
             {
                 answered += 1;
-                seen.take(questions::is_right(&buffer[..length], *address), at - *asked);
+                seen.take(queries::is_right(&buffer[..length], *address), at - *asked);
             }
         }
     }
-    seen.failed = questions - seen.right;
+    seen.failed = queries - seen.right;
     seen
 }
 

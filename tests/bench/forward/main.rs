@@ -20,7 +20,7 @@ mod common;
 #[path = "../figures.rs"]
 mod figures;
 mod load;
-mod questions;
+mod queries;
 #[path = "../reading.rs"]
 mod reading;
 mod roles;
@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use common::cores;
 use figures::Spread;
 use load::Seen;
-use questions::Kind;
+use queries::Kind;
 use reading::{Aim, Reading};
 use servers::{SETTINGS, Server};
 
@@ -43,11 +43,11 @@ use servers::{SETTINGS, Server};
 struct Scale {
     /// Of each load on each server.
     rounds: usize,
-    /// Length of one load with as many questions as are answered.
+    /// Length of one load with as many queries as are answered.
     period: Duration,
-    /// Questions of one round, one after the other.
+    /// Queries of one round, one after the other.
     one_by_one: usize,
-    /// Questions of one round, [`RATE`] a second.
+    /// Queries of one round, [`RATE`] a second.
     at_rate: usize,
 }
 
@@ -56,7 +56,7 @@ const FULL: Scale =
 const SHORT: Scale =
     Scale { rounds: 1, period: Duration::from_millis(200), one_by_one: 100, at_rate: 400 };
 
-/// Questions a second where a rate is set.
+/// Queries a second where a rate is set.
 const RATE: u32 = 2000;
 
 fn main() {
@@ -116,7 +116,7 @@ fn run(scale: &Scale, only: &[&str]) {
         scale,
     );
     let title =
-        format!("Answers from the cache ({} names), µs of processor time", questions::HOT_NAMES);
+        format!("Answers from the cache ({} names), µs of processor time", queries::HOT_NAMES);
     print_costs(&title, &cached);
     let times = |cost: &Cost| cost.total.clone();
     print_aim(
@@ -148,10 +148,10 @@ fn run(scale: &Scale, only: &[&str]) {
 
     let forwarders = of(&["svcdns", "dnsmasq", "unbound", "relay"]);
     let one_by_one = |address| load::one_by_one(address, Kind::Uncached, scale.one_by_one);
-    let title = "Later than the upstream itself, µs: one question at a time";
+    let title = "Later than the upstream itself, µs: one query at a time";
     print_latencies(title, &latencies(&forwarders, &upstream, scale, &one_by_one));
     let at_rate = |address| load::at_rate(address, Kind::Uncached, RATE, scale.at_rate);
-    let title = format!("Later than the upstream itself, µs: {RATE} questions a second");
+    let title = format!("Later than the upstream itself, µs: {RATE} queries a second");
     print_latencies(&title, &latencies(&forwarders, &upstream, scale, &at_rate));
 
     println!(
@@ -258,7 +258,7 @@ fn latencies(
     scale: &Scale,
     ask: &dyn Fn(SocketAddr) -> Seen,
 ) -> Vec<Added> {
-    let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copy()).collect();
+    let all: Vec<&Server> = [upstream].into_iter().chain(servers.iter().copied()).collect();
     let mut rounds: Vec<Vec<[f64; 2]>> = vec![Vec::new(); all.len()];
     let mut failed = vec![0; all.len()];
     for _ in 0..scale.rounds {

@@ -11,7 +11,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use super::common::batch::Batch;
-use super::questions;
+use super::queries;
 use super::support::process::Process;
 use super::support::{eventually, seconds};
 
@@ -49,8 +49,8 @@ fn answer_batches(socket: &UdpSocket) {
     let mut to = Vec::with_capacity(BATCH);
     loop {
         to.clear();
-        for (question, from) in batch.receive(socket, true) {
-            if questions::answer(question, &mut answers[to.len()]).is_some() {
+        for (query, from) in batch.receive(socket, true) {
+            if queries::answer(query, &mut answers[to.len()]).is_some() {
                 to.push(from);
             }
         }
@@ -58,18 +58,18 @@ fn answer_batches(socket: &UdpSocket) {
     }
 }
 
-/// One call in and one out for each question.
+/// One call in and one out for each query.
 fn answer_singly(socket: &UdpSocket) {
     let (mut buffer, mut answer) = ([0; 1500], Vec::new());
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-        if questions::answer(&buffer[..length], &mut answer).is_some() {
+        if queries::answer(&buffer[..length], &mut answer).is_some() {
             let _ = socket.send_to(&answer, from);
         }
     }
 }
 
-/// Passes questions on under an id of its own, and answers back under theirs: the least that a forwarder does.
+/// Passes queries on under an id of its own, and answers back under theirs: the least that a forwarder does.
 fn relay(socket: &UdpSocket, upstream: SocketAddr) {
     let out = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     out.connect(upstream).unwrap();

@@ -3,7 +3,7 @@
 use super::measure::{Load, P99, Sample};
 use super::paired::Ratio;
 use super::peers::ECHO;
-use super::questions::Kind;
+use super::queries::Kind;
 use super::reading::{Aim, Reading};
 use super::report::Results;
 
@@ -110,7 +110,7 @@ fn against_echo(results: &Results, aims: &mut Vec<Line>) {
             over(results, ECHO, load, RATE),
         ));
     }
-    let what = "CPU over the echo's at 20,000 questions/s";
+    let what = "CPU over the echo's at 20,000 queries/s";
     aims.push(Line::new(what, Aim::AtMost(1.05), over(results, ECHO, Load::Waking, COST)));
 }
 

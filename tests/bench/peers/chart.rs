@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use super::measure::Load;
 use super::paired::Ratio;
 use super::peers::ECHO;
-use super::questions::Kind;
+use super::queries::Kind;
 use super::reading::Reading;
 use super::report::Results;
 
-/// The questions, from top to bottom.
+/// The queries, from top to bottom.
 const KINDS: [Kind; 5] = [Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed];
 
 const WIDTH: f64 = 860.0;
@@ -37,7 +37,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328; stroke: #ffffff; stroke-
 }
 ";
 
-/// Processor time of an answer over the echo's, by question and server; nothing without an echo.
+/// Processor time of an answer over the echo's, by query and server; nothing without an echo.
 pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let echo = results.row(ECHO)?;
     let mut body = String::new();
@@ -82,7 +82,7 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let height = bottom + 34.0;
     Some(format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}" width="{WIDTH:.0}" height="{height:.0}" role="img">
-<title>Processor time of an answer, by question and server</title>
+<title>Processor time of an answer, by query and server</title>
 <style>{STYLE}</style>
 <rect class="ground" width="100%" height="100%"/>
 <text class="title" x="20" y="30">Processor time of an answer, over that of a bare echo ({})</text>

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-/// First labels begin with one of these; all have eight octets.
+/// First labels begin with one of these; all have eight bytes.
 const WORDS: [&str; 16] = [
     "payments", "accounts", "checkout", "shipping", "delivery", "invoices", "catalogs", "messages",
     "sessions", "profiles", "settings", "tracking", "discount", "customer", "products", "journeys",
@@ -12,7 +12,7 @@ const WORDS: [&str; 16] = [
 /// Numbers in names lie below this; seven digits.
 const NUMBERS: usize = 10_000_000;
 
-/// Octets of a name's first label: a word, a hyphen, a number. With `.svc` a name has 20 octets.
+/// Octets of a name's first label: a word, a hyphen, a number. With `.svc` a name has 20 bytes.
 pub(crate) const LABEL: usize = 16;
 
 /// Octets of an instance's label, such as `10-100-100-100`.
@@ -78,8 +78,8 @@ impl Content {
     /// Which instance of a service has this address.
     pub(crate) fn instance(self, service: usize, address: [u8; 4]) -> Option<usize> {
         let [10, rest @ ..] = address else { return None };
-        let index = rest.iter().try_fold(0, |index, octet| {
-            Some(index * VALUES + u32::from(*octet).checked_sub(LEAST)?)
+        let index = rest.iter().try_fold(0, |index, byte| {
+            Some(index * VALUES + u32::from(*byte).checked_sub(LEAST)?)
         })?;
         (index as usize)
             .checked_sub(service * self.instances)
@@ -118,7 +118,7 @@ impl Content {
         })
     }
 
-    /// Octets of svcdns's answer with all A records: the question, then records whose owner is a pointer.
+    /// Octets of svcdns's answer with all A records: the query, then records whose owner is a pointer.
     pub(crate) fn a_size(self) -> usize {
         QUESTION + self.instances * 16
     }
@@ -130,10 +130,10 @@ impl Content {
     }
 }
 
-/// Octets of a question: header, name, type and class.
+/// Octets of a query: header, name, type and class.
 pub(crate) const QUESTION: usize = 12 + 1 + LABEL + 5 + 4;
 
-/// Octets of svcdns's answer without records: the question and the zone's SOA.
+/// Octets of svcdns's answer without records: the query and the zone's SOA.
 pub(crate) const NEGATIVE_SIZE: usize = QUESTION + 50;
 
 /// The label of an instance: its address, with hyphens.

@@ -1,4 +1,4 @@
-//! Questions to one server: as many as it answers, or so many a second.
+//! Queries to one server: as many as it answers, or so many a second.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -9,9 +9,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::common::batch::Batch;
 use super::content::Content;
 use super::ending;
-use super::questions::{self, Asked, Kind};
+use super::queries::{self, Asked, Kind};
 
-/// Questions in flight of all sockets: above 200 the receive buffers of servers that leave them as they come overflow.
+/// Queries in flight of all sockets: above 200 the receive buffers of servers that leave them as they come overflow.
 pub(crate) const IN_FLIGHT: usize = 128;
 /// Sockets that ask at once where as much is asked as is answered.
 pub(crate) const SOCKETS: usize = 16;
@@ -20,7 +20,7 @@ pub(crate) const IN_FLIGHT_SLOW: usize = 16;
 /// Where a rate is set, one socket asks at most so many at once: what is late must not look like [`STALL`].
 const AT_ONCE: usize = 16;
 
-/// A question without an answer for so long is lost.
+/// A query without an answer for so long is lost.
 const LOST: Duration = Duration::from_millis(500);
 
 /// Of so many answers one is checked in full, which costs the load more the more records there are, and an echo's none; the others
@@ -52,13 +52,13 @@ pub(crate) struct Seen {
     pub(crate) wrong: usize,
     pub(crate) lost: usize,
     /// Octets of all right answers.
-    pub(crate) octets: usize,
+    pub(crate) bytes: usize,
     pub(crate) elapsed: Duration,
     /// How long each answer took, where a rate was set.
     pub(crate) times: Vec<Took>,
     /// Answers left out of these: they were under way while the load stood still.
     pub(crate) stalled: usize,
-    /// How long after it was due each question was asked, in nanoseconds.
+    /// How long after it was due each query was asked, in nanoseconds.
     pub(crate) late: Vec<u32>,
     /// Octets of the last answer of each kind that was checked in full.
     lengths: [usize; Kind::COUNT],
@@ -73,7 +73,7 @@ pub(crate) struct Took {
     pub(crate) most: u32,
 }
 
-/// A question's place: its number is the end of its id.
+/// A query's place: its number is the end of its id.
 #[derive(Debug)]
 struct Slot {
     message: Vec<u8>,
@@ -85,7 +85,7 @@ struct Slot {
     stalled: bool,
 }
 
-/// A socket and the questions that it waits for.
+/// A socket and the queries that it waits for.
 struct Asker<'a> {
     target: &'a Target,
     socket: UdpSocket,
@@ -113,7 +113,7 @@ impl<'a> Asker<'a> {
         Self { target, socket, slots, free, sequence: fastrand::u16(..), emptied: now }
     }
 
-    /// Asks in at most so many free slots, the first question due then and each one so long after that before; how many.
+    /// Asks in at most so many free slots, the first query due then and each one so long after that before; how many.
     fn ask(
         &mut self,
         kind: Kind,
@@ -129,7 +129,7 @@ impl<'a> Asker<'a> {
             self.sequence = self.sequence.wrapping_add(1);
             let id = self.sequence.wrapping_mul(slots) | u16::try_from(*number).unwrap();
             let slot = &mut self.slots[*number];
-            slot.asked = Some(questions::write(
+            slot.asked = Some(queries::write(
                 kind,
                 self.target.content,
                 self.target.zone,
@@ -173,7 +173,7 @@ impl<'a> Asker<'a> {
                 continue;
             }
             seen.right += 1;
-            seen.octets += message.len();
+            seen.bytes += message.len();
             match now {
                 Some(_) if slot.stalled => seen.stalled += 1,
                 Some(now) => seen.times.push(Took {
@@ -205,51 +205,51 @@ impl<'a> Asker<'a> {
 
 impl Target {
     /// Whether an answer that fits is right: checked in full.
-    fn is_right(&self, message: &[u8], question: &[u8], asked: Asked) -> bool {
+    fn is_right(&self, message: &[u8], query: &[u8], asked: Asked) -> bool {
         if self.echo {
-            return message.len() == questions::size(asked, self.content);
+            return message.len() == queries::size(asked, self.content);
         }
-        questions::is_right(message, question, asked, self.content)
+        queries::is_right(message, query, asked, self.content)
     }
 
     /// The same for one in [`IN_FULL`] and any of another length than the last such; the others only have to fit.
-    fn seems_right(&self, message: &[u8], question: &[u8], asked: Asked, seen: &mut Seen) -> bool {
+    fn seems_right(&self, message: &[u8], query: &[u8], asked: Asked, seen: &mut Seen) -> bool {
         let length = &mut seen.lengths[asked.kind as usize];
         let full = seen.right.is_multiple_of(IN_FULL) || message.len() != *length;
-        let right = questions::fits(message, question, asked, self.content, self.echo)
-            && (!full || self.is_right(message, question, asked));
+        let right = queries::fits(message, query, asked, self.content, self.echo)
+            && (!full || self.is_right(message, query, asked));
         if right {
             *length = message.len();
         }
         right
     }
 
-    /// One question, and its answer if one comes soon.
+    /// One query, and its answer if one comes soon.
     fn probe(&self, service: usize, kind: Kind) -> Option<Vec<u8>> {
-        let (mut question, mut answer) = (Vec::new(), vec![0; 1500]);
-        let asked = questions::write_about(
+        let (mut query, mut answer) = (Vec::new(), vec![0; 1500]);
+        let asked = queries::write_about(
             service,
             kind,
             self.content,
             self.zone,
             fastrand::u16(..),
-            &mut question,
+            &mut query,
         );
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        socket.send(&question).ok()?;
+        socket.send(&query).ok()?;
         let length = socket.recv(&mut answer).ok()?;
         answer.truncate(length);
-        self.seems_right(&answer, &question, asked, &mut Seen::default()).then_some(answer)
+        self.seems_right(&answer, &query, asked, &mut Seen::default()).then_some(answer)
     }
 
-    /// Whether a right answer to such a question comes soon.
+    /// Whether a right answer to such a query comes soon.
     pub(crate) fn answers(&self, service: usize, kind: Kind) -> bool {
         self.probe(service, kind).is_some()
     }
 
-    /// Octets of the answer to such a question.
+    /// Octets of the answer to such a query.
     pub(crate) fn size_of_answer(&self, kind: Kind) -> Option<usize> {
         (0..5).find_map(|_| self.probe(0, kind)).map(|answer| answer.len())
     }
@@ -259,7 +259,7 @@ fn nanoseconds(time: Duration) -> u32 {
     u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
 }
 
-/// Asks for so long, always with so many questions in flight.
+/// Asks for so long, always with so many queries in flight.
 pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Duration) -> Seen {
     let mut askers: Vec<_> =
         (0..SOCKETS).map(|_| Asker::new(target, in_flight / SOCKETS)).collect();
@@ -294,9 +294,9 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
     seen
 }
 
-/// Asks so many questions a second for so long, each when it is due, answered or not.
+/// Asks so many queries a second for so long, each when it is due, answered or not.
 ///
-/// Its answer's time counts from when the question was due, unless the load itself stood still: then all that is due moves, and
+/// Its answer's time counts from when the query was due, unless the load itself stood still: then all that is due moves, and
 /// what is under way is not counted.
 pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) -> Seen {
     let (mut asker, mut batch, mut seen) =
@@ -315,7 +315,7 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
             asker.slots.iter_mut().for_each(|slot| slot.stalled = true);
         }
         last = now;
-        // All that are due go at once, else the load falls behind before fast servers do. Where all slots are taken questions
+        // All that are due go at once, else the load falls behind before fast servers do. Where all slots are taken queries
         // wait, and their time counts.
         if now >= due {
             let most =

@@ -37,7 +37,7 @@ mod measure;
 mod page;
 mod paired;
 mod peers;
-mod questions;
+mod queries;
 #[path = "../reading.rs"]
 mod reading;
 mod report;
@@ -56,7 +56,7 @@ use common::cores;
 use content::Content;
 use measure::{Load, Rounds, Row};
 use peers::{ECHO, PEERS, Peer, SECOND_ECHO};
-use questions::Kind;
+use queries::Kind;
 use report::Results;
 use server::Server;
 use support::etcd::Etcd;
@@ -256,7 +256,7 @@ fn same_sizes(rows: &[Row], servers: &[Server], loads: &[Load]) {
             && *kind != Kind::Mixed
         {
             let [ours, its] = [svcdns, echo].map(|target| target.size_of_answer(*kind));
-            assert_eq!(ours, its, "octets of an answer to {kind:?}, of svcdns and of the echo");
+            assert_eq!(ours, its, "bytes of an answer to {kind:?}, of svcdns and of the echo");
         }
     }
 }

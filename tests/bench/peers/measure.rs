@@ -9,11 +9,11 @@ use super::figures::Spread;
 use super::load::{self, IN_FLIGHT, IN_FLIGHT_SLOW, Target, Took};
 use super::paired::{ByRound, Ratio, paired};
 use super::peers::{ECHO, SECOND_ECHO};
-use super::questions::Kind;
+use super::queries::Kind;
 use super::reading::Reading;
 use super::server::Server;
 
-/// Questions a second where wake-ups dominate.
+/// Queries a second where wake-ups dominate.
 pub(crate) const WAKING: f64 = 20_000.0;
 
 /// How a server is asked.
@@ -21,7 +21,7 @@ pub(crate) const WAKING: f64 = 20_000.0;
 pub(crate) enum Load {
     /// As much as it answers.
     Flood(Kind),
-    /// [`WAKING`] questions a second for A.
+    /// [`WAKING`] queries a second for A.
     Waking,
     /// For A, half of what it answered itself.
     OwnHalf,
@@ -49,7 +49,7 @@ pub(crate) struct Sample {
     /// Share of its core's time.
     pub(crate) busy: f64,
     /// Octets of an answer, on average.
-    pub(crate) octets: f64,
+    pub(crate) bytes: f64,
     /// Times of answers in microseconds at each of [`QUANTILES`], where they are known.
     pub(crate) times: [Option<Reading>; QUANTILES.len()],
     /// Wrong and lost answers.
@@ -58,7 +58,7 @@ pub(crate) struct Sample {
     pub(crate) stalled: f64,
     /// Microseconds of the load's own processor time for a right answer.
     pub(crate) load_cost: f64,
-    /// How late the load was with a question in microseconds, where a rate was set: p99.
+    /// How late the load was with a query in microseconds, where a rate was set: p99.
     pub(crate) late: f64,
 }
 
@@ -213,7 +213,7 @@ fn sample(
         cost: spent / right,
         rate: right / seen.elapsed.as_secs_f64(),
         busy: spent / 1e6 / seen.elapsed.as_secs_f64(),
-        octets: seen.octets as f64 / right,
+        bytes: seen.bytes as f64 / right,
         times: quantiles(&seen),
         failed: seen.wrong + seen.lost,
         stalled: seen.stalled as f64 / right,

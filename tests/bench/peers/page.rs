@@ -46,10 +46,10 @@ impl Page<'_> {
         let mut lines = vec![
             format!("{}, {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"), self.machine),
             format!(
-                "All threads of a server on core {core}, the load on core {other}; IPv4, UDP, loopback; questions of 38 octets without EDNS, names of 20 octets; where namespace and deployment are spelled out, 16 more"
+                "All threads of a server on core {core}, the load on core {other}; IPv4, UDP, loopback; queries of 38 bytes without EDNS, names of 20 bytes; where namespace and deployment are spelled out, 16 more"
             ),
             format!(
-                "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, question, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
+                "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, query, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
             ),
             format!(
                 "{rounds} round(s), in each every server in turn, {} ms under each load; median (lower–upper quartile). A ratio is of two samples of the same round, and only rounds that both servers took part in count; the medians beside it are of the same rounds",
@@ -91,7 +91,7 @@ impl Page<'_> {
 
     fn markdown(&self) -> String {
         let mut text =
-            format!("![Processor time of an answer, by question and server]({CHART})\n\n");
+            format!("![Processor time of an answer, by query and server]({CHART})\n\n");
         for line in self.circumstances() {
             writeln!(text, "- {line}").unwrap();
         }

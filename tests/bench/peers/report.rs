@@ -12,7 +12,7 @@ use super::table::Table;
 pub(crate) struct Results {
     pub(crate) content: Content,
     pub(crate) rows: Vec<Row>,
-    /// Questions a second of [`Load::CommonHalf`].
+    /// Queries a second of [`Load::CommonHalf`].
     pub(crate) common: f64,
 }
 
@@ -34,7 +34,7 @@ impl Results {
     /// All tables of this content.
     pub(crate) fn tables(&self) -> Vec<Table> {
         let mut loads: Vec<Load> =
-            self.rows.iter().flat_map(|row| row.samples.keys().copy()).collect();
+            self.rows.iter().flat_map(|row| row.samples.keys().copied()).collect();
         loads.sort_unstable();
         loads.dedup();
         let costs = loads
@@ -51,7 +51,7 @@ impl Results {
     fn costs(&self, load: Load) -> Table {
         let what = match load {
             Load::Flood(kind) => format!("{}, as many as are answered", kind.name()),
-            _ => format!("A, {} questions a second", thousands(WAKING)),
+            _ => format!("A, {} queries a second", thousands(WAKING)),
         };
         let echo = self.row(ECHO);
         let row = |row: &Row| {
@@ -80,7 +80,7 @@ impl Results {
                 } else {
                     String::new()
                 },
-                format!("{:.0}", median(|sample| sample.octets)),
+                format!("{:.0}", median(|sample| sample.bytes)),
                 row.failed(load).to_string(),
                 pairs.len().to_string(),
             ])
@@ -96,7 +96,7 @@ impl Results {
                 "over the echo's",
                 "core busy",
                 "load's CPU µs",
-                "octets",
+                "bytes",
                 "wrong or lost",
                 "rounds",
             ],
@@ -108,7 +108,7 @@ impl Results {
     fn times(&self, load: Load) -> Table {
         let what = match load {
             Load::OwnHalf => "half of what each answered itself".to_owned(),
-            _ => format!("{} questions a second for all", thousands(self.common)),
+            _ => format!("{} queries a second for all", thousands(self.common)),
         };
         let row = |row: &Row| {
             let told: Vec<&Sample> =
@@ -189,7 +189,7 @@ impl Results {
         };
         Table {
             title: format!("{}: resident memory in MB, after the load", self.describe()),
-            head: vec!["", "empty", "now", "octets an instance"],
+            head: vec!["", "empty", "now", "bytes an instance"],
             rows: self.rows.iter().map(row).collect(),
             notes: Vec::new(),
         }

@@ -11,7 +11,7 @@ use super::common::batch::Batch;
 use super::content::Content;
 use super::support::process::Process;
 use super::support::{SOON, eventually};
-use super::{handler, questions};
+use super::{handler, queries};
 
 /// Datagrams that the echo moves in one call: as svcdns.
 const BATCH: usize = 32;
@@ -56,7 +56,7 @@ pub(crate) fn play(role: &[String]) {
     }
 }
 
-/// Looks nothing up: the question goes back with as many octets behind it as svcdns's answer has.
+/// Looks nothing up: the query goes back with as many bytes behind it as svcdns's answer has.
 fn echo(content: Content) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     println!("listening on {}", socket.local_addr().unwrap());
@@ -66,11 +66,11 @@ fn echo(content: Content) {
     loop {
         sizes.clear();
         to.clear();
-        for (question, from) in batch.receive(&socket, true) {
+        for (query, from) in batch.receive(&socket, true) {
             let answer = &mut answers[to.len()];
-            answer[..question.len()].copy_from_slice(question);
+            answer[..query.len()].copy_from_slice(query);
             answer[2] |= 0x80;
-            sizes.push(questions::size_of_answer_to(question, content));
+            sizes.push(queries::size_of_answer_to(query, content));
             to.push(from);
         }
         let messages: Vec<&[u8]> =

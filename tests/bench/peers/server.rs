@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::common::cores;
 use super::ending;
 use super::load::Target;
-use super::questions::Kind;
+use super::queries::Kind;
 use super::support::process::Process;
 use super::support::seconds;
 

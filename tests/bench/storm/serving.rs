@@ -1,4 +1,4 @@
-//! svcdns's own sockets in this process, answered by one thread.
+//! A svcdns server in this process, with one answering thread.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process;
@@ -16,16 +16,16 @@ use super::common::cores;
 use super::support::{SOON, dns, eventually};
 
 /// A server that runs until it is dropped.
-pub(crate) struct Serving {
+pub(crate) struct InProcessServer {
     pub(crate) address: SocketAddr,
-    /// Every thread that the server started: whatever they are called, the one that answers is among them.
+    /// All threads of the server, the answering one included.
     threads: Vec<u32>,
     stop: CancellationToken,
     serve: Option<JoinHandle<()>>,
 }
 
-impl Serving {
-    /// Serves on loopback; all threads of the server stay on one core.
+impl InProcessServer {
+    /// Starts a server on loopback, with all its threads pinned to a core.
     pub(crate) fn start(answerer: &Arc<Answerer>, core: usize) -> Self {
         let before = cores::threads(process::id());
         let limits = Limits { udp_workers: 1, ..Limits::default() };
@@ -53,7 +53,7 @@ impl Serving {
         Self { address, threads, stop, serve: Some(serve) }
     }
 
-    /// Processor time of the server's threads so far, and how often they waited.
+    /// Returns the processor time of the server's threads, and how often they waited.
     pub(crate) fn spent(&self) -> (Duration, u64) {
         self.threads
             .iter()
@@ -62,7 +62,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for InProcessServer {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(serve) = self.serve.take() {

@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     NoData,
     /// A name that is not there.
     NxDomain,
-    /// Of ten questions seven for A and one for each of the others.
+    /// Of ten queries seven for A and one for each of the others.
     Mixed,
     /// A, namespace and deployment spelled out: svcdns has such names nowhere, it works them out.
     SpelledOut,
@@ -61,7 +61,7 @@ pub(crate) struct Asked {
     service: usize,
 }
 
-/// Writes a question about a service at random, as the C library asks: recursion desired, no EDNS. `zone` is what follows a
+/// Writes a query about a service at random, as the C library asks: recursion desired, no EDNS. `zone` is what follows a
 /// name's first label, on the wire.
 pub(crate) fn write(
     kind: Kind,
@@ -106,11 +106,11 @@ pub(crate) fn write_about(
     Asked { kind, service }
 }
 
-/// Whether this can be the right answer: to this question, whole, with the right code and as many records as there are instances.
-/// It costs the same for an echo, whose code and count are the question's.
+/// Whether this can be the right answer: to this query, whole, with the right code and as many records as there are instances.
+/// It costs the same for an echo, whose code and count are the query's.
 pub(crate) fn fits(
     message: &[u8],
-    question: &[u8],
+    query: &[u8],
     asked: Asked,
     content: Content,
     echo: bool,
@@ -121,20 +121,20 @@ pub(crate) fn fits(
         Kind::NoData => (0, 0),
         _ => (0, content.instances),
     };
-    message.len() >= question.len()
+    message.len() >= query.len()
         && word(message, 2) & 0x820F == 0x8000 | code
         && usize::from(word(message, 6)) == records
-        && message[12..question.len()] == question[12..]
+        && message[12..query.len()] == query[12..]
 }
 
 /// Whether an answer that fits holds exactly the records of that service.
-pub(crate) fn is_right(message: &[u8], question: &[u8], asked: Asked, content: Content) -> bool {
+pub(crate) fn is_right(message: &[u8], query: &[u8], asked: Asked, content: Content) -> bool {
     let wanted = match asked.kind {
         Kind::NoData | Kind::NxDomain => return true,
         Kind::Srv => SRV,
         _ => A,
     };
-    holds_all(&message[question.len()..], wanted, asked.service, content).is_some()
+    holds_all(&message[query.len()..], wanted, asked.service, content).is_some()
 }
 
 /// Whether the records that begin here are those of all instances of a service.
@@ -175,8 +175,8 @@ fn address_of(label: &[u8]) -> Option<[u8; 4]> {
     Some([parts.next()??, parts.next()??, parts.next()??, parts.next()??])
 }
 
-fn word(octets: &[u8], at: usize) -> u16 {
-    octets.get(at..at + 2).map_or(0, |pair| u16::from_be_bytes([pair[0], pair[1]]))
+fn word(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).map_or(0, |pair| u16::from_be_bytes([pair[0], pair[1]]))
 }
 
 /// Octets of svcdns's answer.
@@ -189,14 +189,14 @@ pub(crate) fn size(asked: Asked, content: Content) -> usize {
     }
 }
 
-/// The same, told from the question alone and with as little work as can be: its type, and the last digit of the first label.
-pub(crate) fn size_of_answer_to(question: &[u8], content: Content) -> usize {
-    // Other types' first octet is 0, too. In a name that is spelled out a letter stands here.
-    match question.get(QUESTION - 3) {
+/// The same, told from the query alone and with as little work as can be: its type, and the last digit of the first label.
+pub(crate) fn size_of_answer_to(query: &[u8], content: Content) -> usize {
+    // Other types' first byte is 0, too. In a name that is spelled out a letter stands here.
+    match query.get(QUESTION - 3) {
         Some(33) => content.srv_size(),
         Some(28) => NEGATIVE_SIZE,
-        _ if question.get(12 + LABEL) != Some(&b'0') => NEGATIVE_SIZE,
-        _ if question.len() > QUESTION => content.a_size() + SPELLED_OUT.len(),
+        _ if query.get(12 + LABEL) != Some(&b'0') => NEGATIVE_SIZE,
+        _ if query.len() > QUESTION => content.a_size() + SPELLED_OUT.len(),
         _ => content.a_size(),
     }
 }

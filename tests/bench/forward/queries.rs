@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Uncached,
 }
 
-/// Writes a question for the A records of a name, without EDNS, as the C library asks; the address that must come back.
+/// Writes a query for the A records of a name, without EDNS, as the C library asks; the address that must come back.
 pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     match kind {
         Kind::Cached => write_hot(fastrand::u32(..HOT_NAMES), id, out),
@@ -37,7 +37,7 @@ pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     }
 }
 
-/// The question for one of the hot names.
+/// The query for one of the hot names.
 pub(crate) fn write_hot(number: u32, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     write_name(HOT, number.into(), id, out)
 }
@@ -61,27 +61,27 @@ fn write_name(kind: &[u8], number: u64, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
 
 /// The address of a name on the wire, whatever its case.
 fn address(name: &[u8]) -> [u8; 4] {
-    let hash = name.iter().fold(0x811c_9dc5_u32, |hash, octet| {
-        (hash ^ u32::from(octet.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
+    let hash = name.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
     });
     hash.to_be_bytes()
 }
 
-/// What a server says to such a question; none for what is no question.
-pub(crate) fn answer(question: &[u8], out: &mut Vec<u8>) -> Option<()> {
+/// What a server says to such a query; none for what is no query.
+pub(crate) fn answer(query: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut end = 12;
-    while *question.get(end)? != 0 {
-        end += 1 + usize::from(question[end]);
+    while *query.get(end)? != 0 {
+        end += 1 + usize::from(query[end]);
     }
-    let (name, end) = (question.get(12..=end)?, end + 5);
+    let (name, end) = (query.get(12..=end)?, end + 5);
     let first = usize::from(*name.first()?) + 1;
     let hot = name.get(first..)?.get(..HOT.len())?.eq_ignore_ascii_case(HOT);
     out.clear();
-    out.extend(question.get(..end)?);
-    // A response to a question that desires recursion or does not, recursion available, one answer.
-    out[2] = 0x80 | question[2] & 0x01;
-    out[3] = 0x80 | question[3] & 0x10;
-    let opt = question[11];
+    out.extend(query.get(..end)?);
+    // A response to a query that desires recursion or does not, recursion available, one answer.
+    out[2] = 0x80 | query[2] & 0x01;
+    out[3] = 0x80 | query[3] & 0x10;
+    let opt = query[11];
     out[6..12].copy_from_slice(&[0, 1, 0, 0, 0, opt]);
     out.extend([0xC0, 12, 0, 1, 0, 1]);
     out.extend(if hot { HOT_TTL } else { ONCE_TTL }.to_be_bytes());

@@ -1,30 +1,32 @@
-//! What is asked, and what the right answer is: an address made of the name, so that no answer can be mistaken for another's.
+//! The queries and their right responses.
+//!
+//! A name's address is a hash of the name, so that no response fits another name.
 
-/// Where all names lie.
+/// The zone of all names.
 const ZONE: &[u8] = b"\x05bench\x07example\x00";
 
-/// Labels in front of a name that say how long its address may be kept.
+/// Labels between a name's number and the zone, which choose the TTL.
 const HOT: &[u8] = b"\x03hot";
 const ONCE: &[u8] = b"\x04once";
 
-/// Names that are asked again and again.
+/// Number of names that are queried repeatedly.
 pub(crate) const HOT_NAMES: u32 = 1000;
 
-/// Seconds that the address of a hot name may be kept: longer than any run.
+/// TTL of a hot name in seconds; longer than any run.
 const HOT_TTL: u32 = 3600;
-/// And that of a name asked once.
+/// TTL of a name that is queried once, in seconds.
 const ONCE_TTL: u32 = 30;
 
-/// Which names are asked for.
+/// A kind of names to query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// One of [`HOT_NAMES`].
     Cached,
-    /// A name that nobody has asked for before.
+    /// A new name each time.
     Uncached,
 }
 
-/// Writes a query for the A records of a name, without EDNS, as the C library asks; the address that must come back.
+/// Writes an A query without EDNS, as the C library does, and returns the right address.
 pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     match kind {
         Kind::Cached => write_hot(fastrand::u32(..HOT_NAMES), id, out),
@@ -37,7 +39,7 @@ pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     }
 }
 
-/// The query for one of the hot names.
+/// Writes the query for a hot name, and returns the right address.
 pub(crate) fn write_hot(number: u32, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     write_name(HOT, number.into(), id, out)
 }
@@ -59,7 +61,7 @@ fn write_name(kind: &[u8], number: u64, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     address
 }
 
-/// The address of a name on the wire, whatever its case.
+/// Returns the address of a name in wire form; its case does not matter.
 fn address(name: &[u8]) -> [u8; 4] {
     let hash = name.iter().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
@@ -67,8 +69,8 @@ fn address(name: &[u8]) -> [u8; 4] {
     hash.to_be_bytes()
 }
 
-/// What a server says to such a query; none for what is no query.
-pub(crate) fn answer(query: &[u8], out: &mut Vec<u8>) -> Option<()> {
+/// Writes the response to such a query; `None` if the message is not one.
+pub(crate) fn respond(query: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut end = 12;
     while *query.get(end)? != 0 {
         end += 1 + usize::from(query[end]);
@@ -78,7 +80,7 @@ pub(crate) fn answer(query: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let hot = name.get(first..)?.get(..HOT.len())?.eq_ignore_ascii_case(HOT);
     out.clear();
     out.extend(query.get(..end)?);
-    // A response to a query that desires recursion or does not, recursion available, one answer.
+    // QR and RA; RD and CD as in the query; one answer record.
     out[2] = 0x80 | query[2] & 0x01;
     out[3] = 0x80 | query[3] & 0x10;
     let opt = query[11];
@@ -93,7 +95,9 @@ pub(crate) fn answer(query: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// Whether an answer without EDNS is the right one: a response, not truncated, no error, one address, this one.
+/// Returns whether a message is a complete NOERROR response with this address only.
+///
+/// The response must be without EDNS: the address is expected at its end.
 pub(crate) fn is_right(message: &[u8], address: [u8; 4]) -> bool {
     let [_, _, a, b, _, _, answers @ ..] = message else { return false };
     u16::from_be_bytes([*a, *b]) & 0x820F == 0x8000

@@ -1,4 +1,4 @@
-//! The servers that are compared, each at a free port, with one upstream, on one core.
+//! The compared servers, each on a free port, with the same upstream and core.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,11 +22,12 @@ pub(crate) struct Server {
     _files: Option<Files>,
 }
 
-/// What each is told, for the reader of the figures.
+/// The settings of each server, printed with the figures.
 pub(crate) const SETTINGS: &str = "\
-svcdns: an empty file registry, --upstream 127.0.0.1#PORT, all else as it comes
-dnsmasq: --no-resolv --server=127.0.0.1#PORT --no-daemon, and --cache-size, which is 150 as it comes
-unbound: forward-zone \".\", module-config \"iterator\", num-threads 1, msg-cache-size 64m, rrset-cache-size 128m";
+svcdns: an empty file registry, --upstream 127.0.0.1#PORT, otherwise default settings
+dnsmasq: --no-resolv --server=127.0.0.1#PORT --no-daemon, and --cache-size (default: 150)
+unbound: forward-zone \".\", module-config \"iterator\", num-threads 1, \
+msg-cache-size 64m, rrset-cache-size 128m";
 
 impl Server {
     pub(crate) fn svcdns(upstream: SocketAddr) -> Self {
@@ -53,7 +54,7 @@ impl Server {
         }
     }
 
-    /// With a cache of so many records; 150 is what it comes with.
+    /// Starts dnsmasq with a cache of this many records (its default: 150).
     pub(crate) fn dnsmasq(upstream: SocketAddr, cache: usize) -> Self {
         let (address, state) = (free_address(), tempfile::tempdir().unwrap());
         let mut command = Command::new("dnsmasq");
@@ -115,7 +116,7 @@ forward-zone:
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 
-    /// One of the roles: no server, but the least that one does.
+    /// Starts one of the [`roles`].
     pub(crate) fn role(name: &str, role: &[&str]) -> Self {
         let (process, address) = roles::start(role);
         Self {
@@ -131,7 +132,7 @@ forward-zone:
         self.process.pid()
     }
 
-    /// Keeps all its threads on one core.
+    /// Pins all threads of the server to a core.
     pub(crate) fn pin(&self, core: usize) {
         cores::pin_process(self.pid(), core);
     }

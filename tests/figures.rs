@@ -15,7 +15,7 @@ mod paired;
 mod reading;
 
 use figures::Spread;
-use paired::{ByRound, Ratio, are_most, paired};
+use paired::{ByRound, Ratio, are_enough, paired};
 use reading::{Aim, Reading, Verdict};
 
 fn spread(values: impl IntoIterator<Item = u32>) -> Spread {
@@ -163,6 +163,6 @@ fn a_ratio_needs_half_of_the_planned_rounds() {
 
 #[test]
 fn half_of_the_rounds_are_enough_but_zero_of_zero_are_not() {
-    assert!(are_most(3, 6) && are_most(11, 21));
-    assert!(!are_most(10, 21) && !are_most(0, 0));
+    assert!(are_enough(3, 6) && are_enough(11, 21));
+    assert!(!are_enough(10, 21) && !are_enough(0, 0));
 }

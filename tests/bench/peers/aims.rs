@@ -1,4 +1,4 @@
-//! What svcdns is to reach, and whether this run shows it.
+//! The aims of svcdns, and the verdicts of this run.
 
 use super::measure::{Load, P99, Sample};
 use super::paired::Ratio;
@@ -7,18 +7,18 @@ use super::queries::Kind;
 use super::reading::{Aim, Reading};
 use super::report::Results;
 
-/// One aim, and what was measured of it.
+/// An aim with its measured figure.
 struct Line {
     what: String,
     aim: Aim,
     measured: Option<Measured>,
 }
 
-/// What is judged, and where it comes from.
+/// A measured figure with its origin.
 struct Measured {
     reading: Reading,
-    /// The medians behind it, and their rounds.
-    from: String,
+    /// Describes the medians and the number of rounds behind the figure.
+    origin: String,
 }
 
 impl Line {
@@ -30,29 +30,29 @@ impl Line {
         let Self { what, aim, measured } = self;
         measured.as_ref().map_or_else(
             || format!("aim: {what} {aim}: not measured in enough rounds"),
-            |Measured { reading, from }| format!("{} ({from})", aim.line(what, *reading)),
+            |Measured { reading, origin }| format!("{} ({origin})", aim.line(what, *reading)),
         )
     }
 }
 
 impl Measured {
-    fn by(ratio: &Ratio, other: &str) -> Self {
+    fn new(ratio: &Ratio, other: &str) -> Self {
         let Ratio { median, rounds, medians: [ours, theirs] } = ratio;
         Self {
             reading: *median,
-            from: format!("{ours:.2} and {other}'s {theirs:.2} in {rounds} rounds"),
+            origin: format!("{ours:.2} and {other}'s {theirs:.2} in {rounds} rounds"),
         }
     }
 }
 
-/// The figure of a sample that an aim is about, where it is known.
+/// Takes the figure of an aim from a sample; `None` if it is unknown.
 type Figure = fn(&Sample) -> Option<Reading>;
 
 const COST: Figure = |sample| Some(Reading::exact(sample.cost));
 const RATE: Figure = |sample| Some(Reading::exact(sample.rate));
 const P99_TIME: Figure = |sample| sample.times[P99];
 
-/// A line for each aim, as far as something was measured of it. `all` holds the results by number of services.
+/// Returns a line for each aim whose content was measured.
 pub(crate) fn lines(all: &[Results]) -> Vec<String> {
     let of = |services: usize| all.iter().find(|results| results.content.services == services);
     let [small, usual, large] = [1_000, 10_000, 1_000_000].map(of);
@@ -68,14 +68,13 @@ pub(crate) fn lines(all: &[Results]) -> Vec<String> {
             Aim::AtMost(1.0),
             over_better(usual, Load::CommonHalf, P99_TIME),
         ));
-        let what = "p99 at half of its own rate over the better of knot's and nsd's";
+        let what = "p99 at half of its full rate over the better of knot's and nsd's";
         aims.push(Line::new(what, Aim::AtMost(1.0), over_better(usual, Load::OwnHalf, P99_TIME)));
-        let what =
-            "CPU of A, namespace and deployment spelled out, over the hickory-server handler's";
+        let what = "CPU of A, explicit namespace and deployment, over the hickory-server handler's";
         aims.push(Line::new(
             what,
             Aim::AtMost(1.0),
-            over(usual, "hickory", Load::Flood(Kind::SpelledOut), COST),
+            over(usual, "hickory", Load::Flood(Kind::Explicit), COST),
         ));
     }
     for (results, limit) in [(small, 0.9), (large, 0.8)] {
@@ -105,7 +104,7 @@ fn against_echo(results: &Results, aims: &mut Vec<Line>) {
             over(results, ECHO, load, COST),
         ));
         aims.push(Line::new(
-            format!("answers/s of {name} over the echo's"),
+            format!("responses/s of {name} over the echo's"),
             Aim::AtLeast(0.93),
             over(results, ECHO, load, RATE),
         ));
@@ -128,10 +127,10 @@ fn ratio(results: &Results, other: &str, load: Load, of: Figure) -> Option<Ratio
 }
 
 fn over(results: &Results, other: &str, load: Load, of: Figure) -> Option<Measured> {
-    Some(Measured::by(&ratio(results, other, load, of)?, other))
+    Some(Measured::new(&ratio(results, other, load, of)?, other))
 }
 
-/// Compares with the better one: the larger of the two ratios counts, and of their bounds.
+/// Compares with the better of knot and nsd, whose ratio is the larger one.
 fn over_better(results: &Results, load: Load, of: Figure) -> Option<Measured> {
     let [knot, nsd] = [over(results, "knot", load, of)?, over(results, "nsd", load, of)?];
     let reading = knot.reading.max(nsd.reading);
@@ -143,9 +142,9 @@ fn growth(small: &Results, large: &Results) -> Option<Measured> {
     let [small, large] =
         [small, large].map(|results| ratio(results, ECHO, Load::Flood(Kind::A), COST));
     let (small, large) = (small?, large?);
-    let from = format!(
+    let origin = format!(
         "{:.2} in {} rounds and {:.2} in {}",
         large.median.value, large.rounds, small.median.value, small.rounds
     );
-    Some(Measured { reading: large.median.over(small.median), from })
+    Some(Measured { reading: large.median.over(small.median), origin })
 }

@@ -1,4 +1,4 @@
-//! A chart of what an answer costs each server, as SVG.
+//! The SVG chart of the cost of a response, by query and server.
 
 use std::fmt::Write as _;
 
@@ -9,11 +9,11 @@ use super::queries::Kind;
 use super::reading::Reading;
 use super::report::Results;
 
-/// The queries, from top to bottom.
+/// The kinds of queries, from top to bottom.
 const KINDS: [Kind; 5] = [Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed];
 
 const WIDTH: f64 = 860.0;
-/// Where bars begin, and where the longest end.
+/// Left end of all bars, and right end of the longest.
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 690.0;
 const TOP: f64 = 74.0;
@@ -21,23 +21,30 @@ const BAR: f64 = 15.0;
 const GAP: f64 = 5.0;
 const BETWEEN: f64 = 34.0;
 
-/// The axis ends here, in costs of the echo: what is longer is cut off and says so.
+/// End of the axis, as a multiple of the echo's cost; longer bars are marked as cut.
 const END: f64 = 4.0;
 
-/// Light unless the reader's screen is dark; each with a ground of its own, so that it can be read on any page.
+/// A light and a dark style, each with its own background, so that the chart is readable anywhere.
 const STYLE: &str = "
-text { font: 13px system-ui, sans-serif; fill: #1f2328; stroke: #ffffff; stroke-width: 4px; paint-order: stroke; }
-.title { font-size: 16px; font-weight: 600; } .kind { font-weight: 600; } .small { font-size: 12px; fill: #59636e; }
-.ground { fill: #ffffff; } .line { stroke: #d1d9e0; } .echo { stroke: #59636e; stroke-dasharray: 4 3; }
-.bar { fill: #8c959f; } .svcdns { fill: #0969da; } .ceiling { fill: #1a7f37; } .cut { stroke: #ffffff; stroke-width: 3; }
+text { font: 13px system-ui, sans-serif; fill: #1f2328; stroke: #ffffff; stroke-width: 4px; \
+paint-order: stroke; }
+.title { font-size: 16px; font-weight: 600; } .kind { font-weight: 600; } \
+.small { font-size: 12px; fill: #59636e; }
+.ground { fill: #ffffff; } .line { stroke: #d1d9e0; } \
+.echo { stroke: #59636e; stroke-dasharray: 4 3; }
+.bar { fill: #8c959f; } .svcdns { fill: #0969da; } .ceiling { fill: #1a7f37; } \
+.cut { stroke: #ffffff; stroke-width: 3; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; stroke: #0d1117; } .small { fill: #9198a1; }
   .ground { fill: #0d1117; } .line { stroke: #30363d; } .echo { stroke: #9198a1; }
-  .bar { fill: #6e7681; } .svcdns { fill: #4493f8; } .ceiling { fill: #3fb950; } .cut { stroke: #0d1117; }
+  .bar { fill: #6e7681; } .svcdns { fill: #4493f8; } .ceiling { fill: #3fb950; } \
+.cut { stroke: #0d1117; }
 }
 ";
 
-/// Processor time of an answer over the echo's, by query and server; nothing without an echo.
+/// Returns the chart of processor time per response over the echo's; `None` without an echo.
+///
+/// `below` is the text under the chart.
 pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let echo = results.row(ECHO)?;
     let mut body = String::new();
@@ -81,11 +88,12 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     }
     let height = bottom + 34.0;
     Some(format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}" width="{WIDTH:.0}" height="{height:.0}" role="img">
-<title>Processor time of an answer, by query and server</title>
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}"
+ width="{WIDTH:.0}" height="{height:.0}" role="img">
+<title>Processor time per response, by query and server</title>
 <style>{STYLE}</style>
 <rect class="ground" width="100%" height="100%"/>
-<text class="title" x="20" y="30">Processor time of an answer, over that of a bare echo ({})</text>
+<text class="title" x="20" y="30">Processor time per response, over that of a bare echo ({})</text>
 {axis}{body}<text class="small" x="20" y="{:.0}">{below}</text>
 </svg>
 "#,
@@ -94,7 +102,7 @@ pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     ))
 }
 
-/// Where so many costs of the echo lie.
+/// Returns the horizontal position of a multiple of the echo's cost.
 fn across(ratio: f64) -> f64 {
     LEFT + (RIGHT - LEFT) * ratio / END
 }

@@ -1,5 +1,6 @@
-//! The least that a server on hickory-server does: the same names in a hash map, answered over UDP. Those that are spelled out are
-//! names like others here.
+//! A minimal handler on hickory-server, which answers over UDP from a hash map.
+//!
+//! Names with explicit namespace and deployment are entries of the map, too.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -16,7 +17,7 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::content::{Content, NEGATIVE_TTL, TTL, instance_label};
 
-/// Serves the services until it is killed.
+/// Serves the services until the process is killed.
 pub(crate) fn serve(content: Content) {
     let names = Names::new(content);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -63,11 +64,11 @@ impl Names {
                     RData::SRV(SRV::new(0, 1, port, target.clone())),
                 ));
                 entry.glue.push(Record::from_rdata(target, TTL, RData::A(A(address))));
-                let spelled_out =
+                let explicit =
                     Name::from_str(&format!("{}.default.default.svc.", content.label(service)))
                         .unwrap();
-                let record = Record::from_rdata(spelled_out.clone(), TTL, RData::A(A(address)));
-                names.entry(spelled_out.into()).or_default().a.push(record);
+                let record = Record::from_rdata(explicit.clone(), TTL, RData::A(A(address)));
+                names.entry(explicit.into()).or_default().a.push(record);
             }
             service_name = Some((service, name));
         }
@@ -79,7 +80,7 @@ impl Names {
 }
 
 impl RequestHandler for Names {
-    // As `async_trait` writes it, which the trait is made with.
+    // The signature that `async_trait` generates for the trait.
     fn handle_request<'a, 'b, 'c, R, T>(
         &'a self,
         request: &'b Request,
@@ -93,14 +94,13 @@ impl RequestHandler for Names {
         T: Time + 'c,
     {
         Box::pin(async move {
-            let asked = request.request_info().ok();
-            let found = asked.as_ref().and_then(|asked| self.names.get(asked.query.name()));
-            let (answers, glue) =
-                match (found, asked.as_ref().map(|asked| asked.query.query_type())) {
-                    (Some(records), Some(RecordType::A)) => (&*records.a, &[][..]),
-                    (Some(records), Some(RecordType::SRV)) => (&*records.srv, &*records.glue),
-                    _ => (&[][..], &[][..]),
-                };
+            let info = request.request_info().ok();
+            let found = info.as_ref().and_then(|info| self.names.get(info.query.name()));
+            let (answers, glue) = match (found, info.as_ref().map(|info| info.query.query_type())) {
+                (Some(records), Some(RecordType::A)) => (&*records.a, &[][..]),
+                (Some(records), Some(RecordType::SRV)) => (&*records.srv, &*records.glue),
+                _ => (&[][..], &[][..]),
+            };
             let soa = answers.is_empty().then_some(&self.soa);
             let mut metadata = Metadata::response_from_request(&request.metadata);
             metadata.authoritative = true;

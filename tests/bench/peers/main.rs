@@ -1,18 +1,20 @@
-//! What an answer from the registry costs, beside the servers that people would use instead and beside a bare echo, which is as
-//! fast as the kernel lets a UDP server be. A program, not a test: it prints figures and asserts nothing about them, save that
-//! every server gives right answers and that the echo's are as long as svcdns's.
+//! Benchmark of responses from the registry, compared with other servers and a bare echo.
 //!
-//! `cargo bench --bench peers` measures, and writes `docs/benchmarks.md` and its chart; what measures less writes the same below
-//! `target/peers/`:
+//! The echo is as fast as the kernel lets a UDP server be. The program prints figures and asserts
+//! nothing about them, except that every server gives right responses and that those of the echo
+//! are as long as svcdns's.
 //!
-//!   `--short`             only shows that the program works, with what is installed
-//!   `--scale=1k|10k|1m`   only with so many services
-//!   `--only=a,b`          only these servers; `echo,echo-again` says how far ratios can be trusted
-//!   `--rounds=N`
+//! `cargo bench --bench peers` measures everything, and writes `docs/benchmarks.md` and its chart.
+//! A run with less writes the same files to `target/peers/`:
+//!
+//!   `--short`             only shows that the program works, with the installed servers
+//!   `--scale=1k|10k|1m`   only this number of services
+//!   `--only=a,b`          only these servers; `echo,echo-again` shows the error of ratios
+//!   `--rounds=N`          this number of rounds
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a program for people; what fails ends it"
+    reason = "a program that prints its results and ends at the first error"
 )]
 #![allow(
     clippy::cast_precision_loss,
@@ -27,11 +29,11 @@ mod chart;
 mod common;
 mod consul;
 mod content;
-mod ending;
 #[path = "../figures.rs"]
 mod figures;
 mod go;
 mod handler;
+mod interrupt;
 mod load;
 mod measure;
 mod page;
@@ -61,14 +63,15 @@ use report::Results;
 use server::Server;
 use support::etcd::Etcd;
 
-/// Connections that fill etcd.
+/// Connections to etcd that put the keys.
 const CONNECTIONS: usize = 4;
 
-/// Rounds of a run whose figures go into the page. Many short ones: what else the machine does comes and goes, and is to meet
-/// those that are compared alike.
+/// Rounds of a complete run.
+///
+/// Many short rounds: other work on the machine then affects all servers alike.
 const ROUNDS: usize = 21;
 
-/// What the arguments ask for.
+/// The parsed arguments.
 struct Options {
     short: bool,
     only: Vec<String>,
@@ -107,8 +110,8 @@ impl Options {
         }
     }
 
-    /// Whether all is measured that the page tells.
-    fn whole(&self) -> bool {
+    /// Returns whether the run measures everything for the page.
+    fn is_complete(&self) -> bool {
         !self.short
             && self.only.is_empty()
             && self.contents.len() == 3
@@ -129,7 +132,7 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "--role") {
         return roles::play(&arguments[at + 1..]);
     }
-    ending::watch();
+    interrupt::watch();
     run(&Options::read(&arguments));
 }
 
@@ -137,18 +140,18 @@ fn run(options: &Options) {
     let begun = Instant::now();
     let (machine, cores) = (figures::machine(), cores::cores());
     let (mut peers, mut left_out) = (Vec::new(), Vec::new());
-    let most = options.contents.iter().map(|content| content.services).min().unwrap_or(0);
-    for peer in PEERS.iter().filter(|peer| options.wants(peer) && peer.most >= most) {
+    let fewest = options.contents.iter().map(|content| content.services).min().unwrap_or(0);
+    for peer in PEERS.iter().filter(|peer| options.wants(peer) && peer.max_services >= fewest) {
         if options.short && !peer.short && options.only.is_empty() {
-            left_out.push(format!("{}: not in the short form", peer.name));
+            left_out.push(format!("{}: not with --short", peer.name));
             continue;
         }
         match (peer.version)() {
             Ok(version) => peers.push((peer, version)),
             Err(reason) => {
                 assert!(
-                    peer.optional || !options.whole(),
-                    "a whole run needs {}: {reason}",
+                    peer.optional || !options.is_complete(),
+                    "a complete run needs {}: {reason}",
                     peer.name
                 );
                 left_out.push(format!("{}: {reason}", peer.name));
@@ -157,16 +160,17 @@ fn run(options: &Options) {
     }
     let mut all = Vec::new();
     for content in &options.contents {
-        all.push(measured(*content, &mut peers, &mut left_out, options.rounds, cores));
+        all.push(measure_content(*content, &mut peers, &mut left_out, options.rounds, cores));
     }
     let page = page::Page { machine, cores, peers, left_out, all, rounds: options.rounds, begun };
     print!("{}", page.text());
-    page.write(options.whole());
+    page.write(options.is_complete());
 }
 
-/// Starts all servers with a content on one core, and measures them from another. An optional one that cannot be started is
-/// left out from then on.
-fn measured<'a>(
+/// Starts all servers with a content on one core, and measures them from another.
+///
+/// An optional server that cannot be started is left out from then on.
+fn measure_content<'a>(
     content: Content,
     peers: &mut Vec<(&'a Peer, String)>,
     left_out: &mut Vec<String>,
@@ -181,19 +185,19 @@ fn measured<'a>(
         server.pin(core);
         Ok(server)
     };
-    let mut failed = |peer: &'a Peer, reason: String| {
+    let mut leave_out = |peer: &'a Peer, reason: String| {
         assert!(peer.optional, "{}: {reason}", peer.name);
         left_out.push(format!("{}: {}", peer.name, reason.lines().last().unwrap_or_default()));
     };
     let mut empty = BTreeMap::new();
     peers.retain(|(peer, _)| {
-        if content.services > peer.most {
+        if content.services > peer.max_services {
             return true;
         }
         match start(peer, content.empty()) {
-            Ok(server) => empty.insert(peer.name, settled_memory(&server)).is_none(),
+            Ok(server) => empty.insert(peer.name, memory_after_start(&server)).is_none(),
             Err(reason) => {
-                failed(peer, reason);
+                leave_out(peer, reason);
                 false
             }
         }
@@ -212,17 +216,17 @@ fn measured<'a>(
             samples: BTreeMap::new(),
         };
         match start(peer, content)
-            .and_then(|server| measure::answers_rightly(&server, &row, &loads).map(|()| server))
+            .and_then(|server| measure::check_responses(&server, &row, &loads).map(|()| server))
         {
             Ok(server) => {
                 servers.push(server);
                 rows.push(row);
             }
-            Err(reason) => failed(peer, reason),
+            Err(reason) => leave_out(peer, reason),
         }
         servers.len() == rows.len() && rows.last().is_some_and(|row| row.name == peer.name)
     });
-    same_sizes(&rows, &servers, &loads);
+    check_equal_lengths(&rows, &servers, &loads);
     let common = measure::measure(&servers, &mut rows, &loads, rounds, core);
     for (row, server) in rows.iter_mut().zip(&servers) {
         row.memory_kib = server.memory_kib();
@@ -232,7 +236,7 @@ fn measured<'a>(
 
 fn loads(content: Content) -> Vec<Load> {
     let kinds: &[Kind] = if content.srv {
-        &[Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed, Kind::SpelledOut]
+        &[Kind::A, Kind::Srv, Kind::NoData, Kind::NxDomain, Kind::Mixed, Kind::Explicit]
     } else {
         &[Kind::A, Kind::NxDomain]
     };
@@ -241,27 +245,27 @@ fn loads(content: Content) -> Vec<Load> {
     floods.chain(rates.into_iter().filter(|_| content.srv)).collect()
 }
 
-/// The memory of a server that has started and done nothing else.
-fn settled_memory(server: &Server) -> u64 {
+/// Returns the memory of a server that has just started.
+fn memory_after_start(server: &Server) -> u64 {
     thread::sleep(Duration::from_millis(300));
     server.memory_kib()
 }
 
-/// The ceiling is one only when its answers are as long as ours.
-fn same_sizes(rows: &[Row], servers: &[Server], loads: &[Load]) {
+/// Asserts that the echo's responses are as long as svcdns's.
+fn check_equal_lengths(rows: &[Row], servers: &[Server], loads: &[Load]) {
     let find = |name| rows.iter().position(|row| row.name == name).map(|at| &servers[at].target);
     let (Some(svcdns), Some(echo)) = (find("svcdns"), find(ECHO)) else { return };
     for load in loads {
         if let Load::Flood(kind) = load
             && *kind != Kind::Mixed
         {
-            let [ours, its] = [svcdns, echo].map(|target| target.size_of_answer(*kind));
-            assert_eq!(ours, its, "bytes of an answer to {kind:?}, of svcdns and of the echo");
+            let [ours, its] = [svcdns, echo].map(|target| target.response_bytes(*kind));
+            assert_eq!(ours, its, "bytes per response to {kind:?}, of svcdns and of the echo");
         }
     }
 }
 
-/// Puts the content into etcd for who reads it there: as GoFrame does, and for CoreDNS as SkyDNS did.
+/// Puts the content into etcd: in GoFrame's form for svcdns, in SkyDNS's for CoreDNS.
 fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let part = if goframe { content.services.div_ceil(CONNECTIONS) } else { 0 };
@@ -271,7 +275,7 @@ fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
                 ..((connection + 1) * part).min(content.services);
             scope.spawn(move || {
                 runtime()
-                    .block_on(etcd.put_many(content.keys(services).inspect(|_| ending::go_on())))
+                    .block_on(etcd.put_many(content.keys(services).inspect(|_| interrupt::check())))
             });
         }
     });

@@ -1,34 +1,34 @@
-//! What is asked, and what the right answer is.
+//! The queries and their right responses.
 
-use super::content::{Content, LABEL, NEGATIVE_SIZE, QUESTION};
+use super::content::{Content, LABEL_BYTES, NEGATIVE_BYTES, QUERY_BYTES};
 
 const A: u16 = 1;
 const SRV: u16 = 33;
 const AAAA: u16 = 28;
 
-/// Namespace and deployment, which a name may leave out when they are the configured ones.
-const SPELLED_OUT: &[u8] = b"\x07default\x07default";
+/// Labels of the default namespace and deployment, which a name may omit.
+const NAMESPACE_AND_DEPLOYMENT: &[u8] = b"\x07default\x07default";
 
-/// What is asked for.
+/// A kind of queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// The addresses of a service.
+    /// A of a service.
     A,
-    /// Its instances with their ports.
+    /// SRV of a service.
     Srv,
-    /// Addresses of a kind that it has none of.
+    /// AAAA of a service with IPv4 addresses only.
     NoData,
-    /// A name that is not there.
+    /// A of an unknown name.
     NxDomain,
-    /// Of ten queries seven for A and one for each of the others.
+    /// Seven of ten queries are A, and one each SRV, NODATA and NXDOMAIN.
     Mixed,
-    /// A, namespace and deployment spelled out: svcdns has such names nowhere, it works them out.
-    SpelledOut,
+    /// A of a name with namespace and deployment: svcdns has no node for it.
+    Explicit,
 }
 
 impl Kind {
-    /// How many there are.
-    pub(crate) const COUNT: usize = Self::SpelledOut as usize + 1;
+    /// The number of kinds.
+    pub(crate) const COUNT: usize = Self::Explicit as usize + 1;
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Kind {
             Self::NoData => "NODATA",
             Self::NxDomain => "NXDOMAIN",
             Self::Mixed => "mixed",
-            Self::SpelledOut => "A of name.default.default.svc",
+            Self::Explicit => "A of name.default.default.svc",
         }
     }
 
@@ -54,46 +54,47 @@ impl Kind {
     }
 }
 
-/// What was asked.
+/// The kind and service of a query, which determine the right response.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Expected {
     pub(crate) kind: Kind,
     service: usize,
 }
 
-/// Writes a query about a service at random, as the C library asks: recursion desired, no EDNS. `zone` is what follows a
-/// name's first label, on the wire.
+/// Writes a query for a random service, as the C library does: RD set, no EDNS.
+///
+/// `zone` is what follows the name's first label, in wire form.
 pub(crate) fn write(
     kind: Kind,
     content: Content,
     zone: &[u8],
     id: u16,
     out: &mut Vec<u8>,
-) -> Asked {
-    write_about(fastrand::usize(..content.services.max(1)), kind, content, zone, id, out)
+) -> Expected {
+    write_for(fastrand::usize(..content.services.max(1)), kind, content, zone, id, out)
 }
 
-/// The same about this service.
-pub(crate) fn write_about(
+/// Writes a query for this service, like [`write`].
+pub(crate) fn write_for(
     service: usize,
     kind: Kind,
     content: Content,
     zone: &[u8],
     id: u16,
     out: &mut Vec<u8>,
-) -> Asked {
+) -> Expected {
     let kind = kind.draw();
     out.clear();
     out.extend(id.to_be_bytes());
     out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    out.push(LABEL as u8);
+    out.push(LABEL_BYTES as u8);
     if kind == Kind::NxDomain {
         content.write_unknown(service, usize::from(id), out);
     } else {
         content.write_label(service, out);
     }
-    if kind == Kind::SpelledOut {
-        out.extend(SPELLED_OUT);
+    if kind == Kind::Explicit {
+        out.extend(NAMESPACE_AND_DEPLOYMENT);
     }
     out.extend(zone);
     let qtype = match kind {
@@ -103,19 +104,20 @@ pub(crate) fn write_about(
     };
     out.extend(qtype.to_be_bytes());
     out.extend([0, 1]);
-    Asked { kind, service }
+    Expected { kind, service }
 }
 
-/// Whether this can be the right answer: to this query, whole, with the right code and as many records as there are instances.
-/// It costs the same for an echo, whose code and count are the query's.
+/// Returns whether question, TC, code and number of answer records of a response are right.
+///
+/// The check costs the same for an echo, whose code and count are those of the query.
 pub(crate) fn fits(
     message: &[u8],
     query: &[u8],
-    asked: Asked,
+    expected: Expected,
     content: Content,
     echo: bool,
 ) -> bool {
-    let (code, records) = match asked.kind {
+    let (code, records) = match expected.kind {
         _ if echo => (0, 0),
         Kind::NxDomain => (3, 0),
         Kind::NoData => (0, 0),
@@ -127,18 +129,23 @@ pub(crate) fn fits(
         && message[12..query.len()] == query[12..]
 }
 
-/// Whether an answer that fits holds exactly the records of that service.
-pub(crate) fn is_right(message: &[u8], query: &[u8], asked: Asked, content: Content) -> bool {
-    let wanted = match asked.kind {
+/// Returns whether a response that fits has exactly the records of the service.
+pub(crate) fn is_right(message: &[u8], query: &[u8], expected: Expected, content: Content) -> bool {
+    let wanted = match expected.kind {
         Kind::NoData | Kind::NxDomain => return true,
         Kind::Srv => SRV,
         _ => A,
     };
-    holds_all(&message[query.len()..], wanted, asked.service, content).is_some()
+    has_all_instances(&message[query.len()..], wanted, expected.service, content).is_some()
 }
 
-/// Whether the records that begin here are those of all instances of a service.
-fn holds_all(mut records: &[u8], wanted: u16, service: usize, content: Content) -> Option<()> {
+/// Returns `Some` if the records are those of all instances of a service.
+fn has_all_instances(
+    mut records: &[u8],
+    wanted: u16,
+    service: usize,
+    content: Content,
+) -> Option<()> {
     let mut found = 0_u64;
     for _ in 0..content.instances {
         let after = after_name(records)?;
@@ -165,7 +172,7 @@ fn after_name(mut records: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The address that the first label of an SRV record's target tells: `10-100-100-100`, or `0a646464` as Consul writes it.
+/// Parses the first label of an SRV target: `10-100-100-100`, or Consul's `0a646464`.
 fn address_of(label: &[u8]) -> Option<[u8; 4]> {
     let text = std::str::from_utf8(label).ok()?;
     if text.len() == 8 {
@@ -179,24 +186,26 @@ fn word(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).map_or(0, |pair| u16::from_be_bytes([pair[0], pair[1]]))
 }
 
-/// Octets of svcdns's answer.
-pub(crate) fn size(asked: Asked, content: Content) -> usize {
-    match asked.kind {
-        Kind::Srv => content.srv_size(),
-        Kind::NoData | Kind::NxDomain => NEGATIVE_SIZE,
-        Kind::SpelledOut => content.a_size() + SPELLED_OUT.len(),
-        _ => content.a_size(),
+/// Returns the length of svcdns's response in bytes.
+pub(crate) fn response_bytes(expected: Expected, content: Content) -> usize {
+    match expected.kind {
+        Kind::Srv => content.srv_bytes(),
+        Kind::NoData | Kind::NxDomain => NEGATIVE_BYTES,
+        Kind::Explicit => content.a_bytes() + NAMESPACE_AND_DEPLOYMENT.len(),
+        _ => content.a_bytes(),
     }
 }
 
-/// The same, told from the query alone and with as little work as can be: its type, and the last digit of the first label.
-pub(crate) fn size_of_answer_to(query: &[u8], content: Content) -> usize {
-    // Other types' first byte is 0, too. In a name that is spelled out a letter stands here.
-    match query.get(QUESTION - 3) {
-        Some(33) => content.srv_size(),
-        Some(28) => NEGATIVE_SIZE,
-        _ if query.get(12 + LABEL) != Some(&b'0') => NEGATIVE_SIZE,
-        _ if query.len() > QUESTION => content.a_size() + SPELLED_OUT.len(),
-        _ => content.a_size(),
+/// Returns the length of svcdns's response from the query alone, with little work.
+///
+/// Type and last digit of the first label determine the length.
+pub(crate) fn response_bytes_for(query: &[u8], content: Content) -> usize {
+    // The low byte of the type; with an explicit namespace it is a letter of the name.
+    match query.get(QUERY_BYTES - 3) {
+        Some(33) => content.srv_bytes(),
+        Some(28) => NEGATIVE_BYTES,
+        _ if query.get(12 + LABEL_BYTES) != Some(&b'0') => NEGATIVE_BYTES,
+        _ if query.len() > QUERY_BYTES => content.a_bytes() + NAMESPACE_AND_DEPLOYMENT.len(),
+        _ => content.a_bytes(),
     }
 }

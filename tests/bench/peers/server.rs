@@ -1,4 +1,4 @@
-//! A running server: its threads, its processor time, its memory, its end.
+//! A running server: its threads, processor time and memory.
 
 use std::fs;
 use std::thread;
@@ -9,14 +9,14 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::common::cores;
-use super::ending;
+use super::interrupt;
 use super::load::Target;
 use super::queries::Kind;
 use super::support::process::Process;
 use super::support::seconds;
 
-/// Longest time until a server has read a million names.
-const READY: Duration = seconds(300);
+/// Longest time for a server to load a million names.
+const LOAD_TIMEOUT: Duration = seconds(300);
 
 /// A running server.
 pub(crate) struct Server {
@@ -31,7 +31,10 @@ impl Server {
         Self { process, target, _folder: folder }
     }
 
-    /// Waits until it has all of the content; why it never will.
+    /// Waits until the server answers for its last service.
+    ///
+    /// # Errors
+    /// The reason why it does not.
     pub(crate) fn wait(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         let content = self.target.content;
@@ -41,19 +44,19 @@ impl Server {
             (content.services - 1, Kind::A)
         };
         while !self.target.answers(service, kind) {
-            ending::go_on();
+            interrupt::check();
             if self.process.ended().is_some() {
-                return Err(format!("it ended:\n{}", self.process.log()));
+                return Err(format!("the server ended:\n{}", self.process.log()));
             }
-            if begun.elapsed() > READY {
-                return Err(format!("it gives no right answer:\n{}", self.process.log()));
+            if begun.elapsed() > LOAD_TIMEOUT {
+                return Err(format!("no right response:\n{}", self.process.log()));
             }
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// Its processes: nsd has several.
+    /// Returns the server's processes: nsd has several.
     fn processes(&self) -> Vec<u32> {
         let mut found = vec![self.process.pid()];
         let mut at = 0;
@@ -71,12 +74,12 @@ impl Server {
         found
     }
 
-    /// Keeps all threads that it has now on one core.
+    /// Pins all current threads of the server to a core.
     pub(crate) fn pin(&self, core: usize) {
         self.processes().iter().for_each(|process| cores::pin_process(*process, core));
     }
 
-    /// User and system time of all its threads so far, in microseconds; to the nanosecond while it waits.
+    /// Returns user and system time of all threads, in microseconds; exact while they wait.
     pub(crate) fn processor_time(&self) -> f64 {
         let threads = self.processes().into_iter().flat_map(|process| {
             cores::threads(process)
@@ -90,7 +93,7 @@ impl Server {
         nanoseconds.sum::<u64>() as f64 / 1e3
     }
 
-    /// Its resident memory in KiB; pages that several of its processes share count once.
+    /// Returns the resident memory in KiB; pages that its processes share count once.
     pub(crate) fn memory_kib(&self) -> u64 {
         let of = |process: u32| {
             let text =
@@ -106,7 +109,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// As a service manager would stop it, then by force, its children too.
+    /// Stops the server with SIGTERM, then kills it with its children.
     fn drop(&mut self) {
         let processes = self.processes();
         if self.process.ended().is_none() {
@@ -118,7 +121,7 @@ impl Drop for Server {
         }
         self.process.kill();
         for child in &processes[1..] {
-            // Mostly it is gone already.
+            // Usually the child has already ended.
             let _ = kill(Pid::from_raw(child.cast_signed()), Signal::SIGKILL);
         }
     }

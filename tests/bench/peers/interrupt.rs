@@ -1,14 +1,14 @@
-//! The end of a run before its time: no destructor runs when a signal ends a program, and the servers would go on.
+//! Ends an interrupted run by unwinding, so that destructors stop the servers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Whether this program was told to end.
-static TOLD: AtomicBool = AtomicBool::new(false);
+/// Whether SIGINT or SIGTERM has arrived.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT and SIGTERM end the run where it looks at [`go_on`].
+/// Makes SIGINT and SIGTERM end the run at its next [`check`].
 pub(crate) fn watch() {
     thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
@@ -19,12 +19,12 @@ pub(crate) fn watch() {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            TOLD.store(true, Ordering::Relaxed);
+            INTERRUPTED.store(true, Ordering::Relaxed);
         });
     });
 }
 
-/// Panics when the program was told to end, which ends all servers and removes their files.
-pub(crate) fn go_on() {
-    assert!(!TOLD.load(Ordering::Relaxed), "ended by a signal");
+/// Panics after SIGINT or SIGTERM; unwinding stops all servers and removes their files.
+pub(crate) fn check() {
+    assert!(!INTERRUPTED.load(Ordering::Relaxed), "ended by a signal");
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::dns::{Prober, code_of, exchange, question, question_with_opt, receive_tcp, send_tcp};
+use support::dns::{Prober, code_of, exchange, query, query_with_opt, receive_tcp, send_tcp};
 use support::etcd::Etcd;
 use support::process::Process;
 use support::svcdns::Svcdns;
@@ -314,7 +314,7 @@ fn code_or_silence(server: SocketAddr, message: &[u8], within: Duration) -> &'st
 #[test]
 fn malformed_packets_get_their_code_or_silence() {
     let (_etcd, mut server) = serve_good();
-    let plain = question(7, "good.svc", dns::A);
+    let plain = query(7, "good.svc", dns::A);
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut message = plain.clone();
         change(&mut message);
@@ -326,7 +326,7 @@ fn malformed_packets_get_their_code_or_silence() {
         message.extend([0, 1, 0, 1]);
         message
     };
-    let opt = question_with_opt(7, "good.svc", dns::A, 1232);
+    let opt = query_with_opt(7, "good.svc", dns::A, 1232);
     let mut two_opts = opt.clone();
     two_opts[11] = 2;
     two_opts.extend_from_slice(&opt[plain.len()..]);
@@ -391,14 +391,14 @@ fn malformed_packets_get_their_code_or_silence() {
         ("NOTIFY", with(&|m| m[2] = 4 << 3), "NOTIMP"),
         ("UPDATE", with(&|m| m[2] = 5 << 3), "NOTIMP"),
         ("opcode 15", with(&|m| m[2] = 15 << 3), "NOTIMP"),
-        ("QTYPE 0", question(7, "good.svc", 0), "FORMERR"),
-        ("QTYPE OPT", question(7, "good.svc", 41), "FORMERR"),
-        ("AXFR over UDP", question(7, "svc", 252), "REFUSED"),
-        ("IXFR", question(7, "svc", 251), "REFUSED"),
+        ("QTYPE 0", query(7, "good.svc", 0), "FORMERR"),
+        ("QTYPE OPT", query(7, "good.svc", 41), "FORMERR"),
+        ("AXFR over UDP", query(7, "svc", 252), "REFUSED"),
+        ("IXFR", query(7, "svc", 251), "REFUSED"),
         ("class CH", with(&|m| *m.last_mut().unwrap() = 3), "REFUSED"),
         ("class 254", with(&|m| *m.last_mut().unwrap() = 254), "REFUSED"),
-        ("a name in no zone", question(7, "example.com", dns::A), "REFUSED"),
-        ("the root", question(7, "", dns::A), "REFUSED"),
+        ("a name in no zone", query(7, "example.com", dns::A), "REFUSED"),
+        ("the root", query(7, "", dns::A), "REFUSED"),
         (
             "a dot inside a label",
             raw_name(&[8, b'g', b'o', b'o', b'd', b'.', b's', b'v', b'c', 0]),
@@ -446,10 +446,10 @@ fn a_storm_of_random_packets_does_not_change_the_server() {
     socket.set_nonblocking(true).unwrap();
     let mut draw = fastrand::Rng::with_seed(20);
     let seeds = [
-        question(1, "good.svc", dns::A),
-        question_with_opt(2, "10-0-0-1.v1._version.good.svc", dns::SRV, 4096),
-        question_with_opt(3, "1.0.0.10.in-addr.arpa", 12, 1232),
-        question(4, "_http._tcp.good.default.default.svc", dns::TXT),
+        query(1, "good.svc", dns::A),
+        query_with_opt(2, "10-0-0-1.v1._version.good.svc", dns::SRV, 4096),
+        query_with_opt(3, "1.0.0.10.in-addr.arpa", 12, 1232),
+        query(4, "_http._tcp.good.default.default.svc", dns::TXT),
     ];
     let mut response = vec![0; 65_535];
     for _ in 0..50_000 {
@@ -488,14 +488,14 @@ fn connect(server: SocketAddr) -> TcpStream {
 fn bad_tcp_clients_affect_only_themselves() {
     let (_etcd, mut server) = serve_good();
     let prober = Prober::start(server.address, "good.svc");
-    let good = question(7, "good.svc", dns::A);
+    let good = query(7, "good.svc", dns::A);
 
     // Many queries at once: the server answers all, in any order
     let mut pipelined = connect(server.address);
     for id in 0..200 {
         send_tcp(
             &mut pipelined,
-            &question(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A),
+            &query(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A),
         );
     }
     let mut seen: Vec<u16> = (0..200)
@@ -571,7 +571,7 @@ fn connections_above_the_limit_do_not_block_new_clients_for_ever() {
     eventually("an answer over TCP beside 200 idle connections", SOON, || {
         let mut stream = TcpStream::connect(server.address).ok()?;
         stream.set_read_timeout(Some(seconds(5))).unwrap();
-        let message = question(7, "good.svc", dns::A);
+        let message = query(7, "good.svc", dns::A);
         stream
             .write_all(
                 &[&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat(),

@@ -158,7 +158,7 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     socket.set_read_timeout(Some(seconds(10))).unwrap();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(1)] {
         upstream.on("www.example.test", Behaviour::forged(forged));
-        socket.send_to(&dns::question(7, "www.example.test", dns::A), at).unwrap();
+        socket.send_to(&dns::query(7, "www.example.test", dns::A), at).unwrap();
         let receive = || {
             let mut buffer = [0; 512];
             let (length, from) = socket.recv_from(&mut buffer).unwrap();
@@ -172,7 +172,7 @@ fn the_upstream_of_these_tests_does_what_it_is_told() {
     upstream.forget();
     upstream.on("www.example.test", Behaviour::default().dropping(2).delayed(Duration::from_millis(100)));
     for _ in 0..2 {
-        assert_eq!(dns::exchange(at, &dns::question(1, "www.example.test", dns::A), Duration::from_millis(150)), None);
+        assert_eq!(dns::exchange(at, &dns::query(1, "www.example.test", dns::A), Duration::from_millis(150)), None);
     }
     let begun = Instant::now();
     assert_eq!(short(&["WWW.example.test", "A"]), ["192.0.2.1"]);
@@ -411,7 +411,7 @@ fn questions_that_are_alike_are_asked_once() {
     socket.connect(server.address()).unwrap();
     socket.set_read_timeout(Some(seconds(30))).unwrap();
     for id in 0..50 {
-        socket.send(&dns::question(id, "www.example.test", dns::A)).unwrap();
+        socket.send(&dns::query(id, "www.example.test", dns::A)).unwrap();
     }
     let mut ids = BTreeSet::new();
     while ids.len() < 50 {

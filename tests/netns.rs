@@ -114,7 +114,7 @@ fn a_source_without_access_is_refused() {
         assert_eq!(support::dns::code(server.address, "hello.svc", support::dns::A), "REFUSED");
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        support::dns::send_tcp(&mut stream, &support::dns::question(7, "hello.svc", support::dns::A));
+        support::dns::send_tcp(&mut stream, &support::dns::query(7, "hello.svc", support::dns::A));
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(over_tcp.is_none_or(|answer| support::dns::code_of(&answer) == "REFUSED"), "TCP is no way around");
     });
@@ -123,7 +123,7 @@ fn a_source_without_access_is_refused() {
 /// What the server says at this address over both transports; none where it does not answer.
 fn asked_at(address: &str) -> Option<(Vec<IpAddr>, &'static str)> {
     let server: SocketAddr = address.parse().unwrap();
-    let question = support::dns::question(fastrand::u16(..), "hello.svc", support::dns::A);
+    let question = support::dns::query(fastrand::u16(..), "hello.svc", support::dns::A);
     let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
     // An answer from another address would not reach it.
     socket.connect(server).ok()?;
@@ -178,7 +178,7 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         let mut kept = TcpStream::connect("10.9.0.5:53").unwrap();
         for stream in [&mut lost, &mut kept] {
             stream.set_read_timeout(Some(SOON)).unwrap();
-            support::dns::send_tcp(stream, &support::dns::question(1, "hello.svc", support::dns::A));
+            support::dns::send_tcp(stream, &support::dns::query(1, "hello.svc", support::dns::A));
             assert!(support::dns::receive_tcp(stream).is_some());
         }
         netns::run("ip", &["address", "del", "10.9.1.7/24", "dev", "veth0"]);
@@ -189,7 +189,7 @@ fn a_wildcard_follows_the_addresses_of_the_machine() {
         // Its client, which had the same address, cannot be told.
         let lost_is_open = || !output("ss", &["-Hnt", "state", "established", "src", "10.9.1.7:53"]).is_empty();
         support::eventually("no connection at 10.9.1.7", SOON, || (!lost_is_open()).then_some(()));
-        support::dns::send_tcp(&mut kept, &support::dns::question(2, "hello.svc", support::dns::A));
+        support::dns::send_tcp(&mut kept, &support::dns::query(2, "hello.svc", support::dns::A));
         assert!(support::dns::receive_tcp(&mut kept).is_some());
         for address in ["127.0.0.1:53", "10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {
             answers_at(address);

@@ -69,7 +69,7 @@ fn a_loop_is_found_and_told() {
     // The first question of this kind went nowhere; it is asked again within some seconds.
     eventually("the loop to be found", seconds(60), || server.log().contains("in a circle").then_some(()));
     assert!(server.log().contains(&relay.to_string()), "{}", server.log());
-    let answer = dns::exchange(server.address, &dns::question_with_opt(7, "example.com", dns::A, 1232), seconds(10)).unwrap();
+    let answer = dns::exchange(server.address, &dns::query_with_opt(7, "example.com", dns::A, 1232), seconds(10)).unwrap();
     assert_eq!(dns::code_of(&answer), "SERVFAIL");
     assert!(String::from_utf8_lossy(&answer).contains("leads back to svcdns"), "{answer:x?}");
     server.wait_for("hello.svc", &["10.0.0.1"]);

@@ -45,7 +45,7 @@ fn duration(line: &str) -> Duration {
 #[test]
 fn questions_are_logged_where_that_is_wanted() {
     let (server, _directory) = serve(&["--log-queries", "1"]);
-    let mut question = dns::question(7, "Hello.x.svc", 65);
+    let mut question = dns::query(7, "Hello.x.svc", 65);
     ask_over_tcp(&server, &question);
     // A label that would clear a terminal.
     question[13..18].copy_from_slice(b"\x1b[2J.");
@@ -77,7 +77,7 @@ fn the_time_that_a_query_took_is_logged_too() {
     }
     let (server, _directory) = serve(&["--log-queries", "1", "--upstream", &upstream.flag()]);
     assert_eq!(dns::code(server.address, "udp.slow.test", dns::A), "NOERROR");
-    ask_over_tcp(&server, &dns::question(7, "tcp.slow.test", dns::A));
+    ask_over_tcp(&server, &dns::query(7, "tcp.slow.test", dns::A));
     // From the cache, without a wait.
     assert_eq!(dns::code(server.address, "tcp.slow.test", dns::A), "NOERROR");
     let found = support::eventually("three queries in the log", SOON, || {
@@ -99,7 +99,7 @@ fn the_time_that_a_query_took_is_logged_too() {
 #[test]
 fn no_question_is_logged_unless_wanted() {
     let (server, _directory) = serve(&[]);
-    ask_over_tcp(&server, &dns::question(7, "hello.svc", dns::A));
+    ask_over_tcp(&server, &dns::query(7, "hello.svc", dns::A));
     assert_eq!(questions(&server), [""; 0]);
     server.stop();
 }
@@ -129,7 +129,7 @@ fn a_log_that_nobody_reads_stops_neither_answers_nor_the_end() {
     socket.set_read_timeout(Some(SOON)).unwrap();
     // More lines than the pipe (64 KiB) and the queue of the log have room for.
     for id in 0..10_000 {
-        socket.send(&dns::question(id, "nothing.svc", dns::A)).unwrap();
+        socket.send(&dns::query(id, "nothing.svc", dns::A)).unwrap();
         socket.recv(&mut [0; 512]).unwrap_or_else(|error| panic!("query {id}: {error}"));
     }
     assert!(metric(&server, "svcdns_lost_log_lines_total") > 1_000.0);

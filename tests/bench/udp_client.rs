@@ -44,7 +44,7 @@ impl UdpClient {
 
 /// Builds an A query without EDNS.
 pub(crate) fn query(name: &str) -> Vec<u8> {
-    dns::question(fastrand::u16(..), name, dns::A)
+    dns::query(fastrand::u16(..), name, dns::A)
 }
 
 /// Returns the number of answer records of a response; `None` unless it is NOERROR.

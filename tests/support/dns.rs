@@ -16,7 +16,7 @@ pub(crate) const AAAA: u16 = 28;
 pub(crate) const SRV: u16 = 33;
 
 /// Builds a query message: RD set, class IN, no OPT record.
-pub(crate) fn question(id: u16, name: &str, qtype: u16) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str, qtype: u16) -> Vec<u8> {
     let mut message = Vec::new();
     message.extend(id.to_be_bytes());
     message.extend([0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -31,8 +31,8 @@ pub(crate) fn question(id: u16, name: &str, qtype: u16) -> Vec<u8> {
 }
 
 /// Builds a query with an OPT record that allows responses of `size` bytes.
-pub(crate) fn question_with_opt(id: u16, name: &str, qtype: u16, size: u16) -> Vec<u8> {
-    let mut message = question(id, name, qtype);
+pub(crate) fn query_with_opt(id: u16, name: &str, qtype: u16, size: u16) -> Vec<u8> {
+    let mut message = query(id, name, qtype);
     message[11] = 1;
     message.extend([0, 0, 41]);
     message.extend(size.to_be_bytes());
@@ -70,7 +70,7 @@ pub(crate) fn ask(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>>
 /// A busy machine may need seconds, and a server that waits for its registry needs longer.
 fn ask_once(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
     let id = fastrand::u16(..);
-    exchange(server, &question_with_opt(id, name, qtype, 1232), seconds(6))
+    exchange(server, &query_with_opt(id, name, qtype, 1232), seconds(6))
         .filter(|response| response.get(..2) == Some(&id.to_be_bytes()))
 }
 

@@ -42,7 +42,7 @@ fn responses(store: &Store, shape: Shape, queries: usize) -> Vec<Step> {
     let each = u16::try_from(shape.instances).unwrap();
     let some = |from: usize, qtype| {
         Queries::of((0..queries).map(|_| {
-            dns::question(
+            dns::query(
                 fastrand::u16(..),
                 &Shape::name(from + fastrand::usize(..shape.services)),
                 qtype,

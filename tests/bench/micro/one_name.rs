@@ -44,8 +44,8 @@ pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
         ("SRV", EQUAL, dns::SRV),
         ("SRV with weights", WEIGHTED, dns::SRV),
     ] {
-        let plain = dns::question(7, &Shape::name(service), qtype);
-        let edns = dns::question_with_opt(7, &Shape::name(service), qtype, 1232);
+        let plain = dns::query(7, &Shape::name(service), qtype);
+        let edns = dns::query_with_opt(7, &Shape::name(service), qtype, 1232);
         for (size, query) in [("512", plain), ("1232", edns)] {
             let records = step::answer_count(&store, &query);
             steps.push(Step::response(

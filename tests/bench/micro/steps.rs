@@ -26,17 +26,14 @@ pub(crate) fn of(shape: Shape) -> Vec<Step> {
         Queries::of((0..QUERIES).map(|_| query(fastrand::usize(..shape.services))))
     };
     let plain =
-        |qtype| some(&|service| dns::question(fastrand::u16(..), &Shape::name(service), qtype));
+        |qtype| some(&|service| dns::query(fastrand::u16(..), &Shape::name(service), qtype));
     let edns = |qtype| {
-        some(&|service| {
-            dns::question_with_opt(fastrand::u16(..), &Shape::name(service), qtype, 1232)
-        })
+        some(&|service| dns::query_with_opt(fastrand::u16(..), &Shape::name(service), qtype, 1232))
     };
-    let one = |name: String, qtype| Queries::of([dns::question(7, &name, qtype)]);
-    let absent = some(&|service| {
-        dns::question(fastrand::u16(..), &Shape::name(service + 50_000_000), dns::A)
-    });
-    let fit = step::answer_count(&store, &dns::question(7, &Shape::name(LARGE), dns::A));
+    let one = |name: String, qtype| Queries::of([dns::query(7, &name, qtype)]);
+    let absent =
+        some(&|service| dns::query(fastrand::u16(..), &Shape::name(service + 50_000_000), dns::A));
+    let fit = step::answer_count(&store, &dns::query(7, &Shape::name(LARGE), dns::A));
     let response =
         |name: &str, queries, code, records| Step::response(name, &store, queries, code, records);
     let mut steps = vec![
@@ -63,7 +60,7 @@ pub(crate) fn of(shape: Shape) -> Vec<Step> {
 
 fn explicit_query(service: usize) -> Vec<u8> {
     let name = Shape::name(service);
-    dns::question(
+    dns::query(
         fastrand::u16(..),
         &format!("{}.default.default.svc", name.strip_suffix(".svc").unwrap()),
         dns::A,

@@ -105,7 +105,7 @@ impl BurstSocket {
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(RESPONSE_TIMEOUT)).unwrap();
         let messages = (0..QUERIES_PER_BURST)
-            .map(|id| dns::question(id as u16, &Shape::name(0), dns::A))
+            .map(|id| dns::query(id as u16, &Shape::name(0), dns::A))
             .collect();
         Self { socket, messages, services: [0; QUERIES_PER_BURST], waiting: 0 }
     }

@@ -1,6 +1,7 @@
-//! Hostile and broken input to the real program: registry content, packets, connections, settings.
+//! Hostile and broken input to the real program.
 //!
-//! The server skips or refuses each by itself, and everything else works on.
+//! The input is registry content, packets, connections and settings. The server skips or refuses
+//! each by itself, and everything else works on.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -299,7 +300,7 @@ fn a_flood_of_keys_under_one_service_affects_no_other() {
     prober.expect_no_loss();
 }
 
-/// Sends a datagram and returns the code of the response within this time, or `silence`.
+/// Sends a datagram and returns the code of the response, or `silence`.
 fn code_or_silence(server: SocketAddr, message: &[u8], within: Duration) -> &'static str {
     match exchange(server, message, within) {
         None => "silence",

@@ -1,4 +1,6 @@
-//! Programs in many languages resolve names on a machine whose only name server is svcdns.
+//! Programs in many languages resolve names through svcdns.
+//!
+//! svcdns is the only name server of the machine.
 //!
 //! Each program looks up the same names, of a service and of the Internet, fetches a page from
 //! each, and prints the results in the same form.
@@ -19,7 +21,7 @@ use support::{netns, on_path, skip};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-/// A service, a name of the upstream, an alias of that name, and two names that do not exist.
+/// A service, an upstream's name, its alias, and two unknown names.
 const NAMES: [&str; 5] =
     ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
 
@@ -66,7 +68,7 @@ fn answer(stream: &mut TcpStream) {
     );
 }
 
-/// Runs `body` on such a machine, with web servers for the service and the upstream's names.
+/// Runs `body` on such a machine, with web servers for all names.
 fn on_a_machine(test: &str, body: impl FnOnce()) {
     netns::inside(test, "127.0.0.1", || {
         serve_pages(netns::ADDRESS);

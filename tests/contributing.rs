@@ -1,4 +1,6 @@
-//! The commands that the pages give contributors exist: make targets, scripts, test programs.
+//! The commands that the pages give contributors exist.
+//!
+//! These are make targets, scripts and test programs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the pages must fail")]
 
 use std::collections::BTreeSet;
@@ -36,7 +38,7 @@ fn pages() -> Vec<(PathBuf, String)> {
     found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// Returns the code of a page: each line of its blocks, and each span between backticks.
+/// Returns the code of a page: lines of blocks, and spans in backticks.
 fn code(page: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut in_block = false;
@@ -56,7 +58,9 @@ fn is_script(word: &str) -> bool {
     Path::new(word).extension().is_some_and(|extension| extension == "sh")
 }
 
-/// Returns the target of a command that runs `make`, here or through fresh-machine.sh.
+/// Returns the target of a command that runs `make`.
+///
+/// The command may run `make` through fresh-machine.sh.
 fn target_of(code: &str) -> Option<&str> {
     let mut words = code
         .split_whitespace()

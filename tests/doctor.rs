@@ -1,4 +1,6 @@
-//! `svcdns doctor` finds each fault of name resolution, on a private machine with that fault.
+//! `svcdns doctor` finds each fault of name resolution.
+//!
+//! Each test causes the faults on a private machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -34,7 +36,9 @@ fn serve(registry: &str) -> Svcdns {
     )
 }
 
-/// Runs `body` on a private machine, whose files it may change, with a server for hello.svc.
+/// Runs `body` on a private machine with a server for hello.svc.
+///
+/// `body` may change all files of the machine.
 fn on_a_machine(test: &str, body: impl FnOnce(&Svcdns)) {
     netns::inside(test, SERVER, || {
         netns::mount_etc_copy();
@@ -79,7 +83,9 @@ impl Diagnosis {
         self.json["cause"].as_str().unwrap_or("none")
     }
 
-    /// Returns the finding of this check and level that contains `words`; fails without one.
+    /// Returns the finding of this check and level that contains `words`.
+    ///
+    /// Fails the test without one.
     fn expect(&self, check: &str, level: &str, words: &str) -> &Value {
         let findings = self.json["findings"].as_array().unwrap();
         let found = findings.iter().find(|finding| {
@@ -90,7 +96,7 @@ impl Diagnosis {
         found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
     }
 
-    /// Fails the test unless there is such a finding that suggests a command with `command`.
+    /// Fails the test unless such a finding suggests this command.
     fn expect_command(&self, check: &str, level: &str, words: &str, command: &str) {
         let commands = self.expect(check, level, words)["type"].as_array().unwrap();
         assert!(

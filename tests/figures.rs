@@ -1,4 +1,4 @@
-//! The statistics of the benchmarks, on made-up samples: bounds, verdicts, pairing of rounds.
+//! The statistics of the benchmarks, on made-up samples.
 #![allow(clippy::float_cmp, reason = "the samples are chosen so that every result is exact")]
 #![allow(
     clippy::cast_precision_loss,

@@ -1,4 +1,6 @@
-//! Real GoFrame programs (`tests/goframe`) register services that others find by name.
+//! Real GoFrame programs register services, and others find them by name.
+//!
+//! The Go module is in `tests/goframe`.
 //!
 //! A GoFrame client without discovery reaches the servers through the machine's resolver. GoFrame
 //! registers the addresses of the machine's interfaces, so each test runs in a network namespace
@@ -21,7 +23,9 @@ use tempfile::TempDir;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
 
-/// The Go program, and a temporary folder, where gRPC servers create a registry if none is set.
+/// The Go program and a temporary folder.
+///
+/// gRPC servers create a registry in that folder if none is set.
 struct GoFrame {
     program: PathBuf,
     temp: TempDir,
@@ -57,7 +61,9 @@ impl GoFrame {
         })
     }
 
-    /// Returns a command for a role and registry: `etcd HOST:PORT`, `file DIRECTORY` or empty.
+    /// Returns a command for a role and a registry.
+    ///
+    /// The registry is `etcd HOST:PORT`, `file DIRECTORY` or empty.
     fn role(&self, registry: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // GoFrame looks for its configuration in the working directory.

@@ -1,4 +1,4 @@
-//! Rules for the source: which folder of `src/` may import which, who may print, lengths of files.
+//! Rules for the source: imports between folders, printing, size of files.
 //!
 //! `docs/design.md` explains the imports. When a test fails, the import is usually wrong; if the
 //! design is, change both together.
@@ -46,7 +46,9 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("resolv_conf", &[]),
 ];
 
-/// Limit for the lines of a file without its tests: a longer file has more than one purpose.
+/// Limit for the lines of a file without its tests.
+///
+/// A longer file has more than one purpose.
 const MAX_FILE_LINES: usize = 600;
 
 #[test]
@@ -245,7 +247,9 @@ fn import_cycles_of_modules_are_found() {
     );
 }
 
-/// A file of `src/` with its code: without tests, and with comments and strings blanked.
+/// A file of `src/` with its code.
+///
+/// The code is without tests, and with comments and strings blanked.
 struct Source {
     path: PathBuf,
     code: String,
@@ -271,7 +275,9 @@ impl Source {
         (folder != "lib" && folder != "main").then_some(folder)
     }
 
-    /// Returns the depth of the file's module: 1 for `src/name/mod.rs`, 2 for `src/name/zones.rs`.
+    /// Returns the depth of the file's module.
+    ///
+    /// 1 for `src/name/mod.rs`, 2 for `src/name/zones.rs`.
     fn depth(&self) -> usize {
         self.path.strip_prefix("src").unwrap().components().count()
             - usize::from(self.path.ends_with("mod.rs"))
@@ -440,7 +446,7 @@ fn paths() -> Vec<PathBuf> {
     paths
 }
 
-/// Replaces comments, strings and character literals by spaces, and keeps line breaks.
+/// Blanks comments, strings and character literals; keeps line breaks.
 fn blank(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -468,7 +474,7 @@ fn blank(text: &str) -> String {
     code
 }
 
-/// Returns the length in bytes of the raw string at the start of the text, if there is one.
+/// Returns the bytes of the raw string at the start of the text, if any.
 fn raw_string(text: &str) -> Option<usize> {
     let start = text.strip_prefix('b').unwrap_or(text).strip_prefix('r')?;
     let hashes = start.len() - start.trim_start_matches('#').len();

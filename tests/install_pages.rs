@@ -1,4 +1,4 @@
-//! Real dnsmasq and unbound resolve services with the lines of the pages in docs/install.
+//! Real dnsmasq and unbound work with the lines of docs/install.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -46,7 +46,7 @@ impl Backends {
         Self { _files: files, svcdns, upstream }
     }
 
-    /// Returns the configuration blocks of a page, in order, with the port of this svcdns.
+    /// Returns the configuration blocks of a page, with the port of this svcdns.
     fn lines(&self, page: &str) -> Vec<String> {
         let path = format!("{}/docs/install/{page}", env!("CARGO_MANIFEST_DIR"));
         let text = fs::read_to_string(path).unwrap();
@@ -65,7 +65,7 @@ impl Backends {
         blocks.iter().map(|block| block.replace(PORT_OF_PAGES, &port)).collect()
     }
 
-    /// Queries a program for everything that its page promises, at last with svcdns stopped.
+    /// Checks everything that a page promises, at last with svcdns stopped.
     fn expect_all(self, program: &Program) {
         let Program { address, process, .. } = program;
         eventually("hello.svc", SOON, || {

@@ -1,4 +1,6 @@
-//! Every row of the naming table, queried with dig against a file registry of fixed content.
+//! Every row of the naming table, queried with dig.
+//!
+//! The registry is a file registry of fixed content.
 //!
 //! [`FACTS`] has the answers that the naming grammar requires. The snapshots in `tests/snapshots/`
 //! have the whole responses: flags, sections, TTLs and EDE. Values that differ between runs (id,
@@ -58,7 +60,7 @@ fn server(files: &Files, flags: &[&str]) -> Svcdns {
     server
 }
 
-/// A query, and its response code or the data of its answer records (empty: NODATA).
+/// A query, and its response code or the data of its answer (empty: NODATA).
 type Fact = (&'static str, Result<&'static [&'static str], &'static str>);
 
 const FACTS: &[Fact] = &[
@@ -228,7 +230,7 @@ fn responses_match_their_snapshots() {
     insta::assert_snapshot!("zone", transcript(&server, "svc NS"));
 }
 
-/// Returns transcripts of one row of the table: from its first query to the next row.
+/// Returns transcripts of one row of the table, from its first query on.
 fn transcript(server: &Svcdns, first: &str) -> String {
     const FIRST_OF_ROWS: [&str; 9] = [
         "hello.svc",
@@ -447,7 +449,7 @@ impl DigOutput {
     }
 }
 
-/// Returns a record; in a SOA, the serial, which counts changes, is replaced by `SERIAL`.
+/// Replaces the serial of a SOA, which counts changes, by `SERIAL`.
 fn without_serial(record: &str) -> String {
     let mut fields: Vec<&str> = record.split(' ').collect();
     if fields.get(3) == Some(&"SOA") && fields.len() > 6 {

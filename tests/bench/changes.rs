@@ -1,8 +1,8 @@
-//! Time from a put to the first answer that contains it, for svcdns and for a bare watcher.
+//! Time from a put to the first answer that contains it.
 //!
-//! Both processes follow the same etcd and are queried over UDP every [`QUERY_INTERVAL`], which
-//! leaves the cores to etcd and the programs. They take turns in blocks, and the one that is not
-//! measured is stopped (`SIGSTOP`), so that it uses no processor time.
+//! svcdns and a bare watcher follow the same etcd and are queried over UDP every
+//! [`QUERY_INTERVAL`], which leaves the cores to etcd and the programs. They take turns in blocks,
+//! and the one that is not measured is stopped (`SIGSTOP`), so that it uses no processor time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
@@ -85,7 +85,9 @@ impl<'a> Side<'a> {
 /// When a put was sent, and when it was acknowledged.
 type PutTimes = (Instant, Instant);
 
-/// Adds one instance to each of `2 * changes` services; each program is measured for half of them.
+/// Adds one instance to each of `2 * changes` services.
+///
+/// Each of the two programs is measured for half of them.
 pub(crate) fn measure(
     etcd: &Etcd,
     server: &Server,

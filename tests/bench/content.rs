@@ -25,7 +25,9 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Returns the registered name of a service, of 20 bytes, which is also its DNS name.
+    /// Returns the registered name of a service, which is also its DNS name.
+    ///
+    /// All names have 20 bytes.
     pub(crate) fn name(service: usize) -> String {
         format!("service-{service:08}.svc")
     }
@@ -68,7 +70,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Returns a publisher without services and with default settings, except for no forwarding.
+    /// Returns a publisher without services.
+    ///
+    /// The settings are the defaults, but names outside the zone are refused.
     pub(crate) fn empty() -> Self {
         let zones = Zones::new(&["svc".to_owned()]).unwrap();
         let answer = answer::Settings {

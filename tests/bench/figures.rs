@@ -29,7 +29,9 @@ impl Spread {
         self.percentile(0.5)
     }
 
-    /// Returns whether there are enough values for this percentile to differ from the maximum.
+    /// Returns whether this percentile is below the maximum.
+    ///
+    /// With few values a high percentile is the maximum itself.
     pub(crate) fn reaches(&self, share: f64) -> bool {
         (share * self.0.len() as f64).ceil() < self.0.len() as f64
     }

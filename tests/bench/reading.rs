@@ -22,7 +22,9 @@ impl Reading {
         Self { low: value, value, high: value }
     }
 
-    /// Returns a quantile of readings; its bounds follow from theirs and from their number.
+    /// Returns a quantile of readings.
+    ///
+    /// Its bounds follow from those of the readings and from their number.
     pub(crate) fn quantile(readings: &[Self], share: f64) -> Self {
         let spread = |of: fn(&Self) -> f64| Spread::new(readings.iter().map(of).collect());
         let [lowest, _] = spread(|reading| reading.low).bounds(share);
@@ -104,7 +106,7 @@ pub(crate) enum Verdict {
 }
 
 impl Aim {
-    /// Judges a reading, which decides only if both bounds are on one side of the limit.
+    /// Judges a reading: both bounds must be on one side of the limit.
     pub(crate) fn verdict(self, reading: Reading) -> Verdict {
         let (met, missed) = match self {
             Self::AtMost(limit) => (reading.high <= limit, reading.low > limit),

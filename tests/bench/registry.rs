@@ -1,4 +1,4 @@
-//! Benchmark of svcdns with a large etcd: time to the first answer, memory, time of a change.
+//! Benchmark of svcdns with a large etcd: start, memory, changes.
 //!
 //! The program prints figures and asserts nothing about them; `docs/performance.md` explains them.
 //! `cargo bench --bench registry` measures everything, with `-- --million` only the largest

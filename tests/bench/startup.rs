@@ -95,7 +95,9 @@ impl Server {
 
 /// Times of several starts.
 pub(crate) struct Starts {
-    /// Time to the first answer in milliseconds; the last poll without it is the lower bound.
+    /// Time to the first answer, in milliseconds.
+    ///
+    /// The last poll without the answer is the lower bound.
     pub(crate) first_answer: Vec<Reading>,
     /// Times of bare lists, by page size.
     pub(crate) lists: Vec<(i64, Spread)>,
@@ -111,7 +113,9 @@ pub(crate) fn memory_of_empty(etcd: &Etcd) -> Memory {
     memory
 }
 
-/// Starts svcdns several times, with bare lists in pages of these sizes before each start.
+/// Starts svcdns several times, each time after bare lists.
+///
+/// `pages` are the sizes of the lists' pages.
 ///
 /// `last` is the name of the service that is listed last. The last svcdns is returned, running.
 pub(crate) fn measure(
@@ -142,7 +146,9 @@ pub(crate) fn measure(
     (running.unwrap(), Starts { first_answer, lists })
 }
 
-/// Lists the same keys at one revision; returns the time from connecting to the last page.
+/// Lists the same keys at one revision, and returns how long it took.
+///
+/// The time includes connecting.
 fn list(etcd: &Etcd, page: i64, keys: usize) -> Duration {
     let begun = Instant::now();
     runtime().block_on(async {

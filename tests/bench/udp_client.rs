@@ -28,7 +28,7 @@ impl UdpClient {
         &self.buffer[..length]
     }
 
-    /// Returns a response that has already arrived, or sends the query again if there is none.
+    /// Returns a response that has arrived, or else sends the query.
     ///
     /// The response may be that to an earlier query. Works while no server listens yet.
     pub(crate) fn poll(&mut self, query: &[u8]) -> Option<&[u8]> {

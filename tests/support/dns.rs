@@ -40,7 +40,7 @@ pub(crate) fn query_with_opt(id: u16, name: &str, qtype: u16, size: u16) -> Vec<
     message
 }
 
-/// Sends one datagram from a new socket and returns the first response, if any comes `within`.
+/// Sends one datagram from a new socket and returns the first response.
 pub(crate) fn exchange(server: SocketAddr, message: &[u8], within: Duration) -> Option<Vec<u8>> {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -60,12 +60,14 @@ pub(crate) fn exchange(server: SocketAddr, message: &[u8], within: Duration) -> 
     Some(response)
 }
 
-/// Queries over UDP and returns the response; sends up to three times, as resolvers do.
+/// Queries over UDP, up to three times as resolvers do.
 pub(crate) fn ask(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
     (0..3).find_map(|_| ask_once(server, name, qtype))
 }
 
-/// Queries over UDP once; the response must carry the query's id and come within 6 s.
+/// Queries over UDP once.
+///
+/// The response must carry the query's id and come within 6 s.
 ///
 /// A busy machine may need seconds, and a server that waits for its registry needs longer.
 fn ask_once(server: SocketAddr, name: &str, qtype: u16) -> Option<Vec<u8>> {
@@ -200,7 +202,7 @@ impl Prober {
         self.expect_gap_below(Duration::ZERO)
     }
 
-    /// Stops the prober; fails the test if failures span `longest` or more, first to last.
+    /// Stops the prober; limits the time from the first failure to the last.
     pub(crate) fn expect_gap_below(mut self, longest: Duration) -> Probed {
         self.stop.store(true, Ordering::Relaxed);
         let probed = self.thread.take().unwrap().join().unwrap();

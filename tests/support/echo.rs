@@ -50,7 +50,9 @@ impl Respond for Echo {
         match first_word(octets) {
             b"panic" => panic!("asked to panic"),
             b"silent" => return Response::Silent,
-            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => return Response::Later,
+            b"later" | b"slow" | b"hold" | b"never" | b"thread" | b"panic-later" => {
+                return Response::Later;
+            }
             b"big" => *out = vec![b'x'; 60_000],
             b"client" => *out = format!("{} {}", client.source, client.destination).into_bytes(),
             _ => {}

@@ -29,7 +29,9 @@ use std::{env, fs, thread};
 /// To show that an event comes at once and not for a later reason, a test rules that reason out.
 pub(crate) const SOON: Duration = seconds(120);
 
-/// Polls `check` until it returns a value; fails the test after `within`, naming `what`.
+/// Polls `check` until it returns a value.
+///
+/// Fails the test after `within`, naming `what`.
 pub(crate) fn eventually<T>(
     what: &str,
     within: Duration,

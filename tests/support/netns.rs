@@ -9,7 +9,7 @@ use std::{env, fs};
 
 use super::skip;
 
-/// Environment variable with the test's name, set in the process inside the namespace.
+/// Environment variable with the test's name, set inside the namespaces.
 const INSIDE: &str = "INSIDE_NAMESPACE_OF_TEST";
 
 /// The namespace's address, on a veth pair.
@@ -100,7 +100,9 @@ pub(crate) fn mount_etc_copy() {
     run("mount", &["--bind", etc.to_str().unwrap(), "/etc"]);
 }
 
-/// Builds a minimal root folder: the machine's programs and libraries, read-only, and its users.
+/// Builds a minimal root folder.
+///
+/// It has the machine's programs and libraries, read-only, and its users.
 ///
 /// The folder vanishes with the namespace. Do not remove it by hand: it contains bind mounts of the
 /// machine's own folders.

@@ -118,7 +118,7 @@ impl Drop for Process {
     }
 }
 
-/// Makes later children start with default SIGHUP, SIGINT and SIGQUIT, even if ignored here.
+/// Gives later children the default SIGHUP, SIGINT and SIGQUIT.
 ///
 /// `nohup`, and `&` in a script, start the tests with these signals ignored. Children inherit that,
 /// and a shell cannot trap such a signal. A handler is not inherited, so the child gets the

@@ -18,7 +18,9 @@ pub(crate) fn pin(thread: Pid, core: usize) {
     let _ = sched_setaffinity(thread, &set);
 }
 
-/// Pins all current threads of a process to a core, even if the process has pinned them itself.
+/// Pins all current threads of a process to a core.
+///
+/// This also overrides cores that the process has chosen itself.
 pub(crate) fn pin_process(process: u32, core: usize) {
     for thread in threads(process) {
         pin(Pid::from_raw(thread.cast_signed()), core);
@@ -41,7 +43,9 @@ pub(crate) fn on<T>(core: usize, then: usize, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Returns the core of the servers and that of the load, which are the same if there is only one.
+/// Returns the core of the servers and that of the load.
+///
+/// They are the same if there is only one.
 pub(crate) fn cores() -> (usize, usize) {
     let allowed = sched_getaffinity(SELF).unwrap();
     let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
@@ -56,9 +60,10 @@ pub(crate) fn own_time() -> Duration {
     time_in("/proc/thread-self/schedstat")
 }
 
-/// Returns the processor time of a thread of this process, and its voluntary context switches.
+/// Returns processor time and voluntary context switches of a thread.
 ///
-/// The time is exact while the thread waits; otherwise it may be a tick old (at most 10 ms).
+/// The thread must be one of this process. The time is exact while the thread waits; otherwise it
+/// may be a tick old (at most 10 ms).
 pub(crate) fn spent(thread: u32) -> (Duration, u64) {
     let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
     let waits = status

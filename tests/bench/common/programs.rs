@@ -15,7 +15,9 @@ pub(crate) fn version(program: &Path, flag: &str, before: &str) -> String {
     line.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// Copies a program: AppArmor may keep the installed one from reading our configuration.
+/// Copies a program into a folder.
+///
+/// AppArmor may keep the installed program from reading our configuration.
 pub(crate) fn copy(program: &Path, folder: &Path) -> PathBuf {
     let copy = folder.join(program.file_name().unwrap());
     fs::copy(program, &copy).unwrap();

@@ -23,7 +23,9 @@ const LOST_AFTER_MS: u16 = 500;
 /// A load continues past its period until it has this many right responses.
 const MIN_RESPONSES: usize = 1000;
 
-/// Limit for a load that does not get enough responses; generous, because the machine may be busy.
+/// Limit for a load that does not get enough responses.
+///
+/// Generous, because the machine may be busy.
 const MAX_LOAD_TIME: Duration = Duration::from_secs(30);
 
 /// Results of a load.

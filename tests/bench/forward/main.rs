@@ -256,7 +256,9 @@ struct AddedLatency {
     failed: usize,
 }
 
-/// Measures the upstream and every server in turn; the first row is that of the upstream itself.
+/// Measures the upstream and every server in turn.
+///
+/// The first row is that of the upstream itself.
 fn latencies(
     servers: &[&Server],
     upstream: &Server,
@@ -316,7 +318,7 @@ fn print_latencies(title: &str, rows: &[AddedLatency]) {
     println!();
 }
 
-/// Prints the verdict on the ratio of svcdns to another server, from the ratios of the rounds.
+/// Prints the verdict on the ratio of svcdns to another server.
 ///
 /// Prints nothing if one of the two was not measured.
 fn print_aim<T>(

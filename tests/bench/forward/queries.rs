@@ -26,7 +26,9 @@ pub(crate) enum Kind {
     Uncached,
 }
 
-/// Writes an A query without EDNS, as the C library does, and returns the right address.
+/// Writes an A query and returns the right address.
+///
+/// The query has no EDNS, like those of the C library.
 pub(crate) fn write(kind: Kind, id: u16, out: &mut Vec<u8>) -> [u8; 4] {
     match kind {
         Kind::Cached => write_hot(fastrand::u32(..HOT_NAMES), id, out),

@@ -1,4 +1,6 @@
-//! Other programs of the benchmark, each in its own process: the upstream, an echo and a relay.
+//! Other programs of the benchmark: the upstream, an echo and a relay.
+//!
+//! Each runs in its own process.
 
 use std::collections::HashMap;
 use std::env;
@@ -70,7 +72,7 @@ fn serve_singly(socket: &UdpSocket) {
     }
 }
 
-/// Forwards queries with new ids and returns responses with the original ones, and nothing else.
+/// Forwards queries with new ids, and responses with the original ones.
 fn relay(socket: &UdpSocket, upstream: SocketAddr) {
     let out = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     out.connect(upstream).unwrap();

@@ -10,7 +10,7 @@ use super::content::Shape;
 use super::step::Step;
 use super::{growth, one_name, steps};
 
-/// Uncounted repetitions before the counted ones, so that one-time work is not counted.
+/// Uncounted repetitions first, so that one-time work is not counted.
 const WARM_UP_REPETITIONS: usize = 64;
 
 /// Returns the instructions per repetition of each step of `of` (see [`count`]).
@@ -45,7 +45,7 @@ pub(crate) fn of(of: &str, times: usize) -> Vec<f64> {
     (2..=steps + 1).map(|number| (totals(number) - nothing) / times as f64).collect()
 }
 
-/// Repeats an empty step and then every step of `of`, and prints the number of steps.
+/// Repeats an empty step and every step of `of`, and prints their number.
 ///
 /// Runs in the child process under valgrind. `of` names the steps and the registered services:
 /// `steps:SERVICES:INSTANCES`, `growth:SERVICES:INSTANCES` or

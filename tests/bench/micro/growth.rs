@@ -1,4 +1,4 @@
-//! Growth of response cost, memory and publication time with the number of services.
+//! Growth of response cost, memory and publication time with the registry.
 
 use std::env;
 use std::fs;
@@ -18,7 +18,9 @@ use super::{count, steps};
 /// that a name has left the processor's caches before its next query.
 const QUERIES: usize = 1_000_000;
 
-/// Limit of instances for counting instructions: valgrind is about fifty times slower.
+/// Limit of instances for counting instructions.
+///
+/// Under valgrind everything is about fifty times slower.
 const MAX_COUNTED_INSTANCES: usize = 100_000;
 
 /// Figures of one shape; times in nanoseconds.
@@ -192,7 +194,9 @@ fn print_one(
     figures
 }
 
-/// Prints the bytes per name and per instance, from two shapes with equally many services.
+/// Prints the bytes per name and per instance.
+///
+/// They follow from two shapes with equally many services.
 fn print_parts(shapes: &[Shape], measured: &[ShapeFigures]) {
     for ((one, few), (other, many)) in
         shapes.iter().zip(measured).zip(shapes.iter().zip(measured).skip(1))

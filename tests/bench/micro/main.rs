@@ -1,4 +1,4 @@
-//! Benchmark of single steps of a response and of a publication, in time and instructions.
+//! Benchmark of single steps of a response and of a publication.
 //!
 //! It also shows how both grow with the registry. The program prints figures and asserts nothing
 //! about them, except that every response is right; `docs/performance.md` explains them. `cargo

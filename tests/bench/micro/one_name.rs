@@ -25,7 +25,9 @@ fn address(net: u8, instance: usize) -> Ipv4Addr {
     Ipv4Addr::new(net, 100, digits(instance / 100), digits(instance % 100))
 }
 
-/// Returns steps for all responses of two names with many instances, one of them with weights.
+/// Returns steps for all responses of two names with many instances.
+///
+/// One of the names has weights. Other services surround them.
 pub(crate) fn of(shape: Shape, instances: usize) -> Vec<Step> {
     let mut store = Store::of(shape);
     let (mut equal, mut weighted) = (Vec::new(), Vec::new());

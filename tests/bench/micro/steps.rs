@@ -84,7 +84,7 @@ fn special_key(service: usize, instance: usize) -> String {
     content::key(service, Ipv4Addr::from_bits((10 << 24) + (250 << 16) + number))
 }
 
-/// Returns a step that publishes a new instance of a random service, or removes it again.
+/// Returns a step that adds an instance to a random service, or removes it.
 pub(crate) fn publication(mut store: Store, shape: Shape) -> Step {
     let mut added: Option<String> = None;
     Step::new("publication of one change", move || {

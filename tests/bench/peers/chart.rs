@@ -21,10 +21,14 @@ const BAR: f64 = 15.0;
 const GAP: f64 = 5.0;
 const BETWEEN: f64 = 34.0;
 
-/// End of the axis, as a multiple of the echo's cost; longer bars are marked as cut.
+/// End of the axis, as a multiple of the echo's cost.
+///
+/// Longer bars are marked as cut.
 const END: f64 = 4.0;
 
-/// A light and a dark style, each with its own background, so that the chart is readable anywhere.
+/// A light and a dark style.
+///
+/// Each has its own background, so that the chart is readable on any page.
 const STYLE: &str = "
 text { font: 13px system-ui, sans-serif; fill: #1f2328; stroke: #ffffff; stroke-width: 4px; \
 paint-order: stroke; }
@@ -42,9 +46,9 @@ paint-order: stroke; }
 }
 ";
 
-/// Returns the chart of processor time per response over the echo's; `None` without an echo.
+/// Returns the chart of processor time per response over the echo's.
 ///
-/// `below` is the text under the chart.
+/// `None` if the echo was not measured. `below` is the text under the chart.
 pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {
     let echo = results.row(ECHO)?;
     let mut body = String::new();

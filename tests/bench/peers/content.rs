@@ -14,7 +14,9 @@ const WORDS: [&str; 16] = [
 /// Limit of the numbers in names, which have seven digits.
 const NUMBER_SPACE: usize = 10_000_000;
 
-/// Bytes of a name's first label: a word, a hyphen, a number. With `.svc` a name has 20 bytes.
+/// Bytes of a name's first label: a word, a hyphen, a number.
+///
+/// With `.svc` a name has 20 bytes.
 pub(crate) const LABEL_BYTES: usize = 16;
 
 /// Bytes of an instance's label, such as `10-100-100-100`.
@@ -61,7 +63,7 @@ impl Content {
         write_label(WORDS[service % WORDS.len()], self.number(service), out);
     }
 
-    /// Writes the first label of an unknown name, between those of this service and the next.
+    /// Writes the first label of an unknown name after this service.
     ///
     /// Its number does not end in 0, unlike those of services.
     pub(crate) fn write_unknown(self, service: usize, beside: usize, out: &mut Vec<u8>) {
@@ -129,7 +131,9 @@ impl Content {
         })
     }
 
-    /// Returns the bytes of svcdns's response with all A records; their owners are compressed.
+    /// Returns the bytes of svcdns's response with all A records.
+    ///
+    /// The owners of the records are compressed.
     pub(crate) fn a_bytes(self) -> usize {
         QUERY_BYTES + self.instances * 16
     }

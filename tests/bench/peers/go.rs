@@ -1,4 +1,4 @@
-//! Servers written in Go, built once from pinned versions if a Go toolchain is installed.
+//! Servers written in Go, built once from pinned versions.
 
 use std::env;
 use std::fs;
@@ -20,7 +20,9 @@ pub(crate) fn program(name: &str) -> PathBuf {
     target.join("peers").join(name)
 }
 
-/// Builds a server unless it was built before, and returns its version, which `go.mod` pins.
+/// Builds a server unless it was built before, and returns its version.
+///
+/// `go.mod` pins the version.
 pub(crate) fn build(name: &str, module: &str) -> Result<String, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/peers/go").join(name);
     let pins = fs::read_to_string(source.join("go.mod")).unwrap();

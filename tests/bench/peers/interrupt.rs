@@ -24,7 +24,9 @@ pub(crate) fn watch() {
     });
 }
 
-/// Panics after SIGINT or SIGTERM; unwinding stops all servers and removes their files.
+/// Panics after SIGINT or SIGTERM.
+///
+/// Unwinding stops all servers and removes their files.
 pub(crate) fn check() {
     assert!(!INTERRUPTED.load(Ordering::Relaxed), "ended by a signal");
 }

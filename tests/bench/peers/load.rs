@@ -17,9 +17,13 @@ use super::queries::{self, Expected, Kind};
 pub(crate) const QUERIES_IN_FLIGHT: usize = 128;
 /// Sockets at full speed.
 pub(crate) const SOCKETS: usize = 16;
-/// Queries in flight to a slow server: enough to keep it busy, and few enough not to time out.
+/// Queries in flight to a slow server.
+///
+/// Enough to keep it busy, and few enough not to time out.
 pub(crate) const QUERIES_IN_FLIGHT_SLOW: usize = 16;
-/// Queries that may be sent in one call at a fixed rate, so that the call is no stall of the load.
+/// Limit for queries in one call at a fixed rate.
+///
+/// A larger call would look like a stall of the load.
 const MAX_QUERIES_AT_ONCE: usize = 16;
 
 /// After this time a query counts as lost.
@@ -99,7 +103,9 @@ struct PipelinedSocket<'a> {
     /// Slots without a query in flight.
     free: Vec<usize>,
     sequence: u16,
-    /// When the last receive call that emptied the socket began; only maintained at a fixed rate.
+    /// When the last receive call that emptied the socket began.
+    ///
+    /// Only maintained at a fixed rate.
     emptied: Instant,
 }
 
@@ -161,7 +167,7 @@ impl<'a> PipelinedSocket<'a> {
         sending.len()
     }
 
-    /// Receives the responses that have arrived, and returns how many belong to a query.
+    /// Receives responses, and returns how many belong to a query in flight.
     fn receive(&mut self, result: &mut LoadResult, batch: &mut Batch, timed: bool) -> usize {
         let (mut matched, mut datagrams) = (0, 0);
         let begun = timed.then(Instant::now);
@@ -361,7 +367,9 @@ pub(crate) fn at_rate(target: &Target, kind: Kind, rate: f64, period: Duration) 
     result
 }
 
-/// Waits for the remaining responses; the load's duration extends to the last of them.
+/// Waits for the remaining responses.
+///
+/// The load's duration extends to the last of them.
 fn finish(
     sockets: &mut [PipelinedSocket],
     result: &mut LoadResult,

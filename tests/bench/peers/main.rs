@@ -1,4 +1,4 @@
-//! Benchmark of responses from the registry, compared with other servers and a bare echo.
+//! Benchmark of responses from the registry, compared with other servers.
 //!
 //! The echo is as fast as the kernel lets a UDP server be. The program prints figures and asserts
 //! nothing about them, except that every server gives right responses and that those of the echo
@@ -265,7 +265,9 @@ fn check_equal_lengths(rows: &[Row], servers: &[Server], loads: &[Load]) {
     }
 }
 
-/// Puts the content into etcd: in GoFrame's form for svcdns, in SkyDNS's for CoreDNS.
+/// Puts the content into etcd, for svcdns and for CoreDNS.
+///
+/// svcdns reads GoFrame's form, CoreDNS that of SkyDNS.
 fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let part = if goframe { content.services.div_ceil(CONNECTIONS) } else { 0 };

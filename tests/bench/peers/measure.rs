@@ -128,7 +128,7 @@ pub(crate) const MAX_SLOW_ROUNDS: usize = 3;
 const SLOW_LOADS: [Load; 4] =
     [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
 
-/// Measures all servers under all loads, and returns the rate of [`Load::CommonHalf`].
+/// Measures all servers and returns the rate of [`Load::CommonHalf`].
 pub(crate) fn measure(
     servers: &[Server],
     rows: &mut [Row],
@@ -257,7 +257,9 @@ fn microseconds<'a>(nanoseconds: impl Iterator<Item = &'a u32>) -> Spread {
     Spread::new(nanoseconds.map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect())
 }
 
-/// Returns the processor time once the server is idle; for a running thread it may be a tick old.
+/// Returns the processor time once the server is idle.
+///
+/// For a running thread the time may be a tick old.
 fn settled(server: &Server) -> f64 {
     thread::sleep(Duration::from_millis(10));
     server.processor_time()

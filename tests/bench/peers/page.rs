@@ -1,4 +1,4 @@
-//! The report of a run: on the terminal, as Markdown in `docs/benchmarks.md`, and its chart.
+//! The report of a run: on the terminal, as a Markdown page, and a chart.
 
 use std::env;
 use std::fmt::Write as _;
@@ -122,7 +122,9 @@ impl Page<'_> {
         format!("{text}\n{}\n", self.duration())
     }
 
-    /// Writes page and chart, to `docs/` after a complete run, otherwise to `target/peers/`.
+    /// Writes page and chart.
+    ///
+    /// They go to `docs/` after a complete run, otherwise to `target/peers/`.
     pub(crate) fn write(&self, complete: bool) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         let folder: PathBuf = if complete { docs.clone() } else { go::program("") };

@@ -8,12 +8,14 @@ use super::reading::Reading;
 /// Samples by round; a server may miss rounds.
 pub(crate) type ByRound<S> = BTreeMap<usize, S>;
 
-/// Pairs the samples of two servers by round; rounds with one sample only are left out.
+/// Pairs the samples of two servers by round.
+///
+/// Rounds with a sample of only one of them are left out.
 pub(crate) fn paired<'a, S>(ours: &'a ByRound<S>, theirs: &'a ByRound<S>) -> Vec<[&'a S; 2]> {
     ours.iter().filter_map(|(round, sample)| Some([sample, theirs.get(round)?])).collect()
 }
 
-/// Returns whether there are enough of the planned rounds for a figure: at least half.
+/// Returns whether these are enough of the planned rounds: at least half.
 pub(crate) fn are_enough(rounds: usize, planned: usize) -> bool {
     rounds > 0 && 2 * rounds >= planned
 }

@@ -1,4 +1,6 @@
-//! The compared servers: how to start each with the content, on a free port, with one worker.
+//! The compared servers, and how to start them with the content.
+//!
+//! Each has a free port and one worker.
 
 use std::fmt::Write as _;
 use std::fs;

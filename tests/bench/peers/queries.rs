@@ -107,9 +107,10 @@ pub(crate) fn write_for(
     Expected { kind, service }
 }
 
-/// Returns whether question, TC, code and number of answer records of a response are right.
+/// Makes the checks of a response that cost the same for all servers.
 ///
-/// The check costs the same for an echo, whose code and count are those of the query.
+/// The checks are question, QR, TC, code and number of answer records. An echo's code and count
+/// are those of the query.
 pub(crate) fn fits(
     message: &[u8],
     query: &[u8],
@@ -172,7 +173,9 @@ fn after_name(mut records: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Parses the first label of an SRV target: `10-100-100-100`, or Consul's `0a646464`.
+/// Parses the first label of an SRV target as an address.
+///
+/// `10-100-100-100`, or Consul's `0a646464`.
 fn address_of(label: &[u8]) -> Option<[u8; 4]> {
     let text = std::str::from_utf8(label).ok()?;
     if text.len() == 8 {

@@ -159,7 +159,7 @@ impl Results {
         }
     }
 
-    /// Returns the cells of each server under a load, and a note about each server without a row.
+    /// Returns the rows of a load, and a note about each server without one.
     ///
     /// `make` fails with the number of measured rounds if there are too few.
     fn rows_and_notes(
@@ -216,7 +216,9 @@ fn title(row: &Row) -> String {
     format!("{} {}", row.name, row.version).trim_end().to_owned()
 }
 
-/// Formats median and quartiles: `1.05 (1.01–1.20)`; outliers say more about the machine.
+/// Formats median and quartiles: `1.05 (1.01–1.20)`.
+///
+/// Values outside the quartiles say more about the machine than about the server.
 fn spread(values: Vec<f64>, digits: usize) -> String {
     let spread = Spread::new(values);
     let [low, median, high] = [0.25, 0.5, 0.75].map(|share| spread.percentile(share));

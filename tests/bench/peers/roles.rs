@@ -1,4 +1,6 @@
-//! Servers of the benchmark, each in its own process: the echo and the hickory-server handler.
+//! Servers of the benchmark: the echo and the hickory-server handler.
+//!
+//! Each runs in its own process.
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -56,7 +58,7 @@ pub(crate) fn play(role: &[String]) {
     }
 }
 
-/// Returns each query, padded to the length of svcdns's response, without any lookup.
+/// Returns each query, padded to the length of svcdns's response.
 fn echo(content: Content) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     println!("listening on {}", socket.local_addr().unwrap());

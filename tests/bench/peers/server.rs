@@ -79,7 +79,9 @@ impl Server {
         self.processes().iter().for_each(|process| cores::pin_process(*process, core));
     }
 
-    /// Returns user and system time of all threads, in microseconds; exact while they wait.
+    /// Returns user and system time of all threads, in microseconds.
+    ///
+    /// The time is exact while the threads wait.
     pub(crate) fn processor_time(&self) -> f64 {
         let threads = self.processes().into_iter().flat_map(|process| {
             cores::threads(process)

@@ -89,7 +89,9 @@ pub(crate) fn feed(
     store.apply(last);
 }
 
-/// A sequence of changes: an instance changes its weight, disappears, returns; then the next one.
+/// A sequence of changes of one instance after another.
+///
+/// Each instance changes its weight, disappears, and returns.
 #[derive(Default)]
 struct Storm {
     step: u32,

@@ -13,10 +13,15 @@ use super::common::batch::Batch;
 use super::content::Shape;
 use super::support::dns;
 
-/// Queries per system call; a socket waits for all their responses before it sends more.
+/// Queries per system call.
+///
+/// A socket waits for all their responses before it sends more.
 const QUERIES_PER_BURST: usize = 64;
 
-/// Longest wait for a response of a burst; generous, because the machine may be busy and loopback
+/// Longest wait for a response of a burst.
+///
+/// Generous, because the machine may be busy; loopback itself
+///
 /// loses nothing.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 

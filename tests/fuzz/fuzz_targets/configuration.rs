@@ -1,4 +1,4 @@
-//! Configuration files and environment variables: `svcdns_fuzz::configuration::configuration`.
+//! The configuration: `svcdns_fuzz::configuration::configuration`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::configuration::configuration(input));

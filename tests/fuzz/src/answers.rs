@@ -11,7 +11,9 @@ use super::query::TestQuery;
 /// Counts responses by kind.
 #[derive(Debug)]
 pub struct Kinds {
-    /// Responses of each kind, and how many of them took no allocation, as only the fast path can.
+    /// Responses of each kind, and how many of them took no allocation.
+    ///
+    /// Only the fast path takes none.
     pub counts: BTreeMap<&'static str, [u64; 2]>,
     /// Runs a function and returns whether it allocated.
     pub allocates: fn(&mut dyn FnMut()) -> bool,

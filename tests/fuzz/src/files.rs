@@ -1,4 +1,4 @@
-//! Arbitrary resolv.conf and nsswitch.conf files, names, upstreams and registry URLs.
+//! Arbitrary resolv.conf and nsswitch.conf files, names, and URLs.
 
 use std::path::Path;
 

@@ -1,4 +1,6 @@
-//! Names for queries: every row of the naming grammar for registered services, and variations.
+//! Names for queries: every row of the naming grammar, and variations.
+//!
+//! Most names are those of registered services.
 
 use svcdns::answer::Settings;
 use svcdns::name::{Zones, instance_label, reverse_name};

@@ -53,7 +53,9 @@ static ANSWERERS: LazyLock<Answerers> = LazyLock::new(|| {
     ])
 });
 
-/// Fuzz target. Input: a byte for server and transport, a byte for the random number, a packet.
+/// Fuzz target. Input: a byte of choices, a random byte, a packet.
+///
+/// The first byte chooses server and transport.
 pub fn packets(input: &[u8]) {
     let mut choices = Choices::new(input);
     let which = choices.byte();
@@ -68,7 +70,9 @@ fn settings() -> Settings {
     Settings { listen: vec![[127, 0, 0, 1].into()], ..Settings::new(zones) }
 }
 
-/// Returns an answerer for [`KEYS`]; `read` completes the list of the registry before `then`.
+/// Returns an answerer for [`KEYS`].
+///
+/// `read` completes the list of the registry before `then`.
 fn answerer(
     settings: Settings,
     read: bool,

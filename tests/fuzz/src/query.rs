@@ -31,7 +31,9 @@ const TYPES: [u16; 23] = [
     0xFFFE,
 ];
 const PAYLOADS: [u16; 8] = [1232, 1232, 4096, 512, 0, 600, 900, 65535];
-/// EDNS options: cookie, client subnet, padding, keep-alive, an unknown one, a truncated one.
+/// EDNS options.
+///
+/// Cookie, client subnet, padding, keep-alive, an unknown one, a truncated one.
 const OPTIONS: [&[u8]; 6] = [
     b"\0\x0A\0\x08abcdefgh",
     b"\0\x08\0\x07\0\x01\x18\0\x0A\0\0",

@@ -1,4 +1,4 @@
-//! Registrations with few different words, so that their names conflict in many ways.
+//! Registrations with few different words, whose names often conflict.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -8,7 +8,9 @@ use svcdns::service::{Endpoint, Host, Metadata, Put, Registration, ServiceId};
 
 use super::choices::Choices;
 
-/// Labels of bases, many of which are also namespaces, deployments, versions or instance labels.
+/// Labels of bases.
+///
+/// Many are also namespaces, deployments, versions or instance labels.
 const LABELS: [&str; 16] = [
     "a",
     "b",
@@ -92,7 +94,7 @@ pub fn put(choices: &mut Choices<'_>) -> Put {
     registered(id, endpoints, choices)
 }
 
-/// Returns a key with one instance of a service that may have many, each with its own key.
+/// Returns a key with one instance of a service that may have many.
 pub fn one_of_many(choices: &mut Choices<'_>, at: usize) -> Put {
     let name = choices.of(&["hello", "many", "many.a"]);
     let id = ServiceId {

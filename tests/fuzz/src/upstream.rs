@@ -1,4 +1,4 @@
-//! Arbitrary responses of an upstream, through the exchange and the cache to a client.
+//! Arbitrary responses of an upstream, through exchange and cache.
 //!
 //! The upstream is a server of this module, on a loopback address over UDP and TCP.
 
@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::choices::Choices;
 use super::query::TestQuery;
 
-/// The next response: two bytes of flags, three record counts of a byte each, the records.
+/// The next response: flags (2 bytes), record counts (3 bytes), records.
 type NextResponse = Rc<RefCell<Vec<u8>>>;
 
 /// A forwarder with its upstream.
@@ -38,7 +38,7 @@ thread_local! {
     static SETUP: OnceCell<&'static Setup> = const { OnceCell::new() };
 }
 
-/// Fuzz target. Input: 20 bytes of choices for the query, then the upstream's [`NextResponse`].
+/// Fuzz target. Input: 20 bytes for the query, then a [`NextResponse`].
 pub fn upstream(input: &[u8]) {
     SETUP.with(|setup| setup.get_or_init(|| Box::leak(Box::new(Setup::new()))).run(input));
 }
@@ -166,7 +166,7 @@ async fn serve_connections(listener: TcpListener, next: NextResponse) {
     }
 }
 
-/// Composes a response with the request's id, opcode and question; the rest is [`NextResponse`].
+/// Composes the [`NextResponse`] with the request's id, opcode and question.
 ///
 /// The forwarder would ignore a response to another query, and wait for its timeout.
 fn respond(request: &[u8], next: &NextResponse) -> Vec<u8> {

@@ -20,7 +20,9 @@ use super::names::name;
 use super::query::TestQuery;
 use super::registrations;
 
-/// Bytes of one act: the first has the settings, each later one a change or a query.
+/// Bytes of one act.
+///
+/// The first act has the settings, each later one a change or a query.
 pub const ACT: usize = 32;
 /// An act is a change if its first byte is below this number.
 const CHANGES_BELOW: u8 = 64;
@@ -238,7 +240,9 @@ impl World {
         self.queries.push(query);
     }
 
-    /// Repeats the last queries against this server and one that gets the current state at once.
+    /// Repeats the last queries, and compares with a rebuilt server.
+    ///
+    /// The rebuilt server gets the current state in one list.
     ///
     /// Skipped if removals are held back or a list is incomplete: this server then knows more.
     fn compare_with_rebuilt(mut self) {

@@ -180,14 +180,14 @@ fn getent_finds_both() {
 #[test]
 fn python_finds_both() {
     on_a_machine("python_finds_both", || {
-        expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py")))
+        expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py")));
     });
 }
 
 #[test]
 fn node_finds_both() {
     on_a_machine("node_finds_both", || {
-        expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js")))
+        expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js")));
     });
 }
 
@@ -201,7 +201,7 @@ fn java_finds_both() {
     on_a_machine(TEST, || {
         expect_right(
             Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java")),
-        )
+        );
     });
 }
 

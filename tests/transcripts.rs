@@ -403,7 +403,7 @@ impl DigOutput {
             } else {
                 match section {
                     "QUESTION" => {
-                        one_space.trim_start_matches(';').clone_into(&mut output.question)
+                        one_space.trim_start_matches(';').clone_into(&mut output.question);
                     }
                     "ANSWER" => output.answer.push(one_space),
                     "AUTHORITY" => output.authority.push(without_serial(&one_space)),

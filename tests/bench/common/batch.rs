@@ -42,7 +42,7 @@ impl Batch {
         self.received.clear();
         match recvmmsg(socket.as_raw_fd(), &mut self.receiving, slices.iter_mut(), flags, None) {
             Ok(messages) => {
-                self.received.extend(messages.map(|message| (message.bytes, message.address)))
+                self.received.extend(messages.map(|message| (message.bytes, message.address)));
             }
             // ECONNREFUSED: the server does not listen yet.
             Err(Errno::EAGAIN | Errno::ECONNREFUSED | Errno::EINTR) => {}

@@ -276,8 +276,9 @@ fn fill(etcd: &Etcd, content: Content, goframe: bool, skydns: bool) {
             let services = (connection * part).min(content.services)
                 ..((connection + 1) * part).min(content.services);
             scope.spawn(move || {
-                runtime()
-                    .block_on(etcd.put_many(content.keys(services).inspect(|_| interrupt::check())))
+                runtime().block_on(
+                    etcd.put_many(content.keys(services).inspect(|_| interrupt::check())),
+                );
             });
         }
     });

@@ -60,7 +60,7 @@ fn check_round_trip(Registration { id, endpoints, metadata, .. }: &Registration)
             assert!(value.contains(['.', 'e', 'E']) || again.metadata == *metadata, "{value}");
         }
         Err(Rejected { reason, .. }) => {
-            assert!(key.len() > gsvc::MAX_KEY || value.len() > gsvc::MAX_VALUE, "{key}: {reason}")
+            assert!(key.len() > gsvc::MAX_KEY || value.len() > gsvc::MAX_VALUE, "{key}: {reason}");
         }
     }
 }

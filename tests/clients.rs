@@ -1,9 +1,7 @@
 //! Programs in many languages resolve names through svcdns.
 //!
-//! svcdns is the only name server of the machine.
-//!
-//! Each program looks up the same names, of a service and of the Internet, fetches a page from
-//! each, and prints the results in the same form.
+//! svcdns is the only name server of the machine. Each program looks up the same names, of a
+//! service and of the Internet, fetches a page from each, and prints the results in the same form.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;

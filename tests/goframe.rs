@@ -1,10 +1,8 @@
 //! Real GoFrame programs register services, and others find them by name.
 //!
-//! The Go module is in `tests/goframe`.
-//!
-//! A GoFrame client without discovery reaches the servers through the machine's resolver. GoFrame
-//! registers the addresses of the machine's interfaces, so each test runs in a network namespace
-//! with a single address, 10.9.0.5.
+//! The Go module is in `tests/goframe`. A GoFrame client without discovery reaches the servers
+//! through the machine's resolver. GoFrame registers the addresses of the machine's interfaces, so
+//! each test runs in a network namespace with a single address, 10.9.0.5.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -20,9 +20,7 @@ const QUERIES_PER_BURST: usize = 64;
 
 /// Longest wait for a response of a burst.
 ///
-/// Generous, because the machine may be busy; loopback itself
-///
-/// loses nothing.
+/// Generous, because the machine may be busy; loopback itself loses nothing.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A pattern of queries.

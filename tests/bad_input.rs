@@ -1,5 +1,7 @@
-//! Hostile and broken input to the real program: registry content, packets, connections, surroundings. Each is skipped or
-//! refused by itself; nothing else is affected.
+//! Hostile and broken input to the real program.
+//!
+//! The input is registry content, packets, connections and settings. The server skips or refuses
+//! each by itself, and everything else works on.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::dns::{Prober, code_of, exchange, question, question_with_opt, receive_tcp, send_tcp};
+use support::dns::{Prober, code_of, exchange, query, query_with_opt, receive_tcp, send_tcp};
 use support::etcd::Etcd;
 use support::files::Files;
 use support::process::Process;
@@ -25,8 +27,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A server on an etcd that holds `good.svc`.
-fn good() -> (Etcd, Svcdns) {
+/// Starts an etcd with `good.svc`, and a server on it.
+fn serve_good() -> (Etcd, Svcdns) {
     let etcd = Etcd::start();
     etcd.put(GOOD, "{}");
     let server = Svcdns::serve(&["--registry", &etcd.url()]);
@@ -39,55 +41,101 @@ fn expect_good(server: &mut Svcdns) {
     server.wait_for("good.svc", &["10.0.0.1"]);
 }
 
-/// Keys of the flood: twice the cap on one service.
-const FLOOD: u32 = 20_000;
+/// Keys of the flood: twice the limit for one service.
+const FLOOD_KEYS: u32 = 20_000;
 
 #[test]
 fn junk_in_the_registry_is_skipped_and_listed() {
-    let (etcd, mut server) = good();
+    let (etcd, mut server) = serve_good();
     let long_label = "x".repeat(64);
     let long_name = vec!["y".repeat(60); 5].join(".");
-    // Key, value, and what `ls --rejected` must show of it.
+    // Key, value, and the text that `ls --rejected` must contain.
     let rejected: Vec<(String, String, &str)> = vec![
         ("/service/default/default/few/latest".into(), "{}".into(), "few"),
         ("/service/few2".into(), "{}".into(), "few2"),
         ("/service/default/default/v6broken/latest/[:0".into(), "{}".into(), "[:0"),
         ("/service/default/default/nohost/latest/:80".into(), "{}".into(), ":80"),
         ("/service/default/default/port0/latest/10.0.0.2:0".into(), "{}".into(), "10.0.0.2:0"),
-        ("/service/default/default/port70000/latest/10.0.0.2:70000".into(), "{}".into(), "10.0.0.2:70000"),
+        (
+            "/service/default/default/port70000/latest/10.0.0.2:70000".into(),
+            "{}".into(),
+            "10.0.0.2:70000",
+        ),
         ("/service/default/default/octal/latest/010.0.0.1:80".into(), "{}".into(), "010.0.0.1:80"),
-        ("/service/default/default/unspecified/latest/0.0.0.0:80".into(), "{}".into(), "0.0.0.0:80"),
-        ("/service/default/default/multicast/latest/224.0.0.1:80".into(), "{}".into(), "224.0.0.1:80"),
+        (
+            "/service/default/default/unspecified/latest/0.0.0.0:80".into(),
+            "{}".into(),
+            "0.0.0.0:80",
+        ),
+        (
+            "/service/default/default/multicast/latest/224.0.0.1:80".into(),
+            "{}".into(),
+            "224.0.0.1:80",
+        ),
         ("/service/default/default/own/latest/good.svc:80".into(), "{}".into(), "good.svc:80"),
         ("/service/default/default/slash/es/latest/10.0.0.2:80".into(), "{}".into(), "slash/es"),
-        ("/service/default/default/bell\u{7}name/latest/10.0.0.2:80".into(), "{}".into(), "bell\\u{7}name"),
+        (
+            "/service/default/default/bell\u{7}name/latest/10.0.0.2:80".into(),
+            "{}".into(),
+            "bell\\u{7}name",
+        ),
         ("/service/default/default/*/latest/10.0.0.2:80".into(), "{}".into(), "/*/"),
         ("/service/default/default/..svc/latest/10.0.0.2:80".into(), "{}".into(), "/..svc/"),
         ("/service/default/default/ns.svc/latest/10.0.0.2:80".into(), "{}".into(), "/ns.svc/"),
         ("/service/default/default/svc/latest/10.0.0.2:0".into(), "{}".into(), "/svc/"),
         ("/service/default/default/_tcp/latest/10.0.0.2:80".into(), "{}".into(), "/_tcp/"),
-        (format!("/service/default/default/{long_label}/latest/10.0.0.2:80"), "{}".into(), "xxxxxxxx"),
-        (format!("/service/default/default/{long_name}/latest/10.0.0.2:80"), "{}".into(), "yyyyyyyy"),
-        ("/service/default/default/notjson/latest/10.0.0.2:80".into(), "not json".into(), "notjson"),
+        (
+            format!("/service/default/default/{long_label}/latest/10.0.0.2:80"),
+            "{}".into(),
+            "xxxxxxxx",
+        ),
+        (
+            format!("/service/default/default/{long_name}/latest/10.0.0.2:80"),
+            "{}".into(),
+            "yyyyyyyy",
+        ),
+        (
+            "/service/default/default/notjson/latest/10.0.0.2:80".into(),
+            "not json".into(),
+            "notjson",
+        ),
         ("/service/default/default/array/latest/10.0.0.2:80".into(), "[1]".into(), "array"),
-        ("/service/default/default/brackets/latest/10.0.0.2:80".into(), "[".repeat(20_000), "brackets"),
+        (
+            "/service/default/default/brackets/latest/10.0.0.2:80".into(),
+            "[".repeat(20_000),
+            "brackets",
+        ),
         (
             "/service/default/default/nested/latest/10.0.0.2:80".into(),
             format!("{}1{}", r#"{"a":"#.repeat(5000), "}".repeat(5000)),
             "nested",
         ),
-        ("/service/default/default/huge/latest/10.0.0.2:80".into(), format!(r#"{{"a":"{}"}}"#, "h".repeat(1 << 20)), "huge"),
+        (
+            "/service/default/default/huge/latest/10.0.0.2:80".into(),
+            format!(r#"{{"a":"{}"}}"#, "h".repeat(1 << 20)),
+            "huge",
+        ),
     ];
     runtime().block_on(async {
         let mut client = etcd.client().await;
         for (key, value, _) in &rejected {
             client.put(key.as_str(), value.as_str(), None).await.unwrap();
         }
-        // Keys that are no text
-        client.put(b"/service/default/default/\xff\xfe/latest/10.0.0.2:80".to_vec(), "{}", None).await.unwrap();
+        // Keys that are not UTF-8 text
+        client
+            .put(b"/service/default/default/\xff\xfe/latest/10.0.0.2:80".to_vec(), "{}", None)
+            .await
+            .unwrap();
         client.put(b"/service/\x00".to_vec(), "{}", None).await.unwrap();
-        // One bad endpoint beside good ones, an empty value, slashes too many at the ends: served
-        client.put("/service/default/default/mixed/latest/10.0.0.3:80,10.0.0.4:0,[fd00,10.0.0.5:81", "", None).await.unwrap();
+        // Bad endpoints among good ones, and an empty value: the good endpoints are served
+        client
+            .put(
+                "/service/default/default/mixed/latest/10.0.0.3:80,10.0.0.4:0,[fd00,10.0.0.5:81",
+                "",
+                None,
+            )
+            .await
+            .unwrap();
         client.put("/service/default/default/marker/latest/10.0.0.9:80", "{}", None).await.unwrap();
     });
     server.wait_for("marker.svc", &["10.0.0.9"]);
@@ -97,60 +145,86 @@ fn junk_in_the_registry_is_skipped_and_listed() {
         assert_eq!(dns::code(server.address, name, dns::A), "NXDOMAIN", "{name}");
     }
     for name in ["port0.svc", "v6broken.svc", "own.svc"] {
-        assert_eq!(dns::addresses(server.address, name), Ok(vec![]), "{name} is known, and has nothing usable");
+        assert_eq!(
+            dns::addresses(server.address, name),
+            Ok(vec![]),
+            "{name} exists and has no usable endpoint"
+        );
     }
-    // The zone's own names stay ours.
+    // A registration cannot take over the zone's own names.
     assert_eq!(dns::dig_short(server.address, &["ns.svc"]), ["127.0.0.1"]);
     let listed = server.run(&["ls", "--rejected"]);
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(listed.status.success(), "{text}{}", String::from_utf8_lossy(&listed.stderr));
     for (key, _, shown) in &rejected {
-        assert!(text.contains(shown), "ls --rejected does not show {shown:?} of {key:.80}:\n{text}");
+        assert!(
+            text.contains(shown),
+            "ls --rejected does not show {shown:?} of {key:.80}:\n{text}"
+        );
     }
-    assert!(!text.contains('\u{7}'), "control characters reach the terminal");
+    assert!(!text.contains('\u{7}'), "ls --rejected prints control characters");
     assert!(!text.contains("good.svc/"), "a good key is listed as rejected:\n{text}");
-    // A bad key that becomes good is served, and is listed no more.
+    // A corrected key is served and no longer listed.
     etcd.put("/service/default/default/notjson/latest/10.0.0.2:80", "{}");
     server.wait_for("notjson.svc", &["10.0.0.2"]);
     let text = String::from_utf8_lossy(&server.run(&["ls", "--rejected"]).stdout).into_owned();
     assert!(!text.contains("notjson"), "{text}");
 }
 
-/// How long at most a new service takes to show while the flood goes on. A build for debugging on a busy machine only shows
-/// that it does not wait for the flood's end.
-const SHOWN: Duration = if cfg!(debug_assertions) { seconds(30) } else { seconds(1) };
+/// Longest time for a new service to become visible during a flood.
+///
+/// A debug build on a busy machine only shows that the service does not wait for the flood's end.
+const MAX_VISIBILITY_DELAY: Duration =
+    if cfg!(debug_assertions) { seconds(30) } else { seconds(1) };
 
-/// Registers a new service every 100 ms till `stop`; the longest that one took to show after etcd had it, and their number.
-fn newcomers(etcd: &Etcd, server: SocketAddr, stop: &AtomicBool) -> (Duration, u32) {
+/// Registers a new service every 100 ms until `stop`.
+///
+/// Returns the longest time from etcd's acknowledgement to the service's answer, and the number of
+/// services.
+fn register_new_services(etcd: &Etcd, server: SocketAddr, stop: &AtomicBool) -> (Duration, u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut client = runtime.block_on(etcd.client());
     let (mut longest, mut count) = (Duration::ZERO, 0);
     while !stop.load(Ordering::Relaxed) {
         count += 1;
-        runtime.block_on(client.put(format!("/service/default/default/new-{count}.svc/latest/10.0.0.9:80"), "{}", None)).unwrap();
+        runtime
+            .block_on(client.put(
+                format!("/service/default/default/new-{count}.svc/latest/10.0.0.9:80"),
+                "{}",
+                None,
+            ))
+            .unwrap();
         let put = Instant::now();
         let name = format!("new-{count}.svc");
-        eventually(&name, SOON, || dns::addresses(server, &name).is_ok_and(|found| found.len() == 1).then_some(()));
+        eventually(&name, SOON, || {
+            dns::addresses(server, &name).is_ok_and(|found| found.len() == 1).then_some(())
+        });
         longest = longest.max(put.elapsed());
         thread::sleep(Duration::from_millis(100));
     }
     (longest, count)
 }
 
-/// Does something while new services come, each of which must show in time.
-#[expect(clippy::print_stderr, reason = "measured values, for whoever asks with --nocapture")]
-fn among_newcomers(what: &str, etcd: &Etcd, server: &Svcdns, act: impl FnOnce()) {
+/// Runs `act` while new services are registered; each must become visible in time.
+#[expect(clippy::print_stderr, reason = "measured values, shown with --nocapture")]
+fn with_new_services(what: &str, etcd: &Etcd, server: &Svcdns, act: impl FnOnce()) {
     let (stop, address, began) = (AtomicBool::new(false), server.address, Instant::now());
     thread::scope(|scope| {
-        let newcomers = scope.spawn(|| newcomers(etcd, address, &stop));
+        let services = scope.spawn(|| register_new_services(etcd, address, &stop));
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
         let took = began.elapsed();
         stop.store(true, Ordering::Relaxed);
-        let (longest, count) = newcomers.join().unwrap();
+        let (longest, count) = services.join().unwrap();
         let resident = server.resident_kib();
-        eprintln!("{what}: {took:.1?}; {count} new services meanwhile, the slowest shown after {longest:.0?}; {resident} KiB resident");
+        eprintln!(
+            "{what}: {took:.1?}; {count} new services meanwhile, \
+             the slowest visible after {longest:.0?}; {resident} KiB resident"
+        );
         done.unwrap();
-        assert!(longest < SHOWN, "{what}: a new service took {longest:?} to show");
+        assert!(
+            longest < MAX_VISIBILITY_DELAY,
+            "{what}: a new service was visible only after {longest:?}"
+        );
     });
 }
 
@@ -160,46 +234,63 @@ fn flood_key(number: u32) -> String {
 }
 
 #[test]
-fn a_flood_of_keys_under_one_service_hurts_no_other() {
-    // `make flood` tries a million, in release.
-    let flooded = std::env::var("FLOOD").map_or(FLOOD, |count| count.parse().unwrap());
-    let (etcd, mut server) = good();
+fn a_flood_of_keys_under_one_service_affects_no_other() {
+    // `make flood` puts a million keys, with a release build.
+    let flooded = std::env::var("FLOOD").map_or(FLOOD_KEYS, |count| count.parse().unwrap());
+    let (etcd, mut server) = serve_good();
     let prober = Prober::start(server.address, "good.svc");
     let flood = |part: u32| {
-        let keys = (part * (flooded / 4)..(part + 1) * (flooded / 4)).map(|number| (flood_key(number), String::from("{}")));
+        let keys = (part * (flooded / 4)..(part + 1) * (flooded / 4))
+            .map(|number| (flood_key(number), String::from("{}")));
         etcd.put_many(keys)
     };
-    among_newcomers(&format!("{flooded} keys come"), &etcd, &server, || {
+    with_new_services(&format!("{flooded} keys put"), &etcd, &server, || {
         runtime().block_on(async { tokio::join!(flood(0), flood(1), flood(2), flood(3)) });
         etcd.put("/service/default/default/marker/latest/10.0.0.9:80", "{}");
         server.wait_for("marker.svc", &["10.0.0.9"]);
     });
     let resident = server.resident_kib();
     assert!(resident < 500_000, "{resident} KiB resident");
-    // The service itself is served up to its cap, and the surplus is counted.
+    // The service is served up to the limit, and the keys above it are counted.
     let flood = dns::dig(server.address, &["+tcp", "flood.svc"]);
-    assert!(flood.contains("status: NOERROR") && !flood.contains("ANSWER: 0,"), "{}", &flood[..flood.len().min(600)]);
+    assert!(
+        flood.contains("status: NOERROR") && !flood.contains("ANSWER: 0,"),
+        "{}",
+        &flood[..flood.len().min(600)]
+    );
     let status = String::from_utf8_lossy(&server.run(&["status"]).stdout).into_owned();
-    let surplus = format!("{} rejected keys and endpoints", flooded - 10_000);
-    assert!(status.contains(&surplus), "not {surplus}:\n{status}");
+    let rejected = format!("{} rejected keys and endpoints", flooded - 10_000);
+    assert!(status.contains(&rejected), "not {rejected}:\n{status}");
     let listed = server.run(&["ls", "--rejected"]);
-    assert!(listed.stdout.len() < 4 << 20, "ls --rejected prints {} octets", listed.stdout.len());
-    assert!(String::from_utf8_lossy(&listed.stdout).contains("flood"), "the surplus is not listed");
+    assert!(listed.stdout.len() < 4 << 20, "ls --rejected prints {} bytes", listed.stdout.len());
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("flood"), "no key of the flood");
     expect_good(&mut server);
-    // And it can go again: 16 keys at a revision, some thousand at a time, since etcd 3.4 takes time with the square of both
-    // to tell.
-    among_newcomers(&format!("{flooded} keys go"), &etcd, &server, || {
+    // All keys are deleted: 16 per revision, and some thousand before the next wait, because the
+    // time of etcd 3.4 to send events grows with the square of both numbers.
+    with_new_services(&format!("{flooded} keys deleted"), &etcd, &server, || {
         runtime().block_on(async {
             let mut client = etcd.client().await;
             for first in (0..flooded).step_by(16) {
                 if first % 4096 == 0 {
-                    let name = format!("told-{first}.svc");
-                    client.put(format!("/service/default/default/{name}/latest/10.0.0.9:80"), "{}", None).await.unwrap();
-                    let shown = || dns::addresses(server.address, &name).is_ok_and(|found| found.len() == 1).then_some(());
-                    eventually(&name, SOON, shown);
+                    let name = format!("pause-{first}.svc");
+                    client
+                        .put(
+                            format!("/service/default/default/{name}/latest/10.0.0.9:80"),
+                            "{}",
+                            None,
+                        )
+                        .await
+                        .unwrap();
+                    let visible = || {
+                        dns::addresses(server.address, &name)
+                            .is_ok_and(|found| found.len() == 1)
+                            .then_some(())
+                    };
+                    eventually(&name, SOON, visible);
                 }
                 let keys = (first..flooded.min(first + 16)).map(flood_key);
-                let deletes: Vec<_> = keys.map(|key| etcd_client::TxnOp::delete(key, None)).collect();
+                let deletes: Vec<_> =
+                    keys.map(|key| etcd_client::TxnOp::delete(key, None)).collect();
                 client.txn(etcd_client::Txn::new().and_then(deletes)).await.unwrap();
             }
         });
@@ -212,22 +303,22 @@ fn a_flood_of_keys_under_one_service_hurts_no_other() {
     prober.expect_no_loss();
 }
 
-/// What comes back for a datagram within this time: a code, or silence.
-fn reply(server: SocketAddr, message: &[u8], within: Duration) -> &'static str {
+/// Sends a datagram and returns the code of the response, or `silence`.
+fn code_or_silence(server: SocketAddr, message: &[u8], within: Duration) -> &'static str {
     match exchange(server, message, within) {
         None => "silence",
-        Some(answer) => {
-            assert_eq!(answer[..2], message[..2], "the id");
-            assert_ne!(answer[2] & 0x80, 0, "an answer has QR set");
-            code_of(&answer)
+        Some(response) => {
+            assert_eq!(response[..2], message[..2], "the id");
+            assert_ne!(response[2] & 0x80, 0, "a response has QR set");
+            code_of(&response)
         }
     }
 }
 
 #[test]
 fn malformed_packets_get_their_code_or_silence() {
-    let (_etcd, mut server) = good();
-    let plain = question(7, "good.svc", dns::A);
+    let (_etcd, mut server) = serve_good();
+    let plain = query(7, "good.svc", dns::A);
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut message = plain.clone();
         change(&mut message);
@@ -239,7 +330,7 @@ fn malformed_packets_get_their_code_or_silence() {
         message.extend([0, 1, 0, 1]);
         message
     };
-    let opt = question_with_opt(7, "good.svc", dns::A, 1232);
+    let opt = query_with_opt(7, "good.svc", dns::A, 1232);
     let mut two_opts = opt.clone();
     two_opts[11] = 2;
     two_opts.extend_from_slice(&opt[plain.len()..]);
@@ -247,20 +338,21 @@ fn malformed_packets_get_their_code_or_silence() {
     cut_opt.truncate(opt.len() - 3);
     let mut long_option = opt.clone();
     long_option.splice(opt.len() - 2.., [0xFF, 0xFF]);
-    let far_too_long: Vec<u8> = [&[63][..], &[b'a'; 63]].concat().repeat(5).into_iter().chain([0]).collect();
+    let far_too_long: Vec<u8> =
+        [&[63][..], &[b'a'; 63]].concat().repeat(5).into_iter().chain([0]).collect();
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
-        ("the question itself", plain.clone(), "NOERROR"),
+        ("the unchanged query", plain.clone(), "NOERROR"),
         ("a response (QR set)", with(&|m| m[2] |= 0x80), "silence"),
         (
-            "a response that is malformed, too",
+            "a malformed response",
             with(&|m| {
                 m[2] |= 0x80;
                 m.truncate(14);
             }),
             "silence",
         ),
-        ("11 octets", plain[..11].to_vec(), "silence"),
-        ("2 octets", plain[..2].to_vec(), "silence"),
+        ("11 bytes", plain[..11].to_vec(), "silence"),
+        ("2 bytes", plain[..2].to_vec(), "silence"),
         (
             "a header alone",
             with(&|m| {
@@ -269,7 +361,7 @@ fn malformed_packets_get_their_code_or_silence() {
             }),
             "FORMERR",
         ),
-        ("a header that promises a question", plain[..12].to_vec(), "FORMERR"),
+        ("a question count without a question", plain[..12].to_vec(), "FORMERR"),
         (
             "two questions",
             with(&|m| {
@@ -287,49 +379,61 @@ fn malformed_packets_get_their_code_or_silence() {
             }),
             "FORMERR",
         ),
-        ("a question cut in its name", plain[..16].to_vec(), "FORMERR"),
-        ("a question cut before its class", plain[..plain.len() - 1].to_vec(), "FORMERR"),
-        ("a name that points at itself", raw_name(&[0xC0, 12]), "FORMERR"),
-        ("a name that points beyond the end", raw_name(&[0xFF, 0xFF]), "FORMERR"),
+        ("a question truncated in its name", plain[..16].to_vec(), "FORMERR"),
+        ("a question truncated in its class", plain[..plain.len() - 1].to_vec(), "FORMERR"),
+        ("a compression pointer to itself", raw_name(&[0xC0, 12]), "FORMERR"),
+        ("a compression pointer past the end", raw_name(&[0xFF, 0xFF]), "FORMERR"),
         ("a label of the reserved type 01", raw_name(&[0x41, b'a', 0]), "FORMERR"),
         ("a label of the reserved type 10", raw_name(&[0x81, b'a', 0]), "FORMERR"),
-        ("a name of 321 octets", raw_name(&far_too_long), "FORMERR"),
+        ("a name of 321 bytes", raw_name(&far_too_long), "FORMERR"),
         ("an answer count without answers", with(&|m| m[7] = 1), "FORMERR"),
         ("two OPT records", two_opts, "FORMERR"),
-        ("an OPT record that is cut", cut_opt, "FORMERR"),
+        ("a truncated OPT record", cut_opt, "FORMERR"),
         ("an OPT record longer than the message", long_option, "FORMERR"),
         ("IQUERY", with(&|m| m[2] = 1 << 3), "NOTIMP"),
         ("STATUS", with(&|m| m[2] = 2 << 3), "NOTIMP"),
         ("NOTIFY", with(&|m| m[2] = 4 << 3), "NOTIMP"),
         ("UPDATE", with(&|m| m[2] = 5 << 3), "NOTIMP"),
         ("opcode 15", with(&|m| m[2] = 15 << 3), "NOTIMP"),
-        ("QTYPE 0", question(7, "good.svc", 0), "FORMERR"),
-        ("OPT as the question", question(7, "good.svc", 41), "FORMERR"),
-        ("AXFR over UDP", question(7, "svc", 252), "REFUSED"),
-        ("IXFR", question(7, "svc", 251), "REFUSED"),
+        ("QTYPE 0", query(7, "good.svc", 0), "FORMERR"),
+        ("QTYPE OPT", query(7, "good.svc", 41), "FORMERR"),
+        ("AXFR over UDP", query(7, "svc", 252), "REFUSED"),
+        ("IXFR", query(7, "svc", 251), "REFUSED"),
         ("class CH", with(&|m| *m.last_mut().unwrap() = 3), "REFUSED"),
         ("class 254", with(&|m| *m.last_mut().unwrap() = 254), "REFUSED"),
-        ("a name in no zone", question(7, "example.com", dns::A), "REFUSED"),
-        ("the root", question(7, "", dns::A), "REFUSED"),
-        ("a dot inside a label", raw_name(&[8, b'g', b'o', b'o', b'd', b'.', b's', b'v', b'c', 0]), "REFUSED"),
-        ("octets that are no letters", raw_name(&[3, 0, 0xFF, b'"', 3, b's', b'v', b'c', 0]), "NXDOMAIN"),
+        ("a name in no zone", query(7, "example.com", dns::A), "REFUSED"),
+        ("the root", query(7, "", dns::A), "REFUSED"),
+        (
+            "a dot inside a label",
+            raw_name(&[8, b'g', b'o', b'o', b'd', b'.', b's', b'v', b'c', 0]),
+            "REFUSED",
+        ),
+        (
+            "bytes that are not printable",
+            raw_name(&[3, 0, 0xFF, b'"', 3, b's', b'v', b'c', 0]),
+            "NXDOMAIN",
+        ),
     ];
     let mut faults = Vec::new();
     for (what, message, expected) in &cases {
-        let found = reply(server.address, message, if *expected == "silence" { Duration::from_millis(500) } else { seconds(20) });
+        let found = code_or_silence(
+            server.address,
+            message,
+            if *expected == "silence" { Duration::from_millis(500) } else { seconds(20) },
+        );
         if found != *expected {
             faults.push(format!("{what}: {found}, not {expected}"));
         }
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-    // EDNS version 1: BADVERS is 16, of which the header holds the lower four bits and the OPT record the rest.
+    // EDNS version 1 gets BADVERS, 16: the header has its lower four bits, the OPT record the rest.
     let mut version = opt;
     let at = plain.len();
     version[at + 6] = 1;
-    let answer = exchange(server.address, &version, seconds(20)).unwrap();
-    assert_eq!((code_of(&answer), answer[11]), ("NOERROR", 1));
-    assert_eq!(answer[answer.len() - 11..][5], 1, "BADVERS: {answer:?}");
-    // As large as a datagram can be, and empty.
+    let response = exchange(server.address, &version, seconds(20)).unwrap();
+    assert_eq!((code_of(&response), response[11]), ("NOERROR", 1));
+    assert_eq!(response[response.len() - 11..][5], 1, "BADVERS: {response:?}");
+    // The largest possible datagram, and an empty one.
     let mut large = plain.clone();
     large.resize(65_507, 0xA5);
     let _ = exchange(server.address, &large, Duration::from_millis(200));
@@ -338,20 +442,20 @@ fn malformed_packets_get_their_code_or_silence() {
 }
 
 #[test]
-fn a_storm_of_random_packets_leaves_the_server_as_it_was() {
-    let (_etcd, mut server) = good();
+fn a_storm_of_random_packets_does_not_change_the_server() {
+    let (_etcd, mut server) = serve_good();
     let before = server.resident_kib();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server.address).unwrap();
     socket.set_nonblocking(true).unwrap();
     let mut draw = fastrand::Rng::with_seed(20);
     let seeds = [
-        question(1, "good.svc", dns::A),
-        question_with_opt(2, "10-0-0-1.v1._version.good.svc", dns::SRV, 4096),
-        question_with_opt(3, "1.0.0.10.in-addr.arpa", 12, 1232),
-        question(4, "_http._tcp.good.default.default.svc", dns::TXT),
+        query(1, "good.svc", dns::A),
+        query_with_opt(2, "10-0-0-1.v1._version.good.svc", dns::SRV, 4096),
+        query_with_opt(3, "1.0.0.10.in-addr.arpa", 12, 1232),
+        query(4, "_http._tcp.good.default.default.svc", dns::TXT),
     ];
-    let mut answer = vec![0; 65_535];
+    let mut response = vec![0; 65_535];
     for _ in 0..50_000 {
         let mut message = draw.choice(&seeds).unwrap().clone();
         for _ in 0..draw.usize(1..6) {
@@ -364,13 +468,17 @@ fn a_storm_of_random_packets_leaves_the_server_as_it_was() {
             }
         }
         let _ = socket.send(&message);
-        while let Ok(length) = socket.recv(&mut answer) {
-            assert!(length >= 12 && answer[2] & 0x80 != 0, "not an answer: {:?}", &answer[..length]);
+        while let Ok(length) = socket.recv(&mut response) {
+            assert!(
+                length >= 12 && response[2] & 0x80 != 0,
+                "not a response: {:?}",
+                &response[..length]
+            );
         }
     }
     expect_good(&mut server);
     let after = server.resident_kib();
-    assert!(after < before + 50_000, "memory went from {before} to {after} KiB");
+    assert!(after < before + 50_000, "memory grew from {before} to {after} KiB");
 }
 
 fn connect(server: SocketAddr) -> TcpStream {
@@ -381,22 +489,33 @@ fn connect(server: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn bad_tcp_clients_hurt_themselves_only() {
-    let (_etcd, mut server) = good();
+fn bad_tcp_clients_affect_only_themselves() {
+    let (_etcd, mut server) = serve_good();
     let prober = Prober::start(server.address, "good.svc");
-    let good = question(7, "good.svc", dns::A);
+    let good = query(7, "good.svc", dns::A);
 
-    // Many questions at once, answered all, in any order
+    // Many queries at once: the server answers all, in any order
     let mut pipelined = connect(server.address);
     for id in 0..200 {
-        send_tcp(&mut pipelined, &question(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A));
+        send_tcp(
+            &mut pipelined,
+            &query(id, if id % 2 == 0 { "good.svc" } else { "nothing.svc" }, dns::A),
+        );
     }
-    let mut seen: Vec<u16> = (0..200).map(|_| receive_tcp(&mut pipelined).map(|m| u16::from_be_bytes([m[0], m[1]])).unwrap()).collect();
+    let mut seen: Vec<u16> = (0..200)
+        .map(|_| receive_tcp(&mut pipelined).map(|m| u16::from_be_bytes([m[0], m[1]])).unwrap())
+        .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..200).collect::<Vec<u16>>());
 
-    // A message of no octets, one too short for a header, a response: the connection may end, the server may not
-    for junk in [&[0, 0][..], &[0, 3, 1, 2, 3], &[0xFF, 0xFF, 1], &[0, 12, 0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+    // An empty message, messages shorter than a header or than their length, a response: the
+    // server may close the connection, and must not answer
+    for junk in [
+        &[0, 0][..],
+        &[0, 3, 1, 2, 3],
+        &[0xFF, 0xFF, 1],
+        &[0, 12, 0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ] {
         let mut stream = connect(server.address);
         stream.write_all(junk).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -404,12 +523,12 @@ fn bad_tcp_clients_hurt_themselves_only() {
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{junk:?} was answered {rest:?}");
     }
-    // A malformed question over TCP has its FORMERR.
+    // A malformed query over TCP gets FORMERR.
     let mut stream = connect(server.address);
     send_tcp(&mut stream, &good[..14]);
     assert_eq!(code_of(&receive_tcp(&mut stream).unwrap()), "FORMERR");
 
-    // Half a message and silence: closed by the server within its deadlines
+    // Half a message, and no message at all: the server closes the connection at its deadline
     let mut half = connect(server.address);
     half.write_all(&[0, 40, 1, 2, 3]).unwrap();
     let mut idle = connect(server.address);
@@ -417,50 +536,66 @@ fn bad_tcp_clients_hurt_themselves_only() {
         assert_eq!(stream.read_to_end(&mut Vec::new()).ok(), Some(0), "not closed within {SOON:?}");
     }
 
-    // One that asks and never reads
-    let mut deaf = connect(server.address);
-    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    // A client that sends queries and never reads
+    let mut never_reads = connect(server.address);
+    never_reads.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     let before = server.resident_kib();
-    let framed = [&u16::try_from(good.len()).unwrap().to_be_bytes()[..], &good].concat().repeat(1000);
+    let framed =
+        [&u16::try_from(good.len()).unwrap().to_be_bytes()[..], &good].concat().repeat(1000);
     for _ in 0..2000 {
-        if deaf.write_all(&framed).is_err() {
+        if never_reads.write_all(&framed).is_err() {
             break;
         }
     }
-    assert!(server.resident_kib() < before + 50_000, "memory went from {before} to {} KiB", server.resident_kib());
+    assert!(
+        server.resident_kib() < before + 50_000,
+        "memory grew from {before} to {} KiB",
+        server.resident_kib()
+    );
 
     expect_good(&mut server);
     prober.expect_no_loss();
 }
 
 #[test]
-fn more_connections_than_allowed_do_not_shut_others_out_for_ever() {
+fn connections_above_the_limit_do_not_block_new_clients_for_ever() {
     let etcd = Etcd::start();
     etcd.put(GOOD, "{}");
-    let server = Svcdns::serve(&["--registry", &etcd.url(), "--tcp-connections", "50", "--tcp-idle-timeout", "2s"]);
+    let server = Svcdns::serve(&[
+        "--registry",
+        &etcd.url(),
+        "--tcp-connections",
+        "50",
+        "--tcp-idle-timeout",
+        "2s",
+    ]);
     server.wait_for("good.svc", &["10.0.0.1"]);
     let prober = Prober::start(server.address, "good.svc");
     let crowd: Vec<TcpStream> = (0..200).map(|_| connect(server.address)).collect();
     eventually("an answer over TCP beside 200 idle connections", SOON, || {
         let mut stream = TcpStream::connect(server.address).ok()?;
         stream.set_read_timeout(Some(seconds(5))).unwrap();
-        let message = question(7, "good.svc", dns::A);
-        stream.write_all(&[&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat()).ok()?;
-        receive_tcp(&mut stream).filter(|answer| code_of(answer) == "NOERROR")
+        let message = query(7, "good.svc", dns::A);
+        stream
+            .write_all(
+                &[&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat(),
+            )
+            .ok()?;
+        receive_tcp(&mut stream).filter(|response| code_of(response) == "NOERROR")
     });
     prober.expect_no_loss();
     drop(crowd);
 }
 
 #[test]
-fn a_registry_that_is_not_there_at_the_start_is_waited_for() {
+fn a_registry_that_is_down_at_the_start_gives_servfail_until_it_is_up() {
     let mut etcd = Etcd::builder().stopped();
     let server = Svcdns::serve(&["--registry", &etcd.url()]);
-    for question in [&["good.svc"][..], &["good.svc", "SRV"], &["anything.at.all.svc", "AAAA"]] {
-        let text = dns::dig(server.address, question);
+    for query in [&["good.svc"][..], &["good.svc", "SRV"], &["anything.at.all.svc", "AAAA"]] {
+        let text = dns::dig(server.address, query);
         assert!(text.contains("status: SERVFAIL") && text.contains("EDE: 14 "), "{text}");
     }
-    // The zone itself is known without a registry, and what is outside is still nobody's.
+    // The zone's own names need no registry, and names outside the zone are still refused.
     assert_eq!(dns::dig_short(server.address, &["ns.svc"]), ["127.0.0.1"]);
     assert_eq!(dns::code(server.address, "example.com", dns::A), "REFUSED");
     thread::sleep(seconds(3));
@@ -471,8 +606,8 @@ fn a_registry_that_is_not_there_at_the_start_is_waited_for() {
     server.stop();
 }
 
-/// Runs `svcdns` to its end and gives its exit code and what it wrote to standard error.
-fn fails(arguments: &[&str]) -> (i32, String) {
+/// Runs `svcdns` and returns its exit code and output.
+fn run(arguments: &[&str]) -> (i32, String) {
     let mut process = Process::start(svcdns::command().args(arguments));
     let status = process.wait(SOON);
     (status.code().unwrap_or(-1), process.log())
@@ -482,23 +617,33 @@ fn fails(arguments: &[&str]) -> (i32, String) {
 fn a_server_that_cannot_start_says_why() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
-    let (code, said) = fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", "0.0.0.0:0"]);
-    assert!(code != 0 && said.contains("0.0.0.0") && said.contains("allow"), "{code}: {said}");
+    let (code, output) =
+        run(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", "0.0.0.0:0"]);
+    assert!(
+        code != 0 && output.contains("0.0.0.0") && output.contains("allow"),
+        "{code}: {output}"
+    );
 
     let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().to_string();
-    let (code, said) = fails(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
-    assert!(code != 0 && said.contains(&taken) && said.contains("taken"), "{code}: {said}");
+    let (code, output) =
+        run(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
+    assert!(code != 0 && output.contains(&taken) && output.contains("taken"), "{code}: {output}");
 
-    let (code, said) = fails(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
-    assert!(code != 0 && said.contains("etdc") && said.contains("etcd"), "{code}: {said}");
+    let (code, output) =
+        run(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
+    assert!(code != 0 && output.contains("etdc") && output.contains("etcd"), "{code}: {output}");
 
-    let (code, said) = fails(&["serve", "--state-dir", state, "--upstream", "one.one.one.one"]);
-    assert!(code != 0 && said.contains("upstream") && said.contains("is not an IP address"), "{code}: {said}");
+    let (code, output) = run(&["serve", "--state-dir", state, "--upstream", "one.one.one.one"]);
+    assert!(
+        code != 0 && output.contains("upstream") && output.contains("is not an IP address"),
+        "{code}: {output}"
+    );
 
     let long = format!("{state}/{}", "d".repeat(120));
-    let (code, said) = fails(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
-    assert!(code != 0 && said.contains("dddd"), "{code}: {said}");
+    let (code, output) =
+        run(&["serve", "--state-dir", &long, "--admin-listen", "off", "--listen", "127.0.0.1:0"]);
+    assert!(code != 0 && output.contains("dddd"), "{code}: {output}");
     assert!(!Path::new(&long).exists(), "nothing is made for a socket that cannot be");
 }
 
@@ -535,7 +680,7 @@ fn mistakes_in_sections_of_registries_are_told_by_every_command_that_reads_them(
         let place = format!("svcdns: {}:{place}: ", file.display());
         assert!(code == 1 && shown.is_empty() && said.starts_with(&place) && said.contains(words), "{text}\n{code}: {shown}{said}");
         assert!(!said.contains("hunter2"), "{said}");
-        let (code, served) = fails(&["serve", "--config", file.to_str().unwrap()]);
+        let (code, served) = run(&["serve", "--config", file.to_str().unwrap()]);
         assert_eq!((code, served), (1, said), "{text}");
     }
 }
@@ -574,15 +719,18 @@ fn a_secret_that_cannot_be_read_or_that_anybody_can_is_a_warning() {
 }
 
 #[test]
-fn two_servers_on_one_machine_do_not_disturb_each_other() {
-    let (etcd, first) = good();
-    // There `svc` is no zone's suffix, but part of the registered name.
+fn two_servers_on_one_machine_are_independent() {
+    let (etcd, first) = serve_good();
+    // For this server `svc` is not the zone's suffix, but part of the registered name.
     let second = Svcdns::serve(&["--registry", &etcd.url(), "--zone", "internal"]);
     second.wait_for("good.svc.internal", &["10.0.0.1"]);
     assert_eq!(dns::code(second.address, "good.svc", dns::A), "REFUSED");
     for (server, name) in [(&first, "good.svc"), (&second, "good.svc.internal")] {
         let shown = server.run(&["resolve", name]);
-        assert!(shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("10.0.0.1"), "{shown:?}");
+        assert!(
+            shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("10.0.0.1"),
+            "{shown:?}"
+        );
     }
     first.stop();
     assert_eq!(dns::code(second.address, "good.svc.internal", dns::A), "NOERROR");

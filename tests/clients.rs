@@ -1,6 +1,7 @@
-//! A machine whose only name server is svcdns: programs of many languages find a service and the names of everybody else.
+//! Programs in many languages resolve names through svcdns.
 //!
-//! Each of them looks up the same names, fetches their pages and prints what it found, in the same form.
+//! svcdns is the only name server of the machine. Each program looks up the same names, of a
+//! service and of the Internet, fetches a page from each, and prints the results in the same form.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -18,10 +19,11 @@ use support::{netns, on_path, skip};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-/// A service, a name of somebody else, an alias of it, and two names that nobody has.
-const NAMES: [&str; 5] = ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
+/// A service, an upstream's name, its alias, and two unknown names.
+const NAMES: [&str; 5] =
+    ["hello.svc", "www.example.test", "alias.example.test", "nothing.svc", "nothing.example.test"];
 
-/// What a program must say of them; addresses sorted.
+/// Lines that a program must print for [`NAMES`]; addresses are sorted.
 const FOUND: [&str; 8] = [
     "hello.svc 10.9.0.5",
     "page of hello.svc",
@@ -33,7 +35,7 @@ const FOUND: [&str; 8] = [
     "nothing.example.test none",
 ];
 
-/// Answers every connection with one page that says which Host was asked for.
+/// Serves a page on port 80 that repeats the request's Host.
 fn serve_pages(address: &str) {
     let listener = TcpListener::bind((address, 80)).unwrap();
     thread::spawn(move || {
@@ -46,24 +48,33 @@ fn serve_pages(address: &str) {
 fn answer(stream: &mut TcpStream) {
     let mut request = Vec::new();
     let mut part = [0; 1024];
-    while !request.windows(4).any(|octets| octets == b"\r\n\r\n") {
+    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
         match stream.read(&mut part) {
             Ok(length @ 1..) => request.extend(&part[..length]),
             _ => return,
         }
     }
     let text = String::from_utf8_lossy(&request).into_owned();
-    let host = text.lines().find_map(|line| line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host")));
+    let host = text.lines().find_map(|line| {
+        line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host"))
+    });
     let page = format!("page of {}\n", host.map_or("nobody", |(_, host)| host));
-    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}", page.len());
+    let _ = write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
+        page.len()
+    );
 }
 
-/// Runs `body` on such a machine.
+/// Runs `body` on such a machine, with web servers for all names.
 fn on_a_machine(test: &str, body: impl FnOnce()) {
     netns::inside(test, "127.0.0.1", || {
         serve_pages(netns::ADDRESS);
         serve_pages(netns::ADDRESS_V6);
-        let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), r#"{"protocol":"http"}"#)]);
+        let files = Files::new(&[(
+            &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
+            r#"{"protocol":"http"}"#,
+        )]);
         let upstream = Upstream::start();
         upstream.put([
             Record::soa("example.test", 300, 30),
@@ -76,28 +87,33 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
         server.wait_for("hello.svc", &[netns::ADDRESS]);
         body();
         for name in upstream.names() {
-            assert!(name.ends_with("example.test"), "{name} is nobody else's to know");
+            assert!(name.ends_with("example.test"), "{name} was forwarded");
         }
         server.stop();
     });
 }
 
-/// What a program prints; it must end well.
+/// Runs a program, which must succeed, and returns what it prints.
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{command:?} ended with {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
-/// Runs a program on the names; what it found must be right.
+/// Runs a program on [`NAMES`]; it must print [`FOUND`].
 fn expect_right(command: &mut Command) {
     let text = output(command.args(NAMES));
     let found: Vec<String> = text.lines().map(sorted).collect();
     assert_eq!(found, FOUND, "{command:?}");
 }
 
-/// A line with its addresses sorted, each once and in one form.
+/// Returns a line with its addresses normalized, sorted, and without duplicates.
 fn sorted(line: &str) -> String {
     let (mut words, mut addresses) = (Vec::new(), BTreeSet::new());
     for word in line.split(' ') {
@@ -115,13 +131,26 @@ fn curl_finds_both() {
     on_a_machine("curl_finds_both", || {
         for name in &NAMES[..3] {
             assert_eq!(
-                output(Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")])),
+                output(Command::new("curl").args([
+                    "-sS",
+                    "--max-time",
+                    "20",
+                    &format!("http://{name}/")
+                ])),
                 format!("page of {name}\n")
             );
         }
         for name in &NAMES[3..] {
-            let output = Command::new("curl").args(["-sS", "--max-time", "20", &format!("http://{name}/")]).output().unwrap();
-            assert_eq!(output.status.code(), Some(6), "could not resolve host: {}", String::from_utf8_lossy(&output.stderr));
+            let output = Command::new("curl")
+                .args(["-sS", "--max-time", "20", &format!("http://{name}/")])
+                .output()
+                .unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(6),
+                "could not resolve host: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     });
 }
@@ -131,24 +160,33 @@ fn getent_finds_both() {
     on_a_machine("getent_finds_both", || {
         for (name, found) in [(NAMES[0], FOUND[0]), (NAMES[1], FOUND[2]), (NAMES[2], FOUND[4])] {
             let text = output(Command::new("getent").args(["ahosts", name]));
-            let addresses: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+            let addresses: Vec<&str> =
+                text.lines().filter_map(|line| line.split_whitespace().next()).collect();
             assert_eq!(sorted(&format!("{name} {}", addresses.join(" "))), found);
         }
         for name in &NAMES[3..] {
             // 2: not found.
-            assert_eq!(Command::new("getent").args(["ahosts", name]).output().unwrap().status.code(), Some(2), "{name}");
+            assert_eq!(
+                Command::new("getent").args(["ahosts", name]).output().unwrap().status.code(),
+                Some(2),
+                "{name}"
+            );
         }
     });
 }
 
 #[test]
 fn python_finds_both() {
-    on_a_machine("python_finds_both", || expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py"))));
+    on_a_machine("python_finds_both", || {
+        expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py")));
+    });
 }
 
 #[test]
 fn node_finds_both() {
-    on_a_machine("node_finds_both", || expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js"))));
+    on_a_machine("node_finds_both", || {
+        expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js")));
+    });
 }
 
 #[test]
@@ -157,8 +195,12 @@ fn java_finds_both() {
     if !on_path("java") || !on_path("javac") {
         return skip(TEST, "no java on PATH that runs a source file (a JDK)");
     }
-    // Without the file of its process id in /tmp, which another namespace's process of that id may hold.
-    on_a_machine(TEST, || expect_right(Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java"))));
+    // -UsePerfData: no file in /tmp named by process id, which another namespace may have, too.
+    on_a_machine(TEST, || {
+        expect_right(
+            Command::new("java").arg("-XX:-UsePerfData").arg(format!("{FOLDER}/Lookup.java")),
+        );
+    });
 }
 
 /// Go has a resolver of its own, and can use the C library's.
@@ -173,8 +215,15 @@ fn go_finds_both_by_both_resolvers() {
         let program = folder.path().join("lookup");
         let source = format!("{FOLDER}/lookup.go");
         let mut build = Command::new("go");
-        // Of one file, outside any module.
-        build.arg("build").arg("-o").arg(&program).arg(source).env("CGO_ENABLED", "1").env("GOTOOLCHAIN", "local").current_dir(&folder);
+        // A single file, outside any module.
+        build
+            .arg("build")
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .env("CGO_ENABLED", "1")
+            .env("GOTOOLCHAIN", "local")
+            .current_dir(&folder);
         output(&mut build);
         for resolver in ["go", "cgo"] {
             expect_right(Command::new(&program).env("GODEBUG", format!("netdns={resolver}")));
@@ -182,15 +231,20 @@ fn go_finds_both_by_both_resolvers() {
     });
 }
 
-/// musl asks for both families at once and knows neither EDNS nor nsswitch.conf.
+/// musl queries A and AAAA at once, and supports neither EDNS nor nsswitch.conf.
 #[test]
 fn a_program_on_musl_finds_both() {
     on_a_machine("a_program_on_musl_finds_both", || {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lookup");
-        output(Command::new("musl-gcc").args(["-static", "-Wall", "-Werror", "-O1", "-o"]).arg(&program).arg(format!("{FOLDER}/lookup.c")));
-        let octets = fs::read(&program).unwrap();
-        assert!(!octets.windows(5).any(|part| part == b"GLIBC"), "not linked with musl");
+        output(
+            Command::new("musl-gcc")
+                .args(["-static", "-Wall", "-Werror", "-O1", "-o"])
+                .arg(&program)
+                .arg(format!("{FOLDER}/lookup.c")),
+        );
+        let binary = fs::read(&program).unwrap();
+        assert!(!binary.windows(5).any(|bytes| bytes == b"GLIBC"), "not linked with musl");
         expect_right(&mut Command::new(&program));
     });
 }

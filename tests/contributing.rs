@@ -1,5 +1,7 @@
-//! What the pages tell contributors to type exists: make targets, scripts, test programs.
-#![allow(clippy::unwrap_used, reason = "a test that cannot read the pages has nothing to say")]
+//! The commands that the pages give contributors exist.
+//!
+//! These are make targets, scripts and test programs.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read the pages must fail")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,12 +12,16 @@ use std::process::Command;
 const PAGE: &str = include_str!("../docs/contributing.md");
 const MAKEFILE: &str = include_str!("../Makefile");
 
-/// The targets that `make` lists.
+/// Returns the targets that `make help` lists.
 fn make_targets() -> BTreeSet<&'static str> {
-    MAKEFILE.lines().filter(|line| line.contains(": ") && line.contains("## ")).filter_map(|line| line.split(':').next()).collect()
+    MAKEFILE
+        .lines()
+        .filter(|line| line.contains(": ") && line.contains("## "))
+        .filter_map(|line| line.split(':').next())
+        .collect()
 }
 
-/// README.md and all pages below docs/.
+/// Returns path and text of README.md and of all pages below docs/.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![root.join("README.md")];
@@ -32,7 +38,7 @@ fn pages() -> Vec<(PathBuf, String)> {
     found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// The code of a page: each line of its blocks, and each piece between backticks.
+/// Returns the code of a page: lines of blocks, and spans in backticks.
 fn code(page: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut in_block = false;
@@ -52,19 +58,23 @@ fn is_script(word: &str) -> bool {
     Path::new(word).extension().is_some_and(|extension| extension == "sh")
 }
 
-/// The target of a command that runs `make`, on this machine or on a fresh one.
+/// Returns the target of a command that runs `make`.
+///
+/// The command may run `make` through fresh-machine.sh.
 fn target_of(code: &str) -> Option<&str> {
-    let mut words = code.split_whitespace().skip_while(|word| *word == "sudo" || word.starts_with("--") || is_script(word));
+    let mut words = code
+        .split_whitespace()
+        .skip_while(|word| *word == "sudo" || word.starts_with("--") || is_script(word));
     (words.next()? == "make").then(|| words.next()).flatten()
 }
 
 #[test]
-fn the_page_has_every_make_target_and_no_page_has_another() {
+fn the_page_lists_every_make_target_and_no_page_an_unknown_one() {
     let listed = make_targets();
     assert!(listed.len() > 10, "{listed:?}");
     let rows = PAGE.lines().filter_map(|line| line.strip_prefix("| `make ")?.split('`').next());
-    let told: BTreeSet<&str> = rows.chain(["help"]).collect();
-    assert_eq!(told, listed, "the table of docs/contributing.md, and what `make` lists");
+    let documented: BTreeSet<&str> = rows.chain(["help"]).collect();
+    assert_eq!(documented, listed, "left: docs/contributing.md, right: `make help`");
     let mut found = 0;
     for (path, page) in pages() {
         for target in code(&page).into_iter().filter_map(target_of) {
@@ -72,36 +82,52 @@ fn the_page_has_every_make_target_and_no_page_has_another() {
             found += 1;
         }
     }
-    assert!(found > listed.len(), "the pages were read");
+    assert!(found > listed.len(), "only {found} uses of make were found in the pages");
 }
 
 #[test]
-fn scripts_and_test_programs_of_the_page_are_there() {
+fn scripts_and_test_programs_of_the_page_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code = code(PAGE);
-    let scripts: BTreeSet<&str> = code.iter().flat_map(|line| line.split_whitespace()).filter(|word| is_script(word)).collect();
-    assert_eq!(scripts.iter().copied().collect::<Vec<_>>(), ["tests/fresh-machine.sh", "tests/setup.sh"]);
+    let scripts: BTreeSet<&str> = code
+        .iter()
+        .flat_map(|line| line.split_whitespace())
+        .filter(|word| is_script(word))
+        .collect();
+    assert_eq!(
+        scripts.iter().copied().collect::<Vec<_>>(),
+        ["tests/fresh-machine.sh", "tests/setup.sh"]
+    );
     for script in scripts {
         let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o111, 0o111, "{script} can be run");
+        assert_eq!(mode & 0o111, 0o111, "{script} is not executable");
     }
     let mut programs = 0;
-    for arguments in code.iter().filter_map(|line| line.strip_prefix("cargo test --locked --test ")) {
+    for arguments in code.iter().filter_map(|line| line.strip_prefix("cargo test --locked --test "))
+    {
         let (program, test) = arguments.split_once(' ').unwrap_or((arguments, ""));
-        let source = fs::read_to_string(root.join("tests").join(program).with_extension("rs")).unwrap();
-        assert!(test.is_empty() || source.contains(&format!("fn {test}(")), "{program} has no test {test}");
+        let source =
+            fs::read_to_string(root.join("tests").join(program).with_extension("rs")).unwrap();
+        assert!(
+            test.is_empty() || source.contains(&format!("fn {test}(")),
+            "{program} has no test {test}"
+        );
         programs += 1;
     }
     assert_eq!(programs, 2);
 }
 
 #[test]
-fn the_script_makes_the_machine_that_the_page_describes() {
+fn the_script_builds_the_machine_that_the_page_describes() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fresh-machine.sh");
     let output = Command::new(&script).output().unwrap();
     let usage = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{usage}");
-    assert!(usage.contains("tests/fresh-machine.sh make test") && usage.ends_with("Exit code: the command's.\n"), "{usage}");
+    assert!(
+        usage.contains("tests/fresh-machine.sh make test")
+            && usage.ends_with("Exit code: the command's.\n"),
+        "{usage}"
+    );
     let script = fs::read_to_string(script).unwrap();
     let debootstrap = code(PAGE).into_iter().find(|code| code.starts_with("debootstrap ")).unwrap();
     assert!(script.contains(debootstrap), "{debootstrap}");

@@ -1,4 +1,6 @@
-//! `svcdns doctor`: each thing that can be broken on the way of a lookup, broken on a machine of the test's own.
+//! `svcdns doctor` finds each fault of name resolution.
+//!
+//! Each test causes the faults on a private machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -18,24 +20,29 @@ use support::{SOON, eventually, machine, netns};
 
 const HELLO: &str = "default/default/hello.svc/latest/10.9.0.5:80";
 
-/// Where the server of these tests answers.
+/// The address of the server under test.
 const SERVER: &str = "127.0.0.55";
 
-/// Where nobody answers, unless a test is there.
+/// An address without a server, unless a test starts one.
 const NOBODY: &str = "127.0.0.99";
 
 const CONF: &str = "/etc/resolv.conf";
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 
 fn serve(registry: &str) -> Svcdns {
-    Svcdns::serve_at(format!("{SERVER}:53").parse().unwrap(), &["--registry", registry, "--upstream", "off"])
+    Svcdns::serve_at(
+        format!("{SERVER}:53").parse().unwrap(),
+        &["--registry", registry, "--upstream", "off"],
+    )
 }
 
-/// A server that knows hello.svc, on a machine of its own whose files may be changed.
+/// Runs `body` on a private machine with a server for hello.svc.
+///
+/// `body` may change all files of the machine.
 fn on_a_machine(test: &str, body: impl FnOnce(&Svcdns)) {
     netns::inside(test, SERVER, || {
-        netns::own_etc();
-        netns::empty("/run");
+        netns::mount_etc_copy();
+        netns::mount_tmpfs("/run");
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files.url());
         server.wait_for("hello.svc", &["10.9.0.5"]);
@@ -43,12 +50,12 @@ fn on_a_machine(test: &str, body: impl FnOnce(&Svcdns)) {
     });
 }
 
-/// resolv.conf as a machine has it that asks svcdns and then somebody else.
-fn well() -> String {
+/// Returns a healthy resolv.conf: svcdns first, then another name server.
+fn healthy_conf() -> String {
     format!("nameserver {SERVER}\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n")
 }
 
-/// What the doctor said: as text and as JSON, which must agree.
+/// The report of `svcdns doctor --json`; `text` is the same JSON, indented.
 struct Diagnosis {
     text: String,
     json: Value,
@@ -57,8 +64,12 @@ struct Diagnosis {
 impl Diagnosis {
     fn of(mut ran: Command) -> Self {
         let output = ran.arg("--json").output().unwrap();
-        let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let json: Value = serde_json::from_str(&text(&output)).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+        let text = |output: &Output| {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr)
+        };
+        let json: Value = serde_json::from_str(&text(&output))
+            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
         let healthy = json["healthy"].as_bool().unwrap();
         assert_eq!(output.status.code(), Some(i32::from(!healthy)), "{json}");
         Self { text: format!("{json:#}"), json }
@@ -72,19 +83,26 @@ impl Diagnosis {
         self.json["cause"].as_str().unwrap_or("none")
     }
 
-    /// Fails the test unless this check found this, at this level.
+    /// Returns the finding of this check and level that contains `words`.
+    ///
+    /// Fails the test without one.
     fn expect(&self, check: &str, level: &str, words: &str) -> &Value {
         let findings = self.json["findings"].as_array().unwrap();
-        let found = findings
-            .iter()
-            .find(|finding| finding["check"] == check && finding["level"] == level && finding["says"].as_str().unwrap().contains(words));
+        let found = findings.iter().find(|finding| {
+            finding["check"] == check
+                && finding["level"] == level
+                && finding["says"].as_str().unwrap().contains(words)
+        });
         found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
     }
 
-    /// The same, and that it says to type this.
-    fn expect_typing(&self, check: &str, level: &str, words: &str, line: &str) {
-        let lines = self.expect(check, level, words)["type"].as_array().unwrap();
-        assert!(lines.iter().any(|typed| typed.as_str().unwrap().contains(line)), "{line:?} not in {lines:?}");
+    /// Fails the test unless such a finding suggests this command.
+    fn expect_command(&self, check: &str, level: &str, words: &str, command: &str) {
+        let commands = self.expect(check, level, words)["type"].as_array().unwrap();
+        assert!(
+            commands.iter().any(|suggested| suggested.as_str().unwrap().contains(command)),
+            "{command:?} not in {commands:?}"
+        );
     }
 }
 
@@ -94,8 +112,8 @@ fn doctor(server: &Svcdns) -> Diagnosis {
     Diagnosis::of(command)
 }
 
-/// The doctor where no server runs.
-fn doctor_alone() -> Diagnosis {
+/// Runs the doctor with a state directory of no server.
+fn doctor_without_server() -> Diagnosis {
     let folder = tempfile::tempdir().unwrap();
     let mut command = svcdns::command();
     command.arg("--state-dir").arg(folder.path()).arg("doctor");
@@ -103,9 +121,9 @@ fn doctor_alone() -> Diagnosis {
 }
 
 #[test]
-fn a_machine_in_good_health() {
-    on_a_machine("a_machine_in_good_health", |server| {
-        fs::write(CONF, well()).unwrap();
+fn a_healthy_machine_has_no_broken_finding() {
+    on_a_machine("a_healthy_machine_has_no_broken_finding", |server| {
+        fs::write(CONF, healthy_conf()).unwrap();
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
         assert_eq!(found.cause(), "none");
@@ -124,54 +142,77 @@ fn a_machine_in_good_health() {
         let output = server.run(&["doctor"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{text}");
-        assert!(text.contains("\nNothing is broken; ") && text.contains("warning  name servers"), "{text}");
+        assert!(
+            text.contains("\nNothing is broken; ") && text.contains("warning  name servers"),
+            "{text}"
+        );
     });
 }
 
 #[test]
-fn no_server_and_nobody_at_the_address() {
-    netns::inside("no_server_and_nobody_at_the_address", NOBODY, || {
-        let found = doctor_alone();
+fn a_missing_server_is_the_cause() {
+    netns::inside("a_missing_server_is_the_cause", NOBODY, || {
+        let found = doctor_without_server();
         assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
-        found.expect_typing("server", "broken", "No svcdns runs", "svcdns serve");
+        found.expect_command("server", "broken", "No svcdns runs", "svcdns serve");
         found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53");
-        found.expect_typing("port 53", "broken", "Nobody listens at 127.0.0.99 port 53", "sudo svcdns serve --listen 127.0.0.99:53");
+        found.expect_command(
+            "port 53",
+            "broken",
+            "Nobody listens at 127.0.0.99 port 53",
+            "sudo svcdns serve --listen 127.0.0.99:53",
+        );
         found.expect("lookup", "broken", "Programs do not find ns.svc");
 
         let folder = tempfile::tempdir().unwrap();
-        let output = svcdns::command().arg("--state-dir").arg(folder.path()).arg("doctor").output().unwrap();
+        let output =
+            svcdns::command().arg("--state-dir").arg(folder.path()).arg("doctor").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("BROKEN   server") && text.contains("\nThe likely cause: server: No svcdns runs"), "{text}");
+        assert!(
+            text.contains("BROKEN   server")
+                && text.contains("\nThe likely cause: server: No svcdns runs"),
+            "{text}"
+        );
         assert!(text.ends_with("  $ svcdns serve\n"), "{text}");
     });
 }
 
 #[test]
-fn name_servers_that_lead_elsewhere() {
-    on_a_machine("name_servers_that_lead_elsewhere", |server| {
+fn name_servers_other_than_svcdns_are_found() {
+    on_a_machine("name_servers_other_than_svcdns_are_found", |server| {
         let files = Files::new(&[(HELLO, "{}")]);
         let listen = format!("{NOBODY}:53").parse().unwrap();
-        let other = Svcdns::serve_at(listen, &["--registry", &files.url(), "--zone", "elsewhere", "--upstream", "off"]);
+        let other = Svcdns::serve_at(
+            listen,
+            &["--registry", &files.url(), "--zone", "elsewhere", "--upstream", "off"],
+        );
         fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
         let found = doctor(server);
         assert_eq!(found.cause(), "name servers", "{}", found.text);
-        found.expect_typing("name servers", "broken", "127.0.0.99 (svcdns) answers questions for svc with REFUSED", "sudo svcdns install");
-        found.expect_typing("name servers", "broken", "REFUSED", "svcdns run -- COMMAND");
+        found.expect_command(
+            "name servers",
+            "broken",
+            "127.0.0.99 (svcdns) answers questions for svc with REFUSED",
+            "sudo svcdns install",
+        );
+        found.expect_command("name servers", "broken", "REFUSED", "svcdns run -- COMMAND");
         found.expect("port 53", "ok", "127.0.0.99 port 53 is held by svcdns (process");
         found.expect("lookup", "broken", "Programs do not find ns.svc");
         drop(other);
-        // Nobody is there: the server that runs needs no second one, programs have to be led to it.
+        // No server at that address: the fix is not another server, but to configure programs to
+        // use the running one.
         let found = doctor(server);
         assert_eq!(found.cause(), "port 53", "{}", found.text);
-        let words = "Programs ask at 127.0.0.99 port 53, where nobody listens; svcdns answers on 127.0.0.55:53.";
-        found.expect_typing("port 53", "broken", words, "sudo svcdns install");
+        let words = "Programs ask at 127.0.0.99 port 53, where nobody listens; \
+                     svcdns answers on 127.0.0.55:53.";
+        found.expect_command("port 53", "broken", words, "sudo svcdns install");
         assert!(!found.text.contains("svcdns serve"), "{}", found.text);
 
-        // Behind svcdns, one that does not answer: not broken, but slow for some.
-        fs::write(CONF, well()).unwrap();
+        // A second name server that does not answer: not broken, but slow for some programs.
+        fs::write(CONF, healthy_conf()).unwrap();
         assert!(doctor(server).healthy());
-        // Alone, and without forwarding: no other name is found.
+        // No second name server and no forwarding: other names do not resolve.
         fs::write(CONF, format!("nameserver {SERVER}\n")).unwrap();
         let found = doctor(server);
         assert_eq!(found.cause(), "other names", "{}", found.text);
@@ -180,9 +221,9 @@ fn name_servers_that_lead_elsewhere() {
 }
 
 #[test]
-fn a_hosts_line_that_asks_nobody() {
-    on_a_machine("a_hosts_line_that_asks_nobody", |server| {
-        fs::write(CONF, well()).unwrap();
+fn a_hosts_line_without_dns_is_found() {
+    on_a_machine("a_hosts_line_without_dns_is_found", |server| {
+        fs::write(CONF, healthy_conf()).unwrap();
         for (line, words) in [
             ("hosts: files", "names neither `dns` nor `resolve`"),
             ("hosts: files [NOTFOUND=return] dns", "ends the search at `files`"),
@@ -193,11 +234,12 @@ fn a_hosts_line_that_asks_nobody() {
             assert_eq!(found.cause(), "nsswitch", "{}", found.text);
             found.expect("nsswitch", "broken", words);
             found.expect("lookup", "broken", "Programs do not find ns.svc");
-            // What it says to type heals it.
-            let typed = found.expect("nsswitch", "broken", words)["type"][0].as_str().unwrap().to_owned();
-            netns::run("sh", &["-c", typed.strip_prefix("sudo ").unwrap()]);
-            let healed = doctor(server);
-            assert!(healed.healthy(), "{typed}: {}", healed.text);
+            // The suggested command repairs the line.
+            let suggested =
+                found.expect("nsswitch", "broken", words)["type"][0].as_str().unwrap().to_owned();
+            netns::run("sh", &["-c", suggested.strip_prefix("sudo ").unwrap()]);
+            let repaired = doctor(server);
+            assert!(repaired.healthy(), "{suggested}: {}", repaired.text);
         }
         fs::write(NSSWITCH, "hosts: files resolve [!UNAVAIL=return] dns\n").unwrap();
         doctor(server).expect("nsswitch", "ok", "does not run: programs ask the name servers");
@@ -207,19 +249,34 @@ fn a_hosts_line_that_asks_nobody() {
 }
 
 #[test]
-fn what_is_odd_in_resolv_conf_and_hosts() {
-    on_a_machine("what_is_odd_in_resolv_conf_and_hosts", |server| {
+fn unusual_resolv_conf_and_hosts_files_give_warnings() {
+    on_a_machine("unusual_resolv_conf_and_hosts_files_give_warnings", |server| {
         let odd = format!(
-            "{}nameserver 300.1.1.1\nnameserver {NOBODY}\nnameserver 127.0.0.98\nsearch corp.example\noptions ndots:5 rotate\n",
-            well()
+            "{}nameserver 300.1.1.1\nnameserver {NOBODY}\nnameserver 127.0.0.98\n\
+             search corp.example\noptions ndots:5 rotate\n",
+            healthy_conf()
         );
         fs::write(CONF, odd).unwrap();
         fs::write("/etc/hosts", "127.0.0.1 localhost\n192.0.2.1 other Hello.SVC # old\n").unwrap();
         let found = doctor(server);
-        found.expect_typing("hosts", "warning", "line 2 where Hello.SVC is", "sudoedit /etc/hosts");
+        found.expect_command(
+            "hosts",
+            "warning",
+            "line 2 where Hello.SVC is",
+            "sudoedit /etc/hosts",
+        );
         found.expect("resolv.conf", "warning", "Only the first 3 name servers count: 127.0.0.98");
-        found.expect_typing("resolv.conf", "warning", "Line 4 of /etc/resolv.conf is ignored by everybody", "sed -n 4p");
-        found.expect("resolv.conf", "warning", "`options ndots:5` makes programs ask for hello.svc.corp.example");
+        found.expect_command(
+            "resolv.conf",
+            "warning",
+            "Line 4 of /etc/resolv.conf is ignored by everybody",
+            "sed -n 4p",
+        );
+        found.expect(
+            "resolv.conf",
+            "warning",
+            "`options ndots:5` makes programs ask for hello.svc.corp.example",
+        );
         found.expect("resolv.conf", "warning", "`options rotate` spreads questions");
 
         fs::remove_file(CONF).unwrap();
@@ -238,8 +295,8 @@ fn what_is_odd_in_resolv_conf_and_hosts() {
 }
 
 #[test]
-fn somebody_else_has_the_port() {
-    on_a_machine("somebody_else_has_the_port", |server| {
+fn the_owner_of_a_used_port_is_named() {
+    on_a_machine("the_owner_of_a_used_port_is_named", |server| {
         fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
         let udp = UdpSocket::bind((NOBODY, 53)).unwrap();
         let found = doctor(server);
@@ -248,7 +305,7 @@ fn somebody_else_has_the_port() {
         let tcp = TcpListener::bind((NOBODY, 53)).unwrap();
         found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53 (");
 
-        // Another user sees whose it is, and not which process.
+        // Another user sees the owner of the socket, but not the process.
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(server.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -258,49 +315,67 @@ fn somebody_else_has_the_port() {
         nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
         nobody.arg("--state-dir").arg(server.state_dir()).arg("doctor").current_dir("/");
         let found = Diagnosis::of(nobody);
-        found.expect_typing("port 53", "ok", "held by a process of the user root; only root can see", "sudo svcdns doctor");
+        found.expect_command(
+            "port 53",
+            "ok",
+            "held by a process of the user root; only root can see",
+            "sudo svcdns doctor",
+        );
         drop((udp, tcp));
     });
 }
 
 #[test]
-fn registries_in_trouble() {
-    netns::inside("registries_in_trouble", SERVER, || {
-        netns::own_etc();
-        fs::write(CONF, well()).unwrap();
+fn faults_of_registries_are_found() {
+    netns::inside("faults_of_registries_are_found", SERVER, || {
+        netns::mount_etc_copy();
+        fs::write(CONF, healthy_conf()).unwrap();
         let server = serve("etcd://127.0.0.1:9");
         let found = doctor(&server);
         assert_eq!(found.cause(), "registry", "{}", found.text);
-        found.expect_typing("registry", "broken", "etcd could not be read yet", "svcdns status");
+        found.expect_command(
+            "registry",
+            "broken",
+            "etcd could not be read yet",
+            "svcdns status",
+        );
         server.stop();
 
         let files = Files::new(&[]);
         let server = serve(&files.url());
-        let found = eventually("the registry to be read", SOON, || Some(doctor(&server)).filter(Diagnosis::healthy));
+        let found = eventually("the registry to be read", SOON, || {
+            Some(doctor(&server)).filter(Diagnosis::healthy)
+        });
         found.expect("registry", "warning", "nothing is registered there");
         files.put("default/default/bad/latest/10.0.0.3:0", "{}");
         files.put(HELLO, "{}");
         let says = |found: &Diagnosis| found.text.contains("1 key or endpoint cannot be served");
-        let found = eventually("the bad key to be seen", SOON, || Some(doctor(&server)).filter(says));
-        found.expect_typing("registry", "warning", "cannot be served", "svcdns ls --rejected");
+        let found =
+            eventually("the bad key to be seen", SOON, || Some(doctor(&server)).filter(says));
+        found.expect_command("registry", "warning", "cannot be served", "svcdns ls --rejected");
         server.stop();
     });
 }
 
 #[test]
-fn nscd_runs() {
-    const TEST: &str = "nscd_runs";
+fn an_nscd_that_caches_hosts_gives_a_warning() {
+    const TEST: &str = "an_nscd_that_caches_hosts_gives_a_warning";
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     on_a_machine(TEST, |server| {
-        fs::write(CONF, well()).unwrap();
-        netns::empty("/var/cache");
+        fs::write(CONF, healthy_conf()).unwrap();
+        netns::mount_tmpfs("/var/cache");
         for folder in ["/run/nscd", "/var/cache/nscd"] {
             fs::create_dir_all(folder).unwrap();
         }
-        for (setting, level, words) in [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")] {
+        for (setting, level, words) in
+            [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")]
+        {
             fs::write("/etc/nscd.conf", format!("enable-cache hosts {setting}\n")).unwrap();
-            let mut nscd = Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground"));
-            eventually("nscd to listen", SOON, || std::os::unix::net::UnixStream::connect("/run/nscd/socket").ok());
+            let mut nscd =
+                Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground"));
+            eventually("nscd to listen", SOON, || {
+                std::os::unix::net::UnixStream::connect("/run/nscd/socket").ok()
+            });
             let found = doctor(server);
             assert!(found.healthy(), "{}", found.text);
             found.expect("nscd", level, words);
@@ -311,8 +386,8 @@ fn nscd_runs() {
 }
 
 #[test]
-fn systemd_resolved_without_a_route_and_with_dnssec() {
-    const TEST: &str = "systemd_resolved_without_a_route_and_with_dnssec";
+fn systemd_resolved_without_a_route_or_with_dnssec_is_found() {
+    const TEST: &str = "systemd_resolved_without_a_route_or_with_dnssec_is_found";
     let Some(packages) = resolved::packages(TEST) else { return };
     on_a_machine(TEST, |server| {
         fs::remove_file(CONF).unwrap();
@@ -321,7 +396,7 @@ fn systemd_resolved_without_a_route_and_with_dnssec() {
         let mut running = Resolved::start(&packages, "DNSSEC=no");
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
-        found.expect_typing(
+        found.expect_command(
             "systemd-resolved",
             "broken",
             "Nobody told systemd-resolved that svc is to be asked of svcdns",
@@ -335,20 +410,34 @@ fn systemd_resolved_without_a_route_and_with_dnssec() {
         running.restart(&format!("{routed}DNSSEC=no"));
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
-        found.expect("systemd-resolved", "ok", "passes questions for svc on to svcdns (Global to 127.0.0.55)");
-        found.expect("name servers", "ok", "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns");
+        found.expect(
+            "systemd-resolved",
+            "ok",
+            "passes questions for svc on to svcdns (Global to 127.0.0.55)",
+        );
+        found.expect(
+            "name servers",
+            "ok",
+            "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns",
+        );
 
         running.restart(&format!("{routed}DNSSEC=yes"));
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
         let trap = "validates answers (Global: DNSSEC=yes), and svc is a private zone";
-        found.expect_typing("systemd-resolved", "broken", trap, "echo svc | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative");
+        found.expect_command(
+            "systemd-resolved",
+            "broken",
+            trap,
+            "echo svc | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative",
+        );
         found.expect("lookup", "broken", "Programs do not find ns.svc");
-        // What it says to type heals it.
-        for typed in found.expect("systemd-resolved", "broken", trap)["type"].as_array().unwrap() {
-            let typed = typed.as_str().unwrap().replace("sudo ", "");
-            if !typed.starts_with("systemctl") {
-                netns::run("sh", &["-c", &typed]);
+        // The suggested commands repair it.
+        let finding = found.expect("systemd-resolved", "broken", trap);
+        for suggested in finding["type"].as_array().unwrap() {
+            let suggested = suggested.as_str().unwrap().replace("sudo ", "");
+            if !suggested.starts_with("systemctl") {
+                netns::run("sh", &["-c", &suggested]);
             }
         }
         running.restart(&format!("{routed}DNSSEC=yes"));

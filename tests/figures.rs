@@ -1,4 +1,4 @@
-//! Statistics of the benchmarks, checked on artificial samples.
+//! The statistics of the benchmarks, on made-up samples.
 #![allow(clippy::float_cmp, reason = "the samples are chosen so that every result is exact")]
 #![allow(
     clippy::cast_precision_loss,
@@ -15,7 +15,7 @@ mod paired;
 mod reading;
 
 use figures::Spread;
-use paired::{ByRound, Ratio, are_most, paired};
+use paired::{ByRound, Ratio, are_enough, paired};
 use reading::{Aim, Reading, Verdict};
 
 fn spread(values: impl IntoIterator<Item = u32>) -> Spread {
@@ -26,7 +26,7 @@ fn reading(low: f64, value: f64, high: f64) -> Reading {
     Reading { low, value, high }
 }
 
-/// Returns exact readings by round.
+/// Returns samples without measurement error, by round.
 fn exact(samples: &[(usize, f64)]) -> ByRound<Reading> {
     samples.iter().map(|(round, value)| (*round, Reading::exact(*value))).collect()
 }
@@ -51,7 +51,7 @@ fn five_values_do_not_bound_their_median() {
 }
 
 #[test]
-fn a_p99_is_bounded_from_above_only_by_hundreds_of_values() {
+fn an_upper_bound_of_p99_takes_hundreds_of_values() {
     // 0.99^368 is below 2.5 %, 0.99^367 is not.
     assert_eq!(spread(1..=367).bounds(0.99)[1], f64::INFINITY);
     assert_eq!(spread(1..=368).bounds(0.99)[1], 368.0);
@@ -60,27 +60,27 @@ fn a_p99_is_bounded_from_above_only_by_hundreds_of_values() {
 }
 
 #[test]
-fn a_quantile_beyond_the_largest_value_is_not_reached() {
+fn a_quantile_that_would_be_the_maximum_is_not_reached() {
     assert!(spread(1..=101).reaches(0.99));
     assert!(!spread(1..=99).reaches(0.99));
     assert!(!spread(1..=999).reaches(0.999));
 }
 
 #[test]
-fn a_quantile_is_bounded_by_the_resolution_of_its_readings() {
+fn resolution_widens_the_bounds_of_a_quantile() {
     let readings: Vec<Reading> =
         (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
     assert_eq!(Reading::median(&readings), reading(5.5, 11.0, 18.0));
 }
 
 #[test]
-fn a_ratio_combines_the_bounds_of_both_sides() {
+fn bounds_of_a_ratio_combine_those_of_both_sides() {
     assert_eq!(reading(1.0, 2.0, 4.0).over(reading(2.0, 4.0, 8.0)), reading(0.125, 0.5, 2.0));
     assert_eq!(reading(-4.0, -2.0, -1.0).over(reading(2.0, 4.0, 8.0)), reading(-2.0, -0.5, -0.125));
 }
 
 #[test]
-fn a_ratio_over_a_possible_zero_has_no_bounds() {
+fn a_divisor_that_may_be_zero_leaves_a_ratio_unbounded() {
     let ratio = reading(1.0, 2.0, 3.0).over(reading(-1.0, 4.0, 8.0));
     assert_eq!(ratio, reading(f64::NEG_INFINITY, 0.5, f64::INFINITY));
     assert_eq!(Aim::AtMost(1.0).verdict(ratio), Verdict::NotDecidable);
@@ -93,7 +93,7 @@ fn the_larger_of_two_ratios_has_the_larger_bounds() {
 
 #[test]
 fn an_aim_within_the_bounds_is_not_decidable() {
-    for (low, high, most, least) in [
+    for (low, high, at_most, at_least) in [
         (0.6, 0.9, Verdict::Met, Verdict::Missed),
         (0.6, 1.0, Verdict::Met, Verdict::NotDecidable),
         (0.8, 1.2, Verdict::NotDecidable, Verdict::NotDecidable),
@@ -101,14 +101,14 @@ fn an_aim_within_the_bounds_is_not_decidable() {
         (1.1, 1.4, Verdict::Missed, Verdict::Met),
     ] {
         let read = reading(low, f64::midpoint(low, high), high);
-        assert_eq!(Aim::AtMost(1.0).verdict(read), most, "at most 1, {read}");
-        assert_eq!(Aim::AtLeast(1.0).verdict(read), least, "at least 1, {read}");
+        assert_eq!(Aim::AtMost(1.0).verdict(read), at_most, "at most 1, {read}");
+        assert_eq!(Aim::AtLeast(1.0).verdict(read), at_least, "at least 1, {read}");
     }
 }
 
 #[test]
-fn a_p99_with_errors_of_half_its_size_is_not_decidable() {
-    // From a real run of svcdns and a bare watcher: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
+fn a_resolution_of_half_the_value_decides_nothing() {
+    // Once measured for svcdns and a bare watcher: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
     let ratio = reading(9.62, 21.68, 33.74).over(reading(15.14, 30.66, 46.18));
     assert_eq!(
         Aim::AtMost(1.1).line("p99", ratio),
@@ -117,7 +117,7 @@ fn a_p99_with_errors_of_half_its_size_is_not_decidable() {
 }
 
 #[test]
-fn a_reading_without_bounds_is_printed_as_unbounded() {
+fn a_reading_without_bounds_says_so() {
     let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
     assert_eq!(
         Aim::AtMost(1.0).line("p50", few),
@@ -136,7 +136,7 @@ fn samples_are_paired_by_their_round() {
 
 #[test]
 fn a_ratio_never_compares_different_rounds() {
-    // The machine is ten times slower in odd rounds, and the other server missed round 0.
+    // The machine is ten times as slow in odd rounds, and the other server skipped round 0.
     let ours = exact(&[(0, 1.0), (1, 10.0), (2, 1.0), (3, 10.0), (4, 1.0), (5, 10.0), (6, 1.0)]);
     let theirs = exact(&[(1, 20.0), (2, 2.0), (3, 20.0), (4, 2.0), (5, 20.0), (6, 2.0)]);
     let ratio = Ratio::of(&ours, &theirs, 7).unwrap();
@@ -144,7 +144,7 @@ fn a_ratio_never_compares_different_rounds() {
 }
 
 #[test]
-fn the_medians_of_a_ratio_come_from_its_rounds() {
+fn medians_beside_a_ratio_are_of_its_rounds() {
     let ours = exact(&[(0, 900.0), (1, 900.0), (2, 100.0), (3, 110.0), (4, 120.0)]);
     let theirs = exact(&[(2, 200.0), (3, 220.0), (4, 240.0), (5, 1.0)]);
     let ratio = Ratio::of(&ours, &theirs, 6).unwrap();
@@ -162,7 +162,7 @@ fn a_ratio_needs_half_of_the_planned_rounds() {
 }
 
 #[test]
-fn half_of_the_rounds_are_most_of_them_unless_there_are_none() {
-    assert!(are_most(3, 6) && are_most(11, 21));
-    assert!(!are_most(10, 21) && !are_most(0, 0));
+fn half_of_the_rounds_are_enough_but_zero_of_zero_are_not() {
+    assert!(are_enough(3, 6) && are_enough(11, 21));
+    assert!(!are_enough(10, 21) && !are_enough(0, 0));
 }

@@ -206,7 +206,7 @@ fn the_test_upstream_behaves_as_configured() {
     socket.set_read_timeout(Some(seconds(10))).unwrap();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(1)] {
         upstream.on("www.example.test", Behaviour::forged(forged));
-        socket.send_to(&dns::question(7, "www.example.test", dns::A), at).unwrap();
+        socket.send_to(&dns::query(7, "www.example.test", dns::A), at).unwrap();
         let receive = || {
             let mut buffer = [0; 512];
             let (length, from) = socket.recv_from(&mut buffer).unwrap();
@@ -229,7 +229,7 @@ fn the_test_upstream_behaves_as_configured() {
         assert_eq!(
             dns::exchange(
                 at,
-                &dns::question(1, "www.example.test", dns::A),
+                &dns::query(1, "www.example.test", dns::A),
                 Duration::from_millis(150)
             ),
             None
@@ -544,7 +544,7 @@ fn equal_queries_are_sent_once() {
     socket.connect(server.address()).unwrap();
     socket.set_read_timeout(Some(seconds(30))).unwrap();
     for id in 0..50 {
-        socket.send(&dns::question(id, "www.example.test", dns::A)).unwrap();
+        socket.send(&dns::query(id, "www.example.test", dns::A)).unwrap();
     }
     let mut ids = BTreeSet::new();
     while ids.len() < 50 {

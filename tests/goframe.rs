@@ -1,7 +1,8 @@
-//! Real GoFrame programs (the module in `tests/goframe`): what they register is found by name, and one of them that knows
-//! no registry reaches another through the machine's resolver.
+//! Real GoFrame programs register services, and others find them by name.
 //!
-//! GoFrame registers the addresses of the machine's interfaces, so each test has a network namespace with one: 10.9.0.5.
+//! The Go module is in `tests/goframe`. A GoFrame client without discovery reaches the servers
+//! through the machine's resolver. GoFrame registers the addresses of the machine's interfaces, so
+//! each test runs in a network namespace with a single address, 10.9.0.5.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -20,15 +21,18 @@ use tempfile::TempDir;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
 
-/// The Go programs, and a temp folder of their own: gRPC programs without a registry make one there.
+/// The Go program and a temporary folder.
+///
+/// gRPC servers create a registry in that folder if none is set.
 struct GoFrame {
     program: PathBuf,
     temp: TempDir,
 }
 
 impl GoFrame {
-    /// Builds the programs once, outside any namespace (modules come over the network the first time); none, and the test
-    /// counted as skipped, where there is no Go.
+    /// Builds the program once; skips the test if Go is not installed.
+    ///
+    /// The build runs outside any namespace: the first one downloads modules.
     fn new(test: &str) -> Option<Self> {
         static BUILT: OnceLock<()> = OnceLock::new();
         if !netns::is_inside(test) {
@@ -37,35 +41,56 @@ impl GoFrame {
                 return None;
             }
             BUILT.get_or_init(|| {
-                let output = Command::new("go").args(["build", "-o", "bin/goframe", "."]).current_dir(FOLDER).output().unwrap();
-                assert!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
+                let output = Command::new("go")
+                    .args(["build", "-o", "bin/goframe", "."])
+                    .current_dir(FOLDER)
+                    .output()
+                    .unwrap();
+                assert!(
+                    output.status.success(),
+                    "go build: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             });
         }
-        Some(Self { program: Path::new(FOLDER).join("bin/goframe"), temp: tempfile::tempdir().unwrap() })
+        Some(Self {
+            program: Path::new(FOLDER).join("bin/goframe"),
+            temp: tempfile::tempdir().unwrap(),
+        })
     }
 
-    /// A command in this role with this registry: `etcd HOST:PORT`, `file DIRECTORY` or nothing.
+    /// Returns a command for a role and a registry.
+    ///
+    /// The registry is `etcd HOST:PORT`, `file DIRECTORY` or empty.
     fn role(&self, registry: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // GoFrame looks for its configuration in the working directory.
-        command.args(arguments).env("REGISTRY", registry).env("TMPDIR", self.temp.path()).current_dir(self.temp.path());
+        command
+            .args(arguments)
+            .env("REGISTRY", registry)
+            .env("TMPDIR", self.temp.path())
+            .current_dir(self.temp.path());
         command
     }
 
-    /// A server in this role.
+    /// Starts a server.
     fn start(&self, registry: &str, arguments: &[&str]) -> Process {
         Process::start(&mut self.role(registry, arguments))
     }
 
-    /// What a client prints last; GoFrame's log stands before it on the same output.
-    fn ask(&self, arguments: &[&str]) -> String {
+    /// Runs a client and returns the last line it prints; GoFrame's log precedes it.
+    fn run_client(&self, arguments: &[&str]) -> String {
         let output = self.role("", arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         last_line(&output.stdout)
     }
 }
 
-/// All keys of services in etcd.
+/// Returns all keys of services in etcd.
 fn keys(etcd: &Etcd) -> String {
     etcd.ctl(&["get", "--prefix", "--keys-only", "/service/"])
 }
@@ -75,11 +100,12 @@ fn last_line(output: &[u8]) -> String {
     text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
-/// The ports of a name's SRV records, as many as wanted.
+/// Waits until a name has this many SRV records, and returns their ports.
 fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
     eventually(&format!("{wanted} SRV records of {name}"), SOON, || {
         let lines = dns::dig_short(server.address, &[name, "SRV"]);
-        (lines.len() == wanted).then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
+        (lines.len() == wanted)
+            .then(|| lines.iter().map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect())
     })
 }
 
@@ -90,29 +116,40 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
     netns::inside(test, "127.0.0.53", || {
         let etcd = Etcd::start();
         let registry = format!("etcd {}", etcd.endpoint(0));
-        let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
+        let server =
+            Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &["--registry", &etcd.url()]);
         server.wait_for_code("hello.svc", "NXDOMAIN");
 
-        // A server on a random port: found by A, its port by SRV, and reached by a GoFrame client without discovery.
+        // A server on a random port: A gives its address, SRV its port, and a GoFrame client
+        // without discovery reaches it.
         let mut first = goframe.start(&registry, &["http", "hello.svc", ":0"]);
         server.wait_for("hello.svc", &[netns::ADDRESS]);
         let port = ports(&server, "hello.svc", 1).remove(0);
-        assert_eq!(dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]), [format!("0 1 {port} 10-9-0-5.hello.svc.")]);
-        assert_eq!(dns::dig_short(server.address, &["hello.svc", "TXT"]), [r#""insecure=true" "protocol=http""#]);
+        assert_eq!(
+            dns::dig_short(server.address, &["_http._tcp.hello.svc", "SRV"]),
+            [format!("0 1 {port} 10-9-0-5.hello.svc.")]
+        );
+        assert_eq!(
+            dns::dig_short(server.address, &["hello.svc", "TXT"]),
+            [r#""insecure=true" "protocol=http""#]
+        );
         let url = format!("http://hello.svc:{port}/");
-        let expected = format!("page of hello.svc, asked as hello.svc:{port}");
-        assert_eq!(goframe.ask(&["get", &url]), expected);
+        let expected = format!("page of hello.svc, Host hello.svc:{port}");
+        assert_eq!(goframe.run_client(&["get", &url]), expected);
 
         // gRPC, found and reached the same way
         let mut grpc = goframe.start(&registry, &["grpc", "demo", ":18001"]);
         server.wait_for("demo.svc", &[netns::ADDRESS]);
-        assert_eq!(dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
-        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
+        assert_eq!(
+            dns::dig_short(server.address, &["_grpc._tcp.demo.svc", "SRV"]),
+            ["0 1 18001 10-9-0-5.demo.svc."]
+        );
+        assert_eq!(goframe.run_client(&["check", "demo.svc:18001"]), "SERVING");
         assert!(grpc.terminate().code().is_some());
-        assert!(!keys(&etcd).contains("/demo/"), "not left to the end of its lease");
+        assert!(!keys(&etcd).contains("/demo/"), "the key remains until its lease expires");
         server.wait_for_code("demo.svc", "NXDOMAIN");
 
-        // A second instance, and a canary that the short name does not show
+        // A second instance, and a canary that the short name does not include
         let mut second = goframe.start(&registry, &["http", "hello.svc", ":0"]);
         ports(&server, "hello.svc", 2);
         let mut canary = goframe.role(&registry, &["http", "hello.svc", ":18003"]);
@@ -123,17 +160,19 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
 
         // SIGTERM: gone at once
         first.terminate();
-        assert!(!keys(&etcd).contains(&format!(":{port}")), "not left to the end of its lease");
+        assert!(!keys(&etcd).contains(&format!(":{port}")), "the key remains until it expires");
         let left = eventually("one SRV record of hello.svc", SOON, || {
             let lines = dns::dig_short(server.address, &["hello.svc", "SRV"]);
             (lines.len() == 1).then_some(lines)
         });
         assert!(!left[0].contains(&format!(" {port} ")), "{left:?}");
 
-        // SIGKILL: there until its lease of 10 s ends
+        // SIGKILL: found until its lease of 10 s expires
         let begun = Instant::now();
         second.kill();
-        throughout("hello.svc is there while its lease lives", begun, seconds(4), || dns::addresses(server.address, "hello.svc").is_ok());
+        throughout("hello.svc resolves while its lease lives", begun, seconds(4), || {
+            dns::addresses(server.address, "hello.svc").is_ok()
+        });
         server.wait_for_code("10-9-0-5.hello.svc", "NXDOMAIN");
     });
 }
@@ -144,8 +183,8 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let folder = goframe.temp.path().join("gsvc");
-        // No registry is configured anywhere: svcdns and the gRPC server both fall back on <temp dir>/gsvc, which the
-        // gRPC server makes after svcdns has started.
+        // No registry is configured: svcdns and the gRPC server both default to <temp dir>/gsvc,
+        // which the gRPC server creates after svcdns has started.
         let none: [&str; 0] = [];
         let server = Svcdns::serve_with("127.0.0.53:53".parse().unwrap(), &none, |command| {
             command.env("TMPDIR", goframe.temp.path());
@@ -153,52 +192,76 @@ fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
         let mut grpc = goframe.start("", &["grpc", "demo", ":18001"]);
         server.wait_for("demo.svc", &[netns::ADDRESS]);
         assert!(folder.is_dir());
-        assert_eq!(dns::dig_short(server.address, &["demo.svc", "SRV"]), ["0 1 18001 10-9-0-5.demo.svc."]);
-        assert_eq!(goframe.ask(&["check", "demo.svc:18001"]), "SERVING");
+        assert_eq!(
+            dns::dig_short(server.address, &["demo.svc", "SRV"]),
+            ["0 1 18001 10-9-0-5.demo.svc."]
+        );
+        assert_eq!(goframe.run_client(&["check", "demo.svc:18001"]), "SERVING");
 
-        // A name with a hyphen, which GoFrame's own reader of this registry cannot find
+        // A name with a hyphen, which GoFrame's own client of the file registry cannot find
         let registry = format!("file {}", folder.display());
         let mut http = goframe.start(&registry, &["http", "user-svc.svc", ":18002"]);
         server.wait_for("user-svc.svc", &[netns::ADDRESS]);
-        assert_eq!(goframe.ask(&["get", "http://user-svc.svc:18002/"]), "page of user-svc.svc, asked as user-svc.svc:18002");
+        assert_eq!(
+            goframe.run_client(&["get", "http://user-svc.svc:18002/"]),
+            "page of user-svc.svc, Host user-svc.svc:18002"
+        );
 
         // SIGTERM: gone at once
         http.terminate();
-        let left = || folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-        assert!(left().iter().all(|name| !name.to_string_lossy().contains("user-svc")), "not left to grow too old: {:?}", left());
+        let left = || {
+            folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+        };
+        assert!(
+            left().iter().all(|name| !name.to_string_lossy().contains("user-svc")),
+            "the file remains until it expires: {:?}",
+            left()
+        );
         server.wait_for_code("user-svc.svc", "NXDOMAIN");
 
-        // SIGKILL: its file stays, and is too old 20 s after its last refresh
+        // SIGKILL: its file stays, and expires 20 s after its last refresh
         let begun = Instant::now();
         grpc.kill();
-        throughout("demo.svc is there while its file is young", begun, seconds(5), || dns::addresses(server.address, "demo.svc").is_ok());
-        eventually("demo.svc to be gone", SOON, || {
-            dns::addresses(server.address, "demo.svc").map_or(Some(()), |found| found.is_empty().then_some(()))
+        throughout("demo.svc resolves while its file is fresh", begun, seconds(5), || {
+            dns::addresses(server.address, "demo.svc").is_ok()
         });
-        assert_eq!(left().len(), 1, "svcdns never deletes a registrant's file");
+        eventually("demo.svc to be gone", SOON, || {
+            dns::addresses(server.address, "demo.svc")
+                .map_or(Some(()), |found| found.is_empty().then_some(()))
+        });
+        assert_eq!(left().len(), 1, "svcdns deleted a file that another program registered");
     });
 }
 
 #[test]
-fn goframes_own_discovery_finds_what_our_register_command_wrote() {
-    let test = "goframes_own_discovery_finds_what_our_register_command_wrote";
+fn goframe_discovery_finds_services_of_the_register_command() {
+    let test = "goframe_discovery_finds_services_of_the_register_command";
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let etcd = Etcd::start();
-        // A server that registers nowhere, registered by hand.
+        // A server without a registry, registered by svcdns.
         let _legacy = goframe.start("", &["http", "legacy", ":18004"]);
         let endpoint = format!("{}:18004", netns::ADDRESS);
         let mut register = svcdns::command();
-        register.args(["register", "legacy.svc", &endpoint, "--metadata", "protocol=http", "--registry", &etcd.url()]);
+        register.args([
+            "register",
+            "legacy.svc",
+            &endpoint,
+            "--metadata",
+            "protocol=http",
+            "--registry",
+            &etcd.url(),
+        ]);
         let mut register = Process::start(&mut register);
         let key = format!("/service/default/default/legacy.svc/latest/{endpoint}");
         eventually("the key in etcd", SOON, || etcd.value(&key));
         let registry = format!("etcd {}", etcd.endpoint(0));
         let found = eventually("a page through GoFrame's discovery", SOON, || {
-            let output = goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
+            let output =
+                goframe.role(&registry, &["discover", "http://legacy.svc/"]).output().unwrap();
             output.status.success().then(|| last_line(&output.stdout))
         });
-        assert_eq!(found, format!("page of legacy, asked as {endpoint}"));
+        assert_eq!(found, format!("page of legacy, Host {endpoint}"));
         register.signal(Signal::SIGTERM);
         register.wait(SOON);
         assert_eq!(etcd.value(&key), None);

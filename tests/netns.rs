@@ -148,7 +148,7 @@ fn sources_without_access_are_refused() {
         stream.set_read_timeout(Some(SOON)).unwrap();
         support::dns::send_tcp(
             &mut stream,
-            &support::dns::question(7, "hello.svc", support::dns::A),
+            &support::dns::query(7, "hello.svc", support::dns::A),
         );
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(
@@ -163,7 +163,7 @@ fn sources_without_access_are_refused() {
 /// Returns `None` without a response over either.
 fn query_at(address: &str) -> Option<(Vec<IpAddr>, &'static str)> {
     let server: SocketAddr = address.parse().unwrap();
-    let query = support::dns::question(fastrand::u16(..), "hello.svc", support::dns::A);
+    let query = support::dns::query(fastrand::u16(..), "hello.svc", support::dns::A);
     let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
     // A connected socket rejects a response from another address.
     socket.connect(server).ok()?;
@@ -231,7 +231,7 @@ fn wildcards_follow_the_addresses_of_the_machine() {
             stream.set_read_timeout(Some(SOON)).unwrap();
             support::dns::send_tcp(
                 stream,
-                &support::dns::question(1, "hello.svc", support::dns::A),
+                &support::dns::query(1, "hello.svc", support::dns::A),
             );
             assert!(support::dns::receive_tcp(stream).is_some());
         }
@@ -246,7 +246,7 @@ fn wildcards_follow_the_addresses_of_the_machine() {
         let lost_is_open =
             || !output("ss", &["-Hnt", "state", "established", "src", "10.9.1.7:53"]).is_empty();
         support::eventually("no connection at 10.9.1.7", SOON, || (!lost_is_open()).then_some(()));
-        support::dns::send_tcp(&mut kept, &support::dns::question(2, "hello.svc", support::dns::A));
+        support::dns::send_tcp(&mut kept, &support::dns::query(2, "hello.svc", support::dns::A));
         assert!(support::dns::receive_tcp(&mut kept).is_some());
         for address in ["127.0.0.1:53", "10.9.0.5:53", "[fd00::5]:53", "[::1]:53"] {
             wait_for_answer_at(address);

@@ -77,7 +77,7 @@ fn loops_are_detected_and_logged() {
     assert!(server.log().contains(&relay.to_string()), "{}", server.log());
     let answer = dns::exchange(
         server.address,
-        &dns::question_with_opt(7, "example.com", dns::A, 1232),
+        &dns::query_with_opt(7, "example.com", dns::A, 1232),
         seconds(10),
     )
     .unwrap();

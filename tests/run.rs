@@ -1,4 +1,4 @@
-//! `svcdns run`: one command whose names svcdns resolves, on a machine that stays as it is.
+//! `svcdns run` resolves names for one command and changes nothing else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -21,22 +21,32 @@ use support::{SOON, eventually, machine, netns};
 
 const HELLO: &str = "default/default/hello.svc/latest/10.9.0.5:80";
 
-/// Where the server of these tests answers.
+/// The address of the server under test.
 const SERVER: &str = "127.0.0.55";
 
-/// Where nobody answers.
+/// An address without a server.
 const NOBODY: &str = "127.0.0.99";
 
 fn serve(files: &Files) -> Svcdns {
-    let server = Svcdns::serve_at(format!("{SERVER}:53").parse().unwrap(), &["--registry", &files.url(), "--upstream", "off"]);
+    let server = Svcdns::serve_at(
+        format!("{SERVER}:53").parse().unwrap(),
+        &["--registry", &files.url(), "--upstream", "off"],
+    );
     server.wait_for("hello.svc", &["10.9.0.5"]);
     server
 }
 
-/// `svcdns run` of this server with these flags; the command is to follow.
+/// Returns `svcdns run FLAGS -- WORDS`, for the server's state directory.
 fn command(server: &Svcdns, flags: &[&str], words: &[&str]) -> Command {
     let mut command = svcdns::command();
-    command.arg("--state-dir").arg(server.state_dir()).arg("run").args(flags).arg("--").args(words).stdin(Stdio::null());
+    command
+        .arg("--state-dir")
+        .arg(server.state_dir())
+        .arg("run")
+        .args(flags)
+        .arg("--")
+        .args(words)
+        .stdin(Stdio::null());
     command
 }
 
@@ -52,23 +62,32 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a command prints, which has to succeed.
-fn good(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
+/// Runs a command, which must succeed, and returns what it prints.
+fn output_of(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     let output = run(server, flags, words);
-    assert!(output.status.success(), "{words:?}: {}{}{}", output.status, stdout(&output), stderr(&output));
+    assert!(
+        output.status.success(),
+        "{words:?}: {}{}{}",
+        output.status,
+        stdout(&output),
+        stderr(&output)
+    );
     stdout(&output)
 }
 
-/// Whether a program outside finds a name.
-fn outside(name: &str) -> Option<String> {
+/// Resolves a name outside `svcdns run`, and returns its first address.
+fn resolve_outside(name: &str) -> Option<String> {
     let output = Command::new("getent").args(["hosts", name]).output().unwrap();
     output.status.success().then(|| stdout(&output).split_whitespace().next().unwrap().to_owned())
 }
 
-/// What may not change outside: the files, and what is mounted.
-fn machine() -> (Vec<(u64, Vec<u8>)>, String) {
+/// Returns what must not change outside: inodes and files, and mounts.
+fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
     let file = |path: &str| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
-    (vec![file("/etc/resolv.conf"), file("/etc/nsswitch.conf")], fs::read_to_string("/proc/self/mountinfo").unwrap())
+    (
+        vec![file("/etc/resolv.conf"), file("/etc/nsswitch.conf")],
+        fs::read_to_string("/proc/self/mountinfo").unwrap(),
+    )
 }
 
 #[test]
@@ -76,30 +95,44 @@ fn a_command_finds_services_and_nothing_outside_changes() {
     netns::inside("a_command_finds_services_and_nothing_outside_changes", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        let before = machine();
-        assert_eq!(outside("hello.svc"), None);
+        let before = machine_state();
+        assert_eq!(resolve_outside("hello.svc"), None);
 
         let page = std::net::TcpListener::bind((netns::ADDRESS, 80)).unwrap();
         thread::spawn(move || {
             for stream in page.incoming() {
                 let mut stream = stream.unwrap();
                 let _ = stream.read(&mut [0; 4096]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+                let _ = stream.write_all(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n",
+                );
             }
         });
-        assert_eq!(good(&server, &[], &["curl", "-sS", "http://hello.svc/"]), "hello\n");
-        assert!(good(&server, &[], &["getent", "ahosts", "hello.svc"]).starts_with("10.9.0.5"));
+        assert_eq!(output_of(&server, &[], &["curl", "-sS", "http://hello.svc/"]), "hello\n");
+        assert!(
+            output_of(&server, &[], &["getent", "ahosts", "hello.svc"]).starts_with("10.9.0.5")
+        );
         let python = "import socket; print(socket.getaddrinfo('hello.svc', 80)[0][4][0])";
-        assert_eq!(good(&server, &[], &["python3", "-c", python]), "10.9.0.5\n");
+        assert_eq!(output_of(&server, &[], &["python3", "-c", python]), "10.9.0.5\n");
 
-        // The server refuses other names, so the machine's own name server stands behind it.
-        let conf = good(&server, &[], &["cat", "/etc/resolv.conf"]);
+        // The server refuses other names, so the machine's own name server follows it.
+        let conf = output_of(&server, &[], &["cat", "/etc/resolv.conf"]);
         let lines: Vec<&str> = conf.lines().skip(1).collect();
-        assert_eq!(lines, [format!("nameserver {SERVER}"), format!("nameserver {NOBODY}"), "options timeout:6 attempts:3".to_owned()]);
-        // Short names are searched for on demand only.
+        assert_eq!(
+            lines,
+            [
+                format!("nameserver {SERVER}"),
+                format!("nameserver {NOBODY}"),
+                "options timeout:6 attempts:3".to_owned()
+            ]
+        );
+        // Short names resolve only with --search.
         assert!(!run(&server, &[], &["getent", "hosts", "hello"]).status.success());
-        assert!(good(&server, &["--search"], &["getent", "hosts", "hello"]).starts_with("10.9.0.5"));
-        // Without a state directory, by the server's address.
+        assert!(
+            output_of(&server, &["--search"], &["getent", "hosts", "hello"])
+                .starts_with("10.9.0.5")
+        );
+        // With the server's address instead of a state directory.
         let mut named = svcdns::command();
         named.args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]);
         assert_eq!(stdout(&named.output().unwrap()), conf);
@@ -107,50 +140,90 @@ fn a_command_finds_services_and_nothing_outside_changes() {
         named.args(["run", "--server", SERVER, "--search", "--", "getent", "hosts", "hello"]);
         assert!(stdout(&named.output().unwrap()).starts_with("10.9.0.5"));
 
-        // While a command runs, and when all have ended.
-        let mut sleeper = Process::start(&mut command(&server, &[], &["sh", "-c", "getent hosts hello.svc; exec sleep 1000"]));
-        eventually("the command to have found the service", SOON, || sleeper.log().contains("10.9.0.5").then_some(()));
-        assert_eq!(outside("hello.svc"), None);
-        assert!(machine() == before, "something changed outside");
+        // Nothing changes outside while a command runs, nor after it.
+        let mut sleeper = Process::start(&mut command(
+            &server,
+            &[],
+            &["sh", "-c", "getent hosts hello.svc; exec sleep 1000"],
+        ));
+        eventually("the command to have found the service", SOON, || {
+            sleeper.log().contains("10.9.0.5").then_some(())
+        });
+        assert_eq!(resolve_outside("hello.svc"), None);
+        assert!(machine_state() == before, "something changed outside");
         assert_eq!(sleeper.terminate().signal(), Some(Signal::SIGTERM as i32));
-        assert!(machine() == before, "something changed outside");
+        assert!(machine_state() == before, "something changed outside");
         server.stop();
     });
 }
 
 #[test]
-fn names_that_the_server_refuses_come_from_the_machines_own_name_server() {
-    netns::inside("names_that_the_server_refuses_come_from_the_machines_own_name_server", NOBODY, || {
-        let files = Files::new(&[(HELLO, "{}"), ("default/default/web.elsewhere/latest/10.9.0.6:80", "{}")]);
-        let server = serve(&files);
-        let other = Svcdns::serve_at(
-            format!("{NOBODY}:53").parse().unwrap(),
-            &["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"],
-        );
-        other.wait_for("web.elsewhere", &["10.9.0.6"]);
-        let found = good(&server, &[], &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"]);
-        assert!(found.contains("10.9.0.5") && found.contains("10.9.0.6"), "{found}");
-    });
+fn names_that_the_server_refuses_resolve_through_the_machines_name_server() {
+    netns::inside(
+        "names_that_the_server_refuses_resolve_through_the_machines_name_server",
+        NOBODY,
+        || {
+            let files = Files::new(&[
+                (HELLO, "{}"),
+                ("default/default/web.elsewhere/latest/10.9.0.6:80", "{}"),
+            ]);
+            let server = serve(&files);
+            let other = Svcdns::serve_at(
+                format!("{NOBODY}:53").parse().unwrap(),
+                &["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"],
+            );
+            other.wait_for("web.elsewhere", &["10.9.0.6"]);
+            let found = output_of(
+                &server,
+                &[],
+                &["sh", "-c", "getent hosts hello.svc && getent hosts web.elsewhere"],
+            );
+            assert!(found.contains("10.9.0.5") && found.contains("10.9.0.6"), "{found}");
+        },
+    );
 }
 
 #[test]
-fn a_server_that_forwards_stands_alone_although_its_upstream_refuses() {
-    netns::inside("a_server_that_forwards_stands_alone_although_its_upstream_refuses", NOBODY, || {
-        let files = Files::new(&[(HELLO, "{}")]);
-        // It refuses everything outside its zone, with the extended error of a svcdns that does not forward.
-        let upstream = Svcdns::serve(&["--registry", &files.url(), "--upstream", "off", "--zone", "elsewhere"]);
-        let at = format!("{SERVER}:53").parse().unwrap();
-        let server = Svcdns::serve_at(at, &["--registry", &files.url(), "--upstream", &upstream.address.to_string()]);
-        server.wait_for("hello.svc", &["10.9.0.5"]);
-        let refusal = server.run(&["resolve", "www.example."]);
-        assert!(stderr(&refusal).contains("not authoritative (20)"), "{}", stderr(&refusal));
+fn a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses() {
+    netns::inside(
+        "a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses",
+        NOBODY,
+        || {
+            let files = Files::new(&[(HELLO, "{}")]);
+            // This server refuses names outside its zone, with the extended error of a svcdns
+            // that does not forward.
+            let upstream = Svcdns::serve(&[
+                "--registry",
+                &files.url(),
+                "--upstream",
+                "off",
+                "--zone",
+                "elsewhere",
+            ]);
+            let at = format!("{SERVER}:53").parse().unwrap();
+            let server = Svcdns::serve_at(
+                at,
+                &["--registry", &files.url(), "--upstream", &upstream.address.to_string()],
+            );
+            server.wait_for("hello.svc", &["10.9.0.5"]);
+            let refusal = server.run(&["resolve", "www.example."]);
+            assert!(stderr(&refusal).contains("not authoritative (20)"), "{}", stderr(&refusal));
 
-        let servers = |text: &str| text.lines().filter(|line| line.starts_with("nameserver ")).map(str::to_owned).collect::<Vec<_>>();
-        let alone = [format!("nameserver {SERVER}")];
-        assert_eq!(servers(&good(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
-        let named = svcdns::command().args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"]).output().unwrap();
-        assert_eq!(servers(&stdout(&named)), alone, "{}", stderr(&named));
-    });
+            let servers = |text: &str| {
+                text.lines()
+                    .filter(|line| line.starts_with("nameserver "))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
+            let alone = [format!("nameserver {SERVER}")];
+            assert_eq!(servers(&output_of(&server, &[], &["cat", "/etc/resolv.conf"])), alone);
+            let named = svcdns::command()
+                .args(["run", "--server", SERVER, "--", "cat", "/etc/resolv.conf"])
+                .output()
+                .unwrap();
+            assert_eq!(servers(&stdout(&named)), alone, "{}", stderr(&named));
+        },
+    );
 }
 
 #[test]
@@ -159,28 +232,48 @@ fn exit_codes_and_signals_are_the_commands_own() {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         assert_eq!(run(&server, &[], &["sh", "-c", "exit 7"]).status.code(), Some(7));
-        assert_eq!(run(&server, &[], &["sh", "-c", "kill -KILL $$"]).status.signal(), Some(Signal::SIGKILL as i32));
+        assert_eq!(
+            run(&server, &[], &["sh", "-c", "kill -KILL $$"]).status.signal(),
+            Some(Signal::SIGKILL as i32)
+        );
         let missing = run(&server, &[], &["/nonexistent/program"]);
         assert_eq!(missing.status.code(), Some(127), "{}", stderr(&missing));
-        assert!(stderr(&missing).contains("cannot run /nonexistent/program"), "{}", stderr(&missing));
+        assert!(
+            stderr(&missing).contains("cannot run /nonexistent/program"),
+            "{}",
+            stderr(&missing)
+        );
         assert_eq!(run(&server, &[], &["/etc/passwd"]).status.code(), Some(126));
-        // Where it wrote to a pipe that nobody reads, it ends as it would without us.
-        let piped = good(&server, &[], &["sh", "-c", "grep SigIgn /proc/self/status"]);
+        // SIGPIPE is not ignored: writing to a closed pipe ends the command as usual.
+        let piped = output_of(&server, &[], &["sh", "-c", "grep SigIgn /proc/self/status"]);
         let mask = u64::from_str_radix(piped.split_whitespace().nth(1).unwrap(), 16).unwrap();
         assert_eq!(mask & 1 << (Signal::SIGPIPE as i32 - 1), 0, "{piped}");
 
-        // Signals reach the command itself: it is the process that was started.
-        for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT"), (Signal::SIGHUP, "HUP"), (Signal::SIGUSR1, "USR1")] {
-            let script = format!("trap 'echo got {name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done");
+        // Signals reach the command: `svcdns run` replaced itself with it.
+        for (signal, name) in [
+            (Signal::SIGTERM, "TERM"),
+            (Signal::SIGINT, "INT"),
+            (Signal::SIGHUP, "HUP"),
+            (Signal::SIGUSR1, "USR1"),
+        ] {
+            let script = format!(
+                "trap 'echo got {name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done"
+            );
             let mut process = Process::start(&mut command(&server, &[], &["sh", "-c", &script]));
-            eventually("the command to be ready", SOON, || process.log().contains("ready").then_some(()));
+            eventually("the command to be ready", SOON, || {
+                process.log().contains("ready").then_some(())
+            });
             process.signal(signal);
             assert_eq!(process.wait(SOON).code(), Some(9), "{}", process.log());
             assert!(process.log().contains(&format!("got {name}")), "{}", process.log());
         }
 
-        // Standard input is the command's.
-        let mut child = command(&server, &[], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // The command has our standard input.
+        let mut child = command(&server, &[], &["cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(b"through\n").unwrap();
         assert_eq!(stdout(&child.wait_with_output().unwrap()), "through\n");
     });
@@ -188,7 +281,7 @@ fn exit_codes_and_signals_are_the_commands_own() {
 
 #[test]
 fn the_terminal_is_the_commands_own() {
-    // A shell on a terminal of its own: it knows the terminal's size, and Ctrl-C typed there comes to it.
+    // Runs a shell on a new terminal: it must see the terminal's size, and Ctrl-C.
     const PYTHON: &str = r"
 import fcntl, os, pty, struct, sys, termios
 pid, terminal = pty.fork()
@@ -201,51 +294,64 @@ while b'ready' not in seen:
 os.write(terminal, b'\x03')
 while True:
     try:
-        octets = os.read(terminal, 1024)
+        data = os.read(terminal, 1024)
     except OSError:
         break
-    if not octets:
+    if not data:
         break
-    seen += octets
+    seen += data
 print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ";
     netns::inside("the_terminal_is_the_commands_own", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        let script = "trap 'echo interrupted; exit 5' INT; test -t 0 && test -t 1 && stty size && echo ready; while :; do sleep 0.05; done";
+        let script = "trap 'echo interrupted; exit 5' INT; \
+                      test -t 0 && test -t 1 && stty size && echo ready; \
+                      while :; do sleep 0.05; done";
         let ran = command(&server, &[], &["sh", "-c", script]);
         let mut terminal = Command::new("timeout");
         terminal.args(["60", "python3", "-c", PYTHON]).arg(ran.get_program()).args(ran.get_args());
         let output = terminal.output().unwrap();
         let text = stdout(&output);
-        assert!(text.contains("33 77") && text.contains("interrupted") && text.contains("code 5"), "{text}{}", stderr(&output));
+        assert!(
+            text.contains("33 77") && text.contains("interrupted") && text.contains("code 5"),
+            "{text}{}",
+            stderr(&output)
+        );
     });
 }
 
 #[test]
-fn an_ordinary_user_runs_it_without_any_right() {
-    const TEST: &str = "an_ordinary_user_runs_it_without_any_right";
+fn an_ordinary_user_needs_no_privileges() {
+    const TEST: &str = "an_ordinary_user_needs_no_privileges";
     netns::inside(TEST, NOBODY, || {
-        // The program where everybody may read it.
+        // A copy of the program that every user may read.
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = folder.path().join("svcdns");
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), &program).unwrap();
         let nobody = |words: &[&str]| {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(words).env_remove("XDG_RUNTIME_DIR");
+            command
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+                .args(words)
+                .env_remove("XDG_RUNTIME_DIR");
             command.current_dir("/").output().unwrap()
         };
         let probe = nobody(&["unshare", "--user", "--mount", "true"]);
         if !probe.status.success() {
-            return support::skip(TEST, &format!("no user namespace for an ordinary user: {}", stderr(&probe).trim()));
+            return support::skip(
+                TEST,
+                &format!("no user namespace for an ordinary user: {}", stderr(&probe).trim()),
+            );
         }
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         fs::set_permissions(server.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
-        let before = machine();
+        let before = machine_state();
         let (program, state) = (program.to_str().unwrap(), server.state_dir().to_str().unwrap());
-        let script = "getent hosts hello.svc; id -u; id -g; grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; exit 3";
+        let script = "getent hosts hello.svc; id -u; id -g; \
+                      grep -E 'Cap(Prm|Eff|Inh|Amb)' /proc/self/status; exit 3";
         let output = nobody(&[program, "--state-dir", state, "run", "--", "sh", "-c", script]);
         let text = stdout(&output);
         assert_eq!(output.status.code(), Some(3), "{text}{}", stderr(&output));
@@ -253,38 +359,65 @@ fn an_ordinary_user_runs_it_without_any_right() {
         assert!(lines[0].starts_with("10.9.0.5"), "{text}");
         assert_eq!(lines[1..3], ["65534", "65534"]);
         assert_eq!(lines.len(), 7, "{text}");
-        assert!(lines[3..].iter().all(|line| line.ends_with("0000000000000000")), "rights leak: {text}");
-        assert!(machine() == before);
+        assert!(
+            lines[3..].iter().all(|line| line.ends_with("0000000000000000")),
+            "the command has capabilities: {text}"
+        );
+        assert!(machine_state() == before);
 
-        // Another user's command is root's to run.
-        let output = nobody(&[program, "--state-dir", state, "run", "--user", "root", "--", "true"]);
+        // Only root may run a command as another user.
+        let output =
+            nobody(&[program, "--state-dir", state, "run", "--user", "root", "--", "true"]);
         assert_eq!(output.status.code(), Some(125));
         assert!(stderr(&output).contains("--user is for root"), "{}", stderr(&output));
-        let text = good(&server, &["--user", "nobody"], &["sh", "-c", "id -u; id -G; echo $USER; getent hosts hello.svc"]);
+        let text = output_of(
+            &server,
+            &["--user", "nobody"],
+            &["sh", "-c", "id -u; id -G; echo $USER; getent hosts hello.svc"],
+        );
         assert!(text.starts_with("65534\n65534\nnobody\n10.9.0.5"), "{text}");
         let unknown = run(&server, &["--user", "no-such-user"], &["true"]);
-        assert_eq!((unknown.status.code(), stderr(&unknown).contains("there is no user \"no-such-user\"")), (Some(125), true));
+        assert_eq!(
+            (unknown.status.code(), stderr(&unknown).contains("there is no user \"no-such-user\"")),
+            (Some(125), true)
+        );
 
-        // Where it may have no namespace (in a changed root, user_namespaces(7)), it says what to type.
-        let root = netns::small_root();
+        // A changed root allows no user namespace (user_namespaces(7)): the error suggests sudo.
+        let root = netns::minimal_root();
         fs::copy(program, root.join("svcdns")).unwrap();
-        let words = ["--userspec=65534:65534", root.to_str().unwrap(), "/svcdns", "run", "--server", SERVER, "--", "echo", "a b"];
+        let words = [
+            "--userspec=65534:65534",
+            root.to_str().unwrap(),
+            "/svcdns",
+            "run",
+            "--server",
+            SERVER,
+            "--",
+            "echo",
+            "a b",
+        ];
         let output = Command::new("chroot").args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", stdout(&output));
-        let said = stderr(&output);
-        assert!(said.contains("does not let an ordinary user have a mount namespace"), "{said}");
-        assert!(said.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{said}");
+        let message = stderr(&output);
+        assert!(
+            message.contains("does not let an ordinary user have a mount namespace"),
+            "{message}"
+        );
+        assert!(message.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{message}");
     });
 }
 
 #[test]
-fn root_without_the_right_is_told() {
-    netns::inside("root_without_the_right_is_told", NOBODY, || {
+fn root_without_cap_sys_admin_gets_an_explanation() {
+    netns::inside("root_without_cap_sys_admin_gets_an_explanation", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let ran = command(&server, &[], &["true"]);
         let mut capped = Command::new("setpriv");
-        capped.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).arg(ran.get_program()).args(ran.get_args());
+        capped
+            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+            .arg(ran.get_program())
+            .args(ran.get_args());
         let output = capped.output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
         assert!(stderr(&output).contains("a container needs CAP_SYS_ADMIN"), "{}", stderr(&output));
@@ -292,22 +425,30 @@ fn root_without_the_right_is_told() {
 }
 
 #[test]
-fn any_resolv_conf_will_do() {
-    netns::inside("any_resolv_conf_will_do", NOBODY, || {
+fn every_kind_of_resolv_conf_works() {
+    netns::inside("every_kind_of_resolv_conf_works", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        netns::own_etc();
+        netns::mount_etc_copy();
         netns::run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/run"]);
         let conf = Path::new("/etc/resolv.conf");
         let found = |what: &str| {
             let entries = fs::read_dir("/etc").unwrap().count();
-            let text = good(
+            let text = output_of(
                 &server,
                 &[],
-                &["sh", "-c", "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && cat /etc/passwd"],
+                &[
+                    "sh",
+                    "-c",
+                    "getent hosts hello.svc && cat /etc/resolv.conf && ls -a /etc | wc -l && \
+                     cat /etc/passwd",
+                ],
             );
             assert!(text.starts_with("10.9.0.5"), "{what}: {text}");
-            assert!(text.contains(&format!("nameserver {SERVER}\n")) && text.contains("root:"), "{what}: {text}");
+            assert!(
+                text.contains(&format!("nameserver {SERVER}\n")) && text.contains("root:"),
+                "{what}: {text}"
+            );
             assert_eq!(fs::read_dir("/etc").unwrap().count(), entries, "{what}");
         };
         let link = |to: &str| {
@@ -320,9 +461,9 @@ fn any_resolv_conf_will_do() {
         fs::write("/etc/existing", "").unwrap();
         found("missing");
         assert!(!conf.exists());
-        // What is there can be changed, what is not cannot be added: it would be lost.
+        // Existing files can be changed; new ones cannot be added, because they would be lost.
         let script = "echo kept >> /etc/existing; touch /etc/new-file || echo refused";
-        assert_eq!(good(&server, &[], &["sh", "-c", script]), "refused\n");
+        assert_eq!(output_of(&server, &[], &["sh", "-c", script]), "refused\n");
         assert!(fs::read_to_string("/etc/existing").unwrap() == "kept\n");
 
         link("../run/nowhere/resolv.conf");
@@ -332,7 +473,7 @@ fn any_resolv_conf_will_do() {
         found("a link to itself");
         link("/dev/null");
         found("a device");
-        assert_eq!(good(&server, &[], &["cat", "/dev/null"]), "");
+        assert_eq!(output_of(&server, &[], &["cat", "/dev/null"]), "");
         fs::remove_file(conf).unwrap();
         fs::create_dir(conf).unwrap();
         found("a folder");
@@ -341,33 +482,39 @@ fn any_resolv_conf_will_do() {
         found("missing, with another nsswitch.conf");
         fs::write("/etc/nsswitch.conf", "hosts: files dns\n").unwrap();
 
-        // A container's file that its engine has replaced outside: there, and not there any more.
+        // A container's resolv.conf after its engine replaced the file outside: still mounted here,
+        // but removed there.
         let engines = tempfile::NamedTempFile::new().unwrap();
         fs::write(engines.path(), format!("nameserver {NOBODY}\nsearch b.example\n")).unwrap();
         fs::write(conf, "").unwrap();
         netns::run("mount", &["--bind", engines.path().to_str().unwrap(), "/etc/resolv.conf"]);
         drop(engines);
         found("a mount of a file that was removed");
-        assert!(good(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search b.example"));
+        assert!(output_of(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search b.example"));
         netns::run("umount", &["/etc/resolv.conf"]);
 
         fs::create_dir_all("/run/manager").unwrap();
-        fs::write("/run/manager/resolv.conf", format!("nameserver {NOBODY}\nsearch a.example\n")).unwrap();
+        fs::write("/run/manager/resolv.conf", format!("nameserver {NOBODY}\nsearch a.example\n"))
+            .unwrap();
         link("../run/manager/resolv.conf");
         found("a link");
-        assert!(good(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search a.example"));
+        assert!(output_of(&server, &[], &["cat", "/etc/resolv.conf"]).contains("search a.example"));
 
-        // systemd-resolved replaces its file at every change: the command does not notice.
+        // systemd-resolved replaces its file at every change; the command must not notice.
         fs::create_dir_all("/run/systemd/resolve").unwrap();
         let stub = "/run/systemd/resolve/stub-resolv.conf";
         fs::write(stub, format!("nameserver {NOBODY}\n")).unwrap();
         link("../run/systemd/resolve/stub-resolv.conf");
         found("systemd-resolved's");
-        let mut child = command(&server, &[], &["sh", "-c", "echo ready; read line; getent hosts hello.svc; ls /run/systemd/resolve"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command(
+            &server,
+            &[],
+            &["sh", "-c", "echo ready; read line; getent hosts hello.svc; ls /run/systemd/resolve"],
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
@@ -378,12 +525,22 @@ fn any_resolv_conf_will_do() {
         let mut rest = String::new();
         output.read_to_string(&mut rest).unwrap();
         assert!(child.wait().unwrap().success());
-        assert!(rest.starts_with("10.9.0.5") && rest.ends_with("resolv.conf\nstub-resolv.conf\n"), "{rest}");
+        assert!(
+            rest.starts_with("10.9.0.5") && rest.ends_with("resolv.conf\nstub-resolv.conf\n"),
+            "{rest}"
+        );
     });
 }
 
-/// A systemd-resolved that says 192.0.2.66 to everything, by the protocol that nss-resolve speaks: JSON and a NUL.
-fn resolve_wrongly(socket: &Path) {
+/// Imitates a systemd-resolved that resolves every name to 192.0.2.66.
+///
+/// The protocol of nss-resolve is Varlink: JSON messages that end with a NUL byte.
+fn serve_wrong_addresses(socket: &Path) {
+    const NO_RECORD: &str =
+        r#"{"error":"io.systemd.Resolve.NoSuchResourceRecord","parameters":{}}"#;
+    const WRONG_ADDRESS: &str = r#"{"parameters":{
+        "addresses":[{"ifindex":1,"family":2,"address":[192,0,2,66]}],
+        "name":"hello.svc","flags":1}}"#;
     let listener = UnixListener::bind(socket).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -392,12 +549,9 @@ fn resolve_wrongly(socket: &Path) {
                 let mut request = Vec::new();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 while reader.read_until(0, &mut request).is_ok_and(|length| length > 0) {
-                    let answer: &[u8] = if String::from_utf8_lossy(&request).contains(r#""family":10"#) {
-                        b"{\"error\":\"io.systemd.Resolve.NoSuchResourceRecord\",\"parameters\":{}}\0"
-                    } else {
-                        b"{\"parameters\":{\"addresses\":[{\"ifindex\":1,\"family\":2,\"address\":[192,0,2,66]}],\"name\":\"hello.svc\",\"flags\":1}}\0"
-                    };
-                    let _ = stream.write_all(answer);
+                    let ipv6 = String::from_utf8_lossy(&request).contains(r#""family":10"#);
+                    let reply = if ipv6 { NO_RECORD } else { WRONG_ADDRESS };
+                    let _ = stream.write_all(format!("{reply}\0").as_bytes());
                     request.clear();
                 }
             });
@@ -406,84 +560,119 @@ fn resolve_wrongly(socket: &Path) {
 }
 
 #[test]
-fn nss_resolve_does_not_answer_in_its_place() {
-    const TEST: &str = "nss_resolve_does_not_answer_in_its_place";
+fn nss_resolve_does_not_answer_instead() {
+    const TEST: &str = "nss_resolve_does_not_answer_instead";
     let Some(tree) = machine::unpacked(TEST, &["libnss-resolve"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
-        netns::empty("/run");
+        netns::mount_tmpfs("/run");
         fs::create_dir_all("/run/systemd/resolve").unwrap();
-        resolve_wrongly(Path::new("/run/systemd/resolve/io.systemd.Resolve"));
+        serve_wrong_addresses(Path::new("/run/systemd/resolve/io.systemd.Resolve"));
         let libraries = machine::libraries(&tree);
         let getent = |command: &mut Command| {
             let output = command.env("LD_LIBRARY_PATH", &libraries).output().unwrap();
             stdout(&output).split_whitespace().next().unwrap_or_default().to_owned()
         };
-        for line in ["hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns", "hosts: files resolve", "hosts: resolve"] {
-            netns::put_over("/etc/nsswitch.conf", &format!("passwd: files\n{line}\n"));
+        for line in [
+            "hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns",
+            "hosts: files resolve",
+            "hosts: resolve",
+        ] {
+            netns::mount_file("/etc/nsswitch.conf", &format!("passwd: files\n{line}\n"));
             assert_eq!(
                 getent(Command::new("getent").args(["hosts", "hello.svc"])),
                 "192.0.2.66",
-                "{line}: the wrong one is not asked outside"
+                "{line}: programs outside must get the wrong address"
             );
-            assert_eq!(getent(&mut command(&server, &[], &["getent", "hosts", "hello.svc"])), "10.9.0.5", "{line}");
-            let switch = good(&server, &[], &["cat", "/etc/nsswitch.conf"]);
-            assert!(switch.starts_with("passwd: files\n") && !switch.contains("resolve"), "{switch}");
+            assert_eq!(
+                getent(&mut command(&server, &[], &["getent", "hosts", "hello.svc"])),
+                "10.9.0.5",
+                "{line}"
+            );
+            let switch = output_of(&server, &[], &["cat", "/etc/nsswitch.conf"]);
+            assert!(
+                switch.starts_with("passwd: files\n") && !switch.contains("resolve"),
+                "{switch}"
+            );
         }
-        // As a system has it that leaves the line alone: the socket is out of reach, too.
-        assert_eq!(good(&server, &[], &["ls", "/run/systemd/resolve"]), "");
+        // For a system whose line stays unchanged, the socket is hidden, too.
+        assert_eq!(output_of(&server, &[], &["ls", "/run/systemd/resolve"]), "");
     });
 }
 
 #[test]
-fn nscd_does_not_answer_in_its_place() {
-    const TEST: &str = "nscd_does_not_answer_in_its_place";
+fn nscd_does_not_answer_instead() {
+    const TEST: &str = "nscd_does_not_answer_instead";
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let wrong = Files::new(&[("default/default/hello.svc/latest/192.0.2.66:80", "{}")]);
-        let other = Svcdns::serve_at(format!("{NOBODY}:53").parse().unwrap(), &["--registry", &wrong.url(), "--upstream", "off"]);
+        let other = Svcdns::serve_at(
+            format!("{NOBODY}:53").parse().unwrap(),
+            &["--registry", &wrong.url(), "--upstream", "off"],
+        );
         other.wait_for("hello.svc", &["192.0.2.66"]);
-        netns::empty("/run");
-        netns::empty("/var/cache");
+        netns::mount_tmpfs("/run");
+        netns::mount_tmpfs("/var/cache");
         fs::create_dir_all("/run/nscd").unwrap();
         fs::create_dir_all("/var/cache/nscd").unwrap();
         let conf = tempfile::NamedTempFile::new().unwrap();
-        fs::write(conf.path(), "enable-cache hosts yes\npositive-time-to-live hosts 600\n").unwrap();
-        let nscd = Process::start(Command::new(tree.join("usr/sbin/nscd")).arg("--foreground").arg("-f").arg(conf.path()));
+        fs::write(conf.path(), "enable-cache hosts yes\npositive-time-to-live hosts 600\n")
+            .unwrap();
+        let nscd = Process::start(
+            Command::new(tree.join("usr/sbin/nscd")).arg("--foreground").arg("-f").arg(conf.path()),
+        );
         eventually("nscd to listen", SOON, || Path::new("/run/nscd/socket").exists().then_some(()));
-        assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "{}", nscd.log());
+        assert_eq!(resolve_outside("hello.svc").as_deref(), Some("192.0.2.66"), "{}", nscd.log());
         drop(other);
-        let said = "nscd to answer from its memory, without a name server";
-        eventually(said, SOON, || (outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(()));
-        assert!(good(&server, &[], &["getent", "hosts", "hello.svc"]).starts_with("10.9.0.5"));
-        assert_eq!(outside("hello.svc").as_deref(), Some("192.0.2.66"), "outside, nscd goes on");
+        eventually("nscd to answer from its cache, without a name server", SOON, || {
+            (resolve_outside("hello.svc").as_deref() == Some("192.0.2.66")).then_some(())
+        });
+        assert!(output_of(&server, &[], &["getent", "hosts", "hello.svc"]).starts_with("10.9.0.5"));
+        assert_eq!(
+            resolve_outside("hello.svc").as_deref(),
+            Some("192.0.2.66"),
+            "nscd outside has changed"
+        );
     });
 }
 
 #[test]
-fn without_a_server_at_port_53_it_says_what_to_type() {
+fn without_a_server_at_port_53_the_error_suggests_a_command() {
     let folder = tempfile::tempdir().unwrap();
     let mut none = svcdns::command();
-    let output = none.arg("--state-dir").arg(folder.path()).args(["run", "--", "true"]).output().unwrap();
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(125), "{said}");
-    assert!(said.contains("no running svcdns was found") && said.contains("sudo svcdns serve --listen 127.0.0."), "{said}");
+    let output =
+        none.arg("--state-dir").arg(folder.path()).args(["run", "--", "true"]).output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{message}");
+    assert!(
+        message.contains("no running svcdns was found")
+            && message.contains("sudo svcdns serve --listen 127.0.0."),
+        "{message}"
+    );
 
     let files = Files::new(&[(HELLO, "{}")]);
     let server = Svcdns::serve(&["--registry", &files.url()]);
     let output = run(&server, &[], &["true"]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(125), "{said}");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{message}");
     let only = format!("the running svcdns answers on {} only", server.address);
-    assert!(said.contains(&only) && said.contains("sudo svcdns serve --listen 127.0.0."), "{said}");
+    assert!(
+        message.contains(&only) && message.contains("sudo svcdns serve --listen 127.0.0."),
+        "{message}"
+    );
 
-    // A server that does not answer; nobody listens at port 53 of this address.
-    let output = svcdns::command().args(["run", "--server", "127.77.5.3", "--", "true"]).output().unwrap();
+    // A server address where nothing listens.
+    let output =
+        svcdns::command().args(["run", "--server", "127.77.5.3", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no DNS server answers at 127.77.5.3:53"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("no DNS server answers at 127.77.5.3:53"),
+        "{}",
+        stderr(&output)
+    );
 
     let usage = svcdns::command().args(["run"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(64), "{}", stderr(&usage));

@@ -54,7 +54,7 @@ fn duration(line: &str) -> Duration {
 #[test]
 fn queries_are_logged_on_request() {
     let (server, _directory) = serve(&["--log-queries", "1"]);
-    let mut query = dns::question(7, "Hello.x.svc", 65);
+    let mut query = dns::query(7, "Hello.x.svc", 65);
     ask_over_tcp(&server, &query);
     // A label with an escape sequence that clears a terminal.
     query[13..18].copy_from_slice(b"\x1b[2J.");
@@ -87,7 +87,7 @@ fn the_duration_of_queries_is_logged() {
     }
     let (server, _directory) = serve(&["--log-queries", "1", "--upstream", &upstream.flag()]);
     assert_eq!(dns::code(server.address, "udp.slow.test", dns::A), "NOERROR");
-    ask_over_tcp(&server, &dns::question(7, "tcp.slow.test", dns::A));
+    ask_over_tcp(&server, &dns::query(7, "tcp.slow.test", dns::A));
     // From the cache, without delay.
     assert_eq!(dns::code(server.address, "tcp.slow.test", dns::A), "NOERROR");
     let found = support::eventually("three queries in the log", SOON, || {
@@ -110,7 +110,7 @@ fn the_duration_of_queries_is_logged() {
 #[test]
 fn no_query_is_logged_by_default() {
     let (server, _directory) = serve(&[]);
-    ask_over_tcp(&server, &dns::question(7, "hello.svc", dns::A));
+    ask_over_tcp(&server, &dns::query(7, "hello.svc", dns::A));
     assert_eq!(logged_queries(&server), [""; 0]);
     server.stop();
 }
@@ -143,7 +143,7 @@ fn a_blocked_log_reader_delays_neither_responses_nor_shutdown() {
     socket.set_read_timeout(Some(SOON)).unwrap();
     // More lines than fit into the pipe (64 KiB) and the queue of the log.
     for id in 0..10_000 {
-        socket.send(&dns::question(id, "nothing.svc", dns::A)).unwrap();
+        socket.send(&dns::query(id, "nothing.svc", dns::A)).unwrap();
         socket.recv(&mut [0; 512]).unwrap_or_else(|error| panic!("query {id}: {error}"));
     }
     assert!(metric(&server, "svcdns_lost_log_lines_total") > 1_000.0);

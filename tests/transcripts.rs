@@ -1,8 +1,10 @@
-//! Every row of the naming table, asked with dig of the real program on a file registry whose content is fixed.
+//! Every row of the naming table, queried with dig.
 //!
-//! `facts` holds what the design says each name answers. The snapshots under `tests/snapshots/` hold the whole transcripts:
-//! flags, sections, TTLs and EDE; what differs from run to run (id, times, serials, the order within a section) is
-//! stripped.
+//! The registry is a file registry of fixed content.
+//!
+//! [`FACTS`] has the answers that the naming grammar requires. The snapshots in `tests/snapshots/`
+//! have the whole responses: flags, sections, TTLs and EDE. Values that differ between runs (id,
+//! times, serials) are left out, and the records of a section are sorted.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -19,7 +21,10 @@ const GRPC: &str = r#"{"protocol":"grpc"}"#;
 
 const REGISTRATIONS: &[(&str, &str)] = &[
     ("default/default/hello.svc/latest/10.0.0.1:8000", HTTP),
-    ("default/default/hello.svc/latest/10.0.0.2:8000,10.0.0.2:8443", r#"{"env":"gray","protocol":"https","weight":5}"#),
+    (
+        "default/default/hello.svc/latest/10.0.0.2:8000,10.0.0.2:8443",
+        r#"{"env":"gray","protocol":"https","weight":5}"#,
+    ),
     ("default/default/hello.svc/v1.2.0/10.0.0.3:8000", r#"{"env":"gray","protocol":"http"}"#),
     ("default/default/hello.svc/latest-canary/10.0.0.4:8000", r#"{"ver":"1.0","protocol":"http"}"#),
     // Shadowed by hello.svc.
@@ -27,7 +32,7 @@ const REGISTRATIONS: &[(&str, &str)] = &[
     ("default/prod/hello.svc/latest/10.1.0.1:8000", HTTP),
     ("eu/shop/hello.svc/latest/10.2.0.1:8000", HTTP),
     ("default/prod/prodonly/latest/10.1.0.2:7000", "{}"),
-    // No version `latest`.
+    // Without the version `latest`.
     ("default/default/billing/v1/10.0.0.20:80", "{}"),
     ("default/default/billing/v2/10.0.0.21:80", "{}"),
     ("default/default/six/latest/[fd00::5]:8000", HTTP),
@@ -40,11 +45,11 @@ const REGISTRATIONS: &[(&str, &str)] = &[
     ("default/default/twin/latest/10.0.0.50:80", "{}"),
     ("default/default/twin/latest/10.0.0.50:81", "{}"),
     ("default/default/demo/latest/10.0.0.60:8000", GRPC),
-    // Nothing usable.
+    // No usable endpoint.
     ("default/default/broken/latest/10.0.0.61:0", "{}"),
     ("default/default/a.b/latest/10.0.0.70:80", "{}"),
     ("default/default/ver/1.0/10.0.0.80:80", "{}"),
-    // Reads like a version of `demo`; the longest base wins.
+    // Could be version `v1` of `demo`, but the longest base wins.
     ("default/default/v1.demo/latest/10.0.0.71:80", "{}"),
 ];
 
@@ -55,18 +60,28 @@ fn server(files: &Files, flags: &[&str]) -> Svcdns {
     server
 }
 
-/// A question and what the design says: a code, or the data of the answer's records (none: NODATA).
+/// A query, and its response code or the data of its answer (empty: NODATA).
 type Fact = (&'static str, Result<&'static [&'static str], &'static str>);
 
 const FACTS: &[Fact] = &[
-    // base.svc: version `latest`, in the configured deployment and namespace
+    // base.svc: version `latest` in the configured deployment and namespace
     ("hello.svc", Ok(&["10.0.0.1", "10.0.0.2"])),
     ("HeLLo.SVC", Ok(&["10.0.0.1", "10.0.0.2"])),
     ("hello.svc AAAA", Ok(&[])),
     ("hello.svc MX", Ok(&[])),
     ("hello.svc TYPE65280", Ok(&[])),
-    ("hello.svc SRV", Ok(&["0 1 8000 10-0-0-1.hello.svc.", "0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
-    ("hello.svc TXT", Ok(&[r#""env=gray" "protocol=https" "weight=5""#, r#""insecure=true" "protocol=http""#])),
+    (
+        "hello.svc SRV",
+        Ok(&[
+            "0 1 8000 10-0-0-1.hello.svc.",
+            "0 5 8000 10-0-0-2.hello.svc.",
+            "0 5 8443 10-0-0-2.hello.svc.",
+        ]),
+    ),
+    (
+        "hello.svc TXT",
+        Ok(&[r#""env=gray" "protocol=https" "weight=5""#, r#""insecure=true" "protocol=http""#]),
+    ),
     ("billing.svc", Ok(&["10.0.0.20", "10.0.0.21"])),
     ("six.svc AAAA", Ok(&["fd00::5"])),
     ("six.svc SRV", Ok(&["0 1 8000 10-0-0-5.six.svc.", "0 1 8000 fd00-0-0-0-0-0-0-5.six.svc."])),
@@ -82,7 +97,7 @@ const FACTS: &[Fact] = &[
     ("nothing.svc SRV", Err("NXDOMAIN")),
     ("example.com", Err("REFUSED")),
     ("hello.svcs", Err("REFUSED")),
-    // a host-named endpoint: SRV says the host; its addresses need forwarding, which is off
+    // a host-named endpoint: the host is the SRV target; its addresses need forwarding (off here)
     ("legacy.svc SRV", Ok(&["0 1 9000 web-1.example."])),
     ("legacy.svc", Ok(&[])),
     // base.<namespace>.svc, base.<namespace>.<deployment>.svc
@@ -102,11 +117,14 @@ const FACTS: &[Fact] = &[
     ("v9.hello.svc", Err("NXDOMAIN")),
     ("2.0.hello.svc", Ok(&[])),
     ("v1.demo.svc", Ok(&["10.0.0.71"])),
-    // <a-b-c-d>.base.svc, over all versions
+    // <a-b-c-d>.base.svc, an instance of any version
     ("10-0-0-1.hello.svc", Ok(&["10.0.0.1"])),
     ("10-0-0-3.hello.svc", Ok(&["10.0.0.3"])),
     ("10-0-0-3.hello.svc AAAA", Ok(&[])),
-    ("10-0-0-2.hello.svc SRV", Ok(&["0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
+    (
+        "10-0-0-2.hello.svc SRV",
+        Ok(&["0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."]),
+    ),
     ("10-0-0-3.v1.2.0.hello.svc", Ok(&["10.0.0.3"])),
     ("10-0-0-3.latest.hello.svc", Err("NXDOMAIN")),
     ("10-1-0-1.hello.prod.svc", Ok(&["10.1.0.1"])),
@@ -135,13 +153,23 @@ const FACTS: &[Fact] = &[
     ("_grpc._tcp.hello.svc SRV", Ok(&[])),
     ("_grpc._tcp.demo.svc SRV", Ok(&["0 1 8000 10-0-0-60.demo.svc."])),
     ("_tcp.hello.svc", Ok(&[])),
-    ("_hello._tcp.svc SRV", Ok(&["0 1 8000 10-0-0-1.hello.svc.", "0 5 8000 10-0-0-2.hello.svc.", "0 5 8443 10-0-0-2.hello.svc."])),
+    (
+        "_hello._tcp.svc SRV",
+        Ok(&[
+            "0 1 8000 10-0-0-1.hello.svc.",
+            "0 5 8000 10-0-0-2.hello.svc.",
+            "0 5 8443 10-0-0-2.hello.svc.",
+        ]),
+    ),
     ("_nothing._tcp.svc SRV", Err("NXDOMAIN")),
     ("_http._tcp.nothing.svc SRV", Err("NXDOMAIN")),
     // reverse names
     ("1.0.0.10.in-addr.arpa PTR", Ok(&["10-0-0-1.hello.svc.", "hello.svc."])),
     ("1.0.0.10.in-addr.arpa A", Ok(&[])),
-    ("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR", Ok(&["fd00-0-0-0-0-0-0-5.six.svc.", "six.svc."])),
+    (
+        "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa PTR",
+        Ok(&["fd00-0-0-0-0-0-0-5.six.svc.", "six.svc."]),
+    ),
     // the zone itself
     ("svc NS", Ok(&["ns.svc."])),
     ("svc A", Ok(&[])),
@@ -155,27 +183,33 @@ const FACTS: &[Fact] = &[
 ];
 
 #[test]
-fn every_row_of_the_naming_table_answers_as_designed() {
+fn every_row_of_the_naming_table_has_its_answer() {
     let files = Files::new(REGISTRATIONS);
     let server = server(&files, &[]);
     let mut faults = String::new();
-    for (question, expected) in FACTS {
-        let reply = Reply::to(server.address, question);
-        let found = if reply.status == "NOERROR" { Ok(reply.data()) } else { Err(reply.status.as_str()) };
-        let expected_data = expected.map(|data| data.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+    for (query, expected) in FACTS {
+        let output = DigOutput::of(server.address, query);
+        let found = if output.status == "NOERROR" {
+            Ok(output.data())
+        } else {
+            Err(output.status.as_str())
+        };
+        let expected_data =
+            expected.map(|data| data.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
         if found != expected_data {
-            writeln!(faults, "{question}\n    expected {expected:?}\n    found    {found:?}").unwrap();
+            writeln!(faults, "{query}\n    expected {expected:?}\n    found    {found:?}").unwrap();
         }
-        let negative = reply.status == "NXDOMAIN" || (reply.status == "NOERROR" && reply.answer.is_empty());
-        if negative && !reply.authority.iter().any(|record| record.contains(" SOA ")) {
-            writeln!(faults, "{question}: a negative answer without the zone's SOA").unwrap();
+        let negative =
+            output.status == "NXDOMAIN" || (output.status == "NOERROR" && output.answer.is_empty());
+        if negative && !output.authority.iter().any(|record| record.contains(" SOA ")) {
+            writeln!(faults, "{query}: a negative response without the zone's SOA").unwrap();
         }
-        if reply.status != "REFUSED" && !reply.flags.split(' ').any(|flag| flag == "aa") {
-            writeln!(faults, "{question}: not authoritative").unwrap();
+        if output.status != "REFUSED" && !output.flags.split(' ').any(|flag| flag == "aa") {
+            writeln!(faults, "{query}: not authoritative").unwrap();
         }
-        for record in &reply.answer {
+        for record in &output.answer {
             if record.split(' ').nth(1) != Some("5") {
-                writeln!(faults, "{question}: a TTL that is not 5: {record}").unwrap();
+                writeln!(faults, "{query}: a TTL other than 5: {record}").unwrap();
             }
         }
     }
@@ -183,7 +217,7 @@ fn every_row_of_the_naming_table_answers_as_designed() {
 }
 
 #[test]
-fn transcripts_of_services_and_their_instances() {
+fn responses_match_their_snapshots() {
     let files = Files::new(REGISTRATIONS);
     let server = server(&files, &[]);
     insta::assert_snapshot!("services", transcript(&server, "hello.svc"));
@@ -196,9 +230,9 @@ fn transcripts_of_services_and_their_instances() {
     insta::assert_snapshot!("zone", transcript(&server, "svc NS"));
 }
 
-/// Transcripts of the row of the table that this question stands in: all questions up to the next row.
+/// Returns transcripts of one row of the table, from its first query on.
 fn transcript(server: &Svcdns, first: &str) -> String {
-    const FIRSTS: [&str; 9] = [
+    const FIRST_OF_ROWS: [&str; 9] = [
         "hello.svc",
         "hello.prod.svc",
         "v1.2.0.hello.svc",
@@ -209,24 +243,31 @@ fn transcript(server: &Svcdns, first: &str) -> String {
         "svc NS",
         "",
     ];
-    let questions = FACTS.iter().map(|(question, _)| *question).skip_while(|question| *question != first);
-    let row = questions.enumerate().take_while(|(at, question)| *at == 0 || !FIRSTS.contains(question)).map(|(_, question)| question);
+    let queries = FACTS.iter().map(|(query, _)| *query).skip_while(|query| *query != first);
+    let row = queries
+        .enumerate()
+        .take_while(|(at, query)| *at == 0 || !FIRST_OF_ROWS.contains(query))
+        .map(|(_, query)| query);
     let more: &[&str] = match first {
-        "hello.svc" => {
-            &["hello.svc ANY", "hello.svc +noedns", "hello.svc +edns=1 +noednsnegotiation", "hello.svc +dnssec", "hello.svc CH TXT"]
-        }
+        "hello.svc" => &[
+            "hello.svc ANY",
+            "hello.svc +noedns",
+            "hello.svc +edns=1 +noednsnegotiation",
+            "hello.svc +dnssec",
+            "hello.svc CH TXT",
+        ],
         "svc NS" => &["svc SOA", "dns-version.svc TXT"],
         _ => &[],
     };
     let mut text = String::new();
-    for question in row.chain(more.iter().copied()) {
-        writeln!(text, "{}", Reply::to(server.address, question).text(question)).unwrap();
+    for query in row.chain(more.iter().copied()) {
+        writeln!(text, "{}", DigOutput::of(server.address, query).text(query)).unwrap();
     }
     text
 }
 
 #[test]
-fn several_zones_serve_the_same_and_the_first_one_names_targets() {
+fn all_zones_serve_the_same_names_and_targets_are_in_the_first() {
     let files = Files::new(&[
         ("default/default/demo/latest/10.0.0.60:8000", GRPC),
         ("default/default/hello.svc/latest/10.0.0.1:80", HTTP),
@@ -235,19 +276,25 @@ fn several_zones_serve_the_same_and_the_first_one_names_targets() {
         ("default/default/only.svc/latest/10.0.0.4:80", HTTP),
     ]);
     let server = server(&files, &["--zone", "svc.internal", "--zone", "svc"]);
-    let data = |question: &str| Reply::to(server.address, question).data();
-    // The suffix of the first zone wins over the second's, which wins over the bare name.
+    let data = |query: &str| DigOutput::of(server.address, query).data();
+    // A name with the first zone's suffix wins over the second's, and both over the bare name.
     assert_eq!(data("hello.svc.internal"), ["10.0.0.2"]);
     assert_eq!(data("hello.svc"), ["10.0.0.2"]);
     assert_eq!(data("only.svc.internal SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
     assert_eq!(data("only.svc SRV"), ["0 1 80 10-0-0-4.only.svc.internal."]);
-    assert_eq!(data("4.0.0.10.in-addr.arpa PTR"), ["10-0-0-4.only.svc.internal.", "only.svc.internal."]);
+    assert_eq!(
+        data("4.0.0.10.in-addr.arpa PTR"),
+        ["10-0-0-4.only.svc.internal.", "only.svc.internal."]
+    );
 }
 
 #[test]
-fn a_reverse_answer_has_the_instance_first() {
-    // Programs take the first PTR record; the service's name alone would not say which instance it was.
-    let files = Files::new(&[("default/default/demo/latest/10.0.0.60:8000", GRPC), ("default/default/also/latest/10.0.0.60:8001", GRPC)]);
+fn the_first_ptr_record_names_the_instance() {
+    // Programs use the first PTR record; the service's name would not tell which instance it is.
+    let files = Files::new(&[
+        ("default/default/demo/latest/10.0.0.60:8000", GRPC),
+        ("default/default/also/latest/10.0.0.60:8001", GRPC),
+    ]);
     let server = server(&files, &[]);
     for _ in 0..10 {
         let text = dns::dig(server.address, &["+short", "-x", "10.0.0.60"]);
@@ -265,43 +312,52 @@ fn deployment_and_namespace_of_short_names_are_settings() {
         ("eu/shop/hello.svc/latest/10.0.0.2:80", HTTP),
     ]);
     let server = server(&files, &["--deployment", "eu", "--namespace", "shop"]);
-    let data = |question: &str| Reply::to(server.address, question).data();
+    let data = |query: &str| DigOutput::of(server.address, query).data();
     assert_eq!(data("hello.svc"), ["10.0.0.2"]);
     assert_eq!(data("hello.default.default.svc"), ["10.0.0.1"]);
-    assert_eq!(data("hello.default.default.svc SRV"), ["0 1 80 10-0-0-1.hello.default.default.svc."]);
+    assert_eq!(
+        data("hello.default.default.svc SRV"),
+        ["0 1 80 10-0-0-1.hello.default.default.svc."]
+    );
 }
 
 #[test]
-fn answers_fit_their_transport() {
+fn responses_fit_their_transport() {
     let endpoints: Vec<String> = (1..=100).map(|last| format!("10.7.0.{last}:80")).collect();
     let key = format!("default/default/big/latest/{}", endpoints[..10].join(","));
     let mut keys = vec![("default/default/demo/latest/10.0.0.60:8000".to_owned(), GRPC)];
     keys.push((key, "{}"));
-    keys.extend(endpoints[10..].chunks(9).map(|nine| (format!("default/default/big/latest/{}", nine.join(",")), "{}")));
+    keys.extend(
+        endpoints[10..]
+            .chunks(9)
+            .map(|nine| (format!("default/default/big/latest/{}", nine.join(",")), "{}")),
+    );
     let keys: Vec<(&str, &str)> = keys.iter().map(|(key, value)| (key.as_str(), *value)).collect();
     let files = Files::new(&keys);
     let server = server(&files, &[]);
-    let truncated = |reply: &Reply| reply.flags.split(' ').any(|flag| flag == "tc");
-    for (question, records) in
-        [("big.svc +noedns +ignore", 30), ("big.svc +bufsize=512 +ignore", 29), ("big.svc +bufsize=4096 +ignore", 74)]
-    {
-        let reply = Reply::to(server.address, question);
-        assert_eq!((reply.answer.len(), truncated(&reply)), (records, true), "{question}");
+    let truncated = |output: &DigOutput| output.flags.split(' ').any(|flag| flag == "tc");
+    for (query, records) in [
+        ("big.svc +noedns +ignore", 30),
+        ("big.svc +bufsize=512 +ignore", 29),
+        ("big.svc +bufsize=4096 +ignore", 74),
+    ] {
+        let output = DigOutput::of(server.address, query);
+        assert_eq!((output.answer.len(), truncated(&output)), (records, true), "{query}");
     }
-    for question in ["big.svc +tcp", "big.svc"] {
-        let reply = Reply::to(server.address, question);
-        assert_eq!((reply.answer.len(), truncated(&reply)), (100, false), "{question}");
+    for query in ["big.svc +tcp", "big.svc"] {
+        let output = DigOutput::of(server.address, query);
+        assert_eq!((output.answer.len(), truncated(&output)), (100, false), "{query}");
     }
     drop(server);
     for (flag, records) in [("fit", 30), ("1", 1), ("7", 7)] {
         let server = self::server(&files, &["--answers", flag]);
-        let reply = Reply::to(server.address, "big.svc +noedns +ignore");
-        assert_eq!((reply.answer.len(), truncated(&reply)), (records, false), "answers = {flag}");
+        let output = DigOutput::of(server.address, "big.svc +noedns +ignore");
+        assert_eq!((output.answer.len(), truncated(&output)), (records, false), "answers = {flag}");
     }
 }
 
-/// What dig printed, in its parts.
-struct Reply {
+/// The output of dig, parsed.
+struct DigOutput {
     status: String,
     flags: String,
     edns: Vec<String>,
@@ -311,12 +367,13 @@ struct Reply {
     additional: Vec<String>,
 }
 
-impl Reply {
-    /// Asks `NAME [TYPE] [+options]`.
-    fn to(server: SocketAddr, question: &str) -> Self {
-        let arguments: Vec<&str> = ["+nocookie", "+norecurse"].into_iter().chain(question.split(' ')).collect();
+impl DigOutput {
+    /// Runs dig with `NAME [TYPE] [+options]`.
+    fn of(server: SocketAddr, query: &str) -> Self {
+        let arguments: Vec<&str> =
+            ["+nocookie", "+norecurse"].into_iter().chain(query.split(' ')).collect();
         let text = dns::dig(server, &arguments);
-        let mut reply = Self {
+        let mut output = Self {
             status: String::from("no answer"),
             flags: String::new(),
             edns: Vec::new(),
@@ -329,35 +386,42 @@ impl Reply {
         for line in text.lines() {
             let one_space = line.split_whitespace().collect::<Vec<_>>().join(" ");
             if let Some((_, rest)) = line.split_once("status: ") {
-                rest.split(',').next().unwrap().clone_into(&mut reply.status);
+                rest.split(',').next().unwrap().clone_into(&mut output.status);
             } else if let Some(rest) = line.strip_prefix(";; flags: ") {
-                rest.split(';').next().unwrap().clone_into(&mut reply.flags);
-            } else if line.starts_with("; EDNS") || line.starts_with("; EDE") || line.starts_with("; OPT") {
-                reply.edns.push(line[2..].to_owned());
-            } else if let Some(name) = line.strip_prefix(";; ").and_then(|line| line.strip_suffix(" SECTION:")) {
+                rest.split(';').next().unwrap().clone_into(&mut output.flags);
+            } else if line.starts_with("; EDNS")
+                || line.starts_with("; EDE")
+                || line.starts_with("; OPT")
+            {
+                output.edns.push(line[2..].to_owned());
+            } else if let Some(name) =
+                line.strip_prefix(";; ").and_then(|line| line.strip_suffix(" SECTION:"))
+            {
                 section = name;
             } else if line.is_empty() || line.starts_with(";;") {
                 section = if line.is_empty() { "" } else { section };
             } else {
                 match section {
-                    "QUESTION" => one_space.trim_start_matches(';').clone_into(&mut reply.question),
-                    "ANSWER" => reply.answer.push(one_space),
-                    "AUTHORITY" => reply.authority.push(without_serial(&one_space)),
-                    "ADDITIONAL" => reply.additional.push(one_space),
+                    "QUESTION" => {
+                        one_space.trim_start_matches(';').clone_into(&mut output.question);
+                    }
+                    "ANSWER" => output.answer.push(one_space),
+                    "AUTHORITY" => output.authority.push(without_serial(&one_space)),
+                    "ADDITIONAL" => output.additional.push(one_space),
                     _ => {}
                 }
             }
         }
-        for records in [&mut reply.answer, &mut reply.authority, &mut reply.additional] {
+        for records in [&mut output.answer, &mut output.authority, &mut output.additional] {
             records.sort();
         }
-        for record in &mut reply.answer {
+        for record in &mut output.answer {
             *record = without_serial(record);
         }
-        reply
+        output
     }
 
-    /// The data of the answer's records, sorted.
+    /// Returns the data of the answer records, sorted.
     fn data(&self) -> Vec<String> {
         let data = |record: &String| record.splitn(5, ' ').nth(4).unwrap_or_default().to_owned();
         let mut data: Vec<_> = self.answer.iter().map(data).collect();
@@ -365,13 +429,18 @@ impl Reply {
         data
     }
 
-    fn text(&self, question: &str) -> String {
-        let mut text = format!("$ dig {question}\n{} {}\n", self.status, self.flags);
+    /// Returns the transcript for a snapshot.
+    fn text(&self, query: &str) -> String {
+        let mut text = format!("$ dig {query}\n{} {}\n", self.status, self.flags);
         for line in &self.edns {
             writeln!(text, "  {line}").unwrap();
         }
         writeln!(text, "  question    {}", self.question).unwrap();
-        for (section, records) in [("answer", &self.answer), ("authority", &self.authority), ("additional", &self.additional)] {
+        for (section, records) in [
+            ("answer", &self.answer),
+            ("authority", &self.authority),
+            ("additional", &self.additional),
+        ] {
             for record in records {
                 writeln!(text, "  {section:<11} {record}").unwrap();
             }
@@ -380,7 +449,7 @@ impl Reply {
     }
 }
 
-/// A SOA with its serial, which counts changes, left out.
+/// Replaces the serial of a SOA, which counts changes, by `SERIAL`.
 fn without_serial(record: &str) -> String {
     let mut fields: Vec<&str> = record.split(' ').collect();
     if fields.get(3) == Some(&"SOA") && fields.len() > 6 {

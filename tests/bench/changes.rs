@@ -1,8 +1,8 @@
-//! From a put to the answer that shows it: of svcdns, and of a bare watcher that is asked in the same way.
+//! Time from a put to the first answer that contains it.
 //!
-//! Both are processes that follow the same etcd and are asked over UDP, one question every [`PERIOD`]: few enough to leave
-//! the cores to those who work. They take turns in blocks, and who is not asked is stopped (`SIGSTOP`), so that neither is
-//! measured while the other works.
+//! svcdns and a bare watcher follow the same etcd and are queried over UDP every
+//! [`QUERY_INTERVAL`], which leaves the cores to etcd and the programs. They take turns in blocks,
+//! and the one that is not measured is stopped (`SIGSTOP`), so that it uses no processor time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
@@ -14,7 +14,6 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc as queue;
 
-use super::ask::{self, Asker};
 use super::figures::Spread;
 use super::keys;
 use super::reading::Reading;
@@ -22,114 +21,135 @@ use super::startup::Server;
 use super::support::SOON;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
+use super::udp_client::{self, UdpClient};
 use super::watcher::Watcher;
 
-/// Between two questions.
-const PERIOD: Duration = Duration::from_micros(100);
+/// Time between two queries.
+const QUERY_INTERVAL: Duration = Duration::from_micros(100);
 
-/// Changes of one block.
-const BLOCK: usize = 25;
+/// Changes per block.
+const CHANGES_PER_BLOCK: usize = 25;
 
-/// What the changes showed to one of the two, each time counted from when its put was sent.
-pub(crate) struct Seen {
-    /// To the change's first answer, in milliseconds: bounded by the last query that was answered without the new
-    /// instance and the first answer with it, read as the middle between them.
-    pub(crate) shown: Vec<Reading>,
-    /// To etcd's reply.
+/// Times of the changes for one of the two programs, from when each put was sent.
+pub(crate) struct ChangeTimes {
+    /// To the first answer with the new instance, in milliseconds.
+    ///
+    /// The bounds are the last query answered without it and the first answer with it; the value
+    /// is midway between them.
+    pub(crate) visible: Vec<Reading>,
+    /// To etcd's acknowledgement.
     pub(crate) acknowledged: Spread,
 }
 
-/// What both saw.
+/// Times of both programs.
 pub(crate) struct Changes {
-    pub(crate) svcdns: Seen,
-    pub(crate) watcher: Seen,
+    pub(crate) svcdns: ChangeTimes,
+    pub(crate) watcher: ChangeTimes,
 }
 
-/// Who is asked.
+/// One of the two programs, with its times so far.
 struct Side<'a> {
     process: &'a Process,
-    asker: Asker,
-    shown: Vec<Reading>,
+    client: UdpClient,
+    visible: Vec<Reading>,
     acknowledged: Vec<Duration>,
 }
 
 impl<'a> Side<'a> {
     fn new(process: &'a Process, address: SocketAddr) -> Self {
-        Self { process, asker: Asker::new(address), shown: vec![], acknowledged: vec![] }
+        Self { process, client: UdpClient::new(address), visible: vec![], acknowledged: vec![] }
     }
 
-    fn seen(self) -> Seen {
-        Seen { shown: self.shown, acknowledged: Spread::of(self.acknowledged) }
+    fn times(self) -> ChangeTimes {
+        ChangeTimes { visible: self.visible, acknowledged: Spread::of(self.acknowledged) }
     }
 
-    /// Asks until the answer holds the address: when it was asked in vain last, and when the answer came.
-    fn wait(&mut self, question: &[u8], address: Ipv4Addr) -> (Instant, Instant) {
+    /// Queries until the answer contains the address.
+    ///
+    /// Returns when the last query without it was sent, and when the answer with it came.
+    fn wait(&mut self, query: &[u8], address: Ipv4Addr) -> (Instant, Instant) {
         let begun = Instant::now();
         let mut last = begun;
         loop {
-            let asked = Instant::now();
-            if ask::holds(self.asker.ask(question), address) {
+            let sent = Instant::now();
+            if udp_client::contains(self.client.exchange(query), address) {
                 return (last, Instant::now());
             }
-            assert!(begun.elapsed() < SOON, "no answer shows {address}");
-            last = asked;
-            thread::sleep(PERIOD.saturating_sub(asked.elapsed()));
+            assert!(begun.elapsed() < SOON, "no answer contains {address}");
+            last = sent;
+            thread::sleep(QUERY_INTERVAL.saturating_sub(sent.elapsed()));
         }
     }
 }
 
-/// When one put was sent, and when it was acknowledged.
-type Put = (Instant, Instant);
+/// When a put was sent, and when it was acknowledged.
+type PutTimes = (Instant, Instant);
 
-/// Adds one instance to `2 * changes` services, one after the other; half of them are asked of either.
-pub(crate) fn measure(etcd: &Etcd, server: &Server, services: usize, changes: usize, pause: Duration) -> Changes {
+/// Adds one instance to each of `2 * changes` services.
+///
+/// Each of the two programs is measured for half of them.
+pub(crate) fn measure(
+    etcd: &Etcd,
+    server: &Server,
+    services: usize,
+    changes: usize,
+    pause: Duration,
+) -> Changes {
     assert!(2 * changes <= services, "each change needs a service of its own");
     let watcher = Watcher::start(etcd);
-    let mut sides = [Side::new(&server.process, server.address), Side::new(&watcher.process, watcher.address)];
-    let (order, orders) = queue::unbounded_channel();
+    let mut sides =
+        [Side::new(&server.process, server.address), Side::new(&watcher.process, watcher.address)];
+    let (key_sender, keys_to_put) = queue::unbounded_channel();
     let (put, puts) = mpsc::channel();
     let endpoint = etcd.endpoint(0);
-    let putter = thread::spawn(move || keys::runtime().block_on(put_each(&endpoint, orders, &put)));
-    // The kernel may be late by 50 µs else.
+    let putter =
+        thread::spawn(move || keys::runtime().block_on(put_each(&endpoint, keys_to_put, &put)));
+    // With the default timer slack, the kernel may wake us 50 µs late.
     prctl::set_timerslack(1).unwrap();
 
     let mut last: Option<(Vec<u8>, Ipv4Addr)> = None;
     for number in 0..2 * changes {
-        let side = number / BLOCK % 2;
-        if number % BLOCK == 0 {
+        let side = number / CHANGES_PER_BLOCK % 2;
+        if number % CHANGES_PER_BLOCK == 0 {
             sides[1 - side].process.signal(Signal::SIGSTOP);
             sides[side].process.signal(Signal::SIGCONT);
-            // What it slept through comes first.
-            if let Some((question, address)) = &last {
-                sides[side].wait(question, *address);
+            // Wait until it has caught up with the changes while it was stopped.
+            if let Some((query, address)) = &last {
+                sides[side].wait(query, *address);
             }
         }
         let side = &mut sides[side];
-        // Not in step with anything that runs by the clock.
+        // A random pause, so that changes do not coincide with periodic timers.
         thread::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
         let service = number * (services / (2 * changes));
-        let address = Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
-        let question = ask::question(&keys::name(service));
-        order.send(keys::key(service, address)).unwrap();
-        let (before, after) = side.wait(&question, address);
+        let address =
+            Ipv4Addr::from_bits((10 << 24) + (200 << 16) + u32::try_from(number).unwrap());
+        let query = udp_client::query(&keys::name(service));
+        key_sender.send(keys::key(service, address)).unwrap();
+        let (before, after) = side.wait(&query, address);
         let (sent, acknowledged) = puts.recv_timeout(SOON).unwrap();
-        let [low, high] = [before, after].map(|at| at.saturating_duration_since(sent).as_secs_f64() * 1e3);
-        side.shown.push(Reading { low, value: f64::midpoint(low, high), high });
+        let [low, high] =
+            [before, after].map(|at| at.saturating_duration_since(sent).as_secs_f64() * 1e3);
+        side.visible.push(Reading { low, value: f64::midpoint(low, high), high });
         side.acknowledged.push(acknowledged - sent);
-        last = Some((question, address));
+        last = Some((query, address));
     }
     for side in &sides {
         side.process.signal(Signal::SIGCONT);
     }
-    drop(order);
+    drop(key_sender);
     putter.join().unwrap();
-    let [svcdns, watcher] = sides.map(Side::seen);
+    let [svcdns, watcher] = sides.map(Side::times);
     Changes { svcdns, watcher }
 }
 
-async fn put_each(endpoint: &str, mut orders: queue::UnboundedReceiver<String>, done: &mpsc::Sender<Put>) {
+async fn put_each(
+    endpoint: &str,
+    mut keys_to_put: queue::UnboundedReceiver<String>,
+    done: &mpsc::Sender<PutTimes>,
+) {
     let mut client = Client::connect([endpoint], None).await.unwrap();
-    while let Some(key) = orders.recv().await {
+    while let Some(key) = keys_to_put.recv().await {
         let sent = Instant::now();
         client.put(key, keys::VALUE, None).await.unwrap();
         done.send((sent, Instant::now())).unwrap();

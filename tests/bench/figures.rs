@@ -1,10 +1,10 @@
-//! Figures, and the machine that they are of.
-#![allow(dead_code, reason = "each benchmark takes what it needs")]
+//! Statistics of measured values, and a description of the machine.
+#![allow(dead_code, reason = "each benchmark uses some of it")]
 
 use std::fs;
 use std::time::Duration;
 
-/// What was measured several times, sorted: times in milliseconds, unless said otherwise.
+/// Measured values, sorted; times are in milliseconds unless noted otherwise.
 pub(crate) struct Spread(Vec<f64>);
 
 impl Spread {
@@ -18,7 +18,7 @@ impl Spread {
         Self::new(times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect())
     }
 
-    /// The smallest value that is not below this share of all, by nearest rank.
+    /// Returns a percentile by nearest rank; `share` is 0 to 1.
     pub(crate) fn percentile(&self, share: f64) -> f64 {
         #[allow(clippy::cast_sign_loss, reason = "a share is not negative")]
         let rank = (share * self.0.len() as f64).ceil() as usize;
@@ -29,19 +29,21 @@ impl Spread {
         self.percentile(0.5)
     }
 
-    /// Returns whether a percentile is more than the largest value.
+    /// Returns whether this percentile is below the maximum.
+    ///
+    /// With few values a high percentile is the maximum itself.
     pub(crate) fn reaches(&self, share: f64) -> bool {
         (share * self.0.len() as f64).ceil() < self.0.len() as f64
     }
 
-    /// Bounds the percentile of all that could have been measured, with [`CONFIDENCE`].
+    /// Returns bounds of the true percentile, with [`CONFIDENCE`].
     ///
-    /// How many of the values lie below it is a matter of chance and follows the binomial
-    /// distribution, whatever the values are. So two of the values themselves are the bounds; a
-    /// bound is infinite where there are too few values.
+    /// The number of values below the true percentile follows the binomial distribution, whatever
+    /// the distribution of the values is. Two of the values are therefore the bounds. A bound is
+    /// infinite if there are too few values.
     pub(crate) fn bounds(&self, share: f64) -> [f64; 2] {
         let (count, tail) = (self.0.len(), (1.0 - CONFIDENCE) / 2.0);
-        // Of `rank` values below it, as a logarithm: the first is too small for a number.
+        // Probability of `rank` values below, as a logarithm: the first may be too small for f64.
         let mut probability = count as f64 * (1.0 - share).ln();
         let mut fewer = 0.0;
         let mut bounds = [f64::NEG_INFINITY, f64::INFINITY];
@@ -67,23 +69,32 @@ pub(crate) fn megabytes(kib: u64) -> f64 {
     (kib * 1024) as f64 / 1e6
 }
 
-/// Unit of the times in `/proc/PID/stat`, in microseconds: 1/`USER_HZ`, which Linux fixes at 100 for every architecture.
-pub(crate) const TICK: f64 = 10_000.0;
+/// Unit of the times in `/proc/PID/stat`, in microseconds.
+///
+/// Linux fixes `USER_HZ` at 100 on every architecture.
+pub(crate) const TICK_US: f64 = 10_000.0;
 
-/// User and system time of a process and all its threads so far, in microseconds.
+/// Returns user and system time of a process with all its threads, in microseconds.
 pub(crate) fn processor_time(pid: u32) -> [f64; 2] {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // Fields 14 and 15; the second is the program's name in parentheses, and may hold blanks.
+    // Fields 14 and 15. Field 2 is the program's name in parentheses, and may contain spaces.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    [fields[11], fields[12]].map(|field| field.parse::<f64>().unwrap() * TICK)
+    [fields[11], fields[12]].map(|field| field.parse::<f64>().unwrap() * TICK_US)
 }
 
-/// The program's version and the machine.
+/// Describes the program's version and the machine, in one line.
 pub(crate) fn machine() -> String {
-    let build = if cfg!(debug_assertions) { "NOT optimised: its figures mean nothing" } else { "release build" };
+    let build = if cfg!(debug_assertions) {
+        "NOT optimized: its figures mean nothing"
+    } else {
+        "release build"
+    };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |pair| pair.1);
+    let processor = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown", |pair| pair.1);
     format!(
         "svcdns {} ({build}), Linux {}, {} cores ({}); load average before {}",
         env!("CARGO_PKG_VERSION"),
@@ -94,7 +105,12 @@ pub(crate) fn machine() -> String {
     )
 }
 
-/// Of the last minute.
+/// Returns the load average of the last minute.
 pub(crate) fn load_average() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap().split_whitespace().next().unwrap_or_default().to_owned()
+    fs::read_to_string("/proc/loadavg")
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

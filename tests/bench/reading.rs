@@ -1,5 +1,5 @@
-//! A figure with the bounds that its measurement leaves, and the verdict on an aim.
-#![allow(dead_code, reason = "each benchmark takes what it needs")]
+//! Measured figures with their bounds, and verdicts on aims.
+#![allow(dead_code, reason = "each benchmark uses some of it")]
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use super::figures::{CONFIDENCE, Spread};
 
 /// A measured figure and the bounds of its true value.
 ///
-/// The bounds come from the resolution of the instrument and from the number of samples. A bound is
-/// infinite where the samples are too few to give one.
+/// The bounds come from the resolution of each sample and from the number of samples. A bound is
+/// infinite if there are too few samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Reading {
     pub(crate) low: f64,
@@ -17,35 +17,45 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Makes a reading of an instrument that is exact.
+    /// Returns a reading without measurement error.
     pub(crate) fn exact(value: f64) -> Self {
         Self { low: value, value, high: value }
     }
 
-    /// Takes a quantile of readings, bounded by their own bounds and by their number.
+    /// Returns a quantile of readings.
+    ///
+    /// Its bounds follow from those of the readings and from their number.
     pub(crate) fn quantile(readings: &[Self], share: f64) -> Self {
         let spread = |of: fn(&Self) -> f64| Spread::new(readings.iter().map(of).collect());
         let [lowest, _] = spread(|reading| reading.low).bounds(share);
         let [_, highest] = spread(|reading| reading.high).bounds(share);
-        Self { low: lowest, value: spread(|reading| reading.value).percentile(share), high: highest }
+        Self {
+            low: lowest,
+            value: spread(|reading| reading.value).percentile(share),
+            high: highest,
+        }
     }
 
-    /// Takes the median of readings, bounded like any quantile.
+    /// Returns the median of readings, with bounds like any quantile.
     pub(crate) fn median(readings: &[Self]) -> Self {
         Self::quantile(readings, 0.5)
     }
 
-    /// Takes the larger figure, and of each bound the larger one.
+    /// Returns the larger value, with the larger of each bound.
     pub(crate) fn max(self, other: Self) -> Self {
-        Self { low: self.low.max(other.low), value: self.value.max(other.value), high: self.high.max(other.high) }
+        Self {
+            low: self.low.max(other.low),
+            value: self.value.max(other.value),
+            high: self.high.max(other.high),
+        }
     }
 
-    /// Returns the figures without their bounds.
+    /// Returns the values without their bounds.
     pub(crate) fn values(readings: &[Self]) -> Spread {
         Spread::new(readings.iter().map(|reading| reading.value).collect())
     }
 
-    /// Divides one reading by another; unbounded where the divisor may be zero.
+    /// Divides one reading by another; unbounded if the divisor may be zero.
     pub(crate) fn over(self, divisor: Self) -> Self {
         let value = self.value / divisor.value;
         if divisor.low <= 0.0 {
@@ -57,7 +67,7 @@ impl Reading {
     }
 }
 
-/// Prints `1.05 (1.01–1.20)`, with as many digits as the precision asks for.
+/// Formats as `1.05 (1.01–1.20)`; the precision sets the digits.
 impl fmt::Display for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { low, value, high } = self;
@@ -70,15 +80,16 @@ impl fmt::Display for Reading {
     }
 }
 
-/// Explains the bounds that stand in parentheses behind the figure of an aim.
+/// Explains the bounds in parentheses after the figure of an aim.
 pub(crate) fn note() -> String {
     format!(
-        "Bounds of an aim's figure: {:.0} % confidence by the number of samples, and the resolution of each; an aim within its bounds is not decidable",
+        "Bounds of a figure: {:.0} % confidence by the number of samples, widened by the \
+         resolution of each sample; an aim within the bounds is not decidable",
         100.0 * CONFIDENCE
     )
 }
 
-/// The limit that a figure is to keep.
+/// The limit that a figure should keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Aim {
     AtMost(f64),
@@ -95,7 +106,7 @@ pub(crate) enum Verdict {
 }
 
 impl Aim {
-    /// Judges a reading: only bounds that lie on one side of the limit decide.
+    /// Judges a reading: both bounds must be on one side of the limit.
     pub(crate) fn verdict(self, reading: Reading) -> Verdict {
         let (met, missed) = match self {
             Self::AtMost(limit) => (reading.high <= limit, reading.low > limit),
@@ -110,7 +121,7 @@ impl Aim {
         }
     }
 
-    /// Writes the line that tells an aim and its verdict, in the form that all benchmarks share.
+    /// Returns a line with the aim and its verdict, in the form of all benchmarks.
     pub(crate) fn line(self, what: &str, reading: Reading) -> String {
         format!("aim: {what} {self}: {reading:.2}: {}", self.verdict(reading))
     }

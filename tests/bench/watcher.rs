@@ -1,5 +1,7 @@
-//! A bare watcher: a process that follows the same keys by the same client library and knows nothing but the address in the
-//! one that was put last, which it answers to every question. What no follower of etcd can be faster than.
+//! A bare watcher: the lower bound for the time from a change to its answer.
+//!
+//! The process watches the same keys with the same client library, keeps only the address in the
+//! key that was put last, and answers every query with it.
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -17,16 +19,18 @@ use super::support::etcd::Etcd;
 use super::support::process::Process;
 use super::support::{SOON, eventually};
 
-/// The watcher in a process of its own: this program again.
+/// The watcher's process, which runs this program again.
 pub(crate) struct Watcher {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
 }
 
 impl Watcher {
-    /// Starts it, and waits until etcd has confirmed its watch.
+    /// Starts the watcher, and waits until etcd has confirmed its watch.
     pub(crate) fn start(etcd: &Etcd) -> Self {
-        let mut process = Process::start(Command::new(env::current_exe().unwrap()).args(["--watcher", &etcd.endpoint(0)]));
+        let mut process = Process::start(
+            Command::new(env::current_exe().unwrap()).args(["--watcher", &etcd.endpoint(0)]),
+        );
         let address = eventually("the watcher to watch", SOON, || {
             assert!(process.ended().is_none(), "the watcher ended:\n{}", process.log());
             process.log().lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
@@ -35,9 +39,9 @@ impl Watcher {
     }
 }
 
-/// Watches until it is killed.
+/// Watches and answers queries until the process is killed.
 pub(crate) fn watch(endpoint: &str) {
-    // From the main thread, which lives as long as the process.
+    // Called on the main thread, whose end counts as the end of the process.
     prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     let last = Arc::new(AtomicU32::new(0));
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -48,10 +52,16 @@ pub(crate) fn watch(endpoint: &str) {
     });
     keys::runtime().block_on(async {
         let client = Client::connect([endpoint], None).await.unwrap();
-        let mut stream = client.watch_client().watch("/service/", Some(WatchOptions::new().with_prefix())).await.unwrap();
+        let mut stream = client
+            .watch_client()
+            .watch("/service/", Some(WatchOptions::new().with_prefix()))
+            .await
+            .unwrap();
         println!("listening on {address}");
         while let Ok(Some(message)) = stream.message().await {
-            for event in message.events().iter().filter(|event| event.event_type() == EventType::Put) {
+            for event in
+                message.events().iter().filter(|event| event.event_type() == EventType::Put)
+            {
                 if let Some(address) = address_in(event.kv().unwrap().key()) {
                     last.store(address.to_bits(), Ordering::Release);
                 }
@@ -60,14 +70,14 @@ pub(crate) fn watch(endpoint: &str) {
     });
 }
 
-/// The address at the end of a key.
+/// Returns the address at the end of a key.
 fn address_in(key: &[u8]) -> Option<Ipv4Addr> {
-    let endpoint = key.rsplit(|octet| *octet == b'/').next()?;
-    let address = endpoint.split(|octet| *octet == b':').next()?;
+    let endpoint = key.rsplit(|byte| *byte == b'/').next()?;
+    let address = endpoint.split(|byte| *byte == b':').next()?;
     std::str::from_utf8(address).ok()?.parse().ok()
 }
 
-/// Answers every question with an A record of the last address.
+/// Answers every query with an A record of the last address.
 fn answer(socket: &UdpSocket, last: &AtomicU32) {
     let mut message = [0; 512];
     loop {
@@ -75,7 +85,8 @@ fn answer(socket: &UdpSocket, last: &AtomicU32) {
         message[2] |= 0x80;
         message[7] = 1;
         message[length..length + 12].copy_from_slice(&[0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
-        message[length + 12..length + 16].copy_from_slice(&last.load(Ordering::Acquire).to_be_bytes());
+        message[length + 12..length + 16]
+            .copy_from_slice(&last.load(Ordering::Acquire).to_be_bytes());
         let _ = socket.send_to(&message[..length + 16], from);
     }
 }

@@ -67,7 +67,7 @@ func serveHTTP(name, address string, registry gsvc.Registry) {
 	server := g.Server(name)
 	server.SetAddr(address)
 	server.BindHandler("/", func(r *ghttp.Request) {
-		r.Response.Writef("page of %s, asked as %s\n", name, r.Host)
+		r.Response.Writef("page of %s, Host %s\n", name, r.Host)
 	})
 	server.Run()
 }

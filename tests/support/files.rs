@@ -1,4 +1,4 @@
-//! A file registry of the test's own, whose registrations stay alive.
+//! A temporary file registry whose registrations stay alive.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-/// A directory in GoFrame's format. Its files are touched every 3 s, as living registrants would.
+/// A directory in the format of GoFrame's file registry.
+///
+/// A thread touches its files every 3 s, as running services do.
 pub(crate) struct Files {
     folder: TempDir,
     stop: Arc<AtomicBool>,
@@ -17,7 +19,9 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Writes these keys (as in etcd, without the head: `default/default/hello.svc/latest/10.0.0.1:80`) with their values.
+    /// Writes keys and values.
+    ///
+    /// Keys are as in etcd, without `/service/`: `default/default/hello.svc/latest/10.0.0.1:80`.
     pub(crate) fn new(keys: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (key, value) in keys {
@@ -38,7 +42,7 @@ impl Files {
         Self { folder, stop, thread: Some(thread) }
     }
 
-    /// `file:///…`.
+    /// Returns the registry's URL, `file:///…`.
     pub(crate) fn url(&self) -> String {
         format!("file://{}", self.folder.path().display())
     }
@@ -62,7 +66,7 @@ impl Drop for Files {
     }
 }
 
-/// `#` for `/`, and `-` for the `:` of the endpoints.
+/// Returns the file of a key: `#` replaces `/`, and `-` the `:` of the endpoints.
 fn path_of(folder: &Path, key: &str) -> PathBuf {
     let (identity, endpoints) = key.rsplit_once('/').unwrap();
     folder.join(format!("service#{}#{}", identity.replace('/', "#"), endpoints.replace(':', "-")))

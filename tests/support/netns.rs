@@ -1,5 +1,6 @@
-//! A test in a network, mount and process namespace of its own: port 53, addresses and resolv.conf are its to choose, and
-//! all that it starts ends with it.
+//! Tests in private network, mount and process namespaces.
+//!
+//! Such a test owns port 53, the addresses and resolv.conf. Every process it starts ends with it.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -8,24 +9,27 @@ use std::{env, fs};
 
 use super::skip;
 
-/// Set in the process inside, to the test's name.
+/// Environment variable with the test's name, set inside the namespaces.
 const INSIDE: &str = "INSIDE_NAMESPACE_OF_TEST";
 
-/// The namespace's own address, on a veth pair: loopback alone would make getaddrinfo's `AI_ADDRCONFIG` find nothing.
+/// The namespace's address, on a veth pair.
+///
+/// With loopback only, getaddrinfo with `AI_ADDRCONFIG` would find no addresses.
 pub(crate) const ADDRESS: &str = "10.9.0.5";
-/// And its IPv6 address.
+/// The namespace's IPv6 address.
 pub(crate) const ADDRESS_V6: &str = "fd00::5";
 
-/// Runs `body` inside a new namespace, by starting this test again in it. `test` is the test's whole name. `nameserver` is
-/// what the namespace's resolv.conf says.
+/// Runs `body` in new namespaces whose resolv.conf names `nameserver`.
+///
+/// The test program runs again inside, with only `test`, which is the test's full name.
 pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
     enter(test, || {
-        furnish(nameserver);
+        set_up(nameserver);
         body();
     });
 }
 
-/// Runs `body` inside a new namespace with its links, and leaves the files to it.
+/// Runs `body` in new namespaces without links and with the machine's files.
 pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     if is_inside(test) {
         body();
@@ -35,10 +39,22 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     if !nix::unistd::geteuid().is_root() {
         unshare.push("--map-root-user");
     }
-    let probe = Command::new("unshare").args(&unshare).args(["ip", "link", "add", "type", "veth"]).stdin(Stdio::null()).output();
+    let probe = Command::new("unshare")
+        .args(&unshare)
+        .args(["ip", "link", "add", "type", "veth"])
+        .stdin(Stdio::null())
+        .output();
     match probe {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return skip(test, &format!("no network namespace: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => {
+            return skip(
+                test,
+                &format!(
+                    "no network namespace: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                ),
+            );
+        }
         Err(error) => return skip(test, &format!("no unshare: {error}")),
     }
     let output = Command::new("unshare")
@@ -49,37 +65,48 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let printed = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "inside the namespace:\n{printed}");
-    // A name that matches no test would run none, and pass.
-    assert!(printed.contains("1 passed"), "the test {test:?} did not run inside the namespace:\n{printed}");
+    // A name that matches no test would run nothing, and succeed.
+    assert!(
+        printed.contains("1 passed"),
+        "the test {test:?} did not run inside the namespace:\n{printed}"
+    );
 }
 
-/// Whether this process already runs inside the namespace of this test.
+/// Returns whether this process runs inside the test's namespaces.
 pub(crate) fn is_inside(test: &str) -> bool {
     env::var(INSIDE).as_deref() == Ok(test)
 }
 
-/// A folder in memory that goes with the namespace.
+/// Returns a folder in memory that vanishes with the namespace.
 fn scratch() -> &'static Path {
     let folder = Path::new("/mnt");
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.contains(" /mnt rw") {
-        empty("/mnt");
+        mount_tmpfs("/mnt");
     }
     folder
 }
 
-/// Puts a copy of /etc over /etc, in this mount namespace only, so that a test can remove and link what it wants.
-pub(crate) fn own_etc() {
+/// Mounts a copy of /etc over /etc, so that a test can remove and link files.
+pub(crate) fn mount_etc_copy() {
     let etc = tempfile::tempdir_in(scratch()).unwrap().keep();
     run("cp", &["-a", "/etc/.", etc.to_str().unwrap()]);
     run("mount", &["--bind", etc.to_str().unwrap(), "/etc"]);
 }
 
-/// A root of its own in memory: the machine's programs and libraries, which nobody can write to there, and the users. It goes
-/// with the namespace, and is never to be removed by hand: what is mounted there is the machine's own.
-pub(crate) fn small_root() -> PathBuf {
+/// Builds a minimal root folder.
+///
+/// It has the machine's programs and libraries, read-only, and its users.
+///
+/// The folder vanishes with the namespace. Do not remove it by hand: it contains bind mounts of the
+/// machine's own folders.
+pub(crate) fn minimal_root() -> PathBuf {
     let root = scratch().join("root");
     fs::create_dir_all(root.join("etc")).unwrap();
     for name in ["passwd", "nsswitch.conf"] {
@@ -98,24 +125,27 @@ pub(crate) fn small_root() -> PathBuf {
     root
 }
 
-/// Puts an empty folder in memory over a folder, in this mount namespace only.
-pub(crate) fn empty(path: &str) {
+/// Mounts an empty tmpfs over a folder.
+pub(crate) fn mount_tmpfs(path: &str) {
     run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", path]);
 }
 
-fn furnish(nameserver: &str) {
+fn set_up(nameserver: &str) {
     links();
-    put_over("/etc/resolv.conf", &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"));
+    mount_file(
+        "/etc/resolv.conf",
+        &format!("nameserver {nameserver}\noptions timeout:6 attempts:3\n"),
+    );
     if Path::new("/etc/nsswitch.conf").exists() {
-        put_over("/etc/nsswitch.conf", "hosts: files dns\n");
+        mount_file("/etc/nsswitch.conf", "hosts: files dns\n");
     }
-    // A cache daemon of the machine outside would answer from its own resolver.
+    // nscd outside the namespace would answer through its own resolver.
     if Path::new("/run/nscd").exists() {
         run("mount", &["-t", "tmpfs", "none", "/run/nscd"]);
     }
 }
 
-/// Makes the namespace's links and addresses.
+/// Creates the namespace's links and addresses.
 pub(crate) fn links() {
     run("ip", &["link", "set", "lo", "up"]);
     run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
@@ -125,9 +155,9 @@ pub(crate) fn links() {
     run("ip", &["link", "set", "veth1", "up"]);
 }
 
-/// Puts a file of this content over another, in this mount namespace only.
-pub(crate) fn put_over(path: &str, content: &str) {
-    // Kept until the namespace goes: over a mount of a file that was removed, nothing can be mounted.
+/// Mounts a new file with this content over a file.
+pub(crate) fn mount_file(path: &str, content: &str) {
+    // Kept until the namespace ends: a mount point whose file was removed takes no further mount.
     let file = tempfile::NamedTempFile::new_in(scratch()).unwrap().into_temp_path().keep().unwrap();
     fs::write(&file, content).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
@@ -135,8 +165,12 @@ pub(crate) fn put_over(path: &str, content: &str) {
     assert_eq!(fs::read_to_string(path).unwrap(), content);
 }
 
-/// Runs a program that has to succeed.
+/// Runs a program; fails the test unless it succeeds.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

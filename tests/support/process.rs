@@ -1,4 +1,4 @@
-//! Processes that end with their test.
+//! Child processes that end with their test.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -15,7 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{SOON, eventually};
 
-/// A child process. Dropped, it is killed and waited for; what it wrote is shown when the test fails.
+/// A child process with a log of its output.
+///
+/// When dropped, the process is killed and reaped; if the test fails, the log's end is printed.
 pub(crate) struct Process {
     child: Child,
     name: String,
@@ -24,12 +26,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program; what it writes goes to a log of its own.
+    /// Starts a program whose output is collected in a log.
     pub(crate) fn start(command: &mut Command) -> Self {
         Self::start_with(command, |_| {})
     }
 
-    /// The same with changes to the command, such as where it writes.
+    /// Starts a program after a last change to its command, such as another output.
     pub(crate) fn start_with(command: &mut Command, change: impl FnOnce(&mut Command)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
@@ -40,9 +42,11 @@ impl Process {
         loop {
             match command.spawn() {
                 Ok(child) => return Self { child, name, folder, ended: None },
-                // A program that was just copied counts as being written to for as long as a child that another thread started
-                // meanwhile has not come to its own program.
-                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SOON => {
+                // A program that was just copied may still be open for writing in a child that
+                // another thread forked and that has not called exec yet.
+                Err(error)
+                    if error.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SOON =>
+                {
                     thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("cannot start {name}: {error}"),
@@ -54,7 +58,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Everything it wrote so far.
+    /// Returns the output so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
@@ -63,12 +67,12 @@ impl Process {
         self.folder.path().join("log")
     }
 
-    /// Sends a signal to it alone.
+    /// Sends a signal to this process only, not to its children.
     pub(crate) fn signal(&self, signal: Signal) {
         signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().unwrap();
@@ -76,19 +80,19 @@ impl Process {
         self.ended
     }
 
-    /// Waits for its end; fails the test when it takes longer.
+    /// Waits until the process ends; fails the test if that takes longer.
     pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually(&what, within, || self.ended())
     }
 
-    /// SIGTERM, and waits.
+    /// Sends SIGTERM and waits.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait(SOON)
     }
 
-    /// SIGKILL, and waits.
+    /// Sends SIGKILL and waits; does nothing if the process has ended.
     pub(crate) fn kill(&mut self) {
         if self.ended().is_none() {
             self.signal(Signal::SIGKILL);
@@ -114,18 +118,18 @@ impl Drop for Process {
     }
 }
 
-/// Gives later children SIGHUP, SIGINT and SIGQUIT at their defaults if this process ignores them.
+/// Gives later children the default SIGHUP, SIGINT and SIGQUIT.
 ///
-/// `nohup`, and `&` in a script, start the tests with signals ignored. A child inherits that, and a
-/// shell cannot even trap such a signal. A handler is not inherited: the child gets the default.
-/// Signals that are not ignored get no handler, so Ctrl-C still ends the tests.
+/// `nohup`, and `&` in a script, start the tests with these signals ignored. Children inherit that,
+/// and a shell cannot trap such a signal. A handler is not inherited, so the child gets the
+/// default. Signals that are not ignored get no handler: Ctrl-C still ends the tests.
 pub(crate) fn stop_ignoring_signals() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
     let ignored = u64::from_str_radix(mask.trim(), 16).unwrap();
     for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()] {
         if ignored & 1 << (kind.as_raw_value() - 1) != 0 {
-            // The handler stays when the runtime and the receiver go.
+            // The handler outlives the runtime and the receiver.
             let runtime = runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let _entered = runtime.enter();
             drop(signal(kind).unwrap());

@@ -1,4 +1,4 @@
-//! The real systemd-resolved of this machine's release, unpacked and not installed, on a bus of its own.
+//! The real systemd-resolved of this machine's release, unpacked, on a private bus.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -9,16 +9,18 @@ use super::machine::{put_among, unpacked};
 use super::process::Process;
 use super::{SOON, eventually, on_path, skip};
 
-/// The user that it becomes, where the machine has none for it.
+/// The user id of systemd-resolved if the machine has no user for it.
 const USER: u32 = 64_999;
 
-/// A running systemd-resolved. Only for machines of a test's own: it uses their /run, and adds a user to their /etc.
+/// A running systemd-resolved.
+///
+/// Only for a test's private machine: it uses /run and adds a user to /etc.
 pub(crate) struct Resolved {
     _bus: Process,
     daemon: Process,
 }
 
-/// Its packages; none, and the test is skipped, where they cannot be had.
+/// Returns the unpacked packages; skips the test if they are not available.
 pub(crate) fn packages(test: &str) -> Option<PathBuf> {
     if !on_path("dbus-daemon") {
         skip(test, "no dbus-daemon on PATH");
@@ -28,9 +30,13 @@ pub(crate) fn packages(test: &str) -> Option<PathBuf> {
 }
 
 impl Resolved {
-    /// Starts it with these lines of `[Resolve]` (resolved.conf(5)), and waits until it answers on its bus.
+    /// Starts systemd-resolved and waits until it answers on the bus.
+    ///
+    /// `settings` are lines of `[Resolve]`, see resolved.conf(5).
     pub(crate) fn start(packages: &Path, settings: &str) -> Self {
-        for (folder, place) in [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")] {
+        for (folder, place) in
+            [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")]
+        {
             let folder = packages.join(folder);
             if folder.is_dir() {
                 put_among(&folder, place);
@@ -38,21 +44,33 @@ impl Resolved {
         }
         let users = fs::read_to_string("/etc/passwd").unwrap();
         if !users.contains("systemd-resolve:") {
-            fs::write("/etc/passwd", format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n")).unwrap();
+            fs::write(
+                "/etc/passwd",
+                format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n"),
+            )
+            .unwrap();
             let groups = fs::read_to_string("/etc/group").unwrap();
             fs::write("/etc/group", format!("{groups}systemd-resolve:x:{USER}:\n")).unwrap();
         }
         fs::create_dir_all("/run/dbus").unwrap();
-        let bus = "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
-                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-                   <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>";
+        let bus = "<busconfig><type>system</type>\
+                   <listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
+                   <allow send_type=\"method_call\"/><allow send_destination=\"*\"/>\
+                   <allow receive_sender=\"*\"/></policy></busconfig>";
         fs::write("/run/dbus/conf", bus).unwrap();
-        let bus = Process::start(Command::new("dbus-daemon").args(["--config-file=/run/dbus/conf", "--nofork", "--nopidfile"]));
-        eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+        let bus = Process::start(Command::new("dbus-daemon").args([
+            "--config-file=/run/dbus/conf",
+            "--nofork",
+            "--nopidfile",
+        ]));
+        eventually("the bus", SOON, || {
+            Path::new("/run/dbus/system_bus_socket").exists().then_some(())
+        });
         Self { _bus: bus, daemon: daemon(settings) }
     }
 
-    /// Ends it and starts it again; what it was told by its client is forgotten.
+    /// Stops and starts systemd-resolved, which forgets what clients set over the bus.
     pub(crate) fn restart(&mut self, settings: &str) {
         self.daemon.terminate();
         fs::remove_dir_all("/run/systemd/resolve").unwrap();
@@ -62,11 +80,15 @@ impl Resolved {
 
 fn daemon(settings: &str) -> Process {
     fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
-    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n")).unwrap();
-    // It refuses a folder that is not its own.
+    fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n"))
+        .unwrap();
+    // systemd-resolved refuses a folder of another user.
     fs::create_dir_all("/run/systemd/resolve").unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
-    let user = users.lines().find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok()).unwrap();
+    let user = users
+        .lines()
+        .find_map(|line| line.strip_prefix("systemd-resolve:x:")?.split(':').next()?.parse().ok())
+        .unwrap();
     chown("/run/systemd/resolve", Some(user), Some(user)).unwrap();
     let mut daemon = Process::start(&mut Command::new("/usr/lib/systemd/systemd-resolved"));
     eventually("systemd-resolved to answer on its bus", SOON, || {

@@ -1,4 +1,4 @@
-//! Which core does what, and how long.
+//! Pinning of threads to cores, and processor times.
 
 use std::fs;
 use std::thread;
@@ -7,31 +7,35 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// This thread.
+/// The calling thread.
 pub(crate) const SELF: Pid = Pid::from_raw(0);
 
-/// Keeps a thread on one core.
+/// Pins a thread to a core.
 pub(crate) fn pin(thread: Pid, core: usize) {
     let mut set = CpuSet::new();
     set.set(core).unwrap();
-    // A thread may have ended meanwhile.
+    // The thread may have ended.
     let _ = sched_setaffinity(thread, &set);
 }
 
-/// Keeps all threads that a process has now on one core, wherever it has placed them itself.
+/// Pins all current threads of a process to a core.
+///
+/// This also overrides cores that the process has chosen itself.
 pub(crate) fn pin_process(process: u32, core: usize) {
     for thread in threads(process) {
         pin(Pid::from_raw(thread.cast_signed()), core);
     }
 }
 
-/// The threads of a process; none when it has ended.
+/// Returns the threads of a process; empty if it has ended.
 pub(crate) fn threads(process: u32) -> Vec<u32> {
     let entries = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Does something on one core, so that whatever it starts is born there and sees no other; then this thread goes on on another.
+/// Runs `act` on one core, then pins this thread to another.
+///
+/// Processes and threads that `act` starts inherit the first core, and see no other.
 pub(crate) fn on<T>(core: usize, then: usize, act: impl FnOnce() -> T) -> T {
     pin(SELF, core);
     let result = act();
@@ -39,7 +43,9 @@ pub(crate) fn on<T>(core: usize, then: usize, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The core of the servers, and that of the load; the same one when there is one only.
+/// Returns the core of the servers and that of the load.
+///
+/// They are the same if there is only one.
 pub(crate) fn cores() -> (usize, usize) {
     let allowed = sched_getaffinity(SELF).unwrap();
     let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
@@ -47,21 +53,28 @@ pub(crate) fn cores() -> (usize, usize) {
     (first, cores.next().unwrap_or(first))
 }
 
-/// Processor time of the thread that calls this so far.
+/// Returns the processor time of the calling thread.
 pub(crate) fn own_time() -> Duration {
-    // The kernel adds up when it looks at a thread; else at the next tick only.
+    // The kernel updates the time at a scheduling point; otherwise only at the next tick.
     thread::yield_now();
     time_in("/proc/thread-self/schedstat")
 }
 
-/// Processor time of a thread of this process so far, and how often it waited for something. To the nanosecond when it waits,
-/// else to a tick (10 ms at most).
+/// Returns processor time and voluntary context switches of a thread.
+///
+/// The thread must be one of this process. The time is exact while the thread waits; otherwise it
+/// may be a tick old (at most 10 ms).
 pub(crate) fn spent(thread: u32) -> (Duration, u64) {
     let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
-    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok()).unwrap();
+    let waits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+        .unwrap();
     (time_in(&format!("/proc/self/task/{thread}/schedstat")), waits)
 }
 
 fn time_in(schedstat: &str) -> Duration {
-    Duration::from_nanos(fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap())
+    Duration::from_nanos(
+        fs::read_to_string(schedstat).unwrap().split_whitespace().next().unwrap().parse().unwrap(),
+    )
 }

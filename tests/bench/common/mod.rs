@@ -1,5 +1,5 @@
-//! What the benchmarks of servers share.
-#![allow(dead_code, reason = "each benchmark takes what it needs")]
+//! Helpers for benchmarks of servers.
+#![allow(dead_code, reason = "each benchmark uses some of it")]
 
 pub(crate) mod batch;
 pub(crate) mod cores;

@@ -1,19 +1,24 @@
-//! Programs that are installed.
+//! Installed programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What a program says of itself: the word after `before`, on whichever of its outputs.
+/// Returns a program's version: the word after `before` in its output.
 pub(crate) fn version(program: &Path, flag: &str, before: &str) -> String {
     let output = Command::new(program).arg(flag).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|octets| String::from_utf8_lossy(&octets).into_owned()).concat();
-    let line = text.lines().find_map(|line| line.split_once(before)).map_or("of an unknown version", |(_, rest)| rest);
+    let text = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
+    let line =
+        text.lines().find_map(|line| line.split_once(before)).map_or("unknown", |(_, rest)| rest);
     line.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// A copy of a program: AppArmor, where it is, lets one at its own place read no configuration of ours.
-pub(crate) fn copied(program: &Path, folder: &Path) -> PathBuf {
+/// Copies a program into a folder.
+///
+/// AppArmor may keep the installed program from reading our configuration.
+pub(crate) fn copy(program: &Path, folder: &Path) -> PathBuf {
     let copy = folder.join(program.file_name().unwrap());
     fs::copy(program, &copy).unwrap();
     copy

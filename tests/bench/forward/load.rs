@@ -1,4 +1,4 @@
-//! Questions to one server: as many as it answers, one after the other, or so many a second.
+//! Loads on one server: at full speed, one query at a time, or at a fixed rate.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -8,37 +8,39 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::prctl;
 
 use super::common::batch::Batch;
-use super::questions::{self, Kind};
+use super::queries::{self, Kind};
 
-/// Sockets that ask at once.
+/// Sockets of the load at full speed.
 const SOCKETS: usize = 8;
-/// Questions in flight of each socket.
-const IN_FLIGHT: usize = 16;
-/// Questions in flight of all.
-pub(crate) const ALL_IN_FLIGHT: usize = SOCKETS * IN_FLIGHT;
+/// Queries in flight per socket.
+const QUERIES_PER_SOCKET: usize = 16;
+/// Queries in flight in total.
+pub(crate) const QUERIES_IN_FLIGHT: usize = SOCKETS * QUERIES_PER_SOCKET;
 
-/// Without any answer for so long, what is in flight is lost.
-const LOST: u16 = 500;
+/// After this time without a response, all queries in flight count as lost.
+const LOST_AFTER_MS: u16 = 500;
 
-/// Fewest answers of a load, however long they take.
-const FEWEST: usize = 1000;
+/// A load continues past its period until it has this many right responses.
+const MIN_RESPONSES: usize = 1000;
 
-/// Longest wait for anything: this machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Limit for a load that does not get enough responses.
+///
+/// Generous, because the machine may be busy.
+const MAX_LOAD_TIME: Duration = Duration::from_secs(30);
 
-/// What a load saw.
+/// Results of a load.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct LoadResult {
     pub(crate) right: usize,
-    /// Answers with an error or another address, or none.
+    /// Queries without a response, or with an error or a wrong address.
     pub(crate) failed: usize,
     pub(crate) elapsed: Duration,
-    /// How long each right answer took, where one can say it.
+    /// Latency of each right response; empty for the load at full speed.
     pub(crate) times: Vec<Duration>,
 }
 
-impl Seen {
-    fn take(&mut self, right: bool, time: Duration) {
+impl LoadResult {
+    fn record(&mut self, right: bool, time: Duration) {
         if right {
             self.right += 1;
             self.times.push(time);
@@ -46,145 +48,168 @@ impl Seen {
     }
 }
 
-/// A socket and the questions that it waits for; the number of each is the end of its id.
-struct Asker {
+/// A socket with its queries in flight; the low bits of a query's id are its index.
+struct PipelinedSocket {
     socket: UdpSocket,
-    /// The id and the right address of each that is in flight.
-    waiting: [Option<(u16, [u8; 4])>; IN_FLIGHT],
+    /// Id and right address of each query in flight.
+    waiting: [Option<(u16, [u8; 4])>; QUERIES_PER_SOCKET],
     messages: Vec<Vec<u8>>,
     sequence: u16,
 }
 
-impl Asker {
+impl PipelinedSocket {
     fn new(server: SocketAddr) -> Self {
-        Self { socket: connect(server), waiting: [None; IN_FLIGHT], messages: vec![Vec::new(); IN_FLIGHT], sequence: fastrand::u16(..) }
+        Self {
+            socket: connect(server),
+            waiting: [None; QUERIES_PER_SOCKET],
+            messages: vec![Vec::new(); QUERIES_PER_SOCKET],
+            sequence: fastrand::u16(..),
+        }
     }
 
-    /// Asks again wherever nothing is in flight.
+    /// Sends queries until [`QUERIES_PER_SOCKET`] are in flight.
     fn fill(&mut self, kind: Kind, batch: &mut Batch) {
         let mut filled = 0;
-        for (number, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.is_none()) {
+        for (number, waiting) in
+            self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.is_none())
+        {
             self.sequence = self.sequence.wrapping_add(1);
             let id = self.sequence << 4 | u16::try_from(number).unwrap();
-            *waiting = Some((id, questions::write(kind, id, &mut self.messages[filled])));
+            *waiting = Some((id, queries::write(kind, id, &mut self.messages[filled])));
             filled += 1;
         }
-        batch.send(&self.socket, &self.messages[..filled], &[None; IN_FLIGHT][..filled]);
+        batch.send(&self.socket, &self.messages[..filled], &[None; QUERIES_PER_SOCKET][..filled]);
     }
 
-    /// Takes the answers that are there; how many.
-    fn take(&mut self, seen: &mut Seen, batch: &mut Batch) -> usize {
-        let mut taken = 0;
+    /// Receives the responses that have arrived, and returns their number.
+    fn receive(&mut self, result: &mut LoadResult, batch: &mut Batch) -> usize {
+        let mut received = 0;
         for (message, _) in batch.receive(&self.socket, false) {
             let id = u16::from_be_bytes([message[0], message[1]]);
-            let waiting = &mut self.waiting[usize::from(id) % IN_FLIGHT];
-            // Else it is an answer that came after it was given up.
+            let waiting = &mut self.waiting[usize::from(id) % QUERIES_PER_SOCKET];
+            // Another id is that of a response that came after its query counted as lost.
             if let Some((_, address)) = waiting.take_if(|(wanted, _)| *wanted == id) {
-                let count = if questions::is_right(message, address) { &mut seen.right } else { &mut seen.failed };
+                let count = if queries::is_right(message, address) {
+                    &mut result.right
+                } else {
+                    &mut result.failed
+                };
                 *count += 1;
-                taken += 1;
+                received += 1;
             }
         }
-        taken
+        received
     }
 }
 
-/// Asks for so long, always with [`ALL_IN_FLIGHT`] questions in flight.
-pub(crate) fn flood(server: SocketAddr, kind: Kind, period: Duration) -> Seen {
-    let mut askers: Vec<_> = (0..SOCKETS).map(|_| Asker::new(server)).collect();
-    let (mut batch, mut seen, begun) = (Batch::new(IN_FLIGHT), Seen::default(), Instant::now());
-    while begun.elapsed() < period || seen.right < FEWEST && begun.elapsed() < PATIENCE {
-        let mut taken = 0;
-        for asker in &mut askers {
-            asker.fill(kind, &mut batch);
-            taken += asker.take(&mut seen, &mut batch);
+/// Keeps [`QUERIES_IN_FLIGHT`] queries in flight for this time.
+pub(crate) fn flood(server: SocketAddr, kind: Kind, period: Duration) -> LoadResult {
+    let mut sockets: Vec<_> = (0..SOCKETS).map(|_| PipelinedSocket::new(server)).collect();
+    let (mut batch, mut result, begun) =
+        (Batch::new(QUERIES_PER_SOCKET), LoadResult::default(), Instant::now());
+    while begun.elapsed() < period
+        || result.right < MIN_RESPONSES && begun.elapsed() < MAX_LOAD_TIME
+    {
+        let mut received = 0;
+        for socket in &mut sockets {
+            socket.fill(kind, &mut batch);
+            received += socket.receive(&mut result, &mut batch);
         }
-        if taken == 0 {
-            let mut ready: Vec<_> = askers.iter().map(|asker| PollFd::new(asker.socket.as_fd(), PollFlags::POLLIN)).collect();
-            if poll(&mut ready, PollTimeout::from(LOST)).unwrap() == 0 {
-                seen.failed += ALL_IN_FLIGHT;
-                for asker in &mut askers {
-                    asker.waiting = [None; IN_FLIGHT];
+        if received == 0 {
+            let mut ready: Vec<_> = sockets
+                .iter()
+                .map(|socket| PollFd::new(socket.socket.as_fd(), PollFlags::POLLIN))
+                .collect();
+            if poll(&mut ready, PollTimeout::from(LOST_AFTER_MS)).unwrap() == 0 {
+                result.failed += QUERIES_IN_FLIGHT;
+                for socket in &mut sockets {
+                    socket.waiting = [None; QUERIES_PER_SOCKET];
                 }
             }
         }
     }
-    seen.elapsed = begun.elapsed();
-    seen
+    result.elapsed = begun.elapsed();
+    result
 }
 
-/// Asks for every hot name, until each has been answered.
+/// Queries every hot name until it is answered, so that the cache has all of them.
 pub(crate) fn warm(server: SocketAddr) {
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    for number in 0..questions::HOT_NAMES {
+    for number in 0..queries::HOT_NAMES {
         let begun = Instant::now();
         loop {
-            let address = questions::write_hot(number, fastrand::u16(..), &mut message);
+            let address = queries::write_hot(number, fastrand::u16(..), &mut message);
             let _ = socket.send(&message);
-            if socket.recv(&mut buffer).is_ok_and(|length| questions::is_right(&buffer[..length], address)) {
+            if socket
+                .recv(&mut buffer)
+                .is_ok_and(|length| queries::is_right(&buffer[..length], address))
+            {
                 break;
             }
-            assert!(begun.elapsed() < PATIENCE, "{server} does not answer");
+            assert!(begun.elapsed() < MAX_LOAD_TIME, "{server} does not answer");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// Asks one question at a time.
-pub(crate) fn one_by_one(server: SocketAddr, kind: Kind, questions: usize) -> Seen {
+/// Sends one query at a time.
+pub(crate) fn one_by_one(server: SocketAddr, kind: Kind, queries: usize) -> LoadResult {
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut seen = Seen::default();
-    for id in 0..questions {
-        let address = questions::write(kind, u16::try_from(id & 0xFFFF).unwrap(), &mut message);
+    let mut result = LoadResult::default();
+    for id in 0..queries {
+        let address = queries::write(kind, u16::try_from(id & 0xFFFF).unwrap(), &mut message);
         let sent = Instant::now();
         socket.send(&message).unwrap();
-        // An answer to an earlier one, which was given up, may come first.
+        // A late response to an earlier query may come first.
         while let Ok(length) = socket.recv(&mut buffer) {
             if buffer[..2] == message[..2] {
-                seen.take(questions::is_right(&buffer[..length], address), sent.elapsed());
+                result.record(queries::is_right(&buffer[..length], address), sent.elapsed());
                 break;
             }
         }
     }
-    seen.failed = questions - seen.right;
-    seen
+    result.failed = queries - result.right;
+    result
 }
 
-/// Asks so many questions a second, answered or not.
-pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, questions: usize) -> Seen {
-    // The kernel may be late by 50 µs else.
+/// Sends `rate` queries per second, whether or not they are answered.
+pub(crate) fn at_rate(server: SocketAddr, kind: Kind, rate: u32, queries: usize) -> LoadResult {
+    // With the default timer slack, the kernel may wake us 50 µs late.
     prctl::set_timerslack(1).unwrap();
     let (socket, mut message, mut buffer) = (connect(server), Vec::new(), [0; 1500]);
     socket.set_nonblocking(true).unwrap();
-    let mut sent: Vec<(Instant, [u8; 4])> = Vec::with_capacity(questions);
-    let (mut seen, mut answered, begun) = (Seen::default(), 0, Instant::now());
-    while answered < questions {
+    let mut sent: Vec<(Instant, [u8; 4])> = Vec::with_capacity(queries);
+    let (mut result, mut answered, begun) = (LoadResult::default(), 0, Instant::now());
+    while answered < queries {
         let due = begun + Duration::from_secs(1) / rate * u32::try_from(sent.len()).unwrap();
-        let all_sent = sent.len() == questions;
+        let all_sent = sent.len() == queries;
         let until = if all_sent { due + Duration::from_secs(5) } else { due };
         let wait = until.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             if all_sent {
                 break;
             }
-            let address = questions::write(kind, u16::try_from(sent.len()).unwrap(), &mut message);
+            let address = queries::write(kind, u16::try_from(sent.len()).unwrap(), &mut message);
             sent.push((Instant::now(), address));
             socket.send(&message).unwrap();
             continue;
         }
-        ppoll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], Some(wait.into()), None).unwrap();
+        ppoll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], Some(wait.into()), None)
+            .unwrap();
         while let Ok(length) = socket.recv(&mut buffer) {
             let at = Instant::now();
-            if let Some((asked, address)) = sent.get(usize::from(u16::from_be_bytes([buffer[0], buffer[1]]))) {
+            if let Some((sent, address)) =
+                sent.get(usize::from(u16::from_be_bytes([buffer[0], buffer[1]])))
+            {
                 answered += 1;
-                seen.take(questions::is_right(&buffer[..length], *address), at - *asked);
+                result.record(queries::is_right(&buffer[..length], *address), at - *sent);
             }
         }
     }
-    seen.failed = questions - seen.right;
-    seen
+    result.failed = queries - result.right;
+    result
 }
 
 fn connect(server: SocketAddr) -> UdpSocket {

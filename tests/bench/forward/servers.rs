@@ -1,4 +1,4 @@
-//! The servers that are compared, each at a free port, with one upstream, on one core.
+//! The compared servers, each on a free port, with the same upstream and core.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,32 +22,58 @@ pub(crate) struct Server {
     _files: Option<Files>,
 }
 
-/// What each is told, for the reader of the figures.
+/// The settings of each server, printed with the figures.
 pub(crate) const SETTINGS: &str = "\
-svcdns: an empty file registry, --upstream 127.0.0.1#PORT, all else as it comes
-dnsmasq: --no-resolv --server=127.0.0.1#PORT --no-daemon, and --cache-size, which is 150 as it comes
-unbound: forward-zone \".\", module-config \"iterator\", num-threads 1, msg-cache-size 64m, rrset-cache-size 128m";
+svcdns: an empty file registry, --upstream 127.0.0.1#PORT, otherwise default settings
+dnsmasq: --no-resolv --server=127.0.0.1#PORT --no-daemon, and --cache-size (default: 150)
+unbound: forward-zone \".\", module-config \"iterator\", num-threads 1, \
+msg-cache-size 64m, rrset-cache-size 128m";
 
 impl Server {
     pub(crate) fn svcdns(upstream: SocketAddr) -> Self {
-        let (address, state, files) = (free_address(), tempfile::tempdir().unwrap(), Files::new(&[]));
+        let (address, state, files) =
+            (free_address(), tempfile::tempdir().unwrap(), Files::new(&[]));
         let mut command = svcdns::command();
-        command.args(["serve", "--registry", &files.url(), "--listen", &address.to_string(), "--admin-listen", "off"]);
+        command.args([
+            "serve",
+            "--registry",
+            &files.url(),
+            "--listen",
+            &address.to_string(),
+            "--admin-listen",
+            "off",
+        ]);
         command.args(["--upstream", &upstream.to_string()]).arg("--state-dir").arg(state.path());
         let name = format!("svcdns {}", env!("CARGO_PKG_VERSION"));
-        Self { name, process: Process::start(&mut command), address, _state: state, _files: Some(files) }
+        Self {
+            name,
+            process: Process::start(&mut command),
+            address,
+            _state: state,
+            _files: Some(files),
+        }
     }
 
-    /// With a cache of so many records; 150 is what it comes with.
+    /// Starts dnsmasq with a cache of this many records (its default: 150).
     pub(crate) fn dnsmasq(upstream: SocketAddr, cache: usize) -> Self {
         let (address, state) = (free_address(), tempfile::tempdir().unwrap());
         let mut command = Command::new("dnsmasq");
-        command.args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--pid-file="]);
+        command.args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--bind-interfaces",
+            "--pid-file=",
+        ]);
         command.args(["--listen-address=127.0.0.1"]);
         command.arg(format!("--cache-size={cache}"));
         command.arg(format!("--port={}", address.port()));
         command.arg(format!("--server={}#{}", upstream.ip(), upstream.port()));
-        let name = format!("dnsmasq {}, cache of {cache}", programs::version(Path::new("dnsmasq"), "--version", "Dnsmasq version "));
+        let name = format!(
+            "dnsmasq {}, cache of {cache}",
+            programs::version(Path::new("dnsmasq"), "--version", "Dnsmasq version ")
+        );
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 
@@ -83,23 +109,30 @@ forward-zone:
             upstream.port()
         );
         fs::write(&path, configuration).unwrap();
-        let mut command = Command::new(programs::copied(Path::new("/usr/sbin/unbound"), state.path()));
+        let mut command =
+            Command::new(programs::copy(Path::new("/usr/sbin/unbound"), state.path()));
         command.args(["-d", "-c"]).arg(&path);
         let name = format!("unbound {}", programs::version(Path::new("unbound"), "-V", "Version "));
         Self { name, process: Process::start(&mut command), address, _state: state, _files: None }
     }
 
-    /// One of the roles: no server, but the least that one does.
+    /// Starts one of the [`roles`].
     pub(crate) fn role(name: &str, role: &[&str]) -> Self {
         let (process, address) = roles::start(role);
-        Self { name: name.to_owned(), process, address, _state: tempfile::tempdir().unwrap(), _files: None }
+        Self {
+            name: name.to_owned(),
+            process,
+            address,
+            _state: tempfile::tempdir().unwrap(),
+            _files: None,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Keeps all its threads on one core.
+    /// Pins all threads of the server to a core.
     pub(crate) fn pin(&self, core: usize) {
         cores::pin_process(self.pid(), core);
     }

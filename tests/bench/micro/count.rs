@@ -1,5 +1,6 @@
-//! Instructions of each step, counted by valgrind's callgrind around one function: the same in every run of the same program,
-//! however busy the machine is.
+//! Instructions of each step, counted by valgrind's callgrind around one function.
+//!
+//! The counts do not depend on how busy the machine is.
 
 use std::env;
 use std::fs;
@@ -9,22 +10,33 @@ use super::content::Shape;
 use super::step::Step;
 use super::{growth, one_name, steps};
 
-/// Goes before the counted ones, so that what is done once is not counted.
-const WARM: usize = 64;
+/// Uncounted repetitions first, so that one-time work is not counted.
+const WARM_UP_REPETITIONS: usize = 64;
 
-/// Instructions of one go of each step that `of` names (see [`play`]), less those of doing nothing.
+/// Returns the instructions per repetition of each step of `of` (see [`count`]).
+///
+/// Those of an empty step are subtracted.
 pub(crate) fn of(of: &str, times: usize) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("counts");
     let mut command = Command::new("valgrind");
-    // Its whole name: patterns do for the first of the two only (valgrind 3.19).
-    let function = concat!(module_path!(), "::count_these");
-    command.args(["--tool=callgrind", &format!("--toggle-collect={function}"), &format!("--dump-after={function}")]);
+    // The full name: only --toggle-collect accepts patterns, --dump-after does not (valgrind 3.19).
+    let function = concat!(module_path!(), "::repeat_counted");
+    command.args([
+        "--tool=callgrind",
+        &format!("--toggle-collect={function}"),
+        &format!("--dump-after={function}"),
+    ]);
     command.arg(format!("--callgrind-out-file={}", out.display())).arg(env::current_exe().unwrap());
     let output = command.args(["--count", of, &times.to_string()]).output().unwrap();
-    assert!(output.status.success(), "valgrind ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "valgrind ended with {}:\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     let totals = |number: usize| -> f64 {
-        // One file for each time that the function ended.
+        // One file for each call of the function.
         let text = fs::read_to_string(folder.path().join(format!("counts.{number}"))).unwrap();
         text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok()).unwrap()
     };
@@ -33,10 +45,12 @@ pub(crate) fn of(of: &str, times: usize) -> Vec<f64> {
     (2..=steps + 1).map(|number| (totals(number) - nothing) / times as f64).collect()
 }
 
-/// The child, in valgrind: does every step so often, the first one being nothing, and prints how many steps there are.
-/// `of` is what to do and what is known: `steps:SERVICES:INSTANCES`, `growth:SERVICES:INSTANCES` or
+/// Repeats an empty step and every step of `of`, and prints their number.
+///
+/// Runs in the child process under valgrind. `of` names the steps and the registered services:
+/// `steps:SERVICES:INSTANCES`, `growth:SERVICES:INSTANCES` or
 /// `name:SERVICES:INSTANCES:INSTANCES-OF-THE-NAME`.
-pub(crate) fn play(of: &str, times: usize) {
+pub(crate) fn count(of: &str, times: usize) {
     let (kind, numbers) = of.split_once(':').unwrap();
     let numbers: Vec<usize> = numbers.split(':').map(|number| number.parse().unwrap()).collect();
     let shape = Shape { services: numbers[0], instances: numbers[1] };
@@ -46,22 +60,24 @@ pub(crate) fn play(of: &str, times: usize) {
         "name" => one_name::of(shape, numbers[2]),
         other => panic!("nothing to count: {other}"),
     };
-    count_these(&mut Step::new("nothing", || {}), times);
+    repeat_counted(&mut Step::new("nothing", || {}), times);
     for step in &mut all {
-        step.repeat(WARM.min(times));
-        count_these(step, times);
+        step.repeat(WARM_UP_REPETITIONS.min(times));
+        repeat_counted(step, times);
     }
     println!("{}", all.len());
 }
 
-/// What is counted, from its beginning to its end.
+/// The function whose instructions callgrind counts.
 #[inline(never)]
-fn count_these(step: &mut Step, times: usize) {
+fn repeat_counted(step: &mut Step, times: usize) {
     step.repeat(times);
 }
 
-/// What counts.
+/// Returns the name and version of the counting program.
 pub(crate) fn version() -> String {
-    let Ok(output) = Command::new("valgrind").arg("--version").output() else { panic!("valgrind is needed: apt-get install valgrind") };
+    let Ok(output) = Command::new("valgrind").arg("--version").output() else {
+        panic!("valgrind is needed: apt-get install valgrind")
+    };
     format!("{}'s callgrind", String::from_utf8_lossy(&output.stdout).trim())
 }

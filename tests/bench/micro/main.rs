@@ -1,10 +1,19 @@
-//! What the steps of an answer and of a publication cost by themselves, in time and in instructions, and how that grows with
-//! what is known. A program, not a test: it prints figures and asserts nothing about them, but that every answer is right.
+//! Benchmark of single steps of a response and of a publication.
 //!
-//! `cargo bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are counted by
-//! valgrind's callgrind. What the figures mean stands in `docs/performance.md`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+//! It also shows how both grow with the registry. The program prints figures and asserts nothing
+//! about them, except that every response is right; `docs/performance.md` explains them. `cargo
+//! bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are
+//! counted by valgrind's callgrind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program that prints its results and ends at the first error"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -26,21 +35,21 @@ use std::time::{Duration, Instant};
 use common::cores;
 use content::Shape;
 
-/// How much is measured.
+/// The extent of a run.
 struct Scale {
-    /// What is known while the steps are measured.
+    /// Registered services while the steps are measured.
     usual: Shape,
-    /// What is known, more and more of it.
+    /// Registered services of each measurement of growth.
     growing: &'static [Shape],
-    /// Instances of the name that has many.
+    /// Instances of the name with many.
     many: usize,
-    /// Rounds in which each step has its turn.
+    /// Rounds, in each of which every step is measured once.
     rounds: usize,
-    /// How long a step's turn is.
+    /// Duration of a measurement of a step.
     turn: Duration,
     /// Changes that are published one by one.
     changes: usize,
-    /// How often a step is done while its instructions are counted.
+    /// Repetitions of a step while its instructions are counted.
     counted: usize,
 }
 
@@ -50,7 +59,13 @@ const fn shape(services: usize, instances: usize) -> Shape {
 
 const FULL: Scale = Scale {
     usual: shape(10_000, 3),
-    growing: &[shape(1000, 1), shape(10_000, 3), shape(100_000, 1), shape(100_000, 3), shape(1_000_000, 1)],
+    growing: &[
+        shape(1000, 1),
+        shape(10_000, 3),
+        shape(100_000, 1),
+        shape(100_000, 3),
+        shape(1_000_000, 1),
+    ],
     many: 10_000,
     rounds: 15,
     turn: Duration::from_millis(40),
@@ -69,13 +84,19 @@ const SHORT: Scale = Scale {
 };
 
 fn main() {
-    let arguments: Vec<&'static str> = env::args().skip(1).map(|argument| &*argument.leak()).collect();
+    let arguments: Vec<&'static str> =
+        env::args().skip(1).map(|argument| &*argument.leak()).collect();
     match arguments[..] {
-        ["--count", of, times] => count::play(of, times.parse().unwrap()),
+        ["--count", of, times] => count::count(of, times.parse().unwrap()),
         ["--grow", services, instances, rounds, turn, changes] => {
             let [services, instances, rounds, turn, changes] =
                 [services, instances, rounds, turn, changes].map(|number| number.parse().unwrap());
-            growth::play(shape(services, instances), rounds, Duration::from_millis(turn as u64), changes);
+            growth::measure(
+                shape(services, instances),
+                rounds,
+                Duration::from_millis(turn as u64),
+                changes,
+            );
         }
         _ => run(if arguments.contains(&"--short") { &SHORT } else { &FULL }),
     }
@@ -83,12 +104,16 @@ fn main() {
 
 fn run(scale: &Scale) {
     let begun = Instant::now();
-    // Nothing else of this program runs meanwhile: the other core is for the rest of the machine.
+    // This program uses one core only; the other is for the rest of the machine.
     cores::pin(cores::SELF, cores::cores().0);
     println!("{}", figures::machine());
     println!("In one thread, without sockets. Instructions: {}", count::version());
     steps::print(scale.usual, scale.rounds, scale.turn, scale.counted);
     growth::print(scale.growing, scale.rounds, scale.turn, scale.changes, scale.counted);
     one_name::print(scale.usual, scale.many, scale.rounds, scale.turn, scale.counted.div_ceil(10));
-    println!("\nThe whole run took {:.0} s; load average now {}", begun.elapsed().as_secs_f64(), figures::load_average());
+    println!(
+        "\nThe whole run took {:.0} s; load average now {}",
+        begun.elapsed().as_secs_f64(),
+        figures::load_average()
+    );
 }

@@ -1,70 +1,81 @@
-//! Something that is done again and again, and the time that one go takes.
+//! Steps that are repeated, and the time of one repetition.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use svcdns::answer::{Lookahead, AnswerOutcome};
+use svcdns::answer::{Ahead, Outcome};
 use svcdns::wire::{Parsed, Query, Transport};
 
 use super::common::cores;
 use super::content::Store;
 use super::figures::Spread;
 
-/// Questions that come together.
-const BATCH: usize = 32;
+/// Queries of one lookahead.
+const QUERIES_PER_BATCH: usize = 32;
 
-/// One step of the way of a question, or of a change.
+/// One step of answering a query, or of publishing a change.
 pub(crate) struct Step {
     pub(crate) name: String,
-    /// Octets of what it writes, where that is always the same.
-    pub(crate) octets: usize,
+    /// Length of the response in bytes; 0 for other steps.
+    pub(crate) bytes: usize,
     run: Box<dyn FnMut()>,
 }
 
 impl Step {
     pub(crate) fn new(name: &str, run: impl FnMut() + 'static) -> Self {
-        Self { name: name.to_owned(), octets: 0, run: Box::new(run) }
+        Self { name: name.to_owned(), bytes: 0, run: Box::new(run) }
     }
 
-    /// Parses one question after the other, all of the same length.
-    pub(crate) fn parse(name: &str, questions: Questions) -> Self {
-        let mut questions = questions.endless();
+    /// Returns a step that parses the next query.
+    pub(crate) fn parse(name: &str, queries: Queries) -> Self {
+        let mut queries = queries.endless();
         Self::new(name, move || {
-            let parsed = Query::parse(black_box(questions()));
+            let parsed = Query::parse(black_box(queries()));
             assert!(matches!(black_box(parsed), Parsed::Query(_)));
         })
     }
 
-    /// Parses and answers one question after the other, looked at 32 at a time as they come from a busy socket; the answers must
-    /// have these flags in their second octet (the response code among them), and so many records in the answer section.
-    pub(crate) fn answer(name: &str, store: &Store, questions: Questions, code: u8, records: u16) -> Self {
+    /// Returns a step that parses and answers the next query.
+    ///
+    /// A lookahead covers 32 queries at a time, as on a busy socket. Every response must have this
+    /// code and this number of answer records.
+    pub(crate) fn response(
+        name: &str,
+        store: &Store,
+        queries: Queries,
+        code: u8,
+        records: u16,
+    ) -> Self {
         let (answerer, mut out, mut draw) = (store.answerer.clone(), Vec::new(), 0_u64);
-        let mut answer = move |question: &[u8], looked: (&Lookahead, usize)| {
-            // Cheap, and far from one another: which record comes first, or is left out, is to differ.
+        let mut respond = move |query: &[u8], looked: (&Ahead, usize)| {
+            // A cheap sequence of distant numbers: the first record, and those left out, must vary.
             draw = draw.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let parsed = Query::parse(black_box(question));
-            assert_eq!(answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out), AnswerOutcome::Answered);
+            let parsed = Query::parse(black_box(query));
+            assert_eq!(
+                answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out),
+                Outcome::Answered
+            );
             assert_eq!((out[3] & 0x0F, u16::from_be_bytes([out[6], out[7]])), (code, records));
             black_box(&out).len()
         };
-        let (answerer, mut questions) = (store.answerer.clone(), questions.endless());
-        let first = questions();
+        let (answerer, mut queries) = (store.answerer.clone(), queries.endless());
+        let first = queries();
         let mut ahead = answerer.look_ahead(std::iter::once(first));
-        let octets = answer(first, (&ahead, 0));
-        let (mut batch, mut number) = ([first; BATCH], BATCH);
+        let bytes = respond(first, (&ahead, 0));
+        let (mut batch, mut number) = ([first; QUERIES_PER_BATCH], QUERIES_PER_BATCH);
         let run = move || {
-            if number == BATCH {
-                batch.fill_with(&mut questions);
-                ahead = answerer.look_ahead(batch.iter().map(|question| black_box(*question)));
+            if number == QUERIES_PER_BATCH {
+                batch.fill_with(&mut queries);
+                ahead = answerer.look_ahead(batch.iter().map(|query| black_box(*query)));
                 number = 0;
             }
-            answer(batch[number], (&ahead, number));
+            respond(batch[number], (&ahead, number));
             number += 1;
         };
-        Self { octets, ..Self::new(name, run) }
+        Self { bytes, ..Self::new(name, run) }
     }
 
-    /// Does it so often.
+    /// Repeats the step.
     pub(crate) fn repeat(&mut self, times: usize) {
         for _ in 0..times {
             (self.run)();
@@ -72,38 +83,40 @@ impl Step {
     }
 }
 
-/// How many records the answer to a question over UDP holds.
-pub(crate) fn records(store: &Store, question: &[u8]) -> u16 {
+/// Returns the number of answer records of the response to a query over UDP.
+pub(crate) fn answer_count(store: &Store, query: &[u8]) -> u16 {
     let mut out = Vec::new();
-    let ahead = store.answerer.look_ahead(std::iter::once(question));
-    store.answerer.respond(&Query::parse(question), (&ahead, 0), Transport::Udp, 1, &mut out);
+    let ahead = store.answerer.look_ahead(std::iter::once(query));
+    store.answerer.respond(&Query::parse(query), (&ahead, 0), Transport::Udp, 1, &mut out);
     u16::from_be_bytes([out[6], out[7]])
 }
 
-/// Nothing at all: what counting and timing themselves cost.
-fn nothing() -> Step {
+/// Returns an empty step, for the cost of the measurement itself.
+fn empty() -> Step {
     Step::new("nothing", || {
         black_box(0);
     })
 }
 
-/// Nanoseconds of processor time of each step, less those of doing nothing: in every round each has its turn.
+/// Measures the processor time of each step, in nanoseconds.
+///
+/// That of an empty step is subtracted. Every round measures each step once, for `turn`.
 pub(crate) fn time(steps: &mut [Step], rounds: usize, turn: Duration) -> Vec<Spread> {
-    let mut empty = nothing();
+    let mut empty = empty();
     let mut times = vec![Vec::with_capacity(rounds); steps.len()];
-    let counts: Vec<_> = steps.iter_mut().map(|step| fill(step, turn)).collect();
-    let count = fill(&mut empty, turn);
+    let counts: Vec<_> = steps.iter_mut().map(|step| repetitions_in(turn, step)).collect();
+    let count = repetitions_in(turn, &mut empty);
     for _ in 0..rounds {
-        let idle = each(&mut empty, count);
+        let overhead = time_of_one(&mut empty, count);
         for ((step, times), count) in steps.iter_mut().zip(&mut times).zip(&counts) {
-            times.push((each(step, *count) - idle).max(0.0));
+            times.push((time_of_one(step, *count) - overhead).max(0.0));
         }
     }
     times.into_iter().map(Spread::new).collect()
 }
 
-/// How often a step can be done in this time.
-fn fill(step: &mut Step, turn: Duration) -> usize {
+/// Returns how many repetitions of a step take this time.
+fn repetitions_in(turn: Duration, step: &mut Step) -> usize {
     let (begun, mut count) = (Instant::now(), 0);
     while begun.elapsed() < turn {
         step.repeat(100);
@@ -112,36 +125,37 @@ fn fill(step: &mut Step, turn: Duration) -> usize {
     count
 }
 
-fn each(step: &mut Step, count: usize) -> f64 {
+/// Returns the average processor time of a repetition, in nanoseconds.
+fn time_of_one(step: &mut Step, count: usize) -> f64 {
     let before = cores::own_time();
     step.repeat(count);
     cores::own_time().saturating_sub(before).as_secs_f64() * 1e9 / count as f64
 }
 
-/// Questions of one length, one behind the other, for as long as the program lasts.
+/// Concatenated queries of the same length, which live as long as the program.
 #[derive(Clone, Copy)]
-pub(crate) struct Questions {
-    octets: &'static [u8],
+pub(crate) struct Queries {
+    bytes: &'static [u8],
     length: usize,
 }
 
-impl Questions {
-    pub(crate) fn of(questions: impl IntoIterator<Item = Vec<u8>>) -> Self {
-        let (mut octets, mut length) = (Vec::new(), 0);
-        for question in questions {
-            assert!(length == 0 || length == question.len(), "questions differ in length");
-            length = question.len();
-            octets.extend(question);
+impl Queries {
+    pub(crate) fn of(queries: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        let (mut bytes, mut length) = (Vec::new(), 0);
+        for query in queries {
+            assert!(length == 0 || length == query.len(), "queries differ in length");
+            length = query.len();
+            bytes.extend(query);
         }
-        Self { octets: octets.leak(), length }
+        Self { bytes: bytes.leak(), length }
     }
 
-    /// One after the other, from the start again after the last.
+    /// Returns the queries in turn, for ever.
     fn endless(self) -> impl FnMut() -> &'static [u8] {
-        let mut rest = self.octets;
+        let mut rest = self.bytes;
         move || {
             if rest.is_empty() {
-                rest = self.octets;
+                rest = self.bytes;
             }
             let (first, others) = rest.split_at(self.length);
             rest = others;

@@ -1,4 +1,4 @@
-//! Consul, with the services in its catalog.
+//! Starts Consul and puts the services into its catalog.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,22 +10,33 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 
 use super::content::Content;
-use super::ending;
+use super::interrupt;
 use super::support::process::Process;
 use super::support::{SOON, free_address};
 
-/// Operations of one transaction: the most that Consul takes.
-const OPERATIONS: usize = 64;
+/// Operations per transaction: Consul's limit.
+const OPERATIONS_PER_TRANSACTION: usize = 64;
 
-/// Starts an agent that holds the content and answers at this address; why it does not.
-pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &Path) -> Result<Process, String> {
+/// Starts an agent with the content that answers at this address.
+///
+/// # Errors
+/// The reason why the agent does not start, or refuses the content.
+pub(crate) fn start(
+    program: &Path,
+    dns: SocketAddr,
+    content: Content,
+    folder: &Path,
+) -> Result<Process, String> {
     let http = free_address();
     let ports: Vec<u16> = (0..3).map(|_| free_address().port()).collect();
     let configuration = json!({
         "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "domain": "svc", "log_level": "WARN",
         "disable_update_check": true, "enable_debug": false,
         "dns_config": { "service_ttl": { "*": "5s" } },
-        "ports": { "dns": dns.port(), "http": http.port(), "grpc": -1, "grpc_tls": -1, "server": ports[0], "serf_lan": ports[1], "serf_wan": ports[2] },
+        "ports": {
+            "dns": dns.port(), "http": http.port(), "grpc": -1, "grpc_tls": -1,
+            "server": ports[0], "serf_lan": ports[1], "serf_wan": ports[2],
+        },
     });
     let file = folder.join("consul.json");
     fs::write(&file, configuration.to_string()).unwrap();
@@ -35,7 +46,7 @@ pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &
     let begun = Instant::now();
     while !request(http, "GET", "/v1/status/leader", "").is_ok_and(|leader| leader.len() > 4) {
         if process.ended().is_some() || begun.elapsed() > SOON {
-            return Err(format!("it has no leader:\n{}", process.log()));
+            return Err(format!("the agent has no leader:\n{}", process.log()));
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -43,35 +54,45 @@ pub(crate) fn start(program: &Path, dns: SocketAddr, content: Content, folder: &
     Ok(process)
 }
 
-/// Puts all instances into the catalog, each a service of one node.
+/// Puts all instances into the catalog, as services of one node.
 fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
-    let put = |operations: &[Value]| request(http, "PUT", "/v1/txn", &Value::from(operations).to_string());
-    put(&[json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } })])?;
+    let put = |operations: &[Value]| {
+        request(http, "PUT", "/v1/txn", &Value::from(operations).to_string())
+    };
+    put(&[
+        json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } }),
+    ])?;
     let service = |(service, address, port): (usize, Ipv4Addr, u16)| {
         let name = content.label(service);
-        let instance = json!({ "ID": format!("{name}-{address}"), "Service": name, "Address": address.to_string(), "Port": port });
+        let instance = json!({
+            "ID": format!("{name}-{address}"), "Service": name,
+            "Address": address.to_string(), "Port": port,
+        });
         json!({ "Service": { "Verb": "set", "Node": "bench", "Service": instance } })
     };
     let services: Vec<_> = content.all().map(service).collect();
-    services.chunks(OPERATIONS).try_for_each(|operations| {
-        ending::go_on();
+    services.chunks(OPERATIONS_PER_TRANSACTION).try_for_each(|operations| {
+        interrupt::check();
         put(operations).map(drop)
     })
 }
 
-/// The text of an answer that is no error.
+/// Sends an HTTP request and returns the body of a response with status 200.
 fn request(http: SocketAddr, method: &str, path: &str, body: &str) -> Result<String, String> {
     let exchange = || {
         let mut stream = TcpStream::connect(http)?;
         stream.set_read_timeout(Some(SOON))?;
         let length = body.len();
-        write!(stream, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map(|_| answer)
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).map(|_| response)
     };
-    let answer = exchange().map_err(|error: io::Error| format!("{path}: {error}"))?;
-    match answer.split_once("\r\n\r\n") {
+    let response = exchange().map_err(|error: io::Error| format!("{path}: {error}"))?;
+    match response.split_once("\r\n\r\n") {
         Some((head, text)) if head.split(' ').nth(1) == Some("200") => Ok(text.to_owned()),
-        _ => Err(format!("{path}: {answer}")),
+        _ => Err(format!("{path}: {response}")),
     }
 }

@@ -1,5 +1,6 @@
-//! The least that a server on hickory-server does: the same names in a hash map, answered over UDP. Those that are spelled out are
-//! names like others here.
+//! A minimal handler on hickory-server, which answers over UDP from a hash map.
+//!
+//! Names with explicit namespace and deployment are entries of the map, too.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -16,7 +17,7 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::content::{Content, NEGATIVE_TTL, TTL, instance_label};
 
-/// Serves the services until it is killed.
+/// Serves the services until the process is killed.
 pub(crate) fn serve(content: Content) {
     let names = Names::new(content);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -48,29 +49,38 @@ impl Names {
         let mut names: HashMap<LowerName, Records> = HashMap::with_capacity(content.services);
         let mut service_name = None;
         for (service, address, port) in content.all() {
-            let (_, name) = service_name
-                .take_if(|(known, _)| *known == service)
-                .unwrap_or_else(|| (service, Name::from_str(&format!("{}.svc.", content.label(service))).unwrap()));
+            let (_, name) =
+                service_name.take_if(|(known, _)| *known == service).unwrap_or_else(|| {
+                    (service, Name::from_str(&format!("{}.svc.", content.label(service))).unwrap())
+                });
             let entry = names.entry((&name).into()).or_default();
             entry.a.push(Record::from_rdata(name.clone(), TTL, RData::A(A(address))));
             if content.srv {
-                let target = Name::from_str(&format!("{}.{name}", instance_label(address))).unwrap();
-                entry.srv.push(Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 1, port, target.clone()))));
+                let target =
+                    Name::from_str(&format!("{}.{name}", instance_label(address))).unwrap();
+                entry.srv.push(Record::from_rdata(
+                    name.clone(),
+                    TTL,
+                    RData::SRV(SRV::new(0, 1, port, target.clone())),
+                ));
                 entry.glue.push(Record::from_rdata(target, TTL, RData::A(A(address))));
-                let spelled_out = Name::from_str(&format!("{}.default.default.svc.", content.label(service))).unwrap();
-                let record = Record::from_rdata(spelled_out.clone(), TTL, RData::A(A(address)));
-                names.entry(spelled_out.into()).or_default().a.push(record);
+                let explicit =
+                    Name::from_str(&format!("{}.default.default.svc.", content.label(service)))
+                        .unwrap();
+                let record = Record::from_rdata(explicit.clone(), TTL, RData::A(A(address)));
+                names.entry(explicit.into()).or_default().a.push(record);
             }
             service_name = Some((service, name));
         }
         let host = |name| Name::from_str(name).unwrap();
-        let soa = SOA::new(host("ns.svc."), host("hostmaster.svc."), 1, 3600, 600, 86400, NEGATIVE_TTL);
+        let soa =
+            SOA::new(host("ns.svc."), host("hostmaster.svc."), 1, 3600, 600, 86400, NEGATIVE_TTL);
         Self { names, soa: Record::from_rdata(host("svc."), NEGATIVE_TTL, RData::SOA(soa)) }
     }
 }
 
 impl RequestHandler for Names {
-    // As `async_trait` writes it, which the trait is made with.
+    // The signature that `async_trait` generates for the trait.
     fn handle_request<'a, 'b, 'c, R, T>(
         &'a self,
         request: &'b Request,
@@ -84,9 +94,9 @@ impl RequestHandler for Names {
         T: Time + 'c,
     {
         Box::pin(async move {
-            let asked = request.request_info().ok();
-            let found = asked.as_ref().and_then(|asked| self.names.get(asked.query.name()));
-            let (answers, glue) = match (found, asked.as_ref().map(|asked| asked.query.query_type())) {
+            let info = request.request_info().ok();
+            let found = info.as_ref().and_then(|info| self.names.get(info.query.name()));
+            let (answers, glue) = match (found, info.as_ref().map(|info| info.query.query_type())) {
                 (Some(records), Some(RecordType::A)) => (&*records.a, &[][..]),
                 (Some(records), Some(RecordType::SRV)) => (&*records.srv, &*records.glue),
                 _ => (&[][..], &[][..]),
@@ -94,8 +104,15 @@ impl RequestHandler for Names {
             let soa = answers.is_empty().then_some(&self.soa);
             let mut metadata = Metadata::response_from_request(&request.metadata);
             metadata.authoritative = true;
-            metadata.response_code = if found.is_some() { ResponseCode::NoError } else { ResponseCode::NXDomain };
-            let message = MessageResponseBuilder::from_message_request(request).build(metadata, answers, [], soa, glue);
+            metadata.response_code =
+                if found.is_some() { ResponseCode::NoError } else { ResponseCode::NXDomain };
+            let message = MessageResponseBuilder::from_message_request(request).build(
+                metadata,
+                answers,
+                [],
+                soa,
+                glue,
+            );
             match response.send_response(message).await {
                 Ok(info) => info,
                 Err(_) => Header { metadata, counts: HeaderCounts::default() }.into(),

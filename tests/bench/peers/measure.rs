@@ -1,4 +1,4 @@
-//! Rounds in which every server is asked in turn, and what they showed.
+//! Rounds of all servers and loads, and their samples.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -6,88 +6,95 @@ use std::time::Duration;
 
 use super::common::cores;
 use super::figures::Spread;
-use super::load::{self, IN_FLIGHT, IN_FLIGHT_SLOW, Target, Took};
+use super::load::{self, Latency, QUERIES_IN_FLIGHT, QUERIES_IN_FLIGHT_SLOW, Target};
 use super::paired::{ByRound, Ratio, paired};
 use super::peers::{ECHO, SECOND_ECHO};
-use super::questions::Kind;
+use super::queries::Kind;
 use super::reading::Reading;
 use super::server::Server;
 
-/// Questions a second where wake-ups dominate.
-pub(crate) const WAKING: f64 = 20_000.0;
+/// Queries per second of [`Load::Waking`], at which wake-ups dominate the cost.
+pub(crate) const WAKING_RATE: f64 = 20_000.0;
 
-/// How a server is asked.
+/// A load on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Load {
-    /// As much as it answers.
+    /// Full speed.
     Flood(Kind),
-    /// [`WAKING`] questions a second for A.
+    /// [`WAKING_RATE`], A queries.
     Waking,
-    /// For A, half of what it answered itself.
+    /// Half of the rate that this server reached in the same round, A queries.
     OwnHalf,
-    /// For A, half of what the slowest of [`COMMON`] answered: none of them is near its end, and all have the same to do.
+    /// Half of the rate that the slowest of [`COMMON`] reached, A queries.
+    ///
+    /// None of these servers is near its limit, and all have the same work.
     CommonHalf,
 }
 
-/// Whose rates make the common one.
+/// The servers that determine the rate of [`Load::CommonHalf`].
 pub(crate) const COMMON: [&str; 4] = ["svcdns", "knot", "nsd", "unbound"];
 
-/// Quantiles of the times of answers that are told: p50, p99, p99.9.
+/// Latency quantiles.
 const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
-/// Where among them p50 and p99 are.
+/// Indexes into [`QUANTILES`].
 pub(crate) const P50: usize = 0;
 pub(crate) const P99: usize = 1;
 pub(crate) const P999: usize = 2;
 
-/// What one server showed under one load in one round.
+/// Figures of one server under one load in one round.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
-    /// Microseconds of processor time for a right answer.
+    /// Processor time per right response, in microseconds.
     pub(crate) cost: f64,
-    /// Right answers per second.
+    /// Right responses per second.
     pub(crate) rate: f64,
-    /// Share of its core's time.
+    /// Share of the core's time that the server used.
     pub(crate) busy: f64,
-    /// Octets of an answer, on average.
-    pub(crate) octets: f64,
-    /// Times of answers in microseconds at each of [`QUANTILES`], where they are known.
+    /// Average bytes per response.
+    pub(crate) bytes: f64,
+    /// Latencies in microseconds at each of [`QUANTILES`], if known.
     pub(crate) times: [Option<Reading>; QUANTILES.len()],
-    /// Wrong and lost answers.
+    /// Wrong and missing responses.
     pub(crate) failed: usize,
-    /// Share of the answers whose time could not be told.
+    /// Share of the responses whose latency is unknown.
     pub(crate) stalled: f64,
-    /// Microseconds of the load's own processor time for a right answer.
+    /// The load's own processor time per right response, in microseconds.
     pub(crate) load_cost: f64,
-    /// How late the load was with a question in microseconds, where a rate was set: p99.
+    /// p99 of the delay of queries in microseconds, at a fixed rate.
     pub(crate) late: f64,
 }
 
-/// A server, and all that was measured of it.
+/// A server with all its samples.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) slow: bool,
     pub(crate) version: String,
     pub(crate) empty_kib: u64,
     pub(crate) memory_kib: u64,
-    /// Rounds that the server is to take part in.
+    /// Planned rounds of this server.
     pub(crate) rounds: usize,
     pub(crate) samples: BTreeMap<Load, ByRound<Sample>>,
 }
 
 impl Row {
-    /// Returns the samples under a load; none when the server was not asked so.
+    /// Returns the samples under a load; empty if this load was not run.
     pub(crate) fn samples(&self, load: Load) -> impl Iterator<Item = &Sample> {
         self.samples.get(&load).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// Pairs the samples under a load with those of another server in the same rounds.
+    /// Pairs the samples under a load with another server's samples of the same rounds.
     pub(crate) fn beside<'a>(&'a self, other: &'a Self, load: Load) -> Vec<[&'a Sample; 2]> {
         let both = self.samples.get(&load).zip(other.samples.get(&load));
         both.map_or_else(Vec::new, |(ours, theirs)| paired(ours, theirs))
     }
 
-    /// Compares with another server, in the rounds in which both were measured and `of` is known.
-    pub(crate) fn ratio(&self, other: &Self, load: Load, of: impl Fn(&Sample) -> Option<Reading>) -> Option<Ratio> {
+    /// Compares with another server, in the rounds in which `of` is known for both.
+    pub(crate) fn ratio(
+        &self,
+        other: &Self,
+        load: Load,
+        of: impl Fn(&Sample) -> Option<Reading>,
+    ) -> Option<Ratio> {
         let readings = |row: &Self| -> ByRound<Reading> {
             let samples = row.samples.get(&load).into_iter().flatten();
             samples.filter_map(|(round, sample)| Some((*round, of(sample)?))).collect()
@@ -100,52 +107,66 @@ impl Row {
     }
 }
 
-/// How often and how long.
+/// The extent of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds {
     pub(crate) rounds: usize,
-    /// Of each load on each server in each round.
+    /// Duration of each load on each server in each round.
     pub(crate) period: Duration,
 }
 
 impl Rounds {
-    /// Rounds that a server is to take part in.
+    /// Returns the planned rounds of a server.
     pub(crate) fn of(self, slow: bool) -> usize {
-        if slow { self.rounds.min(SLOW_ROUNDS) } else { self.rounds }
+        if slow { self.rounds.min(MAX_SLOW_ROUNDS) } else { self.rounds }
     }
 }
 
-/// Rounds that slow servers take part in: what they cost more than others shows in a few.
-pub(crate) const SLOW_ROUNDS: usize = 3;
-/// And what they are asked.
-const SLOW_LOADS: [Load; 4] = [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
+/// Limit for the rounds of slow servers: their higher cost shows in a few.
+pub(crate) const MAX_SLOW_ROUNDS: usize = 3;
+/// The loads of slow servers.
+const SLOW_LOADS: [Load; 4] =
+    [Load::Flood(Kind::A), Load::Flood(Kind::Srv), Load::Flood(Kind::NxDomain), Load::OwnHalf];
 
-/// Measures all servers under all loads; the rate of [`Load::CommonHalf`].
-pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], rounds: Rounds, core: usize) -> f64 {
-    // Makes everything ready, and tells the rates that later loads are halves of.
-    let reach = |(server, row): (_, &Row)| sample(server, row.slow, core, rounds.period, Load::Flood(Kind::A), 0.0).rate;
+/// Measures all servers and returns the rate of [`Load::CommonHalf`].
+pub(crate) fn measure(
+    servers: &[Server],
+    rows: &mut [Row],
+    loads: &[Load],
+    rounds: Rounds,
+    core: usize,
+) -> f64 {
+    // Warms up the servers, and finds the rates that the common rate is derived from.
+    let reach = |(server, row): (_, &Row)| {
+        sample(server, row.slow, core, rounds.period, Load::Flood(Kind::A), 0.0).rate
+    };
     let reached: Vec<f64> = servers.iter().zip(&*rows).map(reach).collect();
     let pairs = || rows.iter().zip(&reached);
     let of_common = pairs().filter(|(row, _)| COMMON.contains(&row.name)).map(|(_, rate)| *rate);
-    let common = of_common.chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp)).min_by(f64::total_cmp).unwrap_or(WAKING) / 2.0;
+    let common = of_common
+        .chain(pairs().map(|(_, rate)| *rate).max_by(f64::total_cmp))
+        .min_by(f64::total_cmp)
+        .unwrap_or(WAKING_RATE)
+        / 2.0;
     for round in 0..rounds.rounds {
         for load in loads {
             for turn in 0..servers.len() {
-                // Each round begins with another.
+                // Each round begins with another server.
                 let at = (turn + round) % servers.len();
-                if round >= rows[at].rounds || !is_asked(&rows[at], *load) {
+                if round >= rows[at].rounds || !is_measured(&rows[at], *load) {
                     continue;
                 }
                 let rate = match load {
                     Load::Flood(_) => 0.0,
-                    Load::Waking => WAKING,
-                    // Of this round, whose machine may be faster or slower than that of the others.
+                    Load::Waking => WAKING_RATE,
+                    // The rate of this round: the machine's speed differs between rounds.
                     Load::OwnHalf => rows[at].samples[&Load::Flood(Kind::A)][&round].rate / 2.0,
                     Load::CommonHalf => common,
                 };
-                // A rate that is the same for all may be beyond a server.
+                // The common rate may exceed what a server can answer.
                 if *load == Load::OwnHalf || reached[at] > rate * 1.1 {
-                    let sample = sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
+                    let sample =
+                        sample(&servers[at], rows[at].slow, core, rounds.period, *load, rate);
                     rows[at].samples.entry(*load).or_default().insert(round, sample);
                 }
             }
@@ -154,58 +175,81 @@ pub(crate) fn measure(servers: &[Server], rows: &mut [Row], loads: &[Load], roun
     common
 }
 
-/// Whether a server gives a right answer to all that it will be asked; what it does not.
-pub(crate) fn answers_rightly(server: &Server, row: &Row, loads: &[Load]) -> Result<(), String> {
+/// Checks that a server gives right responses under all its loads.
+///
+/// # Errors
+/// The kind of queries that gets none.
+pub(crate) fn check_responses(server: &Server, row: &Row, loads: &[Load]) -> Result<(), String> {
     let wrong = loads.iter().find_map(|load| match load {
-        Load::Flood(kind) if is_asked(row, *load) => server.target.size_of_answer(*kind).is_none().then_some(kind),
+        Load::Flood(kind) if is_measured(row, *load) => {
+            server.target.response_bytes(*kind).is_none().then_some(kind)
+        }
         _ => None,
     });
-    wrong.map_or(Ok(()), |kind| Err(format!("it gives no right answer to {}", kind.name())))
+    wrong.map_or(Ok(()), |kind| Err(format!("no right response to {}", kind.name())))
 }
 
-/// Returns whether a server is measured under a load: only svcdns and the handler know names that
-/// are spelled out.
-pub(crate) fn is_asked(row: &Row, load: Load) -> bool {
-    let known = load != Load::Flood(Kind::SpelledOut) || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
+/// Returns whether a server is measured under a load.
+///
+/// Only svcdns and the handler know names with explicit namespace and deployment; the echo needs
+/// no names.
+pub(crate) fn is_measured(row: &Row, load: Load) -> bool {
+    let known = load != Load::Flood(Kind::Explicit)
+        || ["svcdns", "hickory", ECHO, SECOND_ECHO].contains(&row.name);
     known && (!row.slow || SLOW_LOADS.contains(&load))
 }
 
-fn sample(server: &Server, slow: bool, core: usize, period: Duration, load: Load, rate: f64) -> Sample {
-    // Threads may have been started since the last time.
+fn sample(
+    server: &Server,
+    slow: bool,
+    core: usize,
+    period: Duration,
+    load: Load,
+    rate: f64,
+) -> Sample {
+    // The server may have started threads since the last sample.
     server.pin(core);
     let before = settled(server);
     let own = cores::own_time();
-    let seen = ask(&server.target, slow, load, rate, period);
+    let result = run(&server.target, slow, load, rate, period);
     let own = cores::own_time().saturating_sub(own);
     let spent = settled(server) - before;
-    assert!(seen.right > 0, "no right answer under {load:?} from {:?}: {seen:?}", server.target);
-    let right = seen.right as f64;
+    assert!(
+        result.right > 0,
+        "no right response under {load:?} from {:?}: {result:?}",
+        server.target
+    );
+    let right = result.right as f64;
     Sample {
         cost: spent / right,
-        rate: right / seen.elapsed.as_secs_f64(),
-        busy: spent / 1e6 / seen.elapsed.as_secs_f64(),
-        octets: seen.octets as f64 / right,
-        times: quantiles(&seen),
-        failed: seen.wrong + seen.lost,
-        stalled: seen.stalled as f64 / right,
+        rate: right / result.elapsed.as_secs_f64(),
+        busy: spent / 1e6 / result.elapsed.as_secs_f64(),
+        bytes: result.bytes as f64 / right,
+        times: quantiles(&result),
+        failed: result.wrong + result.lost,
+        stalled: result.stalled as f64 / right,
         load_cost: own.as_secs_f64() * 1e6 / right,
-        late: if seen.late.is_empty() { 0.0 } else { microseconds(seen.late.iter()).percentile(0.99) },
+        late: if result.late.is_empty() {
+            0.0
+        } else {
+            microseconds(result.late.iter()).percentile(0.99)
+        },
     }
 }
 
-/// Takes the quantiles of a load's times.
+/// Returns the latency quantiles of a load.
 ///
-/// None is known where the load stood still during most answers, nor one that would only be the
-/// longest time of all.
-fn quantiles(seen: &load::Seen) -> [Option<Reading>; QUANTILES.len()] {
-    if seen.times.is_empty() || seen.stalled > seen.times.len() {
+/// All are unknown if the load was stalled during most responses. A quantile is unknown if it would
+/// be the maximum.
+fn quantiles(result: &load::LoadResult) -> [Option<Reading>; QUANTILES.len()] {
+    if result.times.is_empty() || result.stalled > result.times.len() {
         return [None; QUANTILES.len()];
     }
-    let spread = |of: fn(&Took) -> &u32| microseconds(seen.times.iter().map(of));
-    let [least, most] = [spread(|took| &took.least), spread(|took| &took.most)];
+    let spread = |of: fn(&Latency) -> &u32| microseconds(result.times.iter().map(of));
+    let [lower, upper] = [spread(|latency| &latency.lower), spread(|latency| &latency.upper)];
     QUANTILES.map(|share| {
-        let [low, high] = [&least, &most].map(|spread| spread.percentile(share));
-        most.reaches(share).then_some(Reading { low, value: high, high })
+        let [low, high] = [&lower, &upper].map(|spread| spread.percentile(share));
+        upper.reaches(share).then_some(Reading { low, value: high, high })
     })
 }
 
@@ -213,15 +257,23 @@ fn microseconds<'a>(nanoseconds: impl Iterator<Item = &'a u32>) -> Spread {
     Spread::new(nanoseconds.map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect())
 }
 
-/// Processor time so far, taken while the server waits: of a thread that runs it is known only to the last tick.
+/// Returns the processor time once the server is idle.
+///
+/// For a running thread the time may be a tick old.
 fn settled(server: &Server) -> f64 {
     thread::sleep(Duration::from_millis(10));
     server.processor_time()
 }
 
-fn ask(target: &Target, slow: bool, load: Load, rate: f64, period: Duration) -> load::Seen {
+/// Runs a load on a server.
+fn run(target: &Target, slow: bool, load: Load, rate: f64, period: Duration) -> load::LoadResult {
     match load {
-        Load::Flood(kind) => load::flood(target, kind, if slow { IN_FLIGHT_SLOW } else { IN_FLIGHT }, period),
+        Load::Flood(kind) => load::flood(
+            target,
+            kind,
+            if slow { QUERIES_IN_FLIGHT_SLOW } else { QUERIES_IN_FLIGHT },
+            period,
+        ),
         _ => load::at_rate(target, Kind::A, rate, period),
     }
 }

@@ -1,4 +1,4 @@
-//! The report of a run: on the terminal, as Markdown in `docs/benchmarks.md`, and its chart.
+//! The report of a run: on the terminal, as a Markdown page, and a chart.
 
 use std::env;
 use std::fmt::Write as _;
@@ -6,23 +6,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::load::{IN_FLIGHT, IN_FLIGHT_SLOW, IN_FULL, SOCKETS};
-use super::measure::{Rounds, SLOW_ROUNDS};
+use super::load::{FULL_CHECK_INTERVAL, QUERIES_IN_FLIGHT, QUERIES_IN_FLIGHT_SLOW, SOCKETS};
+use super::measure::{MAX_SLOW_ROUNDS, Rounds};
 use super::peers::{PEERS, Peer};
 use super::report::{self, Results};
 use super::{aims, chart, figures, go, reading};
 
-/// What a run replaces stands between these lines.
+/// A run replaces the text between these lines.
 const BEGIN: &str = "<!-- Written by `cargo bench --bench peers`: begin -->";
 const END: &str = "<!-- end -->";
 
 const PAGE: &str = "benchmarks.md";
 const CHART: &str = "benchmarks.svg";
 
-/// All that a run has to say.
+/// The report of a run.
 pub(crate) struct Page<'a> {
     pub(crate) machine: String,
-    /// Of the servers, and of the load.
+    /// The core of the servers, and that of the load.
     pub(crate) cores: (usize, usize),
     pub(crate) peers: Vec<(&'a Peer, String)>,
     /// Servers that were not measured, and why.
@@ -33,74 +33,110 @@ pub(crate) struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// How it was measured, a line each.
-    fn circumstances(&self) -> Vec<String> {
+    /// Returns the conditions of the run, one per line.
+    fn conditions(&self) -> Vec<String> {
         let (core, other) = self.cores;
         let Rounds { rounds, period } = self.rounds;
-        let slow = PEERS.iter().filter(|peer| peer.slow).map(|peer| peer.name).collect::<Vec<_>>().join(", ");
+        let slow = PEERS
+            .iter()
+            .filter(|peer| peer.slow)
+            .map(|peer| peer.name)
+            .collect::<Vec<_>>()
+            .join(", ");
         let mut lines = vec![
             format!("{}, {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"), self.machine),
             format!(
-                "All threads of a server on core {core}, the load on core {other}; IPv4, UDP, loopback; questions of 38 octets without EDNS, names of 20 octets; where namespace and deployment are spelled out, 16 more"
+                "All threads of a server on core {core}, the load on core {other}; UDP over IPv4 \
+                 loopback; queries of 38 bytes without EDNS, names of 20 bytes; with explicit \
+                 namespace and deployment 16 bytes more"
             ),
             format!(
-                "As many as are answered: {IN_FLIGHT} in flight from {SOCKETS} sockets. Of every answer are checked id, question, code, number of records and length, which costs the load the same for all servers; of one in {IN_FULL} that its records are those of the name, too"
+                "Full speed: {QUERIES_IN_FLIGHT} queries in flight from {SOCKETS} sockets. The \
+                 load checks id, question, code, number of records and length of every response, \
+                 which costs it the same for all servers, and the records of one response in \
+                 {FULL_CHECK_INTERVAL}"
             ),
             format!(
-                "{rounds} round(s), in each every server in turn, {} ms under each load; median (lower–upper quartile). A ratio is of two samples of the same round, and only rounds that both servers took part in count; the medians beside it are of the same rounds",
+                "{rounds} round(s), each with every server in turn, {} ms under each load; median \
+                 (lower–upper quartile). A ratio pairs samples of the same round; rounds with a \
+                 sample of only one of the two servers are left out, and the medians beside the \
+                 ratio are of the remaining rounds",
                 period.as_millis()
             ),
-            "A row or a cell that lacks most of its rounds is left out: the rate was beyond the server, or the load stood still during most answers, and what remains says nothing. A note below the table names each such server".to_owned(),
+            "A row or a cell with samples of fewer than half of the rounds is left out: the rate \
+             was too high for the server, or the load was stalled during most responses. A note \
+             below the table names each such server"
+                .to_owned(),
             reading::note(),
             format!(
-                "{slow}: {SLOW_ROUNDS} rounds at most, {IN_FLIGHT_SLOW} in flight, and only A, SRV, NXDOMAIN and half of what each answered: with 10,000 services they are tens to hundreds of times as slow as the others, and the run is to end"
+                "{slow}: at most {MAX_SLOW_ROUNDS} rounds, {QUERIES_IN_FLIGHT_SLOW} queries in \
+                 flight, and only A, SRV, NXDOMAIN and half of the full rate: with 10,000 services \
+                 they are tens to hundreds of times as slow as the others"
             ),
-            "CPU: user and system time of all threads of the server (/proc/PID/task/*/schedstat), by right answers".to_owned(),
+            "CPU: user and system time of all threads of the server \
+             (/proc/PID/task/*/schedstat) per right response"
+                .to_owned(),
         ];
         lines.extend(self.left_out.iter().map(|reason| format!("Not measured: {reason}")));
         lines
     }
 
-    fn ended(&self) -> String {
-        format!("The whole run took {:.0} s; load average now {}", self.begun.elapsed().as_secs_f64(), figures::load_average())
+    fn duration(&self) -> String {
+        format!(
+            "The whole run took {:.0} s; load average now {}",
+            self.begun.elapsed().as_secs_f64(),
+            figures::load_average()
+        )
     }
 
-    /// For the terminal.
+    /// Returns the report for the terminal.
     pub(crate) fn text(&self) -> String {
-        let mut text = self.circumstances().join("\n") + "\n\n";
-        for table in [report::settings(&self.peers)].into_iter().chain(self.all.iter().flat_map(Results::tables)) {
+        let mut text = self.conditions().join("\n") + "\n\n";
+        for table in [report::settings(&self.peers)]
+            .into_iter()
+            .chain(self.all.iter().flat_map(Results::tables))
+        {
             writeln!(text, "{}", table.text()).unwrap();
         }
         for line in aims::lines(&self.all) {
             writeln!(text, "{line}").unwrap();
         }
-        text + &self.ended() + "\n"
+        text + &self.duration() + "\n"
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("![Processor time of an answer, by question and server]({CHART})\n\n");
-        for line in self.circumstances() {
+        let mut text = format!("![Processor time per response, by query and server]({CHART})\n\n");
+        for line in self.conditions() {
             writeln!(text, "- {line}").unwrap();
         }
         text.push('\n');
         for line in aims::lines(&self.all) {
             writeln!(text, "- {line}").unwrap();
         }
-        for table in [report::settings(&self.peers)].into_iter().chain(self.all.iter().flat_map(Results::tables)) {
+        for table in [report::settings(&self.peers)]
+            .into_iter()
+            .chain(self.all.iter().flat_map(Results::tables))
+        {
             write!(text, "\n{}", table.markdown()).unwrap();
         }
-        format!("{text}\n{}\n", self.ended())
+        format!("{text}\n{}\n", self.duration())
     }
 
-    /// Writes page and chart, in `docs` when the run was a whole one.
-    pub(crate) fn write(&self, whole: bool) {
+    /// Writes page and chart.
+    ///
+    /// They go to `docs/` after a complete run, otherwise to `target/peers/`.
+    pub(crate) fn write(&self, complete: bool) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        let folder: PathBuf = if whole { docs.clone() } else { go::program("") };
+        let folder: PathBuf = if complete { docs.clone() } else { go::program("") };
         fs::create_dir_all(&folder).unwrap();
         let old = fs::read_to_string(docs.join(PAGE)).unwrap();
         let (before, rest) = old.split_once(BEGIN).unwrap();
         let (_, after) = rest.split_once(END).unwrap();
-        fs::write(folder.join(PAGE), format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown())).unwrap();
+        fs::write(
+            folder.join(PAGE),
+            format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.markdown()),
+        )
+        .unwrap();
         let below = self.machine.split("; load").next().unwrap_or_default();
         let usual = self.all.iter().find(|results| results.content.srv);
         if let Some(svg) = usual.and_then(|results| chart::svg(results, below)) {

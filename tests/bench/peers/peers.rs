@@ -1,4 +1,6 @@
-//! The servers that are compared: how each is started with the content, at a free port, with one worker.
+//! The compared servers, and how to start them with the content.
+//!
+//! Each has a free port and one worker.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,37 +19,37 @@ use super::support::process::Process;
 use super::support::{free_address, svcdns};
 use super::{consul, go, roles};
 
-/// What follows a name's first label, on the wire.
+/// The labels after a name's first label, in wire form.
 const ZONE: &[u8] = b"\x03svc\x00";
 const CONSUL_ZONE: &[u8] = b"\x07service\x03svc\x00";
 
 /// A server that can be started.
 pub(crate) struct Peer {
-    /// As `--only` names it.
+    /// The name for `--only`.
     pub(crate) name: &'static str,
-    /// How it is told to serve the content, for the reader of the figures.
+    /// The settings, printed with the figures.
     pub(crate) settings: &'static str,
-    /// Its version; why it cannot run here, if it cannot.
+    /// Returns the version, or the reason why the server cannot run here.
     pub(crate) version: fn() -> Result<String, String>,
     pub(crate) start: fn(Content, &Etcd) -> Result<Server, String>,
-    /// The most services that it is measured with.
-    pub(crate) most: usize,
-    /// Whether it also runs in the short form.
+    /// Limit of the services that it is measured with.
+    pub(crate) max_services: usize,
+    /// Whether `--short` includes it.
     pub(crate) short: bool,
-    /// Whether it takes tens of times as long as others for an answer: it is asked less often, so that the run ends.
+    /// Whether it is tens of times as slow as others and gets fewer rounds and loads.
     pub(crate) slow: bool,
-    /// Whether a whole run can do without it: it needs a toolchain that not every machine has.
+    /// Whether a complete run works without it, because it needs a Go toolchain.
     pub(crate) optional: bool,
 }
 
-/// All of them, the ceiling last.
+/// All servers; the echo, as the upper limit, is the last.
 pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "svcdns",
-        settings: "etcd with GoFrame's keys; `--upstream off`, all else as it comes",
+        settings: "etcd with GoFrame's keys; `--upstream off`, otherwise default settings",
         version: || Ok(env!("CARGO_PKG_VERSION").to_owned()),
         start: |content, etcd| Ok(svcdns(content, etcd)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: true,
         slow: false,
         optional: false,
@@ -57,17 +59,18 @@ pub(crate) const PEERS: &[Peer] = &[
         settings: "zone file; `udp-workers: 1`, `tcp-workers: 1`, `background-workers: 1`",
         version: || installed("/usr/sbin/knotd", "--version", "version "),
         start: |content, _| Ok(knot(content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: false,
         slow: false,
         optional: false,
     },
     Peer {
         name: "nsd",
-        settings: "zone file; `server-count: 1`, no rate limits; `minimal-responses: yes`, which leaves out NS records, but glue, too",
+        settings: "zone file; `server-count: 1`, no rate limits; `minimal-responses: yes`, \
+                   which omits NS records and also glue",
         version: || installed("/usr/sbin/nsd", "-v", "version "),
         start: |content, _| Ok(nsd(content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: false,
         slow: false,
         optional: false,
@@ -77,37 +80,40 @@ pub(crate) const PEERS: &[Peer] = &[
         settings: "`local-data` in a static `local-zone`, which has no glue; `num-threads: 1`",
         version: || installed("/usr/sbin/unbound", "-V", "Version "),
         start: |content, _| Ok(unbound(content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: true,
         slow: false,
         optional: false,
     },
     Peer {
         name: "hickory",
-        settings: "a handler of the benchmark's own over a hash map, which also holds the names that are spelled out; the version is hickory-server's",
+        settings: "a handler of the benchmark with a hash map, which includes the names with \
+                   explicit namespace and deployment; the version is hickory-server's",
         version: || Ok(locked("hickory-server")),
         start: |content, _| Ok(role("handler", content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: true,
         slow: false,
         optional: false,
     },
     Peer {
         name: "dnsmasq",
-        settings: "a hosts file and `srv-host`, `local=/svc/`; it has no SOA. Every `srv-host` makes every answer slower, that of A, too",
+        settings: "a hosts file and `srv-host`, `local=/svc/`; no SOA. \
+                   Every `srv-host` makes every response slower, A included",
         version: || installed("/usr/sbin/dnsmasq", "--version", "version "),
         start: |content, _| Ok(dnsmasq(content)),
-        most: 10_000,
+        max_services: 10_000,
         short: true,
         slow: true,
         optional: false,
     },
     Peer {
         name: "coredns",
-        settings: "only its etcd plugin, with the services in SkyDNS's form; what etcd itself takes for each answer is not counted",
-        version: || go::built("coredns", "github.com/coredns/coredns"),
+        settings: "only its etcd plugin, with the services in SkyDNS's form; \
+                   the time that etcd takes per response is not counted",
+        version: || go::build("coredns", "github.com/coredns/coredns"),
         start: |content, etcd| Ok(coredns(content, etcd)),
-        most: 10_000,
+        max_services: 10_000,
         short: false,
         slow: true,
         optional: true,
@@ -115,39 +121,40 @@ pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "consul",
         settings: "`agent -dev`, services put into its catalog; names end in `.service.svc`",
-        version: || go::built("consul", "github.com/hashicorp/consul"),
+        version: || go::build("consul", "github.com/hashicorp/consul"),
         start: |content, _| consul(content),
-        most: 10_000,
+        max_services: 10_000,
         short: false,
         slow: true,
         optional: true,
     },
     Peer {
         name: ECHO,
-        settings: "of the benchmark's own: blocks in `recvmmsg`, up to 32 datagrams, answers with `sendmmsg`; answers as long as svcdns's",
+        settings: "a program of the benchmark: blocks in `recvmmsg`, up to 32 datagrams, \
+                   responds with `sendmmsg`; responses as long as svcdns's",
         version: || Ok(String::new()),
         start: |content, _| Ok(role("echo", content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: true,
         slow: false,
         optional: false,
     },
-    // Only where `--only` names it: its ratio to the first says how far ratios can be trusted.
+    // Only if `--only` names it: its ratio to the first echo shows the error of ratios.
     Peer {
         name: SECOND_ECHO,
         settings: "the same program again",
         version: || Ok(String::new()),
         start: |content, _| Ok(role("echo", content)),
-        most: usize::MAX,
+        max_services: usize::MAX,
         short: false,
         slow: false,
         optional: false,
     },
 ];
 
-/// The ceiling.
+/// The name of the echo.
 pub(crate) const ECHO: &str = "echo";
-/// The ceiling a second time.
+/// The name of a second echo.
 pub(crate) const SECOND_ECHO: &str = "echo-again";
 
 fn installed(program: &str, flag: &str, before: &str) -> Result<String, String> {
@@ -159,7 +166,7 @@ fn installed(program: &str, flag: &str, before: &str) -> Result<String, String> 
     }
 }
 
-/// The version of a crate that this program is built with.
+/// Returns the version of a crate that this program is built with.
 fn locked(name: &str) -> String {
     let lock = include_str!("../../../Cargo.lock");
     let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).unwrap();
@@ -171,7 +178,11 @@ fn folder() -> TempDir {
 }
 
 fn server(command: &mut Command, address: SocketAddr, content: Content, folder: TempDir) -> Server {
-    Server::new(Process::start(command), Target { address, content, zone: ZONE, echo: false }, folder)
+    Server::new(
+        Process::start(command),
+        Target { address, content, zone: ZONE, echo: false },
+        folder,
+    )
 }
 
 fn role(role: &str, content: Content) -> Server {
@@ -183,12 +194,22 @@ fn role(role: &str, content: Content) -> Server {
 fn svcdns(content: Content, etcd: &Etcd) -> Server {
     let (address, folder) = (free_address(), folder());
     let mut command = svcdns::command();
-    command.args(["serve", "--registry", &etcd.url(), "--listen", &address.to_string(), "--admin-listen", "off", "--upstream", "off"]);
+    command.args([
+        "serve",
+        "--registry",
+        &etcd.url(),
+        "--listen",
+        &address.to_string(),
+        "--admin-listen",
+        "off",
+        "--upstream",
+        "off",
+    ]);
     command.arg("--state-dir").arg(folder.path());
     server(&mut command, address, content, folder)
 }
 
-/// The content as lines of a zone file.
+/// Returns the content as lines of a zone file.
 fn records(content: Content) -> String {
     let mut zone = String::with_capacity(content.services * content.instances * 60);
     apex(&mut zone);
@@ -237,7 +258,7 @@ zone:
     );
     let file = folder.path().join("knot.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/knotd"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/knotd"), folder.path()));
     command.arg("-c").arg(file);
     server(&mut command, address, content, folder)
 }
@@ -271,7 +292,7 @@ zone:
     );
     let file = folder.path().join("nsd.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/nsd"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/nsd"), folder.path()));
     command.args(["-d", "-c"]).arg(file);
     server(&mut command, address, content, folder)
 }
@@ -303,7 +324,7 @@ fn unbound(content: Content) -> Server {
     configuration.push_str("remote-control:\n    control-enable: no\n");
     let file = folder.path().join("unbound.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/unbound"), folder.path()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/unbound"), folder.path()));
     command.args(["-d", "-c"]).arg(file);
     server(&mut command, address, content, folder)
 }
@@ -312,8 +333,13 @@ fn dnsmasq(content: Content) -> Server {
     let (address, folder) = (free_address(), folder());
     let hosts = folder.path().join("hosts");
     let (mut configuration, mut lines) = (String::new(), String::new());
-    writeln!(configuration, "local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\nno-hosts\naddn-hosts={}", hosts.display()).unwrap();
-    // A line for each instance, with both of its names.
+    writeln!(
+        configuration,
+        "local=/svc/\nlocal-ttl={TTL}\nneg-ttl={NEGATIVE_TTL}\nno-hosts\naddn-hosts={}",
+        hosts.display()
+    )
+    .unwrap();
+    // One line per instance, with both its names.
     for (service, address, port) in content.all() {
         let (name, label) = (content.label(service), instance_label(address));
         write!(lines, "{address} {name}.svc").unwrap();
@@ -326,9 +352,17 @@ fn dnsmasq(content: Content) -> Server {
     fs::write(hosts, lines).unwrap();
     let file = folder.path().join("dnsmasq.conf");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(programs::copied(Path::new("/usr/sbin/dnsmasq"), folder.path()));
-    command.args(["--no-daemon", "--no-resolv", "--bind-interfaces", "--listen-address=127.0.0.1", "--pid-file="]);
-    command.arg(format!("--port={}", address.port())).arg(format!("--conf-file={}", file.display()));
+    let mut command = Command::new(programs::copy(Path::new("/usr/sbin/dnsmasq"), folder.path()));
+    command.args([
+        "--no-daemon",
+        "--no-resolv",
+        "--bind-interfaces",
+        "--listen-address=127.0.0.1",
+        "--pid-file=",
+    ]);
+    command
+        .arg(format!("--port={}", address.port()))
+        .arg(format!("--conf-file={}", file.display()));
     server(&mut command, address, content, folder)
 }
 
@@ -353,16 +387,23 @@ fn coredns(content: Content, etcd: &Etcd) -> Server {
     server(&mut command, address, content, folder)
 }
 
-/// The keys of CoreDNS's etcd plugin.
+/// Returns keys and values for CoreDNS's etcd plugin.
 pub(crate) fn skydns_keys(content: Content) -> impl Iterator<Item = (String, String)> {
     content.all().map(move |(service, address, port)| {
         let key = format!("/skydns/svc/{}/{}", content.label(service), instance_label(address));
-        (key, format!(r#"{{"host":"{address}","port":{port},"priority":0,"weight":1,"ttl":{TTL}}}"#))
+        (
+            key,
+            format!(r#"{{"host":"{address}","port":{port},"priority":0,"weight":1,"ttl":{TTL}}}"#),
+        )
     })
 }
 
 fn consul(content: Content) -> Result<Server, String> {
     let (dns, folder) = (free_address(), folder());
     let process = consul::start(&go::program("consul"), dns, content, folder.path())?;
-    Ok(Server::new(process, Target { address: dns, content, zone: CONSUL_ZONE, echo: false }, folder))
+    Ok(Server::new(
+        process,
+        Target { address: dns, content, zone: CONSUL_ZONE, echo: false },
+        folder,
+    ))
 }

@@ -1,4 +1,6 @@
-//! What the benchmark runs of its own, each in a process: the ceiling, and the least that a server on hickory-server does.
+//! Servers of the benchmark: the echo and the hickory-server handler.
+//!
+//! Each runs in its own process.
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -11,22 +13,28 @@ use super::common::batch::Batch;
 use super::content::Content;
 use super::support::process::Process;
 use super::support::{SOON, eventually};
-use super::{handler, questions};
+use super::{handler, queries};
 
-/// Datagrams that the echo moves in one call: as svcdns.
-const BATCH: usize = 32;
+/// Datagrams per system call of the echo: as svcdns.
+const DATAGRAMS_PER_CALL: usize = 32;
 
-/// Longest answer of the echo.
-const LONGEST: usize = 1232;
+/// Size of the echo's longest response.
+const MAX_RESPONSE_BYTES: usize = 1232;
 
-/// The command that starts this program again in a role.
+/// Returns the command that starts this program again in a role.
 pub(crate) fn command(role: &str, content: Content) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--role", role, &content.services.to_string(), &content.instances.to_string(), &content.srv.to_string()]);
+    command.args([
+        "--role",
+        role,
+        &content.services.to_string(),
+        &content.instances.to_string(),
+        &content.srv.to_string(),
+    ]);
     command
 }
 
-/// Where a started role listens.
+/// Waits until a started role listens, and returns its address.
 pub(crate) fn address(process: &mut Process) -> SocketAddr {
     eventually("the role to listen", SOON, || {
         assert!(process.ended().is_none(), "a role ended:\n{}", process.log());
@@ -34,11 +42,15 @@ pub(crate) fn address(process: &mut Process) -> SocketAddr {
     })
 }
 
-/// Plays a role until it is killed; it ends with who started it.
+/// Plays a role until the process is killed, or its parent ends.
 pub(crate) fn play(role: &[String]) {
-    // From the main thread, which lives as long as the process.
+    // Called on the main thread, whose end counts as the end of the process.
     prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    let content = Content { services: role[1].parse().unwrap(), instances: role[2].parse().unwrap(), srv: role[3].parse().unwrap() };
+    let content = Content {
+        services: role[1].parse().unwrap(),
+        instances: role[2].parse().unwrap(),
+        srv: role[3].parse().unwrap(),
+    };
     match &*role[0] {
         "echo" => echo(content),
         "handler" => handler::serve(content),
@@ -46,24 +58,26 @@ pub(crate) fn play(role: &[String]) {
     }
 }
 
-/// Looks nothing up: the question goes back with as many octets behind it as svcdns's answer has.
+/// Returns each query, padded to the length of svcdns's response.
 fn echo(content: Content) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     println!("listening on {}", socket.local_addr().unwrap());
-    let mut batch = Batch::new(BATCH);
-    let mut answers = vec![[0; LONGEST]; BATCH];
-    let (mut sizes, mut to) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    let mut batch = Batch::new(DATAGRAMS_PER_CALL);
+    let mut responses = vec![[0; MAX_RESPONSE_BYTES]; DATAGRAMS_PER_CALL];
+    let (mut sizes, mut to) =
+        (Vec::with_capacity(DATAGRAMS_PER_CALL), Vec::with_capacity(DATAGRAMS_PER_CALL));
     loop {
         sizes.clear();
         to.clear();
-        for (question, from) in batch.receive(&socket, true) {
-            let answer = &mut answers[to.len()];
-            answer[..question.len()].copy_from_slice(question);
-            answer[2] |= 0x80;
-            sizes.push(questions::size_of_answer_to(question, content));
+        for (query, from) in batch.receive(&socket, true) {
+            let response = &mut responses[to.len()];
+            response[..query.len()].copy_from_slice(query);
+            response[2] |= 0x80;
+            sizes.push(queries::response_bytes_for(query, content));
             to.push(from);
         }
-        let messages: Vec<&[u8]> = answers.iter().zip(&sizes).map(|(answer, size)| &answer[..*size]).collect();
+        let messages: Vec<&[u8]> =
+            responses.iter().zip(&sizes).map(|(response, size)| &response[..*size]).collect();
         batch.send(&socket, &messages, &to);
     }
 }

@@ -1,8 +1,8 @@
-//! Tables, for the terminal and for a page.
+//! Tables as plain text and as Markdown.
 
 use std::fmt::Write as _;
 
-/// A table whose first column is text, and the others figures.
+/// A table whose first column is text and whose other columns are figures.
 pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) head: Vec<&'static str>,
@@ -12,7 +12,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Aligned columns.
+    /// Formats the table with aligned columns.
     pub(crate) fn text(&self) -> String {
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].chars().count());
@@ -36,9 +36,14 @@ impl Table {
         text
     }
 
-    /// Markdown.
+    /// Formats the table as Markdown.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!("**{}**\n\n| {} |\n|---|{}\n", self.title, self.head.join(" | "), "--:|".repeat(self.head.len() - 1));
+        let mut text = format!(
+            "**{}**\n\n| {} |\n|---|{}\n",
+            self.title,
+            self.head.join(" | "),
+            "--:|".repeat(self.head.len() - 1)
+        );
         for row in &self.rows {
             writeln!(text, "| {} |", row.join(" | ")).unwrap();
         }

@@ -1,11 +1,19 @@
-//! What a storm of changes costs those who ask: processor time of the answering threads for each answer while nothing
-//! changes, and while 10,000 changes a second are published. A program, not a test: it prints figures and asserts nothing
-//! about them, but that every answer is right.
+//! Benchmark of responses during a storm of changes.
 //!
-//! `cargo bench --bench storm` measures; `-- --short` only shows that the program works. What the figures mean stands in
-//! `docs/performance.md`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people; what fails ends it")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures are rounded for people")]
+//! It measures the processor time of the answering thread per response, without changes and with
+//! 10,000 changes per second. The program prints figures and asserts nothing about them, except
+//! that every response is right; `docs/performance.md` explains them. `cargo bench --bench storm`
+//! measures; `-- --short` only shows that the program works.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program that prints its results and ends at the first error"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are rounded for people"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -28,39 +36,41 @@ use std::time::{Duration, Instant};
 
 use common::cores;
 use content::{Shape, Store};
-use feeder::Fed;
+use feeder::Publications;
 use figures::Spread;
-use load::{Load, Seen};
+use load::{Load, LoadResult};
 use reading::{Aim, Reading};
-use serving::Serving;
+use serving::InProcessServer;
 
-/// How much is measured.
+/// The extent of a run.
 struct Scale {
     services: usize,
-    /// Of each load, without and with the storm.
+    /// Rounds, each with every load without and with the storm.
     rounds: usize,
-    /// Length of one load.
+    /// Duration of a load.
     period: Duration,
-    /// Changes a second.
+    /// Changes per second.
     changes: u32,
 }
 
-const FULL: Scale = Scale { services: 10_000, rounds: 9, period: Duration::from_secs(2), changes: 10_000 };
-const SHORT: Scale = Scale { services: 300, rounds: 1, period: Duration::from_millis(300), changes: 500 };
+const FULL: Scale =
+    Scale { services: 10_000, rounds: 9, period: Duration::from_secs(2), changes: 10_000 };
+const SHORT: Scale =
+    Scale { services: 300, rounds: 1, period: Duration::from_millis(300), changes: 500 };
 
 /// Instances of each service.
 const INSTANCES: usize = 3;
 
-/// The loads, the one that decides first.
+/// The loads; the aim is judged by the first.
 const LOADS: [(&str, Load); 2] = [
-    ("bursts of 64, 50,000 questions a second", Load { lanes: 1, rate: Some(50_000) }),
-    ("as many as are answered", Load { lanes: 2, rate: None }),
+    ("bursts of 64, 50,000 queries per second", Load { lanes: 1, rate: Some(50_000) }),
+    ("128 queries in flight", Load { lanes: 2, rate: None }),
 ];
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--load") {
-        return load::play(&arguments[at + 1..]);
+        return load::send(&arguments[at + 1..]);
     }
     run(if arguments.iter().any(|argument| argument == "--short") { &SHORT } else { &FULL });
 }
@@ -68,27 +78,29 @@ fn main() {
 fn run(scale: &Scale) {
     let begun = Instant::now();
     let (core, other) = cores::cores();
-    // Threads made from here on inherit this; those that answer are taken away from it.
+    // Later threads inherit this core; the server's are moved to the other.
     cores::pin(cores::SELF, other);
     let shape = Shape { services: scale.services, instances: INSTANCES };
     let mut store = Store::of(shape);
-    let serving = Serving::start(&store.answerer, core);
+    let server = InProcessServer::start(&store.answerer, core);
     println!("{}", figures::machine());
     println!(
-        "{} services of {INSTANCES} instances, A questions over UDP; one thread answers on core {core}, the load (a process of its own) and \
-         who publishes changes on core {other}",
+        "{} services of {INSTANCES} instances, A queries over UDP; one thread answers on core \
+         {core}, the load (a separate process) and the publisher run on core {other}",
         scale.services
     );
 
     let mut measured: [Vec<Round>; 2] = Default::default();
-    let mut fed: [Fed; 2] = Default::default();
+    let mut published: [Publications; 2] = Default::default();
     for round in 0..scale.rounds {
-        for (((_, load), rounds), fed) in LOADS.iter().zip(&mut measured).zip(&mut fed) {
-            // Each state comes first as often as the other.
+        for (((_, load), rounds), publications) in
+            LOADS.iter().zip(&mut measured).zip(&mut published)
+        {
+            // The two states take turns in being first.
             let storm_first = round % 2 == 1;
             let mut of = [storm_first, !storm_first].map(|storm| {
                 let rate = if storm { scale.changes } else { 0 };
-                one(&serving, *load, shape, scale.period, &mut store, rate, fed)
+                measure(&server, *load, shape, scale.period, &mut store, rate, publications)
             });
             if storm_first {
                 of.swap(0, 1);
@@ -99,17 +111,25 @@ fn run(scale: &Scale) {
     }
 
     println!(
-        "\nProcessor time of the answering thread, µs an answer         quiet    storm   ratio  (low to high)   answers/s     answers a wake-up"
+        "\nProcessor time of the answering thread, µs per response      quiet    storm   ratio  \
+         (low to high)  responses/s     responses per wake-up"
     );
     for ((name, _), rounds) in LOADS.iter().zip(&measured) {
         print(name, rounds);
     }
-    println!("ratio: median of the rounds', with the lowest and the highest");
-    let deciding: Vec<Reading> = measured[0].iter().map(|round| Reading::exact(round.ratio())).collect();
-    println!("{}", Aim::AtMost(1.1).line("processor time with the storm over that without, first row", Reading::median(&deciding)));
+    println!("ratio: the median of all rounds, with the lowest and the highest");
+    let deciding: Vec<Reading> =
+        measured[0].iter().map(|round| Reading::exact(round.ratio())).collect();
+    println!(
+        "{}",
+        Aim::AtMost(1.1).line(
+            "processor time with the storm over that without, first row",
+            Reading::median(&deciding)
+        )
+    );
     println!("{}", reading::note());
-    for ((name, _), fed) in LOADS.iter().zip(&fed) {
-        fed.print(name, scale.changes);
+    for ((name, _), publications) in LOADS.iter().zip(&published) {
+        publications.print(name, scale.changes);
     }
     println!(
         "\nMedians of {} rounds of {:.1} s; the whole run took {:.0} s; load average now {}",
@@ -120,45 +140,55 @@ fn run(scale: &Scale) {
     );
 }
 
-/// What one load cost.
-struct Cost {
-    /// Processor time of an answer, in microseconds.
+/// Figures of one load.
+struct StormCost {
+    /// Processor time per response, in microseconds.
     each: f64,
-    /// Answers a second.
+    /// Responses per second.
     rate: f64,
-    /// Answers for each time that the thread had to wait for a question.
-    together: f64,
+    /// Responses per wake-up of the thread.
+    per_wake_up: f64,
 }
 
+/// Figures of a load without and with the storm.
 struct Round {
-    quiet: Cost,
-    storm: Cost,
+    quiet: StormCost,
+    storm: StormCost,
 }
 
 impl Round {
-    /// Processor time of an answer with the storm over that without.
+    /// Returns the processor time per response with the storm, over that without.
     fn ratio(&self) -> f64 {
         self.storm.each / self.quiet.each
     }
 }
 
-/// One load, with so many changes a second meanwhile.
-fn one(serving: &Serving, load: Load, shape: Shape, period: Duration, store: &mut Store, rate: u32, fed: &mut Fed) -> Cost {
+/// Runs a load while `rate` changes per second are published.
+fn measure(
+    server: &InProcessServer,
+    load: Load,
+    shape: Shape,
+    period: Duration,
+    store: &mut Store,
+    rate: u32,
+    publications: &mut Publications,
+) -> StormCost {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let feeder = (rate > 0).then(|| scope.spawn(|| feeder::feed(store, shape, rate, &stop, fed)));
-        let (before, waits) = serving.spent();
-        let Seen { right, failed, elapsed } = load::run(load, serving.address, shape, period);
-        let (after, waits_after) = serving.spent();
+        let feeder = (rate > 0)
+            .then(|| scope.spawn(|| feeder::feed(store, shape, rate, &stop, publications)));
+        let (before, waits) = server.spent();
+        let LoadResult { right, failed, elapsed } = load::run(load, server.address, shape, period);
+        let (after, waits_after) = server.spent();
         stop.store(true, Ordering::Relaxed);
         if let Some(feeder) = feeder {
             feeder.join().unwrap();
         }
-        assert!(right > 0 && failed == 0, "{right} right answers, {failed} wrong or missing");
-        Cost {
+        assert!(right > 0 && failed == 0, "{right} right responses, {failed} wrong or missing");
+        StormCost {
             each: (after.as_secs_f64() - before.as_secs_f64()) * 1e6 / right as f64,
             rate: right as f64 / elapsed.as_secs_f64(),
-            together: right as f64 / (waits_after - waits).max(1) as f64,
+            per_wake_up: right as f64 / (waits_after - waits).max(1) as f64,
         }
     })
 }
@@ -175,7 +205,7 @@ fn print(name: &str, rounds: &[Round]) {
         ratio.percentile(1.0),
         median(&|round| round.quiet.rate),
         median(&|round| round.storm.rate),
-        median(&|round| round.quiet.together),
-        median(&|round| round.storm.together),
+        median(&|round| round.quiet.per_wake_up),
+        median(&|round| round.storm.per_wake_up),
     );
 }

@@ -1,4 +1,4 @@
-//! svcdns's own sockets in this process, answered by one thread.
+//! A svcdns server in this process, with one answering thread.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process;
@@ -16,26 +16,33 @@ use super::common::cores;
 use super::support::{SOON, dns, eventually};
 
 /// A server that runs until it is dropped.
-pub(crate) struct Serving {
+pub(crate) struct InProcessServer {
     pub(crate) address: SocketAddr,
-    /// Every thread that the server started: whatever they are called, the one that answers is among them.
+    /// All threads of the server, the answering one included.
     threads: Vec<u32>,
     stop: CancellationToken,
     serve: Option<JoinHandle<()>>,
 }
 
-impl Serving {
-    /// Serves on loopback; all threads of the server stay on one core.
+impl InProcessServer {
+    /// Starts a server on loopback, with all its threads pinned to a core.
     pub(crate) fn start(answerer: &Arc<Answerer>, core: usize) -> Self {
         let before = cores::threads(process::id());
         let limits = Limits { udp_workers: 1, ..Limits::default() };
-        let settings = Settings { listen: vec![(Ipv4Addr::LOCALHOST, 0).into()], limits, ..Settings::default() };
+        let settings = Settings {
+            listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            limits,
+            ..Settings::default()
+        };
         let bound = server::bind(&settings).unwrap();
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
         let (responder, stopped) = (Responder::new(Arc::clone(answerer), None), stop.clone());
         let serve = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(bound.serve(responder, |_, error| panic!("{error}"), stopped)).unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime
+                .block_on(bound.serve(responder, |_, error| panic!("{error}"), stopped))
+                .unwrap();
         });
         eventually("the server to answer", SOON, || dns::ask(address, "nothing.svc", dns::A));
         let mut threads = cores::threads(process::id());
@@ -46,7 +53,7 @@ impl Serving {
         Self { address, threads, stop, serve: Some(serve) }
     }
 
-    /// Processor time of the server's threads so far, and how often they waited.
+    /// Returns the processor time of the server's threads, and how often they waited.
     pub(crate) fn spent(&self) -> (Duration, u64) {
         self.threads
             .iter()
@@ -55,7 +62,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for InProcessServer {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(serve) = self.serve.take() {

@@ -1,4 +1,4 @@
-//! Changes of registries, and questions in between: `svcdns_fuzz::world::changes`.
+//! Registry changes and queries in any order: `svcdns_fuzz::world::changes`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::world::changes(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::world::changes(input));

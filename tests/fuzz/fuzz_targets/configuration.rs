@@ -1,4 +1,4 @@
-//! The configuration file and the environment: `svcdns_fuzz::configuration::configuration`.
+//! The configuration: `svcdns_fuzz::configuration::configuration`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::configuration::configuration(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::configuration::configuration(input));

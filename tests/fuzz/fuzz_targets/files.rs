@@ -1,4 +1,4 @@
-//! Other people's files and words: `svcdns_fuzz::files::files`.
+//! Files and texts of other programs: `svcdns_fuzz::files::files`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::files::files(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::files::files(input));

@@ -1,4 +1,4 @@
-//! Packets, asked of servers in every condition: `svcdns_fuzz::packets::packets`.
+//! Packets, sent to servers in several states: `svcdns_fuzz::packets::packets`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::packets::packets(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::packets::packets(input));

@@ -1,4 +1,4 @@
 //! Keys and values of a registry: `svcdns_fuzz::registry::registry`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::registry::registry(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::registry::registry(input));

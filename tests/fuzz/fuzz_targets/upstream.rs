@@ -1,4 +1,4 @@
-//! Messages of an upstream: `svcdns_fuzz::upstream::upstream`.
+//! Responses of an upstream: `svcdns_fuzz::upstream::upstream`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| svcdns_fuzz::upstream::upstream(octets));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| svcdns_fuzz::upstream::upstream(input));

@@ -1,4 +1,4 @@
-//! One question, answered both ways.
+//! Answers one query by the fast and by the full path, and checks the response.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,21 @@ use hickory_proto::op::{Message, ResponseCode};
 use svcdns::answer::{Answerer, AnswerOutcome};
 use svcdns::wire::{HEADER_BYTES, Parsed, Query, MAX_TCP_BYTES, Transport, question_end, records, rtype};
 
-use super::question::Question;
+use super::query::TestQuery;
 
-/// What came of the questions asked.
+/// Counts responses by kind.
 #[derive(Debug)]
 pub struct Kinds {
-    /// How many answers there were of each kind, and how many of those came without an allocation: what is worked out by the
-    /// naming grammar takes some.
+    /// Responses of each kind, and how many of them took no allocation.
+    ///
+    /// Only the fast path takes none.
     pub counts: BTreeMap<&'static str, [u64; 2]>,
-    /// Does it, and says whether that took an allocation.
+    /// Runs a function and returns whether it allocated.
     pub allocates: fn(&mut dyn FnMut()) -> bool,
 }
 
 impl Kinds {
-    /// Where allocations are not counted.
+    /// Returns empty counts that assume allocations instead of measuring them.
     pub fn unmeasured() -> Self {
         let allocates = |work: &mut dyn FnMut()| {
             work();
@@ -29,48 +30,76 @@ impl Kinds {
     }
 }
 
-/// The answer that ready-made records give, which is octet for octet what the naming grammar gives; decoded by another
-/// implementation, and no longer than it may be. Empty where there is none to give.
-pub fn answer(answerer: &Answerer, question: &Question, kinds: &mut Kinds) -> Vec<u8> {
-    let Question { packet, transport, draw } = question;
+/// Returns the response of the fast path; empty if the server stays silent.
+///
+/// # Panics
+/// If the full path gives other bytes, or if hickory-proto finds the response malformed.
+pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<u8> {
+    let TestQuery { packet, transport, draw } = query;
     let parsed = Query::parse(packet);
     let (mut fast, mut full) = (Vec::with_capacity(MAX_TCP_BYTES), Vec::new());
     let mut outcome = AnswerOutcome::Silent;
     let allocates = (kinds.allocates)(&mut || {
-        // As it is where several came together.
+        // A lookahead of two queries, as for a batch of datagrams.
         let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
         outcome = answerer.respond(&parsed, (&ahead, 1), *transport, *draw, &mut fast);
     });
     let in_full = answerer.respond_in_full(&parsed, *transport, *draw, &mut full);
-    assert!(outcome == in_full && fast == full, "{}", difference(question, &(outcome, &fast), &(in_full, &full)));
+    assert!(
+        outcome == in_full && fast == full,
+        "{}",
+        difference(query, &(outcome, &fast), &(in_full, &full))
+    );
     assert_eq!(outcome == AnswerOutcome::Answered, !fast.is_empty());
-    let kind = if outcome == AnswerOutcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
+    let kind =
+        if outcome == AnswerOutcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
     fast
 }
 
-/// Holds an answer against what any answer must be, and says what it is.
-fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static str {
-    let (Parsed::Query(query) | Parsed::Bad { query, .. }) = parsed else { panic!("an answer to what is no query") };
-    let message = Message::from_vec(answer).unwrap_or_else(|error| panic!("{error}: {answer:02x?}"));
-    assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
-    assert_eq!(answer[..2], query.id.to_be_bytes());
-    assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER_BYTES..][..query.question.len()], *query.question, "the question comes back octet for octet");
+/// Checks the rules for every response, and returns the kind of this one.
+fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'static str {
+    let (Parsed::Query(query) | Parsed::Bad { query, .. }) = parsed else {
+        panic!("a response to a message that is no query")
+    };
+    let message =
+        Message::from_vec(response).unwrap_or_else(|error| panic!("{error}: {response:02x?}"));
+    assert!(response.len() <= query.limit(transport), "{} bytes", response.len());
+    assert_eq!(response[..2], query.id.to_be_bytes());
+    assert!(response[2] & 0x80 != 0);
+    assert_eq!(
+        response[HEADER_BYTES..][..query.question.len()],
+        *query.question,
+        "the question section must be that of the query"
+    );
     assert_eq!(message.edns.is_some(), query.edns.is_some());
     assert!(transport == Transport::Udp || !message.metadata.truncation);
-    let mut octets: Vec<_> = question_end(answer).into_iter().flat_map(|end| records(answer, end)).map(|record| record.unwrap()).collect();
-    octets.sort_by_key(|record| &answer[record.start..record.end]);
-    assert!(octets.windows(2).all(|two| answer[two[0].start..two[0].end] != answer[two[1].start..two[1].end]), "twice: {message}");
+    let mut sorted: Vec<_> = question_end(response)
+        .into_iter()
+        .flat_map(|end| records(response, end))
+        .map(|record| record.unwrap())
+        .collect();
+    sorted.sort_by_key(|record| &response[record.start..record.end]);
+    assert!(
+        sorted
+            .windows(2)
+            .all(|two| response[two[0].start..two[0].end] != response[two[1].start..two[1].end]),
+        "a record is repeated: {message}"
+    );
     match message.metadata.response_code {
         ResponseCode::NoError if message.metadata.truncation => "cut",
         ResponseCode::NoError if message.answers.is_empty() => {
-            assert_eq!(message.authorities.len(), 1, "no data without the zone's SOA: {message}");
+            assert_eq!(message.authorities.len(), 1, "NODATA without the zone's SOA: {message}");
             "no data"
         }
-        ResponseCode::NoError if message.answers.iter().any(|record| u16::from(record.record_type()) == rtype::SRV) => {
+        ResponseCode::NoError
+            if message
+                .answers
+                .iter()
+                .any(|record| u16::from(record.record_type()) == rtype::SRV) =>
+        {
             if message.additionals.is_empty() { "services" } else { "services with glue" }
         }
         ResponseCode::NoError => "records",
@@ -84,21 +113,29 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, answer: &[u8]) -> &'static 
     }
 }
 
-fn difference(question: &Question, fast: &(AnswerOutcome, &Vec<u8>), full: &(AnswerOutcome, &Vec<u8>)) -> String {
-    let say = |(outcome, octets): &(AnswerOutcome, &Vec<u8>)| match Message::from_vec(octets) {
-        Ok(message) => format!("{outcome:?} {message}\n{octets:02x?}"),
-        Err(_) => format!("{outcome:?} {octets:02x?}"),
+fn difference(query: &TestQuery, fast: &(AnswerOutcome, &Vec<u8>), full: &(AnswerOutcome, &Vec<u8>)) -> String {
+    let show = |(outcome, response): &(AnswerOutcome, &Vec<u8>)| match Message::from_vec(response) {
+        Ok(message) => format!("{outcome:?} {message}\n{response:02x?}"),
+        Err(_) => format!("{outcome:?} {response:02x?}"),
     };
-    let asked = Message::from_vec(&question.packet).map_or_else(|_| String::new(), |message| message.to_string());
-    format!("two answers to {asked}\n{question:02x?}\nready-made: {}\nin full: {}", say(fast), say(full))
+    let decoded = Message::from_vec(&query.packet)
+        .map_or_else(|_| String::new(), |message| message.to_string());
+    format!(
+        "the paths differ for {decoded}\n{query:02x?}\nfast: {}\nfull: {}",
+        show(fast),
+        show(full)
+    )
 }
 
-/// An answer without what no two servers have in common: the serial of the SOA record.
-pub fn without_serial(mut answer: Vec<u8>) -> Vec<u8> {
-    let Some(question) = question_end(&answer) else { return answer };
-    let serials: Vec<_> = records(&answer, question).map_while(Result::ok).filter(|record| record.rtype == rtype::SOA).collect();
-    for soa in serials {
-        answer[soa.end - 20..soa.end - 16].fill(0);
+/// Zeroes the serial of SOA records, which differs between servers.
+pub fn without_serial(mut response: Vec<u8>) -> Vec<u8> {
+    let Some(question) = question_end(&response) else { return response };
+    let soas: Vec<_> = records(&response, question)
+        .map_while(Result::ok)
+        .filter(|record| record.rtype == rtype::SOA)
+        .collect();
+    for soa in soas {
+        response[soa.end - 20..soa.end - 16].fill(0);
     }
-    answer
+    response
 }

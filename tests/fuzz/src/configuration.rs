@@ -1,4 +1,4 @@
-//! What a person may have written: the file, and the environment.
+//! Arbitrary configuration files and environment variables.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -10,11 +10,17 @@ thread_local! {
     static FOLDER: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-/// The target: a configuration file, then, behind a NUL, lines of the environment.
-pub fn configuration(octets: &[u8]) {
-    let mut parts = octets.splitn(2, |octet| *octet == 0);
-    let (text, environment) = (parts.next().unwrap_or_default(), String::from_utf8_lossy(parts.next().unwrap_or_default()));
-    let variables = environment.lines().filter_map(|line| line.split_once('=')).filter(|(variable, _)| *variable != "SVCDNS_CONFIG");
+/// Fuzz target. Input: a file, a NUL, and environment variables, one a line.
+pub fn configuration(input: &[u8]) {
+    let mut parts = input.splitn(2, |byte| *byte == 0);
+    let (text, environment) = (
+        parts.next().unwrap_or_default(),
+        String::from_utf8_lossy(parts.next().unwrap_or_default()),
+    );
+    let variables = environment
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .filter(|(variable, _)| *variable != "SVCDNS_CONFIG");
     let variables = variables.map(|(variable, value)| (variable.to_owned(), value.to_owned()));
     let read = FOLDER.with(|folder| {
         let path = folder.get_or_init(|| tempfile::tempdir().unwrap()).path().join("svcdns.toml");
@@ -23,8 +29,17 @@ pub fn configuration(octets: &[u8]) {
     });
     match read {
         Ok(config) => {
-            assert!(!config.effective().is_empty() && config.zones.len() > 0 && !config.registries.is_empty());
-            let _ = (config.catalog(), config.answer(&config.listen), config.server(), config.upstream(&config.listen));
+            assert!(
+                !config.effective().is_empty()
+                    && config.zones.len() > 0
+                    && !config.registries.is_empty()
+            );
+            let _ = (
+                config.catalog(),
+                config.answer(&config.listen),
+                config.server(),
+                config.upstream(&config.listen),
+            );
             assert!(config.ttl <= 86_400 && config.negative_ttl <= 86_400);
         }
         Err(error) => assert!(!error.to_string().is_empty()),

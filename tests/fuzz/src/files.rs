@@ -1,4 +1,4 @@
-//! Other people's files and words: resolv.conf, nsswitch.conf, names, upstreams and registries as they are written.
+//! Arbitrary resolv.conf and nsswitch.conf files, names, and URLs.
 
 use std::path::Path;
 
@@ -8,26 +8,30 @@ use svcdns::resolv_conf::{MAX_NAME_SERVERS, ResolvConf};
 use svcdns::system::{Asked, Hosts};
 use svcdns::upstream::Target;
 
-/// The target.
-pub fn files(octets: &[u8]) {
-    let conf = ResolvConf::parse(octets);
-    assert!(conf.lines.iter().flat_map(|line| line.bytes).eq(octets), "every octet is kept");
+/// Fuzz target. Input: a text that is parsed as each of these.
+pub fn files(input: &[u8]) {
+    let conf = ResolvConf::parse(input);
+    assert!(conf.lines.iter().flat_map(|line| line.bytes).eq(input), "a byte is lost");
     assert!((1..=MAX_NAME_SERVERS).contains(&conf.effective_servers().len()));
     assert!(conf.name_servers().all(|server| server.socket_address(|_| Some(1)).is_some()));
     let _ = (conf.search(), conf.options().count());
-    assert!(conf.faults().all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty()));
+    assert!(
+        conf.faults()
+            .all(|(line, fault)| line <= conf.lines.len() && !fault.to_string().is_empty())
+    );
 
-    let text = String::from_utf8_lossy(octets);
+    let text = String::from_utf8_lossy(input);
     if let Some(hosts) = Hosts::of(&text) {
         assert_eq!(hosts.by_dns().asked(), Asked::Dns, "{hosts:?}");
         assert!(Hosts::of(&hosts.line()).is_some());
     }
     for line in text.lines().take(16) {
-        words(line);
+        parse_line(line);
     }
 }
 
-fn words(line: &str) {
+/// Parses a line as a name, an instance label, zones, a registry and an upstream.
+fn parse_line(line: &str) {
     if let Ok(name) = Name::from_text(line) {
         assert_eq!(Name::from_text(&name.to_string()), Ok(name));
         assert_eq!(Name::from_wire(name.as_wire()), Ok((name, name.as_wire().len())));
@@ -44,6 +48,10 @@ fn words(line: &str) {
         assert!(config.registries.iter().all(|registry| !registry.source.to_string().is_empty()));
     }
     if let Ok(target) = line.parse::<Target>() {
-        assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target), "{line:?} is not read back");
+        assert_eq!(
+            target.to_string().parse::<Target>().as_ref(),
+            Ok(&target),
+            "{line:?} does not parse as the same target again"
+        );
     }
 }

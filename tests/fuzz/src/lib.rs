@@ -1,9 +1,14 @@
-//! What is tried with octets that nobody chose: by cargo-fuzz, which looks for octets that reach new code (`make fuzz`), by the
-//! property test with drawn ones (`tests/properties.rs`), and by the replay of those that were kept (`tests/corpus.rs`).
+//! Fuzz targets: functions of bytes that panic when a property does not hold.
 //!
-//! Each target is a function of octets that panics where something does not hold.
-#![allow(missing_docs, dead_code, unreachable_pub, reason = "each program takes what it needs")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a panic is the finding")]
+//! Three programs run them: cargo-fuzz with inputs that reach new code (`make fuzz`), a property
+//! test with random inputs (`tests/properties.rs`), and a replay of the corpus (`tests/corpus.rs`).
+#![allow(missing_docs, dead_code, unreachable_pub, reason = "each program uses some targets")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a panic is the finding"
+)]
 
 pub mod answers;
 pub mod choices;
@@ -11,16 +16,16 @@ pub mod configuration;
 pub mod files;
 pub mod names;
 pub mod packets;
-pub mod question;
+pub mod query;
 pub mod registrations;
 pub mod registry;
 pub mod upstream;
 pub mod world;
 
-/// A target: what is done with the octets.
+/// A fuzz target; its argument is the input.
 pub type Target = fn(&[u8]);
 
-/// Every target by its name, which is also that of its folder in the corpus.
+/// Every target with its name, which is also the name of its folder in the corpus.
 pub const TARGETS: [(&str, Target); 6] = [
     ("changes", world::changes),
     ("configuration", configuration::configuration),

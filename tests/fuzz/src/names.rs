@@ -1,4 +1,6 @@
-//! Names to ask for: every row of the naming grammar about something registered, and what is a little beside it.
+//! Names for queries: every row of the naming grammar, and variations.
+//!
+//! Most names are those of registered services.
 
 use svcdns::answer::Settings;
 use svcdns::name::{Zones, instance_label, reverse_name};
@@ -6,7 +8,7 @@ use svcdns::service::{Put, Registration};
 
 use super::choices::Choices;
 
-/// Labels of no meaning, or of another one.
+/// Labels without meaning, or with a meaning only in some places of a name.
 const WORDS: [&[u8]; 32] = [
     b"a",
     b"b",
@@ -42,10 +44,10 @@ const WORDS: [&[u8]; 32] = [
     b"lllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll",
 ];
 
-/// Labels in front of the root.
+/// The labels of a name without the root.
 type Labels = Vec<Vec<u8>>;
 
-/// A name in wire form, in letters of any case.
+/// Returns a name in wire form, in mixed case.
 pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) -> Vec<u8> {
     let zones = &settings.zones;
     let mut labels = match choices.below(16) {
@@ -53,7 +55,9 @@ pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) 
         1 => [random(choices), zone(choices, zones)].concat(),
         2 => [special(choices), zone(choices, zones)].concat(),
         _ => match pick(choices, registered) {
-            Some(registration) => [row(choices, settings, registration), zone(choices, zones)].concat(),
+            Some(registration) => {
+                [row(choices, settings, registration), zone(choices, zones)].concat()
+            }
             None => [random(choices), zone(choices, zones)].concat(),
         },
     };
@@ -71,24 +75,28 @@ pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) 
         4 if !labels.is_empty() => labels.insert(0, labels[0].clone()),
         _ => {}
     }
-    let upper = choices.octet();
+    let upper = choices.byte();
     wire(&labels, if upper > 127 { upper } else { 0 })
 }
 
-/// A name in wire form: labels are cut and left out where DNS has no room for them; letters are upper-cased by the bits of `upper`.
+/// Encodes a name, within the length limits of DNS.
+///
+/// Labels are truncated to 63 bytes, and the first ones left out if the name exceeds 255 bytes. The
+/// bits of `upper` choose the letters that become upper case.
 fn wire(labels: &[Vec<u8>], upper: u8) -> Vec<u8> {
     let mut first = labels.len();
-    let mut octets = 1;
-    while first > 0 && octets + 1 + labels[first - 1].len().min(63) <= 255 {
+    let mut length = 1;
+    while first > 0 && length + 1 + labels[first - 1].len().min(63) <= 255 {
         first -= 1;
-        octets += 1 + labels[first].len().min(63);
+        length += 1 + labels[first].len().min(63);
     }
-    let mut name = Vec::with_capacity(octets);
+    let mut name = Vec::with_capacity(length);
     for label in labels[first..].iter().filter(|label| !label.is_empty()) {
         let label = &label[..label.len().min(63)];
         name.push(u8::try_from(label.len()).unwrap());
-        let cased =
-            label.iter().enumerate().map(|(at, octet)| if upper >> (at % 8) & 1 == 1 { octet.to_ascii_uppercase() } else { *octet });
+        let cased = label.iter().enumerate().map(|(at, byte)| {
+            if upper >> (at % 8) & 1 == 1 { byte.to_ascii_uppercase() } else { *byte }
+        });
         name.extend(cased);
     }
     name.push(0);
@@ -100,7 +108,7 @@ fn pick<'a>(choices: &mut Choices<'_>, registered: &'a [Put]) -> Option<&'a Regi
     registered.get(at % registered.len().max(1))?.content.as_ref().ok()
 }
 
-/// A name of a service: a row of the grammar.
+/// Returns a name of a service by some row of the naming grammar.
 fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registration) -> Labels {
     let id = &registration.id;
     let base = base(&id.name.to_lowercase(), &settings.zones);
@@ -118,7 +126,7 @@ fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registrati
         8 => [vec![instance(choices, registration)], split(&id.version)].concat(),
         9 => vec![protocol(choices), b"_tcp".to_vec()],
         10 => {
-            // In front of the zone: the base alone.
+            // `_base._tcp`, directly before the zone.
             let mut base = base;
             base[0].insert(0, b'_');
             base.push(b"_tcp".to_vec());
@@ -139,11 +147,20 @@ fn selector(choices: &mut Choices<'_>, registration: &Registration) -> Labels {
         0 => (id.version.to_string(), "_version"),
         1 => (id.namespace.to_string(), "_namespace"),
         2 => (id.deployment.to_string(), "_deployment"),
-        3 => (endpoint.map_or_else(|| "80".to_owned(), |endpoint| endpoint.port.to_string()), "_port"),
+        3 => (
+            endpoint.map_or_else(|| "80".to_owned(), |endpoint| endpoint.port.to_string()),
+            "_port",
+        ),
         4 => return vec![instance(choices, registration), b"_instance".to_vec()],
-        5 => (endpoint.map_or_else(|| "x".to_owned(), |endpoint| endpoint.host.to_string()), "_instance"),
+        5 => (
+            endpoint.map_or_else(|| "x".to_owned(), |endpoint| endpoint.host.to_string()),
+            "_instance",
+        ),
         6 => (registration.metadata.text("env").map_or_else(|| "a".to_owned(), Into::into), "_env"),
-        _ => (registration.metadata.text("protocol").map_or_else(|| "http".to_owned(), Into::into), "_protocol"),
+        _ => (
+            registration.metadata.text("protocol").map_or_else(|| "http".to_owned(), Into::into),
+            "_protocol",
+        ),
     };
     [split(&value), split(key)].concat()
 }
@@ -161,10 +178,12 @@ fn instance(choices: &mut Choices<'_>, registration: &Registration) -> Vec<u8> {
     }
 }
 
-/// The registered name without a zone's suffix, sometimes as it is.
+/// Returns the registered name without a zone's suffix, if it has one.
 fn base(registered: &str, zones: &Zones) -> Labels {
-    let cut = zones.iter().filter_map(|zone| registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.'));
-    split(cut.min_by_key(|base| base.len()).unwrap_or(registered))
+    let stripped = zones.iter().filter_map(|zone| {
+        registered.strip_suffix(zone.text().trim_end_matches('.'))?.strip_suffix('.')
+    });
+    split(stripped.min_by_key(|base| base.len()).unwrap_or(registered))
 }
 
 fn split(text: &str) -> Labels {
@@ -176,7 +195,7 @@ fn zone(choices: &mut Choices<'_>, zones: &Zones) -> Labels {
     zone.name().labels().map(<[u8]>::to_vec).collect()
 }
 
-/// The zone's own names.
+/// Returns one of the zone's own names.
 fn special(choices: &mut Choices<'_>) -> Labels {
     match choices.below(4) {
         0 => Vec::new(),
@@ -186,13 +205,22 @@ fn special(choices: &mut Choices<'_>) -> Labels {
     }
 }
 
-/// Names outside the zones: reverse names and others.
+/// Returns a name outside the zones: a reverse name or another.
 fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
-    let address = pick(choices, registered).and_then(|registration| registration.endpoints.first()).and_then(|e| e.host.address());
+    let address = pick(choices, registered)
+        .and_then(|registration| registration.endpoints.first())
+        .and_then(|e| e.host.address());
     match (choices.below(4), address) {
         (0, _) => vec![b"example".to_vec(), b"com".to_vec()],
         (1, None) => Vec::new(),
-        (2, None) => vec![b"1".to_vec(), b"0".to_vec(), b"0".to_vec(), b"10".to_vec(), b"in-addr".to_vec(), b"arpa".to_vec()],
+        (2, None) => vec![
+            b"1".to_vec(),
+            b"0".to_vec(),
+            b"0".to_vec(),
+            b"10".to_vec(),
+            b"in-addr".to_vec(),
+            b"arpa".to_vec(),
+        ],
         (_, Some(address)) => reverse_name(address).labels().map(<[u8]>::to_vec).collect(),
         (_, None) => vec![b"web".to_vec(), b"example".to_vec()],
     }

@@ -1,4 +1,4 @@
-//! Packets of any kind, asked of servers in every condition.
+//! Arbitrary packets, sent to servers with different settings and registry states.
 
 use std::sync::{Arc, LazyLock};
 
@@ -14,9 +14,9 @@ use svcdns::wire::Transport;
 
 use super::answers::{Kinds, answer};
 use super::choices::Choices;
-use super::question::Question;
+use super::query::TestQuery;
 
-/// Every kind of service there is.
+/// Keys and values of every kind of service.
 const KEYS: &str = r#"
 /service/default/default/hello.svc/latest/10.0.0.1:8000 {"protocol":"http","env":"a.b"}
 /service/default/default/hello.svc/latest/10.0.0.2:8000,[fd00::5]:8000 {"protocol":"http"}
@@ -38,24 +38,31 @@ const KEYS: &str = r#"
 /service/default/default/ver/v2/10.0.6.2:80 {}
 "#;
 
-/// A server that many look at.
-struct Houses([Arc<Answerer>; 4]);
+/// Answerers that all runs share.
+struct Answerers([Arc<Answerer>; 4]);
 
-static HOUSES: LazyLock<Houses> = LazyLock::new(|| {
+static ANSWERERS: LazyLock<Answerers> = LazyLock::new(|| {
     let forwarding = Settings { forwarding: true, answers: Answers::Fit, ..settings() };
     let one = Settings { answers: Answers::Count(1.try_into().unwrap()), ..settings() };
-    let away = [Change::Connected(false)];
-    Houses([house(settings(), true, []), house(forwarding, true, []), house(one, true, away), house(settings(), false, [])])
+    let disconnected = [Change::Connected(false)];
+    Answerers([
+        answerer(settings(), true, []),
+        answerer(forwarding, true, []),
+        answerer(one, true, disconnected),
+        answerer(settings(), false, []),
+    ])
 });
 
-/// The target: which server and transport, the draw, and the packet.
-pub fn packets(octets: &[u8]) {
-    let mut choices = Choices::new(octets);
-    let which = choices.octet();
-    let draw = u64::from(choices.octet()) << (which >> 3);
+/// Fuzz target. Input: a byte of choices, a random byte, a packet.
+///
+/// The first byte chooses server and transport.
+pub fn packets(input: &[u8]) {
+    let mut choices = Choices::new(input);
+    let which = choices.byte();
+    let draw = u64::from(choices.byte()) << (which >> 3);
     let transport = if which & 4 == 0 { Transport::Udp } else { Transport::Tcp };
-    let question = Question { packet: choices.rest().to_vec(), transport, draw };
-    answer(&HOUSES.0[usize::from(which & 3)], &question, &mut Kinds::unmeasured());
+    let query = TestQuery { packet: choices.rest().to_vec(), transport, draw };
+    answer(&ANSWERERS.0[usize::from(which & 3)], &query, &mut Kinds::unmeasured());
 }
 
 fn settings() -> Settings {
@@ -63,21 +70,41 @@ fn settings() -> Settings {
     Settings { listen: vec![[127, 0, 0, 1].into()], ..Settings::new(zones) }
 }
 
-fn house(settings: Settings, read: bool, then: impl IntoIterator<Item = Change>) -> Arc<Answerer> {
+/// Returns an answerer for [`KEYS`].
+///
+/// `read` completes the list of the registry before `then`.
+fn answerer(
+    settings: Settings,
+    read: bool,
+    then: impl IntoIterator<Item = Change>,
+) -> Arc<Answerer> {
     let now = Instant::now();
-    let (mut publisher, answerer) = Publisher::new(catalog::Settings::new(settings.zones.clone(), 1), settings, now);
+    let (mut publisher, answerer) =
+        Publisher::new(catalog::Settings::new(settings.zones.clone(), 1), settings, now);
     let mut changes = vec![Change::ListBegin(ListKind::Routine)];
-    changes.extend(KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)));
     changes.extend(
-        (0..120).map(|at| put(&format!("/service/default/default/many/latest/10.1.0.{at}:80"), &format!("{{\"weight\":{}}}", at % 7))),
+        KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)),
     );
-    changes.extend((0..120).map(|at| put(&format!("/service/default/default/many.many/latest/10.2.0.{at}:80"), "{}")));
+    changes.extend((0..120).map(|at| {
+        put(
+            &format!("/service/default/default/many/latest/10.1.0.{at}:80"),
+            &format!("{{\"weight\":{}}}", at % 7),
+        )
+    }));
+    changes.extend(
+        (0..120).map(|at| {
+            put(&format!("/service/default/default/many.many/latest/10.2.0.{at}:80"), "{}")
+        }),
+    );
     if read {
         changes.push(Change::ListEnd { revision: 1 });
     }
     changes.extend(then);
     publisher.apply([Update::Registry(RegistryId::FIRST, changes)], now);
-    let found = BTreeMap::from([(Box::from("web.example"), Addresses::Known([[192, 0, 2, 1].into()].into()))]);
+    let found = BTreeMap::from([(
+        Box::from("web.example"),
+        Addresses::Known([[192, 0, 2, 1].into()].into()),
+    )]);
     publisher.apply([Update::Hosts(found.into_iter().collect())], now);
     publisher.apply([], now + Duration::from_secs(1));
     answerer

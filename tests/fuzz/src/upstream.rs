@@ -1,6 +1,6 @@
-//! Messages of an upstream: on their way through the exchange, into the cache, and out of it to a client.
+//! Arbitrary responses of an upstream, through exchange and cache.
 //!
-//! The upstream is one of ours on a loopback address, over UDP and TCP: it answers whatever it is told to.
+//! The upstream is a server of this module, on a loopback address over UDP and TCP.
 
 use std::cell::{OnceCell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,77 +19,98 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::choices::Choices;
-use super::question::Question;
+use super::query::TestQuery;
 
-/// What is said to the next question: flags, counts of records, and all that follows the question.
-type Reply = Rc<RefCell<Vec<u8>>>;
+/// The next response: flags (2 bytes), record counts (3 bytes), records.
+type NextResponse = Rc<RefCell<Vec<u8>>>;
 
-struct Here {
+/// A forwarder with its upstream.
+struct Setup {
     runtime: Runtime,
     tasks: LocalSet,
     lane: Lane,
-    reply: Reply,
-    asked: RefCell<u32>,
+    next: NextResponse,
+    queries: RefCell<u32>,
 }
 
 thread_local! {
-    /// Never dropped: a runtime cannot be while its thread ends.
-    static HERE: OnceCell<&'static Here> = const { OnceCell::new() };
+    /// Never dropped: a runtime cannot be dropped while its thread ends.
+    static SETUP: OnceCell<&'static Setup> = const { OnceCell::new() };
 }
 
-/// The target: how the client asks, and what the upstream answers: two octets of flags, three counts of one, the records.
-pub fn upstream(octets: &[u8]) {
-    HERE.with(|here| here.get_or_init(|| Box::leak(Box::new(Here::new()))).try_out(octets));
+/// Fuzz target. Input: 20 bytes for the query, then a [`NextResponse`].
+pub fn upstream(input: &[u8]) {
+    SETUP.with(|setup| setup.get_or_init(|| Box::leak(Box::new(Setup::new()))).run(input));
 }
 
-impl Here {
+impl Setup {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (tasks, reply) = (LocalSet::new(), Reply::default());
+        let (tasks, next) = (LocalSet::new(), NextResponse::default());
         let (udp, tcp) = runtime.block_on(sockets());
         let lane = {
             let _inside = runtime.enter();
-            Forwarder::start(settings(udp.local_addr().unwrap()), &TaskTracker::new(), &CancellationToken::new()).lane()
+            Forwarder::start(
+                settings(udp.local_addr().unwrap()),
+                &TaskTracker::new(),
+                &CancellationToken::new(),
+            )
+            .lane()
         };
-        tasks.spawn_local(answer_datagrams(udp, Rc::clone(&reply)));
-        tasks.spawn_local(answer_connections(tcp, Rc::clone(&reply)));
-        Self { runtime, tasks, lane, reply, asked: RefCell::default() }
+        tasks.spawn_local(serve_datagrams(udp, Rc::clone(&next)));
+        tasks.spawn_local(serve_connections(tcp, Rc::clone(&next)));
+        Self { runtime, tasks, lane, next, queries: RefCell::default() }
     }
 
-    fn try_out(&self, octets: &[u8]) {
-        // A name of its own for each: nothing is in the cache.
-        let name = format!("{:08x}", self.asked.replace_with(|asked| *asked + 1));
+    fn run(&self, input: &[u8]) {
+        // A new name for each run, so that the cache has no entry for it.
+        let name = format!("{:08x}", self.queries.replace_with(|queries| *queries + 1));
         let name = [b"\x08", name.as_bytes(), b"\x07example\x03com\0"].concat();
-        let mut choices = Choices::new(octets);
-        let Question { packet, transport, .. } = Question::new(&mut Choices::new(&[0; 20].map(|_| choices.octet())), &name);
-        self.reply.replace(choices.rest().to_vec());
+        let mut choices = Choices::new(input);
+        let TestQuery { packet, transport, .. } =
+            TestQuery::new(&mut Choices::new(&[0; 20].map(|_| choices.byte())), &name);
+        self.next.replace(choices.rest().to_vec());
         let Parsed::Query(query) = Query::parse(&packet) else { return };
-        let said = self.tasks.block_on(&self.runtime, self.lane.resolve(packet.clone(), transport)).expect("no answer");
-        check(&query, transport, &said);
-        // From the cache, as it came and some time after.
+        let forwarded = self
+            .tasks
+            .block_on(&self.runtime, self.lane.resolve(packet.clone(), transport))
+            .expect("a response");
+        check(&query, transport, &forwarded);
+        // From the cache: fresh, and at two later times.
         let _inside = self.runtime.enter();
         for age in [0, 2, 100_000] {
-            let mut kept = Vec::new();
-            if self.lane.respond(&query, transport, Instant::now() + Duration::from_secs(age), &mut kept) {
-                check(&query, transport, &kept);
-                assert!(age > 0 || kept.len() == said.len() && kept[4..HEADER_BYTES] == said[4..HEADER_BYTES], "{said:02x?}\n{kept:02x?}");
+            let mut cached = Vec::new();
+            if self.lane.respond(
+                &query,
+                transport,
+                Instant::now() + Duration::from_secs(age),
+                &mut cached,
+            ) {
+                check(&query, transport, &cached);
+                assert!(
+                    age > 0
+                        || cached.len() == forwarded.len()
+                            && cached[4..HEADER_BYTES] == forwarded[4..HEADER_BYTES],
+                    "{forwarded:02x?}\n{cached:02x?}"
+                );
             }
         }
     }
 }
 
-/// What holds of every answer to a client.
-fn check(query: &Query<'_>, transport: Transport, answer: &[u8]) {
-    assert!(answer.len() <= query.limit(transport), "{} octets", answer.len());
-    assert_eq!(answer[..2], query.id.to_be_bytes());
-    assert!(answer[2] & 0x80 != 0);
-    assert_eq!(answer[HEADER_BYTES..][..query.question.len()], *query.question);
-    let end = question_end(answer).expect("one question");
-    assert!(records(answer, end).all(|record| record.is_ok()), "{answer:02x?}");
-    let opts = records(answer, end).map_while(Result::ok).filter(svcdns::wire::Record::is_opt).count();
+/// Checks the rules for every response to a client.
+fn check(query: &Query<'_>, transport: Transport, response: &[u8]) {
+    assert!(response.len() <= query.limit(transport), "{} bytes", response.len());
+    assert_eq!(response[..2], query.id.to_be_bytes());
+    assert!(response[2] & 0x80 != 0);
+    assert_eq!(response[HEADER_BYTES..][..query.question.len()], *query.question);
+    let end = question_end(response).expect("one question");
+    assert!(records(response, end).all(|record| record.is_ok()), "{response:02x?}");
+    let opts =
+        records(response, end).map_while(Result::ok).filter(svcdns::wire::Record::is_opt).count();
     assert_eq!(opts, usize::from(query.edns.is_some()));
-    // Data of records goes through as it came, for better or worse.
-    let _ = Message::from_vec(answer);
+    // Record data passes unchanged, even if malformed: decoding may fail, but not panic.
+    let _ = Message::from_vec(response);
 }
 
 async fn sockets() -> (UdpSocket, TcpListener) {
@@ -116,25 +137,27 @@ fn settings(upstream: SocketAddr) -> Settings {
     }
 }
 
-async fn answer_datagrams(socket: UdpSocket, reply: Reply) {
-    let mut room = [0; 4096];
-    while let Ok((octets, client)) = socket.recv_from(&mut room).await {
-        let answer = answer_to(&room[..octets], &reply);
-        let _ = socket.send_to(&answer, client).await;
+async fn serve_datagrams(socket: UdpSocket, next: NextResponse) {
+    let mut buffer = [0; 4096];
+    while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+        let response = respond(&buffer[..length], &next);
+        let _ = socket.send_to(&response, client).await;
     }
 }
 
-async fn answer_connections(listener: TcpListener, reply: Reply) {
+async fn serve_connections(listener: TcpListener, next: NextResponse) {
     while let Ok((mut stream, _)) = listener.accept().await {
-        let reply = Rc::clone(&reply);
+        let next = Rc::clone(&next);
         tokio::task::spawn_local(async move {
-            while let Ok(octets) = stream.read_u16().await {
-                let mut request = vec![0; usize::from(octets)];
+            while let Ok(length) = stream.read_u16().await {
+                let mut request = vec![0; usize::from(length)];
                 if stream.read_exact(&mut request).await.is_err() {
                     return;
                 }
-                let answer = answer_to(&request, &reply);
-                let framed = [&u16::try_from(answer.len()).unwrap().to_be_bytes(), answer.as_slice()].concat();
+                let response = respond(&request, &next);
+                let framed =
+                    [&u16::try_from(response.len()).unwrap().to_be_bytes(), response.as_slice()]
+                        .concat();
                 if stream.write_all(&framed).await.is_err() {
                     return;
                 }
@@ -143,20 +166,21 @@ async fn answer_connections(listener: TcpListener, reply: Reply) {
     }
 }
 
-/// The request's id, opcode and question, and all else as told: what does not answer the question at all is passed over, and
-/// waited out.
-fn answer_to(request: &[u8], reply: &Reply) -> Vec<u8> {
+/// Composes the [`NextResponse`] with the request's id, opcode and question.
+///
+/// The forwarder would ignore a response to another query, and wait for its timeout.
+fn respond(request: &[u8], next: &NextResponse) -> Vec<u8> {
     let Some(end) = question_end(request) else { return Vec::new() };
-    let reply = reply.borrow();
-    let told = |at| reply.get(at).copied().unwrap_or_default();
-    let mut answer = request[..end].to_vec();
-    answer[2] = 0x80 | told(0) & 0x07;
-    answer[3] = told(1);
-    for (at, count) in [(7, told(2)), (9, told(3)), (11, told(4))] {
-        answer[at - 1] = 0;
-        answer[at] = count;
+    let next = next.borrow();
+    let byte = |at| next.get(at).copied().unwrap_or_default();
+    let mut response = request[..end].to_vec();
+    response[2] = 0x80 | byte(0) & 0x07;
+    response[3] = byte(1);
+    for (at, count) in [(7, byte(2)), (9, byte(3)), (11, byte(4))] {
+        response[at - 1] = 0;
+        response[at] = count;
     }
-    answer.extend_from_slice(reply.get(5..).unwrap_or_default());
-    debug_assert_eq!(u16_at(&answer, 4), Some(1));
-    answer
+    response.extend_from_slice(next.get(5..).unwrap_or_default());
+    debug_assert_eq!(u16_at(&response, 4), Some(1));
+    response
 }

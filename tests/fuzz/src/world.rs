@@ -1,5 +1,7 @@
-//! Changes and questions in any order: after every change the ready-made records say what the naming grammar says, and both
-//! what a server says that was told everything at once.
+//! Registry changes and queries in any order.
+//!
+//! After every change the fast path must agree with the full path, and at the end both must agree
+//! with a new server that gets the same state in one list.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,83 +17,88 @@ use svcdns::service::{Addresses, Change, HostChange, ListKind, Put, RegistryId, 
 use super::answers::{Kinds, answer, without_serial};
 use super::choices::Choices;
 use super::names::name;
-use super::question::Question;
+use super::query::TestQuery;
 use super::registrations;
 
-/// Octets of one act: the settings come first, then changes and questions.
+/// Bytes of one act.
+///
+/// The first act has the settings, each later one a change or a query.
 pub const ACT: usize = 32;
-/// Below it, the first octet of an act makes it a change.
-const CHANGE: u8 = 64;
-/// The same while hardly anything is registered.
-const FIRST_CHANGE: u8 = 240;
-/// Registries there are.
+/// An act is a change if its first byte is below this number.
+const CHANGES_BELOW: u8 = 64;
+/// Replaces [`CHANGES_BELOW`] while fewer than four keys are registered.
+const FIRST_CHANGES_BELOW: u8 = 240;
+/// The number of registries.
 const REGISTRIES: u8 = 2;
-/// Questions asked of a server that was told everything at once.
-const ASKED_AGAIN: usize = 24;
+/// Limit for the last queries, which are repeated against a rebuilt server.
+const MAX_REPEATED_QUERIES: usize = 24;
 
-/// The target.
-pub fn changes(octets: &[u8]) {
-    act_out(octets, &mut Kinds::unmeasured());
+/// Fuzz target. Input: acts of [`ACT`] bytes.
+pub fn changes(input: &[u8]) {
+    act_out(input, &mut Kinds::unmeasured());
 }
 
-/// Acts all of it out, and counts what came of the questions.
-pub fn act_out(octets: &[u8], kinds: &mut Kinds) {
-    let mut acts = octets.chunks(ACT);
+/// Performs all acts, and counts the responses by kind.
+pub fn act_out(input: &[u8], kinds: &mut Kinds) {
+    let mut acts = input.chunks(ACT);
     let mut world = World::new(&mut Choices::new(acts.next().unwrap_or_default()));
     for act in acts {
         let mut choices = Choices::new(act);
-        if choices.octet() < if world.held.len() < 4 { FIRST_CHANGE } else { CHANGE } {
+        let changes_below =
+            if world.registered.len() < 4 { FIRST_CHANGES_BELOW } else { CHANGES_BELOW };
+        if choices.byte() < changes_below {
             world.change(&mut choices);
         } else {
-            world.ask(&mut choices, kinds);
+            world.query(&mut choices, kinds);
         }
     }
     world.compare_with_rebuilt();
 }
 
-/// The number of the registry at this place.
-fn id(place: u8) -> RegistryId {
-    RegistryId::new(place.into()).unwrap_or(RegistryId::FIRST)
+/// Returns the id of a registry by its number.
+fn id(number: u8) -> RegistryId {
+    RegistryId::new(number.into()).unwrap_or(RegistryId::FIRST)
 }
 
-/// A server's data, and beside it what it was told.
+/// A publisher and its answerer, with the state that the registries have reported.
 struct World {
     catalog: catalog::Settings,
     settings: Settings,
     publisher: Publisher,
     answerer: Arc<Answerer>,
     now: Instant,
-    /// What the registries hold.
-    held: Vec<(u8, Put)>,
-    /// The same, for the names that are asked for: what went stays.
+    /// Current keys of each registry.
+    registered: Vec<(u8, Put)>,
+    /// All keys so far, removed ones too: queries pick their names from them.
     known: Vec<Put>,
-    /// Changes that are yet to be told.
+    /// Updates for the next publication.
     pending: Vec<Update>,
     hosts: BTreeMap<Box<str>, Addresses>,
-    /// Registries whose list is broken off.
-    broken: [bool; REGISTRIES as usize],
-    questions: Vec<Question>,
+    /// Registries whose last list is incomplete.
+    incomplete: [bool; REGISTRIES as usize],
+    queries: Vec<TestQuery>,
 }
 
 impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
         let (catalog, settings) = settings(choices);
         let now = Instant::now();
-        let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), now);
+        let (publisher, answerer) =
+            Publisher::new(catalog.clone(), settings.clone(), now);
         let mut world = Self {
             catalog,
             settings,
             publisher,
             answerer,
             now,
-            held: Vec::new(),
+            registered: Vec::new(),
             known: Vec::new(),
             pending: Vec::new(),
             hosts: BTreeMap::new(),
-            broken: [false; 2],
-            questions: Vec::new(),
+            incomplete: [false; 2],
+            queries: Vec::new(),
         };
-        // Mostly the registries have been read.
+        // Usually the registries start with a complete list.
         if !choices.one_in(8) {
             for registry in 0..REGISTRIES {
                 world.list(registry, ListKind::Routine, &[], true);
@@ -105,45 +112,53 @@ impl World {
         match choices.below(32) {
             0..=12 => self.put(registry, registrations::put(choices)),
             13..=15 => {
-                let (first, count) = (usize::from(choices.octet()), choices.below(64) + 1);
+                let (first, count) = (usize::from(choices.byte()), choices.below(64) + 1);
                 for at in first..first + count {
-                    self.put(registry, registrations::one(choices, at));
+                    self.put(registry, registrations::one_of_many(choices, at));
                 }
             }
             16 | 17 => {
                 if let Some((registry, put)) = self.pick(choices) {
-                    self.put(registry, registrations::again(&put, choices));
+                    self.put(registry, registrations::with_other_metadata(&put, choices));
                 }
             }
             18..=23 => {
                 if let Some((registry, put)) = self.pick(choices) {
                     let lease = put.lease != 0 && choices.one_in(2);
                     let removal = if lease { Removal::Lease(put.lease) } else { Removal::Explicit };
-                    self.held.retain(|(held, other)| (*held, &other.key) != (registry, &put.key));
-                    self.tell(registry, Change::Delete { key: put.key, revision: 0, removal });
+                    self.forget(registry, &put);
+                    self.report(registry, Change::Delete { key: put.key, revision: 0, removal });
                 }
             }
             24 | 25 => {
-                let kind = choices.of(&[ListKind::Routine, ListKind::Reconnect, ListKind::Restored]);
-                let lost = choices.octet();
+                let kind =
+                    choices.of(&[ListKind::Routine, ListKind::Reconnect, ListKind::Restored]);
+                // From 128, the registry has lost a third of its keys.
+                let lost = choices.byte();
                 let mut at = 0;
-                self.held.retain(|(held, _)| {
+                self.registered.retain(|(other, _)| {
                     at += 1;
-                    *held != registry || lost < 128 || at % 3 != usize::from(lost % 3)
+                    *other != registry || lost < 128 || at % 3 != usize::from(lost % 3)
                 });
-                let puts: Vec<_> = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| put.clone()).collect();
-                let whole = !choices.one_in(4);
-                self.list(registry, kind, &puts, whole);
+                let puts: Vec<_> = self
+                    .registered
+                    .iter()
+                    .filter(|(other, _)| *other == registry)
+                    .map(|(_, put)| put.clone())
+                    .collect();
+                let complete = !choices.one_in(4);
+                self.list(registry, kind, &puts, complete);
             }
             26 => {
                 let connected = choices.one_in(2);
-                self.tell(registry, Change::Connected(connected));
+                self.report(registry, Change::Connected(connected));
             }
             27 => {
-                let leases = (0..choices.below(4)).map(|lease| i64::try_from(lease).unwrap()).collect();
-                self.tell(registry, Change::LeasesGone(leases));
+                let leases =
+                    (0..choices.below(4)).map(|lease| i64::try_from(lease).unwrap()).collect();
+                self.report(registry, Change::LeasesGone(leases));
             }
-            28 | 29 => self.now += Duration::from_millis(u64::from(choices.octet()) * 100),
+            28 | 29 => self.now += Duration::from_millis(u64::from(choices.byte()) * 100),
             _ => self.resolve(choices),
         }
         if choices.one_in(3) {
@@ -152,29 +167,33 @@ impl World {
     }
 
     fn put(&mut self, registry: u8, put: Put) {
-        self.held.retain(|(held, other)| (*held, &other.key) != (registry, &put.key));
-        self.held.push((registry, put.clone()));
+        self.forget(registry, &put);
+        self.registered.push((registry, put.clone()));
         self.known.push(put.clone());
-        self.tell(registry, Change::Put(put));
+        self.report(registry, Change::Put(put));
     }
 
-    fn list(&mut self, registry: u8, kind: ListKind, puts: &[Put], whole: bool) {
-        self.tell(registry, Change::ListBegin(kind));
+    fn forget(&mut self, registry: u8, put: &Put) {
+        self.registered.retain(|(other, known)| (*other, &known.key) != (registry, &put.key));
+    }
+
+    fn list(&mut self, registry: u8, kind: ListKind, puts: &[Put], complete: bool) {
+        self.report(registry, Change::ListBegin(kind));
         for put in puts {
-            self.tell(registry, Change::Put(put.clone()));
+            self.report(registry, Change::Put(put.clone()));
         }
-        self.broken[usize::from(registry)] = !whole;
-        if whole {
-            self.tell(registry, Change::ListEnd { revision: 0 });
+        self.incomplete[usize::from(registry)] = !complete;
+        if complete {
+            self.report(registry, Change::ListEnd { revision: 0 });
         }
     }
 
-    fn tell(&mut self, registry: u8, change: Change) {
+    fn report(&mut self, registry: u8, change: Change) {
         self.pending.push(Update::Registry(id(registry), vec![change]));
     }
 
     fn pick(&self, choices: &mut Choices<'_>) -> Option<(u8, Put)> {
-        self.held.get(choices.below(256) % self.held.len().max(1)).cloned()
+        self.registered.get(choices.below(256) % self.registered.len().max(1)).cloned()
     }
 
     fn publish(&mut self) {
@@ -191,7 +210,7 @@ impl World {
         }
     }
 
-    /// Some host's addresses are found, or not.
+    /// Resolves the name of some host, or fails to.
     fn resolve(&mut self, choices: &mut Choices<'_>) {
         self.publish();
         let host = choices.of(&["web.example", "other.example", "nobody.example"]);
@@ -208,49 +227,78 @@ impl World {
         self.publisher.apply([Update::Hosts(vec![(host.into(), found)])], self.now);
     }
 
-    fn ask(&mut self, choices: &mut Choices<'_>, kinds: &mut Kinds) {
+    fn query(&mut self, choices: &mut Choices<'_>, kinds: &mut Kinds) {
         if !self.pending.is_empty() {
             self.publish();
         }
         let name = name(choices, &self.settings, &self.known);
-        let question = Question::new(choices, &name);
-        answer(&self.answerer, &question, kinds);
-        if self.questions.len() == ASKED_AGAIN {
-            self.questions.remove(0);
+        let query = TestQuery::new(choices, &name);
+        answer(&self.answerer, &query, kinds);
+        if self.queries.len() == MAX_REPEATED_QUERIES {
+            self.queries.remove(0);
         }
-        self.questions.push(question);
+        self.queries.push(query);
     }
 
-    /// Asks the last questions again, once everything is told, of this server and of one that is told at once what there is.
-    /// Where removals are held back, or a list is broken off, more is known than there is.
+    /// Repeats the last queries, and compares with a rebuilt server.
+    ///
+    /// The rebuilt server gets the current state in one list.
+    ///
+    /// Skipped if removals are held back or a list is incomplete: this server then knows more.
     fn compare_with_rebuilt(mut self) {
         self.publish();
-        let condition = self.answerer.registry_status();
-        if condition.held_keys > 0 || !condition.disconnected.is_empty() || !condition.synced || self.broken.contains(&true) {
+        let status = self.answerer.registry_status();
+        if status.held_keys > 0
+            || !status.disconnected.is_empty()
+            || !status.synced
+            || self.incomplete.contains(&true)
+        {
             return;
         }
-        let (mut publisher, answerer) = Publisher::new(self.catalog.clone(), self.settings.clone(), self.now);
+        let (mut publisher, answerer) = Publisher::new(
+            self.catalog.clone(),
+            self.settings.clone(),
+            self.now,
+        );
         for registry in 0..REGISTRIES {
-            let puts = self.held.iter().filter(|(held, _)| *held == registry).map(|(_, put)| Change::Put(put.clone()));
-            let changes = [Change::ListBegin(ListKind::Routine)].into_iter().chain(puts).chain([Change::ListEnd { revision: 0 }]);
+            let puts = self
+                .registered
+                .iter()
+                .filter(|(other, _)| *other == registry)
+                .map(|(_, put)| Change::Put(put.clone()));
+            let changes = [Change::ListBegin(ListKind::Routine)]
+                .into_iter()
+                .chain(puts)
+                .chain([Change::ListEnd { revision: 0 }]);
             publisher.apply([Update::Registry(id(registry), changes.collect())], self.now);
         }
         publisher.apply([Update::Hosts(self.hosts.clone().into_iter().collect())], self.now);
         let mut kinds = Kinds::unmeasured();
-        for question in &self.questions {
-            let [here, rebuilt] = [&self.answerer, &answerer].map(|answerer| without_serial(answer(answerer, question, &mut kinds)));
-            assert!(here == rebuilt, "grown: {here:02x?}\nrebuilt: {rebuilt:02x?}\n{question:?}\n{:?}", self.held);
+        for query in &self.queries {
+            let [updated, rebuilt] = [&self.answerer, &answerer]
+                .map(|answerer| without_serial(answer(answerer, query, &mut kinds)));
+            assert!(
+                updated == rebuilt,
+                "updated: {updated:02x?}\nrebuilt: {rebuilt:02x?}\n{query:?}\n{:?}",
+                self.registered
+            );
         }
     }
 }
 
-/// Settings of all kinds; zones beside and inside each other.
+/// Returns settings of all kinds, with separate and nested zones.
 fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
-    let zones: &[&str] =
-        [&["svc"][..], &["svc", "internal"], &["svc", "a.b.svc"], &["prod.svc", "svc"], &["internal.example", "svc"]][choices.below(5)];
+    let zones: &[&str] = [
+        &["svc"][..],
+        &["svc", "internal"],
+        &["svc", "a.b.svc"],
+        &["prod.svc", "svc"],
+        &["internal.example", "svc"],
+    ][choices.below(5)];
     let zones = Zones::new(&zones.iter().map(|&zone| zone.to_owned()).collect::<Vec<_>>()).unwrap();
     let mut catalog = catalog::Settings::new(zones.clone(), usize::from(REGISTRIES));
-    catalog.removal_graces.fill(choices.of(&[Duration::ZERO, Duration::ZERO, Duration::from_secs(12)]));
+    let graces = [Duration::ZERO, Duration::ZERO, Duration::from_secs(12)];
+    catalog.removal_graces.fill(choices.of(&graces));
     catalog.docker0 = choices.of(&[Docker0::Drop, Docker0::Drop, Docker0::Keep]);
     let two = NonZeroU16::MIN.saturating_add(1);
     let listen = ["127.0.0.1", "::1", "192.0.2.53"].map(|text| text.parse().unwrap());

@@ -1,4 +1,4 @@
-//! The pages of docs/install on dnsmasq and unbound: the real programs, with the very lines that the pages say, find a service.
+//! Real dnsmasq and unbound work with the lines of docs/install.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -15,38 +15,42 @@ use support::svcdns::Svcdns;
 use support::upstream::{Record, Upstream};
 use support::{SOON, dns, eventually, free_address, netns, on_path, skip};
 
-/// Where the pages have svcdns.
+/// The port of svcdns in the pages.
 const PORT_OF_PAGES: &str = "5300";
 
-/// The root's key, which those that validate have.
+/// The trust anchor of the root, for validating servers.
 const ROOT: &str = "20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D";
 
-/// The names of the instance's address.
+/// The PTR records of the instance's address.
 const PTR: [&str; 2] = ["10-9-0-5.hello.svc.", "hello.svc."];
 
-/// What stands behind the program: a registry with one service, svcdns for it, and somebody for all other names.
-struct Behind {
+/// The servers behind dnsmasq or unbound: svcdns with one service, and an upstream.
+struct Backends {
     _files: Files,
     svcdns: Svcdns,
     upstream: Upstream,
 }
 
-impl Behind {
+impl Backends {
     fn start() -> Self {
-        let files = Files::new(&[(&format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS), "{}")]);
+        let files = Files::new(&[(
+            &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
+            "{}",
+        )]);
         let svcdns = Svcdns::serve(&["--registry", &files.url()]);
         svcdns.wait_for("hello.svc", &[netns::ADDRESS]);
         let upstream = Upstream::start();
-        let records = ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
+        let records = ["www.example.test", "other.example.test"]
+            .map(|name| Record::a(name, 300, "192.0.2.80"));
         upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
         Self { _files: files, svcdns, upstream }
     }
 
-    /// The blocks of lines in a page that go into a file, in order, for the port of this server.
+    /// Returns the configuration blocks of a page, with the port of this svcdns.
     fn lines(&self, page: &str) -> Vec<String> {
         let path = format!("{}/docs/install/{page}", env!("CARGO_MANIFEST_DIR"));
         let text = fs::read_to_string(path).unwrap();
-        // Code of a list's item: three columns of the item's, four of its own.
+        // A code block in a list item: indented by three columns for the item and four more.
         let mut blocks = vec![String::new()];
         for line in text.lines() {
             match line.strip_prefix("       ") {
@@ -61,25 +65,38 @@ impl Behind {
         blocks.iter().map(|block| block.replace(PORT_OF_PAGES, &port)).collect()
     }
 
-    /// Asks a program with those lines for everything that the page promises; at last without svcdns.
+    /// Checks everything that a page promises, at last with svcdns stopped.
     fn expect_all(self, program: &Program) {
         let Program { address, process, .. } = program;
         eventually("hello.svc", SOON, || {
-            (dns::addresses(*address, "hello.svc") == Ok(vec![netns::ADDRESS.parse().unwrap()])).then_some(())
+            (dns::addresses(*address, "hello.svc") == Ok(vec![netns::ADDRESS.parse().unwrap()]))
+                .then_some(())
         });
-        assert_eq!(dns::dig_short(*address, &["hello.svc", "SRV"]), ["0 1 80 10-9-0-5.hello.svc."], "{}", process.log());
+        assert_eq!(
+            dns::dig_short(*address, &["hello.svc", "SRV"]),
+            ["0 1 80 10-9-0-5.hello.svc."],
+            "{}",
+            process.log()
+        );
         assert_eq!(dns::dig_short(*address, &["10-9-0-5.hello.svc"]), [netns::ADDRESS]);
         assert_eq!(dns::code(*address, "nothing.svc", dns::A), "NXDOMAIN");
         assert_eq!(dns::dig_short(*address, &["-x", netns::ADDRESS]), PTR, "{}", process.log());
-        // Knowing the zone's own name server by now, it still asks where it was told to.
+        // The program now knows the zone's NS record, and must still query the configured address.
         assert_eq!(dns::dig_short(*address, &["svc", "NS"]), ["ns.svc."]);
         assert_eq!(dns::dig_short(*address, &["hello.svc", "TXT"]).len(), 1);
         assert_eq!(dns::dig_short(*address, &["www.example.test"]), ["192.0.2.80"]);
         for name in self.upstream.names() {
-            assert!(!name.ends_with("svc") && !name.ends_with("10.in-addr.arpa"), "{name} is nobody else's to know");
+            assert!(
+                !name.ends_with("svc") && !name.ends_with("10.in-addr.arpa"),
+                "{name} reached the upstream"
+            );
         }
         self.svcdns.stop();
-        assert_eq!(dns::dig_short(*address, &["other.example.test"]), ["192.0.2.80"], "other names go on");
+        assert_eq!(
+            dns::dig_short(*address, &["other.example.test"]),
+            ["192.0.2.80"],
+            "other names must resolve without svcdns"
+        );
     }
 }
 
@@ -91,16 +108,26 @@ struct Program {
 }
 
 impl Program {
-    /// With this configuration, and arguments made of the file's path; it answers at this address.
-    fn start(name: &str, address: SocketAddr, configuration: &str, arguments: impl FnOnce(&str) -> Vec<String>) -> Self {
+    /// Starts a program and waits until it answers at `address`.
+    ///
+    /// `arguments` makes the arguments from the path of the configuration file.
+    fn start(
+        name: &str,
+        address: SocketAddr,
+        configuration: &str,
+        arguments: impl FnOnce(&str) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("configuration");
         fs::write(&file, configuration).unwrap();
-        // A copy: AppArmor, where it is, lets the program at its own place read no configuration of ours.
+        // A copy: AppArmor may keep the installed program from reading our configuration.
         let program = folder.path().join(name);
-        let place = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|folder| folder.join(name)).find(|path| path.is_file());
+        let place = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file());
         fs::copy(place.unwrap(), &program).unwrap();
-        let mut process = Process::start(Command::new(program).args(arguments(file.to_str().unwrap())));
+        let mut process =
+            Process::start(Command::new(program).args(arguments(file.to_str().unwrap())));
         eventually(&format!("{name} to answer"), SOON, || {
             assert!(process.ended().is_none(), "{}\n{configuration}", process.log());
             (dns::code(address, "version.bind", dns::A) != "no answer").then_some(())
@@ -108,11 +135,12 @@ impl Program {
         Self { process, address, _folder: folder }
     }
 
-    fn dnsmasq(behind: &Behind, lines: &str) -> Self {
+    fn dnsmasq(backends: &Backends, lines: &str) -> Self {
         let address = free_address();
-        let upstream = behind.upstream.address.port();
+        let upstream = backends.upstream.address.port();
         let own = format!(
-            "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\nport={}\nserver=127.0.0.1#{upstream}\n",
+            "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\nport={}\n\
+             server=127.0.0.1#{upstream}\n",
             address.port()
         );
         Self::start("dnsmasq", address, &format!("{own}{lines}"), |file| {
@@ -120,10 +148,10 @@ impl Program {
         })
     }
 
-    /// One that validates, and that takes private addresses out of answers.
-    fn unbound(behind: &Behind, lines: &str) -> Self {
+    /// Starts unbound with DNSSEC validation and without private addresses in answers.
+    fn unbound(backends: &Backends, lines: &str) -> Self {
         let address = free_address();
-        let (port, upstream) = (address.port(), behind.upstream.address.port());
+        let (port, upstream) = (address.port(), backends.upstream.address.port());
         let own = format!(
             "server:
     interface: 127.0.0.1
@@ -146,60 +174,69 @@ forward-zone:
     forward-addr: 127.0.0.1@{upstream}
 "
         );
-        Self::start("unbound", address, &format!("{own}{lines}"), |file| vec!["-d".to_owned(), "-c".to_owned(), file.to_owned()])
+        Self::start("unbound", address, &format!("{own}{lines}"), |file| {
+            vec!["-d".to_owned(), "-c".to_owned(), file.to_owned()]
+        })
     }
 }
 
-/// Whether a program is there; counts the test as skipped where it is not.
-fn is_there(test: &str, program: &str) -> bool {
-    let there = on_path(program);
-    if !there {
+/// Returns whether a program is installed; skips the test if it is not.
+fn is_installed(test: &str, program: &str) -> bool {
+    let installed = on_path(program);
+    if !installed {
         skip(test, &format!("no {program} on PATH"));
     }
-    there
+    installed
 }
 
 #[test]
-fn dnsmasq_as_its_page_says() {
-    if !is_there("dnsmasq_as_its_page_says", "dnsmasq") {
+fn dnsmasq_resolves_with_the_lines_of_its_page() {
+    if !is_installed("dnsmasq_resolves_with_the_lines_of_its_page", "dnsmasq") {
         return;
     }
-    let behind = Behind::start();
-    let lines = behind.lines("dnsmasq.md");
+    let backends = Backends::start();
+    let lines = backends.lines("dnsmasq.md");
     assert_eq!(lines.len(), 1);
-    let program = Program::dnsmasq(&behind, &lines[0]);
-    behind.expect_all(&program);
+    let program = Program::dnsmasq(&backends, &lines[0]);
+    backends.expect_all(&program);
 }
 
-/// `stop-dns-rebind`, and `dnssec`, with what the page says of them.
+/// `stop-dns-rebind` and `dnssec` work with the page's additional lines.
 #[test]
-fn a_strict_dnsmasq_as_its_page_says() {
-    if !is_there("a_strict_dnsmasq_as_its_page_says", "dnsmasq") {
+fn strict_dnsmasq_resolves_with_the_lines_of_its_page() {
+    if !is_installed("strict_dnsmasq_resolves_with_the_lines_of_its_page", "dnsmasq") {
         return;
     }
-    let behind = Behind::start();
-    let page = behind.lines("dnsmasq.md").concat();
+    let backends = Backends::start();
+    let page = backends.lines("dnsmasq.md").concat();
     let strict = format!("{page}stop-dns-rebind\n");
-    let program = Program::dnsmasq(&behind, &strict);
-    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [""; 0], "what the line of the page is for");
+    let program = Program::dnsmasq(&backends, &strict);
+    let without = dns::dig_short(program.address, &["hello.svc"]);
+    assert_eq!(without, [""; 0], "the page's additional line is unnecessary");
     drop(program);
     let text = include_str!("../docs/install/dnsmasq.md");
     let more = text.split('`').find(|code| code.starts_with("rebind-domain-ok=")).unwrap();
     let root = ROOT.replace(' ', ",");
-    let program = Program::dnsmasq(&behind, &format!("{strict}{more}\ndnssec\ntrust-anchor=.,{root}\n"));
-    assert_eq!(dns::dig_short(program.address, &["hello.svc"]), [netns::ADDRESS], "{}", program.process.log());
+    let program =
+        Program::dnsmasq(&backends, &format!("{strict}{more}\ndnssec\ntrust-anchor=.,{root}\n"));
+    assert_eq!(
+        dns::dig_short(program.address, &["hello.svc"]),
+        [netns::ADDRESS],
+        "{}",
+        program.process.log()
+    );
     assert_eq!(dns::code(program.address, "nothing.svc", dns::A), "NXDOMAIN");
     assert_eq!(dns::dig_short(program.address, &["-x", netns::ADDRESS]), PTR);
 }
 
 #[test]
-fn unbound_as_its_page_says() {
-    if !is_there("unbound_as_its_page_says", "unbound") {
+fn unbound_resolves_with_the_lines_of_its_page() {
+    if !is_installed("unbound_resolves_with_the_lines_of_its_page", "unbound") {
         return;
     }
-    let behind = Behind::start();
-    let lines = behind.lines("unbound.md");
+    let backends = Backends::start();
+    let lines = backends.lines("unbound.md");
     assert_eq!(lines.len(), 2);
-    let program = Program::unbound(&behind, &lines.concat());
-    behind.expect_all(&program);
+    let program = Program::unbound(&backends, &lines.concat());
+    backends.expect_all(&program);
 }

@@ -1,4 +1,4 @@
-//! Questions as clients of all kinds ask them.
+//! Queries of all kinds of clients.
 
 use svcdns::wire::{Transport, put_u16, rtype};
 
@@ -31,7 +31,9 @@ const TYPES: [u16; 23] = [
     0xFFFE,
 ];
 const PAYLOADS: [u16; 8] = [1232, 1232, 4096, 512, 0, 600, 900, 65535];
-/// Cookie, client subnet, padding, keep-alive, one nobody knows, none whole.
+/// EDNS options.
+///
+/// Cookie, client subnet, padding, keep-alive, an unknown one, a truncated one.
 const OPTIONS: [&[u8]; 6] = [
     b"\0\x0A\0\x08abcdefgh",
     b"\0\x08\0\x07\0\x01\x18\0\x0A\0\0",
@@ -41,21 +43,28 @@ const OPTIONS: [&[u8]; 6] = [
     b"\0\x0A\0\x08abc",
 ];
 
-/// One question.
+/// A query message with its transport and the random number for its answer.
 #[derive(Debug)]
-pub struct Question {
+pub struct TestQuery {
     pub packet: Vec<u8>,
     pub transport: Transport,
     pub draw: u64,
 }
 
-impl Question {
-    /// A question for this name (wire form).
+impl TestQuery {
+    /// Composes a query for a name in wire form.
     pub fn new(choices: &mut Choices<'_>, name: &[u8]) -> Self {
         let mut packet = Vec::with_capacity(name.len() + 48);
         put_u16(&mut packet, 0x1234);
-        // RD, mostly; CD, AD, another opcode, now and then.
-        put_u16(&mut packet, if choices.one_in(64) { 0x2000 } else { choices.of(&[0x0100, 0x0100, 0, 0x0110, 0x0120]) });
+        // Usually RD; sometimes CD, AD, or another opcode.
+        put_u16(
+            &mut packet,
+            if choices.one_in(64) {
+                0x2000
+            } else {
+                choices.of(&[0x0100, 0x0100, 0, 0x0110, 0x0120])
+            },
+        );
         packet.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         packet.extend_from_slice(name);
         put_u16(&mut packet, choices.of(&TYPES));
@@ -67,7 +76,7 @@ impl Question {
                 let version = choices.of(&[0, 0, 0, 1]);
                 put_opt(choices, &mut packet, version);
                 if choices.one_in(4) {
-                    // A record besides, as a signature would be.
+                    // Another additional record, such as a signature.
                     packet[11] += 1;
                     packet.extend_from_slice(b"\0\0\xFA\0\xFF\0\0\0\0\0\0");
                 }

@@ -75,8 +75,8 @@ impl Tap {
 
     /// Copies a wanted query until its deferred response is available.
     #[cold]
-    pub(super) fn defer(&self, client: &Client, request: &[u8], received: Instant) -> PendingQuery {
-        PendingQuery { tap: self.clone(), client: *client, request: request.into(), received }
+    pub(super) fn defer(&self, client: &Client, request: &[u8], received: Instant) -> TimedQuery {
+        TimedQuery { tap: self.clone(), client: *client, request: request.into(), received }
     }
 }
 
@@ -85,14 +85,14 @@ impl Tap {
 /// Reports the query without a response if dropped: the connection is gone, the server stops, or
 /// the responder panicked.
 #[derive(Debug)]
-pub(super) struct PendingQuery {
+pub(super) struct TimedQuery {
     tap: Tap,
     client: Client,
     request: Box<[u8]>,
     received: Instant,
 }
 
-impl PendingQuery {
+impl TimedQuery {
     /// Reports the query with its response.
     pub(super) fn report(mut self, response: Option<&[u8]>) {
         // With an empty tap, `drop` reports nothing.
@@ -101,7 +101,7 @@ impl PendingQuery {
     }
 }
 
-impl Drop for PendingQuery {
+impl Drop for TimedQuery {
     fn drop(&mut self) {
         self.tap.report(&self.client, &self.request, None, self.received);
     }

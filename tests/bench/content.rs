@@ -99,7 +99,7 @@ impl Store {
             self.apply(batch);
         }
         self.apply([Change::ListEnd { revision: self.revision }]);
-        assert!(self.answerer.condition().synced, "the list is complete");
+        assert!(self.answerer.registry_status().synced, "the list is complete");
     }
 
     /// Returns a publisher with all services of a shape.

@@ -38,11 +38,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The connection to one upstream, if it is open.
 #[derive(Debug, Default)]
-pub(super) struct StreamLink(Mutex<Option<Arc<StreamConnection>>>);
+pub(super) struct StreamLink(Mutex<Option<Arc<UpstreamConnection>>>);
 
 /// A connection as queries see it; a task of its own reads and writes.
 #[derive(Debug)]
-struct StreamConnection {
+struct UpstreamConnection {
     pending: Pending,
     queue: mpsc::Sender<Vec<u8>>,
     /// Whether a response has arrived on this connection.
@@ -90,7 +90,7 @@ pub(super) async fn exchange(
 
 impl StreamLink {
     /// Returns the open connection, or starts to open a new one.
-    fn connection(&self, upstream: &Arc<Upstream>) -> Arc<StreamConnection> {
+    fn connection(&self, upstream: &Arc<Upstream>) -> Arc<UpstreamConnection> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) =
             current.as_ref().filter(|connection| !connection.pending.is_closed())
@@ -98,7 +98,7 @@ impl StreamLink {
             return Arc::clone(connection);
         }
         let (queue, queued) = mpsc::channel(MAX_IN_FLIGHT);
-        let connection = Arc::new(StreamConnection {
+        let connection = Arc::new(UpstreamConnection {
             pending: Pending::new(MAX_IN_FLIGHT),
             queue,
             has_answered: AtomicBool::new(false),
@@ -115,7 +115,7 @@ impl StreamLink {
 
 /// Opens a connection and serves it until it ends.
 async fn run_connection(
-    connection: Arc<StreamConnection>,
+    connection: Arc<UpstreamConnection>,
     upstream: Arc<Upstream>,
     queued: mpsc::Receiver<Vec<u8>>,
 ) {
@@ -138,7 +138,7 @@ async fn run_connection(
 }
 
 /// Ends all pending queries of a connection when dropped.
-struct CloseOnDrop<'a>(&'a StreamConnection);
+struct CloseOnDrop<'a>(&'a UpstreamConnection);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
@@ -189,7 +189,7 @@ pub(super) async fn connect_tcp(upstream: &Upstream) -> Result<TcpStream, String
 
 /// Writes queries and reads responses until either side closes the connection.
 async fn serve<S: AsyncRead + AsyncWrite>(
-    connection: &StreamConnection,
+    connection: &UpstreamConnection,
     upstream: &Upstream,
     stream: S,
     queued: mpsc::Receiver<Vec<u8>>,
@@ -228,7 +228,7 @@ async fn write_queries<W: AsyncWrite + Unpin>(
 
 /// Reads responses until the connection fails, is idle or sends strays.
 async fn read_responses<R: AsyncRead + Unpin>(
-    connection: &StreamConnection,
+    connection: &UpstreamConnection,
     upstream: &Upstream,
     mut reader: BufReader<R>,
 ) -> ConnectionEnd {

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use svcdns::answer::{Ahead, Outcome};
+use svcdns::answer::{AnswerOutcome, Lookahead};
 use svcdns::wire::{Parsed, Query, Transport};
 
 use super::common::cores;
@@ -47,13 +47,13 @@ impl Step {
         records: u16,
     ) -> Self {
         let (answerer, mut out, mut draw) = (store.answerer.clone(), Vec::new(), 0_u64);
-        let mut respond = move |query: &[u8], looked: (&Ahead, usize)| {
+        let mut respond = move |query: &[u8], looked: (&Lookahead, usize)| {
             // A cheap sequence of distant numbers: the first record, and those left out, must vary.
             draw = draw.wrapping_add(0x9E37_79B9_7F4A_7C15);
             let parsed = Query::parse(black_box(query));
             assert_eq!(
                 answerer.respond(&parsed, looked, Transport::Udp, black_box(draw), &mut out),
-                Outcome::Answered
+                AnswerOutcome::Answered
             );
             assert_eq!((out[3] & 0x0F, u16::from_be_bytes([out[6], out[7]])), (code, records));
             black_box(&out).len()

@@ -662,14 +662,14 @@ fn mistakes_in_sections_of_registries_are_told_by_every_command_that_reads_them(
     let surplus = (0..17).map(|n| format!("[registry.r{n}]\nurl = \"file:///{n}\"\n")).collect::<Vec<_>>().concat();
     // What the file holds, where the mistake is, and words of what is said.
     for (text, place, words) in [
-        (format!("{main}{main}"), "3:11", "there is another section [registry.main] above"),
+        (format!("{main}{main}"), "3:11", "the section [registry.main] exists already"),
         (format!("{main}[registry.other]\nurl = \"etcd://127.0.0.1:1/\"\n"), "4:7", "remove one of the two sections"),
-        (format!("registry = []\n{main}"), "2:2", "a section cannot stand beside the list in line 1"),
+        (format!("registry = []\n{main}"), "2:2", "a section cannot be combined with the list in line 1"),
         ("[registry.main]\nusername = \"u\"\n".to_owned(), "1:11", "a registry needs a URL: add url ="),
-        ("[registry.main]\nurl = \"etdc://a\"\n".to_owned(), "2:7", "there is no kind of registry \"etdc\""),
-        ("[registry.dev]\nurl = \"file:///x\"\nusername = \"u\"\n".to_owned(), "3:1", "this is for etcd registries"),
+        ("[registry.main]\nurl = \"etdc://a\"\n".to_owned(), "2:7", "unknown kind of registry \"etdc\""),
+        ("[registry.dev]\nurl = \"file:///x\"\nusername = \"u\"\n".to_owned(), "3:1", "this key is for registries of kind etcd"),
         (format!("{main}pasword-file = \"/p\"\n"), "3:1", "did you mean `registry.main.password-file`?"),
-        (format!("{main}password = \"hunter2\"\n"), "3:1", "name that with registry.main.password-file"),
+        (format!("{main}password = \"hunter2\"\n"), "3:1", "a file named by registry.main.password-file"),
         ("[registy.main]\nurl = \"etcd://a\"\n".to_owned(), "1:2", "did you mean [registry.main]?"),
         ("[registry]\nurl = \"etcd://a\"\n".to_owned(), "2:1", "such as [registry.main]"),
         ("[registry.our-main]\nurl = \"etcd://a\"\n".to_owned(), "1:11", "use 1 to 16 characters of a-z and 0-9"),
@@ -700,7 +700,7 @@ fn a_secret_that_cannot_be_read_or_that_anybody_can_is_a_warning() {
 
     let (code, shown, said) = check(&file);
     let warned = |line: usize, key: &str, why: &str| format!("{}:{line}:17: registry.{key}.password-file: {why}", file.display());
-    let anyone = warned(4, "main", &format!("anyone on this machine can read {} (mode 0644): run `chmod o-r", open.display()));
+    let anyone = warned(4, "main", &format!("every user of this machine can read {} (mode 0644): run `chmod o-r", open.display()));
     let nobody = warned(8, "other", &format!("cannot read {}: No such file", missing.display()));
     assert_eq!((code, said.lines().count()), (0, 2), "{said}");
     assert!(said.contains(&format!("svcdns: warning: {anyone}")) && said.contains(&format!("svcdns: warning: {nobody}")), "{said}");

@@ -491,7 +491,7 @@ fn mistakes_are_told_with_their_place_and_a_suggestion() {
     fs::write(file, "zone = [\"svc\"]\n\nlisen = [\"127.0.0.1:53\"]\n").unwrap();
     for command in ["check", "serve"] {
         let said = run(&[command, "--config", file]);
-        assert_eq!((code(&said), stderr(&said)), (1, format!("svcdns: {file}:3:1: there is no key `lisen`: did you mean `listen`?\n")));
+        assert_eq!((code(&said), stderr(&said)), (1, format!("svcdns: {file}:3:1: unknown key `lisen`: did you mean `listen`?\n")));
     }
     fs::write(file, "ttl = \"7s\"\n").unwrap();
     let mut command = svcdns::command();

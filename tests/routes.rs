@@ -100,5 +100,5 @@ fn an_upstream_that_is_svcdns_itself_is_rejected() {
     let output =
         svcdns::command().args(arguments).args(["--upstream", "127.0.0.1:5399"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("svcdns would ask itself"), "{said}");
+    assert!(!output.status.success() && said.contains("svcdns would query itself"), "{said}");
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::Place;
 use super::client::{Client, NotRunning};
 use crate::admin::Status;
-use crate::config::{Config, DEFAULT_FILE, Effective, Flags, GivenSecret, Origin, SecretPlace};
+use crate::config::{Config, ConfiguredSecret, DEFAULT_FILE, EffectiveValue, Flags, Origin, SecretPlace};
 use crate::daemon::ListenError;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
@@ -137,7 +137,7 @@ impl Wanted<'_> {
             );
         }
         can_be_read_by_service(config)?;
-        for Effective { path, origin, .. } in config.effective().iter().filter(|effective| counts_not(effective)) {
+        for EffectiveValue { path, origin, .. } in config.effective().iter().filter(|effective| counts_not(effective)) {
             if let Origin::File { .. } = origin {
                 bail!("{origin} names `{path}`, and the service has directories of its own: take that line out");
             }
@@ -170,7 +170,7 @@ impl Wanted<'_> {
 
 /// Refuses what a service would not see: secrets in our environment, and files in folders that are hidden from it.
 fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
-    for GivenSecret { key, file_key, place, .. } in &config.secrets {
+    for ConfiguredSecret { key, file_key, place, .. } in &config.secrets {
         let SecretPlace::Variable(variable) = place else { continue };
         let named =
             if variable == key.variable { format!("--{}", key.file.flag()) } else { format!("{file_key} in the configuration file") };
@@ -181,7 +181,7 @@ fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
             bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
         }
     }
-    for Effective { path, value, .. } in config.effective().iter().filter(|effective| effective.key.name.ends_with("-file")) {
+    for EffectiveValue { path, value, .. } in config.effective().iter().filter(|effective| effective.key.name.ends_with("-file")) {
         if let Some(folder) = hidden(Path::new(value.trim_matches('"'))) {
             bail!("{path} lies in {folder}, which the service does not see: put it into /etc/svcdns");
         }
@@ -190,7 +190,7 @@ fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
 }
 
 /// The directories are the unit's own.
-fn counts_not(effective: &Effective) -> bool {
+fn counts_not(effective: &EffectiveValue) -> bool {
     ["runtime-dir", "state-dir"].contains(&&*effective.path)
 }
 

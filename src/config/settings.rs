@@ -1,4 +1,4 @@
-//! The settings of each room, made from the configuration.
+//! Settings of the parts of the server, made from the configuration.
 
 use std::net::SocketAddr;
 
@@ -7,18 +7,19 @@ use crate::upstream::Servers;
 use crate::{answer, catalog, server, upstream};
 
 impl Config {
-    /// What the catalog is to know.
+    /// Returns the settings of the catalog.
     pub fn catalog(&self) -> catalog::Settings {
+        let registries = self.registries.iter();
         catalog::Settings {
             docker0: self.docker0,
-            removal_graces: self.registries.iter().map(|registry| registry.removal_grace).collect(),
+            removal_graces: registries.map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
             ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
     }
 
-    /// How names are to be answered by a server that listens on these addresses.
+    /// Returns the settings of the authoritative side of a server that listens on these addresses.
     pub fn answer(&self, listen: &[SocketAddr]) -> answer::Settings {
         let mut addresses = Vec::new();
         for address in listen {
@@ -39,7 +40,9 @@ impl Config {
         }
     }
 
-    /// How names outside the zones are resolved by a server that listens on these addresses; none where they are refused.
+    /// Returns the settings of forwarding for a server that listens on these addresses.
+    ///
+    /// Returns `None` if forwarding is off.
     pub fn upstream(&self, listen: &[SocketAddr]) -> Option<upstream::Settings> {
         (self.upstream.servers != Servers::Off).then(|| upstream::Settings {
             servers: self.upstream.servers.clone(),
@@ -49,13 +52,13 @@ impl Config {
             ca_file: self.upstream.ca_file.clone(),
             random_case: self.upstream.random_case,
             rebinding: self.rebinding.clone(),
-            cache_bytes: self.cache_octets,
+            cache_bytes: self.cache_bytes,
             stale: self.serve_stale,
             other_opcodes: self.forward_opcodes,
         })
     }
 
-    /// Where to listen, and for whom.
+    /// Returns the settings of the DNS server.
     pub fn server(&self) -> server::Settings {
         server::Settings {
             listen: self.listen.clone(),
@@ -63,7 +66,11 @@ impl Config {
             allow: self.allow.clone(),
             allow_loopback: true,
             log_queries: self.log_queries,
-            limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },
+            limits: server::Limits {
+                connections: self.tcp_connections,
+                idle_timeout: self.tcp_idle_timeout,
+                ..server::Limits::default()
+            },
         }
     }
 }

@@ -484,7 +484,7 @@ fn a_server_of_a_user_without_a_home_says_once_that_it_keeps_nothing() {
 }
 
 #[test]
-fn mistakes_are_told_with_their_place_and_a_suggestion() {
+fn configuration_errors_have_a_position_and_a_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("svcdns.toml");
     let file = file.to_str().unwrap();

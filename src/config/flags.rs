@@ -83,15 +83,17 @@ fn arg(key: &Key) -> Arg {
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
         section => format!("Settings for {section}"),
     };
-    let meaning = key.meaning.replace('`', "");
     let default = match key.default {
         "\"\"" | "[]" => "none".to_owned(),
-        default => default.replace('"', ""),
+        default => {
+            let list = default.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+            list.unwrap_or(default).replace('"', "")
+        }
     };
     let arg = Arg::new(key.flag())
         .long(key.flag())
         .value_name(key.placeholder)
-        .help(format!("{meaning} [{}] [default: {default}]", key.variable()))
+        .help(format!("{} [{}] [default: {default}]", key.meaning, key.variable()))
         .help_heading(heading);
     if key.form == ValueForm::List {
         arg.action(ArgAction::Append)

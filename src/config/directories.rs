@@ -54,7 +54,9 @@ impl Config {
         }
     }
 
-    /// Returns the state directory; `None` for a user without a home, unless it is configured.
+    /// Returns the state directory.
+    ///
+    /// Returns `None` if it is not configured and the user has no home.
     pub fn state_directory(&self) -> Option<Candidate> {
         match &self.state_dir {
             Some(path) => Some(named(path, STATE_FLAG)),
@@ -131,7 +133,9 @@ impl<F: Fn(&str) -> Option<OsString>> UserEnvironment<F> {
         Some(owned(parent.join("svcdns")))
     }
 
-    /// Returns the path in a variable; ignores relative paths, as the XDG specification requires.
+    /// Returns the path in a variable.
+    ///
+    /// Ignores a relative path, as the XDG Base Directory Specification requires.
     fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }

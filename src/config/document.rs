@@ -1,4 +1,4 @@
-//! Generated documentation: the tables of docs/configuration.md, and the template file.
+//! Generated documentation: tables of docs/configuration.md, and the template.
 
 use std::fmt::Write;
 
@@ -27,7 +27,7 @@ pub fn markdown() -> String {
     text
 }
 
-/// Returns the tables of a registry section in Markdown: its keys, and variables for its secrets.
+/// Returns the tables of keys and variables of a single registry in Markdown.
 pub fn registry_markdown() -> String {
     let mut text = String::from("| key in `[registry.NAME]` | registries | form | if omitted |\n");
     text.push_str("|---|---|---|---|\n");

@@ -12,7 +12,7 @@ use super::table::KEYS;
 pub struct EffectiveValue {
     /// The key.
     pub key: &'static Key,
-    /// Path of the key: `etcd.username`, or `registry.main.username` for a single registry.
+    /// Path of the key: `etcd.username`, or `registry.main.username` in a section.
     pub path: String,
     /// The value, as it would be written in the file.
     pub value: String,
@@ -23,7 +23,7 @@ pub struct EffectiveValue {
 }
 
 impl EffectiveValue {
-    /// Returns the values of all keys in the order of the table, then those of each registry.
+    /// Returns the values of all keys, then those of each registry.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let general = KEYS.iter().map(|key| Self::new(layers, key, key.path()));
         let keys_of = |registry: &'_ ConfiguredRegistry| {

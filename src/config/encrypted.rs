@@ -9,7 +9,9 @@ use super::layers::Layers;
 use super::values::{invalid, list, path};
 use crate::server::{CertificateFiles, EncryptedSettings, SettingsError};
 
-/// Default port of DNS over TLS and over QUIC (RFC 7858 section 3.1, RFC 9250 section 4.1.1).
+/// Default port of DNS over TLS and over QUIC.
+///
+/// RFC 7858 section 3.1, RFC 9250 section 4.1.1.
 const ENCRYPTED_DNS_PORT: u16 = 853;
 
 /// Returns where the address in an error was set.

@@ -137,7 +137,7 @@ impl fmt::Display for DidYouMean<'_> {
     }
 }
 
-/// Returns the candidate most similar to `word`, if it is similar enough to be a suggestion.
+/// Returns the candidate that is most similar to `word`, if any is similar enough.
 pub(super) fn nearest(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
     candidates
         .into_iter()

@@ -200,7 +200,9 @@ impl ConfigFile<'_> {
         }
     }
 
-    /// Reads a key in the section of a registry. Without a kind, it may be a key of any kind.
+    /// Reads a key in the section of a registry.
+    ///
+    /// If the kind is unknown, keys of all kinds are accepted.
     fn registry_entry(
         &self,
         layer: &mut Layer,
@@ -341,7 +343,9 @@ impl ConfigFile<'_> {
     }
 }
 
-/// Makes the error for a secret in the configuration file. `file` and `variable` can hold it.
+/// Makes the error for a secret in the configuration file.
+///
+/// `file` is the key of its file, `variable` its environment variable.
 fn secret_in_file(
     origin: Origin,
     key: String,

@@ -107,7 +107,9 @@ impl EnvironmentVariables {
     }
 }
 
-/// Makes a setting from flags or a variable; commas or spaces separate the items of a list.
+/// Makes a setting from flags or a variable.
+///
+/// Commas or white space separate the items of a list.
 fn setting<'a>(key: &Key, values: impl IntoIterator<Item = &'a str>, origin: &Origin) -> Setting {
     let raw =
         |text: &str| RawValue { key: key.path(), text: text.to_owned(), origin: origin.clone() };
@@ -145,7 +147,7 @@ fn defaults_as_toml() -> String {
     text
 }
 
-/// Reads the given file, or the default file if it exists: its keys and registry sections.
+/// Reads keys and registry sections of a file, by default of [`DEFAULT_FILE`].
 fn read_file(path: Option<PathBuf>) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
     let implicit = path.is_none();
     let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));

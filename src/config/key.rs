@@ -15,7 +15,7 @@ pub struct Key {
     pub constraint: &'static str,
     /// Default, as written in the file.
     pub default: &'static str,
-    /// Meaning in one or two sentences: help text of the flag and text of the documentation.
+    /// Meaning in one or two sentences, for the help and the documentation.
     pub meaning: &'static str,
 }
 
@@ -102,12 +102,12 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Returns the path of a key that does not exist but that a user may write: `etcd.password`.
+    /// Returns the path of the key that a user may expect to exist: `etcd.password`.
     pub(super) fn path(&self) -> String {
         format!("{}.{}", self.file.section, self.name)
     }
 
-    /// Returns the variable of the registry of this name: `SVCDNS_REGISTRY_MAIN_PASSWORD`.
+    /// Returns the variable of one registry: `SVCDNS_REGISTRY_MAIN_PASSWORD`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
         format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }

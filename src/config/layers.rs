@@ -72,7 +72,7 @@ impl Layer {
 }
 
 impl Layers {
-    /// Makes the merged settings: one for every key, and secrets by their general variable.
+    /// Combines a setting for every key, and the secrets by their general variable.
     pub(super) fn new(
         settings: HashMap<String, Setting>,
         secrets: HashMap<&'static str, SecretVariable>,
@@ -80,7 +80,7 @@ impl Layers {
         Self { settings, secrets, section: None }
     }
 
-    /// Returns a copy in which the section of a registry overrides the settings of its keys.
+    /// Returns a copy in which the section of a registry overrides the settings.
     #[must_use]
     pub(super) fn with_section(&self, name: &RegistryName, section: &Layer) -> Self {
         let mut layers = Self { section: Some(name.clone()), ..self.clone() };
@@ -110,7 +110,7 @@ impl Layers {
         self.settings.get(&key.path()).map_or(&[], |setting| &setting.items)
     }
 
-    /// Returns the value of a key that is not a list; the last one if there are several.
+    /// Returns the value of a key that is not a list; the last of several.
     pub(super) fn one(&self, key: &Key) -> RawValue {
         self.list(key).last().cloned().unwrap_or_else(|| RawValue {
             key: self.written_as(key),

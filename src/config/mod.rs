@@ -71,7 +71,9 @@ pub struct Config {
     pub answers: Answers,
     /// How to treat endpoints at Docker's default bridge address.
     pub docker0: Docker0,
-    /// How long a mass removal is held, unless a registry has its own value; zero for not at all.
+    /// How long a mass removal is held; zero for not at all.
+    ///
+    /// Registries with a section may have another value.
     pub removal_grace: Duration,
     /// TTL of positive answers in seconds, 0 to 86,400.
     pub ttl: u32,
@@ -89,7 +91,7 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// Memory limit of the cache of upstream responses, in bytes; 0 turns it off.
     pub cache_bytes: usize,
-    /// How long an expired answer may be served while no upstream responds; zero for not at all.
+    /// How long expired answers are served while no upstream responds; zero for never.
     pub serve_stale: Duration,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
@@ -143,12 +145,12 @@ impl Config {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Returns the values of all keys in the order of the table, then those of each registry.
+    /// Returns the values of all keys, then those of each registry.
     pub fn effective(&self) -> &[EffectiveValue] {
         &self.effective
     }
 
-    /// Returns whether a registry is configured; otherwise the server follows GoFrame's default.
+    /// Returns whether a registry is configured; if not, GoFrame's default is used.
     pub fn names_registries(&self) -> bool {
         self.effective
             .iter()

@@ -19,7 +19,9 @@ impl Config {
         }
     }
 
-    /// Returns the settings of the authoritative side of a server that listens on these addresses.
+    /// Returns the settings of the authoritative side.
+    ///
+    /// The listen addresses become the address records of the name server.
     pub fn answer(&self, listen: &[SocketAddr]) -> answer::Settings {
         let mut addresses = Vec::new();
         for address in listen {
@@ -40,9 +42,9 @@ impl Config {
         }
     }
 
-    /// Returns the settings of forwarding for a server that listens on these addresses.
+    /// Returns the settings of forwarding; `None` if forwarding is off.
     ///
-    /// Returns `None` if forwarding is off.
+    /// The listen addresses are never used as upstreams.
     pub fn upstream(&self, listen: &[SocketAddr]) -> Option<upstream::Settings> {
         (self.upstream.servers != Servers::Off).then(|| upstream::Settings {
             servers: self.upstream.servers.clone(),

@@ -9,7 +9,7 @@ use super::key::Key;
 use super::keys::GENERAL;
 use super::registry::KINDS;
 
-/// All keys in the order of the documentation: general ones first, then those of each kind.
+/// All keys in the order of the documentation: general keys, then those of a kind.
 pub static KEYS: LazyLock<Vec<&'static Key>> = LazyLock::new(|| {
     GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect()
 });

@@ -57,7 +57,7 @@ fn error_of_variable(name: &str, value: &str) -> String {
     error_with("", &[(name, value)])
 }
 
-/// Checks the error for each file. The expected errors omit the prefix `svcdns.toml:`.
+/// Checks the error for each file; expected errors omit the prefix `svcdns.toml:`.
 fn assert_errors(cases: &[(&str, &str)]) {
     assert_errors_after("", cases);
 }

@@ -1,4 +1,4 @@
-//! Warnings about files with secrets that svcdns cannot read, or that every user can read.
+//! Warnings about files with secrets that nobody or everybody can read.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -57,7 +57,7 @@ impl ConfigWarning {
     }
 }
 
-/// Checks a file with a secret; the error says what is wrong.
+/// Checks a file with a secret; the error is the reason for a warning.
 fn check_file(path: &Path) -> Result<(), String> {
     let shown = path.display();
     let metadata = fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?;

@@ -18,7 +18,9 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     read,
 };
 
-/// Returns GoFrame's default registry, trusted only while root or the server's user owns it.
+/// Returns GoFrame's default registry.
+///
+/// It is trusted only while root or the server's user owns it.
 pub(super) fn default_source(layers: &Layers) -> Result<Source, ConfigError> {
     let heads = heads(layers)?;
     let directory = default_directory();

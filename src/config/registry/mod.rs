@@ -45,7 +45,9 @@ pub(super) struct RegistryKind {
     read: fn(&Layers) -> Result<UrlParser, ConfigError>,
 }
 
-/// Makes a source from the part of a URL after `://`; the error says what is wrong with the URL.
+/// Makes a source from the part of a URL after `://`.
+///
+/// The error is the reason for a [`ConfigError::Invalid`].
 type UrlParser = Box<dyn Fn(&str) -> Result<Source, String>>;
 
 /// All kinds, in the order of messages and documentation.
@@ -153,7 +155,9 @@ pub(super) fn kind_of(key: &Key) -> Option<&'static RegistryKind> {
     KINDS.iter().copied().find(|kind| kind.keys.contains(&key))
 }
 
-/// Splits a URL into its kind and the part after `://`; the error says what is wrong.
+/// Splits a URL into its kind and the part after `://`.
+///
+/// The error is the reason for a [`ConfigError::Invalid`].
 pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), String> {
     let forms = || KINDS.iter().map(|kind| kind.form).collect::<Vec<_>>().join(" or ");
     let Some((scheme, rest)) = url.trim().split_once("://") else {

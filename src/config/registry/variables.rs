@@ -1,4 +1,4 @@
-//! Environment variables with secrets of single registries: `SVCDNS_REGISTRY_<NAME>_<SECRET>`.
+//! Environment variables of single registries: `SVCDNS_REGISTRY_<NAME>_<SECRET>`.
 
 use super::{ConfiguredRegistry, RegistryEntry, RegistryKind, section_path};
 use crate::config::error::{ConfigError, nearest};
@@ -10,7 +10,7 @@ use crate::service::RegistryName;
 #[derive(Debug, Default)]
 pub(in crate::config) struct RegistryVariables {
     given: Vec<SecretVariable>,
-    /// Registries that a flag or a variable replaced; their variables are valid but unused.
+    /// Registries that a flag or variable replaced; their variables are unused.
     replaced: Vec<RegistryEntry>,
 }
 
@@ -20,7 +20,7 @@ impl RegistryVariables {
         self.given.push(variable);
     }
 
-    /// Adds registries that are not followed because a source with precedence names others.
+    /// Adds registries that a source with precedence replaced.
     pub(in crate::config) fn replace(&mut self, entries: Vec<RegistryEntry>) {
         self.replaced.extend(entries);
     }
@@ -39,7 +39,7 @@ impl RegistryVariables {
             .cloned()
     }
 
-    /// Rejects variables of unknown registries, and of secrets that a registry does not have.
+    /// Rejects variables of unknown registries and of unknown secrets.
     pub(super) fn check(&self, registries: &[ConfiguredRegistry]) -> Result<(), ConfigError> {
         let followed = registries.iter().map(|registry| (&registry.source.name, registry.kind));
         let replaced = self.replaced.iter().map(|entry| (&entry.name, entry.kind));

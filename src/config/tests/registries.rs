@@ -1,4 +1,4 @@
-//! Registries in lists and sections, their secrets, and warnings about files with secrets.
+//! Registries in lists and sections, and their secrets.
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -152,7 +152,7 @@ fn section_names_are_unique() {
             (
                 "[etcd]\n[registry.main]\nurl = 'etcd://b'",
                 "4:11: registry.main: the section [registry.main] exists already: give each \
-             registry its own name",
+                 registry its own name",
             ),
             ("url = 'etcd://b'", "3:1: duplicate key"),
         ],
@@ -179,7 +179,7 @@ fn invalid_keys_in_sections_are_rejected() {
             (
                 "pasword-file = '/p'",
                 "3:1: unknown key `registry.main.pasword-file`: did you mean \
-             `registry.main.password-file`?",
+                 `registry.main.password-file`?",
             ),
             ("ttl = '1s'", "3:1: unknown key `registry.main.ttl`: did you mean `ttl`?"),
             (
@@ -250,19 +250,19 @@ fn a_user_requires_a_password_and_a_certificate_its_key() {
             (
                 "username = 'u'",
                 "3:12: registry.main.username: a user needs a password and vice versa: set \
-             registry.main.username, and registry.main.password-file or the variable \
-             SVCDNS_REGISTRY_MAIN_PASSWORD",
+                 registry.main.username, and registry.main.password-file or the variable \
+                 SVCDNS_REGISTRY_MAIN_PASSWORD",
             ),
             (
                 "password-file = '/p'",
                 "3:17: registry.main.password-file: a user needs a password and vice versa: set \
-             registry.main.username, and registry.main.password-file or the variable \
-             SVCDNS_REGISTRY_MAIN_PASSWORD",
+                 registry.main.username, and registry.main.password-file or the variable \
+                 SVCDNS_REGISTRY_MAIN_PASSWORD",
             ),
             (
                 "key-file = '/k'",
                 "3:12: registry.main.key-file: a certificate needs its private key and vice versa: \
-             set registry.main.cert-file",
+                 set registry.main.cert-file",
             ),
         ],
     );

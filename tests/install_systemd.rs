@@ -159,7 +159,7 @@ fn an_installation_of_the_version_before_is_taken_over() {
         assert!(text.contains("StateDirectory=svcdns\n") && !text.contains("--state-dir"), "{text}");
         let of_service: Vec<_> = tree("/var/lib/private/svcdns").into_keys().collect();
         assert_eq!(of_service, [Path::new("/var/lib/private/svcdns/svcdns.lock")]);
-        assert!(systemd.ends_with(0, &INSTALL).contains("installed already"));
+        assert!(systemd.ends_with(0, &INSTALL).contains("Already installed"));
 
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert_eq!(fs::read_to_string(kept).unwrap(), edited);

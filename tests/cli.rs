@@ -242,7 +242,7 @@ fn commands_log_and_metrics_name_each_registry() {
     let server = Svcdns::serve(&flags);
     server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
     let has = |text: &str, wanted: &str| {
-        assert!(text.lines().any(|line| line == wanted), "{wanted} in\n{text}")
+        assert!(text.lines().any(|line| line == wanted), "{wanted} in\n{text}");
     };
 
     let status = stdout(&server.run(&["status"]));

@@ -167,7 +167,7 @@ impl Lines {
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => {
-                    self.read.extend_from_slice(frame.data_ref().map_or(&[], |data| &**data))
+                    self.read.extend_from_slice(frame.data_ref().map_or(&[], |data| &**data));
                 }
                 Some(Err(_)) | None => return Ok(None),
             }

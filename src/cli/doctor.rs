@@ -82,12 +82,11 @@ pub(super) async fn run(
 async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
     let status = server_status(location).await;
     // Without a server, the zone that one would serve. `svcdns check` reports configuration errors.
-    let zone = match &status {
-        Ok(status) => status.zones.first().cloned(),
-        Err(_) => {
-            let config = location.configure(None, Flags::default()).ok();
-            config.map(|config| config.zones.first().text().to_owned())
-        }
+    let zone = if let Ok(status) = &status {
+        status.zones.first().cloned()
+    } else {
+        let config = location.configure(None, Flags::default()).ok();
+        config.map(|config| config.zones.first().text().to_owned())
     };
     let zone = zone.as_deref().map_or("svc", |zone| zone.trim_end_matches('.'));
 

@@ -100,6 +100,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_describes_each_command_alike() {
+        let page = include_str!("../../docs/commands.md");
+        for command in Arguments::command().get_subcommands() {
+            let (name, about) = (command.get_name(), command.get_about().unwrap().to_string());
+            let row = page.lines().find(|line| line.contains(&format!("| `svcdns {name}")));
+            assert!(row.is_some_and(|row| row.contains(&format!("| {about}"))), "{name}: {about}");
+        }
+    }
+
+    #[test]
     fn exit_codes_are_in_the_long_help_only() {
         let mut commands = vec![command_line()];
         commands.extend(Arguments::command().get_subcommands().cloned());

@@ -62,7 +62,7 @@ pub(super) async fn run(
         match response.metadata.response_code {
             ResponseCode::NoError if !response.answers.is_empty() => {}
             code @ (ResponseCode::NoError | ResponseCode::NXDomain) => {
-                worst = worst.or(Some((NOT_FOUND, code)))
+                worst = worst.or(Some((NOT_FOUND, code)));
             }
             code => worst = Some((FAILED_ANSWER, code)),
         }

@@ -1,4 +1,4 @@
-//! The commands as users and scripts run them: the real program against real servers.
+//! The commands as users and scripts run them, against real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod support;
@@ -787,9 +787,9 @@ fn a_server_without_its_registry_runs_and_is_not_ready() {
     // Nothing listens on port 1.
     let server =
         Svcdns::serve(&["--registry", "etcd://127.0.0.1:1", "--admin-listen", "127.0.0.1:0"]);
-    let asked = server.run(&["resolve", "hello"]);
-    assert_eq!(code(&asked), 3, "{}", stderr(&asked));
-    assert!(stderr(&asked).contains("not ready (14)"), "{}", stderr(&asked));
+    let resolved = server.run(&["resolve", "hello"]);
+    assert_eq!(code(&resolved), 3, "{}", stderr(&resolved));
+    assert!(stderr(&resolved).contains("not ready (14)"), "{}", stderr(&resolved));
     let status = stdout(&server.run(&["status"]));
     assert!(
         status.contains("not ready")

@@ -240,7 +240,7 @@ fn what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service() {
         // Directories in a file that the service is to read: it could not write there.
         fs::write("/run/svcdns.toml", "registry = ['file:///run/registry']\nstate-dir = '/s'\n").unwrap();
         let told = systemd.ends_with(1, &[&INSTALL[..], &["--config", "/run/svcdns.toml"]].concat());
-        assert!(told.contains("/run/svcdns.toml:2:1 names `state-dir`"), "{told}");
+        assert!(told.contains("/run/svcdns.toml:2:1 sets `state-dir`"), "{told}");
         assert_nothing_left(before, "refused");
     });
 }

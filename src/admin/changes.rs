@@ -92,7 +92,7 @@ impl ChangeFeed {
     }
 }
 
-/// Compares the served instances before and after a change; `None` if they are equal.
+/// Compares the served instances before and after; `None` if equal.
 fn event(changed: &ServiceChange) -> Option<EventView> {
     let instances = |service: Option<&Arc<Service>>| -> BTreeSet<EndpointView> {
         service

@@ -58,7 +58,8 @@ pub struct CacheView {
     /// Entries, expired ones included.
     pub entries: usize,
     /// Memory that the entries use, in bytes.
-    pub octets: u64,
+    #[serde(rename = "octets")]
+    pub bytes: u64,
     /// Limit for that memory, in bytes; 0 if there is no cache.
     pub capacity: u64,
     /// Queries answered from the cache.
@@ -83,7 +84,7 @@ impl ForwardingView {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
             cache: CacheView {
                 entries: report.entries,
-                octets: report.bytes,
+                bytes: report.bytes,
                 capacity: report.capacity,
                 hits: hits.get(),
                 misses: misses.get(),
@@ -156,7 +157,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     page.gauges(
         "svcdns_cache_octets",
         "Bytes used by the cache entries",
-        [(MetricLabels::new(), cache.octets as f64)],
+        [(MetricLabels::new(), cache.bytes as f64)],
     );
     page.gauges(
         "svcdns_cache_capacity_octets",

@@ -26,7 +26,7 @@ use super::{AdminContext, routes};
 /// Limit for the open connections of a listener.
 const MAX_CONNECTIONS: usize = 128;
 
-/// Longest wait for the head of a request, and so for the next request of a connection.
+/// Longest wait for the head of a request; also limits idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest life of a connection without a change stream.
@@ -106,7 +106,7 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-/// Serves a connection until its end, its [lifetime](CONNECTION_LIFETIME) or `stop`.
+/// Serves a connection until its end, [`CONNECTION_LIFETIME`] or `stop`.
 async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: CancellationToken) {
     let streams = StreamCount::default();
     let service = TowerToHyperService::new(router.layer(axum::Extension(streams.clone())));

@@ -217,7 +217,7 @@ pub struct RejectionView {
 pub struct ConflictView {
     /// The name without its zone.
     pub name: String,
-    /// `shadowed` (two spellings of a name) or `hidden` (two interpretations of a name).
+    /// `shadowed` (two spellings) or `hidden` (two interpretations).
     pub kind: String,
     /// The deployment of the loser.
     pub deployment: String,

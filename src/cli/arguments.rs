@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     /// ($XDG_RUNTIME_DIR/svcdns, or svcdns-UID in the temp directory), then /run/svcdns.
     #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) runtime_dir: Option<PathBuf>,
-    /// State directory of the server; also its runtime directory by default [SVCDNS_STATE_DIR].
+    /// State directory of the server, and its default runtime directory [SVCDNS_STATE_DIR].
     ///
     /// Default: /var/lib/svcdns for root, otherwise $XDG_STATE_HOME/svcdns or
     /// ~/.local/state/svcdns.

@@ -115,7 +115,7 @@ impl AdminClient {
         self.get(&format!("/v1/explain?name={name}&type={rtype}&payload={payload}")).await
     }
 
-    /// Returns a registered name close to `name`, which does not exist, if there is one.
+    /// Returns a registered name close to an unknown one, if there is one.
     pub(super) async fn suggest(&self, name: &Name) -> Option<String> {
         self.explain(name, rtype::A, 0).await.ok()?.suggestion
     }
@@ -154,7 +154,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Waits for the next line that is not empty; `None` once the server has closed the stream.
+    /// Waits for the next line that is not empty; `None` at the end of the stream.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<String>> {
         loop {
             if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {

@@ -23,7 +23,7 @@ use crate::name::Name;
 use crate::system::{self, Finding, Level, Machine, Patient, Reply, Root, Routes, Running, Seen};
 use crate::wire::rcode_name;
 
-/// A lookup that takes longer gives a warning: a resolver on the path ran into a timeout.
+/// A longer lookup gives a warning: a resolver on the path had a timeout.
 const SLOW_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Address of systemd-resolved's stub.
@@ -122,7 +122,7 @@ async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Returns the status of the running server, or a sentence that says why there is none.
+/// Returns the status of the running server, or a sentence with the reason.
 async fn server_status(location: &ServerLocation) -> Result<ServerStatus, String> {
     match AdminClient::find(location).await {
         Ok(client) => {
@@ -137,9 +137,9 @@ async fn server_status(location: &ServerLocation) -> Result<ServerStatus, String
     }
 }
 
-/// Queries each name server of this machine, and systemd-resolved, for the server's version.
+/// Queries each name server of this machine for the version of svcdns.
 ///
-/// The responses tell which of them lead to svcdns.
+/// The responses tell which of them lead to svcdns. systemd-resolved is queried too.
 async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, Reply)>> {
     let name = Name::from_text(&format!("dns-version.{zone}"))?;
     let conf = machine.file.conf();
@@ -163,7 +163,7 @@ async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec
     Ok(queries.join_all().await)
 }
 
-/// Queries an address for TXT of `name`, the server's version, and classifies the response.
+/// Queries TXT of `name`, the version of svcdns, and classifies the response.
 async fn reply(address: SocketAddr, name: &Name) -> Reply {
     let Ok(response) = resolve::query(address, name, RecordType::TXT).await else {
         return Reply::Silence;

@@ -76,7 +76,9 @@ pub(super) async fn run(
     install(&root, location, &command, &config).await
 }
 
-/// Returns flags and settings as text; a second installation with equal ones does nothing.
+/// Returns flags and settings as text.
+///
+/// A second installation with the same text has nothing to do.
 fn purpose(command: &InstallArgs, settings: &str) -> String {
     let InstallArgs { search, keep_nameservers, lift_immutable, .. } = command;
     format!(
@@ -258,7 +260,7 @@ async fn test_lookups(
     Ok(())
 }
 
-/// Retries until success or [`SETTLE_TIMEOUT`]: caches need time to notice a change.
+/// Retries for [`SETTLE_TIMEOUT`]: caches need time to notice a change.
 async fn retry<T>(mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let start = Instant::now();
     loop {

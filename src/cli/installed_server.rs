@@ -13,7 +13,9 @@ use crate::daemon::ListenError;
 use crate::system::{self, Root, SERVER_UNIT, Step};
 use crate::{config, server};
 
-/// Loopback addresses to try, in order, if port 53 is needed and `listen` is not configured.
+/// Loopback addresses to try, in order, if `listen` is not configured.
+///
+/// Only if port 53 is needed.
 const DEFAULT_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
 /// Folders that the service cannot see: its unit hides homes and has its own /tmp.
@@ -32,7 +34,7 @@ pub(super) struct ArrangedServer {
     pub(super) settings: String,
     /// Notes for the user.
     pub(super) notes: Vec<String>,
-    /// The command to run and supervise first, if there is neither a server nor systemd.
+    /// The command to run first, if there is neither a server nor systemd.
     pub(super) to_start: Option<String>,
 }
 
@@ -117,9 +119,11 @@ impl ServerRequirements<'_> {
         Ok(ArrangedServer { address, steps, settings: settings(&config), notes, to_start: None })
     }
 
-    /// Chooses the address to query, and the one to listen on if `listen` is not configured.
+    /// Chooses the address to query, and perhaps one to listen on.
     ///
-    /// Also returns notes for the user. `own` are the addresses that our own server listens on.
+    /// The latter only if `listen` is not configured. Also returns notes for the user. `own` are
+    ///
+    ///     /// the addresses that our own server listens on.
     fn address(
         &self,
         own: &[SocketAddr],
@@ -256,12 +260,14 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns whether a setting names a directory of the server: a service has its own.
+/// Returns whether a setting names a directory; a service has its own.
 fn is_directory_of_server(effective: &Effective) -> bool {
     ["runtime-dir", "state-dir"].contains(&&*effective.path)
 }
 
-/// Returns the values of a configuration, whatever their sources, without the directories.
+/// Returns the values of a configuration, whatever their sources.
+///
+/// Without the directories.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
     let compared = config.effective().iter().filter(|effective| !is_directory_of_server(effective));
     compared.map(|effective| (&*effective.path, &*effective.value))
@@ -298,7 +304,7 @@ fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
     found
 }
 
-/// Returns the first address, preferably a loopback one, that this machine can query.
+/// Returns an address that this machine can query, preferably a loopback one.
 ///
 /// Only those with port 53 if `port_53`.
 fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {

@@ -131,7 +131,7 @@ impl ServerLocation {
         given.find(|path| !path.is_empty()).map(PathBuf::from)
     }
 
-    /// Loads the configuration from file, environment, `flags` and the flags of the directories.
+    /// Loads the configuration with these flags and those of the directories.
     fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
         let given = [("runtime-dir", &self.runtime_dir), ("state-dir", &self.state_dir)];
         let flags = given.into_iter().fold(flags, |flags, (key, path)| match path {
@@ -150,7 +150,7 @@ fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> 
     Config::load(file, environment, flags)
 }
 
-/// Reports that the command of `register` or `run` cannot be run; returns the exit code.
+/// Reports that a command cannot be run; returns the exit code.
 fn report_not_run(program: &str, error: &std::io::Error) -> ExitCode {
     output::complain(&format!("cannot run {program}: {error}"));
     let missing = error.kind() == std::io::ErrorKind::NotFound;

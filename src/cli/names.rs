@@ -24,7 +24,7 @@ pub(super) fn complete(text: &str, zones: &Zones) -> anyhow::Result<Name> {
     Name::from_text(&completed).map_err(|error| anyhow!("{completed:?} is not a name: {error}"))
 }
 
-/// Returns the part of a name before its zone; the whole name if it is in no served zone.
+/// Returns a name without its zone; the whole name if it is in no served zone.
 pub(super) fn base(text: &str, zones: &Zones) -> anyhow::Result<String> {
     let name = complete(text, zones)?.to_string();
     let zone = zones
@@ -51,7 +51,7 @@ pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
     }
 }
 
-/// Returns a hint if a name that was completed with a zone may be a name outside it.
+/// Returns a hint if a completed name may be meant as a name outside the zones.
 ///
 /// For a completed name that does not exist.
 pub(super) fn hint(text: &str, completed: &str) -> Option<String> {

@@ -196,13 +196,17 @@ fn forward(child: &Child, signal: SignalNumber) {
     }
 }
 
-/// Converts an exit status as shells do: 128 plus the number of a signal that killed the command.
+/// Converts an exit status to an exit code as shells do.
+///
+/// 128 plus the number of the signal that killed the command.
 fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
 
-/// The signals that are forwarded to the command; `None` if one was ignored at the start.
+/// The signals that are forwarded to the command.
+///
+/// `None` if a signal was ignored at the start.
 ///
 /// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, and the command
 /// inherits that, as if it had been started directly.
@@ -232,7 +236,7 @@ impl ForwardedSignals {
     }
 }
 
-/// Listens for a signal unless this process ignores it, according to `SigIgn` of proc(5).
+/// Listens for a signal unless this process ignores it (`SigIgn` of proc(5)).
 fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status

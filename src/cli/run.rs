@@ -16,7 +16,7 @@ use crate::admin::ServerStatus;
 use crate::name::{Name, Zones};
 use crate::system::{self, Pointed, PrivateError, Root, Seen};
 
-/// Exit code if `run` fails before the command starts, as with env(1) and timeout(1).
+/// Exit code if `run` fails before the command starts, as with env(1).
 const NOT_STARTED: u8 = 125;
 
 /// Port of every name server in resolv.conf, which has no syntax for another.
@@ -106,7 +106,7 @@ async fn find_server(location: &ServerLocation, command: &RunArgs) -> anyhow::Re
     Ok(RunServer { address, zones, refuses_others })
 }
 
-/// Returns an address of the running server for resolv.conf, preferably a loopback one.
+/// Returns the address of a server for resolv.conf, preferably a loopback one.
 ///
 /// # Errors
 /// If the server does not listen on port 53.

@@ -63,7 +63,7 @@ fn format_status(status: &ServerStatus) -> String {
     text
 }
 
-/// Says what the server responds, given how far its registries have been read.
+/// Describes how complete and recent the data of the server is.
 fn readiness(status: &ServerStatus) -> &'static str {
     let all_synced = status.registries.iter().all(|registry| registry.synced);
     match (status.synced, status.stale) {
@@ -106,7 +106,7 @@ fn format_forwarding(view: &ForwardingView) -> String {
     }
     let cache = &view.cache;
     let entries = counted(cache.entries as u64, "entry", "entries");
-    let _ = write!(text, "\n  cache: {entries}, {} of {} bytes", cache.octets, cache.capacity);
+    let _ = write!(text, "\n  cache: {entries}, {} of {} bytes", cache.bytes, cache.capacity);
     let counts = [
         counted(cache.hits, "hit", "hits"),
         counted(cache.misses, "miss", "misses"),
@@ -209,7 +209,7 @@ mod tests {
             ],
             cache: CacheView {
                 entries: 1,
-                octets: 200,
+                bytes: 200,
                 capacity: 1024,
                 hits: 1,
                 misses: 1,

@@ -15,12 +15,14 @@ use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
-/// Limit for updates that wait for publication; a full channel blocks their sources.
+/// Limit for updates that wait for publication; at it, their sources wait.
 ///
 /// All waiting updates are published together.
 const MAX_WAITING_UPDATES: usize = 64;
 
-/// Limit for the changes of a publication: a flood must not delay those received first.
+/// Limit for the changes of one publication.
+///
+/// A flood must not delay the changes received first.
 const MAX_CHANGES_PER_PUBLICATION: usize = 50_000;
 
 /// Limit for commands that wait for a registry.
@@ -99,9 +101,11 @@ impl RegistryPipeline {
         }
     }
 
-    /// Waits for updates, or until a deadline such as a removal grace, and publishes a snapshot.
+    /// Waits for updates or a deadline, and publishes a snapshot.
     ///
-    /// Returns what was published and how long that took; `None` once all sources have ended.
+    /// A deadline is, for example, the end of a removal grace. Returns what was published and how
+    ///
+    ///     /// long that took; `None` once all sources have ended.
     pub async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
         let deadline = wake.unwrap_or_else(Instant::now).into();
@@ -194,7 +198,9 @@ mod tests {
     use crate::registry::gsvc;
     use crate::service::Put;
 
-    /// A registry whose first follower panics after its list; the second lists half the services.
+    /// A registry whose first follower panics after its list.
+    ///
+    /// The second one lists half of the services.
     #[derive(Clone, Default)]
     struct Panicking(Arc<AtomicU32>);
 

@@ -1,4 +1,4 @@
-//! The running server: joins sockets, registries, catalog, forwarder and HTTP interface.
+//! The running server: sockets, registries, catalog, forwarder, HTTP interface.
 //!
 //! All updates ([`crate::service::Update`]) arrive in one channel. One thread receives them, owns
 //! the catalog, and publishes snapshots. Each source of updates has a sender of that channel.

@@ -13,7 +13,7 @@ pub struct ShutdownSignals {
 }
 
 impl ShutdownSignals {
-    /// Installs the handlers; from now on the signals no longer end the process by themselves.
+    /// Installs the handlers; the signals no longer end the process by themselves.
     ///
     /// # Errors
     /// If the system does not allow it.

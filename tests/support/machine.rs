@@ -15,7 +15,9 @@ use super::{SOON, eventually, skip, svcdns};
 /// Address of the machine's original name server, where nothing responds.
 pub(crate) const NOBODY: &str = "10.9.0.77";
 
-/// Runs `body` on its own machine, whose resolv.conf is a regular file that names [`NOBODY`].
+/// Runs `body` on its own machine.
+///
+/// Its resolv.conf is a regular file that names [`NOBODY`].
 pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
     if !netns::is_inside(test) && !nix::unistd::geteuid().is_root() {
         return skip(test, "only root can replace /etc in a namespace");
@@ -42,7 +44,9 @@ pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
     });
 }
 
-/// Describes everything below a folder: type, mode, owner, modification time and content.
+/// Describes everything below a folder.
+///
+/// Type, mode, owner, modification time and content.
 pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(folder).unwrap() {

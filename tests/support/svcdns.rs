@@ -33,7 +33,7 @@ impl Svcdns {
         Self::serve_with(listen, flags, |_| {})
     }
 
-    /// Starts a server after a change to its command, such as its environment or output.
+    /// Starts a server after a change to its command, such as another output.
     pub(crate) fn serve_with<S: AsRef<str>>(
         listen: SocketAddr,
         flags: &[S],
@@ -162,7 +162,7 @@ fn listening_port(pid: u32, address: IpAddr) -> Option<u16> {
     ports("tcp", "0A").into_iter().find(|port| udp.contains(port))
 }
 
-/// Formats an address like `/proc/net/udp` and `udp6`: words in the machine's byte order.
+/// Formats an address like `/proc/net/udp`: words in the machine's byte order.
 fn kernel_form(address: IpAddr) -> String {
     let bytes = match address {
         IpAddr::V4(address) => address.octets().to_vec(),

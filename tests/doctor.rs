@@ -154,7 +154,7 @@ fn a_missing_server_is_the_cause() {
     netns::inside("a_missing_server_is_the_cause", NOBODY, || {
         let found = doctor_without_server();
         assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
-        found.expect_command("server", "broken", "No svcdns runs", "svcdns serve");
+        found.expect_command("server", "broken", "No svcdns is running", "svcdns serve");
         found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53");
         found.expect_command(
             "port 53",
@@ -171,7 +171,7 @@ fn a_missing_server_is_the_cause() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(
             text.contains("BROKEN   server")
-                && text.contains("\nThe likely cause: server: No svcdns runs"),
+                && text.contains("\nLikely cause: server: No svcdns is running"),
             "{text}"
         );
         assert!(text.ends_with("  $ svcdns serve\n"), "{text}");

@@ -57,7 +57,7 @@ fn an_ordinary_file_and_back() {
         let kept = fs::read_to_string("/var/lib/svcdns-install/resolv.conf.before").unwrap();
         assert_eq!(kept, format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n"));
         let changed = tree("/etc");
-        assert!(done(&install).contains("installed already"));
+        assert!(done(&install).contains("Already installed"));
         assert_eq!(tree("/etc"), changed);
         assert!(server.ended().is_none(), "the running server is left alone");
 
@@ -335,7 +335,7 @@ fn networkmanagers_link() {
         let before = tree("/etc");
         let (files, _server) = served();
         let told = done(&["install", "--keep-nameservers", "--registry", &files.url()]);
-        assert!(told.contains("belongs to: NetworkManager"), "{told}");
+        assert!(told.contains("is managed by: NetworkManager"), "{told}");
         assert!(fs::symlink_metadata(RESOLV_CONF).unwrap().is_file());
         assert!(fs::read_to_string("/etc/NetworkManager/conf.d/90-svcdns.conf").unwrap().ends_with("[main]\nrc-manager=unmanaged\n"));
         found_service();
@@ -381,7 +381,7 @@ fn what_has_to_be_there_first() {
         // The only name server of a machine must answer for other names, too.
         let _server = serve(&["--registry", &url, "--listen", "127.0.0.1:53", "--upstream", "off"]);
         let told = refused(&["install", "--registry", &url], 1);
-        assert!(told.contains("only name server") && told.contains("everything is put back"), "{told}");
+        assert!(told.contains("only name server") && told.contains("everything is restored"), "{told}");
         assert_as_before(&before, "refused after the first steps");
 
         // Not as root.
@@ -400,7 +400,7 @@ fn what_does_not_prove_itself_is_taken_back() {
         fs::write("/etc/hosts", "127.0.0.1 localhost\n10.9.0.99 ns.svc\n").unwrap();
         let before = tree("/etc");
         let told = refused(&["install", "--keep-nameservers", "--registry", &files.url()], 1);
-        assert!(told.contains("somebody else answers for the zone") && told.contains("everything is put back"), "{told}");
+        assert!(told.contains("another name server answers for the zone") && told.contains("everything is restored"), "{told}");
         assert_as_before(&before, "after a lookup that failed");
         drop(server);
     });

@@ -51,13 +51,13 @@ fn systemd_resolved_routes_the_zones() {
         assert!(!Command::new("ip").args(["link", "show", "svcdns0"]).output().unwrap().status.success());
 
         let told = done(&install);
-        assert!(told.contains("belongs to: systemd-resolved") && told.contains("names outside the zones go on working"), "{told}");
+        assert!(told.contains("is managed by: systemd-resolved") && told.contains("names outside the zones go on working"), "{told}");
         found_service("by its stub");
         assert_eq!(looked_up("hello.corp.test"), [netns::ADDRESS]);
         let uplinks = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap();
         assert!(uplinks.contains(NOBODY) && !uplinks.contains("127.0.0.1"), "others' names do not come here: {uplinks}");
         assert_as_before_of(&before, "resolv.conf is left alone");
-        assert!(done(&install).contains("installed already"));
+        assert!(done(&install).contains("Already installed"));
 
         // A restart of systemd-resolved forgets; what is told to be done again brings it back.
         resolved.restart(&settings);
@@ -146,13 +146,13 @@ fn resolvconf_and_back(kind: &str) {
     let _server = serve(&["--registry", &files.url(), "--listen", "127.0.0.1:53"]);
     let install = ["install", "--search", "--keep-nameservers", "--registry", &files.url()];
     let told = done(&install);
-    assert!(told.contains("belongs to: resolvconf") && told.contains(kind), "{told}");
+    assert!(told.contains("is managed by: resolvconf") && told.contains(kind), "{told}");
     let now = lines();
     assert_eq!(now.iter().filter(|line| line.starts_with("nameserver")).collect::<Vec<_>>(), ["nameserver 127.0.0.1"], "one line");
     assert!(now.iter().any(|line| line.starts_with("search svc")), "{now:?}");
     found_service("by a record of resolvconf");
     assert_eq!(looked_up("hello"), [netns::ADDRESS]);
-    assert!(done(&install).contains("installed already"));
+    assert!(done(&install).contains("Already installed"));
     // Whatever its owner learns in between is there afterwards.
     done(&["uninstall"]);
     assert_eq!(lines(), was);

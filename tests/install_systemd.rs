@@ -159,7 +159,7 @@ fn an_installation_of_the_version_before_is_taken_over() {
         assert!(text.contains("StateDirectory=svcdns\n") && !text.contains("--state-dir"), "{text}");
         let of_service: Vec<_> = tree("/var/lib/private/svcdns").into_keys().collect();
         assert_eq!(of_service, [Path::new("/var/lib/private/svcdns/svcdns.lock")]);
-        assert!(systemd.ends_with(0, &INSTALL).contains("installed already"));
+        assert!(systemd.ends_with(0, &INSTALL).contains("Already installed"));
 
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert_eq!(fs::read_to_string(kept).unwrap(), edited);
@@ -240,7 +240,7 @@ fn what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service() {
         // Directories in a file that the service is to read: it could not write there.
         fs::write("/run/svcdns.toml", "registry = ['file:///run/registry']\nstate-dir = '/s'\n").unwrap();
         let told = systemd.ends_with(1, &[&INSTALL[..], &["--config", "/run/svcdns.toml"]].concat());
-        assert!(told.contains("/run/svcdns.toml:2:1 names `state-dir`"), "{told}");
+        assert!(told.contains("/run/svcdns.toml:2:1 sets `state-dir`"), "{told}");
         assert_nothing_left(before, "refused");
     });
 }

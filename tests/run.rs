@@ -658,7 +658,7 @@ fn without_a_server_at_port_53_the_error_suggests_a_command() {
     let output = run(&server, &[], &["true"]);
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(125), "{message}");
-    let only = format!("the running svcdns answers on {} only", server.address);
+    let only = format!("the running svcdns listens on {} only", server.address);
     assert!(
         message.contains(&only) && message.contains("sudo svcdns serve --listen 127.0.0."),
         "{message}"

@@ -1,4 +1,4 @@
-//! Joins what is served here with what is asked elsewhere.
+//! Answers queries from the served zones or by forwarding.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use crate::server::{Client, Disposition, Request, Respond};
 use crate::upstream::Lane;
 use crate::wire::{Parsed, Query, Transport};
 
-/// Answers from the served zones, then from what the upstreams said before, then asks them.
+/// Answers from the served zones, then from the cache, then by forwarding.
 #[derive(Debug)]
 pub struct Responder {
     answerer: Arc<Answerer>,
-    /// The way to the upstreams; none with forwarding off.
+    /// Leads to the cache and the upstreams; `None` if forwarding is off.
     lane: Option<Lane>,
 }
 
 impl Responder {
-    /// A responder; `lane` leads to the upstreams of names outside the zones.
+    /// Makes a responder; `lane` forwards names outside the served zones.
     pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
         Self { answerer, lane }
     }
@@ -42,9 +42,17 @@ impl Respond for Responder {
         {
             return Disposition::Deferred;
         }
-        match (self.answerer.respond(&parsed, (ahead, index), transport, random, out), &parsed, &self.lane) {
+        match (
+            self.answerer.respond(&parsed, (ahead, index), transport, random, out),
+            &parsed,
+            &self.lane,
+        ) {
             (AnswerOutcome::Silent, ..) => Disposition::Silent,
-            (AnswerOutcome::Forward, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Disposition::Deferred,
+            (AnswerOutcome::Forward, Parsed::Query(query), Some(lane))
+                if !lane.respond(query, transport, now, out) =>
+            {
+                Disposition::Deferred
+            }
             (AnswerOutcome::Forward | AnswerOutcome::Answered, ..) => Disposition::Ready,
         }
     }

@@ -211,7 +211,7 @@ fn registries_show_by_name() {
         has(&page, &format!(r#"svcdns_registry_synced{{registry="{name}"}} 1.0"#));
         has(&page, &format!(r#"svcdns_registry_keys{{registry="{name}"}} {keys}.0"#));
         has(&page, &format!(r#"svcdns_registry_disconnects_total{{registry="{name}"}} 0"#));
-        for message in ["following", "the folder is followed"] {
+        for message in ["following", "following the directory"] {
             let line = format!("{message} registry={name} url={url}\n");
             eventually(&line, SOON, || server.log().contains(&line).then_some(()));
         }

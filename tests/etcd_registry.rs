@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
-use svcdns::registry::etcd::{Settings, Timings, Tls, register};
-use svcdns::registry::{Command, Credential, Feed, RegisterError, RegisterEvent, Registrant, Registry, Report, Secret, State, gsvc};
+use svcdns::registry::etcd::{EtcdRegistry, EtcdTuning, Settings, Tls, register};
+use svcdns::registry::{Credential, Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand, RegistryReport, RegistryState, Secret, gsvc};
 use svcdns::service::{Change, Endpoint, ListKind, Metadata, Put, Reason, RegistryId, Removal, ServiceId, Update};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -34,16 +34,16 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A busy machine may take seconds for anything; only what a test is about is given less time than this.
 fn settings(etcd: &Etcd) -> Settings {
     let mut settings = Settings::new(etcd.endpoints());
-    settings.timings = Timings {
+    settings.tuning = EtcdTuning {
         dial_timeout: Duration::from_secs(15),
         request_timeout: Duration::from_secs(30),
         keepalive_timeout: Duration::from_secs(30),
         progress_deadline: Duration::from_secs(30),
         backoff_min: Duration::from_millis(50),
         backoff_max: Duration::from_millis(400),
-        relist_every: NEVER,
+        relist_interval: NEVER,
         verify_within: NEVER,
-        ..Timings::default()
+        ..EtcdTuning::default()
     };
     settings
 }
@@ -109,8 +109,8 @@ impl Seen {
 /// A registry being followed by a collector.
 struct Following {
     seen: Arc<Mutex<Seen>>,
-    state: Arc<State>,
-    commands: mpsc::Sender<Command>,
+    state: Arc<RegistryState>,
+    commands: mpsc::Sender<RegistryCommand>,
     stop: CancellationToken,
     follow: JoinHandle<()>,
     collect: JoinHandle<()>,
@@ -125,11 +125,11 @@ impl Following {
     fn start_with(settings: Settings, first: ListKind) -> Self {
         let (sender, mut batches) = mpsc::channel(8);
         let (commands, commanded) = mpsc::channel(8);
-        let state = Arc::new(State::new("test".parse().unwrap(), "etcd://test".to_owned()));
+        let state = Arc::new(RegistryState::new("test".parse().unwrap(), "etcd://test".to_owned()));
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = CancellationToken::new();
         let feed = Feed::new(RegistryId::FIRST, sender, state.clone());
-        let registry = svcdns::registry::etcd::Etcd::new(settings);
+        let registry = EtcdRegistry::new(settings);
         let follow = tokio::spawn(registry.follow(first, feed, commanded, stop.clone()));
         let collect = tokio::spawn({
             let seen = seen.clone();
@@ -181,7 +181,7 @@ impl Following {
     }
 
     /// Waits until the report says so, which is written before or after the changes that it is about are told.
-    async fn until_report(&self, what: &str, reached: impl Fn(&Report) -> bool) {
+    async fn until_report(&self, what: &str, reached: impl Fn(&RegistryReport) -> bool) {
         self.until(what, |_| reached(&self.state.report())).await;
     }
 
@@ -200,7 +200,7 @@ impl Following {
     /// Asks which of these leases are gone.
     async fn gone(&self, leases: &[i64]) -> Vec<i64> {
         let before = self.seen().gone.len();
-        self.commands.send(Command::AskLeases(leases.to_vec())).await.unwrap();
+        self.commands.send(RegistryCommand::CheckLeases(leases.to_vec())).await.unwrap();
         self.until("an answer about leases", |seen| seen.gone.len() > before).await;
         self.seen().gone[before].clone()
     }
@@ -381,7 +381,7 @@ async fn a_store_restored_and_grown_past_us_is_healed_by_the_verifying_list() {
         etcd.put(&key("lost", count), "{}");
     }
     let mut settings = settings(&etcd);
-    settings.timings.verify_within = Duration::from_secs(2);
+    settings.tuning.verify_within = Duration::from_secs(2);
     let following = Following::synced(settings).await;
     let ours = following.state.report().revision;
     etcd.restore(&snapshot);
@@ -425,7 +425,7 @@ async fn a_member_without_a_leader_does_not_pass_for_a_quiet_one() {
     etcd.put(&key("hello", 1), "{}");
     let mut settings = settings(&etcd);
     settings.endpoints.truncate(1);
-    settings.timings.request_timeout = Duration::from_secs(5);
+    settings.tuning.request_timeout = Duration::from_secs(5);
     let following = Following::synced(settings).await;
     etcd.kill_member(1);
     etcd.kill_member(2);
@@ -442,9 +442,9 @@ async fn a_member_without_a_leader_does_not_pass_for_a_quiet_one() {
 async fn a_stalled_member_is_noticed_by_keepalive() {
     let etcd = Etcd::start();
     let mut settings = settings(&etcd);
-    settings.timings.keepalive_interval = Duration::from_secs(5);
-    settings.timings.keepalive_timeout = Duration::from_secs(5);
-    settings.timings.request_timeout = Duration::from_secs(5);
+    settings.tuning.keepalive_interval = Duration::from_secs(5);
+    settings.tuning.keepalive_timeout = Duration::from_secs(5);
+    settings.tuning.request_timeout = Duration::from_secs(5);
     notice_a_stall(&etcd, settings).await;
 }
 
@@ -452,10 +452,10 @@ async fn a_stalled_member_is_noticed_by_keepalive() {
 async fn a_stalled_member_is_noticed_by_its_silence() {
     let etcd = Etcd::start();
     let mut settings = settings(&etcd);
-    settings.timings.keepalive_interval = NEVER;
-    settings.timings.progress_interval = Duration::from_secs(1);
-    settings.timings.progress_deadline = Duration::from_secs(8);
-    settings.timings.request_timeout = Duration::from_secs(5);
+    settings.tuning.keepalive_interval = NEVER;
+    settings.tuning.progress_interval = Duration::from_secs(1);
+    settings.tuning.progress_deadline = Duration::from_secs(8);
+    settings.tuning.request_timeout = Duration::from_secs(5);
     let following = Following::synced(settings.clone()).await;
     // A quiet member answers, and is not taken for a stalled one.
     let before = following.state.report().last_event;
@@ -514,7 +514,7 @@ async fn a_login_is_renewed() {
     refused.end().await;
 
     // The token lapses between two checks, and is gone with a restart.
-    open.timings.relist_every = Duration::from_secs(5);
+    open.tuning.relist_interval = Duration::from_secs(5);
     let following = Following::synced(open).await;
     following.until("a list with a new token", |seen| seen.ended >= 2).await;
     assert!(following.seen().connected.iter().all(|connected| *connected), "one connection did both");
@@ -536,8 +536,8 @@ async fn a_missing_permission_never_looks_like_an_empty_store() {
     settings.username = Some("reader".to_owned());
     settings.password = Some(Credential::Given(Secret::from("reader-secret")));
     // Long enough that the role loses its permission between two lists, not during one.
-    settings.timings.relist_every = Duration::from_secs(20);
-    settings.timings.verify_within = Duration::from_millis(500);
+    settings.tuning.relist_interval = Duration::from_secs(20);
+    settings.tuning.verify_within = Duration::from_millis(500);
     let following = Following::start(settings);
     following.until_error("cannot read /services/: permission denied").await;
     assert!(following.seen().lists.is_empty() && following.seen().connected.is_empty());
@@ -648,7 +648,7 @@ async fn a_password_that_changes_in_etcd_first_interrupts_nothing() {
     etcd.enable_auth();
     let file = PasswordFile::new("old-secret");
     let mut settings = settings_of(&etcd, "reader", &file.path());
-    settings.timings.relist_every = Duration::from_secs(2);
+    settings.tuning.relist_interval = Duration::from_secs(2);
     let following = Following::start(settings);
     // The watch logs in after the first list, and the next list is made beside it.
     following.until("the second list", |seen| seen.ended == 2).await;
@@ -720,7 +720,7 @@ async fn a_password_file_that_cannot_be_used_is_named_until_it_can() {
     fs::write(&path, b"reader\xff-secret").unwrap();
     following.until_error(&cannot_read("it is not UTF-8 text")).await;
     fs::write(&path, "x".repeat(70_000)).unwrap();
-    following.until_error(&cannot_read("it has more than 65536 bytes, the fixed limit")).await;
+    following.until_error(&cannot_read("it has more than 65536 bytes (a fixed limit)")).await;
     fs::remove_file(&path).unwrap();
     following.until_error(&cannot_read("No such file or directory")).await;
     fs::create_dir(&path).unwrap();
@@ -765,7 +765,7 @@ async fn a_change_to_another_user_is_no_outage() {
     etcd.enable_auth();
     let file = PasswordFile::new("old-secret");
     let mut settings = settings_of(&etcd, "writer", &file.path());
-    settings.timings.relist_every = Duration::from_secs(1);
+    settings.tuning.relist_interval = Duration::from_secs(1);
     let following = Following::synced(settings.clone()).await;
     let mine = Registering::start(settings, "mine", 1, Duration::from_secs(9));
     following.until_key(&key("mine", 1)).await;
@@ -801,8 +801,8 @@ async fn lists_and_catch_ups_may_be_large() {
     };
     etcd.put_many(many("listed")).await;
     let mut settings = settings(&etcd);
-    settings.timings.page_size = 9_000;
-    settings.timings.batch_size = 9_000;
+    settings.tuning.page_size = 9_000;
+    settings.tuning.batch_size = 9_000;
     let following = Following::synced(settings).await;
     assert_eq!(following.keys().len(), 10_000);
     assert_eq!(following.seen().largest_batch, 9_000, "one batch a page");
@@ -873,8 +873,8 @@ async fn a_page_of_more_than_64_mib_is_read_in_parts() {
 async fn routine_lists_lose_and_reorder_nothing() {
     let etcd = Etcd::start();
     let mut settings = settings(&etcd);
-    settings.timings.relist_every = Duration::from_millis(30);
-    settings.timings.page_size = 7;
+    settings.tuning.relist_interval = Duration::from_millis(30);
+    settings.tuning.page_size = 7;
     let following = Following::synced(settings).await;
     let mut client = etcd.client().await;
     for round in 0..1500_u32 {

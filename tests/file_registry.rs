@@ -17,8 +17,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::{Uid, setfsuid};
 use svcdns::catalog::{self, Catalog};
 use svcdns::name::Zones;
-use svcdns::registry::file::{self, File, Settings, Timings};
-use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, State, gsvc};
+use svcdns::registry::file::{self, FileRegistry, FileTimings, Settings};
+use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryState, gsvc};
 use svcdns::service::{Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -36,22 +36,22 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const OFTEN: Duration = Duration::from_millis(50);
 
 /// Looks so seldom that only events can tell, and takes no file for dead or broken only because the machine is busy.
-const BY_EVENTS: Timings = Timings {
-    dead_after: Duration::from_secs(600),
-    look: Duration::from_secs(3600),
-    rescan: Duration::from_secs(3600),
-    retry: Duration::from_millis(20),
-    patience: Duration::from_secs(60),
-    refresh: OFTEN,
+const BY_EVENTS: FileTimings = FileTimings {
+    expire_after: Duration::from_secs(600),
+    poll_interval: Duration::from_secs(3600),
+    scan_interval: Duration::from_secs(3600),
+    retry_interval: Duration::from_millis(20),
+    write_grace: Duration::from_secs(60),
+    refresh_interval: OFTEN,
 };
 
 /// Looks so often that a test need not wait.
-const BY_LOOKING: Timings = Timings { look: Duration::from_millis(20), rescan: Duration::from_millis(200), ..BY_EVENTS };
+const BY_LOOKING: FileTimings = FileTimings { poll_interval: Duration::from_millis(20), scan_interval: Duration::from_millis(200), ..BY_EVENTS };
 
 /// Someone who follows a folder and keeps what it is told.
 struct Follower {
     changes: mpsc::Receiver<Update>,
-    state: Arc<State>,
+    state: Arc<RegistryState>,
     /// By key: the registration's endpoints and protocol, or why there is none.
     held: BTreeMap<String, Result<String, Reason>>,
     listing: bool,
@@ -68,13 +68,13 @@ fn changes(update: Update) -> Vec<Change> {
 }
 
 impl Follower {
-    fn start(directory: &Path, named: bool, timings: Timings) -> Self {
+    fn start(directory: &Path, named: bool, timings: FileTimings) -> Self {
         let (sender, changes) = mpsc::channel(16);
-        let state = Arc::new(State::new("file".parse().unwrap(), format!("file://{}", directory.display())));
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), format!("file://{}", directory.display())));
         let settings = Settings { directory: directory.into(), named, heads: vec!["service".into(), "services".into()], timings };
         let stop = CancellationToken::new();
         let (_, commands) = mpsc::channel(1);
-        tokio::spawn(File::new(settings).follow(
+        tokio::spawn(FileRegistry::new(settings).follow(
             ListKind::Routine,
             Feed::new(RegistryId::FIRST, sender, Arc::clone(&state)),
             commands,
@@ -219,7 +219,7 @@ async fn a_file_counts_while_it_is_refreshed_and_is_never_deleted() {
     fs::write(&a, CONTENT).unwrap();
     fs::write(&b, CONTENT).unwrap();
     age(&a, Duration::from_secs(21));
-    let timings = Timings { dead_after: Duration::from_secs(20), ..BY_LOOKING };
+    let timings = FileTimings { expire_after: Duration::from_secs(20), ..BY_LOOKING };
     let mut follower = Follower::start(folder.path(), true, timings);
     follower.listed().await;
     assert_eq!(follower.keys(), [B], "a is a dead program's");
@@ -264,14 +264,14 @@ async fn an_empty_moment_hurts_nobody() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join(A);
     fs::write(&path, CONTENT).unwrap();
-    let timings = Timings { patience: Duration::from_secs(5), ..BY_EVENTS };
+    let timings = FileTimings { write_grace: Duration::from_secs(5), ..BY_EVENTS };
     let mut follower = Follower::start(folder.path(), true, timings);
     follower.listed().await;
 
     fs::write(&path, "").unwrap();
     follower.linger(Duration::from_millis(150)).await;
     fs::write(&path, CONTENT).unwrap();
-    follower.linger(timings.patience + Duration::from_secs(1)).await;
+    follower.linger(timings.write_grace + Duration::from_secs(1)).await;
     assert_eq!((follower.puts, &follower.held[A]), (1, &Ok("10.0.0.1:80 http".into())));
 
     fs::write(&path, "").unwrap();
@@ -306,7 +306,7 @@ async fn hostile_files_are_rejected_one_by_one() {
     write(".service#default#default#a#latest#10.0.0.1-80", CONTENT.as_bytes());
     write(&format!("{A}.tmp"), CONTENT.as_bytes());
 
-    let timings = Timings { patience: Duration::from_millis(100), ..BY_LOOKING };
+    let timings = FileTimings { write_grace: Duration::from_millis(100), ..BY_LOOKING };
     let mut follower = Follower::start(folder.path(), true, timings);
     follower.until("all are judged", |follower| follower.held.len() == 12).await;
     let expected: BTreeMap<String, Result<String, Reason>> = [
@@ -339,7 +339,7 @@ async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
     follower.until("it says so", |follower| follower.connected == [false]).await;
     let report = follower.state.report();
     assert!(!report.connected && !report.synced);
-    assert!(report.error.unwrap().contains("is not a folder"));
+    assert!(report.error.unwrap().contains("is not a directory"));
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
@@ -441,9 +441,9 @@ async fn the_first_list_is_of_the_kind_asked_for() {
         let (sender, mut changes) = mpsc::channel(16);
         let (_commander, commands) = mpsc::channel(1);
         let settings = Settings { directory, named: true, heads: Vec::new(), timings: BY_EVENTS };
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".parse().unwrap(), "file".into())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(RegistryState::new("file".parse().unwrap(), "file".into())));
         let stop = CancellationToken::new();
-        tokio::spawn(File::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
+        tokio::spawn(FileRegistry::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
         let mut kinds = Vec::new();
         while kinds.is_empty() {
             let batch = self::changes(timeout_at(Instant::now() + DEADLINE, changes.recv()).await.unwrap().unwrap());
@@ -463,10 +463,10 @@ async fn follows_end_when_stopped() {
     let (sender, mut changes) = mpsc::channel(16);
     let (_commander, commands) = mpsc::channel(1);
     let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: BY_EVENTS };
-    let state = Arc::new(State::new("file".parse().unwrap(), "file".into()));
+    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
     let stop = CancellationToken::new();
     let task =
-        tokio::spawn(File::new(settings).follow(ListKind::Routine, Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
+        tokio::spawn(FileRegistry::new(settings).follow(ListKind::Routine, Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
     changes.recv().await.unwrap();
     stop.cancel();
     tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
@@ -480,7 +480,7 @@ async fn register(
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
-    let settings = Settings { directory, named: true, heads: Vec::new(), timings: Timings { refresh, ..Timings::default() } };
+    let settings = Settings { directory, named: true, heads: Vec::new(), timings: FileTimings { refresh_interval: refresh, ..FileTimings::default() } };
     file::register(&settings, &registrant(name), stop, events).await
 }
 
@@ -502,8 +502,8 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
     const FILE: &str = "service#default#default#user-svc#v1-rc#10.0.0.1-80,web-1.example-81";
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("new").join("gsvc");
-    let dead_after = Duration::from_secs(6);
-    let mut follower = Follower::start(&directory, true, Timings { dead_after, ..BY_LOOKING });
+    let expire_after = Duration::from_secs(6);
+    let mut follower = Follower::start(&directory, true, FileTimings { expire_after, ..BY_LOOKING });
     follower.listed().await;
 
     let stop = CancellationToken::new();
@@ -522,7 +522,7 @@ async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(written) < 60, "{now} {content}");
 
-    follower.linger(dead_after + Duration::from_secs(1)).await;
+    follower.linger(expire_after + Duration::from_secs(1)).await;
     assert_eq!((follower.keys(), follower.puts), (vec![FILE], 1), "refreshed in time");
 
     // Made again within a second, and told, unless it was removed in the very moment of a refresh: then once more. Whether

@@ -31,7 +31,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
 use crate::metrics::DurationHistogram;
-use crate::registry::State;
+use crate::registry::RegistryState;
 use crate::server::Counters;
 use crate::upstream::Forwarder;
 
@@ -46,7 +46,7 @@ pub struct Site {
     /// What is known and answered.
     pub answerer: Arc<Answerer>,
     /// The registries' own reports, in the order of the configuration.
-    pub registries: Vec<Arc<State>>,
+    pub registries: Vec<Arc<RegistryState>>,
     /// What the sockets count.
     pub server: Arc<Counters>,
     /// How other names are resolved, where they are.
@@ -86,7 +86,7 @@ impl Site {
     pub fn new(
         about: About,
         answerer: Arc<Answerer>,
-        registries: Vec<Arc<State>>,
+        registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
         lost_log_lines: ErrorCounter,

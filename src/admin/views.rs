@@ -11,7 +11,7 @@ use super::Site;
 use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
-use crate::registry::{State, name_at};
+use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
 
 /// The server, at a glance.
@@ -254,7 +254,7 @@ impl Status {
         let Site { about, answerer, registries, .. } = site;
         let (snapshot, condition, settings) = (answerer.snapshot(), answerer.registry_status(), answerer.settings());
         let stats = answerer.stats();
-        let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
+        let registry = |(state, stats): (&Arc<RegistryState>, &RegistryStats)| {
             let report = state.report();
             RegistryView {
                 name: state.name.to_string(),
@@ -300,7 +300,7 @@ impl Status {
 
 impl ServiceView {
     /// A service of the registries under its name in the zone of this text (with a trailing dot).
-    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<State>]) -> Self {
+    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
             registry: key.registry().index(),
@@ -332,7 +332,7 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>, registries: &[Arc<State>]) -> Self {
+    fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
         let key = instance.key;
         Self {
             endpoint: EndpointView::new(instance),
@@ -369,7 +369,7 @@ impl ConflictView {
 
 impl RejectionsView {
     /// The rejections as they are now.
-    pub(super) fn new(rejections: &Rejections, registries: &[Arc<State>]) -> Self {
+    pub(super) fn new(rejections: &Rejections, registries: &[Arc<RegistryState>]) -> Self {
         Self {
             counts: rejections
                 .counts

@@ -176,7 +176,7 @@ fn can_be_read_by_service(config: &Config) -> anyhow::Result<()> {
             if variable == key.variable { format!("--{}", key.file.flag()) } else { format!("{file_key} in the configuration file") };
         bail!("{variable} does not reach a service: write the {} into a file and name it with {named}", key.name);
     }
-    for path in config.registries.iter().filter_map(|registry| registry.source.folder()) {
+    for path in config.registries.iter().filter_map(|registry| registry.source.directory()) {
         if let Some(folder) = hidden(path) {
             bail!("the registry {} lies in {folder}, which the service does not see: choose a folder elsewhere", path.display());
         }

@@ -50,7 +50,7 @@ fn the_defaults() {
     let Source::File(registry) = &config.registries[0].source else { panic!("{:?}", config.registries) };
     assert_eq!((config.registries.len(), registry.named), (1, false), "believed only while the folder is ours or root's");
     assert_eq!(registry.directory, std::env::temp_dir().join("gsvc"));
-    assert_eq!((&registry.heads, registry.timings), (&vec!["service".to_owned(), "services".to_owned()], file::Timings::default()));
+    assert_eq!((&registry.heads, registry.timings), (&vec!["service".to_owned(), "services".to_owned()], file::FileTimings::default()));
     assert_eq!(zones(&config), "svc.");
     assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
     assert_eq!((config.ttl, config.negative_ttl), (5, 1));

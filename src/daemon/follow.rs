@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::config::Config;
-use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
+use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
@@ -37,7 +37,7 @@ pub struct Following {
     followers: Vec<Follower>,
     publisher: Publisher,
     inlet: mpsc::Receiver<Update>,
-    commands: Vec<mpsc::Sender<Command>>,
+    commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Told which host names are wanted, where somebody looks them up.
     hosts: Option<Arc<HostRequests>>,
     wake: Option<Instant>,
@@ -48,7 +48,7 @@ pub struct Following {
 struct Follower {
     source: Source,
     feed: Feed,
-    asked: mpsc::Receiver<Command>,
+    asked: mpsc::Receiver<RegistryCommand>,
 }
 
 /// What others need of what is followed.
@@ -57,7 +57,7 @@ pub struct Followed {
     /// The way in for questions.
     pub answerer: Arc<Answerer>,
     /// The registries' own reports.
-    pub states: Vec<Arc<State>>,
+    pub states: Vec<Arc<RegistryState>>,
     /// The way in for updates from other sources than the registries.
     pub inlet: mpsc::Sender<Update>,
 }
@@ -72,7 +72,7 @@ impl Following {
         let (sender, inlet) = mpsc::channel(INLET);
         let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for (NamedSource { name, source, .. }, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
-            let state = Arc::new(State::new(name, source.to_string()));
+            let state = Arc::new(RegistryState::new(name, source.to_string()));
             let (asking, asked) = mpsc::channel(COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
             followers.push(Follower { source, feed, asked });
@@ -119,7 +119,7 @@ impl Following {
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {
                 // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
-                let _ = commands.try_send(Command::AskLeases(leases));
+                let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
             }
         }
         Some((published, began.elapsed()))
@@ -127,7 +127,7 @@ impl Following {
 }
 
 /// Follows a registry until `stop`, and anew should its follower panic.
-async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::Receiver<RegistryCommand>, stop: CancellationToken) {
     let mut first = ListKind::Routine;
     loop {
         let (asking, asked) = mpsc::channel(COMMANDS);
@@ -179,7 +179,7 @@ mod tests {
     const SERVICES: usize = 20;
 
     impl Registry for Panicking {
-        async fn follow(self, first: ListKind, feed: Feed, _commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+        async fn follow(self, first: ListKind, feed: Feed, _commands: mpsc::Receiver<RegistryCommand>, stop: CancellationToken) {
             let before = self.0.fetch_add(1, Ordering::Relaxed);
             let put = |n| {
                 let key = format!("/service/default/default/hello-{n}/latest/10.0.0.1:80");
@@ -199,7 +199,7 @@ mod tests {
     async fn what_a_follower_misses_that_panicked_before_is_not_believed_at_once() {
         let (sender, mut inlet) = mpsc::channel(INLET);
         let (_asking, asked) = mpsc::channel(COMMANDS);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("test".parse().unwrap(), "test://".to_owned())));
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(RegistryState::new("test".parse().unwrap(), "test://".to_owned())));
         let stop = CancellationToken::new();
         let kept = tokio::spawn(keep(Panicking::default(), feed, asked, stop.clone()));
 

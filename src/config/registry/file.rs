@@ -6,7 +6,7 @@ use super::{Reader, RegistryKind, heads};
 use crate::config::error::{ConfigError, Origin};
 use crate::config::layers::{Layers, Written};
 use crate::registry::Source;
-use crate::registry::file::{Settings, Timings};
+use crate::registry::file::{FileTimings, Settings};
 
 pub(super) static KIND: RegistryKind = RegistryKind {
     name: "file",
@@ -21,7 +21,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
 /// GoFrame's default, which nobody named: it is believed only while it belongs to root or to us.
 pub(super) fn implicit(layers: &Layers) -> Result<Source, ConfigError> {
     let directory = implicit_directory();
-    Ok(Source::File(Settings { directory, named: false, heads: heads(layers)?, timings: Timings::default() }))
+    Ok(Source::File(Settings { directory, named: false, heads: heads(layers)?, timings: FileTimings::default() }))
 }
 
 /// The URL of GoFrame's default.
@@ -41,6 +41,6 @@ fn read(layers: &Layers) -> Result<Reader, ConfigError> {
             return Err("a directory is written with its whole path: file:///directory".to_owned());
         }
         let (directory, heads) = (PathBuf::from(path), heads.clone());
-        Ok(Source::File(Settings { directory, named: true, heads, timings: Timings::default() }))
+        Ok(Source::File(Settings { directory, named: true, heads, timings: FileTimings::default() }))
     }))
 }

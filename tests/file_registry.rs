@@ -140,10 +140,12 @@ impl Following {
         while !condition(self) || self.list_in_progress {
             match timeout_at(deadline, self.updates.recv()).await {
                 Ok(Some(update)) => {
-                    changes(update).into_iter().for_each(|change| self.apply(change))
+                    for change in changes(update) {
+                        self.apply(change);
+                    }
                 }
                 Ok(None) => panic!("waited for: {what}; the registry has ended"),
-                Err(_) => panic!("waited for: {what}; keys: {:?}", self.keys),
+                Err(elapsed) => panic!("waited for: {what}; {elapsed}; keys: {:?}", self.keys),
             }
         }
     }

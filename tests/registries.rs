@@ -133,6 +133,8 @@ fn no_query_is_lost_while_the_passwords_of_two_registries_change() {
 
     for store in &mut stores {
         let name = store.name;
+        // The watch logs in after the first list; only an event shows that it works.
+        store.register(&server, &format!("{name}-first"));
         // Changed in etcd first: connections survive. Then they are lost, too.
         store.set_password("second");
         store.register(&server, &format!("{name}-meanwhile"));

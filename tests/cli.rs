@@ -287,7 +287,7 @@ fn register_lasts_as_long_as_its_command() {
 
     for (arguments, said) in [
         (&["x", "10.0.0.5:0"][..], "the port is not a number from 1 to 65535"),
-        (&["a/b", "10.0.0.5:80"], "a name cannot hold '/'"),
+        (&["a/b", "10.0.0.5:80"], "a name cannot contain '/'"),
         (&["_x", "10.0.0.5:80"], "cannot be a DNS name"),
         (&["x", "10.0.0.5:80", "--metadata", "weight"], "is not KEY=VALUE"),
     ] {

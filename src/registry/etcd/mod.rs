@@ -128,7 +128,7 @@ pub struct EtcdTuning {
     /// Later pages aim at 4 MiB and at most four times as many keys, or at a sixteenth of all keys
     /// and at most 16 MiB. A page that exceeds 64 MiB is requested again in parts.
     pub page_size: u32,
-    /// Most keys in one update, at least 1.
+    /// Limit on the keys in one update, at least 1.
     ///
     /// Smaller than a page because parsed keys take more memory.
     pub batch_size: usize,

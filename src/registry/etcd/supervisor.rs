@@ -15,9 +15,9 @@ use super::{Settings, list, random_up_to};
 use crate::registry::{Feed, FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
-/// Most lists in one session that only replace a broken watch.
+/// Limit on the lists in one session that only replace a broken watch.
 ///
-/// After them, the supervisor leaves the member: something is wrong with it.
+/// Beyond it, the supervisor leaves the member: something is wrong with it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
 
 /// Follows one cluster.

@@ -94,7 +94,7 @@ pub struct FileRegistry {
     settings: Settings,
 }
 
-/// Most queued files that one step reads.
+/// Limit on the queued files that one step reads.
 const MAX_FILES_PER_STEP: usize = 500;
 
 impl FileRegistry {

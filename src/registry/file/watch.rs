@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::directory::is_candidate;
 
-/// Most file names collected; after more, the whole directory is scanned instead.
+/// Limit on the collected file names; beyond it, the whole directory is scanned.
 const MAX_PENDING_NAMES: usize = 65_536;
 
 /// A watch on one directory, until dropped.

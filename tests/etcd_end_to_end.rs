@@ -23,7 +23,7 @@ fn key(name: &str, endpoints: &str) -> String {
     format!("/service/default/default/{name}/latest/{endpoints}")
 }
 
-/// Flags for a removal grace that never ends during a test: every removal is an immediate one.
+/// Flags for a removal grace that outlasts the test, so every removal is immediate.
 const LONG_GRACE: &[&str] = &["--removal-grace", "1h"];
 
 fn serve(etcd: &Etcd, flags: &[&str]) -> Svcdns {

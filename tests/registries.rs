@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 
-/// Longest wait for new registrations once etcd runs and has the password of the file.
+/// Longest wait for new registrations once etcd runs and has the right password.
 ///
 /// The server waits at most 5 s between two attempts.
 const RECONNECT_TIMEOUT: Duration = seconds(15);
@@ -27,7 +27,7 @@ fn key(name: &str, endpoint: &str) -> String {
     format!("/service/default/default/{name}/latest/{endpoint}")
 }
 
-/// A configured registry, whose name is also that of its user and its first service.
+/// A configured registry, whose user and first service have the same name.
 struct Store {
     name: &'static str,
     etcd: Etcd,

@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Longest wait for a member to become healthy; other tests may keep the machine busy.
+/// Longest wait for a member to become healthy on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The administrator that [`Etcd::enable_auth`] creates, as `name:password`.
@@ -34,7 +34,7 @@ pub struct Etcd {
     tls: Option<Certificates>,
     /// The user for [`Etcd::ctl`], as `name:password`.
     login: Option<String>,
-    /// Number of wipes, which makes the cluster token unique: a wiped store is a new cluster.
+    /// Number of wipes; part of the cluster token, as each wipe makes a new cluster.
     token: u32,
 }
 
@@ -363,7 +363,7 @@ impl Etcd {
         self.add_user(user, password, "read", prefix);
     }
 
-    /// Adds a user, with a role of the same name, who may read and write below `prefix`.
+    /// Adds a user, with a role of the same name, who may read and write there.
     pub fn add_writer(&self, user: &str, password: &str, prefix: &str) {
         self.add_user(user, password, "readwrite", prefix);
     }
@@ -489,7 +489,9 @@ fn is_healthy(port: u16) -> bool {
         && response.starts_with("HTTP/1.1 200")
 }
 
-/// Returns a temporary directory, in memory if possible: etcd syncs every write to disk.
+/// Returns a temporary directory, in memory if possible.
+///
+/// etcd syncs every write to disk.
 fn temporary_directory() -> TempDir {
     TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).expect("create a temporary directory")
 }

@@ -317,7 +317,7 @@ fn commands_log_and_metrics_name_each_registry() {
         has(&page, &format!(r#"svcdns_registry_synced{{registry="{name}"}} 1.0"#));
         has(&page, &format!(r#"svcdns_registry_keys{{registry="{name}"}} {keys}.0"#));
         has(&page, &format!(r#"svcdns_registry_disconnects_total{{registry="{name}"}} 0"#));
-        for message in ["following", "the folder is followed"] {
+        for message in ["following", "following the directory"] {
             let line = format!("{message} registry={name} url={url}\n");
             eventually(&line, SOON, || server.log().contains(&line).then_some(()));
         }
@@ -431,7 +431,7 @@ fn a_registration_lasts_as_long_as_its_command() {
 
     for (arguments, message) in [
         (&["x", "10.0.0.5:0"][..], "the port is not a number from 1 to 65535"),
-        (&["a/b", "10.0.0.5:80"], "a name cannot hold '/'"),
+        (&["a/b", "10.0.0.5:80"], "a name cannot contain '/'"),
         (&["_x", "10.0.0.5:80"], "cannot be a DNS name"),
         (&["x", "10.0.0.5:80", "--metadata", "weight"], "is not KEY=VALUE"),
     ] {

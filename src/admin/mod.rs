@@ -31,7 +31,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
 use crate::metrics::DurationHistogram;
-use crate::registry::State;
+use crate::registry::RegistryState;
 use crate::server::Counters;
 use crate::upstream::Forwarder;
 
@@ -46,7 +46,7 @@ pub struct AdminContext {
     /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
-    pub registries: Vec<Arc<State>>,
+    pub registries: Vec<Arc<RegistryState>>,
     /// Counters of the sockets.
     pub server: Arc<Counters>,
     /// The forwarder, unless forwarding is off.
@@ -86,7 +86,7 @@ impl AdminContext {
     pub fn new(
         info: ServerInfo,
         answerer: Arc<Answerer>,
-        registries: Vec<Arc<State>>,
+        registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
         lost_log_lines: ErrorCounter,

@@ -13,7 +13,7 @@ use super::AdminContext;
 use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
-use crate::registry::{State, name_at};
+use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
 
 /// The state of the server, its registries and its forwarder: `/v1/status`.
@@ -257,7 +257,7 @@ impl ServerStatus {
         let (snapshot, registry_status, settings) =
             (answerer.snapshot(), answerer.registry_status(), answerer.settings());
         let stats = answerer.stats();
-        let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
+        let registry = |(state, stats): (&Arc<RegistryState>, &RegistryStats)| {
             let report = state.report();
             RegistryView {
                 name: state.name.to_string(),
@@ -305,7 +305,7 @@ impl ServerStatus {
 
 impl ServiceView {
     /// Makes the view of a service; `zone` has a final dot.
-    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<State>]) -> Self {
+    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
             registry: key.registry().index(),
@@ -344,7 +344,7 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>, registries: &[Arc<State>]) -> Self {
+    fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
         let key = instance.key;
         Self {
             endpoint: EndpointView::new(instance),
@@ -391,7 +391,7 @@ impl ConflictView {
 
 impl RejectionsView {
     /// Makes the view of all rejections.
-    pub(super) fn new(rejections: &Rejections, registries: &[Arc<State>]) -> Self {
+    pub(super) fn new(rejections: &Rejections, registries: &[Arc<RegistryState>]) -> Self {
         Self {
             counts: rejections
                 .counts

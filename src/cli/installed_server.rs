@@ -241,7 +241,7 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
             key.name
         );
     }
-    for path in config.registries.iter().filter_map(|registry| registry.source.folder()) {
+    for path in config.registries.iter().filter_map(|registry| registry.source.directory()) {
         if let Some(folder) = hidden_folder(path) {
             bail!(
                 "the registry {} is in {folder}, which the service cannot see: choose another \

@@ -80,7 +80,7 @@ fn every_key_has_a_default() {
     assert!(!registry.named, "trusted only while root or the server's user owns it");
     assert_eq!(registry.directory, std::env::temp_dir().join("gsvc"));
     assert_eq!(registry.heads, ["service", "services"]);
-    assert_eq!(registry.timings, file::Timings::default());
+    assert_eq!(registry.timings, file::FileTimings::default());
     assert_eq!(zones(&config), "svc.");
     assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
     assert_eq!((config.ttl, config.negative_ttl), (5, 1));

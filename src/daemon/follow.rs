@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::config::Config;
-use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
+use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
@@ -41,7 +41,7 @@ pub struct RegistryPipeline {
     pending: Vec<PendingRegistry>,
     publisher: Publisher,
     inlet: mpsc::Receiver<Update>,
-    commands: Vec<mpsc::Sender<Command>>,
+    commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
     wake: Option<Instant>,
@@ -52,7 +52,7 @@ pub struct RegistryPipeline {
 struct PendingRegistry {
     source: Source,
     feed: Feed,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<RegistryCommand>,
 }
 
 /// The parts of a pipeline that the rest of the server uses.
@@ -61,7 +61,7 @@ pub struct PipelineHandles {
     /// Answers queries from the latest snapshot.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
-    pub states: Vec<Arc<State>>,
+    pub states: Vec<Arc<RegistryState>>,
     /// Sends updates that come from other sources than the registries.
     pub inlet: mpsc::Sender<Update>,
 }
@@ -83,7 +83,7 @@ impl RegistryPipeline {
         for (NamedSource { name, source, .. }, registry) in
             config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
         {
-            let state = Arc::new(State::new(name, source.to_string()));
+            let state = Arc::new(RegistryState::new(name, source.to_string()));
             let (sender_of_commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
             pending.push(PendingRegistry { source, feed, commands: receiver });
@@ -136,7 +136,7 @@ impl RegistryPipeline {
             if let Some(commands) = self.commands.get(registry.index()) {
                 // If the registry is too busy, the leases stay unchecked, as if it were
                 // unreachable.
-                let _ = commands.try_send(Command::AskLeases(leases));
+                let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
             }
         }
         Some((published, start.elapsed()))
@@ -147,7 +147,7 @@ impl RegistryPipeline {
 async fn keep_following(
     registry: impl Registry + Clone,
     feed: Feed,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<RegistryCommand>,
     stop: CancellationToken,
 ) {
     let mut first = ListKind::Routine;
@@ -211,7 +211,7 @@ mod tests {
             self,
             first: ListKind,
             feed: Feed,
-            _commands: mpsc::Receiver<Command>,
+            _commands: mpsc::Receiver<RegistryCommand>,
             stop: CancellationToken,
         ) {
             let before = self.0.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +236,7 @@ mod tests {
         let feed = Feed::new(
             RegistryId::FIRST,
             sender,
-            Arc::new(State::new("test".parse().unwrap(), "test://".to_owned())),
+            Arc::new(RegistryState::new("test".parse().unwrap(), "test://".to_owned())),
         );
         let stop = CancellationToken::new();
         let kept = tokio::spawn(keep_following(Panicking::default(), feed, received, stop.clone()));

@@ -6,7 +6,7 @@ use super::{RegistryKind, UrlParser, heads};
 use crate::config::error::{ConfigError, Origin};
 use crate::config::layers::{Layers, RawValue};
 use crate::registry::Source;
-use crate::registry::file::{Settings, Timings};
+use crate::registry::file::{FileTimings, Settings};
 
 pub(super) static KIND: RegistryKind = RegistryKind {
     name: "file",
@@ -24,7 +24,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
 pub(super) fn default_source(layers: &Layers) -> Result<Source, ConfigError> {
     let heads = heads(layers)?;
     let directory = default_directory();
-    Ok(Source::File(Settings { directory, named: false, heads, timings: Timings::default() }))
+    Ok(Source::File(Settings { directory, named: false, heads, timings: FileTimings::default() }))
 }
 
 /// Returns the URL of GoFrame's default registry.
@@ -44,6 +44,6 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
             return Err("the directory must be an absolute path: file:///directory".to_owned());
         }
         let (directory, heads) = (PathBuf::from(path), heads.clone());
-        Ok(Source::File(Settings { directory, named: true, heads, timings: Timings::default() }))
+        Ok(Source::File(Settings { directory, named: true, heads, timings: FileTimings::default() }))
     }))
 }

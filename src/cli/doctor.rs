@@ -17,7 +17,7 @@ use super::{Place, output, resolve};
 use crate::admin::Status;
 use crate::config::Flags;
 use crate::name::Name;
-use crate::system::{self, Finding, Level, Machine, Patient, Reply, Root, Routes, Running, Seen};
+use crate::system::{self, Finding, Level, Machine, DoctorInput, ProbeResult, ResolvedRoutes, Root, RunningServer, RuntimeState};
 use crate::wire::rcode_name;
 
 /// A lookup that takes longer waits for somebody.
@@ -72,12 +72,12 @@ async fn examine(place: &Place) -> anyhow::Result<Vec<Finding>> {
     };
     let zone = zone.as_deref().map_or("svc", |zone| zone.trim_end_matches('.'));
 
-    let (root, seen) = (Root::default(), Seen::now());
+    let (root, seen) = (Root::default(), RuntimeState::now());
     let machine = system::detect(&root, &seen);
-    let routes = if machine.resolved.is_some() { Routes::now() } else { Routes::default() };
+    let routes = if machine.resolved.is_some() { ResolvedRoutes::now() } else { ResolvedRoutes::default() };
     let replies = ask_all(&machine, zone).await?;
-    let running = status.as_ref().ok().map(|status| Running { process: status.pid, listen: &status.listen });
-    let patient = Patient { root: &root, seen: &seen, machine: &machine, routes: &routes, zone, server: running, replies: &replies };
+    let running = status.as_ref().ok().map(|status| RunningServer { process: status.pid, listen: &status.listen });
+    let patient = DoctorInput { root: &root, state: &seen, machine: &machine, routes: &routes, zone, server: running, probes: &replies };
     let mut findings = system::examine(&patient);
     match &status {
         Ok(status) => {
@@ -96,7 +96,7 @@ async fn examine(place: &Place) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// Asks the name servers that programs ask, and systemd-resolved, who answers for our zone.
-async fn ask_all(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, Reply)>> {
+async fn ask_all(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, ProbeResult)>> {
     let question = Name::from_text(&format!("dns-version.{zone}"))?;
     let conf = machine.file.conf();
     let index = |name: &str| if_nametoindex(name).ok();
@@ -116,8 +116,8 @@ async fn ask_all(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, R
     Ok(asked.join_all().await)
 }
 
-async fn reply(address: SocketAddr, question: &Name) -> Reply {
-    let Ok(answer) = resolve::ask(address, question, RecordType::TXT).await else { return Reply::Silence };
+async fn reply(address: SocketAddr, question: &Name) -> ProbeResult {
+    let Ok(answer) = resolve::ask(address, question, RecordType::TXT).await else { return ProbeResult::NoResponse };
     let code = answer.metadata.response_code;
     // A server that validates may hand out what it does not believe, as SERVFAIL.
     let is_ours = code == ResponseCode::NoError
@@ -125,7 +125,7 @@ async fn reply(address: SocketAddr, question: &Name) -> Reply {
             RData::TXT(txt) => txt.txt_data.iter().any(|text| text.starts_with(b"svcdns ")),
             _ => false,
         });
-    if is_ours { Reply::Svcdns } else { Reply::Code(rcode_name(code.into()).into_owned()) }
+    if is_ours { ProbeResult::Svcdns } else { ProbeResult::Code(rcode_name(code.into()).into_owned()) }
 }
 
 /// The running server: whether it answers where it says.
@@ -137,10 +137,10 @@ async fn server(status: &Status, zone: &str) -> anyhow::Result<Vec<Finding>> {
     let question = Name::from_text(&format!("dns-version.{zone}"))?;
     for &address in &status.listen {
         let finding = match reply(address, &question).await {
-            Reply::Svcdns => continue,
-            Reply::Silence => Finding::broken(CHECK, format!("svcdns (process {}) does not answer at {address}.", status.pid))
+            ProbeResult::Svcdns => continue,
+            ProbeResult::NoResponse => Finding::broken(CHECK, format!("svcdns (process {}) does not answer at {address}.", status.pid))
                 .typing("sudo systemctl restart svcdns"),
-            Reply::Code(code) if code == "REFUSED" && !address.ip().is_loopback() => {
+            ProbeResult::Code(code) if code == "REFUSED" && !address.ip().is_loopback() => {
                 let says =
                     format!("svcdns refuses this machine's own questions at {address}: its access rules leave {} out.", address.ip());
                 Finding::warning(CHECK, says).typing(format!(
@@ -149,7 +149,7 @@ async fn server(status: &Status, zone: &str) -> anyhow::Result<Vec<Finding>> {
                     if address.is_ipv4() { 32 } else { 128 }
                 ))
             }
-            Reply::Code(code) => {
+            ProbeResult::Code(code) => {
                 Finding::broken(CHECK, format!("At {address}, where svcdns says that it answers, somebody else does ({code})."))
                     .typing("sudo svcdns doctor")
             }

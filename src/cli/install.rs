@@ -15,7 +15,7 @@ use super::privilege::need_root;
 use super::{NOT_REACHED, Place, output, resolve, uninstall};
 use crate::config::Config;
 use crate::name::{Name, Zone};
-use crate::system::{self, Journal, Lock, Machine, Root, Seen, Step, Way, Wish};
+use crate::system::{self, InstallLock, InstallOptions, InstallStep, Integration, Journal, Machine, Root, RuntimeState};
 use crate::wire::rcode_name;
 
 /// How long the server may take to answer after its start, and the resolver to have taken notice.
@@ -35,7 +35,7 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         );
     }
     let root = Root::default();
-    let lock = if command.dry_run { None } else { Some(Lock::take(&root)?) };
+    let lock = if command.dry_run { None } else { Some(InstallLock::take(&root)?) };
     // Under the lock: what another install has just done would be overlooked, and its journal overwritten.
     let before = Journal::load(&root)?;
     if let Some(journal) = before {
@@ -44,7 +44,7 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
         } else if journal.complete
             && journal.is_up_to_date()
             && journal.purpose == purpose(&command, &settings(&config))
-            && journal.stands(&root)
+            && journal.is_intact(&root)
             && prove(&root, place, &config).await.is_ok()
         {
             output::print("This is installed already, and works: nothing was changed.\n")?;
@@ -54,11 +54,11 @@ pub(super) async fn run(place: &Place, command: Install) -> anyhow::Result<ExitC
             output::print(&format!("{what} is undone first.\n"))?;
             uninstall::undo(&root, &journal)?;
             // What the server kept stays: another one follows.
-            Journal::forget(&root)?;
+            Journal::remove(&root)?;
         }
     } else if lock.is_some() {
         // One of a version before that was cut off at its very end may have left files behind.
-        Journal::forget(&root)?;
+        Journal::remove(&root)?;
     }
     // Read again: a file that an earlier installation wrote may have gone.
     let config = place.configure(command.file.config.as_deref(), command.flags.0.clone())?;
@@ -72,8 +72,8 @@ fn purpose(command: &Install, settings: &str) -> String {
 }
 
 async fn install(root: &Root, place: &Place, command: &Install, config: &Config) -> anyhow::Result<ExitCode> {
-    let machine = system::detect(root, &Seen::now());
-    let way = Way::of(&machine);
+    let machine = system::detect(root, &RuntimeState::now());
+    let way = Integration::for_machine(&machine);
     let wanted = Wanted {
         root,
         place,
@@ -84,7 +84,7 @@ async fn install(root: &Root, place: &Place, command: &Install, config: &Config)
         port_53: way.needs_port_53(&machine),
     };
     let arranged = wanted.arrange().await?;
-    let wish = Wish {
+    let wish = InstallOptions {
         zones: config.zones.iter().map(|zone| zone.text().trim_end_matches('.').to_owned()).collect(),
         server: arranged.address,
         search: command.search,
@@ -131,8 +131,8 @@ async fn follow(
     config: &Config,
     journal: &Journal,
     servers: usize,
-    way: Way,
-    wish: &Wish,
+    way: Integration,
+    wish: &InstallOptions,
 ) -> anyhow::Result<()> {
     journal.apply(root, 0..servers)?;
     wait_for_server(config, wish).await?;
@@ -151,7 +151,7 @@ async fn follow(
 }
 
 /// Waits until the server answers for its first zone.
-async fn wait_for_server(config: &Config, wish: &Wish) -> anyhow::Result<()> {
+async fn wait_for_server(config: &Config, wish: &InstallOptions) -> anyhow::Result<()> {
     let name = own_name(config.zones.first())?;
     let start = Instant::now();
     loop {
@@ -219,15 +219,15 @@ fn own_name(zone: &Zone) -> anyhow::Result<Name> {
     Name::from_text(&format!("ns.{}", zone.text())).context("a name of the zone")
 }
 
-fn told(machine: &Machine, way: Way, wish: &Wish, arranged: &Arranged, steps: &[Step], notes: &[&String]) -> String {
+fn told(machine: &Machine, way: Integration, wish: &InstallOptions, arranged: &Arranged, steps: &[InstallStep], notes: &[&String]) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "Name resolution here belongs to: {}", machine.owner);
+    let _ = writeln!(text, "Name resolution here belongs to: {}", machine.manager);
     let _ = writeln!(text, "The way in: {way}, for {}, to {}", wish.zones.join(" "), wish.server);
     let _ = writeln!(text, "If the server dies: {}", way.without_server(wish.keep_others, machine.systemd));
     for note in notes {
         let _ = writeln!(text, "Note: {note}");
     }
-    let done: Vec<String> = arranged.steps.iter().chain(steps).map(system::told).filter(|step| !step.is_empty()).collect();
+    let done: Vec<String> = arranged.steps.iter().chain(steps).map(system::describe).filter(|step| !step.is_empty()).collect();
     if done.is_empty() {
         text.push_str("\nThere is nothing to change.\n");
     }

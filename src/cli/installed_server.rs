@@ -10,7 +10,7 @@ use super::client::{Client, NotRunning};
 use crate::admin::Status;
 use crate::config::{Config, DEFAULT_FILE, Effective, Flags, GivenSecret, Origin, SecretPlace};
 use crate::daemon::ListenError;
-use crate::system::{self, Root, SERVER_UNIT, Step};
+use crate::system::{self, Root, SERVER_UNIT, InstallStep};
 use crate::{config, server};
 
 /// Loopback addresses that are tried in order where nobody has named one and port 53 is needed.
@@ -25,7 +25,7 @@ pub(super) struct Arranged {
     /// Where it answers.
     pub(super) address: SocketAddr,
     /// What has to be done for it to run; nothing where it does.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<InstallStep>,
     /// Its settings: an installation that finds the same ones has nothing to do.
     pub(super) settings: String,
     /// What a person should know.
@@ -127,7 +127,7 @@ impl Wanted<'_> {
     }
 
     /// The steps that make systemd run the server with this configuration.
-    fn unit(&self, config: &Config) -> anyhow::Result<Vec<Step>> {
+    fn unit(&self, config: &Config) -> anyhow::Result<Vec<InstallStep>> {
         let program = std::env::current_exe().context("cannot find the path of this program")?;
         let program = program.canonicalize().unwrap_or(program);
         if let Some(folder) = hidden(&program) {
@@ -153,10 +153,10 @@ impl Wanted<'_> {
             }
             Some(file).filter(|file| file != Path::new(DEFAULT_FILE))
         } else {
-            steps.extend(system::own_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
+            steps.extend(system::plan_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
             None
         };
-        steps.extend(system::enabled_unit(self.root, SERVER_UNIT, &system::server_unit(&program, named.as_deref()))?);
+        steps.extend(system::plan_unit(self.root, SERVER_UNIT, &system::server_unit(&program, named.as_deref()))?);
         Ok(steps)
     }
 
@@ -272,7 +272,7 @@ fn serve_command(file: Option<&Path>, flags: &Flags) -> String {
         line.extend(["--config".to_owned(), file.display().to_string()]);
     }
     line.extend(flags.written());
-    system::command_line(&line)
+    system::shell_quoted(&line)
 }
 
 /// The main process of our unit, as systemd tells.

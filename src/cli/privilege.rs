@@ -10,5 +10,5 @@ pub(super) fn need_root(command: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let line: Vec<String> = std::env::args().skip(1).collect();
-    bail!("`svcdns {command}` changes files of the machine, so it has to run as root: sudo svcdns {}", system::command_line(&line))
+    bail!("`svcdns {command}` changes files of the machine, so it has to run as root: sudo svcdns {}", system::shell_quoted(&line))
 }

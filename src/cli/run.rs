@@ -14,7 +14,7 @@ use super::client::{Client, NotRunning};
 use super::{Place, names, output, resolve};
 use crate::admin::Status;
 use crate::name::{Name, Zones};
-use crate::system::{self, Pointed, PrivateError, Root, Seen};
+use crate::system::{self, NamespaceError, PrivateResolvConf, Root, RuntimeState};
 
 /// What commands that run others (env(1), timeout(1)) say when they fail before the other one runs.
 const NOT_BEGUN: u8 = 125;
@@ -56,10 +56,10 @@ fn prepare(place: &Place, command: &Run) -> anyhow::Result<Command> {
     let server = runtime.block_on(find(place, command))?;
     drop(runtime);
 
-    let machine = system::detect(&Root::default(), &Seen::default());
+    let machine = system::detect(&Root::default(), &RuntimeState::default());
     let search: Vec<&str> = if command.search { vec![server.zones.first().relative_text()] } else { Vec::new() };
-    let pointed = Pointed { server: server.address, others: server.refuses_others, search: &search };
-    system::enter(&pointed.text(&machine.file.conf())).map_err(|error| advise(&error, &command.command))?;
+    let pointed = PrivateResolvConf { server: server.address, keep_others: server.refuses_others, search: &search };
+    system::enter_namespace(&pointed.to_text(&machine.file.conf())).map_err(|error| advise(&error, &command.command))?;
     if let Some(user) = user {
         become_user(&user, &mut prepared)?;
     }
@@ -116,11 +116,11 @@ fn reachable(address: IpAddr) -> IpAddr {
 }
 
 /// What to type where there may be no namespace.
-fn advise(error: &PrivateError, command: &[OsString]) -> anyhow::Error {
+fn advise(error: &NamespaceError, command: &[OsString]) -> anyhow::Error {
     let words: Vec<_> = command.iter().map(|word| output::quoted(&word.to_string_lossy())).collect();
     let user = User::from_uid(Uid::current()).ok().flatten().map_or_else(|| Uid::current().to_string(), |user| user.name);
     let advice = match error {
-        PrivateError::UserForbidden(_) => {
+        NamespaceError::UserForbidden(_) => {
             format!(
                 "; as root it may, and the command runs as you: sudo svcdns run --user {} -- {}",
                 output::quoted(&user),

@@ -7,8 +7,8 @@ use anyhow::bail;
 use super::arguments::Uninstall;
 use super::output;
 use super::privilege::need_root;
-use crate::directory::ROOTS_STATE;
-use crate::system::{FOLDER, Journal, Lock, Root, Step};
+use crate::directory::ROOT_STATE_DIRECTORY;
+use crate::system::{InstallLock, InstallStep, JOURNAL_FOLDER, Journal, Root};
 
 pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
     let root = Root::default();
@@ -21,14 +21,14 @@ pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     need_root("uninstall")?;
-    if [FOLDER, ROOTS_STATE].iter().all(|folder| !root.has(folder)) {
+    if [JOURNAL_FOLDER, ROOT_STATE_DIRECTORY].iter().all(|folder| !root.has(folder)) {
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let _lock = Lock::take(&root)?;
+    let _lock = InstallLock::take(&root)?;
     let Some(journal) = Journal::load(&root)? else {
         // An installation that was cut off before its journal stood leaves at most half of that.
-        Journal::forget(&root)?;
+        Journal::remove(&root)?;
         output::print(NOTHING)?;
         return Ok(ExitCode::SUCCESS);
     };
@@ -43,10 +43,10 @@ fn told(journal: &Journal) -> String {
     let mut text = String::from("This would be put back, the last one first:\n");
     for step in journal.steps.iter().rev() {
         let line = match step {
-            Step::Folder(path) => format!("  remove the folder {} if it is empty\n", path.display()),
-            Step::File(file) => format!("  {}\n", file.path.display()),
-            Step::Command(command) => {
-                let lines: Vec<String> = command.undo.iter().map(|line| format!("  {}\n", crate::system::command_line(line))).collect();
+            InstallStep::Folder(path) => format!("  remove the folder {} if it is empty\n", path.display()),
+            InstallStep::File(file) => format!("  {}\n", file.path.display()),
+            InstallStep::Command(command) => {
+                let lines: Vec<String> = command.undo.iter().map(|line| format!("  {}\n", crate::system::shell_quoted(line))).collect();
                 lines.concat()
             }
         };
@@ -58,16 +58,16 @@ fn told(journal: &Journal) -> String {
 /// Puts everything back, removes what the server kept, and forgets the journal.
 pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     undo(root, journal)?;
-    if let Some(left) = journal.remove_state(root)? {
+    if let Some(left) = journal.remove_state_directory(root)? {
         output::print(&format!("{left}\n"))?;
     }
-    Ok(Journal::forget(root)?)
+    Ok(Journal::remove(root)?)
 }
 
 /// Puts everything back.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
-    for line in &undone.told {
+    for line in &undone.messages {
         output::print(&format!("{line}\n"))?;
     }
     if !undone.failures.is_empty() {

@@ -11,7 +11,7 @@ use super::error::Origin;
 use super::keys;
 use super::layers::Layers;
 use super::values::path;
-use crate::directory::{Candidate, ROOTS_STATE, TrustRule};
+use crate::directory::{Candidate, ROOT_STATE_DIRECTORY, TrustRule};
 
 /// Root's runtime directory.
 const ROOTS_RUNTIME: &str = "/run/svcdns";
@@ -116,7 +116,7 @@ impl<F: Fn(&str) -> Option<OsString>> Surroundings<F> {
             return Some(owned(path));
         }
         if self.user.is_root() {
-            return Some(owned(ROOTS_STATE.into()));
+            return Some(owned(ROOT_STATE_DIRECTORY.into()));
         }
         let home = || self.home.as_ref().filter(|home| home.is_absolute());
         let of_user = self.absolute("XDG_STATE_HOME");

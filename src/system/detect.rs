@@ -363,7 +363,9 @@ mod tests {
 
     use super::*;
 
-    /// Detects a machine with these files; content that starts with `->` makes a symbolic link.
+    /// Detects a machine with these files.
+    ///
+    /// Content that starts with `->` makes a symbolic link.
     fn machine(files: &[(&str, &str)], state: &RuntimeState) -> Machine {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::at(folder.path());

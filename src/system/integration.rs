@@ -9,7 +9,7 @@ use super::detect::{Machine, ResolvedAccess, ResolverManager};
 /// The first version of systemd-resolved with delegates (systemd.dns-delegate(5)).
 const FIRST_VERSION_WITH_DELEGATES: u32 = 258;
 
-/// The first version of systemd-resolved that accepts a port after a server's address.
+/// The first version of systemd-resolved that accepts the port of a server.
 const FIRST_VERSION_WITH_PORTS: u32 = 247;
 
 /// How queries for the served zones reach svcdns.
@@ -21,7 +21,7 @@ pub enum Integration {
     Link,
     /// A drop-in of the dnsmasq that NetworkManager runs.
     Dnsmasq,
-    /// Our lines in `/etc/resolv.conf`, which NetworkManager is told not to manage.
+    /// Our lines in `/etc/resolv.conf`, which NetworkManager stops managing.
     NetworkManager,
     /// A record of `resolvconf`.
     Resolvconf,
@@ -80,7 +80,7 @@ impl Integration {
         }
     }
 
-    /// Returns whether svcdns becomes the only name server, for names outside the zones too.
+    /// Returns whether svcdns becomes the machine's only name server.
     ///
     /// With `resolvconf` it always does: a record with a loopback address hides all others.
     pub fn takes_all(self, keep_others: bool) -> bool {
@@ -138,7 +138,9 @@ impl fmt::Display for Integration {
     }
 }
 
-/// Returns whether systemd-resolved may reject an unsigned zone; true if its mode is unknown.
+/// Returns whether systemd-resolved may reject an unsigned zone.
+///
+/// Returns `true` if its DNSSEC mode is unknown.
 fn may_validate(dnssec: Option<&str>) -> bool {
     dnssec.is_none_or(|mode| mode != "no")
 }

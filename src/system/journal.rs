@@ -178,7 +178,7 @@ impl Journal {
         if has_state { journal_folder::remove_state_directory(root) } else { Ok(None) }
     }
 
-    /// Returns whether this version would make the same installation for the same purpose.
+    /// Returns whether this version would make the same installation.
     pub fn is_up_to_date(&self) -> bool {
         let unit = self.server_unit().and_then(|unit| unit.after.content());
         !self.former && unit.is_none_or(unit::is_current)
@@ -350,7 +350,9 @@ impl FileStep {
     }
 }
 
-/// Returns whether `content` is what an interrupted write of `new` over `old`, in place, leaves.
+/// Returns whether a write of `new` over `old`, in place, was interrupted.
+///
+/// `content` then has the start of `new` and the rest of `old`.
 fn is_interrupted_write(content: &[u8], new: &PathState, old: &PathState) -> bool {
     let (Some(new), Some(old)) = (new.content(), old.content()) else { return false };
     let written = new.iter().zip(content).take_while(|(one, other)| one == other).count();

@@ -19,12 +19,12 @@ use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 /// The folder of the journal and the files that belong to it.
 pub const JOURNAL_FOLDER: &str = "/var/lib/svcdns-install";
 
-/// The journal of older versions, in what is now the server's state directory.
+/// The journal of older versions, in the server's state directory.
 pub(super) const FORMER_JOURNAL: &str = "/var/lib/svcdns/install.json";
 
-/// The place to which systemd moves the state directory of a unit with `DynamicUser=`.
+/// The real state directory of a unit with `DynamicUser=`.
 ///
-/// A symbolic link in the usual place leads to it.
+/// systemd moves the directory there, and leaves a symbolic link in the usual place.
 const PRIVATE_STATE_DIRECTORY: &str = "/var/lib/private/svcdns";
 
 /// Files that older versions saved for the user beside their journal.
@@ -115,7 +115,7 @@ fn is_roots_alone(root: &Root, file: &Path) -> bool {
     matches!(find_unsafe_path(root, file), Ok(None))
 }
 
-/// Removes the files of older versions from what is now the server's state directory.
+/// Removes the files of older versions from the server's state directory.
 ///
 /// Their journal must have been undone. Files that they saved for the user are moved to
 /// [`JOURNAL_FOLDER`].

@@ -40,9 +40,7 @@ pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{
     InstallOptions, Plan, PlanError, check_state_directory, describe, plan, plan_file, plan_unit,
 };
-pub use port_owner::{
-    BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback,
-};
+pub use port_owner::{BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback};
 pub use private_namespace::{NamespaceError, enter_namespace};
 pub use private_resolv_conf::PrivateResolvConf;
 pub use resolved_routes::{ResolvedRoutes, ResolvedScope};

@@ -35,14 +35,14 @@ pub struct NssAction {
     pub act: String,
 }
 
-/// Where a `hosts` line leads for a name that the machine's own files do not have.
+/// Where a `hosts` line leads for a name that the machine's files do not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostsLookup {
     /// To the name servers of resolv.conf.
     Dns,
     /// To systemd-resolved, through its own socket.
     Resolve {
-        /// Whether the line also names `dns`, the fallback if systemd-resolved does not run.
+        /// Whether the line also names `dns`, for when systemd-resolved does not run.
         dns: bool,
     },
     /// Nowhere: the lookup ends at this service before it reaches `dns` or `resolve`.
@@ -82,7 +82,7 @@ impl HostsLine {
         Self { services }
     }
 
-    /// Returns where the line leads for a name that the machine's own files do not have.
+    /// Returns where the line leads for a name that the machine's files do not have.
     #[must_use]
     pub fn lookup(&self) -> HostsLookup {
         let dns = self.services.iter().any(|service| service.name == "dns");

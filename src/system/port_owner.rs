@@ -35,7 +35,7 @@ impl fmt::Display for PortOwner {
 pub struct BoundSocket {
     /// The local address; unspecified for a socket bound to all addresses.
     pub address: SocketAddr,
-    /// Whether any peer can reach it: a listening TCP socket or an unconnected UDP socket.
+    /// Whether any peer can reach it: a TCP listener or an unconnected UDP socket.
     pub open: bool,
     /// The ID of the user who owns it.
     pub user: u32,
@@ -45,10 +45,10 @@ pub struct BoundSocket {
     pub owner: Option<PortOwner>,
 }
 
-/// Returns the sockets that conflict with `wanted`: same port and an overlapping address.
+/// Returns the sockets that conflict with `wanted`.
 ///
-/// Sockets of other network namespaces are not found. If several processes share a socket, the
-/// first one found is its owner.
+/// They have the same port and an overlapping address. Sockets of other network namespaces are not
+/// found. If several processes share a socket, the first one found is its owner.
 pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<BoundSocket> {
     let tables = match transport {
         Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
@@ -101,7 +101,9 @@ fn conflicting(line: &str, wanted: SocketAddr) -> Option<(u64, BoundSocket)> {
     conflicts.then_some((inode, BoundSocket { address, open, user, owner: None }))
 }
 
-/// Parses an address of the kernel's tables: 32-bit words in hexadecimal and host byte order.
+/// Parses an IP address of the kernel's tables.
+///
+/// They write 32-bit words in hexadecimal, each in host byte order.
 fn parse_ip(text: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)
@@ -119,7 +121,7 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Sets the owner of each socket, by its inode, from the open descriptors of all processes.
+/// Finds the owner of each socket among the open descriptors of all processes.
 fn find_owners(sockets: &mut [(u64, BoundSocket)]) {
     let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     for entry in processes {

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid};
 use super::nsswitch::{self, NSSWITCH_CONF};
 use crate::resolv_conf::RESOLV_CONF;
 
-/// The folder of systemd-resolved, with the socket of nss-resolve and its resolv.conf files.
+/// The folder of systemd-resolved, with its socket and its resolv.conf files.
 const RESOLVED_FOLDER: &str = "/run/systemd/resolve";
 
 /// The folders of nscd, whose socket the C library tries first.
@@ -52,7 +52,7 @@ pub enum NamespaceError {
     WrongContent,
 }
 
-/// Moves this process into a private mount namespace with this content of /etc/resolv.conf.
+/// Moves this process into a private mount namespace with this /etc/resolv.conf.
 ///
 /// There the C library uses the name servers of resolv.conf, never nscd or systemd-resolved. All
 /// else is as on the machine. The process must be single-threaded; its children, and programs that
@@ -189,7 +189,7 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
 /// Covers /etc with a folder that has its content and these files.
 ///
 /// This is for files that do not exist in /etc, so that nothing can be mounted over them. The new
-/// folder is read-only, so that no program believes to have added a file to /etc; the files from
+/// folder is read-only, so that no program can seem to add a file to /etc; the files from
 /// /etc can be changed as usual.
 fn cover_etc(stage: &Path, files: &[PathBuf]) -> Result<(), NamespaceError> {
     let (etc, real, view) = (Path::new("/etc"), stage.join("real"), stage.join("etc"));

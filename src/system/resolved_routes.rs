@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Root;
 use super::command;
 
-/// The folders of files that exempt zones from validation (dnssec-trust-anchors.d(5)).
+/// Folders of files that exempt zones from validation (dnssec-trust-anchors.d(5)).
 const TRUST_ANCHOR_FOLDERS: [&str; 3] = [
     "/etc/dnssec-trust-anchors.d",
     "/run/dnssec-trust-anchors.d",
@@ -29,7 +29,7 @@ pub struct ResolvedScope {
     pub name: String,
     /// The servers.
     pub servers: Vec<String>,
-    /// The domains: `~svc` is only routed to this scope, `svc` is also on the search list.
+    /// The domains: `~svc` is only routed here, `svc` is also on the search list.
     pub domains: Vec<String>,
     /// The DNSSEC mode: `yes`, `no` or `allow-downgrade`; empty if unknown.
     pub dnssec: String,
@@ -45,7 +45,7 @@ impl ResolvedRoutes {
         Self::parse(&output("dns"), &output("domain"), &output("dnssec"))
     }
 
-    /// Parses the output of `resolvectl dns`, `resolvectl domain` and `resolvectl dnssec`.
+    /// Parses the output of `resolvectl` with `dns`, `domain` and `dnssec`.
     fn parse(dns: &str, domain: &str, dnssec: &str) -> Self {
         let mut routes = Self::default();
         for (name, values) in rows(dns) {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-/// Limit for the symbolic links followed on one path, as in the kernel (path_resolution(7)).
+/// Limit for the symbolic links followed on one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
 /// The folder that holds the machine's files: `/`, or a folder of a test.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 /// The process name of systemd-resolved, cut to the kernel's limit.
 pub(super) const RESOLVED_PROCESS: &str = "systemd-resolve";
 
-/// Limit for the bytes of a process name in the kernel (`TASK_COMM_LEN`, proc_pid_comm(5)).
+/// Limit for the bytes of a process name in the kernel (proc_pid_comm(5)).
 const MAX_PROCESS_NAME_BYTES: usize = 15;
 
 /// Processes, mounts and the state of systemd-resolved.
@@ -21,7 +21,7 @@ pub struct RuntimeState {
     pub mounts: Vec<Mount>,
     /// The version of systemd-resolved, such as 252, if `resolvectl` prints it.
     pub resolved_version: Option<u32>,
-    /// The global setting in `resolvectl dnssec`: `no`, `yes` or `allow-downgrade`, if any.
+    /// The global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
     pub resolved_dnssec: Option<String>,
 }
 

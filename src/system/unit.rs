@@ -8,13 +8,13 @@ use super::command::shell_quoted;
 /// The name of the server's unit.
 pub const SERVER: &str = "svcdns.service";
 
-/// The name of the unit that tells another resolver about svcdns, after each of its restarts.
+/// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
 /// The folder of our units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
-/// The first line of every file that only we write; installed machines have this text.
+/// The first line of each file that only we write; installed machines have it.
 pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninstall` removes it.\n";
 
 /// The server's unit as distributed, for installations by hand.
@@ -41,7 +41,7 @@ pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Returns whether this version would write the same server's unit, its program aside.
+/// Returns whether this version would write the same unit, its program aside.
 pub(super) fn is_current(unit: &[u8]) -> bool {
     let other_lines = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with("ExecStart="));
@@ -51,7 +51,7 @@ pub(super) fn is_current(unit: &[u8]) -> bool {
         .is_ok_and(|unit| other_lines(unit) == other_lines(&server(Path::new("/"), None)))
 }
 
-/// Quotes a word of a command line in a unit (systemd.service(5), systemd.syntax(7)).
+/// Quotes a word for a command line in a unit (systemd.service(5)).
 fn quoted(word: &str) -> String {
     let word = word.replace('%', "%%");
     if word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=@%+,~".contains(&byte)) {
@@ -70,7 +70,7 @@ fn command_line(words: &[String]) -> String {
 pub(super) struct HookUnit {
     /// What the unit is for.
     pub(super) description: String,
-    /// The other unit: this one starts after and with it, and stops and restarts with it.
+    /// The unit after which, and with which, this one starts, stops and restarts.
     pub(super) bound_to: &'static str,
     /// The commands at the start, in order.
     pub(super) start: Vec<Vec<String>>,

@@ -16,7 +16,7 @@ const RESOLVED: &str = "systemd-resolved";
 const STUBS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
-/// Limit for `ndots` up to which `hello.svc` is looked up as it is before the search list.
+/// Limit for `ndots` up to which the search list comes after `hello.svc` itself.
 const MAX_NDOTS: u32 = 1;
 
 /// Commands suggested more than once.
@@ -182,9 +182,10 @@ fn check_name_server(
     }
 }
 
-/// Returns how bad it is that the name server at this position does not lead to svcdns.
+/// Returns how bad it is that a name server does not lead to svcdns.
 ///
-/// Only the first one matters, unless the C library bypasses it through systemd-resolved.
+/// Only the first one, at position 0, matters; not even that one, if the C library bypasses it
+/// through systemd-resolved.
 fn level_of_detour(input: &DoctorInput<'_>, at: usize) -> Level {
     let is_bypassed = input
         .machine

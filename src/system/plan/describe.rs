@@ -32,7 +32,7 @@ pub fn describe(step: &InstallStep) -> String {
     }
 }
 
-/// Returns the difference that a step makes, like `diff -u`, with control characters escaped.
+/// Returns the changed lines with context, control characters escaped.
 fn difference(file: &FileStep) -> String {
     let text = |state: &PathState| match state {
         PathState::Absent => String::new(),

@@ -248,7 +248,7 @@ mod tests {
     use super::*;
     use crate::resolv_conf::RESOLV_CONF;
 
-    /// Creates a machine with this manager, on a new root with the programs that the plan needs.
+    /// Creates a machine with this manager and the programs that a plan needs.
     fn machine(manager: ResolverManager) -> (tempfile::TempDir, Root, Machine) {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::at(folder.path());

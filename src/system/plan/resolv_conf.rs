@@ -95,7 +95,7 @@ impl PlanBuilder<'_> {
         }
         if file.immutable && !self.options.lift_immutable {
             return refuse(format!(
-                "is immutable, which somebody intended: allow changes with `chattr -i {}`, or use \
+                "is immutable (`chattr +i`): allow changes with `chattr -i {}`, or use \
                  --lift-immutable, which makes the file immutable again afterwards",
                 file.target.display()
             ));

@@ -494,6 +494,14 @@ mod tests {
     }
 
     #[test]
+    fn the_format_of_installed_machines_is_kept() {
+        let text = include_str!("../../tests/former/install.json");
+        let journal: Journal = serde_json::from_str(text).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&journal).unwrap(), expected);
+    }
+
+    #[test]
     fn edits_of_others_are_kept() {
         let (_folder, root) = machine();
         let _lock = InstallLock::take(&root).unwrap();

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_is_trusted_only_where_others_can_write_nothing_on_the_way() {
+    fn a_journal_is_trusted_only_if_others_cannot_write_to_its_path() {
         for (journal, places) in [
             (JOURNAL, [JOURNAL_FOLDER, "/var", "/var/lib", "/"]),
             (FORMER_JOURNAL, [ROOT_STATE_DIRECTORY, "/var", "/var/lib", "/"]),

@@ -400,7 +400,7 @@ fn an_ordinary_user_needs_no_privileges() {
         assert_eq!(output.status.code(), Some(125), "{}", stdout(&output));
         let message = stderr(&output);
         assert!(
-            message.contains("does not let an ordinary user have a mount namespace"),
+            message.contains("does not let an ordinary user create a mount namespace"),
             "{message}"
         );
         assert!(message.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{message}");

@@ -20,7 +20,7 @@ use super::{ServerLocation, output, resolve};
 use crate::admin::ServerStatus;
 use crate::config::Flags;
 use crate::name::Name;
-use crate::system::{self, Finding, Level, Machine, Patient, Reply, Root, Routes, Running, Seen};
+use crate::system::{self, Finding, Level, Machine, DoctorInput, ProbeResult, ResolvedRoutes, Root, RunningServer, RuntimeState};
 use crate::wire::rcode_name;
 
 /// A longer lookup gives a warning: a resolver on the path had a timeout.
@@ -90,20 +90,20 @@ async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
     };
     let zone = zone.as_deref().map_or("svc", |zone| zone.trim_end_matches('.'));
 
-    let (root, seen) = (Root::default(), Seen::now());
+    let (root, seen) = (Root::default(), RuntimeState::now());
     let machine = system::detect(&root, &seen);
-    let routes = if machine.resolved.is_some() { Routes::now() } else { Routes::default() };
+    let routes = if machine.resolved.is_some() { ResolvedRoutes::now() } else { ResolvedRoutes::default() };
     let replies = query_name_servers(&machine, zone).await?;
     let running =
-        status.as_ref().ok().map(|status| Running { process: status.pid, listen: &status.listen });
-    let patient = Patient {
+        status.as_ref().ok().map(|status| RunningServer { process: status.pid, listen: &status.listen });
+    let patient = DoctorInput {
         root: &root,
-        seen: &seen,
+        state: &seen,
         machine: &machine,
         routes: &routes,
         zone,
         server: running,
-        replies: &replies,
+        probes: &replies,
     };
     let mut findings = system::examine(&patient);
     match &status {
@@ -140,7 +140,7 @@ async fn server_status(location: &ServerLocation) -> Result<ServerStatus, String
 /// Queries each name server of this machine for the version of svcdns.
 ///
 /// The responses tell which of them lead to svcdns. systemd-resolved is queried too.
-async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, Reply)>> {
+async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, ProbeResult)>> {
     let name = Name::from_text(&format!("dns-version.{zone}"))?;
     let conf = machine.file.conf();
     let index = |interface: &str| if_nametoindex(interface).ok();
@@ -164,9 +164,9 @@ async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec
 }
 
 /// Queries TXT of `name`, the version of svcdns, and classifies the response.
-async fn reply(address: SocketAddr, name: &Name) -> Reply {
+async fn reply(address: SocketAddr, name: &Name) -> ProbeResult {
     let Ok(response) = resolve::query(address, name, RecordType::TXT).await else {
-        return Reply::Silence;
+        return ProbeResult::NoResponse;
     };
     let code = response.metadata.response_code;
     // A validating server may send records that failed validation along with SERVFAIL.
@@ -175,7 +175,7 @@ async fn reply(address: SocketAddr, name: &Name) -> Reply {
             RData::TXT(txt) => txt.txt_data.iter().any(|text| text.starts_with(b"svcdns ")),
             _ => false,
         });
-    if is_ours { Reply::Svcdns } else { Reply::Code(rcode_name(code.into()).into_owned()) }
+    if is_ours { ProbeResult::Svcdns } else { ProbeResult::Code(rcode_name(code.into()).into_owned()) }
 }
 
 /// Checks that the running server answers on each address that it listens on.
@@ -192,13 +192,13 @@ async fn server(status: &ServerStatus, zone: &str) -> anyhow::Result<Vec<Finding
     let name = Name::from_text(&format!("dns-version.{zone}"))?;
     for &address in &status.listen {
         let finding = match reply(address, &name).await {
-            Reply::Svcdns => continue,
-            Reply::Silence => {
+            ProbeResult::Svcdns => continue,
+            ProbeResult::NoResponse => {
                 let says =
                     format!("svcdns (process {}) does not respond on {address}.", status.pid);
                 Finding::broken(CHECK, says).typing("sudo systemctl restart svcdns")
             }
-            Reply::Code(code) if code == "REFUSED" && !address.ip().is_loopback() => {
+            ProbeResult::Code(code) if code == "REFUSED" && !address.ip().is_loopback() => {
                 let says = format!(
                     "svcdns refuses queries from this machine on {address}: no `allow` rule \
                      covers {}.",
@@ -208,7 +208,7 @@ async fn server(status: &ServerStatus, zone: &str) -> anyhow::Result<Vec<Finding
                 let line = format!("svcdns serve --allow {}/{prefix} …", address.ip());
                 Finding::warning(CHECK, says).typing(line)
             }
-            Reply::Code(code) => {
+            ProbeResult::Code(code) => {
                 let says = format!(
                     "Another server answers on {address} ({code}), although svcdns listens there."
                 );

@@ -15,7 +15,7 @@ use super::privilege::require_root;
 use super::{NOT_REACHED, ServerLocation, output, resolve, uninstall};
 use crate::config::Config;
 use crate::name::{Name, Zone};
-use crate::system::{self, Journal, Lock, Machine, Root, Seen, Step, Way, Wish};
+use crate::system::{self, InstallLock, InstallOptions, InstallStep, Integration, Journal, Machine, Root, RuntimeState};
 use crate::wire::rcode_name;
 
 /// Longest wait for the server to start, and for resolvers to notice the changes.
@@ -39,7 +39,7 @@ pub(super) async fn run(
         );
     }
     let root = Root::default();
-    let lock = if command.dry_run { None } else { Some(Lock::take(&root)?) };
+    let lock = if command.dry_run { None } else { Some(InstallLock::take(&root)?) };
     // Load under the lock, or the journal of a concurrent `install` would be overwritten.
     let earlier = Journal::load(&root)?;
     if let Some(journal) = earlier {
@@ -51,7 +51,7 @@ pub(super) async fn run(
         } else if journal.complete
             && journal.is_up_to_date()
             && journal.purpose == purpose(&command, &settings(&config))
-            && journal.stands(&root)
+            && journal.is_intact(&root)
             && test_lookups(&root, location, &config).await.is_ok()
         {
             output::print("Already installed, and it works: nothing was changed.\n")?;
@@ -65,11 +65,11 @@ pub(super) async fn run(
             output::print(&format!("{installation} is undone first.\n"))?;
             uninstall::undo(&root, &journal)?;
             // Keep the state of the server: the next installation uses it.
-            Journal::forget(&root)?;
+            Journal::remove(&root)?;
         }
     } else if lock.is_some() {
         // An older version, interrupted at the very end of `uninstall`, may have left files behind.
-        Journal::forget(&root)?;
+        Journal::remove(&root)?;
     }
     // Load again: undoing may have removed a file that the earlier installation wrote.
     let config = location.configure(command.file.config.as_deref(), command.flags.0.clone())?;
@@ -93,8 +93,8 @@ async fn install(
     command: &InstallArgs,
     config: &Config,
 ) -> anyhow::Result<ExitCode> {
-    let machine = system::detect(root, &Seen::now());
-    let way = Way::of(&machine);
+    let machine = system::detect(root, &RuntimeState::now());
+    let way = Integration::for_machine(&machine);
     let requirements = ServerRequirements {
         root,
         location,
@@ -105,7 +105,7 @@ async fn install(
         port_53: way.needs_port_53(&machine),
     };
     let server = requirements.arrange().await?;
-    let wish = Wish {
+    let wish = InstallOptions {
         zones: config
             .zones
             .iter()
@@ -168,8 +168,8 @@ async fn apply(
     config: &Config,
     journal: &Journal,
     server_steps: usize,
-    way: Way,
-    wish: &Wish,
+    way: Integration,
+    wish: &InstallOptions,
 ) -> anyhow::Result<()> {
     journal.apply(root, 0..server_steps)?;
     wait_for_server(config, wish).await?;
@@ -188,7 +188,7 @@ async fn apply(
 }
 
 /// Waits until the server answers in its first zone.
-async fn wait_for_server(config: &Config, wish: &Wish) -> anyhow::Result<()> {
+async fn wait_for_server(config: &Config, wish: &InstallOptions) -> anyhow::Result<()> {
     let name = own_name(config.zones.first())?;
     let start = Instant::now();
     loop {
@@ -279,14 +279,14 @@ fn own_name(zone: &Zone) -> anyhow::Result<Name> {
 /// Formats what will be changed, and why.
 fn announce(
     machine: &Machine,
-    way: Way,
-    wish: &Wish,
+    way: Integration,
+    wish: &InstallOptions,
     server: &ArrangedServer,
-    steps: &[Step],
+    steps: &[InstallStep],
     notes: &[&String],
 ) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "Name resolution is managed by: {}", machine.owner);
+    let _ = writeln!(text, "Name resolution is managed by: {}", machine.manager);
     let _ =
         writeln!(text, "Chosen change: {way}, for {}, to {}", wish.zones.join(" "), wish.server);
     let _ = writeln!(
@@ -301,7 +301,7 @@ fn announce(
         .steps
         .iter()
         .chain(steps)
-        .map(system::told)
+        .map(system::describe)
         .filter(|step| !step.is_empty())
         .collect();
     if steps.is_empty() {

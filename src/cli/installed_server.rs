@@ -10,7 +10,7 @@ use super::client::{AdminClient, NotRunning};
 use crate::admin::ServerStatus;
 use crate::config::{Config, DEFAULT_FILE, EffectiveValue, Flags, ConfiguredSecret, Origin, SecretPlace};
 use crate::daemon::ListenError;
-use crate::system::{self, Root, SERVER_UNIT, Step};
+use crate::system::{self, Root, SERVER_UNIT, InstallStep};
 use crate::{config, server};
 
 /// Loopback addresses to try, in order, if `listen` is not configured.
@@ -27,7 +27,7 @@ pub(super) struct ArrangedServer {
     /// An address that this machine can query.
     pub(super) address: SocketAddr,
     /// Steps that make it run; empty if it is running.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<InstallStep>,
     /// Its settings, as a configuration file.
     ///
     /// A second installation with the same settings has nothing to do.
@@ -164,7 +164,7 @@ impl ServerRequirements<'_> {
     }
 
     /// Plans the steps that make systemd run the server with this configuration.
-    fn plan_service(&self, config: &Config) -> anyhow::Result<Vec<Step>> {
+    fn plan_service(&self, config: &Config) -> anyhow::Result<Vec<InstallStep>> {
         let program = std::env::current_exe().context("cannot find the path of this program")?;
         let program = program.canonicalize().unwrap_or(program);
         if let Some(folder) = hidden_folder(&program) {
@@ -199,10 +199,10 @@ impl ServerRequirements<'_> {
             }
             Some(file).filter(|file| file != Path::new(DEFAULT_FILE))
         } else {
-            steps.extend(system::own_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
+            steps.extend(system::plan_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
             None
         };
-        steps.extend(system::enabled_unit(
+        steps.extend(system::plan_unit(
             self.root,
             SERVER_UNIT,
             &system::server_unit(&program, named.as_deref()),
@@ -369,7 +369,7 @@ fn serve_command(file: Option<&Path>, flags: &Flags) -> String {
         line.extend(["--config".to_owned(), file.display().to_string()]);
     }
     line.extend(flags.written());
-    system::command_line(&line)
+    system::shell_quoted(&line)
 }
 
 /// Returns the main process of our unit, if systemd runs it.

@@ -15,6 +15,6 @@ pub(super) fn require_root(command: &str) -> anyhow::Result<()> {
     let line: Vec<String> = std::env::args().skip(1).collect();
     bail!(
         "`svcdns {command}` changes system files and must run as root: sudo svcdns {}",
-        system::command_line(&line)
+        system::shell_quoted(&line)
     )
 }

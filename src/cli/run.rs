@@ -14,7 +14,7 @@ use super::client::{AdminClient, NotRunning};
 use super::{ServerLocation, names, output, resolve};
 use crate::admin::ServerStatus;
 use crate::name::{Name, Zones};
-use crate::system::{self, Pointed, PrivateError, Root, Seen};
+use crate::system::{self, NamespaceError, PrivateResolvConf, Root, RuntimeState};
 
 /// Exit code if `run` fails before the command starts, as with env(1).
 const NOT_STARTED: u8 = 125;
@@ -60,12 +60,12 @@ fn prepare(location: &ServerLocation, command: &RunArgs) -> anyhow::Result<Comma
     let server = runtime.block_on(find_server(location, command))?;
     drop(runtime);
 
-    let machine = system::detect(&Root::default(), &Seen::default());
+    let machine = system::detect(&Root::default(), &RuntimeState::default());
     let search: Vec<&str> =
         if command.search { vec![server.zones.first().relative_text()] } else { Vec::new() };
     let pointed =
-        Pointed { server: server.address, others: server.refuses_others, search: &search };
-    system::enter(&pointed.text(&machine.file.conf()))
+        PrivateResolvConf { server: server.address, keep_others: server.refuses_others, search: &search };
+    system::enter_namespace(&pointed.to_text(&machine.file.conf()))
         .map_err(|error| add_advice(&error, &command.command))?;
     if let Some(user) = user {
         become_user(&user, &mut prepared)?;
@@ -134,7 +134,7 @@ fn reachable(address: IpAddr) -> IpAddr {
 }
 
 /// Adds what to type if ordinary users may not make namespaces.
-fn add_advice(error: &PrivateError, command: &[OsString]) -> anyhow::Error {
+fn add_advice(error: &NamespaceError, command: &[OsString]) -> anyhow::Error {
     let words: Vec<_> =
         command.iter().map(|word| output::quoted(&word.to_string_lossy())).collect();
     let user = User::from_uid(Uid::current())
@@ -142,7 +142,7 @@ fn add_advice(error: &PrivateError, command: &[OsString]) -> anyhow::Error {
         .flatten()
         .map_or_else(|| Uid::current().to_string(), |user| user.name);
     let advice = match error {
-        PrivateError::UserForbidden(_) => {
+        NamespaceError::UserForbidden(_) => {
             format!(
                 "; with root it works, and the command still runs as you: \
              sudo svcdns run --user {} -- {}",

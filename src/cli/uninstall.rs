@@ -7,8 +7,8 @@ use anyhow::bail;
 use super::arguments::UninstallArgs;
 use super::output;
 use super::privilege::require_root;
-use crate::directory::ROOTS_STATE;
-use crate::system::{FOLDER, Journal, Lock, Root, Step};
+use crate::directory::ROOT_STATE_DIRECTORY;
+use crate::system::{JOURNAL_FOLDER, Journal, InstallLock, Root, InstallStep};
 
 pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
     let root = Root::default();
@@ -21,14 +21,14 @@ pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     require_root("uninstall")?;
-    if [FOLDER, ROOTS_STATE].iter().all(|folder| !root.has(folder)) {
+    if [JOURNAL_FOLDER, ROOT_STATE_DIRECTORY].iter().all(|folder| !root.has(folder)) {
         output::print(NOTHING_INSTALLED)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let _lock = Lock::take(&root)?;
+    let _lock = InstallLock::take(&root)?;
     let Some(journal) = Journal::load(&root)? else {
         // An installation that was interrupted while it wrote its journal has changed nothing else.
-        Journal::forget(&root)?;
+        Journal::remove(&root)?;
         output::print(NOTHING_INSTALLED)?;
         return Ok(ExitCode::SUCCESS);
     };
@@ -45,15 +45,15 @@ fn dry_run(journal: &Journal) -> String {
     let mut text = String::from("This would be restored, in this order:\n");
     for step in journal.steps.iter().rev() {
         let line = match step {
-            Step::Folder(path) => {
+            InstallStep::Folder(path) => {
                 format!("  remove the folder {}, if it is empty\n", path.display())
             }
-            Step::File(file) => format!("  {}\n", file.path.display()),
-            Step::Command(command) => {
+            InstallStep::File(file) => format!("  {}\n", file.path.display()),
+            InstallStep::Command(command) => {
                 let lines: Vec<String> = command
                     .undo
                     .iter()
-                    .map(|line| format!("  {}\n", crate::system::command_line(line)))
+                    .map(|line| format!("  {}\n", crate::system::shell_quoted(line)))
                     .collect();
                 lines.concat()
             }
@@ -66,10 +66,10 @@ fn dry_run(journal: &Journal) -> String {
 /// Undoes all steps, then removes the server's state and the journal.
 pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     undo(root, journal)?;
-    if let Some(left) = journal.remove_state(root)? {
+    if let Some(left) = journal.remove_state_directory(root)? {
         output::print(&format!("{left}\n"))?;
     }
-    Ok(Journal::forget(root)?)
+    Ok(Journal::remove(root)?)
 }
 
 /// Undoes all steps of the journal.
@@ -78,7 +78,7 @@ pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
 /// If a step cannot be undone. The others are, and the journal remains for another run.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
-    for line in &undone.told {
+    for line in &undone.messages {
         output::print(&format!("{line}\n"))?;
     }
     if !undone.failures.is_empty() {

@@ -11,7 +11,7 @@ use super::error::Origin;
 use super::keys;
 use super::layers::Layers;
 use super::values::path;
-use crate::directory::{Candidate, ROOTS_STATE, TrustRule};
+use crate::directory::{Candidate, ROOT_STATE_DIRECTORY, TrustRule};
 
 /// Runtime directory of a server that runs as root.
 const ROOTS_RUNTIME: &str = "/run/svcdns";
@@ -125,7 +125,7 @@ impl<F: Fn(&str) -> Option<OsString>> UserEnvironment<F> {
             return Some(owned(path));
         }
         if self.user.is_root() {
-            return Some(owned(ROOTS_STATE.into()));
+            return Some(owned(ROOT_STATE_DIRECTORY.into()));
         }
         let home = || self.home.as_ref().filter(|home| home.is_absolute());
         let parent = self.absolute("XDG_STATE_HOME");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tracing::warn;
 
 use crate::server::{BindError, PortTaken};
-use crate::system::{Holder, holder_of};
+use crate::system::{PortOwner, find_port_owner};
 
 /// A [`BindError`] for people.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub enum ListenError {
         /// The port.
         taken: PortTaken,
         /// The process.
-        holder: Holder,
+        holder: PortOwner,
     },
     /// Any other error.
     #[error(transparent)]
@@ -29,7 +29,7 @@ impl ListenError {
     /// Finds none if the processes of other users are hidden from us.
     pub fn with_holder(error: BindError) -> Self {
         match error {
-            BindError::InUse(taken) => match holder_of(taken.transport, taken.address) {
+            BindError::InUse(taken) => match find_port_owner(taken.transport, taken.address) {
                 Some(holder) => Self::Taken { taken, holder },
                 None => Self::Bind(BindError::InUse(taken)),
             },

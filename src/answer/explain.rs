@@ -150,8 +150,8 @@ impl Answerer {
         let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
-        explanation.elsewhere =
-            (disposition == AnswerOutcome::Forward).then(|| "forwarded to the upstreams".to_owned());
+        explanation.elsewhere = (disposition == AnswerOutcome::Forward)
+            .then(|| "forwarded to the upstreams".to_owned());
         let advertised = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() {
             advertised.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)

@@ -11,7 +11,7 @@ use foldhash::quality::RandomState;
 
 use super::shard::Shard;
 use super::sharded::{Sharded, tag};
-use crate::catalog::{ServiceChange, RegistryStatus, HostAddresses, Service};
+use crate::catalog::{HostAddresses, RegistryStatus, Service, ServiceChange};
 use crate::name::instance_address;
 
 /// Hash of a base, and its service; in ascending order of hashes.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::arguments::CheckArgs;
 use super::{ServerLocation, output};
-use crate::config::{EffectiveValue, ConfiguredSecret};
+use crate::config::{ConfiguredSecret, EffectiveValue};
 
 pub(super) fn run(location: &ServerLocation, command: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;

@@ -63,8 +63,11 @@ fn prepare(location: &ServerLocation, command: &RunArgs) -> anyhow::Result<Comma
     let machine = system::detect(&Root::default(), &RuntimeState::default());
     let search: Vec<&str> =
         if command.search { vec![server.zones.first().relative_text()] } else { Vec::new() };
-    let pointed =
-        PrivateResolvConf { server: server.address, keep_others: server.refuses_others, search: &search };
+    let pointed = PrivateResolvConf {
+        server: server.address,
+        keep_others: server.refuses_others,
+        search: &search,
+    };
     system::enter_namespace(&pointed.to_text(&machine.file.conf()))
         .map_err(|error| add_advice(&error, &command.command))?;
     if let Some(user) = user {

@@ -171,7 +171,8 @@ fn unreadable_files_are_faults() {
     assert!(snapshot.unreadable && snapshot.servers.is_empty());
     assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
 
-    let long = SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
+    let long =
+        SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
     assert!(long.unreadable, "{long:?}");
 
     // A loop of symbolic links.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
-use svcdns::answer::{Answerer, AnswerOutcome};
-use svcdns::wire::{HEADER_BYTES, Parsed, Query, MAX_TCP_BYTES, Transport, question_end, records, rtype};
+use svcdns::answer::{AnswerOutcome, Answerer};
+use svcdns::wire::{
+    HEADER_BYTES, MAX_TCP_BYTES, Parsed, Query, Transport, question_end, records, rtype,
+};
 
 use super::query::TestQuery;
 
@@ -51,8 +53,11 @@ pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<
         difference(query, &(outcome, &fast), &(in_full, &full))
     );
     assert_eq!(outcome == AnswerOutcome::Answered, !fast.is_empty());
-    let kind =
-        if outcome == AnswerOutcome::Answered { decode(&parsed, *transport, &fast) } else { "no answer" };
+    let kind = if outcome == AnswerOutcome::Answered {
+        decode(&parsed, *transport, &fast)
+    } else {
+        "no answer"
+    };
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
@@ -113,7 +118,11 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'stati
     }
 }
 
-fn difference(query: &TestQuery, fast: &(AnswerOutcome, &Vec<u8>), full: &(AnswerOutcome, &Vec<u8>)) -> String {
+fn difference(
+    query: &TestQuery,
+    fast: &(AnswerOutcome, &Vec<u8>),
+    full: &(AnswerOutcome, &Vec<u8>),
+) -> String {
     let show = |(outcome, response): &(AnswerOutcome, &Vec<u8>)| match Message::from_vec(response) {
         Ok(message) => format!("{outcome:?} {message}\n{response:02x?}"),
         Err(_) => format!("{outcome:?} {response:02x?}"),

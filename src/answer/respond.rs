@@ -334,7 +334,7 @@ impl<'a> QueryContext<'a> {
         let mut set = ComposedRecords::default();
         match self.query.qtype {
             rtype::SOA | rtype::ANY => {
-                set.put(|out| out.extend_from_slice(&self.soa(OWNER_POINTER)))
+                set.put(|out| out.extend_from_slice(&self.soa(OWNER_POINTER)));
             }
             rtype::NS => {
                 let server = [NS_LABEL, zone.name().as_wire()].concat();

@@ -6,8 +6,9 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, OPTION_EXTENDED_ERROR, ExtendedError, HEADER_BYTES, MalformedMessage, Query, Section, Transport, flags,
-    name_overlaps, put_extended_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
+    self, ExtendedError, HEADER_BYTES, MalformedMessage, OPTION_EXTENDED_ERROR, Query, Section,
+    Transport, flags, name_overlaps, put_extended_error, put_opt_with, question_end, rcode,
+    records, rtype, u16_at, u32_at,
 };
 
 /// Upper bound of the TTL of negative answers (RFC 2308 section 5).
@@ -74,7 +75,10 @@ pub(super) fn is_plain(query: &Query<'_>) -> bool {
 ///
 /// # Errors
 /// Returns an error if `request` is malformed.
-pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, MalformedMessage> {
+pub(super) fn upstream_query(
+    request: &[u8],
+    query: &Query<'_>,
+) -> Result<Vec<u8>, MalformedMessage> {
     let Stripped { mut bytes, .. } = strip(request)?;
     set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
     Ok(with_opt(bytes, query))
@@ -157,6 +161,11 @@ impl StoredResponse {
     /// Returns what the message says.
     pub(super) fn kind(&self) -> ResponseKind {
         self.kind
+    }
+
+    /// Returns the response code with the upper bits from the OPT record.
+    pub(super) fn rcode(&self) -> u16 {
+        self.rcode
     }
 
     /// Returns whether the message is truncated (TC).
@@ -340,7 +349,9 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     match (transport, records.find(wire::Record::is_opt)) {
         (Transport::Tcp, _) => wire::MAX_TCP_BYTES,
         (Transport::Udp, None) => wire::MAX_UDP_BYTES_WITHOUT_EDNS,
-        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES),
+        (Transport::Udp, Some(opt)) => {
+            usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Exchange for ScriptedUpstream {
         _: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
-    ) -> Result<Vec<u8>, ExchangeError> {
+    ) -> Result<UpstreamMessage, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
         let action = {
             let mut next = self.next.lock().unwrap();
@@ -84,7 +84,7 @@ impl Exchange for ScriptedUpstream {
             }
             ScriptedAction::Panic => panic!("asked to panic"),
         }
-        Ok(message)
+        Ok(message.into())
     }
 }
 
@@ -187,7 +187,10 @@ impl ResolverFixture {
                 return answer;
             }
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            read(&resolver.resolve(&upstream, &request, &query, transport).await)
+            match resolver.resolve(&upstream, &request, &query, transport).await {
+                ResolvedQuery::Response(response) => read(&response),
+                ResolvedQuery::Alias { .. } => panic!("no alias was scripted"),
+            }
         })
     }
 
@@ -516,6 +519,34 @@ async fn contradicted_answers_do_not_come_back_for_other_flags() {
     fixture.answer(&plain("a")).await;
     assert_eq!(fixture.answer(&dnssec).await.rcode, rcode::NXDOMAIN);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NOERROR);
+}
+
+/// Clients of a chain have one time limit, upstreams one per query.
+#[tokio::test(start_paused = true)]
+async fn clients_of_aliases_wait_no_longer_than_others() {
+    let fixture =
+        fixture(&[ScriptedAction::Answer(10, 2000), ScriptedAction::Answer(20, 2000)], STALE);
+    let began = now();
+    let follow = async || {
+        let request = plain("a");
+        let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+        let (resolver, upstream) = (&fixture.resolver, &fixture.upstream);
+        let resolved =
+            resolver.resolve_alias(upstream, &request, &query, Transport::Udp, began).await;
+        let ResolvedQuery::Response(response) = resolved else { panic!("{resolved:?}") };
+        read(&response)
+    };
+    advance(seconds(3)).await;
+    assert_eq!(follow().await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
+    assert_eq!(now() - began, QUERY_TIMEOUT);
+    sleep(seconds(2)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(9), 1));
+    // A stale answer is served at once, and refreshed.
+    sleep(seconds(20)).await;
+    let late = now();
+    assert_eq!((follow().await, now()), (stale(ExtendedError::STALE_ANSWER), late));
+    sleep(seconds(3)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(19), 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::arguments::Explain;
 use super::client::{Client, escaped};
 use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
 use crate::admin::Status;
-use crate::answer::Explanation;
+use crate::answer::{Explanation, TcpOmission};
 use crate::daemon::{Followed, Following};
 use crate::registry::name_at;
 use crate::wire::{extended_error_text, type_name};
@@ -69,7 +69,9 @@ async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Res
         Following::new(&config, &config.listen, None);
     following.begin(&tracker, &stop);
     let read = async {
-        while !states.iter().all(|state| state.report().synced) || !answerer.registry_status().synced {
+        while !states.iter().all(|state| state.report().synced)
+            || !answerer.registry_status().synced
+        {
             if following.next().await.is_none() {
                 break;
             }
@@ -114,6 +116,7 @@ fn text(explanation: &Explanation) -> String {
         truncated,
         left_out,
         setting,
+        over_tcp,
     } = explanation;
     let mut text = format!("{name} {rtype}\n");
     let mut part = |heading: &str, lines: Vec<String>| {
@@ -163,6 +166,12 @@ fn text(explanation: &Explanation) -> String {
         "answers = {setting}: {left_out} records left out, TC {}",
         if *truncated { "set" } else { "not set" }
     ));
+    response.extend(over_tcp.as_ref().map(|TcpOmission { bytes, records, addresses }| {
+        format!(
+            "over TCP: {bytes} bytes, {records} records and {addresses} addresses of targets left \
+             out"
+        )
+    }));
     part("Response", response);
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());

@@ -223,7 +223,7 @@ mod tests {
 
     fn chain() -> AliasChain {
         let (response, target) = alias(b"h");
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         AliasChain::new(REQUEST.to_vec(), Transport::Udp, began, response, &target)
     }
 

@@ -1,7 +1,7 @@
 //! Large SRV answers over TCP, as dig and Node (c-ares) read them.
 //!
-//! c-ares 1.34 writes each response out again, and fails above 64 KiB. Names in SRV data must not be
-//! compressed (RFC 2782), so what fits into one message need not fit into another.
+//! c-ares 1.34 writes each response out again, and fails above 64 KiB. Names in SRV data must not
+//! be compressed (RFC 2782), so what fits into one message need not fit into another.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -83,8 +83,8 @@ const RECORD_HEAD_BYTES: usize = 12;
 const SRV_TARGET_OFFSET: usize = RECORD_HEAD_BYTES + 6;
 /// Largest message with SRV records if all names were written out, bytes, OPT aside.
 ///
-/// c-ares 1.34 and others write a response out again, and cannot beyond 64 KiB. The rest is headroom
-/// for those that add something. No UDP response comes near this limit.
+/// c-ares 1.34 writes each response out again, and cannot beyond 64 KiB. The rest is headroom for
+/// those that add something. No UDP response comes near this limit.
 const MAX_WRITTEN_OUT_BYTES: usize = 60 * 1024;
 /// Up to this many targets are deduplicated by a scan, more by a bit set.
 const MAX_SCANNED_TARGETS: usize = 32;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::copy::RecordCopier;
 use super::message::options;
+use super::special::put_failure;
 use crate::wire::{
     ExtendedError, MalformedMessage, OPTION_EXTENDED_ERROR, Parsed, Query, Record, Section,
     Transport, flags, put_opt_with, put_u16, question_end, question_name, rcode, records, rtype,
@@ -103,6 +104,15 @@ impl AliasChain {
         self.query = query_for(&query, target);
         self.responses.push(response);
         Ok(())
+    }
+
+    /// Makes a SERVFAIL with an extended error for the client.
+    pub(super) fn fail(&self, error: ExtendedError) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Parsed::Query(query) = Query::parse(&self.request) {
+            put_failure(&query, error, &mut out);
+        }
+        out
     }
 
     /// Joins the responses so far and the `last` one, to [`Self::query`], into one message.
@@ -203,7 +213,6 @@ fn query_for(query: &Query<'_>, name: &[u8]) -> Vec<u8> {
 mod tests {
     use hickory_proto::op::Message;
 
-    use super::super::special::put_failure;
     use super::*;
 
     /// A query for `a.test A` with an OPT record.
@@ -211,8 +220,8 @@ mod tests {
         \0\0\x29\x04\xD0\0\0\0\0\0\0";
 
     /// The response that `a.test` is an alias of `NAME.svc`, with an extended error.
-    fn alias(name: &[u8; 1]) -> (Vec<u8>, Vec<u8>) {
-        let target = [b"\x01", &name[..], b"\x03svc\0"].concat();
+    fn alias(name: u8) -> (Vec<u8>, Vec<u8>) {
+        let target = [&[1, name][..], b"\x03svc\0"].concat();
         let mut response = [b"\x12\x34\x84\x20\0\x01\0\x01\0\0\0\x01", &REQUEST[12..24]].concat();
         response.extend_from_slice(b"\xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x07");
         response.extend_from_slice(&target);
@@ -222,7 +231,7 @@ mod tests {
     }
 
     fn chain() -> AliasChain {
-        let (response, target) = alias(b"h");
+        let (response, target) = alias(b'h');
         let began = Instant::now();
         AliasChain::new(REQUEST.to_vec(), Transport::Udp, began, response, &target)
     }
@@ -254,17 +263,17 @@ mod tests {
     #[test]
     fn loops_and_long_chains_are_errors() {
         let mut chain = chain();
-        assert_eq!(chain.extend(alias(b"x").0, b"\x01A\x04TEST\0"), Err(ALIAS_LOOP));
+        assert_eq!(chain.extend(alias(b'x').0, b"\x01A\x04TEST\0"), Err(ALIAS_LOOP));
         for at in 1..MAX_BORDERS {
-            let name = [b'a' + u8::try_from(at).unwrap()];
-            assert_eq!(chain.extend(alias(&name).0, &alias(&name).1), Ok(()));
+            let name = b'a' + u8::try_from(at).unwrap();
+            assert_eq!(chain.extend(alias(name).0, &alias(name).1), Ok(()));
         }
-        assert_eq!(chain.extend(alias(b"y").0, &alias(b"z").1), Err(TOO_MANY_BORDERS));
+        assert_eq!(chain.extend(alias(b'y').0, &alias(b'z').1), Err(TOO_MANY_BORDERS));
     }
 
     #[test]
     fn malformed_responses_are_errors() {
-        for last in [&b""[..], &REQUEST[..20], &[&alias(b"h").0[..], b"x"].concat()] {
+        for last in [&b""[..], &REQUEST[..20], &[&alias(b'h').0[..], b"x"].concat()] {
             assert_eq!(chain().join(last), Err(MalformedMessage));
         }
     }

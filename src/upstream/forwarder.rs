@@ -268,10 +268,10 @@ impl Lane {
     pub async fn follow(&self, mut chain: Box<AliasChain>) -> Resolution {
         let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
         let Parsed::Query(query) = Query::parse(chain.query()) else {
-            return Resolution::Response(self.fail(&chain, UNUSABLE_NAME.error));
+            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
         };
         let Ok((name, _)) = Name::from_wire(query.name()) else {
-            return Resolution::Response(self.fail(&chain, UNUSABLE_NAME.error));
+            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
         };
         let mut out = Vec::new();
         let resolved = match routing.route(&name) {
@@ -294,7 +294,7 @@ impl Lane {
             ResolvedQuery::Response(last) => Resolution::Response(self.finish(&chain, &last)),
             ResolvedQuery::Alias { response, target } => match chain.extend(response, &target) {
                 Ok(()) => Resolution::Alias(chain),
-                Err(error) => Resolution::Response(self.fail(&chain, error)),
+                Err(error) => Resolution::Response(chain.fail(error)),
             },
         }
     }
@@ -304,24 +304,15 @@ impl Lane {
     /// The rebinding guard decides by the name that the client asked for.
     pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
         let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
-        let Ok(mut message) = chain.join(last) else { return self.fail(chain, MALFORMED) };
+        let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
         if let Some(withheld) = self.exchange.shared.withhold(query.question, &message) {
             message = withheld;
         }
         let Ok(stored) = StoredResponse::new(&message, false) else {
-            return self.fail(chain, MALFORMED);
+            return chain.fail(MALFORMED);
         };
         let mut out = Vec::with_capacity(512);
         stored.write(&query, chain.transport(), Age::Fresh, &mut out);
-        out
-    }
-
-    /// Makes a SERVFAIL for the client of a chain.
-    fn fail(&self, chain: &AliasChain, error: ExtendedError) -> Vec<u8> {
-        let mut out = Vec::new();
-        if let Parsed::Query(query) = Query::parse(chain.request()) {
-            special::put_failure(&query, error, &mut out);
-        }
         out
     }
 }

@@ -3,14 +3,17 @@
 //! A **border** is an alias (CNAME) whose target is resolved elsewhere: in a served zone, as a
 //! special name, or by other upstreams. What the upstream says about the target does not count. The
 //! message then ends with that alias, and the caller continues with the target.
+//!
+//! Compressed SRV targets are written out: RFC 2782 forbids them, and c-ares 1.34.8 (Node) rejects
+//! them.
 
 use super::copy::RecordCopier;
 use super::message::UpstreamMessage;
 use super::routes::{Route, RouteTable};
 use crate::name::{Name, Zones};
 use crate::wire::{
-    HEADER_BYTES, MalformedMessage, Record, Section, expand_name, flags, question_end, rcode,
-    records, rtype, u16_at,
+    HEADER_BYTES, MalformedMessage, Record, Section, expand_name, flags, name_end, question_end,
+    rcode, records, rtype, u16_at,
 };
 
 /// Longest chain of aliases in a message that is followed; resolvers end at 8 to 17.
@@ -90,12 +93,18 @@ pub(super) fn scrub(
             dropped = true;
         }
     }
-    if chain.border.is_none() && !dropped {
+    let whole = chain.border.is_none() && !dropped;
+    if whole && !kept.iter().any(|record| has_compressed_target(&message, record)) {
         return Ok(message.into());
     }
     let (mut copier, mut alias_target_at) = (RecordCopier::new(question), None);
     for record in kept {
-        let data_at = copier.copy(&message, &record)?;
+        let data_at = match copier.copy(&message, &record) {
+            Ok(data_at) => data_at,
+            // Too long when written out: better compressed than not at all.
+            Err(_) if whole => return Ok(message.into()),
+            Err(error) => return Err(error),
+        };
         if chain.border == Some(record.start) {
             alias_target_at = u16::try_from(data_at).ok();
         }
@@ -125,6 +134,7 @@ fn needs_scrubbing(
         let is_pointer_to_question = u16_at(message, record.start) == Some(0xC00C);
         if record.section == Section::Answer
             && (!is_pointer_to_question || record.rtype == rtype::CNAME)
+            || has_compressed_target(message, &record)
         {
             return Ok(true);
         }
@@ -210,6 +220,12 @@ impl Chain {
             || record.section != Section::Answer
             || !matches!(covered_type(message, record), rtype::A | rtype::AAAA)
     }
+}
+
+/// Returns whether a record is an SRV record whose target is compressed.
+fn has_compressed_target(message: &[u8], record: &Record) -> bool {
+    // Priority, weight and port come first.
+    record.rtype == rtype::SRV && name_end(message, record.fixed + 16, false) != Some(record.end)
 }
 
 /// Returns the type of a record, and of a signature the type that it covers.
@@ -382,6 +398,26 @@ mod tests {
         let clean = response(rtype::A, 0, [&answers[..2], &authority[1..], &additional[1..]]);
         let address = fixture.scrub(&clean).unwrap().bytes;
         assert_eq!(address, clean);
+    }
+
+    #[test]
+    fn compressed_srv_targets_are_written_out() {
+        let fixture = Fixture::new();
+        let (compressed, plain) = (b"\0\x01\0\x02\0\x50\x01h\xC0\x0E", wire("h.test"));
+        let whole = [&compressed[..6], &plain].concat();
+        let message =
+            |data: &[u8]| response(rtype::SRV, 0, [&[("a.test", rtype::SRV, data)], &[], &[]]);
+        assert_eq!(fixture.scrub(&message(compressed)).unwrap().bytes[2..], message(&whole)[2..]);
+        assert_eq!(fixture.scrub(&message(&whole)).unwrap().bytes, message(&whole));
+        // Too many to write out: they pass as they are.
+        let deep = [&[63][..], &[b'y'; 63], &[63], &[b'z'; 63], &[40], &[b'x'; 40], b"\0"].concat();
+        let first = [&compressed[..6], &deep].concat();
+        let at = u16::try_from(12 + 12 + 12 + 6).unwrap();
+        let pointing = [&compressed[..6], &(0xC000 | at).to_be_bytes()].concat();
+        let mut many = vec![("a.test", rtype::SRV, &*first)];
+        many.extend((0..700).map(|_| ("a.test", rtype::SRV, &*pointing)));
+        let message = response(rtype::SRV, 0, [&many, &[], &[]]);
+        assert_eq!(fixture.scrub(&message).unwrap().bytes, message);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! Explanations: every step from a name to the bytes of its response, for people.
 
+use std::collections::HashSet;
 use std::iter;
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
+use hickory_proto::rr::RData;
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use serde::{Deserialize, Serialize};
 
 use super::answerer::Answerer;
 use super::counters::Counters;
 use super::full::{self, MatchResult, TraceStep};
+use super::lookahead::OwnerKey;
 use super::message::ResponseWriter;
 use super::node::Node;
 use super::respond::AnswerOutcome;
@@ -68,6 +71,21 @@ pub struct Explanation {
     pub left_out: usize,
     /// Value of the `answers` setting.
     pub setting: String,
+    /// The response over TCP, if its size leaves something out.
+    #[serde(default)]
+    pub over_tcp: Option<TcpOmission>,
+}
+
+/// What the size of a response over TCP leaves out, without TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TcpOmission {
+    /// Size of the response, in bytes.
+    pub bytes: usize,
+    /// Number of records left out of the answer section.
+    pub records: usize,
+    /// Number of SRV targets in the answer section whose addresses are left out.
+    pub addresses: usize,
 }
 
 /// An interpretation of the name.
@@ -158,6 +176,9 @@ impl Answerer {
         } else {
             wire::MAX_UDP_BYTES_WITHOUT_EDNS
         };
+        let counters = Counters::default();
+        let tcp = ResponseWriter { transport: Transport::Tcp, counters: &counters, ..writer };
+        explanation.over_tcp = self.explain_over_tcp(&query, (snapshot, ahead.key(0)), tcp);
         explanation.bytes = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
@@ -168,6 +189,42 @@ impl Answerer {
                 .and_then(|service| suggest::closest_name(snapshot, &self.settings, &service));
         }
         explanation
+    }
+
+    /// Returns what the size of the response over TCP leaves out, if anything.
+    fn explain_over_tcp(
+        &self,
+        query: &[u8],
+        found: (&Snapshot, Option<OwnerKey>),
+        writer: ResponseWriter<'_>,
+    ) -> Option<TcpOmission> {
+        let mut response = Vec::new();
+        self.answer(&Query::parse(query), found, writer, &mut response);
+        let message = Message::from_vec(&response).ok()?;
+        let left_out = usize::try_from(writer.counters.left_out()).unwrap_or(usize::MAX);
+        // What the `answers` setting leaves out is no matter of size.
+        let by_setting = match self.settings.answers {
+            Answers::Count(limit) => {
+                let all = message.answers.len().saturating_add(left_out);
+                all.saturating_sub(limit.get().into())
+            }
+            Answers::All | Answers::Fit => 0,
+        };
+        let zones = &self.settings.zones;
+        let targets = message.answers.iter().filter_map(|record| match &record.data {
+            // Host names outside the zones have no addresses here.
+            RData::SRV(srv) => Some(&srv.target).filter(|target| {
+                Name::from_text(&target.to_ascii()).is_ok_and(|name| zones.find(&name).is_some())
+            }),
+            _ => None,
+        });
+        let mut targets: HashSet<_> = targets.collect();
+        for record in &message.additionals {
+            targets.remove(&record.name);
+        }
+        let (bytes, records) = (response.len(), left_out.saturating_sub(by_setting));
+        let omission = TcpOmission { bytes, records, addresses: targets.len() };
+        (records > 0 || !targets.is_empty()).then_some(omission)
     }
 }
 

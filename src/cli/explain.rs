@@ -12,7 +12,7 @@ use super::arguments::ExplainArgs;
 use super::client::AdminClient;
 use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
 use crate::admin::ServerStatus;
-use crate::answer::Explanation;
+use crate::answer::{Explanation, TcpOmission};
 use crate::daemon::{PipelineHandles, RegistryPipeline};
 use crate::registry::name_at;
 use crate::wire::extended_error_text;
@@ -119,6 +119,7 @@ fn text(explanation: &Explanation) -> String {
         truncated,
         left_out,
         setting,
+        over_tcp,
     } = explanation;
     let mut text = format!("{name} {rtype}\n");
     let mut part = |heading: &str, lines: Vec<String>| {
@@ -168,6 +169,12 @@ fn text(explanation: &Explanation) -> String {
         "answers = {setting}: {left_out} records left out, TC {}",
         if *truncated { "set" } else { "not set" }
     ));
+    response.extend(over_tcp.as_ref().map(|TcpOmission { bytes, records, addresses }| {
+        format!(
+            "over TCP: {bytes} bytes, {records} records and {addresses} addresses of targets left \
+             out"
+        )
+    }));
     part("Response", response);
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());

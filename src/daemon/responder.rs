@@ -1,10 +1,11 @@
 //! Answers queries from the served zones or by forwarding.
 
+use std::iter;
 use std::sync::Arc;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead};
 use crate::server::{Client, Disposition, Request, Respond};
-use crate::upstream::Lane;
+use crate::upstream::{AliasChain, Lane, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
 /// Answers from the served zones, then from the cache, then by forwarding.
@@ -19,6 +20,39 @@ impl Responder {
     /// Makes a responder; `lane` forwards names outside the served zones.
     pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
         Self { answerer, lane }
+    }
+}
+
+impl Responder {
+    /// Follows aliases from name to name, each in a served zone or forwarded.
+    async fn follow(
+        &self,
+        lane: &Lane,
+        mut chain: Box<AliasChain>,
+        transport: Transport,
+    ) -> Vec<u8> {
+        loop {
+            let mut out = Vec::with_capacity(512);
+            if self.answer_alias(&chain, transport, &mut out) != AnswerOutcome::Forward {
+                return lane.finish(&chain, &out);
+            }
+            match lane.follow(chain).await {
+                Resolution::Response(response) => return response,
+                Resolution::Alias(next) => chain = next,
+            }
+        }
+    }
+
+    /// Answers the query that a chain has come to from the served zones, if its name is in one.
+    fn answer_alias(
+        &self,
+        chain: &AliasChain,
+        transport: Transport,
+        out: &mut Vec<u8>,
+    ) -> AnswerOutcome {
+        let ahead = self.answerer.look_ahead(iter::once(chain.query()));
+        let parsed = Query::parse(chain.query());
+        self.answerer.respond(&parsed, (&ahead, 0), transport, fastrand::u64(..), out)
     }
 }
 
@@ -58,7 +92,13 @@ impl Respond for Responder {
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
-        self.lane.as_ref()?.resolve(request, client.transport.into()).await
+        let lane = self.lane.as_ref()?;
+        let transport = Transport::from(client.transport);
+        match lane.resolve(request, transport).await? {
+            Resolution::Response(response) => Some(response),
+            // Boxed because it is rare: other queries must not reserve room for its future.
+            Resolution::Alias(chain) => Some(Box::pin(self.follow(lane, chain, transport)).await),
+        }
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {

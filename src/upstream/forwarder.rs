@@ -8,18 +8,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::addresses;
+use super::alias::{AliasChain, MAX_BORDERS, Resolution};
 use super::cache::CacheKey;
 use super::counters::Counters;
 use super::exchange::{Outgoing, QueryFailure, Sockets, Upstream};
 use super::follow::{self, Routing};
 use super::hosts::{LookupFailed, LookupResult};
-use super::message::empty_response;
+use super::message::{Age, StoredResponse, UpstreamMessage, empty_response};
 use super::rebinding::{RebindingGuard, WITHHELD};
-use super::resolver::{Exchange, ExchangeError, ImmediateAnswer, Resolver};
+use super::resolver::{
+    Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver, now,
+};
 use super::routes::Route;
+use super::scrub::{Borders, scrub};
 use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
-use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype};
+use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype, u16_at};
 
 /// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
@@ -151,24 +155,42 @@ impl Forwarder {
         host: &Name,
         qtype: u16,
     ) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
-        let mut request = vec![0, 0];
-        put_u16(&mut request, flags::RD);
-        request.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
-        request.extend_from_slice(host.as_wire());
-        put_u16(&mut request, qtype);
-        put_u16(&mut request, rtype::IN);
-        let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
-        let (entry, age) = self
-            .shared
-            .resolver
-            .resolve_entry(&self.own, &query, true)
-            .await
-            .map_err(|_| LookupFailed)?;
-        if entry.is_failure() {
-            return Err(LookupFailed);
+        let began = now();
+        let (mut name, mut min_ttl) = (*host, Duration::MAX);
+        for _ in 0..=MAX_BORDERS {
+            let request = address_query(&name, qtype);
+            let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
+            let (entry, age) = self
+                .shared
+                .resolver
+                .resolve_entry(&self.own, &query, began, true)
+                .await
+                .map_err(|_| LookupFailed)?;
+            if entry.is_failure() {
+                return Err(LookupFailed);
+            }
+            min_ttl = min_ttl.min(entry.remaining_ttl(age));
+            let Some(target) = entry.stored.alias_target() else {
+                return Ok((addresses(entry.stored.message(), &name, qtype), min_ttl));
+            };
+            (name, _) = Name::from_wire(&target).map_err(|_| LookupFailed)?;
+            if self.shared.settings.zones.find(&name).is_some() {
+                return Err(LookupFailed);
+            }
         }
-        Ok((addresses(entry.stored.message(), host, qtype), entry.remaining_ttl(age)))
+        Err(LookupFailed)
     }
+}
+
+/// Builds a query for the addresses of a host.
+fn address_query(host: &Name, qtype: u16) -> Vec<u8> {
+    let mut request = vec![0, 0];
+    put_u16(&mut request, flags::RD);
+    request.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+    request.extend_from_slice(host.as_wire());
+    put_u16(&mut request, qtype);
+    put_u16(&mut request, rtype::IN);
+    request
 }
 
 impl Lane {
@@ -219,22 +241,110 @@ impl Lane {
     }
 
     /// Resolves `request` within 4 s; `None` means to send no response.
-    pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
+    pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Resolution> {
         let resolver = &self.exchange.shared.resolver;
-        match Query::parse(&request) {
-            Parsed::Silent => None,
+        let began = now();
+        let resolved = match Query::parse(&request) {
+            Parsed::Silent => return None,
             Parsed::Query(query) => {
-                Some(resolver.resolve(&self.exchange, &request, &query, transport).await)
+                resolver.resolve(&self.exchange, &request, &query, transport).await
             }
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Parsed::Bad { query, .. } => {
-                Some(Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await)
+            Parsed::Bad { query, .. } => ResolvedQuery::Response(
+                Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await,
+            ),
+        };
+        Some(match resolved {
+            ResolvedQuery::Response(response) => Resolution::Response(response),
+            ResolvedQuery::Alias { response, target } => Resolution::Alias(Box::new(
+                AliasChain::new(request, transport, began, response, &target),
+            )),
+        })
+    }
+
+    /// Resolves the query that a chain of aliases has come to, whose name is not served here.
+    ///
+    /// The whole chain takes 4 s at most.
+    pub async fn follow(&self, mut chain: Box<AliasChain>) -> Resolution {
+        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
+        let Parsed::Query(query) = Query::parse(chain.query()) else {
+            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
+        };
+        let Ok((name, _)) = Name::from_wire(query.name()) else {
+            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
+        };
+        let mut out = Vec::new();
+        let resolved = match routing.route(&name) {
+            Route::Local(answer) => {
+                answer.write(&query, &name, &mut out);
+                ResolvedQuery::Response(out)
             }
+            Route::Fail(error) => {
+                special::put_failure(&query, error, &mut out);
+                ResolvedQuery::Response(out)
+            }
+            Route::Forward(_) => {
+                let (transport, began) = (chain.transport(), chain.began());
+                resolver
+                    .resolve_alias(&self.exchange, chain.query(), &query, transport, began)
+                    .await
+            }
+        };
+        match resolved {
+            ResolvedQuery::Response(last) => Resolution::Response(self.finish(&chain, &last)),
+            ResolvedQuery::Alias { response, target } => match chain.extend(response, &target) {
+                Ok(()) => Resolution::Alias(chain),
+                Err(error) => Resolution::Response(chain.fail(error)),
+            },
         }
+    }
+
+    /// Makes the response to the client of a chain; `last` is the response to the chain's query.
+    ///
+    /// The rebinding guard decides by the name that the client asked for.
+    pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
+        let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
+        let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
+        if let Some(withheld) = self.exchange.shared.withhold(query.question, &message) {
+            message = withheld;
+        }
+        let Ok(stored) = StoredResponse::new(&message, false) else {
+            return chain.fail(MALFORMED);
+        };
+        let mut out = Vec::with_capacity(512);
+        stored.write(&query, chain.transport(), Age::Fresh, &mut out);
+        out
     }
 }
 
 impl ForwarderShared {
+    /// Returns what replaces a response that the rebinding guard withholds.
+    ///
+    /// `question` is name, type and class.
+    fn withhold(&self, question: &[u8], message: &[u8]) -> Option<Vec<u8>> {
+        let (guard, (name, _)) = (self.rebinding.as_ref()?, Name::from_wire(question).ok()?);
+        guard.withholds(&name, message).then(|| empty_response(question, WITHHELD))
+    }
+
+    /// Takes from an upstream's message what the upstream has a say in.
+    ///
+    /// Messages of other opcodes are passed on unchanged.
+    fn accept(
+        &self,
+        key: CacheKey<'_>,
+        message: Vec<u8>,
+        is_query: bool,
+    ) -> Result<UpstreamMessage, ExchangeError> {
+        let mut message = UpstreamMessage::from(message);
+        if is_query {
+            let routes = self.routing.routes.load();
+            let borders = Borders { zones: &self.settings.zones, routes: &routes };
+            message = scrub(message.bytes, borders)
+                .map_err(|_| ExchangeError { error: MALFORMED, sent: true })?;
+        }
+        Ok(self.withhold(key.question(), &message.bytes).map_or(message, UpstreamMessage::from))
+    }
+
     /// Clears the cache whenever the upstreams change, as others may know other names.
     ///
     /// The cache is kept while there are no upstreams: stale entries are all we have then.
@@ -279,8 +389,9 @@ impl Exchange for UpstreamExchange {
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
-    ) -> Result<Vec<u8>, ExchangeError> {
-        let ForwarderShared { settings, rebinding, .. } = &*self.shared;
+    ) -> Result<UpstreamMessage, ExchangeError> {
+        let ForwarderShared { settings, .. } = &*self.shared;
+        let is_query = u16_at(&message, 2).unwrap_or_default() & flags::OPCODE == 0;
         let upstreams = self.upstreams(key)?;
         let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
         let incoming =
@@ -305,12 +416,7 @@ impl Exchange for UpstreamExchange {
                 }
             })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
-        if let (Some(guard), Ok((name, _))) = (rebinding, Name::from_wire(key.question()))
-            && guard.withholds(&name, &incoming.message)
-        {
-            return Ok(empty_response(key.question(), WITHHELD));
-        }
-        Ok(incoming.message)
+        self.shared.accept(key, incoming.message, is_query)
     }
 }
 

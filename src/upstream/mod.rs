@@ -5,7 +5,9 @@
 //! inside a served zone never reach this module.
 
 mod addresses;
+mod alias;
 mod cache;
+mod copy;
 mod counters;
 mod exchange;
 mod follow;
@@ -20,12 +22,14 @@ mod own;
 mod rebinding;
 mod resolver;
 mod routes;
+mod scrub;
 mod sources;
 mod special;
 mod strip;
 mod target;
 mod watch;
 
+pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;
 pub use exchange::CaFileError;
 pub use forwarder::{Forwarder, ForwardingReport, Lane};

@@ -9,8 +9,8 @@ use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
 use super::counters::Counters;
 use super::in_flight::{FlightLeader, InFlight, Joined, WaitSlot};
 use super::message::{
-    Age, StoredResponse, is_plain, plain_upstream_query, response_limit, truncate_to,
-    upstream_query,
+    Age, StoredResponse, UpstreamMessage, is_plain, plain_upstream_query, response_limit,
+    truncate_to, upstream_query,
 };
 use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
@@ -26,7 +26,7 @@ const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
 /// The response, or the query itself, is malformed.
-const MALFORMED: ExtendedError = ExtendedError {
+pub(super) const MALFORMED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream's response is malformed",
 };
@@ -55,7 +55,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
+    ) -> impl Future<Output = Result<UpstreamMessage, ExchangeError>> + Send;
 }
 
 /// Why there is no response.
@@ -72,8 +72,8 @@ pub(super) struct ExchangeError {
 pub(super) enum ImmediateAnswer {
     /// The response is written.
     Written,
-    /// Only a stale answer is cached; wait for the upstreams before serving it.
-    StaleOnly,
+    /// A stale answer, which waits for the upstreams, or an alias that leads elsewhere.
+    Incomplete,
     /// Nothing usable is cached.
     NotCached,
 }
@@ -84,6 +84,20 @@ enum QueryStart {
     Cached(Arc<CacheEntry>, Age),
     /// Wait for the query in flight, with a stale answer to fall back to.
     Joined(Joined, WaitSlot, Option<Arc<CacheEntry>>),
+}
+
+/// What a query resolves to.
+#[derive(Debug)]
+pub(super) enum ResolvedQuery {
+    /// This response.
+    Response(Vec<u8>),
+    /// An alias whose target is resolved elsewhere.
+    Alias {
+        /// The response so far, of any size: the chain of aliases.
+        response: Vec<u8>,
+        /// The target in wire form.
+        target: Vec<u8>,
+    },
 }
 
 /// The cache and the queries in flight, shared by all lanes.
@@ -110,8 +124,29 @@ fn write_entry(
     }
 }
 
+/// Makes the result of resolving `query` from what was found.
+fn resolved(
+    found: Result<(Arc<CacheEntry>, Age), ExtendedError>,
+    query: &Query<'_>,
+    transport: Transport,
+) -> ResolvedQuery {
+    let mut out = Vec::with_capacity(512);
+    match found {
+        Ok((entry, age)) => match entry.stored.alias_target() {
+            Some(target) => {
+                // The limit of the transport applies to the whole response.
+                entry.stored.write(query, Transport::Tcp, age, &mut out);
+                return ResolvedQuery::Alias { response: out, target };
+            }
+            None => write_entry(&entry, query, transport, age, &mut out),
+        },
+        Err(error) => put_failure(query, error, &mut out),
+    }
+    ResolvedQuery::Response(out)
+}
+
 /// Returns the time as Tokio's timers see it, which tests can pause.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -147,17 +182,22 @@ impl Resolver {
         };
         match self.cache.find(key, now) {
             CacheLookup::Fresh { entry, age, prefetch } => {
-                self.counters.hits.increment();
-                write_entry(&entry, query, transport, age, out);
                 if prefetch {
                     self.prefetch(exchange, query);
                 }
+                if entry.stored.has_alias_target() {
+                    return ImmediateAnswer::Incomplete;
+                }
+                self.counters.hits.increment();
+                write_entry(&entry, query, transport, age, out);
             }
-            CacheLookup::Stale(entry) if entry.is_recheck_deferred(now) => {
+            CacheLookup::Stale(entry)
+                if entry.is_recheck_deferred(now) && !entry.stored.has_alias_target() =>
+            {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
             }
-            CacheLookup::Stale(_) => return ImmediateAnswer::StaleOnly,
+            CacheLookup::Stale(_) => return ImmediateAnswer::Incomplete,
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
         ImmediateAnswer::Written
@@ -195,19 +235,31 @@ impl Resolver {
         request: &[u8],
         query: &Query<'_>,
         transport: Transport,
-    ) -> Vec<u8> {
+    ) -> ResolvedQuery {
         let found = if is_plain(query) {
-            self.resolve_entry(exchange, query, transport == Transport::Udp).await
+            self.resolve_entry(exchange, query, now(), transport == Transport::Udp).await
         } else {
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Box::pin(self.resolve_uncached(exchange, request, query)).await
+            Box::pin(self.resolve_uncached(exchange, request, query, now())).await
         };
-        let mut out = Vec::with_capacity(512);
-        match found {
-            Ok((entry, age)) => write_entry(&entry, query, transport, age, &mut out),
-            Err(error) => put_failure(query, error, &mut out),
-        }
-        out
+        resolved(found, query, transport)
+    }
+
+    /// Resolves a query that follows an alias for a client that has waited since `began`.
+    pub(super) async fn resolve_alias<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
+        request: &[u8],
+        query: &Query<'_>,
+        transport: Transport,
+        began: Instant,
+    ) -> ResolvedQuery {
+        let found = if is_plain(query) {
+            self.resolve_entry(exchange, query, began, false).await
+        } else {
+            self.resolve_uncached(exchange, request, query, began).await
+        };
+        resolved(found, query, transport)
     }
 
     /// Forwards a message with another opcode, unchanged but for its id.
@@ -245,13 +297,14 @@ impl Resolver {
         let mut response = exchange
             .query(key, message, now() + QUERY_TIMEOUT)
             .await
-            .map_err(|failure| self.count_failure(failure).error)?;
+            .map_err(|failure| self.count_failure(failure).error)?
+            .bytes;
         truncate_to(limit, &mut response).map_err(|_| MALFORMED)?;
         response[..2].copy_from_slice(&query.id.to_be_bytes());
         Ok(response)
     }
 
-    /// Resolves a plain query to a cache entry.
+    /// Resolves a plain query to a cache entry, for a client that has waited since `began`.
     ///
     /// `uncancelled` promises that the returned future is polled to its end, even if the client
     /// disconnects.
@@ -262,14 +315,16 @@ impl Resolver {
         self: &Arc<Self>,
         exchange: &Arc<E>,
         query: &Query<'_>,
+        began: Instant,
         uncancelled: bool,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
-        let began = now();
-        let (joined, slot, stale) = match self.start(query, began)? {
+        let started = now();
+        let (joined, slot, stale) = match self.start(query, started)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
-        let deadline = began + QUERY_TIMEOUT;
+        // The upstreams have the whole time, even if this client cannot wait as long.
+        let deadline = started + QUERY_TIMEOUT;
         let flight = match joined {
             Joined::Leader(leader) => {
                 self.counters.misses.increment();
@@ -307,7 +362,8 @@ impl Resolver {
             self.counters.stale.increment();
             Ok((entry, Age::Stale))
         };
-        let give_up_at = if stale.is_some() { began + CLIENT_RESPONSE_TIMER } else { deadline };
+        let patience = if stale.is_some() { CLIENT_RESPONSE_TIMER } else { QUERY_TIMEOUT };
+        let give_up_at = began + patience;
         let outcome = timeout_at(give_up_at.into(), flight.wait()).await;
         match (outcome, stale) {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
@@ -361,6 +417,7 @@ impl Resolver {
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
+        began: Instant,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
@@ -368,10 +425,10 @@ impl Resolver {
         self.counters.misses.increment();
         let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
         let response = exchange
-            .query(key, message, now() + QUERY_TIMEOUT)
+            .query(key, message, began + QUERY_TIMEOUT)
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
-        let stored = StoredResponse::new(&response, false).map_err(|_| MALFORMED)?;
+        let stored = StoredResponse::from_upstream(&response, false).map_err(|_| MALFORMED)?;
         Ok((CacheEntry::uncached(stored, now()), Age::Fresh))
     }
 
@@ -389,7 +446,7 @@ impl Resolver {
         // 1,032 bytes).
         let response = Box::pin(exchange.query(key, message, deadline)).await;
         let response = response.and_then(|response| {
-            StoredResponse::new(&response, true)
+            StoredResponse::from_upstream(&response, true)
                 .map_err(|_| ExchangeError { error: MALFORMED, sent: true })
         });
         let (stored, sent) = match response {

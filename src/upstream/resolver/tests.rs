@@ -20,6 +20,8 @@ enum ScriptedAction {
     Answer(u32, u64),
     /// Answers NXDOMAIN with this TTL.
     NxDomain(u32),
+    /// Answers with this code and no records, not even an SOA record.
+    Empty(u16),
     /// Answers SERVFAIL.
     ServFail,
     /// Answers truncated, with this code.
@@ -42,7 +44,7 @@ impl Exchange for ScriptedUpstream {
         _: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
-    ) -> Result<Vec<u8>, ExchangeError> {
+    ) -> Result<UpstreamMessage, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
         let action = {
             let mut next = self.next.lock().unwrap();
@@ -73,6 +75,7 @@ impl Exchange for ScriptedUpstream {
                     &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat(),
                 );
             }
+            ScriptedAction::Empty(code) => say(code, 7, b""),
             ScriptedAction::ServFail => say(rcode::SERVFAIL, 7, b""),
             ScriptedAction::Truncate(code) => say(flags::TC | code, 7, b""),
             ScriptedAction::Hang => {
@@ -81,7 +84,7 @@ impl Exchange for ScriptedUpstream {
             }
             ScriptedAction::Panic => panic!("asked to panic"),
         }
-        Ok(message)
+        Ok(message.into())
     }
 }
 
@@ -184,7 +187,10 @@ impl ResolverFixture {
                 return answer;
             }
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            read(&resolver.resolve(&upstream, &request, &query, transport).await)
+            match resolver.resolve(&upstream, &request, &query, transport).await {
+                ResolvedQuery::Response(response) => read(&response),
+                ResolvedQuery::Alias { .. } => panic!("no alias was scripted"),
+            }
         })
     }
 
@@ -442,6 +448,105 @@ async fn stale_answers_are_preferred_to_failures_until_too_old() {
     assert_eq!((fixture.answer(&plain("a")).await, now()), (gone, began));
     advance(STALE).await;
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contradicted_answers_do_not_come_back_as_stale() {
+    use ScriptedAction::{Answer, Empty, Hang, NxDomain, Truncate};
+    let missing = rcode::NXDOMAIN;
+    for (before, then) in [
+        (NxDomain(1), Answer(0, 0)),
+        (Answer(1, 0), Answer(0, 0)),
+        (Answer(1, 0), NxDomain(0)),
+        (Answer(1, 0), Empty(missing)),
+        (Answer(1, 0), Empty(rcode::NOERROR)),
+        (NxDomain(1), Empty(rcode::NOERROR)),
+        (NxDomain(1), Truncate(rcode::NOERROR)),
+        (Answer(1, 0), Truncate(missing)),
+    ] {
+        let fixture = fixture(&[before, then, Hang], STALE);
+        fixture.answer(&plain("a")).await;
+        advance(seconds(2)).await;
+        fixture.answer(&plain("a")).await;
+        advance(seconds(1)).await;
+        assert_eq!(
+            fixture.answer(&plain("a")).await,
+            failure(ExtendedError::NO_REACHABLE_AUTHORITY),
+            "{before:?}, then {then:?}"
+        );
+        assert_eq!(fixture.asked(), 3);
+    }
+}
+
+/// A truncated response is no whole answer: with the same code it contradicts nothing.
+#[tokio::test(start_paused = true)]
+async fn truncated_responses_leave_the_stale_answer() {
+    use ScriptedAction::{Answer, Hang, Truncate};
+    let fixture = fixture(&[Answer(1, 0), Truncate(rcode::NOERROR), Hang], STALE);
+    fixture.answer(&plain("a")).await;
+    advance(seconds(2)).await;
+    // Over UDP the client can retry over TCP; over TCP the stale answer is the best there is.
+    fixture.answer(&plain("a")).await;
+    assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
+}
+
+/// Entries for DO and CD hold the same data: what one contradicts, the others do not serve.
+#[tokio::test(start_paused = true)]
+async fn contradicted_answers_do_not_come_back_for_other_flags() {
+    use ScriptedAction::{Answer, Hang, NxDomain};
+    let (dnssec, unchecked) =
+        (request("a", flags::RD, true, b""), request("a", flags::RD | flags::CD, true, b""));
+    for (first, second, forgotten) in [
+        (plain("a"), dnssec.clone(), true),
+        (dnssec.clone(), plain("a"), true),
+        (unchecked.clone(), plain("a"), true),
+        // Unvalidated data contradicts no validated data.
+        (plain("a"), unchecked, false),
+    ] {
+        let fixture = fixture(&[Answer(1, 0), NxDomain(60), Hang], STALE);
+        fixture.answer(&first).await;
+        advance(seconds(2)).await;
+        assert_eq!(fixture.answer(&second).await.rcode, rcode::NXDOMAIN);
+        let expected = if forgotten {
+            failure(ExtendedError::NO_REACHABLE_AUTHORITY)
+        } else {
+            stale(ExtendedError::STALE_ANSWER)
+        };
+        assert_eq!(fixture.answer(&first).await, expected, "{first:x?} {second:x?}");
+    }
+    // Within its TTL an answer is valid, whatever others hear later.
+    let fixture = fixture(&[Answer(60, 0), NxDomain(60), Hang], STALE);
+    fixture.answer(&plain("a")).await;
+    assert_eq!(fixture.answer(&dnssec).await.rcode, rcode::NXDOMAIN);
+    assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NOERROR);
+}
+
+/// Clients of a chain have one time limit, upstreams one per query.
+#[tokio::test(start_paused = true)]
+async fn clients_of_aliases_wait_no_longer_than_others() {
+    let fixture =
+        fixture(&[ScriptedAction::Answer(10, 2000), ScriptedAction::Answer(20, 2000)], STALE);
+    let began = now();
+    let follow = async || {
+        let request = plain("a");
+        let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+        let (resolver, upstream) = (&fixture.resolver, &fixture.upstream);
+        let resolved =
+            resolver.resolve_alias(upstream, &request, &query, Transport::Udp, began).await;
+        let ResolvedQuery::Response(response) = resolved else { panic!("{resolved:?}") };
+        read(&response)
+    };
+    advance(seconds(3)).await;
+    assert_eq!(follow().await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
+    assert_eq!(now() - began, QUERY_TIMEOUT);
+    sleep(seconds(2)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(9), 1));
+    // A stale answer is served at once, and refreshed.
+    sleep(seconds(20)).await;
+    let late = now();
+    assert_eq!((follow().await, now()), (stale(ExtendedError::STALE_ANSWER), late));
+    sleep(seconds(3)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(19), 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{MetricLabels, Page};
-use crate::upstream::{Counters, Forwarder, UpstreamReport};
+use crate::upstream::{Counters, Forwarder, ListReport, UpstreamReport};
 
 /// How other names are resolved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -11,6 +11,9 @@ use crate::upstream::{Counters, Forwarder, UpstreamReport};
 pub struct ForwardingView {
     /// Who is asked, in the order in which they are known.
     pub upstreams: Vec<UpstreamView>,
+    /// The lists of upstreams, that of all other names first; empty from an older server.
+    #[serde(default)]
+    pub lists: Vec<UpstreamListView>,
     /// The cache.
     pub cache: CacheView,
     /// Clients that wait for an answer now, and refreshes under way.
@@ -21,6 +24,18 @@ pub struct ForwardingView {
     pub overloaded: u64,
     /// Messages with an opcode other than QUERY that were passed on.
     pub passed: u64,
+}
+
+/// A list of upstreams.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpstreamListView {
+    /// The domain whose names they resolve; `.` for all other names.
+    pub domain: String,
+    /// The upstreams as the configuration writes them.
+    pub upstreams: Vec<String>,
+    /// The order in which they are asked: `strict` or `fastest`.
+    pub order: String,
 }
 
 /// An upstream's condition.
@@ -76,6 +91,7 @@ impl ForwardingView {
         let Counters { hits, misses, merged, stale, prefetches, failures, overloaded, passed } = forwarder.counters();
         Self {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
+            lists: report.lists.into_iter().map(UpstreamListView::new).collect(),
             cache: CacheView {
                 entries: report.entries,
                 octets: report.bytes,
@@ -94,6 +110,14 @@ impl ForwardingView {
     }
 }
 
+impl UpstreamListView {
+    /// Makes the view of a list.
+    fn new(report: ListReport) -> Self {
+        let ListReport { domain, upstreams, order } = report;
+        Self { domain: domain.to_string(), upstreams, order: order.to_string() }
+    }
+}
+
 impl UpstreamView {
     fn new(report: UpstreamReport) -> Self {
         let UpstreamReport { upstream, round_trip, dead, looping, asked, answered, unanswered, failed, last_error } = report;
@@ -105,7 +129,7 @@ impl UpstreamView {
 /// Adds the numbers to the metrics page.
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds below 2^53")]
 pub(super) fn numbers(page: &mut Page, view: &ForwardingView) {
-    let ForwardingView { upstreams, cache, waiting, failures, overloaded, passed } = view;
+    let ForwardingView { upstreams, lists: _, cache, waiting, failures, overloaded, passed } = view;
     page.counter("svcdns_cache_hits", "Questions about other names answered from the cache", cache.hits);
     page.counter("svcdns_cache_misses", "Questions about other names that had to be asked", cache.misses);
     page.counter("svcdns_cache_merged", "Questions that waited for an equal one on its way", cache.merged);

@@ -13,7 +13,7 @@ mod views;
 mod watching;
 
 pub use changes::Changes;
-pub use forwarding::{CacheView, ForwardingView, UpstreamView};
+pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{Listener, serve};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{

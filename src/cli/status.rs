@@ -90,6 +90,10 @@ fn forwarding(text: &mut String, view: &admin::ForwardingView) {
     if view.upstreams.is_empty() {
         let _ = writeln!(text, "  no upstream is known");
     }
+    for list in view.lists.iter().filter(|list| list.upstreams.len() > 1) {
+        let names = if list.domain == "." { "order" } else { &list.domain };
+        let _ = writeln!(text, "  {names}: {}: {}", list.order, list.upstreams.join(", "));
+    }
     let cache = &view.cache;
     let _ = writeln!(text, "  cache: {} entries, {} of {} octets", cache.entries, cache.octets, cache.capacity);
     let _ = writeln!(

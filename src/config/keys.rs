@@ -39,6 +39,8 @@ keys! { GENERAL:
         "How long a TCP connection may be idle.";
     UPSTREAM = "" "upstream" List "UPSTREAM" "`ADDR[:PORT]`, `tcp://ADDR[:PORT]`, `tls://ADDR[:PORT][#NAME]`, `https://ADDR[:PORT]/PATH[#NAME]`, `system`, `off`, or `DOMAIN=` and one of the first four" r#"["system"]"#
         "Who is asked for names outside the served zones. `system`: whom the system's own resolver would ask, followed while running. `off`, alone: nobody, such names are refused. `DOMAIN=…`: who is asked for that domain, several entries for one domain add up; with only such entries all other names go to `system`.";
+    UPSTREAM_ORDER = "" "upstream-order" Text "ORDER" "`strict`, `fastest`" r#""""#
+        "Order in which the upstreams of a list are asked. `strict`: as listed; a later upstream is asked only once all earlier ones failed, are dead, or were silent for 400 ms. `fastest`: by round trip. Empty: `fastest` for a list of addresses under `upstream`, and for a resolv.conf with `options rotate`; `strict` for any other resolv.conf, and for `DOMAIN=` entries.";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "file, PEM" r#""""#
         "The authorities that may vouch for upstreams over TLS and HTTPS. Empty: those the machine trusts.";
     UPSTREAM_RANDOM_CASE = "" "upstream-random-case" Bool "BOOL" "" "false"

@@ -45,7 +45,7 @@ use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
-use crate::upstream::{Servers, Target};
+use crate::upstream::{Servers, Target, UpstreamOrder};
 
 /// The file that is read when no other is named, where it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
@@ -121,6 +121,8 @@ pub struct Upstream {
     pub servers: Servers,
     /// Who is asked for a domain.
     pub domains: Vec<(Name, Vec<Target>)>,
+    /// Order in which the upstreams of each list are asked; `None` lets their origin decide.
+    pub order: Option<UpstreamOrder>,
     /// The authorities that may vouch for upstreams; none for those the machine trusts.
     pub ca_file: Option<PathBuf>,
     /// Whether questions go out with letters in random case.

@@ -1,12 +1,12 @@
 //! Who is asked for names outside the zones, as it is written.
 
 use crate::name::Name;
-use crate::upstream::{Servers, Target, TargetError, is_answered_locally};
+use crate::upstream::{Servers, Target, TargetError, UpstreamOrder, is_answered_locally};
 
 use super::error::ConfigError;
 use super::keys;
 use super::layers::{Layers, Written};
-use super::values::{boolean, domain, invalid, path};
+use super::values::{boolean, domain, invalid, one, path};
 use super::{Config, Upstream};
 
 /// One entry of the list.
@@ -48,7 +48,16 @@ pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
         (None, false) => Servers::Named(named),
     };
     let (ca_file, random_case) = (path(layers, keys::UPSTREAM_CA_FILE), boolean(layers, keys::UPSTREAM_RANDOM_CASE)?);
-    Ok(Upstream { servers, domains, ca_file, random_case })
+    let order = order(layers)?;
+    Ok(Upstream { servers, domains, order, ca_file, random_case })
+}
+
+/// Reads the order of all lists; `None` if it is not set.
+fn order(layers: &Layers) -> Result<Option<UpstreamOrder>, ConfigError> {
+    one(layers, keys::UPSTREAM_ORDER, |text| match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|()| format!("{text:?} is neither strict nor fastest")),
+    })
 }
 
 /// Checks what only fits together with the rest of the configuration: names that are never asked for elsewhere, and

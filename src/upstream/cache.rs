@@ -268,8 +268,8 @@ impl Cache {
 
     /// Makes an entry of a response and stores it if it is cacheable.
     ///
-    /// `sent` is whether the query left this machine; a failure before that is not cached. A
-    /// failure does not replace an answer that can still be served stale.
+    /// `sent` is whether the query left this machine for an upstream that was alive; any other
+    /// failure is not cached. A failure does not replace an answer that can still be served stale.
     pub(super) fn insert(
         &self,
         key: CacheKey<'_>,
@@ -318,7 +318,8 @@ impl Cache {
                 && !previous.is_failure()
                 && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
         }) {
-            Some(usable) => usable.defer_recheck(now),
+            Some(usable) if sent => usable.defer_recheck(now),
+            Some(_) => {}
             None if ttl_seconds > 0 => {
                 entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
                 // The cache may have been cleared between the check above and the insertion.

@@ -46,6 +46,9 @@ const INTERNAL_FAILURE: ExtendedError =
 
 /// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {
+    /// Returns whether all upstreams of the name in `key` are dead.
+    fn is_down(&self, key: CacheKey<'_>) -> bool;
+
     /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
     ///
     /// The returned message is a response to that query, with any id. The future ends by
@@ -63,7 +66,9 @@ pub(super) trait Exchange: Send + Sync + 'static {
 pub(super) struct ExchangeError {
     /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
+    /// Whether the query left this machine for an upstream that was alive.
+    ///
+    /// If so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
@@ -108,6 +113,12 @@ fn write_entry(
     } else {
         entry.stored.write(query, transport, age, out);
     }
+}
+
+/// Returns whether all upstreams of the query's name are dead.
+fn is_down<E: Exchange>(exchange: &E, query: &Query<'_>) -> bool {
+    let mut buffer = EMPTY_KEY_BUFFER;
+    CacheKey::new(query, &mut buffer).is_some_and(|key| exchange.is_down(key))
 }
 
 /// Returns the time as Tokio's timers see it, which tests can pause.
@@ -157,13 +168,19 @@ impl Resolver {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
             }
+            CacheLookup::Stale(entry) if exchange.is_down(key) => {
+                self.counters.stale.increment();
+                write_entry(&entry, query, transport, Age::Stale, out);
+                // The refresh waits for an upstream to come back to life.
+                self.prefetch(exchange, query);
+            }
             CacheLookup::Stale(_) => return ImmediateAnswer::StaleOnly,
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
         ImmediateAnswer::Written
     }
 
-    /// Refreshes an expiring entry in the background.
+    /// Refreshes an expiring or stale entry in the background.
     #[cold]
     fn prefetch<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
         // A response to a query without RD is not cached, so it could not refresh the entry.
@@ -265,7 +282,7 @@ impl Resolver {
         uncancelled: bool,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let began = now();
-        let (joined, slot, stale) = match self.start(query, began)? {
+        let (joined, slot, stale) = match self.start(exchange, query, began)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
@@ -313,7 +330,8 @@ impl Resolver {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
-                if outcome.is_err() {
+                // While all upstreams are dead, nobody waits anyway.
+                if outcome.is_err() && !is_down(&**exchange, query) {
                     // Later queries need not wait as long. A late response still replaces this
                     // entry.
                     entry.defer_recheck(now());
@@ -328,7 +346,12 @@ impl Resolver {
     /// Starts to resolve a plain query, without waiting.
     ///
     /// A function of its own, so that the key takes no room in the future that waits.
-    fn start(&self, query: &Query<'_>, now: Instant) -> Result<QueryStart, ExtendedError> {
+    fn start<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
+        query: &Query<'_>,
+        now: Instant,
+    ) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         // The entry may have arrived since the caller looked.
@@ -336,6 +359,11 @@ impl Resolver {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
                 return Ok(QueryStart::Cached(entry, age));
+            }
+            CacheLookup::Stale(entry) if exchange.is_down(key) => {
+                self.counters.stale.increment();
+                self.prefetch(exchange, query);
+                return Ok(QueryStart::Cached(entry, Age::Stale));
             }
             CacheLookup::Stale(entry) => Some(entry),
             CacheLookup::Miss => None,

@@ -21,6 +21,7 @@ fn settings(servers: Servers) -> Settings {
             Name::from_text("corp.example").unwrap(),
             vec!["10.0.0.53".parse().unwrap()],
         )],
+        order: None,
         own: vec!["127.0.0.1:53".parse().unwrap()],
         zones: Zones::new(&["svc".to_owned()]).unwrap(),
         ca_file: None,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
@@ -34,9 +35,15 @@ enum ScriptedAction {
 struct ScriptedUpstream {
     next: Mutex<VecDeque<ScriptedAction>>,
     asked: Mutex<Vec<Vec<u8>>>,
+    /// Whether the upstream is known to be dead.
+    down: AtomicBool,
 }
 
 impl Exchange for ScriptedUpstream {
+    fn is_down(&self, _: CacheKey<'_>) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
     async fn query(
         &self,
         _: CacheKey<'_>,
@@ -104,6 +111,7 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     let upstream = ScriptedUpstream {
         next: Mutex::new(action.iter().copied().collect()),
         asked: Mutex::default(),
+        down: AtomicBool::default(),
     };
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }

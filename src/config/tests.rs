@@ -141,6 +141,9 @@ fn upstreams() {
     let read = |text: &str| load(text, &[], &Flags::default()).unwrap();
     assert_eq!(read("").upstream.servers, Servers::System);
     assert!(read("").upstream(&[]).is_some() && read("").answer(&[]).forwarding);
+    assert_eq!(read("").upstream.order, None);
+    assert_eq!(read("upstream-order = 'strict'").upstream.order, Some(UpstreamOrder::Strict));
+    assert_eq!(read("upstream-order = 'fastest'").upstream.order, Some(UpstreamOrder::Fastest));
     let off = read("upstream = 'off'");
     assert!(off.upstream(&[]).is_none() && !off.answer(&[]).forwarding);
     let config = read("upstream = ['192.0.2.1', 'Corp.example=10.0.0.53', '192.0.2.2:5353', 'corp.example=10.0.0.54', '192.0.2.1']");
@@ -164,6 +167,7 @@ fn upstreams() {
 
 #[test]
 fn mistakes_about_upstreams() {
+    assert_snapshot!(mistake("upstream-order = 'rotate'"), @r#"svcdns.toml:1:18: upstream-order: "rotate" is neither strict nor fastest"#);
     assert_snapshot!(mistake("upstream = ['off', '192.0.2.1']"), @"svcdns.toml:1:13: upstream: off stands alone: leave it out, or all others");
     assert_snapshot!(mistake("upstream = ['192.0.2.1', 'system']"), @"svcdns.toml:1:26: upstream: either system or upstreams by their addresses; besides system there may be upstreams for domains, such as corp.example=10.0.0.53");
     assert_snapshot!(mistake("upstream = ['.=192.0.2.1']"), @"svcdns.toml:1:13: upstream: the root holds every name: name 192.0.2.1 alone");

@@ -13,6 +13,7 @@ use crate::wire::{Parsed, question_end, rcode, records};
 
 const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
+const NOT_SENT: ExchangeError = ExchangeError { error: TOO_LATE, sent: false };
 
 /// What the scripted upstream does with a query.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ enum ScriptedAction {
     Truncate(u16),
     /// Does not answer before the deadline.
     Hang,
+    /// Fails at once, as no upstream is alive.
+    Fail,
     Panic,
 }
 
@@ -46,7 +49,7 @@ impl Exchange for ScriptedUpstream {
 
     async fn query(
         &self,
-        _: CacheKey<'_>,
+        key: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
     ) -> Result<Vec<u8>, ExchangeError> {
@@ -84,8 +87,9 @@ impl Exchange for ScriptedUpstream {
             ScriptedAction::Truncate(code) => say(flags::TC | code, 7, b""),
             ScriptedAction::Hang => {
                 sleep_until(deadline.into()).await;
-                return Err(NO_RESPONSE);
+                return Err(if self.is_down(key) { NOT_SENT } else { NO_RESPONSE });
             }
+            ScriptedAction::Fail => return Err(NOT_SENT),
             ScriptedAction::Panic => panic!("asked to panic"),
         }
         Ok(message)
@@ -415,6 +419,71 @@ async fn stale_answers_are_served_when_upstreams_are_slow() {
         ParsedAnswer { authoritative: true, ..answer(20) }
     );
     assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
+    let fail = ScriptedAction::Fail;
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), fail, fail, fail, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    for asked in 2..4 {
+        assert_eq!(
+            fixture.cached_response(&plain("a"), Transport::Udp),
+            Some(stale(ExtendedError::STALE_ANSWER))
+        );
+        // A refresh waits in the background for an upstream to come back.
+        sleep(seconds(1)).await;
+        assert_eq!(fixture.asked(), asked);
+    }
+    // A caller that did not look into the cache does not wait either.
+    let began = now();
+    let request = plain("a");
+    let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+    let (_, age) = fixture.resolver.resolve_entry(&fixture.upstream, &query, true).await.unwrap();
+    assert_eq!((age, now()), (Age::Stale, began));
+    // Once an upstream is back, it is asked at once: no failure defers that.
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_upstreams_that_turn_out_to_be_dead_defer_no_refresh() {
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    let asked = fixture.ask(&plain("a"), Transport::Udp);
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(asked.await.unwrap(), stale(ExtendedError::STALE_ANSWER));
+    sleep(seconds(5)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_for_want_of_a_live_upstream_are_not_cached() {
+    let fixture = fixture(&[ScriptedAction::Fail, ScriptedAction::Answer(10, 0)], STALE);
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(fixture.answer(&plain("a")).await, failure(NOT_SENT.error.code));
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(10) }
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -319,7 +319,6 @@ impl Cache {
                 && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
         }) {
             Some(usable) if sent => usable.defer_recheck(now),
-            Some(_) => {}
             None if ttl_seconds > 0 => {
                 entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
                 // The cache may have been cleared between the check above and the insertion.
@@ -327,7 +326,7 @@ impl Cache {
                     entries.remove(key.entry_bytes());
                 }
             }
-            None => {}
+            Some(_) | None => {}
         }
         entry
     }

@@ -260,7 +260,7 @@ impl Health {
         state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
     }
 
-    /// Returns the upstream's rank among others.
+    /// Returns the upstream's rank among others, and logs its death.
     pub(super) fn rank(&self, now: Instant) -> Rank {
         let mut state = self.lock();
         if state.is_dead(now) {
@@ -284,10 +284,9 @@ impl Health {
 
     /// Returns whether the upstream is dead, by what a recent query showed.
     pub(super) fn is_known_dead(&self, now: Instant) -> bool {
-        let state = self.lock();
-        let recent =
-            state.queried_at.is_some_and(|at| now.saturating_duration_since(at) < PROBE_INTERVAL);
-        recent && state.is_dead(now)
+        let queried_at = self.lock().queried_at;
+        queried_at.is_some_and(|at| now.saturating_duration_since(at) < PROBE_INTERVAL)
+            && self.rank(now) == Rank::Dead
     }
 
     /// Returns whether a response arrived after this time.

@@ -96,7 +96,7 @@ struct RunningAttempt<'a> {
 }
 
 /// An upstream that may be asked.
-struct Candidate<'a> {
+struct UpstreamCandidate<'a> {
     upstream: &'a Arc<Upstream>,
     rank: Rank,
     /// When it was first asked.
@@ -113,7 +113,7 @@ struct HedgedQuery<'a> {
     outgoing: &'a Outgoing,
     order: UpstreamOrder,
     /// The upstreams in order of preference.
-    candidates: Vec<Candidate<'a>>,
+    candidates: Vec<UpstreamCandidate<'a>>,
     /// Number of queries sent so far, retransmissions included.
     attempts: usize,
     in_progress: Vec<RunningAttempt<'a>>,
@@ -131,7 +131,7 @@ struct HedgedQuery<'a> {
     last_failure: QueryFailure,
 }
 
-impl<'a> Candidate<'a> {
+impl<'a> UpstreamCandidate<'a> {
     /// Makes a candidate that has not been asked yet.
     fn new(upstream: &'a Arc<Upstream>, rank: Rank) -> Self {
         Self { upstream, rank, started: None, finished: false, without_edns: false }
@@ -167,7 +167,7 @@ impl<'a> HedgedQuery<'a> {
                 UpstreamOrder::Strict if upstream.health().is_known_dead(now) => Rank::Dead,
                 UpstreamOrder::Strict => Rank::Alive(0),
             };
-            candidates.push(Candidate::new(upstream, rank));
+            candidates.push(UpstreamCandidate::new(upstream, rank));
         }
         if order == UpstreamOrder::Fastest {
             // The sort is stable: the order of the configuration decides between equal ranks.
@@ -178,7 +178,7 @@ impl<'a> HedgedQuery<'a> {
 
     /// Makes a query to this one upstream, without sending it.
     fn to_one(sockets: &'a Sockets, outgoing: &'a Outgoing, upstream: &'a Arc<Upstream>) -> Self {
-        let candidates = vec![Candidate::new(upstream, Rank::Alive(0))];
+        let candidates = vec![UpstreamCandidate::new(upstream, Rank::Alive(0))];
         let (order, now) = (UpstreamOrder::Fastest, Instant::now());
         let mut query = Self::of_candidates(sockets, outgoing, order, candidates, now);
         (query.watches_silence, query.hedge_at) = (false, None);
@@ -190,7 +190,7 @@ impl<'a> HedgedQuery<'a> {
         sockets: &'a Sockets,
         outgoing: &'a Outgoing,
         order: UpstreamOrder,
-        candidates: Vec<Candidate<'a>>,
+        candidates: Vec<UpstreamCandidate<'a>>,
         now: Instant,
     ) -> Self {
         let first = candidates.iter().find(|candidate| candidate.rank != Rank::Dead);
@@ -315,7 +315,7 @@ impl<'a> HedgedQuery<'a> {
     /// Probes the upstreams that are not asked first, where their health has to be known.
     fn probe_others(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
-            let Candidate { upstream, rank, started, .. } = self.candidates[index];
+            let UpstreamCandidate { upstream, rank, started, .. } = self.candidates[index];
             if rank == Rank::Dead {
                 if upstream.health().take_probe(now) {
                     upstream.probe(PROBE_GAP);
@@ -336,7 +336,7 @@ impl<'a> HedgedQuery<'a> {
     /// EDNS, as it may ignore queries that have it.
     fn watch_silence(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
-            let Candidate { upstream, started, finished, without_edns, .. } =
+            let UpstreamCandidate { upstream, started, finished, without_edns, .. } =
                 self.candidates[index];
             let Some(started) = started.filter(|_| !finished && !without_edns) else { continue };
             let silence = now.saturating_duration_since(started);
@@ -445,7 +445,7 @@ impl<'a> HedgedQuery<'a> {
     fn retransmit(&mut self, hedge: bool) {
         let silent = (0..self.candidates.len())
             .filter(|index| {
-                let Candidate { upstream, started, finished, .. } = self.candidates[*index];
+                let UpstreamCandidate { upstream, started, finished, .. } = self.candidates[*index];
                 started.is_some()
                     && !finished
                     && (!hedge || upstream.target().protocol == Protocol::Plain)
@@ -460,7 +460,7 @@ impl<'a> HedgedQuery<'a> {
 
     /// Starts an attempt at one upstream.
     fn start(&mut self, index: usize, without_edns: bool, now: Instant) {
-        let Candidate { upstream, started, .. } = &mut self.candidates[index];
+        let UpstreamCandidate { upstream, started, .. } = &mut self.candidates[index];
         started.get_or_insert(now);
         self.attempts += 1;
         let attempt: Attempt<'a> = if without_edns {

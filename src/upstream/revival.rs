@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use super::exchange::QueryFailure;
-use super::health::SILENCE_LIMIT;
+use super::health::{Rank, SILENCE_LIMIT};
 use super::order::{UpstreamList, UpstreamOrder};
 
 /// How long a query waits for an upstream to come back to life.
@@ -36,7 +36,7 @@ pub(super) async fn await_revival(
         let now = Instant::now();
         let (mut alive, mut pending, mut pending_before) = (false, false, false);
         for upstream in list.usable() {
-            if !upstream.health().is_dead(now) {
+            if upstream.health().rank(now) != Rank::Dead {
                 pending_before |= pending && !alive;
                 alive = true;
                 continue;

@@ -16,8 +16,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -80,6 +80,8 @@ pub(super) struct Upstream {
     speaks_edns: AtomicBool,
     /// The query of probes, with an OPT record.
     probe_query: Outgoing,
+    /// The first query that the upstream answered with records, for probes.
+    answered_query: OnceLock<Outgoing>,
     /// Whether the upstream sends queries back to svcdns.
     looping: AtomicBool,
 }
@@ -165,6 +167,7 @@ impl Upstream {
             case_mismatches: AtomicU8::new(0),
             speaks_edns: AtomicBool::new(false),
             probe_query: Outgoing::probe(domain),
+            answered_query: OnceLock::new(),
             looping: AtomicBool::new(false),
         })
     }
@@ -234,6 +237,13 @@ impl Sockets {
     ) -> Result<UpstreamResponse, AttemptError> {
         let edns = outgoing.has_opt() && !upstream.health.is_edns_disabled(Instant::now());
         let result = self.send_once(upstream, outgoing, edns).await;
+        if let Ok(response) = &result
+            && upstream.answered_query.get().is_none()
+            && response.has_answers()
+        {
+            // Another query may have set it this moment, which is as good.
+            let _ = upstream.answered_query.set(outgoing.clone());
+        }
         if !edns {
             return result;
         }

@@ -273,6 +273,11 @@ impl UpstreamResponse {
         self.opt
     }
 
+    /// Returns whether the answer section has records.
+    pub(super) fn has_answers(&self) -> bool {
+        u16_at(&self.message, 6).unwrap_or_default() > 0
+    }
+
     /// Returns whether the response is conclusive: the name exists or it does not.
     pub(in crate::upstream) fn is_final(&self) -> bool {
         matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)

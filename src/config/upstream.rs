@@ -56,7 +56,10 @@ pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
 fn order(layers: &Layers) -> Result<Option<UpstreamOrder>, ConfigError> {
     one(layers, keys::UPSTREAM_ORDER, |text| match text {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(|()| format!("{text:?} is neither strict nor fastest")),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|()| format!("{text:?} is neither strict nor fastest")),
     })
 }
 

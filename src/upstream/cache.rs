@@ -268,8 +268,8 @@ impl Cache {
 
     /// Makes an entry of a response and stores it if it is cacheable.
     ///
-    /// `sent` is whether the query left this machine for an upstream that was alive; any other
-    /// failure is not cached. A failure does not replace an answer that can still be served stale.
+    /// `sent` is whether the query was sent; a failure before that is not cached. A failure does
+    /// not replace an answer that can still be served stale.
     pub(super) fn insert(
         &self,
         key: CacheKey<'_>,

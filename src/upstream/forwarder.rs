@@ -322,10 +322,12 @@ impl Exchange for UpstreamExchange {
                             (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
                         }
                     };
-                    // While all upstreams are dead they get no client's query, hence nothing is cached:
-                    // the first query after the return of one is answered.
-                    let sent =
-                        failure != QueryFailure::NoUpstream && !upstreams.is_down(Instant::now());
+                    let sent = match failure {
+                        QueryFailure::NoUpstream | QueryFailure::Dead => false,
+                        // The next query finds out at once whether one can be reached again.
+                        QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
+                        QueryFailure::TimedOut | QueryFailure::BadResponse => true,
+                    };
                     ExchangeError { error: ExtendedError { code, text }, sent }
                 },
             )?;

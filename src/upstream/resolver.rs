@@ -66,9 +66,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
 pub(super) struct ExchangeError {
     /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the query left this machine for an upstream that was alive.
-    ///
-    /// If so, the failure is cached (RFC 9520).
+    /// Whether the query was sent; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
@@ -422,10 +420,15 @@ impl Resolver {
         });
         let (stored, sent) = match response {
             Ok(stored) => (stored, true),
-            Err(failure) => (
-                StoredResponse::failure(key.question(), failure.error),
-                self.count_failure(failure).sent,
-            ),
+            Err(failure) => {
+                // A refresh that failed because all upstreams died must not defer the next one.
+                let keeps_answer = exchange.is_down(key)
+                    && !matches!(self.cache.find(key, now()), CacheLookup::Miss);
+                (
+                    StoredResponse::failure(key.question(), failure.error),
+                    self.count_failure(failure).sent && !keeps_answer,
+                )
+            }
         };
         let entry = self.cache.insert(key, stored, sent, epoch, now());
         leader.complete(Arc::clone(&entry));

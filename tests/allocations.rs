@@ -205,6 +205,7 @@ fn cached_answers_of_upstreams_do_not_allocate() {
     let settings = upstream::Settings {
         servers: Servers::Named(vec![upstream.flag().parse().unwrap()]),
         domains: Vec::new(),
+        order: None,
         own: Vec::new(),
         zones: zones(),
         ca_file: None,

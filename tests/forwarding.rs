@@ -515,7 +515,15 @@ fn upstreams_without_edns_are_queried_without_it() {
             && received.last().unwrap().query.opt.is_none(),
         "{received:?}"
     );
-    // The upstream is remembered to lack EDNS
+    // The upstream is remembered to lack EDNS, once a query of our own has confirmed it
+    let number = std::cell::Cell::new(0);
+    eventually("queries without EDNS", seconds(30), || {
+        number.set(number.get() + 1);
+        let name = format!("n{}.example.test", number.get());
+        assert_eq!(server.dig(&[&name, "A"]).status, "NXDOMAIN");
+        let received = upstream.queries_for(&name);
+        received.iter().all(|received| received.query.opt.is_none()).then_some(())
+    });
     assert_eq!(server.dig(&["text.example.test", "TXT"]).data("TXT"), ["\"some text\""]);
     assert!(
         upstream

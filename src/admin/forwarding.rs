@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{MetricLabels, Page};
-use crate::upstream::{Counters, Forwarder, UpstreamReport};
+use crate::upstream::{Counters, Forwarder, ListReport, UpstreamReport};
 
 /// The state of the forwarder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -11,6 +11,9 @@ use crate::upstream::{Counters, Forwarder, UpstreamReport};
 pub struct ForwardingView {
     /// The upstreams, in the order of their sources.
     pub upstreams: Vec<UpstreamView>,
+    /// The lists of upstreams, that of all other names first; empty from an older server.
+    #[serde(default)]
+    pub lists: Vec<UpstreamListView>,
     /// The cache.
     pub cache: CacheView,
     /// Clients that wait for a response now, and refreshes in flight.
@@ -21,6 +24,18 @@ pub struct ForwardingView {
     pub overloaded: u64,
     /// Messages with an opcode other than QUERY that were forwarded.
     pub passed: u64,
+}
+
+/// A list of upstreams.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpstreamListView {
+    /// The domain whose names they resolve; `.` for all other names.
+    pub domain: String,
+    /// The upstreams as the configuration writes them.
+    pub upstreams: Vec<String>,
+    /// The order in which they are asked: `strict` or `fastest`.
+    pub order: String,
 }
 
 /// The state of an upstream.
@@ -82,6 +97,7 @@ impl ForwardingView {
             forwarder.counters();
         Self {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
+            lists: report.lists.into_iter().map(UpstreamListView::new).collect(),
             cache: CacheView {
                 entries: report.entries,
                 bytes: report.bytes,
@@ -97,6 +113,14 @@ impl ForwardingView {
             overloaded: overloaded.get(),
             passed: passed.get(),
         }
+    }
+}
+
+impl UpstreamListView {
+    /// Makes the view of a list.
+    fn new(report: ListReport) -> Self {
+        let ListReport { domain, upstreams, order } = report;
+        Self { domain: domain.to_string(), upstreams, order: order.to_string() }
     }
 }
 
@@ -131,7 +155,7 @@ impl UpstreamView {
 /// Adds the metrics of the forwarder to the page.
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds below 2^53")]
 pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
-    let ForwardingView { upstreams, cache, waiting, failures, overloaded, passed } = view;
+    let ForwardingView { upstreams, lists: _, cache, waiting, failures, overloaded, passed } = view;
     page.counter(
         "svcdns_cache_hits",
         "Queries for other names answered from the cache",

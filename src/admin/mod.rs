@@ -13,7 +13,7 @@ mod streams;
 mod views;
 
 pub use changes::ChangeFeed;
-pub use forwarding::{CacheView, ForwardingView, UpstreamView};
+pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{

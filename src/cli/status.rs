@@ -104,6 +104,10 @@ fn format_forwarding(view: &ForwardingView) -> String {
     if view.upstreams.is_empty() {
         text.push_str("\n  no upstream is known");
     }
+    for list in view.lists.iter().filter(|list| list.upstreams.len() > 1) {
+        let names = if list.domain == "." { "order" } else { &list.domain };
+        let _ = writeln!(text, "  {names}: {}: {}", list.order, list.upstreams.join(", "));
+    }
     let cache = &view.cache;
     let entries = counted(cache.entries as u64, "entry", "entries");
     let _ = write!(text, "\n  cache: {entries}, {} of {} bytes", cache.bytes, cache.capacity);
@@ -203,6 +207,7 @@ mod tests {
             last_error: None,
         };
         let view = ForwardingView {
+            lists: Vec::new(),
             upstreams: vec![
                 UpstreamView { dead: true, last_error: Some("timeout".into()), ..upstream.clone() },
                 upstream,

@@ -53,6 +53,11 @@ keys! { GENERAL:
          of the system's resolver, followed as they change; `off`, alone, refuses such names. \
          `DOMAIN=` adds an upstream for one domain; if all entries have one, `system` serves the \
          other names.";
+    UPSTREAM_ORDER = "" "upstream-order" Text "ORDER" "`strict` or `fastest`" r#""""#
+        "Query the upstreams of a list as listed (`strict`: a later one only once all earlier ones \
+         failed, are dead, or were silent for 400 ms), or by round trip (`fastest`). If empty: \
+         `fastest` for addresses under `upstream` and for a resolv.conf with `options rotate`, \
+         `strict` for any other resolv.conf and for `DOMAIN=` entries.";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "PEM file" r#""""#
         "CA certificates for upstreams over TLS and HTTPS. If empty, the system's trust store.";
     UPSTREAM_RANDOM_CASE = "" "upstream-random-case" Bool "BOOL" "" "false"

@@ -45,7 +45,7 @@ use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
-use crate::upstream::{Servers, Target};
+use crate::upstream::{Servers, Target, UpstreamOrder};
 
 /// The file that is read by default, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
@@ -123,6 +123,8 @@ pub struct UpstreamConfig {
     pub servers: Servers,
     /// Upstreams of single domains.
     pub domains: Vec<(Name, Vec<Target>)>,
+    /// Order in which the upstreams of each list are queried; `None` lets their origin decide.
+    pub order: Option<UpstreamOrder>,
     /// PEM file with the CAs trusted for TLS; `None` uses the system's trust store.
     pub ca_file: Option<PathBuf>,
     /// Whether to randomize the letter case of names in queries.

@@ -49,6 +49,7 @@ impl Config {
         (self.upstream.servers != Servers::Off).then(|| upstream::Settings {
             servers: self.upstream.servers.clone(),
             domains: self.upstream.domains.clone(),
+            order: self.upstream.order,
             own: listen.to_vec(),
             zones: self.zones.clone(),
             ca_file: self.upstream.ca_file.clone(),

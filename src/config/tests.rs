@@ -137,6 +137,9 @@ fn upstreams_are_addresses_domains_system_or_off() {
     let read = |text: &str| read(text, &[]);
     assert_eq!(read("").upstream.servers, Servers::System);
     assert!(read("").upstream(&[]).is_some() && read("").answer(&[]).forwarding);
+    assert_eq!(read("").upstream.order, None);
+    assert_eq!(read("upstream-order = 'strict'").upstream.order, Some(UpstreamOrder::Strict));
+    assert_eq!(read("upstream-order = 'fastest'").upstream.order, Some(UpstreamOrder::Fastest));
     let off = read("upstream = 'off'");
     assert!(off.upstream(&[]).is_none() && !off.answer(&[]).forwarding);
     let config = read(

@@ -1,12 +1,12 @@
 //! The key `upstream` and those that belong to it.
 
 use crate::name::Name;
-use crate::upstream::{Servers, Target, TargetError, is_answered_locally};
+use crate::upstream::{Servers, Target, TargetError, UpstreamOrder, is_answered_locally};
 
 use super::error::ConfigError;
 use super::keys;
 use super::layers::Layers;
-use super::values::{boolean, domain, invalid, path};
+use super::values::{boolean, domain, invalid, one, path};
 use super::{Config, UpstreamConfig};
 
 /// An entry of the list `upstream`.
@@ -54,8 +54,19 @@ pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
     Ok(UpstreamConfig {
         servers,
         domains,
+        order: order(layers)?,
         ca_file: path(layers, keys::UPSTREAM_CA_FILE),
         random_case: boolean(layers, keys::UPSTREAM_RANDOM_CASE)?,
+    })
+}
+
+/// Reads the order of all lists; `None` if it is not set.
+fn order(layers: &Layers) -> Result<Option<UpstreamOrder>, ConfigError> {
+    one(layers, keys::UPSTREAM_ORDER, |text| match text {
+        "" => Ok(None),
+        text => {
+            text.parse().map(Some).map_err(|()| format!("{text:?} is neither strict nor fastest"))
+        }
     })
 }
 

@@ -281,7 +281,7 @@ impl Cache {
 
     /// Makes an entry of a response and stores it if it is cacheable.
     ///
-    /// `sent` is whether the query left this machine; a failure before that is not cached. A
+    /// `sent` is whether the query was sent; a failure before that is not cached. A
     /// failure does not replace an answer that can still be served stale. Every other response
     /// replaces or removes what it contradicts.
     pub(super) fn insert(
@@ -332,7 +332,7 @@ impl Cache {
                 && !previous.is_failure()
                 && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
         }) {
-            Some(usable) => usable.defer_recheck(now),
+            Some(usable) if sent => usable.defer_recheck(now),
             None if ttl_seconds > 0 => {
                 entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
                 // The cache may have been cleared between the check above and the insertion.
@@ -344,7 +344,7 @@ impl Cache {
             None if failures == 0 => {
                 entries.remove_if(key.entry_bytes(), |older| entry.contradicts(older));
             }
-            None => {}
+            Some(_) | None => {}
         }
         if failures == 0 {
             forget_expired_siblings(entries, key, &entry);

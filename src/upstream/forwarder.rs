@@ -11,10 +11,11 @@ use super::addresses::addresses;
 use super::alias::{AliasChain, MAX_BORDERS, Resolution};
 use super::cache::CacheKey;
 use super::counters::Counters;
-use super::exchange::{Outgoing, QueryFailure, Sockets, Upstream};
+use super::exchange::{Outgoing, QueryFailure, Sockets};
 use super::follow::{self, Routing};
 use super::hosts::{LookupFailed, LookupResult};
 use super::message::{Age, StoredResponse, UpstreamMessage, empty_response};
+use super::order::{UpstreamList, UpstreamOrder};
 use super::rebinding::{RebindingGuard, WITHHELD};
 use super::resolver::{
     Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver, now,
@@ -61,6 +62,19 @@ pub struct ForwardingReport {
     pub waiting: u64,
     /// All upstreams of the current routes.
     pub upstreams: Vec<UpstreamReport>,
+    /// The lists of upstreams, that of all other names first.
+    pub lists: Vec<ListReport>,
+}
+
+/// A list of upstreams for status output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListReport {
+    /// The domain whose names they resolve; the root for all other names.
+    pub domain: Name,
+    /// The upstreams as the configuration writes them.
+    pub upstreams: Vec<String>,
+    /// The order in which they are asked.
+    pub order: UpstreamOrder,
 }
 
 /// State that all lanes share.
@@ -108,18 +122,19 @@ impl Forwarder {
     /// Returns the current state.
     pub fn report(&self) -> ForwardingReport {
         let ForwarderShared { resolver, routing, .. } = &*self.shared;
+        let routes = routing.routes.load();
+        let list_report = |(domain, list): (Name, UpstreamList)| ListReport {
+            domain,
+            upstreams: list.iter().map(|upstream| upstream.target().to_string()).collect(),
+            order: list.order(),
+        };
         ForwardingReport {
             entries: resolver.cache.len(),
             bytes: resolver.cache.bytes(),
             capacity: resolver.cache.capacity(),
             waiting: resolver.waiting(),
-            upstreams: routing
-                .routes
-                .load()
-                .upstreams()
-                .iter()
-                .map(|upstream| upstream.report())
-                .collect(),
+            upstreams: routes.upstreams().iter().map(|upstream| upstream.report()).collect(),
+            lists: routes.lists().into_iter().map(list_report).collect(),
         }
     }
 
@@ -373,7 +388,7 @@ impl UpstreamExchange {
     ///
     /// A function of its own, so that the name takes no room in the future that awaits the
     /// response.
-    fn upstreams(&self, key: CacheKey<'_>) -> Result<Arc<[Arc<Upstream>]>, ExchangeError> {
+    fn upstreams(&self, key: CacheKey<'_>) -> Result<UpstreamList, ExchangeError> {
         let (name, _) = Name::from_wire(key.question()).map_err(|_| UNUSABLE_NAME)?;
         match self.shared.routing.route(&name) {
             Route::Forward(upstreams) => Ok(upstreams),
@@ -384,6 +399,10 @@ impl UpstreamExchange {
 }
 
 impl Exchange for UpstreamExchange {
+    fn is_down(&self, key: CacheKey<'_>) -> bool {
+        self.upstreams(key).is_ok_and(|upstreams| upstreams.is_down(Instant::now()))
+    }
+
     async fn query(
         &self,
         key: CacheKey<'_>,
@@ -395,26 +414,34 @@ impl Exchange for UpstreamExchange {
         let upstreams = self.upstreams(key)?;
         let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
         let incoming =
-            self.sockets.query(&upstreams, &outgoing, deadline).await.map_err(|failure| {
-                let (code, text) = match failure {
-                    QueryFailure::NoUpstream => {
-                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
-                    }
-                    QueryFailure::TimedOut => {
-                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
-                    }
-                    QueryFailure::Unreachable => {
-                        (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
-                    }
-                    QueryFailure::BadResponse => {
-                        (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
-                    }
-                };
-                ExchangeError {
-                    error: ExtendedError { code, text },
-                    sent: failure != QueryFailure::NoUpstream,
-                }
-            })?;
+            self.sockets.query_upstreams(&upstreams, &outgoing, deadline).await.map_err(
+                |failure| {
+                    let (code, text) = match failure {
+                        QueryFailure::NoUpstream => {
+                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
+                        }
+                        QueryFailure::TimedOut => {
+                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
+                        }
+                        QueryFailure::Dead => {
+                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answers")
+                        }
+                        QueryFailure::Unreachable => {
+                            (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
+                        }
+                        QueryFailure::BadResponse => {
+                            (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
+                        }
+                    };
+                    let sent = match failure {
+                        QueryFailure::NoUpstream | QueryFailure::Dead => false,
+                        // The next query finds out at once whether one can be reached again.
+                        QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
+                        QueryFailure::TimedOut | QueryFailure::BadResponse => true,
+                    };
+                    ExchangeError { error: ExtendedError { code, text }, sent }
+                },
+            )?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
         self.shared.accept(key, incoming.message, is_query)
     }
@@ -424,7 +451,7 @@ impl Exchange for UpstreamExchange {
 mod tests {
     use super::super::Servers;
     use super::super::cache::EMPTY_KEY_BUFFER;
-    use super::super::exchange::Connector;
+    use super::super::exchange::{Connector, Upstream};
     use super::*;
     use crate::name::Zones;
 
@@ -436,6 +463,7 @@ mod tests {
         let settings = Settings {
             servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
             domains: Vec::new(),
+            order: None,
             own: Vec::new(),
             zones: Zones::new(&["svc".to_owned()]).unwrap(),
             ca_file: None,

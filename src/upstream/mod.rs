@@ -18,9 +18,11 @@ mod hosts;
 mod in_flight;
 mod loop_guard;
 mod message;
+mod order;
 mod own;
 mod rebinding;
 mod resolver;
+mod revival;
 mod routes;
 mod scrub;
 mod sources;
@@ -32,9 +34,10 @@ mod watch;
 pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, ForwardingReport, Lane};
+pub use forwarder::{Forwarder, ForwardingReport, Lane, ListReport};
 pub use health::UpstreamReport;
 pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
+pub use order::UpstreamOrder;
 pub use special::is_answered_locally;
 pub use target::{Protocol, Target, TargetError};
 
@@ -53,6 +56,11 @@ pub struct Settings {
     ///
     /// The longest matching domain, counted in labels, decides.
     pub domains: Vec<(Name, Vec<Target>)>,
+    /// Order in which the upstreams of each list are asked.
+    ///
+    /// `None` lets the origin of a list decide: a list in the system's configuration or of a
+    /// domain is strict, another list is asked by speed.
+    pub order: Option<UpstreamOrder>,
     /// Addresses that svcdns listens on; never used as upstreams.
     pub own: Vec<SocketAddr>,
     /// Served zones; names inside them are never forwarded.

@@ -46,6 +46,9 @@ const INTERNAL_FAILURE: ExtendedError =
 
 /// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {
+    /// Returns whether all upstreams of the name in `key` are dead.
+    fn is_down(&self, key: CacheKey<'_>) -> bool;
+
     /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
     ///
     /// The returned message is a response to that query, with any id. The future ends by
@@ -63,7 +66,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
 pub(super) struct ExchangeError {
     /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
+    /// Whether the query was sent; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
@@ -145,6 +148,12 @@ fn resolved(
     ResolvedQuery::Response(out)
 }
 
+/// Returns whether all upstreams of the query's name are dead.
+fn is_down<E: Exchange>(exchange: &E, query: &Query<'_>) -> bool {
+    let mut buffer = EMPTY_KEY_BUFFER;
+    CacheKey::new(query, &mut buffer).is_some_and(|key| exchange.is_down(key))
+}
+
 /// Returns the time as Tokio's timers see it, which tests can pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -197,13 +206,21 @@ impl Resolver {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
             }
+            CacheLookup::Stale(entry)
+                if exchange.is_down(key) && !entry.stored.has_alias_target() =>
+            {
+                self.counters.stale.increment();
+                write_entry(&entry, query, transport, Age::Stale, out);
+                // The refresh waits for an upstream to come back to life.
+                self.prefetch(exchange, query);
+            }
             CacheLookup::Stale(_) => return ImmediateAnswer::Incomplete,
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
         ImmediateAnswer::Written
     }
 
-    /// Refreshes an expiring entry in the background.
+    /// Refreshes an expiring or stale entry in the background.
     #[cold]
     fn prefetch<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
         // A response to a query without RD is not cached, so it could not refresh the entry.
@@ -319,7 +336,7 @@ impl Resolver {
         uncancelled: bool,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let started = now();
-        let (joined, slot, stale) = match self.start(query, started)? {
+        let (joined, slot, stale) = match self.start(exchange, query, started)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
@@ -369,7 +386,8 @@ impl Resolver {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
-                if outcome.is_err() {
+                // While all upstreams are dead, nobody waits anyway.
+                if outcome.is_err() && !is_down(&**exchange, query) {
                     // Later queries need not wait as long. A late response still replaces this
                     // entry.
                     entry.defer_recheck(now());
@@ -384,7 +402,12 @@ impl Resolver {
     /// Starts to resolve a plain query, without waiting.
     ///
     /// A function of its own, so that the key takes no room in the future that waits.
-    fn start(&self, query: &Query<'_>, now: Instant) -> Result<QueryStart, ExtendedError> {
+    fn start<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
+        query: &Query<'_>,
+        now: Instant,
+    ) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         // The entry may have arrived since the caller looked.
@@ -392,6 +415,11 @@ impl Resolver {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
                 return Ok(QueryStart::Cached(entry, age));
+            }
+            CacheLookup::Stale(entry) if exchange.is_down(key) => {
+                self.counters.stale.increment();
+                self.prefetch(exchange, query);
+                return Ok(QueryStart::Cached(entry, Age::Stale));
             }
             CacheLookup::Stale(entry) => Some(entry),
             CacheLookup::Miss => None,
@@ -451,10 +479,15 @@ impl Resolver {
         });
         let (stored, sent) = match response {
             Ok(stored) => (stored, true),
-            Err(failure) => (
-                StoredResponse::failure(key.question(), failure.error),
-                self.count_failure(failure).sent,
-            ),
+            Err(failure) => {
+                // A refresh that failed because all upstreams died must not defer the next one.
+                let keeps_answer = exchange.is_down(key)
+                    && !matches!(self.cache.find(key, now()), CacheLookup::Miss);
+                (
+                    StoredResponse::failure(key.question(), failure.error),
+                    self.count_failure(failure).sent && !keeps_answer,
+                )
+            }
         };
         let entry = self.cache.insert(key, stored, sent, epoch, now());
         leader.complete(Arc::clone(&entry));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::exchange::Upstream;
+use super::order::{UpstreamList, UpstreamOrder};
 use super::sources::TargetList;
 use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
@@ -16,7 +17,7 @@ pub(super) enum Route {
     /// Answer it locally, as its name is special.
     Local(SpecialAnswer),
     /// Forward it to these upstreams, at least one.
-    Forward(Arc<[Arc<Upstream>]>),
+    Forward(UpstreamList),
     /// Answer SERVFAIL with this extended error.
     Fail(ExtendedError),
 }
@@ -27,9 +28,9 @@ pub(super) struct RouteTable {
     /// Domains that are special or have upstreams of their own, by wire form.
     suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
     /// Upstreams for all other names.
-    default_upstreams: Arc<[Arc<Upstream>]>,
+    default_upstreams: UpstreamList,
     /// Those default upstreams that have private addresses.
-    private_upstreams: Arc<[Arc<Upstream>]>,
+    private_upstreams: UpstreamList,
     /// Whether this machine's resolver configuration names svcdns.
     is_system_resolver: bool,
 }
@@ -38,7 +39,7 @@ pub(super) struct RouteTable {
 #[derive(Debug, Default)]
 struct DomainEntry {
     special: Option<Special>,
-    upstreams: Option<Arc<[Arc<Upstream>]>>,
+    upstreams: Option<UpstreamList>,
 }
 
 /// No upstream is configured or found for the name.
@@ -55,6 +56,7 @@ const ALL_LOOPING: ExtendedError = ExtendedError {
 impl RouteTable {
     /// Makes a table of the default upstreams and those of single domains.
     ///
+    /// The fastest of them are asked first, unless [`Self::with_orders`] sets other orders.
     /// `is_system_resolver` is whether this machine's resolver configuration names svcdns.
     pub(super) fn new(
         default_upstreams: Vec<Arc<Upstream>>,
@@ -66,16 +68,42 @@ impl RouteTable {
             suffixes.entry(zone.as_wire().into()).or_default().special = Some(special);
         }
         for (domain, upstreams) in domains {
-            suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams.into());
+            let upstreams = UpstreamList::new(upstreams, UpstreamOrder::Fastest);
+            suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams);
         }
-        let private_upstreams =
+        let private_upstreams: Vec<_> =
             default_upstreams.iter().filter(|upstream| upstream.is_private()).cloned().collect();
         Self {
             suffixes,
-            default_upstreams: default_upstreams.into(),
-            private_upstreams,
+            default_upstreams: UpstreamList::new(default_upstreams, UpstreamOrder::Fastest),
+            private_upstreams: UpstreamList::new(private_upstreams, UpstreamOrder::Fastest),
             is_system_resolver,
         }
+    }
+
+    /// Sets the order of the default upstreams and that of each domain's upstreams.
+    pub(super) fn with_orders(self, default: UpstreamOrder, domains: UpstreamOrder) -> Self {
+        let Self { mut suffixes, default_upstreams, private_upstreams, is_system_resolver } = self;
+        for suffix in suffixes.values_mut() {
+            suffix.upstreams = suffix.upstreams.take().map(|list| list.with_order(domains));
+        }
+        Self {
+            suffixes,
+            default_upstreams: default_upstreams.with_order(default),
+            private_upstreams: private_upstreams.with_order(default),
+            is_system_resolver,
+        }
+    }
+
+    /// Returns the domains with upstreams of their own, sorted, after the root.
+    pub(super) fn lists(&self) -> Vec<(Name, UpstreamList)> {
+        let domains = self.suffixes.iter().filter_map(|(domain, suffix)| {
+            Some((Name::from_wire(domain).ok()?.0, suffix.upstreams.clone()?))
+        });
+        let mut lists: Vec<_> = domains.collect();
+        lists.sort_by_key(|(domain, _)| *domain);
+        lists.insert(0, (Name::ROOT, self.default_upstreams.clone()));
+        lists
     }
 
     /// Returns the route of `name`; the longest domain with its own upstreams wins.
@@ -134,20 +162,21 @@ impl RouteTable {
             Route::Forward(upstreams) => {
                 let targets: Vec<_> =
                     upstreams.iter().map(|upstream| upstream.target().clone()).collect();
-                format!("forwarded to {}, the fastest first", TargetList(&targets))
+                let order = upstreams.order().suffix(targets.len());
+                format!("forwarded to {}{order}", TargetList(&targets))
             }
         }
     }
 }
 
 /// Returns the route to these upstreams, or why none of them can be used.
-fn forward_to(upstreams: &Arc<[Arc<Upstream>]>) -> Route {
+fn forward_to(upstreams: &UpstreamList) -> Route {
     if upstreams.is_empty() {
         Route::Fail(NO_UPSTREAM)
     } else if upstreams.iter().all(|upstream| upstream.is_looping()) {
         Route::Fail(ALL_LOOPING)
     } else {
-        Route::Forward(Arc::clone(upstreams))
+        Route::Forward(upstreams.clone())
     }
 }
 

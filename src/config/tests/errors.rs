@@ -110,6 +110,10 @@ fn invalid_values_are_rejected() {
 fn invalid_upstreams_are_rejected() {
     assert_errors(&[
         (
+            "upstream-order = 'rotate'",
+            "1:18: upstream-order: \"rotate\" is neither strict nor fastest",
+        ),
+        (
             "upstream = ['off', '192.0.2.1']",
             "1:13: upstream: off excludes all other entries: remove either off or them",
         ),

@@ -7,6 +7,7 @@
 mod https;
 mod packet;
 mod pending;
+mod probe;
 mod stream;
 mod tls;
 mod udp;
@@ -15,12 +16,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
+use packet::is_truncated;
 pub(super) use packet::{Outgoing, UpstreamResponse};
 pub use tls::CaFileError;
 pub(super) use tls::check_ca_file;
@@ -30,8 +33,10 @@ use self::https::HttpsLink;
 use self::pending::PendingOutcome;
 use self::stream::StreamLink;
 use self::tls::TrustAnchors;
+use self::udp::RECEIVE_BUFFER_BYTES;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
+use crate::name::Name;
 use crate::wire::MAX_UDP_BYTES;
 
 /// Consecutive case mismatches after which query names keep their letter case.
@@ -46,6 +51,8 @@ pub(super) struct Connector {
     /// Runtime of the connections, which all lanes share and which outlive any lane.
     runtime: Handle,
     trust_anchors: TrustAnchors,
+    /// Notified when an upstream comes back to life or turns out to be unreachable.
+    health_changed: Arc<Notify>,
 }
 
 impl Connector {
@@ -53,7 +60,8 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { runtime, trust_anchors: TrustAnchors::new(ca_file) })
+        let trust_anchors = TrustAnchors::new(ca_file);
+        Arc::new(Self { runtime, trust_anchors, health_changed: Arc::default() })
     }
 }
 
@@ -68,6 +76,12 @@ pub(super) struct Upstream {
     https: HttpsLink,
     /// Number of consecutive responses whose question differs in letter case.
     case_mismatches: AtomicU8,
+    /// Whether a response had an OPT record since EDNS was last disabled.
+    speaks_edns: AtomicBool,
+    /// The query of probes, with an OPT record.
+    probe_query: Outgoing,
+    /// The first query that the upstream answered with records, for probes.
+    answered_query: OnceLock<Outgoing>,
     /// Whether the upstream sends queries back to svcdns.
     looping: AtomicBool,
 }
@@ -98,6 +112,9 @@ pub(super) enum QueryFailure {
     /// No upstream answered in time.
     #[error("no upstream answered in time")]
     TimedOut,
+    /// All upstreams are dead, and none came back to life in time.
+    #[error("all upstreams are dead")]
+    Dead,
     /// No upstream could be reached.
     #[error("no upstream can be reached")]
     Unreachable,
@@ -115,24 +132,42 @@ pub(super) enum AttemptError {
     /// The response is invalid, with the reason.
     #[error("{0}")]
     BadResponse(Cow<'static, str>),
+    /// The response is no well-formed message.
+    #[error("its response is malformed")]
+    Malformed,
     /// Too many queries are in flight, or local resources are exhausted.
     #[error("too many queries are in flight")]
     Busy,
 }
 
 impl Upstream {
-    /// Makes an upstream of unknown health, without opening a socket.
+    /// Makes an upstream that may know all names.
+    #[cfg(test)]
     pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
+        Self::for_domain(target, connector, &Name::ROOT)
+    }
+
+    /// Makes an upstream of unknown health, without opening a socket.
+    ///
+    /// Probes ask for `domain`, the only one that the upstream has to know.
+    pub(super) fn for_domain(
+        target: Target,
+        connector: Arc<Connector>,
+        domain: &Name,
+    ) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             serial,
-            health: Health::new(target.to_string()),
+            health: Health::new(target.to_string(), Arc::clone(&connector.health_changed)),
             target,
             connector,
             link: StreamLink::default(),
             https: HttpsLink::default(),
             case_mismatches: AtomicU8::new(0),
+            speaks_edns: AtomicBool::new(false),
+            probe_query: Outgoing::probe(domain),
+            answered_query: OnceLock::new(),
             looping: AtomicBool::new(false),
         })
     }
@@ -145,6 +180,16 @@ impl Upstream {
     /// Returns the upstream's measurements.
     pub(super) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Returns the event that an upstream of the same connector came to life or became unreachable.
+    pub(super) fn health_changed(&self) -> &Notify {
+        &self.connector.health_changed
+    }
+
+    /// Returns whether queries have EDNS and the upstream is known to answer them.
+    pub(super) fn speaks_edns(&self) -> bool {
+        self.speaks_edns.load(Ordering::Relaxed)
     }
 
     /// Returns whether the upstream's address is private, loopback or link-local.
@@ -183,23 +228,68 @@ impl Upstream {
 impl Sockets {
     /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// An upstream that rejects EDNS is asked again without it (RFC 6891 section 7), and from then
-    /// on at the first attempt.
+    /// A query that fails with EDNS is repeated without it (RFC 6891 section 7). If that helps, and
+    /// EDNS turns out to be the cause, the upstream's next queries have no EDNS.
     pub(super) async fn attempt(
         &self,
         upstream: &Arc<Upstream>,
         outgoing: &Outgoing,
     ) -> Result<UpstreamResponse, AttemptError> {
         let edns = outgoing.has_opt() && !upstream.health.is_edns_disabled(Instant::now());
-        let response = self.send_once(upstream, outgoing, edns).await?;
-        if !(edns && response.rejects_edns()) {
-            return Ok(response);
+        let result = self.send_once(upstream, outgoing, edns).await;
+        if let Ok(response) = &result
+            && upstream.answered_query.get().is_none()
+            && response.has_answers()
+        {
+            // Another query may have set it this moment, which is as good.
+            let _ = upstream.answered_query.set(outgoing.clone());
         }
-        let plain = self.send_once(upstream, outgoing, false).await?;
-        if !plain.rejects_edns() {
-            upstream.health.disable_edns(Instant::now());
+        if !edns {
+            return result;
         }
-        Ok(plain)
+        match &result {
+            Ok(response) if !response.may_reject_edns() => {
+                if response.has_opt() && !upstream.speaks_edns() {
+                    upstream.speaks_edns.store(true, Ordering::Relaxed);
+                }
+                result
+            }
+            Ok(_) | Err(AttemptError::Malformed) => {
+                // Boxed because it is rare: other attempts must not reserve room for its future.
+                Box::pin(self.retry_without_edns(upstream, outgoing, result)).await
+            }
+            Err(_) => result,
+        }
+    }
+
+    /// Sends a query without EDNS and waits for the response, without a time limit.
+    pub(super) async fn attempt_without_edns(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        self.send_once(upstream, outgoing, false).await
+    }
+
+    /// Repeats a query without EDNS; `failed` is what came of it with EDNS.
+    async fn retry_without_edns(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        failed: Result<UpstreamResponse, AttemptError>,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        let plain = self.send_once(upstream, outgoing, false).await;
+        let rejected = failed.as_ref().is_ok_and(UpstreamResponse::rejects_edns);
+        match &plain {
+            Ok(response) if !response.may_reject_edns() => {
+                upstream.check_edns();
+                plain
+            }
+            // A refusal of the query itself, which may carry an extended error.
+            _ if failed.is_ok() && !rejected => failed,
+            Ok(_) => plain,
+            Err(_) => failed.or(plain),
+        }
     }
 
     /// Sends the query once over the upstream's protocol.
@@ -218,9 +308,7 @@ impl Sockets {
                 let message =
                     Box::pin(https::exchange(upstream, outgoing.to_packet(edns, false, true)))
                         .await?;
-                outgoing
-                    .read(message)
-                    .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+                outgoing.read(message).ok_or(AttemptError::Malformed)
             }
         }
     }
@@ -245,8 +333,14 @@ impl Sockets {
                 if random_case {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
-                // A malformed response may have been cut on the way: TCP decides.
-                if let Some(response) = outgoing.read(message) {
+                let may_be_cut = message.len() >= RECEIVE_BUFFER_BYTES || is_truncated(&message);
+                // A malformed response may have been cut on the way: TCP decides. Otherwise EDNS
+                // may be the cause.
+                let response = outgoing.read(message);
+                if response.is_none() && edns && !may_be_cut {
+                    return Err(AttemptError::Malformed);
+                }
+                if let Some(response) = response {
                     if !response.is_truncated() {
                         return Ok(response);
                     }
@@ -305,7 +399,5 @@ async fn over_stream(
         }
         PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
     };
-    outgoing
-        .read(message)
-        .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+    outgoing.read(message).ok_or(AttemptError::Malformed)
 }

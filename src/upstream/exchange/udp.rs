@@ -44,7 +44,7 @@ pub(super) const MAX_STRAYS: u32 = 3;
 ///
 /// Queries advertise 1,232 bytes, which some upstreams exceed. A longer response is cut, hence
 /// malformed, hence retried over TCP.
-const RECEIVE_BUFFER_BYTES: usize = 4096;
+pub(super) const RECEIVE_BUFFER_BYTES: usize = 4096;
 
 /// Time after which the sockets of an unused upstream are closed.
 const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);

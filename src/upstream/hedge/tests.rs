@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::exchange::{Connector, Incoming, Outgoing, QueryFailure, Sockets, Upstream};
+use super::super::order::{UpstreamList, UpstreamOrder};
 use super::super::{Protocol, Target};
-use crate::wire::u16_at;
+use crate::wire::{rcode, u16_at};
 
+mod edns;
+mod order;
 mod secure;
 
 /// The test upstream, which the integration tests use, too.
@@ -17,6 +20,19 @@ mod upstream;
 use upstream::{Behaviour, Damage, Edns, Forged, Record, Tcp};
 
 type TestServer = upstream::Upstream;
+
+impl Sockets {
+    /// Queries the upstreams, the fastest first.
+    async fn query(
+        &self,
+        upstreams: &[Arc<Upstream>],
+        outgoing: &Outgoing,
+        deadline: Instant,
+    ) -> Result<Incoming, QueryFailure> {
+        let list = UpstreamList::new(upstreams, UpstreamOrder::Fastest);
+        self.query_upstreams(&list, outgoing, deadline).await
+    }
+}
 
 /// Polls until `check` returns a value.
 fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
@@ -328,7 +344,7 @@ async fn dead_upstreams_do_not_delay_queries() {
 }
 
 #[tokio::test]
-async fn all_upstreams_are_asked_at_once_if_all_are_dead() {
+async fn all_upstreams_are_probed_at_once_if_all_are_dead() {
     let (one, other) = (server(), server());
     one.behave(Behaviour::never());
     other.behave(Behaviour::never());
@@ -562,25 +578,6 @@ async fn failures_are_retried_at_other_upstreams() {
     let (answer, limit) = ask_counting(&sockets, &upstreams, &outgoing()).await;
     assert_correct(&answer.unwrap());
     assert!(bad.queries().len() <= limit);
-}
-
-#[tokio::test]
-async fn upstreams_without_edns_are_queried_without_it() {
-    let sockets = Sockets::default();
-    for edns in [Edns::FormErr, Edns::BadVersion] {
-        let server = server();
-        server.behave(Behaviour::edns(edns));
-        let upstream = [upstream_of(target(&server))];
-        let (answer, limit) = ask_counting(&sockets, &upstream, &outgoing()).await;
-        assert_correct(&answer.unwrap());
-        for _ in 0..4 {
-            assert_correct(
-                &sockets.query(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
-            );
-        }
-        let with = server.queries().iter().filter(|asked| asked.query.opt.is_some()).count();
-        assert!((1..=limit).contains(&with), "{edns:?}: {with} queries, {limit} at most");
-    }
 }
 
 #[tokio::test]

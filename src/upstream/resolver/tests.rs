@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
@@ -12,6 +13,7 @@ use crate::wire::{Parsed, question_end, rcode, records};
 
 const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
+const NOT_SENT: ExchangeError = ExchangeError { error: TOO_LATE, sent: false };
 
 /// What the scripted upstream does with a query.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,8 @@ enum ScriptedAction {
     Truncate(u16),
     /// Does not answer before the deadline.
     Hang,
+    /// Fails at once, as no upstream is alive.
+    Fail,
     Panic,
 }
 
@@ -36,9 +40,15 @@ enum ScriptedAction {
 struct ScriptedUpstream {
     next: Mutex<VecDeque<ScriptedAction>>,
     asked: Mutex<Vec<Vec<u8>>>,
+    /// Whether the upstream is known to be dead.
+    down: AtomicBool,
 }
 
 impl Exchange for ScriptedUpstream {
+    fn is_down(&self, _: CacheKey<'_>) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
     async fn query(
         &self,
         _: CacheKey<'_>,
@@ -82,6 +92,7 @@ impl Exchange for ScriptedUpstream {
                 sleep_until(deadline.into()).await;
                 return Err(NO_RESPONSE);
             }
+            ScriptedAction::Fail => return Err(NOT_SENT),
             ScriptedAction::Panic => panic!("asked to panic"),
         }
         Ok(message.into())
@@ -107,6 +118,7 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     let upstream = ScriptedUpstream {
         next: Mutex::new(action.iter().copied().collect()),
         asked: Mutex::default(),
+        down: AtomicBool::default(),
     };
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
@@ -413,6 +425,72 @@ async fn stale_answers_are_served_when_upstreams_are_slow() {
         ParsedAnswer { authoritative: true, ..answer(20) }
     );
     assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), Some(answer(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
+    let fail = ScriptedAction::Fail;
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), fail, fail, fail, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    for asked in 2..4 {
+        assert_eq!(
+            fixture.cached_response(&plain("a"), Transport::Udp),
+            Some(stale(ExtendedError::STALE_ANSWER))
+        );
+        // A refresh waits in the background for an upstream to come back.
+        sleep(seconds(1)).await;
+        assert_eq!(fixture.asked(), asked);
+    }
+    // A caller that did not look into the cache does not wait either.
+    let began = now();
+    let request = plain("a");
+    let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+    let (_, age) =
+        fixture.resolver.resolve_entry(&fixture.upstream, &query, now(), true).await.unwrap();
+    assert_eq!((age, now()), (Age::Stale, began));
+    // Once an upstream is back, it is asked at once: no failure defers that.
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_upstreams_that_turn_out_to_be_dead_defer_no_refresh() {
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    let asked = fixture.ask(&plain("a"), Transport::Udp);
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(asked.await.unwrap(), stale(ExtendedError::STALE_ANSWER));
+    sleep(seconds(5)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_for_want_of_a_live_upstream_are_not_cached() {
+    let fixture = fixture(&[ScriptedAction::Fail, ScriptedAction::Answer(10, 0)], STALE);
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(fixture.answer(&plain("a")).await, failure(NOT_SENT.error.code));
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(10) }
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -257,3 +257,16 @@ fn a_file_that_names_only_us_is_a_fault() {
         [""; 0]
     );
 }
+
+#[test]
+fn options_rotate_counts_for_the_servers_of_its_file() {
+    let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
+    let rotating = "options timeout:1 rotate\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    assert!(machine().file(RESOLV_CONF, rotating).snapshot().rotate);
+    assert!(!machine().file(RESOLV_CONF, "nameserver 192.0.2.1\n").snapshot().rotate);
+    let ours = "nameserver 127.0.0.1\n";
+    assert!(machine().file(RESOLV_CONF, ours).file(RESOLV_CONF_BACKUP, rotating).snapshot().rotate);
+    let stub = "nameserver 127.0.0.53\noptions rotate\n";
+    let servers = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    assert!(!machine().file(RESOLV_CONF, stub).file(RESOLVED, servers).snapshot().rotate);
+}

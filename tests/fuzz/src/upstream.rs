@@ -135,6 +135,7 @@ async fn sockets() -> (UdpSocket, TcpListener) {
 
 fn settings(upstream: SocketAddr) -> Settings {
     Settings {
+        order: None,
         servers: Servers::Named(vec![upstream.to_string().parse().unwrap()]),
         domains: Vec::new(),
         own: Vec::new(),

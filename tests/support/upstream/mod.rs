@@ -141,10 +141,21 @@ impl Upstream {
             .collect()
     }
 
-    /// Returns all queried names in lower case, except tokens of the loop guard.
+    /// Returns all queried names in lower case, except those of svcdns's own queries.
+    ///
+    /// These are the tokens of the loop guard and probes.
     pub(crate) fn names(&self) -> BTreeSet<String> {
-        let names = self.queries().into_iter().map(|received| received.query.name.to_lowercase());
-        names.filter(|name| !name.starts_with("svcdns-loop-check-")).collect()
+        let queries = self.queries().into_iter().map(|received| received.query);
+        queries
+            .filter(|query| query.qtype != rtype::NS)
+            .map(|query| query.name.to_lowercase())
+            .filter(|name| !name.starts_with("svcdns-loop-check-"))
+            .collect()
+    }
+
+    /// Returns the probes: queries for NS records, which the tests' clients never ask for.
+    pub(crate) fn probes(&self) -> Vec<ReceivedQuery> {
+        self.queries().into_iter().filter(|received| received.query.qtype == rtype::NS).collect()
     }
 
     /// Waits until a name was queried this many times.

@@ -156,6 +156,13 @@ async fn answer(
         Edns::BadVersion if query.opt.is_some() => {
             return Some(Message::code(16).to_bytes(query));
         }
+        Edns::Silent if query.opt.is_some() => return None,
+        Edns::Code(code) if query.opt.is_some() => {
+            return Some(Message::code(code).to_bytes(&query.without_opt()));
+        }
+        Edns::CodeWithOpt(code) if query.opt.is_some() => {
+            return Some(Message::code(code).to_bytes(query));
+        }
         _ => {}
     }
     let seen = if behaviour.edns == Edns::Ignored { query.without_opt() } else { query.clone() };
@@ -169,7 +176,29 @@ async fn answer(
         Reply::Made(make) => make(&seen),
         Reply::Forward(to) => forward(query, *to).await?,
     };
+    let bytes = if seen.opt.is_some() { misplace_opt(bytes, behaviour.edns) } else { bytes };
     Some(damage(bytes, &seen, behaviour.damage))
+}
+
+/// Damages a response whose last record is OPT, without options.
+fn misplace_opt(mut bytes: Vec<u8>, edns: Edns) -> Vec<u8> {
+    let opt = bytes.len() - 11..bytes.len();
+    match edns {
+        Edns::Misplaced => {
+            // OPT belongs to the last section that has any records without it.
+            bytes[11] -= 1;
+            let section = if bytes[9] == 0 { 7 } else { 9 };
+            bytes[section] += 1;
+        }
+        Edns::Twice => {
+            bytes[11] += 1;
+            bytes.extend_from_within(opt);
+        }
+        Edns::Trailing => bytes.extend([0xAB; 7]),
+        Edns::Cut => bytes.truncate(opt.start - 2),
+        _ => {}
+    }
+    bytes
 }
 
 /// Forwards the query in a new message.

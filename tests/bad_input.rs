@@ -751,7 +751,7 @@ fn files_with_secrets_that_nobody_or_everybody_can_read_cause_warnings() {
     for warning in [&readable, &unreadable] {
         assert!(error.contains(&format!("svcdns: warning: {warning}")), "{error}");
     }
-    let password = format!("The password of the registry main is set, in the file {open}.");
+    let password = format!("The password of registry main is set in the file {open}.");
     assert!(output.contains(&password), "{output}");
     let line = |key: &str| {
         output.lines().find(|line| line.split_whitespace().next() == Some(key)).unwrap_or_default()

@@ -7,6 +7,7 @@
 mod https;
 mod packet;
 mod pending;
+mod reconnect;
 mod stream;
 mod tls;
 mod udp;
@@ -212,12 +213,13 @@ impl Sockets {
         match &upstream.target.protocol {
             Protocol::Plain => self.over_udp_then_tcp(upstream, outgoing, edns).await,
             // Boxed, so that the more common UDP exchange does not reserve room for their futures.
-            Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
-            Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
+            Protocol::Tcp => Box::pin(self.over_stream(upstream, outgoing, edns, false)).await,
+            Protocol::Tls { .. } => {
+                Box::pin(self.over_stream(upstream, outgoing, edns, true)).await
+            }
             Protocol::Https { .. } => {
-                let message =
-                    Box::pin(https::exchange(upstream, outgoing.to_packet(edns, false, true)))
-                        .await?;
+                let packet = outgoing.to_packet(edns, false, true);
+                let message = Box::pin(https::exchange(upstream, packet, self.exclusive)).await?;
                 outgoing
                     .read(message)
                     .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
@@ -235,7 +237,7 @@ impl Sockets {
         edns: bool,
     ) -> Result<UpstreamResponse, AttemptError> {
         if outgoing.message().len() > MAX_UDP_BYTES {
-            return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+            return Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case()
             && upstream.case_mismatches.load(Ordering::Relaxed) < MAX_CASE_MISMATCHES;
@@ -252,7 +254,7 @@ impl Sockets {
                     }
                     let complete = Box::pin(tokio::time::timeout(
                         TCP_RETRY_TIMEOUT,
-                        over_stream(upstream, outgoing, edns, false),
+                        self.over_stream(upstream, outgoing, edns, false),
                     ))
                     .await;
                     let reason = match complete {
@@ -269,9 +271,11 @@ impl Sockets {
             }
             PendingOutcome::CaseMismatch(_) => case_mismatch = true,
             PendingOutcome::Suspicious => {}
-            PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
         }
-        let response = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+        let response = Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         if case_mismatch && response.is_err() {
             upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(AttemptError::BadResponse(
@@ -280,32 +284,36 @@ impl Sockets {
         }
         response
     }
-}
 
-/// Queries over TCP or TLS.
-async fn over_stream(
-    upstream: &Arc<Upstream>,
-    outgoing: &Outgoing,
-    edns: bool,
-    padded: bool,
-) -> Result<UpstreamResponse, AttemptError> {
-    // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
-    // learn whether the upstream echoes it.
-    let random_case = outgoing.random_case() && !padded;
-    let message = match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded))
-        .await?
-    {
-        PendingOutcome::Response(message) => message,
-        PendingOutcome::CaseMismatch(message) => {
-            upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
-            message
-        }
-        PendingOutcome::Suspicious => {
-            return Err(AttemptError::BadResponse("its response does not match the query".into()));
-        }
-        PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
-    };
-    outgoing
-        .read(message)
-        .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+    /// Queries over TCP or TLS.
+    async fn over_stream(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+        padded: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        // An off-path attacker cannot inject into a connection. The case is randomized over TCP
+        // only to learn whether the upstream echoes it.
+        let random_case = outgoing.random_case() && !padded;
+        let packet = outgoing.to_packet(edns, random_case, padded);
+        let message = match stream::exchange(upstream, &packet, self.exclusive).await? {
+            PendingOutcome::Response(message) => message,
+            PendingOutcome::CaseMismatch(message) => {
+                upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
+                message
+            }
+            PendingOutcome::Suspicious => {
+                return Err(AttemptError::BadResponse(
+                    "its response does not match the query".into(),
+                ));
+            }
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
+        };
+        outgoing
+            .read(message)
+            .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+    }
 }

@@ -18,8 +18,10 @@ pub(super) enum PendingOutcome {
     CaseMismatch(Vec<u8>),
     /// Too many unexpected packets: an attacker may be guessing, so retry over TCP.
     Suspicious,
-    /// The upstream cannot be reached or closed the connection, with the reason.
+    /// The upstream cannot be reached, with the reason.
     Unreachable(String),
+    /// The connection ended before the response arrived, with the reason: another may do.
+    Disconnected(String),
 }
 
 /// How long an abandoned query stays in the table.

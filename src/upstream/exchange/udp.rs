@@ -54,6 +54,8 @@ const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Their readers run on the Tokio runtime of the query that opens them.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Sockets {
+    /// Whether each query over TCP, TLS or HTTPS gets a connection of its own.
+    pub(super) exclusive: bool,
     pools: Mutex<HashMap<u64, SocketPool, foldhash::fast::RandomState>>,
 }
 
@@ -91,6 +93,11 @@ struct QuerySocket {
 }
 
 impl Sockets {
+    /// Makes sockets whose queries do not share connections with other queries.
+    pub(in crate::upstream) fn exclusive() -> Self {
+        Self { exclusive: true, ..Self::default() }
+    }
+
     /// Sends a query in one datagram and waits for the outcome.
     pub(super) async fn over_udp(
         &self,

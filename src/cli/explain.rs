@@ -113,6 +113,7 @@ fn text(explanation: &Explanation) -> String {
         limit,
         truncated,
         left_out,
+        txt_omissions,
         setting,
     } = explanation;
     let mut text = format!("{name} {rtype}\n");
@@ -163,6 +164,7 @@ fn text(explanation: &Explanation) -> String {
         "answers = {setting}: {left_out} records left out, TC {}",
         if *truncated { "set" } else { "not set" }
     ));
+    response.extend(txt_omissions.iter().cloned());
     part("Response", response);
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());

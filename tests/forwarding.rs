@@ -566,20 +566,20 @@ fn equal_queries_are_sent_once() {
 fn ids_and_ports_are_random() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
-    for number in 0..300 {
+    for number in 0..400 {
         let _ =
             dns::ask(server.address(), &format!("number{number}.with.some.letters.test"), dns::A);
     }
     let received: Vec<_> =
         upstream.queries().into_iter().filter(|received| received.query.name.len() > 20).collect();
-    assert!(received.len() >= 300);
+    assert!(received.len() >= 400);
     let ids: Vec<u16> = received.iter().map(|received| received.query.id).collect();
     let distinct: BTreeSet<_> = ids.iter().collect();
-    assert!(distinct.len() > 280, "{} ids of {}", distinct.len(), ids.len());
+    assert!(distinct.len() > 380, "{} ids of {}", distinct.len(), ids.len());
     let in_order = ids.windows(2).filter(|pair| pair[1].wrapping_sub(pair[0]) < 16).count();
     assert!(in_order < 10, "{in_order} ids follow one another");
     let ports: BTreeSet<_> = received.iter().map(|received| received.source.port()).collect();
-    assert!(ports.len() >= 8, "only the ports {ports:?}");
+    assert!(ports.len() > 380, "{} ports of {}", ports.len(), received.len());
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! configured, and padding where the transport is encrypted. A response keeps its id; its question
 //! section gets the original letter case back.
 
+mod datagram;
 mod https;
+mod one_shot;
 mod packet;
 mod pending;
 mod reconnect;
@@ -14,13 +16,17 @@ mod udp;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 pub(super) use packet::{Outgoing, UpstreamResponse};
 pub use tls::CaFileError;
@@ -41,12 +47,19 @@ const MAX_CASE_MISMATCHES: u8 = 3;
 /// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Limit of sockets with one query each, for all lanes and upstreams.
+///
+/// They never take more than a quarter of the descriptors that the process may open.
+const MAX_ONE_SHOT_SOCKETS: usize = 4096;
+
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
     /// Runtime of the connections, which all lanes share and which outlive any lane.
     runtime: Handle,
     trust_anchors: TrustAnchors,
+    /// One permit for each descriptor of a [`OneShotSocket`](one_shot::OneShotSocket).
+    one_shot_permits: Arc<Semaphore>,
 }
 
 impl Connector {
@@ -54,7 +67,13 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { runtime, trust_anchors: TrustAnchors::new(ca_file) })
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let permits = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            runtime,
+            trust_anchors: TrustAnchors::new(ca_file),
+            one_shot_permits: Arc::new(Semaphore::new(permits.min(MAX_ONE_SHOT_SOCKETS))),
+        })
     }
 }
 
@@ -119,6 +138,19 @@ pub(super) enum AttemptError {
     /// Too many queries are in flight, or local resources are exhausted.
     #[error("too many queries are in flight")]
     Busy,
+}
+
+impl AttemptError {
+    /// Makes the error of a UDP socket's system call.
+    fn of_socket(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // Local resource exhaustion, not an upstream failure. EAGAIN: no port is free.
+            Some(
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN,
+            ) => Self::Busy,
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
 }
 
 impl Upstream {

@@ -29,6 +29,9 @@ pub(super) enum PendingOutcome {
 /// A late response still shows that the upstream is alive.
 pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
 
+/// Number of unexpected packets after which the pending queries move to TCP.
+pub(super) const MAX_STRAYS: u32 = 3;
+
 /// The pending queries by message id, shared by their senders and the reader.
 #[derive(Debug)]
 pub(super) struct Pending {

@@ -16,9 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::packet::Packet;
-use super::pending::{Delivery, Pending, PendingOutcome};
+use super::pending::{Delivery, MAX_STRAYS, Pending, PendingOutcome};
 use super::reconnect::{Answered, ConnectError, LostConnections, MAX_EXCLUSIVE_CONNECTIONS};
-use super::udp::MAX_STRAYS;
 use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER_BYTES;

@@ -183,10 +183,6 @@ fn https(address: SocketAddr, name: Option<&str>) -> Target {
     }
 }
 
-fn long() -> Instant {
-    Instant::now() + seconds(30)
-}
-
 #[tokio::test]
 async fn tls_queries_are_padded_and_sessions_resumed() {
     let authority = Authority::new();

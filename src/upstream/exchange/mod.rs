@@ -52,6 +52,9 @@ const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 /// They never take more than a quarter of the descriptors that the process may open.
 const MAX_ONE_SHOT_SOCKETS: usize = 4096;
 
+/// Limit of descriptors if the kernel does not tell it: an old seccomp filter may be in the way.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -67,7 +70,8 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let descriptors =
+            getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
         let permits = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
         Arc::new(Self {
             runtime,

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
-use super::datagram::{MAX_UDP_RESPONSE_BYTES, mark_empty, readable};
+use super::datagram::{MAX_UDP_RESPONSE_BYTES, readable};
 use super::packet::{Packet, ResponseMatch};
 use super::pending::{ABANDONED_QUERY_LIFETIME, MAX_STRAYS, PendingOutcome};
 use super::{AttemptError, Upstream};
@@ -90,9 +90,12 @@ impl OneShotSocket {
     }
 
     /// Gives the port back; returns the socket if it can be used again.
+    ///
+    /// A socket that holds another datagram cannot: the next query would take it for a forgery.
     fn release_port(self) -> Option<Self> {
-        mark_empty(&self.io);
-        rustix::net::connect_unspec(&self.io).is_ok().then_some(self)
+        rustix::net::connect_unspec(&self.io).ok()?;
+        let rest = self.io.try_recv(&mut [0]);
+        rest.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(self)
     }
 
     /// Sends a query with a random id from a new port.

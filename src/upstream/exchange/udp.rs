@@ -32,7 +32,7 @@ const MAX_QUERIES_PER_SOCKET: u32 = 256;
 const MAX_SOCKET_AGE: Duration = Duration::from_secs(2);
 
 /// Limit of idle sockets kept for queries with a port of their own, for each upstream.
-const MAX_IDLE_SOCKETS: usize = 32;
+const MAX_IDLE_SOCKETS: usize = 8;
 
 /// Limit of queries in flight on one socket.
 const MAX_IN_FLIGHT: usize = 512;
@@ -354,6 +354,27 @@ mod tests {
         }
         // All of the pool, unless a busy machine took so long that it was replaced.
         assert!((60..=2 * SOCKETS_PER_UPSTREAM).contains(&ports.len()), "{} ports", ports.len());
+    }
+
+    #[tokio::test]
+    async fn duplicate_responses_do_not_disturb_later_queries() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let target = Target { address, protocol: Protocol::Plain };
+        let upstream = Upstream::new(target, Connector::new(Handle::current(), None));
+        let sockets = Sockets::default();
+        let mut buffer = [0; 512];
+        for _ in 0..20 {
+            let answer = async {
+                let (length, source) = server.recv_from(&mut buffer).await.unwrap();
+                buffer[2] |= flags::QR.to_be_bytes()[0];
+                for _ in 0..5 {
+                    server.send_to(&buffer[..length], source).await.unwrap();
+                }
+            };
+            let (outcome, ()) = tokio::join!(sockets.over_udp(&upstream, packet()), answer);
+            assert!(matches!(outcome.unwrap(), PendingOutcome::Response(_)));
+        }
     }
 
     #[tokio::test]

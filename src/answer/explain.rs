@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::RData;
+use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +18,8 @@ use super::message::ResponseWriter;
 use super::node::Node;
 use super::respond::AnswerOutcome;
 use super::settings::Answers;
-use super::suggest;
 use super::table::Snapshot;
+use super::{rare, suggest};
 use crate::catalog::Instance;
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
@@ -69,6 +70,9 @@ pub struct Explanation {
     pub truncated: bool,
     /// Number of records left out of the answer section.
     pub left_out: usize,
+    /// What the TXT records lack of the instances' metadata.
+    #[serde(default)]
+    pub txt_omissions: Vec<String>,
     /// Value of the `answers` setting.
     pub setting: String,
     /// The response over TCP, if its size leaves something out.
@@ -152,10 +156,13 @@ impl Answerer {
             if labels.is_empty() {
                 explanation.parsed.push("the zone apex".to_owned());
             } else {
-                full::resolve(snapshot, &self.settings, &labels, |step| {
+                let found = full::resolve(snapshot, &self.settings, &labels, |step| {
                     failure.add_step(&step);
                     explanation.add_step(&step, snapshot);
                 });
+                if let full::NameLookup::Selection(selection) = found {
+                    explanation.txt_omissions = rare::txt_omissions(&selection.instances);
+                }
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("reverse name of {address}"));
@@ -332,6 +339,9 @@ impl Explanation {
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
         self.truncated = message.metadata.truncation;
         self.answers = message.answers.iter().map(ToString::to_string).collect();
+        if !message.answers.iter().any(|record| record.record_type() == RecordType::TXT) {
+            self.txt_omissions.clear();
+        }
         let others = message.authorities.iter().chain(&message.additionals);
         self.others = others.map(ToString::to_string).collect();
         let option = message

@@ -111,11 +111,9 @@ impl ResponseWriter<'_> {
         }
 
         let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let flags = flags::QR
-            | query.flags & (flags::OPCODE | flags::RD | flags::CD)
+        let flags = query.response_flags(settings.forwarding)
             | flag(*authoritative, flags::AA)
             | flag(truncated, flags::TC)
-            | flag(settings.forwarding, flags::RA)
             | rcode & 0xF;
         // A message has at most 65,535 bytes, hence fewer records.
         let counts = [

@@ -118,6 +118,7 @@ fn text(explanation: &Explanation) -> String {
         limit,
         truncated,
         left_out,
+        txt_omissions,
         setting,
         over_tcp,
     } = explanation;
@@ -175,6 +176,7 @@ fn text(explanation: &Explanation) -> String {
              out"
         )
     }));
+    response.extend(txt_omissions.iter().cloned());
     part("Response", response);
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());

@@ -4,24 +4,30 @@
 //! configured, and padding where the transport is encrypted. A response keeps its id; its question
 //! section gets the original letter case back.
 
+mod datagram;
 mod https;
+mod one_shot;
 mod packet;
 mod pending;
 mod probe;
+mod reconnect;
 mod stream;
 mod tls;
 mod udp;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use packet::is_truncated;
 pub(super) use packet::{Outgoing, UpstreamResponse};
@@ -29,11 +35,11 @@ pub use tls::CaFileError;
 pub(super) use tls::check_ca_file;
 pub(super) use udp::Sockets;
 
+use self::datagram::MAX_UDP_RESPONSE_BYTES;
 use self::https::HttpsLink;
 use self::pending::PendingOutcome;
 use self::stream::StreamLink;
 use self::tls::TrustAnchors;
-use self::udp::RECEIVE_BUFFER_BYTES;
 use super::health::{Health, UpstreamReport};
 use super::{Protocol, Target};
 use crate::name::Name;
@@ -45,6 +51,14 @@ const MAX_CASE_MISMATCHES: u8 = 3;
 /// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Limit of sockets with one query each, for all lanes and upstreams.
+///
+/// They never take more than a quarter of the descriptors that the process may open.
+const MAX_ONE_SHOT_SOCKETS: usize = 4096;
+
+/// Limit of descriptors if the kernel does not tell it: an old seccomp filter may be in the way.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -53,6 +67,8 @@ pub(super) struct Connector {
     trust_anchors: TrustAnchors,
     /// Notified when an upstream comes back to life or turns out to be unreachable.
     health_changed: Arc<Notify>,
+    /// One permit for each descriptor of a [`OneShotSocket`](one_shot::OneShotSocket).
+    one_shot_permits: Arc<Semaphore>,
 }
 
 impl Connector {
@@ -60,8 +76,15 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        let trust_anchors = TrustAnchors::new(ca_file);
-        Arc::new(Self { runtime, trust_anchors, health_changed: Arc::default() })
+        let descriptors =
+            getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
+        let permits = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            runtime,
+            trust_anchors: TrustAnchors::new(ca_file),
+            health_changed: Arc::default(),
+            one_shot_permits: Arc::new(Semaphore::new(permits.min(MAX_ONE_SHOT_SOCKETS))),
+        })
     }
 }
 
@@ -138,6 +161,19 @@ pub(super) enum AttemptError {
     /// Too many queries are in flight, or local resources are exhausted.
     #[error("too many queries are in flight")]
     Busy,
+}
+
+impl AttemptError {
+    /// Makes the error of a UDP socket's system call.
+    fn of_socket(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // Local resource exhaustion, not an upstream failure. EAGAIN: no port is free.
+            Some(
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN,
+            ) => Self::Busy,
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
 }
 
 impl Upstream {
@@ -302,12 +338,13 @@ impl Sockets {
         match &upstream.target.protocol {
             Protocol::Plain => self.over_udp_then_tcp(upstream, outgoing, edns).await,
             // Boxed, so that the more common UDP exchange does not reserve room for their futures.
-            Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
-            Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
+            Protocol::Tcp => Box::pin(self.over_stream(upstream, outgoing, edns, false)).await,
+            Protocol::Tls { .. } => {
+                Box::pin(self.over_stream(upstream, outgoing, edns, true)).await
+            }
             Protocol::Https { .. } => {
-                let message =
-                    Box::pin(https::exchange(upstream, outgoing.to_packet(edns, false, true)))
-                        .await?;
+                let packet = outgoing.to_packet(edns, false, true);
+                let message = Box::pin(https::exchange(upstream, packet, self.exclusive)).await?;
                 outgoing.read(message).ok_or(AttemptError::Malformed)
             }
         }
@@ -323,7 +360,7 @@ impl Sockets {
         edns: bool,
     ) -> Result<UpstreamResponse, AttemptError> {
         if outgoing.message().len() > MAX_UDP_BYTES {
-            return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+            return Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case()
             && upstream.case_mismatches.load(Ordering::Relaxed) < MAX_CASE_MISMATCHES;
@@ -333,7 +370,7 @@ impl Sockets {
                 if random_case {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
-                let may_be_cut = message.len() >= RECEIVE_BUFFER_BYTES || is_truncated(&message);
+                let may_be_cut = message.len() >= MAX_UDP_RESPONSE_BYTES || is_truncated(&message);
                 // A malformed response may have been cut on the way: TCP decides. Otherwise EDNS
                 // may be the cause.
                 let response = outgoing.read(message);
@@ -346,7 +383,7 @@ impl Sockets {
                     }
                     let complete = Box::pin(tokio::time::timeout(
                         TCP_RETRY_TIMEOUT,
-                        over_stream(upstream, outgoing, edns, false),
+                        self.over_stream(upstream, outgoing, edns, false),
                     ))
                     .await;
                     let reason = match complete {
@@ -363,9 +400,11 @@ impl Sockets {
             }
             PendingOutcome::CaseMismatch(_) => case_mismatch = true,
             PendingOutcome::Suspicious => {}
-            PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
         }
-        let response = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+        let response = Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         if case_mismatch && response.is_err() {
             upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(AttemptError::BadResponse(
@@ -374,30 +413,34 @@ impl Sockets {
         }
         response
     }
-}
 
-/// Queries over TCP or TLS.
-async fn over_stream(
-    upstream: &Arc<Upstream>,
-    outgoing: &Outgoing,
-    edns: bool,
-    padded: bool,
-) -> Result<UpstreamResponse, AttemptError> {
-    // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
-    // learn whether the upstream echoes it.
-    let random_case = outgoing.random_case() && !padded;
-    let message = match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded))
-        .await?
-    {
-        PendingOutcome::Response(message) => message,
-        PendingOutcome::CaseMismatch(message) => {
-            upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
-            message
-        }
-        PendingOutcome::Suspicious => {
-            return Err(AttemptError::BadResponse("its response does not match the query".into()));
-        }
-        PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
-    };
-    outgoing.read(message).ok_or(AttemptError::Malformed)
+    /// Queries over TCP or TLS.
+    async fn over_stream(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+        padded: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        // An off-path attacker cannot inject into a connection. The case is randomized over TCP
+        // only to learn whether the upstream echoes it.
+        let random_case = outgoing.random_case() && !padded;
+        let packet = outgoing.to_packet(edns, random_case, padded);
+        let message = match stream::exchange(upstream, &packet, self.exclusive).await? {
+            PendingOutcome::Response(message) => message,
+            PendingOutcome::CaseMismatch(message) => {
+                upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
+                message
+            }
+            PendingOutcome::Suspicious => {
+                return Err(AttemptError::BadResponse(
+                    "its response does not match the query".into(),
+                ));
+            }
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
+        };
+        outgoing.read(message).ok_or(AttemptError::Malformed)
+    }
 }

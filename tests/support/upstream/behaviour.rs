@@ -151,6 +151,15 @@ pub(crate) enum Tcp {
     Half,
 }
 
+/// When the upstream closes a TCP connection, whatever is asked on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Closing {
+    /// Number of connections that end at their first query, without an answer; counts down.
+    pub(crate) unanswered: usize,
+    /// Number of answers after which every other connection ends, if it does.
+    pub(crate) after: Option<usize>,
+}
+
 impl Behaviour {
     pub(crate) fn never() -> Self {
         Self { reply: Reply::Never, ..Self::default() }

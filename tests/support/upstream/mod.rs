@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 #[allow(unused_imports, reason = "each test program takes what it needs")]
-pub(crate) use behaviour::{Behaviour, Damage, Edns, Forged, Reply, Tcp};
+pub(crate) use behaviour::{Behaviour, Closing, Damage, Edns, Forged, Reply, Tcp};
 #[allow(unused_imports, reason = "each test program takes what it needs")]
 pub(crate) use message::{Message, Query, Record, rtype};
 
@@ -54,6 +54,7 @@ struct State {
     received: Mutex<Vec<ReceivedQuery>>,
     /// Number of TCP connections accepted so far.
     connections: Mutex<usize>,
+    closing: Mutex<Closing>,
 }
 
 #[derive(Default)]
@@ -87,6 +88,7 @@ impl Upstream {
             behaviours: Mutex::default(),
             received: Mutex::default(),
             connections: Mutex::default(),
+            closing: Mutex::default(),
         });
         {
             let _inside = runtime.enter();
@@ -126,6 +128,11 @@ impl Upstream {
             .unwrap()
             .names
             .insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
+    }
+
+    /// Sets when connections accepted from now on are closed.
+    pub(crate) fn close_connections(&self, closing: Closing) {
+        *self.state.closing.lock().unwrap() = closing;
     }
 
     /// Returns all queries in order of arrival.

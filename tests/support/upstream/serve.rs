@@ -56,12 +56,23 @@ pub(super) async fn tcp(listener: TcpListener, state: Arc<State>) {
 
 /// Serves one connection, with responses out of order (RFC 7766 section 7).
 async fn connection(stream: TcpStream, source: SocketAddr, state: Arc<State>) {
+    let closing = {
+        let mut closing = state.closing.lock().unwrap();
+        let this = if closing.unanswered > 0 { Some(0) } else { closing.after };
+        closing.unanswered = closing.unanswered.saturating_sub(1);
+        this
+    };
     let (mut reader, mut writer) = stream.into_split();
     let (send, mut answers) = mpsc::unbounded_channel::<Option<Vec<u8>>>();
     let writing = async move {
+        let mut written = 0;
         // `None` closes the connection.
         while let Some(Some(bytes)) = answers.recv().await {
-            if writer.write_all(&bytes).await.is_err() {
+            if closing == Some(0) || writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+            written += 1;
+            if closing == Some(written) {
                 break;
             }
         }

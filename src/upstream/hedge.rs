@@ -92,6 +92,8 @@ struct RunningAttempt<'a> {
     index: usize,
     /// Whether it leaves out EDNS because the upstream is silent.
     without_edns: bool,
+    /// Whether it repeats a query over TCP after a truncated response.
+    over_tcp: bool,
     attempt: Attempt<'a>,
 }
 
@@ -105,6 +107,8 @@ struct UpstreamCandidate<'a> {
     finished: bool,
     /// Whether it was asked without EDNS because of its silence.
     without_edns: bool,
+    /// Whether it was asked over TCP after a truncated response.
+    over_tcp: bool,
 }
 
 /// A query in progress over several upstreams.
@@ -134,7 +138,14 @@ struct HedgedQuery<'a> {
 impl<'a> UpstreamCandidate<'a> {
     /// Makes a candidate that has not been asked yet.
     fn new(upstream: &'a Arc<Upstream>, rank: Rank) -> Self {
-        Self { upstream, rank, started: None, finished: false, without_edns: false }
+        Self {
+            upstream,
+            rank,
+            started: None,
+            finished: false,
+            without_edns: false,
+            over_tcp: false,
+        }
     }
 
     /// Returns whether the upstream can be asked next: a dead one only once it is back.
@@ -236,9 +247,8 @@ impl<'a> HedgedQuery<'a> {
             let now = Instant::now();
             match event {
                 Some((at, result)) => {
-                    let RunningAttempt { index, without_edns, .. } =
-                        self.in_progress.swap_remove(at);
-                    if let Some(incoming) = self.take_result(index, without_edns, result) {
+                    let running = self.in_progress.swap_remove(at);
+                    if let Some(incoming) = self.take_result(&running, result) {
                         return Ok(incoming);
                     }
                     if self.may_advance(now) {
@@ -364,13 +374,14 @@ impl<'a> HedgedQuery<'a> {
     /// Takes the result of one attempt; returns the response if it is conclusive.
     fn take_result(
         &mut self,
-        index: usize,
-        without_edns: bool,
+        running: &RunningAttempt<'a>,
         result: Result<UpstreamResponse, AttemptError>,
     ) -> Option<Incoming> {
+        let RunningAttempt { index, without_edns, over_tcp, .. } = *running;
         let upstream = self.candidates[index].upstream;
         match result {
             Ok(response) => {
+                let has_opt = response.has_opt();
                 if without_edns {
                     upstream.check_edns();
                 }
@@ -396,6 +407,10 @@ impl<'a> HedgedQuery<'a> {
                     || !before.is_some_and(|code| matches!(code, rcode::NOERROR | rcode::NXDOMAIN))
                 {
                     self.fallback = Some(incoming);
+                }
+                if is_truncated && !over_tcp && upstream.target().protocol == Protocol::Plain {
+                    self.start_over_tcp(index, has_opt);
+                    return None;
                 }
             }
             Err(error) => {
@@ -468,7 +483,22 @@ impl<'a> HedgedQuery<'a> {
         } else {
             Box::pin(self.sockets.attempt(upstream, self.outgoing))
         };
-        self.in_progress.push(RunningAttempt { index, without_edns, attempt });
+        self.in_progress.push(RunningAttempt { index, without_edns, over_tcp: false, attempt });
+    }
+
+    /// Asks an upstream over TCP, once, because it truncated its response over UDP.
+    fn start_over_tcp(&mut self, index: usize, edns: bool) {
+        let UpstreamCandidate { upstream, over_tcp, .. } = &mut self.candidates[index];
+        if std::mem::replace(over_tcp, true) {
+            return;
+        }
+        let attempt = Box::pin(self.sockets.attempt_over_tcp(upstream, self.outgoing, edns));
+        self.in_progress.push(RunningAttempt {
+            index,
+            without_edns: false,
+            over_tcp: true,
+            attempt,
+        });
     }
 }
 

@@ -307,6 +307,30 @@ impl Sockets {
         self.send_once(upstream, outgoing, false).await
     }
 
+    /// Repeats a query over TCP after a truncated response over UDP.
+    ///
+    /// `edns` is whether that response had an OPT record.
+    ///
+    /// # Errors
+    /// Returns [`AttemptError::BadResponse`] if TCP fails: the truncated response shows that the
+    /// upstream is reachable.
+    pub(super) async fn attempt_over_tcp(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        let retry = self.over_stream(upstream, outgoing, edns, false);
+        match tokio::time::timeout(TCP_RETRY_TIMEOUT, retry).await {
+            Ok(result) => {
+                result.map_err(|error| AttemptError::BadResponse(error.to_string().into()))
+            }
+            Err(_) => Err(AttemptError::BadResponse(
+                "it truncates its response and does not respond over TCP".into(),
+            )),
+        }
+    }
+
     /// Repeats a query without EDNS; `failed` is what came of it with EDNS.
     async fn retry_without_edns(
         &self,
@@ -350,9 +374,9 @@ impl Sockets {
         }
     }
 
-    /// Queries over UDP, then over TCP if the response is unusable or suspicious.
+    /// Queries over UDP, then over TCP if the response is malformed or suspicious.
     ///
-    /// Unusable is a truncated or malformed response.
+    /// A truncated response is returned: the caller can use it until TCP brings the whole one.
     async fn over_udp_then_tcp(
         &self,
         upstream: &Arc<Upstream>,
@@ -378,23 +402,6 @@ impl Sockets {
                     return Err(AttemptError::Malformed);
                 }
                 if let Some(response) = response {
-                    if !response.is_truncated() {
-                        return Ok(response);
-                    }
-                    let complete = Box::pin(tokio::time::timeout(
-                        TCP_RETRY_TIMEOUT,
-                        self.over_stream(upstream, outgoing, edns, false),
-                    ))
-                    .await;
-                    let reason = match complete {
-                        Ok(Ok(complete)) => return Ok(complete),
-                        Ok(Err(error)) => error.to_string(),
-                        Err(_) => {
-                            "it truncates its response and does not respond over TCP".to_owned()
-                        }
-                    };
-                    // The truncated response shows that the upstream is alive.
-                    upstream.health.record_failure(&reason, false, Instant::now());
                     return Ok(response);
                 }
             }

@@ -269,7 +269,7 @@ impl UpstreamResponse {
     }
 
     /// Returns whether the response has an OPT record.
-    pub(super) fn has_opt(&self) -> bool {
+    pub(in crate::upstream) fn has_opt(&self) -> bool {
         self.opt
     }
 

@@ -74,7 +74,7 @@ pub enum TrustRule {
 pub struct Candidate {
     /// The path.
     pub path: PathBuf,
-    /// When an existing directory is trusted.
+    /// Condition for trusting an existing directory.
     pub trust: TrustRule,
     /// The flag by which the user can name another directory.
     pub flag: &'static str,
@@ -96,10 +96,10 @@ impl Candidate {
     }
 }
 
-/// Why a server cannot use a directory.
+/// Reason why a server cannot use a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// Another server uses it.
+    /// Another server uses the directory.
     #[error(
         "another svcdns is running with the {kind} {}: give this one its own with {}",
         .candidate.path.display(), .candidate.flag
@@ -110,7 +110,7 @@ pub enum DirectoryError {
         /// The directory.
         candidate: Candidate,
     },
-    /// Another user owns it.
+    /// Another user owns the directory.
     #[error(
         "{} belongs to another user, who could answer in place of this server or change its \
          state: name a directory of your own with {}",

@@ -647,7 +647,7 @@ fn a_server_that_cannot_start_says_why() {
     assert!(!Path::new(&long).exists(), "nothing is made for a socket that cannot be");
 }
 
-/// Runs `svcdns check` on a file; returns its exit code, standard output and standard error.
+/// Runs `svcdns check` on a file; returns its exit code, stdout and stderr.
 fn check(file: &Path) -> (i32, String, String) {
     let output = svcdns::command().arg("check").arg("--config").arg(file).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

@@ -15,7 +15,7 @@ use support::upstream::{
 };
 use support::{dns, eventually, netns, seconds};
 
-/// The records of the test upstreams.
+/// Returns the records of the test upstreams.
 fn records() -> Vec<Record> {
     vec![
         Record::soa("example.test", 300, 30),
@@ -126,9 +126,9 @@ impl Seen {
             .unwrap()
     }
 
-    /// Checks for SERVFAIL with the extended error of unreachable upstreams.
+    /// Checks for SERVFAIL with an EDE code of unreachable upstreams.
     ///
-    /// That is 22, No Reachable Authority, or 23, Network Error (RFC 8914).
+    /// The EDE code is 22, No Reachable Authority, or 23, Network Error (RFC 8914).
     fn expect_unreachable(&self, what: &str) {
         assert_eq!(self.status, "SERVFAIL", "{what}: {}", self.text);
         assert!(self.errors.iter().any(|code| [22, 23].contains(code)), "{what}: {}", self.text);

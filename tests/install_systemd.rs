@@ -73,7 +73,7 @@ fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, Strin
     });
 }
 
-/// Fails the test unless all is as before, one folder of systemd's aside.
+/// Fails the test unless all is as before, one directory of systemd's aside.
 fn assert_nothing_left(before: &BTreeMap<PathBuf, String>, when: &str) {
     let _ = fs::remove_dir("/var/lib/private");
     assert_as_before(before, when);
@@ -222,7 +222,7 @@ fn a_journal_that_the_service_can_write_is_not_trusted() {
             assert!(told.contains(why) && told.contains(JOURNAL), "{told}");
             assert_eq!(tree("/etc"), etc, "{line:?}");
         }
-        // A link to a file of root's is not trusted either, nor a file of root's in that folder.
+        // A link to a file of root's is not trusted either, nor a file of root's in that directory.
         fs::copy(given_away, "/run/copy.json").unwrap();
         fs::remove_file(given_away).unwrap();
         chown("/run/copy.json", Some(0), Some(0)).unwrap();

@@ -476,7 +476,7 @@ fn every_kind_of_resolv_conf_works() {
         assert_eq!(output_of(&server, &[], &["cat", "/dev/null"]), "");
         fs::remove_file(conf).unwrap();
         fs::create_dir(conf).unwrap();
-        found("a folder");
+        found("a directory");
         fs::remove_dir(conf).unwrap();
         fs::write("/etc/nsswitch.conf", "hosts: files resolve\n").unwrap();
         found("missing, with another nsswitch.conf");

@@ -47,7 +47,7 @@ pub struct UpstreamView {
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of these attempts failed.
+    /// Error of the last of these attempts.
     pub last_error: Option<String>,
 }
 

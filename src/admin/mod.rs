@@ -75,7 +75,7 @@ pub struct ServerInfo {
     pub runtime_dir: PathBuf,
     /// Its state directory, if it has one.
     pub state_dir: Option<PathBuf>,
-    /// When it started.
+    /// Start time.
     pub started: SystemTime,
     /// The same as an instant, for the uptime.
     pub started_at: Instant,

@@ -145,7 +145,7 @@ pub struct InstanceView {
     pub registry_name: String,
     /// Whether the removal is held: removed by the registry, but still served.
     pub held: bool,
-    /// Why the instance is dropped, if it is.
+    /// Reason for dropping the instance, if it is dropped.
     pub left_out: Option<String>,
 }
 
@@ -223,9 +223,9 @@ pub struct ConflictView {
     pub deployment: String,
     /// The namespace of the loser.
     pub namespace: String,
-    /// The service, or part of one, that the name stands for.
+    /// The service, or the part of one, that the name denotes.
     pub winner: String,
-    /// The one that it does not stand for.
+    /// The service that lost the name.
     pub loser: String,
 }
 

@@ -21,7 +21,7 @@ pub struct Answerer {
     pub(super) rejections: ArcSwap<Rejections>,
     pub(super) stats: ArcSwap<Stats>,
     pub(super) counters: Counters,
-    /// SOA serial of generation 0: the Unix time at the start.
+    /// SOA serial of generation 0: the Unix time at startup.
     ///
     /// A restart therefore does not decrease the serial.
     pub(super) first_serial: u32,

@@ -14,7 +14,7 @@ use crate::name::{Name, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
 
-/// What the caller has to do with a query.
+/// Next step of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerOutcome {
     /// Send the response that was written.

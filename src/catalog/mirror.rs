@@ -48,7 +48,7 @@ struct KeyEntry {
     state: EntryState,
 }
 
-/// How an entry relates to its registry.
+/// Relation of an entry to its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryState {
     /// The registry has the key.

@@ -65,7 +65,7 @@ const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 pub struct Settings {
     /// The served zones, whose suffixes are stripped from registered names.
     pub zones: Zones,
-    /// How to treat endpoints at Docker's default bridge address.
+    /// Treatment of endpoints at Docker's default bridge address.
     pub docker0: Docker0,
     /// Removal grace of each registry: how long a mass removal is held.
     ///
@@ -128,7 +128,7 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// When to settle again even if no change arrives.
+    /// Time of the next settling, even if no change arrives.
     pub wake: Option<Instant>,
 }
 

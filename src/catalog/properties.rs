@@ -98,7 +98,7 @@ struct Store {
     watching: bool,
     /// The keys as reported to the catalog.
     reported: BTreeMap<usize, Put>,
-    /// When the removal of a key was reported.
+    /// Times at which removals of keys were reported.
     removed: BTreeMap<usize, Instant>,
 }
 

@@ -257,7 +257,7 @@ pub(super) struct RegisterArgs {
     /// First segment of the key.
     #[arg(long, value_name = "HEAD", default_value = "service")]
     pub(super) head: String,
-    /// Lease TTL: the registration expires after it if this program is killed; etcd only.
+    /// Lease TTL, after which the registration of a killed program expires; etcd only.
     #[arg(
         long = "ttl",
         value_name = "DURATION",

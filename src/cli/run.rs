@@ -133,7 +133,7 @@ fn reachable(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Adds what to type if ordinary users may not make namespaces.
+/// Adds the command to type if ordinary users may not make namespaces.
 fn add_advice(error: &NamespaceError, command: &[OsString]) -> anyhow::Error {
     let words: Vec<_> =
         command.iter().map(|word| output::quoted(&word.to_string_lossy())).collect();

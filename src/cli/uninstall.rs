@@ -46,7 +46,7 @@ fn dry_run(journal: &Journal) -> String {
     for step in journal.steps.iter().rev() {
         let line = match step {
             InstallStep::Folder(path) => {
-                format!("  remove the folder {}, if it is empty\n", path.display())
+                format!("  remove the directory {}, if it is empty\n", path.display())
             }
             InstallStep::File(file) => format!("  {}\n", file.path.display()),
             InstallStep::Command(command) => {

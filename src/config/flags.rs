@@ -72,7 +72,7 @@ fn is_registry_flag(key: &Key) -> bool {
     kind_of(key).is_some() || general.contains(&key)
 }
 
-/// Returns the meaning of a key in [`RegistryFlags`]: the command writes to the registries.
+/// Returns the meaning of a key for a command that writes to registries.
 fn registry_meaning(key: &Key) -> &'static str {
     if key == keys::REGISTRY { "Register in these registries." } else { key.meaning }
 }

@@ -120,7 +120,7 @@ impl SecretKey {
         format!("{}.{}", self.file.section, self.name)
     }
 
-    /// Returns the name of the environment variable that holds the secret of one registry.
+    /// Returns the name of the environment variable with one registry's secret.
     ///
     /// For the registry `main` and the secret `password`, it is `SVCDNS_REGISTRY_MAIN_PASSWORD`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
@@ -128,7 +128,7 @@ impl SecretKey {
     }
 }
 
-/// Prefix of environment variables for single registries; the registry's name follows.
+/// Prefix of environment variables for one registry; the registry's name follows.
 pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";
 
 /// Declares a constant for each key, and a table of all of them.

@@ -17,11 +17,11 @@ pub struct ConfiguredSecret {
     pub key: &'static SecretKey,
     /// Key for its file in the registry's own section: `registry.main.password-file`.
     pub file_key: String,
-    /// Where the secret is.
+    /// Place of the secret.
     pub place: SecretPlace,
 }
 
-/// Where a secret is.
+/// Place of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretPlace {
     /// In this environment variable.

@@ -1,6 +1,6 @@
 //! Registries: the stores from which services are read.
 //!
-//! Each kind of registry ([`Source`]) has a folder with a supervisor that follows its store
+//! Each kind of registry ([`Source`]) has a directory with a supervisor that follows its store
 //! forever and sends events to the catalog.
 //!
 //! A registry knows no DNS and keeps no copy of the store. It writes to a store only in
@@ -111,7 +111,7 @@ pub struct RegistryState {
     report: Mutex<RegistryReport>,
 }
 
-/// What a registry reports about its connection to the store.
+/// Report of a registry's connection to the store.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryReport {

@@ -52,7 +52,7 @@ pub(super) struct SendRetry {
     retried: bool,
 }
 
-/// What to do after a failed send.
+/// Next step after a failed send.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AfterFailure {
     /// Send again at once.

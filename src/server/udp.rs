@@ -495,7 +495,7 @@ impl<R: Respond> Worker<R> {
     }
 }
 
-/// What a watched socket holds after a receive.
+/// Content of a watched socket after a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SocketState {
     /// Nothing. The runtime reports the next datagram.

@@ -35,7 +35,7 @@ pub struct NssAction {
     pub act: String,
 }
 
-/// Where a `hosts` line leads for a name that the machine's files do not have.
+/// Destination of a `hosts` line for a name that the machine's files do not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostsLookup {
     /// To the name servers of resolv.conf.
@@ -99,7 +99,7 @@ impl HostsLine {
 
     /// Returns this line changed to lead to the name servers of resolv.conf.
     ///
-    /// It has no `resolve`, it has `dns`, and no action ends the lookup before that.
+    /// The new line has `dns` and no `resolve`, and no action ends the lookup before `dns`.
     #[must_use]
     pub fn with_dns(&self) -> Self {
         let mut services: Vec<NssService> =

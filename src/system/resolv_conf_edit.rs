@@ -19,14 +19,14 @@ const END: &str = "# svcdns end\n";
 /// The prefix of a line that our lines replace; installed machines have this text.
 const KEPT: &[u8] = b"#svcdns# ";
 
-/// What to add to a resolv.conf.
+/// Additions to a resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ResolvConfEdit<'a> {
     /// The address of svcdns.
     pub(super) server: IpAddr,
     /// The zones to put first on the search list.
     pub(super) search: &'a [String],
-    /// Whether the other name servers stay in effect, after ours.
+    /// Whether the other name servers stay in effect, after svcdns.
     pub(super) keep_others: bool,
 }
 
@@ -96,7 +96,7 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
     ours
 }
 
-/// Returns whether the file contains a marker or a replaced line of ours.
+/// Returns whether the file contains a marker or a line commented out by svcdns.
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
         .any(|line| line == BEGIN.as_bytes() || line.starts_with(KEPT))
@@ -104,7 +104,7 @@ pub(super) fn has_our_lines(file: &[u8]) -> bool {
 
 /// Returns the file without our lines, and with the lines that they replaced.
 ///
-/// Lines of others between our markers stay.
+/// Keeps lines between the markers that svcdns did not write.
 pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(file.len());
     let mut between_markers = false;
@@ -144,7 +144,7 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// The lines that are not comments.
+    /// Returns the lines that are not comments.
     fn effective(text: &str) -> Vec<&str> {
         text.lines().filter(|line| !line.starts_with('#')).collect()
     }

@@ -51,7 +51,7 @@ pub struct ForwardingReport {
     pub entries: usize,
     /// Size of all cache entries in bytes.
     pub bytes: u64,
-    /// Size limit of the cache in bytes; 0 without a cache.
+    /// Limit on the size of the cache in bytes; 0 without a cache.
     pub capacity: u64,
     /// Number of waiting clients and refreshes in progress.
     pub waiting: u64,

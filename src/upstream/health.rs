@@ -23,13 +23,13 @@ const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(200);
 
 /// Time after which an unused upstream is probed with a client's query.
 ///
-/// This keeps its rank up to date.
+/// The probe keeps its rank up to date.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// First interval of probing a dead upstream; doubles up to [`PROBE_INTERVAL`].
 const DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long an upstream without EDNS support is queried without EDNS.
+/// Time that an upstream without EDNS support is queried without EDNS.
 const EDNS_RETRY_AFTER: Duration = Duration::from_secs(900);
 
 /// Shortest time between two log messages about the death of an upstream.
@@ -78,15 +78,15 @@ struct HealthState {
     bands: [u16; RTT_BANDS],
     samples: u16,
     hedge_delay: Duration,
-    /// When the oldest query since the last response was sent.
+    /// Send time of the first query since the last response.
     unanswered_since: Option<Instant>,
     /// Whether the last error says that the upstream cannot be reached.
     unreachable: bool,
-    /// Since when the upstream has been dead, once that is logged.
+    /// Time of the upstream's death, once it is logged.
     logged_dead_since: Option<Instant>,
-    /// When a death was logged last.
+    /// Time of the last log message about a death.
     death_logged_at: Option<Instant>,
-    /// When to send a probe.
+    /// Time of the next probe.
     next_probe: Option<Instant>,
     dead_probe_interval: Duration,
     refusals: u8,
@@ -141,7 +141,7 @@ pub struct UpstreamReport {
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of these attempts failed.
+    /// Error of the last of these attempts.
     pub last_error: Option<String>,
 }
 
@@ -346,7 +346,7 @@ fn rounded(time: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
-/// Returns the band of a round-trip time; there are two for each power of two.
+/// Returns the histogram bucket of an RTT; two buckets per power of two.
 fn rtt_band(micros: u32) -> usize {
     let power = micros.max(2).ilog2();
     let half = micros >> (power - 1) & 1;

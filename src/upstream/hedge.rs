@@ -13,7 +13,7 @@ use super::exchange::{
 use super::health::{RESPONSE_TIMEOUT, Rank};
 use crate::wire::rcode;
 
-/// Limit of attempts for one query, across all upstreams.
+/// Limit on attempts for one query, across all upstreams.
 const MAX_ATTEMPTS: usize = 12;
 
 impl Sockets {
@@ -81,7 +81,7 @@ struct HedgedQuery<'a> {
     in_progress: Vec<(usize, Attempt<'a>)>,
     /// Indexes of upstreams that failed or gave an inconclusive response.
     ///
-    /// They are not asked again.
+    /// Those are not queried again.
     finished: Vec<usize>,
     /// Response to return if no conclusive one arrives.
     fallback: Option<Incoming>,

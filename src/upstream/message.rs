@@ -32,7 +32,7 @@ pub(super) struct StoredResponse {
     kind: ResponseKind,
 }
 
-/// What a message says; TTLs are in seconds.
+/// Meaning of a response; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
     /// There are records; the TTL is the smallest in the message.
@@ -374,7 +374,7 @@ fn offset(at: usize) -> u32 {
 
 /// Returns whether an option is hop by hop.
 ///
-/// These are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
+/// They are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::wire::put_u16;
 
-    /// A response for `a.example` with one record of this type and data.
+    /// Returns a response for `a.example` with one record of this type and RDATA.
     fn answer(rtype: u16, data: &[u8]) -> Vec<u8> {
         let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\x07example\0".to_vec();
         put_u16(&mut message, rtype);

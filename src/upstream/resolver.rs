@@ -17,7 +17,7 @@ use crate::wire::{ExtendedError, Query, Transport, flags};
 
 /// Time limit for answering a client; most stub resolvers wait 5 s.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long to wait for upstreams before serving a stale answer.
+/// Wait for upstreams before a stale answer is served.
 ///
 /// The client response timer of RFC 8767 section 5.
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
@@ -58,7 +58,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
 }
 
-/// Why there is no response.
+/// Reason why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeError {
     /// Extended error for the client.

@@ -10,7 +10,7 @@ use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::ExtendedError;
 
-/// What to do with a query.
+/// Routing decision for a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
     /// Answer it locally, as its name is special.
@@ -28,13 +28,13 @@ pub(super) struct RouteTable {
     suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
     /// Upstreams for all other names.
     default_upstreams: Arc<[Arc<Upstream>]>,
-    /// Those default upstreams that have private addresses.
+    /// The default upstreams with private addresses.
     private_upstreams: Arc<[Arc<Upstream>]>,
     /// Whether this machine's resolver configuration names svcdns.
     is_system_resolver: bool,
 }
 
-/// What the table has for a domain.
+/// Table entry of a domain.
 #[derive(Debug, Default)]
 struct DomainEntry {
     special: Option<Special>,

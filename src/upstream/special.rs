@@ -12,7 +12,7 @@ use crate::wire::{
     self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
 };
 
-/// Why a name and all names below it are special.
+/// Reason why a name and all names below it are special.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Special {
     /// This machine (RFC 6761 section 6.3).
@@ -63,7 +63,7 @@ impl Special {
 /// A local answer: why the name is special, and its zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SpecialAnswer {
-    /// Why the name is special.
+    /// Reason why the name is special.
     pub(super) special: Special,
     /// Offset of the zone in the name's wire form.
     pub(super) zone_offset: usize,
@@ -141,14 +141,14 @@ enum SpecialContent {
     NxDomain { with_soa: bool },
     /// NOERROR without records.
     NoData,
-    /// One record with this data.
+    /// One record with this RDATA.
     Data(Vec<u8>),
 }
 
 impl SpecialAnswer {
     /// Writes the response into the empty `out`; `name` is in lower case.
     ///
-    /// It fits the smallest UDP response: a name of 255 bytes, an SOA record made of compression
+    /// The response fits 512 bytes: a name of 255 bytes, an SOA record made of compression
     /// pointers, and OPT.
     pub(super) fn write(self, query: &Query<'_>, name: &Name, out: &mut Vec<u8>) {
         let content = self.content(query, name);

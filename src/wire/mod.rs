@@ -14,7 +14,7 @@ pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
 /// Bytes of a message header (RFC 1035 section 4.1.1).
 pub const HEADER_BYTES: usize = 12;
-/// Largest UDP response, bytes, whatever size the client advertises.
+/// Largest UDP response in bytes, even if the client advertises more.
 ///
 /// Fits IPv6's minimum MTU without fragmentation (DNS flag day 2020).
 pub const MAX_UDP_BYTES: usize = 1232;

@@ -52,7 +52,7 @@ pub struct Query<'a> {
 /// Fields of a query's OPT record (RFC 6891 section 6.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edns {
-    /// UDP payload size as received, bytes. Values below 512 mean 512.
+    /// Requestor's UDP payload size in bytes, not clamped (RFC 6891); below 512 means 512.
     pub payload: u16,
     /// EDNS version.
     pub version: u8,

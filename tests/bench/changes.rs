@@ -82,7 +82,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// When a put was sent, and when it was acknowledged.
+/// Times of sending a put and of its acknowledgement.
 type PutTimes = (Instant, Instant);
 
 /// Adds one instance to each of `2 * changes` services.

@@ -498,7 +498,7 @@ fn temporary_directory() -> TempDir {
 
 /// A reserved loopback TCP port, even while nothing listens on it.
 ///
-/// It is below the kernel's range for outgoing connections. Bound to the UDP port of the same
+/// The port is below the kernel's range for outgoing connections. Bound to the UDP port of the same
 /// number, it cannot be chosen by other tests, in this process and others.
 struct Port {
     number: u16,

@@ -178,7 +178,7 @@ impl Following {
         Self { state, follow, collect, received, commands, stop }
     }
 
-    /// Starts, and waits for the first list.
+    /// Starts to follow, and waits for the first list.
     pub async fn start_synced(settings: Settings) -> Self {
         let following = Self::start(settings);
         following.wait_for_list().await;

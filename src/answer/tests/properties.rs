@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A few labels, so that names often collide.
+/// Returns one of a few labels, so that names often collide.
 fn label() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
         "hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1",

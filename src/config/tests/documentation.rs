@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// How to regenerate the documentation.
+/// Instruction for regenerating the documentation.
 const UPDATE: &str = "run UPDATE_DOCS=1 cargo test --lib config";
 
 #[test]

@@ -6,7 +6,7 @@ use super::random_up_to;
 
 /// The waits between attempts.
 ///
-/// They double from a minimum to a maximum, with jitter to keep the many followers of one store
+/// The waits double from a minimum to a maximum, with jitter to keep the many followers of one store
 /// from reconnecting at the same time.
 #[derive(Debug)]
 pub(super) struct Backoff {

@@ -67,7 +67,7 @@ pub struct FileTimings {
     pub scan_interval: Duration,
     /// Time until a file with invalid content is read again.
     pub retry_interval: Duration,
-    /// How long invalid content counts as an unfinished write.
+    /// Time during which invalid content counts as an unfinished write.
     ///
     /// After that, the file is rejected.
     pub write_grace: Duration,

@@ -14,7 +14,7 @@ const CONTEXT_LINES: usize = 3;
 /// Returns an empty string for a step that only matters when it is undone.
 pub fn describe(step: &InstallStep) -> String {
     match step {
-        InstallStep::Folder(path) => format!("create the folder {}", path.display()),
+        InstallStep::Folder(path) => format!("create the directory {}", path.display()),
         InstallStep::File(file) => {
             let verb = match (&file.before, file.in_place) {
                 (PathState::Absent, _) => "write",

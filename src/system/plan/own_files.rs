@@ -10,7 +10,7 @@ use super::super::unit;
 use super::PlanError;
 use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 
-/// Plans a file of ours, and the folders that it needs.
+/// Plans one of svcdns's own files, and the directories that it needs.
 ///
 /// # Errors
 /// When the current file cannot be read.
@@ -31,7 +31,7 @@ pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep
     Ok(steps)
 }
 
-/// Plans a unit of ours, started now and at every boot.
+/// Plans one of svcdns's own units, started now and at every boot.
 ///
 /// # Errors
 /// When the current file of the unit cannot be read.

@@ -40,7 +40,7 @@ const MAX_CASE_MISMATCHES: u8 = 3;
 /// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What is needed to open connections to upstreams.
+/// Opens connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
     /// Runtime of the connections, which all lanes share and which outlive any lane.
@@ -89,7 +89,7 @@ pub(super) struct Incoming {
     pub(super) rcode: u16,
 }
 
-/// Why no upstream gave a response.
+/// Reason why no upstream gave a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryFailure {
     /// No upstream is configured, or all of them loop.
@@ -106,7 +106,7 @@ pub(super) enum QueryFailure {
     BadResponse,
 }
 
-/// Why one attempt at one upstream gave no response.
+/// Reason why one attempt at one upstream gave no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AttemptError {
     /// The upstream cannot be reached or closed the connection, with the reason.

@@ -18,10 +18,10 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
-/// How long the system's CA certificates are used before they are read again.
+/// Time after which the system's CA certificates are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Size limit of a CA file; the bundle of a whole system has some 250 KiB.
+/// Size limit for a CA file; the bundle of a whole system has some 250 KiB.
 const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
 /// The trusted CA certificates and the TLS configurations made from them.

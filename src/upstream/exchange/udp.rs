@@ -31,10 +31,10 @@ const MAX_QUERIES_PER_SOCKET: u32 = 256;
 /// Age after which a socket is replaced.
 const MAX_SOCKET_AGE: Duration = Duration::from_secs(10);
 
-/// Limit of queries in flight on one socket.
+/// Limit on queries in flight on one socket.
 const MAX_IN_FLIGHT: usize = 512;
 
-/// Limit of replaced sockets that still await responses, for each upstream.
+/// Limit on replaced sockets that still await responses, per upstream.
 const MAX_LINGERING_SOCKETS: usize = 64;
 
 /// Number of unexpected packets after which the pending queries move to TCP.

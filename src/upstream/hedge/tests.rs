@@ -36,7 +36,7 @@ const fn seconds(seconds: u64) -> Duration {
 
 const NAME: &str = "www.example.com";
 
-/// A query for `NAME A` with RD and OPT.
+/// Returns a query for `NAME`, type A, with RD and an OPT record.
 fn query_message() -> Vec<u8> {
     b"\0\0\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01\
         \0\0\x29\x04\xD0\0\0\0\0\0\0"
@@ -61,14 +61,14 @@ fn upstream_of(target: Target) -> Arc<Upstream> {
     Upstream::new(target, Connector::new(tokio::runtime::Handle::current(), None))
 }
 
-/// A deadline as long as a client waits.
+/// Returns the deadline of a client's query.
 fn deadline() -> Instant {
     Instant::now() + seconds(4)
 }
 
-/// Queries, and returns the most queries that one upstream may have received.
+/// Sends a query; returns the limit on queries that one upstream may have received.
 ///
-/// That is one, unless a busy machine took longer than the hedge delay; then one more for each
+/// The limit is one; if a busy machine took longer than the hedge delay, one more for each
 /// second.
 async fn ask_counting(
     sockets: &Sockets,

@@ -13,7 +13,7 @@ use crate::wire::{Parsed, question_end, rcode, records};
 const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
 
-/// What the scripted upstream does with a query.
+/// The scripted upstream's reaction to a query.
 #[derive(Clone, Copy, Debug)]
 enum ScriptedAction {
     /// Answers with an address of this TTL, after so many milliseconds.
@@ -108,7 +108,7 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
 
-/// A query for `NAME.example A` with an OPT record.
+/// Returns a query for `NAME.example`, type A, with an OPT record.
 fn request(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 2];
     out.extend(more_flags.to_be_bytes());

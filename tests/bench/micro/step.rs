@@ -100,7 +100,7 @@ fn empty() -> Step {
 
 /// Measures the processor time of each step, in nanoseconds.
 ///
-/// That of an empty step is subtracted. Every round measures each step once, for `turn`.
+/// The time of an empty step is subtracted. Every round measures each step once, for `turn`.
 pub(crate) fn time(steps: &mut [Step], rounds: usize, turn: Duration) -> Vec<Spread> {
     let mut empty = empty();
     let mut times = vec![Vec::with_capacity(rounds); steps.len()];

@@ -11,7 +11,7 @@ const WORDS: [&str; 16] = [
     "sessions", "profiles", "settings", "tracking", "discount", "customer", "products", "journeys",
 ];
 
-/// Limit of the numbers in names, which have seven digits.
+/// Limit on the numbers in names, which have seven digits.
 const NUMBER_SPACE: usize = 10_000_000;
 
 /// Bytes of a name's first label: a word, a hyphen, a number.

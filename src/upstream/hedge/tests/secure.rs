@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// What a server observed.
+/// Observations of a server.
 #[derive(Debug, Default)]
 struct ServerLog {
     handshakes: Mutex<Vec<HandshakeKind>>,
@@ -215,7 +215,7 @@ async fn https_queries_share_one_connection() {
 
 /// Starts a server whose first connection answers one query and then breaks.
 ///
-/// It breaks after `limit` more queries; all other connections work.
+/// The connection breaks after `limit` more queries; all other connections work.
 async fn over_https_that_breaks(
     acceptor: TlsAcceptor,
     limit: usize,

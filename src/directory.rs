@@ -38,7 +38,7 @@ pub enum DirectoryKind {
 impl DirectoryKind {
     /// Returns the mode of a new directory.
     ///
-    /// Every user may reach the socket, but only ours the state.
+    /// Every user may reach the socket, but only our own user the state.
     fn mode(self) -> u32 {
         match self {
             Self::Runtime | Self::Both => 0o755,
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linked_default_is_trusted_only_in_a_directory_of_ours() {
+    fn a_linked_default_is_trusted_only_in_our_own_directory() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -300,7 +300,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, dangling) = (folder.path().join("file"), folder.path().join("dangling"));
         fs::write(&file, "mine").unwrap();
-        // As after somebody has emptied /var/lib/private of systemd.
+        // As after an administrator has emptied /var/lib/private of systemd.
         symlink("private/svcdns", &dangling).unwrap();
         for path in [file.clone(), file.join("below"), dangling] {
             let error = take(&path, TrustRule::Owned).unwrap_err().to_string();

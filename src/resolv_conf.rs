@@ -93,7 +93,7 @@ pub enum Fault {
     #[error("`nameserver` without an address")]
     NoAddress,
     /// The word after `nameserver` is not an address.
-    #[error("what follows `nameserver` is not an address")]
+    #[error("the word after `nameserver` is not an address")]
     BadAddress,
     /// A zone ID follows an address that is not link-local.
     #[error("only link-local IPv6 addresses (fe80::/10) have an interface")]

@@ -720,7 +720,7 @@ fn check_and_serve_report_errors_in_registry_sections() {
 }
 
 #[test]
-fn files_with_secrets_that_nobody_or_everybody_can_read_cause_warnings() {
+fn unreadable_and_world_readable_secret_files_cause_warnings() {
     let files = Files::new(&[("default/default/good.svc/latest/10.0.0.1:80", "{}")]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("svcdns.toml");

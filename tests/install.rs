@@ -341,8 +341,8 @@ fn unusual_files_are_edited_or_refused() {
 }
 
 #[test]
-fn an_immutable_file_is_changed_only_if_told_so() {
-    const TEST: &str = "an_immutable_file_is_changed_only_if_told_so";
+fn an_immutable_file_is_changed_only_on_request() {
+    const TEST: &str = "an_immutable_file_is_changed_only_on_request";
     on_a_machine(TEST, || {
         if !Command::new("chattr")
             .args(["+i", RESOLV_CONF])

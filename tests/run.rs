@@ -91,8 +91,8 @@ fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
 }
 
 #[test]
-fn a_command_finds_services_and_nothing_outside_changes() {
-    netns::inside("a_command_finds_services_and_nothing_outside_changes", NOBODY, || {
+fn a_command_finds_services_and_the_machine_is_unchanged() {
+    netns::inside("a_command_finds_services_and_the_machine_is_unchanged", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let before = machine_state();
@@ -190,7 +190,7 @@ fn a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses() {
         NOBODY,
         || {
             let files = Files::new(&[(HELLO, "{}")]);
-            // This server refuses names outside its zone, with the extended error of a svcdns
+            // This server refuses names outside its zone, with the EDE of a svcdns
             // that does not forward.
             let upstream = Svcdns::serve(&[
                 "--registry",

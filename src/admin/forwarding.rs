@@ -161,7 +161,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.gauges(
         "svcdns_cache_capacity_octets",
-        "Limit of the bytes used by the cache entries",
+        "Limit on the bytes used by the cache entries",
         [(MetricLabels::new(), cache.capacity as f64)],
     );
     page.gauges(

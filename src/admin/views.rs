@@ -82,7 +82,7 @@ pub struct RegistryView {
     pub synced: bool,
     /// Store revision that svcdns has read up to.
     pub revision: u64,
-    /// Time since the last event or sign of life, in seconds.
+    /// Time since the last event or other activity, in seconds.
     pub last_event_age: Option<u64>,
     /// The current error.
     pub error: Option<String>,

@@ -112,7 +112,7 @@ impl Answerer {
         self.write_code(rcode::SERVFAIL, OVERLOADED, request, out)
     }
 
-    /// Writes a response with only a code and an extended error, in UDP's size.
+    /// Writes a response with only a code and an EDE, in UDP's size.
     fn write_code(
         &self,
         code: u16,

@@ -49,7 +49,7 @@ pub struct Explanation {
     pub reason: Option<String>,
     /// A published name close to one that does not exist, without its zone.
     pub suggestion: Option<String>,
-    /// Extended error: its code and text.
+    /// EDE (RFC 8914): its code and text.
     pub extended_error: Option<String>,
     /// Records of the answer section, in presentation form.
     ///

@@ -16,7 +16,7 @@ pub(super) struct ResponseContent<'a> {
     pub(super) answers: &'a RRset<'a>,
     /// SOA record of the authority section; empty for none.
     pub(super) soa: &'a [u8],
-    /// Extended error, sent if the client uses EDNS.
+    /// EDE (RFC 8914), sent if the client uses EDNS.
     pub(super) error: Option<ExtendedError>,
 }
 

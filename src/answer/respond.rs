@@ -226,14 +226,14 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Returns the extended error of an answer from these registries.
+    /// Returns the EDE of an answer from these registries.
     ///
     /// There is one if any of them may be out of date (RFC 8914 section 4.4).
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
         stale_error(self.snapshot.registry_status.staleness_of(registries), ExtendedError::STALE_ANSWER)
     }
 
-    /// Returns the extended error of a negative response.
+    /// Returns the EDE of a negative response.
     ///
     /// There is one if any registry may be out of date, since any could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
@@ -417,7 +417,7 @@ impl<'a> QueryContext<'a> {
     }
 }
 
-/// Returns the extended error for stale data, if there is any.
+/// Returns the EDE for stale data, if there is any.
 fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Disconnected => STALE_REGISTRY_TEXT,

@@ -20,7 +20,10 @@ use super::{ServerLocation, output, resolve};
 use crate::admin::ServerStatus;
 use crate::config::Flags;
 use crate::name::Name;
-use crate::system::{self, Finding, Level, Machine, DoctorInput, ProbeResult, ResolvedRoutes, Root, RunningServer, RuntimeState};
+use crate::system::{
+    self, DoctorInput, Finding, Level, Machine, ProbeResult, ResolvedRoutes, Root, RunningServer,
+    RuntimeState,
+};
 use crate::wire::rcode_name;
 
 /// A longer lookup gives a warning: a resolver on the path had a timeout.
@@ -92,10 +95,13 @@ async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
 
     let (root, seen) = (Root::default(), RuntimeState::now());
     let machine = system::detect(&root, &seen);
-    let routes = if machine.resolved.is_some() { ResolvedRoutes::now() } else { ResolvedRoutes::default() };
+    let routes =
+        if machine.resolved.is_some() { ResolvedRoutes::now() } else { ResolvedRoutes::default() };
     let replies = query_name_servers(&machine, zone).await?;
-    let running =
-        status.as_ref().ok().map(|status| RunningServer { process: status.pid, listen: &status.listen });
+    let running = status
+        .as_ref()
+        .ok()
+        .map(|status| RunningServer { process: status.pid, listen: &status.listen });
     let patient = DoctorInput {
         root: &root,
         state: &seen,
@@ -140,7 +146,10 @@ async fn server_status(location: &ServerLocation) -> Result<ServerStatus, String
 /// Queries each name server of this machine for the version of svcdns.
 ///
 /// The responses tell which of them lead to svcdns. systemd-resolved is queried too.
-async fn query_name_servers(machine: &Machine, zone: &str) -> anyhow::Result<Vec<(IpAddr, ProbeResult)>> {
+async fn query_name_servers(
+    machine: &Machine,
+    zone: &str,
+) -> anyhow::Result<Vec<(IpAddr, ProbeResult)>> {
     let name = Name::from_text(&format!("dns-version.{zone}"))?;
     let conf = machine.file.conf();
     let index = |interface: &str| if_nametoindex(interface).ok();
@@ -175,7 +184,11 @@ async fn reply(address: SocketAddr, name: &Name) -> ProbeResult {
             RData::TXT(txt) => txt.txt_data.iter().any(|text| text.starts_with(b"svcdns ")),
             _ => false,
         });
-    if is_ours { ProbeResult::Svcdns } else { ProbeResult::Code(rcode_name(code.into()).into_owned()) }
+    if is_ours {
+        ProbeResult::Svcdns
+    } else {
+        ProbeResult::Code(rcode_name(code.into()).into_owned())
+    }
 }
 
 /// Checks that the running server answers on each address that it listens on.

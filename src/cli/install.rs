@@ -15,7 +15,10 @@ use super::privilege::require_root;
 use super::{NOT_REACHED, ServerLocation, output, resolve, uninstall};
 use crate::config::Config;
 use crate::name::{Name, Zone};
-use crate::system::{self, InstallLock, InstallOptions, InstallStep, Integration, Journal, Machine, Root, RuntimeState};
+use crate::system::{
+    self, InstallLock, InstallOptions, InstallStep, Integration, Journal, Machine, Root,
+    RuntimeState,
+};
 use crate::wire::rcode_name;
 
 /// Longest wait for the server to start, and for resolvers to notice the changes.

@@ -8,9 +8,11 @@ use anyhow::{Context, bail};
 use super::ServerLocation;
 use super::client::{AdminClient, NotRunning};
 use crate::admin::ServerStatus;
-use crate::config::{Config, DEFAULT_FILE, EffectiveValue, Flags, ConfiguredSecret, Origin, SecretPlace};
+use crate::config::{
+    Config, ConfiguredSecret, DEFAULT_FILE, EffectiveValue, Flags, Origin, SecretPlace,
+};
 use crate::daemon::ListenError;
-use crate::system::{self, Root, SERVER_UNIT, InstallStep};
+use crate::system::{self, InstallStep, Root, SERVER_UNIT};
 use crate::{config, server};
 
 /// Loopback addresses to try, in order, if `listen` is not configured.

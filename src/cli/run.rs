@@ -63,8 +63,11 @@ fn prepare(location: &ServerLocation, command: &RunArgs) -> anyhow::Result<Comma
     let machine = system::detect(&Root::default(), &RuntimeState::default());
     let search: Vec<&str> =
         if command.search { vec![server.zones.first().relative_text()] } else { Vec::new() };
-    let pointed =
-        PrivateResolvConf { server: server.address, keep_others: server.refuses_others, search: &search };
+    let pointed = PrivateResolvConf {
+        server: server.address,
+        keep_others: server.refuses_others,
+        search: &search,
+    };
     system::enter_namespace(&pointed.to_text(&machine.file.conf()))
         .map_err(|error| add_advice(&error, &command.command))?;
     if let Some(user) = user {
@@ -100,7 +103,7 @@ async fn find_server(location: &ServerLocation, command: &RunArgs) -> anyhow::Re
     let refuses_others = match status {
         Some(status) => status.forwarding.is_none(),
         // RA (RFC 1035 section 4.1.1) of a response from the server itself. For another name, the
-        // response, even a refusal with its extended error, may be an upstream's.
+        // response, even a refusal with its EDE, may be an upstream's.
         None => !response.metadata.recursion_available,
     };
     Ok(RunServer { address, zones, refuses_others })

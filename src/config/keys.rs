@@ -9,11 +9,12 @@ keys! { GENERAL:
     ALLOW = "" "allow" List "CIDR" "networks, such as `10.0.0.0/8`" "[]"
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
-        => "GoFrame's default, `gsvc` in the temp directory, while root or the server's user owns it"
+        => "GoFrame's `gsvc` in the temp directory, while root or the server's user owns it"
         "Follow these registries. To give one its own settings, such as a user, write a section \
          `[registry.NAME]` for each registry in the file instead.";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
-        "Serve these zones, each with all services. SRV targets and PTR names are in the first zone.";
+        "Serve these zones, each with all services. SRV targets and PTR names are in the first \
+         zone.";
     DEPLOYMENT = "" "deployment" Text "NAME" "" r#""default""#
         "Assume this GoFrame deployment if a name omits it.";
     NAMESPACE = "" "namespace" Text "NAME" "" r#""default""#

@@ -1,4 +1,4 @@
-//! Warnings about files with secrets that nobody or everybody can read.
+//! Warnings about secret files that are unreadable or readable by every user.
 
 use std::fmt;
 use std::fs::{self, File};

@@ -11,7 +11,7 @@ use super::{Access, CertificateFiles, Limits};
 pub struct Settings {
     /// Addresses for plain DNS; each gets UDP and TCP. Port 0 picks a free port.
     ///
-    /// An unspecified address (`0.0.0.0`, `::`) stands for every address of the machine. The server
+    /// An unspecified address (`0.0.0.0`, `::`) means every address of the machine. The server
     /// follows addresses as interfaces gain and lose them.
     pub listen: Vec<SocketAddr>,
     /// Addresses for DNS over TLS and DNS over QUIC.

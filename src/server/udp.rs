@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_one_datagram_of_a_batch() {
+    async fn a_panic_loses_one_datagram_of_a_batch() {
         let worker = worker();
         let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for query in ["first", "panic", "last"] {

@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_of_others_are_kept() {
+    fn foreign_edits_are_kept() {
         let (_folder, root) = machine();
         let _lock = InstallLock::take(&root).unwrap();
         let journal = journal(&root);

@@ -70,7 +70,7 @@ pub enum JournalError {
          damaged. Use the version that wrote it"
     )]
     Unreadable(PathBuf, String),
-    /// Somebody changed the file since it was read.
+    /// The file has changed since it was read.
     #[error("{0} was changed at the same time by another program: run this command again")]
     Changed(PathBuf),
     /// A command of a step failed.

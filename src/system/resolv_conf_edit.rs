@@ -114,7 +114,7 @@ pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
         } else if line.trim_ascii_end() == END.trim_ascii_end().as_bytes() {
             between_markers = false;
         } else if let Some(kept) = line.strip_prefix(KEPT) {
-            // A replaced line follows our lines; somebody has removed the end marker.
+            // A replaced line follows our lines; an edit has removed the end marker.
             between_markers = false;
             bytes.extend_from_slice(kept);
         } else if !(between_markers
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_can_stay_after_ours() {
+    fn other_name_servers_can_stay_after_svcdns() {
         let text = add("nameserver 192.0.2.1\nnameserver fe80::1%eth0", &[], true);
         assert_eq!(
             effective(&text),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_of_others_stay() {
+    fn foreign_edits_stay() {
         let text = add("nameserver 192.0.2.1\nsearch a.example\n", &["svc"], false);
         let edited = format!(
             "# mine\n{}options rotate\n",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// An upstream is dead once a query has gone unanswered for this long.
 ///
-/// Nobody waits for a dead upstream until it answers again.
+/// No query waits for a dead upstream until it responds again.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Shortest delay before a query is hedged.
@@ -51,7 +51,7 @@ const HALVE_AFTER_SAMPLES: u16 = 256;
 /// Number of samples needed for a percentile.
 const MIN_SAMPLES: u16 = 16;
 
-/// Order of preference; the lowest rank is asked first.
+/// Order of preference; the lowest rank is queried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// Alive, in this band of round-trip times; 0 if unknown.
@@ -127,7 +127,7 @@ pub struct UpstreamReport {
     pub upstream: String,
     /// Smoothed round trip; `None` before the first response.
     pub round_trip: Option<Duration>,
-    /// Whether a query has gone unanswered for 1 s; nobody waits for a dead upstream.
+    /// Whether a query has gone unanswered for 1 s; no query waits for a dead upstream.
     pub dead: bool,
     /// Whether the upstream sends queries back to svcdns and is not used.
     pub looping: bool,

@@ -19,10 +19,10 @@ const MAX_ATTEMPTS: usize = 12;
 impl Sockets {
     /// Queries the upstreams until one gives a conclusive answer or `deadline` passes.
     ///
-    /// The best-ranked live upstream is asked first. The next one is asked as soon as the first is
+    /// The best-ranked live upstream is queried first, the next one as soon as the first is
     /// slower than its own 95th percentile. After [`RESPONSE_TIMEOUT`], and every second from then
-    /// on, half of the remaining upstreams are asked. Dead upstreams come last; if all are dead,
-    /// all are asked at once.
+    /// on, half of the remaining upstreams are queried. Dead upstreams come last; if all are dead,
+    /// all are queried at once.
     ///
     /// NOERROR and NXDOMAIN are conclusive. If nothing better arrives, a truncated response is
     /// returned, or else the last response with another code. `deadline` should be some seconds
@@ -73,7 +73,7 @@ struct HedgedQuery<'a> {
     sockets: &'a Sockets,
     outgoing: &'a Outgoing,
     ranked: Vec<(Rank, &'a Arc<Upstream>)>,
-    /// Number of upstreams in `ranked` that were asked in turn; probes are not counted.
+    /// Number of upstreams in `ranked` that were queried in turn; probes are not counted.
     started: usize,
     /// Number of queries sent so far, retransmissions and probes included.
     attempts: usize,
@@ -231,12 +231,12 @@ impl<'a> HedgedQuery<'a> {
             .any(|(index, _)| *index < self.started && self.ranked[*index].0 != Rank::Dead)
     }
 
-    /// Asks the next upstream not asked yet; returns `false` if there is none.
+    /// Queries the next upstream not queried yet; returns `false` if there is none.
     fn start_next(&mut self) -> bool {
         while self.started < self.ranked.len() && self.attempts < MAX_ATTEMPTS {
             let index = self.started;
             self.started += 1;
-            // Skip an upstream that a probe has asked already.
+            // Skip an upstream that a probe has queried already.
             if !self.finished.contains(&index)
                 && !self.in_progress.iter().any(|(other, _)| *other == index)
             {
@@ -247,7 +247,7 @@ impl<'a> HedgedQuery<'a> {
         false
     }
 
-    /// Asks the least-tried silent upstream again: a datagram may have been lost.
+    /// Queries the least-tried silent upstream again: a datagram may have been lost.
     ///
     /// A connection does not lose queries, so a `hedge` repeats datagrams only.
     fn retransmit(&mut self, hedge: bool) {

@@ -107,8 +107,8 @@ fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 impl StoredResponse {
     /// Prepares an upstream's message; `plain` is whether the query was ([`is_plain`]).
     ///
-    /// A response to a plain query may go to many clients, so it keeps no options but extended
-    /// errors.
+    /// A response to a plain query may go to many clients, so it keeps no options except
+    /// EDEs.
     ///
     /// # Errors
     /// Returns an error if the message is malformed, does not have exactly one question, or has
@@ -136,7 +136,7 @@ impl StoredResponse {
         })
     }
 
-    /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
+    /// Makes a SERVFAIL with an EDE (RFC 8914). `question` is name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
@@ -253,7 +253,7 @@ impl StoredResponse {
     }
 }
 
-/// Builds a NOERROR response without records, with an extended error.
+/// Builds a NOERROR response without records, with an EDE (RFC 8914).
 ///
 /// `question` is name, type and class.
 pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {

@@ -14,7 +14,7 @@ use super::Settings;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
-/// Extended error of a withheld answer.
+/// EDE of a withheld answer (RFC 8914).
 pub(super) const WITHHELD: ExtendedError = ExtendedError {
     code: ExtendedError::BLOCKED,
     text: "a public name with a private address: see rebinding-guard of svcdns",

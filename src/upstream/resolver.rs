@@ -61,7 +61,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
 /// Reason why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeError {
-    /// Extended error for the client.
+    /// EDE for the client (RFC 8914).
     pub(super) error: ExtendedError,
     /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
@@ -257,7 +257,7 @@ impl Resolver {
     /// disconnects.
     ///
     /// # Errors
-    /// Returns an extended error if there is neither a response nor a stale answer.
+    /// Returns an EDE if there is neither a response nor a stale answer.
     pub(super) async fn resolve_entry<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,

@@ -17,7 +17,7 @@ pub(super) enum Route {
     Local(SpecialAnswer),
     /// Forward it to these upstreams, at least one.
     Forward(Arc<[Arc<Upstream>]>),
-    /// Answer SERVFAIL with this extended error.
+    /// Answer SERVFAIL with this EDE (RFC 8914).
     Fail(ExtendedError),
 }
 

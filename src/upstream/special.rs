@@ -35,12 +35,12 @@ pub(super) enum Special {
     Loopback,
     /// A zone local to each private network (RFC 6303 section 3).
     ///
-    /// Only private upstreams are asked; without any, the zone is empty.
+    /// Only private upstreams are queried; without any, the zone is empty.
     Private,
 }
 
 impl Special {
-    /// Explains in words why no upstream is asked.
+    /// Explains in words why no upstream is queried.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::Localhost => "the name means this machine (RFC 6761)",
@@ -246,7 +246,7 @@ impl SpecialAnswer {
     }
 }
 
-/// Writes a SERVFAIL response with an extended error into the empty `out`.
+/// Writes a SERVFAIL response with an EDE into the empty `out`.
 pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
     put_head(query, rcode::SERVFAIL, 0, out);
     put_counts(query, [0; 3], out);

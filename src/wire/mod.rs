@@ -164,7 +164,7 @@ pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<Ext
     put_opt_with(out, rcode, dnssec_ok, &[], error);
 }
 
-/// Appends our OPT record with other `options` before the extended error.
+/// Appends our OPT record with other `options` before the EDE.
 ///
 /// The options must be well-formed, and at most about 60,000 bytes long.
 pub fn put_opt_with(
@@ -188,7 +188,7 @@ pub fn put_opt_with(
     }
 }
 
-/// Appends an extended error as an EDNS option (RFC 8914 section 2).
+/// Appends an extended DNS error (EDE) as an EDNS option (RFC 8914 section 2).
 pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
     put_u16(out, OPTION_EXTENDED_ERROR);
     put_u16(out, u16::try_from(2 + text.len()).unwrap_or_default());
@@ -196,7 +196,7 @@ pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: Exten
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Code of the EDNS option for extended errors (RFC 8914 section 2).
+/// Code of the EDNS option for extended DNS errors (RFC 8914 section 2).
 pub const OPTION_EXTENDED_ERROR: u16 = 15;
 
 /// UDP payload size that we advertise in OPT, bytes.

@@ -2,7 +2,7 @@
 //!
 //! svcdns and a bare watcher follow the same etcd and are queried over UDP every
 //! [`QUERY_INTERVAL`], which leaves the cores to etcd and the programs. They take turns in blocks,
-//! and the one that is not measured is stopped (`SIGSTOP`), so that it uses no processor time.
+//! and the one that is not measured is stopped (`SIGSTOP`), so that it uses no CPU time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;

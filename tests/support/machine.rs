@@ -83,7 +83,7 @@ pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// Asserts that /etc is as before, and /var/lib is empty.
+/// Asserts that /etc is unchanged, and /var/lib is empty.
 pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
     let now = tree("/etc");
     let differences: Vec<String> = before

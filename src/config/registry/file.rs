@@ -44,6 +44,11 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
             return Err("the directory must be an absolute path: file:///directory".to_owned());
         }
         let (directory, heads) = (PathBuf::from(path), heads.clone());
-        Ok(Source::File(Settings { directory, named: true, heads, timings: FileTimings::default() }))
+        Ok(Source::File(Settings {
+            directory,
+            named: true,
+            heads,
+            timings: FileTimings::default(),
+        }))
     }))
 }

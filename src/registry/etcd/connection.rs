@@ -21,7 +21,7 @@ use crate::registry::{Credential, Secret, contents};
 /// events of 1,000 revisions, whatever their size, because etcd sends them as one message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Largest PEM file, in bytes; the authorities of a system take about 250 KiB.
+/// Largest PEM file, in bytes; the CA certificates of a system take about 250 KiB.
 const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.

@@ -110,7 +110,7 @@ impl fmt::Display for Settings {
 /// The files are read again at every connect, so a renewed certificate needs no restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM file of the trusted authorities; if `None`, those of the system.
+    /// PEM file of the trusted CA certificates; if `None`, those of the system.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client certificate; requires [`Tls::key_file`].
     pub cert_file: Option<PathBuf>,

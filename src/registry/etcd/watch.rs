@@ -14,8 +14,8 @@ use crate::service::Change;
 
 /// A stream with one watch per prefix; it reopens nothing, so any error ends it.
 ///
-/// The stream has its own connection because etcd starves a watch that shares one with reads over TLS
-/// (etcd#15402).
+/// The stream has its own connection because etcd starves a watch that shares one with reads over
+/// TLS (etcd#15402).
 pub(super) struct EtcdWatch {
     stream: WatchStream,
     connection: Connection,
@@ -36,7 +36,7 @@ pub(super) enum WatchEvent {
     Changes { prefix: usize, revision: u64, changes: Vec<Change> },
     /// All watches are confirmed: from now on, silence means that nothing changes.
     Confirmed,
-    /// A sign of life without events.
+    /// A message without events.
     Alive,
 }
 

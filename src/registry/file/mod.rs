@@ -40,8 +40,8 @@ pub struct Settings {
     pub directory: PathBuf,
     /// Whether the directory was configured, and is not GoFrame's default.
     ///
-    /// The default directory is used only while it belongs to root or to our own user: whoever
-    /// creates `<temp dir>/gsvc` first controls every name.
+    /// The default directory is used only while it belongs to root or to our own user: the
+    /// first user to create `<temp dir>/gsvc` controls every name.
     pub named: bool,
     /// First segments of the file names to follow, such as `service`; if empty, all.
     pub heads: Vec<String>,

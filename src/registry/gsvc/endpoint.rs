@@ -76,7 +76,7 @@ fn parse_host(host: &str) -> Result<Host, Reason> {
 
 /// Rejects addresses that cannot be the destination of a connection.
 ///
-/// These are "this network" (RFC 1122 3.2.1.3), multicast and class E (RFC 1112 4), and the IPv6
+/// Rejected are "this network" (RFC 1122 3.2.1.3), multicast and class E (RFC 1112 4), and the IPv6
 /// unspecified and multicast addresses (RFC 4291 2.5.2 and 2.7).
 pub(super) fn usable(address: IpAddr) -> Result<Host, Reason> {
     let unusable = match address {

@@ -183,7 +183,7 @@ impl Upstream {
 impl Sockets {
     /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// An upstream that rejects EDNS is asked again without it (RFC 6891 section 7), and from then
+    /// An upstream that rejects EDNS is queried again without it (RFC 6891 section 7), and from then
     /// on at the first attempt.
     pub(super) async fn attempt(
         &self,

@@ -162,7 +162,7 @@ fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
         fs::File::open(file)?.take(MAX_CA_FILE_BYTES + 1).read_to_end(&mut pem)?;
         if pem.len() as u64 > MAX_CA_FILE_BYTES {
             return Err(io::Error::other(format!(
-                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit of a CA file"
+                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit for a CA file"
             )));
         }
         Ok(pem)
@@ -249,7 +249,7 @@ mod tests {
         check_ca_file(&file).unwrap();
         fs::write(&file, filled(MAX_CA_FILE_BYTES + 1)).unwrap();
         let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes, the \
-                     fixed limit of a CA file";
+                     fixed limit for a CA file";
         assert_eq!(wrong(), format!("{head}{limit}"));
         assert!(check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a file"));
     }

@@ -230,7 +230,7 @@ async fn read_responses(socket: Arc<QuerySocket>) {
             Ok(length) => length,
             Err(error) => {
                 // An ICMP error: the port is closed or the host unreachable. All pending queries
-                // fail at once, so that other upstreams are asked.
+                // fail at once, so that other upstreams are queried.
                 let reason = error.to_string();
                 socket.pending.close(|| PendingOutcome::Unreachable(reason.clone()));
                 return;

@@ -328,7 +328,7 @@ async fn dead_upstreams_do_not_delay_queries() {
 }
 
 #[tokio::test]
-async fn all_upstreams_are_asked_at_once_if_all_are_dead() {
+async fn all_upstreams_are_queried_at_once_if_all_are_dead() {
     let (one, other) = (server(), server());
     one.behave(Behaviour::never());
     other.behave(Behaviour::never());
@@ -416,7 +416,7 @@ async fn hedged_queries_overtake_slow_upstreams() {
     let began = Instant::now();
     let incoming = sockets.query(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
-    // It is asked again each second until the other one answers.
+    // It is queried again each second until the other one answers.
     let limit = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(
         (1..=limit).contains(&slow.queries().len()),
@@ -503,7 +503,7 @@ async fn letter_case_is_randomized_and_restored() {
         server.queries().into_iter().map(|asked| asked.query.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
-    // An upstream that answers in lower case is asked once over TCP, and then with the original
+    // An upstream that answers in lower case is queried once over TCP, and then with the original
     // case.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase));

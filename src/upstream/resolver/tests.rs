@@ -96,7 +96,7 @@ struct ParsedAnswer {
     rcode: u16,
     ttls: Vec<u32>,
     authoritative: bool,
-    /// The first extended error.
+    /// The first EDE.
     error: Option<u16>,
 }
 

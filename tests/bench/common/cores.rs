@@ -1,4 +1,4 @@
-//! Pinning of threads to cores, and processor times.
+//! Pinning of threads to cores, and CPU times.
 
 use std::fs;
 use std::thread;
@@ -53,14 +53,14 @@ pub(crate) fn cores() -> (usize, usize) {
     (first, cores.next().unwrap_or(first))
 }
 
-/// Returns the processor time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub(crate) fn own_time() -> Duration {
     // The kernel updates the time at a scheduling point; otherwise only at the next tick.
     thread::yield_now();
     time_in("/proc/thread-self/schedstat")
 }
 
-/// Returns processor time and voluntary context switches of a thread.
+/// Returns CPU time and voluntary context switches of a thread.
 ///
 /// The thread must be one of this process. The time is exact while the thread waits; otherwise it
 /// may be a tick old (at most 10 ms).

@@ -316,7 +316,7 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
             swept = now;
         }
     }
-    // The server's processor time includes the responses that are still in flight.
+    // The server's CPU time includes the responses that are still in flight.
     finish(&mut sockets, &mut result, &mut batch, begun, false);
     result
 }

@@ -1,7 +1,7 @@
 //! Hostile and broken input to the real program.
 //!
 //! The input is registry content, packets, connections and settings. The server skips or refuses
-//! each by itself, and everything else works on.
+//! the bad part alone, and serves the rest.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -751,7 +751,7 @@ fn unreadable_and_world_readable_secret_files_cause_warnings() {
     for warning in [&readable, &unreadable] {
         assert!(error.contains(&format!("svcdns: warning: {warning}")), "{error}");
     }
-    let password = format!("The password of the registry main is set, in the file {open}.");
+    let password = format!("The password of registry main is set in the file {open}.");
     assert!(output.contains(&password), "{output}");
     let line = |key: &str| {
         output.lines().find(|line| line.split_whitespace().next() == Some(key)).unwrap_or_default()

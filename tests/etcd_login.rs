@@ -272,7 +272,7 @@ async fn passwords_are_hidden_even_if_they_equal_part_of_a_key() {
     assert!(reason.contains("permission denied") && !reason.contains("services"), "{reason}");
 }
 
-/// JWT tokens hold the revision of all users: a change to any user invalidates them.
+/// JWT tokens hold the revision of all users: any change to users invalidates them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_user_causes_no_interruption_with_jwt() {
     let directory = tempfile::tempdir().unwrap();

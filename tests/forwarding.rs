@@ -561,7 +561,7 @@ fn equal_queries_are_sent_once() {
     assert!(received <= 5, "{received} queries for 50 clients");
 }
 
-/// Ids and source ports are what off-path attackers have to guess (RFC 5452).
+/// Off-path attackers have to guess ids and source ports (RFC 5452).
 #[test]
 fn ids_and_ports_are_random() {
     let upstream = upstream();

@@ -62,7 +62,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs a command, which must succeed, and returns what it prints.
+/// Runs a command, which must succeed, and returns its output.
 fn output_of(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     let output = run(server, flags, words);
     assert!(
@@ -81,7 +81,7 @@ fn resolve_outside(name: &str) -> Option<String> {
     output.status.success().then(|| stdout(&output).split_whitespace().next().unwrap().to_owned())
 }
 
-/// Returns what must not change outside: inodes and files, and mounts.
+/// Returns the state outside that must not change: inodes, files and mounts.
 fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
     let file = |path: &str| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
     (

@@ -183,7 +183,7 @@ struct LookupFailure {
 }
 
 impl LookupFailure {
-    /// Records what a step says about the failure.
+    /// Records a step's evidence for the failure.
     fn add_step(&mut self, step: &TraceStep<'_>) {
         match step {
             TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),

@@ -185,7 +185,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// Returns whether what the interpretation names is registered.
+    /// Returns whether the service or part named by the interpretation is registered.
     fn is_registered(&self, interpretation: &Interpretation<'_>) -> bool {
         let Some(service) = (self.find)(&joined(interpretation.base)) else { return false };
         if *interpretation

@@ -1,7 +1,7 @@
 //! The mirror: one entry for each key of each registry, and the service of each base name.
 //!
-//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, and so does
-//! a base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
+//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, as does a
+//! base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
 //! base name only in its [`Service`].
 
 use std::hash::BuildHasher;

@@ -202,13 +202,13 @@ impl Catalog {
         }
     }
 
-    /// Advances the time, rebuilds the affected services and returns what changed.
+    /// Advances the time, rebuilds the affected services and returns the changes.
     ///
     /// Call this when no update is waiting, and at [`SettleOutcome::wake`].
     ///
     /// The changes of a list become visible after its [`Change::ListEnd`]. A service that is
     /// rebuilt earlier for another reason (an event of another registry, the end of a hold) also
-    /// shows what the list has said of it so far.
+    /// shows its instances of the list so far.
     pub fn settle(&mut self, now: Instant) -> SettleOutcome {
         let started = *self.started.get_or_insert(now);
         let mut outcome = SettleOutcome::default();

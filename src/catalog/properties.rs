@@ -87,7 +87,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
     ]
 }
 
-/// The store of a registry, and what the catalog has been told about it.
+/// The store of a registry, and the changes that the catalog has received from it.
 #[derive(Default)]
 struct Store {
     keys: BTreeMap<usize, Put>,

@@ -58,7 +58,7 @@ async fn explain_from_server(
     client.explain(&name, rtype, command.payload).await
 }
 
-/// Reads the registries and explains what a server of them would answer.
+/// Reads the registries and explains how a server following them would answer.
 async fn explain_from_registries(
     location: &ServerLocation,
     command: ExplainArgs,

@@ -279,7 +279,7 @@ fn own_name(zone: &Zone) -> anyhow::Result<Name> {
     Name::from_text(&format!("ns.{}", zone.text())).context("the zone has no room for the name ns")
 }
 
-/// Formats what will be changed, and why.
+/// Formats the planned changes and their reasons.
 fn announce(
     machine: &Machine,
     way: Integration,

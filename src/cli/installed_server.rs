@@ -123,9 +123,8 @@ impl ServerRequirements<'_> {
 
     /// Chooses the address to query, and perhaps one to listen on.
     ///
-    /// The latter only if `listen` is not configured. Also returns notes for the user. `own` are
-    ///
-    ///     /// the addresses that our own server listens on.
+    /// Chooses an address to listen on only if `listen` is not configured. Also returns notes for
+    /// the user. `own` are the addresses that our own server listens on.
     fn address(
         &self,
         own: &[SocketAddr],
@@ -267,7 +266,7 @@ fn is_directory_of_server(effective: &EffectiveValue) -> bool {
     ["runtime-dir", "state-dir"].contains(&&*effective.path)
 }
 
-/// Returns the values of a configuration, whatever their sources.
+/// Returns the values of a configuration, without their sources.
 ///
 /// Without the directories.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {

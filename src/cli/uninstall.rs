@@ -40,7 +40,7 @@ pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
 /// Output if there is nothing to undo.
 const NOTHING_INSTALLED: &str = "Nothing is installed.\n";
 
-/// Formats what `uninstall` would undo.
+/// Formats the steps that `uninstall` would undo.
 fn dry_run(journal: &Journal) -> String {
     let mut text = String::from("This would be restored, in this order:\n");
     for step in journal.steps.iter().rev() {

@@ -1,4 +1,4 @@
-//! Errors of the configuration: where, what, and what to do.
+//! Errors of the configuration: place, description and remedy.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -83,9 +83,9 @@ impl Key {
         format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
     }
 
-    /// Returns what the key defaults to if `default` is an empty string or list.
+    /// Returns the default in words if `default` is an empty string or list.
     ///
-    /// It is in words: the effect of an empty value, or `none`.
+    /// The words are the effect of an empty value, or `none`.
     pub(super) fn default_in_words(&self) -> Option<&'static str> {
         match (self.default, self.if_empty) {
             ("\"\"" | "[]", "") => Some("none"),

@@ -132,8 +132,9 @@ pub struct UpstreamConfig {
 impl Config {
     /// Reads, merges and checks all sources.
     ///
-    /// The configuration file is `file`, otherwise the one that the variable `SVCDNS_CONFIG` names,
-    /// otherwise [`DEFAULT_FILE`] if it exists. Variables without the prefix `SVCDNS_` are ignored.
+    /// The configuration file is `file`, otherwise the one in the environment variable
+    /// `SVCDNS_CONFIG`, otherwise [`DEFAULT_FILE`] if it exists. Other variables without the prefix
+    /// `SVCDNS_` are ignored.
     ///
     /// # Errors
     /// Returns the first error found, with its origin.

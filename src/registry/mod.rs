@@ -37,7 +37,7 @@ pub trait Registry: Send + 'static {
     /// the store without help.
     ///
     /// `first` is the kind of the first list: [`ListKind::Routine`] if the receiver knows nothing
-    /// of this registry yet, [`ListKind::Reconnect`] if it holds what an earlier call sent.
+    /// of this registry yet, [`ListKind::Reconnect`] if it holds data of an earlier call.
     fn follow(
         self,
         first: ListKind,

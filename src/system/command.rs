@@ -91,7 +91,7 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
     })))
 }
 
-/// Starts a thread that reads a pipe to its end and sends what it read.
+/// Starts a thread that reads a pipe to its end and sends the bytes.
 fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {

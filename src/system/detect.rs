@@ -259,7 +259,7 @@ fn resolved_access(file: &ResolvConfFile, hosts: &[String]) -> ResolvedAccess {
         (resolve, _) => resolve.is_some(),
     };
     if file.target == Path::new("/run/systemd/resolve/resolv.conf") {
-        // glibc reaches systemd-resolved by nsswitch.conf, whatever this file says.
+        // glibc reaches systemd-resolved by nsswitch.conf, regardless of this file.
         return if glibc_asks_resolved {
             ResolvedAccess::GlibcOnly
         } else {

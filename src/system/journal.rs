@@ -228,7 +228,7 @@ impl InstallStep {
             Self::Folder(path) => {
                 let folder = root.path(path);
                 DirBuilder::new().mode(0o755).create(&folder).map_err(at(path))?;
-                // The umask may forbid what other users need: to read the files in it.
+                // The umask may forbid other users to read the files in it.
                 fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(path))?;
                 path_state::sync_folder(folder.parent().unwrap_or_else(|| Path::new("/")))
                     .map_err(at(path))

@@ -1,6 +1,6 @@
 //! The directory of the journal, owned by root.
 //!
-//! Root does what the journal says, so no other user may be able to write it. The journal is
+//! Root executes the journal, so no other user may be able to write it. The journal is
 //! therefore not in the server's state directory: for a unit with `DynamicUser=` and
 //! `StateDirectory=svcdns`, systemd gives /var/lib/svcdns and its content to the service's user.
 
@@ -60,8 +60,8 @@ impl InstallLock {
             return Err(JournalError::Unsafe(path));
         }
         DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(at(name))?;
-        // The umask may forbid what the server needs: as another user, it reads
-        // `resolv.conf.before` in this directory.
+        // The umask may forbid it, but the server, as another user, reads `resolv.conf.before` in
+        // this directory.
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(name))?;
         let file = File::open(&folder).map_err(at(name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

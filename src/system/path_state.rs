@@ -243,7 +243,7 @@ pub(super) fn temporary_path(path: &Path) -> PathBuf {
 
 /// Removes a file or link, if there is one.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    // A read-only file system refuses to remove even what does not exist.
+    // A read-only file system refuses to remove even a missing file.
     match fs::symlink_metadata(path) {
         Err(error)
             if error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::NotADirectory =>

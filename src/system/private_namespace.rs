@@ -248,14 +248,14 @@ fn bind(from: &Path, over: &Path) -> Result<(), NamespaceError> {
         .map_err(|errno| failed(&action(), errno.into()))
 }
 
-/// Writes a file that every user can read, whatever the umask.
+/// Writes a file that every user can read, regardless of the umask.
 fn write(path: &Path, text: &str) -> Result<(), NamespaceError> {
     fs::write(path, text)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)))
         .map_err(|error| failed(&format!("write {}", path.display()), error))
 }
 
-/// Creates a directory that every user can read, whatever the umask.
+/// Creates a directory that every user can read, regardless of the umask.
 fn create_folder(path: &Path) -> Result<(), NamespaceError> {
     fs::create_dir(path)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755)))

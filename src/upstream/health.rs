@@ -163,7 +163,7 @@ impl Health {
         state.unanswered_since.get_or_insert(now);
     }
 
-    /// Records a response that took `after`, whatever its content.
+    /// Records a response that took `after`, regardless of its content.
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
         state.responses += 1;

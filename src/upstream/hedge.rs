@@ -48,7 +48,7 @@ impl Sockets {
         query.run(now, deadline).await
     }
 
-    /// Queries this one upstream, whatever its health.
+    /// Queries this one upstream, regardless of its health.
     ///
     /// # Errors
     /// Returns an error if the upstream sent no usable response.
@@ -73,7 +73,7 @@ struct HedgedQuery<'a> {
     sockets: &'a Sockets,
     outgoing: &'a Outgoing,
     ranked: Vec<(Rank, &'a Arc<Upstream>)>,
-    /// Number of upstreams in `ranked` that were queried in turn; probes are not counted.
+    /// Number of upstreams in `ranked` queried in turn; probes are not counted.
     started: usize,
     /// Number of queries sent so far, retransmissions and probes included.
     attempts: usize,

@@ -154,7 +154,7 @@ impl StoredResponse {
         }
     }
 
-    /// Returns what the message says.
+    /// Returns the kind of the response.
     pub(super) fn kind(&self) -> ResponseKind {
         self.kind
     }

@@ -63,7 +63,7 @@ pub struct Settings {
     pub random_case: bool,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Limit on cache memory in bytes, keys and overhead included; 0 disables the cache.
+    /// Limit on cache memory in bytes, keys and overhead included; 0 for no cache.
     pub cache_bytes: usize,
     /// Limit on serving stale data while no upstream responds (RFC 8767).
     ///

@@ -193,7 +193,7 @@ impl Following {
         self.wait_for_report("the first list", reported).await;
     }
 
-    /// Waits until the condition holds for what was received.
+    /// Waits until the condition holds for the received changes.
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&Received) -> bool) {
         let deadline = Instant::now() + SOON;
         while !condition(&self.received()) {

@@ -70,7 +70,7 @@ impl Resolved {
         Self { _bus: bus, daemon: daemon(settings) }
     }
 
-    /// Stops and starts systemd-resolved, which forgets what clients set over the bus.
+    /// Stops and starts systemd-resolved, which forgets settings made over the bus.
     pub(crate) fn restart(&mut self, settings: &str) {
         self.daemon.terminate();
         fs::remove_dir_all("/run/systemd/resolve").unwrap();

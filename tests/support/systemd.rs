@@ -209,7 +209,7 @@ impl Hierarchy {
     }
 }
 
-/// Tries what [`Systemd::start`] needs of the kernel.
+/// Tries the kernel features that [`Systemd::start`] needs.
 ///
 /// Returns the error message if that fails.
 ///

@@ -4,8 +4,8 @@
 //! (GoFrame's `contrib/registry/file`).
 //!
 //! inotify reports changes at once. Twice a second the follower checks whether the path still names
-//! the same directory, and every 10 s it scans the whole directory, to find what inotify cannot
-//! report. Only [`register`] writes or deletes files.
+//! the same directory, and every 10 s it scans the whole directory, for changes that inotify
+//! cannot report. Only [`register`] writes or deletes files.
 
 mod directory;
 mod files;
@@ -63,7 +63,7 @@ pub struct FileTimings {
     pub expire_after: Duration,
     /// Time between checks of the directory itself and of expired files.
     pub poll_interval: Duration,
-    /// Time between scans of the whole directory, which find what no event reported.
+    /// Time between scans of the whole directory, for changes without an event.
     pub scan_interval: Duration,
     /// Time until a file with invalid content is read again.
     pub retry_interval: Duration,

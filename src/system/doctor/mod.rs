@@ -1,7 +1,7 @@
 //! The checks of `doctor` that concern the machine: from the C library to the name servers.
 //!
-//! The checks only read. The caller passes what needs the network: the responses of the name
-//! servers, and the state of the running server.
+//! The checks only read. The caller passes the results that need the network: the responses of the
+//! name servers, and the state of the running server.
 
 mod library;
 mod path;

@@ -58,11 +58,11 @@ pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>
 
 /// Checks that the state directory contains only the server's own files.
 ///
-/// When a unit with `StateDirectory=` first starts, systemd gives all files in it to the
-/// service's user.
+/// systemd gives all files in it to the service's user when a unit with `StateDirectory=` first
+/// starts.
 ///
 /// # Errors
-/// When there are other files, with what to do about them.
+/// If there are other files, with a remedy.
 pub fn check_state_directory(root: &Root) -> Result<(), PlanError> {
     let path = root.path(ROOT_STATE_DIRECTORY);
     // A link means that systemd has already moved the directory.

@@ -1,6 +1,6 @@
 //! The services of the benchmark, which are the same for every server.
 //!
-//! All names have the same length, and so do all responses of a kind.
+//! All names have the same length, as do all responses of a kind.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::message::{Message, Query};
 
-/// Treatment of queries by the upstream; the default answers correctly from its table.
+/// Treatment of queries by the upstream; by default, correct answers from its table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Behaviour {
     /// Number of queries to drop first; counts down.

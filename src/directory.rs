@@ -3,7 +3,7 @@
 //! A server has two: the runtime directory, with its socket, is lost at a reboot; the state
 //! directory is not. A lock in each keeps out other servers.
 //!
-//! A leaf: imports no other room.
+//! Imports no other module.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};

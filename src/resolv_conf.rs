@@ -4,7 +4,7 @@
 //! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. All bytes are
 //! kept.
 //!
-//! This room imports no other.
+//! Imports no other module.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 

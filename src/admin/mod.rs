@@ -1,7 +1,7 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
 //! Served on the socket in the runtime directory, which the commands use, and on a loopback port.
-//! It is read-only and off the query path.
+//! The interface is read-only and off the query path.
 
 mod changes;
 mod forwarding;

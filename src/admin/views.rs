@@ -49,7 +49,7 @@ pub struct ServerStatus {
     pub namespace: String,
     /// Whether the absence of a name can be trusted.
     pub synced: bool,
-    /// Whether a registry is unreachable, so that data may be stale.
+    /// Whether data may be stale because a registry is unreachable.
     pub stale: bool,
     /// Held keys: removed by the registry, but still served.
     pub holding: usize,

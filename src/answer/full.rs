@@ -1,6 +1,6 @@
 //! The full path: resolves names on the service model.
 //!
-//! It knows every form of the naming grammar. Precompiled nodes are built from the result of this
+//! Covers every form of the naming grammar. Precompiled nodes are built from the result of this
 //! code, so both paths agree by construction.
 
 use std::net::IpAddr;
@@ -179,7 +179,7 @@ fn tcp_of_base<'a, 's>(
 
 /// Joins labels with dots.
 ///
-/// Returns `false` if a label is not UTF-8 or contains a dot, so that no such text exists.
+/// Returns `false` if a label is not UTF-8 or contains a dot, because no such text exists.
 pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     text.clear();
     for (at, label) in labels.iter().enumerate() {

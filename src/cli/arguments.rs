@@ -328,7 +328,7 @@ pub(super) struct InstallArgs {
     pub(super) search: bool,
     /// Keep the name servers of /etc/resolv.conf, after svcdns.
     ///
-    /// This takes effect only if `install` changes /etc/resolv.conf itself. glibc queries these
+    /// The flag takes effect only if `install` changes /etc/resolv.conf itself. glibc queries these
     /// servers if svcdns does not respond. musl queries all servers at once, so their NXDOMAIN may
     /// win.
     #[arg(long)]

@@ -170,8 +170,9 @@ impl DemoFolder {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("cannot create the directory {}", path.display()));
+                    return Err(error).with_context(|| {
+                        format!("cannot create the directory {}", path.display())
+                    });
                 }
             }
         }

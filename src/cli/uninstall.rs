@@ -8,7 +8,7 @@ use super::arguments::UninstallArgs;
 use super::output;
 use super::privilege::require_root;
 use crate::directory::ROOT_STATE_DIRECTORY;
-use crate::system::{JOURNAL_FOLDER, Journal, InstallLock, Root, InstallStep};
+use crate::system::{InstallLock, InstallStep, JOURNAL_FOLDER, Journal, Root};
 
 pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
     let root = Root::default();

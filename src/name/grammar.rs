@@ -1,10 +1,10 @@
 //! The naming grammar.
 //!
-//! It maps registered names to the bases they are published under, and queried names to the
-//! services and instances they stand for.
+//! Maps registered names to the bases they are published under, and queried names to the services
+//! and instances they denote.
 //!
-//! Which names exist follows RFC 8020: every name above a published one does. `_<protocol>._tcp`
-//! follows RFC 2782.
+//! The existence of names follows RFC 8020: every name above a published one exists.
+//! `_<protocol>._tcp` follows RFC 2782.
 
 use std::borrow::Cow;
 

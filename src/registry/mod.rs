@@ -52,8 +52,8 @@ pub trait Registry: Send + 'static {
 pub enum RegistryCommand {
     /// Check which of these leases no longer exist.
     ///
-    /// The reply is a [`Change::LeasesGone`] on the feed. It never comes if the store cannot be
-    /// asked. A registry without leases ignores the command.
+    /// The reply is a [`Change::LeasesGone`] on the feed. No reply comes if the store cannot be
+    /// reached. A registry without leases ignores the command.
     CheckLeases(Vec<i64>),
 }
 

@@ -50,8 +50,8 @@ impl WorkerTasks {
 
     /// Returns whether the runtime has to run.
     ///
-    /// It has to while responses are deferred, or while more than the long-lived tasks exist: a
-    /// background refresh, for example.
+    /// The runtime is needed while responses are deferred, or while short-lived tasks exist, such
+    /// as a background refresh.
     pub(super) fn need_runtime(&self) -> bool {
         !self.deferred.is_empty() || self.metrics.num_alive_tasks() > self.long_lived
     }

@@ -1,7 +1,8 @@
 //! Detection of the program that manages name resolution on this machine.
 //!
-//! It reads files and a [`RuntimeState`], and has no effect. It describes programs that resolve
-//! names through the C library: `nsswitch.conf` names its sources, `resolv.conf` the DNS servers.
+//! Reads files and a [`RuntimeState`], and changes nothing. The result describes programs that
+//! resolve names through the C library: `nsswitch.conf` names its sources, `resolv.conf` the DNS
+//! servers.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};

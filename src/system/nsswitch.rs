@@ -1,7 +1,7 @@
 //! The `hosts` line of nsswitch.conf (nsswitch.conf(5)).
 //!
-//! It tells glibc which services look up a name. musl, and programs with a resolver of their own,
-//! do not read it.
+//! The line tells glibc which services look up a name. musl, and programs with a resolver of their
+//! own, do not read the file.
 
 use std::fmt::Write;
 

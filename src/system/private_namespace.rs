@@ -1,7 +1,7 @@
 //! A private mount namespace in which the C library queries svcdns, for one command.
 //!
-//! It changes nothing on the machine's disks: all differences are in memory, and end with the last
-//! process in the namespace.
+//! The disks stay unchanged: all differences are in memory, and end with the last process in the
+//! namespace.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -137,8 +137,8 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
         .iter()
         .map(Path::new)
         .find(|stage| stage.is_dir() && !stage.is_symlink() && !is_needed(stage));
-    let stage =
-        stage.ok_or_else(|| failed("find a directory to work in", io::ErrorKind::NotFound.into()))?;
+    let stage = stage
+        .ok_or_else(|| failed("find a directory to work in", io::ErrorKind::NotFound.into()))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     check("mount a tmpfs", mount(Some("svcdns"), stage, Some("tmpfs"), flags, Some("mode=755")))?;
 

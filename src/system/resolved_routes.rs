@@ -71,7 +71,7 @@ impl ResolvedRoutes {
 
     /// Returns the scopes that receive queries for a zone.
     ///
-    /// They are the scopes with the longest matching domain; the root (`~.`) matches every zone.
+    /// Such scopes have the longest matching domain; the root (`~.`) matches every zone.
     pub fn for_zone(&self, zone: &str) -> Vec<&ResolvedScope> {
         let longest = self.scopes.iter().filter_map(|scope| scope.longest_match(zone)).max();
         self.scopes

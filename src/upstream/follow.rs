@@ -34,7 +34,7 @@ pub(super) struct FollowTimings {
     pub(super) poll: Duration,
     /// Lifetime of the last known upstreams after the files stop naming any.
     ///
-    /// The name servers of a network that was left must not be asked for ever. A file that cannot
+    /// The name servers of a network that was left must not be queried for ever. A file that cannot
     /// be read keeps the upstreams without this limit, as its content may be unchanged.
     pub(super) keep_last_known: Duration,
 }

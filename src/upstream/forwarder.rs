@@ -192,7 +192,7 @@ impl Lane {
             })
     }
 
-    /// Writes the response into the empty `out` if no upstream has to be asked.
+    /// Writes the response into the empty `out` if no upstream has to be queried.
     ///
     /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
     /// prefetch an expiring entry.

@@ -81,7 +81,7 @@ struct HedgedQuery<'a> {
     in_progress: Vec<(usize, Attempt<'a>)>,
     /// Indexes of upstreams that failed or gave an inconclusive response.
     ///
-    /// Those are not queried again.
+    /// Such upstreams are not queried again.
     finished: Vec<usize>,
     /// Response to return if no conclusive one arrives.
     fallback: Option<Incoming>,
@@ -154,7 +154,7 @@ impl<'a> HedgedQuery<'a> {
                     return self.fallback.take().ok_or(QueryFailure::TimedOut);
                 }
                 None => {
-                    // Ask half of the remaining upstreams, so that the last of many is reached in
+                    // Query half of the remaining upstreams, so that the last of many is reached in
                     // time.
                     let hedge = next_start < began + RESPONSE_TIMEOUT;
                     let more = if hedge {

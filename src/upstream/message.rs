@@ -374,7 +374,7 @@ fn offset(at: usize) -> u32 {
 
 /// Returns whether an option is hop by hop.
 ///
-/// They are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
+/// Those options are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }

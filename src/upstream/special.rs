@@ -116,7 +116,7 @@ pub(super) fn zones() -> impl Iterator<Item = (Name, Special)> {
 
 /// Returns whether all names of `domain` are answered locally.
 ///
-/// Upstreams of such a domain would never be asked.
+/// Upstreams of such a domain would never be queried.
 pub fn is_answered_locally(domain: &Name) -> bool {
     zones().any(|(zone, special)| special.is_fixed() && domain.ends_with(&zone))
 }

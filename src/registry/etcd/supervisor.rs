@@ -126,7 +126,7 @@ impl Supervisor {
         }
     }
 
-    /// Discards the next command, since the store cannot be asked now.
+    /// Discards the next command, since the store cannot be reached now.
     async fn discard_command(&mut self) {
         if self.commands.recv().await.is_none() {
             std::future::pending::<()>().await;

@@ -41,7 +41,7 @@ impl Default for ChangeFeed {
 }
 
 impl ChangeFeed {
-    /// Sends the changes of services; costs nothing without readers.
+    /// Sends the changes to services; costs nothing without readers.
     pub fn send(&self, changed: &[ServiceChange]) {
         if self.sender.receiver_count() == 0 {
             return;

@@ -148,7 +148,7 @@ async fn install(
     journal.save(root)?;
     let applied = apply(root, location, config, &journal, server_steps, way, &wish).await;
     if let Err(error) = applied {
-        output::print("\nThat did not work; everything is restored.\n")?;
+        output::print("\nThe installation failed; all changes are reverted.\n")?;
         uninstall::remove(root, &journal).with_context(|| format!("{error:#}; and then"))?;
         return Err(error.context("nothing is installed"));
     }

@@ -28,7 +28,7 @@ pub enum StartError {
     Thread(io::Error),
 }
 
-/// The reason why the server ended without being stopped.
+/// Reason why the server ended without being stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Serving a socket failed.

@@ -103,7 +103,7 @@ impl SourceWatches {
                 if !self.warned {
                     tracing::warn!(
                         %error,
-                        "changes of resolv.conf are noticed late, by polling: the system has no \
+                        "changes to resolv.conf are noticed late, by polling: the system has no \
                          inotify watch to spare (see fs.inotify.max_user_watches and \
                          max_user_instances)"
                     );

@@ -70,6 +70,24 @@ fn the_template_is_current_valid_and_complete() {
 }
 
 #[test]
+fn flags_show_the_effect_of_an_empty_default() {
+    use clap::Args;
+    let serve = ServeFlags::augment_args(clap::Command::new("serve"));
+    let register = RegistryFlags::augment_args(clap::Command::new("register"));
+    for (command, flag, start, end) in [
+        (&serve, "allow", "Accept", "[default: none]"),
+        (&serve, "etcd-ca-file", "Trust", "[default: the system's trust store]"),
+        (&serve, "registry", "Follow", "server's user owns it]"),
+        (&register, "registry", "Register in", "server's user owns it]"),
+    ] {
+        let mut flags = command.get_arguments();
+        let flag = flags.find(|arg| arg.get_long() == Some(flag)).expect(flag);
+        let help = flag.get_help().expect("a help text").to_string();
+        assert!(help.starts_with(start) && help.ends_with(end), "{help}");
+    }
+}
+
+#[test]
 fn the_help_has_a_heading_for_each_section() {
     use clap::Args;
     let command = ServeFlags::augment_args(clap::Command::new("serve"));

@@ -3,7 +3,7 @@
 //! A server has two: the runtime directory, with its socket, is lost at a reboot; the state
 //! directory is not. A lock in each keeps out other servers.
 //!
-//! A leaf: imports no other room.
+//! Imports no other module.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -38,7 +38,7 @@ pub enum DirectoryKind {
 impl DirectoryKind {
     /// Returns the mode of a new directory.
     ///
-    /// Every user may reach the socket, but only ours the state.
+    /// Every user may reach the socket, but only our own user the state.
     fn mode(self) -> u32 {
         match self {
             Self::Runtime | Self::Both => 0o755,
@@ -74,7 +74,7 @@ pub enum TrustRule {
 pub struct Candidate {
     /// The path.
     pub path: PathBuf,
-    /// When an existing directory is trusted.
+    /// Condition for trusting an existing directory.
     pub trust: TrustRule,
     /// The flag by which the user can name another directory.
     pub flag: &'static str,
@@ -96,10 +96,10 @@ impl Candidate {
     }
 }
 
-/// Why a server cannot use a directory.
+/// Reason why a server cannot use a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// Another server uses it.
+    /// Another server uses the directory.
     #[error(
         "another svcdns is running with the {kind} {}: give this one its own with {}",
         .candidate.path.display(), .candidate.flag
@@ -110,7 +110,7 @@ pub enum DirectoryError {
         /// The directory.
         candidate: Candidate,
     },
-    /// Another user owns it.
+    /// Another user owns the directory.
     #[error(
         "{} belongs to another user, who could answer in place of this server or change its \
          state: name a directory of your own with {}",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linked_default_is_trusted_only_in_a_directory_of_ours() {
+    fn a_linked_default_is_trusted_only_in_our_own_directory() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -300,7 +300,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, dangling) = (folder.path().join("file"), folder.path().join("dangling"));
         fs::write(&file, "mine").unwrap();
-        // As after somebody has emptied /var/lib/private of systemd.
+        // As after an administrator has emptied /var/lib/private of systemd.
         symlink("private/svcdns", &dangling).unwrap();
         for path in [file.clone(), file.join("below"), dangling] {
             let error = take(&path, TrustRule::Owned).unwrap_err().to_string();

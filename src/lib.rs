@@ -1,8 +1,8 @@
 //! svcdns: serves a service registry as DNS on the local machine.
 //!
-//! Registry changes and DNS queries meet in one lookup table. Each module is a room with one job;
-//! `docs/design.md` describes the plan. `tests/house.rs` enforces it: no room imports a higher one,
-//! and there are no import cycles.
+//! Registry changes and DNS queries meet in one lookup table. Each module has one job;
+//! `docs/design.md` describes the architecture. `tests/house.rs` enforces it: no module imports one
+//! of a higher layer, and there are no import cycles.
 
 pub mod admin;
 pub mod answer;

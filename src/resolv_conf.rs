@@ -4,7 +4,7 @@
 //! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. All bytes are
 //! kept.
 //!
-//! This room imports no other.
+//! Imports no other module.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -16,7 +16,7 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
 pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before";
 
-/// The former place of that copy; an older installation uses it until `install` runs again.
+/// The former place of that copy, used by installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// Largest file to read, in bytes; a longer one is not a resolv.conf.
@@ -83,19 +83,19 @@ impl NameServer<'_> {
     }
 }
 
-/// Why a line is ignored.
+/// Reason for ignoring a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The line is not UTF-8.
     #[error("not text")]
     NotText,
-    /// `nameserver` has no address.
+    /// No address follows `nameserver`.
     #[error("`nameserver` without an address")]
     NoAddress,
     /// The word after `nameserver` is not an address.
-    #[error("what follows `nameserver` is not an address")]
+    #[error("the word after `nameserver` is not an address")]
     BadAddress,
-    /// An address that is not link-local has an interface.
+    /// A zone ID follows an address that is not link-local.
     #[error("only link-local IPv6 addresses (fe80::/10) have an interface")]
     StrayScope,
     /// The last line is incomplete: another program may still be writing it.
@@ -124,7 +124,7 @@ impl<'a> ResolvConf<'a> {
 
     /// Returns the addresses that the C libraries query.
     ///
-    /// They query at most [`MAX_NAME_SERVERS`], or 127.0.0.1 if the file names none.
+    /// The libraries query at most [`MAX_NAME_SERVERS`], or 127.0.0.1 if the file names none.
     pub fn effective_servers(&self) -> Vec<IpAddr> {
         let named: Vec<IpAddr> =
             self.name_servers().map(|server| server.address).take(MAX_NAME_SERVERS).collect();

@@ -1,7 +1,7 @@
 //! Hostile and broken input to the real program.
 //!
 //! The input is registry content, packets, connections and settings. The server skips or refuses
-//! each by itself, and everything else works on.
+//! the bad part alone, and serves the rest.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -647,7 +647,7 @@ fn a_server_that_cannot_start_says_why() {
     assert!(!Path::new(&long).exists(), "nothing is made for a socket that cannot be");
 }
 
-/// Runs `svcdns check` on a file; returns its exit code, standard output and standard error.
+/// Runs `svcdns check` on a file; returns its exit code, stdout and stderr.
 fn check(file: &Path) -> (i32, String, String) {
     let output = svcdns::command().arg("check").arg("--config").arg(file).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -720,7 +720,7 @@ fn check_and_serve_report_errors_in_registry_sections() {
 }
 
 #[test]
-fn files_with_secrets_that_nobody_or_everybody_can_read_cause_warnings() {
+fn unreadable_and_world_readable_secret_files_cause_warnings() {
     let files = Files::new(&[("default/default/good.svc/latest/10.0.0.1:80", "{}")]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("svcdns.toml");

@@ -407,7 +407,7 @@ fn a_registration_lasts_as_long_as_its_command() {
     );
     server.wait_for_code("legacy.svc", "NXDOMAIN");
 
-    // The exit code is the command's, also if it handles the signal.
+    // The exit code is the command's, even if it handles the signal.
     let mut short = register(&["short", "10.0.0.5:1", "--", "sh", "-c", "exit 7"]);
     assert_eq!(short.wait(SOON).code(), Some(7), "{}", short.log());
     let mut careful = register(&[
@@ -931,7 +931,7 @@ fn http_accepts_only_reads_by_loopback_hosts() {
     server.stop();
 }
 
-/// Returns the names of the files in a folder.
+/// Returns the names of the files in a directory.
 fn names_in(folder: &Path) -> Vec<String> {
     fs::read_dir(folder)
         .unwrap()
@@ -970,7 +970,7 @@ fn demo_prints_working_commands_and_leaves_no_files() {
             && lines.iter().any(|line| line.starts_with("curl")),
         "{text}"
     );
-    assert_eq!(names_in(temp.path()).len(), 1, "one folder while it runs");
+    assert_eq!(names_in(temp.path()).len(), 1, "one directory while it runs");
     // A second demo at the same time gets another port.
     let elsewhere = tempfile::tempdir().unwrap();
     let mut second = Process::start(svcdns::command().arg("demo").env("TMPDIR", elsewhere.path()));

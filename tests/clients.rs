@@ -93,7 +93,7 @@ fn on_a_machine(test: &str, body: impl FnOnce()) {
     });
 }
 
-/// Runs a program, which must succeed, and returns what it prints.
+/// Runs a program, which must succeed, and returns its output.
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,6 +1,4 @@
-//! The commands that the pages give contributors exist.
-//!
-//! These are make targets, scripts and test programs.
+//! The make targets, scripts and test programs named in the contributors' pages exist.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the pages must fail")]
 
 use std::collections::BTreeSet;

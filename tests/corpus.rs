@@ -9,7 +9,7 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-/// Returns the entries of a folder, sorted.
+/// Returns the entries of a directory, sorted.
 fn entries(folder: &Path) -> BTreeSet<PathBuf> {
     fs::read_dir(folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
@@ -32,6 +32,6 @@ fn every_target_accepts_its_corpus() {
     assert_eq!(
         folders,
         fuzz::TARGETS.iter().map(|(name, _)| corpus.join(name)).collect(),
-        "folders of the corpus and targets differ"
+        "directories of the corpus and targets differ"
     );
 }

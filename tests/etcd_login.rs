@@ -144,7 +144,7 @@ async fn certificates_are_read_at_every_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_password_changed_in_etcd_first_interrupts_nothing() {
+async fn changing_the_password_in_etcd_first_causes_no_interruption() {
     let mut etcd = Etcd::start();
     etcd.put(&key("before", 1), "{}");
     etcd.add_reader("reader", "old-secret", "/service");
@@ -272,9 +272,9 @@ async fn passwords_are_hidden_even_if_they_equal_part_of_a_key() {
     assert!(reason.contains("permission denied") && !reason.contains("services"), "{reason}");
 }
 
-/// A JWT token holds the revision of all users: a change to any user invalidates it.
+/// JWT tokens hold the revision of all users: any change to users invalidates them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_user_interrupts_nothing_with_jwt() {
+async fn a_changed_user_causes_no_interruption_with_jwt() {
     let directory = tempfile::tempdir().unwrap();
     let signing_key = directory.path().join("signing-key");
     fs::write(&signing_key, "the signing key of this test").unwrap();

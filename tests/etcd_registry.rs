@@ -531,7 +531,7 @@ async fn registrations_live_as_long_as_their_registrant() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registrations_report_what_prevents_them() {
+async fn failed_registrations_report_the_reason() {
     let mut etcd = Etcd::start();
     etcd.add_reader("reader", "reader-secret", "/service");
     etcd.enable_auth();

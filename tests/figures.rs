@@ -107,7 +107,7 @@ fn an_aim_within_the_bounds_is_not_decidable() {
 }
 
 #[test]
-fn a_resolution_of_half_the_value_decides_nothing() {
+fn a_ratio_of_imprecise_readings_is_not_decidable() {
     // Once measured for svcdns and a bare watcher: 21.68 ± 12.06 ms and 30.66 ± 15.52 ms.
     let ratio = reading(9.62, 21.68, 33.74).over(reading(15.14, 30.66, 46.18));
     assert_eq!(

@@ -59,7 +59,7 @@ const FREQUENT_SCANS: FileTimings = FileTimings {
     ..EVENTS_ONLY
 };
 
-/// A registry that is followed, and what it has sent.
+/// A registry that is followed, and the changes it has sent.
 struct Following {
     updates: mpsc::Receiver<Update>,
     state: Arc<RegistryState>,

@@ -15,7 +15,7 @@ use support::upstream::{
 };
 use support::{dns, eventually, netns, seconds};
 
-/// The records of the test upstreams.
+/// Returns the records of the test upstreams.
 fn records() -> Vec<Record> {
     vec![
         Record::soa("example.test", 300, 30),
@@ -126,9 +126,9 @@ impl Seen {
             .unwrap()
     }
 
-    /// Checks for SERVFAIL with the extended error of unreachable upstreams.
+    /// Checks for SERVFAIL with an EDE code of unreachable upstreams.
     ///
-    /// That is 22, No Reachable Authority, or 23, Network Error (RFC 8914).
+    /// The EDE code is 22, No Reachable Authority, or 23, Network Error (RFC 8914).
     fn expect_unreachable(&self, what: &str) {
         assert_eq!(self.status, "SERVFAIL", "{what}: {}", self.text);
         assert!(self.errors.iter().any(|code| [22, 23].contains(code)), "{what}: {}", self.text);
@@ -569,7 +569,7 @@ fn equal_queries_are_sent_once() {
     assert!(received <= 5, "{received} queries for 50 clients");
 }
 
-/// Ids and source ports are what off-path attackers have to guess (RFC 5452).
+/// Off-path attackers have to guess ids and source ports (RFC 5452).
 #[test]
 fn ids_and_ports_are_random() {
     let upstream = upstream();

@@ -21,9 +21,9 @@ use tempfile::TempDir;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goframe");
 
-/// The Go program and a temporary folder.
+/// The Go program and a temporary directory.
 ///
-/// gRPC servers create a registry in that folder if none is set.
+/// gRPC servers create a registry in that directory if none is set.
 struct GoFrame {
     program: PathBuf,
     temp: TempDir,

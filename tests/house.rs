@@ -1,4 +1,4 @@
-//! Rules for the source: imports between folders, names of types, printing, size of files.
+//! Rules for the source: imports between directories, names of types, printing, size of files.
 //!
 //! `docs/design.md` explains the imports. When a test fails, the import is usually wrong; if the
 //! design is, change both together.
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each folder of `src/` with the folders it may import.
+/// Each directory of `src/` with the directories it may import.
 const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     (
         "cli",
@@ -91,7 +91,7 @@ const FILES_WITH_LONGER_LINES: &[(&str, &str)] = &[];
 const NAMES_OF_EVERY_FOLDER: [&str; 3] = ["Settings", "Counters", "Error"];
 
 #[test]
-fn folders_import_only_what_is_allowed() {
+fn directories_import_only_listed_directories() {
     let allowed_imports: BTreeMap<_, _> = ALLOWED_IMPORTS.iter().copied().collect();
     let mut faults = Vec::new();
     for source in sources() {
@@ -116,13 +116,13 @@ fn folders_import_only_what_is_allowed() {
 }
 
 #[test]
-fn allowed_imports_list_every_folder_and_form_no_cycle() {
+fn allowed_imports_list_every_directory_and_form_no_cycle() {
     let folders: BTreeSet<_> =
         sources().iter().filter_map(|source| source.folder().map(str::to_owned)).collect();
     let listed: BTreeSet<_> =
         ALLOWED_IMPORTS.iter().map(|(folder, _)| (*folder).to_owned()).collect();
-    assert_eq!(folders, listed, "left: folders of src/, right: folders listed here");
-    // A topological sort: a folder is sorted once all that it may import are.
+    assert_eq!(folders, listed, "left: directories of src/, right: directories listed here");
+    // A topological sort: a directory is sorted once all that it may import are.
     let mut sorted: BTreeSet<&str> = BTreeSet::new();
     while sorted.len() < ALLOWED_IMPORTS.len() {
         let next = ALLOWED_IMPORTS.iter().find(|(folder, imported)| {
@@ -136,7 +136,7 @@ fn allowed_imports_list_every_folder_and_form_no_cycle() {
 }
 
 #[test]
-fn modules_of_a_folder_form_no_import_cycle() {
+fn modules_of_a_directory_form_no_import_cycle() {
     let sources = sources();
     let mut faults = Vec::new();
     for (folder, _) in ALLOWED_IMPORTS {
@@ -345,7 +345,8 @@ fn import_cycles_of_modules_are_found() {
         ]),
         ["a -> b", "b -> a"]
     );
-    // Modules that import a cycle, or that it imports, are not part of it; a folder is one module.
+    // Modules that import a cycle, or that it imports, are not part of it; a directory is one
+    // module.
     let files = [
         ("front.rs", "use super::a;"),
         ("a.rs", "use super::b; use super::behind;"),
@@ -362,7 +363,7 @@ fn import_cycles_of_modules_are_found() {
     ];
     assert_eq!(cycles_in(&re_exports), ["a -> b", "b -> a"]);
     assert_eq!(cycles_in(&[re_exports[0], re_exports[1], ("b.rs", "use super::Own;")]), none);
-    // A module of the same name in another folder is no sibling.
+    // A module of the same name in another directory is no sibling.
     assert_eq!(
         cycles_in(&[
             ("a.rs", "use super::b;"),
@@ -392,7 +393,7 @@ impl Source {
         Self { path, code }
     }
 
-    /// Returns the top folder of the file; `None` for `lib.rs` and `main.rs`.
+    /// Returns the top directory of the file; `None` for `lib.rs` and `main.rs`.
     fn folder(&self) -> Option<&str> {
         let first =
             self.path.strip_prefix("src").unwrap().components().next()?.as_os_str().to_str()?;
@@ -413,7 +414,7 @@ impl Source {
         self.segments_below(&["crate::", "svcdns::", &"super::".repeat(self.depth())])
     }
 
-    /// Returns the file's module in its folder; `None` for the folder's `mod.rs`.
+    /// Returns the file's module in its directory; `None` for the directory's `mod.rs`.
     fn module(&self) -> Option<&str> {
         let second =
             self.path.strip_prefix("src").unwrap().components().nth(1)?.as_os_str().to_str()?;
@@ -421,7 +422,7 @@ impl Source {
         (module != "mod").then_some(module)
     }
 
-    /// Returns the first segment of each path below the file's folder.
+    /// Returns the first segment of each path below the file's directory.
     fn siblings(&self) -> Vec<String> {
         let folder = format!("crate::{}::", self.folder().unwrap_or_default());
         let to_folder = "super::".repeat(self.depth() - 1);
@@ -466,7 +467,7 @@ impl Source {
     }
 }
 
-/// Returns which module of a folder imports which, as pairs.
+/// Returns which module of a directory imports which, as pairs.
 ///
 /// `mod.rs` is not part of a cycle, because it declares the modules. An item that it re-exports
 /// counts as imported from the module that defines it.

@@ -341,8 +341,8 @@ fn unusual_files_are_edited_or_refused() {
 }
 
 #[test]
-fn an_immutable_file_is_changed_only_if_told_so() {
-    const TEST: &str = "an_immutable_file_is_changed_only_if_told_so";
+fn an_immutable_file_is_changed_only_on_request() {
+    const TEST: &str = "an_immutable_file_is_changed_only_on_request";
     on_a_machine(TEST, || {
         if !Command::new("chattr")
             .args(["+i", RESOLV_CONF])
@@ -476,7 +476,7 @@ fn missing_prerequisites_are_refused() {
         let _server = serve(&["--registry", &url, "--listen", "127.0.0.1:53", "--upstream", "off"]);
         let told = refused(&["install", "--registry", &url], 1);
         assert!(
-            told.contains("only name server") && told.contains("everything is restored"),
+            told.contains("only name server") && told.contains("all changes are reverted"),
             "{told}"
         );
         assert_as_before(&before, "refused after the first steps");
@@ -508,7 +508,7 @@ fn an_installation_that_fails_its_lookup_is_undone() {
         let told = refused(&["install", "--keep-nameservers", "--registry", &files.url()], 1);
         assert!(
             told.contains("another name server answers for the zone")
-                && told.contains("everything is restored"),
+                && told.contains("all changes are reverted"),
             "{told}"
         );
         assert_as_before(&before, "after a lookup that failed");

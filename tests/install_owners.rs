@@ -84,7 +84,7 @@ fn systemd_resolved_routes_the_zones_to_svcdns() {
         let told = done(&install);
         assert!(
             told.contains("is managed by: systemd-resolved")
-                && told.contains("names outside the zones go on working"),
+                && told.contains("names outside the zones still resolve"),
             "{told}"
         );
         expect_service("by its stub");
@@ -132,7 +132,7 @@ fn systemd_resolved_routes_the_zones_to_svcdns() {
     });
 }
 
-/// Fails the test unless /etc is as before; a journal may exist.
+/// Fails the test unless /etc is unchanged; a journal may exist.
 fn assert_etc_as_before(before: &std::collections::BTreeMap<PathBuf, String>, when: &str) {
     assert_eq!(&tree("/etc"), before, "{when}");
 }
@@ -235,7 +235,7 @@ fn expect_record_until_uninstalled(kind: &str) {
     expect_service("by a record of resolvconf");
     assert_eq!(looked_up("hello"), [netns::ADDRESS]);
     assert!(done(&install).contains("Already installed"));
-    // The records of others are all there afterwards.
+    // All foreign records are there afterwards.
     done(&["uninstall"]);
     assert_eq!(lines(), was);
     let (mut before, mut now) = (before, tree("/etc"));

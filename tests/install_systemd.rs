@@ -73,7 +73,7 @@ fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, Strin
     });
 }
 
-/// Fails the test unless all is as before, one folder of systemd's aside.
+/// Fails the test if a file has changed, one directory of systemd excepted.
 fn assert_nothing_left(before: &BTreeMap<PathBuf, String>, when: &str) {
     let _ = fs::remove_dir("/var/lib/private");
     assert_as_before(before, when);
@@ -140,7 +140,7 @@ fn the_state_directory_lasts_until_uninstall() {
         fs::remove_dir_all(drop_in).unwrap();
         assert!(restart().contains("state directory /var/lib/svcdns\n"));
 
-        // A new installation keeps the state; `uninstall` keeps files of others and says so.
+        // A new installation keeps the state; `uninstall` keeps foreign files and says so.
         fs::write(state.join("mine"), "").unwrap();
         let told = systemd.ends_with(0, &[&INSTALL[..], &["--ttl", "9s"]].concat());
         assert!(told.contains("is undone first") && state.join("mine").exists(), "{told}");
@@ -222,7 +222,7 @@ fn a_journal_that_the_service_can_write_is_not_trusted() {
             assert!(told.contains(why) && told.contains(JOURNAL), "{told}");
             assert_eq!(tree("/etc"), etc, "{line:?}");
         }
-        // A link to a file of root's is not trusted either, nor a file of root's in that folder.
+        // A link to a file of root's is not trusted either, nor a file of root's in that directory.
         fs::copy(given_away, "/run/copy.json").unwrap();
         fs::remove_file(given_away).unwrap();
         chown("/run/copy.json", Some(0), Some(0)).unwrap();
@@ -248,8 +248,8 @@ fn a_journal_that_the_service_can_write_is_not_trusted() {
 }
 
 #[test]
-fn files_of_others_in_the_state_directory_are_refused() {
-    const TEST: &str = "files_of_others_in_the_state_directory_are_refused";
+fn foreign_files_in_the_state_directory_are_refused() {
+    const TEST: &str = "foreign_files_in_the_state_directory_are_refused";
     with_systemd(TEST, |systemd, before| {
         fs::create_dir_all("/var/lib/svcdns/registry").unwrap();
         let told = systemd.ends_with(1, &INSTALL);

@@ -62,7 +62,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs a command, which must succeed, and returns what it prints.
+/// Runs a command, which must succeed, and returns its output.
 fn output_of(server: &Svcdns, flags: &[&str], words: &[&str]) -> String {
     let output = run(server, flags, words);
     assert!(
@@ -81,7 +81,7 @@ fn resolve_outside(name: &str) -> Option<String> {
     output.status.success().then(|| stdout(&output).split_whitespace().next().unwrap().to_owned())
 }
 
-/// Returns what must not change outside: inodes and files, and mounts.
+/// Returns the state outside that must not change: inodes, files and mounts.
 fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
     let file = |path: &str| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
     (
@@ -91,8 +91,8 @@ fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
 }
 
 #[test]
-fn a_command_finds_services_and_nothing_outside_changes() {
-    netns::inside("a_command_finds_services_and_nothing_outside_changes", NOBODY, || {
+fn a_command_finds_services_and_the_machine_is_unchanged() {
+    netns::inside("a_command_finds_services_and_the_machine_is_unchanged", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let before = machine_state();
@@ -190,7 +190,7 @@ fn a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses() {
         NOBODY,
         || {
             let files = Files::new(&[(HELLO, "{}")]);
-            // This server refuses names outside its zone, with the extended error of a svcdns
+            // This server refuses names outside its zone, with the EDE of a svcdns
             // that does not forward.
             let upstream = Svcdns::serve(&[
                 "--registry",
@@ -476,7 +476,7 @@ fn every_kind_of_resolv_conf_works() {
         assert_eq!(output_of(&server, &[], &["cat", "/dev/null"]), "");
         fs::remove_file(conf).unwrap();
         fs::create_dir(conf).unwrap();
-        found("a folder");
+        found("a directory");
         fs::remove_dir(conf).unwrap();
         fs::write("/etc/nsswitch.conf", "hosts: files resolve\n").unwrap();
         found("missing, with another nsswitch.conf");

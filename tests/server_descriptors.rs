@@ -21,7 +21,7 @@ use support::echo::Echo;
 /// Time limit for everything that must happen; only a failing test reaches it.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Sets the soft limit of file descriptors for this process.
+/// Sets the soft limit on file descriptors for this process.
 fn limit_descriptors(soft: usize) {
     let process = std::process::id().to_string();
     let status = Command::new("prlimit")

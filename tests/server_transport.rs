@@ -450,7 +450,7 @@ async fn oversized_datagrams_are_truncated_and_answered() {
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_datagram_or_one_connection() {
+async fn a_panic_loses_one_datagram_or_one_connection() {
     let server = start_with(long_timeouts());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"panic", server.address).await.unwrap();

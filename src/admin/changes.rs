@@ -25,7 +25,7 @@ const READER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval of empty lines while nothing changes.
 ///
-/// They show each side that the other is still there.
+/// The lines show each side that the other is still there.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Sends changes to all readers of `/v1/watch`.
@@ -41,7 +41,7 @@ impl Default for ChangeFeed {
 }
 
 impl ChangeFeed {
-    /// Sends the changes of services; costs nothing without readers.
+    /// Sends the changes to services; costs nothing without readers.
     pub fn send(&self, changed: &[ServiceChange]) {
         if self.sender.receiver_count() == 0 {
             return;
@@ -56,7 +56,7 @@ impl ChangeFeed {
 
     /// Returns a response body with a line for each change from now on.
     ///
-    /// It ends at `stop`, or once the reader leaves or stops reading.
+    /// The stream ends when `stop` is cancelled or the client disconnects or stalls.
     pub(super) fn body(
         &self,
         permit: OwnedSemaphorePermit,

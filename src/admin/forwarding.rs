@@ -62,7 +62,7 @@ pub struct UpstreamView {
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of these attempts failed.
+    /// Error of the last of these attempts.
     pub last_error: Option<String>,
 }
 
@@ -185,7 +185,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.gauges(
         "svcdns_cache_capacity_octets",
-        "Limit of the bytes used by the cache entries",
+        "Limit on the bytes used by the cache entries",
         [(MetricLabels::new(), cache.capacity as f64)],
     );
     page.gauges(

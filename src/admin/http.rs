@@ -142,7 +142,7 @@ async fn check_method(request: Request, next: Next) -> Response {
 
 /// Accepts only requests whose `Host` header names this machine.
 ///
-/// This stops DNS rebinding: a web page can give its own name the address 127.0.0.1, but the
+/// The check stops DNS rebinding: a web page can give its own name the address 127.0.0.1, but the
 /// browser still sends that name as `Host`.
 async fn check_host(request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());

@@ -1,7 +1,7 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
 //! Served on the socket in the runtime directory, which the commands use, and on a loopback port.
-//! It is read-only and off the query path.
+//! The interface is read-only and off the query path.
 
 mod changes;
 mod forwarding;
@@ -75,7 +75,7 @@ pub struct ServerInfo {
     pub runtime_dir: PathBuf,
     /// Its state directory, if it has one.
     pub state_dir: Option<PathBuf>,
-    /// When it started.
+    /// Start time.
     pub started: SystemTime,
     /// The same as an instant, for the uptime.
     pub started_at: Instant,

@@ -148,7 +148,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     let synced = values(|registry| Some(f64::from(u8::from(registry.synced))));
     page.gauges(
         "svcdns_registry_synced",
-        "1 once the registry has been read completely, else 0",
+        "1 once the registry is synced (read completely), else 0",
         synced,
     );
     page.gauges(
@@ -164,7 +164,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     let ages = values(|registry| registry.last_event_age.map(|age| age as f64));
     page.gauges(
         "svcdns_registry_last_event_age_seconds",
-        "Time since the last event or sign of life",
+        "Time since the last event or other activity",
         ages,
     );
     let counts = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {

@@ -19,10 +19,10 @@ const MAX_PATH_BYTES: usize = 107;
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
-/// Why the socket cannot be opened.
+/// Error when the socket is opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The path exceeds the limit of the system.
+    /// The path exceeds the system's limit.
     #[error(
         "the path {} is too long for a socket ({} bytes, at most {MAX_PATH_BYTES}): \
          name a shorter directory with --runtime-dir", .0.display(), .0.as_os_str().len()

@@ -49,7 +49,7 @@ pub struct ServerStatus {
     pub namespace: String,
     /// Whether the absence of a name can be trusted.
     pub synced: bool,
-    /// Whether a registry is unreachable, so that data may be stale.
+    /// Whether data may be stale because a registry is unreachable.
     pub stale: bool,
     /// Held keys: removed by the registry, but still served.
     pub holding: usize,
@@ -82,7 +82,7 @@ pub struct RegistryView {
     pub synced: bool,
     /// Store revision that svcdns has read up to.
     pub revision: u64,
-    /// Time since the last event or sign of life, in seconds.
+    /// Time since the last event or other activity, in seconds.
     pub last_event_age: Option<u64>,
     /// The current error.
     pub error: Option<String>,
@@ -145,7 +145,7 @@ pub struct InstanceView {
     pub registry_name: String,
     /// Whether the removal is held: removed by the registry, but still served.
     pub held: bool,
-    /// Why the instance is dropped, if it is.
+    /// Reason for dropping the instance, if it is dropped.
     pub left_out: Option<String>,
 }
 
@@ -223,9 +223,9 @@ pub struct ConflictView {
     pub deployment: String,
     /// The namespace of the loser.
     pub namespace: String,
-    /// The service, or part of one, that the name stands for.
+    /// The service, or the part of one, that the name denotes.
     pub winner: String,
-    /// The one that it does not stand for.
+    /// The service that lost the name.
     pub loser: String,
 }
 

@@ -21,7 +21,7 @@ pub struct Answerer {
     pub(super) rejections: ArcSwap<Rejections>,
     pub(super) stats: ArcSwap<Stats>,
     pub(super) counters: Counters,
-    /// SOA serial of generation 0: the Unix time at the start.
+    /// SOA serial of generation 0: the Unix time at startup.
     ///
     /// A restart therefore does not decrease the serial.
     pub(super) first_serial: u32,
@@ -112,7 +112,7 @@ impl Answerer {
         self.write_code(rcode::SERVFAIL, OVERLOADED, request, out)
     }
 
-    /// Writes a response with only a code and an extended error, in UDP's size.
+    /// Writes a response with only a code and an EDE, in UDP's size.
     fn write_code(
         &self,
         code: u16,

@@ -24,7 +24,7 @@ use crate::catalog::Instance;
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
-/// How a query is answered, and why.
+/// Explanation of the answer to a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Explanation {
@@ -34,14 +34,14 @@ pub struct Explanation {
     pub rtype: String,
     /// The served zone that contains the name.
     pub zone: Option<String>,
-    /// Where the query is forwarded, if it is.
+    /// Destination of a forwarded query.
     pub elsewhere: Option<String>,
     /// Parts of the name.
     pub parsed: Vec<String>,
     /// Interpretations of the name that were tried, in order.
     #[serde(rename = "tried")]
     pub interpretations: Vec<TriedInterpretation>,
-    /// Instances of the service that the name stands for.
+    /// Instances of the service that the name denotes.
     #[serde(rename = "considered")]
     pub instances: Vec<ConsideredInstance>,
     /// Whether the name has a precompiled node.
@@ -49,11 +49,11 @@ pub struct Explanation {
     pub precompiled: bool,
     /// Response code.
     pub rcode: String,
-    /// Why a name in a served zone does not exist.
+    /// Reason why a name in a served zone does not exist.
     pub reason: Option<String>,
     /// A published name close to one that does not exist, without its zone.
     pub suggestion: Option<String>,
-    /// Extended error: its code and text.
+    /// EDE (RFC 8914): its code and text.
     pub extended_error: Option<String>,
     /// Records of the answer section, in presentation form.
     ///
@@ -95,7 +95,7 @@ pub struct TcpOmission {
 /// An interpretation of the name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriedInterpretation {
-    /// What the name would stand for.
+    /// Meaning of the name in this interpretation.
     #[serde(rename = "reading")]
     pub interpretation: String,
     /// Whether it matched, or why it did not.
@@ -122,7 +122,7 @@ pub struct ConsideredInstance {
     pub revision: u64,
     /// Whether its removal is held back, although its registry no longer has it.
     pub held: bool,
-    /// Why it was dropped from the answer, if it was.
+    /// Reason for dropping the instance from the answer, if it was dropped.
     pub dropped: Option<String>,
 }
 
@@ -235,7 +235,7 @@ impl Answerer {
     }
 }
 
-/// Why a name does not exist, gathered from the steps of its resolution.
+/// Reason why a name does not exist, gathered from the steps of its resolution.
 #[derive(Default)]
 struct LookupFailure {
     /// The labels that name no known service.
@@ -247,7 +247,7 @@ struct LookupFailure {
 }
 
 impl LookupFailure {
-    /// Records what a step says about the failure.
+    /// Records a step's evidence for the failure.
     fn add_step(&mut self, step: &TraceStep<'_>) {
         match step {
             TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),

@@ -13,7 +13,7 @@ use crate::name::instance_address;
 use crate::service::RegistrySet;
 use crate::wire::rtype;
 
-/// What the fast path knows about a name.
+/// Result of the fast path for a name.
 enum FastAnswer<'a> {
     /// This non-empty RRset, held by these registries.
     Records(RRset<'a>, RegistrySet),

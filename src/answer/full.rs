@@ -1,6 +1,6 @@
 //! The full path: resolves names on the service model.
 //!
-//! It knows every form of the naming grammar. Precompiled nodes are built from the result of this
+//! Covers every form of the naming grammar. Precompiled nodes are built from the result of this
 //! code, so both paths agree by construction.
 
 use std::net::IpAddr;
@@ -15,14 +15,14 @@ use crate::name::{
 };
 use crate::service::RegistrySet;
 
-/// What exists at a name inside a zone.
+/// Result of looking up a name inside a zone.
 #[derive(Debug)]
 pub(super) enum NameLookup<'s> {
     /// A service or some of its instances; the selection may be empty.
     Selection(Selection<'s>),
     /// The name exists without records of its own.
     ///
-    /// It has names below it (RFC 8020), or its service is in another deployment or namespace.
+    /// Names below it exist (RFC 8020), or its service is in another deployment or namespace.
     NoData,
     /// The name does not exist.
     NxDomain,
@@ -37,11 +37,11 @@ pub(super) struct Selection<'s> {
     pub(super) instances: Vec<Instance<'s>>,
     /// All registries that hold an instance, also those of duplicate endpoints.
     pub(super) registries: RegistrySet,
-    /// What the name stands for.
+    /// Form of the name.
     pub(super) form: NameForm,
 }
 
-/// What a name that selects instances stands for.
+/// Form of a name that selects instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameForm {
     /// A service, one of its versions, or the instances that selectors leave.
@@ -59,7 +59,7 @@ pub(super) enum TraceStep<'a> {
     Parsed(Option<&'a ParsedName<'a>>),
     /// An interpretation was tried.
     Interpretation(&'a Interpretation<'a>, MatchResult),
-    /// An instance was selected (`None`) or dropped, for this reason.
+    /// An instance was selected, or dropped for the given reason (`None` if selected).
     Instance(Instance<'a>, Option<&'static str>),
 }
 
@@ -84,7 +84,7 @@ pub(super) fn resolve<'s>(
     resolve_hinted(snapshot, settings, labels, None, trace)
 }
 
-/// Like [`resolve`], but skips the lookup of the service if it is `hint`.
+/// Resolves like [`resolve`], but skips the lookup of the service if it is `hint`.
 pub(super) fn resolve_hinted<'s>(
     snapshot: &'s Snapshot,
     settings: &Settings,
@@ -179,7 +179,7 @@ fn tcp_of_base<'a, 's>(
 
 /// Joins labels with dots.
 ///
-/// Returns `false` if a label is not UTF-8 or contains a dot, so that no such text exists.
+/// Returns `false` if a label is not UTF-8 or contains a dot, because no such text exists.
 pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     text.clear();
     for (at, label) in labels.iter().enumerate() {
@@ -236,7 +236,7 @@ struct InstanceFilter<'a> {
     unsatisfiable: bool,
 }
 
-/// Which versions of a service are selected.
+/// Selected versions of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VersionFilter {
     /// `latest`, or all versions if none is `latest` and the fallback is on.
@@ -305,7 +305,7 @@ impl<'a> InstanceFilter<'a> {
         Self { deployment, namespace, ..self.clone() }
     }
 
-    /// Returns what the name stands for.
+    /// Returns the form of the name.
     fn form(&self) -> NameForm {
         match self.address {
             _ if self.parsed.rfc2782.is_some() => NameForm::Rfc2782,

@@ -76,7 +76,7 @@ impl OwnerKey {
     }
 }
 
-/// Reads what the probe for each key will read.
+/// Reads the memory that the probe for each key will read.
 ///
 /// No iteration depends on the one before, so the processor overlaps their memory accesses.
 fn prefetch(snapshot: &Snapshot, keys: &[Option<OwnerKey>]) {

@@ -16,22 +16,22 @@ pub(super) struct ResponseContent<'a> {
     pub(super) answers: &'a RRset<'a>,
     /// SOA record of the authority section; empty for none.
     pub(super) soa: &'a [u8],
-    /// Extended error, sent if the client uses EDNS.
+    /// EDE (RFC 8914), sent if the client uses EDNS.
     pub(super) error: Option<ExtendedError>,
 }
 
 impl<'a> ResponseContent<'a> {
-    /// Content without records, from outside the zones.
+    /// Makes content without records, from outside the zones.
     pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
         Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error }
     }
 
-    /// Content of an authoritative answer.
+    /// Makes the content of an authoritative answer.
     pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError>) -> Self {
         Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error }
     }
 
-    /// Content of an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
+    /// Makes an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
     pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
         Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error }
     }
@@ -47,7 +47,7 @@ pub(super) struct ResponseWriter<'a> {
     pub(super) counters: &'a Counters,
 }
 
-/// What a written response omits.
+/// Omissions in a written response.
 struct Omission {
     /// Whether TC is set.
     truncated: bool,

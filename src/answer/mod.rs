@@ -4,7 +4,7 @@
 //! answers from the latest generation without a lock. Both do no I/O and take the time from their
 //! callers.
 //!
-//! Every query takes the same function, [`Answerer::respond`], whatever transport it arrived over.
+//! Queries over all transports take the same function, [`Answerer::respond`].
 //! The fast path answers the common names from precompiled nodes; the full path covers the rest of
 //! the naming grammar on the service model.
 

@@ -55,7 +55,7 @@ const FLAG_PRESENT: u8 = 1;
 const FLAG_WEIGHTED: u8 = 8;
 /// Some targets are host names.
 const FLAG_HOST_NAMES: u8 = 64;
-/// Marker: the full path decides what exists at or below the name.
+/// Marker: the full path looks up the name and the names below it.
 const FLAG_MARKER: u8 = 128;
 
 /// Size of the set of registries, in bytes.

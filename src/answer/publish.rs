@@ -48,7 +48,7 @@ pub struct Published {
     pub hosts: Vec<HostChange>,
     /// Leases to verify with their registry: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
-    /// When to call [`Publisher::apply`] again, even without updates.
+    /// Time to call [`Publisher::apply`] again, even without updates.
     pub wake: Option<Instant>,
 }
 
@@ -252,7 +252,7 @@ struct AffectedOwners<'c> {
 impl<'c> AffectedOwners<'c> {
     /// Collects the owners whose nodes these changes affect.
     ///
-    /// These are the shortest names of the changed services in each scope before and after the
+    /// The owners are the shortest names of the changed services in each scope before and after the
     /// change; their bases, which exist even for services of other scopes; names of other services
     /// that they take over or give back; and the names above them that came or went.
     fn of(

@@ -14,7 +14,7 @@ use crate::name::{Name, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
 
-/// What the caller has to do with a query.
+/// Next step of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerOutcome {
     /// Send the response that was written.
@@ -226,7 +226,7 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Returns the extended error of an answer from these registries.
+    /// Returns the EDE of an answer from these registries.
     ///
     /// There is one if any of them may be out of date (RFC 8914 section 4.4).
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
@@ -236,7 +236,7 @@ impl<'a> QueryContext<'a> {
         )
     }
 
-    /// Returns the extended error of a negative response.
+    /// Returns the EDE of a negative response.
     ///
     /// There is one if any registry may be out of date, since any could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
@@ -427,7 +427,7 @@ impl<'a> QueryContext<'a> {
     }
 }
 
-/// Returns the extended error for stale data, if there is any.
+/// Returns the EDE for stale data, if there is any.
 fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Disconnected => STALE_REGISTRY_TEXT,

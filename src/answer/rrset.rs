@@ -25,7 +25,7 @@ pub(super) struct RRset<'a> {
     data: RRsetData<'a>,
 }
 
-/// What the records of an RRset are written from.
+/// Source of the records of an RRset.
 #[derive(Clone, Copy, Debug)]
 enum RRsetData<'a> {
     /// Addresses of `width` bytes each.

@@ -16,7 +16,7 @@ pub struct Settings {
     pub namespace: Box<str>,
     /// Whether a service without version `latest` is answered with all its versions.
     pub version_fallback: bool,
-    /// What to do when not all records fit.
+    /// Treatment of answers that do not fit the response.
     pub answers: Answers,
     /// TTL of positive answers, in seconds.
     pub ttl: u32,
@@ -46,7 +46,7 @@ impl Settings {
     }
 }
 
-/// What to do when not all records of an answer fit the response.
+/// Treatment of answers that do not fit the response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
     /// Send as many as fit and set TC, so that the client can retry over TCP.

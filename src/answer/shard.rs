@@ -204,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_shard_finds_what_a_map_finds(steps in prop::collection::vec(
+        fn a_shard_and_a_map_find_the_same_nodes(steps in prop::collection::vec(
             prop::collection::vec((0u64..40, prop::option::of(0usize..300)), 1..20), 1..12,
         )) {
             let mut expected: BTreeMap<u64, usize> = BTreeMap::new();

@@ -26,7 +26,7 @@ type AddressShard = Arc<[(u32, u64)]>;
 pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
-    /// How far the registries' data can be relied on.
+    /// Freshness of the registries' data.
     pub(super) registry_status: RegistryStatus,
     len: usize,
     /// Upper bound of the number of labels in a base.

@@ -258,7 +258,7 @@ fn services_of_host_names_have_the_resolved_addresses() {
     let mut harness = Harness::with(Settings { forwarding: true, ..settings() }, &[]);
     let hosts = harness.apply([put(WEB, "{}"), put(OTHER, "{}")]).hosts;
     assert_eq!(hosts, [wanted("a.example"), wanted("b.example")]);
-    // The first lookup is in progress; what does not depend on it is answered.
+    // The first lookup is in progress; names that do not depend on it are answered.
     let answer = harness.response("web.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("SERVFAIL", Some(23)));
     assert_eq!(harness.a("v1.other.prod.svc"), "10.0.0.7");

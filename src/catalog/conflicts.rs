@@ -15,7 +15,7 @@ use crate::name::{Interpretation, ServiceScope, Zones, instance_label, interpret
 pub struct Conflict {
     /// The name relative to the zone: `hello`, `hello.prod`.
     pub name: String,
-    /// How the two claims conflict.
+    /// Kind of the conflict.
     pub kind: ConflictKind,
     /// The deployment of the loser.
     pub deployment: Box<str>,
@@ -45,8 +45,8 @@ pub enum ConflictKind {
 
 /// Returns the naming conflicts among services, sorted.
 ///
-/// These are shadowed spellings, and published names (of deployments, namespaces, versions and
-/// instances) for which another registered service has a interpretation of higher precedence.
+/// Conflicts are shadowed spellings, and published names (of deployments, namespaces, versions and
+/// instances) for which another registered service has an interpretation of higher precedence.
 ///
 /// `find` looks up a service by its base name; `deployment` and `namespace` are the configured
 /// defaults. Meant for interactive use: O(keys and instances), with a few lookups for each.
@@ -186,7 +186,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// Returns whether what the interpretation names is registered.
+    /// Returns whether the service or part named by the interpretation is registered.
     fn is_registered(&self, interpretation: &Interpretation<'_>) -> bool {
         let Some(service) = (self.find)(&joined(interpretation.base)) else { return false };
         if *interpretation

@@ -25,7 +25,7 @@ const MIN_MASS_INSTANCES: usize = 10;
 /// Share of a registry's instances that makes a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
-/// Deleted instances in one burst that make a mass removal whatever their share.
+/// Deleted instances in one burst that make a mass removal, regardless of their share.
 ///
 /// etcd revokes about 1,000 leases a second, so the expiry of a large registry outlasts the window.
 const MASS_EXPIRY_INSTANCES: usize = 2_000;
@@ -79,7 +79,7 @@ fn is_large(gone: usize, before: usize) -> bool {
 /// A key that was deleted while it had a lease, and may still come back.
 #[derive(Debug)]
 pub(super) struct Tombstone {
-    /// When the key was deleted.
+    /// Time of the delete.
     pub(super) at: Instant,
     /// The key's entry in the mirror.
     ///
@@ -117,7 +117,7 @@ pub(super) struct ExpiryDetector {
     unpublished: usize,
     /// Instances of all `tombstones`.
     instances: usize,
-    /// When the last leased delete came.
+    /// Time of the last leased delete.
     last_delete: Option<Instant>,
     check: CheckState,
     /// The leases of the last check.
@@ -138,7 +138,7 @@ enum CheckState {
     Expired,
 }
 
-/// What a reply to a lease check means for the tombstones.
+/// Consequence of a lease-check reply for the tombstones.
 #[derive(Debug)]
 pub(super) enum Conclusion {
     /// The reply belongs to no check of this burst.

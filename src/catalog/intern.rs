@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 
 /// A set of shared values.
 ///
-/// Values that nobody else holds are dropped by [`Self::remove_unused`], which also runs whenever
+/// Values that have no other holder are dropped by [`Self::remove_unused`], which also runs whenever
 /// the set has doubled.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
@@ -41,7 +41,7 @@ impl<T: Hash + Eq> Interner<T> {
         value
     }
 
-    /// Drops the values that nobody else holds. O(n).
+    /// Drops the values that have no other holder. O(n).
     pub(super) fn remove_unused(&mut self) {
         self.table.retain(|value| Arc::strong_count(value) > 1);
     }

@@ -301,7 +301,7 @@ impl RegistryKey {
 }
 
 impl SharedKeyFields {
-    /// Compares what [`RegistryKey::order`] compares first.
+    /// Compares the fields that [`RegistryKey::order`] compares first.
     fn order(&self, other: &Self) -> Ordering {
         self.group
             .scope()

@@ -1,7 +1,7 @@
 //! The mirror: one entry for each key of each registry, and the service of each base name.
 //!
-//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, and so does
-//! a base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
+//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, as does a
+//! base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
 //! base name only in its [`Service`].
 
 use std::hash::BuildHasher;
@@ -48,7 +48,7 @@ struct KeyEntry {
     state: EntryState,
 }
 
-/// How an entry relates to its registry.
+/// Relation of an entry to its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryState {
     /// The registry has the key.

@@ -65,7 +65,7 @@ const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 pub struct Settings {
     /// The served zones, whose suffixes are stripped from registered names.
     pub zones: Zones,
-    /// How to treat endpoints at Docker's default bridge address.
+    /// Treatment of endpoints at Docker's default bridge address.
     pub docker0: Docker0,
     /// Removal grace of each registry: how long a mass removal is held.
     ///
@@ -128,7 +128,7 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// When to settle again even if no change arrives.
+    /// Time of the next settling, even if no change arrives.
     pub wake: Option<Instant>,
 }
 
@@ -202,13 +202,13 @@ impl Catalog {
         }
     }
 
-    /// Advances the time, rebuilds the affected services and returns what changed.
+    /// Advances the time, rebuilds the affected services and returns the changes.
     ///
     /// Call this when no update is waiting, and at [`SettleOutcome::wake`].
     ///
     /// The changes of a list become visible after its [`Change::ListEnd`]. A service that is
     /// rebuilt earlier for another reason (an event of another registry, the end of a hold) also
-    /// shows what the list has said of it so far.
+    /// shows its instances of the list so far.
     pub fn settle(&mut self, now: Instant) -> SettleOutcome {
         let started = *self.started.get_or_insert(now);
         let mut outcome = SettleOutcome::default();

@@ -51,7 +51,7 @@ struct InstanceRef {
     key: u32,
     /// Index of the endpoint in the key.
     endpoint: u16,
-    /// Why the instance is not served.
+    /// Reason for not serving the instance.
     excluded: Option<ExclusionReason>,
 }
 
@@ -64,12 +64,12 @@ pub struct Instance<'a> {
     pub key: &'a Arc<RegistryKey>,
     /// The endpoint.
     pub endpoint: &'a Endpoint,
-    /// Why the instance is not served, `None` if it is.
+    /// Reason for not serving the instance; `None` if it is served.
     pub excluded: Option<ExclusionReason>,
 }
 
 impl Instance<'_> {
-    /// Returns whether answers contain this endpoint, also if from a duplicate.
+    /// Returns whether answers contain this endpoint, even if from a duplicate.
     pub fn is_behind_answers(&self) -> bool {
         matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
     }
@@ -80,7 +80,7 @@ impl Instance<'_> {
     }
 }
 
-/// Why an instance is known but not served.
+/// Reason for not serving a known instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExclusionReason {
@@ -98,7 +98,7 @@ pub enum ExclusionReason {
     Duplicate,
 }
 
-/// How to treat endpoints at 172.17.0.1 (GoFrame registers it on Docker hosts).
+/// Treatment of endpoints at 172.17.0.1 (GoFrame registers it on Docker hosts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Docker0 {
     /// Exclude them if the service has the same port at another address.

@@ -87,7 +87,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
     ]
 }
 
-/// The store of a registry, and what the catalog has been told about it.
+/// The store of a registry, and the changes that the catalog has received from it.
 #[derive(Default)]
 struct Store {
     keys: BTreeMap<usize, Put>,
@@ -98,7 +98,7 @@ struct Store {
     watching: bool,
     /// The keys as reported to the catalog.
     reported: BTreeMap<usize, Put>,
-    /// When the removal of a key was reported.
+    /// Times at which removals of keys were reported.
     removed: BTreeMap<usize, Instant>,
 }
 

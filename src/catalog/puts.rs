@@ -1,4 +1,4 @@
-//! What a put does: turns a registration into a key, checks the limits and stores the key.
+//! Puts: turn a registration into a key, check the limits and store the key.
 
 use std::sync::Arc;
 

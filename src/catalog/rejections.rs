@@ -1,4 +1,4 @@
-//! Rejections: what the registries hold that cannot be served, counted and listed.
+//! Rejected keys and endpoints of the registries, counted and listed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ const MAX_EXCERPT_CHARS: usize = 4_096;
 /// Of each registry, the first [`MAX_LISTED_REJECTIONS`] rejections are listed. A key leaves the
 /// list when it is deleted, put again with valid content, or missing from a complete list.
 ///
-/// The counts of endpoints are exact, and so are those of keys until the list is full. Of the keys
-/// beyond, only the number for each reason is known: as of the last complete list, plus later
+/// The counts of endpoints are exact. The counts of keys are exact until the list is full. For
+/// further keys, only the number for each reason is known: as of the last complete list, plus later
 /// rejections. Until the next list, a repeated put counts again and a deleted key still counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

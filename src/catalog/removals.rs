@@ -1,4 +1,4 @@
-//! What removals do: deletes, expired leases, keys that a list no longer names, and holds.
+//! Removals: deletes, expired leases, keys that a list no longer names, and holds.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,10 +1,10 @@
-//! How far the registries' data can be trusted, and how much of it there is.
+//! Freshness and size of the registries' data.
 
 use serde::Serialize;
 
 use crate::service::RegistrySet;
 
-/// How far the data of the registries can be trusted.
+/// Freshness of the data of all registries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RegistryStatus {
     /// Whether the absence of a name can be trusted.
@@ -19,7 +19,7 @@ pub struct RegistryStatus {
     pub held_keys: usize,
 }
 
-/// Why the data of a registry may be stale.
+/// Reason why the data of a registry may be stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staleness {
     /// The registry is unreachable, and its last known data is served.

@@ -309,7 +309,7 @@ fn a_routine_list_removes_keys_it_does_not_name() {
 }
 
 #[test]
-fn an_abandoned_list_removes_nothing() {
+fn an_abandoned_list_removes_no_keys() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
     test.list(ListKind::Routine, &hello_keys(0..20));
     test.apply(0, Change::ListBegin(ListKind::Reconnect));
@@ -534,7 +534,7 @@ fn keys_are_held_while_their_lease_check_is_pending() {
 }
 
 #[test]
-fn a_lease_reply_spares_keys_put_or_deleted_meanwhile() {
+fn a_lease_check_ignores_keys_changed_since() {
     for gone in [true, false] {
         let (mut test, outcome) = burst(20, 20);
         assert_eq!(test.served("hello"), 20);

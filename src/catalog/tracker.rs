@@ -8,10 +8,10 @@ use foldhash::fast::RandomState;
 use super::grace::{ExpiryDetector, Holds, MAX_REMOVAL_GRACE};
 use crate::service::ListKind;
 
-/// What the catalog knows of one registry besides its keys.
+/// The catalog's state of one registry, except for its keys.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTracker {
-    /// How long a mass removal is held; zero applies every removal at once.
+    /// Holding time of a mass removal; zero applies every removal at once.
     pub(super) grace: Duration,
     /// Whether the registry has ever completed a list.
     pub(super) synced: bool,
@@ -36,7 +36,7 @@ pub(super) struct RegistryTracker {
 /// A list that has begun and not ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListInProgress {
-    /// Why the registry is listed.
+    /// Reason for the list.
     pub(super) kind: ListKind,
     /// The registry's instances when the list began.
     pub(super) before: usize,
@@ -92,7 +92,7 @@ impl RegistryTracker {
 
 /// Least number of latest removals that [`RecentRemovals`] remembers.
 ///
-/// It remembers at most twice as many.
+/// The set remembers at most twice as many.
 const MIN_RECENT_REMOVALS: usize = 32_768;
 
 /// Revisions of the keys that events of this epoch removed.

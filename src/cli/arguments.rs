@@ -12,17 +12,17 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{RegistryFlags, ServeFlags};
 
-/// Serve the services of a GoFrame registry under DNS names.
+/// Serve a GoFrame service registry over DNS.
 #[derive(Debug, Parser)]
 #[command(name = "svcdns", version, max_term_width = 100)]
 pub(super) struct Arguments {
-    /// Runtime directory of the server, which holds its socket [SVCDNS_RUNTIME_DIR].
+    /// Directory of the server's socket [SVCDNS_RUNTIME_DIR].
     ///
     /// Default: the directory of --state-dir, if given. Otherwise the user's directory
     /// ($XDG_RUNTIME_DIR/svcdns, or svcdns-UID in the temp directory), then /run/svcdns.
     #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) runtime_dir: Option<PathBuf>,
-    /// State directory of the server, and its default runtime directory [SVCDNS_STATE_DIR].
+    /// Directory of the data that the server keeps across restarts [SVCDNS_STATE_DIR].
     ///
     /// Default: /var/lib/svcdns for root, otherwise $XDG_STATE_HOME/svcdns or
     /// ~/.local/state/svcdns.
@@ -37,16 +37,17 @@ pub(super) struct Arguments {
 pub(super) enum CliCommand {
     /// Serve the names of registered services over DNS.
     ///
-    /// Reads the configuration file, variables and flags, follows the registries, and answers
-    /// until SIGTERM or SIGINT.
+    /// Read the configuration file, environment variables and flags, follow the registries, and
+    /// answer queries until SIGTERM or SIGINT.
     #[command(after_long_help = "\
 Exit codes:
   0  stopped by a signal
   1  an error")]
     Serve(ServeArgs),
-    /// Serve an example service and print what to try.
+    /// Serve an example service and print example commands.
     ///
-    /// Uses a temporary folder and no configuration; Ctrl-C ends it and leaves nothing behind.
+    /// Use a temporary directory and no configuration. Ctrl-C ends the demo and removes the
+    /// directory.
     #[command(after_long_help = "\
 Exit codes:
   0  stopped by a signal
@@ -54,8 +55,8 @@ Exit codes:
     Demo(DemoArgs),
     /// Register a service while a command runs.
     ///
-    /// For programs that do not register themselves. Without a command, the registration lasts
-    /// until SIGTERM, SIGINT or SIGHUP.
+    /// Use it for programs that do not register themselves. Without a command, keep the
+    /// registration until SIGTERM, SIGINT or SIGHUP.
     #[command(after_long_help = "\
 Exit codes:
   the command's own (128 plus the signal's number if a signal killed it)
@@ -77,8 +78,8 @@ Exit codes:
     Resolve(ResolveArgs),
     /// Explain step by step how a query is answered.
     ///
-    /// Asks the running server. With --registry, reads the registry itself and explains what a
-    /// server of it would answer; the other settings are used only then.
+    /// Ask the running server. With --registry, read the registry directly and explain how a
+    /// server following it would answer; the remaining settings require --registry.
     #[command(after_long_help = "\
 Exit codes:
   0  there is an answer
@@ -89,7 +90,7 @@ Exit codes:
     Explain(ExplainArgs),
     /// List services and instances.
     ///
-    /// Instances that are not served are listed with the reason.
+    /// List instances that are not served with the reason.
     #[command(after_long_help = "\
 Exit codes:
   0  success
@@ -97,7 +98,7 @@ Exit codes:
   2  NAME is not registered
   4  no server is running")]
     Ls(LsArgs),
-    /// Print changes of services as they happen.
+    /// Print changes to services as they happen.
     #[command(after_long_help = "\
 Exit codes:
   1  an error
@@ -106,16 +107,16 @@ Exit codes:
 
     /// Check the configuration and show the source of each value.
     ///
-    /// If the configuration is invalid, prints what is wrong and where.
+    /// If the configuration is invalid, print the error and its place.
     #[command(after_long_help = "\
 Exit codes:
   0  the configuration is valid
-  1  it is invalid")]
+  1  the configuration is invalid")]
     Check(CheckArgs),
-    /// Run a command whose names svcdns resolves.
+    /// Run a command with svcdns as its resolver.
     ///
-    /// The command gets its own /etc/resolv.conf, in a mount namespace. Nothing else on this
-    /// machine changes.
+    /// Give the command its own /etc/resolv.conf, in a mount namespace. Change nothing else on
+    /// this machine.
     #[command(after_long_help = "\
 Exit codes:
   the command's own
@@ -125,18 +126,18 @@ Exit codes:
     Run(RunArgs),
     /// Point this machine's name resolution at svcdns.
     ///
-    /// Tests the result by a lookup through the C library, and undoes every change if it fails.
+    /// Test with a lookup through the C library; revert all changes if the lookup fails.
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error; everything is as before
-  4  a server has to be started first, as the output says")]
+  1  an error; all changes reverted
+  4  start a server first; the output shows the command")]
     Install(InstallArgs),
     /// Undo what `install` changed.
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error; what could not be restored is named")]
+  1  an error; the output names the files that could not be restored")]
     Uninstall(UninstallArgs),
 
     /// Show the running server, its registries and its upstreams.
@@ -148,7 +149,7 @@ Exit codes:
     Status(StatusArgs),
     /// Check every step of name resolution on this machine.
     ///
-    /// Prints what is broken and what to type. Changes nothing.
+    /// Print each problem and the command that fixes it. Change nothing.
     #[command(after_long_help = "\
 Exit codes:
   0  nothing is broken; there may be warnings
@@ -176,7 +177,7 @@ pub(super) struct DemoArgs {}
 
 #[derive(Debug, Args)]
 pub(super) struct LsArgs {
-    /// List only this service: its name, with or without the zone.
+    /// Service to list; the zone suffix is optional.
     #[arg(value_name = "NAME")]
     pub(super) name: Option<String>,
     /// List the keys and endpoints that cannot be served, with the reason.
@@ -192,7 +193,7 @@ pub(super) struct LsArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ResolveArgs {
-    /// Name, with or without the zone, or an IP address.
+    /// Name (the zone suffix is optional) or IP address.
     #[arg(value_name = "NAME")]
     pub(super) name: String,
     /// Record type: A, AAAA, SRV, TXT, ... [default: A and AAAA; PTR for an address].
@@ -201,17 +202,17 @@ pub(super) struct ResolveArgs {
     /// Query this server instead of the running one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) server: Option<SocketAddr>,
-    /// Complete names with this zone; with --server only.
+    /// Append this zone to relative names; with --server only.
     #[arg(long, value_name = "NAME", default_value = "svc", requires = "server")]
     pub(super) zone: String,
-    /// Print only the data of the records, one per line.
+    /// Print only the RDATA of the records, one per line.
     #[arg(long)]
     pub(super) short: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
-    /// Name, with or without the zone, or an IP address.
+    /// Name (the zone suffix is optional) or IP address.
     #[arg(value_name = "NAME")]
     pub(super) name: String,
     /// Record type [default: A; PTR for an address].
@@ -231,7 +232,7 @@ pub(super) struct ExplainArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
-    /// Print only changes of this service: its name, with or without the zone.
+    /// Service to watch; the zone suffix is optional.
     #[arg(value_name = "NAME")]
     pub(super) name: Option<String>,
     /// Print JSON, one object per line.
@@ -256,7 +257,7 @@ pub(super) struct RegisterArgs {
     /// First segment of the key.
     #[arg(long, value_name = "HEAD", default_value = "service")]
     pub(super) head: String,
-    /// Time after which the registration ends if this program is killed; etcd only.
+    /// Lease TTL, after which the registration of a killed program expires; etcd only.
     #[arg(
         long = "ttl",
         value_name = "DURATION",
@@ -286,7 +287,7 @@ pub(super) struct RunArgs {
     pub(super) search: bool,
     /// Run the command as this user (name or number); for root only.
     ///
-    /// The command gets the user's groups, HOME, USER and LOGNAME.
+    /// Set the user's groups, HOME, USER and LOGNAME too.
     #[arg(long, value_name = "USER")]
     pub(super) user: Option<String>,
     /// Command to run, with its arguments.
@@ -325,15 +326,16 @@ pub(super) struct InstallArgs {
     /// Append the served zones to the search list, so that `http://hello/` works.
     #[arg(long)]
     pub(super) search: bool,
-    /// Keep the name servers of /etc/resolv.conf, behind svcdns.
+    /// Keep the name servers of /etc/resolv.conf, after svcdns.
     ///
-    /// Takes effect only if /etc/resolv.conf itself is changed. glibc queries these servers if
-    /// svcdns does not respond. musl queries all servers at once, so their NXDOMAIN may win.
+    /// The flag takes effect only if `install` changes /etc/resolv.conf itself. glibc queries these
+    /// servers if svcdns does not respond. musl queries all servers at once, so their NXDOMAIN may
+    /// win.
     #[arg(long)]
     pub(super) keep_nameservers: bool,
     /// Change /etc/resolv.conf even if it is immutable (chattr +i).
     ///
-    /// The file is immutable again afterwards.
+    /// Make the file immutable again afterwards.
     #[arg(long)]
     pub(super) lift_immutable: bool,
     #[command(flatten)]
@@ -344,7 +346,7 @@ pub(super) struct InstallArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct UninstallArgs {
-    /// Show what would be restored, and change nothing.
+    /// Show every file that would be restored, and change nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
 }

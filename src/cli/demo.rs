@@ -1,4 +1,4 @@
-//! `svcdns demo`: serves an example service from a temporary folder.
+//! `svcdns demo`: serves an example service from a temporary directory.
 
 use std::fmt::Write;
 use std::fs;
@@ -158,7 +158,7 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A new folder in the temp directory; removed when dropped.
+/// A new directory in the temp directory; removed when dropped.
 #[derive(Debug)]
 struct DemoFolder(PathBuf);
 
@@ -170,12 +170,13 @@ impl DemoFolder {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("cannot create the folder {}", path.display()));
+                    return Err(error).with_context(|| {
+                        format!("cannot create the directory {}", path.display())
+                    });
                 }
             }
         }
-        bail!("cannot create a folder in {}", std::env::temp_dir().display())
+        bail!("cannot create a directory in {}", std::env::temp_dir().display())
     }
 }
 

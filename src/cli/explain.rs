@@ -58,7 +58,7 @@ async fn explain_from_server(
     client.explain(&name, rtype, command.payload).await
 }
 
-/// Reads the registries and explains what a server of them would answer.
+/// Reads the registries and explains how a server following them would answer.
 async fn explain_from_registries(
     location: &ServerLocation,
     command: ExplainArgs,
@@ -195,7 +195,7 @@ fn code_and_reason(rcode: &str, reason: Option<&str>, suggestion: Option<&str>) 
     text
 }
 
-/// Formats an extended error, given as code and text, as `resolve` does.
+/// Formats an EDE, given as code and text, as `resolve` does.
 fn format_extended_error(error: &str) -> String {
     let (code, text) = error.split_once(' ').unwrap_or((error, ""));
     code.parse().map_or_else(|_| error.to_owned(), |code| extended_error_text(code, text))

@@ -25,7 +25,7 @@ Exit codes:
   1   an error; doctor: something is broken
   2   resolve, explain, ls NAME: there is no such name, or no record of that type
   3   resolve, explain: the response is a failure (SERVFAIL, REFUSED, ...)
-  4   no server is running, or it exited; install: a server has to be started first
+  4   no server is running, or it exited; install: start a server first
   64  the command line is invalid
 `register` and `run` exit with the code of their command.
 

@@ -148,7 +148,7 @@ async fn install(
     journal.save(root)?;
     let applied = apply(root, location, config, &journal, server_steps, way, &wish).await;
     if let Err(error) = applied {
-        output::print("\nThat did not work; everything is restored.\n")?;
+        output::print("\nThe installation failed; all changes are reverted.\n")?;
         uninstall::remove(root, &journal).with_context(|| format!("{error:#}; and then"))?;
         return Err(error.context("nothing is installed"));
     }
@@ -279,7 +279,7 @@ fn own_name(zone: &Zone) -> anyhow::Result<Name> {
     Name::from_text(&format!("ns.{}", zone.text())).context("the zone has no room for the name ns")
 }
 
-/// Formats what will be changed, and why.
+/// Formats the planned changes and their reasons.
 fn announce(
     machine: &Machine,
     way: Integration,

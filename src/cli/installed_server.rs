@@ -20,7 +20,7 @@ use crate::{config, server};
 /// Only if port 53 is needed.
 const DEFAULT_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
-/// Folders that the service cannot see: its unit hides homes and has its own /tmp.
+/// Directories hidden from the service: its unit hides homes and has its own /tmp.
 const HIDDEN_FOLDERS: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 
 /// The server that name resolution will use.
@@ -40,7 +40,7 @@ pub(super) struct ArrangedServer {
     pub(super) to_start: Option<String>,
 }
 
-/// What an installation needs of its server.
+/// Requirements of an installation for its server.
 pub(super) struct ServerRequirements<'a> {
     pub(super) root: &'a Root,
     pub(super) location: &'a ServerLocation,
@@ -123,9 +123,8 @@ impl ServerRequirements<'_> {
 
     /// Chooses the address to query, and perhaps one to listen on.
     ///
-    /// The latter only if `listen` is not configured. Also returns notes for the user. `own` are
-    ///
-    ///     /// the addresses that our own server listens on.
+    /// Chooses an address to listen on only if `listen` is not configured. Also returns notes for
+    /// the user. `own` are the addresses that our own server listens on.
     fn address(
         &self,
         own: &[SocketAddr],
@@ -228,7 +227,7 @@ impl ServerRequirements<'_> {
 /// Checks that the service could read the secrets and files of a configuration.
 ///
 /// # Errors
-/// If a secret is in our environment, or a file in a folder that the service cannot see.
+/// If a secret is in our environment, or a file in a directory that the service cannot see.
 fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
     for ConfiguredSecret { key, file_key, place, .. } in &config.secrets {
         let SecretPlace::Variable(variable) = place else { continue };
@@ -247,7 +246,7 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
         if let Some(folder) = hidden_folder(path) {
             bail!(
                 "the registry {} is in {folder}, which the service cannot see: choose another \
-                 folder",
+                 directory",
                 path.display()
             );
         }
@@ -267,7 +266,7 @@ fn is_directory_of_server(effective: &EffectiveValue) -> bool {
     ["runtime-dir", "state-dir"].contains(&&*effective.path)
 }
 
-/// Returns the values of a configuration, whatever their sources.
+/// Returns the values of a configuration, without their sources.
 ///
 /// Without the directories.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
@@ -332,7 +331,7 @@ fn check_free(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
     Ok(server::bind(&settings).map(drop).map_err(ListenError::with_holder)?)
 }
 
-/// Returns the hidden folder that contains `path`, if any.
+/// Returns the hidden directory that contains `path`, if any.
 fn hidden_folder(path: &Path) -> Option<&'static str> {
     HIDDEN_FOLDERS.into_iter().find(|folder| path.starts_with(folder))
 }
@@ -506,7 +505,8 @@ mod tests {
         );
         assert_eq!(
             refused("[registry.dev]\nurl = 'file:///tmp/gsvc'", &[]),
-            "the registry /tmp/gsvc is in /tmp, which the service cannot see: choose another folder"
+            "the registry /tmp/gsvc is in /tmp, which the service cannot see: choose another \
+             directory"
         );
         // A variable that a registry's own file replaces does not matter.
         let (own, _) = reload(

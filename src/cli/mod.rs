@@ -1,6 +1,6 @@
 //! The commands, one file each.
 //!
-//! Only this folder prints.
+//! Only this module prints.
 
 mod arguments;
 mod check;
@@ -59,7 +59,7 @@ const COMMAND_NOT_RUN: u8 = 126;
 /// Two are enough: the server answers UDP queries in threads of its own.
 const RUNTIME_THREADS: usize = 2;
 
-/// How long tasks may go on after their command has ended.
+/// Time limit for tasks after their command has ended.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Runs the program with the arguments of the process.

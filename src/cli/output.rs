@@ -21,7 +21,7 @@ pub(super) fn print(text: &str) -> io::Result<StdoutState> {
 /// Whether standard output can still be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StdoutState {
-    /// It can.
+    /// Standard output can be written.
     Open,
     /// The reader has closed the pipe.
     Closed,

@@ -7,7 +7,7 @@ use crate::system;
 /// Checks that the program runs as root.
 ///
 /// # Errors
-/// If not; the error says what to type.
+/// If not; the error names the command to type.
 pub(super) fn require_root(command: &str) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

@@ -206,7 +206,7 @@ fn exit_code(status: ExitStatus) -> u8 {
 
 /// The signals that are forwarded to the command.
 ///
-/// `None` if a signal was ignored at the start.
+/// `None` if a signal was ignored at startup.
 ///
 /// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, and the command
 /// inherits that, as if it had been started directly.

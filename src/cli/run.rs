@@ -103,7 +103,7 @@ async fn find_server(location: &ServerLocation, command: &RunArgs) -> anyhow::Re
     let refuses_others = match status {
         Some(status) => status.forwarding.is_none(),
         // RA (RFC 1035 section 4.1.1) of a response from the server itself. For another name, the
-        // response, even a refusal with its extended error, may be an upstream's.
+        // response, even a refusal with its EDE, may be an upstream's.
         None => !response.metadata.recursion_available,
     };
     Ok(RunServer { address, zones, refuses_others })
@@ -136,7 +136,7 @@ fn reachable(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Adds what to type if ordinary users may not make namespaces.
+/// Adds the command to type if ordinary users may not make namespaces.
 fn add_advice(error: &NamespaceError, command: &[OsString]) -> anyhow::Error {
     let words: Vec<_> =
         command.iter().map(|word| output::quoted(&word.to_string_lossy())).collect();

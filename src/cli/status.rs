@@ -78,8 +78,8 @@ fn readiness(status: &ServerStatus) -> &'static str {
 
 fn format_registry(registry: &RegistryView) -> String {
     let connected = if registry.connected { "connected" } else { "disconnected" };
-    let synced = if registry.synced { "read completely" } else { "not read yet" };
-    let age = registry.last_event_age.map(|age| format!(", last sign of life {age} s ago"));
+    let synced = if registry.synced { "synced" } else { "not synced" };
+    let age = registry.last_event_age.map(|age| format!(", last activity {age} s ago"));
     let keys = counted(registry.keys as u64, "key", "keys");
     let instances = counted(registry.instances as u64, "instance", "instances");
     let lists = counted(registry.lists, "list", "lists");
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(
             format_registry(&registry(1)),
             "etcd  etcd://10.0.0.1:2379\n  \
-             connected, read completely, revision 4711, last sign of life 2 s ago\n  \
+             connected, synced, revision 4711, last activity 2 s ago\n  \
              1 key, 1 instance, 1 list, 1 lost connection"
         );
         let down = RegistryView {
@@ -188,7 +188,7 @@ mod tests {
         };
         assert_eq!(
             format_registry(&down),
-            "etcd  etcd://10.0.0.1:2379\n  disconnected, not read yet, revision 4711\n  \
+            "etcd  etcd://10.0.0.1:2379\n  disconnected, not synced, revision 4711\n  \
              2 keys, 2 instances, 2 lists, 2 lost connections\n  connection refused"
         );
     }

@@ -40,13 +40,13 @@ pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
 /// Output if there is nothing to undo.
 const NOTHING_INSTALLED: &str = "Nothing is installed.\n";
 
-/// Formats what `uninstall` would undo.
+/// Formats the steps that `uninstall` would undo.
 fn dry_run(journal: &Journal) -> String {
     let mut text = String::from("This would be restored, in this order:\n");
     for step in journal.steps.iter().rev() {
         let line = match step {
             InstallStep::Folder(path) => {
-                format!("  remove the folder {}, if it is empty\n", path.display())
+                format!("  remove the directory {}, if it is empty\n", path.display())
             }
             InstallStep::File(file) => format!("  {}\n", file.path.display()),
             InstallStep::Command(command) => {

@@ -1,4 +1,4 @@
-//! `svcdns watch`: prints changes of services as they happen.
+//! `svcdns watch`: prints changes to services as they happen.
 
 use std::fmt::Write;
 use std::process::ExitCode;

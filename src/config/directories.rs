@@ -67,7 +67,7 @@ impl Config {
 
 /// Returns the directories in which a command looks for a running server.
 ///
-/// That is the given directory alone, otherwise the user's default directory and then root's.
+/// Only the given directory, otherwise the user's default directory and then root's.
 pub fn runtime_directories(runtime_dir: Option<&Path>) -> Vec<Candidate> {
     if let Some(path) = runtime_dir {
         return vec![named(path, RUNTIME_FLAG)];

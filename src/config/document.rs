@@ -72,7 +72,11 @@ pub fn template() -> String {
             let _ = write!(text, "\n#[{section}]\n");
         }
         text.push('\n');
-        wrap(&mut text, &format!("{} ({})", key.meaning, form(key)));
+        let mut notes = form(key);
+        if !key.if_empty.is_empty() {
+            let _ = write!(notes, "; if empty, {}", key.if_empty);
+        }
+        wrap(&mut text, &format!("{} ({notes})", key.meaning));
         let _ = writeln!(text, "#{} = {}", key.name, key.default);
     }
     for (at, kind) in KINDS.iter().enumerate() {
@@ -103,10 +107,7 @@ fn form(key: &Key) -> String {
 
 /// Returns the default of a key in Markdown.
 fn default(key: &Key) -> String {
-    match key.default {
-        "\"\"" | "[]" => "none".to_owned(),
-        default => format!("`{default}`"),
-    }
+    key.default_in_words().map_or_else(|| format!("`{}`", key.default), ToOwned::to_owned)
 }
 
 /// Appends a comment in lines of limited length.

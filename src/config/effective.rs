@@ -16,7 +16,7 @@ pub struct EffectiveValue {
     pub path: String,
     /// The value, as it would be written in the file.
     pub value: String,
-    /// Where the value was set.
+    /// Source of the value.
     pub origin: Origin,
     /// Whether the value was set under `path`, not by default or by a more general key.
     pub written: bool,

@@ -1,11 +1,11 @@
-//! Errors of the configuration: where, what, and what to do.
+//! Errors of the configuration: place, description and remedy.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::server::SettingsError;
 
-/// Where a value was set.
+/// Source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Nowhere: it is the default.
@@ -36,10 +36,10 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Why the configuration is invalid.
+/// Error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
+    /// Reading the file failed.
     #[error(
         "cannot read the configuration file {}: {error}{}",
         path.display(),
@@ -48,69 +48,69 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// Error of the system.
         error: std::io::Error,
         /// Whether it is the default file.
         implicit: bool,
     },
-    /// The file is not valid TOML.
+    /// Syntax error in the file (TOML).
     #[error("{origin}: {message}")]
     Syntax {
-        /// Where the error is.
+        /// Place of the error.
         origin: Origin,
-        /// What is wrong.
+        /// Description of the error.
         message: String,
     },
-    /// A key does not exist.
+    /// Unknown key.
     #[error("{origin}: unknown key `{key}`{}", DidYouMean(suggestion.as_deref()))]
     UnknownKey {
-        /// Where the key is.
+        /// Place of the key.
         origin: Origin,
         /// The key with its section.
         key: String,
         /// A similar key.
         suggestion: Option<String>,
     },
-    /// A section does not exist.
+    /// Unknown section.
     #[error("{origin}: unknown section [{section}]{}", DidYouMean(suggestion.as_deref()))]
     UnknownSection {
-        /// Where the section is.
+        /// Place of the section.
         origin: Origin,
         /// The section.
         section: String,
         /// A similar section.
         suggestion: Option<String>,
     },
-    /// An environment variable does not exist.
+    /// Unknown environment variable.
     #[error(
         "unknown environment variable {name}{}{}",
         InParentheses(reason.as_deref()),
         DidYouMean(suggestion.as_deref())
     )]
     UnknownVariable {
-        /// The variable.
+        /// Name of the environment variable.
         name: String,
-        /// Why it does not exist, if it looks like a variable of a registry.
+        /// Reason for the error, if the name looks like that of a registry's variable.
         reason: Option<String>,
         /// A similar variable.
         suggestion: Option<String>,
     },
-    /// A key does not accept the value.
+    /// Invalid value.
     #[error("{origin}: {key}: {why}")]
     Invalid {
-        /// Where the value is.
+        /// Place of the value.
         origin: Origin,
         /// The key with its section.
         key: String,
-        /// What is wrong, and what to write instead.
+        /// Description of the error and of a valid value.
         why: String,
     },
-    /// The server cannot listen with these settings.
+    /// Invalid combination of listener settings.
     #[error("{origin}: listen: {error}")]
     Listen {
-        /// Where the address is.
+        /// Place of the address.
         origin: Origin,
-        /// What is wrong.
+        /// Description of the error.
         error: SettingsError,
     },
 }

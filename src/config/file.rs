@@ -356,7 +356,7 @@ fn secret_in_file(
     let name = secret.name;
     let why = format!(
         "this file cannot hold a {name}, because other users may read it: put the {name} in a \
-         file named by {file}, or in the variable {variable}"
+         file named by {file}, or in the environment variable {variable}"
     );
     ConfigError::Invalid { origin, key, why }
 }

@@ -7,7 +7,7 @@ use super::keys;
 use super::registry::kind_of;
 use super::table::KEYS;
 
-/// The flags that were given: each key with its values, in order.
+/// Flags of a command line: each key with its values, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     pub(super) given: Vec<(&'static Key, Vec<String>)>,
@@ -72,28 +72,37 @@ fn is_registry_flag(key: &Key) -> bool {
     kind_of(key).is_some() || general.contains(&key)
 }
 
-fn augment(command: Command, is_included: impl Fn(&Key) -> bool) -> Command {
-    command.args(KEYS.iter().filter(|key| is_included(key)).map(|key| arg(key)))
+/// Returns the meaning of a key for a command that writes to registries.
+fn registry_meaning(key: &Key) -> &'static str {
+    if key == keys::REGISTRY { "Register in these registries." } else { key.meaning }
 }
 
-/// Returns the flag of a key.
-fn arg(key: &Key) -> Arg {
+fn augment(
+    command: Command,
+    is_included: impl Fn(&Key) -> bool,
+    meaning: impl Fn(&Key) -> &'static str,
+) -> Command {
+    command.args(KEYS.iter().filter(|key| is_included(key)).map(|key| arg(key, meaning(key))))
+}
+
+/// Returns the flag of a key with this help text.
+fn arg(key: &Key, meaning: &str) -> Arg {
     let heading = match key.section {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
         section => format!("Settings for {section}"),
     };
-    let default = match key.default {
-        "\"\"" | "[]" => "none".to_owned(),
-        default => {
-            let list = default.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
-            list.unwrap_or(default).replace('"', "")
-        }
-    };
+    let default = key.default_in_words().map_or_else(
+        || {
+            let list = key.default.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+            list.unwrap_or(key.default).replace('"', "")
+        },
+        ToOwned::to_owned,
+    );
     let arg = Arg::new(key.flag())
         .long(key.flag())
         .value_name(key.placeholder)
-        .help(format!("{} [{}] [default: {default}]", key.meaning, key.variable()))
+        .help(format!("{meaning} [{}] [default: {default}]", key.variable()))
         .help_heading(heading);
     if key.form == ValueForm::List {
         arg.action(ArgAction::Append)
@@ -104,7 +113,7 @@ fn arg(key: &Key) -> Arg {
 }
 
 macro_rules! flags {
-    ($type:ident, $is_included:expr) => {
+    ($type:ident, $is_included:expr, $meaning:expr) => {
         impl FromArgMatches for $type {
             fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
                 Ok(Self(Flags::collect(matches, $is_included)))
@@ -118,15 +127,15 @@ macro_rules! flags {
 
         impl Args for $type {
             fn augment_args(command: Command) -> Command {
-                augment(command, $is_included)
+                augment(command, $is_included, $meaning)
             }
 
             fn augment_args_for_update(command: Command) -> Command {
-                augment(command, $is_included)
+                augment(command, $is_included, $meaning)
             }
         }
     };
 }
 
-flags!(ServeFlags, is_serve_flag);
-flags!(RegistryFlags, is_registry_flag);
+flags!(ServeFlags, is_serve_flag, |key: &Key| key.meaning);
+flags!(RegistryFlags, is_registry_flag, registry_meaning);

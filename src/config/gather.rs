@@ -72,7 +72,7 @@ pub(super) fn gather(
     })
 }
 
-/// What the environment sets.
+/// Settings and secrets of the environment.
 #[derive(Debug, Default)]
 struct EnvironmentVariables {
     layer: Layer,

@@ -15,6 +15,8 @@ pub struct Key {
     pub constraint: &'static str,
     /// Default, as written in the file.
     pub default: &'static str,
+    /// Effect of an empty value, such as `the system's trust store`; empty for none.
+    pub if_empty: &'static str,
     /// Meaning in one or two sentences, for the help and the documentation.
     pub meaning: &'static str,
 }
@@ -39,7 +41,7 @@ pub enum ValueForm {
 }
 
 impl ValueForm {
-    /// Returns a short name for the documentation.
+    /// Returns the short name used in the documentation.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Text => "string",
@@ -81,6 +83,17 @@ impl Key {
         format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
     }
 
+    /// Returns the default in words if `default` is an empty string or list.
+    ///
+    /// The words are the effect of an empty value, or `none`.
+    pub(super) fn default_in_words(&self) -> Option<&'static str> {
+        match (self.default, self.if_empty) {
+            ("\"\"" | "[]", "") => Some("none"),
+            ("\"\"" | "[]", effect) => Some(effect),
+            _ => None,
+        }
+    }
+
     /// Returns the flag without its dashes: `etcd-username`.
     pub fn flag(&self) -> String {
         self.path().replace('.', "-")
@@ -89,8 +102,8 @@ impl Key {
 
 /// A secret that a kind of registry needs, such as a password.
 ///
-/// It comes from a file of its own or from an environment variable, for all registries of the kind
-/// or for a single one. It has no flag and no key, because other users could read it there.
+/// The secret comes from a file of its own or from an environment variable, for all registries of
+/// the kind or for a single one. No flag or key holds it, because other users could read it there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SecretKey {
     /// Short name: `password`.
@@ -107,13 +120,15 @@ impl SecretKey {
         format!("{}.{}", self.file.section, self.name)
     }
 
-    /// Returns the variable of one registry: `SVCDNS_REGISTRY_MAIN_PASSWORD`.
+    /// Returns the name of the environment variable with one registry's secret.
+    ///
+    /// For the registry `main` and the secret `password`, it is `SVCDNS_REGISTRY_MAIN_PASSWORD`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
         format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }
 }
 
-/// Prefix of the variables of single registries; the registry's name follows.
+/// Prefix of environment variables for one registry; the registry's name follows.
 pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";
 
 /// Declares a constant for each key, and a table of all of them.
@@ -122,7 +137,7 @@ macro_rules! keys {
         $table:ident:
         $(
             $constant:ident = $section:literal $name:literal $form:ident $placeholder:literal
-                $constraint:literal $default:literal
+                $constraint:literal $default:literal $(=> $if_empty:literal)?
                 $meaning:literal;
         )*
     ) => {
@@ -133,6 +148,7 @@ macro_rules! keys {
             placeholder: $placeholder,
             constraint: $constraint,
             default: $default,
+            if_empty: concat!("" $(, $if_empty)?),
             meaning: $meaning,
         };)*
         pub(super) const $table: &[&$crate::config::key::Key] = &[$($constant),*];

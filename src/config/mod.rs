@@ -67,11 +67,11 @@ pub struct Config {
     pub namespace: String,
     /// Whether a service without version `latest` is answered with all its versions.
     pub version_fallback: bool,
-    /// What to do when not all records of an answer fit.
+    /// Treatment of answers that do not fit the response.
     pub answers: Answers,
-    /// How to treat endpoints at Docker's default bridge address.
+    /// Treatment of endpoints at Docker's default bridge address.
     pub docker0: Docker0,
-    /// How long a mass removal is held; zero for not at all.
+    /// Holding time of a mass removal; zero applies every removal at once.
     ///
     /// Registries with a section may have another value.
     pub removal_grace: Duration,
@@ -79,19 +79,19 @@ pub struct Config {
     pub ttl: u32,
     /// TTL of negative answers in seconds, 0 to 86,400.
     pub negative_ttl: u32,
-    /// Limit of instances per service.
+    /// Limit on instances per service.
     pub max_instances_per_service: usize,
-    /// Limit of keys per registry.
+    /// Limit on keys per registry.
     pub max_keys: usize,
-    /// Limit of open connections over TCP, TLS and QUIC.
+    /// Limit on open connections over TCP, TLS and QUIC.
     pub tcp_connections: usize,
     /// Idle time after which a connection is closed.
     pub tcp_idle_timeout: Duration,
     /// Upstreams for names outside the zones.
     pub upstream: UpstreamConfig,
-    /// Memory limit of the cache of upstream responses, in bytes; 0 turns it off.
+    /// Limit on the memory of the upstream cache, in bytes; 0 turns it off.
     pub cache_bytes: usize,
-    /// How long expired answers are served while no upstream responds; zero for never.
+    /// Limit on serving stale data while no upstream responds; zero turns it off.
     pub serve_stale: Duration,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
@@ -134,8 +134,9 @@ pub struct UpstreamConfig {
 impl Config {
     /// Reads, merges and checks all sources.
     ///
-    /// The configuration file is `file`, otherwise the one that the variable `SVCDNS_CONFIG` names,
-    /// otherwise [`DEFAULT_FILE`] if it exists. Variables without the prefix `SVCDNS_` are ignored.
+    /// The configuration file is `file`, otherwise the one in the environment variable
+    /// `SVCDNS_CONFIG`, otherwise [`DEFAULT_FILE`] if it exists. Other variables without the prefix
+    /// `SVCDNS_` are ignored.
     ///
     /// # Errors
     /// Returns the first error found, with its origin.

@@ -17,11 +17,11 @@ pub struct ConfiguredSecret {
     pub key: &'static SecretKey,
     /// Key for its file in the registry's own section: `registry.main.password-file`.
     pub file_key: String,
-    /// Where the secret is.
+    /// Place of the secret.
     pub place: SecretPlace,
 }
 
-/// Where a secret is.
+/// Place of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretPlace {
     /// In this environment variable.
@@ -52,7 +52,7 @@ impl ConfiguredSecret {
 impl fmt::Display for SecretPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Variable(name) => write!(f, "the variable {name}"),
+            Self::Variable(name) => write!(f, "the environment variable {name}"),
             Self::File(path) => write!(f, "the file {}", path.display()),
         }
     }

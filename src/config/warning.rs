@@ -1,4 +1,4 @@
-//! Warnings about files with secrets that nobody or everybody can read.
+//! Warnings about secret files that are unreadable or readable by every user.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,11 +16,11 @@ const OTHERS_READ: u32 = 0o004;
 /// A problem that does not keep the server from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
-    /// Where the value was set.
+    /// Source of the value.
     pub origin: Origin,
     /// The key as written, with its section.
     pub key: String,
-    /// What is wrong, and how to correct it.
+    /// Description of the problem and its correction.
     pub why: String,
 }
 

@@ -8,36 +8,36 @@ use crate::directory::DirectoryError;
 use crate::server::BindError;
 use crate::upstream::CaFileError;
 
-/// The reason why the server cannot start.
+/// Reason why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A directory cannot be used.
+    /// Taking a directory failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The socket of the HTTP interface cannot be opened.
+    /// Opening the socket of the HTTP interface failed.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// An address cannot be listened on.
+    /// Opening a listener failed.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The certificate authorities for upstreams cannot be read.
+    /// Reading the CA certificates for upstreams failed.
     #[error(transparent)]
     CaFile(#[from] CaFileError),
-    /// The thread that follows the registries cannot be started.
+    /// Starting the thread that follows the registries failed.
     #[error("cannot start the thread that follows the registries: {0}")]
     Thread(io::Error),
 }
 
-/// The reason why the server ended without being stopped.
+/// Reason why the server ended without being stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A socket can no longer be served.
+    /// Serving a socket failed.
     #[error(transparent)]
     Serve(#[from] BindError),
     /// The task of the DNS server panicked.
     #[error("the DNS server panicked; please report this: {0}")]
     Panicked(tokio::task::JoinError),
-    /// The thread that publishes snapshots has ended.
+    /// The thread that publishes snapshots ended early.
     #[error("the publication of changes ended unexpectedly; please report this")]
     PublisherEnded,
 }

@@ -103,9 +103,8 @@ impl RegistryPipeline {
 
     /// Waits for updates or a deadline, and publishes a snapshot.
     ///
-    /// A deadline is, for example, the end of a removal grace. Returns what was published and how
-    ///
-    ///     /// long that took; `None` once all sources have ended.
+    /// A deadline is, for example, the end of a removal grace. Returns the publication and its
+    /// duration; `None` once all sources have ended.
     pub async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
         let deadline = wake.unwrap_or_else(Instant::now).into();

@@ -10,7 +10,7 @@ use crate::system::{PortOwner, find_port_owner};
 /// A [`BindError`] for people.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// A known process has the port.
+    /// A known process uses the port.
     #[error("{}", taken.by(holder))]
     Taken {
         /// The port.

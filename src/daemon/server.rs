@@ -203,7 +203,7 @@ fn start_publisher(
         .map_err(StartError::Thread)?;
     let (ending, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
-        // Dropped at the end of the thread, also by a panic.
+        // Dropped at the end of the thread, even after a panic.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
             pipeline.start(&tracker, &stop);

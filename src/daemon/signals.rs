@@ -35,7 +35,7 @@ impl ShutdownSignals {
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
                 _ = self.hang_up.recv() => if daemon {
-                    info!("ignoring SIGHUP: the configuration is only read at the start");
+                    info!("ignoring SIGHUP: the configuration is only read at startup");
                     continue;
                 },
             }

@@ -1,7 +1,6 @@
 //! Metrics: counters, and a page of them in the OpenMetrics text format.
 //!
-//! This room imports no other. Other rooms keep plain counters; the page is composed when it is
-//! requested.
+//! Imports no other module. Other modules keep plain counters; the page is composed on request.
 
 mod count;
 

@@ -1,10 +1,10 @@
 //! The naming grammar.
 //!
-//! It maps registered names to the bases they are published under, and queried names to the
-//! services and instances they stand for.
+//! Maps registered names to the bases they are published under, and queried names to the services
+//! and instances they denote.
 //!
-//! Which names exist follows RFC 8020: every name above a published one does. `_<protocol>._tcp`
-//! follows RFC 2782.
+//! The existence of names follows RFC 8020: every name above a published one exists.
+//! `_<protocol>._tcp` follows RFC 2782.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use super::zones::Zones;
 
 /// Maximum length of a name as text without the trailing dot, in characters.
 ///
-/// This corresponds to 255 bytes in wire form (RFC 1035 section 2.3.4).
+/// Its wire form then has 255 bytes (RFC 1035 section 2.3.4).
 const MAX_TEXT_LENGTH: usize = 253;
 
 /// Maximum length of a label, in bytes (RFC 1035 section 2.3.4).
@@ -33,7 +33,7 @@ pub struct Base {
     pub rank: u8,
 }
 
-/// Why a registered name cannot be published.
+/// Reason why a registered name cannot be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
     /// A label is not 1-63 of `[a-z0-9_-]`, or begins with `_`.

@@ -26,7 +26,7 @@ pub struct Name {
     length: u8,
 }
 
-/// Why bytes or a text are not a domain name.
+/// Error in the wire form or text of a domain name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name has a compression pointer (RFC 1035 section 4.1.4).

@@ -1,6 +1,6 @@
 //! Domain names, served zones, and the naming grammar.
 //!
-//! This room imports no other. Names are compared label by label and without regard to the case of
+//! Imports no other module. Names are compared label by label and without regard to the case of
 //! ASCII letters (RFC 4343); a dot inside a label is not a separator.
 //!
 //! Coverage of RFCs: names and their limits, RFC 1035 sections 2.3.4, 3.1 and 5.1; letter case, RFC

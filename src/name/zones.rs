@@ -32,7 +32,7 @@ pub struct Zone {
     label_count: usize,
 }
 
-/// Why a list of zones cannot be served.
+/// Error in a list of zones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ZonesError {
     /// The list is empty.
@@ -49,7 +49,7 @@ pub enum ZonesError {
     Malformed {
         /// The zone as given.
         zone: String,
-        /// What is wrong with it.
+        /// Error in the name.
         reason: NameError,
     },
     /// The zone has characters that are not allowed in host names.

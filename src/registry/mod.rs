@@ -1,6 +1,6 @@
 //! Registries: the stores from which services are read.
 //!
-//! Each kind of registry ([`Source`]) has a folder with a supervisor that follows its store
+//! Each kind of registry ([`Source`]) has a directory with a supervisor that follows its store
 //! forever and sends events to the catalog.
 //!
 //! A registry knows no DNS and keeps no copy of the store. It writes to a store only in
@@ -37,7 +37,7 @@ pub trait Registry: Send + 'static {
     /// the store without help.
     ///
     /// `first` is the kind of the first list: [`ListKind::Routine`] if the receiver knows nothing
-    /// of this registry yet, [`ListKind::Reconnect`] if it holds what an earlier call sent.
+    /// of this registry yet, [`ListKind::Reconnect`] if it holds data of an earlier call.
     fn follow(
         self,
         first: ListKind,
@@ -52,8 +52,8 @@ pub trait Registry: Send + 'static {
 pub enum RegistryCommand {
     /// Check which of these leases no longer exist.
     ///
-    /// The reply is a [`Change::LeasesGone`] on the feed. It never comes if the store cannot be
-    /// asked. A registry without leases ignores the command.
+    /// The reply is a [`Change::LeasesGone`] on the feed. No reply comes if the store cannot be
+    /// reached. A registry without leases ignores the command.
     CheckLeases(Vec<i64>),
 }
 
@@ -111,7 +111,7 @@ pub struct RegistryState {
     report: Mutex<RegistryReport>,
 }
 
-/// What a registry reports about its connection to the store.
+/// Report of a registry's connection to the store.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryReport {

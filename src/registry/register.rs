@@ -15,7 +15,7 @@ pub struct Registrant {
     pub endpoints: Vec<Endpoint>,
     /// The metadata to publish.
     pub metadata: Metadata,
-    /// How long the registration outlives a registrant that was killed.
+    /// Lifetime of the registration of a registrant that was killed.
     ///
     /// Ignored by registries with a fixed time to live.
     pub ttl: Duration,
@@ -34,7 +34,7 @@ pub enum RegisterEvent {
     Left,
 }
 
-/// Why a registration was not written, or not removed.
+/// Reason why a registration was not written, or not removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
     /// The registry's layout cannot hold the registration, for this reason.

@@ -22,7 +22,7 @@ impl Credential {
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, is not a regular file, is larger than 64 KiB,
-    /// is not UTF-8, or holds nothing but line breaks.
+    /// is not UTF-8, or holds only line breaks.
     pub async fn read(&self) -> Result<Secret, CredentialError> {
         match self {
             Self::Given(secret) => Ok(secret.clone()),

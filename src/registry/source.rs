@@ -32,7 +32,7 @@ pub struct NamedSource {
     pub name: RegistryName,
     /// The kind of registry and how to reach it.
     pub source: Source,
-    /// How long the catalog holds a mass removal in this registry; zero for never.
+    /// Holding time of a mass removal in this registry; zero applies it at once.
     pub removal_grace: Duration,
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use super::{CertificateError, SettingsError};
 use crate::wire::Transport;
 
-/// Why an address cannot be bound.
+/// Error when an address is bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The settings are invalid.

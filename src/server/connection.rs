@@ -37,7 +37,7 @@ pub(super) struct StreamConnection<'a, R> {
     pub(super) activity: Activity,
 }
 
-/// Why a connection is closed.
+/// Reason for closing a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CloseReason {
     /// The client closed its side between two messages.

@@ -5,7 +5,7 @@ use crate::metrics::{Counter, Gauge};
 
 /// Counters since the server was bound.
 ///
-/// They contain no names and no client addresses.
+/// The counters contain no names and no client addresses.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Datagrams with access, handed to the responder.

@@ -44,7 +44,7 @@ pub struct Limits {
     pub queued_bytes: usize,
 }
 
-/// Default limit of UDP worker threads per address.
+/// Default limit on UDP worker threads per address.
 ///
 /// Four threads answer far more queries than one machine sends.
 const MAX_UDP_WORKERS: usize = 4;

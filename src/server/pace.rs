@@ -26,7 +26,7 @@ impl BatchSize {
     /// The worker tries a full batch again after as many.
     const SWITCH_AFTER: u8 = 8;
 
-    /// Returns how many datagrams to ask for.
+    /// Returns the number of datagrams to receive at once.
     pub(super) fn next(&self) -> usize {
         if self.single_batches > Self::SWITCH_AFTER { 1 } else { MAX_BATCH_DATAGRAMS }
     }
@@ -41,7 +41,7 @@ impl BatchSize {
     }
 }
 
-/// Decides what to do after a failed send.
+/// Decides the next step after a failed send.
 ///
 /// One unreachable client must not stall the worker.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ pub(super) struct SendRetry {
     retried: bool,
 }
 
-/// What to do after a failed send.
+/// Next step after a failed send.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AfterFailure {
     /// Send again at once.
@@ -64,7 +64,7 @@ pub(super) enum AfterFailure {
 }
 
 impl SendRetry {
-    /// Returns what to do after `error`; allows one wait and one retry.
+    /// Returns the next step after `error`; allows one wait and one retry.
     pub(super) fn after(&mut self, error: &io::Error) -> AfterFailure {
         match error.kind() {
             ErrorKind::Interrupted => AfterFailure::Retry,

@@ -81,7 +81,7 @@ fn server_config(
     Ok(config)
 }
 
-/// Why a connection is closed.
+/// Reason for closing a QUIC connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum QuicCloseReason {
     /// The client closed the connection, or it was lost.
@@ -348,7 +348,7 @@ impl Drop for ResponseStream {
     }
 }
 
-/// A protocol violation by the client, which closes the connection.
+/// A client's protocol error; the server closes the connection.
 ///
 /// RFC 9250 section 4.3.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,7 +76,7 @@ pub struct Request<'r> {
     pub random: u64,
 }
 
-/// What [`Respond::respond`] did with a message.
+/// Result of [`Respond::respond`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// The response is in the buffer.

@@ -11,7 +11,7 @@ use super::{Access, CertificateFiles, Limits};
 pub struct Settings {
     /// Addresses for plain DNS; each gets UDP and TCP. Port 0 picks a free port.
     ///
-    /// An unspecified address (`0.0.0.0`, `::`) stands for every address of the machine. The server
+    /// An unspecified address (`0.0.0.0`, `::`) means every address of the machine. The server
     /// follows addresses as interfaces gain and lose them.
     pub listen: Vec<SocketAddr>,
     /// Addresses for DNS over TLS and DNS over QUIC.
@@ -63,13 +63,13 @@ impl EncryptedSettings {
     }
 }
 
-/// Why settings are invalid.
+/// Error in the settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// `listen` is empty.
     #[error("no address to listen on: add one, for example --listen 127.0.0.1:5300")]
     NoAddress,
-    /// An encrypted listener has no certificate.
+    /// Encrypted listener without a certificate.
     #[error(
         "{address} is an encrypted listener, which needs a certificate: \
          set --tls-cert-file and --tls-key-file"
@@ -78,13 +78,13 @@ pub enum SettingsError {
         /// Address of the listener.
         address: SocketAddr,
     },
-    /// Plain and encrypted DNS share an address and port.
+    /// Same address and port for plain and encrypted DNS.
     #[error("{address} is set for both plain and encrypted DNS: each needs its own port")]
     PortConflict {
         /// The shared address.
         address: SocketAddr,
     },
-    /// Other machines can reach an address, but `allow` is empty.
+    /// Address that other machines can reach, with an empty `allow`.
     #[error(
         "{address} is reachable from other machines, but no access rule says which of them may \
          query: add their networks, for example --allow {example}, or listen on a loopback \

@@ -25,7 +25,7 @@ pub(super) struct WorkerTasks {
     metrics: RuntimeMetrics,
     /// Tasks that only wait while no response is deferred.
     ///
-    /// They may process input late.
+    /// These tasks may process input late.
     long_lived: usize,
     /// Lowest number of tasks since `window_start`, sampled without deferred responses.
     min_alive: Option<usize>,
@@ -50,8 +50,8 @@ impl WorkerTasks {
 
     /// Returns whether the runtime has to run.
     ///
-    /// That is while responses are deferred, or while more than the long-lived tasks exist: a
-    /// background refresh, for example.
+    /// The runtime is needed while responses are deferred, or while short-lived tasks exist, such
+    /// as a background refresh.
     pub(super) fn need_runtime(&self) -> bool {
         !self.deferred.is_empty() || self.metrics.num_alive_tasks() > self.long_lived
     }

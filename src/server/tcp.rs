@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_one_response() {
+    async fn a_panic_loses_one_response() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["panic-later 1", "quick 2"]).await;
         assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");

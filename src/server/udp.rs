@@ -495,7 +495,7 @@ impl<R: Respond> Worker<R> {
     }
 }
 
-/// What a watched socket holds after a receive.
+/// Content of a watched socket after a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SocketState {
     /// Nothing. The runtime reports the next datagram.
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_one_datagram_of_a_batch() {
+    async fn a_panic_loses_one_datagram_of_a_batch() {
         let worker = worker();
         let client = net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for query in ["first", "panic", "last"] {

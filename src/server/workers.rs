@@ -57,7 +57,7 @@ impl WorkerThread {
             stop: stop.clone(),
         };
         let run = move || {
-            // Dropped when the thread ends, also by a panic.
+            // Dropped when the thread ends, even by a panic.
             let _finishing: oneshot::Sender<()> = finishing;
             match Builder::new_current_thread()
                 .enable_io()

@@ -21,7 +21,7 @@ pub enum Change {
         key: Box<str>,
         /// The store's revision of the removal; 0 if the registry counts none.
         revision: u64,
-        /// How the key was removed, as far as known.
+        /// Kind of the removal, as far as known.
         removal: Removal,
     },
     /// The list is complete as of this revision.
@@ -37,7 +37,7 @@ pub enum Change {
     LeasesGone(Vec<i64>),
 }
 
-/// Why a registry is listed; decides which of the list's removals apply at once.
+/// Reason for a list; decides which of its removals apply at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListKind {
     /// The first list, or a routine check of a connection that never broke.
@@ -61,7 +61,7 @@ pub struct Put {
     pub content: Result<Registration, Rejected>,
 }
 
-/// How a key was removed.
+/// Kind of the removal of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// Deleted without a lease, or known to be expired. Applies at once.

@@ -1,6 +1,6 @@
 //! The model of a service registry: registrations, and the events that change them.
 //!
-//! Independent of DNS and of any particular registry. This room imports no other.
+//! Independent of DNS and of any particular registry. Imports no other module.
 
 mod change;
 mod metadata;

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_contain_exactly_what_was_inserted() {
+    fn sets_contain_exactly_the_inserted_registries() {
         let some: RegistrySet = [1, 15].into_iter().filter_map(RegistryId::new).collect();
         let held: Vec<_> =
             RegistryId::first(MAX_REGISTRIES).filter(|registry| some.contains(*registry)).collect();

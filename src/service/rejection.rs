@@ -1,4 +1,4 @@
-//! Why keys and endpoints are rejected.
+//! Rejected keys and endpoints, and the reasons.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 pub struct Rejected {
     /// The offending text, cut to 256 characters, with control characters escaped.
     pub found: Box<str>,
-    /// Why it cannot be served.
+    /// Reason for the rejection.
     pub reason: Reason,
 }
 
@@ -35,7 +35,7 @@ impl Rejected {
     }
 }
 
-/// Why a key or endpoint is rejected: a code for scripts, a sentence for people.
+/// Reason for a rejection: a code for scripts, a sentence for people.
 ///
 /// The constants here are the reasons of the catalog, and those that any registry may give. A
 /// reason specific to one kind of registry or key layout is a constant of that module. Reasons

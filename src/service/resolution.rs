@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// What is known of the addresses of a host name.
+/// Known addresses of a host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addresses {
     /// The first lookup is in progress.

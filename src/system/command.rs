@@ -23,11 +23,11 @@ const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 pub struct CommandError {
     /// The command line, quoted for a shell.
     pub command: String,
-    /// What happened to the command.
+    /// Reason for the failure.
     pub cause: RunError,
 }
 
-/// Why a command failed.
+/// Reason for the failure of a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
     /// The program is missing, or this user may not run it.
@@ -91,7 +91,7 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
     })))
 }
 
-/// Starts a thread that reads a pipe to its end and sends what it read.
+/// Starts a thread that reads a pipe to its end and sends the bytes.
 fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {

@@ -1,7 +1,8 @@
 //! Detection of the program that manages name resolution on this machine.
 //!
-//! It reads files and a [`RuntimeState`], and has no effect. It describes programs that resolve
-//! names through the C library: `nsswitch.conf` names its sources, `resolv.conf` the DNS servers.
+//! Reads files and a [`RuntimeState`], and changes nothing. The result describes programs that
+//! resolve names through the C library: `nsswitch.conf` names its sources, `resolv.conf` the DNS
+//! servers.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -11,10 +12,10 @@ use super::runtime_state::RESOLVED_PROCESS;
 use super::{HostsLine, Root, RuntimeState};
 use crate::resolv_conf::{MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 
-/// How this machine resolves names.
+/// Name resolution of this machine.
 #[derive(Debug)]
 pub struct Machine {
-    /// What manages name resolution.
+    /// Manager of name resolution.
     pub manager: ResolverManager,
     /// `/etc/resolv.conf`.
     pub file: ResolvConfFile,
@@ -38,7 +39,7 @@ pub struct Machine {
     pub hosts: Vec<String>,
 }
 
-/// What manages name resolution.
+/// Manager of name resolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolverManager {
     /// systemd-resolved answers queries.
@@ -153,11 +154,11 @@ pub struct Resolved {
     pub version: Option<u32>,
     /// Its global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
     pub dnssec: Option<String>,
-    /// How programs reach it.
+    /// Access of programs to systemd-resolved.
     pub access: ResolvedAccess,
 }
 
-/// How programs reach systemd-resolved.
+/// Access of programs to systemd-resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolvedAccess {
     /// `/etc/resolv.conf` names its stub, 127.0.0.53: all programs reach it.
@@ -259,7 +260,7 @@ fn resolved_access(file: &ResolvConfFile, hosts: &[String]) -> ResolvedAccess {
         (resolve, _) => resolve.is_some(),
     };
     if file.target == Path::new("/run/systemd/resolve/resolv.conf") {
-        // glibc reaches systemd-resolved by nsswitch.conf, whatever this file says.
+        // glibc reaches systemd-resolved by nsswitch.conf, regardless of this file.
         return if glibc_asks_resolved {
             ResolvedAccess::GlibcOnly
         } else {
@@ -281,7 +282,7 @@ fn host_sources(text: &str) -> Vec<String> {
 
 /// Reads NetworkManager's settings as NetworkManager.conf(5) combines its files.
 ///
-/// A file hides those of the same name in earlier folders. Of two values of one key, the later
+/// A file hides those of the same name in earlier directories. Of two values of one key, the later
 /// counts.
 fn network_manager(root: &Root, state: &RuntimeState) -> NetworkManager {
     let mut settings = NetworkManager {

@@ -12,12 +12,12 @@ const FIRST_VERSION_WITH_DELEGATES: u32 = 258;
 /// The first version of systemd-resolved that accepts the port of a server.
 const FIRST_VERSION_WITH_PORTS: u32 = 247;
 
-/// How queries for the served zones reach svcdns.
+/// Path of queries for the served zones to svcdns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Integration {
     /// A `*.dns-delegate` file of systemd-resolved (systemd.dns-delegate(5)).
     Delegate,
-    /// A network link of ours, to which systemd-resolved routes the zones.
+    /// A network link of svcdns, to which systemd-resolved routes the zones.
     Link,
     /// A drop-in of the dnsmasq that NetworkManager runs.
     Dnsmasq,

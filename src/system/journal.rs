@@ -42,7 +42,7 @@ pub struct Journal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallStep {
-    /// A new folder.
+    /// A new directory.
     Folder(PathBuf),
     /// A file or link that is created, changed or replaced.
     File(FileStep),
@@ -60,7 +60,7 @@ pub struct FileStep {
     pub before: PathState,
     /// The state after the step.
     pub after: PathState,
-    /// How the step is undone if somebody has edited the file since.
+    /// Way to undo the step if the file has been edited since.
     #[serde(rename = "edited")]
     pub if_edited: IfEdited,
     /// Whether the file is written in place, because it is a mount point.
@@ -68,7 +68,7 @@ pub struct FileStep {
     pub in_place: bool,
 }
 
-/// How a step is undone if somebody has edited the file since.
+/// Way to undo a step if the file has been edited since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfEdited {
@@ -76,7 +76,7 @@ pub enum IfEdited {
     OwnLines,
     /// Keeps the file, which the user owns now.
     Keep,
-    /// Moves the file to our folder, so that it has no effect any more.
+    /// Moves the file to the journal's directory, so that it has no effect any more.
     SetAside,
 }
 
@@ -84,13 +84,13 @@ pub enum IfEdited {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct CommandStep {
-    /// What the commands do, as a headline for the user.
+    /// Effect of the commands, as a headline for the user.
     pub purpose: String,
     /// The commands of the step, in order.
     pub run: Vec<Vec<String>>,
     /// The commands that undo the step, in order.
     ///
-    /// They must be harmless if the step was not done.
+    /// The commands must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
     /// A command that succeeds if there is something to undo; empty for always.
     pub undo_if: Vec<String>,
@@ -99,7 +99,7 @@ pub struct CommandStep {
 /// The result of undoing a journal.
 #[derive(Debug, Default)]
 pub struct UndoReport {
-    /// What was undone, and what was kept and why; one line each.
+    /// One line for each undone step and each kept file.
     pub messages: Vec<String>,
     /// The steps that could not be undone, and why; undoing can be tried again.
     pub failures: Vec<String>,
@@ -228,7 +228,7 @@ impl InstallStep {
             Self::Folder(path) => {
                 let folder = root.path(path);
                 DirBuilder::new().mode(0o755).create(&folder).map_err(at(path))?;
-                // The umask may forbid what other users need: to read the files in it.
+                // The umask may forbid other users to read the files in it.
                 fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(path))?;
                 path_state::sync_folder(folder.parent().unwrap_or_else(|| Path::new("/")))
                     .map_err(at(path))
@@ -382,13 +382,13 @@ mod tests {
         (folder, root)
     }
 
-    /// Returns the state of everything below a folder.
+    /// Returns the state of everything below a directory.
     fn tree(root: &Root) -> BTreeMap<PathBuf, String> {
         fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
                 if fs::symlink_metadata(&path).unwrap().is_dir() {
-                    found.insert(path.clone(), "a folder".to_owned());
+                    found.insert(path.clone(), "a directory".to_owned());
                     walk(&path, found);
                 } else {
                     found.insert(path.clone(), format!("{:?}", PathState::read(&path).unwrap()));
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_of_others_are_kept() {
+    fn foreign_edits_are_kept() {
         let (_folder, root) = machine();
         let _lock = InstallLock::take(&root).unwrap();
         let journal = journal(&root);

@@ -12,9 +12,9 @@ pub(super) const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
 /// A path through which another user than root can change a file of root's.
 #[derive(Debug)]
 pub struct UnsafePath {
-    /// The file itself, or a folder or link on the way to it.
+    /// The file itself, or a directory or link on the way to it.
     pub path: PathBuf,
-    /// What is wrong with the path.
+    /// Fault of the path.
     pub reason: String,
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for UnsafePath {
     }
 }
 
-/// Why a journal could not be read, written or followed.
+/// Error when a journal is read, written or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// A system call failed.
@@ -47,9 +47,9 @@ pub enum JournalError {
     /// Another user than root may have written the journal.
     #[error(
         "{path} tells root what to restore, and is not trusted because {cause}. Nothing was \
-         changed. Copy {path} to a folder that only root can write to, and read the copy. If \
+         changed. Copy {path} to a directory that only root can write to, and read the copy. If \
          every step in it is one that `svcdns install` made, move the copy to {JOURNAL}, owned \
-         by root with mode 600 in a folder that only root can write to, and run this command \
+         by root with mode 600 in a directory that only root can write to, and run this command \
          again. Otherwise remove {path}"
     )]
     Untrusted {
@@ -70,7 +70,7 @@ pub enum JournalError {
          damaged. Use the version that wrote it"
     )]
     Unreadable(PathBuf, String),
-    /// Somebody changed the file since it was read.
+    /// The file has changed since it was read.
     #[error("{0} was changed at the same time by another program: run this command again")]
     Changed(PathBuf),
     /// A command of a step failed.

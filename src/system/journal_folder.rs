@@ -1,6 +1,6 @@
-//! The folder of the journal, owned by root.
+//! The directory of the journal, owned by root.
 //!
-//! Root does what the journal says, so no other user may be able to write it. The journal is
+//! Root executes the journal, so no other user may be able to write it. The journal is
 //! therefore not in the server's state directory: for a unit with `DynamicUser=` and
 //! `StateDirectory=svcdns`, systemd gives /var/lib/svcdns and its content to the service's user.
 
@@ -16,7 +16,7 @@ use super::journal_error::{JournalError, UnsafePath, at};
 use super::path_state::{self, PathState};
 use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 
-/// The folder of the journal and the files that belong to it.
+/// The directory of the journal and the files that belong to it.
 pub const JOURNAL_FOLDER: &str = "/var/lib/svcdns-install";
 
 /// The journal of older versions, in the server's state directory.
@@ -40,7 +40,7 @@ const FORMER_SAVED_FILES: [&str; 7] = [
 
 /// The lock held while `install` or `uninstall` changes the machine.
 ///
-/// It also ends with the process.
+/// The lock ends with the process at the latest.
 #[derive(Debug)]
 pub struct InstallLock {
     folder: PathBuf,
@@ -49,10 +49,10 @@ pub struct InstallLock {
 }
 
 impl InstallLock {
-    /// Creates the journal's folder and takes the lock.
+    /// Creates the journal's directory and takes the lock.
     ///
     /// # Errors
-    /// When another process has the lock, or the folder cannot be created, or another user than
+    /// When another process has the lock, or the directory cannot be created, or another user than
     /// root can write to it.
     pub fn take(root: &Root) -> Result<Self, JournalError> {
         let (name, folder) = (Path::new(JOURNAL_FOLDER), root.path(JOURNAL_FOLDER));
@@ -60,8 +60,8 @@ impl InstallLock {
             return Err(JournalError::Unsafe(path));
         }
         DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(at(name))?;
-        // The umask may forbid what the server needs: as another user, it reads
-        // `resolv.conf.before` in this folder.
+        // The umask may forbid it, but the server, as another user, reads `resolv.conf.before` in
+        // this directory.
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(name))?;
         let file = File::open(&folder).map_err(at(name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -74,15 +74,15 @@ impl InstallLock {
 
 impl Drop for InstallLock {
     fn drop(&mut self) {
-        // This succeeds only if the folder is empty.
+        // This succeeds only if the directory is empty.
         let _ = fs::remove_dir(&self.folder);
     }
 }
 
 /// Finds a path through which another user than root can change a file.
 ///
-/// Root must own the file and every folder and link on the way to it, and no other user may write
-/// to them. A missing file is safe.
+/// Root must own the file and every directory and link on the way to it, and no other user may
+/// write to them. A missing file is safe.
 ///
 /// # Errors
 /// When a path cannot be examined.
@@ -189,7 +189,7 @@ mod tests {
     /// A journal without steps.
     const EMPTY: &str = r#"{"form":1,"purpose":"","steps":[],"complete":true}"#;
 
-    /// Creates a machine with these folders, which only their owner can write to.
+    /// Creates a machine with these directories, which only their owner can write to.
     fn machine(folders: &[&str]) -> (tempfile::TempDir, Root) {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::at(folder.path());
@@ -251,12 +251,13 @@ mod tests {
         let (_folder, root) = machine(&["/var/lib/private", PRIVATE_STATE_DIRECTORY, "/home"]);
         symlink("private/svcdns", root.path(ROOT_STATE_DIRECTORY)).unwrap();
         write(&root, "/var/lib/private/svcdns/install.json", EMPTY);
-        assert!(is_trusted(&root), "the folder belongs to root again");
+        assert!(is_trusted(&root), "the directory belongs to root again");
         fs::set_permissions(root.path(PRIVATE_STATE_DIRECTORY), Permissions::from_mode(0o777))
             .unwrap();
         assert!(!is_trusted(&root));
 
-        // The link leads to a safe file through a folder in which another user can replace links.
+        // The link leads to a safe file through a directory in which another user can replace
+        // links.
         fs::remove_file(root.path(ROOT_STATE_DIRECTORY)).unwrap();
         fs::set_permissions(root.path(PRIVATE_STATE_DIRECTORY), Permissions::from_mode(0o755))
             .unwrap();
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_in_the_folder_of_root_takes_precedence() {
+    fn the_journal_in_the_directory_of_root_takes_precedence() {
         let (_folder, root) = machine(&[JOURNAL_FOLDER, ROOT_STATE_DIRECTORY]);
         write(&root, JOURNAL, EMPTY);
         write(&root, FORMER_JOURNAL, "no journal");
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_readable_by_the_server_and_removed_if_empty() {
+    fn the_directory_is_readable_by_the_server_and_removed_if_empty() {
         let (_folder, root) = machine(&[]);
         DirBuilder::new().mode(0o700).create(root.path(JOURNAL_FOLDER)).unwrap();
         let lock = InstallLock::take(&root).unwrap();

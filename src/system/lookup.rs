@@ -13,7 +13,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Looks up the addresses of a name as the machine's programs do.
 ///
-/// It runs `getent hosts`, or uses this program's own C library if there is no `getent`.
+/// Runs `getent hosts`, or uses this program's own C library if there is no `getent`.
 ///
 /// # Errors
 /// When the lookup fails, finds no address or times out; the error names the command.
@@ -62,6 +62,6 @@ mod tests {
             found.is_ok_and(|found| found.iter().all(IpAddr::is_loopback))
         };
         assert!(loopback(look_up(&Root::default(), "localhost")));
-        assert!(loopback(look_up(&Root::at("/no/such/folder"), "localhost")));
+        assert!(loopback(look_up(&Root::at("/no/such/directory"), "localhost")));
     }
 }

@@ -1,6 +1,6 @@
-//! The machine's own resolver: how it works, how svcdns becomes part of it, and how to undo that.
+//! The machine's own resolver: its detection, the installation of svcdns, and the way back.
 //!
-//! [`detect()`] finds what manages name resolution, [`plan()`] plans the steps of `install`, the
+//! [`detect()`] finds the manager of name resolution, [`plan()`] plans the steps of `install`, the
 //! [`Journal`] undoes them, and [`examine`] makes the checks of `doctor`. All files are below a
 //! [`Root`], which tests choose. Only [`enter_namespace`] works on the running machine alone.
 

@@ -1,7 +1,7 @@
 //! The `hosts` line of nsswitch.conf (nsswitch.conf(5)).
 //!
-//! It tells glibc which services look up a name. musl, and programs with a resolver of their own,
-//! do not read it.
+//! The line tells glibc which services look up a name. musl, and programs with a resolver of their
+//! own, do not read the file.
 
 use std::fmt::Write;
 
@@ -35,7 +35,7 @@ pub struct NssAction {
     pub act: String,
 }
 
-/// Where a `hosts` line leads for a name that the machine's files do not have.
+/// Destination of a `hosts` line for a name that the machine's files do not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostsLookup {
     /// To the name servers of resolv.conf.
@@ -99,7 +99,7 @@ impl HostsLine {
 
     /// Returns this line changed to lead to the name servers of resolv.conf.
     ///
-    /// It has no `resolve`, it has `dns`, and no action ends the lookup before that.
+    /// The new line has `dns` and no `resolve`, and no action ends the lookup before `dns`.
     #[must_use]
     pub fn with_dns(&self) -> Self {
         let mut services: Vec<NssService> =

@@ -139,7 +139,7 @@ impl PathState {
 
     /// Reads the state of this path, without following a symbolic link.
     ///
-    /// A missing parent folder counts as absence.
+    /// A missing parent directory counts as absence.
     ///
     /// # Errors
     /// When the path cannot be read, or is neither a file nor a link.
@@ -168,7 +168,7 @@ impl PathState {
 
     /// Gives the path this state, and waits until it is on the disk.
     ///
-    /// The parent folder must exist. With `in_place`, a file is overwritten instead of replaced;
+    /// The parent directory must exist. With `in_place`, a file is overwritten instead of replaced;
     /// for mount points.
     ///
     /// # Errors
@@ -233,7 +233,7 @@ impl FileState {
 
 /// Returns the path at which a new file is written before it is renamed.
 ///
-/// It is hidden, beside the final path, with a suffix that readers of drop-in folders skip.
+/// The path is hidden, beside the final one, with a suffix that readers of drop-ins skip.
 pub(super) fn temporary_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -243,7 +243,7 @@ pub(super) fn temporary_path(path: &Path) -> PathBuf {
 
 /// Removes a file or link, if there is one.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    // A read-only file system refuses to remove even what does not exist.
+    // A read-only file system refuses to remove even a missing file.
     match fs::symlink_metadata(path) {
         Err(error)
             if error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::NotADirectory =>
@@ -255,7 +255,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Waits until the entries of a folder are on the disk.
+/// Waits until the entries of a directory are on the disk.
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder) {
         Ok(folder) => folder.sync_all(),

@@ -47,7 +47,7 @@ pub struct BoundSocket {
 
 /// Returns the sockets that conflict with `wanted`.
 ///
-/// They have the same port and an overlapping address. Sockets of other network namespaces are not
+/// Such sockets have the same port and an overlapping address. Those of other namespaces are not
 /// found. If several processes share a socket, the first one found is its owner.
 pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<BoundSocket> {
     let tables = match transport {
@@ -103,7 +103,7 @@ fn conflicting(line: &str, wanted: SocketAddr) -> Option<(u64, BoundSocket)> {
 
 /// Parses an IP address of the kernel's tables.
 ///
-/// They write 32-bit words in hexadecimal, each in host byte order.
+/// The kernel writes 32-bit words in hexadecimal, each in host byte order.
 fn parse_ip(text: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)

@@ -1,7 +1,7 @@
 //! A private mount namespace in which the C library queries svcdns, for one command.
 //!
-//! It changes nothing on the machine's disks: all differences are in memory, and end with the last
-//! process in the namespace.
+//! The disks stay unchanged: all differences are in memory, and end with the last process in the
+//! namespace.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -16,16 +16,16 @@ use nix::unistd::{Gid, Uid};
 use super::nsswitch::{self, NSSWITCH_CONF};
 use crate::resolv_conf::RESOLV_CONF;
 
-/// The folder of systemd-resolved, with its socket and its resolv.conf files.
+/// The directory of systemd-resolved, with its socket and its resolv.conf files.
 const RESOLVED_FOLDER: &str = "/run/systemd/resolve";
 
-/// The folders of nscd, whose socket the C library tries first.
+/// The directories of nscd, whose socket the C library tries first.
 const NSCD_FOLDERS: [&str; 2] = ["/run/nscd", "/var/run/nscd"];
 
-/// Folders of which one is covered by a tmpfs while the namespace is set up.
+/// Directories of which one is covered by a tmpfs while the namespace is set up.
 const STAGING_FOLDERS: [&str; 6] = ["/tmp", "/run", "/mnt", "/media", "/var", "/usr"];
 
-/// Why there is no private namespace.
+/// Error when a private namespace is created.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     /// Ordinary users may not create namespaces.
@@ -40,7 +40,7 @@ pub enum NamespaceError {
     /// A system call failed while the namespace was set up.
     #[error("cannot {action} in the private mount namespace: {error}")]
     Setup {
-        /// What was tried.
+        /// Step that failed.
         action: String,
         /// The error of the system.
         error: io::Error,
@@ -137,8 +137,8 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
         .iter()
         .map(Path::new)
         .find(|stage| stage.is_dir() && !stage.is_symlink() && !is_needed(stage));
-    let stage =
-        stage.ok_or_else(|| failed("find a folder to work in", io::ErrorKind::NotFound.into()))?;
+    let stage = stage
+        .ok_or_else(|| failed("find a directory to work in", io::ErrorKind::NotFound.into()))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     check("mount a tmpfs", mount(Some("svcdns"), stage, Some("tmpfs"), flags, Some("mode=755")))?;
 
@@ -147,7 +147,7 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
     create_folder(&empty)?;
     let is_mounted = match (&target, &resolved) {
         // systemd-resolved replaces its files at every change, which drops a mount over a file, but
-        // not one over the folder.
+        // not one over the directory.
         (Some(target), Some(resolved)) if target.parent() == Some(resolved) => {
             let view = stage.join("resolve");
             create_folder(&view)?;
@@ -186,10 +186,10 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
     }
 }
 
-/// Covers /etc with a folder that has its content and these files.
+/// Covers /etc with a directory that has its content and these files.
 ///
-/// This is for files that do not exist in /etc, so that nothing can be mounted over them. The new
-/// folder is read-only, so that no program can seem to add a file to /etc; the files from
+/// Needed for files that do not exist in /etc, so that nothing can be mounted over them. The new
+/// directory is read-only, so that no program can seem to add a file to /etc; the files from
 /// /etc can be changed as usual.
 fn cover_etc(stage: &Path, files: &[PathBuf]) -> Result<(), NamespaceError> {
     let (etc, real, view) = (Path::new("/etc"), stage.join("real"), stage.join("etc"));
@@ -241,21 +241,21 @@ fn bind_if_linked(file: &Path, over: &Path) -> Result<bool, NamespaceError> {
     }
 }
 
-/// Mounts a file or folder, with all mounts in it, over another.
+/// Mounts a file or directory, with all mounts in it, over another.
 fn bind(from: &Path, over: &Path) -> Result<(), NamespaceError> {
     let action = || format!("mount {} over {}", from.display(), over.display());
     mount(Some(from), over, none(), MsFlags::MS_BIND | MsFlags::MS_REC, none())
         .map_err(|errno| failed(&action(), errno.into()))
 }
 
-/// Writes a file that every user can read, whatever the umask.
+/// Writes a file that every user can read, regardless of the umask.
 fn write(path: &Path, text: &str) -> Result<(), NamespaceError> {
     fs::write(path, text)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)))
         .map_err(|error| failed(&format!("write {}", path.display()), error))
 }
 
-/// Creates a folder that every user can read, whatever the umask.
+/// Creates a directory that every user can read, regardless of the umask.
 fn create_folder(path: &Path) -> Result<(), NamespaceError> {
     fs::create_dir(path)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755)))

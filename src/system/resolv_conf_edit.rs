@@ -1,8 +1,8 @@
 //! Adds our lines to a resolv.conf that another program or person wrote, and removes them.
 //!
 //! Our lines are between two marker lines. The lines that they replace stay in the file as
-//! comments with the prefix [`KEPT`]. The file alone is therefore enough to undo the edit, whatever
-//! else has changed in it.
+//! comments with the prefix [`KEPT`]. The file alone is therefore enough to undo the edit, even
+//! after other changes to it.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -19,14 +19,14 @@ const END: &str = "# svcdns end\n";
 /// The prefix of a line that our lines replace; installed machines have this text.
 const KEPT: &[u8] = b"#svcdns# ";
 
-/// What to add to a resolv.conf.
+/// Additions to a resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ResolvConfEdit<'a> {
     /// The address of svcdns.
     pub(super) server: IpAddr,
     /// The zones to put first on the search list.
     pub(super) search: &'a [String],
-    /// Whether the other name servers stay in effect, after ours.
+    /// Whether the other name servers stay in effect, after svcdns.
     pub(super) keep_others: bool,
 }
 
@@ -96,7 +96,7 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
     ours
 }
 
-/// Returns whether the file contains a marker or a replaced line of ours.
+/// Returns whether the file contains a marker or a line commented out by svcdns.
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
         .any(|line| line == BEGIN.as_bytes() || line.starts_with(KEPT))
@@ -104,7 +104,7 @@ pub(super) fn has_our_lines(file: &[u8]) -> bool {
 
 /// Returns the file without our lines, and with the lines that they replaced.
 ///
-/// Lines of others between our markers stay.
+/// Keeps lines between the markers that svcdns did not write.
 pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(file.len());
     let mut between_markers = false;
@@ -114,7 +114,7 @@ pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
         } else if line.trim_ascii_end() == END.trim_ascii_end().as_bytes() {
             between_markers = false;
         } else if let Some(kept) = line.strip_prefix(KEPT) {
-            // A replaced line follows our lines; somebody has removed the end marker.
+            // A replaced line follows our lines; an edit has removed the end marker.
             between_markers = false;
             bytes.extend_from_slice(kept);
         } else if !(between_markers
@@ -144,7 +144,7 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// The lines that are not comments.
+    /// Returns the lines that are not comments.
     fn effective(text: &str) -> Vec<&str> {
         text.lines().filter(|line| !line.starts_with('#')).collect()
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_can_stay_after_ours() {
+    fn other_name_servers_can_stay_after_svcdns() {
         let text = add("nameserver 192.0.2.1\nnameserver fe80::1%eth0", &[], true);
         assert_eq!(
             effective(&text),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_of_others_stay() {
+    fn foreign_edits_stay() {
         let text = add("nameserver 192.0.2.1\nsearch a.example\n", &["svc"], false);
         let edited = format!(
             "# mine\n{}options rotate\n",

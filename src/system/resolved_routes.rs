@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Root;
 use super::command;
 
-/// Folders of files that exempt zones from validation (dnssec-trust-anchors.d(5)).
+/// Directories of negative trust anchors (dnssec-trust-anchors.d(5)).
 const TRUST_ANCHOR_FOLDERS: [&str; 3] = [
     "/etc/dnssec-trust-anchors.d",
     "/run/dnssec-trust-anchors.d",
@@ -71,7 +71,7 @@ impl ResolvedRoutes {
 
     /// Returns the scopes that receive queries for a zone.
     ///
-    /// Those are the scopes with the longest matching domain; the root (`~.`) matches every zone.
+    /// Such scopes have the longest matching domain; the root (`~.`) matches every zone.
     pub fn for_zone(&self, zone: &str) -> Vec<&ResolvedScope> {
         let longest = self.scopes.iter().filter_map(|scope| scope.longest_match(zone)).max();
         self.scopes

@@ -7,7 +7,7 @@ use std::{fs, io};
 /// Limit for the symbolic links followed on one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
-/// The folder that holds the machine's files: `/`, or a folder of a test.
+/// The directory that holds the machine's files: `/`, or a directory of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
@@ -18,14 +18,14 @@ impl Default for Root {
 }
 
 impl Root {
-    /// Creates a root whose `/` is this folder.
+    /// Creates a root whose `/` is this directory.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self(folder.into())
     }
 
     /// Returns the real path of an absolute path of the machine.
     ///
-    /// It follows no symbolic links.
+    /// Follows no symbolic links.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
@@ -41,7 +41,7 @@ impl Root {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
 
-    /// Returns every folder and link from `/` to the target of a path, then the target.
+    /// Returns the directories and links on a path, from `/` to its target.
     ///
     /// # Errors
     /// When the symbolic links form a loop.
@@ -91,7 +91,7 @@ impl Root {
         fs::read(self.path(path)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Returns the files of a folder whose names have this suffix, sorted.
+    /// Returns the files of a directory whose names have this suffix, sorted.
     pub fn files(&self, folder: impl AsRef<Path>, suffix: &str) -> Vec<PathBuf> {
         let folder = folder.as_ref();
         let Ok(entries) = self.follow(folder).and_then(|folder| fs::read_dir(self.path(folder)))

@@ -1,4 +1,4 @@
-//! What runs on the machine and what is mounted: the state that files do not show.
+//! Running programs and mount points: the state that files do not show.
 
 use std::ffi::OsString;
 use std::fs;
@@ -167,7 +167,7 @@ mod tests {
         let own = fs::read_to_string("/proc/self/comm").unwrap();
         let state = RuntimeState::now();
         assert!(state.runs(own.trim_end()), "{:?}", state.processes);
-        // In a chroot `/` is a folder like any other, but /proc is always a mount.
+        // In a chroot `/` is a directory like any other, but /proc is always a mount.
         assert!(state.mount_at(Path::new("/proc")).is_some(), "{:?}", state.mounts);
     }
 }

@@ -11,7 +11,7 @@ pub const SERVER: &str = "svcdns.service";
 /// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
-/// The folder of our units.
+/// The directory of our units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
 /// The first line of each file that only we write; installed machines have it.
@@ -68,11 +68,11 @@ fn command_line(words: &[String]) -> String {
 /// A unit whose commands run when another unit starts and stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HookUnit {
-    /// What the unit is for.
+    /// Description of the unit for systemd.
     pub(super) description: String,
     /// The unit after which, and with which, this one starts, stops and restarts.
     pub(super) bound_to: &'static str,
-    /// The commands at the start, in order.
+    /// Commands of `ExecStart=`, in order.
     pub(super) start: Vec<Vec<String>>,
     /// The commands at the stop, in order; harmless if the start was not done.
     pub(super) stop: Vec<Vec<String>>,
@@ -81,7 +81,7 @@ pub(super) struct HookUnit {
 impl HookUnit {
     /// Returns the text of the unit.
     ///
-    /// `PartOf=` makes every restart of the other unit, also after a crash, restart this one
+    /// `PartOf=` makes every restart of the other unit, even after a crash, restart this one
     /// (systemd.unit(5)).
     pub(super) fn to_unit(&self) -> String {
         let mut text = format!(
@@ -104,7 +104,7 @@ impl HookUnit {
         text
     }
 
-    /// Returns the commands at the start as lines for a shell.
+    /// Returns the commands of `ExecStart=` as lines for a shell.
     pub(super) fn to_shell(&self) -> String {
         self.start.iter().map(|words| shell_quoted(words)).collect::<Vec<_>>().join("\n")
     }

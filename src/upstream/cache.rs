@@ -22,12 +22,12 @@ const MAX_POSITIVE_TTL_SECONDS: u32 = 24 * 3600;
 const MAX_FAILURE_TTL_SECONDS: u32 = 30;
 /// Upper bound of the time that the absence of any response is cached.
 ///
-/// It is short because the usual cause is our own network, which may recover at any moment. Asking
+/// Short because the usual cause is our own network, which may recover at any moment. Querying
 /// dead upstreams again costs little.
 const MAX_NO_RESPONSE_TTL_SECONDS: u32 = 5;
 /// Longest pause between two failures that count as consecutive.
 const FAILURE_STREAK_GAP: Duration = Duration::from_secs(60);
-/// How long after a failed refresh a stale answer is served at once.
+/// Time after a failed refresh during which a stale answer is served at once.
 ///
 /// RFC 8767 section 5 recommends it.
 const STALE_RECHECK_SECONDS: u32 = 30;
@@ -53,7 +53,7 @@ const ENTRY_OVERHEAD_BYTES: usize = size_of::<CacheEntry>() + 16 + 2 * 72 + 16 +
 #[derive(Clone, Copy)]
 pub(super) struct CacheKey<'a>(&'a [u8]);
 
-/// Buffer for a key: a name of at most 255 bytes, type, class, DO and CD, RD.
+/// Buffer for a cache key: name, type, class, one byte for DO and CD, one for RD.
 pub(super) type KeyBuffer = [u8; 255 + 4 + 2];
 
 /// Bit of a key for DO.
@@ -154,7 +154,7 @@ impl CacheEntry {
         self.failures > 0
     }
 
-    /// Returns the TTL that a response made from this entry at this age carries.
+    /// Returns the TTL for a response built from this entry at `age`.
     pub(super) fn remaining_ttl(&self, age: Age) -> Duration {
         let seconds = match age {
             Age::Fresh => self.ttl_seconds,
@@ -173,7 +173,7 @@ impl CacheEntry {
 
     /// Records a failed refresh: for some time no client waits for another one.
     ///
-    /// That time is [`STALE_RECHECK_SECONDS`].
+    /// The pause lasts [`STALE_RECHECK_SECONDS`].
     pub(super) fn defer_recheck(&self, now: Instant) {
         self.recheck_age
             .store(self.age(now).saturating_add(STALE_RECHECK_SECONDS), Ordering::Relaxed);

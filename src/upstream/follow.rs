@@ -1,7 +1,7 @@
 //! Keeps the routes in step with the system's resolver configuration.
 //!
-//! The files are read again when their folders change, and every 30 s in any case. A missing, empty
-//! or incomplete file changes nothing for a while: a DHCP client may still be writing, or the
+//! The files are read again when their directories change, and every 30 s in any case. A missing,
+//! empty or incomplete file changes nothing for a while: a DHCP client may still be writing, or the
 //! network may come back.
 
 use std::collections::HashMap;
@@ -33,9 +33,9 @@ pub(super) struct FollowTimings {
     pub(super) settle: Duration,
     /// Longest time between two readings if no change is reported.
     pub(super) poll: Duration,
-    /// How long the last known upstreams are used after the files stop naming any.
+    /// Lifetime of the last known upstreams after the files stop naming any.
     ///
-    /// The name servers of a network that was left must not be asked for ever. A file that cannot
+    /// The name servers of a network that was left must not be queried for ever. A file that cannot
     /// be read keeps the upstreams without this limit, as its content may be unchanged.
     pub(super) keep_last_known: Duration,
 }
@@ -120,7 +120,7 @@ struct SourceFollower {
     last_warning: String,
 }
 
-/// What a route table is made of, besides the settings.
+/// Inputs of a route table, besides the settings.
 #[derive(Debug, PartialEq, Eq)]
 struct RouteInputs {
     servers: Vec<Target>,

@@ -56,7 +56,7 @@ pub struct ForwardingReport {
     pub entries: usize,
     /// Size of all cache entries in bytes.
     pub bytes: u64,
-    /// Size limit of the cache in bytes; 0 without a cache.
+    /// Limit on the size of the cache in bytes; 0 without a cache.
     pub capacity: u64,
     /// Number of waiting clients and refreshes in progress.
     pub waiting: u64,
@@ -229,7 +229,7 @@ impl Lane {
             })
     }
 
-    /// Writes the response into the empty `out` if no upstream has to be asked.
+    /// Writes the response into the empty `out` if no upstream has to be queried.
     ///
     /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
     /// prefetch an expiring entry.

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// An upstream is dead once a query has gone unanswered for this long.
 ///
-/// Nobody waits for a dead upstream until it answers again.
+/// No query waits for a dead upstream until it responds again.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Silence after which the next upstream in strict order is asked, too.
@@ -62,7 +62,7 @@ const HALVE_AFTER_SAMPLES: u16 = 256;
 /// Number of samples needed for a percentile.
 const MIN_SAMPLES: u16 = 16;
 
-/// Order of preference; the lowest rank is asked first.
+/// Order of preference; the lowest rank is queried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// Alive, in this band of round-trip times; 0 if unknown.
@@ -91,7 +91,7 @@ struct HealthState {
     bands: [u16; RTT_BANDS],
     samples: u16,
     hedge_delay: Duration,
-    /// When the oldest query since the last response was sent.
+    /// Send time of the first query since the last response.
     unanswered_since: Option<Instant>,
     /// When a query was sent last.
     queried_at: Option<Instant>,
@@ -105,11 +105,11 @@ struct HealthState {
     edns_checked_at: Option<Instant>,
     /// Whether the last error says that the upstream cannot be reached.
     unreachable: bool,
-    /// Since when the upstream has been dead, once that is logged.
+    /// Time of the upstream's death, once it is logged.
     logged_dead_since: Option<Instant>,
-    /// When a death was logged last.
+    /// Time of the last log message about a death.
     death_logged_at: Option<Instant>,
-    /// When to send a probe.
+    /// Time of the next probe.
     next_probe: Option<Instant>,
     dead_probe_interval: Duration,
     refusals: u8,
@@ -155,7 +155,7 @@ pub struct UpstreamReport {
     pub upstream: String,
     /// Smoothed round trip; `None` before the first response.
     pub round_trip: Option<Duration>,
-    /// Whether a query has gone unanswered for 1 s; nobody waits for a dead upstream.
+    /// Whether a query has gone unanswered for 1 s; no query waits for a dead upstream.
     pub dead: bool,
     /// Whether the upstream sends queries back to svcdns and is not used.
     pub looping: bool,
@@ -169,7 +169,7 @@ pub struct UpstreamReport {
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Why the last of these attempts failed.
+    /// Error of the last of these attempts.
     pub last_error: Option<String>,
 }
 
@@ -194,7 +194,7 @@ impl Health {
         state.unanswered_since.get_or_insert(now);
     }
 
-    /// Records a response that took `after`, whatever its content.
+    /// Records a response that took `after`, regardless of its content.
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
         state.responses += 1;
@@ -436,7 +436,7 @@ fn rounded(time: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
-/// Returns the band of a round-trip time; there are two for each power of two.
+/// Returns the histogram bucket of an RTT; two buckets per power of two.
 fn rtt_band(micros: u32) -> usize {
     let power = micros.max(2).ilog2();
     let half = micros >> (power - 1) & 1;

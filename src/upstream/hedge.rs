@@ -15,7 +15,7 @@ use super::order::{UpstreamList, UpstreamOrder};
 use super::revival::{PROBE_GAP, REVIVAL_TIMEOUT, await_revival};
 use crate::wire::rcode;
 
-/// Limit of attempts for one query, across all upstreams.
+/// Limit on attempts for one query, across all upstreams.
 const MAX_ATTEMPTS: usize = 12;
 
 /// Interval at which a query in progress looks at silent upstreams.
@@ -68,7 +68,7 @@ impl Sockets {
         }
     }
 
-    /// Queries this one upstream, whatever its health.
+    /// Queries this one upstream, regardless of its health.
     ///
     /// # Errors
     /// Returns an error if the upstream sent no usable response.
@@ -454,7 +454,7 @@ impl<'a> HedgedQuery<'a> {
         next.is_some()
     }
 
-    /// Asks the least-tried silent upstream again: a datagram may have been lost.
+    /// Queries the least-tried silent upstream again: a datagram may have been lost.
     ///
     /// A connection does not lose queries, so a `hedge` repeats datagrams only.
     fn retransmit(&mut self, hedge: bool) {

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::service::{Addresses, HostChange, Update};
 
-/// Limit of concurrent lookups, so that many new hosts do not flood the upstreams.
+/// Limit on concurrent lookups, so that many new hosts do not flood the upstreams.
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
-/// Limit of addresses served for one host.
+/// Limit on addresses served for one host.
 const MAX_ADDRESSES_PER_HOST: usize = 64;
-/// Shortest and longest time until a host is looked up again, whatever its TTL.
+/// Shortest and longest time until a host is looked up again, regardless of its TTL.
 const REFRESH_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 /// First and longest time until a failed lookup is retried; doubles each time.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
@@ -54,7 +54,7 @@ impl HostRequests {
 /// A host whose addresses are followed.
 #[derive(Debug)]
 struct TrackedHost {
-    /// When to look the host up next; `None` during a lookup.
+    /// Time of the next lookup; `None` during a lookup.
     due: Option<Instant>,
     failures: u32,
     /// Whether a lookup has succeeded; its addresses are kept through failures.

@@ -10,7 +10,7 @@ use tokio::sync::SetOnce;
 use super::cache::{CacheEntry, CacheKey};
 use crate::metrics::Gauge;
 
-/// Limit of waiting clients plus refreshes in progress.
+/// Limit on waiting clients plus refreshes in progress.
 const MAX_WAITING: u64 = 4096;
 
 /// The queries in flight, shared by all threads.

@@ -28,7 +28,7 @@ const TOKEN_PARENT: &[u8] = b"\x05empty\x05as112\x04arpa\0";
 
 /// Prefix of a token's first label.
 ///
-/// It explains the query to a reader of an upstream's log.
+/// The prefix explains the query to a reader of an upstream's log.
 const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
 
 /// Length of a token's first label.
@@ -55,7 +55,7 @@ impl Default for ProbeTimings {
     }
 }
 
-/// The tokens in use, and the upstreams they were sent to.
+/// Detects forwarding loops by probe names.
 #[derive(Debug, Default)]
 pub(super) struct LoopGuard {
     tokens: Mutex<Vec<LoopToken>>,
@@ -214,7 +214,7 @@ impl LoopGuard {
     }
 }
 
-/// When to probe an upstream next.
+/// Next probe of an upstream.
 #[derive(Debug)]
 struct ProbeSchedule {
     upstream: Arc<Upstream>,

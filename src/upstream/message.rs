@@ -52,7 +52,7 @@ pub(super) struct StoredResponse {
     alias_target_at: u16,
 }
 
-/// What a message says; TTLs are in seconds.
+/// Meaning of a response; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
     /// There are records; the TTL is the smallest in the message.
@@ -130,8 +130,8 @@ fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 impl StoredResponse {
     /// Prepares an upstream's message; `plain` is whether the query was ([`is_plain`]).
     ///
-    /// A response to a plain query may go to many clients, so it keeps no options but extended
-    /// errors.
+    /// A response to a plain query may go to many clients, so it keeps no options except
+    /// EDEs.
     ///
     /// # Errors
     /// Returns an error if the message is malformed, does not have exactly one question, or has
@@ -319,7 +319,7 @@ impl StoredResponse {
     }
 }
 
-/// Builds a NOERROR response without records, with an extended error.
+/// Builds a NOERROR response without records, with an EDE (RFC 8914).
 ///
 /// `question` is name, type and class.
 pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
@@ -442,7 +442,7 @@ fn offset(at: usize) -> u32 {
 
 /// Returns whether an option is hop by hop.
 ///
-/// These are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
+/// Those options are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }

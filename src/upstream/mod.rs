@@ -75,9 +75,9 @@ pub struct Settings {
     pub random_case: bool,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Memory limit of the cache in bytes, keys and overhead included; 0 disables it.
+    /// Limit on cache memory in bytes, keys and overhead included; 0 for no cache.
     pub cache_bytes: usize,
-    /// How long an expired answer may be served when no upstream answers (RFC 8767).
+    /// Limit on serving stale data while no upstream responds (RFC 8767).
     ///
     /// Zero turns serving stale answers off.
     pub stale: Duration,

@@ -14,7 +14,7 @@ use super::Settings;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
-/// Extended error of a withheld answer.
+/// EDE of a withheld answer (RFC 8914).
 pub(super) const WITHHELD: ExtendedError = ExtendedError {
     code: ExtendedError::BLOCKED,
     text: "a public name with a private address: see rebinding-guard of svcdns",
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::wire::put_u16;
 
-    /// A response for `a.example` with one record of this type and data.
+    /// Returns a response for `a.example` with one record of this type and RDATA.
     fn answer(rtype: u16, data: &[u8]) -> Vec<u8> {
         let mut message = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\x07example\0".to_vec();
         put_u16(&mut message, rtype);

@@ -17,7 +17,7 @@ use crate::wire::{ExtendedError, Query, Transport, flags};
 
 /// Time limit for answering a client; most stub resolvers wait 5 s.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long to wait for upstreams before serving a stale answer.
+/// Wait for upstreams before a stale answer is served.
 ///
 /// The client response timer of RFC 8767 section 5.
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
@@ -61,10 +61,10 @@ pub(super) trait Exchange: Send + Sync + 'static {
     ) -> impl Future<Output = Result<UpstreamMessage, ExchangeError>> + Send;
 }
 
-/// Why there is no response.
+/// Reason why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeError {
-    /// Extended error for the client.
+    /// EDE for the client (RFC 8914).
     pub(super) error: ExtendedError,
     /// Whether the query was sent; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
@@ -327,7 +327,7 @@ impl Resolver {
     /// disconnects.
     ///
     /// # Errors
-    /// Returns an extended error if there is neither a response nor a stale answer.
+    /// Returns an EDE if there is neither a response nor a stale answer.
     pub(super) async fn resolve_entry<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,

@@ -11,7 +11,7 @@ use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::ExtendedError;
 
-/// What to do with a query.
+/// Routing decision for a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
     /// Answer it locally, as its name is special.
@@ -35,7 +35,7 @@ pub(super) struct RouteTable {
     is_system_resolver: bool,
 }
 
-/// What the table has for a domain.
+/// Table entry of a domain.
 #[derive(Debug, Default)]
 struct DomainEntry {
     special: Option<Special>,

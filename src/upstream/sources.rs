@@ -18,8 +18,8 @@ use crate::resolv_conf::{
 
 /// Files of network managers, in order of preference.
 ///
-/// First those of systemd-resolved and NetworkManager, then the folders of resolvconf (Debian's,
-/// openresolv's old and new), which have a file for each interface.
+/// First those of systemd-resolved and NetworkManager, then the directories of resolvconf
+/// (Debian's, openresolv's old and new), which have a file for each interface.
 const MANAGED: &[SourceLocation] = &[
     SourceLocation::File("/run/systemd/resolve/resolv.conf"),
     SourceLocation::File("/run/NetworkManager/no-stub-resolv.conf"),
@@ -29,10 +29,10 @@ const MANAGED: &[SourceLocation] = &[
     SourceLocation::Folder("/run/resolvconf/keys"),
 ];
 
-/// Limit of name servers that are used; more would hardly ever be asked.
+/// Limit on name servers that are used; more would hardly ever be queried.
 pub(super) const MAX_NAME_SERVERS: usize = 16;
 
-/// Limit of files that are read in a folder.
+/// Limit on files that are read in a directory.
 const MAX_FILES_PER_FOLDER: usize = 64;
 
 /// Listening addresses of systemd-resolved (systemd-resolved.service(8)).
@@ -41,7 +41,7 @@ const RESOLVED_STUBS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
-/// A file, or a folder whose files are read as one.
+/// A file, or a directory whose files are read as one.
 #[derive(Clone, Copy, Debug)]
 enum SourceLocation {
     File(&'static str),
@@ -65,7 +65,7 @@ pub(super) struct SourcesSnapshot {
     pub(super) faults: Vec<String>,
 }
 
-/// Content of one file or folder.
+/// Content of one file or directory.
 #[derive(Debug, Default)]
 struct LocationContent {
     usable: Vec<Target>,
@@ -86,7 +86,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Returns the paths of all files and folders, below the root.
+    /// Returns the paths of all files and directories, below the root.
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let managed =
             MANAGED.iter().map(|(SourceLocation::File(path) | SourceLocation::Folder(path))| *path);
@@ -151,7 +151,7 @@ impl Sources {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Reads a file, or all files of a folder.
+    /// Reads a file, or all files of a directory.
     fn read(&self, location: SourceLocation) -> LocationContent {
         let mut found = LocationContent::default();
         match location {

@@ -12,7 +12,7 @@ use crate::wire::{
     self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
 };
 
-/// Why a name and all names below it are special.
+/// Reason why a name and all names below it are special.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Special {
     /// This machine (RFC 6761 section 6.3).
@@ -35,12 +35,12 @@ pub(super) enum Special {
     Loopback,
     /// A zone local to each private network (RFC 6303 section 3).
     ///
-    /// Only private upstreams are asked; without any, the zone is empty.
+    /// Only private upstreams are queried; without any, the zone is empty.
     Private,
 }
 
 impl Special {
-    /// Explains in words why no upstream is asked.
+    /// Explains in words why no upstream is queried.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::Localhost => "the name means this machine (RFC 6761)",
@@ -63,7 +63,7 @@ impl Special {
 /// A local answer: why the name is special, and its zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SpecialAnswer {
-    /// Why the name is special.
+    /// Reason why the name is special.
     pub(super) special: Special,
     /// Offset of the zone in the name's wire form.
     pub(super) zone_offset: usize,
@@ -116,7 +116,7 @@ pub(super) fn zones() -> impl Iterator<Item = (Name, Special)> {
 
 /// Returns whether all names of `domain` are answered locally.
 ///
-/// Upstreams of such a domain would never be asked.
+/// Upstreams of such a domain would never be queried.
 pub fn is_answered_locally(domain: &Name) -> bool {
     zones().any(|(zone, special)| special.is_fixed() && domain.ends_with(&zone))
 }
@@ -141,14 +141,14 @@ enum SpecialContent {
     NxDomain { with_soa: bool },
     /// NOERROR without records.
     NoData,
-    /// One record with this data.
+    /// One record with this RDATA.
     Data(Vec<u8>),
 }
 
 impl SpecialAnswer {
     /// Writes the response into the empty `out`; `name` is in lower case.
     ///
-    /// It fits the smallest UDP response: a name of 255 bytes, an SOA record made of compression
+    /// The response fits 512 bytes: a name of 255 bytes, an SOA record made of compression
     /// pointers, and OPT.
     pub(super) fn write(self, query: &Query<'_>, name: &Name, out: &mut Vec<u8>) {
         let content = self.content(query, name);
@@ -246,7 +246,7 @@ impl SpecialAnswer {
     }
 }
 
-/// Writes a SERVFAIL response with an extended error into the empty `out`.
+/// Writes a SERVFAIL response with an EDE into the empty `out`.
 pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
     put_head(query, rcode::SERVFAIL, 0, out);
     put_counts(query, [0; 3], out);

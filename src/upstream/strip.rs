@@ -2,7 +2,7 @@
 
 use crate::wire::{MalformedMessage, Record, Section, question_end, records, rtype, u16_at};
 
-/// A message without its OPT record, and what that record contained.
+/// A message without its OPT record, and the content of that record.
 #[derive(Debug)]
 pub(super) struct Stripped<'a> {
     /// The message without OPT, with the section count adjusted.

@@ -67,7 +67,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why a text is no upstream.
+/// Error in the text of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The scheme is unknown.
@@ -82,28 +82,28 @@ pub enum TargetError {
          certificate"
     )]
     Address(String),
-    /// The port is no number from 1 to 65535.
+    /// The port is not a number from 1 to 65535.
     #[error("{0:?} is not a port: it is a number from 1 to 65535")]
     Port(String),
     /// The address is unspecified, multicast or broadcast.
     #[error("{0} is not a unicast address")]
     NotUnicast(IpAddr),
-    /// A link-local address has no interface.
+    /// A link-local address lacks a zone ID (RFC 4007).
     #[error("{0} is a link-local address, which needs its interface: {0}%INTERFACE")]
     MissingScope(Ipv6Addr),
-    /// An address that is not link-local has an interface.
+    /// A zone ID follows an address that is not link-local.
     #[error("{0} takes no interface: only link-local IPv6 addresses (fe80::/10) do")]
     UnexpectedScope(IpAddr),
     /// The interface does not exist.
     #[error("there is no network interface {0:?} on this machine")]
     Interface(String),
-    /// A protocol without certificates has a certificate name.
+    /// A certificate name is given for a protocol without certificates.
     #[error("only tls:// and https:// take a certificate name after #")]
     UnexpectedName,
-    /// The certificate name is no host name.
+    /// The certificate name is not a host name.
     #[error("{0:?} is not a valid certificate name")]
     Name(String),
-    /// A protocol other than HTTPS has a path.
+    /// A path is given for a protocol other than HTTPS.
     #[error("unexpected {0:?} after the address: only https:// takes a path")]
     UnexpectedPath(String),
     /// The path is not valid in a URL.

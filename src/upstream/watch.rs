@@ -19,7 +19,7 @@ const MAX_SYMLINKS: usize = 40;
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChangeSignal {
     notify: Arc<Notify>,
-    /// The files, links and folders whose changes matter.
+    /// The files, links and directories whose changes matter.
     wanted: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
@@ -55,10 +55,10 @@ impl ChangeSignal {
     }
 }
 
-/// Watched files and folders with their device and inode.
+/// Watched files and directories with their device and inode.
 type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
-/// Watches on files and their folders, across symbolic links.
+/// Watches on files and their directories, across symbolic links.
 #[derive(Debug)]
 pub(super) struct SourceWatches {
     sources: Sources,
@@ -81,8 +81,8 @@ impl SourceWatches {
         let mut inodes = WatchedInodes::new();
         for path in self.sources.paths() {
             for path in resolve_links(path) {
-                // The folder reports a file that is replaced. The file itself reports a write to a
-                // bind mount, as containers have them, which the folder does not.
+                // The directory reports a file that is replaced. The file itself reports a write to
+                // a bind mount, as containers have them, which the directory does not.
                 for watched in [path.parent(), Some(&*path)].into_iter().flatten() {
                     if let Ok(data) = fs::metadata(watched) {
                         inodes.insert(watched.to_owned(), (data.dev(), data.ino()));
@@ -103,7 +103,7 @@ impl SourceWatches {
                 if !self.warned {
                     tracing::warn!(
                         %error,
-                        "changes of resolv.conf are noticed late, by polling: the system has no \
+                        "changes to resolv.conf are noticed late, by polling: the system has no \
                          inotify watch to spare (see fs.inotify.max_user_watches and \
                          max_user_instances)"
                     );
@@ -139,7 +139,7 @@ fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
         && let Ok(target) = fs::read_link(last)
     {
         let folder = last.parent().unwrap_or(last);
-        // In the form that events have: the folder without `..` and links, if it exists.
+        // In the form that events have: the directory without `..` and links, if it exists.
         let next = folder.join(target);
         let whole = next
             .parent()

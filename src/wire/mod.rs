@@ -15,7 +15,7 @@ pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
 /// Bytes of a message header (RFC 1035 section 4.1.1).
 pub const HEADER_BYTES: usize = 12;
-/// Largest UDP response, bytes, whatever size the client advertises.
+/// Largest UDP response in bytes, even if the client advertises more.
 ///
 /// Fits IPv6's minimum MTU without fragmentation (DNS flag day 2020).
 pub const MAX_UDP_BYTES: usize = 1232;
@@ -169,7 +169,7 @@ pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<Ext
     put_opt_with(out, rcode, dnssec_ok, &[], error);
 }
 
-/// Appends our OPT record with other `options` before the extended error.
+/// Appends our OPT record with other `options` before the EDE.
 ///
 /// The options must be well-formed, and at most about 60,000 bytes long.
 pub fn put_opt_with(
@@ -193,7 +193,7 @@ pub fn put_opt_with(
     }
 }
 
-/// Appends an extended error as an EDNS option (RFC 8914 section 2).
+/// Appends an extended DNS error (EDE) as an EDNS option (RFC 8914 section 2).
 pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
     put_u16(out, OPTION_EXTENDED_ERROR);
     put_u16(out, u16::try_from(2 + text.len()).unwrap_or_default());
@@ -201,7 +201,7 @@ pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: Exten
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Code of the EDNS option for extended errors (RFC 8914 section 2).
+/// Code of the EDNS option for extended DNS errors (RFC 8914 section 2).
 pub const OPTION_EXTENDED_ERROR: u16 = 15;
 
 /// UDP payload size that we advertise in OPT, bytes.

@@ -26,7 +26,7 @@ pub enum Parsed<'a> {
     Query(Query<'a>),
 }
 
-/// A query: its question, and what decides how to respond.
+/// A query: its question, and the fields that decide how to respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query<'a> {
     /// Message id.
@@ -52,7 +52,7 @@ pub struct Query<'a> {
 /// Fields of a query's OPT record (RFC 6891 section 6.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edns {
-    /// UDP payload size as received, bytes. Values below 512 mean 512.
+    /// Requestor's UDP payload size in bytes, not clamped; below 512 means 512.
     pub payload: u16,
     /// EDNS version.
     pub version: u8,

@@ -1,4 +1,4 @@
-//! Record types, response codes and extended errors as text.
+//! Record types, response codes and extended DNS errors (EDE) as text.
 //!
 //! The single place that formats and parses them, for commands, the HTTP interface, logs and
 //! metrics.
@@ -66,7 +66,7 @@ pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
     })
 }
 
-/// Returns an extended error with the name of its code.
+/// Returns an extended DNS error (EDE) with the name of its code.
 ///
 /// For example, `stale answer (3): registry away`.
 #[must_use]

@@ -1,8 +1,8 @@
 //! Time from a put to the first answer that contains it.
 //!
 //! svcdns and a bare watcher follow the same etcd and are queried over UDP every
-//! [`QUERY_INTERVAL`], which leaves the cores to etcd and the programs. They take turns in blocks,
-//! and the one that is not measured is stopped (`SIGSTOP`), so that it uses no processor time.
+//! [`QUERY_INTERVAL`], which leaves the cores to etcd and the programs. They take turns in blocks:
+//! the other program is stopped meanwhile (`SIGSTOP`) and uses no CPU time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
@@ -82,7 +82,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// When a put was sent, and when it was acknowledged.
+/// Times of sending a put and of its acknowledgement.
 type PutTimes = (Instant, Instant);
 
 /// Adds one instance to each of `2 * changes` services.

@@ -38,9 +38,9 @@ impl Spread {
 
     /// Returns bounds of the true percentile, with [`CONFIDENCE`].
     ///
-    /// The number of values below the true percentile follows the binomial distribution, whatever
-    /// the distribution of the values is. Two of the values are therefore the bounds. A bound is
-    /// infinite if there are too few values.
+    /// The number of values below the true percentile follows the binomial distribution,
+    /// regardless of the distribution of the values. Two of the values are therefore the bounds. A
+    /// bound is infinite if there are too few values.
     pub(crate) fn bounds(&self, share: f64) -> [f64; 2] {
         let (count, tail) = (self.0.len(), (1.0 - CONFIDENCE) / 2.0);
         // Probability of `rank` values below, as a logarithm: the first may be too small for f64.

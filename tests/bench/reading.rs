@@ -96,7 +96,7 @@ pub(crate) enum Aim {
     AtLeast(f64),
 }
 
-/// What a reading says about an aim.
+/// Verdict of a reading on an aim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Met,

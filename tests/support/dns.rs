@@ -133,7 +133,7 @@ fn addresses_in(response: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> 
     Ok(addresses)
 }
 
-/// Runs `dig` against a server and returns what it prints.
+/// Runs `dig` against a server and returns its output.
 pub(crate) fn dig(server: SocketAddr, arguments: &[&str]) -> String {
     let output = Command::new("dig")
         .args([

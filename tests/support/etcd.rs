@@ -71,7 +71,7 @@ impl EtcdBuilder {
         self
     }
 
-    /// Requires TLS and a client certificate of the same authority.
+    /// Requires TLS and a client certificate of the same CA.
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = Some(Certificates::new());
@@ -498,7 +498,7 @@ fn temporary_directory() -> TempDir {
 
 /// A reserved loopback TCP port, even while nothing listens on it.
 ///
-/// It is below the kernel's range for outgoing connections. Bound to the UDP port of the same
+/// The port is below the kernel's range for outgoing connections. Bound to the UDP port of the same
 /// number, it cannot be chosen by other tests, in this process and others.
 struct Port {
     number: u16,
@@ -522,7 +522,7 @@ impl Port {
     }
 }
 
-/// An authority with a server and a client certificate, as files with fixed names.
+/// A CA with a server and a client certificate, as files with fixed names.
 pub struct Certificates {
     directory: TempDir,
 }
@@ -535,7 +535,7 @@ impl Certificates {
         certificates
     }
 
-    /// Replaces the authority and all certificates under the same file names.
+    /// Replaces the CA and all certificates under the same file names.
     pub fn replace(&self) {
         self.openssl(&[
             "req",
@@ -596,7 +596,7 @@ impl Certificates {
         }
     }
 
-    /// Returns the file of the authority's certificate.
+    /// Returns the file of the CA's certificate.
     pub fn ca(&self) -> PathBuf {
         self.path("ca.pem")
     }

@@ -178,7 +178,7 @@ impl Following {
         Self { state, follow, collect, received, commands, stop }
     }
 
-    /// Starts, and waits for the first list.
+    /// Starts to follow, and waits for the first list.
     pub async fn start_synced(settings: Settings) -> Self {
         let following = Self::start(settings);
         following.wait_for_list().await;
@@ -193,7 +193,7 @@ impl Following {
         self.wait_for_report("the first list", reported).await;
     }
 
-    /// Waits until the condition holds for what was received.
+    /// Waits until the condition holds for the received changes.
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&Received) -> bool) {
         let deadline = Instant::now() + SOON;
         while !condition(&self.received()) {

@@ -10,14 +10,14 @@ use super::machine::NOBODY;
 
 /// The journal of an older version on a private machine with systemd.
 ///
-/// It is that of `svcdns install --keep-nameservers --upstream off --registry
+/// Written by `svcdns install --keep-nameservers --upstream off --registry
 /// file:///run/registry`.
 const JOURNAL: &str = include_str!("../former/install.json");
 
 /// The path of the journal.
 const FORMER_JOURNAL: &str = "/var/lib/svcdns/install.json";
 
-/// The folder of the registry.
+/// The directory of the registry.
 const REGISTRY: &str = "/run/registry";
 
 /// Writes /etc/resolv.conf as it was before that installation.

@@ -44,7 +44,7 @@ pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
     });
 }
 
-/// Describes everything below a folder.
+/// Describes everything below a directory.
 ///
 /// Type, mode, owner, modification time and content.
 pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
@@ -83,7 +83,7 @@ pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// Asserts that /etc is as before, and /var/lib is empty.
+/// Asserts that /etc is unchanged, and /var/lib is empty.
 pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
     let now = tree("/etc");
     let differences: Vec<String> = before
@@ -150,7 +150,7 @@ pub(crate) fn looked_up(name: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Unpacks Debian packages into a folder of `target/`, without installing them.
+/// Unpacks Debian packages into a directory of `target/`, without installing them.
 ///
 /// Returns `None` and skips the test if they cannot be downloaded.
 pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
@@ -159,7 +159,7 @@ pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
     if folder.join("complete").exists() {
         return Some(folder);
     }
-    // Unpack into a folder of this process first: another test may unpack the same packages.
+    // Unpack into a directory of this process first: another test may unpack the same packages.
     let unpacking = folder.with_extension(std::process::id().to_string());
     let _ = fs::remove_dir_all(&unpacking);
     fs::create_dir_all(&unpacking).unwrap();
@@ -202,7 +202,7 @@ pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Returns the folder of libraries in an unpacked tree.
+/// Returns the directory of libraries in an unpacked tree.
 pub(crate) fn libraries(tree: &Path) -> PathBuf {
     let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
     let merged_usr = tree.join("usr/lib").join(&machine);

@@ -83,7 +83,7 @@ pub(crate) fn is_inside(test: &str) -> bool {
     env::var(INSIDE).as_deref() == Ok(test)
 }
 
-/// Returns a folder in memory that vanishes with the namespace.
+/// Returns a directory in memory that vanishes with the namespace.
 fn scratch() -> &'static Path {
     let folder = Path::new("/mnt");
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -100,12 +100,12 @@ pub(crate) fn mount_etc_copy() {
     run("mount", &["--bind", etc.to_str().unwrap(), "/etc"]);
 }
 
-/// Builds a minimal root folder.
+/// Builds a minimal root directory.
 ///
-/// It has the machine's programs and libraries, read-only, and its users.
+/// The root has the machine's programs and libraries, read-only, and its users.
 ///
-/// The folder vanishes with the namespace. Do not remove it by hand: it contains bind mounts of the
-/// machine's own folders.
+/// The directory vanishes with the namespace. Do not remove it by hand: it contains bind mounts of
+/// the machine's own directories.
 pub(crate) fn minimal_root() -> PathBuf {
     let root = scratch().join("root");
     fs::create_dir_all(root.join("etc")).unwrap();
@@ -125,7 +125,7 @@ pub(crate) fn minimal_root() -> PathBuf {
     root
 }
 
-/// Mounts an empty tmpfs over a folder.
+/// Mounts an empty tmpfs over a directory.
 pub(crate) fn mount_tmpfs(path: &str) {
     run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", path]);
 }

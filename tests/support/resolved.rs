@@ -70,7 +70,7 @@ impl Resolved {
         Self { _bus: bus, daemon: daemon(settings) }
     }
 
-    /// Stops and starts systemd-resolved, which forgets what clients set over the bus.
+    /// Stops and starts systemd-resolved, which forgets settings made over the bus.
     pub(crate) fn restart(&mut self, settings: &str) {
         self.daemon.terminate();
         fs::remove_dir_all("/run/systemd/resolve").unwrap();
@@ -82,7 +82,7 @@ fn daemon(settings: &str) -> Process {
     fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
     fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n"))
         .unwrap();
-    // systemd-resolved refuses a folder of another user.
+    // systemd-resolved refuses a directory of another user.
     fs::create_dir_all("/run/systemd/resolve").unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
     let user = users

@@ -13,9 +13,9 @@ use super::{SOON, eventually, on_path, seconds, skip, skip_without_kernel_featur
 /// The path of systemd in Debian's package `systemd`.
 const PROGRAM: &str = "/lib/systemd/systemd";
 
-/// The only folder of units that systemd reads.
+/// The only directory of units that systemd reads.
 ///
-/// It does not read the machine's units, which would start services and clean /tmp.
+/// Without the machine's units, which would start services and clean /tmp.
 const UNITS: &str = "/etc/systemd/system";
 
 /// The mount point of the hierarchy of control groups, for the test.
@@ -209,7 +209,7 @@ impl Hierarchy {
     }
 }
 
-/// Tries what [`Systemd::start`] needs of the kernel.
+/// Tries the kernel features that [`Systemd::start`] needs.
 ///
 /// Returns the error message if that fails.
 ///

@@ -70,7 +70,7 @@ fn the_answers_setting_decides_about_tc_and_record_count() {
     assert_eq!((answer.answers.len(), answer.metadata.truncation), (74, false));
     let counters = fit.answerer.counters();
     assert_eq!((counters.truncated(), counters.left_out()), (0, 26));
-    // If not even one record fits, TC is set whatever the setting.
+    // If not even one record fits, TC is set with any setting.
     let large = format!(r#"{{"a":"{0}","b":"{0}","c":"{0}"}}"#, "x".repeat(250));
     let large =
         Harness::with(Settings { answers: Answers::Fit, ..settings() }, &[(HELLO.0, &large)]);

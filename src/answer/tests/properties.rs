@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A few labels, so that names often collide.
+/// Returns one of a few labels, so that names often collide.
 fn label() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
         "hello", "prod", "v1", "a", "b", "latest", "default", "blue", "2", "0", "10-0-0-1",
@@ -82,7 +82,7 @@ fn query_name() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Fast and full path agree after any changes, and so does a table built at once.
+    /// Fast and full path agree after any changes, as does a table built at once.
     #[test]
     fn the_fast_and_the_full_path_agree_after_any_changes(
         steps in prop::collection::vec((key(), any::<bool>()), 1..25),

@@ -24,18 +24,18 @@ keys! { KEYS:
     USERNAME = "etcd" "username" Text "USER" "" r#""""#
         "Log in to etcd as this user; requires a password.";
     PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#
-        "File with the password of the etcd user. The variable SVCDNS_ETCD_PASSWORD can hold the \
-         password instead.";
+        "Read the etcd password from this file. Alternatively, set the environment variable \
+         SVCDNS_ETCD_PASSWORD.";
     TLS = "etcd" "tls" Bool "BOOL" "" "false"
-        "Connect to etcd over TLS. Each of the following keys turns it on as well.";
-    CA_FILE = "etcd" "ca-file" Text "FILE" "PEM file" r#""""#
-        "CA certificates for etcd. If empty, the system's trust store.";
+        "Connect to etcd over TLS; implied by the other `etcd` TLS settings.";
+    CA_FILE = "etcd" "ca-file" Text "FILE" "PEM file" r#""""# => "the system's trust store"
+        "Trust these CA certificates for etcd.";
     CERT_FILE = "etcd" "cert-file" Text "FILE" "PEM file" r#""""#
         "Client certificate, if etcd requires one.";
     KEY_FILE = "etcd" "key-file" Text "FILE" "PEM file" r#""""#
         "Private key of the client certificate.";
-    SERVER_NAME = "etcd" "server-name" Text "NAME" "host name" r#""""#
-        "Name in etcd's certificate, if it is not the host in the URL.";
+    SERVER_NAME = "etcd" "server-name" Text "NAME" "host name" r#""""# => "the host in the URL"
+        "Expect this name in etcd's certificate.";
 }
 
 static PASSWORD: SecretKey =
@@ -82,10 +82,10 @@ fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), Config
     Err(invalid(&given, why))
 }
 
-/// Returns the keys and the variable for a user and a password, for error messages.
+/// Lists the keys and the environment variable of a login, for error messages.
 fn login_keys(layers: &Layers) -> String {
     format!(
-        "{}, and {} or the variable {}",
+        "{}, and {} or the environment variable {}",
         layers.recommended_key(USERNAME),
         layers.recommended_key(PASSWORD_FILE),
         layers.recommended_variable(&PASSWORD)

@@ -1,4 +1,4 @@
-//! GoFrame's file registry: `file:///directory`. It has no keys of its own.
+//! GoFrame's file registry: `file:///directory`. The kind has no keys of its own.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
 
 /// Returns GoFrame's default registry.
 ///
-/// It is trusted only while root or the server's user owns it.
+/// The server follows it only while root or the server's user owns the directory.
 pub(super) fn default_source(layers: &Layers) -> Result<Source, ConfigError> {
     let heads = heads(layers)?;
     let directory = default_directory();

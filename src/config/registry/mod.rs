@@ -24,7 +24,7 @@ use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
 keys! { OWN:
     URL = "registry.NAME" "url" Text "URL" "`etcd://host:port[,host:port]` or `file:///dir`" r#""""#
-        "URL of the registry. Every section requires it.";
+        "URL of the registry; required in every section.";
 }
 
 /// A kind of registry.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-/// How to regenerate the documentation.
+/// Instruction for regenerating the documentation.
 const UPDATE: &str = "run UPDATE_DOCS=1 cargo test --lib config";
 
 #[test]
@@ -66,6 +66,24 @@ fn the_template_is_current_valid_and_complete() {
             let expected = if *key == *registry::URL { &example } else { key.default };
             assert_eq!(value.value, expected, "{path}");
         }
+    }
+}
+
+#[test]
+fn flags_show_the_effect_of_an_empty_default() {
+    use clap::Args;
+    let serve = ServeFlags::augment_args(clap::Command::new("serve"));
+    let register = RegistryFlags::augment_args(clap::Command::new("register"));
+    for (command, flag, start, end) in [
+        (&serve, "allow", "Accept", "[default: none]"),
+        (&serve, "etcd-ca-file", "Trust", "[default: the system's trust store]"),
+        (&serve, "registry", "Follow", "server's user owns it]"),
+        (&register, "registry", "Register in", "server's user owns it]"),
+    ] {
+        let mut flags = command.get_arguments();
+        let flag = flags.find(|arg| arg.get_long() == Some(flag)).expect(flag);
+        let help = flag.get_help().expect("a help text").to_string();
+        assert!(help.starts_with(start) && help.ends_with(end), "{help}");
     }
 }
 

@@ -102,7 +102,7 @@ fn a_list_replaces_the_sections() {
     assert_eq!(
         error_with(&text, &[("SVCDNS_REGISTRY", "etcd://b")]),
         "svcdns.toml:2:12: etcd.username: a user needs a password and vice versa: set \
-         etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD"
+         etcd.username, and etcd.password-file or the environment variable SVCDNS_ETCD_PASSWORD"
     );
     // Replaced sections are still checked.
     assert_eq!(
@@ -151,8 +151,8 @@ fn items_of_a_list_have_password_variables() {
     assert_eq!(
         places.collect::<Vec<_>>(),
         [
-            "etcd the variable SVCDNS_ETCD_PASSWORD",
-            "etcd2 the variable SVCDNS_REGISTRY_ETCD2_PASSWORD"
+            "etcd the environment variable SVCDNS_ETCD_PASSWORD",
+            "etcd2 the environment variable SVCDNS_REGISTRY_ETCD2_PASSWORD"
         ]
     );
 }
@@ -221,7 +221,7 @@ fn the_default_registry_is_not_a_configured_one() {
 }
 
 #[test]
-fn files_with_secrets_that_nobody_or_everybody_can_read_cause_warnings() {
+fn unreadable_and_world_readable_secret_files_cause_warnings() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, mode: u32| {
         let path = folder.path().join(name);

@@ -58,7 +58,7 @@ fn invalid_urls_are_rejected() {
             "[registry.main]\nurl = 'etcd://root:hunter2@a'",
             "2:7: registry.main.url: a URL cannot hold a user or password, because it appears \
              in process lists and logs: set registry.main.username, and \
-             registry.main.password-file or the variable SVCDNS_REGISTRY_MAIN_PASSWORD",
+             registry.main.password-file or the environment variable SVCDNS_REGISTRY_MAIN_PASSWORD",
         ),
     ]);
 }
@@ -210,13 +210,13 @@ fn passwords_are_rejected_outside_of_their_files() {
             "[etcd]\npassword = 'hunter2'",
             "2:1: etcd.password: this file cannot hold a password, because other users may \
              read it: put the password in a file named by etcd.password-file, or in the \
-             variable SVCDNS_ETCD_PASSWORD",
+             environment variable SVCDNS_ETCD_PASSWORD",
         ),
         (
             "registry = ['etcd://root:hunter2@a:2379']",
             "1:13: registry: a URL cannot hold a user or password, because it appears in \
-             process lists and logs: set etcd.username, and etcd.password-file or the variable \
-             SVCDNS_ETCD_PASSWORD",
+             process lists and logs: set etcd.username, and etcd.password-file or the environment \
+             variable SVCDNS_ETCD_PASSWORD",
         ),
     ]);
     assert_errors_after(
@@ -225,7 +225,8 @@ fn passwords_are_rejected_outside_of_their_files() {
             "password = 'hunter2'",
             "3:1: registry.main.password: this file cannot hold a password, because other \
              users may read it: put the password in a file named by \
-             registry.main.password-file, or in the variable SVCDNS_REGISTRY_MAIN_PASSWORD",
+             registry.main.password-file, or in the environment variable \
+             SVCDNS_REGISTRY_MAIN_PASSWORD",
         )],
     );
 }
@@ -236,7 +237,7 @@ fn a_user_requires_a_password_and_a_certificate_its_key() {
         (
             "[etcd]\nusername = 'root'",
             "2:12: etcd.username: a user needs a password and vice versa: set etcd.username, \
-             and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD",
+             and etcd.password-file or the environment variable SVCDNS_ETCD_PASSWORD",
         ),
         (
             "[etcd]\ncert-file = '/c.pem'",
@@ -250,14 +251,14 @@ fn a_user_requires_a_password_and_a_certificate_its_key() {
             (
                 "username = 'u'",
                 "3:12: registry.main.username: a user needs a password and vice versa: set \
-                 registry.main.username, and registry.main.password-file or the variable \
-                 SVCDNS_REGISTRY_MAIN_PASSWORD",
+                 registry.main.username, and registry.main.password-file or the environment \
+                 variable SVCDNS_REGISTRY_MAIN_PASSWORD",
             ),
             (
                 "password-file = '/p'",
                 "3:17: registry.main.password-file: a user needs a password and vice versa: set \
-                 registry.main.username, and registry.main.password-file or the variable \
-                 SVCDNS_REGISTRY_MAIN_PASSWORD",
+                 registry.main.username, and registry.main.password-file or the environment \
+                 variable SVCDNS_REGISTRY_MAIN_PASSWORD",
             ),
             (
                 "key-file = '/k'",
@@ -269,13 +270,13 @@ fn a_user_requires_a_password_and_a_certificate_its_key() {
     assert_eq!(
         error_of_variable(PASSWORD_VARIABLE, "hunter2"),
         "SVCDNS_ETCD_PASSWORD: etcd.username: a user needs a password and vice versa: set \
-         etcd.username, and etcd.password-file or the variable SVCDNS_ETCD_PASSWORD"
+         etcd.username, and etcd.password-file or the environment variable SVCDNS_ETCD_PASSWORD"
     );
     assert_eq!(
         error_with(MAIN, &[("SVCDNS_REGISTRY_MAIN_PASSWORD", "hunter2")]),
         "SVCDNS_REGISTRY_MAIN_PASSWORD: registry.main.username: a user needs a password and vice \
-         versa: set registry.main.username, and registry.main.password-file or the variable \
-         SVCDNS_REGISTRY_MAIN_PASSWORD"
+         versa: set registry.main.username, and registry.main.password-file or the environment \
+         variable SVCDNS_REGISTRY_MAIN_PASSWORD"
     );
 }
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::random_up_to;
 
-/// The waits between attempts.
+/// Waits between attempts.
 ///
-/// They double from a minimum to a maximum, with jitter to keep the many followers of one store
+/// A wait doubles from a minimum to a maximum, with jitter to keep the many followers of one store
 /// from reconnecting at the same time.
 #[derive(Debug)]
 pub(super) struct Backoff {

@@ -39,7 +39,7 @@ pub(super) fn revision(revision: i64) -> u64 {
 
 /// Returns a text for a key that is unique in this registry.
 ///
-/// This is the key itself if it is UTF-8 and at most [`MAX_KEY_BYTES`] long. Other keys are escaped
+/// A key is unchanged if it is UTF-8 and at most [`MAX_KEY_BYTES`] long. Other keys are escaped
 /// and, if too long, replaced by an excerpt with a hash; `gsvc` rejects them, so they are only
 /// shown.
 fn key_text(key: Vec<u8>) -> Box<str> {

@@ -18,10 +18,10 @@ use crate::registry::{Credential, Secret, contents};
 /// Largest accepted message, in bytes.
 ///
 /// The library's default of 4 MiB always fails at about 43,000 listed keys. It also fails at the
-/// events of 1,000 revisions, whatever their size, because etcd sends them as one message.
+/// events of 1,000 revisions, regardless of size, because etcd sends them as one message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Largest PEM file, in bytes; the authorities of a system take about 250 KiB.
+/// Largest PEM file, in bytes; the CA certificates of a system take about 250 KiB.
 const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.

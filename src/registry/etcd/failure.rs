@@ -1,4 +1,4 @@
-//! Failures of etcd: what went wrong, and how to react.
+//! Failures of etcd: messages and reactions.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use etcd_client::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EtcdFailure {
     pub(super) kind: FailureKind,
-    /// A message for the user: what failed, why, and what to do if that is known.
+    /// A message for the user: the failure, its cause and, if known, a remedy.
     pub(super) text: String,
 }
 

@@ -110,7 +110,7 @@ impl fmt::Display for Settings {
 /// The files are read again at every connect, so a renewed certificate needs no restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM file of the trusted authorities; if `None`, those of the system.
+    /// PEM file of the trusted CA certificates; if `None`, those of the system.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client certificate; requires [`Tls::key_file`].
     pub cert_file: Option<PathBuf>,
@@ -150,11 +150,11 @@ pub struct EtcdTuning {
     pub backoff_min: Duration,
     /// Longest wait between attempts; the wait doubles up to it.
     pub backoff_max: Duration,
-    /// How long a connection must work for the next wait to start at the minimum again.
+    /// Uptime of a connection after which the next wait is the minimum again.
     pub healthy_after: Duration,
     /// Time between routine lists, give or take a fifth.
     ///
-    /// They find events that the watch missed: some versions of etcd lose events (etcd#17610,
+    /// The lists find events that the watch missed: some versions of etcd lose events (etcd#17610,
     /// etcd#19179).
     pub relist_interval: Duration,
     /// Longest time until a list verifies a resumed watch; the actual time is random.

@@ -22,7 +22,7 @@ const MAX_RELISTS_PER_SESSION: u32 = 3;
 
 /// Follows one cluster.
 ///
-/// It keeps no copy of the keys, only how far it has read.
+/// The supervisor keeps no copy of the keys, only the revisions it has read.
 pub(super) struct Supervisor {
     settings: Settings,
     prefixes: Vec<Prefix>,
@@ -30,7 +30,7 @@ pub(super) struct Supervisor {
     commands: mpsc::Receiver<RegistryCommand>,
     endpoints: ClusterEndpoints,
     backoff: Backoff,
-    /// How far changes were sent; `None` before the first list.
+    /// Revisions up to which changes were sent; `None` before the first list.
     position: Option<Position>,
     /// The list that must come before any event.
     ///
@@ -40,13 +40,13 @@ pub(super) struct Supervisor {
     connected: bool,
 }
 
-/// How far changes were sent.
+/// Revisions up to which changes were sent.
 #[derive(Clone, Debug)]
 struct Position {
     cluster: u64,
     /// Per prefix, the newer of the revisions of the last list and the last event.
     ///
-    /// They differ because the watches of a stream advance independently. Progress
+    /// The revisions differ because the watches of a stream advance independently. Progress
     /// notifications do not count: before etcd 3.4.25 they run ahead of the events.
     revisions: Vec<u64>,
 }
@@ -57,7 +57,7 @@ impl Position {
     }
 }
 
-/// Why a session ended.
+/// Reason for the end of a session.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
     /// The feed is closed.
@@ -126,7 +126,7 @@ impl Supervisor {
         }
     }
 
-    /// Discards the next command, since the store cannot be asked now.
+    /// Discards the next command, since the store cannot be reached now.
     async fn discard_command(&mut self) {
         if self.commands.recv().await.is_none() {
             std::future::pending::<()>().await;

@@ -14,8 +14,8 @@ use crate::service::Change;
 
 /// A stream with one watch per prefix; it reopens nothing, so any error ends it.
 ///
-/// It has its own connection because etcd starves a watch that shares one with reads over TLS
-/// (etcd#15402).
+/// The stream has its own connection because etcd starves a watch that shares one with reads over
+/// TLS (etcd#15402).
 pub(super) struct EtcdWatch {
     stream: WatchStream,
     connection: Connection,
@@ -23,7 +23,7 @@ pub(super) struct EtcdWatch {
     unconfirmed: usize,
     /// The revision after which each watch begins.
     begin_after: Vec<u64>,
-    /// When the last message of any kind arrived.
+    /// Arrival time of the last message of any kind.
     last_message: Instant,
     /// Whether a progress notification was requested since then.
     progress_requested: bool,
@@ -36,7 +36,7 @@ pub(super) enum WatchEvent {
     Changes { prefix: usize, revision: u64, changes: Vec<Change> },
     /// All watches are confirmed: from now on, silence means that nothing changes.
     Confirmed,
-    /// A sign of life without events.
+    /// A message without events.
     Alive,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct RegistryDirectory {
     identity: (u64, u64),
 }
 
-/// Why a directory cannot be followed.
+/// Reason why a directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryDirectoryError {
     /// The default directory belongs to another user.
@@ -41,7 +41,7 @@ pub(super) enum RegistryDirectoryError {
         path = path.display()
     )]
     Foreign { path: PathBuf, owner: String },
-    /// The path names something else.
+    /// The path names something other than a directory.
     #[error(
         "{path} is not a directory: remove it, or name another with --registry file:///…",
         path = path.display()

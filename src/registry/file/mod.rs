@@ -4,8 +4,8 @@
 //! (GoFrame's `contrib/registry/file`).
 //!
 //! inotify reports changes at once. Twice a second the follower checks whether the path still names
-//! the same directory, and every 10 s it scans the whole directory, to find what inotify cannot
-//! report. Only [`register`] writes or deletes files.
+//! the same directory, and every 10 s it scans the whole directory, for changes that inotify
+//! cannot report. Only [`register`] writes or deletes files.
 
 mod directory;
 mod files;
@@ -40,8 +40,8 @@ pub struct Settings {
     pub directory: PathBuf,
     /// Whether the directory was configured, and is not GoFrame's default.
     ///
-    /// The default directory is used only while it belongs to root or to our own user: whoever
-    /// creates `<temp dir>/gsvc` first controls every name.
+    /// The default directory is used only while it belongs to root or to our own user: the
+    /// first user to create `<temp dir>/gsvc` controls every name.
     pub named: bool,
     /// First segments of the file names to follow, such as `service`; if empty, all.
     pub heads: Vec<String>,
@@ -63,11 +63,11 @@ pub struct FileTimings {
     pub expire_after: Duration,
     /// Time between checks of the directory itself and of expired files.
     pub poll_interval: Duration,
-    /// Time between scans of the whole directory, which find what no event reported.
+    /// Time between scans of the whole directory, for changes without an event.
     pub scan_interval: Duration,
     /// Time until a file with invalid content is read again.
     pub retry_interval: Duration,
-    /// How long invalid content counts as an unfinished write.
+    /// Time during which invalid content counts as an unfinished write.
     ///
     /// After that, the file is rejected.
     pub write_grace: Duration,

@@ -127,8 +127,8 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
 /// Writes the file atomically.
 ///
 /// A GoFrame reader would take an empty file for expired and delete it. The new file is written in
-/// a hidden subdirectory: GoFrame's readers scan every file in the directory, whatever its name,
-/// and fail at one that they cannot parse, but ignore subdirectories.
+/// a hidden subdirectory: GoFrame's readers scan every file in the directory, hidden ones
+/// included, and fail at one that they cannot parse, but ignore subdirectories.
 fn write(directory: &Path, path: &Path, registrant: &Registrant) -> io::Result<FileStamp> {
     // The mode that GoFrame uses; the umask applies.
     DirBuilder::new().recursive(true).mode(0o777).create(directory)?;

@@ -28,7 +28,7 @@ pub(super) struct DirectoryEvents {
     pub(super) names: HashSet<OsString>,
     /// Whether the directory itself changed, and so may have been replaced.
     pub(super) directory: bool,
-    /// Whether events were lost, so that any file may have changed.
+    /// Whether events were lost; any file may then have changed.
     pub(super) lost: bool,
 }
 

@@ -76,7 +76,7 @@ fn parse_host(host: &str) -> Result<Host, Reason> {
 
 /// Rejects addresses that cannot be the destination of a connection.
 ///
-/// These are "this network" (RFC 1122 3.2.1.3), multicast and class E (RFC 1112 4), and the IPv6
+/// Rejected are "this network" (RFC 1122 3.2.1.3), multicast and class E (RFC 1112 4), and the IPv6
 /// unspecified and multicast addresses (RFC 4291 2.5.2 and 2.7).
 pub(super) fn usable(address: IpAddr) -> Result<Host, Reason> {
     let unusable = match address {
@@ -88,7 +88,7 @@ pub(super) fn usable(address: IpAddr) -> Result<Host, Reason> {
 
 /// Parses a host name (RFC 1123 2.1) into lower case without a trailing dot.
 ///
-/// Returns `None` also if the last label is a number: resolvers read names like `10.0.0.01` or
+/// Returns `None` even if only the last label is a number: resolvers read names like `10.0.0.01` or
 /// `0x7f.1` as IPv4 addresses, each in its own way.
 fn parse_host_name(host: &str) -> Option<Box<str>> {
     let host = host.strip_suffix('.').unwrap_or(host);

@@ -22,8 +22,8 @@ pub fn key(head: &str, id: &ServiceId, endpoints: &[Endpoint]) -> String {
 
 /// Returns the file name of a registration.
 ///
-/// This is the key without its leading `/`, with `#` for `/`, and `-` for `:` in the endpoints. An
-/// identity that contains `#` or `/` does not parse back.
+/// The name is the key without its leading `/`, with `#` for `/`, and `-` for `:` in the endpoints.
+/// An identity that contains `#` or `/` does not parse back.
 pub fn file_name(head: &str, id: &ServiceId, endpoints: &[Endpoint]) -> String {
     let ServiceId { deployment, namespace, name, version } = id;
     let endpoints = join(endpoints).replace(':', "-");
@@ -32,7 +32,8 @@ pub fn file_name(head: &str, id: &ServiceId, endpoints: &[Endpoint]) -> String {
 
 /// Returns the value of a registration, formatted as by Go's `encoding/json`.
 ///
-/// It has no spaces, keys in bytewise order, and escapes for `<`, `>`, `&`, U+2028 and U+2029.
+/// The value has no spaces, keys in bytewise order, and escapes for `<`, `>`, `&`, U+2028 and
+/// U+2029.
 pub fn value(metadata: &Metadata) -> String {
     to_json(&object(metadata))
 }

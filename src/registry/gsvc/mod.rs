@@ -72,7 +72,7 @@ pub fn parse(key: &[u8], value: &[u8]) -> Result<Registration, Rejected> {
     KeyParser::default().parse(key, value)
 }
 
-/// Parses consecutive keys and shares what they have in common.
+/// Parses consecutive keys and shares their common fields.
 ///
 /// Parts of the identity and the metadata share their allocation with the previous key if they
 /// are equal. Stores list the instances of a service in sequence, and most have equal metadata.

@@ -1,4 +1,4 @@
-//! Checks of the C library: what it uses before, or instead of, the name servers.
+//! Checks of the C library: its sources before, or instead of, the name servers.
 
 use std::os::unix::net::UnixStream;
 

@@ -1,7 +1,7 @@
 //! The checks of `doctor` that concern the machine: from the C library to the name servers.
 //!
-//! The checks only read. The caller passes what needs the network: the responses of the name
-//! servers, and the state of the running server.
+//! The checks only read. The caller passes the results that need the network: the responses of the
+//! name servers, and the state of the running server.
 
 mod library;
 mod path;
@@ -18,16 +18,16 @@ use super::{Machine, ResolvedRoutes, Root, RuntimeState};
 pub struct Finding {
     /// The name of the check, such as `nsswitch` or `resolv.conf`.
     pub check: &'static str,
-    /// How bad it is.
+    /// Severity of the finding.
     pub level: Level,
-    /// What was found, in one or two sentences.
+    /// The finding in one or two sentences.
     pub says: String,
     /// The command lines that the user should type; empty if there is nothing to do.
     #[serde(rename = "type")]
     pub to_type: Vec<String>,
 }
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -70,7 +70,7 @@ pub struct DoctorInput<'a> {
     pub root: &'a Root,
     /// The processes and mounts.
     pub state: &'a RuntimeState,
-    /// How the machine resolves names.
+    /// The machine's name resolution.
     pub machine: &'a Machine,
     /// The routes of systemd-resolved; empty if it does not run.
     pub routes: &'a ResolvedRoutes,

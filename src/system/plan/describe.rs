@@ -9,12 +9,12 @@ use super::super::path_state::PathState;
 /// The unchanged lines shown around each difference.
 const CONTEXT_LINES: usize = 3;
 
-/// Describes a step: what it does, then its commands, or how the file differs.
+/// Describes a step: its effect, then its commands or the changes to its file.
 ///
 /// Returns an empty string for a step that only matters when it is undone.
 pub fn describe(step: &InstallStep) -> String {
     match step {
-        InstallStep::Folder(path) => format!("create the folder {}", path.display()),
+        InstallStep::Folder(path) => format!("create the directory {}", path.display()),
         InstallStep::File(file) => {
             let verb = match (&file.before, file.in_place) {
                 (PathState::Absent, _) => "write",

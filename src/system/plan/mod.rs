@@ -25,7 +25,7 @@ use super::unit::{self, HEADING, HOOK, HookUnit};
 /// The name of our record in `resolvconf`; its programs put records of `lo` first.
 const RESOLVCONF_RECORD: &str = "lo.svcdns";
 
-/// What the user wants to install.
+/// Options of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstallOptions {
     /// The served zones, without final dots.
@@ -49,18 +49,18 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// Why there is no plan, and what the user can do about it.
+/// Reason why there is no plan, with a remedy for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// A file is not as it should be.
+    /// A file of the machine prevents the installation.
     #[error("{path} {problem}")]
     File {
         /// The path of the file.
         path: PathBuf,
-        /// What is wrong and what to do, as the rest of a sentence about the file.
+        /// Problem and remedy, as the rest of a sentence about the file.
         problem: String,
     },
-    /// A program is missing or too old, and what to do.
+    /// A program is missing or too old; contains the remedy.
     #[error("{0}")]
     Program(String),
 }

@@ -10,7 +10,7 @@ use super::super::unit;
 use super::PlanError;
 use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 
-/// Plans a file of ours, and the folders that it needs.
+/// Plans one of svcdns's own files, and the directories that it needs.
 ///
 /// # Errors
 /// When the current file cannot be read.
@@ -31,7 +31,7 @@ pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep
     Ok(steps)
 }
 
-/// Plans a unit of ours, started now and at every boot.
+/// Plans one of svcdns's own units, started now and at every boot.
 ///
 /// # Errors
 /// When the current file of the unit cannot be read.
@@ -58,11 +58,11 @@ pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>
 
 /// Checks that the state directory contains only the server's own files.
 ///
-/// When a unit with `StateDirectory=` first starts, systemd gives all files in it to the
-/// service's user.
+/// systemd gives all files in it to the service's user when a unit with `StateDirectory=` first
+/// starts.
 ///
 /// # Errors
-/// When there are other files, with what to do about them.
+/// If there are other files, with a remedy.
 pub fn check_state_directory(root: &Root) -> Result<(), PlanError> {
     let path = root.path(ROOT_STATE_DIRECTORY);
     // A link means that systemd has already moved the directory.

@@ -15,7 +15,7 @@ impl PlanBuilder<'_> {
     pub(super) fn edit_resolv_conf(&mut self, in_place: bool) -> Result<(), PlanError> {
         self.check_resolv_conf()?;
         let file = &self.machine.file;
-        // A link to a manager's folder is replaced, and so is a dangling one. Any other link is
+        // A link to a manager's directory is replaced, and so is a dangling one. Any other link is
         // kept, and its target edited.
         let is_replaced_link = file.is_link
             && (file.target.starts_with("/run")

@@ -27,10 +27,10 @@ use crate::wire::MAX_TCP_BYTES;
 /// Media type of DNS messages (RFC 8484 section 6).
 const DNS_MESSAGE: &str = "application/dns-message";
 
-/// Limit of queries in flight to one upstream.
+/// Limit on queries in flight to one upstream.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// Time limit of one query, a new connection included.
+/// Time limit for one query, a new connection included.
 ///
 /// Longer than any client waits, so that a slow response still counts for the upstream's health.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -126,7 +126,7 @@ pub(super) struct Incoming {
     pub(super) rcode: u16,
 }
 
-/// Why no upstream gave a response.
+/// Reason why no upstream gave a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryFailure {
     /// No upstream is configured, or all of them loop.
@@ -146,7 +146,7 @@ pub(super) enum QueryFailure {
     BadResponse,
 }
 
-/// Why one attempt at one upstream gave no response.
+/// Reason why one attempt at one upstream gave no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AttemptError {
     /// The upstream cannot be reached or closed the connection, with the reason.

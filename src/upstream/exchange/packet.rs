@@ -190,7 +190,7 @@ pub(super) struct Packet {
     exact_case: bool,
 }
 
-/// How well a message matches a query.
+/// Match of a message with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseMatch {
     /// The message is the response to the query.

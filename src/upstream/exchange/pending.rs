@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::packet::{Packet, ResponseMatch};
 
-/// How a pending query ended.
+/// End of a pending query.
 #[derive(Debug)]
 pub(super) enum PendingOutcome {
     /// The response arrived.
@@ -24,7 +24,7 @@ pub(super) enum PendingOutcome {
     Disconnected(String),
 }
 
-/// How long an abandoned query stays in the table.
+/// Time that an abandoned query stays in the table.
 ///
 /// A late response still shows that the upstream is alive.
 pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ struct PendingQuery {
     outcome: oneshot::Sender<PendingOutcome>,
 }
 
-/// What [`Pending::deliver`] did with a message.
+/// Result of [`Pending::deliver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// The message answered a query sent this long ago.

@@ -22,10 +22,10 @@ use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER_BYTES;
 
-/// Limit of queries in flight on a connection, during its handshake as well.
+/// Limit on queries in flight on a connection, even during its handshake.
 const MAX_IN_FLIGHT: usize = 4096;
 
-/// Limit of queries sent in one write.
+/// Limit on queries sent in one write.
 const MAX_QUERIES_PER_WRITE: usize = 256;
 
 /// Time limit for opening a connection, TLS handshake included.
@@ -218,7 +218,7 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-/// Why a connection ended.
+/// Reason for the end of a connection.
 enum ConnectionEnd {
     /// It could not be opened, with the reason.
     Unreachable(String),

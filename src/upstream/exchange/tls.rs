@@ -23,7 +23,7 @@ use super::reconnect::ConnectError;
 /// How long the system's CA certificates are used before they are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Size limit of a CA file; the bundle of a whole system has some 250 KiB.
+/// Size limit for a CA file; the bundle of a whole system has some 250 KiB.
 const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
 /// The trusted CA certificates and the TLS configurations made from them.
@@ -170,7 +170,7 @@ fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
         fs::File::open(file)?.take(MAX_CA_FILE_BYTES + 1).read_to_end(&mut pem)?;
         if pem.len() as u64 > MAX_CA_FILE_BYTES {
             return Err(io::Error::other(format!(
-                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit of a CA file"
+                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit for a CA file"
             )));
         }
         Ok(pem)
@@ -257,7 +257,7 @@ mod tests {
         check_ca_file(&file).unwrap();
         fs::write(&file, filled(MAX_CA_FILE_BYTES + 1)).unwrap();
         let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes, the \
-                     fixed limit of a CA file";
+                     fixed limit for a CA file";
         assert_eq!(wrong(), format!("{head}{limit}"));
         assert!(check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a file"));
     }

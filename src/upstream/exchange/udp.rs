@@ -34,10 +34,10 @@ const MAX_SOCKET_AGE: Duration = Duration::from_secs(2);
 /// Limit of idle sockets kept for queries with a port of their own, for each upstream.
 const MAX_IDLE_SOCKETS: usize = 8;
 
-/// Limit of queries in flight on one socket.
+/// Limit on queries in flight on one socket.
 const MAX_IN_FLIGHT: usize = 512;
 
-/// Limit of replaced sockets that still await responses, for each upstream.
+/// Limit on replaced sockets that still await responses, per upstream.
 const MAX_LINGERING_SOCKETS: usize = 64;
 
 /// Time after which the sockets of an unused upstream are closed.

@@ -7,7 +7,7 @@ use crate::name::Zones;
 /// Upper bound of waiting for a change, long enough for a very busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A root folder whose files are followed.
+/// A root directory whose files are followed.
 struct FollowedRoot {
     root: tempfile::TempDir,
     routing: Routing,
@@ -161,7 +161,7 @@ async fn polling_finds_changes_without_events() {
     let timings = FollowTimings { poll: Duration::from_millis(50), ..long() };
     let followed = FollowedRoot::start(Some("nameserver 127.0.0.53\n"), Servers::System, timings);
     assert_eq!(followed.shown(), "127.0.0.53");
-    // The folder did not exist, so there is no watch on it.
+    // The directory did not exist, so there is no watch on it.
     let folder = followed.root.path().join("run/systemd/resolve");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();

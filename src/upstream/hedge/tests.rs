@@ -56,7 +56,7 @@ const fn seconds(seconds: u64) -> Duration {
 
 const NAME: &str = "www.example.com";
 
-/// A query for `NAME A` with RD and OPT.
+/// Returns a query for `NAME`, type A, with RD and an OPT record.
 fn query_message() -> Vec<u8> {
     b"\0\0\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01\
         \0\0\x29\x04\xD0\0\0\0\0\0\0"
@@ -81,7 +81,7 @@ fn upstream_of(target: Target) -> Arc<Upstream> {
     Upstream::new(target, Connector::new(tokio::runtime::Handle::current(), None))
 }
 
-/// A deadline as long as a client waits.
+/// Returns the deadline of a client's query.
 fn deadline() -> Instant {
     Instant::now() + seconds(4)
 }
@@ -92,7 +92,7 @@ fn long() -> Instant {
 
 /// Queries, and returns the most queries that one upstream may have received.
 ///
-/// That is one, unless a busy machine took longer than the hedge delay; then one more for each
+/// The limit is one; if a busy machine took longer than the hedge delay, one more for each
 /// second.
 async fn ask_counting(
     sockets: &Sockets,
@@ -440,7 +440,7 @@ async fn hedged_queries_overtake_slow_upstreams() {
     let began = Instant::now();
     let incoming = sockets.query(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
-    // It is asked again each second until the other one answers.
+    // It is queried again each second until the other one answers.
     let limit = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(
         (1..=limit).contains(&slow.queries().len()),
@@ -593,7 +593,7 @@ async fn letter_case_is_randomized_and_restored() {
     let names: HashSet<_> = server.queries().into_iter().map(|asked| asked.query.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
-    // An upstream that answers in lower case is asked once over TCP, and then with the original
+    // An upstream that answers in lower case is queried once over TCP, and then with the original
     // case.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase));

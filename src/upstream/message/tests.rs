@@ -7,7 +7,7 @@ use crate::wire::{MAX_UDP_BYTES_WITHOUT_EDNS, Parsed};
 /// `www.example. A` in the letter case of a client.
 const QUESTION: &[u8] = b"\x03WWW\x07example\0\0\x01\0\x01";
 
-/// A query with these flags, OPT (payload, DO, options) and additional records.
+/// Returns a query with flags, OPT (payload, DO, options) and additional records.
 fn request(flags: u16, opt: Option<(u16, bool, &[u8])>, records: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![0xAB, 0xCD];
     out.extend(flags.to_be_bytes());
@@ -43,7 +43,7 @@ fn query(request: &[u8]) -> Query<'_> {
     query
 }
 
-/// A record with this owner in wire form.
+/// Returns a record with this owner in wire form.
 fn record(owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
     let mut out = owner.to_vec();
     out.extend(rtype.to_be_bytes());
@@ -54,7 +54,7 @@ fn record(owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A response with these flags besides QR, and the records of its three sections.
+/// Returns a response with these flags, QR and the records of its three sections.
 fn response(flags: u16, sections: [&[Vec<u8>]; 3]) -> Vec<u8> {
     let mut out = vec![0, 0];
     out.extend((flags::QR | flags).to_be_bytes());

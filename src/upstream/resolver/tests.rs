@@ -15,7 +15,7 @@ const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
 const NOT_SENT: ExchangeError = ExchangeError { error: TOO_LATE, sent: false };
 
-/// What the scripted upstream does with a query.
+/// The scripted upstream's reaction to a query.
 #[derive(Clone, Copy, Debug)]
 enum ScriptedAction {
     /// Answers with an address of this TTL, after so many milliseconds.
@@ -110,7 +110,7 @@ struct ParsedAnswer {
     rcode: u16,
     ttls: Vec<u32>,
     authoritative: bool,
-    /// The first extended error.
+    /// The first EDE.
     error: Option<u16>,
 }
 
@@ -123,7 +123,7 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
 
-/// A query for `NAME.example A` with an OPT record.
+/// Returns a query for `NAME.example`, type A, with an OPT record.
 fn request(name: &str, more_flags: u16, dnssec_ok: bool, options: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 2];
     out.extend(more_flags.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Pinning of threads to cores, and processor times.
+//! Pinning of threads to cores, and CPU times.
 
 use std::fs;
 use std::thread;
@@ -20,7 +20,7 @@ pub(crate) fn pin(thread: Pid, core: usize) {
 
 /// Pins all current threads of a process to a core.
 ///
-/// This also overrides cores that the process has chosen itself.
+/// Overrides even cores that the process has chosen itself.
 pub(crate) fn pin_process(process: u32, core: usize) {
     for thread in threads(process) {
         pin(Pid::from_raw(thread.cast_signed()), core);
@@ -43,9 +43,9 @@ pub(crate) fn on<T>(core: usize, then: usize, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Returns the core of the servers and that of the load.
+/// Returns two cores: for the servers, and for the load.
 ///
-/// They are the same if there is only one.
+/// The two are the same if there is only one.
 pub(crate) fn cores() -> (usize, usize) {
     let allowed = sched_getaffinity(SELF).unwrap();
     let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
@@ -53,14 +53,14 @@ pub(crate) fn cores() -> (usize, usize) {
     (first, cores.next().unwrap_or(first))
 }
 
-/// Returns the processor time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub(crate) fn own_time() -> Duration {
     // The kernel updates the time at a scheduling point; otherwise only at the next tick.
     thread::yield_now();
     time_in("/proc/thread-self/schedstat")
 }
 
-/// Returns processor time and voluntary context switches of a thread.
+/// Returns CPU time and voluntary context switches of a thread.
 ///
 /// The thread must be one of this process. The time is exact while the thread waits; otherwise it
 /// may be a tick old (at most 10 ms).

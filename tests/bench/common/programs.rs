@@ -15,7 +15,7 @@ pub(crate) fn version(program: &Path, flag: &str, before: &str) -> String {
     line.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// Copies a program into a folder.
+/// Copies a program into a directory.
 ///
 /// AppArmor may keep the installed program from reading our configuration.
 pub(crate) fn copy(program: &Path, folder: &Path) -> PathBuf {

@@ -1,6 +1,6 @@
 //! Benchmark of forwarding, with dnsmasq and unbound in the same run.
 //!
-//! It measures the processor time per response from the cache and from the upstream, and the
+//! Measures the CPU time per response from the cache and from the upstream, and the
 //! latency added to that of the upstream. The program prints figures and asserts nothing about
 //! them; `docs/performance.md` explains them. `cargo bench --bench forward` measures; `-- --short`
 //! only shows that the program works.

@@ -15,7 +15,7 @@ const WARM_UP_REPETITIONS: usize = 64;
 
 /// Returns the instructions per repetition of each step of `of` (see [`count`]).
 ///
-/// Those of an empty step are subtracted.
+/// The instructions of an empty step are subtracted.
 pub(crate) fn of(of: &str, times: usize) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("counts");
@@ -68,7 +68,7 @@ pub(crate) fn count(of: &str, times: usize) {
     println!("{}", all.len());
 }
 
-/// The function whose instructions callgrind counts.
+/// Repeats a step; callgrind counts the instructions of this function.
 #[inline(never)]
 fn repeat_counted(step: &mut Step, times: usize) {
     step.repeat(times);

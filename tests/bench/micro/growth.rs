@@ -18,7 +18,7 @@ use super::{count, steps};
 /// that a name has left the processor's caches before its next query.
 const QUERIES: usize = 1_000_000;
 
-/// Limit of instances for counting instructions.
+/// Limit on instances for counting instructions.
 ///
 /// Under valgrind everything is about fifty times slower.
 const MAX_COUNTED_INSTANCES: usize = 100_000;
@@ -196,7 +196,7 @@ fn print_one(
 
 /// Prints the bytes per name and per instance.
 ///
-/// They follow from two shapes with equally many services.
+/// Computes them from two shapes with equally many services.
 fn print_parts(shapes: &[Shape], measured: &[ShapeFigures]) {
     for ((one, few), (other, many)) in
         shapes.iter().zip(measured).zip(shapes.iter().zip(measured).skip(1))

@@ -1,6 +1,6 @@
 //! Benchmark of single steps of a response and of a publication.
 //!
-//! It also shows how both grow with the registry. The program prints figures and asserts nothing
+//! Also shows how both grow with the registry. The program prints figures and asserts nothing
 //! about them, except that every response is right; `docs/performance.md` explains them. `cargo
 //! bench --bench micro` measures; `-- --short` only shows that the program works. Instructions are
 //! counted by valgrind's callgrind.

@@ -98,9 +98,9 @@ fn empty() -> Step {
     })
 }
 
-/// Measures the processor time of each step, in nanoseconds.
+/// Measures the CPU time of each step, in nanoseconds.
 ///
-/// That of an empty step is subtracted. Every round measures each step once, for `turn`.
+/// The time of an empty step is subtracted. Every round measures each step once, for `turn`.
 pub(crate) fn time(steps: &mut [Step], rounds: usize, turn: Duration) -> Vec<Spread> {
     let mut empty = empty();
     let mut times = vec![Vec::with_capacity(rounds); steps.len()];
@@ -125,7 +125,7 @@ fn repetitions_in(turn: Duration, step: &mut Step) -> usize {
     count
 }
 
-/// Returns the average processor time of a repetition, in nanoseconds.
+/// Returns the average CPU time of a repetition, in nanoseconds.
 fn time_of_one(step: &mut Step, count: usize) -> f64 {
     let before = cores::own_time();
     step.repeat(count);

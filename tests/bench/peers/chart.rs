@@ -46,7 +46,7 @@ paint-order: stroke; }
 }
 ";
 
-/// Returns the chart of processor time per response over the echo's.
+/// Returns the chart of CPU time per response over the echo's.
 ///
 /// `None` if the echo was not measured. `below` is the text under the chart.
 pub(crate) fn svg(results: &Results, below: &str) -> Option<String> {

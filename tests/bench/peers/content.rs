@@ -1,6 +1,6 @@
 //! The services of the benchmark, which are the same for every server.
 //!
-//! All names have the same length, and so do all responses of a kind.
+//! All names have the same length, as do all responses of a kind.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -11,7 +11,7 @@ const WORDS: [&str; 16] = [
     "sessions", "profiles", "settings", "tracking", "discount", "customer", "products", "journeys",
 ];
 
-/// Limit of the numbers in names, which have seven digits.
+/// Limit on the numbers in names, which have seven digits.
 const NUMBER_SPACE: usize = 10_000_000;
 
 /// Bytes of a name's first label: a word, a hyphen, a number.

@@ -88,9 +88,9 @@ pub(crate) struct Latency {
 struct Slot {
     message: Vec<u8>,
     expected: Option<Expected>,
-    /// When the query was due.
+    /// Due time of the query.
     at: Instant,
-    /// When the query was sent; only maintained at a fixed rate.
+    /// Send time of the query; only maintained at a fixed rate.
     sent: Instant,
     stalled: bool,
 }
@@ -103,7 +103,7 @@ struct PipelinedSocket<'a> {
     /// Slots without a query in flight.
     free: Vec<usize>,
     sequence: u16,
-    /// When the last receive call that emptied the socket began.
+    /// Start of the last receive call that emptied the socket.
     ///
     /// Only maintained at a fixed rate.
     emptied: Instant,
@@ -316,7 +316,7 @@ pub(crate) fn flood(target: &Target, kind: Kind, in_flight: usize, period: Durat
             swept = now;
         }
     }
-    // The server's processor time includes the responses that are still in flight.
+    // The server's CPU time includes the responses that are still in flight.
     finish(&mut sockets, &mut result, &mut batch, begun, false);
     result
 }

@@ -58,7 +58,7 @@ pub(crate) struct Sample {
     pub(crate) failed: usize,
     /// Share of the responses whose latency is unknown.
     pub(crate) stalled: f64,
-    /// The load's own processor time per right response, in microseconds.
+    /// The load's own CPU time per right response, in microseconds.
     pub(crate) load_cost: f64,
     /// p99 of the delay of queries in microseconds, at a fixed rate.
     pub(crate) late: f64,
@@ -257,7 +257,7 @@ fn microseconds<'a>(nanoseconds: impl Iterator<Item = &'a u32>) -> Spread {
     Spread::new(nanoseconds.map(|nanoseconds| f64::from(*nanoseconds) / 1e3).collect())
 }
 
-/// Returns the processor time once the server is idle.
+/// Returns the CPU time once the server is idle.
 ///
 /// For a running thread the time may be a tick old.
 fn settled(server: &Server) -> f64 {

@@ -124,7 +124,7 @@ impl Page<'_> {
 
     /// Writes page and chart.
     ///
-    /// They go to `docs/` after a complete run, otherwise to `target/peers/`.
+    /// The files are in `docs/` after a complete run, otherwise in `target/peers/`.
     pub(crate) fn write(&self, complete: bool) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         let folder: PathBuf = if complete { docs.clone() } else { go::program("") };

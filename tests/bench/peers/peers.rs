@@ -32,7 +32,7 @@ pub(crate) struct Peer {
     /// Returns the version, or the reason why the server cannot run here.
     pub(crate) version: fn() -> Result<String, String>,
     pub(crate) start: fn(Content, &Etcd) -> Result<Server, String>,
-    /// Limit of the services that it is measured with.
+    /// Limit on the services in its measurements.
     pub(crate) max_services: usize,
     /// Whether `--short` includes it.
     pub(crate) short: bool,

@@ -63,7 +63,7 @@ pub(crate) struct Expected {
 
 /// Writes a query for a random service, as the C library does: RD set, no EDNS.
 ///
-/// `zone` is what follows the name's first label, in wire form.
+/// `zone` is the rest of the name after its first label, in wire form.
 pub(crate) fn write(
     kind: Kind,
     content: Content,

@@ -74,7 +74,7 @@ impl Results {
                 thousands(median(|sample| sample.rate)),
                 over(|sample| sample.rate),
                 format!("{:.0} %", 100.0 * median(|sample| sample.busy)),
-                // At a fixed rate the load polls, and its processor time says nothing.
+                // At a fixed rate the load polls, and its CPU time says nothing.
                 if matches!(load, Load::Flood(_)) {
                     format!("{:.2}", median(|sample| sample.load_cost))
                 } else {

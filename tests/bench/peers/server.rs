@@ -1,4 +1,4 @@
-//! A running server: its threads, processor time and memory.
+//! A running server: its threads, CPU time and memory.
 
 use std::fs;
 use std::thread;

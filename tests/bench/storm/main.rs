@@ -1,6 +1,6 @@
 //! Benchmark of responses during a storm of changes.
 //!
-//! It measures the processor time of the answering thread per response, without changes and with
+//! Measures the CPU time of the answering thread per response, without changes and with
 //! 10,000 changes per second. The program prints figures and asserts nothing about them, except
 //! that every response is right; `docs/performance.md` explains them. `cargo bench --bench storm`
 //! measures; `-- --short` only shows that the program works.
@@ -157,7 +157,7 @@ struct Round {
 }
 
 impl Round {
-    /// Returns the processor time per response with the storm, over that without.
+    /// Returns the CPU time per response with the storm, over that without.
     fn ratio(&self) -> f64 {
         self.storm.each / self.quiet.each
     }

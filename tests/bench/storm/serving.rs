@@ -53,7 +53,7 @@ impl InProcessServer {
         Self { address, threads, stop, serve: Some(serve) }
     }
 
-    /// Returns the processor time of the server's threads, and how often they waited.
+    /// Returns the CPU time of the server's threads, and how often they waited.
     pub(crate) fn spent(&self) -> (Duration, u64) {
         self.threads
             .iter()

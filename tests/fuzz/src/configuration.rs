@@ -10,7 +10,7 @@ thread_local! {
     static FOLDER: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-/// Fuzz target. Input: a file, a NUL, and environment variables, one a line.
+/// Fuzzes settings; the input is a file, a NUL, and a variable per line.
 pub fn configuration(input: &[u8]) {
     let mut parts = input.splitn(2, |byte| *byte == 0);
     let (text, environment) = (

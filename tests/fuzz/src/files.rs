@@ -8,7 +8,7 @@ use svcdns::resolv_conf::{MAX_NAME_SERVERS, ResolvConf};
 use svcdns::system::{HostsLine, HostsLookup};
 use svcdns::upstream::Target;
 
-/// Fuzz target. Input: a text that is parsed as each of these.
+/// Fuzzes the parsers of system files; the input is the text.
 pub fn files(input: &[u8]) {
     let conf = ResolvConf::parse(input);
     assert!(conf.lines.iter().flat_map(|line| line.bytes).eq(input), "a byte is lost");

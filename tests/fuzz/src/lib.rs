@@ -25,7 +25,7 @@ pub mod world;
 /// A fuzz target; its argument is the input.
 pub type Target = fn(&[u8]);
 
-/// Every target with its name, which is also the name of its folder in the corpus.
+/// Every target with its name, also that of its directory in the corpus.
 pub const TARGETS: [(&str, Target); 6] = [
     ("changes", world::changes),
     ("configuration", configuration::configuration),

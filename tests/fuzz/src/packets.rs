@@ -53,7 +53,7 @@ static ANSWERERS: LazyLock<Answerers> = LazyLock::new(|| {
     ])
 });
 
-/// Fuzz target. Input: a byte of choices, a random byte, a packet.
+/// Fuzzes packets; the input is a byte of choices, a random byte and a packet.
 ///
 /// The first byte chooses server and transport.
 pub fn packets(input: &[u8]) {

@@ -12,7 +12,7 @@ use svcdns::wire::{Transport, put_u16, rtype};
 use super::answers::{Kinds, answer};
 use super::query::TestQuery;
 
-/// Fuzz target. Input: lines of a key, a space, and a value.
+/// Fuzzes keys and values; the input is lines of a key, a space and a value.
 ///
 /// The keys are parsed as keys of etcd and as names of files.
 pub fn registry(input: &[u8]) {

@@ -38,7 +38,7 @@ thread_local! {
     static SETUP: OnceCell<&'static Setup> = const { OnceCell::new() };
 }
 
-/// Fuzz target. Input: 20 bytes for the query, then a [`NextResponse`].
+/// Fuzzes responses; the input is 20 bytes for the query and a [`NextResponse`].
 pub fn upstream(input: &[u8]) {
     SETUP.with(|setup| setup.get_or_init(|| Box::leak(Box::new(Setup::new()))).run(input));
 }

@@ -33,7 +33,7 @@ const REGISTRIES: u8 = 2;
 /// Limit for the last queries, which are repeated against a rebuilt server.
 const MAX_REPEATED_QUERIES: usize = 24;
 
-/// Fuzz target. Input: acts of [`ACT`] bytes.
+/// Fuzzes changes and queries; the input is acts of [`ACT`] bytes.
 pub fn changes(input: &[u8]) {
     act_out(input, &mut Kinds::unmeasured());
 }

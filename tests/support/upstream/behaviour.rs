@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::message::{Message, Query};
 
-/// How the upstream treats queries; by default it answers correctly from its table.
+/// Treatment of queries by the upstream; by default, correct answers from its table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Behaviour {
     /// Number of queries to drop first; counts down.
@@ -91,7 +91,7 @@ pub(crate) enum Forged {
     OnlyOtherPort,
 }
 
-/// How the upstream treats EDNS.
+/// Treatment of EDNS by the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Edns {
     #[default]
@@ -138,7 +138,7 @@ impl Edns {
     ];
 }
 
-/// How the upstream treats TCP.
+/// Treatment of TCP by the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tcp {
     #[default]
@@ -169,7 +169,7 @@ impl Behaviour {
         Self { reply: Reply::Message(message), ..Self::default() }
     }
 
-    /// A response without records.
+    /// Makes a response without records.
     pub(crate) fn code(code: u16) -> Self {
         Self::reply(Message::code(code))
     }

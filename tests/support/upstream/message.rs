@@ -1,6 +1,6 @@
 //! DNS messages as bytes (RFC 1035 section 4, RFC 6891 section 6.1).
 //!
-//! They are built by hand, because some have to be malformed.
+//! The code writes the bytes itself, because some messages have to be malformed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,6 +1,6 @@
 //! A test upstream: a DNS server over UDP and TCP on loopback, within the test process.
 //!
-//! It answers names from a table of records ([`Upstream::put`]), all others with NXDOMAIN or NODATA
+//! Answers names from a table of records ([`Upstream::put`]), all others with NXDOMAIN or NODATA
 //! and the SOA record of the root. It can drop, delay, truncate and forge responses: its behaviour
 //! is set at run time, for all names ([`Upstream::behave`]) or for one ([`Upstream::on`]). It keeps
 //! all queries with source and time ([`Upstream::queries`]).

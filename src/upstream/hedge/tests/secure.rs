@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// What a server observed.
+/// Observations of a server.
 #[derive(Debug, Default)]
 struct ServerLog {
     handshakes: Mutex<Vec<HandshakeKind>>,

@@ -145,7 +145,7 @@ async fn explain(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Re
     let mut explanation = shared.site.answerer.explain(&name, rtype, payload, draw);
     explanation.name_registries(|place| name_at(&shared.site.registries, place));
     if let (Some(elsewhere), Some(forwarder)) = (&mut explanation.elsewhere, &shared.site.forwarder) {
-        *elsewhere = forwarder.describe(&name);
+        *elsewhere = forwarder.describe(&name, rtype);
     }
     Json(explanation).into_response()
 }

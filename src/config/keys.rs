@@ -43,6 +43,8 @@ keys! { GENERAL:
         "The authorities that may vouch for upstreams over TLS and HTTPS. Empty: those the machine trusts.";
     UPSTREAM_RANDOM_CASE = "" "upstream-random-case" Bool "BOOL" "" "false"
         "Whether questions go to upstreams with letters in random case, which their answers must echo: harder to forge, and some old servers do not.";
+    FORWARD_SINGLE_LABEL = "" "forward-single-label" Bool "BOOL" "" "false"
+        "Whether A and AAAA queries for names of one label, such as `printer`, go to upstreams with public addresses. If false, only upstreams with private addresses get them; without one, the name does not exist. Queries of other types are always forwarded.";
     CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#
         "The most memory for what upstreams said.";
     SERVE_STALE = "" "serve-stale" Duration "DURATION" "up to 30days; `0s` turns it off" r#""1day""#

@@ -125,6 +125,8 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// Whether questions go out with letters in random case.
     pub random_case: bool,
+    /// Whether address queries for names of one label go to upstreams with public addresses.
+    pub forward_single_labels: bool,
 }
 
 impl Config {

@@ -48,7 +48,8 @@ pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
         (None, false) => Servers::Named(named),
     };
     let (ca_file, random_case) = (path(layers, keys::UPSTREAM_CA_FILE), boolean(layers, keys::UPSTREAM_RANDOM_CASE)?);
-    Ok(Upstream { servers, domains, ca_file, random_case })
+    let forward_single_labels = boolean(layers, keys::FORWARD_SINGLE_LABEL)?;
+    Ok(Upstream { servers, domains, ca_file, random_case, forward_single_labels })
 }
 
 /// Checks what only fits together with the rest of the configuration: names that are never asked for elsewhere, and

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead};
 use crate::server::{Client, Disposition, Request, Respond};
-use crate::upstream::Lane;
+use crate::upstream::{Lane, LaneOutcome, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
 /// Answers from the served zones, then from what the upstreams said before, then asks them.
@@ -42,15 +42,38 @@ impl Respond for Responder {
         {
             return Disposition::Deferred;
         }
-        match (self.answerer.respond(&parsed, (ahead, index), transport, random, out), &parsed, &self.lane) {
-            (AnswerOutcome::Silent, ..) => Disposition::Silent,
-            (AnswerOutcome::Forward, Parsed::Query(query), Some(lane)) if !lane.respond(query, transport, now, out) => Disposition::Deferred,
-            (AnswerOutcome::Forward | AnswerOutcome::Answered, ..) => Disposition::Ready,
+        match self.answerer.respond(&parsed, (ahead, index), transport, random, out) {
+            AnswerOutcome::Silent => return Disposition::Silent,
+            AnswerOutcome::Answered => return Disposition::Ready,
+            AnswerOutcome::Forward => {}
         }
+        if let (Parsed::Query(query), Some(lane)) = (&parsed, &self.lane) {
+            match lane.respond(query, transport, now, out) {
+                LaneOutcome::Written => self.answerer.correct_forwarded(query, out),
+                LaneOutcome::Deferred => return Disposition::Deferred,
+                LaneOutcome::Outside => self.answerer.respond_outside(query, transport, out),
+            }
+        }
+        Disposition::Ready
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
-        self.lane.as_ref()?.resolve(request, client.transport.into()).await
+        let transport = client.transport.into();
+        let source = client.source.ip();
+        let resolution = self.lane.as_ref()?.resolve(&request, transport, source).await;
+        let mut response = match resolution {
+            Resolution::Silent => return None,
+            Resolution::Outside => Vec::new(),
+            Resolution::Response(response) => response,
+        };
+        if let Parsed::Query(query) = Query::parse(&request) {
+            if response.is_empty() {
+                self.answerer.respond_outside(&query, transport, &mut response);
+            } else {
+                self.answerer.correct_forwarded(&query, &mut response);
+            }
+        }
+        Some(response)
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {

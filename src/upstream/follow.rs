@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{Connector, Upstream};
 use super::loop_guard::{self, LoopGuard};
-use super::routes::{Route, RouteTable};
+use super::routes::{Route, RouteQuery, RouteRules, RouteTable};
 use super::sources::{Sources, SourcesSnapshot, TargetList};
 use super::watch::{ChangeSignal, SourceWatches};
 use super::{Servers, Settings, Target};
@@ -65,14 +65,14 @@ const LOOPED_QUERY: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "svcdns sent this query itself" };
 
 impl Routing {
-    /// Returns the route of `name`.
+    /// Returns the route of a query for `name`.
     ///
     /// Every query must take this way, because it detects loops.
-    pub(super) fn route(&self, name: &Name) -> Route {
+    pub(super) fn route(&self, name: &Name, query: RouteQuery) -> Route {
         if self.guard.catch_token(name) {
             Route::Fail(LOOPED_QUERY)
         } else {
-            self.routes.load().find(name)
+            self.routes.load().find(name, query)
         }
     }
 }
@@ -103,6 +103,7 @@ pub(super) fn start(
 struct SourceFollower {
     servers: Servers,
     domains: Vec<(Name, Vec<Target>)>,
+    forward_single_labels: bool,
     sources: Sources,
     connector: Arc<Connector>,
     timings: FollowTimings,
@@ -132,8 +133,8 @@ impl SourceFollower {
         connector: Arc<Connector>,
         timings: FollowTimings,
     ) -> (Self, Routing) {
-        let routes =
-            Arc::new(ArcSwap::from_pointee(RouteTable::new(Vec::new(), Vec::new(), false)));
+        let no_routes = RouteTable::new(Vec::new(), Vec::new(), RouteRules::default());
+        let routes = Arc::new(ArcSwap::from_pointee(no_routes));
         let (upstreams_sender, upstreams) = watch::channel(Vec::new());
         let routing = Routing { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
         let without_own = |targets: &[Target]| -> Vec<Target> {
@@ -169,6 +170,7 @@ impl SourceFollower {
         let mut follower = Self {
             servers,
             domains,
+            forward_single_labels: settings.forward_single_labels,
             sources,
             connector,
             timings,
@@ -303,7 +305,11 @@ impl SourceFollower {
                 .collect()
         };
         let domains = self.domains.iter().map(|(domain, targets)| (*domain, of(targets))).collect();
-        let routes = RouteTable::new(of(&inputs.servers), domains, inputs.is_system_resolver);
+        let rules = RouteRules {
+            is_system_resolver: inputs.is_system_resolver,
+            forward_single_labels: self.forward_single_labels,
+        };
+        let routes = RouteTable::new(of(&inputs.servers), domains, rules);
         let upstreams = routes.upstreams();
         self.routes.store(Arc::new(routes));
         self.upstreams_sender.send_replace(upstreams);

@@ -4,22 +4,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::addresses;
 use super::cache::CacheKey;
 use super::counters::Counters;
+use super::domain_loops::DomainLoops;
 use super::exchange::{Outgoing, QueryFailure, Sockets, Upstream};
 use super::follow::{self, Routing};
 use super::hosts::{LookupFailed, LookupResult};
 use super::message::empty_response;
 use super::rebinding::{RebindingGuard, WITHHELD};
 use super::resolver::{Exchange, ExchangeError, ImmediateAnswer, Resolver};
-use super::routes::Route;
+use super::routes::{Route, RouteQuery};
 use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
-use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype};
+use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode, rtype, u16_at};
 
 /// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
@@ -36,6 +38,31 @@ pub struct Forwarder {
     shared: Arc<ForwarderShared>,
     /// Exchange of the server's own lookups.
     own: Arc<UpstreamExchange>,
+}
+
+/// What became of a query at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneOutcome {
+    /// The response is written.
+    Written,
+    /// Upstreams have to be asked: call [`Lane::resolve`].
+    Deferred,
+    /// No upstream may be asked: answer from what is registered.
+    ///
+    /// The name is in a reverse zone that is local to this machine or network, or the client does
+    /// not desire recursion.
+    Outside,
+}
+
+/// What became of a query after upstreams were asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// Send this response.
+    Response(Vec<u8>),
+    /// Send no response.
+    Silent,
+    /// As [`LaneOutcome::Outside`].
+    Outside,
 }
 
 /// A worker's handle to the forwarder, with sockets of its own.
@@ -81,6 +108,8 @@ impl Forwarder {
         let routing = follow::start(&settings, tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
         let resolver = Resolver::new(settings.cache_bytes, settings.stale);
+        let loops = DomainLoops::new(routing.clone(), Arc::clone(resolver.in_flight()));
+        tracker.spawn(loops.run(stop.clone()));
         let shared = Arc::new(ForwarderShared { settings, routing, rebinding, resolver });
         tracker.spawn(Arc::clone(&shared).clear_cache_on_change(stop.clone()));
         Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
@@ -91,9 +120,9 @@ impl Forwarder {
         Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
     }
 
-    /// Describes the route of `name` in words.
-    pub fn describe(&self, name: &Name) -> String {
-        self.shared.routing.routes.load().describe(name)
+    /// Describes the route of a query for `name` in words.
+    pub fn describe(&self, name: &Name, qtype: u16) -> String {
+        self.shared.routing.routes.load().describe(name, qtype)
     }
 
     /// Returns the counters since the start.
@@ -161,7 +190,7 @@ impl Forwarder {
         let (entry, age) = self
             .shared
             .resolver
-            .resolve_entry(&self.own, &query, true)
+            .resolve_entry(&self.own, &query, true, None)
             .await
             .map_err(|_| LookupFailed)?;
         if entry.is_failure() {
@@ -188,50 +217,94 @@ impl Lane {
             && settings.other_opcodes
             && Name::from_wire(query.name()).is_ok_and(|(name, _)| {
                 settings.zones.find(&name).is_none()
-                    && matches!(routing.route(&name), Route::Forward(_))
+                    && matches!(routing.route(&name, route_query(query, true)), Route::Forward(_))
             })
     }
 
     /// Writes the response into the empty `out` if no upstream has to be asked.
     ///
-    /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
-    /// prefetch an expiring entry.
+    /// Must be called within a Tokio runtime, because it may start to prefetch an expiring entry.
     pub fn respond(
         &self,
         query: &Query<'_>,
         transport: Transport,
         now: Instant,
         out: &mut Vec<u8>,
-    ) -> bool {
-        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
+    ) -> LaneOutcome {
+        let ForwarderShared { resolver, .. } = &*self.exchange.shared;
+        let recursion_desired = query.flags & flags::RD != 0;
         // The cache holds responses of the current upstreams only, hence no special names.
-        let found = resolver.answer_from_cache(&self.exchange, query, transport, now, out);
-        if found != ImmediateAnswer::NotCached {
-            return found == ImmediateAnswer::Written;
+        match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
+            ImmediateAnswer::Written => return LaneOutcome::Written,
+            ImmediateAnswer::StaleOnly if recursion_desired => return LaneOutcome::Deferred,
+            ImmediateAnswer::StaleOnly | ImmediateAnswer::NotCached => {}
         }
-        let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
-        match routing.route(&name) {
-            Route::Local(answer) => answer.write(query, &name, out),
-            Route::Fail(error) => special::put_failure(query, error, out),
-            Route::Forward(_) => return false,
-        }
-        true
+        self.respond_by_route(query, recursion_desired, out)
     }
 
-    /// Resolves `request` within 4 s; `None` means to send no response.
-    pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Vec<u8>> {
-        let resolver = &self.exchange.shared.resolver;
-        match Query::parse(&request) {
-            Parsed::Silent => None,
+    /// Writes the response into the empty `out` if the name's route does without upstreams.
+    fn respond_by_route(
+        &self,
+        query: &Query<'_>,
+        recursion_desired: bool,
+        out: &mut Vec<u8>,
+    ) -> LaneOutcome {
+        let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
+        let Ok((name, _)) = Name::from_wire(query.name()) else { return LaneOutcome::Deferred };
+        match routing.route(&name, route_query(query, recursion_desired)) {
+            Route::Local(answer) if answer.special.is_reverse() => return LaneOutcome::Outside,
+            Route::Local(answer) => answer.write(query, settings.negative_ttl, out),
+            Route::Fail(error) => special::put_failure(query, error, out),
+            Route::Forward(_) => return LaneOutcome::Deferred,
+            Route::NotRecursive => return LaneOutcome::Outside,
+        }
+        LaneOutcome::Written
+    }
+
+    /// Resolves `request` within 4 s; `source` is the client's address.
+    pub async fn resolve(
+        &self,
+        request: &[u8],
+        transport: Transport,
+        source: IpAddr,
+    ) -> Resolution {
+        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
+        match Query::parse(request) {
+            Parsed::Silent => Resolution::Silent,
             Parsed::Query(query) => {
-                Some(resolver.resolve(&self.exchange, &request, &query, transport).await)
+                let source = source.to_canonical();
+                let suspect = routing.routes.load().has_upstream_at(source).then_some(source);
+                let mut response =
+                    resolver.resolve(&self.exchange, request, &query, transport, suspect).await;
+                // A name may turn out to loop meanwhile, and then be local.
+                if u16_at(&response, 2).unwrap_or_default() & 0xF == rcode::SERVFAIL
+                    && self.respond_if_local(&query, &mut response) == LaneOutcome::Outside
+                {
+                    return Resolution::Outside;
+                }
+                Resolution::Response(response)
             }
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Parsed::Bad { query, .. } => {
-                Some(Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await)
-            }
+            Parsed::Bad { query, .. } => Resolution::Response(
+                Box::pin(resolver.relay(&self.exchange, request, &query, transport)).await,
+            ),
         }
     }
+
+    /// Replaces a failure if the name's route has become local.
+    fn respond_if_local(&self, query: &Query<'_>, response: &mut Vec<u8>) -> LaneOutcome {
+        let mut local = Vec::new();
+        let outcome = self.respond_by_route(query, true, &mut local);
+        if outcome == LaneOutcome::Written {
+            *response = local;
+        }
+        outcome
+    }
+}
+
+/// Returns what decides the route of `query`.
+fn route_query(query: &Query<'_>, recursion_desired: bool) -> RouteQuery {
+    RouteQuery { qtype: query.qtype, recursion_desired }
 }
 
 impl ForwarderShared {
@@ -264,11 +337,13 @@ impl UpstreamExchange {
     /// A function of its own, so that the name takes no room in the future that awaits the
     /// response.
     fn upstreams(&self, key: CacheKey<'_>) -> Result<Arc<[Arc<Upstream>]>, ExchangeError> {
-        let (name, _) = Name::from_wire(key.question()).map_err(|_| UNUSABLE_NAME)?;
-        match self.shared.routing.route(&name) {
+        let question = key.question();
+        let (name, length) = Name::from_wire(question).map_err(|_| UNUSABLE_NAME)?;
+        let qtype = u16_at(question, length).unwrap_or_default();
+        match self.shared.routing.route(&name, RouteQuery { qtype, recursion_desired: true }) {
             Route::Forward(upstreams) => Ok(upstreams),
             Route::Fail(error) => Err(ExchangeError { error, sent: false }),
-            Route::Local(_) => Err(UNUSABLE_NAME),
+            Route::Local(_) | Route::NotRecursive => Err(UNUSABLE_NAME),
         }
     }
 }
@@ -279,12 +354,21 @@ impl Exchange for UpstreamExchange {
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
+        interrupt: &Notify,
     ) -> Result<Vec<u8>, ExchangeError> {
         let ForwarderShared { settings, rebinding, .. } = &*self.shared;
-        let upstreams = self.upstreams(key)?;
         let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
+        let result = loop {
+            let upstreams = self.upstreams(key)?;
+            tokio::select! {
+                biased;
+                result = self.sockets.query(&upstreams, &outgoing, deadline) => break result,
+                // An upstream sends the query back: ask the others.
+                () = interrupt.notified() => {}
+            }
+        };
         let incoming =
-            self.sockets.query(&upstreams, &outgoing, deadline).await.map_err(|failure| {
+            result.map_err(|failure| {
                 let (code, text) = match failure {
                     QueryFailure::NoUpstream => {
                         (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
@@ -316,6 +400,8 @@ impl Exchange for UpstreamExchange {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::super::Servers;
     use super::super::cache::EMPTY_KEY_BUFFER;
     use super::super::exchange::Connector;
@@ -337,12 +423,14 @@ mod tests {
             rebinding: None,
             cache_bytes: 0,
             stale: Duration::ZERO,
+            negative_ttl: 1,
             other_opcodes: false,
+            forward_single_labels: false,
         };
         let forwarder = Forwarder::start(settings, &TaskTracker::new(), &CancellationToken::new());
         let lane = forwarder.lane();
         let request = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
-        let deadline = Instant::now();
+        let (deadline, interrupt) = (Instant::now(), Notify::const_new());
         let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(&query, &mut buffer).unwrap();
@@ -353,8 +441,8 @@ mod tests {
         let outgoing = Outgoing::new(request.clone(), false).unwrap();
         let sizes = [
             // Allowance for the rest of the server's task.
-            size_of_val(&lane.resolve(request.clone(), Transport::Udp)) + 400,
-            size_of_val(&lane.exchange.query(key, request.clone(), deadline)),
+            size_of_val(&lane.resolve(&request, Transport::Udp, Ipv4Addr::LOCALHOST.into())) + 400,
+            size_of_val(&lane.exchange.query(key, request.clone(), deadline, &interrupt)),
             size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),
         ];
         assert!(sizes.iter().all(|size| *size <= GLIBC_TCACHE_MAX_BYTES), "{sizes:?}");

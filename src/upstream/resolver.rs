@@ -1,8 +1,10 @@
 //! Resolution of a query: from the cache, by a shared exchange with upstreams, or stale.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
@@ -49,12 +51,13 @@ pub(super) trait Exchange: Send + Sync + 'static {
     /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
     ///
     /// The returned message is a response to that query, with any id. The future ends by
-    /// `deadline`.
+    /// `deadline`. If `interrupt` is notified, the upstreams are selected again.
     fn query(
         &self,
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
+        interrupt: &Notify,
     ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
 }
 
@@ -127,6 +130,11 @@ impl Resolver {
         })
     }
 
+    /// Returns the queries in flight.
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
+    }
+
     /// Returns the number of waiting clients plus refreshes in progress.
     pub(super) fn waiting(&self) -> u64 {
         self.in_flight.waiting()
@@ -175,7 +183,7 @@ impl Resolver {
             return;
         };
         let Some(slot) = self.in_flight.acquire_slot() else { return };
-        if let Joined::Leader(leader) = self.in_flight.join(key) {
+        if let Joined::Leader(leader) = self.in_flight.join(key, None) {
             self.counters.prefetches.increment();
             let refresh = Arc::clone(self).exchange_in_background(
                 Arc::clone(exchange),
@@ -189,18 +197,21 @@ impl Resolver {
     }
 
     /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
+    ///
+    /// `suspect` is the client's address if it is that of an upstream.
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
         transport: Transport,
+        suspect: Option<IpAddr>,
     ) -> Vec<u8> {
         let found = if is_plain(query) {
-            self.resolve_entry(exchange, query, transport == Transport::Udp).await
+            self.resolve_entry(exchange, query, transport == Transport::Udp, suspect).await
         } else {
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Box::pin(self.resolve_uncached(exchange, request, query)).await
+            Box::pin(self.resolve_uncached(exchange, request, query, suspect)).await
         };
         let mut out = Vec::with_capacity(512);
         match found {
@@ -243,7 +254,7 @@ impl Resolver {
         let mut message = request.to_vec();
         message[..2].fill(0);
         let mut response = exchange
-            .query(key, message, now() + QUERY_TIMEOUT)
+            .query(key, message, now() + QUERY_TIMEOUT, &Notify::const_new())
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
         truncate_to(limit, &mut response).map_err(|_| MALFORMED)?;
@@ -263,9 +274,10 @@ impl Resolver {
         exchange: &Arc<E>,
         query: &Query<'_>,
         uncancelled: bool,
+        suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let began = now();
-        let (joined, slot, stale) = match self.start(query, began)? {
+        let (joined, slot, stale) = match self.start(query, began, suspect)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
@@ -328,7 +340,12 @@ impl Resolver {
     /// Starts to resolve a plain query, without waiting.
     ///
     /// A function of its own, so that the key takes no room in the future that waits.
-    fn start(&self, query: &Query<'_>, now: Instant) -> Result<QueryStart, ExtendedError> {
+    fn start(
+        &self,
+        query: &Query<'_>,
+        now: Instant,
+        suspect: Option<IpAddr>,
+    ) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         // The entry may have arrived since the caller looked.
@@ -346,7 +363,9 @@ impl Resolver {
             self.acquire_slot()
         };
         match (slot, stale) {
-            (Ok(slot), stale) => Ok(QueryStart::Joined(self.in_flight.join(key), slot, stale)),
+            (Ok(slot), stale) => {
+                Ok(QueryStart::Joined(self.in_flight.join(key, suspect), slot, stale))
+            }
             (Err(_), Some(entry)) => {
                 self.counters.stale.increment();
                 Ok(QueryStart::Cached(entry, Age::Stale))
@@ -361,14 +380,16 @@ impl Resolver {
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
+        suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         let _slot = self.acquire_slot()?;
         self.counters.misses.increment();
         let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
+        let flight = self.in_flight.start_alone(key, suspect);
         let response = exchange
-            .query(key, message, now() + QUERY_TIMEOUT)
+            .query(key, message, now() + QUERY_TIMEOUT, flight.interrupt())
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
         let stored = StoredResponse::new(&response, false).map_err(|_| MALFORMED)?;
@@ -387,7 +408,8 @@ impl Resolver {
         let key = leader.key();
         // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
         // 1,032 bytes).
-        let response = Box::pin(exchange.query(key, message, deadline)).await;
+        let response =
+            Box::pin(exchange.query(key, message, deadline, leader.interrupt())).await;
         let response = response.and_then(|response| {
             StoredResponse::new(&response, true)
                 .map_err(|_| ExchangeError { error: MALFORMED, sent: true })

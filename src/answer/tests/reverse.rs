@@ -184,7 +184,7 @@ fn corrected(harness: &Harness, name: &str, code: u8) -> (String, u32) {
         message.metadata.response_code == ResponseCode::from(0, code),
         "{name}: only the upstream's own words are authentic"
     );
-    (super::short(&message), message.authorities[0].ttl)
+    (short(&message), message.authorities[0].ttl)
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -31,6 +31,7 @@ use self::pending::PendingOutcome;
 use self::stream::StreamLink;
 use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
+use super::loop_marks::LoopMarks;
 use super::{Protocol, Target};
 use crate::wire::MAX_UDP_BYTES;
 
@@ -68,8 +69,7 @@ pub(super) struct Upstream {
     https: HttpsLink,
     /// Number of consecutive responses whose question differs in letter case.
     case_mismatches: AtomicU8,
-    /// Whether the upstream sends queries back to svcdns.
-    looping: AtomicBool,
+    loops: LoopMarks,
 }
 
 impl fmt::Debug for Upstream {
@@ -133,7 +133,7 @@ impl Upstream {
             link: StreamLink::default(),
             https: HttpsLink::default(),
             case_mismatches: AtomicU8::new(0),
-            looping: AtomicBool::new(false),
+            loops: LoopMarks::default(),
         })
     }
 
@@ -151,7 +151,7 @@ impl Upstream {
     ///
     /// Private are the ranges of RFC 1918, RFC 4193 and RFC 6598.
     pub(super) fn is_private(&self) -> bool {
-        match self.target.address.ip().to_canonical() {
+        match self.ip() {
             IpAddr::V4(address) => {
                 let shared = address.octets()[0] == 100 && address.octets()[1] & 0xC0 == 64;
                 address.is_private() || address.is_loopback() || address.is_link_local() || shared
@@ -169,14 +169,24 @@ impl Upstream {
         self.health.report(self.is_looping(), Instant::now())
     }
 
-    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
-    pub(super) fn set_looping(&self, looping: bool) {
-        self.looping.store(looping, Ordering::Relaxed);
+    /// Returns which queries the upstream sends back to svcdns.
+    pub(super) fn loops(&self) -> &LoopMarks {
+        &self.loops
     }
 
-    /// Returns whether the upstream sends queries back to svcdns and is not queried.
+    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
+    pub(super) fn set_looping(&self, looping: bool) {
+        self.loops.set_all(looping);
+    }
+
+    /// Returns whether the upstream sends all queries back to svcdns and is not queried.
     pub(super) fn is_looping(&self) -> bool {
-        self.looping.load(Ordering::Relaxed)
+        self.loops.covers_all()
+    }
+
+    /// Returns the upstream's address.
+    pub(super) fn ip(&self) -> IpAddr {
+        self.target.address.ip().to_canonical()
     }
 }
 

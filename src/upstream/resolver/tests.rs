@@ -42,6 +42,7 @@ impl Exchange for ScriptedUpstream {
         _: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
+        _: &Notify,
     ) -> Result<Vec<u8>, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
         let action = {
@@ -184,7 +185,7 @@ impl ResolverFixture {
                 return answer;
             }
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            read(&resolver.resolve(&upstream, &request, &query, transport).await)
+            read(&resolver.resolve(&upstream, &request, &query, transport, None).await)
         })
     }
 
@@ -318,7 +319,7 @@ async fn panics_wake_all_waiting_clients() {
     let Joined::Leader(leader) = fixture
         .resolver
         .in_flight
-        .join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap())
+        .join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap(), None)
     else {
         panic!("nobody asks yet")
     };

@@ -6,7 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{Answerer, Answers, AnswerOutcome, Publisher, Settings};
+use svcdns::answer::{AnswerOutcome, Answerer, Answers, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;

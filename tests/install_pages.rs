@@ -46,8 +46,7 @@ impl Backends {
             &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
             "{}",
         )]);
-        let svcdns =
-            Svcdns::serve_at(listen, &[&["--registry", &files.url()], flags].concat());
+        let svcdns = Svcdns::serve_at(listen, &[&["--registry", &files.url()], flags].concat());
         svcdns.wait_for("hello.svc", &[netns::ADDRESS]);
         Self { _files: files, svcdns, upstream }
     }
@@ -114,8 +113,8 @@ fn lines(page: &str, port: u16) -> Vec<String> {
 /// Starts the upstream of the program, and of svcdns.
 fn upstream() -> Upstream {
     let upstream = Upstream::start();
-    let records = ["www.example.test", "other.example.test"]
-        .map(|name| Record::a(name, 300, "192.0.2.80"));
+    let records =
+        ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
     upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
     upstream
 }
@@ -172,6 +171,8 @@ impl Program {
     }
 
     /// Starts unbound with DNSSEC validation and without private addresses in answers.
+    ///
+    /// It looks up the names above a name first, and believes NXDOMAIN for them (RFC 8020).
     fn unbound(backends: &Backends, lines: &str) -> Self {
         Self::unbound_at(free_address(), &backends.upstream, lines)
     }
@@ -193,6 +194,8 @@ impl Program {
     local-zone: \"test.\" nodefault
     domain-insecure: \"example.test.\"
     private-address: 10.0.0.0/8
+    qname-minimisation-strict: yes
+    harden-below-nxdomain: yes
 remote-control:
     control-enable: no
 forward-zone:
@@ -274,10 +277,7 @@ const AT_ONCE: Duration = seconds(2);
 ///
 /// svcdns forwards to the program of the page, as it does by default where that program is the
 /// machine's resolver.
-fn expect_no_circle(
-    page: &str,
-    start: impl FnOnce(SocketAddr, &Upstream, &str) -> Program,
-) {
+fn expect_no_circle(page: &str, start: impl FnOnce(SocketAddr, &Upstream, &str) -> Program) {
     let (address, svcdns, upstream) = (free_address(), free_address(), upstream());
     let program = start(address, &upstream, &lines(page, svcdns.port()).concat());
     let backends = Backends::start_at(svcdns, upstream, &["--upstream", &address.to_string()]);
@@ -286,6 +286,9 @@ fn expect_no_circle(
         (address, "98.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (svcdns, "99.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (address, "97.77.10.in-addr.arpa", "NXDOMAIN"),
+        // What Apple's devices ask of every network.
+        (address, "lb._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (svcdns, "b._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (svcdns, "96.77.10.in-addr.arpa", "NXDOMAIN"),
         (address, "0.9.10.in-addr.arpa", "NOERROR"),
         (svcdns, "9.10.in-addr.arpa", "NOERROR"),

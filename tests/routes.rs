@@ -119,8 +119,7 @@ const AT_ONCE: Duration = seconds(2);
 fn dig(server: SocketAddr, arguments: &[&str]) -> (String, Vec<String>, Vec<String>) {
     let text = dns::dig(server, arguments);
     let status = text.split("status: ").nth(1).unwrap_or_else(|| panic!("{arguments:?}: {text}"));
-    let errors =
-        text.lines().filter_map(|line| Some(line.strip_prefix("; EDE: ")?.split(' ').next()?));
+    let errors = text.lines().filter_map(|line| line.strip_prefix("; EDE: ")?.split(' ').next());
     let answers = text.split(";; ANSWER SECTION:\n").nth(1).unwrap_or_default();
     let answers = answers.lines().take_while(|line| !line.is_empty());
     let data = answers.filter_map(|line| line.split_whitespace().nth(4));
@@ -168,9 +167,10 @@ fn equal_queries_from_an_upstreams_address_are_no_loop() {
 fn a_domain_that_loops_at_one_upstream_goes_to_the_next() {
     let files = hello();
     let (circle, other) = (Upstream::start(), Upstream::start());
-    other.put(["a.corp.test", "b.corp.test", "c.corp.test"].map(|name| {
-        Record::a(name, 300, "192.0.2.80")
-    }));
+    other.put(
+        ["a.corp.test", "b.corp.test", "c.corp.test"]
+            .map(|name| Record::a(name, 300, "192.0.2.80")),
+    );
     other.behave(Behaviour::default().delayed(Duration::from_millis(150)));
     circle.put([Record::a("www.example.test", 300, "192.0.2.81")]);
     let server = serve(&files, &["--upstream", &circle.flag(), "--upstream", &other.flag()]);
@@ -241,8 +241,8 @@ fn private_names_that_loop_do_not_exist() {
 fn queries_without_rd_are_never_forwarded() {
     let files = hello();
     let upstream = Upstream::start();
-    let records = ["www.example.test", "other.example.test"]
-        .map(|name| Record::a(name, 300, "192.0.2.80"));
+    let records =
+        ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
     upstream.put(records);
     upstream.put([Record::ptr("77.0.9.10.in-addr.arpa", 300, "printer.corp.test")]);
     let server = serve(&files, &["--upstream", &upstream.flag()]);
@@ -287,9 +287,8 @@ fn queries_without_rd_are_never_forwarded() {
 fn absent_reverse_names_are_forgotten_soon() {
     let files = hello();
     let company = Upstream::start();
-    company.put(["9.10.in-addr.arpa", "8.8.8.in-addr.arpa"].map(|zone| {
-        Record::soa(zone, 3600, 3600)
-    }));
+    company
+        .put(["9.10.in-addr.arpa", "8.8.8.in-addr.arpa"].map(|zone| Record::soa(zone, 3600, 3600)));
     for (flags, hours) in [
         (&["--upstream", "off"][..], false),
         (&["--upstream", &company.flag()], true),
@@ -380,9 +379,8 @@ fn addresses_of_single_labels_stay_in_the_network() {
         for upstream in [&public, &private] {
             upstream.put([Record::a("printer", 300, "192.0.2.80"), Record::soa("", 300, 300)]);
         }
-        let status = |server: &Svcdns, name: &str, qtype: &str| {
-            dig(server.address, &[name, qtype]).0
-        };
+        let status =
+            |server: &Svcdns, name: &str, qtype: &str| dig(server.address, &[name, qtype]).0;
         let server = serve(&files, &["--upstream", &public.flag()]);
         assert_eq!(status(&server, "printer", "A"), "NXDOMAIN");
         assert_eq!(status(&server, "printer", "AAAA"), "NXDOMAIN");

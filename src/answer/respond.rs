@@ -240,7 +240,10 @@ impl<'a> QueryContext<'a> {
     ///
     /// There is one if any of them may be out of date (RFC 8914 section 4.4).
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
-        stale_error(self.snapshot.registry_status.staleness_of(registries), ExtendedError::STALE_ANSWER)
+        stale_error(
+            self.snapshot.registry_status.staleness_of(registries),
+            ExtendedError::STALE_ANSWER,
+        )
     }
 
     /// Returns the extended error of a negative response.
@@ -285,7 +288,10 @@ impl<'a> QueryContext<'a> {
             &ResponseContent::negative(
                 rcode::NXDOMAIN,
                 &soa,
-                stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN),
+                stale_error(
+                    self.snapshot.registry_status.staleness(),
+                    ExtendedError::STALE_NXDOMAIN,
+                ),
             ),
             out,
         );
@@ -337,7 +343,9 @@ impl<'a> QueryContext<'a> {
         let settings = self.settings();
         let mut set = ComposedRecords::default();
         match self.query.qtype {
-            rtype::SOA | rtype::ANY => set.put(|out| out.extend_from_slice(&self.soa(OWNER_POINTER))),
+            rtype::SOA | rtype::ANY => {
+                set.put(|out| out.extend_from_slice(&self.soa(OWNER_POINTER)));
+            }
             rtype::NS => {
                 let server = [NS_LABEL, zone.name().as_wire()].concat();
                 set.put(|out| rare::put_record(out, rtype::NS, settings.ttl, &server));

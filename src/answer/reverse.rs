@@ -124,10 +124,7 @@ impl QueryContext<'_> {
     /// Writes a negative response, which is stale if any registry is.
     fn write_negative(&self, code: u16, soa: &[u8], out: &mut Vec<u8>) {
         let stale = if code == rcode::NXDOMAIN {
-            stale_error(
-                self.snapshot.registry_status.staleness(),
-                ExtendedError::STALE_NXDOMAIN,
-            )
+            stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
         } else {
             self.stale_negative_error()
         };

@@ -13,7 +13,7 @@ use foldhash::quality::RandomState;
 use super::address_index::AddressIndex;
 use super::shard::Shard;
 use super::sharded::Sharded;
-use crate::catalog::{ServiceChange, RegistryStatus, HostAddresses, Service};
+use crate::catalog::{HostAddresses, RegistryStatus, Service, ServiceChange};
 use crate::name::instance_address;
 
 /// Hash of a base, and its service; in ascending order of hashes.
@@ -85,12 +85,11 @@ impl Snapshot {
 
     /// Returns the services with a served instance at `address`, unordered.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
-        self.addresses
-            .bases_at(address)
-            .flat_map(|base| self.services_with(base))
-            .filter(move |service| {
+        self.addresses.bases_at(address).flat_map(|base| self.services_with(base)).filter(
+            move |service| {
                 service.served().any(|instance| instance.endpoint.host.address() == Some(address))
-            })
+            },
+        )
     }
 
     /// Returns whether any served instance has one of these addresses, of one family.

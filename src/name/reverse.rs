@@ -330,10 +330,7 @@ mod tests {
     }
 
     fn any_address() -> impl Strategy<Value = IpAddr> {
-        prop_oneof![
-            any::<Ipv4Addr>().prop_map(IpAddr::V4),
-            any::<Ipv6Addr>().prop_map(IpAddr::V6)
-        ]
+        prop_oneof![any::<Ipv4Addr>().prop_map(IpAddr::V4), any::<Ipv6Addr>().prop_map(IpAddr::V6)]
     }
 
     proptest! {

@@ -71,7 +71,11 @@ impl DomainLoops {
             let now = Instant::now();
             for suspected in due.into_iter().filter(|due| !self.is_healthy(&due.name, now)) {
                 busy.push(suspected.address);
-                checks.spawn(Arc::clone(&self.check).run(suspected));
+                let check = Arc::clone(&self.check);
+                checks.spawn(async move {
+                    let is_healthy = check.is_healthy(&suspected).await;
+                    (suspected, is_healthy)
+                });
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -104,22 +108,24 @@ impl DomainLoops {
 
 impl LoopCheck {
     /// Checks a name at the upstreams with an address; returns whether it is known not to loop.
-    async fn run(self: Arc<Self>, suspected: SuspectedLoop) -> (SuspectedLoop, bool) {
+    ///
+    /// If it loops, its domain is marked.
+    async fn is_healthy(&self, suspected: &SuspectedLoop) -> bool {
         let SuspectedLoop { name, address } = suspected;
         let query = RouteQuery { qtype: rtype::ANY, recursion_desired: true };
-        let Route::Forward(upstreams) = self.routing.routes.load().find(&name, query) else {
-            return (suspected, false);
+        let Route::Forward(upstreams) = self.routing.routes.load().find(name, query) else {
+            return false;
         };
         let mut healthy = true;
-        for upstream in upstreams.iter().filter(|upstream| upstream.ip() == address) {
-            match self.loops_below(upstream, &name).await {
-                Some(true) => self.mark(upstream, &name).await,
+        for upstream in upstreams.iter().filter(|upstream| upstream.ip() == *address) {
+            match self.loops_below(upstream, name).await {
+                Some(true) => self.mark(upstream, name).await,
                 Some(false) => continue,
                 None => {}
             }
             healthy = false;
         }
-        (suspected, healthy)
+        healthy
     }
 
     /// Returns whether the upstream sends queries for names below `domain` back, if it tells.

@@ -19,11 +19,11 @@ use super::exchange::{Connector, Upstream};
 use super::loop_guard::{self, LoopGuard};
 use super::routes::{Route, RouteQuery, RouteRules, RouteTable};
 use super::sources::{Sources, SourcesSnapshot, TargetList};
+use super::special::{Special, SpecialAnswer};
 use super::watch::{ChangeSignal, SourceWatches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
 use crate::resolv_conf::RESOLV_CONF;
-use crate::wire::ExtendedError;
 
 /// Intervals of reading the files.
 #[derive(Clone, Copy, Debug)]
@@ -60,17 +60,13 @@ pub(super) struct Routing {
     pub(super) guard: Arc<LoopGuard>,
 }
 
-/// Error for a query that svcdns itself sent to an upstream.
-const LOOPED_QUERY: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "svcdns sent this query itself" };
-
 impl Routing {
     /// Returns the route of a query for `name`.
     ///
     /// Every query must take this way, because it detects loops.
     pub(super) fn route(&self, name: &Name, query: RouteQuery) -> Route {
         if self.guard.catch_token(name) {
-            Route::Fail(LOOPED_QUERY)
+            Route::Local(SpecialAnswer { special: Special::LoopToken, zone_offset: 0 })
         } else {
             self.routes.load().find(name, query)
         }

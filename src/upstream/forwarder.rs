@@ -367,27 +367,26 @@ impl Exchange for UpstreamExchange {
                 () = interrupt.notified() => {}
             }
         };
-        let incoming =
-            result.map_err(|failure| {
-                let (code, text) = match failure {
-                    QueryFailure::NoUpstream => {
-                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
-                    }
-                    QueryFailure::TimedOut => {
-                        (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
-                    }
-                    QueryFailure::Unreachable => {
-                        (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
-                    }
-                    QueryFailure::BadResponse => {
-                        (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
-                    }
-                };
-                ExchangeError {
-                    error: ExtendedError { code, text },
-                    sent: failure != QueryFailure::NoUpstream,
+        let incoming = result.map_err(|failure| {
+            let (code, text) = match failure {
+                QueryFailure::NoUpstream => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
                 }
-            })?;
+                QueryFailure::TimedOut => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
+                }
+                QueryFailure::Unreachable => {
+                    (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
+                }
+                QueryFailure::BadResponse => {
+                    (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
+                }
+            };
+            ExchangeError {
+                error: ExtendedError { code, text },
+                sent: failure != QueryFailure::NoUpstream,
+            }
+        })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
         if let (Some(guard), Ok((name, _))) = (rebinding, Name::from_wire(key.question()))
             && guard.withholds(&name, &incoming.message)

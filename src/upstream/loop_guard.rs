@@ -88,7 +88,7 @@ enum TokenPurpose {
 impl LoopGuard {
     /// Returns whether a query's `name` is a token, and records that it was sent back.
     ///
-    /// Such a query must not be forwarded: the caller answers SERVFAIL.
+    /// Such a query must not be forwarded: the caller answers NXDOMAIN.
     pub(super) fn catch_token(&self, name: &Name) -> bool {
         let bytes = name.as_wire();
         if usize::from(bytes[0]) != TOKEN_LABEL_BYTES || !bytes[1..].starts_with(TOKEN_PREFIX) {

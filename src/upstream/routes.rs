@@ -11,13 +11,16 @@ use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::{ExtendedError, rtype};
 
+/// Upstreams, shared by the queries that use them.
+type UpstreamList = Arc<[Arc<Upstream>]>;
+
 /// What to do with a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
     /// Answer it locally, as its name is special.
     Local(SpecialAnswer),
     /// Forward it to these upstreams, at least one.
-    Forward(Arc<[Arc<Upstream>]>),
+    Forward(UpstreamList),
     /// Answer SERVFAIL with this extended error.
     Fail(ExtendedError),
     /// Answer without upstreams: they would know, but the client does not desire recursion.
@@ -48,9 +51,9 @@ pub(super) struct RouteTable {
     /// Domains that are special or have upstreams of their own, by wire form.
     suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
     /// Upstreams for all other names.
-    default_upstreams: Arc<[Arc<Upstream>]>,
+    default_upstreams: UpstreamList,
     /// Those default upstreams that have private addresses.
-    private_upstreams: Arc<[Arc<Upstream>]>,
+    private_upstreams: UpstreamList,
     /// Addresses of all upstreams.
     addresses: Vec<IpAddr>,
     rules: RouteRules,
@@ -60,7 +63,7 @@ pub(super) struct RouteTable {
 #[derive(Debug, Default)]
 struct DomainEntry {
     special: Option<Special>,
-    upstreams: Option<Arc<[Arc<Upstream>]>>,
+    upstreams: Option<UpstreamList>,
 }
 
 /// No upstream is configured or found for the name.
@@ -128,11 +131,7 @@ impl RouteTable {
     }
 
     /// Returns why `name` is special, if it is, and the upstreams of its domain, if it has any.
-    fn rules_for(
-        &self,
-        name: &Name,
-        qtype: u16,
-    ) -> (Option<SpecialAnswer>, Option<&Arc<[Arc<Upstream>]>>) {
+    fn rules_for(&self, name: &Name, qtype: u16) -> (Option<SpecialAnswer>, Option<&UpstreamList>) {
         let bytes = name.as_wire();
         let (mut special, mut domain) = (None, None);
         let mut zone_offset = 0;
@@ -201,7 +200,7 @@ impl RouteTable {
 }
 
 /// Returns the route to those upstreams that do not loop, or why none of them can be used.
-fn forward_to(upstreams: &Arc<[Arc<Upstream>]>, name: &Name, query: RouteQuery) -> Route {
+fn forward_to(upstreams: &UpstreamList, name: &Name, query: RouteQuery) -> Route {
     let usable = |upstream: &&Arc<Upstream>| !upstream.loops().covers(name);
     if !query.recursion_desired {
         Route::NotRecursive
@@ -287,7 +286,8 @@ mod tests {
     #[test]
     fn special_names_are_not_forwarded_to_public_upstreams() {
         let runtime = runtime();
-        let public = RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), RouteRules::default());
+        let public =
+            RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), RouteRules::default());
         let mixed = RouteTable::new(
             upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]),
             Vec::new(),

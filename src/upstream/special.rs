@@ -44,6 +44,10 @@ pub(super) enum Special {
     ///
     /// Only private upstreams are asked; without any, the name does not exist.
     SingleLabel,
+    /// A token of the loop guard that an upstream has sent back.
+    ///
+    /// NXDOMAIN ends the query; some resolvers repeat a query that fails.
+    LoopToken,
 }
 
 impl Special {
@@ -59,6 +63,7 @@ impl Special {
                 "the zone is local to a network, and no upstream can be asked for it (RFC 6303)"
             }
             Self::Private => "the zone is local to a network, and no upstream can be asked for it",
+            Self::LoopToken => "svcdns itself has sent this query",
             Self::SingleLabel => {
                 "addresses of a name of one label: set forward-single-label to forward it"
             }
@@ -190,8 +195,10 @@ impl SpecialAnswer {
                 return SpecialContent::NxDomain { with_soa: true };
             }
             // Not cacheable, because the canary ends as soon as svcdns is not the system's
-            // resolver.
-            Special::Canary => return SpecialContent::NxDomain { with_soa: false },
+            // resolver, and a token is used once.
+            Special::Canary | Special::LoopToken => {
+                return SpecialContent::NxDomain { with_soa: false };
+            }
             Special::Localhost => addresses(query.qtype),
             _ => None,
         };
@@ -216,7 +223,9 @@ impl SpecialAnswer {
     /// The zone of nonexistent top-level names is the root.
     fn zone(self) -> Vec<u8> {
         match self.special {
-            Special::NonExistent | Special::Canary | Special::SingleLabel => vec![0],
+            Special::NonExistent | Special::Canary | Special::SingleLabel | Special::LoopToken => {
+                vec![0]
+            }
             // A name has at most 255 bytes, which 14 bits of a pointer can address.
             _ => (0xC000 | u16::try_from(HEADER_BYTES + self.zone_offset).unwrap_or(0))
                 .to_be_bytes()
@@ -416,8 +425,11 @@ mod tests {
         let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x05onion\0\0\x01\0\x01";
         let Parsed::Query(parsed) = Query::parse(query) else { panic!("no query") };
         let mut out = Vec::new();
-        SpecialAnswer { special: Special::NonExistent, zone_offset: 2 }
-            .write(&parsed, NEGATIVE_TTL, &mut out);
+        SpecialAnswer { special: Special::NonExistent, zone_offset: 2 }.write(
+            &parsed,
+            NEGATIVE_TTL,
+            &mut out,
+        );
         assert!(Message::from_vec(&out).unwrap().edns.is_none());
         out.clear();
         put_failure(&parsed, ExtendedError { code: 22, text: "why" }, &mut out);

@@ -63,10 +63,7 @@ fn names_above_registered_addresses_exist() {
         assert_eq!(response.metadata.authoritative, short != "REFUSED", "{name}");
     }
     assert_eq!(harness.short(&reverse("10.9.0.5"), rtype::PTR), "10-9-0-5.hello.svc. | hello.svc.");
-    assert_eq!(
-        harness.short(&six, rtype::PTR),
-        "fd00-1-0-0-0-0-0-5.six.svc. | six.svc."
-    );
+    assert_eq!(harness.short(&six, rtype::PTR), "fd00-1-0-0-0-0-0-5.six.svc. | six.svc.");
 }
 
 #[test]
@@ -126,7 +123,11 @@ fn absence_is_uncertain_before_the_first_list() {
         ("www.example", "REFUSED", Some(20)),
     ] {
         let response = harness.response(name, rtype::PTR);
-        assert_eq!((&*super::short(&response), extended_error(&response)), (short, error), "{name}");
+        assert_eq!(
+            (&*super::short(&response), extended_error(&response)),
+            (short, error),
+            "{name}"
+        );
     }
 }
 
@@ -148,8 +149,7 @@ fn queries_that_no_upstream_may_get_are_answered_locally() {
         let (query, mut out) = (query(name, rtype::PTR, Some(1232)), Vec::new());
         let parsed = Query::parse(&query);
         let ahead = harness.answerer.look_ahead(iter::once(&*query));
-        let outcome =
-            harness.answerer.respond(&parsed, (&ahead, 0), Transport::Udp, 0, &mut out);
+        let outcome = harness.answerer.respond(&parsed, (&ahead, 0), Transport::Udp, 0, &mut out);
         assert_eq!(outcome, AnswerOutcome::Forward, "{name}");
         let Parsed::Query(parsed) = parsed else { panic!("{name}") };
         harness.answerer.respond_outside(&parsed, Transport::Udp, &mut out);

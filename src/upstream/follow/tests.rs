@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::name::Zones;
-use crate::wire::rtype;
+use crate::wire::{ExtendedError, rtype};
 
 /// Upper bound of waiting for a change, long enough for a very busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -186,7 +186,9 @@ async fn upstreams_are_dropped_after_a_while_without_any() {
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
     fs::remove_file(followed.etc("resolv.conf")).unwrap();
     followed.wait_for("").await;
-    let Route::Fail(error) = followed.routing.route(&Name::from_text("www.example").unwrap(), A_QUERY) else {
+    let Route::Fail(error) =
+        followed.routing.route(&Name::from_text("www.example").unwrap(), A_QUERY)
+    else {
         panic!("somebody is asked")
     };
     assert_eq!(error.code, ExtendedError::NO_REACHABLE_AUTHORITY);

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -401,5 +402,35 @@ fn addresses_of_single_labels_stay_in_the_network() {
         public.forget();
         assert_eq!(status(&server, "printer", "A"), "NOERROR");
         assert_eq!((public.names().len(), private.queries_for("printer").len()), (0, 1));
+    });
+}
+
+/// A program that finds no such host goes on to the next domain of its search list.
+#[test]
+fn search_lists_work_with_names_of_one_label() {
+    netns::inside("search_lists_work_with_names_of_one_label", "127.0.0.1", || {
+        let files = hello();
+        netns::add_address("9.9.9.9/32");
+        let public = Upstream::start_at((Ipv4Addr::new(9, 9, 9, 9), 0).into());
+        let flags = ["--registry", &files.url(), "--upstream", &public.flag()];
+        let server = Svcdns::serve_at((Ipv4Addr::LOCALHOST, 53).into(), &flags);
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
+        // With ndots:0 the name is looked up as it is first.
+        for options in ["ndots:1", "ndots:0", "ndots:5"] {
+            let lines = format!("nameserver 127.0.0.1\nsearch corp.test svc\noptions {options}\n");
+            netns::mount_file("/etc/resolv.conf", &lines);
+            let getent = Command::new("getent").args(["ahostsv4", "hello"]).output().unwrap();
+            let found = String::from_utf8_lossy(&getent.stdout).into_owned();
+            assert!(found.starts_with(netns::ADDRESS), "{options}: {found:?}");
+            // Nobody listens there; curl says which address it tried.
+            let curl = Command::new("curl").args(["-sv", "-m", "5", "http://hello:9/"]).output();
+            let tried = String::from_utf8_lossy(&curl.unwrap().stderr).into_owned();
+            assert!(tried.contains(netns::ADDRESS), "{options}: {tried}");
+            let began = Instant::now();
+            let none = Command::new("getent").args(["ahosts", "nowhere"]).output().unwrap();
+            assert!(!none.status.success() && began.elapsed() < AT_ONCE, "{options}: {none:?}");
+        }
+        let names = public.names();
+        assert!(names.iter().all(|name| name.ends_with(".corp.test")), "{names:?}");
     });
 }

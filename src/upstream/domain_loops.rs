@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::exchange::{Sockets, Upstream};
 use super::follow::Routing;
 use super::in_flight::{InFlight, SuspectedLoop};
+use super::loop_guard::MAX_TOKEN_DOMAIN_BYTES;
 use super::routes::{Route, RouteQuery};
 use crate::name::Name;
 use crate::wire::rtype;
@@ -116,6 +117,7 @@ impl LoopCheck {
         let Route::Forward(upstreams) = self.routing.routes.load().find(name, query) else {
             return false;
         };
+        let name = &with_room(name);
         let mut healthy = true;
         for upstream in upstreams.iter().filter(|upstream| upstream.ip() == *address) {
             match self.loops_below(upstream, name).await {
@@ -169,10 +171,36 @@ impl LoopCheck {
     }
 }
 
+/// Returns the name, or the closest name above it that has room for a token.
+fn with_room(name: &Name) -> Name {
+    let mut domain = *name;
+    while domain.as_wire().len() > MAX_TOKEN_DOMAIN_BYTES
+        && let Some(parent) = parent(&domain)
+    {
+        domain = parent;
+    }
+    domain
+}
+
 /// Returns the name without its first label, if that leaves one.
 fn parent(name: &Name) -> Option<Name> {
     let bytes = name.as_wire();
     let rest = bytes.get(1 + usize::from(bytes[0])..)?;
     let (parent, _) = Name::from_wire(rest).ok()?;
     (parent != Name::ROOT).then_some(parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_have_room_below_every_name() {
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let long = ["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)];
+        assert_eq!(with_room(&name(&long.join("."))), name(&long[1..].join(".")));
+        assert_eq!(with_room(&name("a.corp.example")), name("a.corp.example"));
+        assert_eq!(parent(&name("a.corp.example")), Some(name("corp.example")));
+        assert_eq!([parent(&name("example")), parent(&Name::ROOT)], [None; 2]);
+    }
 }

@@ -35,6 +35,9 @@ const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
 /// Length of a token's first label.
 const TOKEN_LABEL_BYTES: usize = TOKEN_PREFIX.len() + 32;
 
+/// Longest domain that has room for a token, in bytes of its wire form.
+pub(super) const MAX_TOKEN_DOMAIN_BYTES: usize = 255 - 1 - TOKEN_LABEL_BYTES;
+
 /// Most tokens of domains that are known at a time.
 const MAX_DOMAIN_TOKENS: usize = 64;
 
@@ -425,6 +428,32 @@ mod tests {
         wait_for("the second probe", || names.lock().unwrap().len() == 2).await;
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn tokens_below_a_domain_show_its_loop_alone() {
+        let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
+        let (upstream, sockets) = (upstream(address), Sockets::default());
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let loops = async |domain: &Name| {
+            guard.loops_below(&sockets, &upstream, domain, TEST_TIMEOUT).await
+        };
+        assert_eq!(loops(&name("a.corp.example")).await, Some(true));
+        assert!(!upstream.is_looping(), "other names do not loop");
+        looping.store(false, Ordering::SeqCst);
+        assert_eq!(loops(&name("a.corp.example")).await, Some(false));
+        let names = names.lock().unwrap().clone();
+        assert!(names.iter().all(|token| token.ends_with(&name("a.corp.example"))), "{names:?}");
+        // The upstream may repeat its query after the check.
+        assert!(guard.catch_token(&names[0]));
+        let long =
+            name(&["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)].join("."));
+        assert_eq!(loops(&long).await, None, "there is no room for a token");
+        for _ in 0..2 * MAX_DOMAIN_TOKENS {
+            loops(&name("b.example")).await;
+        }
+        assert_eq!(guard.tokens.lock().unwrap().len(), MAX_DOMAIN_TOKENS);
     }
 
     #[tokio::test]

@@ -322,3 +322,45 @@ fn unbound_and_svcdns_do_not_ask_each_other_in_circles() {
         expect_no_circle("unbound.md", Program::unbound_at);
     }
 }
+
+/// The pages word for word on a machine of its own, with svcdns's default upstreams.
+fn expect_no_circle_on_a_machine(
+    page: &str,
+    start: impl FnOnce(SocketAddr, &Upstream, &str) -> Program,
+) {
+    let [address, svcdns] = [53, 5300].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let upstream = upstream();
+    let program = start(address, &upstream, &lines(page, svcdns.port()).concat());
+    let backends = Backends::start_at(svcdns, upstream, &["--upstream", "system"]);
+    let log = backends.svcdns.log();
+    assert!(log.contains("to 127.0.0.1 (from /etc/resolv.conf)"), "{log}");
+    for (host, found) in [("10.9.0.97", false), (netns::ADDRESS, true), ("10.1.2.3", false)] {
+        let began = Instant::now();
+        let output = Command::new("getent").args(["hosts", host]).output().unwrap();
+        let log = format!("{}\n{}", backends.svcdns.log(), program.process.log());
+        assert_eq!(output.status.success(), found, "{host}: {output:?}\n{log}");
+        assert!(began.elapsed() < AT_ONCE, "{host}: {:?}\n{log}", began.elapsed());
+    }
+    let log = backends.svcdns.log();
+    assert!(!log.contains("until it answers again"), "it counts as dead: {log}");
+}
+
+#[test]
+fn unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq() {
+    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq";
+    if is_installed(test, "dnsmasq") {
+        netns::inside(test, "127.0.0.1", || {
+            expect_no_circle_on_a_machine("dnsmasq.md", Program::dnsmasq_at);
+        });
+    }
+}
+
+#[test]
+fn unregistered_addresses_do_not_exist_on_a_machine_with_unbound() {
+    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_unbound";
+    if is_installed(test, "unbound") {
+        netns::inside(test, "127.0.0.1", || {
+            expect_no_circle_on_a_machine("unbound.md", Program::unbound_at);
+        });
+    }
+}

@@ -6,12 +6,12 @@
 //! cannot fake a loop. A token below a domain shows a loop of that domain alone, see
 //! [`domain_loops`](super::domain_loops).
 //!
-//! Tokens of the periodic probes are names below `empty.as112.arpa` (RFC 7535), an empty zone that AS112 servers worldwide
-//! serve for queries that lead nowhere. Forwarders do forward them: dnsmasq, unbound and
-//! systemd-resolved do not treat the zone as special, and the names have several labels. The zone
-//! is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs (RFC 8198), as it could
-//! below a nonexistent top-level domain. Without a loop, the upstream and at most an AS112 server
-//! see a random number.
+//! Tokens of the periodic probes are names below `empty.as112.arpa` (RFC 7535), an empty zone that
+//! AS112 servers worldwide serve for queries that lead nowhere. Forwarders do forward them:
+//! dnsmasq, unbound and systemd-resolved do not treat the zone as special, and the names have
+//! several labels. The zone is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs
+//! (RFC 8198), as it could below a nonexistent top-level domain. Without a loop, the upstream and
+//! at most an AS112 server see a random number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
-//! Directories that a running server has to itself.
+//! Directories of a running server.
 //!
-//! A server has two: the runtime directory holds its socket and goes with a reboot, the state
-//! directory is kept. Each has one server at a time, by a lock.
+//! A server has two: the runtime directory, with its socket, is lost at a reboot; the state
+//! directory is not. A lock in each keeps out other servers.
 //!
 //! A leaf: imports no other room.
 
@@ -15,28 +15,30 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::Uid;
 
-/// Root's state directory.
-pub const ROOTS_STATE: &str = "/var/lib/svcdns";
+/// The state directory of a server that runs as root.
+pub const ROOT_STATE_DIRECTORY: &str = "/var/lib/svcdns";
 
-/// Names of all files that a server makes in its state directory.
-pub const FILES: [&str; 1] = [LOCK];
+/// The names of all files that a server creates in its state directory.
+pub const STATE_FILES: [&str; 1] = [LOCK_FILE];
 
-/// Name of the file that is locked while a server runs.
-const LOCK: &str = "svcdns.lock";
+/// The name of the file that is locked while a server runs.
+const LOCK_FILE: &str = "svcdns.lock";
 
-/// What a directory is for.
+/// The purpose of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DirectoryKind {
-    /// The socket; gone at a reboot.
+    /// For the socket; lost at a reboot.
     Runtime,
-    /// What outlives a reboot.
+    /// For data that must survive a reboot.
     State,
-    /// Both, in a directory that `state-dir` names.
+    /// For both: the directory that `state-dir` names.
     Both,
 }
 
 impl DirectoryKind {
-    /// Permissions of a new directory: anyone may reach the socket, and nobody else the state.
+    /// Returns the mode of a new directory.
+    ///
+    /// Every user may reach the socket, but only ours the state.
     fn mode(self) -> u32 {
         match self {
             Self::Runtime | Self::Both => 0o755,
@@ -54,77 +56,83 @@ impl fmt::Display for DirectoryKind {
     }
 }
 
-/// What a directory must be before its content is believed.
+/// The condition under which an existing directory is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrustRule {
-    /// Anything: somebody named it.
+    /// Always: the user named the directory.
     Named,
-    /// Owned by our user or root: it is a default.
+    /// If our user or root owns it; for a default directory.
     Owned,
-    /// Owned so, and no symbolic link: it is a default where any user can make files.
+    /// If our user or root owns it and it is no symbolic link.
+    ///
+    /// For a default directory in a place where every user can create files.
     OwnedAndNoLink,
 }
 
-/// A directory that may become or be a server's own.
+/// A directory that a server may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
-    /// What it must be.
+    /// When an existing directory is trusted.
     pub trust: TrustRule,
-    /// The flag that names another one.
+    /// The flag by which the user can name another directory.
     pub flag: &'static str,
 }
 
 impl Candidate {
-    /// Returns whether what is there now may be believed.
+    /// Returns whether the existing directory is trusted.
     pub fn is_trusted(&self) -> bool {
-        let owned = |found: &Metadata| found.is_dir() && [Uid::effective(), Uid::from_raw(0)].contains(&found.uid().into());
+        let is_owned = |found: &Metadata| {
+            found.is_dir() && [Uid::effective(), Uid::from_raw(0)].contains(&found.uid().into())
+        };
         match self.trust {
             TrustRule::Named => true,
-            TrustRule::Owned => fs::metadata(&self.path).is_ok_and(|found| owned(&found)),
-            TrustRule::OwnedAndNoLink => fs::symlink_metadata(&self.path).is_ok_and(|found| owned(&found)),
+            TrustRule::Owned => fs::metadata(&self.path).is_ok_and(|found| is_owned(&found)),
+            TrustRule::OwnedAndNoLink => {
+                fs::symlink_metadata(&self.path).is_ok_and(|found| is_owned(&found))
+            }
         }
     }
 }
 
-/// Why a server cannot have a directory.
+/// Why a server cannot use a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// Another server has it.
+    /// Another server uses it.
     #[error(
         "another svcdns is running with the {kind} {}: give this one its own with {}",
         .candidate.path.display(), .candidate.flag
     )]
     Taken {
-        /// What it was to be for.
+        /// The purpose of the directory.
         kind: DirectoryKind,
         /// The directory.
         candidate: Candidate,
     },
-    /// Another user's directory is in its place.
+    /// Another user owns it.
     #[error(
-        "{} belongs to another user, who could answer in our place or change what is kept: \
-         give a directory of your own with {}",
+        "{} belongs to another user, who could answer in place of this server or change its \
+         state: name a directory of your own with {}",
         .0.path.display(), .0.flag
     )]
     Foreign(Candidate),
-    /// Anything else.
+    /// A system call failed.
     #[error(
-        "cannot use the {kind} {}: {error} (another one can be given with {})",
+        "cannot use the {kind} {}: {error} (name another one with {})",
         .candidate.path.display(), .candidate.flag
     )]
     Io {
-        /// What it was to be for.
+        /// The purpose of the directory.
         kind: DirectoryKind,
         /// The directory.
         candidate: Candidate,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
 }
 
-/// A directory that is one server's own until this is dropped.
+/// A directory locked by one server until this value is dropped.
 #[derive(Debug)]
 pub struct OwnDirectory {
     path: PathBuf,
@@ -132,19 +140,19 @@ pub struct OwnDirectory {
 }
 
 impl OwnDirectory {
-    /// Makes the directory if it is missing, and locks it.
+    /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// When it cannot be made, is not to be trusted, or has a server.
+    /// When the directory cannot be created, is not trusted, or is used by another server.
     pub fn take(candidate: &Candidate, kind: DirectoryKind) -> Result<Self, DirectoryError> {
         let io = |error| DirectoryError::Io { kind, candidate: candidate.clone(), error };
-        make(&candidate.path, kind.mode()).map_err(io)?;
+        create(&candidate.path, kind.mode()).map_err(io)?;
         if !candidate.is_trusted() {
             return Err(DirectoryError::Foreign(candidate.clone()));
         }
-        let path = candidate.path.join(LOCK);
-        // Root may be told to use a directory of somebody else, who could lead it elsewhere by a
-        // link, or keep it waiting by a pipe.
+        let path = candidate.path.join(LOCK_FILE);
+        // In a named directory, another user may have placed a symbolic link, to make root write
+        // elsewhere, or a pipe, to make root wait.
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         loop {
             let mut options = OpenOptions::new();
@@ -158,45 +166,47 @@ impl OwnDirectory {
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
             };
-            // A server that ended between our opening and locking removed this very file.
-            if fs::symlink_metadata(&path).is_ok_and(|found| is_same(&found, &opened)) {
+            // A server that ended after we opened the file, but before we locked it, removed it.
+            if fs::symlink_metadata(&path).is_ok_and(|found| is_same_file(&found, &opened)) {
                 return Ok(Self { path: candidate.path.clone(), lock });
             }
         }
     }
 
-    /// Returns its path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns whether this path leads to it.
+    /// Returns whether another path leads to this directory.
     pub fn is_at(&self, path: &Path) -> bool {
         let found = (fs::metadata(&self.path), fs::metadata(path));
-        matches!(found, (Ok(own), Ok(other)) if is_same(&own, &other))
+        matches!(found, (Ok(own), Ok(other)) if is_same_file(&own, &other))
     }
 }
 
 impl Drop for OwnDirectory {
     fn drop(&mut self) {
-        // Nothing is lost if this fails: the next server locks the file that is there.
-        let _ = fs::remove_file(self.path.join(LOCK));
-        tracing::trace!(lock = ?*self.lock, path = %self.path.display(), "directory given back");
+        // A failure is harmless: the next server locks the file that is left.
+        let _ = fs::remove_file(self.path.join(LOCK_FILE));
+        tracing::trace!(lock = ?*self.lock, path = %self.path.display(), "directory unlocked");
     }
 }
 
-/// Makes a directory if it is missing. New parents get the usual permissions: they are not ours.
-fn make(path: &Path, mode: u32) -> io::Result<()> {
+/// Creates a directory with this mode if it is missing.
+///
+/// Missing parents get mode 755, because they are not only for the server.
+fn create(path: &Path, mode: u32) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
+        created => created,
     }
 }
 
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
+fn is_same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
@@ -215,17 +225,17 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_has_one_server() {
+    fn a_directory_is_used_by_one_server() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let first = take(&path, TrustRule::Named).unwrap();
         let second = take(&path, TrustRule::Named).unwrap_err().to_string();
-        let told = format!(
+        let expected = format!(
             "another svcdns is running with the state directory {}: \
              give this one its own with --state-dir",
             path.display()
         );
-        assert_eq!(second, told);
+        assert_eq!(second, expected);
         assert!(first.is_at(&path) && !first.is_at(folder.path()));
         drop(first);
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the lock is gone");
@@ -233,20 +243,22 @@ mod tests {
     }
 
     #[test]
-    fn only_the_state_directory_is_closed_to_others_and_its_parents_are_not() {
+    fn only_the_state_directory_is_closed_to_others() {
         let folder = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o077;
-        for (name, kind, others) in [("run", DirectoryKind::Runtime, 0o055), ("lib", DirectoryKind::State, 0)] {
+        for (name, kind, others) in
+            [("run", DirectoryKind::Runtime, 0o055), ("lib", DirectoryKind::State, 0)]
+        {
             let path = folder.path().join(name).join("svcdns");
             OwnDirectory::take(&candidate(&path, TrustRule::Owned), kind).unwrap();
-            // Less what the umask takes away.
+            // The umask may take away more.
             assert_eq!(mode(&path) & !others, 0, "{name}");
             assert_eq!(mode(path.parent().unwrap()) & 0o055, mode(folder.path()) | 0o055, "{name}");
         }
     }
 
     #[test]
-    fn a_default_that_is_a_link_is_believed_only_in_a_directory_of_ours() {
+    fn a_linked_default_is_trusted_only_in_a_directory_of_ours() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -256,9 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn a_default_of_another_user_is_refused_and_one_that_was_named_is_not() {
+    fn a_directory_of_another_user_is_refused_unless_named() {
         if !Uid::effective().is_root() {
-            // Another user's directory that we may write in is needed: there is /tmp, root's.
+            // A writable directory of another user is needed; /tmp belongs to root.
             assert!(candidate(Path::new("/tmp"), TrustRule::Owned).is_trusted());
             return;
         }
@@ -272,28 +284,28 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_a_pipe_in_place_of_the_lock_leads_nowhere() {
+    fn a_link_or_pipe_in_place_of_the_lock_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let (lock, elsewhere) = (folder.path().join(LOCK), folder.path().join("elsewhere"));
+        let (lock, elsewhere) = (folder.path().join(LOCK_FILE), folder.path().join("elsewhere"));
         symlink(&elsewhere, &lock).unwrap();
         assert!(matches!(take(folder.path(), TrustRule::Named), Err(DirectoryError::Io { .. })));
-        assert!(!elsewhere.exists(), "nothing is made at the end of the link");
+        assert!(!elsewhere.exists(), "no file is created at the target of the link");
         fs::remove_file(&lock).unwrap();
         nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(matches!(take(folder.path(), TrustRule::Named), Err(DirectoryError::Io { .. })));
     }
 
     #[test]
-    fn what_stands_in_the_way_is_told() {
+    fn errors_name_the_directory_and_the_flag() {
         let folder = tempfile::tempdir().unwrap();
         let (file, dangling) = (folder.path().join("file"), folder.path().join("dangling"));
         fs::write(&file, "mine").unwrap();
-        // As systemd leaves it when somebody empties /var/lib/private.
+        // As after somebody has emptied /var/lib/private of systemd.
         symlink("private/svcdns", &dangling).unwrap();
         for path in [file.clone(), file.join("below"), dangling] {
             let error = take(&path, TrustRule::Owned).unwrap_err().to_string();
-            let told = format!("cannot use the state directory {}: ", path.display());
-            assert!(error.starts_with(&told) && error.contains("--state-dir"), "{error}");
+            let expected = format!("cannot use the state directory {}: ", path.display());
+            assert!(error.starts_with(&expected) && error.contains("--state-dir"), "{error}");
         }
         assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
     }

@@ -205,6 +205,7 @@ fn cached_answers_of_upstreams_do_not_allocate() {
     let settings = upstream::Settings {
         servers: Servers::Named(vec![upstream.flag().parse().unwrap()]),
         domains: Vec::new(),
+        order: None,
         own: Vec::new(),
         zones: zones(),
         ca_file: None,
@@ -232,7 +233,9 @@ fn cached_answers_of_upstreams_do_not_allocate() {
             let packet = query_bytes(name, rtype, payload);
             let client = std::net::Ipv4Addr::LOCALHOST.into();
             let resolution = lane.resolve(&packet, Transport::Udp, client).await;
-            let Resolution::Response(answer) = resolution else { panic!("{resolution:?}") };
+            let Some(Resolution::Response(answer)) = resolution else {
+                panic!("{name}: {resolution:?}")
+            };
             assert!(matches!(answer[3] & 0xF, 0 | 3), "{name}: {answer:02x?}");
             let Parsed::Query(query) = Query::parse(&packet) else {
                 panic!("{name} is not a query")

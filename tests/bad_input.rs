@@ -628,7 +628,7 @@ fn a_server_that_cannot_start_says_why() {
     let taken = holder.local_addr().unwrap().to_string();
     let (code, output) =
         run(&["serve", "--state-dir", state, "--admin-listen", "off", "--listen", &taken]);
-    assert!(code != 0 && output.contains(&taken) && output.contains("taken"), "{code}: {output}");
+    assert!(code != 0 && output.contains(&taken) && output.contains("in use"), "{code}: {output}");
 
     let (code, output) =
         run(&["serve", "--state-dir", state, "--registry", "etdc://127.0.0.1:2379"]);
@@ -647,74 +647,129 @@ fn a_server_that_cannot_start_says_why() {
     assert!(!Path::new(&long).exists(), "nothing is made for a socket that cannot be");
 }
 
-/// Runs `svcdns check` on a file, and gives its exit code and what it wrote to standard output and to standard error.
+/// Runs `svcdns check` on a file; returns its exit code, standard output and standard error.
 fn check(file: &Path) -> (i32, String, String) {
     let output = svcdns::command().arg("check").arg("--config").arg(file).output().unwrap();
-    let text = |octets: Vec<u8>| String::from_utf8_lossy(&octets).into_owned();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
 #[test]
-fn mistakes_in_sections_of_registries_are_told_by_every_command_that_reads_them() {
+fn check_and_serve_report_errors_in_registry_sections() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("svcdns.toml");
     let main = "[registry.main]\nurl = \"etcd://127.0.0.1:1\"\n";
-    let surplus = (0..17).map(|n| format!("[registry.r{n}]\nurl = \"file:///{n}\"\n")).collect::<Vec<_>>().concat();
-    // What the file holds, where the mistake is, and words of what is said.
-    for (text, place, words) in [
-        (format!("{main}{main}"), "3:11", "there is another section [registry.main] above"),
-        (format!("{main}[registry.other]\nurl = \"etcd://127.0.0.1:1/\"\n"), "4:7", "remove one of the two sections"),
-        (format!("registry = []\n{main}"), "2:2", "a section cannot stand beside the list in line 1"),
-        ("[registry.main]\nusername = \"u\"\n".to_owned(), "1:11", "a registry needs a URL: add url ="),
-        ("[registry.main]\nurl = \"etdc://a\"\n".to_owned(), "2:7", "there is no kind of registry \"etdc\""),
-        ("[registry.dev]\nurl = \"file:///x\"\nusername = \"u\"\n".to_owned(), "3:1", "this is for etcd registries"),
-        (format!("{main}pasword-file = \"/p\"\n"), "3:1", "did you mean `registry.main.password-file`?"),
-        (format!("{main}password = \"hunter2\"\n"), "3:1", "name that with registry.main.password-file"),
+    let sections = (0..17).map(|n| format!("[registry.r{n}]\nurl = \"file:///{n}\"\n"));
+    let too_many = sections.collect::<Vec<_>>().concat();
+    // Content of the file, position of the error, and a part of the message.
+    for (text, position, part) in [
+        (format!("{main}{main}"), "3:11", "the section [registry.main] exists already"),
+        (
+            format!("{main}[registry.other]\nurl = \"etcd://127.0.0.1:1/\"\n"),
+            "4:7",
+            "remove one of the two sections",
+        ),
+        (
+            format!("registry = []\n{main}"),
+            "2:2",
+            "a section cannot be combined with the list in line 1",
+        ),
+        (
+            "[registry.main]\nusername = \"u\"\n".to_owned(),
+            "1:11",
+            "a registry needs a URL: add url =",
+        ),
+        (
+            "[registry.main]\nurl = \"etdc://a\"\n".to_owned(),
+            "2:7",
+            "unknown kind of registry \"etdc\"",
+        ),
+        (
+            "[registry.dev]\nurl = \"file:///x\"\nusername = \"u\"\n".to_owned(),
+            "3:1",
+            "this key is for registries of kind etcd",
+        ),
+        (
+            format!("{main}pasword-file = \"/p\"\n"),
+            "3:1",
+            "did you mean `registry.main.password-file`?",
+        ),
+        (
+            format!("{main}password = \"hunter2\"\n"),
+            "3:1",
+            "a file named by registry.main.password-file",
+        ),
         ("[registy.main]\nurl = \"etcd://a\"\n".to_owned(), "1:2", "did you mean [registry.main]?"),
         ("[registry]\nurl = \"etcd://a\"\n".to_owned(), "2:1", "such as [registry.main]"),
-        ("[registry.our-main]\nurl = \"etcd://a\"\n".to_owned(), "1:11", "use 1 to 16 characters of a-z and 0-9"),
-        (surplus, "34:7", "at most 16 registries"),
+        (
+            "[registry.our-main]\nurl = \"etcd://a\"\n".to_owned(),
+            "1:11",
+            "use 1 to 16 characters of a-z and 0-9",
+        ),
+        (too_many, "34:7", "at most 16 registries"),
     ] {
         std::fs::write(&file, &text).unwrap();
-        let (code, shown, said) = check(&file);
-        let place = format!("svcdns: {}:{place}: ", file.display());
-        assert!(code == 1 && shown.is_empty() && said.starts_with(&place) && said.contains(words), "{text}\n{code}: {shown}{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let (code, output, error) = check(&file);
+        let start = format!("svcdns: {}:{position}: ", file.display());
+        assert!(code == 1 && output.is_empty(), "{text}\n{code}: {output}{error}");
+        assert!(error.starts_with(&start) && error.contains(part), "{text}\n{error}");
+        assert!(!error.contains("hunter2"), "{error}");
         let (code, served) = run(&["serve", "--config", file.to_str().unwrap()]);
-        assert_eq!((code, served), (1, said), "{text}");
+        assert_eq!((code, served), (1, error), "{text}");
     }
 }
 
 #[test]
-fn a_secret_that_cannot_be_read_or_that_anybody_can_is_a_warning() {
+fn files_with_secrets_that_nobody_or_everybody_can_read_cause_warnings() {
     let files = Files::new(&[("default/default/good.svc/latest/10.0.0.1:80", "{}")]);
     let folder = tempfile::tempdir().unwrap();
-    let (file, open, missing) = (folder.path().join("svcdns.toml"), folder.path().join("open"), folder.path().join("missing"));
+    let file = folder.path().join("svcdns.toml");
+    let (open, missing) = (folder.path().join("open"), folder.path().join("missing"));
     std::fs::write(&open, "hunter2").unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
     let section = |name: &str, port: u16, password: &Path| {
-        format!("[registry.{name}]\nurl = \"etcd://127.0.0.1:{port}\"\nusername = \"u\"\npassword-file = \"{}\"\n", password.display())
+        format!(
+            "[registry.{name}]\nurl = \"etcd://127.0.0.1:{port}\"\nusername = \"u\"\n\
+             password-file = \"{}\"\n",
+            password.display()
+        )
     };
     let dev = format!("[registry.dev]\nurl = \"{}\"\n", files.url());
-    std::fs::write(&file, [section("main", 1, &open), section("other", 2, &missing), dev].concat()).unwrap();
+    let sections = [section("main", 1, &open), section("other", 2, &missing), dev];
+    std::fs::write(&file, sections.concat()).unwrap();
 
-    let (code, shown, said) = check(&file);
-    let warned = |line: usize, key: &str, why: &str| format!("{}:{line}:17: registry.{key}.password-file: {why}", file.display());
-    let anyone = warned(4, "main", &format!("anyone on this machine can read {} (mode 0644): run `chmod o-r", open.display()));
-    let nobody = warned(8, "other", &format!("cannot read {}: No such file", missing.display()));
-    assert_eq!((code, said.lines().count()), (0, 2), "{said}");
-    assert!(said.contains(&format!("svcdns: warning: {anyone}")) && said.contains(&format!("svcdns: warning: {nobody}")), "{said}");
-    assert!(shown.contains(&format!("The password of the registry main is set, in the file {}.", open.display())), "{shown}");
-    let line = |key: &str| shown.lines().find(|line| line.split_whitespace().next() == Some(key)).map(str::to_owned);
-    assert!(line("registry.dev.url").is_some_and(|line| line.ends_with(&format!("{}:10:1", file.display()))), "{shown}");
-    assert!(line("registry.other.removal-grace").is_some_and(|line| line.contains("12s") && line.ends_with("default")), "{shown}");
+    let (code, output, error) = check(&file);
+    let warning = |line: usize, registry: &str, why: &str| {
+        format!("{}:{line}:17: registry.{registry}.password-file: {why}", file.display())
+    };
+    let (open, missing) = (open.display(), missing.display());
+    let readable =
+        format!("every user of this machine can read {open} (mode 0644): run `chmod o-r");
+    let readable = warning(4, "main", &readable);
+    let unreadable = warning(8, "other", &format!("cannot read {missing}: No such file"));
+    assert_eq!((code, error.lines().count()), (0, 2), "{error}");
+    for warning in [&readable, &unreadable] {
+        assert!(error.contains(&format!("svcdns: warning: {warning}")), "{error}");
+    }
+    let password = format!("The password of registry main is set in the file {open}.");
+    assert!(output.contains(&password), "{output}");
+    let line = |key: &str| {
+        output.lines().find(|line| line.split_whitespace().next() == Some(key)).unwrap_or_default()
+    };
+    let origin = format!("{}:10:1", file.display());
+    assert!(line("registry.dev.url").ends_with(&origin), "{output}");
+    let grace = line("registry.other.removal-grace");
+    assert!(grace.contains("12s") && grace.ends_with("default"), "{output}");
 
-    // The registry that can be read is served all the same.
+    // The readable registry is served nevertheless.
     let server = Svcdns::serve(&["--config", file.to_str().unwrap()]);
     server.wait_for("good.svc", &["10.0.0.1"]);
     let log = server.log();
-    assert!(log.contains("WARN") && log.contains(&anyone) && log.contains(&nobody), "{log}");
-    assert!(!log.contains("hunter2") && !shown.contains("hunter2") && !said.contains("hunter2"));
+    assert!(log.contains("WARN") && log.contains(&readable), "{log}");
+    assert!(log.contains(&unreadable), "{log}");
+    for text in [&log, &output, &error] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
     server.stop();
 }
 

@@ -128,12 +128,12 @@ fn a_healthy_machine_has_no_broken_finding() {
         assert!(found.healthy(), "{}", found.text);
         assert_eq!(found.cause(), "none");
         found.expect("nsswitch", "ok", "hosts: files dns");
-        found.expect("hosts", "ok", "names nothing in svc");
-        found.expect("nscd", "ok", "does not run");
+        found.expect("hosts", "ok", "has no name in svc");
+        found.expect("nscd", "ok", "is not running");
         found.expect("resolv.conf", "ok", SERVER);
         found.expect("name servers", "ok", "127.0.0.55 is svcdns itself");
         found.expect("name servers", "warning", "Programs with musl");
-        found.expect("port 53", "ok", "held by the running svcdns, svcdns (process");
+        found.expect("port 53", "ok", "in use by the running svcdns, svcdns (process");
         found.expect("server", "ok", "serves svc");
         found.expect("other names", "ok", "left to the machine's other name servers");
         found.expect("registry", "ok", "1 key, 1 instance");
@@ -154,12 +154,12 @@ fn a_missing_server_is_the_cause() {
     netns::inside("a_missing_server_is_the_cause", NOBODY, || {
         let found = doctor_without_server();
         assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
-        found.expect_command("server", "broken", "No svcdns runs", "svcdns serve");
-        found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53");
+        found.expect_command("server", "broken", "No svcdns is running", "svcdns serve");
+        found.expect("name servers", "broken", "Nothing responds at 127.0.0.99 port 53");
         found.expect_command(
             "port 53",
             "broken",
-            "Nobody listens at 127.0.0.99 port 53",
+            "Nothing listens on 127.0.0.99 port 53",
             "sudo svcdns serve --listen 127.0.0.99:53",
         );
         found.expect("lookup", "broken", "Programs do not find ns.svc");
@@ -171,7 +171,7 @@ fn a_missing_server_is_the_cause() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(
             text.contains("BROKEN   server")
-                && text.contains("\nThe likely cause: server: No svcdns runs"),
+                && text.contains("\nLikely cause: server: No svcdns is running"),
             "{text}"
         );
         assert!(text.ends_with("  $ svcdns serve\n"), "{text}");
@@ -193,19 +193,19 @@ fn name_servers_other_than_svcdns_are_found() {
         found.expect_command(
             "name servers",
             "broken",
-            "127.0.0.99 (svcdns) answers questions for svc with REFUSED",
+            "127.0.0.99 (svcdns) responds to queries for svc with REFUSED",
             "sudo svcdns install",
         );
         found.expect_command("name servers", "broken", "REFUSED", "svcdns run -- COMMAND");
-        found.expect("port 53", "ok", "127.0.0.99 port 53 is held by svcdns (process");
+        found.expect("port 53", "ok", "127.0.0.99 port 53 is in use by svcdns (process");
         found.expect("lookup", "broken", "Programs do not find ns.svc");
         drop(other);
         // No server at that address: the fix is not another server, but to configure programs to
         // use the running one.
         let found = doctor(server);
         assert_eq!(found.cause(), "port 53", "{}", found.text);
-        let words = "Programs ask at 127.0.0.99 port 53, where nobody listens; \
-                     svcdns answers on 127.0.0.55:53.";
+        let words = "Programs query 127.0.0.99 port 53, where nothing listens; \
+                     svcdns listens on 127.0.0.55:53.";
         found.expect_command("port 53", "broken", words, "sudo svcdns install");
         assert!(!found.text.contains("svcdns serve"), "{}", found.text);
 
@@ -226,8 +226,8 @@ fn a_hosts_line_without_dns_is_found() {
         fs::write(CONF, healthy_conf()).unwrap();
         for (line, words) in [
             ("hosts: files", "names neither `dns` nor `resolve`"),
-            ("hosts: files [NOTFOUND=return] dns", "ends the search at `files`"),
-            ("hosts: files resolve", "systemd-resolved alone, which does not run"),
+            ("hosts: files [NOTFOUND=return] dns", "ends every lookup at `files`"),
+            ("hosts: files resolve", "systemd-resolved alone, which is not running"),
         ] {
             fs::write(NSSWITCH, format!("passwd: files\n{line}\n")).unwrap();
             let found = doctor(server);
@@ -242,7 +242,7 @@ fn a_hosts_line_without_dns_is_found() {
             assert!(repaired.healthy(), "{suggested}: {}", repaired.text);
         }
         fs::write(NSSWITCH, "hosts: files resolve [!UNAVAIL=return] dns\n").unwrap();
-        doctor(server).expect("nsswitch", "ok", "does not run: programs ask the name servers");
+        doctor(server).expect("nsswitch", "ok", "is not running, so programs use the name servers");
         fs::remove_file(NSSWITCH).unwrap();
         doctor(server).expect("nsswitch", "ok", "has no hosts line");
     });
@@ -262,26 +262,30 @@ fn unusual_resolv_conf_and_hosts_files_give_warnings() {
         found.expect_command(
             "hosts",
             "warning",
-            "line 2 where Hello.SVC is",
+            "Line 2 of /etc/hosts has Hello.SVC",
             "sudoedit /etc/hosts",
         );
-        found.expect("resolv.conf", "warning", "Only the first 3 name servers count: 127.0.0.98");
+        found.expect(
+            "resolv.conf",
+            "warning",
+            "only the first 3 name servers, and never query 127.0.0.98",
+        );
         found.expect_command(
             "resolv.conf",
             "warning",
-            "Line 4 of /etc/resolv.conf is ignored by everybody",
+            "Line 4 of /etc/resolv.conf is ignored by all programs",
             "sed -n 4p",
         );
         found.expect(
             "resolv.conf",
             "warning",
-            "`options ndots:5` makes programs ask for hello.svc.corp.example",
+            "`options ndots:5`, programs first query the search list (hello.svc.corp.example)",
         );
-        found.expect("resolv.conf", "warning", "`options rotate` spreads questions");
+        found.expect("resolv.conf", "warning", "`options rotate` spreads queries");
 
         fs::remove_file(CONF).unwrap();
         let found = doctor(server);
-        found.expect("resolv.conf", "warning", "does not exist: programs ask 127.0.0.1 port 53");
+        found.expect("resolv.conf", "warning", "does not exist: programs query 127.0.0.1 port 53");
         assert_eq!(found.cause(), "port 53", "{}", found.text);
         symlink("/run/nowhere", CONF).unwrap();
         doctor(server).expect("resolv.conf", "warning", "(a link to /run/nowhere) does not exist");
@@ -290,7 +294,7 @@ fn unusual_resolv_conf_and_hosts_files_give_warnings() {
         doctor(server).expect("resolv.conf", "broken", "is not a file");
         fs::remove_dir(CONF).unwrap();
         fs::write(CONF, "# nothing\n").unwrap();
-        doctor(server).expect("resolv.conf", "warning", "names no name server");
+        doctor(server).expect("resolv.conf", "warning", "has no name server");
     });
 }
 
@@ -300,10 +304,10 @@ fn the_owner_of_a_used_port_is_named() {
         fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
         let udp = UdpSocket::bind((NOBODY, 53)).unwrap();
         let found = doctor(server);
-        let own = format!("(process {}), over UDP alone", std::process::id());
+        let own = format!("(process {}), for UDP only", std::process::id());
         found.expect("port 53", "ok", &own);
         let tcp = TcpListener::bind((NOBODY, 53)).unwrap();
-        found.expect("name servers", "broken", "Nobody answers at 127.0.0.99 port 53 (");
+        found.expect("name servers", "broken", "Nothing responds at 127.0.0.99 port 53 (");
 
         // Another user sees the owner of the socket, but not the process.
         let folder = tempfile::tempdir().unwrap();
@@ -318,7 +322,7 @@ fn the_owner_of_a_used_port_is_named() {
         found.expect_command(
             "port 53",
             "ok",
-            "held by a process of the user root; only root can see",
+            "in use by a process of the user root; only root can see",
             "sudo svcdns doctor",
         );
         drop((udp, tcp));
@@ -333,12 +337,7 @@ fn faults_of_registries_are_found() {
         let server = serve("etcd://127.0.0.1:9");
         let found = doctor(&server);
         assert_eq!(found.cause(), "registry", "{}", found.text);
-        found.expect_command(
-            "registry",
-            "broken",
-            "etcd could not be read yet",
-            "svcdns status",
-        );
+        found.expect_command("registry", "broken", "etcd could not be read yet", "svcdns status");
         server.stop();
 
         let files = Files::new(&[]);
@@ -368,7 +367,7 @@ fn an_nscd_that_caches_hosts_gives_a_warning() {
             fs::create_dir_all(folder).unwrap();
         }
         for (setting, level, words) in
-            [("yes", "warning", "remembers host names"), ("no", "ok", "leaves host names alone")]
+            [("yes", "warning", "caches host names"), ("no", "ok", "does not cache host names")]
         {
             fs::write("/etc/nscd.conf", format!("enable-cache hosts {setting}\n")).unwrap();
             let mut nscd =
@@ -381,7 +380,7 @@ fn an_nscd_that_caches_hosts_gives_a_warning() {
             found.expect("nscd", level, words);
             nscd.kill();
         }
-        doctor(server).expect("nscd", "ok", "does not run");
+        doctor(server).expect("nscd", "ok", "is not running");
     });
 }
 
@@ -399,12 +398,12 @@ fn systemd_resolved_without_a_route_or_with_dnssec_is_found() {
         found.expect_command(
             "systemd-resolved",
             "broken",
-            "Nobody told systemd-resolved that svc is to be asked of svcdns",
+            "systemd-resolved has no route for svc to svcdns",
             "sudo svcdns install",
         );
         found.expect("name servers", "broken", "127.0.0.53 (systemd-resolved)");
-        found.expect("port 53", "ok", "127.0.0.53 port 53 is held by systemd-resolve (process");
-        found.expect("resolv.conf", "ok", "its owner is systemd-resolved");
+        found.expect("port 53", "ok", "127.0.0.53 port 53 is in use by systemd-resolve (process");
+        found.expect("resolv.conf", "ok", "managed by systemd-resolved");
 
         let routed = format!("DNS={SERVER}\nDomains=~svc\n");
         running.restart(&format!("{routed}DNSSEC=no"));
@@ -413,18 +412,18 @@ fn systemd_resolved_without_a_route_or_with_dnssec_is_found() {
         found.expect(
             "systemd-resolved",
             "ok",
-            "passes questions for svc on to svcdns (Global to 127.0.0.55)",
+            "forwards queries for svc to svcdns (Global to 127.0.0.55)",
         );
         found.expect(
             "name servers",
             "ok",
-            "127.0.0.53 (systemd-resolved) passes questions for svc on to svcdns",
+            "127.0.0.53 (systemd-resolved) forwards queries for svc to svcdns",
         );
 
         running.restart(&format!("{routed}DNSSEC=yes"));
         let found = doctor(server);
         assert_eq!(found.cause(), "systemd-resolved", "{}", found.text);
-        let trap = "validates answers (Global: DNSSEC=yes), and svc is a private zone";
+        let trap = "validates answers (Global: DNSSEC=yes), but svc is a private zone";
         found.expect_command(
             "systemd-resolved",
             "broken",

@@ -1,6 +1,6 @@
-//! The file registry against real folders.
+//! The file registry against real directories.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 
@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,9 +18,13 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::{Uid, setfsuid};
 use svcdns::catalog::{self, Catalog};
 use svcdns::name::Zones;
-use svcdns::registry::file::{self, File, Settings, Timings};
-use svcdns::registry::{Feed, RegisterError, RegisterEvent, Registrant, Registry, State, gsvc};
-use svcdns::service::{Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update};
+use svcdns::registry::file::{self, FileRegistry, FileTimings, Settings};
+use svcdns::registry::{
+    Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryState, gsvc,
+};
+use svcdns::service::{
+    Change, Endpoint, ListKind, Metadata, Reason, RegistryId, ServiceId, Update,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -29,271 +34,321 @@ const A: &str = "service#default#default#a#latest#10.0.0.1-80";
 const B: &str = "service#default#default#b#latest#10.0.0.2-80";
 const CONTENT: &str = r#"{"UpdateAt":"2026-11-22 23:22:29","protocol":"http"}"#;
 
-/// How long anything that must happen may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Longest wait for an event that must come.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a registration is refreshed, so that a test need not wait.
-const OFTEN: Duration = Duration::from_millis(50);
+/// Interval of refreshes, short so that tests need not wait.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Looks so seldom that only events can tell, and takes no file for dead or broken only because the machine is busy.
-const BY_EVENTS: Timings = Timings {
-    dead_after: Duration::from_secs(600),
-    look: Duration::from_secs(3600),
-    rescan: Duration::from_secs(3600),
-    retry: Duration::from_millis(20),
-    patience: Duration::from_secs(60),
-    refresh: OFTEN,
+/// Timings by which only inotify can report changes.
+///
+/// No file expires or is rejected early because the machine is busy.
+const EVENTS_ONLY: FileTimings = FileTimings {
+    expire_after: Duration::from_secs(600),
+    poll_interval: Duration::from_secs(3600),
+    scan_interval: Duration::from_secs(3600),
+    retry_interval: Duration::from_millis(20),
+    write_grace: Duration::from_secs(60),
+    refresh_interval: REFRESH_INTERVAL,
 };
 
-/// Looks so often that a test need not wait.
-const BY_LOOKING: Timings = Timings { look: Duration::from_millis(20), rescan: Duration::from_millis(200), ..BY_EVENTS };
+/// Timings with frequent polls and scans, so that tests need not wait.
+const FREQUENT_SCANS: FileTimings = FileTimings {
+    poll_interval: Duration::from_millis(20),
+    scan_interval: Duration::from_millis(200),
+    ..EVENTS_ONLY
+};
 
-/// Someone who follows a folder and keeps what it is told.
-struct Follower {
-    changes: mpsc::Receiver<Update>,
-    state: Arc<State>,
-    /// By key: the registration's endpoints and protocol, or why there is none.
-    held: BTreeMap<String, Result<String, Reason>>,
-    listing: bool,
+/// A registry that is followed, and what it has sent.
+struct Following {
+    updates: mpsc::Receiver<Update>,
+    state: Arc<RegistryState>,
+    /// By key, the endpoints and protocol of the registration, or why it was rejected.
+    keys: BTreeMap<String, Result<String, Reason>>,
+    list_in_progress: bool,
     lists: usize,
     connected: Vec<bool>,
     puts: usize,
-    _stop: DropGuard,
+    _stop_on_drop: DropGuard,
 }
 
-/// The changes of an update, which is one of the registry.
+/// Returns the changes of a registry's update.
 fn changes(update: Update) -> Vec<Change> {
     let Update::Registry(_, changes) = update else { panic!("{update:?}") };
     changes
 }
 
-impl Follower {
-    fn start(directory: &Path, named: bool, timings: Timings) -> Self {
-        let (sender, changes) = mpsc::channel(16);
-        let state = Arc::new(State::new("file".parse().unwrap(), format!("file://{}", directory.display())));
-        let settings = Settings { directory: directory.into(), named, heads: vec!["service".into(), "services".into()], timings };
+impl Following {
+    fn start(directory: &Path, named: bool, timings: FileTimings) -> Self {
+        let (sender, updates) = mpsc::channel(16);
+        let url = format!("file://{}", directory.display());
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), url));
+        let heads = vec!["service".into(), "services".into()];
+        let settings = Settings { directory: directory.into(), named, heads, timings };
         let stop = CancellationToken::new();
         let (_, commands) = mpsc::channel(1);
-        tokio::spawn(File::new(settings).follow(
+        tokio::spawn(FileRegistry::new(settings).follow(
             ListKind::Routine,
             Feed::new(RegistryId::FIRST, sender, Arc::clone(&state)),
             commands,
             stop.clone(),
         ));
-        Self { changes, state, held: BTreeMap::new(), listing: false, lists: 0, connected: Vec::new(), puts: 0, _stop: stop.drop_guard() }
+        Self {
+            updates,
+            state,
+            keys: BTreeMap::new(),
+            list_in_progress: false,
+            lists: 0,
+            connected: Vec::new(),
+            puts: 0,
+            _stop_on_drop: stop.drop_guard(),
+        }
     }
 
-    fn take(&mut self, change: Change) {
+    fn apply(&mut self, change: Change) {
         match change {
             Change::ListBegin(_) => {
-                self.listing = true;
-                self.held.clear();
+                self.list_in_progress = true;
+                self.keys.clear();
             }
             Change::Put(put) => {
                 self.puts += 1;
                 let content = put.content.map(|found| {
-                    let endpoints: Vec<_> = found.endpoints.iter().map(ToString::to_string).collect();
-                    format!("{} {}", endpoints.join(","), found.metadata.text("protocol").unwrap_or_default())
+                    let endpoints: Vec<_> =
+                        found.endpoints.iter().map(ToString::to_string).collect();
+                    let protocol = found.metadata.text("protocol").unwrap_or_default();
+                    format!("{} {protocol}", endpoints.join(","))
                 });
-                self.held.insert(put.key.into(), content.map_err(|rejected| rejected.reason));
+                self.keys.insert(put.key.into(), content.map_err(|rejected| rejected.reason));
             }
             Change::Delete { key, .. } => {
-                assert!(!self.listing, "{key} removed within a list");
-                assert!(self.held.remove(&*key).is_some(), "{key} removed, but never put");
+                assert!(!self.list_in_progress, "a delete of {key} within a list");
+                assert!(self.keys.remove(&*key).is_some(), "a delete of {key} that does not exist");
             }
             Change::ListEnd { .. } => {
-                self.listing = false;
+                self.list_in_progress = false;
                 self.lists += 1;
             }
             Change::Connected(connected) => self.connected.push(connected),
-            Change::LeasesGone(_) => panic!("a file has no lease"),
+            Change::LeasesGone(_) => panic!("files have no leases"),
         }
     }
 
-    /// Takes changes until the condition holds.
-    async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        while !condition(self) || self.listing {
-            match timeout_at(deadline, self.changes.recv()).await {
-                Ok(Some(update)) => changes(update).into_iter().for_each(|change| self.take(change)),
-                Ok(None) => panic!("{what}: the registry has ended"),
-                Err(elapsed) => panic!("{what}: {elapsed} after {DEADLINE:?}; held: {:?}", self.held),
+    /// Receives changes until the condition holds outside a list.
+    async fn wait_until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !condition(self) || self.list_in_progress {
+            match timeout_at(deadline, self.updates.recv()).await {
+                Ok(Some(update)) => {
+                    for change in changes(update) {
+                        self.apply(change);
+                    }
+                }
+                Ok(None) => panic!("waited for: {what}; the registry has ended"),
+                Err(elapsed) => panic!("waited for: {what}; {elapsed}; keys: {:?}", self.keys),
             }
         }
     }
 
-    /// Takes whatever comes for this long.
-    async fn linger(&mut self, time: Duration) {
+    /// Receives changes for this long.
+    async fn receive_for(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
-        while let Ok(Some(update)) = timeout_at(deadline, self.changes.recv()).await {
+        while let Ok(Some(update)) = timeout_at(deadline, self.updates.recv()).await {
             for change in changes(update) {
-                self.take(change);
+                self.apply(change);
             }
         }
     }
 
-    async fn listed(&mut self) {
-        self.until("the first list", |follower| follower.lists == 1).await;
+    async fn wait_for_list(&mut self) {
+        self.wait_until("the first list", |following| following.lists == 1).await;
     }
 
-    fn keys(&self) -> Vec<&str> {
-        self.held.keys().map(String::as_str).collect()
+    fn names(&self) -> Vec<&str> {
+        self.keys.keys().map(String::as_str).collect()
     }
 }
 
-async fn appears(path: &Path) {
-    let deadline = Instant::now() + DEADLINE;
+async fn wait_for_file(path: &Path) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !path.exists() {
-        assert!(Instant::now() < deadline, "{} is not there after {DEADLINE:?}", path.display());
+        assert!(Instant::now() < deadline, "waited for {}", path.display());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Keeps this thread, and the threads it starts, from opening what is closed to its owner, as root can.
-struct OrdinaryUser {
+/// Drops root's file permissions in this thread and the threads that it starts.
+struct UnprivilegedFiles {
     before: Uid,
 }
 
-impl OrdinaryUser {
-    /// Takes root's rights to files until the value is dropped; changes nothing for any other user.
-    fn assume() -> Self {
+impl UnprivilegedFiles {
+    /// Drops the permissions until the value is dropped; no effect for other users.
+    fn enable() -> Self {
         let user = Uid::effective();
         Self { before: setfsuid(if user.is_root() { Uid::from_raw(65_534) } else { user }) }
     }
 }
 
-impl Drop for OrdinaryUser {
+impl Drop for UnprivilegedFiles {
     fn drop(&mut self) {
         setfsuid(self.before);
     }
 }
 
-fn age(path: &Path, age: Duration) {
+fn set_age(path: &Path, age: Duration) {
     fs::File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
 }
 
 #[tokio::test]
-async fn files_that_come_change_and_go_are_told_by_events() {
-    let folder = TempDir::new().unwrap();
-    fs::write(folder.path().join(A), CONTENT).unwrap();
-    let mut follower = Follower::start(folder.path(), true, BY_EVENTS);
-    follower.listed().await;
-    assert_eq!(follower.held[A], Ok("10.0.0.1:80 http".into()));
-    assert_eq!(follower.connected, [true]);
+async fn inotify_reports_new_changed_and_removed_files() {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join(A), CONTENT).unwrap();
+    let mut following = Following::start(directory.path(), true, EVENTS_ONLY);
+    following.wait_for_list().await;
+    assert_eq!(following.keys[A], Ok("10.0.0.1:80 http".into()));
+    assert_eq!(following.connected, [true]);
 
-    fs::write(folder.path().join(B), CONTENT).unwrap();
-    follower.until("a new file", |follower| follower.held.len() == 2).await;
+    fs::write(directory.path().join(B), CONTENT).unwrap();
+    following.wait_until("a new file", |following| following.keys.len() == 2).await;
 
-    fs::write(folder.path().join(B), CONTENT.replace("http", "grpc")).unwrap();
-    follower.until("rewritten", |follower| follower.held[B] == Ok("10.0.0.2:80 grpc".into())).await;
+    fs::write(directory.path().join(B), CONTENT.replace("http", "grpc")).unwrap();
+    following
+        .wait_until("rewritten", |following| following.keys[B] == Ok("10.0.0.2:80 grpc".into()))
+        .await;
 
-    let hidden = folder.path().join(".new");
+    let hidden = directory.path().join(".new");
     fs::write(&hidden, CONTENT.replace("http", "https")).unwrap();
-    fs::rename(&hidden, folder.path().join(B)).unwrap();
-    follower.until("moved into place", |follower| follower.held[B] == Ok("10.0.0.2:80 https".into())).await;
+    fs::rename(&hidden, directory.path().join(B)).unwrap();
+    following
+        .wait_until("moved into place", |following| {
+            following.keys[B] == Ok("10.0.0.2:80 https".into())
+        })
+        .await;
 
-    fs::remove_file(folder.path().join(A)).unwrap();
-    follower.until("removed", |follower| follower.keys() == [B]).await;
-    fs::rename(folder.path().join(B), folder.path().join(A)).unwrap();
-    follower.until("renamed", |follower| follower.keys() == [A]).await;
+    fs::remove_file(directory.path().join(A)).unwrap();
+    following.wait_until("removed", |following| following.names() == [B]).await;
+    fs::rename(directory.path().join(B), directory.path().join(A)).unwrap();
+    following.wait_until("renamed", |following| following.names() == [A]).await;
 }
 
 #[tokio::test]
-async fn a_refresh_is_told_to_nobody() {
-    let folder = TempDir::new().unwrap();
-    let mut follower = Follower::start(folder.path(), true, BY_LOOKING);
-    follower.listed().await;
+async fn refreshes_are_not_sent() {
+    let directory = TempDir::new().unwrap();
+    let mut following = Following::start(directory.path(), true, FREQUENT_SCANS);
+    following.wait_for_list().await;
     for second in 10..30 {
-        fs::write(folder.path().join(A), CONTENT.replace(":29", &format!(":{second}"))).unwrap();
-        follower.linger(Duration::from_millis(10)).await;
+        fs::write(directory.path().join(A), CONTENT.replace(":29", &format!(":{second}"))).unwrap();
+        following.receive_for(Duration::from_millis(10)).await;
     }
-    fs::write(folder.path().join(B), CONTENT).unwrap();
-    follower.until("the second file", |follower| follower.held.len() == 2).await;
-    assert_eq!(follower.puts, 2);
+    fs::write(directory.path().join(B), CONTENT).unwrap();
+    following.wait_until("the second file", |following| following.keys.len() == 2).await;
+    assert_eq!(following.puts, 2);
 }
 
 #[tokio::test]
-async fn a_file_counts_while_it_is_refreshed_and_is_never_deleted() {
-    let folder = TempDir::new().unwrap();
-    let (a, b) = (folder.path().join(A), folder.path().join(B));
+async fn files_expire_unless_refreshed_and_are_never_deleted() {
+    let directory = TempDir::new().unwrap();
+    let (a, b) = (directory.path().join(A), directory.path().join(B));
     fs::write(&a, CONTENT).unwrap();
     fs::write(&b, CONTENT).unwrap();
-    age(&a, Duration::from_secs(21));
-    let timings = Timings { dead_after: Duration::from_secs(20), ..BY_LOOKING };
-    let mut follower = Follower::start(folder.path(), true, timings);
-    follower.listed().await;
-    assert_eq!(follower.keys(), [B], "a is a dead program's");
+    set_age(&a, Duration::from_secs(21));
+    let timings = FileTimings { expire_after: Duration::from_secs(20), ..FREQUENT_SCANS };
+    let mut following = Following::start(directory.path(), true, timings);
+    following.wait_for_list().await;
+    assert_eq!(following.names(), [B], "a has expired");
 
-    age(&b, Duration::from_millis(19_300));
-    follower.until("b has died", |follower| follower.held.is_empty()).await;
-    age(&b, Duration::ZERO);
-    follower.until("b is back", |follower| follower.keys() == [B]).await;
+    set_age(&b, Duration::from_millis(19_300));
+    following.wait_until("the expiry of b", |following| following.keys.is_empty()).await;
+    set_age(&b, Duration::ZERO);
+    following.wait_until("the refresh of b", |following| following.names() == [B]).await;
     assert!(a.exists() && b.exists());
 }
 
 #[tokio::test]
-async fn a_folder_may_come_late_go_and_be_another() {
+async fn the_directory_may_be_created_late_replaced_and_removed() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
-    let mut follower = Follower::start(&path, false, BY_LOOKING);
-    follower.listed().await;
-    assert_eq!((follower.held.len(), follower.state.report().synced, follower.state.report().connected), (0, true, true));
-    assert!(follower.state.report().error.unwrap().contains("does not exist yet"), "a mistyped path shows");
+    let mut following = Following::start(&path, false, FREQUENT_SCANS);
+    following.wait_for_list().await;
+    let report = following.state.report();
+    assert_eq!((following.keys.len(), report.synced, report.connected), (0, true, true));
+    let note = report.error.unwrap();
+    assert!(note.contains("does not exist yet"), "a misspelled path is noticeable: {note}");
 
     fs::create_dir(&path).unwrap();
     fs::write(path.join(A), CONTENT).unwrap();
-    follower.until("the folder has come", |follower| follower.keys() == [A]).await;
-    assert_eq!(follower.state.report().error, None);
+    following.wait_until("the new directory", |following| following.names() == [A]).await;
+    assert_eq!(following.state.report().error, None);
 
     let elsewhere = parent.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::write(elsewhere.join(B), CONTENT).unwrap();
     fs::rename(&path, parent.path().join("old")).unwrap();
     fs::rename(&elsewhere, &path).unwrap();
-    follower.until("another folder", |follower| follower.keys() == [B]).await;
+    following.wait_until("the other directory", |following| following.names() == [B]).await;
     fs::write(path.join(A), CONTENT).unwrap();
-    follower.until("a file in the other folder", |follower| follower.held.len() == 2).await;
+    following
+        .wait_until("a file in the other directory", |following| following.keys.len() == 2)
+        .await;
 
     fs::remove_dir_all(&path).unwrap();
-    follower.until("the folder has gone", |follower| follower.held.is_empty()).await;
-    assert_eq!(follower.connected, [true], "a missing folder is an empty registry");
+    following
+        .wait_until("the removal of the directory", |following| following.keys.is_empty())
+        .await;
+    assert_eq!(following.connected, [true], "a missing directory is an empty registry");
 }
 
 #[tokio::test]
-async fn an_empty_moment_hurts_nobody() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join(A);
+async fn files_that_are_briefly_empty_stay_registered() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(A);
     fs::write(&path, CONTENT).unwrap();
-    let timings = Timings { patience: Duration::from_secs(5), ..BY_EVENTS };
-    let mut follower = Follower::start(folder.path(), true, timings);
-    follower.listed().await;
+    let timings = FileTimings { write_grace: Duration::from_secs(5), ..EVENTS_ONLY };
+    let mut following = Following::start(directory.path(), true, timings);
+    following.wait_for_list().await;
 
     fs::write(&path, "").unwrap();
-    follower.linger(Duration::from_millis(150)).await;
+    following.receive_for(Duration::from_millis(150)).await;
     fs::write(&path, CONTENT).unwrap();
-    follower.linger(timings.patience + Duration::from_secs(1)).await;
-    assert_eq!((follower.puts, &follower.held[A]), (1, &Ok("10.0.0.1:80 http".into())));
+    following.receive_for(timings.write_grace + Duration::from_secs(1)).await;
+    assert_eq!((following.puts, &following.keys[A]), (1, &Ok("10.0.0.1:80 http".into())));
 
     fs::write(&path, "").unwrap();
-    follower.until("it stays empty", |follower| follower.held[A] == Err(gsvc::VALUE_NOT_JSON)).await;
+    following
+        .wait_until("the rejection of the empty file", |following| {
+            following.keys[A] == Err(gsvc::VALUE_NOT_JSON)
+        })
+        .await;
     fs::write(&path, CONTENT).unwrap();
-    follower.until("it is written", |follower| follower.held[A].is_ok()).await;
+    following.wait_until("the complete file", |following| following.keys[A].is_ok()).await;
 }
 
 #[tokio::test]
-async fn hostile_files_are_rejected_one_by_one() {
-    let folder = TempDir::new().unwrap();
+async fn hostile_files_are_rejected_without_affecting_others() {
+    let directory = TempDir::new().unwrap();
     let other = TempDir::new().unwrap();
     let secret = other.path().join("secret");
     fs::write(&secret, CONTENT).unwrap();
-    let write = |name: &str, content: &[u8]| fs::write(folder.path().join(name), content).unwrap();
+    let write =
+        |name: &str, content: &[u8]| fs::write(directory.path().join(name), content).unwrap();
     let named = |name: &str| format!("service#default#default#{name}#latest#10.0.0.9-80");
 
-    nix::unistd::mkfifo(&folder.path().join(named("pipe")), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-    fs::create_dir(folder.path().join(named("folder"))).unwrap();
-    symlink(&secret, folder.path().join(named("link"))).unwrap();
-    symlink("/dev/zero", folder.path().join(named("device"))).unwrap();
-    fs::write(folder.path().join(OsStr::from_bytes(b"service#default#default#\xff#latest#10.0.0.9-80")), CONTENT).unwrap();
+    nix::unistd::mkfifo(
+        &directory.path().join(named("pipe")),
+        nix::sys::stat::Mode::from_bits_truncate(0o600),
+    )
+    .unwrap();
+    fs::create_dir(directory.path().join(named("directory"))).unwrap();
+    symlink(&secret, directory.path().join(named("link"))).unwrap();
+    symlink("/dev/zero", directory.path().join(named("device"))).unwrap();
+    fs::write(
+        directory
+            .path()
+            .join(OsStr::from_bytes(b"service#default#default#\xff#latest#10.0.0.9-80")),
+        CONTENT,
+    )
+    .unwrap();
     write(&named("large"), &vec![b' '; 1 << 20]);
     write(&named("brackets"), "[".repeat(20_000).as_bytes());
     write(&named("text"), b"hello");
@@ -301,17 +356,17 @@ async fn hostile_files_are_rejected_one_by_one() {
     write("service#default#shop#a#b#v1-rc#10.9.0.5-39645", CONTENT.as_bytes());
     write("service#default#default#ports#latest#10.0.0.1-0,10.0.0.2-81,[-0", CONTENT.as_bytes());
     write("service#default#my-shop#user-svc#v1-rc#web-1.example-9000", CONTENT.as_bytes());
-    // Not for us.
+    // Ignored: another head, a hidden file and a temporary file.
     write("svcs#default#default#a#latest#10.0.0.1-80", CONTENT.as_bytes());
     write(".service#default#default#a#latest#10.0.0.1-80", CONTENT.as_bytes());
     write(&format!("{A}.tmp"), CONTENT.as_bytes());
 
-    let timings = Timings { patience: Duration::from_millis(100), ..BY_LOOKING };
-    let mut follower = Follower::start(folder.path(), true, timings);
-    follower.until("all are judged", |follower| follower.held.len() == 12).await;
+    let timings = FileTimings { write_grace: Duration::from_millis(100), ..FREQUENT_SCANS };
+    let mut following = Following::start(directory.path(), true, timings);
+    following.wait_until("all files", |following| following.keys.len() == 12).await;
     let expected: BTreeMap<String, Result<String, Reason>> = [
         (named("pipe"), Err(file::UNREADABLE)),
-        (named("folder"), Err(file::UNREADABLE)),
+        (named("directory"), Err(file::UNREADABLE)),
         (named("link"), Err(file::UNREADABLE)),
         (named("device"), Err(file::UNREADABLE)),
         ("service#default#default#\\xff#latest#10.0.0.9-80".into(), Err(gsvc::KEY_NOT_TEXT)),
@@ -320,112 +375,154 @@ async fn hostile_files_are_rejected_one_by_one() {
         (named("text"), Err(gsvc::VALUE_NOT_JSON)),
         ("README.txt".into(), Err(gsvc::TOO_FEW_SEGMENTS)),
         ("service#default#shop#a#b#v1-rc#10.9.0.5-39645".into(), Err(gsvc::TOO_MANY_SEGMENTS)),
-        ("service#default#default#ports#latest#10.0.0.1-0,10.0.0.2-81,[-0".into(), Ok("10.0.0.2:81 http".into())),
-        ("service#default#my-shop#user-svc#v1-rc#web-1.example-9000".into(), Ok("web-1.example:9000 http".into())),
+        (
+            "service#default#default#ports#latest#10.0.0.1-0,10.0.0.2-81,[-0".into(),
+            Ok("10.0.0.2:81 http".into()),
+        ),
+        (
+            "service#default#my-shop#user-svc#v1-rc#web-1.example-9000".into(),
+            Ok("web-1.example:9000 http".into()),
+        ),
     ]
     .into();
-    assert_eq!(follower.held, expected);
-    follower.linger(Duration::from_millis(400)).await;
-    assert_eq!(follower.puts, 12, "each is told once");
+    assert_eq!(following.keys, expected);
+    following.receive_for(Duration::from_millis(400)).await;
+    assert_eq!(following.puts, 12, "each is sent once");
 }
 
 #[tokio::test]
-async fn a_path_that_cannot_be_followed_keeps_what_was_known() {
-    let _user = OrdinaryUser::assume();
+async fn an_unusable_path_keeps_the_registrations() {
+    let _user = UnprivilegedFiles::enable();
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     fs::write(&path, "a file").unwrap();
-    let mut follower = Follower::start(&path, true, BY_LOOKING);
-    follower.until("it says so", |follower| follower.connected == [false]).await;
-    let report = follower.state.report();
+    let mut following = Following::start(&path, true, FREQUENT_SCANS);
+    following.wait_until("the disconnect", |following| following.connected == [false]).await;
+    let report = following.state.report();
     assert!(!report.connected && !report.synced);
-    assert!(report.error.unwrap().contains("is not a folder"));
+    assert!(report.error.unwrap().contains("is not a directory"));
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     fs::write(path.join(A), CONTENT).unwrap();
-    follower.until("it is followed", |follower| follower.keys() == [A]).await;
-    assert_eq!((&*follower.connected, follower.state.report().error), (&[false, true][..], None));
+    following.wait_until("the directory", |following| following.names() == [A]).await;
+    assert_eq!((&*following.connected, following.state.report().error), (&[false, true][..], None));
 
-    // In exchange, so that at no moment there is nothing, which would be an empty registry.
+    // An exchange, because a path that is missing for a moment would be an empty registry.
     let file = parent.path().join("file");
     fs::write(&file, "a file").unwrap();
     renameat2(AT_FDCWD, &file, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).unwrap();
-    follower.until("it cannot be followed", |follower| follower.connected.ends_with(&[false])).await;
-    assert_eq!(follower.keys(), [A]);
-    assert_eq!(follower.state.report().disconnects, 1);
+    following
+        .wait_until("the file in its place", |following| following.connected.ends_with(&[false]))
+        .await;
+    assert_eq!(following.names(), [A]);
+    assert_eq!(following.state.report().disconnects, 1);
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     fs::write(path.join(B), CONTENT).unwrap();
-    follower.until("it can again", |follower| follower.keys() == [B]).await;
+    following.wait_until("the directory again", |following| following.names() == [B]).await;
 
     for mode in [0o000, 0o300, 0o400] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        follower.until("the folder is closed", |follower| follower.connected.ends_with(&[false])).await;
-        assert_eq!(follower.keys(), [B], "{mode:o}");
-        assert!(follower.state.report().error.unwrap().contains("ermission denied"));
+        following
+            .wait_until("the loss of permissions", |following| {
+                following.connected.ends_with(&[false])
+            })
+            .await;
+        assert_eq!(following.names(), [B], "{mode:o}");
+        assert!(following.state.report().error.unwrap().contains("ermission denied"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        follower.until("the folder is open", |follower| follower.connected.ends_with(&[true])).await;
+        following
+            .wait_until("the return of permissions", |following| {
+                following.connected.ends_with(&[true])
+            })
+            .await;
     }
     fs::set_permissions(path.join(B), fs::Permissions::from_mode(0o200)).unwrap();
-    fs::File::options().write(true).open(path.join(B)).unwrap().set_modified(SystemTime::now()).unwrap();
-    follower.until("the file is closed", |follower| follower.held[B] == Err(file::UNREADABLE)).await;
+    fs::File::options()
+        .write(true)
+        .open(path.join(B))
+        .unwrap()
+        .set_modified(SystemTime::now())
+        .unwrap();
+    following
+        .wait_until("the unreadable file", |following| following.keys[B] == Err(file::UNREADABLE))
+        .await;
 }
 
 #[tokio::test]
-async fn a_folder_nobody_named_must_be_ours() {
+async fn the_default_directory_must_be_our_own() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     let real = parent.path().join("real");
     fs::create_dir(&real).unwrap();
     fs::write(real.join(A), CONTENT).unwrap();
     symlink(&real, &path).unwrap();
-    let mut follower = Follower::start(&path, false, BY_LOOKING);
-    follower.until("a link is refused", |follower| follower.connected == [false]).await;
-    let mut named = Follower::start(&path, true, BY_LOOKING);
-    named.until("a link that was named is followed", |follower| follower.keys() == [A]).await;
+    let mut following = Following::start(&path, false, FREQUENT_SCANS);
+    following.wait_until("the refusal of a link", |following| following.connected == [false]).await;
+    let mut named = Following::start(&path, true, FREQUENT_SCANS);
+    named.wait_until("a link that was named", |following| following.names() == [A]).await;
     fs::remove_file(&path).unwrap();
     fs::rename(&real, &path).unwrap();
-    follower.until("a folder of ours is followed", |follower| follower.keys() == [A]).await;
+    following.wait_until("our own directory", |following| following.names() == [A]).await;
 
     if !Uid::effective().is_root() {
-        return support::skip("a_folder_nobody_named_must_be_ours", "only root can give a folder away");
+        return support::skip(
+            "the_default_directory_must_be_our_own",
+            "only root can change the owner of a directory",
+        );
     }
     std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
-    follower.until("somebody else's folder is refused", |follower| follower.connected.ends_with(&[true, false])).await;
-    let error = follower.state.report().error.unwrap();
-    assert!(error.contains("belongs to") && error.contains(&format!("--registry file://{}", path.display())), "{error}");
-    let mut named = Follower::start(&path, true, BY_LOOKING);
-    named.until("it is believed when named", |follower| follower.keys() == [A]).await;
+    following
+        .wait_until("the refusal of a foreign directory", |following| {
+            following.connected.ends_with(&[true, false])
+        })
+        .await;
+    let error = following.state.report().error.unwrap();
+    let advice = format!("--registry file://{}", path.display());
+    assert!(error.contains("belongs to") && error.contains(&advice), "{error}");
+    let mut named = Following::start(&path, true, FREQUENT_SCANS);
+    named
+        .wait_until("a foreign directory that was named", |following| following.names() == [A])
+        .await;
 }
 
 #[tokio::test]
-async fn a_large_folder_is_one_list() {
-    let folder = TempDir::new().unwrap();
+async fn a_large_directory_is_one_list() {
+    let directory = TempDir::new().unwrap();
     for n in 0..1200 {
-        fs::write(folder.path().join(format!("service#default#default#s{n}#latest#10.0.0.1-80")), CONTENT).unwrap();
+        fs::write(
+            directory.path().join(format!("service#default#default#s{n}#latest#10.0.0.1-80")),
+            CONTENT,
+        )
+        .unwrap();
     }
-    let mut follower = Follower::start(folder.path(), true, BY_LOOKING);
-    follower.listed().await;
-    assert_eq!((follower.held.len(), follower.puts), (1200, 1200));
-    follower.linger(Duration::from_millis(300)).await;
-    assert_eq!((follower.lists, follower.puts), (1, 1200));
+    let mut following = Following::start(directory.path(), true, FREQUENT_SCANS);
+    following.wait_for_list().await;
+    assert_eq!((following.keys.len(), following.puts), (1200, 1200));
+    following.receive_for(Duration::from_millis(300)).await;
+    assert_eq!((following.lists, following.puts), (1, 1200));
 }
 
 #[tokio::test]
-async fn files_beyond_max_keys_are_rejected_and_none_is_left_out() {
-    let folder = TempDir::new().unwrap();
+async fn files_beyond_max_keys_are_listed_as_rejected() {
+    let directory = TempDir::new().unwrap();
     for n in 0..5 {
-        fs::write(folder.path().join(format!("service#default#default#s{n}#latest#10.0.0.1-80")), CONTENT).unwrap();
+        fs::write(
+            directory.path().join(format!("service#default#default#s{n}#latest#10.0.0.1-80")),
+            CONTENT,
+        )
+        .unwrap();
     }
-    let mut follower = Follower::start(folder.path(), true, BY_LOOKING);
+    let mut following = Following::start(directory.path(), true, FREQUENT_SCANS);
     let zones = Zones::new(&["svc".to_owned()]).unwrap();
-    let mut catalog = Catalog::new(catalog::Settings { max_keys: 3, ..catalog::Settings::new(zones, 1) });
+    let mut catalog =
+        Catalog::new(catalog::Settings { max_keys: 3, ..catalog::Settings::new(zones, 1) });
     let now = std::time::Instant::now();
     while !catalog.registry_status(now).synced {
-        let update = timeout_at(Instant::now() + DEADLINE, follower.changes.recv()).await.unwrap().unwrap();
-        catalog.apply(update, now);
+        let update = timeout_at(Instant::now() + TEST_TIMEOUT, following.updates.recv()).await;
+        catalog.apply(update.unwrap().unwrap(), now);
     }
     catalog.settle(now);
     assert_eq!(catalog.services().count(), 3);
@@ -435,19 +532,26 @@ async fn files_beyond_max_keys_are_rejected_and_none_is_left_out() {
 }
 
 #[tokio::test]
-async fn the_first_list_is_of_the_kind_asked_for() {
-    let folder = TempDir::new().unwrap();
-    for directory in [folder.path().to_owned(), folder.path().join("missing")] {
-        let (sender, mut changes) = mpsc::channel(16);
-        let (_commander, commands) = mpsc::channel(1);
-        let settings = Settings { directory, named: true, heads: Vec::new(), timings: BY_EVENTS };
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".parse().unwrap(), "file".into())));
+async fn the_first_list_has_the_requested_kind() {
+    let parent = TempDir::new().unwrap();
+    for directory in [parent.path().to_owned(), parent.path().join("missing")] {
+        let (sender, mut updates) = mpsc::channel(16);
+        let (_commands_sender, commands) = mpsc::channel(1);
+        let settings = Settings { directory, named: true, heads: Vec::new(), timings: EVENTS_ONLY };
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
+        let feed = Feed::new(RegistryId::FIRST, sender, state);
         let stop = CancellationToken::new();
-        tokio::spawn(File::new(settings).follow(ListKind::Reconnect, feed, commands, stop.clone()));
+        tokio::spawn(FileRegistry::new(settings).follow(
+            ListKind::Reconnect,
+            feed,
+            commands,
+            stop.clone(),
+        ));
         let mut kinds = Vec::new();
         while kinds.is_empty() {
-            let batch = self::changes(timeout_at(Instant::now() + DEADLINE, changes.recv()).await.unwrap().unwrap());
-            kinds.extend(batch.into_iter().filter_map(|change| match change {
+            let update = timeout_at(Instant::now() + TEST_TIMEOUT, updates.recv()).await;
+            let changes = changes(update.unwrap().unwrap());
+            kinds.extend(changes.into_iter().filter_map(|change| match change {
                 Change::ListBegin(kind) => Some(kind),
                 _ => None,
             }));
@@ -458,36 +562,48 @@ async fn the_first_list_is_of_the_kind_asked_for() {
 }
 
 #[tokio::test]
-async fn follows_end_when_stopped() {
-    let folder = TempDir::new().unwrap();
-    let (sender, mut changes) = mpsc::channel(16);
-    let (_commander, commands) = mpsc::channel(1);
-    let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings: BY_EVENTS };
-    let state = Arc::new(State::new("file".parse().unwrap(), "file".into()));
+async fn following_ends_when_stopped() {
+    let directory = TempDir::new().unwrap();
+    let (sender, mut updates) = mpsc::channel(16);
+    let (_commands_sender, commands) = mpsc::channel(1);
+    let settings = Settings {
+        directory: directory.path().into(),
+        named: true,
+        heads: Vec::new(),
+        timings: EVENTS_ONLY,
+    };
+    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
     let stop = CancellationToken::new();
-    let task =
-        tokio::spawn(File::new(settings).follow(ListKind::Routine, Feed::new(RegistryId::FIRST, sender, state), commands, stop.clone()));
-    changes.recv().await.unwrap();
+    let feed = Feed::new(RegistryId::FIRST, sender, state);
+    let registry = FileRegistry::new(settings);
+    let task = tokio::spawn(registry.follow(ListKind::Routine, feed, commands, stop.clone()));
+    updates.recv().await.unwrap();
     stop.cancel();
-    tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, task).await.unwrap().unwrap();
 }
 
-/// Keeps a registration of this name in a folder, refreshed this often.
+/// Registers a service with this name, refreshed at this interval.
 async fn register(
     directory: PathBuf,
     name: &str,
-    refresh: Duration,
+    refresh_interval: Duration,
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
-    let settings = Settings { directory, named: true, heads: Vec::new(), timings: Timings { refresh, ..Timings::default() } };
+    let timings = FileTimings { refresh_interval, ..FileTimings::default() };
+    let settings = Settings { directory, named: true, heads: Vec::new(), timings };
     file::register(&settings, &registrant(name), stop, events).await
 }
 
 fn registrant(name: &str) -> Registrant {
     Registrant {
         head: "service".into(),
-        id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: name.into(), version: "v1-rc".into() },
+        id: ServiceId {
+            deployment: "default".into(),
+            namespace: "default".into(),
+            name: name.into(),
+            version: "v1-rc".into(),
+        },
         endpoints: vec![
             Endpoint { host: "10.0.0.1".parse::<std::net::IpAddr>().unwrap().into(), port: 80 },
             Endpoint { host: svcdns::service::Host::Name("web-1.example".into()), port: 81 },
@@ -498,114 +614,135 @@ fn registrant(name: &str) -> Registrant {
 }
 
 #[tokio::test]
-async fn a_registration_is_kept_refreshed_restored_and_taken_back() {
+async fn registrations_are_refreshed_restored_and_removed() {
     const FILE: &str = "service#default#default#user-svc#v1-rc#10.0.0.1-80,web-1.example-81";
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("new").join("gsvc");
-    let dead_after = Duration::from_secs(6);
-    let mut follower = Follower::start(&directory, true, Timings { dead_after, ..BY_LOOKING });
-    follower.listed().await;
+    let expire_after = Duration::from_secs(6);
+    let mut following =
+        Following::start(&directory, true, FileTimings { expire_after, ..FREQUENT_SCANS });
+    following.wait_for_list().await;
 
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let task = tokio::spawn(register(directory.clone(), "user-svc", OFTEN, stop.clone(), move |event| {
-        let _ = sender.send(event);
-    }));
-    follower.until("it is registered", |follower| follower.keys() == [FILE]).await;
-    assert_eq!(follower.held[FILE], Ok("10.0.0.1:80,web-1.example:81 http".into()));
+    let task = tokio::spawn(register(
+        directory.clone(),
+        "user-svc",
+        REFRESH_INTERVAL,
+        stop.clone(),
+        move |event| {
+            let _ = sender.send(event);
+        },
+    ));
+    following.wait_until("the registration", |following| following.names() == [FILE]).await;
+    assert_eq!(following.keys[FILE], Ok("10.0.0.1:80,web-1.example:81 http".into()));
     assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
 
-    // GoFrame's readers judge by the writer's local time.
-    let content: serde_json::Value = serde_json::from_slice(&fs::read(directory.join(FILE)).unwrap()).unwrap();
-    let written = std::process::Command::new("date").args(["-d", content["UpdateAt"].as_str().unwrap(), "+%s"]).output().unwrap();
-    let written: u64 = String::from_utf8(written.stdout).unwrap().trim().parse().unwrap();
+    // GoFrame's readers compare `UpdateAt`, in the writer's local time.
+    let content: serde_json::Value =
+        serde_json::from_slice(&fs::read(directory.join(FILE)).unwrap()).unwrap();
+    let update_at = content["UpdateAt"].as_str().unwrap();
+    let date = Command::new("date").args(["-d", update_at, "+%s"]).output().unwrap();
+    let written: u64 = String::from_utf8(date.stdout).unwrap().trim().parse().unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(written) < 60, "{now} {content}");
 
-    follower.linger(dead_after + Duration::from_secs(1)).await;
-    assert_eq!((follower.keys(), follower.puts), (vec![FILE], 1), "refreshed in time");
+    following.receive_for(expire_after + Duration::from_secs(1)).await;
+    assert_eq!((following.names(), following.puts), (vec![FILE], 1), "refreshed in time");
 
-    // Made again within a second, and told, unless it was removed in the very moment of a refresh: then once more. Whether
-    // the follower sees the moment without it is a matter of chance.
-    let deadline = Instant::now() + DEADLINE;
-    let told = loop {
-        assert!(Instant::now() < deadline, "that it was made again is not told");
+    // A removed file is written again within a second. This is an event, unless the removal
+    // coincides with a refresh; then try again. The registry may miss it.
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    let event = loop {
+        assert!(Instant::now() < deadline, "no event for the restored file");
         fs::remove_file(directory.join(FILE)).unwrap();
-        appears(&directory.join(FILE)).await;
-        if let Ok(told) = tokio::time::timeout(Duration::from_secs(3), events.recv()).await {
-            break told;
+        wait_for_file(&directory.join(FILE)).await;
+        let event = tokio::time::timeout(Duration::from_secs(3), events.recv()).await;
+        if let Ok(event) = event {
+            break event;
         }
     };
-    assert_eq!(told, Some(RegisterEvent::Registered), "that it was made again is told");
-    follower.until("it is restored", |follower| follower.keys() == [FILE]).await;
-    // A refresh may put something into the folder while it is being removed.
+    assert_eq!(event, Some(RegisterEvent::Registered));
+    following.wait_until("the restored file", |following| following.names() == [FILE]).await;
+    // A refresh may write into the directory during its removal.
     while fs::remove_dir_all(&directory).is_err() {
         assert!(Instant::now() < deadline, "{} cannot be removed", directory.display());
     }
-    appears(&directory.join(FILE)).await;
-    follower.until("the folder is restored", |follower| follower.keys() == [FILE]).await;
+    wait_for_file(&directory.join(FILE)).await;
+    following.wait_until("the restored directory", |following| following.names() == [FILE]).await;
 
     stop.cancel();
     task.await.unwrap().unwrap();
-    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "no files remain");
     let mut last = None;
     while let Some(event) = events.recv().await {
-        // A refresh that lost its folder on the way fails, and is tried again.
+        // A refresh whose directory is removed meanwhile fails and is retried.
         assert_ne!(event, RegisterEvent::Left);
         last = Some(event);
     }
     assert_eq!(last, Some(RegisterEvent::Removed));
-    follower.until("it is taken back", |follower| follower.held.is_empty()).await;
+    following.wait_until("the removal", |following| following.keys.is_empty()).await;
 }
 
 #[tokio::test]
-async fn what_would_read_back_differently_is_not_registered() {
-    let folder = TempDir::new().unwrap();
+async fn registrations_that_would_not_parse_back_are_refused() {
+    let directory = TempDir::new().unwrap();
     for name in ["", "a/b", "a#b", "../a"] {
-        let refused = register(folder.path().into(), name, OFTEN, CancellationToken::new(), |_| {}).await;
+        let stop = CancellationToken::new();
+        let refused = register(directory.path().into(), name, REFRESH_INTERVAL, stop, |_| {}).await;
         assert!(matches!(refused, Err(RegisterError::NotWritable(_))), "{name}");
     }
-    let long = register(folder.path().into(), &"a".repeat(250), OFTEN, CancellationToken::new(), |_| {}).await;
-    assert!(matches!(long, Err(RegisterError::Refused { .. })));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let long = "a".repeat(250);
+    let stop = CancellationToken::new();
+    let refused = register(directory.path().into(), &long, REFRESH_INTERVAL, stop, |_| {}).await;
+    assert!(matches!(refused, Err(RegisterError::Refused { .. })));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
-async fn a_registration_that_cannot_be_written_is_tried_again() {
+async fn failed_writes_are_retried() {
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("gsvc");
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let task = tokio::spawn(register(directory.clone(), "a", OFTEN, stop.clone(), move |event| {
-        let _ = sender.send(event);
-    }));
+    let task = tokio::spawn(register(
+        directory.clone(),
+        "a",
+        REFRESH_INTERVAL,
+        stop.clone(),
+        move |event| {
+            let _ = sender.send(event);
+        },
+    ));
     assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
     fs::rename(&directory, parent.path().join("old")).unwrap();
-    // Whatever it makes meanwhile gives way to a file.
+    // Replace the directory by a file, even if it was created again meanwhile.
     while fs::write(&directory, "a file").is_err() {
         let _ = fs::remove_dir_all(&directory);
     }
-    let deadline = Instant::now() + DEADLINE;
-    while !matches!(timeout_at(deadline, events.recv()).await.unwrap(), Some(RegisterEvent::Failed(_))) {}
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    let mut next_event = async || timeout_at(deadline, events.recv()).await.unwrap();
+    while !matches!(next_event().await, Some(RegisterEvent::Failed(_))) {}
     fs::remove_file(&directory).unwrap();
-    while timeout_at(deadline, events.recv()).await.unwrap() != Some(RegisterEvent::Registered) {}
+    while next_event().await != Some(RegisterEvent::Registered) {}
     stop.cancel();
     task.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn a_registration_that_another_program_keeps_is_left() {
-    let folder = TempDir::new().unwrap();
+async fn a_file_that_another_program_writes_is_left_in_place() {
+    let directory = TempDir::new().unwrap();
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
-    let seldom = Duration::from_secs(3600);
-    let task = tokio::spawn(register(folder.path().into(), "a", seldom, stop.clone(), move |event| {
-        let _ = sender.send(event);
-    }));
+    let never = Duration::from_secs(3600);
+    let task =
+        tokio::spawn(register(directory.path().into(), "a", never, stop.clone(), move |event| {
+            let _ = sender.send(event);
+        }));
     assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
-    let path = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
-    let theirs = fs::File::options().write(true).open(&path).unwrap();
-    theirs.set_modified(SystemTime::now() + Duration::from_secs(1)).unwrap();
+    let path = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+    let foreign = fs::File::options().write(true).open(&path).unwrap();
+    foreign.set_modified(SystemTime::now() + Duration::from_secs(1)).unwrap();
     stop.cancel();
     task.await.unwrap().unwrap();
     assert_eq!(events.recv().await, Some(RegisterEvent::Left));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use support::files::Files;
 use support::svcdns::Svcdns;
 use support::upstream::{
-    Behaviour, Damage, Edns, Forged, Message, Record, Tcp, Transport, Upstream, rtype,
+    Behaviour, Closing, Damage, Edns, Forged, Message, Record, Tcp, Transport, Upstream, rtype,
 };
 use support::{dns, eventually, netns, seconds};
 
@@ -515,7 +515,15 @@ fn upstreams_without_edns_are_queried_without_it() {
             && received.last().unwrap().query.opt.is_none(),
         "{received:?}"
     );
-    // The upstream is remembered to lack EDNS
+    // The upstream is remembered to lack EDNS, once a query of our own has confirmed it
+    let number = std::cell::Cell::new(0);
+    eventually("queries without EDNS", seconds(30), || {
+        number.set(number.get() + 1);
+        let name = format!("n{}.example.test", number.get());
+        assert_eq!(server.dig(&[&name, "A"]).status, "NXDOMAIN");
+        let received = upstream.queries_for(&name);
+        received.iter().all(|received| received.query.opt.is_none()).then_some(())
+    });
     assert_eq!(server.dig(&["text.example.test", "TXT"]).data("TXT"), ["\"some text\""]);
     assert!(
         upstream
@@ -566,20 +574,20 @@ fn equal_queries_are_sent_once() {
 fn ids_and_ports_are_random() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
-    for number in 0..300 {
+    for number in 0..400 {
         let _ =
             dns::ask(server.address(), &format!("number{number}.with.some.letters.test"), dns::A);
     }
     let received: Vec<_> =
         upstream.queries().into_iter().filter(|received| received.query.name.len() > 20).collect();
-    assert!(received.len() >= 300);
+    assert!(received.len() >= 400);
     let ids: Vec<u16> = received.iter().map(|received| received.query.id).collect();
     let distinct: BTreeSet<_> = ids.iter().collect();
-    assert!(distinct.len() > 280, "{} ids of {}", distinct.len(), ids.len());
+    assert!(distinct.len() > 380, "{} ids of {}", distinct.len(), ids.len());
     let in_order = ids.windows(2).filter(|pair| pair[1].wrapping_sub(pair[0]) < 16).count();
     assert!(in_order < 10, "{in_order} ids follow one another");
     let ports: BTreeSet<_> = received.iter().map(|received| received.source.port()).collect();
-    assert!(ports.len() >= 8, "only the ports {ports:?}");
+    assert!(ports.len() > 380, "{} ports of {}", ports.len(), received.len());
 }
 
 #[test]
@@ -704,8 +712,56 @@ fn tcp_upstreams_are_queried_over_tcp_only() {
     for name in ["www.example.test", "alias.example.test"] {
         assert_eq!(server.dig(&[name, "A"]).data("A"), ["192.0.2.1"]);
     }
-    assert!(upstream.queries().iter().all(|received| received.transport == Transport::Tcp));
-    assert_eq!(upstream.connections(), 1, "one connection for both");
+    let check = eventually("the loop check", seconds(20), || {
+        upstream.queries().into_iter().find(|received| received.query.name.starts_with("svcdns-"))
+    });
+    let queries = upstream.queries();
+    assert!(queries.iter().all(|received| received.transport == Transport::Tcp));
+    let mut sources: Vec<_> = queries.iter().map(|received| received.source).collect();
+    sources.retain(|source| *source != check.source);
+    assert_eq!(sources.len(), 2, "the loop check does not use the connection of clients");
+    assert_eq!(sources[0], sources[1], "one connection for both");
+}
+
+/// Queries that an upstream's connection takes with it are asked again on the next one.
+#[test]
+fn queries_survive_upstreams_that_close_their_connections() {
+    for udp in [false, true] {
+        for closing in [
+            Closing { unanswered: 1, after: None },
+            Closing { unanswered: 3, after: None },
+            Closing { unanswered: 0, after: Some(1) },
+            Closing { unanswered: 0, after: Some(2) },
+            Closing { unanswered: 1, after: Some(4) },
+        ] {
+            let upstream = Upstream::start();
+            let names: Vec<_> = (0..18).map(|number| format!("n{number}.closing.test")).collect();
+            upstream.put(names.iter().map(|name| Record::a(name, 60, "192.0.2.1")));
+            // Over UDP, every query comes to TCP because its response is truncated.
+            upstream.behave(if udp { Behaviour::truncating() } else { Behaviour::default() });
+            upstream.close_connections(closing);
+            let scheme = if udp { "" } else { "tcp://" };
+            let server = Server::start(&["--upstream", &format!("{scheme}{}", upstream.flag())]);
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(server.address()).unwrap();
+            socket.set_read_timeout(Some(seconds(10))).unwrap();
+            for round in names.chunks(6) {
+                for (id, name) in (0..).zip(round) {
+                    socket.send(&dns::query(id, name, dns::A)).unwrap();
+                }
+                for _ in round {
+                    let mut buffer = [0; 512];
+                    let length = socket.recv(&mut buffer).unwrap();
+                    let response = &buffer[..length];
+                    assert!(
+                        dns::code_of(response) == "NOERROR" && response.ends_with(&[192, 0, 2, 1]),
+                        "UDP {udp}, {closing:?}: {}",
+                        dns::code_of(response)
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Rules for the source: imports between folders, printing, size of files.
+//! Rules for the source: imports between folders, names of types, printing, size of files.
 //!
 //! `docs/design.md` explains the imports. When a test fails, the import is usually wrong; if the
 //! design is, change both together.
@@ -13,29 +13,53 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "admin", "answer", "config", "daemon", "directory", "name", "registry", "server",
-            "service", "system", "wire",
+            "admin",
+            "answer",
+            "config",
+            "daemon",
+            "directory",
+            "name",
+            "registry",
+            "server",
+            "service",
+            "system",
+            "wire",
         ],
     ),
     (
         "daemon",
         &[
-            "admin", "answer", "config", "directory", "name", "registry", "server", "service",
-            "system", "upstream", "wire",
+            "admin",
+            "answer",
+            "config",
+            "directory",
+            "name",
+            "registry",
+            "server",
+            "service",
+            "system",
+            "upstream",
+            "wire",
         ],
     ),
     // Only their settings types.
     (
         "config",
-        &[
-            "answer", "catalog", "directory", "name", "registry", "server", "service", "upstream",
-        ],
+        &["answer", "catalog", "directory", "name", "registry", "server", "service", "upstream"],
     ),
     (
         "admin",
         &[
-            "answer", "catalog", "directory", "metrics", "name", "registry", "server", "service",
-            "upstream", "wire",
+            "answer",
+            "catalog",
+            "directory",
+            "metrics",
+            "name",
+            "registry",
+            "server",
+            "service",
+            "upstream",
+            "wire",
         ],
     ),
     ("system", &["directory", "resolv_conf", "wire"]),
@@ -56,6 +80,15 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
 ///
 /// A longer file has more than one purpose.
 const MAX_FILE_LINES: usize = 600;
+
+/// Limit for the characters of a line, comments included.
+const MAX_COLUMNS: usize = 100;
+
+/// Files with lines that cannot be broken, each with the reason.
+const FILES_WITH_LONGER_LINES: &[(&str, &str)] = &[];
+
+/// Type names that every folder may declare once; other code qualifies them by the folder.
+const NAMES_OF_EVERY_FOLDER: [&str; 3] = ["Settings", "Counters", "Error"];
 
 #[test]
 fn folders_import_only_what_is_allowed() {
@@ -169,6 +202,92 @@ fn no_file_exceeds_the_limit_of_lines() {
         "files of more than {MAX_FILE_LINES} lines without tests:\n{}\n",
         long.join("\n")
     );
+}
+
+#[test]
+fn no_line_exceeds_the_limit_of_columns() {
+    let exceptions: BTreeMap<_, _> = FILES_WITH_LONGER_LINES.iter().copied().collect();
+    let (mut faults, mut used) = (Vec::new(), BTreeSet::new());
+    for (path, text) in ["src", "tests"].iter().flat_map(|folder| rust_files(folder)) {
+        let file = path.to_str().unwrap();
+        for (line, columns) in lines_above(MAX_COLUMNS, &text) {
+            if let Some((exception, _)) = exceptions.get_key_value(file) {
+                used.insert(*exception);
+            } else {
+                faults.push(format!("{file}:{line}: {columns} columns"));
+            }
+        }
+    }
+    faults.extend(
+        exceptions
+            .iter()
+            .filter(|(file, _)| !used.contains(**file))
+            .map(|(file, reason)| format!("{file}: listed, but has no long line ({reason})")),
+    );
+    assert!(
+        faults.is_empty(),
+        "lines of more than {MAX_COLUMNS} columns: {}\n{}\n",
+        faults.len(),
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn lines_are_measured_in_characters() {
+    let found = |text: &str| lines_above(4, text).collect::<Vec<_>>();
+    assert_eq!(found("four\nfive5\n\n// six\n"), [(2, 5), (4, 6)]);
+    assert_eq!(found("µµµµ\r\nµµµµµ"), [(2, 5)]);
+}
+
+#[test]
+fn type_names_are_unique_in_the_crate() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in rust_files("src") {
+        for (line, name) in declared_types(&blank(&text)) {
+            let qualified = if NAMES_OF_EVERY_FOLDER.contains(&&*name) {
+                format!("{name} of {}", path.parent().unwrap().display())
+            } else {
+                name
+            };
+            places.entry(qualified).or_default().push(format!("{}:{line}", path.display()));
+        }
+    }
+    assert!(places.len() > 100, "only {} types were found", places.len());
+    places.retain(|_, places| places.len() > 1);
+    let faults: Vec<_> =
+        places.iter().map(|(name, places)| format!("{name}: {}", places.join(", "))).collect();
+    assert!(
+        faults.is_empty(),
+        "type names that are declared more than once: {}\n{}\n",
+        faults.len(),
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn type_declarations_are_found_in_source() {
+    let found = |text: &str| declared_types(&blank(text));
+    let names = |text: &str| found(text).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    assert_eq!(
+        found(
+            "pub struct A;\n\npub(crate) enum B<T> {\n    C(T),\n}\n#[derive(Debug)]\nunion D {}\n"
+        ),
+        [(1, "A".to_owned()), (3, "B".to_owned()), (7, "D".to_owned())]
+    );
+    assert_eq!(names("pub(super) unsafe trait A: B { type C; } type D<'a> = &'a A;"), ["A", "D"]);
+    // Associated types are no declarations, but types of a function inside an `impl` are.
+    let implementation = "impl Iterator for [A; 4] {
+        type Item = B;
+        fn next(&mut self) -> Option<impl C> { struct D; call(|| { type E = D; }); None }
+        type Other = F;
+    }
+    struct G;";
+    assert_eq!(names(implementation), ["D", "E", "G"]);
+    assert_eq!(names("fn f() -> impl A { enum B {} } mod tests { struct C(u8); }"), ["B", "C"]);
+    // Words in comments and strings, methods, and names of macros are none.
+    let other = "// struct A\n/* enum B */ let c = \"struct C\"; one.union(&other); fn union() {}
+        macro_rules! m { ($name:ident) => { struct $name; } } let structure = my_struct;";
+    assert_eq!(names(other), [] as [&str; 0]);
 }
 
 #[test]
@@ -432,10 +551,19 @@ fn sources() -> Vec<Source> {
 
 /// Returns the path of every Rust file of `src/` except files of tests.
 fn paths() -> Vec<PathBuf> {
+    let mut paths = paths_below("src");
+    paths.retain(|path| {
+        !path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs")
+    });
+    paths
+}
+
+/// Returns the path of every Rust file in a folder of the project, sorted.
+fn paths_below(folder: &str) -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            if path.is_dir() && !path.ends_with("target") {
                 walk(&path, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);
@@ -443,13 +571,82 @@ fn paths() -> Vec<PathBuf> {
         }
     }
     let mut paths = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut paths);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut paths);
     paths.sort();
-    assert!(paths.len() > 10, "src/ was not found");
-    paths.retain(|path| {
-        !path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs")
-    });
+    assert!(paths.len() > 10, "{folder}/ was not found");
     paths
+}
+
+/// Returns path and text of every Rust file in a folder of the project, tests included.
+fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: PathBuf| {
+        (path.strip_prefix(root).unwrap().to_owned(), fs::read_to_string(&path).unwrap())
+    };
+    paths_below(folder).into_iter().map(read).collect()
+}
+
+/// Returns number and columns of each line that has more characters than `limit`.
+fn lines_above(limit: usize, text: &str) -> impl Iterator<Item = (usize, usize)> {
+    let columns = text.lines().map(|line| line.chars().count());
+    (1..).zip(columns).filter(move |(_, columns)| *columns > limit)
+}
+
+/// Returns the types that blanked code declares, with their lines.
+///
+/// Associated types, which are in a block of an `impl` or a trait, are left out.
+fn declared_types(code: &str) -> Vec<(usize, String)> {
+    /// A block in braces, with the depth of brackets around it.
+    struct Block {
+        has_associated_types: bool,
+        brackets: usize,
+    }
+
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut declared, mut blocks) = (Vec::new(), Vec::<Block>::new());
+    // Words since the last item or statement outside brackets, and the depth of brackets.
+    let (mut statement, mut brackets): (Vec<&str>, usize) = (Vec::new(), 0);
+    let (mut rest, mut line) = (code, 1);
+    while let Some(c) = rest.chars().next() {
+        let length = if is_word(c) { rest.find(|c| !is_word(c)).unwrap_or(rest.len()) } else { 0 };
+        if length > 0 {
+            let (word, after) = rest.split_at(length);
+            let name: String = after.trim_start().chars().take_while(|c| is_word(*c)).collect();
+            let is_associated =
+                word == "type" && blocks.last().is_some_and(|block| block.has_associated_types);
+            if ["struct", "enum", "trait", "union", "type"].contains(&word)
+                && name.starts_with(char::is_uppercase)
+                && after.starts_with(char::is_whitespace)
+                && !is_associated
+            {
+                declared.push((line, name));
+            }
+            if brackets == 0 {
+                statement.push(word);
+            }
+            rest = after;
+            continue;
+        }
+        match c {
+            '\n' => line += 1,
+            '(' | '[' => brackets += 1,
+            ')' | ']' => brackets = brackets.saturating_sub(1),
+            ';' if brackets == 0 => statement.clear(),
+            '{' => {
+                let mut words = statement.iter().filter(|word| !["pub", "unsafe"].contains(word));
+                let has_associated_types = matches!(words.next(), Some(&("impl" | "trait")));
+                blocks.push(Block { has_associated_types, brackets });
+                (brackets, statement) = (0, Vec::new());
+            }
+            '}' => {
+                brackets = blocks.pop().map_or(0, |block| block.brackets);
+                statement.clear();
+            }
+            _ => {}
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    declared
 }
 
 /// Blanks comments, strings and character literals; keeps line breaks.

@@ -1,5 +1,7 @@
-//! `svcdns install` and `uninstall` on machines of the test's own: the C library finds names of the zone, and afterwards /etc
-//! is byte for byte what it was.
+//! `svcdns install` and `svcdns uninstall` without systemd, on private machines.
+//!
+//! After `install` the C library resolves names of the zone; after `uninstall` /etc is byte for
+//! byte as before.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -12,14 +14,16 @@ use std::process::Command;
 
 use support::files::Files;
 use support::former;
-use support::machine::{NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree};
+use support::machine::{
+    NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree,
+};
 use support::process::Process;
 use support::upstream::{Record, Upstream};
 use support::{SOON, dns, eventually, netns};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// A registry with one service, and a server for it on port 53.
+/// Starts a server on port 53 for a registry with one service.
 fn served() -> (Files, Process) {
     let files = registry();
     let server = serve(&["--registry", &files.url(), "--listen", "127.0.0.1:53"]);
@@ -30,101 +34,134 @@ fn registry() -> Files {
     Files::new(&[("default/default/hello.svc/latest/10.9.0.5:80", "{}")])
 }
 
-/// The lines of resolv.conf that count.
+/// Returns the lines of resolv.conf that are not comments.
 fn lines() -> Vec<String> {
-    fs::read_to_string(RESOLV_CONF).unwrap().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    fs::read_to_string(RESOLV_CONF)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
 }
 
-fn found_service() {
-    eventually("hello.svc through the C library", SOON, || (looked_up("hello.svc") == [netns::ADDRESS]).then_some(()));
+fn expect_service() {
+    eventually("hello.svc through the C library", SOON, || {
+        (looked_up("hello.svc") == [netns::ADDRESS]).then_some(())
+    });
 }
 
 #[test]
-fn an_ordinary_file_and_back() {
-    on_a_machine("an_ordinary_file_and_back", || {
+fn an_ordinary_file_is_edited_and_restored() {
+    on_a_machine("an_ordinary_file_is_edited_and_restored", || {
         let before = tree("/etc");
         let (files, mut server) = served();
         let install = ["install", "--keep-nameservers", "--registry", &files.url()];
 
         let dry = done(&[&install[..], &["--dry-run"]].concat());
-        assert!(dry.contains("+nameserver 127.0.0.1") && dry.contains("Nothing was changed"), "{dry}");
+        assert!(
+            dry.contains("+nameserver 127.0.0.1") && dry.contains("Nothing was changed"),
+            "{dry}"
+        );
         assert_as_before(&before, "after a dry run");
 
         let told = done(&install);
-        assert!(told.contains("left alone") && told.contains("a line in /etc/resolv.conf"), "{told}");
-        assert_eq!(lines(), ["nameserver 127.0.0.1", &format!("nameserver {NOBODY}"), "options timeout:1 attempts:1"]);
-        found_service();
+        assert!(
+            told.contains("left alone") && told.contains("a line in /etc/resolv.conf"),
+            "{told}"
+        );
+        assert_eq!(
+            lines(),
+            [
+                "nameserver 127.0.0.1",
+                &format!("nameserver {NOBODY}"),
+                "options timeout:1 attempts:1"
+            ]
+        );
+        expect_service();
         let kept = fs::read_to_string("/var/lib/svcdns-install/resolv.conf.before").unwrap();
         assert_eq!(kept, format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n"));
         let changed = tree("/etc");
-        assert!(done(&install).contains("installed already"));
+        assert!(done(&install).contains("Already installed"));
         assert_eq!(tree("/etc"), changed);
         assert!(server.ended().is_none(), "the running server is left alone");
 
-        // Other wishes: the earlier installation makes room.
+        // With other settings, the earlier installation is undone first.
         let told = done(&[&install[..], &["--search"]].concat());
-        assert!(told.contains("is undone first") && !told.contains("Note: a name without"), "{told}");
-        eventually("a name without its zone", SOON, || (looked_up("hello") == [netns::ADDRESS]).then_some(()));
+        assert!(
+            told.contains("is undone first") && !told.contains("Note: a name without"),
+            "{told}"
+        );
+        eventually("a name without its zone", SOON, || {
+            (looked_up("hello") == [netns::ADDRESS]).then_some(())
+        });
 
         assert!(done(&["uninstall", "--dry-run"]).contains("/etc/resolv.conf"));
-        assert!(done(&["uninstall"]).contains("/etc/resolv.conf: as it was before"));
+        assert!(done(&["uninstall"]).contains("/etc/resolv.conf: restored"));
         assert_as_before(&before, "after uninstall");
         assert!(done(&["uninstall"]).contains("Nothing is installed"));
         assert!(server.ended().is_none());
     });
 }
 
-/// Where the machine's own name server is, in the tests in which there is one; and where the next lease's is.
+/// The machine's own name server.
 const UPSTREAM: &str = "127.0.0.9";
+/// The name server of the next DHCP lease.
 const NEXT_UPSTREAM: &str = "127.0.0.10";
 
-/// A name server on port 53 that knows one name.
+/// Starts a name server on port 53 that knows one name.
 fn name_server(address: &str, name: &str, found: &str) -> Upstream {
     let upstream = Upstream::start_at(format!("{address}:53").parse().unwrap());
     upstream.put([Record::soa("example.test", 300, 30), Record::a(name, 300, found)]);
     upstream
 }
 
-fn found(name: &str, address: &str) {
-    eventually(&format!("{name} through the C library"), SOON, || (looked_up(name) == [address]).then_some(()));
+fn expect_found(name: &str, address: &str) {
+    eventually(&format!("{name} through the C library"), SOON, || {
+        (looked_up(name) == [address]).then_some(())
+    });
 }
 
 #[test]
-fn the_only_name_server() {
-    on_a_machine("the_only_name_server", || {
+fn svcdns_can_be_the_only_name_server() {
+    on_a_machine("svcdns_can_be_the_only_name_server", || {
         let upstream = name_server(UPSTREAM, "www.example.test", "192.0.2.80");
-        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n")).unwrap();
+        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n"))
+            .unwrap();
         let before = tree("/etc");
         let files = registry();
         let flags = ["--registry", &files.url(), "--upstream", &upstream.flag()];
         let serving = [&flags[..], &["--listen", "127.0.0.1:53"]].concat();
         let mut server = serve(&serving);
         let told = done(&[&["install"], &flags[..]].concat());
-        assert!(told.contains("If the server dies: nothing is resolved until it runs again"), "{told}");
+        assert!(
+            told.contains("If the server dies: no name resolves until it runs again"),
+            "{told}"
+        );
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        found_service();
-        found("www.example.test", "192.0.2.80");
+        expect_service();
+        expect_found("www.example.test", "192.0.2.80");
 
-        // As it said: nothing goes on without it, and everything with the next one.
+        // No name resolves without the server, and all do with the next one.
         server.kill();
         assert_eq!([looked_up("hello.svc"), looked_up("www.example.test")], [[""; 0]; 2]);
         let server = serve(&serving);
-        found_service();
-        found("www.example.test", "192.0.2.80");
-        assert!(!upstream.names().contains("hello.svc"), "names of the zone are nobody else's to know");
+        expect_service();
+        expect_found("www.example.test", "192.0.2.80");
+        assert!(!upstream.names().contains("hello.svc"), "names of the zone are not forwarded");
 
         done(&["uninstall"]);
         assert_as_before(&before, "after uninstall");
         drop(server);
-        found("www.example.test", "192.0.2.80");
+        expect_found("www.example.test", "192.0.2.80");
     });
 }
 
 #[test]
-fn others_names_come_from_whom_the_machine_asked_before() {
-    on_a_machine("others_names_come_from_whom_the_machine_asked_before", || {
+fn other_names_come_from_the_former_name_servers() {
+    on_a_machine("other_names_come_from_the_former_name_servers", || {
         let _upstream = name_server(UPSTREAM, "www.example.test", "192.0.2.80");
-        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n")).unwrap();
+        fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n"))
+            .unwrap();
         let before = tree("/etc");
         let files = registry();
         let (url, install) = (files.url(), ["install", "--registry", &files.url()]);
@@ -132,81 +169,104 @@ fn others_names_come_from_whom_the_machine_asked_before() {
         let mut server = serve(&serving);
         done(&install);
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        found_service();
-        found("www.example.test", "192.0.2.80");
+        expect_service();
+        expect_found("www.example.test", "192.0.2.80");
 
-        // One that starts now finds its own address in resolv.conf, and nothing in a cache.
+        // A server that starts now finds only its own address in resolv.conf, and has no cache.
         server.kill();
         let mut server = serve(&serving);
-        found("www.example.test", "192.0.2.80");
-        found_service();
+        expect_found("www.example.test", "192.0.2.80");
+        expect_service();
 
-        // A DHCP client puts a file of its own there: programs ask its server from now on, and so does ours.
+        // A DHCP client replaces the file: programs and svcdns then query the server of its lease.
         let next = name_server(NEXT_UPSTREAM, "next.example.test", "192.0.2.81");
         let lease = format!("nameserver {NEXT_UPSTREAM}\noptions timeout:1 attempts:1\n");
         fs::write("/etc/resolv.conf.lease", &lease).unwrap();
         fs::rename("/etc/resolv.conf.lease", RESOLV_CONF).unwrap();
         let ours = "127.0.0.1:53".parse().unwrap();
-        eventually("the next upstream to be asked", SOON, || {
-            (dns::addresses(ours, "next.example.test") == Ok(vec!["192.0.2.81".parse().unwrap()])).then_some(())
+        eventually("svcdns to query the next upstream", SOON, || {
+            (dns::addresses(ours, "next.example.test") == Ok(vec!["192.0.2.81".parse().unwrap()]))
+                .then_some(())
         });
-        assert_eq!(looked_up("hello.svc"), [""; 0], "nobody asks svcdns any more");
+        assert_eq!(looked_up("hello.svc"), [""; 0], "programs bypass svcdns");
 
         next.forget();
-        // Installed again, it leads here again.
+        // After another installation, programs query svcdns again.
         let told = done(&install);
-        assert!(told.contains("is undone first") && told.contains("written it anew since"), "{told}");
+        assert!(
+            told.contains("is undone first")
+                && told.contains("rewritten since, without the lines of svcdns"),
+            "{told}"
+        );
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        found_service();
-        found("next.example.test", "192.0.2.81");
-        assert!(!next.names().contains("hello.svc"), "names of the zone are nobody else's to know");
+        expect_service();
+        expect_found("next.example.test", "192.0.2.81");
+        assert!(!next.names().contains("hello.svc"), "names of the zone are not forwarded");
         assert!(server.ended().is_none());
 
-        // What the client wrote is what comes back.
+        // `uninstall` restores the file of the DHCP client.
         done(&["uninstall"]);
         assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), lease);
-        let (mut was, mut is) = (before, tree("/etc"));
-        was.remove(Path::new(RESOLV_CONF));
-        is.remove(Path::new(RESOLV_CONF));
-        assert_eq!(is, was);
+        let (mut before, mut now) = (before, tree("/etc"));
+        before.remove(Path::new(RESOLV_CONF));
+        now.remove(Path::new(RESOLV_CONF));
+        assert_eq!(now, before);
         assert!(tree("/var/lib").is_empty(), "{:?}", tree("/var/lib"));
     });
 }
 
 #[test]
-fn what_somebody_wrote_since_stays() {
-    on_a_machine("what_somebody_wrote_since_stays", || {
+fn edits_of_resolv_conf_are_kept() {
+    on_a_machine("edits_of_resolv_conf_are_kept", || {
         let (files, _server) = served();
         done(&["install", "--search", "--keep-nameservers", "--registry", &files.url()]);
         let text = fs::read_to_string(RESOLV_CONF).unwrap();
         fs::write(RESOLV_CONF, format!("# mine\n{text}options rotate\n")).unwrap();
         let told = done(&["uninstall"]);
-        assert!(told.contains("somebody has changed it since; only the lines of svcdns were taken out"), "{told}");
+        assert!(
+            told.contains("removed only the lines of svcdns, because it has been edited since"),
+            "{told}"
+        );
         let left = fs::read_to_string(RESOLV_CONF).unwrap();
-        assert_eq!(left, format!("# mine\n# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\noptions rotate\n"));
+        assert_eq!(
+            left,
+            format!(
+                "# mine\n# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n\
+                 options rotate\n"
+            )
+        );
 
         done(&["install", "--keep-nameservers", "--registry", &files.url()]);
         fs::write(RESOLV_CONF, "nameserver 192.0.2.9\n").unwrap();
         let told = done(&["uninstall"]);
-        assert!(told.contains("written it anew since"), "{told}");
+        assert!(told.contains("rewritten since, without the lines of svcdns"), "{told}");
         assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), "nameserver 192.0.2.9\n");
     });
 }
 
 #[test]
-fn files_in_any_condition() {
-    on_a_machine("files_in_any_condition", || {
+fn unusual_files_are_edited_or_refused() {
+    on_a_machine("unusual_files_are_edited_or_refused", || {
         let (files, _server) = served();
         let url = files.url();
         let install = ["install", "--keep-nameservers", "--registry", &url];
-        // What it says, and which lines count afterwards.
+        // The content of the file, and the lines that are not comments afterwards.
         let good: [(&str, &[&str]); 6] = [
             ("", &["nameserver 127.0.0.1"]),
             ("nameserver 127.0.0.1\n", &["nameserver 127.0.0.1"]),
-            ("nameserver 10.9.0.77\nnameserver 127.0.0.1\n", &["nameserver 127.0.0.1", "nameserver 10.9.0.77"]),
+            (
+                "nameserver 10.9.0.77\nnameserver 127.0.0.1\n",
+                &["nameserver 127.0.0.1", "nameserver 10.9.0.77"],
+            ),
             ("nameserver fe80::1%veth0\n", &["nameserver 127.0.0.1", "nameserver fe80::1%veth0"]),
-            ("nameserver no.address\noptions attempts:1\n", &["nameserver no.address", "options attempts:1", "nameserver 127.0.0.1"]),
-            ("search a.example\nnameserver 10.9.0.77", &["search a.example", "nameserver 127.0.0.1", "nameserver 10.9.0.77"]),
+            (
+                "nameserver no.address\noptions attempts:1\n",
+                &["nameserver no.address", "options attempts:1", "nameserver 127.0.0.1"],
+            ),
+            (
+                "search a.example\nnameserver 10.9.0.77",
+                &["search a.example", "nameserver 127.0.0.1", "nameserver 10.9.0.77"],
+            ),
         ];
         for (text, wanted) in good {
             fs::write(RESOLV_CONF, text).unwrap();
@@ -217,7 +277,8 @@ fn files_in_any_condition() {
             done(&["uninstall"]);
             assert_as_before(&before, text);
         }
-        let twenty = (1..=20).fold(String::new(), |text, n| format!("{text}nameserver 192.0.2.{n}\n"));
+        let twenty =
+            (1..=20).fold(String::new(), |text, n| format!("{text}nameserver 192.0.2.{n}\n"));
         fs::write(RESOLV_CONF, &twenty).unwrap();
         fs::set_permissions(RESOLV_CONF, fs::Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::chown(RESOLV_CONF, Some(0), Some(4)).unwrap();
@@ -228,7 +289,7 @@ fn files_in_any_condition() {
         done(&["uninstall"]);
         assert_as_before(&before, "twenty name servers, and a mode of its own");
 
-        // Not there at all, and a link to nowhere.
+        // A missing file, and dangling links.
         fs::remove_file(RESOLV_CONF).unwrap();
         for link in [None, Some("/run/NetworkManager/resolv.conf"), Some("nowhere/resolv.conf")] {
             if let Some(target) = link {
@@ -241,7 +302,7 @@ fn files_in_any_condition() {
             assert_as_before(&before, &format!("{link:?}"));
             let _ = fs::remove_file(RESOLV_CONF);
         }
-        // A link to a file that nobody manages stays one.
+        // A link to a file that no program manages stays a link.
         fs::write("/etc/real.conf", "nameserver 10.9.0.77\n").unwrap();
         symlink("real.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");
@@ -249,10 +310,10 @@ fn files_in_any_condition() {
         assert_eq!(fs::read_link(RESOLV_CONF).unwrap(), Path::new("real.conf"));
         assert!(fs::read_to_string("/etc/real.conf").unwrap().contains("nameserver 127.0.0.1"));
         done(&["uninstall"]);
-        assert_as_before(&before, "a link of somebody's own");
+        assert_as_before(&before, "a link to an ordinary file");
         fs::remove_file(RESOLV_CONF).unwrap();
 
-        // What it must not touch, and what it says.
+        // Files that must not be changed, and the refusals.
         let refuses = |words: &str| {
             let before = tree("/etc");
             let told = refused(&install, 1);
@@ -260,19 +321,19 @@ fn files_in_any_condition() {
             assert_as_before(&before, words);
         };
         fs::write(RESOLV_CONF, "nameserver 192.0.2.1\nnameserver 192.0.").unwrap();
-        refuses("line 2 breaks off");
+        refuses("has an incomplete line 2");
         fs::write(RESOLV_CONF, "#".repeat((1 << 20) + 1)).unwrap();
-        refuses("so it is no resolv.conf");
+        refuses("too many for a resolv.conf");
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("resolv.conf", RESOLV_CONF).unwrap();
-        refuses("circle");
+        refuses("form a loop");
         fs::remove_file(RESOLV_CONF).unwrap();
         fs::create_dir(RESOLV_CONF).unwrap();
-        refuses("it is not a file");
+        refuses("/etc/resolv.conf is not a file");
         fs::remove_dir(RESOLV_CONF).unwrap();
         fs::write(RESOLV_CONF, "nameserver 10.9.0.77\n").unwrap();
         fs::write("/etc/nsswitch.conf", "hosts: files\n").unwrap();
-        refuses("asks no DNS server");
+        refuses("uses no DNS server");
         fs::write("/etc/nsswitch.conf", "hosts: files dns\n").unwrap();
         netns::run("mount", &["-o", "remount,bind,ro", "/etc"]);
         refuses("read-only");
@@ -280,17 +341,24 @@ fn files_in_any_condition() {
 }
 
 #[test]
-fn an_immutable_file_is_somebodys_will() {
-    const TEST: &str = "an_immutable_file_is_somebodys_will";
+fn an_immutable_file_is_changed_only_if_told_so() {
+    const TEST: &str = "an_immutable_file_is_changed_only_if_told_so";
     on_a_machine(TEST, || {
-        if !Command::new("chattr").args(["+i", RESOLV_CONF]).status().is_ok_and(|status| status.success()) {
-            return support::skip(TEST, "the kernel knows no immutable files on tmpfs");
+        if !Command::new("chattr")
+            .args(["+i", RESOLV_CONF])
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            return support::skip(TEST, "the kernel has no immutable files on tmpfs");
         }
         let before = tree("/etc");
         let (files, _server) = served();
         let install = ["install", "--keep-nameservers", "--registry", &files.url()];
         let told = refused(&install, 1);
-        assert!(told.contains("chattr -i /etc/resolv.conf") && told.contains("--lift-immutable"), "{told}");
+        assert!(
+            told.contains("chattr -i /etc/resolv.conf") && told.contains("--lift-immutable"),
+            "{told}"
+        );
         assert_as_before(&before, "refused");
         done(&[&install[..], &["--lift-immutable"]].concat());
         assert_eq!(lines()[0], "nameserver 127.0.0.1");
@@ -303,9 +371,10 @@ fn an_immutable_file_is_somebodys_will() {
 }
 
 #[test]
-fn a_mount_of_a_containers_engine_is_written_in_place() {
-    on_a_machine("a_mount_of_a_containers_engine_is_written_in_place", || {
-        fs::write("/run/hosts-file", "nameserver 10.9.0.77\noptions timeout:1 attempts:1\n").unwrap();
+fn a_mount_of_a_container_engine_is_written_in_place() {
+    on_a_machine("a_mount_of_a_container_engine_is_written_in_place", || {
+        fs::write("/run/hosts-file", "nameserver 10.9.0.77\noptions timeout:1 attempts:1\n")
+            .unwrap();
         netns::run("mount", &["--bind", "/run/hosts-file", RESOLV_CONF]);
         fs::write("/run/.containerenv", "").unwrap();
         let before = tree("/etc");
@@ -313,12 +382,12 @@ fn a_mount_of_a_containers_engine_is_written_in_place() {
         let told = done(&["install", "--keep-nameservers", "--registry", &files.url()]);
         assert!(told.contains("written in place") && told.contains("podman run --dns"), "{told}");
         assert_eq!(lines()[0], "nameserver 127.0.0.1");
-        found_service();
+        expect_service();
         done(&["uninstall"]);
         let text = fs::read_to_string(RESOLV_CONF).unwrap();
         assert_eq!(text, "nameserver 10.9.0.77\noptions timeout:1 attempts:1\n");
         let (mut before, mut now) = (before, tree("/etc"));
-        // When it was changed cannot be put back in place without pretending.
+        // The modification time of a file written in place is not restored.
         before.remove(Path::new(RESOLV_CONF));
         now.remove(Path::new(RESOLV_CONF));
         assert_eq!(now, before);
@@ -326,19 +395,27 @@ fn a_mount_of_a_containers_engine_is_written_in_place() {
 }
 
 #[test]
-fn networkmanagers_link() {
-    on_a_machine("networkmanagers_link", || {
+fn a_link_of_networkmanager_is_replaced_and_restored() {
+    on_a_machine("a_link_of_networkmanager_is_replaced_and_restored", || {
         fs::create_dir_all("/run/NetworkManager").unwrap();
-        fs::write("/run/NetworkManager/resolv.conf", "# Generated by NetworkManager\nnameserver 10.9.0.77\noptions attempts:1\n").unwrap();
+        fs::write(
+            "/run/NetworkManager/resolv.conf",
+            "# Generated by NetworkManager\nnameserver 10.9.0.77\noptions attempts:1\n",
+        )
+        .unwrap();
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("/run/NetworkManager/resolv.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");
         let (files, _server) = served();
         let told = done(&["install", "--keep-nameservers", "--registry", &files.url()]);
-        assert!(told.contains("belongs to: NetworkManager"), "{told}");
+        assert!(told.contains("is managed by: NetworkManager"), "{told}");
         assert!(fs::symlink_metadata(RESOLV_CONF).unwrap().is_file());
-        assert!(fs::read_to_string("/etc/NetworkManager/conf.d/90-svcdns.conf").unwrap().ends_with("[main]\nrc-manager=unmanaged\n"));
-        found_service();
+        assert!(
+            fs::read_to_string("/etc/NetworkManager/conf.d/90-svcdns.conf")
+                .unwrap()
+                .ends_with("[main]\nrc-manager=unmanaged\n")
+        );
+        expect_service();
         let told = done(&["uninstall"]);
         assert!(told.contains("/etc/NetworkManager/conf.d/90-svcdns.conf: removed"), "{told}");
         assert_as_before(&before, "after uninstall");
@@ -346,8 +423,8 @@ fn networkmanagers_link() {
 }
 
 #[test]
-fn what_has_to_be_there_first() {
-    on_a_machine("what_has_to_be_there_first", || {
+fn missing_prerequisites_are_refused() {
+    on_a_machine("missing_prerequisites_are_refused", || {
         let before = tree("/etc");
         let told = refused(&["install"], 1);
         assert!(told.contains("name the registry"), "{told}");
@@ -355,21 +432,38 @@ fn what_has_to_be_there_first() {
         let url = files.url();
         // No server, and no systemd to run one.
         let told = refused(&["install", "--keep-nameservers", "--registry", &url], 4);
-        assert!(told.contains(&format!("svcdns serve --registry {url} --listen 127.0.0.1:53\n")), "{told}");
-        assert!(told.contains("Then run `svcdns install` again.") && !told.contains("systemd starts"), "{told}");
+        assert!(
+            told.contains(&format!("svcdns serve --registry {url} --listen 127.0.0.1:53\n")),
+            "{told}"
+        );
+        assert!(
+            told.contains("Then run `svcdns install` again.") && !told.contains("systemd restarts"),
+            "{told}"
+        );
         let told = refused(&["install", "--dry-run", "--registry", &url], 4);
-        assert!(told.contains("Then run `svcdns install`. Nothing was changed (--dry-run)."), "{told}");
-        assert!(told.contains("what supervises it has to see to that") && !told.contains("systemd starts"), "{told}");
+        assert!(
+            told.contains("Then run `svcdns install`. Nothing was changed (--dry-run)."),
+            "{told}"
+        );
+        assert!(
+            told.contains("your supervisor must restart it") && !told.contains("systemd restarts"),
+            "{told}"
+        );
         assert_as_before(&before, "without a server");
 
-        // Somebody else holds port 53.
+        // Another process uses port 53.
         let holder = Process::start(Command::new("python3").args([
             "-c",
-            "import socket,time\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind(('0.0.0.0',53));print('up',flush=True);time.sleep(999)",
+            "import socket,time\n\
+             s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind(('0.0.0.0',53))\n\
+             print('up',flush=True);time.sleep(999)",
         ]));
         eventually("port 53 to be taken", SOON, || holder.log().contains("up").then_some(()));
         let told = refused(&["install", "--keep-nameservers", "--registry", &url], 1);
-        assert!(told.contains(&format!("(process {})", holder.pid())) && told.contains("127.0.0.1:53"), "{told}");
+        assert!(
+            told.contains(&format!("(process {})", holder.pid())) && told.contains("127.0.0.1:53"),
+            "{told}"
+        );
         drop(holder);
 
         // A server with other settings, and one that does not listen on port 53.
@@ -378,42 +472,64 @@ fn what_has_to_be_there_first() {
         assert!(told.contains("it serves test., not svc.") && told.contains("port 53"), "{told}");
         drop(server);
 
-        // The only name server of a machine must answer for other names, too.
+        // The only name server of a machine must also resolve other names.
         let _server = serve(&["--registry", &url, "--listen", "127.0.0.1:53", "--upstream", "off"]);
         let told = refused(&["install", "--registry", &url], 1);
-        assert!(told.contains("only name server") && told.contains("everything is put back"), "{told}");
+        assert!(
+            told.contains("only name server") && told.contains("everything is restored"),
+            "{told}"
+        );
         assert_as_before(&before, "refused after the first steps");
 
-        // Not as root.
+        // Another user than root.
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), "/run/svcdns-program").unwrap();
-        let output = Command::new("/run/svcdns-program").args(["install", "--registry", &url]).uid(65534).gid(65534).output().unwrap();
-        assert!(said(&output).contains(&format!("run as root: sudo svcdns install --registry {url}")), "{}", said(&output));
+        let output = Command::new("/run/svcdns-program")
+            .args(["install", "--registry", &url])
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap();
+        assert!(
+            said(&output).contains(&format!("run as root: sudo svcdns install --registry {url}")),
+            "{}",
+            said(&output)
+        );
         assert_eq!(output.status.code(), Some(1));
     });
 }
 
 #[test]
-fn what_does_not_prove_itself_is_taken_back() {
-    on_a_machine("what_does_not_prove_itself_is_taken_back", || {
+fn an_installation_that_fails_its_lookup_is_undone() {
+    on_a_machine("an_installation_that_fails_its_lookup_is_undone", || {
         let (files, server) = served();
-        // The hosts file answers for the name first, and wrongly.
+        // The hosts file has another address for the name.
         fs::write("/etc/hosts", "127.0.0.1 localhost\n10.9.0.99 ns.svc\n").unwrap();
         let before = tree("/etc");
         let told = refused(&["install", "--keep-nameservers", "--registry", &files.url()], 1);
-        assert!(told.contains("somebody else answers for the zone") && told.contains("everything is put back"), "{told}");
+        assert!(
+            told.contains("another name server answers for the zone")
+                && told.contains("everything is restored"),
+            "{told}"
+        );
         assert_as_before(&before, "after a lookup that failed");
         drop(server);
     });
 }
 
-/// Kinds of calls that change something.
-const CALLS: [&str; 9] = ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
+/// System calls that change files.
+const CALLS: [&str; 9] =
+    ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
 
 fn can_trace() -> bool {
-    Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success())
+    Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
-/// Runs the program, which strace kills at the n-th call of this kind; false if it makes no such call.
+/// Runs svcdns under strace, which kills it at the n-th such system call.
+///
+/// Returns `false` if it makes fewer calls, and so ends by itself.
 fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
     let output = Command::new("strace")
         .args(["-f", "-qq", "-o", "/run/trace", "-e", &format!("trace={call}"), "-e"])
@@ -429,8 +545,8 @@ fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
 }
 
 #[test]
-fn killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost() {
-    const TEST: &str = "killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost";
+fn an_upgrade_killed_at_any_call_loses_nothing() {
+    const TEST: &str = "an_upgrade_killed_at_any_call_loses_nothing";
     on_a_machine(TEST, || {
         if !can_trace() {
             return support::skip(TEST, "strace cannot trace here");
@@ -438,9 +554,11 @@ fn killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost() {
         former::furnish();
         let before = tree("/etc");
         let registry = "file:///run/registry";
-        let _server = serve(&["--registry", registry, "--listen", "127.0.0.1:53", "--upstream", "off"]);
-        let install = ["install", "--keep-nameservers", "--upstream", "off", "--registry", registry];
-        // Files that somebody changed since, and that the version before kept for them.
+        let _server =
+            serve(&["--registry", registry, "--listen", "127.0.0.1:53", "--upstream", "off"]);
+        let install =
+            ["install", "--keep-nameservers", "--upstream", "off", "--registry", registry];
+        // A file that the user had edited, and that the older version saved.
         let kept = "/var/lib/svcdns-install/svcdns.conf";
         let mut places = 0;
         for line in [&install[..], &["uninstall"]] {
@@ -451,10 +569,17 @@ fn killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost() {
                     let killed = killed_at(call, n, line);
                     if killed && n % 2 == 0 {
                         done(&install);
-                        assert!(fs::read_dir("/var/lib/svcdns").is_err(), "nothing is left for a service");
+                        assert!(
+                            fs::read_dir("/var/lib/svcdns").is_err(),
+                            "the state directory of the service is new"
+                        );
                     }
                     done(&["uninstall"]);
-                    assert_eq!(fs::read_to_string(kept).unwrap(), "mine\n", "{line:?} killed at {call} {n}");
+                    assert_eq!(
+                        fs::read_to_string(kept).unwrap(),
+                        "mine\n",
+                        "{line:?} killed at {call} {n}"
+                    );
                     fs::remove_dir_all("/var/lib/svcdns-install").unwrap();
                     assert_as_before(&before, &format!("{line:?} killed at {call} {n}"));
                     if !killed {
@@ -469,11 +594,15 @@ fn killed_anywhere_while_it_takes_over_the_version_before_nothing_is_lost() {
 }
 
 #[test]
-fn killed_anywhere_nothing_is_lost() {
-    const TEST: &str = "killed_anywhere_nothing_is_lost";
+fn an_installation_killed_at_any_call_loses_nothing() {
+    const TEST: &str = "an_installation_killed_at_any_call_loses_nothing";
     on_a_machine(TEST, || {
         fs::create_dir_all("/run/NetworkManager").unwrap();
-        fs::write("/run/NetworkManager/resolv.conf", "# Generated by NetworkManager\nnameserver 10.9.0.77\noptions attempts:1\n").unwrap();
+        fs::write(
+            "/run/NetworkManager/resolv.conf",
+            "# Generated by NetworkManager\nnameserver 10.9.0.77\noptions attempts:1\n",
+        )
+        .unwrap();
         fs::remove_file(RESOLV_CONF).unwrap();
         symlink("/run/NetworkManager/resolv.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");
@@ -491,7 +620,7 @@ fn killed_anywhere_nothing_is_lost() {
                 }
                 places += 1;
                 if n % 2 == 0 {
-                    // A second installation finds what is left of the first, and ends well.
+                    // A second installation undoes the rest of the first, and succeeds.
                     done(&install);
                     assert_eq!(lines()[0], "nameserver 127.0.0.1");
                 }

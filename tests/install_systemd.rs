@@ -1,5 +1,4 @@
-//! Units: that systemd understands them, and what `svcdns install` does with the real systemd, after
-//! the version before too.
+//! `svcdns install` with the real systemd, also as an upgrade of an older version's installation.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -13,62 +12,74 @@ use std::process::Command;
 use support::former;
 use support::machine::{assert_as_before, on_a_machine, said, tree};
 use support::systemd::Systemd;
-use support::{SOON, eventually, skip};
+use support::{SOON, eventually, netns, skip};
 use svcdns::system::{SERVER_UNIT, server_unit};
 
-/// A copy of the program where a service can run it.
+/// A copy of svcdns in a place where a service can run it.
 const PROGRAM: &str = "/run/svcdns-program";
 
 const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
 
-const INSTALL: [&str; 7] = [PROGRAM, "install", "--keep-nameservers", "--upstream", "off", "--registry", "file:///run/registry"];
+const INSTALL: [&str; 7] = [
+    PROGRAM,
+    "install",
+    "--keep-nameservers",
+    "--upstream",
+    "off",
+    "--registry",
+    "file:///run/registry",
+];
 
-/// The unit as it is shipped, for the program in /run.
-fn shipped() -> String {
+/// Returns the unit as distributed, changed to start [`PROGRAM`].
+fn distributed_unit() -> String {
     include_str!("../deploy/svcdns.service").replace("/usr/local/bin/svcdns", PROGRAM)
 }
 
 #[test]
-fn systemd_finds_nothing_wrong_with_the_units() {
-    const TEST: &str = "systemd_finds_nothing_wrong_with_the_units";
+fn systemd_accepts_the_units() {
+    const TEST: &str = "systemd_accepts_the_units";
     if !support::on_path("systemd-analyze") {
         return skip(TEST, "no systemd-analyze on PATH");
     }
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join(SERVER_UNIT);
     let verify = |text: &str| {
-        // It looks whether the program is there.
+        // systemd-analyze checks that the program exists.
         fs::write(&unit, text.replace(PROGRAM, "/bin/true")).unwrap();
         let mut command = Command::new("systemd-analyze");
         said(&command.args(["verify", "--man=no"]).arg(&unit).output().unwrap())
     };
     let config = Path::new("/etc/svc dns/100%.toml");
     let written = server_unit(Path::new(PROGRAM), Some(config));
-    for text in [shipped(), server_unit(Path::new(PROGRAM), None), written] {
+    for text in [distributed_unit(), server_unit(Path::new(PROGRAM), None), written] {
         assert_eq!(verify(&text), "", "{text}");
-        // Unknown keys are only told of.
+        // An unknown key is only a warning.
         let misspelt = text.replace("StateDirectory=", "StatDirectory=");
         assert!(verify(&misspelt).contains("StatDirectory"), "{text}");
     }
 }
 
-/// Runs `body` on a machine of its own where systemd runs, with /etc as it is then.
+/// Runs `body` on a private machine with systemd, and passes the state of its /etc.
 fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, String>)) {
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root && !netns::is_inside(test) && !Systemd::is_available(test) {
+        return;
+    }
     on_a_machine(test, || {
-        let Some(systemd) = Systemd::start(test) else { return };
+        let systemd = Systemd::start();
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
         former::furnish();
         body(&systemd, &tree("/etc"));
     });
 }
 
-/// Fails the test unless all is as it was, the folder apart that systemd makes for good.
+/// Fails the test unless all is as before, one folder of systemd's aside.
 fn assert_nothing_left(before: &BTreeMap<PathBuf, String>, when: &str) {
     let _ = fs::remove_dir("/var/lib/private");
     assert_as_before(before, when);
 }
 
-/// Makes the machine as the version before left it, with the server running.
+/// Makes the installation of an older version, and starts its server.
 fn install_former(systemd: &Systemd) {
     former::install(true);
     for line in ["daemon-reload", "enable svcdns", "restart svcdns"] {
@@ -79,8 +90,10 @@ fn install_former(systemd: &Systemd) {
 }
 
 fn wait_for_server(systemd: &Systemd) {
-    eventually("the server's socket", SOON, || Path::new("/run/svcdns/svcdns.sock").exists().then_some(()));
-    // It may be a dead server's.
+    eventually("the server's socket", SOON, || {
+        Path::new("/run/svcdns/svcdns.sock").exists().then_some(())
+    });
+    // The socket may be that of a dead server.
     eventually("the server", SOON, || {
         let line = ["systemctl", "is-active", "svcdns"];
         systemd.ends_with(0, &line);
@@ -89,8 +102,8 @@ fn wait_for_server(systemd: &Systemd) {
 }
 
 #[test]
-fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
-    const TEST: &str = "the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes";
+fn the_state_directory_lasts_until_uninstall() {
+    const TEST: &str = "the_state_directory_lasts_until_uninstall";
     with_systemd(TEST, |systemd, before| {
         systemd.ends_with(0, &INSTALL);
         let status = systemd.ends_with(0, &[PROGRAM, "status", "--json"]);
@@ -101,7 +114,7 @@ fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
         let line = "runtime directory /run/svcdns, state directory /var/lib/svcdns\n";
         assert!(text.contains(line), "{text}");
 
-        // The service's user can write there, and nothing that root believes is there.
+        // The service's user can write there, so the journal is elsewhere.
         let state = Path::new("/var/lib/private/svcdns");
         assert_eq!(fs::read_link("/var/lib/svcdns").unwrap(), Path::new("private/svcdns"));
         assert_ne!(fs::metadata(state).unwrap().uid(), 0);
@@ -109,11 +122,11 @@ fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
         let journal = fs::metadata(JOURNAL).unwrap();
         assert_eq!((journal.uid(), journal.mode() & 0o777), (0, 0o600));
 
-        // Another program where systemd made the directories: root's own server goes without.
+        // Another server, started by root, does not use the directories of the service.
         let refused = systemd.ends_with(1, &[PROGRAM, "serve", "--listen", "127.0.0.1:0"]);
         assert!(refused.contains("belongs to another user"), "{refused}");
 
-        // As where /var/lib cannot be written to.
+        // As if /var/lib could not be written to.
         let drop_in = Path::new("/etc/systemd/system/svcdns.service.d");
         fs::create_dir(drop_in).unwrap();
         fs::write(drop_in.join("none.conf"), "[Service]\nStateDirectory=\n").unwrap();
@@ -127,12 +140,12 @@ fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
         fs::remove_dir_all(drop_in).unwrap();
         assert!(restart().contains("state directory /var/lib/svcdns\n"));
 
-        // A new installation finds what the server kept; what is not ours is left, and told.
+        // A new installation keeps the state; `uninstall` keeps files of others and says so.
         fs::write(state.join("mine"), "").unwrap();
         let told = systemd.ends_with(0, &[&INSTALL[..], &["--ttl", "9s"]].concat());
         assert!(told.contains("is undone first") && state.join("mine").exists(), "{told}");
         let told = systemd.ends_with(0, &[PROGRAM, "uninstall"]);
-        assert!(told.contains("/var/lib/svcdns: left, something is in it"), "{told}");
+        assert!(told.contains("/var/lib/svcdns: kept, other files are in it"), "{told}");
         fs::remove_file(state.join("mine")).unwrap();
 
         systemd.ends_with(0, &INSTALL);
@@ -142,11 +155,11 @@ fn the_server_keeps_its_state_directory_and_takes_it_along_when_it_goes() {
 }
 
 #[test]
-fn an_installation_of_the_version_before_is_taken_over() {
-    const TEST: &str = "an_installation_of_the_version_before_is_taken_over";
+fn an_older_installation_is_replaced() {
+    const TEST: &str = "an_older_installation_is_replaced";
     with_systemd(TEST, |systemd, before| {
         install_former(systemd);
-        // The person's by now.
+        // The user has edited the unit.
         let unit = Path::new("/etc/systemd/system/svcdns.service");
         let edited = fs::read_to_string(unit).unwrap() + "# mine\n";
         fs::write(unit, &edited).unwrap();
@@ -156,10 +169,13 @@ fn an_installation_of_the_version_before_is_taken_over() {
         let kept = "/var/lib/svcdns-install/svcdns.service";
         assert!(told.contains(&format!("moved to {kept}")), "{told}");
         let text = fs::read_to_string(unit).unwrap();
-        assert!(text.contains("StateDirectory=svcdns\n") && !text.contains("--state-dir"), "{text}");
+        assert!(
+            text.contains("StateDirectory=svcdns\n") && !text.contains("--state-dir"),
+            "{text}"
+        );
         let of_service: Vec<_> = tree("/var/lib/private/svcdns").into_keys().collect();
         assert_eq!(of_service, [Path::new("/var/lib/private/svcdns/svcdns.lock")]);
-        assert!(systemd.ends_with(0, &INSTALL).contains("installed already"));
+        assert!(systemd.ends_with(0, &INSTALL).contains("Already installed"));
 
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert_eq!(fs::read_to_string(kept).unwrap(), edited);
@@ -169,8 +185,8 @@ fn an_installation_of_the_version_before_is_taken_over() {
 }
 
 #[test]
-fn an_installation_of_the_version_before_is_uninstalled() {
-    const TEST: &str = "an_installation_of_the_version_before_is_uninstalled";
+fn an_older_installation_is_uninstalled() {
+    const TEST: &str = "an_older_installation_is_uninstalled";
     with_systemd(TEST, |systemd, before| {
         install_former(systemd);
         assert!(systemd.ends_with(0, &[PROGRAM, "uninstall", "--dry-run"]).contains("resolv.conf"));
@@ -182,27 +198,31 @@ fn an_installation_of_the_version_before_is_uninstalled() {
 }
 
 #[test]
-fn a_journal_that_the_service_can_write_is_not_believed() {
-    const TEST: &str = "a_journal_that_the_service_can_write_is_not_believed";
+fn a_journal_that_the_service_can_write_is_not_trusted() {
+    const TEST: &str = "a_journal_that_the_service_can_write_is_not_trusted";
     with_systemd(TEST, |systemd, before| {
         install_former(systemd);
-        // Somebody updates the unit by hand: systemd gives the journal away.
-        fs::write("/etc/systemd/system/svcdns.service", shipped()).unwrap();
+        // The user updates the unit by hand, so systemd gives the journal to the service.
+        fs::write("/etc/systemd/system/svcdns.service", distributed_unit()).unwrap();
         for line in [&["systemctl", "daemon-reload"][..], &["systemctl", "restart", "svcdns"]] {
             systemd.ends_with(0, line);
         }
         wait_for_server(systemd);
         let given_away = Path::new("/var/lib/private/svcdns/install.json");
-        assert_ne!(fs::metadata(given_away).unwrap().uid(), 0, "systemd has changed its ways");
+        assert_ne!(
+            fs::metadata(given_away).unwrap().uid(),
+            0,
+            "systemd no longer changes the owner"
+        );
 
         let etc = tree("/etc");
         for line in [&INSTALL[..], &[PROGRAM, "uninstall"], &[PROGRAM, "uninstall", "--dry-run"]] {
             let told = systemd.ends_with(1, line);
-            let why = "is not believed, because /var/lib/private/svcdns belongs to user";
+            let why = "is not trusted because /var/lib/private/svcdns belongs to user";
             assert!(told.contains(why) && told.contains(JOURNAL), "{told}");
             assert_eq!(tree("/etc"), etc, "{line:?}");
         }
-        // Nor a link to a file of root's, or a file with root as its owner.
+        // A link to a file of root's is not trusted either, nor a file of root's in that folder.
         fs::copy(given_away, "/run/copy.json").unwrap();
         fs::remove_file(given_away).unwrap();
         chown("/run/copy.json", Some(0), Some(0)).unwrap();
@@ -213,12 +233,12 @@ fn a_journal_that_the_service_can_write_is_not_believed() {
         systemd.ends_with(1, &[PROGRAM, "uninstall"]);
         assert_eq!(tree("/etc"), etc);
 
-        // As the message says; the copy in the service's directory counts no more.
+        // The repair that the message suggests; the copy of the service is then ignored.
         fs::create_dir("/var/lib/svcdns-install").unwrap();
         fs::copy("/run/copy.json", JOURNAL).unwrap();
         let told = systemd.ends_with(0, &[PROGRAM, "uninstall"]);
-        assert!(told.contains("svcdns.service: somebody has changed it since"), "{told}");
-        assert!(given_away.exists(), "root removes nothing that it did not make there");
+        assert!(told.contains("svcdns.service, because it has been edited since"), "{told}");
+        assert!(given_away.exists(), "root removes only files that it made there");
         for folder in ["/var/lib/private", "/var/lib/svcdns-install"] {
             fs::remove_dir_all(folder).unwrap();
         }
@@ -228,19 +248,24 @@ fn a_journal_that_the_service_can_write_is_not_believed() {
 }
 
 #[test]
-fn what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service() {
-    const TEST: &str = "what_somebody_keeps_in_the_state_directory_is_not_given_to_the_service";
+fn files_of_others_in_the_state_directory_are_refused() {
+    const TEST: &str = "files_of_others_in_the_state_directory_are_refused";
     with_systemd(TEST, |systemd, before| {
         fs::create_dir_all("/var/lib/svcdns/registry").unwrap();
         let told = systemd.ends_with(1, &INSTALL);
-        assert!(told.contains("/var/lib/svcdns") && told.contains("move registry elsewhere"), "{told}");
+        assert!(
+            told.contains("/var/lib/svcdns") && told.contains("move registry elsewhere"),
+            "{told}"
+        );
         fs::remove_dir_all("/var/lib/svcdns").unwrap();
         assert_nothing_left(before, "refused");
 
-        // Directories in a file that the service is to read: it could not write there.
-        fs::write("/run/svcdns.toml", "registry = ['file:///run/registry']\nstate-dir = '/s'\n").unwrap();
-        let told = systemd.ends_with(1, &[&INSTALL[..], &["--config", "/run/svcdns.toml"]].concat());
-        assert!(told.contains("/run/svcdns.toml:2:1 names `state-dir`"), "{told}");
+        // The service could not write to a directory named in the configuration file.
+        fs::write("/run/svcdns.toml", "registry = ['file:///run/registry']\nstate-dir = '/s'\n")
+            .unwrap();
+        let told =
+            systemd.ends_with(1, &[&INSTALL[..], &["--config", "/run/svcdns.toml"]].concat());
+        assert!(told.contains("/run/svcdns.toml:2:1 sets `state-dir`"), "{told}");
         assert_nothing_left(before, "refused");
     });
 }

@@ -146,10 +146,7 @@ fn sources_without_access_are_refused() {
         assert_eq!(support::dns::code(server.address, "hello.svc", support::dns::A), "REFUSED");
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        support::dns::send_tcp(
-            &mut stream,
-            &support::dns::query(7, "hello.svc", support::dns::A),
-        );
+        support::dns::send_tcp(&mut stream, &support::dns::query(7, "hello.svc", support::dns::A));
         let over_tcp = support::dns::receive_tcp(&mut stream);
         assert!(
             over_tcp.is_none_or(|response| support::dns::code_of(&response) == "REFUSED"),
@@ -229,10 +226,7 @@ fn wildcards_follow_the_addresses_of_the_machine() {
         let mut kept = TcpStream::connect("10.9.0.5:53").unwrap();
         for stream in [&mut lost, &mut kept] {
             stream.set_read_timeout(Some(SOON)).unwrap();
-            support::dns::send_tcp(
-                stream,
-                &support::dns::query(1, "hello.svc", support::dns::A),
-            );
+            support::dns::send_tcp(stream, &support::dns::query(1, "hello.svc", support::dns::A));
             assert!(support::dns::receive_tcp(stream).is_some());
         }
         netns::run("ip", &["address", "del", "10.9.1.7/24", "dev", "veth0"]);

@@ -1,4 +1,4 @@
-//! Two etcds in one process, each with a user of its own, whose passwords change while it runs.
+//! Two etcd registries with different users, whose passwords change while the server runs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -17,27 +17,29 @@ use tempfile::TempDir;
 
 const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 
-/// Longest time until new registrations show up again, once etcd is up and has the password of the
-/// file: the waits between two attempts are 5 s at most.
-const BACK_WITHIN: Duration = seconds(15);
+/// Longest wait for new registrations once etcd runs and has the right password.
+///
+/// The server waits at most 5 s between two attempts.
+const RECONNECT_TIMEOUT: Duration = seconds(15);
 
+/// Returns the key of a service with this endpoint.
 fn key(name: &str, endpoint: &str) -> String {
     format!("/service/default/default/{name}/latest/{endpoint}")
 }
 
-/// A registry of the configuration: its name is also that of its user, and of its first service.
+/// A configured registry, whose user and first service have the same name.
 struct Store {
     name: &'static str,
     etcd: Etcd,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Store {
-    /// Starts an etcd whose user `name` has the first password, there and in the file.
+    /// Starts an etcd whose user has the first password, there and in the file.
     fn start(name: &'static str) -> Self {
         let etcd = Etcd::start();
         etcd.put(&key(name, "10.0.0.1:80"), HTTP);
-        let mut store = Self { name, etcd, folder: tempfile::tempdir().unwrap() };
+        let mut store = Self { name, etcd, directory: tempfile::tempdir().unwrap() };
         store.etcd.add_writer(name, &store.password("first"), "/service");
         store.etcd.enable_auth();
         store.write_password("first");
@@ -49,12 +51,12 @@ impl Store {
     }
 
     fn password_file(&self) -> PathBuf {
-        self.folder.path().join("password")
+        self.directory.path().join("password")
     }
 
-    /// Puts the file of this password in the place of the one before.
+    /// Replaces the password file.
     fn write_password(&self, which: &str) {
-        let new = self.folder.path().join("new");
+        let new = self.directory.path().join("new");
         fs::write(&new, format!("{}\n", self.password(which))).unwrap();
         fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
         fs::rename(new, self.password_file()).unwrap();
@@ -64,13 +66,13 @@ impl Store {
         self.etcd.set_password(self.name, &self.password(which));
     }
 
-    /// Ends all connections.
+    /// Restarts etcd, which ends all connections.
     fn restart(&mut self) {
         self.etcd.kill();
         self.etcd.start_all();
     }
 
-    /// The section of the configuration, with the file of the password.
+    /// Returns the section of the configuration, with the password file.
     fn section(&self) -> String {
         let file = self.password_file();
         self.section_with(&format!("password-file = \"{}\"", file.display()))
@@ -81,27 +83,28 @@ impl Store {
         format!("[registry.{name}]\nurl = \"{url}\"\nusername = \"{name}\"\n{password}\n")
     }
 
-    /// Registers a service, and waits until it is answered.
+    /// Registers a service and waits until the server answers it.
     fn register(&self, server: &Svcdns, service: &str) {
         self.etcd.put(&key(service, "10.0.0.2:80"), HTTP);
+        let name = format!("{service}.svc");
         let expected = vec!["10.0.0.2".parse().unwrap()];
-        eventually(&format!("{service}.svc"), BACK_WITHIN, || {
-            (dns::addresses(server.address, &format!("{service}.svc")) == Ok(expected.clone())).then_some(())
+        eventually(&name, RECONNECT_TIMEOUT, || {
+            (dns::addresses(server.address, &name) == Ok(expected.clone())).then_some(())
         });
     }
 }
 
-/// A configuration of these sections, in a file.
-fn config(sections: &[String]) -> (TempDir, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("svcdns.toml");
+/// Writes a configuration file with these sections.
+fn write_config(sections: &[String]) -> (TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("svcdns.toml");
     fs::write(&file, sections.concat()).unwrap();
     let file = file.to_str().unwrap().to_owned();
-    (folder, file)
+    (directory, file)
 }
 
-/// What `status` says of a registry: whether it is connected, and its error.
-fn condition(server: &Svcdns, store: &Store) -> (bool, Option<String>) {
+/// Returns whether a registry is connected, and its error, according to `status`.
+fn registry_status(server: &Svcdns, store: &Store) -> (bool, Option<String>) {
     let output = server.run(&["status", "--json"]);
     assert!(output.status.success(), "{output:?}");
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -111,24 +114,28 @@ fn condition(server: &Svcdns, store: &Store) -> (bool, Option<String>) {
     (registry["connected"].as_bool().unwrap(), registry["error"].as_str().map(str::to_owned))
 }
 
-fn wait_until_well(server: &Svcdns, store: &Store) {
-    let what = format!("{} to be connected, without an error", store.name);
-    eventually(&what, SOON, || (condition(server, store) == (true, None)).then_some(()));
+fn wait_until_connected(server: &Svcdns, store: &Store) {
+    let what = format!("{}: connected, no error", store.name);
+    eventually(&what, SOON, || (registry_status(server, store) == (true, None)).then_some(()));
 }
 
 #[test]
-fn two_etcds_with_different_users_are_served_while_both_passwords_change() {
+fn no_query_is_lost_while_the_passwords_of_two_registries_change() {
     let mut stores = [Store::start("one"), Store::start("two")];
-    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let (_directory, file) = write_config(&stores.each_ref().map(Store::section));
     let server = Svcdns::serve(&["--config", &file, "--log", "trace"]);
     for store in &stores {
         server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
     }
-    let probers = stores.each_ref().map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
+    let probers = stores
+        .each_ref()
+        .map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
 
     for store in &mut stores {
         let name = store.name;
-        // etcd first: the connections of before go on; then they are lost, too.
+        // The watch logs in after the first list; only an event shows that it works.
+        store.register(&server, &format!("{name}-first"));
+        // Changed in etcd first: connections survive. Then they are lost, too.
         store.set_password("second");
         store.register(&server, &format!("{name}-meanwhile"));
         store.write_password("second");
@@ -136,16 +143,18 @@ fn two_etcds_with_different_users_are_served_while_both_passwords_change() {
         store.restart();
         store.register(&server, &format!("{name}-second-login"));
 
-        // The file first, and the connections are lost before etcd has the password, too.
+        // Changed in the file first: the connections are lost before etcd has the password.
         store.write_password("third");
         store.register(&server, &format!("{name}-early"));
         store.restart();
-        eventually(&format!("{name} to be refused"), SOON, || {
-            condition(&server, store).1.filter(|error| error.contains("authentication failed"))
+        eventually(&format!("the refusal of {name}"), SOON, || {
+            registry_status(&server, store)
+                .1
+                .filter(|error| error.contains("authentication failed"))
         });
         store.set_password("third");
         store.register(&server, &format!("{name}-third"));
-        wait_until_well(&server, store);
+        wait_until_connected(&server, store);
     }
     for prober in probers {
         prober.expect_no_loss();
@@ -155,31 +164,39 @@ fn two_etcds_with_different_users_are_served_while_both_passwords_change() {
 }
 
 #[test]
-fn a_wrong_password_of_one_registry_leaves_the_other_up_to_date() {
+fn a_wrong_password_affects_only_its_registry() {
     let mut stores = [Store::start("one"), Store::start("two")];
-    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let (_directory, file) = write_config(&stores.each_ref().map(Store::section));
     let server = Svcdns::serve(&["--config", &file]);
     for store in &stores {
         server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
     }
-    let probers = stores.each_ref().map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
+    let probers = stores
+        .each_ref()
+        .map(|store| Prober::start(server.address, &format!("{}.svc", store.name)));
     stores[0].write_password("wrong");
     stores[0].restart();
     let refused = "cannot log in: etcdserver: authentication failed, invalid user ID or password";
     let expected = format!("etcd at {}: {refused}", stores[0].etcd.endpoint(0));
-    eventually("one to be refused", SOON, || (condition(&server, &stores[0]) == (false, Some(expected.clone()))).then_some(()));
+    eventually("the refusal of one", SOON, || {
+        let status = registry_status(&server, &stores[0]);
+        (status == (false, Some(expected.clone()))).then_some(())
+    });
     stores[1].register(&server, "two-later");
-    assert_eq!(condition(&server, &stores[1]), (true, None));
-    // As people read it: the block of a registry begins with its name.
+    assert_eq!(registry_status(&server, &stores[1]), (true, None));
+    // In the text form, the block of a registry begins with its name.
     let output = server.run(&["status"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    let block = |name: &str| text.split("\n\n").find(|block| block.starts_with(name)).unwrap_or_else(|| panic!("{text}"));
+    let block = |name: &str| {
+        let block = text.split("\n\n").find(|block| block.starts_with(name));
+        block.unwrap_or_else(|| panic!("{text}"))
+    };
     assert!(block("one").contains("authentication failed"), "{text}");
     assert!(!block("two").contains("authentication failed"), "{text}");
 
     stores[0].write_password("first");
     stores[0].register(&server, "one-later");
-    wait_until_well(&server, &stores[0]);
+    wait_until_connected(&server, &stores[0]);
     for prober in probers {
         prober.expect_no_loss();
     }
@@ -187,15 +204,16 @@ fn a_wrong_password_of_one_registry_leaves_the_other_up_to_date() {
 }
 
 #[test]
-fn a_variable_holds_the_password_of_one_registry() {
+fn a_variable_sets_the_password_of_one_registry() {
     let stores = [Store::start("one"), Store::start("two")];
-    let (_folder, file) = config(&[stores[0].section_with(""), stores[1].section()]);
-    let server = Svcdns::serve_with("127.0.0.1:0".parse().unwrap(), &["--config", &file, "--log", "trace"], |command| {
+    let (_directory, file) = write_config(&[stores[0].section_with(""), stores[1].section()]);
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let server = Svcdns::serve_with(listen, &["--config", &file, "--log", "trace"], |command| {
         command.env("SVCDNS_REGISTRY_ONE_PASSWORD", stores[0].password("first"));
     });
     for store in &stores {
         server.wait_for(&format!("{}.svc", store.name), &["10.0.0.1"]);
-        wait_until_well(&server, store);
+        wait_until_connected(&server, store);
         assert!(!server.log().contains("s3cret"), "the password is in the log");
     }
     server.stop();
@@ -204,7 +222,7 @@ fn a_variable_holds_the_password_of_one_registry() {
 #[test]
 fn the_register_command_keeps_its_keys_while_passwords_change() {
     let mut stores = [Store::start("one"), Store::start("two")];
-    let (_folder, file) = config(&stores.each_ref().map(Store::section));
+    let (_directory, file) = write_config(&stores.each_ref().map(Store::section));
     let mut command = svcdns::command();
     command.args(["register", "--config", &file, "--ttl", "9s", "legacy", "10.0.0.9:80"]);
     let mut registering = Process::start(&mut command);
@@ -219,13 +237,16 @@ fn the_register_command_keeps_its_keys_while_passwords_change() {
     for store in &stores {
         store.set_password("second");
     }
-    eventually("the refusals", SOON, || (registering.log().matches("authentication failed").count() >= 2).then_some(()));
+    eventually("the refusals", SOON, || {
+        let refusals = registering.log().matches("authentication failed").count();
+        (refusals >= 2).then_some(())
+    });
     std::thread::sleep(seconds(11));
-    assert_eq!(stores.each_ref().map(lease), leases.map(Some), "kept for longer than a lease lives by itself");
+    assert_eq!(stores.each_ref().map(lease), leases.map(Some), "longer than a lease lives");
     for store in &stores {
         store.write_password("second");
     }
-    // Connections and logins of before are gone; the leases are not, as etcd begins them anew.
+    // A restart ends connections and logins, but not leases: etcd restarts their time.
     for store in &mut stores {
         store.restart();
     }

@@ -400,7 +400,7 @@ fn an_ordinary_user_needs_no_privileges() {
         assert_eq!(output.status.code(), Some(125), "{}", stdout(&output));
         let message = stderr(&output);
         assert!(
-            message.contains("does not let an ordinary user have a mount namespace"),
+            message.contains("does not let an ordinary user create a mount namespace"),
             "{message}"
         );
         assert!(message.contains("sudo svcdns run --user nobody -- echo 'a b'"), "{message}");
@@ -658,7 +658,7 @@ fn without_a_server_at_port_53_the_error_suggests_a_command() {
     let output = run(&server, &[], &["true"]);
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(125), "{message}");
-    let only = format!("the running svcdns answers on {} only", server.address);
+    let only = format!("the running svcdns listens on {} only", server.address);
     assert!(
         message.contains(&only) && message.contains("sudo svcdns serve --listen 127.0.0."),
         "{message}"

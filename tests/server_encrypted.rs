@@ -648,8 +648,8 @@ fn kdig_queries_over_tls_and_quic() {
     }
     let text = String::from_utf8(server.run(&["status"]).stdout).unwrap();
     assert!(
-        text.contains("answers over TLS on 127.0.0.1:")
-            && text.contains("answers over QUIC on 127.0.0.1:"),
+        text.contains("\nlistens over TLS on 127.0.0.1:")
+            && text.contains("\nlistens over QUIC on 127.0.0.1:"),
         "{text}"
     );
     server.stop();

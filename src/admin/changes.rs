@@ -1,4 +1,4 @@
-//! Live changes: which instances of which service came and went.
+//! The stream of changes: which instances of which services were added and removed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,55 +10,64 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 
+use super::streams::StreamCount;
 use super::views::{EndpointView, EventView};
-use super::watching::Watching;
 use crate::catalog::{Service, ServiceChange};
 
-/// How many changes a reader may be behind before some are left out.
-const BEHIND: usize = 4_096;
+/// Changes that a reader may lag behind before it misses some.
+const MAX_LAG: usize = 4_096;
 
-/// How many changes wait in one reader's own queue.
-const QUEUED: usize = 16;
+/// Lines that may wait in the response body of one reader.
+const MAX_QUEUED_LINES: usize = 16;
 
-/// How long a reader may take nothing while changes wait for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for a reader that does not read; after it the stream ends.
+const READER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a reader gets an empty line when nothing happens, so that both sides notice when the other has gone.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+/// Interval of empty lines while nothing changes.
+///
+/// They show each side that the other is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Tells every reader what changed.
+/// Sends changes to all readers of `/v1/watch`.
 #[derive(Debug)]
-pub struct Changes {
+pub struct ChangeFeed {
     sender: broadcast::Sender<Arc<str>>,
 }
 
-impl Default for Changes {
+impl Default for ChangeFeed {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BEHIND) }
+        Self { sender: broadcast::Sender::new(MAX_LAG) }
     }
 }
 
-impl Changes {
-    /// Tells of services that changed. Costs nothing while nobody reads.
-    pub fn tell(&self, changed: &[ServiceChange]) {
+impl ChangeFeed {
+    /// Sends the changes of services; costs nothing without readers.
+    pub fn send(&self, changed: &[ServiceChange]) {
         if self.sender.receiver_count() == 0 {
             return;
         }
         for event in changed.iter().filter_map(event) {
             if let Ok(line) = serde_json::to_string(&event) {
-                // Whoever has gone meanwhile does not miss it.
+                // Fails only if the last reader has left meanwhile.
                 let _ = self.sender.send(line.into());
             }
         }
     }
 
-    /// A body of lines, one a change from now on, until `stop` or the reader goes; one that stops reading is left behind.
-    pub(super) fn body(&self, place: OwnedSemaphorePermit, watching: &Watching, stop: CancellationToken) -> Body {
+    /// Returns a response body with a line for each change from now on.
+    ///
+    /// It ends at `stop`, or once the reader leaves or stops reading.
+    pub(super) fn body(
+        &self,
+        permit: OwnedSemaphorePermit,
+        streams: &StreamCount,
+        stop: CancellationToken,
+    ) -> Body {
         let mut receiver = self.sender.subscribe();
-        let (mut sender, body) = Channel::<Bytes, std::convert::Infallible>::new(QUEUED);
-        let guard = watching.begin();
+        let (mut sender, body) = Channel::<Bytes, std::convert::Infallible>::new(MAX_QUEUED_LINES);
+        let guard = streams.begin();
         tokio::spawn(async move {
-            let _until_the_end = (place, guard);
+            let _until_the_end = (permit, guard);
             loop {
                 let line = tokio::select! {
                     () = stop.cancelled() => return,
@@ -71,9 +80,9 @@ impl Changes {
                         }
                         Err(RecvError::Closed) => return,
                     },
-                    () = tokio::time::sleep(SIGN_OF_LIFE) => "\n".to_owned(),
+                    () = tokio::time::sleep(KEEPALIVE_INTERVAL) => "\n".to_owned(),
                 };
-                match tokio::time::timeout(PATIENCE, sender.send_data(line.into())).await {
+                match tokio::time::timeout(READER_TIMEOUT, sender.send_data(line.into())).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => return,
                 }
@@ -83,10 +92,12 @@ impl Changes {
     }
 }
 
-/// What a change means for the instances that are served; none where they are the same.
+/// Compares the served instances before and after; `None` if equal.
 fn event(changed: &ServiceChange) -> Option<EventView> {
     let instances = |service: Option<&Arc<Service>>| -> BTreeSet<EndpointView> {
-        service.map(|service| service.served().map(|instance| EndpointView::new(&instance)).collect()).unwrap_or_default()
+        service
+            .map(|service| service.served().map(|instance| EndpointView::new(&instance)).collect())
+            .unwrap_or_default()
     };
     let (before, after) = (instances(changed.before.as_ref()), instances(changed.after.as_ref()));
     let event = EventView {
@@ -96,5 +107,6 @@ fn event(changed: &ServiceChange) -> Option<EventView> {
         gone: changed.after.is_none(),
         missed: None,
     };
-    (!event.added.is_empty() || !event.removed.is_empty() || event.gone || changed.before.is_none()).then_some(event)
+    (!event.added.is_empty() || !event.removed.is_empty() || event.gone || changed.before.is_none())
+        .then_some(event)
 }

@@ -1,84 +1,106 @@
-//! How other names are resolved: for JSON, and for the metrics page.
+//! The state of the forwarder, as JSON and as metrics.
 
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{MetricLabels, Page};
-use crate::upstream::{Counters, Forwarder, UpstreamReport};
+use crate::upstream::{Counters, Forwarder, ListReport, UpstreamReport};
 
-/// How other names are resolved.
+/// The state of the forwarder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ForwardingView {
-    /// Who is asked, in the order in which they are known.
+    /// The upstreams, in the order of their sources.
     pub upstreams: Vec<UpstreamView>,
+    /// The lists of upstreams, that of all other names first; empty from an older server.
+    #[serde(default)]
+    pub lists: Vec<UpstreamListView>,
     /// The cache.
     pub cache: CacheView,
-    /// Clients that wait for an answer now, and refreshes under way.
+    /// Clients that wait for a response now, and refreshes in flight.
     pub waiting: u64,
-    /// Questions, refreshes among them, that no upstream answered.
+    /// Queries, refreshes included, that no upstream answered.
     pub failures: u64,
-    /// Questions turned away because too many were waiting.
+    /// Queries rejected because too many clients were waiting.
     pub overloaded: u64,
-    /// Messages with an opcode other than QUERY that were passed on.
+    /// Messages with an opcode other than QUERY that were forwarded.
     pub passed: u64,
 }
 
-/// An upstream's condition.
+/// A list of upstreams.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpstreamListView {
+    /// The domain whose names they resolve; `.` for all other names.
+    pub domain: String,
+    /// The upstreams as the configuration writes them.
+    pub upstreams: Vec<String>,
+    /// The order in which they are asked: `strict` or `fastest`.
+    pub order: String,
+}
+
+/// The state of an upstream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct UpstreamView {
-    /// As it is written in the configuration.
+    /// The upstream as the configuration writes it.
     pub upstream: String,
-    /// How long an answer takes, in microseconds; none before the first.
+    /// Smoothed round trip in microseconds; `None` before the first response.
     pub round_trip: Option<u64>,
-    /// Whether it is asked only to see if it is back.
+    /// Whether a query has gone unanswered for 1 s.
+    ///
+    /// A dead upstream only gets probes until it answers again.
     pub dead: bool,
-    /// Whether it sends questions back to svcdns and is not asked.
+    /// Whether the upstream sends queries back to svcdns and is not used.
     pub looping: bool,
-    /// Questions sent.
+    /// Queries sent, retransmissions included.
     pub asked: u64,
-    /// Answers that came.
+    /// Responses received, late ones included.
     pub answered: u64,
-    /// Questions sent without an answer so far, those under way included.
+    /// Queries without a response so far, those in flight included.
     pub unanswered: u64,
-    /// Questions that failed otherwise than by silence: the upstream could not be reached, or what came was no answer.
+    /// Attempts that failed other than by a timeout.
+    ///
+    /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// What went wrong last.
+    /// Why the last of these attempts failed.
     pub last_error: Option<String>,
 }
 
-/// The cache's condition.
+/// The state of the cache.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CacheView {
-    /// Entries, those past their end included.
+    /// Entries, expired ones included.
     pub entries: usize,
-    /// Octets that they take.
-    pub octets: u64,
-    /// Octets that they may take; 0 for no cache.
+    /// Memory that the entries use, in bytes.
+    #[serde(rename = "octets")]
+    pub bytes: u64,
+    /// Limit for that memory, in bytes; 0 if there is no cache.
     pub capacity: u64,
-    /// Questions answered from it.
+    /// Queries answered from the cache.
     pub hits: u64,
-    /// Questions that had to be asked.
+    /// Queries that had to be forwarded.
     pub misses: u64,
-    /// Questions that waited for an equal one on its way.
+    /// Queries that waited for an equal one in flight.
     pub merged: u64,
-    /// Questions answered with what was past its end, for want of anything better.
+    /// Queries answered with a stale entry because no upstream answered in time.
     pub stale: u64,
-    /// Answers asked for anew ahead of their end.
+    /// Entries refreshed before they expired.
     pub prefetches: u64,
 }
 
 impl ForwardingView {
-    /// As it is now.
+    /// Takes the current state of a forwarder.
     pub(super) fn new(forwarder: &Forwarder) -> Self {
         let report = forwarder.report();
-        let Counters { hits, misses, merged, stale, prefetches, failures, overloaded, passed } = forwarder.counters();
+        let Counters { hits, misses, merged, stale, prefetches, failures, overloaded, passed } =
+            forwarder.counters();
         Self {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
+            lists: report.lists.into_iter().map(UpstreamListView::new).collect(),
             cache: CacheView {
                 entries: report.entries,
-                octets: report.bytes,
+                bytes: report.bytes,
                 capacity: report.capacity,
                 hits: hits.get(),
                 misses: misses.get(),
@@ -94,48 +116,137 @@ impl ForwardingView {
     }
 }
 
-impl UpstreamView {
-    fn new(report: UpstreamReport) -> Self {
-        let UpstreamReport { upstream, round_trip, dead, looping, asked, answered, unanswered, failed, last_error } = report;
-        let round_trip = round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        Self { upstream, round_trip, dead, looping, asked, answered, unanswered, failed, last_error }
+impl UpstreamListView {
+    /// Makes the view of a list.
+    fn new(report: ListReport) -> Self {
+        let ListReport { domain, upstreams, order } = report;
+        Self { domain: domain.to_string(), upstreams, order: order.to_string() }
     }
 }
 
-/// Adds the numbers to the metrics page.
+impl UpstreamView {
+    fn new(report: UpstreamReport) -> Self {
+        let UpstreamReport {
+            upstream,
+            round_trip,
+            dead,
+            looping,
+            asked,
+            answered,
+            unanswered,
+            failed,
+            last_error,
+        } = report;
+        let round_trip = round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        Self {
+            upstream,
+            round_trip,
+            dead,
+            looping,
+            asked,
+            answered,
+            unanswered,
+            failed,
+            last_error,
+        }
+    }
+}
+
+/// Adds the metrics of the forwarder to the page.
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds below 2^53")]
-pub(super) fn numbers(page: &mut Page, view: &ForwardingView) {
-    let ForwardingView { upstreams, cache, waiting, failures, overloaded, passed } = view;
-    page.counter("svcdns_cache_hits", "Questions about other names answered from the cache", cache.hits);
-    page.counter("svcdns_cache_misses", "Questions about other names that had to be asked", cache.misses);
-    page.counter("svcdns_cache_merged", "Questions that waited for an equal one on its way", cache.merged);
-    page.counter("svcdns_cache_stale", "Questions answered with what was past its end", cache.stale);
-    page.counter("svcdns_cache_prefetches", "Answers asked for anew ahead of their end", cache.prefetches);
-    page.gauge("svcdns_cache_entries", "Entries of the cache, those past their end included", cache.entries);
-    page.gauges("svcdns_cache_octets", "Octets that the cache's entries take", [(MetricLabels::new(), cache.octets as f64)]);
-    page.gauges("svcdns_cache_capacity_octets", "Octets that the cache's entries may take", [(MetricLabels::new(), cache.capacity as f64)]);
-    page.gauges("svcdns_forwarding_waiting", "Clients that wait for an answer of an upstream", [(MetricLabels::new(), *waiting as f64)]);
-    page.counter("svcdns_forwarding_failures", "Questions that no upstream answered", *failures);
-    page.counter("svcdns_forwarding_overloaded", "Questions turned away because too many were waiting", *overloaded);
-    page.counter("svcdns_forwarding_passed", "Messages with an opcode other than QUERY that were passed on", *passed);
-    let label = |upstream: &UpstreamView| -> MetricLabels { vec![("upstream", upstream.upstream.clone())] };
-    let count = |number: fn(&UpstreamView) -> u64| -> Vec<(MetricLabels, u64)> {
+pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
+    let ForwardingView { upstreams, lists: _, cache, waiting, failures, overloaded, passed } = view;
+    page.counter(
+        "svcdns_cache_hits",
+        "Queries for other names answered from the cache",
+        cache.hits,
+    );
+    page.counter(
+        "svcdns_cache_misses",
+        "Queries for other names that had to be forwarded",
+        cache.misses,
+    );
+    page.counter(
+        "svcdns_cache_merged",
+        "Queries that waited for an equal one in flight",
+        cache.merged,
+    );
+    page.counter("svcdns_cache_stale", "Queries answered with a stale cache entry", cache.stale);
+    page.counter(
+        "svcdns_cache_prefetches",
+        "Cache entries refreshed before they expired",
+        cache.prefetches,
+    );
+    page.gauge("svcdns_cache_entries", "Cache entries, expired ones included", cache.entries);
+    page.gauges(
+        "svcdns_cache_octets",
+        "Bytes used by the cache entries",
+        [(MetricLabels::new(), cache.bytes as f64)],
+    );
+    page.gauges(
+        "svcdns_cache_capacity_octets",
+        "Limit of the bytes used by the cache entries",
+        [(MetricLabels::new(), cache.capacity as f64)],
+    );
+    page.gauges(
+        "svcdns_forwarding_waiting",
+        "Clients waiting for a response of an upstream, and refreshes in flight",
+        [(MetricLabels::new(), *waiting as f64)],
+    );
+    page.counter(
+        "svcdns_forwarding_failures",
+        "Queries, refreshes included, that no upstream answered",
+        *failures,
+    );
+    page.counter(
+        "svcdns_forwarding_overloaded",
+        "Queries rejected because too many clients were waiting",
+        *overloaded,
+    );
+    page.counter(
+        "svcdns_forwarding_passed",
+        "Messages with an opcode other than QUERY that were forwarded",
+        *passed,
+    );
+    let label =
+        |upstream: &UpstreamView| -> MetricLabels { vec![("upstream", upstream.upstream.clone())] };
+    let counts = |number: fn(&UpstreamView) -> u64| -> Vec<(MetricLabels, u64)> {
         upstreams.iter().map(|upstream| (label(upstream), number(upstream))).collect()
     };
-    page.counters("svcdns_upstream_asked", "Questions sent to the upstream", count(|upstream| upstream.asked));
-    page.counters("svcdns_upstream_answered", "Answers of the upstream", count(|upstream| upstream.answered));
+    page.counters(
+        "svcdns_upstream_asked",
+        "Queries sent to the upstream, retransmissions included",
+        counts(|upstream| upstream.asked),
+    );
+    page.counters(
+        "svcdns_upstream_answered",
+        "Responses of the upstream, late ones included",
+        counts(|upstream| upstream.answered),
+    );
     page.counters(
         "svcdns_upstream_failed",
-        "Questions that failed otherwise than by silence of the upstream",
-        count(|upstream| upstream.failed),
+        "Attempts at the upstream that failed other than by a timeout",
+        counts(|upstream| upstream.failed),
     );
-    let state = |number: fn(&UpstreamView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
+    let values = |number: fn(&UpstreamView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
         upstreams.iter().filter_map(|upstream| Some((label(upstream), number(upstream)?))).collect()
     };
-    let unanswered = state(|upstream| Some(upstream.unanswered as f64));
-    page.gauges("svcdns_upstream_unanswered", "Questions without an answer of the upstream so far, those under way included", unanswered);
-    let usable = state(|upstream| Some(f64::from(u8::from(!upstream.dead && !upstream.looping))));
-    page.gauges("svcdns_upstream_usable", "Whether the upstream answers and does not lead back here", usable);
-    let round_trips = state(|upstream| upstream.round_trip.map(|micros| micros as f64 / 1e6));
-    page.gauges("svcdns_upstream_round_trip_seconds", "How long an answer of the upstream takes", round_trips);
+    let unanswered = values(|upstream| Some(upstream.unanswered as f64));
+    page.gauges(
+        "svcdns_upstream_unanswered",
+        "Queries without a response of the upstream so far, those in flight included",
+        unanswered,
+    );
+    let usable = values(|upstream| Some(f64::from(u8::from(!upstream.dead && !upstream.looping))));
+    page.gauges(
+        "svcdns_upstream_usable",
+        "1 if the upstream responds and does not forward to svcdns, else 0",
+        usable,
+    );
+    let round_trips = values(|upstream| upstream.round_trip.map(|micros| micros as f64 / 1e6));
+    page.gauges(
+        "svcdns_upstream_round_trip_seconds",
+        "Smoothed round trip of the upstream",
+        round_trips,
+    );
 }

@@ -1,4 +1,4 @@
-//! Connections: how many, how long, and to whom.
+//! Connections of the HTTP interface, with their limits and access check.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,45 +20,48 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::watching::Watching;
-use super::{Site, routes};
+use super::streams::StreamCount;
+use super::{AdminContext, routes};
 
-/// Most connections at a time, of one listener.
-const CONNECTIONS: usize = 128;
+/// Limit for the open connections of a listener.
+const MAX_CONNECTIONS: usize = 128;
 
-/// How long a client may take to send the head of a request, and a connection may be idle.
-const HEAD: Duration = Duration::from_secs(5);
+/// Longest wait for the head of a request; also limits idle connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may live that carries no live changes.
-const LIFE: Duration = Duration::from_secs(60);
+/// Longest life of a connection without a change stream.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// How long responses under way have to get out once the server stops.
-const DRAIN: Duration = Duration::from_secs(1);
+/// Longest wait for responses in progress once the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait after a failure to accept, which is most often a want of file descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a failed accept, which usually means that file descriptors ran out.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where to serve.
+/// A listener of the HTTP interface.
 #[derive(Debug)]
-pub enum Listener {
+pub enum AdminListener {
     /// The socket in the runtime directory.
     Socket(UnixListener),
-    /// A loopback port; a browser can be made to reach it, so the `Host` header is looked at.
+    /// A loopback port.
+    ///
+    /// Any web page can make a browser send requests to it, so the `Host` header is checked.
     Port(TcpListener),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+/// A connection of either listener.
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
-impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+impl AdminListener {
+    async fn accept(&self) -> io::Result<Box<dyn ByteStream>> {
         Ok(match self {
             Self::Socket(listener) => Box::new(listener.accept().await?.0),
             Self::Port(listener) => Box::new(listener.accept().await?.0),
         })
     }
 
-    /// The address, where it is a port.
+    /// Returns the address of a port.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Socket(_) => None,
@@ -67,46 +70,48 @@ impl Listener {
     }
 }
 
-/// Serves until `stop`, then lets responses under way go out, for at most a second.
-pub async fn serve(listener: Listener, site: Arc<Site>, stop: CancellationToken) {
-    let mut router = routes::router(site, stop.clone()).layer(axum::middleware::from_fn(only_reading));
-    if matches!(listener, Listener::Port(_)) {
-        router = router.layer(axum::middleware::from_fn(only_by_loopback_names));
+/// Serves until `stop`, then sends the responses in progress, for at most 1 s.
+pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: CancellationToken) {
+    let mut router =
+        routes::router(context, stop.clone()).layer(axum::middleware::from_fn(check_method));
+    if matches!(listener, AdminListener::Port(_)) {
+        router = router.layer(axum::middleware::from_fn(check_host));
     }
-    let (places, tracker) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
+    let (permits, tracker) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                (permit, listener.accept().await)
             } => accepted,
         };
         match accepted {
-            (Ok(place), Ok(stream)) => {
+            (Ok(permit), Ok(stream)) => {
                 let (router, stop) = (router.clone(), stop.clone());
                 tracker.spawn(async move {
-                    converse(stream, router, stop).await;
-                    drop(place);
+                    serve_connection(stream, router, stop).await;
+                    drop(permit);
                 });
             }
             (Err(_), _) => break,
             (_, Err(error)) => {
-                tracing::debug!(%error, "no connection to the HTTP interface");
-                tokio::time::sleep(PAUSE).await;
+                tracing::debug!(%error, "cannot accept a connection to the HTTP interface");
+                tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
             }
         }
     }
     tracker.close();
-    // Whoever is not done by then is cut off with the runtime.
-    let _ = tokio::time::timeout(DRAIN, tracker.wait()).await;
+    // The end of the runtime closes the remaining connections.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-async fn converse(stream: Box<dyn Stream>, router: Router, stop: CancellationToken) {
-    let watching = Watching::default();
-    let service = TowerToHyperService::new(router.layer(axum::Extension(watching.clone())));
+/// Serves a connection until its end, [`CONNECTION_LIFETIME`] or `stop`.
+async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: CancellationToken) {
+    let streams = StreamCount::default();
+    let service = TowerToHyperService::new(router.layer(axum::Extension(streams.clone())));
     let mut builder = http1::Builder::new();
-    let builder = builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let builder = builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stopping = false;
     loop {
@@ -116,36 +121,47 @@ async fn converse(stream: Box<dyn Stream>, router: Router, stop: CancellationTok
                 connection.as_mut().graceful_shutdown();
                 stopping = true;
             }
-            () = tokio::time::sleep(LIFE) => if !watching.is_on() { return },
+            () = tokio::time::sleep(CONNECTION_LIFETIME) => if !streams.any() { return },
         }
     }
 }
 
-async fn only_reading(request: Request, next: Next) -> Response {
+/// Accepts GET and HEAD only.
+async fn check_method(request: Request, next: Next) -> Response {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         next.run(request).await
     } else {
-        (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "this interface only reads\n").into_response()
+        (
+            StatusCode::METHOD_NOT_ALLOWED,
+            [(header::ALLOW, "GET, HEAD")],
+            "only GET and HEAD are allowed\n",
+        )
+            .into_response()
     }
 }
 
-/// A web page elsewhere can give its own name the address 127.0.0.1, but not send another name in `Host`.
-async fn only_by_loopback_names(request: Request, next: Next) -> Response {
+/// Accepts only requests whose `Host` header names this machine.
+///
+/// This stops DNS rebinding: a web page can give its own name the address 127.0.0.1, but the
+/// browser still sends that name as `Host`.
+async fn check_host(request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     if host.is_some_and(is_loopback) {
         next.run(request).await
     } else {
-        (StatusCode::FORBIDDEN, "ask for this interface by localhost or a loopback address\n").into_response()
+        (StatusCode::FORBIDDEN, "the Host header must be localhost or a loopback address\n")
+            .into_response()
     }
 }
 
-/// Whether the text of a `Host` header names this machine.
+/// Returns whether a `Host` header names this machine.
 fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => host.split(':').next().unwrap_or(host),
     };
-    let localhost = name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
+    let localhost =
+        name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
     localhost || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
@@ -154,15 +170,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts() {
-        for host in
-            ["localhost", "LocalHost:5380", "a.localhost", "127.0.0.1", "127.9.9.9:1", "[::1]:5380", "[::1]", "[::ffff:127.0.0.1]:1"]
-        {
+    fn only_hosts_of_this_machine_are_loopback() {
+        for host in [
+            "localhost",
+            "LocalHost:5380",
+            "a.localhost",
+            "127.0.0.1",
+            "127.9.9.9:1",
+            "[::1]:5380",
+            "[::1]",
+            "[::ffff:127.0.0.1]:1",
+        ] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in
-            ["", "example.com", "127.0.0.1.example.com", "localhost.example.com:5380", "10.0.0.1", "[fd00::1]:1", "0.0.0.0", "xlocalhost"]
-        {
+        for host in [
+            "",
+            "example.com",
+            "127.0.0.1.example.com",
+            "localhost.example.com:5380",
+            "10.0.0.1",
+            "[fd00::1]:1",
+            "0.0.0.0",
+            "xlocalhost",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }

@@ -1,7 +1,7 @@
-//! HTTP for people and programs that look after the server: health, metrics, and what is known, as JSON.
+//! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
-//! The same on the socket in the runtime directory, which the commands use, and on a loopback port. Reads only: nothing
-//! here changes anything. Not on the way of a question.
+//! Served on the socket in the runtime directory, which the commands use, and on a loopback port.
+//! It is read-only and off the query path.
 
 mod changes;
 mod forwarding;
@@ -9,16 +9,16 @@ mod http;
 mod page;
 mod routes;
 mod socket;
+mod streams;
 mod views;
-mod watching;
 
-pub use changes::Changes;
-pub use forwarding::{CacheView, ForwardingView, UpstreamView};
-pub use http::{Listener, serve};
+pub use changes::ChangeFeed;
+pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
+pub use http::{AdminListener, serve};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
-    ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount, RejectionView, RejectionsView, ServiceView,
-    Status,
+    ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount,
+    RejectionView, RejectionsView, ServerStatus, ServiceView,
 };
 
 use std::net::SocketAddr;
@@ -31,45 +31,45 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
 use crate::metrics::DurationHistogram;
-use crate::registry::State;
+use crate::registry::RegistryState;
 use crate::server::Counters;
 use crate::upstream::Forwarder;
 
-/// Most readers of live changes at a time.
-const WATCHERS: usize = 32;
+/// Limit for the open change streams of all connections.
+const MAX_STREAMS: usize = 32;
 
-/// Everything that can be looked at.
+/// Everything that the HTTP interface shows.
 #[derive(Debug)]
-pub struct Site {
-    /// The server's own circumstances.
-    pub about: About,
-    /// What is known and answered.
+pub struct AdminContext {
+    /// The server's addresses, directories and start.
+    pub info: ServerInfo,
+    /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
-    /// The registries' own reports, in the order of the configuration.
-    pub registries: Vec<Arc<State>>,
-    /// What the sockets count.
+    /// The states of the registries, in the order of the configuration.
+    pub registries: Vec<Arc<RegistryState>>,
+    /// Counters of the sockets.
     pub server: Arc<Counters>,
-    /// How other names are resolved, where they are.
+    /// The forwarder, unless forwarding is off.
     pub forwarder: Option<Arc<Forwarder>>,
-    /// How long publications took.
+    /// Durations of publications.
     pub publications: DurationHistogram,
-    /// Lines of the log that nobody read fast enough.
+    /// Counter of log lines lost because the log's reader was too slow.
     pub lost_log_lines: ErrorCounter,
-    /// Live changes.
-    pub changes: Changes,
-    watchers: Arc<Semaphore>,
+    /// The stream of changes.
+    pub changes: ChangeFeed,
+    stream_permits: Arc<Semaphore>,
 }
 
-/// A server's circumstances.
+/// Addresses, directories and start of a server.
 #[derive(Clone, Debug)]
-pub struct About {
-    /// Where it answers.
+pub struct ServerInfo {
+    /// Addresses of its UDP and TCP listeners.
     pub listen: Vec<SocketAddr>,
-    /// Where it answers over TLS.
+    /// Addresses of its TLS listeners.
     pub tls: Vec<SocketAddr>,
-    /// Where it answers over QUIC.
+    /// Addresses of its QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Where this interface is served besides the socket.
+    /// Address of the HTTP interface's port, if it has one.
     pub admin: Option<SocketAddr>,
     /// Its runtime directory.
     pub runtime_dir: PathBuf,
@@ -77,30 +77,30 @@ pub struct About {
     pub state_dir: Option<PathBuf>,
     /// When it started.
     pub started: SystemTime,
-    /// The same, for durations.
-    pub began: Instant,
+    /// The same as an instant, for the uptime.
+    pub started_at: Instant,
 }
 
-impl Site {
-    /// Puts together what is to be looked at.
+impl AdminContext {
+    /// Makes the context of a server.
     pub fn new(
-        about: About,
+        info: ServerInfo,
         answerer: Arc<Answerer>,
-        registries: Vec<Arc<State>>,
+        registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
-            about,
+            info,
             answerer,
             registries,
             server,
             forwarder,
             publications: DurationHistogram::new(),
             lost_log_lines,
-            changes: Changes::default(),
-            watchers: Arc::new(Semaphore::new(WATCHERS)),
+            changes: ChangeFeed::default(),
+            stream_permits: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
 }

@@ -1,87 +1,195 @@
 //! The metrics page.
 
-use super::views::Status;
-use super::{RegistryView, Site, forwarding};
+use super::views::ServerStatus;
+use super::{AdminContext, RegistryView, forwarding};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
 
-/// All numbers as they are now.
-pub(super) fn metrics(site: &Site) -> Page {
-    let status = Status::new(site);
+/// Makes the page of all metrics.
+pub(super) fn metrics(context: &AdminContext) -> Page {
+    let status = ServerStatus::new(context);
     let mut page = Page::default();
-    answers(&mut page, site);
-    registries(&mut page, &status);
+    add_server_metrics(&mut page, context);
+    add_registry_metrics(&mut page, &status);
     if let Some(view) = &status.forwarding {
-        forwarding::numbers(&mut page, view);
+        forwarding::add_metrics(&mut page, view);
     }
-    page.gauge("svcdns_services", "Services known", status.services);
-    page.gauge("svcdns_instances", "Instances known, those left out included", status.instances);
-    page.gauge("svcdns_held_keys", "Keys served although their registry says that they are gone", status.holding);
-    page.gauge("svcdns_synced", "Whether absence means something yet", usize::from(status.synced));
-    page.gauge("svcdns_stale", "Whether a registry that was read once cannot be reached now", usize::from(status.stale));
-    let rejections = site.answerer.rejections();
+    page.gauge("svcdns_services", "Published services", status.services);
+    page.gauge("svcdns_instances", "Registered instances, dropped ones included", status.instances);
+    page.gauge(
+        "svcdns_held_keys",
+        "Keys whose removal is held: removed by the registry, but still served",
+        status.holding,
+    );
+    page.gauge(
+        "svcdns_synced",
+        "1 once NXDOMAIN can be trusted (the registries were read), else 0",
+        usize::from(status.synced),
+    );
+    page.gauge(
+        "svcdns_stale",
+        "1 while a registry that was read is unreachable, else 0",
+        usize::from(status.stale),
+    );
+    let rejections = context.answerer.rejections();
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-    let counts = rejections.counts.iter().map(|(reason, count)| (vec![("reason", reason.code().to_owned())], *count as f64));
-    page.gauges("svcdns_rejected", "Keys and endpoints that cannot be served", counts);
-    let lost = u64::try_from(site.lost_log_lines.dropped_lines()).unwrap_or(u64::MAX);
-    page.counter("svcdns_lost_log_lines", "Lines of the log lost because nobody read it fast enough", lost);
-    page.counter("svcdns_generations", "Publications of a changed table", status.generation);
-    page.histogram("svcdns_publication", "Time from a change taken from the channel to its publication", &site.publications);
-    page.gauges("svcdns_build", "Always 1", [(vec![("version", status.version)], 1.0)]);
+    let counts = rejections
+        .counts
+        .iter()
+        .map(|(reason, count)| (vec![("reason", reason.code().to_owned())], *count as f64));
+    page.gauges("svcdns_rejected", "Keys and endpoints that cannot be served, by reason", counts);
+    let lost = u64::try_from(context.lost_log_lines.dropped_lines()).unwrap_or(u64::MAX);
+    page.counter(
+        "svcdns_lost_log_lines",
+        "Log lines dropped because the reader of the log was too slow",
+        lost,
+    );
+    page.counter("svcdns_generations", "Published snapshots", status.generation);
+    page.histogram(
+        "svcdns_publication",
+        "Duration of a publication, from the receipt of a change to the new snapshot",
+        &context.publications,
+    );
+    page.gauges(
+        "svcdns_build",
+        "Always 1, with the version of svcdns",
+        [(vec![("version", status.version)], 1.0)],
+    );
     page
 }
 
-fn answers(page: &mut Page, site: &Site) {
-    let counters = site.answerer.counters();
-    let by_code = (0..16).map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.responses(rcode)));
-    page.counters("svcdns_answers", "Answers made, by response code", by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>());
-    page.counter("svcdns_truncated_answers", "Answers with TC set, because not all records fit", counters.truncated());
-    let server = &site.server;
+fn add_server_metrics(page: &mut Page, context: &AdminContext) {
+    let counters = context.answerer.counters();
+    let by_code = (0..16)
+        .map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.responses(rcode)));
+    page.counters(
+        "svcdns_answers",
+        "Responses made, by response code",
+        by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>(),
+    );
+    page.counter(
+        "svcdns_truncated_answers",
+        "Responses with TC set, because not all records fit",
+        counters.truncated(),
+    );
+    let server = &context.server;
     let streams = [("tcp", &server.tcp), ("tls", &server.tls), ("quic", &server.quic)];
-    let by_stream = |number: fn(&StreamCounters) -> u64| streams.map(|(name, counters)| (transport(name), number(counters)));
-    let transports = |udp: &Counter, number| [(transport("udp"), udp.get())].into_iter().chain(by_stream(number));
-    page.counters("svcdns_queries", "Messages received", transports(&server.udp_queries, |stream| stream.queries.get()));
-    page.counters("svcdns_answers_sent", "Answers sent", transports(&server.udp_responses, |stream| stream.responses.get()));
+    let by_stream = |number: fn(&StreamCounters) -> u64| {
+        streams.map(|(name, counters)| (transport(name), number(counters)))
+    };
+    let transports = |udp: &Counter, number| {
+        [(transport("udp"), udp.get())].into_iter().chain(by_stream(number))
+    };
+    page.counters(
+        "svcdns_queries",
+        "Queries received from sources with access",
+        transports(&server.udp_queries, |stream| stream.queries.get()),
+    );
+    page.counters(
+        "svcdns_answers_sent",
+        "Responses sent, REFUSED included",
+        transports(&server.udp_responses, |stream| stream.responses.get()),
+    );
     let refused = transports(&server.udp_refused, |stream| stream.refused.get());
-    page.counters("svcdns_refused", "Messages and connections of sources without access", refused);
-    page.counter("svcdns_udp_overloads", "Questions over UDP failed because too many waited for an upstream", server.udp_overloads.get());
-    page.counters("svcdns_connections", "Connections accepted", by_stream(|stream| stream.connections.get()));
-    page.counters("svcdns_rejected_connections", "Connections closed at once for want of room", by_stream(|stream| stream.rejected.get()));
+    page.counters("svcdns_refused", "Queries and connections from sources without access", refused);
+    page.counter(
+        "svcdns_udp_overloads",
+        "Queries over UDP answered with SERVFAIL because too many waited for an upstream",
+        server.udp_overloads.get(),
+    );
+    page.counters(
+        "svcdns_connections",
+        "Accepted connections",
+        by_stream(|stream| stream.connections.get()),
+    );
+    page.counters(
+        "svcdns_rejected_connections",
+        "Connections closed at once because a limit was reached",
+        by_stream(|stream| stream.rejected.get()),
+    );
     let failed = by_stream(|stream| stream.failed_handshakes.get()).into_iter().skip(1);
-    page.counters("svcdns_failed_handshakes", "Connections whose encryption was not agreed on", failed);
+    page.counters(
+        "svcdns_failed_handshakes",
+        "TLS and QUIC handshakes that failed or timed out",
+        failed,
+    );
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
     let open = by_stream(|stream| stream.open.get()).map(|(labels, count)| (labels, count as f64));
-    page.gauges("svcdns_open_connections", "Connections open", open);
-    page.counter("svcdns_panics", "Panics that were caught; please report them", server.panics.get());
+    page.gauges("svcdns_open_connections", "Open connections", open);
+    page.counter(
+        "svcdns_panics",
+        "Caught panics; each one is a bug: please report it",
+        server.panics.get(),
+    );
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
-fn registries(page: &mut Page, status: &Status) {
+fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     let info = status.registries.iter().map(|RegistryView { name, url, .. }| {
         let kind = url.split_once("://").map_or("", |(kind, _)| kind);
         (vec![("registry", name.clone()), ("kind", kind.to_owned()), ("url", url.clone())], 1.0)
     });
     page.gauges("svcdns_registry_info", "Always 1, with the kind and URL of the registry", info);
-    let each = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
+    let values = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
         let registries = status.registries.iter();
-        registries.filter_map(|registry| Some((vec![("registry", registry.name.clone())], number(registry)?))).collect()
+        registries
+            .filter_map(|registry| {
+                Some((vec![("registry", registry.name.clone())], number(registry)?))
+            })
+            .collect()
     };
-    let connected = each(|registry| Some(f64::from(u8::from(registry.connected))));
-    page.gauges("svcdns_registry_connected", "Whether the registry can be reached", connected);
-    let synced = each(|registry| Some(f64::from(u8::from(registry.synced))));
-    page.gauges("svcdns_registry_synced", "Whether the registry was ever read completely", synced);
-    page.gauges("svcdns_registry_keys", "Keys of the registry that are served", each(|registry| Some(registry.keys as f64)));
-    page.gauges("svcdns_registry_revision", "The registry's revision read", each(|registry| Some(registry.revision as f64)));
-    let ages = each(|registry| registry.last_event_age.map(|age| age as f64));
-    page.gauges("svcdns_registry_last_event_age_seconds", "Time since the last change or sign of life", ages);
-    let count = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {
-        status.registries.iter().map(|registry| (vec![("registry", registry.name.clone())], number(registry))).collect()
+    let connected = values(|registry| Some(f64::from(u8::from(registry.connected))));
+    page.gauges(
+        "svcdns_registry_connected",
+        "1 while the registry can be reached, else 0",
+        connected,
+    );
+    let synced = values(|registry| Some(f64::from(u8::from(registry.synced))));
+    page.gauges(
+        "svcdns_registry_synced",
+        "1 once the registry has been read completely, else 0",
+        synced,
+    );
+    page.gauges(
+        "svcdns_registry_keys",
+        "Keys that are served",
+        values(|registry| Some(registry.keys as f64)),
+    );
+    page.gauges(
+        "svcdns_registry_revision",
+        "Store revision that svcdns has read up to",
+        values(|registry| Some(registry.revision as f64)),
+    );
+    let ages = values(|registry| registry.last_event_age.map(|age| age as f64));
+    page.gauges(
+        "svcdns_registry_last_event_age_seconds",
+        "Time since the last event or sign of life",
+        ages,
+    );
+    let counts = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {
+        status
+            .registries
+            .iter()
+            .map(|registry| (vec![("registry", registry.name.clone())], number(registry)))
+            .collect()
     };
-    page.counters("svcdns_registry_lists", "Complete lists read", count(|registry| registry.lists));
-    page.counters("svcdns_registry_disconnects", "Connections lost", count(|registry| registry.disconnects));
-    let differences = count(|registry| registry.differences);
-    page.counters("svcdns_registry_list_differences", "What routine lists found and no event had told", differences);
+    page.counters(
+        "svcdns_registry_lists",
+        "Complete lists read",
+        counts(|registry| registry.lists),
+    );
+    page.counters(
+        "svcdns_registry_disconnects",
+        "Connections lost",
+        counts(|registry| registry.disconnects),
+    );
+    let differences = counts(|registry| registry.differences);
+    page.counters(
+        "svcdns_registry_list_differences",
+        "Differences that a routine list found and no event had announced",
+        differences,
+    );
 }
 
 fn transport(name: &str) -> MetricLabels {

@@ -1,4 +1,4 @@
-//! The paths and what stands behind them.
+//! The paths of the HTTP interface.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,49 +11,51 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::views::{ConflictView, RejectionsView, ServiceView, Status};
-use super::watching::Watching;
-use super::{Site, page};
+use super::streams::StreamCount;
+use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
+use super::{AdminContext, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
 use crate::registry::name_at;
 use crate::wire::type_number;
 
 #[derive(Clone)]
-struct Shared {
-    site: Arc<Site>,
+struct RouteState {
+    context: Arc<AdminContext>,
     stop: CancellationToken,
 }
 
-/// What `/` says.
+/// The text at `/`.
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
-    /readyz        200 once absence means something, 503 before\n\
-    /metrics       numbers, as OpenMetrics\n\
-    /v1/status     the server and its registries\n\
+    /readyz        200 once NXDOMAIN can be trusted, 503 before\n\
+    /metrics       metrics in the OpenMetrics text format\n\
+    /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
     /v1/rejected   what cannot be served, and why\n\
-    /v1/conflicts  names that hide others\n\
-    /v1/explain    ?name=NAME&type=TYPE: how a question is answered\n\
-    /v1/watch      changes as they happen, one JSON object a line\n";
+    /v1/conflicts  names that several services claim\n\
+    /v1/explain    ?name=NAME&type=TYPE: how a query is answered\n\
+    /v1/watch      changes as they happen, one JSON object per line\n";
 
-pub(super) fn router(site: Arc<Site>, stop: CancellationToken) -> Router {
+pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Router {
     Router::new()
         .route("/", get(async || INDEX))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
-        .route("/metrics", get(numbers))
+        .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/rejected", get(rejected))
         .route("/v1/conflicts", get(conflicts))
         .route("/v1/explain", get(explain))
         .route("/v1/watch", get(watch))
-        .with_state(Shared { site, stop })
+        .with_state(RouteState { context, stop })
 }
 
-/// Makes a large answer where it holds up no question.
-async fn json<T: Serialize + Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Response {
+/// Responds with JSON, made in a blocking thread: it may be large.
+async fn json<T: Serialize + Send + 'static>(
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Response {
     let made = tokio::task::spawn_blocking(move || serde_json::to_vec(&make())).await;
     match made {
         Ok(Ok(bytes)) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
@@ -61,44 +63,50 @@ async fn json<T: Serialize + Send + 'static>(make: impl FnOnce() -> T + Send + '
     }
 }
 
-async fn ready(State(shared): State<Shared>) -> Response {
-    let site = &shared.site;
-    if site.answerer.registry_status().synced {
+async fn ready(State(state): State<RouteState>) -> Response {
+    let context = &state.context;
+    if context.answerer.registry_status().synced {
         return "ready\n".into_response();
     }
-    let waiting: Vec<String> = site
+    let waiting: Vec<String> = context
         .registries
         .iter()
-        .filter_map(|state| {
-            let report = state.report();
-            (!report.synced).then(|| format!("{state}: {}\n", report.error.as_deref().unwrap_or("not read yet")))
+        .filter_map(|registry| {
+            let report = registry.report();
+            (!report.synced).then(|| {
+                format!("{registry}: {}\n", report.error.as_deref().unwrap_or("not read yet"))
+            })
         })
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
 }
 
-async fn numbers(State(shared): State<Shared>) -> Response {
-    match tokio::task::spawn_blocking(move || page::metrics(&shared.site).render()).await {
+async fn metrics_page(State(state): State<RouteState>) -> Response {
+    match tokio::task::spawn_blocking(move || page::metrics(&state.context).render()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-async fn status(State(shared): State<Shared>) -> Response {
-    json(move || Status::new(&shared.site)).await
+async fn status(State(state): State<RouteState>) -> Response {
+    json(move || ServerStatus::new(&state.context)).await
 }
 
+/// Parameters of `/v1/services`.
 #[derive(Deserialize)]
-struct Which {
+struct ServicesParams {
     base: Option<String>,
 }
 
-async fn services(State(shared): State<Shared>, Query(which): Query<Which>) -> Response {
+async fn services(
+    State(state): State<RouteState>,
+    Query(params): Query<ServicesParams>,
+) -> Response {
     json(move || {
-        let Site { answerer, registries, .. } = &*shared.site;
+        let AdminContext { answerer, registries, .. } = &*state.context;
         let (snapshot, zone) = (answerer.snapshot(), answerer.settings().zones.first().text());
         let view = |service: &Arc<_>| ServiceView::new(service, zone, registries);
-        let mut views: Vec<ServiceView> = match which.base {
+        let mut views: Vec<ServiceView> = match params.base {
             Some(base) => snapshot.service(&base).into_iter().map(view).collect(),
             None => snapshot.services().map(view).collect(),
         };
@@ -108,52 +116,65 @@ async fn services(State(shared): State<Shared>, Query(which): Query<Which>) -> R
     .await
 }
 
-async fn rejected(State(shared): State<Shared>) -> Response {
+async fn rejected(State(state): State<RouteState>) -> Response {
     json(move || {
-        let Site { answerer, registries, .. } = &*shared.site;
+        let AdminContext { answerer, registries, .. } = &*state.context;
         RejectionsView::new(&answerer.rejections(), registries)
     })
     .await
 }
 
-async fn conflicts(State(shared): State<Shared>) -> Response {
-    json(move || ConflictView::all(&shared.site.answerer)).await
+async fn conflicts(State(state): State<RouteState>) -> Response {
+    json(move || ConflictView::all(&state.context.answerer)).await
 }
 
+/// Parameters of `/v1/explain`.
 #[derive(Deserialize)]
-struct Asked {
+struct ExplainParams {
     name: String,
     #[serde(rename = "type")]
     kind: Option<String>,
     payload: Option<u16>,
 }
 
-async fn explain(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
-    let name = match asked.name.parse::<IpAddr>() {
+async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainParams>) -> Response {
+    let name = match params.name.parse::<IpAddr>() {
         Ok(address) => reverse_name(address),
-        Err(_) => match Name::from_text(&asked.name) {
+        Err(_) => match Name::from_text(&params.name) {
             Ok(name) => name,
-            Err(error) => return (StatusCode::BAD_REQUEST, format!("{:?} is not a name: {error}\n", asked.name)).into_response(),
+            Err(error) => {
+                return (
+                    StatusCode::BAD_REQUEST,
+                    format!("{:?} is not a name: {error}\n", params.name),
+                )
+                    .into_response();
+            }
         },
     };
-    let kind = asked.kind.as_deref().unwrap_or("A");
+    let kind = params.kind.as_deref().unwrap_or("A");
     let Some(rtype) = type_number(kind) else {
-        return (StatusCode::BAD_REQUEST, format!("{kind:?} is not a type of record\n")).into_response();
+        return (StatusCode::BAD_REQUEST, format!("{kind:?} is not a record type\n"))
+            .into_response();
     };
-    let payload = Some(asked.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
+    let payload = Some(params.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
     let draw = fastrand::u64(..);
-    let mut explanation = shared.site.answerer.explain(&name, rtype, payload, draw);
-    explanation.name_registries(|place| name_at(&shared.site.registries, place));
-    if let (Some(elsewhere), Some(forwarder)) = (&mut explanation.elsewhere, &shared.site.forwarder) {
+    let mut explanation = state.context.answerer.explain(&name, rtype, payload, draw);
+    explanation.name_registries(|place| name_at(&state.context.registries, place));
+    if let (Some(elsewhere), Some(forwarder)) =
+        (&mut explanation.elsewhere, &state.context.forwarder)
+    {
         *elsewhere = forwarder.describe(&name, rtype);
     }
     Json(explanation).into_response()
 }
 
-async fn watch(State(shared): State<Shared>, Extension(watching): Extension<Watching>) -> Response {
-    let Ok(place) = Arc::clone(&shared.site.watchers).try_acquire_owned() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many readers of live changes\n").into_response();
+async fn watch(
+    State(state): State<RouteState>,
+    Extension(streams): Extension<StreamCount>,
+) -> Response {
+    let Ok(permit) = Arc::clone(&state.context.stream_permits).try_acquire_owned() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many open change streams\n").into_response();
     };
-    let body = shared.site.changes.body(place, &watching, shared.stop.clone());
+    let body = state.context.changes.body(permit, &streams, state.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

@@ -1,4 +1,4 @@
-//! The socket in the runtime directory: how the commands find the running server.
+//! The socket in the runtime directory, by which commands find the running server.
 
 use std::fs;
 use std::io;
@@ -9,57 +9,61 @@ use tokio::net::UnixListener;
 
 use crate::directory::OwnDirectory;
 
-/// Name of the socket.
-const SOCKET: &str = "svcdns.sock";
+/// File name of the socket.
+const SOCKET_NAME: &str = "svcdns.sock";
 
-/// Longest path of a socket, in bytes (`sun_path` of unix(7), less its NUL).
-const MAX_PATH: usize = 107;
+/// Longest path of a socket, in bytes (`sun_path` of unix(7) without its NUL).
+const MAX_PATH_BYTES: usize = 107;
 
-/// A socket's file, which is removed when this is dropped.
+/// The file of a socket; removed when dropped.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
 /// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The system has a limit.
+    /// The path exceeds the limit of the system.
     #[error(
-        "the path {} is too long for a socket ({} octets, at most {MAX_PATH} are possible): \
-         give a shorter directory with --runtime-dir", .0.display(), .0.as_os_str().len()
+        "the path {} is too long for a socket ({} bytes, at most {MAX_PATH_BYTES}): \
+         name a shorter directory with --runtime-dir", .0.display(), .0.as_os_str().len()
     )]
     TooLong(PathBuf),
-    /// Anything else.
-    #[error("cannot open the socket {}: {error} (--runtime-dir names another directory)", path.display())]
+    /// The system reports an error.
+    #[error(
+        "cannot open the socket {}: {error} (--runtime-dir names another directory)", path.display()
+    )]
     Io {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
 }
 
-/// Returns where the socket is in a runtime directory.
+/// Returns the path of the socket in a runtime directory.
 ///
 /// # Errors
-/// When the path is too long for a socket.
+/// If the path is too long for a socket.
 pub fn socket_path(runtime_dir: &Path) -> Result<PathBuf, SocketError> {
-    let path = runtime_dir.join(SOCKET);
-    if path.as_os_str().len() > MAX_PATH { Err(SocketError::TooLong(path)) } else { Ok(path) }
+    let path = runtime_dir.join(SOCKET_NAME);
+    if path.as_os_str().len() > MAX_PATH_BYTES { Err(SocketError::TooLong(path)) } else { Ok(path) }
 }
 
-/// Opens the socket, which anyone may connect to, and replaces a dead server's.
+/// Opens the socket, and replaces one that a dead server left behind.
+///
+/// Every user may connect to it.
 ///
 /// # Errors
-/// When it cannot be opened.
+/// If it cannot be opened.
 pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), SocketError> {
     let path = socket_path(directory.path())?;
     let io = |error| SocketError::Io { path: path.clone(), error };
     match fs::symlink_metadata(&path) {
-        // The directory is ours alone, so the server that made it is dead.
+        // We hold the lock of the directory, so the server that made the socket is dead.
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(io)?,
         Ok(_) => {
-            let why = "there is something that is no socket";
-            return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, why)));
+            let reason = "there is a file that is no socket";
+            return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, reason)));
         }
         Err(_) => {}
     }
@@ -71,7 +75,7 @@ pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), So
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Nothing is lost if this fails: the next server replaces it.
+        // If this fails, the next server replaces the file.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -90,9 +94,9 @@ mod tests {
     #[tokio::test]
     async fn a_dead_servers_socket_is_replaced_and_other_files_are_not() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join(SOCKET);
+        let socket = folder.path().join(SOCKET_NAME);
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        assert!(socket.exists(), "it stays behind, as after a crash");
+        assert!(socket.exists(), "left behind, as after a crash");
         let directory = take(folder.path());
         let (listener, file) = listen(&directory).unwrap();
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
@@ -106,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn a_path_too_long_for_a_socket_is_told() {
+    fn paths_too_long_for_a_socket_are_an_error() {
         let long = PathBuf::from("/tmp").join("x".repeat(100));
         let error = socket_path(&long).unwrap_err().to_string();
-        assert!(error.contains("too long for a socket (117 octets, at most 107"), "{error}");
+        assert!(error.contains("too long for a socket (117 bytes, at most 107"), "{error}");
     }
 }

@@ -1,4 +1,6 @@
-//! What is known, in the form that goes out as JSON and that the commands read.
+//! The JSON of the HTTP interface, which the commands also read.
+//!
+//! Scripts depend on the field names.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,110 +9,110 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Site;
+use super::AdminContext;
 use super::forwarding::ForwardingView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
-use crate::registry::{State, name_at};
+use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
 
-/// The server, at a glance.
+/// The state of the server, its registries and its forwarder: `/v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Status {
+pub struct ServerStatus {
     /// The version of svcdns.
     pub version: String,
-    /// The process.
+    /// The process id.
     pub pid: u32,
-    /// When it started, in seconds since 1970.
+    /// Start of the server, in seconds since 1970-01-01 UTC.
     pub started: u64,
-    /// How long it has run, in seconds.
+    /// Time since the start, in seconds.
     pub uptime: u64,
-    /// Where it answers.
+    /// Addresses of the UDP and TCP listeners.
     pub listen: Vec<SocketAddr>,
-    /// Where it answers over TLS.
+    /// Addresses of the TLS listeners.
     pub tls: Vec<SocketAddr>,
-    /// Where it answers over QUIC.
+    /// Addresses of the QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Where this interface is served besides the socket.
+    /// Address of the HTTP interface's port, if it has one.
     pub admin: Option<SocketAddr>,
-    /// Its runtime directory; empty for a server of a version that had none.
+    /// The runtime directory; empty from a server of a version that had none.
     #[serde(default)]
     pub runtime_dir: String,
-    /// Its state directory, if it has one.
+    /// The state directory, if the server has one.
     pub state_dir: Option<String>,
-    /// The zones it serves, the first one first, with a trailing dot.
+    /// The served zones in the order of the configuration, each with a final dot.
     pub zones: Vec<String>,
-    /// The deployment that short names mean.
+    /// The deployment of names without one.
     pub deployment: String,
-    /// The namespace that short names mean.
+    /// The namespace of names without one.
     pub namespace: String,
-    /// Whether absence means something yet.
+    /// Whether the absence of a name can be trusted.
     pub synced: bool,
-    /// Whether a registry cannot be reached, so that data may be old.
+    /// Whether a registry is unreachable, so that data may be stale.
     pub stale: bool,
-    /// Keys served although their registry says that they are gone.
+    /// Held keys: removed by the registry, but still served.
     pub holding: usize,
     /// The registries, in the order of the configuration.
     pub registries: Vec<RegistryView>,
-    /// How other names are resolved; none where they are refused.
+    /// The forwarder; `None` if forwarding is off.
     pub forwarding: Option<ForwardingView>,
-    /// Services known.
+    /// Published services.
     pub services: usize,
-    /// Instances known, those left out included.
+    /// Registered instances, dropped ones included.
     pub instances: usize,
     /// Keys and endpoints that cannot be served.
     pub rejected: u64,
-    /// Publications so far.
+    /// Generation of the published snapshot.
     pub generation: u64,
 }
 
-/// A registry's condition.
+/// The state of a registry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryView {
-    /// The registry's name; empty from an older server.
+    /// The name; empty from an older server.
     #[serde(default)]
     pub name: String,
-    /// The registry as written, without secrets.
+    /// The URL as the configuration writes it, without secrets.
     pub url: String,
-    /// Whether it can be reached now.
+    /// Whether the registry can be reached now.
     pub connected: bool,
-    /// Whether it was ever read completely.
+    /// Whether the registry has been read completely.
     pub synced: bool,
-    /// Its revision up to which everything was read.
+    /// Store revision that svcdns has read up to.
     pub revision: u64,
-    /// How many seconds ago the last change or sign of life came.
+    /// Time since the last event or sign of life, in seconds.
     pub last_event_age: Option<u64>,
-    /// What went wrong last, while it does.
+    /// The current error.
     pub error: Option<String>,
     /// Complete lists read.
     pub lists: u64,
     /// Connections lost.
     pub disconnects: u64,
-    /// Keys that are served, those included that it no longer has and that are held.
+    /// Keys that are served, held ones included.
     pub keys: usize,
-    /// Their endpoints.
+    /// Endpoints of these keys.
     pub instances: usize,
-    /// Differences that routine lists found against what the events had said.
+    /// Differences to the events that routine lists have found.
     pub differences: u64,
 }
 
-/// A service with all that is registered for it.
+/// A service with its keys and instances.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ServiceView {
-    /// The registered name less a zone.
+    /// The registered name without a zone.
     pub base: String,
-    /// Its name in the first zone.
+    /// The name in the first served zone.
     pub name: String,
-    /// Its instances, those left out included.
+    /// The instances, dropped ones included.
     pub instances: Vec<InstanceView>,
-    /// Its keys.
+    /// The keys.
     pub keys: Vec<KeyView>,
 }
 
-/// Where an instance is and which it is.
+/// The address and identity of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct EndpointView {
@@ -130,20 +132,20 @@ pub struct EndpointView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct InstanceView {
-    /// Where and which it is.
+    /// Address and identity.
     #[serde(flatten)]
     pub endpoint: EndpointView,
-    /// What it says about itself.
+    /// The metadata.
     pub metadata: BTreeMap<String, String>,
-    /// The key it stands in.
+    /// The key that contains the instance.
     pub key: String,
-    /// Its registry's place in the configuration, from 0.
+    /// Position of the registry in the configuration, from 0.
     pub registry: usize,
-    /// Its registry's name.
+    /// Name of the registry.
     pub registry_name: String,
-    /// Whether the registry says that it is gone, and that is not believed yet.
+    /// Whether the removal is held: removed by the registry, but still served.
     pub held: bool,
-    /// Why it is not served, where it is not.
+    /// Why the instance is dropped, if it is.
     pub left_out: Option<String>,
 }
 
@@ -151,41 +153,41 @@ pub struct InstanceView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct KeyView {
-    /// The key as the store has it.
+    /// The key in the store.
     pub key: String,
-    /// Its registry's place in the configuration, from 0.
+    /// Position of the registry in the configuration, from 0.
     pub registry: usize,
-    /// Its registry's name.
+    /// Name of the registry.
     pub registry_name: String,
-    /// The revision of its last change.
+    /// Revision of the last change.
     pub revision: u64,
-    /// Whether the registry says that it is gone, and that is not believed yet.
+    /// Whether the removal is held: removed by the registry, but still served.
     pub held: bool,
-    /// Its endpoints that cannot be served: what was found, and why.
+    /// Endpoints that cannot be served, each with the reason.
     pub rejected: Vec<(String, String)>,
 }
 
-/// What cannot be served.
+/// The keys and endpoints that cannot be served.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionsView {
-    /// How many, by reason.
+    /// The number of them, by reason.
     pub counts: Vec<RejectionCount>,
-    /// How many more there are than are listed.
+    /// The number of those not listed.
     pub unlisted: u64,
     /// The first ones of each registry.
     pub listed: Vec<RejectionView>,
 }
 
-/// How many keys and endpoints cannot be served for one reason.
+/// The number of keys and endpoints that cannot be served for one reason.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionCount {
-    /// The reason, for scripts.
+    /// Code of the reason, for scripts.
     pub reason: String,
-    /// The reason, for people.
+    /// Text of the reason, for people.
     pub message: String,
-    /// How many.
+    /// The number.
     pub count: u64,
 }
 
@@ -193,68 +195,69 @@ pub struct RejectionCount {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionView {
-    /// Its registry's place in the configuration, from 0.
+    /// Position of the registry in the configuration, from 0.
     pub registry: usize,
-    /// Its registry's name.
+    /// Name of the registry.
     pub registry_name: String,
     /// The key.
     pub key: String,
-    /// Whether only an endpoint of it is rejected.
+    /// Whether only an endpoint is rejected and the key itself is served.
     pub endpoint_only: bool,
-    /// What was found.
+    /// The part that cannot be served.
     pub found: String,
-    /// Why it cannot be served, for scripts.
+    /// Code of the reason, for scripts.
     pub reason: String,
-    /// Why it cannot be served, for people.
+    /// Text of the reason, for people.
     pub message: String,
 }
 
-/// One name that two things claim.
+/// A name that two services, or parts of services, claim.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ConflictView {
-    /// The name in front of the zone.
+    /// The name without its zone.
     pub name: String,
-    /// `shadowed` (two spellings of one name) or `hidden` (two readings of one name).
+    /// `shadowed` (two spellings) or `hidden` (two interpretations).
     pub kind: String,
     /// The deployment of the loser.
     pub deployment: String,
     /// The namespace of the loser.
     pub namespace: String,
-    /// What the name answers for.
+    /// The service, or part of one, that the name stands for.
     pub winner: String,
-    /// What it does not answer for.
+    /// The one that it does not stand for.
     pub loser: String,
 }
 
-/// A change of a service, as it happens.
+/// A change of a service: a line of `/v1/watch`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct EventView {
-    /// The service's base.
+    /// The registered name without a zone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub service: Option<String>,
-    /// Instances that are served now.
+    /// Instances that are served from now on.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub added: Vec<EndpointView>,
     /// Instances that are no longer served.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub removed: Vec<EndpointView>,
-    /// Whether nothing of the service is left.
+    /// Whether the service is no longer registered.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub gone: bool,
-    /// How many changes were left out here, because the reader was too slow.
+    /// The number of changes that the reader missed because it was too slow.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub missed: Option<u64>,
 }
 
-impl Status {
-    /// The server as it is now.
-    pub(super) fn new(site: &Site) -> Self {
-        let Site { about, answerer, registries, .. } = site;
-        let (snapshot, condition, settings) = (answerer.snapshot(), answerer.registry_status(), answerer.settings());
+impl ServerStatus {
+    /// Takes the current state of the server.
+    pub(super) fn new(context: &AdminContext) -> Self {
+        let AdminContext { info, answerer, registries, .. } = context;
+        let (snapshot, registry_status, settings) =
+            (answerer.snapshot(), answerer.registry_status(), answerer.settings());
         let stats = answerer.stats();
-        let registry = |(state, stats): (&Arc<State>, &RegistryStats)| {
+        let registry = |(state, stats): (&Arc<RegistryState>, &RegistryStats)| {
             let report = state.report();
             RegistryView {
                 name: state.name.to_string(),
@@ -262,7 +265,9 @@ impl Status {
                 connected: report.connected,
                 synced: report.synced,
                 revision: report.revision,
-                last_event_age: report.last_event.map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs()),
+                last_event_age: report
+                    .last_event
+                    .map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs()),
                 error: report.error,
                 lists: report.lists,
                 disconnects: report.disconnects,
@@ -274,22 +279,22 @@ impl Status {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            started: about.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-            uptime: about.began.elapsed().as_secs(),
-            listen: about.listen.clone(),
-            tls: about.tls.clone(),
-            quic: about.quic.clone(),
-            admin: about.admin,
-            runtime_dir: about.runtime_dir.display().to_string(),
-            state_dir: about.state_dir.as_ref().map(|path| path.display().to_string()),
+            started: info.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            uptime: info.started_at.elapsed().as_secs(),
+            listen: info.listen.clone(),
+            tls: info.tls.clone(),
+            quic: info.quic.clone(),
+            admin: info.admin,
+            runtime_dir: info.runtime_dir.display().to_string(),
+            state_dir: info.state_dir.as_ref().map(|path| path.display().to_string()),
             zones: settings.zones.iter().map(|zone| zone.text().to_owned()).collect(),
             deployment: settings.deployment.to_string(),
             namespace: settings.namespace.to_string(),
-            synced: condition.synced,
-            stale: !condition.disconnected.is_empty(),
-            holding: condition.held_keys,
+            synced: registry_status.synced,
+            stale: !registry_status.disconnected.is_empty(),
+            holding: registry_status.held_keys,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
-            forwarding: site.forwarder.as_deref().map(ForwardingView::new),
+            forwarding: context.forwarder.as_deref().map(ForwardingView::new),
             services: snapshot.len(),
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
@@ -299,20 +304,27 @@ impl Status {
 }
 
 impl ServiceView {
-    /// A service of the registries under its name in the zone of this text (with a trailing dot).
-    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<State>]) -> Self {
+    /// Makes the view of a service; `zone` has a final dot.
+    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
             registry: key.registry().index(),
             registry_name: name_at(registries, key.registry().index()),
             revision: key.revision,
             held: key.held(),
-            rejected: key.rejected().iter().map(|Rejected { found, reason }| (found.to_string(), reason.to_string())).collect(),
+            rejected: key
+                .rejected()
+                .iter()
+                .map(|Rejected { found, reason }| (found.to_string(), reason.to_string()))
+                .collect(),
         });
         Self {
             base: service.base().to_owned(),
             name: format!("{}.{zone}", service.base()),
-            instances: service.instances().map(|instance| InstanceView::new(&instance, registries)).collect(),
+            instances: service
+                .instances()
+                .map(|instance| InstanceView::new(&instance, registries))
+                .collect(),
             keys: keys.collect(),
         }
     }
@@ -332,11 +344,15 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>, registries: &[Arc<State>]) -> Self {
+    fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
         let key = instance.key;
         Self {
             endpoint: EndpointView::new(instance),
-            metadata: key.metadata.iter().map(|(name, value)| (name.to_owned(), value.into_owned())).collect(),
+            metadata: key
+                .metadata
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value.into_owned()))
+                .collect(),
             key: instance.text(),
             registry: key.registry().index(),
             registry_name: name_at(registries, key.registry().index()),
@@ -347,11 +363,17 @@ impl InstanceView {
 }
 
 impl ConflictView {
-    /// The conflicts as they are now.
+    /// Finds all current conflicts.
     pub fn all(answerer: &Answerer) -> Vec<Self> {
         let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
         let find = |base: &str| snapshot.service(base).cloned();
-        let found = catalog::conflicts(snapshot.services(), find, &settings.zones, &settings.deployment, &settings.namespace);
+        let found = catalog::conflicts(
+            snapshot.services(),
+            find,
+            &settings.zones,
+            &settings.deployment,
+            &settings.namespace,
+        );
         let view = |conflict: catalog::Conflict| Self {
             name: conflict.name,
             kind: match conflict.kind {
@@ -368,13 +390,17 @@ impl ConflictView {
 }
 
 impl RejectionsView {
-    /// The rejections as they are now.
-    pub(super) fn new(rejections: &Rejections, registries: &[Arc<State>]) -> Self {
+    /// Makes the view of all rejections.
+    pub(super) fn new(rejections: &Rejections, registries: &[Arc<RegistryState>]) -> Self {
         Self {
             counts: rejections
                 .counts
                 .iter()
-                .map(|(reason, count)| RejectionCount { reason: reason.code().to_owned(), message: reason.to_string(), count: *count })
+                .map(|(reason, count)| RejectionCount {
+                    reason: reason.code().to_owned(),
+                    message: reason.to_string(),
+                    count: *count,
+                })
                 .collect(),
             unlisted: rejections.unlisted,
             listed: rejections
@@ -399,9 +425,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_of_a_server_of_the_version_before_is_understood() {
-        // `install` asks that server before it replaces it.
-        let status: Status = serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();
+    fn the_status_of_an_older_server_can_be_decoded() {
+        // `install` reads the status of an older server before it replaces the server.
+        let status: ServerStatus =
+            serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();
         assert_eq!((status.runtime_dir.as_str(), status.registries.len()), ("", 1));
         assert_eq!(status.state_dir.as_deref(), Some("/run/svcdns"));
     }

@@ -1,21 +1,25 @@
 //! Explanations: every step from a name to the bytes of its response, for people.
 
+use std::collections::HashSet;
 use std::iter;
 use std::net::IpAddr;
 
 use hickory_proto::op::Message;
+use hickory_proto::rr::RData;
+use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use serde::{Deserialize, Serialize};
 
 use super::answerer::Answerer;
 use super::counters::Counters;
 use super::full::{self, MatchResult, TraceStep};
+use super::lookahead::OwnerKey;
 use super::message::ResponseWriter;
 use super::node::Node;
 use super::respond::AnswerOutcome;
 use super::settings::Answers;
-use super::suggest;
 use super::table::Snapshot;
+use super::{rare, suggest};
 use crate::catalog::Instance;
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
@@ -66,8 +70,26 @@ pub struct Explanation {
     pub truncated: bool,
     /// Number of records left out of the answer section.
     pub left_out: usize,
+    /// What the TXT records lack of the instances' metadata.
+    #[serde(default)]
+    pub txt_omissions: Vec<String>,
     /// Value of the `answers` setting.
     pub setting: String,
+    /// The response over TCP, if its size leaves something out.
+    #[serde(default)]
+    pub over_tcp: Option<TcpOmission>,
+}
+
+/// What the size of a response over TCP leaves out, without TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TcpOmission {
+    /// Size of the response, in bytes.
+    pub bytes: usize,
+    /// Number of records left out of the answer section.
+    pub records: usize,
+    /// Number of SRV targets in the answer section whose addresses are left out.
+    pub addresses: usize,
 }
 
 /// An interpretation of the name.
@@ -134,10 +156,13 @@ impl Answerer {
             if labels.is_empty() {
                 explanation.parsed.push("the zone apex".to_owned());
             } else {
-                full::resolve(snapshot, &self.settings, &labels, |step| {
+                let found = full::resolve(snapshot, &self.settings, &labels, |step| {
                     failure.add_step(&step);
                     explanation.add_step(&step, snapshot);
                 });
+                if let full::NameLookup::Selection(selection) = found {
+                    explanation.txt_omissions = rare::txt_omissions(&selection.instances);
+                }
             }
         } else if let Some(address) = reverse_address(name) {
             explanation.parsed.push(format!("reverse name of {address}"));
@@ -150,14 +175,17 @@ impl Answerer {
         let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
-        explanation.elsewhere =
-            (disposition == AnswerOutcome::Forward).then(|| "forwarded to the upstreams".to_owned());
+        explanation.elsewhere = (disposition == AnswerOutcome::Forward)
+            .then(|| "forwarded to the upstreams".to_owned());
         let advertised = usize::from(payload.unwrap_or(0));
         explanation.limit = if payload.is_some() {
             advertised.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
         } else {
             wire::MAX_UDP_BYTES_WITHOUT_EDNS
         };
+        let counters = Counters::default();
+        let tcp = ResponseWriter { transport: Transport::Tcp, counters: &counters, ..writer };
+        explanation.over_tcp = self.explain_over_tcp(&query, (snapshot, ahead.key(0)), tcp);
         explanation.bytes = response.len();
         explanation.left_out = usize::try_from(uncounted.left_out()).unwrap_or(usize::MAX);
         explanation.add_response(&response);
@@ -168,6 +196,42 @@ impl Answerer {
                 .and_then(|service| suggest::closest_name(snapshot, &self.settings, &service));
         }
         explanation
+    }
+
+    /// Returns what the size of the response over TCP leaves out, if anything.
+    fn explain_over_tcp(
+        &self,
+        query: &[u8],
+        found: (&Snapshot, Option<OwnerKey>),
+        writer: ResponseWriter<'_>,
+    ) -> Option<TcpOmission> {
+        let mut response = Vec::new();
+        self.answer(&Query::parse(query), found, writer, &mut response);
+        let message = Message::from_vec(&response).ok()?;
+        let left_out = usize::try_from(writer.counters.left_out()).unwrap_or(usize::MAX);
+        // What the `answers` setting leaves out is no matter of size.
+        let by_setting = match self.settings.answers {
+            Answers::Count(limit) => {
+                let all = message.answers.len().saturating_add(left_out);
+                all.saturating_sub(limit.get().into())
+            }
+            Answers::All | Answers::Fit => 0,
+        };
+        let zones = &self.settings.zones;
+        let targets = message.answers.iter().filter_map(|record| match &record.data {
+            // Host names outside the zones have no addresses here.
+            RData::SRV(srv) => Some(&srv.target).filter(|target| {
+                Name::from_text(&target.to_ascii()).is_ok_and(|name| zones.find(&name).is_some())
+            }),
+            _ => None,
+        });
+        let mut targets: HashSet<_> = targets.collect();
+        for record in &message.additionals {
+            targets.remove(&record.name);
+        }
+        let (bytes, records) = (response.len(), left_out.saturating_sub(by_setting));
+        let omission = TcpOmission { bytes, records, addresses: targets.len() };
+        (records > 0 || !targets.is_empty()).then_some(omission)
     }
 }
 
@@ -275,6 +339,9 @@ impl Explanation {
         self.rcode = rcode_name(message.metadata.response_code.into()).into_owned();
         self.truncated = message.metadata.truncation;
         self.answers = message.answers.iter().map(ToString::to_string).collect();
+        if !message.answers.iter().any(|record| record.record_type() == RecordType::TXT) {
+            self.txt_omissions.clear();
+        }
         let others = message.authorities.iter().chain(&message.additionals);
         self.others = others.map(ToString::to_string).collect();
         let option = message

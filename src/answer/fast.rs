@@ -63,7 +63,9 @@ impl<'a> QueryContext<'a> {
             // A single label can only be a service; longer names can begin with a version or an
             // instance.
             Some((_, node))
-                if node.is_marker() && has_one_label(owner) && self.snapshot.registry_status.synced =>
+                if node.is_marker()
+                    && has_one_label(owner)
+                    && self.snapshot.registry_status.synced =>
             {
                 FastAnswer::NoData
             }
@@ -125,7 +127,8 @@ impl<'a> QueryContext<'a> {
         let node = Node::read(self.snapshot.node(service)?);
         // Another version of the service may hold the same instance in another registry without
         // being part of the node. If that could make the answer stale, the full path must decide.
-        let (registries, stale) = (node.registries(), self.snapshot.registry_status.stale_registries());
+        let (registries, stale) =
+            (node.registries(), self.snapshot.registry_status.stale_registries());
         if !(stale.is_empty() || registries.is_single() && stale.is_subset_of(registries)) {
             return None;
         }

@@ -1,7 +1,7 @@
 //! Composition of a response message.
 
 use super::counters::Counters;
-use super::rrset::RRset;
+use super::rrset::{RRset, Room};
 use super::settings::{Answers, Settings};
 use crate::wire::{self, ExtendedError, HEADER_BYTES, Query, Transport, flags, put_opt, rcode};
 
@@ -81,7 +81,10 @@ impl ResponseWriter<'_> {
         let Self { settings, transport, draw, .. } = *self;
         let ResponseContent { rcode, authoritative, answers: set, soa, error } = response;
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
-        let room = query.limit(transport).saturating_sub(opt);
+        let room = Room {
+            bytes: query.limit(transport).saturating_sub(opt),
+            name_bytes: query.name().len(),
+        };
         // The question section is echoed byte for byte, so the case of its letters survives.
         out.extend_from_slice(&[0; HEADER_BYTES]);
         out.extend_from_slice(query.question);
@@ -91,13 +94,13 @@ impl ResponseWriter<'_> {
             Answers::Count(limit) => set.count.min(usize::from(limit.get())),
             Answers::All | Answers::Fit => set.count,
         };
-        let order = set.order(wanted, room.saturating_sub(out.len()), draw);
+        let order = set.order(wanted, room, out.len(), draw);
         let start = out.len();
         let put = set.put(&order, wanted, room, out);
         // `Answers::Fit` suppresses TC only if at least one record fits.
         let truncated =
             put < wanted && transport == Transport::Udp && (answers != Answers::Fit || put == 0);
-        let soa = if out.len() + soa.len() <= room { *soa } else { &[] };
+        let soa = if out.len() + soa.len() <= room.bytes { *soa } else { &[] };
         if !soa.is_empty() {
             out.extend_from_slice(soa);
         }
@@ -108,11 +111,9 @@ impl ResponseWriter<'_> {
         }
 
         let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let flags = flags::QR
-            | query.flags & (flags::OPCODE | flags::RD | flags::CD)
+        let flags = query.response_flags(settings.forwarding)
             | flag(*authoritative, flags::AA)
             | flag(truncated, flags::TC)
-            | flag(settings.forwarding, flags::RA)
             | rcode & 0xF;
         // A message has at most 65,535 bytes, hence fewer records.
         let counts = [

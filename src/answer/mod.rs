@@ -36,7 +36,7 @@ mod weights;
 
 pub use answerer::Answerer;
 pub use counters::Counters;
-pub use explain::{ConsideredInstance, Explanation, TriedInterpretation};
+pub use explain::{ConsideredInstance, Explanation, TcpOmission, TriedInterpretation};
 pub use lookahead::Lookahead;
 pub use publish::{Publication, Published, Publisher};
 pub use respond::AnswerOutcome;

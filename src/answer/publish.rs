@@ -17,7 +17,7 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{self, Catalog, ServiceChange, Group, SettleOutcome, Service};
+use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
 use crate::service::{HostChange, RegistryId, Update};
 
 /// Most services compiled per step.
@@ -181,7 +181,12 @@ impl Publication<'_> {
     /// Completes the work and publishes the generation.
     pub fn publish(mut self) -> Published {
         while self.compile_next() {}
-        let Self { publisher, outcome: SettleOutcome { changed, lease_checks, hosts, wake }, next, .. } = self;
+        let Self {
+            publisher,
+            outcome: SettleOutcome { changed, lease_checks, hosts, wake },
+            next,
+            ..
+        } = self;
         if let Some(next) = next {
             publisher.store(next);
         }

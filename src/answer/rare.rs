@@ -1,5 +1,6 @@
 //! RRsets of the rarer types, composed per response instead of precompiled.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,11 +39,8 @@ pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
 /// A record has one `key=value` string per entry (RFC 6763 section 6.3), each cut at 255 bytes, and
 /// at most [`MAX_TXT_DATA_BYTES`]. No metadata gives one empty string (RFC 6763 section 6.1).
 pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRecords {
-    // Instances with equal metadata usually share it.
-    let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();
-    metadata.sort_by_key(|metadata| Arc::as_ptr(metadata));
-    metadata.dedup_by_key(|metadata| Arc::as_ptr(metadata));
-    let mut texts: Vec<Vec<u8>> = metadata.into_iter().map(|metadata| text(metadata)).collect();
+    let mut texts: Vec<Vec<u8>> =
+        distinct_metadata(instances).into_iter().map(|metadata| text(metadata, |_| {})).collect();
     texts.sort_unstable();
     texts.dedup();
     let mut set = ComposedRecords::default();
@@ -52,13 +50,63 @@ pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRe
     set
 }
 
-/// Composes the data of a TXT record.
-fn text(metadata: &Metadata) -> Vec<u8> {
+/// Describes what the TXT RRset of instances lacks of their metadata.
+pub(super) fn txt_omissions(instances: &[Instance<'_>]) -> Vec<String> {
+    let mut omissions = Vec::new();
+    for metadata in distinct_metadata(instances) {
+        text(metadata, |omission| omissions.push(omission.to_string()));
+    }
+    omissions.sort_unstable();
+    omissions.dedup();
+    omissions
+}
+
+/// Returns the metadata of instances; those with equal metadata usually share it.
+fn distinct_metadata<'a>(instances: &[Instance<'a>]) -> Vec<&'a Arc<Metadata>> {
+    let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();
+    metadata.sort_by_key(|metadata| Arc::as_ptr(metadata));
+    metadata.dedup_by_key(|metadata| Arc::as_ptr(metadata));
+    metadata
+}
+
+/// What a TXT record lacks of its metadata.
+#[derive(Clone, Copy, Debug)]
+enum TxtOmission<'a> {
+    /// The end of the string of this key, which has so many bytes.
+    End { key: &'a str, bytes: usize },
+    /// So many entries, this one and those after it in order.
+    Entries { count: usize, first: &'a str },
+}
+
+impl fmt::Display for TxtOmission<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End { key, bytes } => {
+                write!(f, "TXT: the string of {key:?} is cut at 255 of {bytes} bytes")
+            }
+            Self::Entries { count: 1, first } => {
+                write!(f, "TXT: {first:?} is left out, as a record has {MAX_TXT_DATA_BYTES} bytes")
+            }
+            Self::Entries { count, first } => write!(
+                f,
+                "TXT: {count} entries from {first:?} on are left out, as a record has \
+                 {MAX_TXT_DATA_BYTES} bytes"
+            ),
+        }
+    }
+}
+
+/// Composes the data of a TXT record, and reports what it lacks.
+fn text<'a>(metadata: &'a Metadata, mut report: impl FnMut(TxtOmission<'a>)) -> Vec<u8> {
     let mut data = Vec::new();
-    for (key, value) in metadata.iter() {
+    for (index, (key, value)) in metadata.iter().enumerate() {
         let string = format!("{key}={value}");
         if data.len() + 1 + string.len().min(255) > MAX_TXT_DATA_BYTES {
+            report(TxtOmission::Entries { count: metadata.len() - index, first: key });
             break;
+        }
+        if string.len() > 255 {
+            report(TxtOmission::End { key, bytes: string.len() });
         }
         put_string(&mut data, &string);
     }

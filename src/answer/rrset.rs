@@ -53,6 +53,15 @@ struct SrvSet<'a> {
     zone: &'a [u8],
 }
 
+/// Room for records in a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Size limit of the message in bytes, without OPT.
+    pub(super) bytes: usize,
+    /// Length of the name in the question section in bytes.
+    pub(super) name_bytes: usize,
+}
+
 /// Target of an SRV record.
 enum SrvTarget<'a> {
     Instance(IpAddr),
@@ -72,6 +81,11 @@ pub(super) struct ComposedRecords {
 const RECORD_HEAD_BYTES: usize = 12;
 /// Offset of the target in an SRV record: after priority, weight and port.
 const SRV_TARGET_OFFSET: usize = RECORD_HEAD_BYTES + 6;
+/// Largest message with SRV records if all names were written out, bytes, OPT aside.
+///
+/// c-ares 1.34 writes each response out again, and cannot beyond 64 KiB. The rest is headroom for
+/// those that add something. No UDP response comes near this limit.
+const MAX_WRITTEN_OUT_BYTES: usize = 60 * 1024;
 /// Up to this many targets are deduplicated by a scan, more by a bit set.
 const MAX_SCANNED_TARGETS: usize = 32;
 /// Number of possible target indexes: they have 16 bits.
@@ -133,48 +147,61 @@ impl<'a> RRset<'a> {
         }
     }
 
-    /// Draws the order of at most `wanted` records for `space` bytes.
-    pub(super) fn order(&self, wanted: usize, space: usize, draw: u64) -> Order {
+    /// Draws the order of at most `wanted` records of a message that has `used` bytes.
+    pub(super) fn order(&self, wanted: usize, room: Room, used: usize, draw: u64) -> Order {
+        let space = room.bytes.saturating_sub(used);
         // With equal weights a sample is drawn like the order of all.
-        if self.weights.are_equal() || wanted == self.count && self.max_bytes() <= space {
+        if self.weights.are_equal() || wanted == self.count && self.fits(room, used) {
             return Order::of_all(self.count, self.weights, draw);
         }
         // Every record takes at least RECORD_HEAD_BYTES, so no larger sample can fit.
         Order::of_some(wanted.min(space / RECORD_HEAD_BYTES + 1), self.count, self.weights, draw)
     }
 
-    /// Returns an upper bound for the size of all records in bytes, glue excluded.
-    fn max_bytes(&self) -> usize {
-        match self.data {
+    /// Returns whether all records, glue excluded, certainly fit after the `used` bytes.
+    fn fits(&self, room: Room, used: usize) -> bool {
+        let bytes = match self.data {
             RRsetData::Addresses { width, .. } => (RECORD_HEAD_BYTES + width) * self.count,
             RRsetData::Composed(records) => records.bytes.len(),
-            RRsetData::Srv(srv) => srv.max_bytes(),
-        }
+            RRsetData::Srv(srv) => {
+                let bytes = srv.max_bytes();
+                if used + bytes + room.saved_by(self.count) > MAX_WRITTEN_OUT_BYTES {
+                    return false;
+                }
+                bytes
+            }
+        };
+        used + bytes <= room.bytes
     }
 
     /// Appends up to `wanted` records in this order and returns how many fit.
-    ///
-    /// The message grows to at most `room` bytes.
-    pub(super) fn put(
-        &self,
-        order: &Order,
-        wanted: usize,
-        room: usize,
-        out: &mut Vec<u8>,
-    ) -> usize {
+    pub(super) fn put(&self, order: &Order, wanted: usize, room: Room, out: &mut Vec<u8>) -> usize {
         match self.data {
             RRsetData::Addresses { bytes, width: IPV4_BYTES } => {
-                put_addresses::<IPV4_BYTES>(bytes, rtype::A, self.ttl, order, wanted, room, out)
+                let rtype = rtype::A;
+                put_addresses::<IPV4_BYTES>(bytes, rtype, self.ttl, order, wanted, room.bytes, out)
             }
             RRsetData::Addresses { bytes, .. } => {
-                put_addresses::<IPV6_BYTES>(bytes, rtype::AAAA, self.ttl, order, wanted, room, out)
+                let rtype = rtype::AAAA;
+                put_addresses::<IPV6_BYTES>(bytes, rtype, self.ttl, order, wanted, room.bytes, out)
             }
-            RRsetData::Srv(srv) => put_fitting(wanted, room, out, |position, out| {
-                srv.put(order.at(position), self.ttl, out);
-            }),
-            RRsetData::Composed(records) => put_fitting(wanted, room, out, |position, out| {
-                out.extend_from_slice(records.get(order.at(position)));
-            }),
+            RRsetData::Srv(srv) => {
+                // The only compressed name of an SRV record is its owner.
+                let per_record = room.saved_by(1);
+                let fits = |position: usize, bytes: usize| {
+                    bytes <= room.bytes
+                        && bytes + (position + 1) * per_record <= MAX_WRITTEN_OUT_BYTES
+                };
+                put_fitting(wanted, fits, out, |position, out| {
+                    srv.put(order.at(position), self.ttl, out);
+                })
+            }
+            RRsetData::Composed(records) => {
+                let fits = |_, bytes| bytes <= room.bytes;
+                put_fitting(wanted, fits, out, |position, out| {
+                    out.extend_from_slice(records.get(order.at(position)));
+                })
+            }
         }
     }
 
@@ -187,14 +214,21 @@ impl<'a> RRset<'a> {
         order: &Order,
         put: usize,
         start: usize,
-        room: usize,
+        room: Room,
         out: &mut Vec<u8>,
     ) -> usize {
         match self.data {
             RRsetData::Addresses { .. } => 0,
             RRsetData::Srv(srv) => srv.put_glue(order, put, start, room, out),
-            RRsetData::Composed(records) => usize::from(records.put_glue(start, room, out)),
+            RRsetData::Composed(records) => usize::from(records.put_glue(start, room.bytes, out)),
         }
+    }
+}
+
+impl Room {
+    /// Returns the bytes that pointers as owners of this many records save.
+    fn saved_by(self, records: usize) -> usize {
+        self.name_bytes.saturating_sub(OWNER_POINTER.len()) * records
     }
 }
 
@@ -221,17 +255,19 @@ fn put_addresses<const N: usize>(
     put
 }
 
-/// Appends up to `wanted` records while the message has at most `room` bytes.
+/// Appends up to `wanted` records while they fit.
+///
+/// `fits` receives the position of the record and the size of the message with it in bytes.
 fn put_fitting(
     wanted: usize,
-    room: usize,
+    fits: impl Fn(usize, usize) -> bool,
     out: &mut Vec<u8>,
     mut put: impl FnMut(usize, &mut Vec<u8>),
 ) -> usize {
     for position in 0..wanted {
         let start = out.len();
         put(position, out);
-        if out.len() > room {
+        if !fits(position, out.len()) {
             out.truncate(start);
             return position;
         }
@@ -318,7 +354,7 @@ impl<'a> SrvSet<'a> {
         order: &Order,
         put: usize,
         start: usize,
-        room: usize,
+        room: Room,
         out: &mut Vec<u8>,
     ) -> usize {
         if put > MAX_SCANNED_TARGETS {
@@ -339,7 +375,7 @@ impl<'a> SrvSet<'a> {
         order: &Order,
         put: usize,
         start: usize,
-        room: usize,
+        room: Room,
         out: &mut Vec<u8>,
     ) -> usize {
         let mut seen = [0u64; TARGET_INDEXES / 64];
@@ -360,10 +396,12 @@ impl<'a> SrvSet<'a> {
         order: &Order,
         put: usize,
         start: usize,
-        room: usize,
+        room: Room,
         out: &mut Vec<u8>,
     ) -> usize {
         let (mut count, mut record) = (0, start);
+        // Bytes that compression has saved so far.
+        let mut saved = room.saved_by(put);
         for position in 0..put {
             let target = record + SRV_TARGET_OFFSET;
             record += RECORD_HEAD_BYTES
@@ -373,7 +411,15 @@ impl<'a> SrvSet<'a> {
                 continue;
             }
             let Some(SrvTarget::Instance(address)) = self.target(index) else { continue };
-            if !put_address(target..record, address, start, room, out) {
+            let (end, owner_bytes) = (out.len(), record.saturating_sub(target));
+            if !put_address(target..record, address, start, room.bytes, out) {
+                break;
+            }
+            if out.get(end).is_some_and(|first| *first >= 0xC0) {
+                saved += owner_bytes.saturating_sub(OWNER_POINTER.len());
+            }
+            if out.len() + saved > MAX_WRITTEN_OUT_BYTES {
+                out.truncate(end);
                 break;
             }
             count += 1;

@@ -14,8 +14,8 @@ type TreeNode<T> = Arc<[T; BRANCHES]>;
 /// A tree of 4,096 immutable shards, selected by the high bits of a hash.
 ///
 /// The tree has three levels. Shards are stored inline in the lowest level, which saves readers one
-/// indirection. A clone copies one pointer; a change of one shard copies three tree nodes. OneOrMany
-/// pointers are copied because each copy updates a reference count elsewhere in memory.
+/// indirection. A clone copies one pointer; a change of one shard copies three tree nodes. Copying
+/// few pointers matters: each copy updates a reference count elsewhere in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Sharded<T> {
     root: TreeNode<TreeNode<TreeNode<T>>>,

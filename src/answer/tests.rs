@@ -16,7 +16,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
-use super::{Answerer, Answers, AnswerOutcome, Published, Publisher, Settings};
+use super::{AnswerOutcome, Answerer, Answers, Published, Publisher, Settings};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{

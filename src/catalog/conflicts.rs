@@ -172,7 +172,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
             instance: claim.instance.then(|| labels[0]),
             version: (claim.version > 0).then(|| &labels[usize::from(claim.instance)..front]),
         };
-        let mut better = interpretations(&labels, labels.len()).take_while(|interpretation| *interpretation != claimed);
+        let mut better = interpretations(&labels, labels.len())
+            .take_while(|interpretation| *interpretation != claimed);
         if let Some(winner) = better.find(|interpretation| self.is_registered(interpretation)) {
             self.found.push(Conflict {
                 name: name.to_owned(),

@@ -1,4 +1,7 @@
-//! The command line.
+//! Arguments of the command line.
+//!
+//! The doc comments of commands and their arguments are the help texts: `-h` shows the first
+//! paragraph, `--help` all of them.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -9,235 +12,339 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{RegistryFlags, ServeFlags};
 
-/// Serves the services of a GoFrame registry as DNS names.
+/// Serve the services of a GoFrame registry under DNS names.
 #[derive(Debug, Parser)]
-#[command(
-    name = "svcdns",
-    version,
-    max_term_width = 120,
-    after_help = "Exit codes: 0 done; 1 an error; 2 no such name or record (resolve, explain, ls NAME); 3 the answer is a failure (resolve, explain); 4 no running server; 64 the command line cannot be understood."
-)]
+#[command(name = "svcdns", version, max_term_width = 100)]
 pub(super) struct Arguments {
-    /// The runtime directory of the server, which holds its socket [variable: SVCDNS_RUNTIME_DIR] [default: --state-dir, else the user's, then root's: $XDG_RUNTIME_DIR/svcdns or svcdns-UID in the temp directory, /run/svcdns].
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Where the server is")]
+    /// Runtime directory of the server, which holds its socket [SVCDNS_RUNTIME_DIR].
+    ///
+    /// Default: the directory of --state-dir, if given. Otherwise the user's directory
+    /// ($XDG_RUNTIME_DIR/svcdns, or svcdns-UID in the temp directory), then /run/svcdns.
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) runtime_dir: Option<PathBuf>,
-    /// The state directory of the server, and its runtime directory unless that is named too [variable: SVCDNS_STATE_DIR] [default: /var/lib/svcdns for root, else $XDG_STATE_HOME/svcdns or ~/.local/state/svcdns].
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Where the server is")]
+    /// State directory of the server, and its default runtime directory [SVCDNS_STATE_DIR].
+    ///
+    /// Default: /var/lib/svcdns for root, otherwise $XDG_STATE_HOME/svcdns or
+    /// ~/.local/state/svcdns.
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) state_dir: Option<PathBuf>,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: CliCommand,
 }
 
-/// What to do.
+// The order of the variants does not matter: `help::GROUPS` orders the commands.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Serve DNS.
-    Serve(Serve),
-    /// Serve an example, and print what to try.
-    Demo(Demo),
-    /// List the services and instances that the running server knows.
-    Ls(Ls),
-    /// Ask the running server for a name, and print the records. Exit code: 0 found, 2 no such name or no such record, 3 the server failed.
-    Resolve(Resolve),
-    /// Say how a question is answered, and why. Exit code: 0 there is an answer, 2 there is none, 3 it is a failure.
-    Explain(Explain),
-    /// Print changes as they happen, until Ctrl-C.
-    Watch(Watch),
-    /// Register a service for a program that does not register itself, while this or its command runs. Exit code: that of the command, if there is one.
-    Register(Register),
-    /// Run a command whose names svcdns resolves; nothing else on this machine changes. Exit code: that of the command; 125 where this fails before it, 126 where it cannot be run, 127 where it is not found.
-    Run(Run),
-    /// Walk the way of a lookup on this machine, and say what is broken and what to type. Exit code: 0 nothing is broken, 1 something is.
-    Doctor(Doctor),
-    /// Check the configuration: print every value and where it comes from, or what is wrong. Exit code: 0 it is good, 1 it is not.
-    Check(Check),
-    /// Show the running server and its registries.
-    Status(Status),
-    /// Point this machine's name resolution at svcdns, prove that it works, or put everything back. Exit code: 0 done, 1 an error and nothing changed, 4 a server has to be started first.
-    Install(Install),
-    /// Put back what `install` changed.
-    Uninstall(Uninstall),
+pub(super) enum CliCommand {
+    /// Serve the names of registered services over DNS.
+    ///
+    /// Reads the configuration file, variables and flags, follows the registries, and answers
+    /// until SIGTERM or SIGINT.
+    #[command(after_long_help = "\
+Exit codes:
+  0  stopped by a signal
+  1  an error")]
+    Serve(ServeArgs),
+    /// Serve an example service and print what to try.
+    ///
+    /// Uses a temporary folder and no configuration; Ctrl-C ends it and leaves nothing behind.
+    #[command(after_long_help = "\
+Exit codes:
+  0  stopped by a signal
+  1  an error")]
+    Demo(DemoArgs),
+    /// Register a service while a command runs.
+    ///
+    /// For programs that do not register themselves. Without a command, the registration lasts
+    /// until SIGTERM, SIGINT or SIGHUP.
+    #[command(after_long_help = "\
+Exit codes:
+  the command's own (128 plus the signal's number if a signal killed it)
+  126  the command cannot be run
+  127  there is no such command
+Without a command:
+  0  the registration was removed
+  1  an error")]
+    Register(RegisterArgs),
+
+    /// Query the running server and print the records.
+    #[command(after_long_help = "\
+Exit codes:
+  0  there is an answer
+  1  an error
+  2  there is no such name, or no record of that type
+  3  the response is a failure (SERVFAIL, REFUSED, ...)
+  4  no server is running")]
+    Resolve(ResolveArgs),
+    /// Explain step by step how a query is answered.
+    ///
+    /// Asks the running server. With --registry, reads the registry itself and explains what a
+    /// server of it would answer; the other settings are used only then.
+    #[command(after_long_help = "\
+Exit codes:
+  0  there is an answer
+  1  an error
+  2  there is no such name, or no record of that type
+  3  the response is a failure (SERVFAIL, REFUSED, ...)
+  4  no server is running")]
+    Explain(ExplainArgs),
+    /// List services and instances.
+    ///
+    /// Instances that are not served are listed with the reason.
+    #[command(after_long_help = "\
+Exit codes:
+  0  success
+  1  an error
+  2  NAME is not registered
+  4  no server is running")]
+    Ls(LsArgs),
+    /// Print changes of services as they happen.
+    #[command(after_long_help = "\
+Exit codes:
+  1  an error
+  4  no server is running, or it exited")]
+    Watch(WatchArgs),
+
+    /// Check the configuration and show the source of each value.
+    ///
+    /// If the configuration is invalid, prints what is wrong and where.
+    #[command(after_long_help = "\
+Exit codes:
+  0  the configuration is valid
+  1  it is invalid")]
+    Check(CheckArgs),
+    /// Run a command whose names svcdns resolves.
+    ///
+    /// The command gets its own /etc/resolv.conf, in a mount namespace. Nothing else on this
+    /// machine changes.
+    #[command(after_long_help = "\
+Exit codes:
+  the command's own
+  125  an error before the command started
+  126  the command cannot be run
+  127  there is no such command")]
+    Run(RunArgs),
+    /// Point this machine's name resolution at svcdns.
+    ///
+    /// Tests the result by a lookup through the C library, and undoes every change if it fails.
+    #[command(after_long_help = "\
+Exit codes:
+  0  done, or nothing to do
+  1  an error; everything is as before
+  4  a server has to be started first, as the output says")]
+    Install(InstallArgs),
+    /// Undo what `install` changed.
+    #[command(after_long_help = "\
+Exit codes:
+  0  done, or nothing to do
+  1  an error; what could not be restored is named")]
+    Uninstall(UninstallArgs),
+
+    /// Show the running server, its registries and its upstreams.
+    #[command(after_long_help = "\
+Exit codes:
+  0  success
+  1  an error
+  4  no server is running")]
+    Status(StatusArgs),
+    /// Check every step of name resolution on this machine.
+    ///
+    /// Prints what is broken and what to type. Changes nothing.
+    #[command(after_long_help = "\
+Exit codes:
+  0  nothing is broken; there may be warnings
+  1  something is broken, or an error")]
+    Doctor(DoctorArgs),
 }
 
-/// The file of the configuration.
 #[derive(Debug, Args)]
-pub(super) struct File {
-    /// The configuration file [variable: SVCDNS_CONFIG] [default: /etc/svcdns/svcdns.toml, where it exists].
+pub(super) struct ConfigFileArgs {
+    /// Configuration file [SVCDNS_CONFIG] [default: /etc/svcdns/svcdns.toml, if it exists].
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Serve {
+pub(super) struct ServeArgs {
     #[command(flatten)]
-    pub(super) file: File,
+    pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Demo {}
+pub(super) struct DemoArgs {}
 
 #[derive(Debug, Args)]
-pub(super) struct Ls {
-    /// Only this service: its name, with or without the zone.
+pub(super) struct LsArgs {
+    /// List only this service: its name, with or without the zone.
     #[arg(value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// What cannot be served, and why, instead.
+    /// List the keys and endpoints that cannot be served, with the reason.
     #[arg(long, conflicts_with_all = ["name", "conflicts"])]
     pub(super) rejected: bool,
-    /// Names that two things claim, instead.
+    /// List the names that several services claim.
     #[arg(long, conflicts_with = "name")]
     pub(super) conflicts: bool,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Resolve {
-    /// The name, with or without the zone, or an address.
+pub(super) struct ResolveArgs {
+    /// Name, with or without the zone, or an IP address.
     #[arg(value_name = "NAME")]
     pub(super) name: String,
-    /// The type of record: A, AAAA, SRV, TXT … [default: A and AAAA; PTR for an address].
+    /// Record type: A, AAAA, SRV, TXT, ... [default: A and AAAA; PTR for an address].
     #[arg(value_name = "TYPE")]
     pub(super) kind: Option<String>,
-    /// Ask this server instead of the running one.
+    /// Query this server instead of the running one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) server: Option<SocketAddr>,
-    /// With --server: the zone of names that are written without one.
+    /// Complete names with this zone; with --server only.
     #[arg(long, value_name = "NAME", default_value = "svc", requires = "server")]
     pub(super) zone: String,
-    /// Only the data of the records, one a line.
+    /// Print only the data of the records, one per line.
     #[arg(long)]
     pub(super) short: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Explain {
-    /// The name, with or without the zone, or an address.
+pub(super) struct ExplainArgs {
+    /// Name, with or without the zone, or an IP address.
     #[arg(value_name = "NAME")]
     pub(super) name: String,
-    /// The type of record [default: A; PTR for an address].
+    /// Record type [default: A; PTR for an address].
     #[arg(value_name = "TYPE")]
     pub(super) kind: Option<String>,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
-    /// The octets that the client says it takes over UDP; 0 for one without EDNS.
-    #[arg(long, value_name = "N", default_value_t = 1232)]
+    /// UDP payload size of the client, in bytes; 0 for a client without EDNS.
+    #[arg(long, value_name = "BYTES", default_value_t = 1232)]
     pub(super) payload: u16,
     #[command(flatten)]
-    pub(super) file: File,
-    /// With --registry the registry is read anew, and no running server is asked; the other settings count only then.
+    pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Watch {
-    /// Only this service: its name, with or without the zone.
+pub(super) struct WatchArgs {
+    /// Print only changes of this service: its name, with or without the zone.
     #[arg(value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// As JSON, one object a line.
+    /// Print JSON, one object per line.
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Register {
-    /// The name to register under, as a GoFrame program would: `hello.svc` or `hello`.
+pub(super) struct RegisterArgs {
+    /// Name to register, as a GoFrame program would: `hello.svc` or `hello`.
     #[arg(value_name = "NAME")]
     pub(super) name: String,
-    /// Where the service is: HOST:PORT.
-    #[arg(value_name = "ENDPOINT", required = true)]
+    /// Endpoint of the service.
+    #[arg(value_name = "HOST:PORT", required = true)]
     pub(super) endpoints: Vec<String>,
-    /// What to say about it, e.g. weight=5 or protocol=http.
+    /// Metadata of the instance, such as weight=5 or protocol=http; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) metadata: Vec<String>,
-    /// The version.
+    /// Version of the service.
     #[arg(long, value_name = "VERSION", default_value = "latest")]
     pub(super) version: String,
-    /// The first segment of the key.
+    /// First segment of the key.
     #[arg(long, value_name = "HEAD", default_value = "service")]
     pub(super) head: String,
-    /// How long the registration outlives us when we are killed (etcd; GoFrame's file registry fixes its own).
-    #[arg(long = "ttl", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    /// Time after which the registration ends if this program is killed; etcd only.
+    #[arg(
+        long = "ttl",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
     pub(super) ttl: Duration,
-    /// A command to run: the registration lasts as long as it does.
+    /// Command to run; the registration ends with it.
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
     #[command(flatten)]
-    pub(super) file: File,
+    pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: RegistryFlags,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Run {
-    /// Ask this server, at port 53, instead of the running one.
+pub(super) struct RunArgs {
+    /// Query this server, at port 53, instead of the running one.
     #[arg(long, value_name = "ADDR")]
     pub(super) server: Option<IpAddr>,
-    /// With --server: the zone it serves.
+    /// Zone that the server serves; with --server only.
     #[arg(long, value_name = "NAME", default_value = "svc", requires = "server")]
     pub(super) zone: String,
-    /// Let the command find short names, too: `hello` for `hello.svc`.
+    /// Append the zone to the search list: `hello` finds `hello.svc`.
     #[arg(long)]
     pub(super) search: bool,
-    /// As root: run the command as this user (name or number), with its groups, HOME, USER and LOGNAME.
+    /// Run the command as this user (name or number); for root only.
+    ///
+    /// The command gets the user's groups, HOME, USER and LOGNAME.
     #[arg(long, value_name = "USER")]
     pub(super) user: Option<String>,
-    /// The command.
+    /// Command to run, with its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Doctor {
-    /// As JSON.
+pub(super) struct DoctorArgs {
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Check {
+pub(super) struct CheckArgs {
     #[command(flatten)]
-    pub(super) file: File,
+    pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Status {
-    /// As JSON.
+pub(super) struct StatusArgs {
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
-pub(super) struct Install {
-    /// Change nothing: only show what would be changed.
+pub(super) struct InstallArgs {
+    /// Show every change without making any.
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Put the served zones on the search list, so that `http://hello/` works.
+    /// Append the served zones to the search list, so that `http://hello/` works.
     #[arg(long)]
     pub(super) search: bool,
-    /// Where /etc/resolv.conf itself is changed: leave its name servers in it behind svcdns. glibc asks them when svcdns does not answer; musl asks all at once, so their "no such name" may win.
+    /// Keep the name servers of /etc/resolv.conf, behind svcdns.
+    ///
+    /// Takes effect only if /etc/resolv.conf itself is changed. glibc queries these servers if
+    /// svcdns does not respond. musl queries all servers at once, so their NXDOMAIN may win.
     #[arg(long)]
     pub(super) keep_nameservers: bool,
-    /// Change /etc/resolv.conf although it is immutable (chattr +i), and make it so again.
+    /// Change /etc/resolv.conf even if it is immutable (chattr +i).
+    ///
+    /// The file is immutable again afterwards.
     #[arg(long)]
     pub(super) lift_immutable: bool,
     #[command(flatten)]
-    pub(super) file: File,
+    pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Uninstall {
-    /// Change nothing: only show what would be put back.
+pub(super) struct UninstallArgs {
+    /// Show what would be restored, and change nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
 }

@@ -1,4 +1,4 @@
-//! Asks the running server through the socket in its runtime directory.
+//! HTTP client for the running server, over the socket in its runtime directory.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -14,96 +14,139 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::Place;
+use super::ServerLocation;
 use crate::admin;
+use crate::answer::Explanation;
 use crate::config::runtime_directories;
 use crate::directory::TrustRule;
+use crate::name::Name;
+use crate::wire::{rtype, type_name};
 
-/// How long the server may take to begin to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for the head of a response.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take to send all.
-const WHOLE: Duration = Duration::from_secs(60);
+/// Longest wait for the body of a response, unless it is a stream.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// No server runs where one was looked for.
+/// The error if no server is running.
 #[derive(Debug, thiserror::Error)]
-#[error("no running svcdns was found ({looked}): start one with `svcdns serve`, or name its runtime directory with --runtime-dir")]
+#[error(
+    "no running svcdns was found ({searched}): start one with `svcdns serve`, or name its runtime \
+     directory with --runtime-dir"
+)]
 pub(super) struct NotRunning {
-    /// Where, and what was found there.
-    pub(super) looked: String,
+    /// The directories and sockets tried, each with the reason why it was not used.
+    pub(super) searched: String,
 }
 
-/// The way to the running server.
+/// A client of the HTTP interface of the running server.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct AdminClient {
     socket: PathBuf,
 }
 
-impl Client {
+impl AdminClient {
     /// Finds the running server.
-    pub(super) async fn find(place: &Place) -> anyhow::Result<Self> {
-        let mut looked = Vec::new();
-        for candidate in runtime_directories(place.named().as_deref()) {
+    ///
+    /// # Errors
+    /// [`NotRunning`] if no socket accepts a connection.
+    pub(super) async fn find(location: &ServerLocation) -> anyhow::Result<Self> {
+        let mut searched = Vec::new();
+        for candidate in runtime_directories(location.named().as_deref()) {
             let socket = admin::socket_path(&candidate.path)?;
-            // A server that root started may run as any user; only one in the temp directory may be
-            // a stranger's.
+            // Anyone can create a directory in the temp directory. Elsewhere the owner does not
+            // matter: a server that root started may run as any user.
             if candidate.trust == TrustRule::OwnedAndNoLink && !candidate.is_trusted() {
-                looked.push(format!("{}: {}", candidate.path.display(), if candidate.path.exists() { "not ours" } else { "not there" }));
+                let reason = if candidate.path.exists() {
+                    "owned by another user"
+                } else {
+                    "does not exist"
+                };
+                searched.push(format!("{}: {reason}", candidate.path.display()));
                 continue;
             }
             match UnixStream::connect(&socket).await {
                 Ok(_) => return Ok(Self { socket }),
                 Err(error) => {
-                    let why = match error.kind() {
-                        ErrorKind::NotFound => "not there".to_owned(),
-                        ErrorKind::ConnectionRefused => "left behind by a server that is gone".to_owned(),
+                    let reason = match error.kind() {
+                        ErrorKind::NotFound => "does not exist".to_owned(),
+                        ErrorKind::ConnectionRefused => {
+                            "left behind by a server that exited".to_owned()
+                        }
                         _ => error.to_string(),
                     };
-                    looked.push(format!("{}: {why}", socket.display()));
+                    searched.push(format!("{}: {reason}", socket.display()));
                 }
             }
         }
-        Err(NotRunning { looked: looked.join(", ") }.into())
+        Err(NotRunning { searched: searched.join(", ") }.into())
     }
 
-    /// Gets what stands behind a path, as JSON text.
-    pub(super) async fn text(&self, path: &str) -> anyhow::Result<String> {
+    /// Gets a path and returns the JSON text.
+    pub(super) async fn get_text(&self, path: &str) -> anyhow::Result<String> {
         let response = self.request(path).await?;
         let status = response.status();
-        let body = timeout(WHOLE, response.into_body().collect()).await.context("the running svcdns takes too long to answer")??;
+        let body = timeout(BODY_TIMEOUT, response.into_body().collect())
+            .await
+            .context("the running svcdns did not send its response in time")??;
         let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
         if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
     }
 
-    /// Gets what stands behind a path.
+    /// Gets a path and decodes the JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let text = self.text(path).await?;
-        serde_json::from_str(&text).context("the running svcdns is of another version: its answer cannot be read")
+        let text = self.get_text(path).await?;
+        serde_json::from_str(&text).context(
+            "the response of the running svcdns, which is another version, cannot be decoded",
+        )
     }
 
-    /// Begins to read what stands behind a path and never ends.
+    /// Asks how the server answers a query.
+    ///
+    /// `payload` is the client's UDP payload size in bytes, 0 without EDNS.
+    pub(super) async fn explain(
+        &self,
+        name: &Name,
+        rtype: u16,
+        payload: u16,
+    ) -> anyhow::Result<Explanation> {
+        let name = percent_encode(&name.to_string());
+        let rtype = type_name(rtype);
+        self.get(&format!("/v1/explain?name={name}&type={rtype}&payload={payload}")).await
+    }
+
+    /// Returns a registered name close to an unknown one, if there is one.
+    pub(super) async fn suggest(&self, name: &Name) -> Option<String> {
+        self.explain(name, rtype::A, 0).await.ok()?.suggestion
+    }
+
+    /// Gets a path whose response is an endless stream of lines.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Lines> {
         let response = self.request(path).await?;
         if response.status() != StatusCode::OK {
-            bail!("the running svcdns says {}", response.status());
+            bail!("the running svcdns responded with {}", response.status());
         }
         Ok(Lines { body: response.into_body(), read: Vec::new() })
     }
 
     async fn request(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
-        let asked = async {
+        let response = async {
             let stream = UnixStream::connect(&self.socket).await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
-            let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
+            let request =
+                Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
             anyhow::Ok(sender.send_request(request).await?)
         };
-        let response = timeout(ANSWER, asked).await.context("the running svcdns does not answer")?;
-        response.with_context(|| format!("cannot ask the running svcdns at {}", self.socket.display()))
+        let response =
+            timeout(HEAD_TIMEOUT, response).await.context("the running svcdns does not respond")?;
+        response.with_context(|| {
+            format!("cannot reach the running svcdns at {}", self.socket.display())
+        })
     }
 }
 
-/// The lines of a response that never ends.
+/// The lines of an endless response.
 #[derive(Debug)]
 pub(super) struct Lines {
     body: Incoming,
@@ -111,10 +154,10 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// The next line that is not empty; none when the server has gone.
+    /// Waits for the next line that is not empty; `None` at the end of the stream.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<String>> {
         loop {
-            if let Some(end) = self.read.iter().position(|&octet| octet == b'\n') {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line).trim().to_owned();
                 if line.is_empty() {
@@ -123,25 +166,29 @@ impl Lines {
                 return Ok(Some(line));
             }
             match self.body.frame().await {
-                Some(Ok(frame)) => self.read.extend_from_slice(frame.data_ref().map_or(&[], |data| &**data)),
+                Some(Ok(frame)) => {
+                    self.read.extend_from_slice(frame.data_ref().map_or(&[], |data| &**data));
+                }
                 Some(Err(_)) | None => return Ok(None),
             }
         }
     }
 }
 
-/// A value of a query in a URL: everything but letters, digits and `-._~` in percent form (RFC 3986 section 2).
-pub(super) fn escaped(text: &str) -> String {
+/// Percent-encodes a value for the query of a URL (RFC 3986 section 2).
+///
+/// Letters, digits and `-._~` remain.
+pub(super) fn percent_encode(text: &str) -> String {
     use std::fmt::Write;
-    let mut escaped = String::with_capacity(text.len());
-    for octet in text.bytes() {
-        if octet.is_ascii_alphanumeric() || b"-._~".contains(&octet) {
-            escaped.push(char::from(octet));
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
         } else {
-            let _ = write!(escaped, "%{octet:02X}");
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
-    escaped
+    encoded
 }
 
 #[cfg(test)]
@@ -149,8 +196,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_are_escaped() {
-        assert_eq!(escaped("a-b.svc"), "a-b.svc");
-        assert_eq!(escaped(r"x\046 é&"), "x%5C046%20%C3%A9%26");
+    fn values_are_percent_encoded() {
+        assert_eq!(percent_encode("a-b.svc"), "a-b.svc");
+        assert_eq!(percent_encode(r"x\046 é&"), "x%5C046%20%C3%A9%26");
     }
 }

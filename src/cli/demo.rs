@@ -1,4 +1,4 @@
-//! `svcdns demo`.
+//! `svcdns demo`: serves an example service from a temporary folder.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,24 +15,30 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Place;
-use super::arguments::Demo;
+use super::ServerLocation;
+use super::arguments::DemoArgs;
 use super::output::{complain, print, quoted};
 use crate::config::{Config, Flags};
-use crate::daemon::{Log, Server, Signals, StartError};
+use crate::daemon::{Log, Server, ShutdownSignals, StartError};
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
 
-/// Port of the demo's DNS server; any free one where another program has it.
-const PORT: u16 = 5300;
+/// Preferred port of the demo's DNS server; if it is in use, any free one.
+const DNS_PORT: u16 = 5300;
 
-/// How long it may take until the example is known.
-const READY: Duration = Duration::from_secs(10);
+/// Longest wait until the server knows the example service.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn run(_place: &Place, _command: Demo) -> anyhow::Result<ExitCode> {
-    let log = Log::begin("warn")?;
-    let signals = Signals::new()?;
-    let folder = Folder::make()?;
+/// Pause between two looks for the example service.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+pub(super) async fn run(
+    _location: &ServerLocation,
+    _command: DemoArgs,
+) -> anyhow::Result<ExitCode> {
+    let log = Log::start("warn")?;
+    let signals = ShutdownSignals::new()?;
+    let folder = DemoFolder::create()?;
     let stop = CancellationToken::new();
     let ending = tokio::spawn(signals.stop_on(stop.clone(), false));
     let ended = demonstrate(&folder.0, &log, stop).await;
@@ -44,9 +50,9 @@ pub(super) async fn run(_place: &Place, _command: Demo) -> anyhow::Result<ExitCo
 async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyhow::Result<()> {
     let (state_dir, registry) = (folder.join("state"), folder.join("gsvc"));
     fs::create_dir(&registry)?;
-    // What the surroundings say (environment, /etc) is for the real server.
+    // Environment and /etc configure the real server, not the demo.
     let flags = Flags::default()
-        .with("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).to_string())
+        .with("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT)).to_string())
         .with("registry", format!("file://{}", registry.display()))
         .with("state-dir", state_dir.to_string_lossy())
         .with("admin-listen", "127.0.0.1:0");
@@ -63,10 +69,17 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     let http = listener.local_addr()?;
     let page = Router::new().fallback(get(hello));
     let until = stop.clone();
-    let service = tokio::spawn(async move { axum::serve(listener, page).with_graceful_shutdown(until.cancelled_owned()).await });
+    let service = tokio::spawn(async move {
+        axum::serve(listener, page).with_graceful_shutdown(until.cancelled_owned()).await
+    });
     let registrant = Registrant {
         head: "service".to_owned(),
-        id: ServiceId { deployment: "default".into(), namespace: "default".into(), name: "hello.svc".into(), version: "latest".into() },
+        id: ServiceId {
+            deployment: "default".into(),
+            namespace: "default".into(),
+            name: "hello.svc".into(),
+            version: "latest".into(),
+        },
         endpoints: vec![Endpoint { host: http.ip().into(), port: http.port() }],
         metadata: Metadata::new([("protocol".into(), "http".into())].into()),
         ttl: Duration::from_secs(10),
@@ -81,11 +94,13 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
 
     let known = async {
         while server.answerer.snapshot().service("hello").is_none() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::select! {
-        known = tokio::time::timeout(READY, known) => known.context("the example service did not show up in its registry")?,
+        known = tokio::time::timeout(READY_TIMEOUT, known) => {
+            known.context("the example service did not appear in its registry")?;
+        }
         () = stop.cancelled() => {}
     }
     if !stop.is_cancelled() {
@@ -96,15 +111,15 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     if let Err(error) = registered.await? {
         complain(&error.to_string());
     }
-    // A client that keeps its connection must not keep us.
+    // A client that keeps its connection open must not delay the end.
     service.abort();
     ended?;
-    print("\nstopped; nothing is left behind\n")?;
+    print("\nStopped; nothing is left behind.\n")?;
     Ok(())
 }
 
 async fn hello(headers: HeaderMap) -> String {
-    let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("nobody");
+    let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("no host");
     format!("Hello from hello.svc! You asked for {host}.\n")
 }
 
@@ -116,7 +131,7 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     let dig = format!("dig @{ip} -p {port}");
     let mut text = format!(
         "svcdns {} answers on {address} (UDP and TCP).\n\
-         A small HTTP service runs on {http} and has registered itself as hello.svc.\n\n\
+         A small HTTP service on {http} is registered as hello.svc.\n\n\
          Try in a second terminal:\n\n",
         env!("CARGO_PKG_VERSION")
     );
@@ -124,7 +139,11 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
         format!("{dig} hello.svc A"),
         format!("{dig} hello.svc SRV"),
         format!("curl http://$({dig} +short hello.svc | head -1):{}/", http.port()),
-        format!("curl --resolve hello.svc:{0}:$({this} resolve --short hello.svc A) http://hello.svc:{0}/", http.port()),
+        format!(
+            "curl --resolve hello.svc:{0}:$({this} resolve --short hello.svc A) \
+             http://hello.svc:{0}/",
+            http.port()
+        ),
         format!("{this} resolve hello.svc"),
         format!("{this} explain hello.svc SRV"),
         format!("{this} ls"),
@@ -135,29 +154,32 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     if let Some(admin) = server.admin {
         let _ = writeln!(text, "  curl http://{admin}/metrics");
     }
-    text.push_str("\nCtrl-C ends it all and leaves nothing behind.\n");
+    text.push_str("\nCtrl-C ends the demo and leaves nothing behind.\n");
     Ok(text)
 }
 
-/// A folder of our own in the temp directory that goes away with its owner.
+/// A new folder in the temp directory; removed when dropped.
 #[derive(Debug)]
-struct Folder(PathBuf);
+struct DemoFolder(PathBuf);
 
-impl Folder {
-    fn make() -> anyhow::Result<Self> {
+impl DemoFolder {
+    fn create() -> anyhow::Result<Self> {
         for _ in 0..16 {
             let path = std::env::temp_dir().join(format!("svcdns-demo-{:08x}", fastrand::u32(..)));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot make the folder {}", path.display())),
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot create the folder {}", path.display()));
+                }
             }
         }
-        bail!("cannot make a folder in {}", std::env::temp_dir().display())
+        bail!("cannot create a folder in {}", std::env::temp_dir().display())
     }
 }
 
-impl Drop for Folder {
+impl Drop for DemoFolder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             complain(&format!("cannot remove {}: {error}", self.0.display()));

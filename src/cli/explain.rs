@@ -8,24 +8,27 @@ use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::arguments::Explain;
-use super::client::{Client, escaped};
-use super::{FAILED_ANSWER, NOT_FOUND, Place, names, output};
-use crate::admin::Status;
-use crate::answer::Explanation;
-use crate::daemon::{Followed, Following};
+use super::arguments::ExplainArgs;
+use super::client::AdminClient;
+use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
+use crate::admin::ServerStatus;
+use crate::answer::{Explanation, TcpOmission};
+use crate::daemon::{PipelineHandles, RegistryPipeline};
 use crate::registry::name_at;
-use crate::wire::{extended_error_text, type_name};
+use crate::wire::extended_error_text;
 
 /// Longest wait until every registry has been read.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    location: &ServerLocation,
+    command: ExplainArgs,
+) -> anyhow::Result<ExitCode> {
     let (json, written) = (command.json, command.name.clone());
     let explanation = if command.flags.0.has("registry") {
-        explain_from_registries(place, command).await?
+        explain_from_registries(location, command).await?
     } else {
-        explain_from_server(place, command).await?
+        explain_from_server(location, command).await?
     };
     let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation) };
     output::print(&text)?;
@@ -44,33 +47,35 @@ pub(super) async fn run(place: &Place, command: Explain) -> anyhow::Result<ExitC
 }
 
 /// Asks the running server.
-async fn explain_from_server(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
-    let client = Client::find(place).await?;
-    let status: Status = client.get("/v1/status").await?;
-    let name = names::meant(&command.name, &names::zones(&status.zones)?)?;
+async fn explain_from_server(
+    location: &ServerLocation,
+    command: ExplainArgs,
+) -> anyhow::Result<Explanation> {
+    let client = AdminClient::find(location).await?;
+    let status: ServerStatus = client.get("/v1/status").await?;
+    let name = names::complete(&command.name, &names::zones(&status.zones)?)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    let path = format!(
-        "/v1/explain?name={}&type={}&payload={}",
-        escaped(&name.to_string()),
-        type_name(rtype),
-        command.payload
-    );
-    client.get(&path).await
+    client.explain(&name, rtype, command.payload).await
 }
 
 /// Reads the registries and explains what a server of them would answer.
-async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Result<Explanation> {
-    let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
-    let name = names::meant(&command.name, &config.zones)?;
+async fn explain_from_registries(
+    location: &ServerLocation,
+    command: ExplainArgs,
+) -> anyhow::Result<Explanation> {
+    let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
+    let name = names::complete(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut following, Followed { answerer, states, .. }) =
-        Following::new(&config, &config.listen, None);
-    following.begin(&tracker, &stop);
+    let (mut pipeline, PipelineHandles { answerer, states, .. }) =
+        RegistryPipeline::new(&config, &config.listen, None);
+    pipeline.start(&tracker, &stop);
     let read = async {
-        while !states.iter().all(|state| state.report().synced) || !answerer.registry_status().synced {
-            if following.next().await.is_none() {
+        while !states.iter().all(|state| state.report().synced)
+            || !answerer.registry_status().synced
+        {
+            if pipeline.next().await.is_none() {
                 break;
             }
         }
@@ -78,7 +83,7 @@ async fn explain_from_registries(place: &Place, command: Explain) -> anyhow::Res
     if tokio::time::timeout(READ_TIMEOUT, read).await.is_err() {
         let unread = states.iter().filter(|state| !state.report().synced);
         let reasons = unread.map(|state| {
-            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no answer"))
+            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no response"))
         });
         bail!(
             "not every registry could be read within {} s: {}",
@@ -113,7 +118,9 @@ fn text(explanation: &Explanation) -> String {
         limit,
         truncated,
         left_out,
+        txt_omissions,
         setting,
+        over_tcp,
     } = explanation;
     let mut text = format!("{name} {rtype}\n");
     let mut part = |heading: &str, lines: Vec<String>| {
@@ -154,7 +161,7 @@ fn text(explanation: &Explanation) -> String {
         return text;
     }
     let mut response = vec![code_and_reason(rcode, reason.as_deref(), suggestion.as_deref())];
-    response.extend(extended_error.iter().map(|error| named(error)));
+    response.extend(extended_error.iter().map(|error| format_extended_error(error)));
     response.push(format!(
         "{bytes} bytes, at most {limit} over UDP, {}",
         if *precompiled { "from a precompiled node" } else { "composed for this query" }
@@ -163,6 +170,13 @@ fn text(explanation: &Explanation) -> String {
         "answers = {setting}: {left_out} records left out, TC {}",
         if *truncated { "set" } else { "not set" }
     ));
+    response.extend(over_tcp.as_ref().map(|TcpOmission { bytes, records, addresses }| {
+        format!(
+            "over TCP: {bytes} bytes, {records} records and {addresses} addresses of targets left \
+             out"
+        )
+    }));
+    response.extend(txt_omissions.iter().cloned());
     part("Response", response);
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());
@@ -181,8 +195,8 @@ fn code_and_reason(rcode: &str, reason: Option<&str>, suggestion: Option<&str>) 
     text
 }
 
-/// Formats an extended error, given as code and text, like `resolve` does.
-fn named(error: &str) -> String {
+/// Formats an extended error, given as code and text, as `resolve` does.
+fn format_extended_error(error: &str) -> String {
     let (code, text) = error.split_once(' ').unwrap_or((error, ""));
     code.parse().map_or_else(|_| error.to_owned(), |code| extended_error_text(code, text))
 }

@@ -1,23 +1,26 @@
-//! `svcdns ls`.
+//! `svcdns ls`: lists services, rejected keys or conflicts.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use super::arguments::Ls;
-use super::client::{Client, escaped};
-use super::{NOT_FOUND, Place, names, output};
-use crate::admin::{ConflictView, RejectionsView, ServiceView, Status};
+use super::arguments::LsArgs;
+use super::client::{AdminClient, percent_encode};
+use super::{NOT_FOUND, ServerLocation, names, output};
+use crate::admin::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 
-pub(super) async fn run(place: &Place, command: Ls) -> anyhow::Result<ExitCode> {
-    let client = Client::find(place).await?;
-    let status: Status = client.get("/v1/status").await?;
+pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
+    let client = AdminClient::find(location).await?;
+    let status: ServerStatus = client.get("/v1/status").await?;
+    let zones = names::zones(&status.zones)?;
     let path = match (&command.name, command.rejected, command.conflicts) {
         (_, true, _) => "/v1/rejected".to_owned(),
         (_, _, true) => "/v1/conflicts".to_owned(),
-        (Some(name), ..) => format!("/v1/services?base={}", escaped(&names::base(name, &names::zones(&status.zones)?)?)),
+        (Some(name), ..) => {
+            format!("/v1/services?base={}", percent_encode(&names::base(name, &zones)?))
+        }
         (None, ..) => "/v1/services".to_owned(),
     };
-    let json = client.text(&path).await?;
+    let json = client.get_text(&path).await?;
     let found = command.name.is_none() || json != "[]";
     let text = if command.json {
         json + "\n"
@@ -30,30 +33,34 @@ pub(super) async fn run(place: &Place, command: Ls) -> anyhow::Result<ExitCode> 
     };
     output::print(&text)?;
     if status.registries.iter().any(|registry| !registry.synced) {
-        output::complain("not every registry has been read completely yet: there may be more (svcdns status)");
+        output::complain("incomplete: not every registry has been read yet (svcdns status)");
     } else if status.stale {
-        output::complain("a registry cannot be reached: this is what was known last (svcdns status)");
+        output::complain(
+            "stale: a registry is unreachable; this is its last known data (svcdns status)",
+        );
     }
     if let (false, Some(name)) = (found, &command.name) {
-        output::complain(&format!("nothing is registered as {name}"));
+        let suggestion = client.suggest(&names::complete(name, &zones)?).await;
+        output::complain(&names::unknown_service(name, suggestion.as_deref()));
         return Ok(NOT_FOUND.into());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn services(services: &[ServiceView], status: &Status) -> String {
+fn services(services: &[ServiceView], status: &ServerStatus) -> String {
     let mut rows = Vec::new();
     for service in services {
         if service.instances.is_empty() {
             let dash = || "-".to_owned();
-            rows.push([service.name.clone(), dash(), dash(), dash(), dash(), "no usable endpoint (svcdns ls --rejected)".to_owned()]);
+            let note = "no usable endpoint (svcdns ls --rejected)".to_owned();
+            rows.push([service.name.clone(), dash(), dash(), dash(), dash(), note]);
         }
         for instance in &service.instances {
             let endpoint = &instance.endpoint;
             let mut notes: Vec<String> = Vec::new();
-            notes.extend(instance.left_out.as_ref().map(|reason| format!("left out: {reason}")));
+            notes.extend(instance.left_out.as_ref().map(|reason| format!("dropped: {reason}")));
             if instance.held {
-                notes.push("held: its registry says that it is gone".to_owned());
+                notes.push("removal held".to_owned());
             }
             if status.registries.len() > 1 {
                 notes.push(format!("in {}", instance.registry_name));
@@ -66,47 +73,54 @@ fn services(services: &[ServiceView], status: &Status) -> String {
                 scope,
                 endpoint.version.clone(),
                 endpoint.weight.to_string(),
-                safe(&notes.join("; ")),
+                escape_controls(&notes.join("; ")),
             ]);
         }
     }
-    output::columns(["NAME", "ENDPOINT", "DEPLOYMENT/NAMESPACE", "VERSION", "WEIGHT", "NOTES"], rows)
+    output::columns(
+        ["NAME", "ENDPOINT", "DEPLOYMENT/NAMESPACE", "VERSION", "WEIGHT", "NOTES"],
+        rows,
+    )
 }
 
-fn rejected(view: &RejectionsView, status: &Status) -> String {
+fn rejected(view: &RejectionsView, status: &ServerStatus) -> String {
     let mut text = String::new();
     for count in &view.counts {
         let _ = writeln!(text, "{:>8}  {}: {}", count.count, count.reason, count.message);
     }
     if view.counts.is_empty() {
-        text.push_str("nothing is rejected\n");
+        text.push_str("no rejected keys or endpoints\n");
     }
     for listed in &view.listed {
-        let what = if listed.endpoint_only { "an endpoint of " } else { "" };
-        let _ = write!(text, "\n{what}{}\n  {}: {}", safe(&listed.key), safe(&listed.found), listed.message);
+        let part = if listed.endpoint_only { "an endpoint of " } else { "" };
+        let (key, found) = (escape_controls(&listed.key), escape_controls(&listed.found));
+        let _ = write!(text, "\n{part}{key}\n  {found}: {}", listed.message);
         if status.registries.len() > 1 {
             let _ = write!(text, " [in {}]", listed.registry_name);
         }
         text.push('\n');
     }
     if view.unlisted > 0 {
-        let _ = writeln!(text, "\n{} more are not listed", view.unlisted);
+        let _ = writeln!(text, "\n{} more not listed", view.unlisted);
     }
     text
 }
 
 fn conflicts(conflicts: &[ConflictView]) -> String {
     if conflicts.is_empty() {
-        return "no two things claim one name\n".to_owned();
+        return "no conflicts\n".to_owned();
     }
     let rows = conflicts.iter().map(|conflict| {
         let scope = format!("{}/{}", conflict.deployment, conflict.namespace);
-        [&conflict.name, &conflict.kind, &conflict.winner, &conflict.loser, &scope].map(|text| safe(text))
+        [&conflict.name, &conflict.kind, &conflict.winner, &conflict.loser, &scope]
+            .map(|text| escape_controls(text))
     });
-    output::columns(["NAME", "KIND", "ANSWERS FOR", "NOT FOR", "DEPLOYMENT/NAMESPACE"], rows)
+    output::columns(["NAME", "KIND", "WINNER", "LOSER", "DEPLOYMENT/NAMESPACE"], rows)
 }
 
-/// A text that does nothing to a terminal.
-fn safe(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+/// Escapes control characters, which a terminal might act on.
+fn escape_controls(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }

@@ -1,4 +1,6 @@
-//! The commands: one file each. The only room that prints.
+//! The commands, one file each.
+//!
+//! Only this folder prints.
 
 mod arguments;
 mod check;
@@ -6,6 +8,7 @@ mod client;
 mod demo;
 mod doctor;
 mod explain;
+mod help;
 mod install;
 mod installed_server;
 mod ls;
@@ -24,39 +27,47 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use crate::config::{Config, ConfigError, Flags};
-use arguments::{Arguments, Command};
+use arguments::{Arguments, CliCommand};
 use client::NotRunning;
 
-/// What was looked for is not there: no such name, or no record of that type.
+/// Exit code if a name, or a record of the type, does not exist.
 const NOT_FOUND: u8 = 2;
 
-/// The server answered with a failure.
+/// Exit code if the response is a failure.
 const FAILED_ANSWER: u8 = 3;
 
-/// There is no running server to ask.
+/// Exit code if no server is running.
 const NOT_REACHED: u8 = 4;
 
-/// The command line cannot be understood (`EX_USAGE` of sysexits.h).
+/// Exit code of an invalid command line (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
-/// What shells, and commands that run others, say of a command that is not there, and of one that cannot be run.
+/// Exit code of `register` and `run` if their command does not exist, as in shells.
 const COMMAND_NOT_FOUND: u8 = 127;
+
+/// Exit code of `register` and `run` if their command cannot be run, as in shells.
 const COMMAND_NOT_RUN: u8 = 126;
 
-/// Threads of the runtime that a command runs on. Queries over UDP have threads of their own (`server`), so a few do.
-const THREADS: usize = 2;
+/// Threads of a command's runtime.
+///
+/// Two are enough: the server answers UDP queries in threads of its own.
+const RUNTIME_THREADS: usize = 2;
 
-/// Runs the program with the arguments of the process, to its end.
+/// How long tasks may go on after their command has ended.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parse_arguments() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Nothing is left to be done where even this cannot be said.
+            // If standard error cannot be written, there is nobody to tell.
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -73,45 +84,54 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn parse_arguments() -> Result<Arguments, clap::Error> {
+    let matches = help::command_line().try_get_matches()?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut help::command_line()))
+}
+
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { runtime_dir, state_dir, command } = arguments;
-    let place = Place { runtime_dir, state_dir };
+    let location = ServerLocation { runtime_dir, state_dir };
     match command {
-        Command::Serve(command) => block_on(serve::run(&place, command)),
-        Command::Demo(command) => block_on(demo::run(&place, command)),
-        Command::Register(command) => block_on(register::run(command)),
-        Command::Run(command) => Ok(run::run(&place, &command)),
+        CliCommand::Serve(command) => block_on(serve::run(&location, command)),
+        CliCommand::Demo(command) => block_on(demo::run(&location, command)),
+        CliCommand::Register(command) => block_on(register::run(command)),
 
-        Command::Doctor(command) => block_on(doctor::run(&place, command)),
-        Command::Check(command) => check::run(&place, command),
-        Command::Status(command) => block_on(status::run(&place, command)),
-        Command::Ls(command) => block_on(ls::run(&place, command)),
-        Command::Resolve(command) => block_on(resolve::run(&place, command)),
-        Command::Explain(command) => block_on(explain::run(&place, command)),
-        Command::Watch(command) => block_on(watch::run(&place, command)),
+        CliCommand::Resolve(command) => block_on(resolve::run(&location, command)),
+        CliCommand::Explain(command) => block_on(explain::run(&location, command)),
+        CliCommand::Ls(command) => block_on(ls::run(&location, command)),
+        CliCommand::Watch(command) => block_on(watch::run(&location, command)),
 
-        Command::Install(command) => block_on(install::run(&place, command)),
-        Command::Uninstall(command) => uninstall::run(&command),
+        CliCommand::Check(command) => check::run(&location, command),
+        CliCommand::Run(command) => Ok(run::run(&location, &command)),
+        CliCommand::Install(command) => block_on(install::run(&location, command)),
+        CliCommand::Uninstall(command) => uninstall::run(&command),
+
+        CliCommand::Status(command) => block_on(status::run(&location, command)),
+        CliCommand::Doctor(command) => block_on(doctor::run(&location, command)),
     }
 }
 
-/// What every command is told about where the server is.
+/// The directories of the server, as flags name them.
 #[derive(Debug)]
-struct Place {
+struct ServerLocation {
     runtime_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
 }
 
-impl Place {
-    /// The runtime directory named by a flag or a variable: the state directory's name it, too.
+impl ServerLocation {
+    /// Returns the runtime directory that a flag or variable names, if any.
+    ///
+    /// A state directory names the runtime directory too.
     fn named(&self) -> Option<PathBuf> {
-        let flags = [&self.runtime_dir, &self.state_dir].map(|path| path.clone().map(OsString::from));
+        let flags =
+            [&self.runtime_dir, &self.state_dir].map(|path| path.clone().map(OsString::from));
         let variables = ["SVCDNS_RUNTIME_DIR", "SVCDNS_STATE_DIR"].map(std::env::var_os);
         let mut given = flags.into_iter().chain(variables).flatten();
         given.find(|path| !path.is_empty()).map(PathBuf::from)
     }
 
-    /// The configuration from file, environment and these flags.
+    /// Loads the configuration with these flags and those of the directories.
     fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
         let given = [("runtime-dir", &self.runtime_dir), ("state-dir", &self.state_dir)];
         let flags = given.into_iter().fold(flags, |flags, (key, path)| match path {
@@ -122,34 +142,27 @@ impl Place {
     }
 }
 
-/// The configuration from file, environment and flags.
+/// Loads the configuration from file, environment and flags.
 fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
-    let environment = std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
+    let environment = std::env::vars_os().map(|(name, value)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    });
     Config::load(file, environment, flags)
 }
 
-/// Says that a command cannot be run.
-fn not_run(program: &str, error: &std::io::Error) -> ExitCode {
+/// Reports that a command cannot be run; returns the exit code.
+fn report_not_run(program: &str, error: &std::io::Error) -> ExitCode {
     output::complain(&format!("cannot run {program}: {error}"));
-    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { COMMAND_NOT_FOUND } else { COMMAND_NOT_RUN })
+    let missing = error.kind() == std::io::ErrorKind::NotFound;
+    ExitCode::from(if missing { COMMAND_NOT_FOUND } else { COMMAND_NOT_RUN })
 }
 
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(command);
-    // What is still running has had its time.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     ended
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_sound() {
-        Arguments::command().debug_assert();
-    }
 }

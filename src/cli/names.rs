@@ -1,4 +1,4 @@
-//! Names as people write them.
+//! Names on the command line.
 
 use std::net::IpAddr;
 
@@ -7,51 +7,69 @@ use anyhow::{Context, anyhow};
 use crate::name::{Name, Zones, reverse_name};
 use crate::wire::{rtype, type_number};
 
-/// The name meant: an address means its reverse name; a name with a final dot, in a served zone or below `arpa` is taken
-/// as it is; any other one lies in the first zone.
-pub(super) fn meant(text: &str, zones: &Zones) -> anyhow::Result<Name> {
+/// Completes a name as written on the command line.
+///
+/// An address becomes its reverse name. A name with a final dot, in a served zone or below `arpa`
+/// is complete. Any other name is in the first zone.
+pub(super) fn complete(text: &str, zones: &Zones) -> anyhow::Result<Name> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(reverse_name(address));
     }
     let name = Name::from_text(text).with_context(|| format!("{text:?} is not a name"))?;
-    let is_whole = text.ends_with('.') || zones.find(&name).is_some() || is_reverse(&name);
-    if is_whole {
+    let is_complete = text.ends_with('.') || zones.find(&name).is_some() || is_reverse(&name);
+    if is_complete {
         return Ok(name);
     }
-    let whole = format!("{text}.{}", zones.first().text());
-    Name::from_text(&whole).map_err(|error| anyhow!("{whole:?} is not a name: {error}"))
+    let completed = format!("{text}.{}", zones.first().text());
+    Name::from_text(&completed).map_err(|error| anyhow!("{completed:?} is not a name: {error}"))
 }
 
-/// The base in front of the zone, or the text itself.
+/// Returns a name without its zone; the whole name if it is in no served zone.
 pub(super) fn base(text: &str, zones: &Zones) -> anyhow::Result<String> {
-    let name = meant(text, zones)?.to_string();
-    let zone = zones.iter().map(crate::name::Zone::text).filter(|zone| name.ends_with(&format!(".{zone}"))).max_by_key(|zone| zone.len());
+    let name = complete(text, zones)?.to_string();
+    let zone = zones
+        .iter()
+        .map(crate::name::Zone::text)
+        .filter(|zone| name.ends_with(&format!(".{zone}")))
+        .max_by_key(|zone| zone.len());
     Ok(zone.map_or(name.as_str(), |zone| &name[..name.len() - zone.len() - 1]).to_owned())
 }
 
-/// Whether a type need not be said: only an address means PTR.
+/// Returns whether a name is below `arpa`, where the default type is PTR.
 pub(super) fn is_reverse(name: &Name) -> bool {
     name.labels().next_back().is_some_and(|label| label == b"arpa")
 }
 
-/// The record type meant: without one, PTR for a reverse name and A for any other.
+/// Parses a record type; by default PTR for a reverse name and A for any other.
 pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
     match text {
-        Some(text) => {
-            type_number(text).with_context(|| format!("{text:?} is not a type of record such as A, AAAA, SRV, TXT, PTR or TYPE65"))
-        }
+        Some(text) => type_number(text).with_context(|| {
+            format!("{text:?} is not a record type such as A, AAAA, SRV, TXT, PTR or TYPE65")
+        }),
         None if is_reverse(name) => Ok(rtype::PTR),
         None => Ok(rtype::A),
     }
 }
 
-/// What to say when a name that was taken to lie in a zone does not exist there: perhaps another one was meant.
-pub(super) fn hint(text: &str, taken: &str) -> Option<String> {
-    let completed = taken.len() > text.len() + 1 && taken.to_ascii_lowercase().starts_with(&text.to_ascii_lowercase());
-    (completed && text.contains('.')).then(|| format!("for the name outside the served zones write a dot at its end: {text}."))
+/// Returns a hint if a completed name may be meant as a name outside the zones.
+///
+/// For a completed name that does not exist.
+pub(super) fn hint(text: &str, completed: &str) -> Option<String> {
+    let was_completed = completed.len() > text.len() + 1
+        && completed.to_ascii_lowercase().starts_with(&text.to_ascii_lowercase());
+    (was_completed && text.contains('.'))
+        .then(|| format!("for the name outside the served zones, add a final dot: {text}."))
 }
 
-/// Zones by their texts.
+/// Formats that there is no such service: `no service helo; did you mean hello?`.
+pub(super) fn unknown_service(name: &str, suggestion: Option<&str>) -> String {
+    match suggestion {
+        Some(suggestion) => format!("no service {name}; did you mean {suggestion}?"),
+        None => format!("no service {name}"),
+    }
+}
+
+/// Parses served zones.
 pub(super) fn zones(texts: &[String]) -> anyhow::Result<Zones> {
     Ok(Zones::new(texts)?)
 }
@@ -61,19 +79,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_may_lie_elsewhere_gets_a_hint() {
-        assert!(hint("www.example.com", "www.example.com.svc.").is_some_and(|hint| hint.ends_with("www.example.com.")));
-        for (text, taken) in
-            [("hello", "hello.svc."), ("hello.svc", "hello.svc."), ("example.com.", "example.com."), ("10.0.0.1", "1.0.0.10.in-addr.arpa.")]
-        {
-            assert_eq!(hint(text, taken), None, "{text}");
+    fn completed_names_that_may_be_outside_the_zones_get_a_hint() {
+        assert!(
+            hint("www.example.com", "www.example.com.svc.")
+                .is_some_and(|hint| hint.ends_with("www.example.com."))
+        );
+        for (text, completed) in [
+            ("hello", "hello.svc."),
+            ("hello.svc", "hello.svc."),
+            ("example.com.", "example.com."),
+            ("10.0.0.1", "1.0.0.10.in-addr.arpa."),
+        ] {
+            assert_eq!(hint(text, completed), None, "{text}");
         }
     }
 
     #[test]
-    fn names_with_and_without_zone() {
+    fn names_are_completed_with_the_first_zone() {
         let zones = zones(&["svc".to_owned(), "internal.example".to_owned()]).unwrap();
-        for (text, whole) in [
+        for (text, completed) in [
             ("hello", "hello.svc."),
             ("hello.svc", "hello.svc."),
             ("hello.SVC.", "hello.svc."),
@@ -84,9 +108,9 @@ mod tests {
             ("10.0.0.1", "1.0.0.10.in-addr.arpa."),
             ("1.0.0.10.in-addr.arpa", "1.0.0.10.in-addr.arpa."),
         ] {
-            assert_eq!(meant(text, &zones).unwrap().to_string(), whole, "{text}");
+            assert_eq!(complete(text, &zones).unwrap().to_string(), completed, "{text}");
         }
-        assert!(meant("a..b", &zones).is_err());
+        assert!(complete("a..b", &zones).is_err());
         assert_eq!(base("Hello.svc", &zones).unwrap(), "hello");
         assert_eq!(base("a.b", &zones).unwrap(), "a.b");
         assert_eq!(base("hello.internal.example", &zones).unwrap(), "hello");

@@ -1,42 +1,48 @@
-//! What goes to the terminal.
+//! Output to the terminal.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-/// Writes to standard output. Whoever reads it may have seen enough (`| head`): that is no error.
+/// Writes to standard output and flushes it.
 ///
 /// # Errors
-/// When it cannot be written for another reason.
-pub(super) fn print(text: &str) -> io::Result<Reader> {
+/// If the write fails, unless the reader has closed the pipe (`| head`).
+pub(super) fn print(text: &str) -> io::Result<StdoutState> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Ok(()) => Ok(Reader::Listening),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Ok(()) => Ok(StdoutState::Open),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(StdoutState::Closed),
         Err(error) => Err(error),
     }
 }
 
-/// Whether anybody still reads standard output.
+/// Whether standard output can still be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
-    /// Somebody may.
-    Listening,
-    /// Nobody does.
-    Gone,
+pub(super) enum StdoutState {
+    /// It can.
+    Open,
+    /// The reader has closed the pipe.
+    Closed,
 }
 
-/// Writes one line for a person to standard error.
+/// Writes a line to standard error, with the name of the program.
 pub(super) fn complain(text: &str) {
-    // Nothing is left to be done where even this cannot be said.
+    // If standard error cannot be written, there is nobody to tell.
     let _ = writeln!(io::stderr().lock(), "svcdns: {text}");
 }
 
-/// Columns under these headings, without lines around them, each row on one line.
-pub(super) fn columns<const N: usize, R: Display>(headings: [&str; N], rows: impl IntoIterator<Item = [R; N]>) -> String {
+/// Formats rows under headings, in aligned columns without borders.
+pub(super) fn columns<const N: usize, R: Display>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [R; N]>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headings);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(headings);
     for row in rows {
         table.add_row(row);
     }
@@ -51,15 +57,19 @@ pub(super) fn columns<const N: usize, R: Display>(headings: [&str; N], rows: imp
     text
 }
 
-/// A number and what is counted: `one` of them, or else `many`.
+/// Formats a number with its noun: `1 key`, `2 keys`.
 pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell, if needed.
 pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:=@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -67,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_a_shell() {
+    fn words_are_quoted_for_a_shell_if_needed() {
         assert_eq!(quoted("/usr/bin/svcdns"), "/usr/bin/svcdns");
         assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
         assert_eq!(quoted(""), "''");

@@ -1,4 +1,4 @@
-//! `svcdns register`.
+//! `svcdns register`: keeps a service registered while a command runs.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -8,124 +8,155 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use nix::sys::signal::{Signal as Number, kill};
+use nix::sys::signal::{Signal as SignalNumber, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::Register;
+use super::arguments::RegisterArgs;
 use super::output::complain;
 use crate::config::Config;
 use crate::name;
 use crate::registry::{NamedSource, RegisterEvent, Registrant, gsvc};
 use crate::service::{Metadata, Registration};
 
-/// How long a registration may take to be taken back.
-const FAREWELL: Duration = Duration::from_secs(15);
+/// Longest wait until the registration is removed.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 
-pub(super) async fn run(command: Register) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(command: RegisterArgs) -> anyhow::Result<ExitCode> {
     let config = super::configure(command.file.config.as_deref(), &command.flags.0)?;
-    let Registration { id, endpoints, metadata, .. } = understand(&command, &config)?;
-    let registrant = Registrant { head: command.head, id, endpoints, metadata: (*metadata).clone(), ttl: command.ttl };
-    let signals = Signals::new()?;
+    let Registration { id, endpoints, metadata, .. } = parse_registration(&command, &config)?;
+    let registrant = Registrant {
+        head: command.head,
+        id,
+        endpoints,
+        metadata: (*metadata).clone(),
+        ttl: command.ttl,
+    };
+    let signals = ForwardedSignals::new()?;
     let child = match command.command.split_first() {
         None => None,
-        Some((program, arguments)) => match Command::new(program).args(arguments).kill_on_drop(true).spawn() {
-            Ok(child) => Some(child),
-            Err(error) => {
-                return Ok(super::not_run(program, &error));
+        Some((program, arguments)) => {
+            match Command::new(program).args(arguments).kill_on_drop(true).spawn() {
+                Ok(child) => Some(child),
+                Err(error) => {
+                    return Ok(super::report_not_run(program, &error));
+                }
             }
-        },
+        }
     };
 
-    let (stop, mut kept) = (CancellationToken::new(), JoinSet::new());
+    let (stop, mut registrations) = (CancellationToken::new(), JoinSet::new());
     for registry in config.registries {
-        kept.spawn(keep(registry, registrant.clone(), stop.clone()));
+        registrations.spawn(keep_registered(registry, registrant.clone(), stop.clone()));
     }
-    let ended = attend(child, signals, &mut kept, &stop).await;
+    let ended = wait_for_end(child, signals, &mut registrations, &stop).await;
     stop.cancel();
     let mut failed = false;
-    let farewell = async {
-        while let Some(ended) = kept.join_next().await {
+    let removal = async {
+        while let Some(ended) = registrations.join_next().await {
             if let Err(error) = ended.map_err(anyhow::Error::from).and_then(|ended| ended) {
                 complain(&format!("{error:#}"));
                 failed = true;
             }
         }
     };
-    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
-        complain("the registration could not be taken back in time; it goes by itself when its time is up");
+    if tokio::time::timeout(REMOVAL_TIMEOUT, removal).await.is_err() {
+        complain("the registration could not be removed in time; it expires by itself");
         failed = true;
     }
     match ended? {
-        Some(status) => Ok(code(status).into()),
+        Some(status) => Ok(exit_code(status).into()),
         None if failed => Ok(ExitCode::FAILURE),
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// The registration as its readers will read it.
-fn understand(command: &Register, config: &Config) -> anyhow::Result<Registration> {
+/// Parses the arguments as a server parses the key and value that they make.
+///
+/// # Errors
+/// If a server would reject any part of them.
+fn parse_registration(command: &RegisterArgs, config: &Config) -> anyhow::Result<Registration> {
     let mut metadata = BTreeMap::new();
     for entry in &command.metadata {
-        let (key, value) = entry.split_once('=').with_context(|| format!("--metadata {entry:?} is not KEY=VALUE"))?;
+        let (key, value) = entry
+            .split_once('=')
+            .with_context(|| format!("--metadata {entry:?} is not KEY=VALUE"))?;
         metadata.insert(key.into(), value.into());
     }
     let (deployment, namespace) = (&config.deployment, &config.namespace);
     let (head, name, version) = (&command.head, &command.name, &command.version);
-    let key = format!("/{head}/{deployment}/{namespace}/{name}/{version}/{}", command.endpoints.join(","));
+    let key = format!(
+        "/{head}/{deployment}/{namespace}/{name}/{version}/{}",
+        command.endpoints.join(",")
+    );
     let value = gsvc::value(&Metadata::new(metadata));
-    let registration = gsvc::parse(key.as_bytes(), value.as_bytes()).map_err(|why| anyhow!("{}: {}", why.found, why.reason))?;
-    if let Some(why) = registration.rejected.first() {
-        bail!("{}: {}", why.found, why.reason);
+    let registration = gsvc::parse(key.as_bytes(), value.as_bytes())
+        .map_err(|rejected| anyhow!("{}: {}", rejected.found, rejected.reason))?;
+    if let Some(rejected) = registration.rejected.first() {
+        bail!("{}: {}", rejected.found, rejected.reason);
     }
     if registration.id.name.as_ref() != name || registration.id.version.as_ref() != version {
-        bail!("{key:?} would be read as another service: no part may hold a '/'");
+        bail!("{key:?} would be parsed as another service: no part may contain '/'");
     }
     name::base_of(name, &config.zones).map_err(|_| {
-        anyhow!("{name:?} cannot be a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_' are needed, none beginning with '_'")
+        anyhow!(
+            "{name:?} cannot be a DNS name: a label has 1 to 63 characters of a-z, \
+             0-9, '-' and '_', and does not start with '_'"
+        )
     })?;
     Ok(registration)
 }
 
-/// Keeps the registration in one registry until `stop`, and tells the person about it.
-async fn keep(registry: NamedSource, registrant: Registrant, stop: CancellationToken) -> anyhow::Result<()> {
+/// Keeps the registration in one registry until `stop`, and reports every change.
+async fn keep_registered(
+    registry: NamedSource,
+    registrant: Registrant,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let name = &registrant.id.name;
-    // Every attempt fails for the same reason while a registry is away: said once.
-    let said = Mutex::new(String::new());
-    let tell = |event| {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    // While a registry is unreachable, every attempt fails with the same error: report it once.
+    let reported = Mutex::new(String::new());
+    let report = |event| {
+        let mut reported = reported.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             RegisterEvent::Registered => {
-                said.clear();
+                reported.clear();
                 complain(&format!("{name} is registered in {registry}"));
             }
-            RegisterEvent::Failed(error) if *said != error => {
-                complain(&format!("{name} cannot be kept in {registry} now, and is tried again: {error}"));
-                *said = error;
+            RegisterEvent::Failed(error) if *reported != error => {
+                complain(&format!(
+                    "{name} cannot be registered in {registry} now, trying again: {error}"
+                ));
+                *reported = error;
             }
-            RegisterEvent::Left => complain(&format!("{name} stays in {}: another program keeps it, too", registry.name)),
+            RegisterEvent::Left => complain(&format!(
+                "{name} remains in {}: another program registers it too",
+                registry.name
+            )),
             RegisterEvent::Failed(_) | RegisterEvent::Removed => {}
         }
     };
-    let kept = registry.source.register(&registrant, stop, tell).await;
-    kept.with_context(|| format!("registry {}", registry.name))
+    let ended = registry.source.register(&registrant, stop, report).await;
+    ended.with_context(|| format!("registry {}", registry.name))
 }
 
-/// Waits until the command ends, or, without one, until a signal comes. A registration that fails for good ends both.
-async fn attend(
+/// Waits until the command ends; without a command, until a signal arrives.
+///
+/// Returns the exit status of the command. A registration that fails for good ends the command.
+async fn wait_for_end(
     child: Option<Child>,
-    mut signals: Signals,
-    kept: &mut JoinSet<anyhow::Result<()>>,
+    mut signals: ForwardedSignals,
+    registrations: &mut JoinSet<anyhow::Result<()>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<ExitStatus>> {
     let mut failure = None;
     let Some(mut child) = child else {
         tokio::select! {
             _ = signals.next() => return Ok(None),
-            Some(ended) = kept.join_next() => {
+            Some(ended) = registrations.join_next() => {
                 ended??;
                 return Ok(None);
             }
@@ -139,50 +170,54 @@ async fn attend(
                     None => Ok(Some(status?)),
                 };
             }
-            number = signals.next() => {
-                // Taken back at once: nobody is to be sent to a service that is about to end.
+            signal = signals.next() => {
+                // Remove the registration first: no client must be sent to an ending service.
                 stop.cancel();
-                // A terminal sends Ctrl-C to the command, too; a second one might mean "at once" to it.
-                if number != Number::SIGINT || !std::io::stdin().is_terminal() {
-                    forward(&child, number);
+                // A terminal sends Ctrl-C to the command too; a second SIGINT may end it at once.
+                if signal != SignalNumber::SIGINT || !std::io::stdin().is_terminal() {
+                    forward(&child, signal);
                 }
             }
-            Some(ended) = kept.join_next(), if !stop.is_cancelled() => {
+            Some(ended) = registrations.join_next(), if !stop.is_cancelled() => {
                 if let Err(error) = ended.map_err(anyhow::Error::from).and_then(|ended| ended) {
                     failure.get_or_insert(error);
                     stop.cancel();
-                    forward(&child, Number::SIGTERM);
+                    forward(&child, SignalNumber::SIGTERM);
                 }
             }
         }
     }
 }
 
-fn forward(child: &Child, number: Number) {
+fn forward(child: &Child, signal: SignalNumber) {
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        // One that has just ended needs no signal.
-        let _ = kill(Pid::from_raw(id), number);
+        // Fails only if the command has just ended.
+        let _ = kill(Pid::from_raw(id), signal);
     }
 }
 
-/// A status as shells put it: 128 and the signal for a process that was killed.
-fn code(status: ExitStatus) -> u8 {
+/// Converts an exit status to an exit code as shells do.
+///
+/// 128 plus the number of the signal that killed the command.
+fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
 
-/// The signals that are passed on; `None` is one that was ignored when we started.
+/// The signals that are forwarded to the command.
 ///
-/// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, so that the
-/// command inherits it as if it had been started directly.
+/// `None` if a signal was ignored at the start.
+///
+/// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, and the command
+/// inherits that, as if it had been started directly.
 #[derive(Debug)]
-struct Signals {
+struct ForwardedSignals {
     terminate: Signal,
     interrupt: Option<Signal>,
     hang_up: Option<Signal>,
 }
 
-impl Signals {
+impl ForwardedSignals {
     fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -191,20 +226,22 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Number {
+    async fn next(&mut self) -> SignalNumber {
         let Self { terminate, interrupt, hang_up } = self;
         tokio::select! {
-            _ = terminate.recv() => Number::SIGTERM,
-            () = received(interrupt) => Number::SIGINT,
-            () = received(hang_up) => Number::SIGHUP,
+            _ = terminate.recv() => SignalNumber::SIGTERM,
+            () = received(interrupt) => SignalNumber::SIGINT,
+            () = received(hang_up) => SignalNumber::SIGHUP,
         }
     }
 }
 
-/// Listens for a signal unless this process ignores it, as the kernel's mask says (proc(5)).
+/// Listens for a signal unless this process ignores it (`SigIgn` of proc(5)).
 fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let mask = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     let ignored = mask.is_some_and(|mask| mask & 1 << (kind.as_raw_value() - 1) != 0);
     if ignored { Ok(None) } else { signal(kind).map(Some) }
 }

@@ -1,31 +1,31 @@
-//! `svcdns serve`.
+//! `svcdns serve`: runs the server until a signal stops it.
 
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Place;
-use super::arguments::Serve;
-use crate::daemon::{Log, Server, Signals};
+use super::ServerLocation;
+use super::arguments::ServeArgs;
+use crate::daemon::{Log, Server, ShutdownSignals};
 
-pub(super) async fn run(place: &Place, command: Serve) -> anyhow::Result<ExitCode> {
-    let config = place.configure(command.file.config.as_deref(), command.flags.0)?;
-    let log = Log::begin(&config.log)?;
+pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
+    let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
+    let log = Log::start(&config.log)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
     let stop = CancellationToken::new();
-    let signals = Signals::new()?;
+    let signals = ShutdownSignals::new()?;
     let server = Server::start(&config, &log, stop.clone()).await?;
     for address in &server.addresses {
-        info!(%address, "answering over UDP and TCP");
+        info!(%address, "listening over UDP and TCP");
     }
     for address in &server.tls {
-        info!(%address, "answering over TLS");
+        info!(%address, "listening over TLS");
     }
     for address in &server.quic {
-        info!(%address, "answering over QUIC");
+        info!(%address, "listening over QUIC");
     }
     for registry in &config.registries {
         info!(registry = %registry.name, url = %registry.source, "following");

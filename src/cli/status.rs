@@ -1,103 +1,241 @@
-//! `svcdns status`.
+//! `svcdns status`: shows the running server, its registries and its upstreams.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::arguments::Status;
-use super::client::Client;
-use super::{Place, output};
-use crate::admin;
+use super::arguments::StatusArgs;
+use super::client::AdminClient;
+use super::output::counted;
+use super::{ServerLocation, output};
+use crate::admin::{ForwardingView, RegistryView, ServerStatus, UpstreamView};
 
-pub(super) async fn run(place: &Place, command: Status) -> anyhow::Result<ExitCode> {
-    let client = Client::find(place).await?;
-    let text = if command.json { client.text("/v1/status").await? + "\n" } else { text(&client.get("/v1/status").await?) };
+pub(super) async fn run(
+    location: &ServerLocation,
+    command: StatusArgs,
+) -> anyhow::Result<ExitCode> {
+    let client = AdminClient::find(location).await?;
+    let text = if command.json {
+        client.get_text("/v1/status").await? + "\n"
+    } else {
+        format_status(&client.get("/v1/status").await?)
+    };
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(status: &admin::Status) -> String {
+fn format_status(status: &ServerStatus) -> String {
     let mut text = String::new();
-    let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime));
     let _ = writeln!(text, "svcdns {}, process {}, up {uptime}", status.version, status.pid);
-    let _ = writeln!(text, "answers on {} for {}", listen.join(", "), status.zones.join(" "));
-    for (addresses, how) in [(&status.tls, "TLS"), (&status.quic, "QUIC")] {
+    let _ = writeln!(text, "serves {}", status.zones.join(" "));
+    let transports =
+        [(&status.listen, "UDP and TCP"), (&status.tls, "TLS"), (&status.quic, "QUIC")];
+    for (addresses, transport) in transports {
         if !addresses.is_empty() {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            let _ = writeln!(text, "answers over {how} on {}", addresses.join(", "));
+            let _ = writeln!(text, "listens over {transport} on {}", addresses.join(", "));
         }
     }
-    let admin = status.admin.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/"));
     let state_dir = status.state_dir.as_deref().unwrap_or("none");
-    let _ = writeln!(text, "runtime directory {}, state directory {state_dir}", status.runtime_dir);
-    let _ = writeln!(text, "metrics and health {admin}");
-    let services = output::counted(status.services as u64, "service", "services");
-    let instances = output::counted(status.instances as u64, "instance", "instances");
-    let rejected = output::counted(status.rejected, "rejected key or endpoint", "rejected keys and endpoints");
-    let _ = writeln!(text, "{services}, {instances}, {rejected}");
-    let condition = match (status.synced, status.stale) {
-        (false, _) => "not ready: names that are not known yet are answered with SERVFAIL",
-        (true, true) => "a registry cannot be reached: answers hold what was known last",
-        (true, false) if status.registries.iter().any(|registry| !registry.synced) => {
-            "ready, without a registry that has not been read yet: what only it knows does not exist so far"
-        }
-        (true, false) => "ready",
+    let runtime_dir = &status.runtime_dir;
+    let _ = writeln!(text, "runtime directory {runtime_dir}, state directory {state_dir}");
+    let _ = match status.admin {
+        Some(address) => writeln!(text, "health and metrics at http://{address}/"),
+        None => writeln!(text, "health and metrics on the socket only"),
     };
-    let _ = writeln!(text, "{condition}");
+    let services = counted(status.services as u64, "service", "services");
+    let instances = counted(status.instances as u64, "instance", "instances");
+    let rejected =
+        counted(status.rejected, "rejected key or endpoint", "rejected keys and endpoints");
+    let _ = writeln!(text, "{services}, {instances}, {rejected}");
+    let _ = writeln!(text, "{}", readiness(status));
     if status.holding > 0 {
-        let _ = writeln!(text, "{} keys are served although their registry says that they are gone (removal-grace)", status.holding);
+        let held = counted(status.holding as u64, "removal", "removals");
+        let _ = writeln!(text, "{held} held (removal-grace): the registry has removed these keys");
     }
     for registry in &status.registries {
-        let _ = writeln!(text, "\n{}  {}", registry.name, registry.url);
-        let connected = if registry.connected { "connected" } else { "not connected" };
-        let synced = if registry.synced { "read completely" } else { "not read yet" };
-        let age = registry.last_event_age.map_or_else(String::new, |age| format!(", last sign of life {age} s ago"));
-        let _ = writeln!(text, "  {connected}, {synced}, revision {}{age}", registry.revision);
-        let _ = writeln!(
-            text,
-            "  {} keys, {} instances, {} lists, {} lost connections",
-            registry.keys, registry.instances, registry.lists, registry.disconnects
-        );
-        if let Some(error) = &registry.error {
-            let _ = writeln!(text, "  {error}");
-        }
+        let _ = writeln!(text, "\n{}", format_registry(registry));
     }
-    if let Some(view) = &status.forwarding {
-        forwarding(&mut text, view);
+    if let Some(forwarding) = &status.forwarding {
+        let _ = writeln!(text, "\n{}", format_forwarding(forwarding));
     }
     text
 }
 
-fn forwarding(text: &mut String, view: &admin::ForwardingView) {
-    let _ = writeln!(text, "\nother names");
-    for upstream in &view.upstreams {
-        let condition = match (upstream.looping, upstream.dead) {
-            (true, _) => "sends questions back here: not asked",
-            (false, true) => "does not answer",
-            (false, false) => "in use",
-        };
-        let time = upstream.round_trip.map_or_else(String::new, |micros| format!(", {}.{} ms", micros / 1000, micros % 1000 / 100));
-        let counts = format!(
-            "{} asked, {} answered, {} unanswered, {} failed",
-            upstream.asked, upstream.answered, upstream.unanswered, upstream.failed
-        );
-        let _ = writeln!(text, "  {}: {condition}{time}, {counts}", upstream.upstream);
-        if let Some(error) = &upstream.last_error {
-            let _ = writeln!(text, "    last failure: {error}");
+/// Describes how complete and recent the data of the server is.
+fn readiness(status: &ServerStatus) -> &'static str {
+    let all_synced = status.registries.iter().all(|registry| registry.synced);
+    match (status.synced, status.stale) {
+        (false, _) => "not ready: unknown names are SERVFAIL until every registry has been read",
+        (true, true) => "stale: a registry is unreachable, and its last known data is served",
+        (true, false) if all_synced => "ready",
+        (true, false) => {
+            "ready, but not every registry has been read: names of an unread one are NXDOMAIN"
         }
     }
+}
+
+fn format_registry(registry: &RegistryView) -> String {
+    let connected = if registry.connected { "connected" } else { "disconnected" };
+    let synced = if registry.synced { "read completely" } else { "not read yet" };
+    let age = registry.last_event_age.map(|age| format!(", last sign of life {age} s ago"));
+    let keys = counted(registry.keys as u64, "key", "keys");
+    let instances = counted(registry.instances as u64, "instance", "instances");
+    let lists = counted(registry.lists, "list", "lists");
+    let disconnects = counted(registry.disconnects, "lost connection", "lost connections");
+    let error = registry.error.as_ref().map(|error| format!("\n  {error}"));
+    format!(
+        "{}  {}\n  {connected}, {synced}, revision {}{}\n  {keys}, {instances}, {lists}, \
+         {disconnects}{}",
+        registry.name,
+        registry.url,
+        registry.revision,
+        age.unwrap_or_default(),
+        error.unwrap_or_default()
+    )
+}
+
+fn format_forwarding(view: &ForwardingView) -> String {
+    let mut text = String::from("forwarding");
+    for upstream in &view.upstreams {
+        let _ = write!(text, "\n  {}", format_upstream(upstream));
+    }
     if view.upstreams.is_empty() {
-        let _ = writeln!(text, "  no upstream is known");
+        text.push_str("\n  no upstream is known");
+    }
+    for list in view.lists.iter().filter(|list| list.upstreams.len() > 1) {
+        let names = if list.domain == "." { "order" } else { &list.domain };
+        let _ = writeln!(text, "  {names}: {}: {}", list.order, list.upstreams.join(", "));
     }
     let cache = &view.cache;
-    let _ = writeln!(text, "  cache: {} entries, {} of {} octets", cache.entries, cache.octets, cache.capacity);
-    let _ = writeln!(
-        text,
-        "  {} hits, {} misses, {} merged, {} stale, {} prefetches, {} failures",
-        cache.hits, cache.misses, cache.merged, cache.stale, cache.prefetches, view.failures
-    );
+    let entries = counted(cache.entries as u64, "entry", "entries");
+    let _ = write!(text, "\n  cache: {entries}, {} of {} bytes", cache.bytes, cache.capacity);
+    let counts = [
+        counted(cache.hits, "hit", "hits"),
+        counted(cache.misses, "miss", "misses"),
+        counted(cache.merged, "merged query", "merged queries"),
+        counted(cache.stale, "stale response", "stale responses"),
+        counted(cache.prefetches, "prefetch", "prefetches"),
+        counted(view.failures, "failure", "failures"),
+    ];
+    let _ = write!(text, "\n  {}", counts.join(", "));
     if view.overloaded > 0 {
-        let _ = writeln!(text, "  {} questions turned away because too many were waiting", view.overloaded);
+        let queries = counted(view.overloaded, "query", "queries");
+        let _ = write!(text, "\n  {queries} rejected: too many clients were waiting");
+    }
+    text
+}
+
+fn format_upstream(upstream: &UpstreamView) -> String {
+    let state = match (upstream.looping, upstream.dead) {
+        (true, _) => "not used: it forwards to svcdns",
+        (false, true) => "dead",
+        (false, false) => "in use",
+    };
+    let round_trip =
+        upstream.round_trip.map(|micros| format!(", {}.{} ms", micros / 1000, micros % 1000 / 100));
+    let queries = counted(upstream.asked, "query", "queries");
+    let responses = counted(upstream.answered, "response", "responses");
+    let error = upstream.last_error.as_ref().map(|error| format!("\n    last failure: {error}"));
+    format!(
+        "{}: {state}{}, {queries}, {responses}, {} unanswered, {} failed{}",
+        upstream.upstream,
+        round_trip.unwrap_or_default(),
+        upstream.unanswered,
+        upstream.failed,
+        error.unwrap_or_default()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::CacheView;
+
+    fn registry(count: u64) -> RegistryView {
+        let size = usize::try_from(count).unwrap();
+        RegistryView {
+            name: "etcd".to_owned(),
+            url: "etcd://10.0.0.1:2379".to_owned(),
+            connected: true,
+            synced: true,
+            revision: 4711,
+            last_event_age: Some(2),
+            error: None,
+            lists: count,
+            disconnects: count,
+            keys: size,
+            instances: size,
+            differences: 0,
+        }
+    }
+
+    #[test]
+    fn counts_of_one_are_singular() {
+        assert_eq!(
+            format_registry(&registry(1)),
+            "etcd  etcd://10.0.0.1:2379\n  \
+             connected, read completely, revision 4711, last sign of life 2 s ago\n  \
+             1 key, 1 instance, 1 list, 1 lost connection"
+        );
+        let down = RegistryView {
+            connected: false,
+            synced: false,
+            last_event_age: None,
+            error: Some("connection refused".to_owned()),
+            ..registry(2)
+        };
+        assert_eq!(
+            format_registry(&down),
+            "etcd  etcd://10.0.0.1:2379\n  disconnected, not read yet, revision 4711\n  \
+             2 keys, 2 instances, 2 lists, 2 lost connections\n  connection refused"
+        );
+    }
+
+    #[test]
+    fn upstreams_and_cache_are_counted() {
+        let upstream = UpstreamView {
+            upstream: "192.0.2.1".to_owned(),
+            round_trip: Some(1_250),
+            dead: false,
+            looping: false,
+            asked: 1,
+            answered: 2,
+            unanswered: 0,
+            failed: 0,
+            last_error: None,
+        };
+        let view = ForwardingView {
+            lists: Vec::new(),
+            upstreams: vec![
+                UpstreamView { dead: true, last_error: Some("timeout".into()), ..upstream.clone() },
+                upstream,
+            ],
+            cache: CacheView {
+                entries: 1,
+                bytes: 200,
+                capacity: 1024,
+                hits: 1,
+                misses: 1,
+                merged: 1,
+                stale: 0,
+                prefetches: 0,
+            },
+            waiting: 0,
+            failures: 0,
+            overloaded: 1,
+            passed: 0,
+        };
+        assert_eq!(
+            format_forwarding(&view),
+            "forwarding\n  \
+             192.0.2.1: dead, 1.2 ms, 1 query, 2 responses, 0 unanswered, 0 failed\n    \
+             last failure: timeout\n  \
+             192.0.2.1: in use, 1.2 ms, 1 query, 2 responses, 0 unanswered, 0 failed\n  \
+             cache: 1 entry, 200 of 1024 bytes\n  \
+             1 hit, 1 miss, 1 merged query, 0 stale responses, 0 prefetches, 0 failures\n  \
+             1 query rejected: too many clients were waiting"
+        );
     }
 }

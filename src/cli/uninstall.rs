@@ -1,35 +1,35 @@
-//! `svcdns uninstall`.
+//! `svcdns uninstall`: undoes what `install` changed.
 
 use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::arguments::Uninstall;
+use super::arguments::UninstallArgs;
 use super::output;
-use super::privilege::need_root;
-use crate::directory::ROOTS_STATE;
-use crate::system::{FOLDER, Journal, Lock, Root, Step};
+use super::privilege::require_root;
+use crate::directory::ROOT_STATE_DIRECTORY;
+use crate::system::{InstallLock, InstallStep, JOURNAL_FOLDER, Journal, Root};
 
-pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
+pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
     let root = Root::default();
     if command.dry_run {
         let text = match Journal::load(&root)? {
-            None => NOTHING.to_owned(),
-            Some(journal) => told(&journal),
+            None => NOTHING_INSTALLED.to_owned(),
+            Some(journal) => dry_run(&journal),
         };
         output::print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    need_root("uninstall")?;
-    if [FOLDER, ROOTS_STATE].iter().all(|folder| !root.has(folder)) {
-        output::print(NOTHING)?;
+    require_root("uninstall")?;
+    if [JOURNAL_FOLDER, ROOT_STATE_DIRECTORY].iter().all(|folder| !root.has(folder)) {
+        output::print(NOTHING_INSTALLED)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let _lock = Lock::take(&root)?;
+    let _lock = InstallLock::take(&root)?;
     let Some(journal) = Journal::load(&root)? else {
-        // An installation that was cut off before its journal stood leaves at most half of that.
-        Journal::forget(&root)?;
-        output::print(NOTHING)?;
+        // An installation that was interrupted while it wrote its journal has changed nothing else.
+        Journal::remove(&root)?;
+        output::print(NOTHING_INSTALLED)?;
         return Ok(ExitCode::SUCCESS);
     };
     remove(&root, &journal)?;
@@ -37,16 +37,24 @@ pub(super) fn run(command: &Uninstall) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const NOTHING: &str = "Nothing is installed.\n";
+/// Output if there is nothing to undo.
+const NOTHING_INSTALLED: &str = "Nothing is installed.\n";
 
-fn told(journal: &Journal) -> String {
-    let mut text = String::from("This would be put back, the last one first:\n");
+/// Formats what `uninstall` would undo.
+fn dry_run(journal: &Journal) -> String {
+    let mut text = String::from("This would be restored, in this order:\n");
     for step in journal.steps.iter().rev() {
         let line = match step {
-            Step::Folder(path) => format!("  remove the folder {} if it is empty\n", path.display()),
-            Step::File(file) => format!("  {}\n", file.path.display()),
-            Step::Command(command) => {
-                let lines: Vec<String> = command.undo.iter().map(|line| format!("  {}\n", crate::system::command_line(line))).collect();
+            InstallStep::Folder(path) => {
+                format!("  remove the folder {}, if it is empty\n", path.display())
+            }
+            InstallStep::File(file) => format!("  {}\n", file.path.display()),
+            InstallStep::Command(command) => {
+                let lines: Vec<String> = command
+                    .undo
+                    .iter()
+                    .map(|line| format!("  {}\n", crate::system::shell_quoted(line)))
+                    .collect();
                 lines.concat()
             }
         };
@@ -55,24 +63,29 @@ fn told(journal: &Journal) -> String {
     text
 }
 
-/// Puts everything back, removes what the server kept, and forgets the journal.
+/// Undoes all steps, then removes the server's state and the journal.
 pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     undo(root, journal)?;
-    if let Some(left) = journal.remove_state(root)? {
+    if let Some(left) = journal.remove_state_directory(root)? {
         output::print(&format!("{left}\n"))?;
     }
-    Ok(Journal::forget(root)?)
+    Ok(Journal::remove(root)?)
 }
 
-/// Puts everything back.
+/// Undoes all steps of the journal.
+///
+/// # Errors
+/// If a step cannot be undone. The others are, and the journal remains for another run.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
-    for line in &undone.told {
+    for line in &undone.messages {
         output::print(&format!("{line}\n"))?;
     }
     if !undone.failures.is_empty() {
         bail!(
-            "not everything could be put back: {}\nWhat is still to do is kept: remove the cause and run `sudo svcdns uninstall` again",
+            "not everything could be restored: {}\nRemove the cause and run `sudo svcdns \
+             uninstall` \
+             again: it restores the rest",
             undone.failures.join("; ")
         );
     }

@@ -1,4 +1,4 @@
-//! Which directories a server keeps its files in, and where commands look for its socket.
+//! The directories of a server, and those in which commands look for its socket.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,28 +11,31 @@ use super::error::Origin;
 use super::keys;
 use super::layers::Layers;
 use super::values::path;
-use crate::directory::{Candidate, ROOTS_STATE, TrustRule};
+use crate::directory::{Candidate, ROOT_STATE_DIRECTORY, TrustRule};
 
-/// Root's runtime directory.
+/// Runtime directory of a server that runs as root.
 const ROOTS_RUNTIME: &str = "/run/svcdns";
 
-/// The flag of the state directory. It names the runtime directory as well, so it is always enough.
+/// Flag that sets the state directory and, by default, the runtime directory.
 const STATE_FLAG: &str = "--state-dir";
 
-/// The flag of the runtime directory alone.
+/// Flag that sets the runtime directory alone.
 const RUNTIME_FLAG: &str = "--runtime-dir";
 
-/// Reads the runtime directory that was named: `state-dir` names it too, unless `runtime-dir` is
-/// given in the same place or one that counts more.
+/// Reads the runtime directory, if one is set.
+///
+/// `state-dir` sets it too, unless `runtime-dir` is set in the same source or in one with
+/// precedence.
 pub(super) fn runtime(layers: &Layers) -> Option<PathBuf> {
-    let named = |key| path(layers, key).map(|path| (rank(&layers.origin(key)), path));
-    let (runtime, state) = (named(keys::RUNTIME_DIR), named(keys::STATE_DIR));
-    // Of two equal ones `max_by_key` takes the last.
-    state.into_iter().chain(runtime).max_by_key(|(rank, _)| *rank).map(|(_, path)| path)
+    let configured = |key| path(layers, key).map(|path| (precedence(&layers.origin(key)), path));
+    let (runtime, state) = (configured(keys::RUNTIME_DIR), configured(keys::STATE_DIR));
+    // `max_by_key` returns the last of equal elements.
+    let candidates = state.into_iter().chain(runtime);
+    candidates.max_by_key(|(precedence, _)| *precedence).map(|(_, path)| path)
 }
 
-/// Returns which of two origins counts more.
-fn rank(origin: &Origin) -> u8 {
+/// Returns the precedence of a source; the highest counts.
+fn precedence(origin: &Origin) -> u8 {
     match origin {
         Origin::Default => 0,
         Origin::File { .. } => 1,
@@ -42,31 +45,34 @@ fn rank(origin: &Origin) -> u8 {
 }
 
 impl Config {
-    /// Returns the directory for the socket.
+    /// Returns the directory of the socket.
     pub fn runtime_directory(&self) -> Candidate {
         match &self.runtime_dir {
             Some(path) if Some(path) == self.state_dir.as_ref() => named(path, STATE_FLAG),
             Some(path) => named(path, RUNTIME_FLAG),
-            None => Surroundings::now().runtime(),
+            None => UserEnvironment::current().runtime(),
         }
     }
 
-    /// Returns the directory for what is kept; none for a user without a home.
+    /// Returns the state directory.
+    ///
+    /// Returns `None` if it is not configured and the user has no home.
     pub fn state_directory(&self) -> Option<Candidate> {
         match &self.state_dir {
             Some(path) => Some(named(path, STATE_FLAG)),
-            None => Surroundings::now().state(),
+            None => UserEnvironment::current().state(),
         }
     }
 }
 
-/// Returns where a command looks for a running server: in the directory named, or else in the
-/// user's own and then in root's.
+/// Returns the directories in which a command looks for a running server.
+///
+/// That is the given directory alone, otherwise the user's default directory and then root's.
 pub fn runtime_directories(runtime_dir: Option<&Path>) -> Vec<Candidate> {
     if let Some(path) = runtime_dir {
         return vec![named(path, RUNTIME_FLAG)];
     }
-    let mut candidates = vec![Surroundings::now().runtime(), owned(ROOTS_RUNTIME.into())];
+    let mut candidates = vec![UserEnvironment::current().runtime(), owned(ROOTS_RUNTIME.into())];
     candidates.dedup();
     candidates
 }
@@ -79,24 +85,26 @@ fn owned(path: PathBuf) -> Candidate {
     Candidate { path, trust: TrustRule::Owned, flag: STATE_FLAG }
 }
 
-/// What the defaults depend on.
-struct Surroundings<F> {
+/// The user and the environment variables, which determine the defaults.
+struct UserEnvironment<F> {
     user: Uid,
     home: Option<PathBuf>,
     temp: PathBuf,
+    /// Looks up an environment variable.
     variable: F,
 }
 
-impl Surroundings<fn(&str) -> Option<OsString>> {
-    fn now() -> Self {
+impl UserEnvironment<fn(&str) -> Option<OsString>> {
+    /// Returns the environment of this process.
+    fn current() -> Self {
         let variable: fn(&str) -> _ = |name| std::env::var_os(name);
         let (home, temp) = (std::env::home_dir(), std::env::temp_dir());
         Self { user: Uid::effective(), home, temp, variable }
     }
 }
 
-impl<F: Fn(&str) -> Option<OsString>> Surroundings<F> {
-    /// The runtime directory of a server that was told none.
+impl<F: Fn(&str) -> Option<OsString>> UserEnvironment<F> {
+    /// Returns the default runtime directory.
     fn runtime(&self) -> Candidate {
         if let Some(path) = self.systemd_directory("RUNTIME_DIRECTORY") {
             return owned(path);
@@ -104,31 +112,35 @@ impl<F: Fn(&str) -> Option<OsString>> Surroundings<F> {
         if self.user.is_root() {
             return owned(ROOTS_RUNTIME.into());
         }
-        match self.absolute("XDG_RUNTIME_DIR") {
-            Some(path) => owned(path.join("svcdns")),
-            None => Candidate { trust: TrustRule::OwnedAndNoLink, ..owned(self.temp.join(format!("svcdns-{}", self.user))) },
+        if let Some(path) = self.absolute("XDG_RUNTIME_DIR") {
+            return owned(path.join("svcdns"));
         }
+        let path = self.temp.join(format!("svcdns-{}", self.user));
+        Candidate { trust: TrustRule::OwnedAndNoLink, ..owned(path) }
     }
 
-    /// The state directory of a server that was told none.
+    /// Returns the default state directory; `None` for a user without a home.
     fn state(&self) -> Option<Candidate> {
         if let Some(path) = self.systemd_directory("STATE_DIRECTORY") {
             return Some(owned(path));
         }
         if self.user.is_root() {
-            return Some(owned(ROOTS_STATE.into()));
+            return Some(owned(ROOT_STATE_DIRECTORY.into()));
         }
         let home = || self.home.as_ref().filter(|home| home.is_absolute());
-        let of_user = self.absolute("XDG_STATE_HOME");
-        let of_user = of_user.or_else(|| home().map(|home| home.join(".local/state")))?;
-        Some(owned(of_user.join("svcdns")))
+        let parent = self.absolute("XDG_STATE_HOME");
+        let parent = parent.or_else(|| home().map(|home| home.join(".local/state")))?;
+        Some(owned(parent.join("svcdns")))
     }
 
+    /// Returns the path in a variable.
+    ///
+    /// Ignores a relative path, as the XDG Base Directory Specification requires.
     fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// The first of the directories that systemd made for the unit (systemd.exec(5)).
+    /// Returns the first directory that systemd made for the unit (systemd.exec(5)).
     fn systemd_directory(&self, variable: &str) -> Option<PathBuf> {
         let all = (self.variable)(variable)?;
         let first = all.as_bytes().split(|byte| *byte == b':').next()?.to_owned();
@@ -141,14 +153,20 @@ mod tests {
     use super::*;
     use crate::config::Flags;
 
-    fn with<'a>(user: u32, home: Option<&str>, variables: &'a [(&str, &str)]) -> Surroundings<impl Fn(&str) -> Option<OsString> + use<'a>> {
-        let variable = move |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+    fn with<'a>(
+        user: u32,
+        home: Option<&str>,
+        variables: &'a [(&str, &str)],
+    ) -> UserEnvironment<impl Fn(&str) -> Option<OsString> + use<'a>> {
+        let variable = move |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        };
         let (user, home) = (Uid::from_raw(user), home.map(PathBuf::from));
-        Surroundings { user, home, temp: "/tmp".into(), variable }
+        UserEnvironment { user, home, temp: "/tmp".into(), variable }
     }
 
     #[test]
-    fn root_and_other_users_have_directories_of_their_own() {
+    fn root_and_other_users_have_separate_directories() {
         let root = with(0, Some("/root"), &[("XDG_RUNTIME_DIR", "/run/user/0")]);
         assert_eq!(root.runtime(), owned("/run/svcdns".into()));
         assert_eq!(root.state(), Some(owned("/var/lib/svcdns".into())));
@@ -175,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_directory_that_systemd_made_counts() {
+    fn the_first_directory_of_systemd_is_used() {
         for user in [0, 7] {
             let several = [
                 ("RUNTIME_DIRECTORY", "/run/a:/run/b"),
@@ -194,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_directory_that_is_named_holds_both_unless_the_other_counts_more() {
+    fn state_dir_sets_both_directories_unless_runtime_dir_has_precedence() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("svcdns.toml");
         let chosen = |file_text: &str, variables: &[(&str, &str)], flags: Flags| {
@@ -222,9 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn commands_look_in_the_named_directory_alone_or_else_in_roots_at_last() {
-        assert_eq!(runtime_directories(Some(Path::new("/x"))), [named(Path::new("/x"), RUNTIME_FLAG)]);
-        let places = runtime_directories(None);
-        assert_eq!(places.last().map(|place| place.path.as_path()), Some(Path::new(ROOTS_RUNTIME)));
+    fn commands_look_in_the_given_directory_alone_or_in_roots_last() {
+        assert_eq!(
+            runtime_directories(Some(Path::new("/x"))),
+            [named(Path::new("/x"), RUNTIME_FLAG)]
+        );
+        let directories = runtime_directories(None);
+        let last = directories.last().map(|candidate| candidate.path.as_path());
+        assert_eq!(last, Some(Path::new(ROOTS_RUNTIME)));
     }
 }

@@ -1,4 +1,4 @@
-//! The documentation made from the table of keys: the table in docs/configuration.md, and the template file.
+//! Generated documentation: tables of docs/configuration.md, and the template.
 
 use std::fmt::Write;
 
@@ -6,12 +6,13 @@ use super::key::Key;
 use super::registry::{KINDS, URL, kind_of};
 use super::table::KEYS;
 
-/// Longest line of a comment in the template, in characters.
-const WIDTH: usize = 100;
+/// Longest comment line of the template, in characters.
+const MAX_TEMPLATE_COLUMNS: usize = 100;
 
-/// The table of all keys in Markdown.
+/// Returns the table of all keys in Markdown.
 pub fn markdown() -> String {
-    let mut text = String::from("| key | form | default | variable | meaning |\n|---|---|---|---|---|\n");
+    let mut text = String::from("| key | form | default | variable | meaning |\n");
+    text.push_str("|---|---|---|---|---|\n");
     for key in KEYS.iter() {
         let _ = writeln!(
             text,
@@ -26,35 +27,43 @@ pub fn markdown() -> String {
     text
 }
 
-/// The keys that a registry's own section can have, and the variables for its secrets, in Markdown.
+/// Returns the tables of keys and variables of a single registry in Markdown.
 pub fn registry_markdown() -> String {
-    let mut text = String::from("| key in `[registry.NAME]` | registries | form | if left out |\n|---|---|---|---|\n");
+    let mut text = String::from("| key in `[registry.NAME]` | registries | form | if omitted |\n");
+    text.push_str("|---|---|---|---|\n");
     let mut keys = Vec::<&Key>::new();
     for key in KINDS.iter().flat_map(|kind| kind.section_keys()) {
         if !keys.contains(&key) {
             keys.push(key);
         }
     }
-    // Its URL first, then what is for one kind, then what any other registry has, too.
+    // Keys of all kinds last, except the URL, which has a section.
     keys.sort_by_key(|key| key.section.is_empty());
     for key in keys {
         let registries = kind_of(key).map_or("all", |kind| kind.name);
-        let otherwise = if key == URL { "an error".to_owned() } else { format!("`{}`", key.path()) };
-        let _ = writeln!(text, "| `{}` | {registries} | {} | {otherwise} |", key.name, form(key).replace('|', "\\|"));
+        let omitted = if key == URL { "an error".to_owned() } else { format!("`{}`", key.path()) };
+        let form = form(key).replace('|', "\\|");
+        let _ = writeln!(text, "| `{}` | {registries} | {form} | {omitted} |", key.name);
     }
-    text.push_str("\n| variable | registries | in place of |\n|---|---|---|\n");
-    for (kind, secret) in KINDS.iter().flat_map(|kind| kind.secrets.iter().map(|secret| (kind.name, secret))) {
-        let _ = writeln!(text, "| `{}` | {kind} | `{}` |", secret.variable_of("<NAME>"), secret.file.name);
+    text.push_str("\n| variable | registries | instead of |\n|---|---|---|\n");
+    for kind in KINDS {
+        for secret in kind.secrets {
+            let (variable, file) = (secret.variable_of("<NAME>"), secret.file.name);
+            let _ = writeln!(text, "| `{variable}` | {} | `{file}` |", kind.name);
+        }
     }
     text
 }
 
-/// A configuration file that names every key, each commented out (`#key = default`) below its meaning (`# …`).
+/// Returns a configuration file with every key.
+///
+/// Each key is commented out with its default (`#key = default`), below its meaning (`# …`).
 pub fn template() -> String {
     let mut text = String::from(
         "# Configuration of svcdns: every key with its default, commented out.\n\
-         # Read from /etc/svcdns/svcdns.toml, or from the file named by --config or SVCDNS_CONFIG.\n\
-         # Variables of the environment (SVCDNS_LISTEN …) beat this file, flags beat both; `svcdns check` shows the result.\n",
+         # svcdns reads /etc/svcdns/svcdns.toml, or the file named by --config or SVCDNS_CONFIG.\n\
+         # Environment variables (SVCDNS_LISTEN …) override this file, and flags override both;\n\
+         # `svcdns check` shows the result.\n",
     );
     let mut section = "";
     for key in KEYS.iter() {
@@ -69,26 +78,30 @@ pub fn template() -> String {
     for (at, kind) in KINDS.iter().enumerate() {
         text.push('\n');
         let name = if at == 0 { "main" } else { kind.name };
-        wrap(&mut text, &format!("A registry of kind {} with a name and keys of its own, in place of the list `registry`.", kind.name));
-        wrap(
-            &mut text,
-            "The name: 1 to 16 characters of a-z and 0-9. Only `url` is needed; the other keys are as above where they are left out.",
+        let heading = format!(
+            "A registry of kind {} with keys of its own, instead of an entry in `registry`. Its \
+             name has 1 to 16 characters of a-z and 0-9. Only `url` is required; an omitted key \
+             has the value from above.",
+            kind.name
         );
+        wrap(&mut text, &heading);
         let _ = writeln!(text, "#[registry.{name}]");
         for key in kind.section_keys() {
-            let example = if key == URL { format!("\"{}\"", kind.example) } else { key.default.to_owned() };
-            let _ = writeln!(text, "#{} = {example}", key.name);
+            let example = format!("\"{}\"", kind.example);
+            let value = if key == URL { &example } else { key.default };
+            let _ = writeln!(text, "#{} = {value}", key.name);
         }
     }
     text
 }
 
-/// The form and the unit, in words.
+/// Returns the form of a key's value with its constraint.
 fn form(key: &Key) -> String {
-    let words = key.kind.words();
-    if key.unit.is_empty() { words.to_owned() } else { format!("{words}: {}", key.unit) }
+    let name = key.form.name();
+    if key.constraint.is_empty() { name.to_owned() } else { format!("{name}: {}", key.constraint) }
 }
 
+/// Returns the default of a key in Markdown.
 fn default(key: &Key) -> String {
     match key.default {
         "\"\"" | "[]" => "none".to_owned(),
@@ -96,10 +109,12 @@ fn default(key: &Key) -> String {
     }
 }
 
+/// Appends a comment in lines of limited length.
 fn wrap(text: &mut String, comment: &str) {
     let mut line = String::from("#");
     for word in comment.split(' ') {
-        if line.len() > 1 && line.chars().count() + 1 + word.chars().count() > WIDTH {
+        let columns = line.chars().count() + 1 + word.chars().count();
+        if line.len() > 1 && columns > MAX_TEMPLATE_COLUMNS {
             text.push_str(&line);
             text.push('\n');
             line.truncate(1);

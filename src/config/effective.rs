@@ -1,29 +1,29 @@
-//! The settings in effect, for people to see.
+//! The effective value of each key, with its origin.
 
 use super::error::Origin;
-use super::key::{Key, Kind};
+use super::key::{Key, ValueForm};
 use super::keys;
-use super::layers::{Layers, Written};
+use super::layers::{Layers, RawValue};
 use super::registry::{ConfiguredRegistry, URL, without_user};
 use super::table::KEYS;
 
-/// A key, its value in effect, and where that came from.
+/// The effective value of a key, and its origin.
 #[derive(Clone, Debug)]
-pub struct Effective {
+pub struct EffectiveValue {
     /// The key.
     pub key: &'static Key,
-    /// The key as people write it: `etcd.username`, and for one registry `registry.main.username`.
+    /// Path of the key: `etcd.username`, or `registry.main.username` in a section.
     pub path: String,
     /// The value, as it would be written in the file.
     pub value: String,
-    /// Where it was written.
+    /// Where the value was set.
     pub origin: Origin,
-    /// Whether it was written under this path: else it is the default, or that of a more general key.
+    /// Whether the value was set under `path`, not by default or by a more general key.
     pub written: bool,
 }
 
-impl Effective {
-    /// Lists every key in the order of the table, then the keys of each registry.
+impl EffectiveValue {
+    /// Returns the values of all keys, then those of each registry.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let general = KEYS.iter().map(|key| Self::new(layers, key, key.path()));
         let keys_of = |registry: &'_ ConfiguredRegistry| {
@@ -36,21 +36,28 @@ impl Effective {
     fn new(layers: &Layers, key: &'static Key, path: String) -> Self {
         let origin = layers.origin(key);
         let written = origin != Origin::Default && layers.written_as(key) == path;
-        Self { key, path, value: value(layers, key), origin, written }
+        Self { key, path, value: format_value(layers, key), origin, written }
     }
 }
 
-/// Shows a value as it would be written in the file.
-fn value(layers: &Layers, key: &Key) -> String {
+/// Formats a value as it would be written in the file, without the user of a URL.
+fn format_value(layers: &Layers, key: &Key) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let shown = |item: &Written| if key == keys::REGISTRY || key == URL { without_user(&item.text) } else { item.text.clone() };
-    match key.kind {
-        Kind::List => {
-            let items: Vec<String> = layers.list(key).iter().map(|item| quoted(&shown(item))).collect();
-            format!("[{}]", items.join(", "))
+    let is_url = key == keys::REGISTRY || key == URL;
+    let shown = |value: &RawValue| {
+        if is_url { without_user(&value.text) } else { value.text.clone() }
+    };
+    match key.form {
+        ValueForm::List => {
+            let items = layers.list(key).iter().map(|value| quoted(&shown(value)));
+            format!("[{}]", items.collect::<Vec<_>>().join(", "))
         }
-        Kind::Bool | Kind::Number => layers.one(key).text,
-        Kind::TextOrNumber if layers.one(key).text.parse::<i64>().is_ok() => layers.one(key).text,
-        Kind::Text | Kind::Duration | Kind::Size | Kind::TextOrNumber => quoted(&shown(&layers.one(key))),
+        ValueForm::Bool | ValueForm::Number => layers.one(key).text,
+        ValueForm::TextOrNumber if layers.one(key).text.parse::<i64>().is_ok() => {
+            layers.one(key).text
+        }
+        ValueForm::Text | ValueForm::Duration | ValueForm::Size | ValueForm::TextOrNumber => {
+            quoted(&shown(&layers.one(key)))
+        }
     }
 }

@@ -1,25 +1,25 @@
-//! Mistakes in the configuration, in words a person can act on.
+//! Errors of the configuration: where, what, and what to do.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::server::SettingsError;
 
-/// Where a value was written.
+/// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nowhere: the default.
+    /// Nowhere: it is the default.
     Default,
-    /// In the configuration file; line and column count from 1.
+    /// In the configuration file.
     File {
         /// The file.
         path: PathBuf,
-        /// The line.
+        /// Line, from 1.
         line: usize,
-        /// The column, in characters.
+        /// Column in characters, from 1.
         column: usize,
     },
-    /// In this variable of the environment.
+    /// In this environment variable.
     Variable(String),
     /// In this flag, without its dashes.
     Flag(String),
@@ -36,87 +36,108 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A mistake in the configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {}: {error}{}", path.display(), if *implicit { " (it is read because it exists: --config FILE names another, --config /dev/null none)" } else { "" })]
+    #[error(
+        "cannot read the configuration file {}: {error}{}",
+        path.display(),
+        if *implicit { IMPLICIT_FILE_HINT } else { "" }
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Why not.
         error: std::io::Error,
-        /// Whether nobody named it.
+        /// Whether it is the default file.
         implicit: bool,
     },
-    /// The file is no TOML.
+    /// The file is not valid TOML.
     #[error("{origin}: {message}")]
     Syntax {
-        /// Where.
+        /// Where the error is.
         origin: Origin,
-        /// What.
+        /// What is wrong.
         message: String,
     },
-    /// A key that does not exist.
-    #[error("{origin}: there is no key `{key}`{}", Hint(suggestion.as_deref()))]
+    /// A key does not exist.
+    #[error("{origin}: unknown key `{key}`{}", DidYouMean(suggestion.as_deref()))]
     UnknownKey {
-        /// Where.
+        /// Where the key is.
         origin: Origin,
-        /// The key, with its section.
+        /// The key with its section.
         key: String,
-        /// A key that may have been meant.
+        /// A similar key.
         suggestion: Option<String>,
     },
-    /// A section that does not exist.
-    #[error("{origin}: there is no section [{section}]{}", Hint(suggestion.as_deref()))]
+    /// A section does not exist.
+    #[error("{origin}: unknown section [{section}]{}", DidYouMean(suggestion.as_deref()))]
     UnknownSection {
-        /// Where.
+        /// Where the section is.
         origin: Origin,
         /// The section.
         section: String,
-        /// A section that may have been meant.
+        /// A similar section.
         suggestion: Option<String>,
     },
-    /// A variable that does not exist.
-    #[error("the environment has {name}, but there is {missing}{}", Hint(suggestion.as_deref()))]
+    /// An environment variable does not exist.
+    #[error(
+        "unknown environment variable {name}{}{}",
+        InParentheses(reason.as_deref()),
+        DidYouMean(suggestion.as_deref())
+    )]
     UnknownVariable {
         /// The variable.
         name: String,
-        /// What does not exist, such as `no such setting`.
-        missing: String,
-        /// A variable that may have been meant.
+        /// Why it does not exist, if it looks like a variable of a registry.
+        reason: Option<String>,
+        /// A similar variable.
         suggestion: Option<String>,
     },
-    /// A value that the key cannot have.
+    /// A key does not accept the value.
     #[error("{origin}: {key}: {why}")]
     Invalid {
-        /// Where.
+        /// Where the value is.
         origin: Origin,
-        /// The key, with its section.
+        /// The key with its section.
         key: String,
-        /// What is wrong, and what to write.
+        /// What is wrong, and what to write instead.
         why: String,
     },
-    /// Addresses that cannot be listened on as things are.
+    /// The server cannot listen with these settings.
     #[error("{origin}: listen: {error}")]
     Listen {
-        /// Where the address was written.
+        /// Where the address is.
         origin: Origin,
         /// What is wrong.
         error: SettingsError,
     },
 }
 
-/// `: did you mean …?`, or nothing.
-struct Hint<'a>(Option<&'a str>);
+/// Explains why the default file was read.
+const IMPLICIT_FILE_HINT: &str = " (svcdns reads this file if it exists: use --config FILE for \
+     another file, or --config /dev/null for none)";
 
-impl fmt::Display for Hint<'_> {
+/// Displays ` (…)`, or nothing.
+struct InParentheses<'a>(Option<&'a str>);
+
+impl fmt::Display for InParentheses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |text| write!(f, " ({text})"))
+    }
+}
+
+/// Displays `: did you mean …?`, or nothing.
+struct DidYouMean<'a>(Option<&'a str>);
+
+impl fmt::Display for DidYouMean<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |suggestion| write!(f, ": did you mean {suggestion}?"))
     }
 }
 
-/// The candidate most like `word`, if one is near enough to be meant.
+/// Returns the candidate that is most similar to `word`, if any is similar enough.
 pub(super) fn nearest(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
     candidates
         .into_iter()

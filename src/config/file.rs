@@ -1,4 +1,4 @@
-//! The configuration file: TOML, every value with its place.
+//! The configuration file: TOML, each value with its line and column.
 
 use std::ops::Range;
 use std::path::Path;
@@ -7,42 +7,47 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::error::{ConfigError, Origin, nearest};
-use super::key::{Key, Kind, SecretKey};
+use super::key::{Key, SecretKey, ValueForm};
 use super::keys;
-use super::layers::{Layer, Setting, Written};
-use super::registry::{KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets, section_path};
+use super::layers::{Layer, RawValue, Setting};
+use super::registry::{
+    KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets, section_path,
+};
 use super::table::KEYS;
 use crate::service::InvalidRegistryName;
 
-/// What the sections of registries are called before the dot.
+/// Prefix of the names of registry sections, without the dot.
 const REGISTRY: &str = "registry";
 
-/// Reads a file's text: its keys, and the sections of registries. `path` is for messages.
+/// Parses a file: its keys and its registry sections. `path` is for messages only.
 pub(super) fn read(path: &Path, text: &str) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
-    Reader { path, text }.read()
+    ConfigFile { path, text }.read()
 }
 
-/// Finds line and column (from 1; columns in characters) of an offset in octets.
-pub(super) fn place(text: &str, offset: usize) -> (usize, usize) {
+/// Converts a byte offset to a line and a column in characters, both from 1.
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
     (line, column)
 }
 
-struct Reader<'a> {
+/// A configuration file to parse.
+struct ConfigFile<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
-impl Reader<'_> {
+impl ConfigFile<'_> {
     fn read(&self) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
-        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
+        let table = DeTable::parse(self.text).map_err(|error| self.syntax_error(&error))?;
         let (mut layer, mut registries) = (Layer::new(), Vec::new());
         for (name, value) in in_order(table.get_ref()) {
             let section = name.get_ref().as_ref();
             match value.get_ref() {
-                DeValue::Table(inner) if section == REGISTRY => registries = self.registries(name, inner)?,
+                DeValue::Table(inner) if section == REGISTRY => {
+                    registries = self.registries(name, inner)?;
+                }
                 DeValue::Table(inner) if KEYS.iter().any(|key| key.section == section) => {
                     for (name, value) in in_order(inner) {
                         self.entry(&mut layer, section, name, value)?;
@@ -58,69 +63,91 @@ impl Reader<'_> {
     }
 
     fn origin(&self, offset: usize) -> Origin {
-        let (line, column) = place(self.text, offset);
+        let (line, column) = line_and_column(self.text, offset);
         Origin::File { path: self.path.to_owned(), line, column }
     }
 
-    /// Says what is wrong with text that is no TOML.
-    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
-        error.span().and_then(|span| self.registries_twice(span)).unwrap_or_else(|| ConfigError::Syntax {
+    /// Makes the error for text that is not valid TOML.
+    fn syntax_error(&self, error: &toml::de::Error) -> ConfigError {
+        let duplicate = error.span().and_then(|span| self.duplicate_registries(span));
+        duplicate.unwrap_or_else(|| ConfigError::Syntax {
             origin: self.origin(error.span().map_or(0, |span| span.start)),
             message: error.message().trim().replace('\n', ", "),
         })
     }
 
-    /// Says in our words what TOML calls a duplicate key: a list of registries beside sections of registries, or two
-    /// sections of one name. `at` is the key that is one too many.
-    fn registries_twice(&self, at: Range<usize>) -> Option<ConfigError> {
+    /// Explains a duplicate key of TOML if registries cause it. `at` is the second key.
+    ///
+    /// The causes are a list of registries in addition to sections, and two sections with one name.
+    fn duplicate_registries(&self, at: Range<usize>) -> Option<ConfigError> {
         let (before, after) = (self.text.get(..at.start)?, self.text.get(at.end..)?);
         let line = before.rsplit('\n').next()?;
         let path: String = line.chars().filter(|c| !c.is_whitespace()).collect();
-        let (header, word) = (path.starts_with('['), self.text.get(at.clone())?);
-        let invalid = |key: String, why: String| Some(ConfigError::Invalid { origin: self.origin(at.start), key, why });
-        if header && path == format!("[{REGISTRY}.") {
-            let why = format!("there is another section [{REGISTRY}.{word}] above: each registry has one, with a name of its own");
+        let (is_header, word) = (path.starts_with('['), self.text.get(at.clone())?);
+        let invalid = |key: String, why: String| {
+            Some(ConfigError::Invalid { origin: self.origin(at.start), key, why })
+        };
+        if is_header && path == format!("[{REGISTRY}.") {
+            let why = format!(
+                "the section [{REGISTRY}.{word}] exists already: give each registry its own name"
+            );
             return invalid(format!("{REGISTRY}.{word}"), why);
         }
         if word != REGISTRY || !matches!(&*path, "" | "[") {
             return None;
         }
-        // What stands above it was no mistake yet.
+        // The text before this line is valid.
         let (table, _) = DeTable::parse_recoverable(before.strip_suffix(line)?);
-        let (other, value) = table.get_ref().iter().find(|(name, _)| name.get_ref() == REGISTRY)?;
-        let section = header || after.trim_start().starts_with('.');
-        if section == matches!(value.get_ref(), DeValue::Table(_)) {
+        let mut names = table.get_ref().iter();
+        let (first, value) = names.find(|(name, _)| name.get_ref() == REGISTRY)?;
+        let is_section = is_header || after.trim_start().starts_with('.');
+        if is_section == matches!(value.get_ref(), DeValue::Table(_)) {
             return None;
         }
-        let (other, _) = place(self.text, other.span().start);
+        let (first, _) = line_and_column(self.text, first.span().start);
         let (this, other) =
-            if section { ("a section", format!("the list in line {other}")) } else { ("the list", format!("a section in line {other}")) };
-        let why = format!("{this} cannot stand beside {other}: name the registries in the list, or each in a section [registry.NAME]");
+            if is_section { ("a section", "the list") } else { ("the list", "a section") };
+        let why = format!(
+            "{this} cannot be combined with {other} in line {first}: name all registries in the \
+             list, or each in a section [registry.NAME]"
+        );
         invalid(REGISTRY.to_owned(), why)
     }
 
-    /// Says that there is no such section; `inner` is what it holds.
+    /// Makes the error for an unknown section with this content.
     fn unknown_section(&self, name: &Spanned<DeString<'_>>, inner: &DeTable<'_>) -> ConfigError {
         let (section, origin) = (name.get_ref(), self.origin(name.span().start));
-        // `[registy.main]` and `[main]` are what becomes of `[registry.main]`.
-        let below = in_order(inner).find(|(_, value)| matches!(value.get_ref(), DeValue::Table(_)));
-        if let (Some((below, _)), Some(_)) = (below, nearest(section, [REGISTRY.to_owned()])) {
-            let (section, below) = (format!("{section}.{}", below.get_ref()), below.get_ref());
-            return ConfigError::UnknownSection { origin, section, suggestion: Some(format!("[{REGISTRY}.{below}]")) };
+        // Both `[registy.main]` and `[main]` may be meant as `[registry.main]`.
+        let subsection =
+            in_order(inner).find(|(_, value)| matches!(value.get_ref(), DeValue::Table(_)));
+        if let (Some((subsection, _)), Some(_)) =
+            (subsection, nearest(section, [REGISTRY.to_owned()]))
+        {
+            let subsection = subsection.get_ref();
+            let suggestion = Some(format!("[{REGISTRY}.{subsection}]"));
+            let section = format!("{section}.{subsection}");
+            return ConfigError::UnknownSection { origin, section, suggestion };
         }
-        let sections = KEYS.iter().map(|key| key.section.to_owned()).filter(|section| !section.is_empty());
+        let sections = KEYS.iter().map(|key| key.section.to_owned());
+        let sections = sections.filter(|section| !section.is_empty());
         let registry = || inner.contains_key(URL.name).then(|| format!("{REGISTRY}.{section}"));
-        let suggestion = nearest(section, sections).or_else(registry).map(|section| format!("[{section}]"));
+        let suggestion = nearest(section, sections).or_else(registry);
+        let suggestion = suggestion.map(|section| format!("[{section}]"));
         ConfigError::UnknownSection { origin, section: section.to_string(), suggestion }
     }
 
-    /// Reads the sections of registries.
-    fn registries(&self, header: &Spanned<DeString<'_>>, sections: &DeTable<'_>) -> Result<Vec<RegistryEntry>, ConfigError> {
+    /// Reads all registry sections.
+    fn registries(
+        &self,
+        header: &Spanned<DeString<'_>>,
+        sections: &DeTable<'_>,
+    ) -> Result<Vec<RegistryEntry>, ConfigError> {
         let invalid = |at: &Spanned<DeString<'_>>, key: String, why: String| {
             let origin = self.origin(at.span().start);
             ConfigError::Invalid { origin, key, why }
         };
-        let advice = format!("each registry has a section with a name of its own, such as [{REGISTRY}.main]");
+        let advice =
+            format!("each registry needs a section with its own name, such as [{REGISTRY}.main]");
         if sections.is_empty() {
             return Err(invalid(header, REGISTRY.to_owned(), advice));
         }
@@ -130,7 +157,10 @@ impl Reader<'_> {
                 DeValue::Table(section) => self.registry(name, section),
                 // `[[registry.main]]`
                 DeValue::Array(items) if items.iter().all(|item| item.get_ref().is_table()) => {
-                    let why = format!("a name stands for one registry: write [{path}], and other names for others");
+                    let why = format!(
+                        "a name identifies one registry: write [{path}], and a section with \
+                         another name for each further registry"
+                    );
                     Err(invalid(name, path, why))
                 }
                 _ => Err(invalid(name, path, advice.clone())),
@@ -140,18 +170,28 @@ impl Reader<'_> {
     }
 
     /// Reads the section of one registry.
-    fn registry(&self, header: &Spanned<DeString<'_>>, section: &DeTable<'_>) -> Result<RegistryEntry, ConfigError> {
+    fn registry(
+        &self,
+        header: &Spanned<DeString<'_>>,
+        section: &DeTable<'_>,
+    ) -> Result<RegistryEntry, ConfigError> {
         let (text, origin) = (header.get_ref(), self.origin(header.span().start));
-        let invalid = |key: String, why: String| ConfigError::Invalid { origin: origin.clone(), key, why };
-        let name = text.parse().map_err(|error: InvalidRegistryName| invalid(format!("{REGISTRY}.{text}"), error.to_string()))?;
+        let invalid =
+            |key: String, why: String| ConfigError::Invalid { origin: origin.clone(), key, why };
+        let name = text.parse().map_err(|error: InvalidRegistryName| {
+            invalid(format!("{REGISTRY}.{text}"), error.to_string())
+        })?;
         let url = section.get(URL.name).and_then(|value| value.get_ref().as_str());
         let kind = url.and_then(|url| kind_of_url(url).ok()).map(|(kind, _)| kind);
         let mut layer = Layer::new();
         for (key, value) in in_order(section) {
-            self.entry_of_registry(&mut layer, text, kind, key, value)?;
+            self.registry_entry(&mut layer, text, kind, key, value)?;
         }
         let Some(url) = layer.get(URL).and_then(|url| url.items.last()).cloned() else {
-            let why = format!("a registry needs a URL: add {} = \"{}\", for example", URL.name, KINDS[0].example);
+            let why = format!(
+                "a registry needs a URL: add {} = \"{}\", for example",
+                URL.name, KINDS[0].example
+            );
             return Err(invalid(section_path(text, URL.name), why));
         };
         match kind_of_url(&url.text) {
@@ -160,8 +200,10 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads a key in the section of a registry. Without a kind, the keys of all kinds are let pass.
-    fn entry_of_registry(
+    /// Reads a key in the section of a registry.
+    ///
+    /// If the kind is unknown, keys of all kinds are accepted.
+    fn registry_entry(
         &self,
         layer: &mut Layer,
         registry: &str,
@@ -171,31 +213,43 @@ impl Reader<'_> {
     ) -> Result<(), ConfigError> {
         let (origin, name) = (self.origin(name.span().start), name.get_ref());
         let path = section_path(registry, name);
-        let (own, others): (Vec<_>, Vec<_>) = KINDS.iter().partition(|other| kind.is_none_or(|kind| kind == **other));
-        let secret =
-            |kinds: &[&&'static RegistryKind]| kinds.iter().flat_map(|kind| kind.secrets).find(|secret| secret.name == name).copied();
-        if let Some(key) = own.iter().find_map(|kind: &&&RegistryKind| kind.section_key(name)) {
+        let (own, others): (Vec<_>, Vec<_>) =
+            KINDS.iter().copied().partition(|other| kind.is_none_or(|kind| kind == *other));
+        let secret = |kind: &&'static RegistryKind| {
+            kind.secrets.iter().find(|secret| secret.name == name).copied()
+        };
+        if let Some(key) = own.iter().find_map(|kind| kind.section_key(name)) {
             let items = self.items(key, &path, value)?;
             layer.insert(key, Setting { key: path, origin, items });
             return Ok(());
         }
-        if let Some(secret) = secret(&own) {
-            return Err(exposed(origin, path, secret, &section_path(registry, secret.file.name), &secret.variable_of(registry)));
+        if let Some(secret) = own.iter().find_map(secret) {
+            let file = section_path(registry, secret.file.name);
+            return Err(secret_in_file(origin, path, secret, &file, &secret.variable_of(registry)));
         }
-        if let (Some(kind), Some(other)) = (kind, others.iter().find(|kind| kind.section_key(name).is_some() || secret(&[kind]).is_some()))
-        {
-            let why = format!("this is for {} registries, and the URL of this one is of kind {}", other.name, kind.name);
+        let has_name = |kind: &&&'static RegistryKind| {
+            kind.section_key(name).is_some() || secret(kind).is_some()
+        };
+        if let (Some(kind), Some(other)) = (kind, others.iter().find(has_name)) {
+            let why = format!(
+                "this key is for registries of kind {}, but the URL is of kind {}",
+                other.name, kind.name
+            );
             return Err(ConfigError::Invalid { origin, key: path, why });
         }
         if let DeValue::Table(_) = value.get_ref() {
             return Err(ConfigError::UnknownSection { origin, section: path, suggestion: None });
         }
-        let keys = own.iter().flat_map(|kind| kind.section_keys()).map(|key| section_path(registry, key.name));
         let elsewhere = KEYS.iter().find(|key| key.name == name).map(|key| key.path());
-        let suggestion = elsewhere.or_else(|| nearest(&path, keys));
-        Err(ConfigError::UnknownKey { origin, key: path, suggestion: suggestion.map(|path| format!("`{path}`")) })
+        let suggestion = elsewhere.or_else(|| {
+            let keys = own.iter().flat_map(|kind| kind.section_keys());
+            nearest(&path, keys.map(|key| section_path(registry, key.name)))
+        });
+        let suggestion = suggestion.map(|path| format!("`{path}`"));
+        Err(ConfigError::UnknownKey { origin, key: path, suggestion })
     }
 
+    /// Reads a key that is not in the section of a registry.
     fn entry(
         &self,
         layer: &mut Layer,
@@ -206,15 +260,17 @@ impl Reader<'_> {
         let (origin, name) = (self.origin(name.span().start), name.get_ref().as_ref());
         let path = if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") };
         if let Some(secret) = secrets().find(|secret| secret.path() == path) {
-            return Err(exposed(origin, path, secret, &secret.file.path(), secret.variable));
+            let file = secret.file.path();
+            return Err(secret_in_file(origin, path, secret, &file, secret.variable));
         }
         let Some(key) = KEYS.iter().find(|key| key.section == section && key.name == name) else {
             if let DeValue::Table(inner) = value.get_ref() {
-                // `[etcd.main]` is what becomes of `[registry.main]`.
-                let suggestion = inner.contains_key(URL.name).then(|| format!("[{REGISTRY}.{name}]"));
+                // `[etcd.main]` may be meant as `[registry.main]`.
+                let is_registry = inner.contains_key(URL.name);
+                let suggestion = is_registry.then(|| format!("[{REGISTRY}.{name}]"));
                 return Err(ConfigError::UnknownSection { origin, section: path, suggestion });
             }
-            // A key under the wrong section is named whole, one of this section by its name alone.
+            // The key may be misspelt, or in the wrong section.
             let suggestion = nearest(&path, KEYS.iter().map(|key| key.path()))
                 .or_else(|| KEYS.iter().find(|key| key.name == name).map(|key| key.path()))
                 .map(|path| format!("`{path}`"));
@@ -225,54 +281,90 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads the value of a key; `path` is the key as it was written.
-    fn items(&self, key: &Key, path: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<Written>, ConfigError> {
-        if let (Kind::List, DeValue::Array(array)) = (key.kind, value.get_ref()) {
+    /// Reads the value of a key. `path` is the key as written.
+    fn items(
+        &self,
+        key: &Key,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Vec<RawValue>, ConfigError> {
+        if let (ValueForm::List, DeValue::Array(array)) = (key.form, value.get_ref()) {
             return array
                 .iter()
                 .map(|item| match item.get_ref() {
-                    DeValue::String(text) => Ok(self.written(path, text, item)),
-                    _ => Err(self.mismatch(key, path, item)),
+                    DeValue::String(text) => Ok(self.raw_value(path, text, item)),
+                    _ => Err(self.wrong_type(key, path, item)),
                 })
                 .collect();
         }
-        let text = match (key.kind, value.get_ref()) {
-            (Kind::Text | Kind::Duration | Kind::Size | Kind::TextOrNumber | Kind::List, DeValue::String(text)) => text.to_string(),
-            (Kind::Number | Kind::TextOrNumber, DeValue::Integer(number)) => i64::from_str_radix(number.as_str(), number.radix())
-                .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string()),
-            (Kind::Bool, DeValue::Boolean(value)) => value.to_string(),
-            _ => return Err(self.mismatch(key, path, value)),
+        let text = match (key.form, value.get_ref()) {
+            (
+                ValueForm::Text
+                | ValueForm::Duration
+                | ValueForm::Size
+                | ValueForm::TextOrNumber
+                | ValueForm::List,
+                DeValue::String(text),
+            ) => text.to_string(),
+            (ValueForm::Number | ValueForm::TextOrNumber, DeValue::Integer(number)) => {
+                i64::from_str_radix(number.as_str(), number.radix())
+                    .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string())
+            }
+            (ValueForm::Bool, DeValue::Boolean(value)) => value.to_string(),
+            _ => return Err(self.wrong_type(key, path, value)),
         };
-        Ok(vec![self.written(path, &text, value)])
+        Ok(vec![self.raw_value(path, &text, value)])
     }
 
-    fn written(&self, path: &str, text: &str, value: &Spanned<DeValue<'_>>) -> Written {
-        Written { key: path.to_owned(), text: text.to_owned(), origin: self.origin(value.span().start) }
+    fn raw_value(&self, path: &str, text: &str, value: &Spanned<DeValue<'_>>) -> RawValue {
+        RawValue {
+            key: path.to_owned(),
+            text: text.to_owned(),
+            origin: self.origin(value.span().start),
+        }
     }
 
-    /// Says that a value is of the wrong type.
-    fn mismatch(&self, key: &Key, path: &str, value: &Spanned<DeValue<'_>>) -> ConfigError {
+    /// Makes the error for a value of the wrong type.
+    fn wrong_type(&self, key: &Key, path: &str, value: &Spanned<DeValue<'_>>) -> ConfigError {
         let found = value.get_ref();
-        let mut why = format!("{} must stand here, not a value of type {}", key.kind.words(), found.type_str());
-        // `[[registry]]`, as in other programs.
+        let mut why = format!(
+            "expected {}, found a value of type {}",
+            key.form.description(),
+            found.type_str()
+        );
+        // `[[registry]]`, as other programs write a list of sections.
         if key == keys::REGISTRY && found.is_table() {
-            why = format!("a registry with keys of its own is a section with a name, such as [{REGISTRY}.main]");
+            why = format!(
+                "a registry with keys of its own needs a section with a name, such as \
+                 [{REGISTRY}.main]"
+            );
         }
         ConfigError::Invalid { origin: self.origin(value.span().start), key: path.to_owned(), why }
     }
 }
 
-/// Says that a secret does not belong into the file, and where it does.
-fn exposed(origin: Origin, key: String, secret: &SecretKey, file: &str, variable: &str) -> ConfigError {
+/// Makes the error for a secret in the configuration file.
+///
+/// `file` is the key of its file, `variable` its environment variable.
+fn secret_in_file(
+    origin: Origin,
+    key: String,
+    secret: &SecretKey,
+    file: &str,
+    variable: &str,
+) -> ConfigError {
     let name = secret.name;
     let why = format!(
-        "a {name} does not stand here, where many can read it: put it in a file of its own and name that with {file}, or in the variable {variable}"
+        "this file cannot hold a {name}, because other users may read it: put the {name} in a \
+         file named by {file}, or in the variable {variable}"
     );
     ConfigError::Invalid { origin, key, why }
 }
 
-/// The entries in the order of the file, so that the first mistake is the one reported.
-fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> impl Iterator<Item = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+/// Iterates in the order of the file, so that the first error is the one reported.
+fn in_order<'a, 'i>(
+    table: &'a DeTable<'i>,
+) -> impl Iterator<Item = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries.into_iter()

@@ -1,25 +1,25 @@
-//! The keys as flags of the commands.
+//! Keys as command-line flags.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::key::{Key, Kind};
+use super::key::{Key, ValueForm};
 use super::keys;
 use super::registry::kind_of;
 use super::table::KEYS;
 
-/// What was given by flags: keys with the values given, in order.
+/// The flags that were given: each key with its values, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     pub(super) given: Vec<(&'static Key, Vec<String>)>,
 }
 
 impl Flags {
-    /// Whether any flag of this key (by its path, e.g. `registry`) was given.
+    /// Returns whether the key at this path, such as `registry`, was given.
     pub fn has(&self, path: &str) -> bool {
         self.given.iter().any(|(key, _)| key.path() == path)
     }
 
-    /// Gives a key (by its path) a value, as the flag would. A key that does not exist is ignored.
+    /// Adds a value for the key at this path, as its flag would; ignores unknown keys.
     #[must_use]
     pub fn with(mut self, path: &str, value: impl Into<String>) -> Self {
         if let Some(key) = KEYS.iter().find(|key| key.path() == path) {
@@ -31,7 +31,7 @@ impl Flags {
         self
     }
 
-    /// The flags as they are written on a command line.
+    /// Returns the flags as words of a command line.
     pub fn written(&self) -> Vec<String> {
         let words = |(key, values): &(&'static Key, Vec<String>)| {
             let flag = format!("--{}", key.flag());
@@ -40,12 +40,12 @@ impl Flags {
         self.given.iter().flat_map(words).collect()
     }
 
-    fn collect(matches: &ArgMatches, wanted: impl Fn(&Key) -> bool) -> Self {
+    fn collect(matches: &ArgMatches, is_included: impl Fn(&Key) -> bool) -> Self {
         let given = KEYS
             .iter()
-            .filter(|key| wanted(key))
+            .filter(|key| is_included(key))
             .filter_map(|key| {
-                let values: Vec<String> = matches.get_many::<String>(&key.flag())?.cloned().collect();
+                let values = matches.get_many::<String>(&key.flag())?.cloned().collect();
                 Some((*key, values))
             })
             .collect();
@@ -53,47 +53,61 @@ impl Flags {
     }
 }
 
-/// Every key as a flag, except the directories: they are flags of every command.
+/// Flags for all keys except the directories, which every command has.
 #[derive(Clone, Debug, Default)]
 pub struct ServeFlags(pub Flags);
 
-/// The keys needed to write to a registry, as flags.
+/// Flags for the keys that writing to a registry needs.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryFlags(pub Flags);
 
 /// Returns whether a key is in [`ServeFlags`].
-fn is_a_flag_of_serve(key: &Key) -> bool {
+fn is_serve_flag(key: &Key) -> bool {
     ![keys::RUNTIME_DIR, keys::STATE_DIR].contains(&key)
 }
 
-/// The keys of [`RegistryFlags`].
-fn reaches_a_registry(key: &Key) -> bool {
-    kind_of(key).is_some() || [keys::REGISTRY, keys::DEPLOYMENT, keys::NAMESPACE, keys::LOG].contains(&key)
+/// Returns whether a key is in [`RegistryFlags`].
+fn is_registry_flag(key: &Key) -> bool {
+    let general = [keys::REGISTRY, keys::DEPLOYMENT, keys::NAMESPACE, keys::LOG];
+    kind_of(key).is_some() || general.contains(&key)
 }
 
-fn augment(command: Command, wanted: impl Fn(&Key) -> bool) -> Command {
-    command.args(KEYS.iter().filter(|key| wanted(key)).map(|key| {
-        let heading = match key.section {
-            "" => "Settings".to_owned(),
-            "tls" => "Settings for TLS and QUIC listeners".to_owned(),
-            section => format!("Settings for {section}"),
-        };
-        let help = key.meaning.replace('`', "");
-        // Given twice, the last one counts: so a script can put its own behind someone else's.
-        let arg = if key.kind == Kind::List { Arg::new(key.flag()) } else { Arg::new(key.flag()).overrides_with(key.flag()) };
-        arg.long(key.flag())
-            .value_name(key.value)
-            .help(format!("{} [{}] [default: {}]", help, key.variable(), key.default.replace('"', "")))
-            .help_heading(heading)
-            .action(if key.kind == Kind::List { ArgAction::Append } else { ArgAction::Set })
-    }))
+fn augment(command: Command, is_included: impl Fn(&Key) -> bool) -> Command {
+    command.args(KEYS.iter().filter(|key| is_included(key)).map(|key| arg(key)))
+}
+
+/// Returns the flag of a key.
+fn arg(key: &Key) -> Arg {
+    let heading = match key.section {
+        "" => "Settings".to_owned(),
+        "tls" => "Settings for TLS and QUIC listeners".to_owned(),
+        section => format!("Settings for {section}"),
+    };
+    let default = match key.default {
+        "\"\"" | "[]" => "none".to_owned(),
+        default => {
+            let list = default.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+            list.unwrap_or(default).replace('"', "")
+        }
+    };
+    let arg = Arg::new(key.flag())
+        .long(key.flag())
+        .value_name(key.placeholder)
+        .help(format!("{} [{}] [default: {default}]", key.meaning, key.variable()))
+        .help_heading(heading);
+    if key.form == ValueForm::List {
+        arg.action(ArgAction::Append)
+    } else {
+        // The last value counts, so that a script can append flags to a given command line.
+        arg.action(ArgAction::Set).overrides_with(key.flag())
+    }
 }
 
 macro_rules! flags {
-    ($type:ident, $wanted:expr) => {
+    ($type:ident, $is_included:expr) => {
         impl FromArgMatches for $type {
             fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-                Ok(Self(Flags::collect(matches, $wanted)))
+                Ok(Self(Flags::collect(matches, $is_included)))
             }
 
             fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -104,15 +118,15 @@ macro_rules! flags {
 
         impl Args for $type {
             fn augment_args(command: Command) -> Command {
-                augment(command, $wanted)
+                augment(command, $is_included)
             }
 
             fn augment_args_for_update(command: Command) -> Command {
-                augment(command, $wanted)
+                augment(command, $is_included)
             }
         }
     };
 }
 
-flags!(ServeFlags, is_a_flag_of_serve);
-flags!(RegistryFlags, reaches_a_registry);
+flags!(ServeFlags, is_serve_flag);
+flags!(RegistryFlags, is_registry_flag);

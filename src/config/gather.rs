@@ -1,4 +1,4 @@
-//! Gathers what file, environment and flags say into one setting for every key.
+//! Merges the sources: flags over the environment over the file over defaults.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -6,89 +6,121 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Origin, nearest};
 use super::flags::Flags;
-use super::key::{Key, Kind, REGISTRY_PREFIX};
-use super::layers::{Layer, Layers, SecretVariable, Setting, Written};
+use super::key::{Key, REGISTRY_PREFIX, ValueForm};
+use super::layers::{Layer, Layers, RawValue, SecretVariable, Setting};
 use super::registry::{RegistryEntry, RegistryVariables, secrets, split_urls};
 use super::table::KEYS;
 use super::{DEFAULT_FILE, file, keys, registry};
 use crate::registry::Secret;
 
-/// The variable that names the configuration file.
+/// Environment variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "SVCDNS_CONFIG";
 
-/// Everything that was written, merged.
+/// The merged sources.
 #[derive(Debug)]
-pub(super) struct Gathered {
+pub(super) struct MergedSources {
     /// A setting for every key.
     pub(super) layers: Layers,
-    /// The registries to follow; none where nobody named one.
+    /// The registries to follow; empty for the default.
     pub(super) registries: Vec<RegistryEntry>,
-    /// The secrets of single registries.
+    /// Variables with secrets of single registries.
     pub(super) variables: RegistryVariables,
 }
 
-/// Merges all sources: flags over environment over file over defaults.
+/// Reads the file and merges all sources.
 pub(super) fn gather(
-    named: Option<&Path>,
+    path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
     flags: &Flags,
-) -> Result<Gathered, ConfigError> {
-    let (mut variables, mut given_secrets, mut configured) = (Layer::new(), HashMap::new(), None);
-    let mut of_registries = RegistryVariables::default();
+) -> Result<MergedSources, ConfigError> {
+    let mut from_environment = EnvironmentVariables::default();
     for (name, value) in environment {
-        if let Some(secret) = secrets().find(|secret| secret.variable == name) {
-            if !value.is_empty() {
-                given_secrets.insert(secret.variable, SecretVariable { name, secret: Secret::from(value) });
-            }
-        } else if name == CONFIG_VARIABLE {
-            configured = Some(value);
-        } else if let Some(key) = KEYS.iter().find(|key| key.variable() == name) {
-            variables.insert(key, setting(key, [value.as_str()], &Origin::Variable(name)));
-        } else if name.starts_with(REGISTRY_PREFIX) {
-            of_registries.give(SecretVariable { name, secret: Secret::from(value) });
-        } else if name.starts_with("SVCDNS_") {
-            let others = secrets().map(|secret| secret.variable).chain([CONFIG_VARIABLE]).map(str::to_owned);
-            let suggestion = nearest(&name, KEYS.iter().map(|key| key.variable()).chain(others));
-            return Err(ConfigError::UnknownVariable { name, missing: "no such setting".to_owned(), suggestion });
-        }
+        from_environment.add(name, value)?;
     }
-    let configured = configured.filter(|path| !path.is_empty());
-    let (mut file, sections) = read_file(named.map(Path::to_owned).or_else(|| configured.map(PathBuf::from)))?;
+    let EnvironmentVariables { layer: mut variables, secrets, mut of_registries, file } =
+        from_environment;
+    let (mut file, sections) = read_file(path.map(Path::to_owned).or(file))?;
     let mut given = Layer::new();
     for (key, values) in &flags.given {
-        given.insert(key, setting(key, values.iter().map(String::as_str), &Origin::Flag(key.flag())));
+        let origin = Origin::Flag(key.flag());
+        given.insert(key, setting(key, values.iter().map(String::as_str), &origin));
     }
-    let (mut defaults, _) = file::read(Path::new("the defaults"), &defaults_text())?;
+    let (mut defaults, _) = file::read(Path::new("the defaults"), &defaults_as_toml())?;
     let registries = {
-        // A list from a flag or a variable replaces those below it, and the sections of the file.
-        let lists = [&given, &variables, &file].map(|layer| layer.get(keys::REGISTRY)).into_iter().flatten();
+        // A list from a flag or variable replaces the lists of lower sources and the sections.
+        let lists = [&given, &variables, &file].map(|layer| layer.get(keys::REGISTRY));
+        let lists = lists.into_iter().flatten().map(|list| registry::listed(&list.items));
         let sections = (!sections.is_empty()).then_some(Ok(sections));
-        let mut named = lists.map(|list| registry::listed(&list.items)).chain(sections);
-        let registries = named.next().transpose()?.unwrap_or_default();
-        named.flatten().for_each(|replaced| of_registries.replace(replaced));
+        let mut by_precedence = lists.chain(sections);
+        let registries = by_precedence.next().transpose()?.unwrap_or_default();
+        by_precedence.flatten().for_each(|replaced| of_registries.replace(replaced));
         registries
     };
     let settings = KEYS
         .iter()
         .filter_map(|key| {
-            let setting = given.take(key).or_else(|| variables.take(key)).or_else(|| file.take(key));
+            let setting =
+                given.take(key).or_else(|| variables.take(key)).or_else(|| file.take(key));
             let setting = setting.or_else(|| defaults.take(key).map(as_default))?;
             Some((key.path(), setting))
         })
         .collect();
-    Ok(Gathered { layers: Layers::new(settings, given_secrets), registries, variables: of_registries })
+    Ok(MergedSources {
+        layers: Layers::new(settings, secrets),
+        registries,
+        variables: of_registries,
+    })
 }
 
-/// The setting that flags or a variable make: lists may be separated by commas or spaces.
+/// What the environment sets.
+#[derive(Debug, Default)]
+struct EnvironmentVariables {
+    layer: Layer,
+    /// Secrets of a kind of registry, by their variable.
+    secrets: HashMap<&'static str, SecretVariable>,
+    of_registries: RegistryVariables,
+    /// The configuration file.
+    file: Option<PathBuf>,
+}
+
+impl EnvironmentVariables {
+    /// Adds a variable; ignores those without the prefix `SVCDNS_`.
+    fn add(&mut self, name: String, value: String) -> Result<(), ConfigError> {
+        if let Some(secret) = secrets().find(|secret| secret.variable == name) {
+            if !value.is_empty() {
+                let variable = SecretVariable { name, secret: Secret::from(value) };
+                self.secrets.insert(secret.variable, variable);
+            }
+        } else if name == CONFIG_VARIABLE {
+            self.file = Some(value).filter(|path| !path.is_empty()).map(PathBuf::from);
+        } else if let Some(key) = KEYS.iter().find(|key| key.variable() == name) {
+            self.layer.insert(key, setting(key, [value.as_str()], &Origin::Variable(name)));
+        } else if name.starts_with(REGISTRY_PREFIX) {
+            self.of_registries.add(SecretVariable { name, secret: Secret::from(value) });
+        } else if name.starts_with("SVCDNS_") {
+            let others = secrets().map(|secret| secret.variable).chain([CONFIG_VARIABLE]);
+            let known = KEYS.iter().map(|key| key.variable()).chain(others.map(str::to_owned));
+            let suggestion = nearest(&name, known);
+            return Err(ConfigError::UnknownVariable { name, reason: None, suggestion });
+        }
+        Ok(())
+    }
+}
+
+/// Makes a setting from flags or a variable.
+///
+/// Commas or white space separate the items of a list.
 fn setting<'a>(key: &Key, values: impl IntoIterator<Item = &'a str>, origin: &Origin) -> Setting {
-    let written = |text: &str| Written { key: key.path(), text: text.to_owned(), origin: origin.clone() };
-    let items = values.into_iter();
+    let raw =
+        |text: &str| RawValue { key: key.path(), text: text.to_owned(), origin: origin.clone() };
+    let values = values.into_iter();
     let items = if key == keys::REGISTRY {
-        items.flat_map(split_urls).map(written).collect()
-    } else if key.kind == Kind::List {
-        items.flat_map(|text| text.split([',', ' ', '\t', '\n'])).filter(|text| !text.is_empty()).map(written).collect()
+        values.flat_map(split_urls).map(raw).collect()
+    } else if key.form == ValueForm::List {
+        let items = values.flat_map(|text| text.split([',', ' ', '\t', '\n']));
+        items.filter(|text| !text.is_empty()).map(raw).collect()
     } else {
-        items.map(|text| written(text.trim())).collect()
+        values.map(|text| raw(text.trim())).collect()
     };
     Setting { key: key.path(), origin: origin.clone(), items }
 }
@@ -101,8 +133,8 @@ fn as_default(mut setting: Setting) -> Setting {
     setting
 }
 
-/// The table's defaults as a configuration file.
-fn defaults_text() -> String {
+/// Returns the defaults of the table as a configuration file.
+fn defaults_as_toml() -> String {
     let mut text = String::new();
     let mut section = "";
     for key in KEYS.iter() {
@@ -115,13 +147,15 @@ fn defaults_text() -> String {
     text
 }
 
-/// Reads the file named, or the default one: its keys, and the sections of registries.
-fn read_file(named: Option<PathBuf>) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
-    let implicit = named.is_none();
-    let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+/// Reads keys and registry sections of a file, by default of [`DEFAULT_FILE`].
+fn read_file(path: Option<PathBuf>) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+    let implicit = path.is_none();
+    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     match std::fs::read_to_string(&path) {
         Ok(text) => file::read(&path, &text),
-        Err(error) if implicit && error.kind() == std::io::ErrorKind::NotFound => Ok((Layer::new(), Vec::new())),
+        Err(error) if implicit && error.kind() == std::io::ErrorKind::NotFound => {
+            Ok((Layer::new(), Vec::new()))
+        }
         Err(error) => Err(ConfigError::Unreadable { path, error, implicit }),
     }
 }

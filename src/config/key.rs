@@ -1,111 +1,137 @@
-//! What a key is: one thing that can be set. The tables of the keys themselves are in other modules.
+//! Configuration keys. The tables of keys are in other modules.
 
-/// One thing that can be set.
+/// A configuration key.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The section of the file it stands in; empty for none.
+    /// Section of the file that contains the key; empty for none.
     pub section: &'static str,
-    /// The name within the section.
+    /// Name within the section.
     pub name: &'static str,
-    /// What can be written.
-    pub kind: Kind,
-    /// What stands for the value in help texts, e.g. `ADDR:PORT`.
-    pub value: &'static str,
-    /// The unit, or what else there is to know about the form; empty for nothing.
-    pub unit: &'static str,
-    /// The default, as it would be written in the file.
+    /// Form of the value.
+    pub form: ValueForm,
+    /// Placeholder for the value in help texts, such as `ADDR:PORT`.
+    pub placeholder: &'static str,
+    /// Unit, range or syntax of the value; empty if `form` is enough.
+    pub constraint: &'static str,
+    /// Default, as written in the file.
     pub default: &'static str,
-    /// What it means, in one sentence.
+    /// Meaning in one or two sentences, for the help and the documentation.
     pub meaning: &'static str,
 }
 
-/// The form of a value.
+/// The form of a value in the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A text in quotation marks.
+pub enum ValueForm {
+    /// A string.
     Text,
-    /// A list of texts.
+    /// A list of strings.
     List,
     /// `true` or `false`.
     Bool,
-    /// A whole number.
+    /// An integer.
     Number,
     /// A duration such as `"12s"`.
     Duration,
-    /// A number of octets such as `"32MiB"`.
+    /// A number of bytes such as `"32MiB"`.
     Size,
-    /// A text or a whole number.
+    /// A string or an integer.
     TextOrNumber,
 }
 
-impl Kind {
-    /// What to write, in words.
-    pub fn words(self) -> &'static str {
+impl ValueForm {
+    /// Returns a short name for the documentation.
+    pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Text => "a text",
-            Self::List => "a list of texts",
+            Self::Text => "string",
+            Self::List => "list of strings",
             Self::Bool => "true or false",
-            Self::Number => "a whole number",
+            Self::Number => "integer",
+            Self::Duration => "duration",
+            Self::Size => "size",
+            Self::TextOrNumber => "string or integer",
+        }
+    }
+
+    /// Returns a description for error messages, with an example of an unusual form.
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Text => "a string",
+            Self::List => "a list of strings",
+            Self::Bool => "true or false",
+            Self::Number => "an integer",
             Self::Duration => "a duration such as \"12s\"",
             Self::Size => "a size such as \"32MiB\"",
-            Self::TextOrNumber => "a text or a whole number",
+            Self::TextOrNumber => "a string or an integer",
         }
     }
 }
 
 impl Key {
-    /// The key with its section, as people speak of it: `etcd.username`.
+    /// Returns the key with its section: `etcd.username`.
     pub fn path(&self) -> String {
-        if self.section.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.section, self.name) }
+        if self.section.is_empty() {
+            self.name.to_owned()
+        } else {
+            format!("{}.{}", self.section, self.name)
+        }
     }
 
-    /// The variable of the environment: `SVCDNS_ETCD_USERNAME`.
+    /// Returns the name of the environment variable: `SVCDNS_ETCD_USERNAME`.
     pub fn variable(&self) -> String {
         format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
     }
 
-    /// The flag, without its dashes: `etcd-username`.
+    /// Returns the flag without its dashes: `etcd-username`.
     pub fn flag(&self) -> String {
         self.path().replace('.', "-")
     }
 }
 
-/// A secret of a kind of registry. It is read from a file of its own or from a variable of the environment; there is no
-/// flag and no key for it, since others could read it there. Each registry also has a variable of its own for it.
+/// A secret that a kind of registry needs, such as a password.
+///
+/// It comes from a file of its own or from an environment variable, for all registries of the kind
+/// or for a single one. It has no flag and no key, because other users could read it there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SecretKey {
-    /// What it is, in a word: `password`.
+    /// Short name: `password`.
     pub name: &'static str,
-    /// The variable that can hold it for all registries of the kind.
+    /// Environment variable that can hold the secret of all registries of the kind.
     pub variable: &'static str,
-    /// The key of the file that can hold it.
+    /// Key that names the file with the secret.
     pub file: &'static Key,
 }
 
 impl SecretKey {
-    /// The key that does not exist, as a person would write it: `etcd.password`.
+    /// Returns the path of the key that a user may expect to exist: `etcd.password`.
     pub(super) fn path(&self) -> String {
         format!("{}.{}", self.file.section, self.name)
     }
 
-    /// The variable for one registry: `SVCDNS_REGISTRY_MAIN_PASSWORD`; `registry` is its name.
+    /// Returns the variable of one registry: `SVCDNS_REGISTRY_MAIN_PASSWORD`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
         format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }
 }
 
-/// What the variables of one registry begin with; its name follows.
+/// Prefix of the variables of single registries; the registry's name follows.
 pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";
 
-/// Makes a constant of each key, and a table of them all.
+/// Declares a constant for each key, and a table of all of them.
 macro_rules! keys {
-    ($table:ident: $($constant:ident = $section:literal $name:literal $kind:ident $value:literal $unit:literal $default:literal $meaning:literal;)*) => {
+    (
+        $table:ident:
+        $(
+            $constant:ident = $section:literal $name:literal $form:ident $placeholder:literal
+                $constraint:literal $default:literal
+                $meaning:literal;
+        )*
+    ) => {
         $(pub(super) const $constant: &$crate::config::key::Key = &$crate::config::key::Key {
             section: $section,
             name: $name,
-            kind: $crate::config::key::Kind::$kind,
-            value: $value,
-            unit: $unit,
+            form: $crate::config::key::ValueForm::$form,
+            placeholder: $placeholder,
+            constraint: $constraint,
             default: $default,
             meaning: $meaning,
         };)*

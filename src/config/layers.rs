@@ -1,4 +1,4 @@
-//! Settings as they were written: those of one source, and those of all sources merged.
+//! Values as written: those of one source, and those of all sources merged.
 
 use std::collections::HashMap;
 
@@ -7,48 +7,48 @@ use super::key::{Key, SecretKey};
 use crate::registry::Secret;
 use crate::service::RegistryName;
 
-/// One value of one key, as text.
+/// A value before it is parsed.
 #[derive(Clone, Debug)]
-pub(super) struct Written {
-    /// The key as it was written, with its section: `etcd.username`, `registry.main.username`.
+pub(super) struct RawValue {
+    /// The key as written, with its section: `etcd.username`, `registry.main.username`.
     pub(super) key: String,
     pub(super) text: String,
     pub(super) origin: Origin,
 }
 
-/// What was written for one key: one item, or any number for a list.
+/// The values of one key: any number for a list, otherwise one.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
-    /// The key as it was written, with its section.
+    /// The key as written, with its section.
     pub(super) key: String,
     pub(super) origin: Origin,
-    pub(super) items: Vec<Written>,
+    pub(super) items: Vec<RawValue>,
 }
 
-/// What one source says.
+/// The settings of one source, by the path of their key.
 #[derive(Debug, Default)]
 pub(super) struct Layer(HashMap<String, Setting>);
 
-/// A secret that stands in the environment.
+/// A secret in an environment variable.
 #[derive(Clone, Debug)]
 pub(super) struct SecretVariable {
     pub(super) name: String,
     pub(super) secret: Secret,
 }
 
-/// All sources, merged: every key has a setting.
+/// The merged settings of all sources: one for every key.
 #[derive(Clone, Debug)]
 pub(super) struct Layers {
     settings: HashMap<String, Setting>,
-    /// The secrets of the environment, by the variable for all registries of their kind.
+    /// Secrets of the environment, by the variable for all registries of their kind.
     secrets: HashMap<&'static str, SecretVariable>,
-    /// The registry whose section has been laid over the general settings, if any.
+    /// Registry whose section overrides the general settings, if any.
     section: Option<RegistryName>,
 }
 
 impl Setting {
-    /// Makes the setting of a key that has this one value.
-    pub(super) fn single(value: Written) -> Self {
+    /// Makes a setting with a single value.
+    pub(super) fn single(value: RawValue) -> Self {
         Self { key: value.key.clone(), origin: value.origin.clone(), items: vec![value] }
     }
 }
@@ -72,20 +72,24 @@ impl Layer {
 }
 
 impl Layers {
-    /// Joins a setting for every key, and the secrets of the environment by their variables.
-    pub(super) fn new(settings: HashMap<String, Setting>, secrets: HashMap<&'static str, SecretVariable>) -> Self {
+    /// Combines a setting for every key, and the secrets by their general variable.
+    pub(super) fn new(
+        settings: HashMap<String, Setting>,
+        secrets: HashMap<&'static str, SecretVariable>,
+    ) -> Self {
         Self { settings, secrets, section: None }
     }
 
-    /// Lays the section of a registry over these settings: its keys replace those of its kind and the general ones.
+    /// Returns a copy in which the section of a registry overrides the settings.
     #[must_use]
     pub(super) fn with_section(&self, name: &RegistryName, section: &Layer) -> Self {
         let mut layers = Self { section: Some(name.clone()), ..self.clone() };
-        layers.settings.extend(section.0.iter().map(|(path, setting)| (path.clone(), setting.clone())));
+        let own = section.0.iter().map(|(path, setting)| (path.clone(), setting.clone()));
+        layers.settings.extend(own);
         layers
     }
 
-    /// Replaces the setting of a key.
+    /// Returns a copy with another setting for a key.
     #[must_use]
     pub(super) fn with(&self, key: &Key, setting: Setting) -> Self {
         let mut layers = self.clone();
@@ -93,7 +97,7 @@ impl Layers {
         layers
     }
 
-    /// Replaces what the environment says of a secret.
+    /// Sets or removes the variable that holds a secret.
     pub(super) fn set_secret(&mut self, secret: &SecretKey, variable: Option<SecretVariable>) {
         match variable {
             Some(variable) => self.secrets.insert(secret.variable, variable),
@@ -101,44 +105,53 @@ impl Layers {
         };
     }
 
-    /// What was written for a list.
-    pub(super) fn list(&self, key: &Key) -> &[Written] {
+    /// Returns the values of a list.
+    pub(super) fn list(&self, key: &Key) -> &[RawValue] {
         self.settings.get(&key.path()).map_or(&[], |setting| &setting.items)
     }
 
-    /// What was written for a single value.
-    pub(super) fn one(&self, key: &Key) -> Written {
-        let last = self.list(key).last().cloned();
-        last.unwrap_or_else(|| Written { key: self.written_as(key), text: String::new(), origin: self.origin(key) })
+    /// Returns the value of a key that is not a list; the last of several.
+    pub(super) fn one(&self, key: &Key) -> RawValue {
+        self.list(key).last().cloned().unwrap_or_else(|| RawValue {
+            key: self.written_as(key),
+            text: String::new(),
+            origin: self.origin(key),
+        })
     }
 
-    /// A secret that stands in the environment.
+    /// Returns the variable that holds a secret, if it is set.
     pub(super) fn secret(&self, secret: &SecretKey) -> Option<&SecretVariable> {
         self.secrets.get(secret.variable)
     }
 
-    /// Where the key was written.
+    /// Returns where a key was set.
     pub(super) fn origin(&self, key: &Key) -> Origin {
         self.settings.get(&key.path()).map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
-    /// The key as it was written, with its section.
+    /// Returns the key as written, with its section.
     pub(super) fn written_as(&self, key: &Key) -> String {
         self.settings.get(&key.path()).map_or_else(|| key.path(), |setting| setting.key.clone())
     }
 
-    /// Whether the value comes from the registry's own section.
+    /// Returns whether the registry's own section sets the key.
     pub(super) fn in_section(&self, key: &Key) -> bool {
         self.written_as(key) != key.path()
     }
 
-    /// The key to name in advice: the registry's own where it has a section.
-    pub(super) fn advised(&self, key: &Key) -> String {
-        self.section.as_ref().map_or_else(|| key.path(), |name| format!("registry.{name}.{}", key.name))
+    /// Returns the key to recommend: the registry's own if it has a section.
+    pub(super) fn recommended_key(&self, key: &Key) -> String {
+        match &self.section {
+            Some(name) => format!("registry.{name}.{}", key.name),
+            None => key.path(),
+        }
     }
 
-    /// The variable to name in advice: the registry's own where it has a section.
-    pub(super) fn advised_variable(&self, secret: &SecretKey) -> String {
-        self.section.as_ref().map_or_else(|| secret.variable.to_owned(), |name| secret.variable_of(name.as_str()))
+    /// Returns the variable to recommend: the registry's own if it has a section.
+    pub(super) fn recommended_variable(&self, secret: &SecretKey) -> String {
+        match &self.section {
+            Some(name) => secret.variable_of(name.as_str()),
+            None => secret.variable.to_owned(),
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! What a person can write: a file, the environment and flags, merged into the settings that the rooms run on.
+//! Configuration from a file, the environment and flags.
 //!
-//! Flags beat the environment, which beats the file, which beats the defaults. Where each value came from stays in this
-//! room ([`Config::effective`]); no other room sees it.
+//! Flags override the environment, which overrides the file, which overrides the defaults. Each
+//! value keeps its origin ([`Config::effective`]).
 
 mod directories;
 mod document;
@@ -16,8 +16,8 @@ mod keys;
 mod layers;
 mod read;
 mod registry;
-mod rooms;
 mod secret;
+mod settings;
 mod table;
 mod upstream;
 mod values;
@@ -25,12 +25,12 @@ mod warning;
 
 pub use directories::runtime_directories;
 pub use document::{markdown, registry_markdown, template};
-pub use effective::Effective;
+pub use effective::EffectiveValue;
 pub use error::{ConfigError, Origin};
 pub use flags::{Flags, RegistryFlags, ServeFlags};
 pub use gather::CONFIG_VARIABLE;
-pub use key::{Key, Kind, SecretKey};
-pub use secret::{GivenSecret, SecretPlace};
+pub use key::{Key, SecretKey, ValueForm};
+pub use secret::{ConfiguredSecret, SecretPlace};
 pub use table::KEYS;
 pub use warning::ConfigWarning;
 
@@ -45,110 +45,120 @@ use crate::catalog::Docker0;
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
-use crate::upstream::{Servers, Target};
+use crate::upstream::{Servers, Target, UpstreamOrder};
 
-/// The file that is read when no other is named, where it exists.
+/// The file that is read by default, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
 
-/// Everything that can be set, checked and with defaults filled in.
+/// The checked configuration, with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to answer; a port of 0 means any free one.
+    /// Addresses for plain DNS over UDP and TCP; port 0 picks a free port.
     pub listen: Vec<SocketAddr>,
-    /// Who may ask from elsewhere than this machine.
+    /// Networks that may query, in addition to loopback.
     pub allow: Vec<IpNet>,
-    /// The registries to follow, at least one, at most [`crate::service::MAX_REGISTRIES`].
+    /// Registries to follow, from 1 to [`crate::service::MAX_REGISTRIES`].
     pub registries: Vec<NamedSource>,
-    /// The served zones.
+    /// Served zones.
     pub zones: Zones,
-    /// GoFrame's deployment that short names mean.
+    /// GoFrame deployment of names that do not contain one.
     pub deployment: String,
-    /// GoFrame's namespace that short names mean.
+    /// GoFrame namespace of names that do not contain one.
     pub namespace: String,
-    /// Whether a service without version `latest` answers with every version.
+    /// Whether a service without version `latest` is answered with all its versions.
     pub version_fallback: bool,
-    /// How many records an answer holds.
+    /// What to do when not all records of an answer fit.
     pub answers: Answers,
-    /// What to do with endpoints at Docker's own bridge.
+    /// How to treat endpoints at Docker's default bridge address.
     pub docker0: Docker0,
-    /// How long a mass removal is not believed; zero for never held.
+    /// How long a mass removal is held; zero for not at all.
+    ///
+    /// Registries with a section may have another value.
     pub removal_grace: Duration,
-    /// Lifetime of an answer, in seconds, 0 to 86,400.
+    /// TTL of positive answers in seconds, 0 to 86,400.
     pub ttl: u32,
-    /// Lifetime of a negative answer, in seconds, 0 to 86,400.
+    /// TTL of negative answers in seconds, 0 to 86,400.
     pub negative_ttl: u32,
-    /// Most instances of one service.
+    /// Limit of instances per service.
     pub max_instances_per_service: usize,
-    /// Most keys of one registry.
+    /// Limit of keys per registry.
     pub max_keys: usize,
-    /// Most TCP connections at a time.
+    /// Limit of open connections over TCP, TLS and QUIC.
     pub tcp_connections: usize,
-    /// How long a TCP connection may be idle.
+    /// Idle time after which a connection is closed.
     pub tcp_idle_timeout: Duration,
-    /// Who is asked for names outside the zones.
-    pub upstream: Upstream,
-    /// Most octets of the cache of what upstreams said; 0 for none.
-    pub cache_octets: usize,
-    /// How long past its end what an upstream said may be answered; zero for never.
+    /// Upstreams for names outside the zones.
+    pub upstream: UpstreamConfig,
+    /// Memory limit of the cache of upstream responses, in bytes; 0 turns it off.
+    pub cache_bytes: usize,
+    /// How long expired answers are served while no upstream responds; zero for never.
     pub serve_stale: Duration,
-    /// The domains that may have private addresses; none where all may.
+    /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Whether messages that are no questions are passed on.
+    /// Whether to forward messages with an opcode other than QUERY.
     pub forward_opcodes: bool,
-    /// Where to answer over TLS and QUIC, and with what certificate.
+    /// Addresses and certificate for DNS over TLS and QUIC.
     pub encrypted: EncryptedSettings,
-    /// Where metrics, health and the JSON interface are served besides the runtime directory's socket; none for nowhere.
+    /// Address of metrics, health and the JSON interface; `None` for the socket alone.
     pub admin_listen: Option<SocketAddr>,
-    /// The runtime directory, if one was named, by `runtime-dir` or by `state-dir`.
+    /// Runtime directory, if `runtime-dir` or `state-dir` is set.
     pub runtime_dir: Option<PathBuf>,
-    /// The state directory, if one was named.
+    /// State directory, if set.
     pub state_dir: Option<PathBuf>,
-    /// The filter of the log, in tracing's notation.
+    /// Filter of the log, in the syntax of `tracing`.
     pub log: String,
-    /// Of how many questions one is logged; 0 for none.
+    /// Logs one of this many queries per thread; 0 logs none.
     pub log_queries: u32,
-    /// The secrets of the registries, and where they come from.
-    pub secrets: Vec<GivenSecret>,
-    /// Problems that do not keep svcdns from serving, such as a password file that anyone can read.
+    /// Secrets of the registries, and where they are.
+    pub secrets: Vec<ConfiguredSecret>,
+    /// Problems that do not keep the server from starting.
     pub warnings: Vec<ConfigWarning>,
-    effective: Vec<Effective>,
+    effective: Vec<EffectiveValue>,
 }
 
-/// Who is asked for names outside the zones, and how.
+/// Upstreams for names outside the zones.
 #[derive(Clone, Debug)]
-pub struct Upstream {
-    /// Who is asked for names without upstreams of their own.
+pub struct UpstreamConfig {
+    /// Upstreams for names without a domain route.
     pub servers: Servers,
-    /// Who is asked for a domain.
+    /// Upstreams of single domains.
     pub domains: Vec<(Name, Vec<Target>)>,
-    /// The authorities that may vouch for upstreams; none for those the machine trusts.
+    /// Order in which the upstreams of each list are queried; `None` lets their origin decide.
+    pub order: Option<UpstreamOrder>,
+    /// PEM file with the CAs trusted for TLS; `None` uses the system's trust store.
     pub ca_file: Option<PathBuf>,
-    /// Whether questions go out with letters in random case.
+    /// Whether to randomize the letter case of names in queries.
     pub random_case: bool,
     /// Whether address queries for names of one label go to upstreams with public addresses.
     pub forward_single_labels: bool,
 }
 
 impl Config {
-    /// Merges and checks what was written. `file` is the file named by a flag; where none is, the variable
-    /// `SVCDNS_CONFIG` names it, and else [`DEFAULT_FILE`] is read if it exists. Variables that do not begin with
-    /// `SVCDNS_` are ignored.
+    /// Reads, merges and checks all sources.
+    ///
+    /// The configuration file is `file`, otherwise the one that the variable `SVCDNS_CONFIG` names,
+    /// otherwise [`DEFAULT_FILE`] if it exists. Variables without the prefix `SVCDNS_` are ignored.
     ///
     /// # Errors
-    /// The first mistake found, with its place.
-    pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>, flags: &Flags) -> Result<Self, ConfigError> {
+    /// Returns the first error found, with its origin.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: &Flags,
+    ) -> Result<Self, ConfigError> {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Returns every key in the order of the table and then those of each registry, with its value and where that
-    /// came from.
-    pub fn effective(&self) -> &[Effective] {
+    /// Returns the values of all keys, then those of each registry.
+    pub fn effective(&self) -> &[EffectiveValue] {
         &self.effective
     }
 
-    /// Whether somebody named the registries; else GoFrame's default is followed.
+    /// Returns whether a registry is configured; if not, GoFrame's default is used.
     pub fn names_registries(&self) -> bool {
-        self.effective.iter().any(|effective| effective.key == registry::URL && effective.origin != Origin::Default)
+        self.effective
+            .iter()
+            .any(|effective| effective.key == registry::URL && effective.origin != Origin::Default)
     }
 }
 

@@ -1,6 +1,6 @@
-//! Reads the whole configuration, key by key, and checks what must fit together.
+//! Parses every key, and checks keys against each other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,47 +9,54 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::effective::Effective;
+use super::effective::EffectiveValue;
 use super::error::ConfigError;
-use super::gather::Gathered;
+use super::gather::MergedSources;
 use super::key::Key;
 use super::layers::Layers;
-use super::secret::GivenSecret;
-use super::values::{boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace};
+use super::secret::ConfiguredSecret;
+use super::values::{
+    boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace,
+};
 use super::warning::ConfigWarning;
 use super::{Config, directories, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
 use crate::name::{Name, Zones};
 
-const DAY: Duration = Duration::from_secs(86_400);
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
 
-/// Reads every value, and checks those that only fit together.
-pub(super) fn read(gathered: &Gathered) -> Result<Config, ConfigError> {
-    let Gathered { layers, registries, variables } = gathered;
-    let whole = |key| seconds(layers, key);
+/// Parses every key, then checks keys against each other.
+pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
+    let MergedSources { layers, registries, variables } = sources;
+    let count = |key, max| one(layers, key, |text| number(text, max));
+    let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
         registries: registries.iter().map(|registry| registry.source.clone()).collect(),
         zones: zones(layers)?,
-        deployment: segment(layers, keys::DEPLOYMENT)?,
-        namespace: segment(layers, keys::NAMESPACE)?,
+        deployment: one(layers, keys::DEPLOYMENT, key_segment)?,
+        namespace: one(layers, keys::NAMESPACE, key_segment)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
         answers: one(layers, keys::ANSWERS, answers)?,
         docker0: one(layers, keys::DOCKER0, docker0)?,
         removal_grace: removal_grace(layers)?,
-        ttl: whole(keys::TTL)?,
-        negative_ttl: whole(keys::NEGATIVE_TTL)?,
-        max_instances_per_service: one(layers, keys::MAX_INSTANCES_PER_SERVICE, |text| number(text, MAX_INSTANCES_PER_SERVICE))?,
-        max_keys: one(layers, keys::MAX_KEYS, |text| number(text, MAX_KEYS))?,
-        tcp_connections: one(layers, keys::TCP_CONNECTIONS, |text| number(text, 65_535))?,
-        tcp_idle_timeout: one(layers, keys::TCP_IDLE_TIMEOUT, |text| duration(text, Duration::from_secs(1), HOUR))?,
+        ttl: ttl(layers, keys::TTL)?,
+        negative_ttl: ttl(layers, keys::NEGATIVE_TTL)?,
+        max_instances_per_service: count(
+            keys::MAX_INSTANCES_PER_SERVICE,
+            MAX_INSTANCES_PER_SERVICE,
+        )?,
+        max_keys: count(keys::MAX_KEYS, MAX_KEYS)?,
+        tcp_connections: count(keys::TCP_CONNECTIONS, 65_535)?,
+        tcp_idle_timeout: between(keys::TCP_IDLE_TIMEOUT, SECOND, HOUR)?,
         upstream: upstream::read(layers)?,
-        cache_octets: one(layers, keys::CACHE_SIZE, size)?,
-        serve_stale: one(layers, keys::SERVE_STALE, |text| duration(text, Duration::ZERO, 30 * DAY))?,
+        cache_bytes: one(layers, keys::CACHE_SIZE, size)?,
+        serve_stale: between(keys::SERVE_STALE, Duration::ZERO, 30 * DAY)?,
         rebinding: rebinding(layers)?,
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         encrypted: encrypted::read(layers)?,
@@ -57,10 +64,10 @@ pub(super) fn read(gathered: &Gathered) -> Result<Config, ConfigError> {
         runtime_dir: directories::runtime(layers),
         state_dir: path(layers, keys::STATE_DIR),
         log: one(layers, keys::LOG, log_filter)?,
-        log_queries: one(layers, keys::LOG_QUERIES, number_or_none)?,
-        secrets: registries.iter().flat_map(GivenSecret::of).collect(),
+        log_queries: one(layers, keys::LOG_QUERIES, number_or_zero)?,
+        secrets: registries.iter().flat_map(ConfiguredSecret::of).collect(),
         warnings: ConfigWarning::all(layers, &registries),
-        effective: Effective::all(layers, &registries),
+        effective: EffectiveValue::all(layers, &registries),
     };
     upstream::check(layers, &config)?;
     if let Err(error) = config.server().check() {
@@ -69,20 +76,24 @@ pub(super) fn read(gathered: &Gathered) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Reads an address with a port.
+/// Parses an address with a port.
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300"))
+    text.parse().map_err(|_| {
+        format!("{text:?} is not an address with a port, such as 127.0.0.1:5300 or [::1]:5300")
+    })
 }
 
-/// Reads a network; an address alone is a network of one host.
+/// Parses a network; an address alone is a network of one host.
 fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
-    network.map(|network| network.trunc()).ok_or_else(|| format!("{text:?} is not a network such as 10.0.0.0/8 or fd00::/8"))
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map(|network| network.trunc())
+        .map_err(|_| format!("{text:?} is not a network such as 10.0.0.0/8 or fd00::/8"))
 }
 
-/// Reads the served zones.
+/// Parses the served zones.
 fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
-    // One by one first: the mistake then has its place.
+    // Each zone alone first, for an error with the zone's own origin.
     let texts = list(layers, keys::ZONE, |text| {
         let text = text.to_owned();
         Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
@@ -90,24 +101,19 @@ fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
     Zones::new(&texts).map_err(|error| invalid(&layers.one(keys::ZONE), error.to_string()))
 }
 
-/// Reads the deployment or the namespace.
-fn segment(layers: &Layers, key: &Key) -> Result<String, ConfigError> {
-    one(layers, key, key_segment)
-}
-
-/// Reads how many records an answer holds.
+/// Parses `all`, `fit` or a number of records.
 fn answers(text: &str) -> Result<Answers, String> {
     match text {
         "all" => Ok(Answers::All),
         "fit" => Ok(Answers::Fit),
         _ => match text.parse() {
             Ok(count) => Ok(Answers::Count(count)),
-            Err(_) => Err(format!("{text:?} is neither all, fit nor a number from 1 to 65535")),
+            Err(_) => Err(format!("{text:?} is not all, fit or a number from 1 to 65535")),
         },
     }
 }
 
-/// Reads what to do with endpoints at Docker's bridge.
+/// Parses `drop` or `keep`.
 fn docker0(text: &str) -> Result<Docker0, String> {
     match text {
         "drop" => Ok(Docker0::Drop),
@@ -116,59 +122,68 @@ fn docker0(text: &str) -> Result<Docker0, String> {
     }
 }
 
-/// Reads a lifetime of up to a day, in whole seconds.
-fn seconds(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
+/// Parses a TTL: up to a day, in whole seconds.
+fn ttl(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
     one(layers, key, |text| {
         let duration = duration(text, Duration::ZERO, DAY)?;
         if duration.subsec_nanos() != 0 {
-            return Err(format!("{text} is not a whole number of seconds, and DNS counts in those"));
+            return Err(format!("{text} is not a whole number of seconds, the unit of a TTL"));
         }
         u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
     })
 }
 
-/// Reads a size of at most 64 GiB, in bytes.
+/// Parses a size of at most 64 GiB; returns bytes.
 fn size(text: &str) -> Result<usize, String> {
-    let size = ByteSize::from_str(text).map_err(|_| format!("{text:?} is not a size such as 32MiB or 500kB"))?;
+    let size = ByteSize::from_str(text)
+        .map_err(|_| format!("{text:?} is not a size such as 32MiB or 500kB"))?;
     usize::try_from(size.as_u64())
         .ok()
         .filter(|_| size <= ByteSize::gib(64))
         .ok_or_else(|| format!("{text} is more than 64GiB, the fixed limit"))
 }
 
-/// Reads the domains that may have private addresses; none where all may.
+/// Parses the domains exempt from the rebinding guard; `None` if the guard is off.
 fn rebinding(layers: &Layers) -> Result<Option<Vec<Name>>, ConfigError> {
-    let allowed = list(layers, keys::REBINDING_ALLOW, domain)?;
-    Ok(boolean(layers, keys::REBINDING_GUARD)?.then_some(allowed))
+    let exempt = list(layers, keys::REBINDING_ALLOW, domain)?;
+    Ok(boolean(layers, keys::REBINDING_GUARD)?.then_some(exempt))
 }
 
-/// Reads a loopback address with a port; none for `off`.
+/// Parses a loopback address with a port; `None` for `off`.
 fn admin_address(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    let address =
-        SocketAddr::from_str(text).map_err(|_| format!("{text:?} is neither an address with a port, such as 127.0.0.1:5380, nor off"))?;
+    let address = SocketAddr::from_str(text).map_err(|_| {
+        format!("{text:?} is neither an address with a port, such as 127.0.0.1:5380, nor off")
+    })?;
     if address.ip().to_canonical().is_loopback() {
         Ok(Some(address))
     } else {
-        Err(format!("{address} can be reached from other machines, and this interface asks nobody who they are: name a loopback address"))
+        Err(format!(
+            "{address} is reachable from other machines, but this interface has no \
+             authentication: use a loopback address"
+        ))
     }
 }
 
-/// Reads the filter of the log; a level alone is that of svcdns.
+/// Parses the filter of the log; a level without a module applies to svcdns.
 fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::builder()
         .parse(text)
         .map(|_| match text.parse::<LevelFilter>() {
-            // What etcd's client and the HTTP libraries say at these levels buries what svcdns says.
+            // Messages of the etcd client and the HTTP libraries would bury those of svcdns.
             Ok(level) if level > LevelFilter::WARN => format!("warn,svcdns={text}"),
             _ => text.to_owned(),
         })
-        .map_err(|error| format!("{text:?} is not a filter such as info, debug or warn,svcdns::registry=debug: {error}"))
+        .map_err(|error| {
+            format!(
+                "{text:?} is not a log filter such as info or warn,svcdns::registry=debug: {error}"
+            )
+        })
 }
 
-/// Reads a whole number, 0 included.
-fn number_or_none(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("{text:?} is not a whole number from 0 to {}", u32::MAX))
+/// Parses an integer from 0.
+fn number_or_zero(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an integer from 0 to {}", u32::MAX))
 }

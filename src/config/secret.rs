@@ -1,4 +1,4 @@
-//! The secrets of the registries that are followed, and where they come from.
+//! The secrets of the configured registries, and where they are.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,39 +8,44 @@ use super::registry::ConfiguredRegistry;
 use super::values::path;
 use crate::service::RegistryName;
 
-/// A secret of a registry, without the secret itself.
+/// A secret that is set for a registry, without the secret itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GivenSecret {
+pub struct ConfiguredSecret {
     /// The registry.
     pub registry: RegistryName,
-    /// What it is.
+    /// The kind of secret.
     pub key: &'static SecretKey,
-    /// The key for its file in the registry's own section: `registry.main.password-file`.
+    /// Key for its file in the registry's own section: `registry.main.password-file`.
     pub file_key: String,
-    /// Where it is.
+    /// Where the secret is.
     pub place: SecretPlace,
 }
 
 /// Where a secret is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretPlace {
-    /// In this variable of the environment.
+    /// In this environment variable.
     Variable(String),
     /// In this file.
     File(PathBuf),
 }
 
-impl GivenSecret {
-    /// Lists the secrets of a registry.
+impl ConfiguredSecret {
+    /// Returns the secrets that are set for a registry.
     pub(super) fn of(registry: &ConfiguredRegistry) -> Vec<Self> {
-        let given = |key: &&'static SecretKey| {
+        let configured = |key: &&'static SecretKey| {
             let place = match registry.layers.secret(key) {
                 Some(variable) => SecretPlace::Variable(variable.name.clone()),
                 None => SecretPlace::File(path(&registry.layers, key.file)?),
             };
-            Some(Self { registry: registry.source.name.clone(), key, file_key: registry.path(key.file), place })
+            Some(Self {
+                registry: registry.source.name.clone(),
+                key,
+                file_key: registry.path(key.file),
+                place,
+            })
         };
-        registry.kind.secrets.iter().filter_map(given).collect()
+        registry.kind.secrets.iter().filter_map(configured).collect()
     }
 }
 

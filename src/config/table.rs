@@ -1,5 +1,7 @@
-//! The one table of everything that can be set. Flags, variables, the check for unknown keys, the table in the
-//! documentation and the template file are all made from it. The keys of a kind of registry are in that kind's own table.
+//! The table of all keys.
+//!
+//! Flags, environment variables, the check for unknown keys, the tables of the documentation and
+//! the template file are made from it.
 
 use std::sync::LazyLock;
 
@@ -7,6 +9,7 @@ use super::key::Key;
 use super::keys::GENERAL;
 use super::registry::KINDS;
 
-/// Every key, in the order of the documentation: those without a section first, those of the kinds of registry last.
-pub static KEYS: LazyLock<Vec<&'static Key>> =
-    LazyLock::new(|| GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect());
+/// All keys in the order of the documentation: general keys, then those of a kind.
+pub static KEYS: LazyLock<Vec<&'static Key>> = LazyLock::new(|| {
+    GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect()
+});

@@ -1,33 +1,35 @@
-//! Who is asked for names outside the zones, as it is written.
+//! The key `upstream` and those that belong to it.
 
 use crate::name::Name;
-use crate::upstream::{Servers, Target, TargetError, is_answered_locally};
+use crate::upstream::{Servers, Target, TargetError, UpstreamOrder, is_answered_locally};
 
 use super::error::ConfigError;
 use super::keys;
-use super::layers::{Layers, Written};
-use super::values::{boolean, domain, invalid, path};
-use super::{Config, Upstream};
+use super::layers::Layers;
+use super::values::{boolean, domain, invalid, one, path};
+use super::{Config, UpstreamConfig};
 
-/// One entry of the list.
-enum Entry {
+/// An entry of the list `upstream`.
+enum UpstreamEntry {
     System,
     Off,
     Target(Target),
     Domain(Box<Name>, Target),
 }
 
-/// Reads the list, and what belongs to it.
-pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
-    let (mut named, mut domains, mut system, mut off) = (Vec::new(), Vec::<(Name, Vec<Target>)>::new(), None, None);
-    let written = layers.list(keys::UPSTREAM);
-    for item in written {
-        match entry(&item.text).map_err(|why| fault(item, why))? {
-            Entry::System => system = Some(item),
-            Entry::Off => off = Some(item),
-            Entry::Target(target) => add(&mut named, target),
-            Entry::Domain(domain, target) => {
-                let at = domains.iter().position(|(known, _)| *known == *domain).unwrap_or_else(|| {
+/// Reads the upstreams.
+pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
+    let (mut named, mut domains) = (Vec::new(), Vec::<(Name, Vec<Target>)>::new());
+    let (mut system, mut off) = (None, None);
+    let values = layers.list(keys::UPSTREAM);
+    for value in values {
+        match parse_entry(&value.text).map_err(|why| invalid(value, why))? {
+            UpstreamEntry::System => system = Some(value),
+            UpstreamEntry::Off => off = Some(value),
+            UpstreamEntry::Target(target) => add(&mut named, target),
+            UpstreamEntry::Domain(domain, target) => {
+                let known = domains.iter().position(|(known, _)| *known == *domain);
+                let at = known.unwrap_or_else(|| {
                     domains.push((*domain, Vec::new()));
                     domains.len() - 1
                 });
@@ -35,81 +37,108 @@ pub(super) fn read(layers: &Layers) -> Result<Upstream, ConfigError> {
             }
         }
     }
-    if let (Some(item), 2..) = (off, written.len()) {
-        return Err(fault(item, "off stands alone: leave it out, or all others".to_owned()));
+    if let (Some(value), 2..) = (off, values.len()) {
+        let why = "off excludes all other entries: remove either off or them";
+        return Err(invalid(value, why.to_owned()));
     }
-    if let (Some(item), false) = (system, named.is_empty()) {
-        let why = "either system or upstreams by their addresses; besides system there may be upstreams for domains, such as corp.example=10.0.0.53";
-        return Err(fault(item, why.to_owned()));
+    if let (Some(value), false) = (system, named.is_empty()) {
+        let why = "system cannot be combined with addresses for all names: remove one or the \
+             other, or limit the addresses to domains, as in corp.example=10.0.0.53";
+        return Err(invalid(value, why.to_owned()));
     }
     let servers = match (off, named.is_empty()) {
         (Some(_), _) => Servers::Off,
         (None, true) => Servers::System,
         (None, false) => Servers::Named(named),
     };
-    let (ca_file, random_case) = (path(layers, keys::UPSTREAM_CA_FILE), boolean(layers, keys::UPSTREAM_RANDOM_CASE)?);
-    let forward_single_labels = boolean(layers, keys::FORWARD_SINGLE_LABEL)?;
-    Ok(Upstream { servers, domains, ca_file, random_case, forward_single_labels })
+    Ok(UpstreamConfig {
+        servers,
+        domains,
+        order: order(layers)?,
+        ca_file: path(layers, keys::UPSTREAM_CA_FILE),
+        random_case: boolean(layers, keys::UPSTREAM_RANDOM_CASE)?,
+        forward_single_labels: boolean(layers, keys::FORWARD_SINGLE_LABEL)?,
+    })
 }
 
-/// Checks what only fits together with the rest of the configuration: names that are never asked for elsewhere, and
-/// addresses that would be ourselves.
+/// Reads the order of all lists; `None` if it is not set.
+fn order(layers: &Layers) -> Result<Option<UpstreamOrder>, ConfigError> {
+    one(layers, keys::UPSTREAM_ORDER, |text| match text {
+        "" => Ok(None),
+        text => {
+            text.parse().map(Some).map_err(|()| format!("{text:?} is neither strict nor fastest"))
+        }
+    })
+}
+
+/// Checks the upstreams against the rest of the configuration.
+///
+/// Rejects domains whose names are never forwarded, and addresses that the server listens on.
 pub(super) fn check(layers: &Layers, config: &Config) -> Result<(), ConfigError> {
-    for item in layers.list(keys::UPSTREAM) {
-        let target = match entry(&item.text).map_err(|why| fault(item, why))? {
-            Entry::Domain(domain, target) => {
+    for value in layers.list(keys::UPSTREAM) {
+        let target = match parse_entry(&value.text).map_err(|why| invalid(value, why))? {
+            UpstreamEntry::Domain(domain, target) => {
                 if let Some((_, zone)) = config.zones.find(&domain) {
-                    let why = format!("{domain} lies in the served zone {zone}, for which nobody else is asked");
-                    return Err(fault(item, why));
+                    let why = format!(
+                        "{domain} is in the served zone {zone}, whose names are never forwarded"
+                    );
+                    return Err(invalid(value, why));
                 }
                 if is_answered_locally(&domain) {
-                    return Err(fault(item, format!("nobody is asked for names in {domain}: svcdns answers them itself")));
+                    let why = format!(
+                        "names in {domain} are never forwarded: svcdns answers them itself"
+                    );
+                    return Err(invalid(value, why));
                 }
                 target
             }
-            Entry::Target(target) => target,
-            Entry::System | Entry::Off => continue,
+            UpstreamEntry::Target(target) => target,
+            UpstreamEntry::System | UpstreamEntry::Off => continue,
         };
         if let Some(own) = config.listen.iter().find(|own| target.reaches(**own)) {
-            let why = format!("svcdns would ask itself: it listens on {own}; name another upstream, or let it listen elsewhere");
-            return Err(fault(item, why));
+            let why = format!(
+                "svcdns would query itself, because it listens on {own}: use another upstream or \
+                 another listen address"
+            );
+            return Err(invalid(value, why));
         }
     }
     Ok(())
 }
 
-fn entry(text: &str) -> Result<Entry, String> {
+fn parse_entry(text: &str) -> Result<UpstreamEntry, String> {
     match text {
-        "system" => return Ok(Entry::System),
-        "off" => return Ok(Entry::Off),
+        "system" => return Ok(UpstreamEntry::System),
+        "off" => return Ok(UpstreamEntry::Off),
         _ => {}
     }
-    // A URL may hold `=`, too, but not before its `:`.
+    // A URL may contain `=` as well, but only after its `:`.
     match text.split_once('=').filter(|(domain, _)| !domain.contains([':', '/'])) {
         Some((text, target)) => {
             let domain = domain(text)?;
             if domain == Name::ROOT {
-                return Err(format!("the root holds every name: name {target} alone"));
+                return Err(format!(
+                    "the root domain contains every name: write {target} without a domain"
+                ));
             }
             if matches!(target, "system" | "off") {
-                return Err(format!("{target} cannot be named for a domain: an upstream stands there, such as 10.0.0.53"));
+                return Err(format!(
+                    "a domain needs the address of an upstream, such as 10.0.0.53, not {target}"
+                ));
             }
-            Ok(Entry::Domain(Box::new(domain), self::target(target)?))
+            Ok(UpstreamEntry::Domain(Box::new(domain), parse_target(target)?))
         }
-        None => Ok(Entry::Target(target(text)?)),
+        None => Ok(UpstreamEntry::Target(parse_target(text)?)),
     }
 }
 
-fn target(text: &str) -> Result<Target, String> {
+fn parse_target(text: &str) -> Result<Target, String> {
     text.parse().map_err(|error: TargetError| error.to_string())
 }
 
+/// Adds an upstream unless the list contains it.
 fn add(targets: &mut Vec<Target>, target: Target) {
     if !targets.contains(&target) {
         targets.push(target);
     }
-}
-
-fn fault(item: &Written, why: String) -> ConfigError {
-    invalid(item, why)
 }

@@ -1,4 +1,4 @@
-//! Problems that do not keep svcdns from serving: files of secrets that it cannot read, or that anyone can.
+//! Warnings about files with secrets that nobody or everybody can read.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -7,20 +7,20 @@ use std::path::Path;
 
 use super::error::Origin;
 use super::keys;
-use super::layers::{Layers, Written};
+use super::layers::{Layers, RawValue};
 use super::registry::ConfiguredRegistry;
 
-/// The mode bit that lets anyone read a file.
+/// Mode bit that lets every user read a file.
 const OTHERS_READ: u32 = 0o004;
 
-/// A problem that does not keep svcdns from serving.
+/// A problem that does not keep the server from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
-    /// Where it was written.
+    /// Where the value was set.
     pub origin: Origin,
-    /// The key as it was written, with its section.
+    /// The key as written, with its section.
     pub key: String,
-    /// What is wrong, and what to do.
+    /// What is wrong, and how to correct it.
     pub why: String,
 }
 
@@ -32,44 +32,48 @@ impl fmt::Display for ConfigWarning {
 }
 
 impl ConfigWarning {
-    /// Looks at the files of all secrets in use. They are read again at each connect, so a problem may pass.
+    /// Checks the files of all secrets in use.
+    ///
+    /// A problem may be temporary: registries read their files again at each connect.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let mut files = vec![layers.one(keys::TLS_KEY_FILE)];
         for ConfiguredRegistry { kind, layers, .. } in registries {
-            let passwords = kind.secrets.iter().filter(|secret| layers.secret(secret).is_none()).map(|secret| secret.file);
-            files.extend(passwords.chain(kind.private_keys.iter().copied()).map(|key| layers.one(key)));
+            let unset = kind.secrets.iter().filter(|secret| layers.secret(secret).is_none());
+            let secret_files = unset.map(|secret| secret.file);
+            let keys = secret_files.chain(kind.private_keys.iter().copied());
+            files.extend(keys.map(|key| layers.one(key)));
         }
         let mut warnings = Vec::new();
         for file in files.iter().filter(|file| !file.text.is_empty()) {
-            let warning = about(Path::new(&file.text)).map(|why| Self::new(file, why));
+            let warning = check_file(Path::new(&file.text)).err().map(|why| Self::new(file, why));
             // Registries may share a file.
             warnings.extend(warning.filter(|warning| !warnings.contains(warning)));
         }
         warnings
     }
 
-    fn new(written: &Written, why: String) -> Self {
-        Self { origin: written.origin.clone(), key: written.key.clone(), why }
+    fn new(value: &RawValue, why: String) -> Self {
+        Self { origin: value.origin.clone(), key: value.key.clone(), why }
     }
 }
 
-/// Says what is wrong with a file that holds a secret, if anything.
-fn about(path: &Path) -> Option<String> {
+/// Checks a file with a secret; the error is the reason for a warning.
+fn check_file(path: &Path) -> Result<(), String> {
     let shown = path.display();
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) => return Some(format!("cannot read {shown}: {error}")),
-    };
+    let metadata = fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
     if metadata.is_dir() {
-        return Some(format!("cannot read {shown}: it is a directory"));
+        return Err(format!("cannot read {shown}: it is a directory"));
     }
     // Opening a pipe would wait for its writer.
     if !metadata.is_file() {
-        return None;
+        return Ok(());
     }
-    if let Err(error) = File::open(path) {
-        return Some(format!("cannot read {shown}: {error}"));
-    }
+    File::open(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let mode = metadata.permissions().mode() & 0o7777;
-    (mode & OTHERS_READ != 0).then(|| format!("anyone on this machine can read {shown} (mode {mode:04o}): run `chmod o-r {shown}`"))
+    if mode & OTHERS_READ != 0 {
+        return Err(format!(
+            "every user of this machine can read {shown} (mode {mode:04o}): run `chmod o-r {shown}`"
+        ));
+    }
+    Ok(())
 }

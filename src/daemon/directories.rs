@@ -1,33 +1,36 @@
-//! The two directories of the running server.
+//! The runtime and state directories of the running server.
 
 use std::path::Path;
 
 use crate::config::Config;
 use crate::directory::{Candidate, DirectoryError, DirectoryKind, OwnDirectory, TrustRule};
 
-/// The directories that the server has to itself until this is dropped.
+/// The directories of a server, locked until dropped.
 #[derive(Debug)]
 pub(super) struct Directories {
     runtime: OwnDirectory,
-    state: StatePlace,
+    state: StateLocation,
 }
 
-/// Where what is kept goes.
+/// Location of the state directory.
 #[derive(Debug)]
-enum StatePlace {
-    /// Nowhere.
-    Nowhere,
-    /// Into the runtime directory.
+enum StateLocation {
+    /// There is none.
+    None,
+    /// The runtime directory is also the state directory.
     InRuntime,
-    /// Into a directory of its own.
-    Apart(OwnDirectory),
+    /// A directory of its own.
+    Separate(OwnDirectory),
 }
 
 impl Directories {
-    /// Takes both; the server goes on without a state directory that nobody named.
+    /// Locks both directories, and creates them if needed.
+    ///
+    /// Without a usable default state directory, the server runs and keeps no state.
     ///
     /// # Errors
-    /// When a directory has another server, or one that is needed cannot be had.
+    /// If another server uses one of them, or if the runtime directory or a configured state
+    /// directory cannot be used.
     pub(super) fn take(config: &Config) -> Result<Self, DirectoryError> {
         let both = config.state_dir.is_some() && config.runtime_dir == config.state_dir;
         let kind = if both { DirectoryKind::Both } else { DirectoryKind::Runtime };
@@ -35,40 +38,40 @@ impl Directories {
         let state = match config.state_directory() {
             None => {
                 tracing::warn!(
-                    "nothing is kept over a restart, because this user has no home: \
+                    "no state is kept across restarts, because this user has no home: \
                      name a directory with --state-dir"
                 );
-                StatePlace::Nowhere
+                StateLocation::None
             }
-            Some(candidate) if runtime.is_at(&candidate.path) => StatePlace::InRuntime,
+            Some(candidate) if runtime.is_at(&candidate.path) => StateLocation::InRuntime,
             Some(candidate) => take_state(&candidate)?,
         };
         Ok(Self { runtime, state })
     }
 
-    /// Returns the one with the socket.
+    /// Returns the runtime directory, which contains the socket.
     pub(super) fn runtime(&self) -> &OwnDirectory {
         &self.runtime
     }
 
-    /// Returns the path of the one that is kept, if there is one.
+    /// Returns the path of the state directory, if there is one.
     pub(super) fn state_path(&self) -> Option<&Path> {
         match &self.state {
-            StatePlace::Nowhere => None,
-            StatePlace::InRuntime => Some(self.runtime.path()),
-            StatePlace::Apart(directory) => Some(directory.path()),
+            StateLocation::None => None,
+            StateLocation::InRuntime => Some(self.runtime.path()),
+            StateLocation::Separate(directory) => Some(directory.path()),
         }
     }
 }
 
-fn take_state(candidate: &Candidate) -> Result<StatePlace, DirectoryError> {
+fn take_state(candidate: &Candidate) -> Result<StateLocation, DirectoryError> {
     match OwnDirectory::take(candidate, DirectoryKind::State) {
-        Ok(directory) => Ok(StatePlace::Apart(directory)),
+        Ok(directory) => Ok(StateLocation::Separate(directory)),
         Err(error) if candidate.trust == TrustRule::Named => Err(error),
         Err(error @ DirectoryError::Taken { .. }) => Err(error),
         Err(error) => {
-            tracing::warn!("nothing is kept over a restart: {error}");
-            Ok(StatePlace::Nowhere)
+            tracing::warn!(%error, "no state is kept across restarts");
+            Ok(StateLocation::None)
         }
     }
 }

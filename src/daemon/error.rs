@@ -1,4 +1,4 @@
-//! Why the server does not start, and why it ends.
+//! Errors that prevent the start of the server, or end it.
 
 use std::io;
 
@@ -8,36 +8,36 @@ use crate::directory::DirectoryError;
 use crate::server::BindError;
 use crate::upstream::CaFileError;
 
-/// The server cannot start.
+/// The reason why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// One of its directories cannot be had.
+    /// A directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The socket for the commands cannot be opened.
+    /// The socket of the HTTP interface cannot be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A socket cannot be opened.
+    /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The authorities for upstreams over TLS cannot be read.
+    /// The certificate authorities for upstreams cannot be read.
     #[error(transparent)]
     CaFile(#[from] CaFileError),
-    /// The system has no thread for following the registries.
+    /// The thread that follows the registries cannot be started.
     #[error("cannot start the thread that follows the registries: {0}")]
     Thread(io::Error),
 }
 
-/// The server ended unasked.
+/// The reason why the server ended without being stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A socket could not be served.
+    /// A socket can no longer be served.
     #[error(transparent)]
     Serve(#[from] BindError),
-    /// The task that answers panicked.
+    /// The task of the DNS server panicked.
     #[error("the DNS server panicked; please report this: {0}")]
     Panicked(tokio::task::JoinError),
-    /// The thread that publishes changes is gone.
-    #[error("the publication of changes ended unasked; please report this")]
+    /// The thread that publishes snapshots has ended.
+    #[error("the publication of changes ended unexpectedly; please report this")]
     PublisherEnded,
 }

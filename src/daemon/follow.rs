@@ -1,4 +1,4 @@
-//! Joins registries, catalog and table: takes updates from the one inlet and publishes them.
+//! The pipeline from the registries to the published snapshot.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,104 +11,120 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::config::Config;
-use crate::registry::{Command, Feed, NamedSource, Registry, Source, State};
+use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
-/// Updates that may wait to be published; then their sources wait. Those that come together are published together.
-const INLET: usize = 64;
-
-/// Most changes taken for one publication: a flood must not keep what has come already from being seen.
-const MAX_CHANGES: usize = 50_000;
-
-/// Commands to a registry that may wait.
-const COMMANDS: usize = 16;
-
-/// How long after a panic a registry is followed again.
-const RESTART: Duration = Duration::from_secs(1);
-
-/// All registries of a configuration, and what is made of them.
+/// Limit for updates that wait for publication; at it, their sources wait.
 ///
-/// All of it is the work of one thread with a runtime of its own, the one that calls [`Self::begin`] and [`Self::next`]: from
-/// what the network brings to the publication no other thread has to be woken, and all that is kept comes from one arena of
-/// the allocator. Whoever reads much at a time lets the others in between.
+/// All waiting updates are published together.
+const MAX_WAITING_UPDATES: usize = 64;
+
+/// Limit for the changes of one publication.
+///
+/// A flood must not delay the changes received first.
+const MAX_CHANGES_PER_PUBLICATION: usize = 50_000;
+
+/// Limit for commands that wait for a registry.
+const MAX_WAITING_COMMANDS: usize = 16;
+
+/// Pause before a follower that panicked is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Follows all registries of a configuration and publishes their services.
+///
+/// One thread with its own runtime calls [`Self::start`] and [`Self::next`], and does all the
+/// work: no other thread has to be woken between the receipt of a change and its publication, and
+/// all data comes from one arena of the allocator. Long tasks therefore yield to the others.
 #[derive(Debug)]
-pub struct Following {
-    followers: Vec<Follower>,
+pub struct RegistryPipeline {
+    pending: Vec<PendingRegistry>,
     publisher: Publisher,
     inlet: mpsc::Receiver<Update>,
-    commands: Vec<mpsc::Sender<Command>>,
-    /// Told which host names are wanted, where somebody looks them up.
+    commands: Vec<mpsc::Sender<RegistryCommand>>,
+    /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
     wake: Option<Instant>,
 }
 
-/// A registry that is not followed yet.
+/// A registry before [`RegistryPipeline::start`].
 #[derive(Debug)]
-struct Follower {
+struct PendingRegistry {
     source: Source,
     feed: Feed,
-    asked: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<RegistryCommand>,
 }
 
-/// What others need of what is followed.
+/// The parts of a pipeline that the rest of the server uses.
 #[derive(Debug)]
-pub struct Followed {
-    /// The way in for questions.
+pub struct PipelineHandles {
+    /// Answers queries from the latest snapshot.
     pub answerer: Arc<Answerer>,
-    /// The registries' own reports.
-    pub states: Vec<Arc<State>>,
-    /// The way in for updates from other sources than the registries.
+    /// The states of the registries, in the order of the configuration.
+    pub states: Vec<Arc<RegistryState>>,
+    /// Sends updates that come from other sources than the registries.
     pub inlet: mpsc::Sender<Update>,
 }
 
-impl Following {
-    /// Prepares to follow every registry, for a server that listens on these addresses. `hosts` is told which host names to look
-    /// up; without it other names are not forwarded either.
-    pub fn new(config: &Config, listen: &[SocketAddr], hosts: Option<Arc<HostRequests>>) -> (Self, Followed) {
+impl RegistryPipeline {
+    /// Makes the pipeline of a server that listens on these addresses.
+    ///
+    /// `hosts` receives the host names to look up; without it, forwarding is off.
+    pub fn new(
+        config: &Config,
+        listen: &[SocketAddr],
+        hosts: Option<Arc<HostRequests>>,
+    ) -> (Self, PipelineHandles) {
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
-        let (sender, inlet) = mpsc::channel(INLET);
-        let (mut followers, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (NamedSource { name, source, .. }, registry) in config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES)) {
-            let state = Arc::new(State::new(name, source.to_string()));
-            let (asking, asked) = mpsc::channel(COMMANDS);
+        let (sender, inlet) = mpsc::channel(MAX_WAITING_UPDATES);
+        let (mut pending, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
+        for (NamedSource { name, source, .. }, registry) in
+            config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
+        {
+            let state = Arc::new(RegistryState::new(name, source.to_string()));
+            let (sender_of_commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
-            followers.push(Follower { source, feed, asked });
-            commands.push(asking);
+            pending.push(PendingRegistry { source, feed, commands: receiver });
+            commands.push(sender_of_commands);
             states.push(state);
         }
-        let following = Self { followers, publisher, inlet, commands, hosts, wake: None };
-        (following, Followed { answerer, states, inlet: sender })
+        let pipeline = Self { pending, publisher, inlet, commands, hosts, wake: None };
+        (pipeline, PipelineHandles { answerer, states, inlet: sender })
     }
 
-    /// Begins to follow every registry until `stop`, as tasks of the runtime that this is called in.
-    pub fn begin(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
-        for Follower { source, feed, asked } in self.followers.drain(..) {
-            tracker.spawn(keep(source, feed, asked, stop.clone()));
+    /// Starts to follow all registries until `stop`, in tasks of the current runtime.
+    pub fn start(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
+        for PendingRegistry { source, feed, commands } in self.pending.drain(..) {
+            tracker.spawn(keep_following(source, feed, commands, stop.clone()));
         }
     }
 
-    /// Waits for updates, or for what time brings, and publishes all that has come, once. None when every source of updates has
-    /// ended. Also says how long the publication took.
+    /// Waits for updates or a deadline, and publishes a snapshot.
+    ///
+    /// A deadline is, for example, the end of a removal grace. Returns what was published and how
+    ///
+    ///     /// long that took; `None` once all sources have ended.
     pub async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
+        let deadline = wake.unwrap_or_else(Instant::now).into();
         let first = tokio::select! {
             update = self.inlet.recv() => Some(update?),
-            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => None,
+            () = tokio::time::sleep_until(deadline), if wake.is_some() => None,
         };
-        let began = Instant::now();
+        let start = Instant::now();
         let Self { publisher, inlet, .. } = self;
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
-            let update = (taken < MAX_CHANGES).then(|| inlet.try_recv().ok()).flatten()?;
+            let update =
+                (taken < MAX_CHANGES_PER_PUBLICATION).then(|| inlet.try_recv().ok()).flatten()?;
             taken += update.len();
             Some(update)
         });
-        let mut publication = publisher.begin(first.into_iter().chain(waiting), began);
+        let mut publication = publisher.begin(first.into_iter().chain(waiting), start);
         while publication.compile_next() {
-            // Else the connections of this thread would miss their pings.
+            // Keep the connections of this thread alive: they have to answer pings.
             yield_now().await;
         }
         let mut published = publication.publish();
@@ -118,26 +134,33 @@ impl Following {
         }
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {
-                // A registry that is too busy to be asked leaves the doubt unanswered, as one that cannot be reached does.
-                let _ = commands.try_send(Command::AskLeases(leases));
+                // If the registry is too busy, the leases stay unchecked, as if it were
+                // unreachable.
+                let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
             }
         }
-        Some((published, began.elapsed()))
+        Some((published, start.elapsed()))
     }
 }
 
-/// Follows a registry until `stop`, and anew should its follower panic.
-async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+/// Follows a registry until `stop`; starts its follower again after a panic.
+async fn keep_following(
+    registry: impl Registry + Clone,
+    feed: Feed,
+    mut commands: mpsc::Receiver<RegistryCommand>,
+    stop: CancellationToken,
+) {
     let mut first = ListKind::Routine;
     loop {
-        let (asking, asked) = mpsc::channel(COMMANDS);
-        let mut follower = tokio::spawn(registry.clone().follow(first, feed.clone(), asked, stop.clone()));
+        let (to_follower, received) = mpsc::channel(MAX_WAITING_COMMANDS);
+        let mut follower =
+            tokio::spawn(registry.clone().follow(first, feed.clone(), received, stop.clone()));
         let ended = loop {
             tokio::select! {
                 ended = &mut follower => break ended,
                 command = commands.recv() => match command {
-                    Some(command) => drop(asking.try_send(command)),
-                    // Nobody asks any more: only the end is left to wait for.
+                    Some(command) => drop(to_follower.try_send(command)),
+                    // No more commands will come.
                     None => break (&mut follower).await,
                 },
             }
@@ -145,7 +168,10 @@ async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::R
         if stop.is_cancelled() || ended.is_ok() {
             return;
         }
-        tracing::error!(registry = %feed.state(), "the follower of a registry panicked and is started again; please report this");
+        tracing::error!(
+            registry = %feed.state(),
+            "the follower of a registry panicked, starting it again; please report this"
+        );
         feed.state().update(|report| {
             report.connected = false;
             report.error = Some("its follower panicked".to_owned());
@@ -153,11 +179,11 @@ async fn keep(registry: impl Registry + Clone, feed: Feed, mut commands: mpsc::R
         if feed.send(vec![Change::Connected(false)]).await.is_err() {
             return;
         }
-        // The catalog knows what the follower told it before the panic; what happened since, nobody saw.
+        // The catalog has the changes from before the panic; those since then were missed.
         first = ListKind::Reconnect;
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(RESTART) => {}
+            () = tokio::time::sleep(RESTART_PAUSE) => {}
         }
     }
 }
@@ -172,14 +198,22 @@ mod tests {
     use crate::registry::gsvc;
     use crate::service::Put;
 
-    /// A store whose first follower panics after its list; the second finds half as many services.
+    /// A registry whose first follower panics after its list.
+    ///
+    /// The second one lists half of the services.
     #[derive(Clone, Default)]
     struct Panicking(Arc<AtomicU32>);
 
     const SERVICES: usize = 20;
 
     impl Registry for Panicking {
-        async fn follow(self, first: ListKind, feed: Feed, _commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+        async fn follow(
+            self,
+            first: ListKind,
+            feed: Feed,
+            _commands: mpsc::Receiver<RegistryCommand>,
+            stop: CancellationToken,
+        ) {
             let before = self.0.fetch_add(1, Ordering::Relaxed);
             let put = |n| {
                 let key = format!("/service/default/default/hello-{n}/latest/10.0.0.1:80");
@@ -196,19 +230,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_follower_misses_that_panicked_before_is_not_believed_at_once() {
-        let (sender, mut inlet) = mpsc::channel(INLET);
-        let (_asking, asked) = mpsc::channel(COMMANDS);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("test".parse().unwrap(), "test://".to_owned())));
+    async fn removals_found_after_a_panic_are_held() {
+        let (sender, mut inlet) = mpsc::channel(MAX_WAITING_UPDATES);
+        let (_commands, received) = mpsc::channel(MAX_WAITING_COMMANDS);
+        let feed = Feed::new(
+            RegistryId::FIRST,
+            sender,
+            Arc::new(RegistryState::new("test".parse().unwrap(), "test://".to_owned())),
+        );
         let stop = CancellationToken::new();
-        let kept = tokio::spawn(keep(Panicking::default(), feed, asked, stop.clone()));
+        let kept = tokio::spawn(keep_following(Panicking::default(), feed, received, stop.clone()));
 
-        let mut catalog = Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap(), 1));
+        let mut catalog =
+            Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap(), 1));
         let now = Instant::now();
         let mut lists = Vec::new();
         while lists.len() < 2 {
             let update = inlet.recv().await.unwrap();
-            let Update::Registry(RegistryId::FIRST, changes) = &update else { panic!("{update:?}") };
+            let Update::Registry(RegistryId::FIRST, changes) = &update else {
+                panic!("{update:?}")
+            };
             lists.extend(changes.iter().filter_map(|change| match change {
                 Change::ListBegin(kind) => Some(*kind),
                 _ => None,
@@ -218,7 +259,7 @@ mod tests {
             assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
         }
         assert_eq!(lists, [ListKind::Routine, ListKind::Reconnect]);
-        // What is still missing when the grace is over is gone.
+        // Services still missing after the grace are removed.
         catalog.settle(now + Duration::from_secs(3600));
         assert_eq!(catalog.services().count(), SERVICES / 2);
         stop.cancel();

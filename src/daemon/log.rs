@@ -1,4 +1,4 @@
-//! Where the server's log goes.
+//! The log of the server.
 
 use std::io::IsTerminal;
 
@@ -6,14 +6,14 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// Lines that may wait to be written; while so many do, further ones are lost and counted.
+/// Lines that may wait to be written; further ones are dropped and counted.
 const MAX_WAITING_LINES: usize = 8_192;
 
 /// The server's log, written to standard error by a thread of its own.
 ///
-/// The reader of standard error may stall: a paused terminal, a full pipe, a log service that hangs. The
-/// threads that answer queries also log, and must not wait for it. Dropping this writes the waiting
-/// lines, for 1 s at most.
+/// The reader of standard error may stall: a paused terminal, a full pipe, a log service that
+/// hangs. The threads that answer queries also log, and must not wait for it. Dropping this writes
+/// the waiting lines, for at most 1 s.
 #[derive(Debug)]
 pub struct Log {
     lost: ErrorCounter,
@@ -21,20 +21,25 @@ pub struct Log {
 }
 
 impl Log {
-    /// Begins to log what this filter lets pass (tracing's notation). To be called once.
+    /// Starts to log the events that pass `filter`, a directive list of `tracing`.
+    ///
+    /// Must be called only once.
     ///
     /// # Errors
-    /// When the filter cannot be understood.
-    pub fn begin(filter: &str) -> Result<Self, ParseError> {
+    /// If the filter is invalid.
+    pub fn start(filter: &str) -> Result<Self, ParseError> {
         let filter = EnvFilter::builder().parse(filter)?;
-        let lossy = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES).thread_name("log");
+        let lossy = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(MAX_WAITING_LINES)
+            .thread_name("log");
         let (writer, guard) = lossy.finish(std::io::stderr());
         let lost = writer.error_counter();
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(writer)
             .with_ansi(std::io::stderr().is_terminal())
-            // It would complain to standard error, and panic where that is what nobody reads any more.
+            // Internal errors go to standard error too, and panic if nobody reads it.
             .log_internal_errors(false)
             .init();
         Ok(Self { lost, _writer: guard })

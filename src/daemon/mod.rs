@@ -1,7 +1,7 @@
-//! The running server, joined: opens the sockets, follows the registries, publishes what comes of them, and answers.
+//! The running server: sockets, registries, catalog, forwarder, HTTP interface.
 //!
-//! Everything that changes what is served comes down one channel ([`crate::service::Update`]) to one thread, which owns the
-//! catalog and publishes. Whoever has something new to say gets a sender of that channel.
+//! All updates ([`crate::service::Update`]) arrive in one channel. One thread receives them, owns
+//! the catalog, and publishes snapshots. Each source of updates has a sender of that channel.
 
 mod directories;
 mod error;
@@ -13,9 +13,9 @@ mod server;
 mod signals;
 
 pub use error::{ServerError, StartError};
-pub use follow::{Followed, Following};
+pub use follow::{PipelineHandles, RegistryPipeline};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use responder::Responder;
 pub use server::Server;
-pub use signals::Signals;
+pub use signals::ShutdownSignals;

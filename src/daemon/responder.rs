@@ -1,24 +1,64 @@
-//! Joins what is served here with what is asked elsewhere.
+//! Answers queries from the served zones or by forwarding.
 
+use std::iter;
 use std::sync::Arc;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead};
 use crate::server::{Client, Disposition, Request, Respond};
-use crate::upstream::{Lane, LaneOutcome, Resolution};
+use crate::upstream::{AliasChain, Lane, LaneOutcome, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
-/// Answers from the served zones, then from what the upstreams said before, then asks them.
+/// Answers from the served zones, then from the cache, then by forwarding.
 #[derive(Debug)]
 pub struct Responder {
     answerer: Arc<Answerer>,
-    /// The way to the upstreams; none with forwarding off.
+    /// Leads to the cache and the upstreams; `None` if forwarding is off.
     lane: Option<Lane>,
 }
 
 impl Responder {
-    /// A responder; `lane` leads to the upstreams of names outside the zones.
+    /// Makes a responder; `lane` forwards names outside the served zones.
     pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
         Self { answerer, lane }
+    }
+}
+
+impl Responder {
+    /// Follows aliases from name to name, each in a served zone or forwarded.
+    async fn follow(
+        &self,
+        lane: &Lane,
+        mut chain: Box<AliasChain>,
+        transport: Transport,
+    ) -> Vec<u8> {
+        loop {
+            let mut out = Vec::with_capacity(512);
+            if self.answer_alias(&chain, transport, &mut out) != AnswerOutcome::Forward {
+                return lane.finish(&chain, &out);
+            }
+            match lane.follow(&mut chain, &mut out).await {
+                LaneOutcome::Written => return out,
+                LaneOutcome::Deferred => {}
+                LaneOutcome::Outside => {
+                    if let Parsed::Query(query) = Query::parse(chain.query()) {
+                        self.answerer.respond_outside(&query, transport, &mut out);
+                    }
+                    return lane.finish(&chain, &out);
+                }
+            }
+        }
+    }
+
+    /// Answers the query that a chain has come to from the served zones, if its name is in one.
+    fn answer_alias(
+        &self,
+        chain: &AliasChain,
+        transport: Transport,
+        out: &mut Vec<u8>,
+    ) -> AnswerOutcome {
+        let ahead = self.answerer.look_ahead(iter::once(chain.query()));
+        let parsed = Query::parse(chain.query());
+        self.answerer.respond(&parsed, (&ahead, 0), transport, fastrand::u64(..), out)
     }
 }
 
@@ -58,13 +98,13 @@ impl Respond for Responder {
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
-        let transport = client.transport.into();
-        let source = client.source.ip();
-        let resolution = self.lane.as_ref()?.resolve(&request, transport, source).await;
-        let mut response = match resolution {
-            Resolution::Silent => return None,
-            Resolution::Outside => Vec::new(),
+        let lane = self.lane.as_ref()?;
+        let transport = Transport::from(client.transport);
+        let mut response = match lane.resolve(&request, transport, client.source.ip()).await? {
             Resolution::Response(response) => response,
+            // Boxed because it is rare: other queries must not reserve room for its future.
+            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, transport)).await,
+            Resolution::Outside => Vec::new(),
         };
         if let Parsed::Query(query) = Query::parse(&request) {
             if response.is_empty() {

@@ -1,4 +1,4 @@
-//! The whole server: what `serve` and `demo` run.
+//! The whole server, as `serve` and `demo` run it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
-use super::follow::{Followed, Following};
+use super::follow::{PipelineHandles, RegistryPipeline};
 use super::listen_error::{ListenError, report_not_listening};
 use super::{Log, Responder, ServerError, StartError};
-use crate::admin::{About, Listener, Site, SocketFile};
+use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
 use crate::answer::Answerer;
 use crate::config::Config;
 use crate::name::Name;
@@ -22,42 +22,46 @@ use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, server};
 
-/// How long all that is running may take to end.
-const END: Duration = Duration::from_secs(5);
+/// Longest wait for the DNS server, and then for all tasks, to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it answers.
+    /// Addresses of the UDP and TCP listeners.
     pub addresses: Vec<SocketAddr>,
-    /// Where it answers over TLS.
+    /// Addresses of the TLS listeners.
     pub tls: Vec<SocketAddr>,
-    /// Where it answers over QUIC.
+    /// Addresses of the QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Where HTTP is served besides the socket.
+    /// Address of the HTTP interface's port, if it has one.
     pub admin: Option<SocketAddr>,
-    /// Its runtime directory.
+    /// The runtime directory.
     pub runtime_dir: PathBuf,
-    /// Its state directory, if it has one.
+    /// The state directory, if there is one.
     pub state_dir: Option<PathBuf>,
-    /// The way in for questions.
+    /// Answers queries from the latest snapshot.
     pub answerer: Arc<Answerer>,
     dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
     stop: CancellationToken,
-    /// Removed at the end, and only then are the directories given back.
+    /// Dropped before the directories: the socket is removed while they are locked.
     _socket: SocketFile,
     _directories: Directories,
 }
 
 impl Server {
-    /// Takes its directories, opens all sockets and begins to follow the registries. What happens goes to `log`.
+    /// Locks the directories, opens all sockets and starts to follow the registries.
     ///
     /// # Errors
-    /// When one of these cannot be had.
-    pub async fn start(config: &Config, log: &Log, stop: CancellationToken) -> Result<Self, StartError> {
-        // Before anything is made in a place where no socket can be.
+    /// If a directory or socket cannot be used, or a setting is invalid.
+    pub async fn start(
+        config: &Config,
+        log: &Log,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
         let directories = Directories::take(config)?;
         let (socket, socket_file) = admin::listen(directories.runtime())?;
@@ -67,20 +71,22 @@ impl Server {
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let port = admin_port(config.admin_listen).await;
-        let admin = port.as_ref().and_then(Listener::address);
+        let admin = port.as_ref().and_then(AdminListener::address);
 
         let tracker = TaskTracker::new();
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
             settings.check()?;
         }
-        let forwarder = upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
-        let wanted = forwarder.is_some().then(Arc::<HostRequests>::default);
-        let (following, Followed { answerer, states, inlet }) = Following::new(config, &addresses, wanted.clone());
-        if let Some((forwarder, wanted)) = forwarder.clone().zip(wanted) {
-            tracker.spawn(look_up_hosts(forwarder, wanted, inlet, stop.clone()));
+        let forwarder =
+            upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
+        let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
+        let (pipeline, PipelineHandles { answerer, states, inlet }) =
+            RegistryPipeline::new(config, &addresses, requests.clone());
+        if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
+            tracker.spawn(look_up_hosts(forwarder, requests, inlet, stop.clone()));
         }
-        let about = About {
+        let info = ServerInfo {
             listen: addresses.clone(),
             tls: tls.clone(),
             quic: quic.clone(),
@@ -88,15 +94,26 @@ impl Server {
             runtime_dir: runtime_dir.clone(),
             state_dir: state_dir.clone(),
             started: SystemTime::now(),
-            began: Instant::now(),
+            started_at: Instant::now(),
         };
-        let site = Arc::new(Site::new(about, Arc::clone(&answerer), states, counters, forwarder.clone(), log.lost_lines()));
-        for listener in [Some(Listener::Socket(socket)), port].into_iter().flatten() {
-            tracker.spawn(admin::serve(listener, Arc::clone(&site), stop.clone()));
+        let context = Arc::new(AdminContext::new(
+            info,
+            Arc::clone(&answerer),
+            states,
+            counters,
+            forwarder.clone(),
+            log.lost_lines(),
+        ));
+        for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
+            tracker.spawn(admin::serve(listener, Arc::clone(&context), stop.clone()));
         }
-        let publisher = follow(following, site, tracker.clone(), stop.clone())?;
+        let publisher = start_publisher(pipeline, context, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
-        let dns = tokio::spawn(bound.serve(Responder::new(Arc::clone(&answerer), lane), report_not_listening, stop.clone()));
+        let dns = tokio::spawn(bound.serve(
+            Responder::new(Arc::clone(&answerer), lane),
+            report_not_listening,
+            stop.clone(),
+        ));
         Ok(Self {
             addresses,
             tls,
@@ -114,77 +131,98 @@ impl Server {
         })
     }
 
-    /// Waits until it is told to stop, then until all have ended.
+    /// Waits until the server is told to stop, and until all its parts have ended.
     ///
     /// # Errors
-    /// When it ended without being told.
+    /// If the server ended without being told.
     pub async fn finish(mut self) -> Result<(), ServerError> {
         let ended = tokio::select! {
-            ended = &mut self.dns => ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?)),
+            ended = &mut self.dns => {
+                ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?))
+            }
             _ = &mut self.publisher, if !self.stop.is_cancelled() => {
                 if self.stop.is_cancelled() { Ok(()) } else { Err(ServerError::PublisherEnded) }
             }
         };
         self.stop.cancel();
         if !self.dns.is_finished() {
-            let _ = tokio::time::timeout(END, &mut self.dns).await;
+            let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.dns).await;
         }
         self.tracker.close();
-        if tokio::time::timeout(END, self.tracker.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tracker.len(), "not everything ended in time; leaving it behind");
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
         }
         ended
     }
 }
 
-/// Looks up the addresses of the host names that are wanted, until `stop`.
-async fn look_up_hosts(forwarder: Arc<Forwarder>, wanted: Arc<HostRequests>, inlet: mpsc::Sender<Update>, stop: CancellationToken) {
+/// Looks up the requested host names until `stop`.
+async fn look_up_hosts(
+    forwarder: Arc<Forwarder>,
+    requests: Arc<HostRequests>,
+    inlet: mpsc::Sender<Update>,
+    stop: CancellationToken,
+) {
     let lookup = |host: Box<str>| {
         let forwarder = Arc::clone(&forwarder);
         async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
     };
-    follow_hosts(&wanted, lookup, inlet, stop).await;
+    follow_hosts(&requests, lookup, inlet, stop).await;
 }
 
-/// Opens the port of the HTTP interface. One that cannot be had is no reason not to serve names.
-async fn admin_port(address: Option<SocketAddr>) -> Option<Listener> {
+/// Opens the port of the HTTP interface; without it, the server runs all the same.
+async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
     let address = address?;
     match tokio::net::TcpListener::bind(address).await {
-        Ok(listener) => Some(Listener::Port(listener)),
+        Ok(listener) => Some(AdminListener::Port(listener)),
         Err(error) => {
-            tracing::warn!(%address, %error, "metrics and health are not served on this port; name another with --admin-listen, or off");
+            tracing::warn!(
+                %address,
+                %error,
+                "cannot serve health and metrics on this port; choose another with \
+                 --admin-listen, or off"
+            );
             None
         }
     }
 }
 
-/// Follows the registries and publishes in a thread of its own, so that a large change holds up no answer. The receiver
-/// hears when it has ended.
-fn follow(
-    mut following: Following,
-    site: Arc<Site>,
+/// Starts the thread that follows the registries and publishes snapshots.
+///
+/// In a separate thread, a large change delays no response. The receiver is closed when the thread
+/// ends.
+fn start_publisher(
+    mut pipeline: RegistryPipeline,
+    context: Arc<AdminContext>,
     tracker: TaskTracker,
     stop: CancellationToken,
 ) -> Result<oneshot::Receiver<()>, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Thread)?;
     let (ending, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
-        // Dropped at the end, and by a panic, too.
+        // Dropped at the end of the thread, also by a panic.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
-            following.begin(&tracker, &stop);
+            pipeline.start(&tracker, &stop);
             loop {
                 let next = tokio::select! {
                     () = stop.cancelled() => return,
-                    next = following.next() => next,
+                    next = pipeline.next() => next,
                 };
                 let Some((published, took)) = next else { return };
-                site.publications.observe(took);
-                site.changes.tell(&published.changed);
-                tracing::debug!(services = published.changed.len(), duration_us = took.as_micros(), "published");
+                context.publications.observe(took);
+                context.changes.send(&published.changed);
+                tracing::debug!(
+                    services = published.changed.len(),
+                    duration_us = took.as_micros(),
+                    "published a snapshot"
+                );
             }
         });
-        // A folder that hangs keeps nobody.
+        // Do not wait for a blocking call to a file system that hangs.
         runtime.shutdown_background();
     });
     thread.map_err(StartError::Thread)?;

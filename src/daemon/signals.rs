@@ -1,22 +1,22 @@
-//! The signals that end the server.
+//! Signals that stop the program.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-/// The signals that end a program.
+/// Receives the signals that stop a program.
 #[derive(Debug)]
-pub struct Signals {
+pub struct ShutdownSignals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
-impl Signals {
-    /// Takes these signals over: from now on they no longer end the process by themselves.
+impl ShutdownSignals {
+    /// Installs the handlers; the signals no longer end the process by themselves.
     ///
     /// # Errors
-    /// When the system does not allow it.
+    /// If the system does not allow it.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -25,15 +25,17 @@ impl Signals {
         })
     }
 
-    /// Cancels `stop` at the first SIGTERM or SIGINT. A second one ends a `daemon` at once, and any other program is left
-    /// to tidy up. SIGHUP is ignored by a daemon, and stops any other program as its terminal goes.
+    /// Cancels `stop` at the first SIGTERM or SIGINT.
+    ///
+    /// A `daemon` exits at once at a second one, and ignores SIGHUP. Any other program is left to
+    /// clean up, and also stops at SIGHUP: its terminal was closed.
     pub async fn stop_on(mut self, stop: CancellationToken, daemon: bool) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
                 _ = self.hang_up.recv() => if daemon {
-                    info!("SIGHUP is ignored: a changed configuration is read at the next start");
+                    info!("ignoring SIGHUP: the configuration is only read at the start");
                     continue;
                 },
             }

@@ -38,8 +38,8 @@ pub struct Base {
 pub enum BaseError {
     /// A label is not 1-63 of `[a-z0-9_-]`, or begins with `_`.
     #[error(
-        "the name is not a DNS name: labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning \
-         with '_'"
+        "the name is not a DNS name: each label must have 1 to 63 characters of a-z, 0-9, '-' and \
+         '_', and not begin with '_'"
     )]
     NotDns,
     /// The name has over 253 characters together with the longest zone.

@@ -1,8 +1,10 @@
-//! Where services come from: one folder for each kind of registry ([`Source`]), with a supervisor that follows its store
-//! for ever and sends what it sees down one channel.
+//! Registries: the stores from which services are read.
 //!
-//! A registry knows no DNS and keeps no copy of what it read. It never writes to a store except for
-//! [`register`](Source::register), by request of a person.
+//! Each kind of registry ([`Source`]) has a folder with a supervisor that follows its store
+//! forever and sends events to the catalog.
+//!
+//! A registry knows no DNS and keeps no copy of the store. It writes to a store only in
+//! [`register`](Source::register), when a user asks for it.
 
 pub mod etcd;
 pub mod file;
@@ -29,125 +31,141 @@ use crate::service::{Change, ListKind, RegistryId, RegistryName, Update};
 
 /// A registry that can be followed.
 pub trait Registry: Send + 'static {
-    /// Follows the store until `stop` is cancelled: lists it, then sends each change as it comes; survives every
-    /// failure of the store by itself. Ends soon after `stop`, or when the follower has gone.
+    /// Follows the store until `stop` is cancelled or the feed is closed.
     ///
-    /// The first list is of kind `first`: `Routine` while the follower knows nothing of this registry, `Reconnect` if it
-    /// knows what an earlier call of `follow` told it.
+    /// Sends a list of the store, then each change as it happens. Recovers from every failure of
+    /// the store without help.
+    ///
+    /// `first` is the kind of the first list: [`ListKind::Routine`] if the receiver knows nothing
+    /// of this registry yet, [`ListKind::Reconnect`] if it holds what an earlier call sent.
     fn follow(
         self,
         first: ListKind,
         feed: Feed,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send;
 }
 
-/// What a follower may ask of a registry.
+/// A request to a registry that is being followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Which of these leases no longer exist? Answered with [`Change::LeasesGone`] on the feed, soon or, when the store
-    /// cannot be asked, never. A registry without leases ignores it.
-    AskLeases(Vec<i64>),
+pub enum RegistryCommand {
+    /// Check which of these leases no longer exist.
+    ///
+    /// The reply is a [`Change::LeasesGone`] on the feed. It never comes if the store cannot be
+    /// asked. A registry without leases ignores the command.
+    CheckLeases(Vec<i64>),
 }
 
-/// The sending side of the one channel, as handed to a registry.
+/// The sending half of the update channel, for one registry.
 #[derive(Clone, Debug)]
 pub struct Feed {
     registry: RegistryId,
     sender: mpsc::Sender<Update>,
-    state: Arc<State>,
+    state: Arc<RegistryState>,
 }
 
-/// The follower has gone; the registry should end.
+/// The receiver of a feed is gone, so the registry should stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nobody follows this registry any more")]
-pub struct FollowerGone;
+#[error("the receiver of this registry's changes is gone")]
+pub struct FeedClosed;
 
 impl Feed {
-    /// A feed for the registry of this number, which reports its health in `state`.
-    pub fn new(registry: RegistryId, sender: mpsc::Sender<Update>, state: Arc<State>) -> Self {
+    /// Creates the feed of a registry that reports its health in `state`.
+    pub fn new(
+        registry: RegistryId,
+        sender: mpsc::Sender<Update>,
+        state: Arc<RegistryState>,
+    ) -> Self {
         Self { registry, sender, state }
     }
 
-    /// Sends changes as one update; waits when the follower is behind. None are not sent.
+    /// Sends changes as one update, or nothing if there are none.
+    ///
+    /// Waits while the channel is full.
     ///
     /// # Errors
-    /// When the follower has gone.
-    pub async fn send(&self, changes: Vec<Change>) -> Result<(), FollowerGone> {
+    /// Returns [`FeedClosed`] if the receiver is gone.
+    pub async fn send(&self, changes: Vec<Change>) -> Result<(), FeedClosed> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FollowerGone)
+        self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FeedClosed)
     }
 
-    /// The registry's own report of its condition.
-    pub fn state(&self) -> &State {
+    /// Returns where the registry reports its health.
+    pub fn state(&self) -> &RegistryState {
         &self.state
     }
 }
 
-/// The condition of one registry, written by its supervisor and read by whoever shows it. Shown as
-/// the registry's name.
+/// The health of one registry, shared by its supervisor and its readers.
+///
+/// Displays as the registry's name.
 #[derive(Debug)]
-pub struct State {
+pub struct RegistryState {
     /// The registry's name.
     pub name: RegistryName,
-    /// The registry as a person wrote it, without secrets.
+    /// The URL as configured, without secrets.
     pub url: String,
-    report: Mutex<Report>,
+    report: Mutex<RegistryReport>,
 }
 
-/// What a registry reports about itself.
+/// What a registry reports about its connection to the store.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Report {
+pub struct RegistryReport {
     /// Whether the store is reachable now.
     pub connected: bool,
-    /// Whether one list was ever completed.
+    /// Whether at least one list was completed.
     pub synced: bool,
-    /// The store's revision that everything up to was read; 0 where it counts none.
+    /// Store revision we have read up to; 0 if the store counts none.
     pub revision: u64,
-    /// When the last change or sign of life came.
+    /// The time of the last change or other message from the store.
     #[serde(serialize_with = "unix_seconds")]
     pub last_event: Option<SystemTime>,
-    /// What went wrong last, in words; none while all is well.
+    /// The last failure, until the registry has recovered from it.
     pub error: Option<String>,
-    /// Lists completed.
+    /// Number of lists completed.
     pub lists: u64,
-    /// Connections lost.
+    /// Number of connections lost.
     pub disconnects: u64,
 }
 
-impl State {
-    /// A state with nothing reached yet.
+impl RegistryState {
+    /// Creates the state of a registry that was never reached.
     pub fn new(name: RegistryName, url: String) -> Self {
         Self { name, url, report: Mutex::default() }
     }
 
-    /// A copy of the report.
-    pub fn report(&self) -> Report {
+    /// Returns a copy of the report.
+    pub fn report(&self) -> RegistryReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the report.
-    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+    /// Updates the report under its lock.
+    pub fn update(&self, change: impl FnOnce(&mut RegistryReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
     }
 }
 
-/// Returns the name of the registry at this place in the configuration.
-pub fn name_at(states: &[Arc<State>], place: usize) -> String {
-    states.get(place).map_or_else(|| "unknown".to_owned(), ToString::to_string)
+/// Returns the name of the registry at this index of the configuration.
+pub fn name_at(states: &[Arc<RegistryState>], index: usize) -> String {
+    states.get(index).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde calls")]
-fn unix_seconds<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs()).serialize(serializer)
+fn unix_seconds<S: serde::Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .map(|since| since.as_secs())
+        .serialize(serializer)
 }

@@ -1,62 +1,64 @@
-//! A registration that svcdns keeps in a registry itself, because a person asked for it.
+//! The registration that `svcdns register` keeps in a registry.
 
 use std::time::Duration;
 
 use crate::service::{Endpoint, Metadata, ServiceId};
 
-/// What is registered.
+/// A service to register.
 #[derive(Clone, Debug)]
 pub struct Registrant {
-    /// The first segment of the key: `service`.
+    /// The first segment of the key, such as `service`.
     pub head: String,
-    /// Who.
+    /// The identity of the service.
     pub id: ServiceId,
-    /// Where; at least one.
+    /// The endpoints; at least one.
     pub endpoints: Vec<Endpoint>,
-    /// What is said about it.
+    /// The metadata to publish.
     pub metadata: Metadata,
-    /// How long it outlives a registrant that is killed; a registry that fixes this itself ignores it.
+    /// How long the registration outlives a registrant that was killed.
+    ///
+    /// Ignored by registries with a fixed time to live.
     pub ttl: Duration,
 }
 
-/// What happens to a registration.
+/// A change in the state of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegisterEvent {
-    /// It is in the registry; said again whenever it had to be put there again.
+    /// The registration was written, for the first time or again.
     Registered,
-    /// The registry cannot be reached or refuses; the registrant tries again. The text is for people and holds no secret.
+    /// An attempt failed and will be retried; the text holds no secret.
     Failed(String),
-    /// It was removed, on purpose.
+    /// The registration was removed at the end.
     Removed,
-    /// It was left in place at the end: another program keeps the same registration.
+    /// The registration stays after the end, because another program writes it too.
     Left,
 }
 
-/// Why a registration is not made, or not taken back.
+/// Why a registration was not written, or not removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// The registry's layout cannot hold it; why, in words.
+    /// The registry's layout cannot hold the registration, for this reason.
     #[error("{0}")]
     NotWritable(String),
-    /// Nobody named the registry, and it belongs to somebody else.
-    #[error("{0} belongs to another user; name a registry with --registry (or this one, if it is meant)")]
+    /// The registry was not configured, and belongs to another user.
+    #[error("{0} belongs to another user; to register there anyway, name it with --registry")]
     Foreign(String),
-    /// The first attempt was refused in a way that trying again does not help.
+    /// The first attempt was refused, and a retry would be, too.
     #[error("cannot register {key}: {reason}")]
     Refused {
-        /// The key, or the file.
+        /// The key or file.
         key: String,
-        /// What the registry said.
+        /// The error of the registry.
         reason: String,
     },
-    /// The registration could not be removed at the end; it expires.
-    #[error("cannot remove {key} now ({reason}); it goes by itself within {seconds} s")]
+    /// The registration could not be removed at the end and will expire.
+    #[error("cannot remove {key} ({reason}); it expires within {seconds} s")]
     NotRemoved {
-        /// The key, or the file.
+        /// The key or file.
         key: String,
-        /// What went wrong.
+        /// The last error.
         reason: String,
-        /// The longest time until it expires, in seconds.
+        /// Longest time until the registration expires, in seconds.
         seconds: u64,
     },
 }

@@ -1,40 +1,42 @@
-//! Passwords and tokens, which no log, error or report shows.
+//! Passwords and tokens, which no log message, error or report may show.
 
 use std::path::PathBuf;
 use std::{fmt, io};
 
 use super::contents;
 
-/// Largest file with a password or a token that is read, in bytes.
-const MAX_SECRET_FILE: u64 = 64 * 1024;
+/// Largest password or token file, in bytes.
+const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
 
-/// Where a password or a token comes from.
+/// The source of a password or token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// It was given.
+    /// The secret itself.
     Given(Secret),
-    /// It is in this file, which is read at each login: a new one counts without a restart.
+    /// A file with the secret, read again at each login so that it can be rotated.
     File(PathBuf),
 }
 
 impl Credential {
-    /// Returns the secret as it is now; from a file, without the line ends at its end.
+    /// Returns the current secret; from a file, without its trailing line breaks.
     ///
     /// # Errors
-    /// When the file cannot be read, is no regular file, has more than 64 KiB, or holds no text.
+    /// Returns an error if the file cannot be read, is not a regular file, is larger than 64 KiB,
+    /// is not UTF-8, or holds nothing but line breaks.
     pub async fn read(&self) -> Result<Secret, CredentialError> {
         match self {
             Self::Given(secret) => Ok(secret.clone()),
             Self::File(path) => {
                 let unreadable = |source| CredentialError { path: path.clone(), source };
-                let bytes = contents::read(path, MAX_SECRET_FILE).await.map_err(unreadable)?;
-                secret_in(bytes).map_err(unreadable)
+                let bytes =
+                    contents::read(path, MAX_SECRET_FILE_BYTES).await.map_err(unreadable)?;
+                parse_secret(bytes).map_err(unreadable)
             }
         }
     }
 }
 
-/// A file of a credential could not be read.
+/// A failure to read the file of a credential.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}", path = path.display())]
 pub struct CredentialError {
@@ -42,10 +44,10 @@ pub struct CredentialError {
     source: io::Error,
 }
 
-/// Returns the secret that a file of this content holds.
-fn secret_in(bytes: Vec<u8>) -> io::Result<Secret> {
+/// Parses the content of a credential file.
+fn parse_secret(bytes: Vec<u8>) -> io::Result<Secret> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
-    // The library's error would carry the content.
+    // The library's error is discarded because it contains the bytes.
     let text = String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8 text"))?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(invalid("it is empty")),
@@ -53,17 +55,17 @@ fn secret_in(bytes: Vec<u8>) -> io::Result<Secret> {
     }
 }
 
-/// A text that no log, error or report shows: only [`Secret::expose`] gives it out.
+/// A text that `Debug` and `Display` hide; only [`Secret::expose`] returns it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself.
+    /// Returns the secret text.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// `text` with every occurrence of the secret hidden.
+    /// Returns `text` with every occurrence of the secret replaced by `***`.
     pub fn hide_in(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
     }
@@ -101,19 +103,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_nowhere() {
+    fn secrets_are_hidden_in_formatted_text() {
         let mut settings = Settings::new(vec!["127.0.0.1:2379".to_owned()]);
         settings.password = Some(Credential::Given(Secret::from("hunter2")));
         assert!(!format!("{settings:?}").contains("hunter2"));
         assert_eq!(Secret::from("hunter2").to_string(), "***");
         assert_eq!(Secret::from("hunter2").hide_in("http://u:hunter2@host"), "http://u:***@host");
-        assert_eq!(Secret::from("").hide_in("as it is"), "as it is");
+        assert_eq!(Secret::from("").hide_in("unchanged"), "unchanged");
     }
 
     #[tokio::test]
-    async fn only_line_ends_are_cut_from_a_secret_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("password");
+    async fn only_trailing_line_breaks_are_trimmed_from_secret_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
         let credential = Credential::File(path.clone());
         for (content, secret) in [
             ("hunter2", "hunter2"),
@@ -126,30 +128,30 @@ mod tests {
             fs::write(&path, content).unwrap();
             assert_eq!(credential.read().await.unwrap().expose(), secret, "{content:?}");
         }
-        let longest = "x".repeat(64 * 1024);
-        fs::write(&path, &longest).unwrap();
-        assert_eq!(credential.read().await.unwrap().expose(), longest);
+        let largest = "x".repeat(64 * 1024);
+        fs::write(&path, &largest).unwrap();
+        assert_eq!(credential.read().await.unwrap().expose(), largest);
     }
 
     #[tokio::test]
-    async fn a_file_without_a_secret_is_an_error_that_names_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("password");
+    async fn unusable_secret_files_are_named_in_the_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
         let credential = Credential::File(path.clone());
         let why = async || {
             let error = credential.read().await.unwrap_err().to_string();
             error.strip_prefix(&format!("cannot read {}: ", path.display())).unwrap().to_owned()
         };
         assert_eq!(why().await, "No such file or directory (os error 2)");
-        let too_long = vec![b'x'; 64 * 1024 + 1];
-        for (content, said) in [
+        let too_large = vec![b'x'; 64 * 1024 + 1];
+        for (content, message) in [
             (&b""[..], "it is empty"),
             (b"\r\n\n", "it is empty"),
             (b"hunter\xff2", "it is not UTF-8 text"),
-            (&too_long, "it has more than 65536 bytes, the fixed limit"),
+            (&too_large, "it has more than 65536 bytes (a fixed limit)"),
         ] {
             fs::write(&path, content).unwrap();
-            assert_eq!(why().await, said);
+            assert_eq!(why().await, message);
         }
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();

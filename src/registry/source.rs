@@ -1,4 +1,4 @@
-//! The kinds of registry: one variant for each, with its settings.
+//! The kinds of registry, each with its settings.
 
 use std::fmt;
 use std::path::Path;
@@ -7,37 +7,42 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::etcd::{self, Etcd};
-use super::file::{self, File};
-use super::{Command, Feed, RegisterError, RegisterEvent, Registrant, Registry};
+use super::etcd::{self, EtcdRegistry};
+use super::file::{self, FileRegistry};
+use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
 use crate::service::{ListKind, RegistryName};
 
-/// A registry to follow or to write to. Shown as its URL, without secrets.
+/// A registry to follow or to register in.
+///
+/// Displays as its URL, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// An etcd cluster.
     Etcd(Box<etcd::Settings>),
-    /// GoFrame's file registry.
+    /// A directory in the format of GoFrame's file registry.
     File(file::Settings),
 }
 
-/// A registry of the configuration. Shown as `main (etcd://host:port)`.
+/// A configured registry with its name.
+///
+/// Displays as `main (etcd://host:port)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedSource {
-    /// What people call it.
+    /// The configured name.
     pub name: RegistryName,
-    /// Where it is, and how it is read.
+    /// The kind of registry and how to reach it.
     pub source: Source,
-    /// How long a mass removal in it is not believed; zero for never held.
+    /// How long the catalog holds a mass removal in this registry; zero for never.
     pub removal_grace: Duration,
 }
 
 impl Source {
-    /// Keeps a registration in the registry until `stop`, then removes it.
+    /// Registers a service until `stop` is cancelled, then removes the registration.
+    ///
+    /// `events` receives failures in between; they are retried.
     ///
     /// # Errors
-    /// When the first attempt is refused for good, or the removal at the end fails. What fails in
-    /// between goes to `events` and is tried again.
+    /// Returns an error if the first attempt is refused for good, or if the final removal fails.
     pub async fn register(
         &self,
         registrant: &Registrant,
@@ -58,8 +63,10 @@ impl Source {
         }
     }
 
-    /// The folder of this machine that must be visible to whoever follows the registry, if any.
-    pub fn folder(&self) -> Option<&Path> {
+    /// Returns the local directory of the registry, if it has one.
+    ///
+    /// A process that follows the registry must be able to see it.
+    pub fn directory(&self) -> Option<&Path> {
         match self {
             Self::Etcd(_) => None,
             Self::File(settings) => Some(&settings.directory),
@@ -68,11 +75,22 @@ impl Source {
 }
 
 impl Registry for Source {
-    async fn follow(self, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+    async fn follow(
+        self,
+        first: ListKind,
+        feed: Feed,
+        commands: mpsc::Receiver<RegistryCommand>,
+        stop: CancellationToken,
+    ) {
         match self {
-            // Boxed: its future is large, and would be the size of every other kind's.
-            Self::Etcd(settings) => Box::pin(Etcd::new(*settings).follow(first, feed, commands, stop)).await,
-            Self::File(settings) => File::new(settings).follow(first, feed, commands, stop).await,
+            // Boxed: otherwise the large etcd future sets the size for every kind of registry.
+            Self::Etcd(settings) => {
+                let registry = EtcdRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
+            Self::File(settings) => {
+                FileRegistry::new(settings).follow(first, feed, commands, stop).await;
+            }
         }
     }
 }

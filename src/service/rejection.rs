@@ -52,8 +52,8 @@ impl Reason {
     /// Labels have 1-63 characters of `[a-z0-9_-]` and do not begin with `_`.
     pub const NAME_NOT_DNS: Self = Self::new(
         "name-not-dns",
-        "the name is not a DNS name: \
- labels of 1 to 63 of a-z, 0-9, '-' and '_', none beginning with '_'",
+        "the name is not a DNS name: each label must have 1 to 63 characters of a-z, 0-9, '-' and \
+         '_', and not begin with '_'",
     );
     /// The name with its zone exceeds the 253 characters of a DNS name.
     pub const NAME_TOO_LONG: Self =

@@ -1,103 +1,128 @@
-//! Programs of the machine that are run, with a deadline.
+//! Commands of the machine, run with a timeout.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a program may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Longest run of a command; it is killed after that.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a program did not do what it was run for.
+/// Longest wait for the output of a command that has exited.
+///
+/// A child that it left behind may hold the pipe open.
+const OUTPUT_WAIT: Duration = Duration::from_secs(1);
+
+/// Limit for the bytes kept of each output stream.
+const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+
+/// A command that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{line}` {why}")]
-pub struct Failure {
-    /// The program with its arguments.
-    pub line: String,
-    /// What happened to it.
-    pub why: RunError,
+#[error("`{command}` {cause}")]
+pub struct CommandError {
+    /// The command line, quoted for a shell.
+    pub command: String,
+    /// What happened to the command.
+    pub cause: RunError,
 }
 
-/// What happened to a program that was run.
+/// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
-    /// It never started: there is no such program, or this user may not run it.
-    #[error("cannot be run: {0}")]
-    NotRun(String),
-    /// It ran past its deadline and was killed.
-    #[error("has not ended after {} s and was stopped", .0.as_secs())]
-    TooLong(Duration),
-    /// Its end could not be learned.
+    /// The program is missing, or this user may not run it.
+    #[error("cannot be started: {0}")]
+    NotStarted(String),
+    /// The command was killed at this timeout.
+    #[error("did not end within {} s and was killed", .0.as_secs())]
+    TimedOut(Duration),
+    /// The system reported no exit status.
     #[error("cannot be waited for: {0}")]
-    Lost(String),
-    /// It reported failure: its exit code or signal, and what it wrote.
-    #[error("ended with {0}")]
+    StatusUnknown(String),
+    /// The command failed: its exit code or signal, and its output.
+    #[error("failed with {0}")]
     Failed(String),
 }
 
-/// Runs a program to its end; gives what it wrote to standard output.
+/// Runs a command to its end and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be run, fails, or takes longer than a minute (it is killed then).
-pub fn run(line: &[String]) -> Result<String, Failure> {
-    run_within(line, DEADLINE)
+/// When the command cannot be started, fails, or takes longer than a minute.
+pub fn run(words: &[String]) -> Result<String, CommandError> {
+    run_within(words, COMMAND_TIMEOUT)
 }
 
-pub(super) fn run_within(line: &[String], deadline: Duration) -> Result<String, Failure> {
-    let failure = |why| Failure { line: written(line), why };
-    let [program, arguments @ ..] = line else { return Ok(String::new()) };
+/// Runs a command like [`run()`], with another timeout.
+pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, CommandError> {
+    let failed = |cause| CommandError { command: shell_quoted(words), cause };
+    let [program, arguments @ ..] = words else { return Ok(String::new()) };
     let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| failure(RunError::NotRun(error.to_string())))?;
-    // Read beside, so that a full pipe never holds it up.
-    let (output, errors) = (read(child.stdout.take()), read(child.stderr.take()));
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|error| failed(RunError::NotStarted(error.to_string())))?;
+    // Threads read the pipes, so that a full pipe never blocks the command.
+    let (output, errors) = (read_all(child.stdout.take()), read_all(child.stderr.take()));
     let start = Instant::now();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if start.elapsed() > deadline => {
+            Ok(None) if start.elapsed() > timeout => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(failure(RunError::TooLong(deadline)));
+                return Err(failed(RunError::TimedOut(timeout)));
             }
             Ok(None) => thread::sleep(Duration::from_millis(5)),
-            Err(error) => return Err(failure(RunError::Lost(error.to_string()))),
+            Err(error) => return Err(failed(RunError::StatusUnknown(error.to_string()))),
         }
     };
-    // A program that it left behind may hold the pipes open; what has come by now is what it said.
-    let output = output.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+    let output = output.recv_timeout(OUTPUT_WAIT).unwrap_or_default();
     if status.success() {
         return Ok(output);
     }
-    let said = errors.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-    let said = if said.trim().is_empty() { output } else { said };
+    let message = errors.recv_timeout(OUTPUT_WAIT).unwrap_or_default();
+    let message = if message.trim().is_empty() { output } else { message };
     let code = status.code().map_or_else(|| status.to_string(), |code| format!("exit code {code}"));
-    let said = said.trim().replace('\n', "; ");
-    Err(failure(RunError::Failed(if said.is_empty() { code } else { format!("{code}: {said}") })))
+    let message = message.trim().replace('\n', "; ");
+    Err(failed(RunError::Failed(if message.is_empty() {
+        code
+    } else {
+        format!("{code}: {message}")
+    })))
 }
 
-fn read(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
+/// Starts a thread that reads a pipe to its end and sends what it read.
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let mut octets = Vec::new();
+        let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
-            let _ = pipe.take(1 << 20).read_to_end(&mut octets);
+            let _ = pipe.take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes);
         }
-        let _ = sender.send(String::from_utf8_lossy(&octets).into_owned());
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
 }
 
-/// A command line as a person would type it.
-pub(super) fn written(line: &[String]) -> String {
-    let plain = |word: &str| !word.is_empty() && word.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&octet));
-    let words: Vec<String> =
-        line.iter().map(|word| if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) }).collect();
-    words.join(" ")
+/// Returns a command line as one would type it in a shell.
+pub fn shell_quoted(words: &[String]) -> String {
+    let is_plain = |word: &str| {
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&byte))
+    };
+    let quoted: Vec<String> = words
+        .iter()
+        .map(|word| {
+            if is_plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+        })
+        .collect();
+    quoted.join(" ")
 }
 
-/// The words of a command line.
-pub(super) fn line<const N: usize>(words: [&str; N]) -> Vec<String> {
+/// Returns the words of a command line as owned strings.
+pub(super) fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
@@ -106,19 +131,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_and_its_failures() {
-        assert_eq!(run(&line(["echo", "a b"])).unwrap(), "a b\n");
-        let failure = run(&line(["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
-        assert_eq!(failure.to_string(), "`sh -c 'echo no >&2; exit 3'` ended with exit code 3: no");
-        assert_eq!(run(&line(["sh", "-c", "exit 2"])).unwrap_err().why, RunError::Failed("exit code 2".to_owned()));
-        assert!(matches!(run(&line(["/no/such/program"])).unwrap_err().why, RunError::NotRun(_)));
-        let deadline = Duration::from_millis(50);
-        assert_eq!(run_within(&line(["sleep", "60"]), deadline).unwrap_err().why, RunError::TooLong(deadline));
+    fn commands_return_their_output_or_their_failure() {
+        assert_eq!(run(&words(["echo", "a b"])).unwrap(), "a b\n");
+        let failure = run(&words(["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "`sh -c 'echo no >&2; exit 3'` failed with exit code 3: no"
+        );
+        assert_eq!(
+            run(&words(["sh", "-c", "exit 2"])).unwrap_err().cause,
+            RunError::Failed("exit code 2".to_owned())
+        );
+        assert!(matches!(
+            run(&words(["/no/such/program"])).unwrap_err().cause,
+            RunError::NotStarted(_)
+        ));
+        let timeout = Duration::from_millis(50);
+        assert_eq!(
+            run_within(&words(["sleep", "60"]), timeout).unwrap_err().cause,
+            RunError::TimedOut(timeout)
+        );
         assert_eq!(run(&[]).unwrap(), "");
     }
 
     #[test]
-    fn lines_are_written_for_a_shell() {
-        assert_eq!(written(&line(["resolvectl", "domain", "svcdns0", "~svc", "it's"])), r"resolvectl domain svcdns0 '~svc' 'it'\''s'");
+    fn command_lines_are_quoted_for_a_shell() {
+        assert_eq!(
+            shell_quoted(&words(["resolvectl", "domain", "svcdns0", "~svc", "it's"])),
+            r"resolvectl domain svcdns0 '~svc' 'it'\''s'"
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! What `install` changes, written down before the first change.
+//! The journal: the changes of `install`, on disk before the first of them is made.
 //!
-//! Each step says what it finds and what it leaves. What has been done is never noted: a step is undone by looking at
-//! what stands there now. So a journal can be undone from any point at which its installation, or its undoing, ended.
+//! Each step has the state before it and after it, but not whether it was done: undoing a step
+//! compares both with the current state. An installation can therefore be undone wherever it, or
+//! an earlier undo, was interrupted.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
@@ -12,26 +13,27 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::command::{self, RunError};
-use super::entry::{self, Entry};
-use super::folder::{self, FOLDER, FORMER_JOURNAL};
 use super::journal_error::{JOURNAL, JournalError, at};
-use super::{Root, edit, unit};
+use super::journal_folder::{self, FORMER_JOURNAL, JOURNAL_FOLDER};
+use super::path_state::{self, PathState};
+use super::{Root, resolv_conf_edit, unit};
 
-/// The form of the journal; another one is another version's.
-const FORM: u32 = 1;
+/// The version of the journal's format; a journal with another one is not read.
+const JOURNAL_FORMAT: u32 = 1;
 
-/// What is changed.
+/// The steps of an installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Journal {
-    form: u32,
-    /// What it was made for: an installation that wants the same finds it done.
+    #[serde(rename = "form")]
+    format: u32,
+    /// The settings of the installation; one with the same settings has nothing to do.
     pub purpose: String,
     /// The steps, in order.
-    pub steps: Vec<Step>,
-    /// Whether all of them were done and proven.
+    pub steps: Vec<InstallStep>,
+    /// Whether all steps were done and the final lookup succeeded.
     pub complete: bool,
-    /// Whether it was found where the versions before wrote it.
+    /// Whether an older version wrote it, in another place.
     #[serde(skip)]
     former: bool,
 }
@@ -39,77 +41,80 @@ pub struct Journal {
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// A folder that is not there yet.
+pub enum InstallStep {
+    /// A new folder.
     Folder(PathBuf),
-    /// A file or link.
+    /// A file or link that is created, changed or replaced.
     File(FileStep),
-    /// Programs that are run.
+    /// Commands that are run.
     Command(CommandStep),
 }
 
-/// A file or link that is changed.
+/// A file or link that is created, changed or replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileStep {
-    /// Where.
+    /// The path.
     pub path: PathBuf,
-    /// What was there.
-    pub before: Entry,
-    /// What is put there.
-    pub after: Entry,
-    /// What is undone when somebody has changed it since.
-    pub edited: Edited,
-    /// Whether it is written in place: a mount cannot be replaced.
+    /// The state before the step.
+    pub before: PathState,
+    /// The state after the step.
+    pub after: PathState,
+    /// How the step is undone if somebody has edited the file since.
+    #[serde(rename = "edited")]
+    pub if_edited: IfEdited,
+    /// Whether the file is written in place, because it is a mount point.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_place: bool,
 }
 
-/// What is undone of a file that somebody has changed since.
+/// How a step is undone if somebody has edited the file since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Edited {
-    /// It is others' file: only our lines go.
+pub enum IfEdited {
+    /// Removes only our lines, from a file that others own.
     OwnLines,
-    /// It is the person's now: nothing.
+    /// Keeps the file, which the user owns now.
     Keep,
-    /// It is ours, and would go on working: it is moved into our folder.
+    /// Moves the file to our folder, so that it has no effect any more.
     SetAside,
 }
 
-/// Programs that are run.
+/// Commands that are run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct CommandStep {
-    /// What for.
+    /// What the commands do, as a headline for the user.
     pub purpose: String,
-    /// What is run, in order.
+    /// The commands of the step, in order.
     pub run: Vec<Vec<String>>,
-    /// What undoes it, in order. It must do no harm where nothing was done.
+    /// The commands that undo the step, in order.
+    ///
+    /// They must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
-    /// What ends well where there is something to undo; empty for always.
+    /// A command that succeeds if there is something to undo; empty for always.
     pub undo_if: Vec<String>,
 }
 
-/// What was undone, in words for a person.
+/// The result of undoing a journal.
 #[derive(Debug, Default)]
-pub struct Undone {
-    /// What happened.
-    pub told: Vec<String>,
-    /// What could not be undone, and why: it can be tried again.
+pub struct UndoReport {
+    /// What was undone, and what was kept and why; one line each.
+    pub messages: Vec<String>,
+    /// The steps that could not be undone, and why; undoing can be tried again.
     pub failures: Vec<String>,
 }
 
 impl Journal {
-    /// A journal of steps that are yet to be done.
-    pub fn new(purpose: String, steps: Vec<Step>) -> Self {
-        Self { form: FORM, purpose, steps, complete: false, former: false }
+    /// Creates a journal of steps that have not been done.
+    pub fn new(purpose: String, steps: Vec<InstallStep>) -> Self {
+        Self { format: JOURNAL_FORMAT, purpose, steps, complete: false, former: false }
     }
 
-    /// The journal of this machine; none where nothing is installed.
+    /// Loads this machine's journal, if any.
     ///
     /// # Errors
-    /// When there is one that cannot be read.
+    /// When the journal cannot be read, or cannot be trusted.
     pub fn load(root: &Root) -> Result<Option<Self>, JournalError> {
         if let Some(journal) = Self::read(root, Path::new(JOURNAL))? {
             return Ok(Some(journal));
@@ -119,125 +124,137 @@ impl Journal {
     }
 
     fn read(root: &Root, path: &Path) -> Result<Option<Self>, JournalError> {
-        let found = root.path(root.follow(path).map_err(at(path))?);
-        match fs::symlink_metadata(&found) {
+        let file = root.path(root.follow(path).map_err(at(path))?);
+        match fs::symlink_metadata(&file) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            about => about.map_err(at(path))?,
+            metadata => metadata.map_err(at(path))?,
         };
-        if let Some(spot) = folder::weak_spot(root, path)? {
-            return Err(JournalError::Untrusted { path: path.to_owned(), spot });
+        if let Some(cause) = journal_folder::find_unsafe_path(root, path)? {
+            return Err(JournalError::Untrusted { path: path.to_owned(), cause });
         }
-        let text = fs::read_to_string(found).map_err(at(path))?;
-        let unknown = |why: String| JournalError::Unknown(path.to_owned(), why);
-        let journal: Self = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
-        let form = journal.form;
-        if form == FORM { Ok(Some(journal)) } else { Err(unknown(format!("form {form}"))) }
+        let text = fs::read_to_string(file).map_err(at(path))?;
+        let unreadable = |why: String| JournalError::Unreadable(path.to_owned(), why);
+        let journal: Self =
+            serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+        if journal.format != JOURNAL_FORMAT {
+            return Err(unreadable(format!("format {}", journal.format)));
+        }
+        Ok(Some(journal))
     }
 
-    /// Writes it to the disk.
+    /// Writes the journal to the disk.
     ///
     /// # Errors
-    /// When that fails.
+    /// When the journal cannot be written.
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| JournalError::Unknown(JOURNAL.into(), error.to_string()))?;
-        // Content of other people's files: root's alone.
-        let Entry::File(mut file) = Entry::new(text + "\n") else { return Ok(()) };
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| JournalError::Unreadable(JOURNAL.into(), error.to_string()))?;
+        // Only root may read it: it has the content of other files.
+        let PathState::File(mut file) = PathState::new_file(text + "\n") else { return Ok(()) };
         file.mode = 0o600;
         file.owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        Entry::File(file).put(&root.path(JOURNAL), false).map_err(at(JOURNAL))
+        PathState::File(file).write(&root.path(JOURNAL), false).map_err(at(JOURNAL))
     }
 
-    /// Removes it: nothing is installed any more.
+    /// Removes the journal, also that of an older version.
     ///
     /// # Errors
-    /// When that fails.
-    pub fn forget(root: &Root) -> Result<(), JournalError> {
-        Entry::Absent.put(&root.path(JOURNAL), false).map_err(at(JOURNAL))?;
-        folder::leave_former(root)
+    /// When the journal cannot be removed.
+    pub fn remove(root: &Root) -> Result<(), JournalError> {
+        PathState::Absent.write(&root.path(JOURNAL), false).map_err(at(JOURNAL))?;
+        journal_folder::clear_former_folder(root)
     }
 
-    /// Removes what the server of this installation kept. Says so if something is left.
+    /// Removes the state directory of the server that this installation added, if any.
+    ///
+    /// Returns a message if the directory is kept because other files are in it.
     ///
     /// # Errors
-    /// When something cannot be removed.
-    pub fn remove_state(&self, root: &Root) -> Result<Option<String>, JournalError> {
-        let is_ours = |unit: &FileStep| unit.before == Entry::Absent;
-        // Of the versions before, the directory is the folder of the journal.
-        let has_state = !self.former && self.server_unit().is_some_and(is_ours);
-        if has_state { folder::remove_state(root) } else { Ok(None) }
+    /// When a file cannot be removed.
+    pub fn remove_state_directory(&self, root: &Root) -> Result<Option<String>, JournalError> {
+        let is_new = |unit: &FileStep| unit.before == PathState::Absent;
+        // Older versions had their journal in that directory.
+        let has_state = !self.former && self.server_unit().is_some_and(is_new);
+        if has_state { journal_folder::remove_state_directory(root) } else { Ok(None) }
     }
 
-    /// Whether this version would leave the same behind for the same purpose.
+    /// Returns whether this version would make the same installation.
     pub fn is_up_to_date(&self) -> bool {
-        let unit = self.server_unit().and_then(|unit| unit.after.octets());
+        let unit = self.server_unit().and_then(|unit| unit.after.content());
         !self.former && unit.is_none_or(unit::is_current)
     }
 
-    /// The step that writes the server's unit, if there is one.
+    /// Returns the step that writes the server's unit, if any.
     fn server_unit(&self) -> Option<&FileStep> {
         self.steps.iter().find_map(|step| match step {
-            Step::File(file) if file.path == unit::server_path() => Some(file),
+            InstallStep::File(file) if file.path == unit::server_path() => Some(file),
             _ => None,
         })
     }
 
-    /// Does these steps.
+    /// Does these steps, in order.
     ///
     /// # Errors
-    /// At the first that fails; the rest is not done.
+    /// When a step fails; the steps after it are not done.
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
         self.steps.get(steps).unwrap_or_default().iter().try_for_each(|step| step.apply(root))
     }
 
-    /// Whether the files are as this journal left them.
-    pub fn stands(&self, root: &Root) -> bool {
+    /// Returns whether all files have the content that this journal gave them.
+    pub fn is_intact(&self, root: &Root) -> bool {
         self.steps.iter().all(|step| match step {
-            Step::File(file) => Entry::read(&root.path(&file.path)).is_ok_and(|now| now.reads_as(&file.after)),
-            Step::Folder(_) | Step::Command(_) => true,
+            InstallStep::File(file) => PathState::read(&root.path(&file.path))
+                .is_ok_and(|now| now.has_same_content(&file.after)),
+            InstallStep::Folder(_) | InstallStep::Command(_) => true,
         })
     }
 
-    /// Undoes all steps, the last one first; goes on when one fails.
-    pub fn undo(&self, root: &Root) -> Undone {
-        let mut undone = Undone::default();
+    /// Undoes all steps, the last one first; a failure does not stop it.
+    pub fn undo(&self, root: &Root) -> UndoReport {
+        let mut report = UndoReport::default();
         for step in self.steps.iter().rev() {
             match step.undo(root) {
-                Ok(told) => undone.told.extend(told),
-                Err(error) => undone.failures.push(error.to_string()),
+                Ok(message) => report.messages.extend(message),
+                Err(error) => report.failures.push(error.to_string()),
             }
         }
-        undone
+        report
     }
 }
 
-impl Step {
+impl InstallStep {
     fn apply(&self, root: &Root) -> Result<(), JournalError> {
         match self {
             Self::Folder(path) => {
-                let made = root.path(path);
-                DirBuilder::new().mode(0o755).create(&made).map_err(at(path))?;
-                // Whatever the umask is: others than root read what is in it.
-                fs::set_permissions(&made, Permissions::from_mode(0o755)).map_err(at(path))?;
-                entry::sync(made.parent().unwrap_or_else(|| Path::new("/"))).map_err(at(path))
+                let folder = root.path(path);
+                DirBuilder::new().mode(0o755).create(&folder).map_err(at(path))?;
+                // The umask may forbid what other users need: to read the files in it.
+                fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(path))?;
+                path_state::sync_folder(folder.parent().unwrap_or_else(|| Path::new("/")))
+                    .map_err(at(path))
             }
             Self::File(file) => {
                 let path = root.path(&file.path);
-                if !Entry::read(&path).map_err(at(&file.path))?.reads_as(&file.before) {
+                let now = PathState::read(&path).map_err(at(&file.path))?;
+                if !now.has_same_content(&file.before) {
                     return Err(JournalError::Changed(file.path.clone()));
                 }
-                file.after.put(&path, file.in_place).map_err(at(&file.path))
+                file.after.write(&path, file.in_place).map_err(at(&file.path))
             }
-            Self::Command(step) => Ok(step.run.iter().try_for_each(|line| command::run(line).map(drop))?),
+            Self::Command(step) => {
+                Ok(step.run.iter().try_for_each(|words| command::run(words).map(drop))?)
+            }
         }
     }
 
+    /// Undoes the step; returns a message for the user, if any.
     fn undo(&self, root: &Root) -> Result<Option<String>, JournalError> {
         match self {
             Self::Folder(path) => match fs::remove_dir(root.path(path)) {
                 Ok(()) => Ok(None),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    Ok(Some(format!("{}: left, something is in it", path.display())))
+                    Ok(Some(format!("{}: kept, other files are in it", path.display())))
                 }
                 Err(error) => Err(at(path)(error)),
             },
@@ -252,12 +269,14 @@ impl CommandStep {
         if !self.undo_if.is_empty() && command::run(&self.undo_if).is_err() {
             return Ok(None);
         }
-        for line in &self.undo {
-            match command::run(line) {
+        for words in &self.undo {
+            match command::run(words) {
                 Ok(_) => {}
-                // The program has gone, and what it was told with it.
-                Err(failure) if matches!(failure.why, RunError::NotRun(_)) => return Ok(Some(failure.to_string())),
-                Err(failure) => return Err(failure.into()),
+                // The program was uninstalled, and its settings with it.
+                Err(error) if matches!(error.cause, RunError::NotStarted(_)) => {
+                    return Ok(Some(error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(None)
@@ -269,61 +288,79 @@ impl FileStep {
         let name = self.path.display();
         let path = root.path(&self.path);
         if !self.in_place {
-            entry::remove(&entry::new_path(&path)).map_err(at(&self.path))?;
+            path_state::remove(&path_state::temporary_path(&path)).map_err(at(&self.path))?;
         }
-        let now = Entry::read(&path).map_err(at(&self.path))?;
-        let restore = |entry: &Entry| entry.put(&path, self.in_place).map_err(at(&self.path));
+        let now = PathState::read(&path).map_err(at(&self.path))?;
+        let restore = |state: &PathState| state.write(&path, self.in_place).map_err(at(&self.path));
         if now == self.before {
             return Ok(None);
         }
-        if now.reads_as(&self.after) || now.reads_as(&self.before) {
+        if now.has_same_content(&self.after) || now.has_same_content(&self.before) {
             restore(&self.before)?;
-            let done = if self.before == Entry::Absent { "removed" } else { "as it was before" };
+            let done = if self.before == PathState::Absent { "removed" } else { "restored" };
             return Ok(Some(format!("{name}: {done}")));
         }
-        let Some(octets) = now.octets() else {
-            return Ok(Some(format!("{name}: somebody has replaced it since; left as it is")));
+        let Some(content) = now.content() else {
+            return Ok(Some(format!("{name}: kept, because it has been replaced since")));
         };
-        match self.edited {
-            Edited::OwnLines
-                if self.in_place && (is_cut_off(octets, &self.after, &self.before) || is_cut_off(octets, &self.before, &self.after)) =>
+        match self.if_edited {
+            IfEdited::OwnLines
+                if self.in_place
+                    && (is_interrupted_write(content, &self.after, &self.before)
+                        || is_interrupted_write(content, &self.before, &self.after)) =>
             {
                 restore(&self.before)?;
-                Ok(Some(format!("{name}: as it was before")))
+                Ok(Some(format!("{name}: restored")))
             }
-            Edited::OwnLines if edit::has_ours(octets) => {
-                let rest = edit::take_out(octets);
-                let was_link = matches!(self.before, Entry::Link { .. });
-                if rest.trim_ascii().is_empty() && self.before == Entry::Absent {
-                    restore(&Entry::Absent)?;
-                } else if self.before.octets() == Some(&rest) {
+            IfEdited::OwnLines if resolv_conf_edit::has_our_lines(content) => {
+                let rest = resolv_conf_edit::remove_lines(content);
+                if rest.trim_ascii().is_empty() && self.before == PathState::Absent {
+                    restore(&PathState::Absent)?;
+                } else if self.before.content() == Some(&rest) {
                     restore(&self.before)?;
                 } else {
-                    restore(&now.with(rest))?;
+                    restore(&now.with_content(rest))?;
                 }
                 let link = match &self.before {
-                    Entry::Link { target, .. } if was_link => format!("; before, it was a link to {}", target.display()),
+                    PathState::Link { target, .. } => {
+                        format!(" (before the installation, it was a link to {})", target.display())
+                    }
                     _ => String::new(),
                 };
-                Ok(Some(format!("{name}: somebody has changed it since; only the lines of svcdns were taken out{link}")))
+                Ok(Some(format!(
+                    "{name}: removed only the lines of svcdns, because it has been edited \
+                     since{link}"
+                )))
             }
-            Edited::OwnLines => Ok(Some(format!("{name}: somebody has written it anew since, without our lines; left as it is"))),
-            Edited::Keep => Ok(Some(format!("{name}: somebody has changed it since; left as it is"))),
-            Edited::SetAside => {
-                let aside = Path::new(FOLDER).join(self.path.file_name().unwrap_or_default());
-                now.put(&root.path(&aside), false).map_err(at(&aside))?;
+            IfEdited::OwnLines => Ok(Some(format!(
+                "{name}: kept, because it has been rewritten since, without the lines of svcdns"
+            ))),
+            IfEdited::Keep => Ok(Some(format!("{name}: kept, because it has been edited since"))),
+            IfEdited::SetAside => {
+                let aside =
+                    Path::new(JOURNAL_FOLDER).join(self.path.file_name().unwrap_or_default());
+                now.write(&root.path(&aside), false).map_err(at(&aside))?;
                 restore(&self.before)?;
-                Ok(Some(format!("{name}: somebody has changed it since; moved to {}", aside.display())))
+                Ok(Some(format!(
+                    "{name}: moved to {}, because it has been edited since",
+                    aside.display()
+                )))
             }
         }
     }
 }
 
-/// Whether these octets are what a write in place of `new` over `old` leaves when it is cut off.
-fn is_cut_off(octets: &[u8], new: &Entry, old: &Entry) -> bool {
-    let (Some(new), Some(old)) = (new.octets(), old.octets()) else { return false };
-    let written = new.iter().zip(octets).take_while(|(one, other)| one == other).count();
-    if octets.len() > old.len() { octets.len() == written } else { octets.len() == old.len() && octets[written..] == old[written..] }
+/// Returns whether a write of `new` over `old`, in place, was interrupted.
+///
+/// `content` then has the start of `new` and the rest of `old`.
+fn is_interrupted_write(content: &[u8], new: &PathState, old: &PathState) -> bool {
+    let (Some(new), Some(old)) = (new.content(), old.content()) else { return false };
+    let written = new.iter().zip(content).take_while(|(one, other)| one == other).count();
+    if content.len() > old.len() {
+        content.len() == written
+    } else {
+        content.len() == old.len() && content[written..] == old[written..]
+    }
 }
 
 #[cfg(test)]
@@ -331,7 +368,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::symlink;
 
-    use super::super::Lock;
+    use super::super::InstallLock;
     use super::*;
 
     fn machine() -> (tempfile::TempDir, Root) {
@@ -345,7 +382,7 @@ mod tests {
         (folder, root)
     }
 
-    /// Everything below a folder, as it reads.
+    /// Returns the state of everything below a folder.
     fn tree(root: &Root) -> BTreeMap<PathBuf, String> {
         fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
             for entry in fs::read_dir(folder).unwrap() {
@@ -354,7 +391,7 @@ mod tests {
                     found.insert(path.clone(), "a folder".to_owned());
                     walk(&path, found);
                 } else {
-                    found.insert(path.clone(), format!("{:?}", Entry::read(&path).unwrap()));
+                    found.insert(path.clone(), format!("{:?}", PathState::read(&path).unwrap()));
                 }
             }
         }
@@ -363,107 +400,148 @@ mod tests {
         found
     }
 
-    fn file(root: &Root, path: &str, after: Entry, edited: Edited) -> Step {
-        let before = Entry::read(&root.path(path)).unwrap();
-        let own = |entry: Entry| match entry {
-            Entry::File(mut file) => {
+    fn file(root: &Root, path: &str, after: PathState, if_edited: IfEdited) -> InstallStep {
+        let before = PathState::read(&root.path(path)).unwrap();
+        let own = |state: PathState| match state {
+            PathState::File(mut file) => {
                 file.owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-                Entry::File(file)
+                PathState::File(file)
             }
             other => other,
         };
-        Step::File(FileStep { path: path.into(), before, after: own(after), edited, in_place: false })
+        InstallStep::File(FileStep {
+            path: path.into(),
+            before,
+            after: own(after),
+            if_edited,
+            in_place: false,
+        })
     }
 
     fn journal(root: &Root) -> Journal {
-        let wanted = edit::Wanted { server: "127.0.0.1".parse().unwrap(), search: &[], keep_others: false };
-        let conf = edit::put_in(&fs::read(root.path("/etc/resolv.conf")).unwrap(), &wanted);
+        let edit = resolv_conf_edit::ResolvConfEdit {
+            server: "127.0.0.1".parse().unwrap(),
+            search: &[],
+            keep_others: false,
+        };
+        let conf =
+            resolv_conf_edit::add_lines(&fs::read(root.path("/etc/resolv.conf")).unwrap(), &edit);
         let flag = root.path("/run/flag").display().to_string();
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let steps = vec![
-            file(root, "/var/lib/svcdns-install/resolv.conf.before", Entry::new("x"), Edited::Keep),
-            Step::Folder("/etc/svcdns".into()),
-            file(root, "/etc/svcdns/svcdns.toml", Entry::new("listen = []\n"), Edited::Keep),
-            Step::Command(CommandStep {
+            file(
+                root,
+                "/var/lib/svcdns-install/resolv.conf.before",
+                PathState::new_file("x"),
+                IfEdited::Keep,
+            ),
+            InstallStep::Folder("/etc/svcdns".into()),
+            file(
+                root,
+                "/etc/svcdns/svcdns.toml",
+                PathState::new_file("listen = []\n"),
+                IfEdited::Keep,
+            ),
+            InstallStep::Command(CommandStep {
                 purpose: "raise the flag".to_owned(),
                 run: vec![words(&["touch", &flag])],
                 undo: vec![words(&["rm", &flag])],
                 undo_if: words(&["test", "-e", &flag]),
             }),
-            file(root, "/etc/unit", Entry::new("[Unit]\n"), Edited::SetAside),
-            file(root, "/etc/link", Entry::new("no link\n"), Edited::OwnLines),
-            file(root, "/etc/resolv.conf", Entry::new(conf), Edited::OwnLines),
+            file(root, "/etc/unit", PathState::new_file("[Unit]\n"), IfEdited::SetAside),
+            file(root, "/etc/link", PathState::new_file("no link\n"), IfEdited::OwnLines),
+            file(root, "/etc/resolv.conf", PathState::new_file(conf), IfEdited::OwnLines),
         ];
         Journal::new("test".to_owned(), steps)
     }
 
     #[test]
-    fn undone_from_wherever_it_stopped_everything_is_as_before() {
+    fn an_interrupted_installation_is_undone_completely() {
         for stopped in 0..=7 {
             for half_written in [false, true] {
                 for undone_before in [0, 3, 5, 7] {
                     let (_folder, root) = machine();
                     let before = tree(&root);
-                    let lock = Lock::take(&root).unwrap();
+                    let lock = InstallLock::take(&root).unwrap();
                     journal(&root).save(&root).unwrap();
                     journal(&root).apply(&root, 0..stopped).unwrap();
                     let journal = Journal::load(&root).unwrap().unwrap();
-                    if let (true, Some(Step::File(next))) = (half_written, journal.steps.get(stopped)) {
+                    if let (true, Some(InstallStep::File(next))) =
+                        (half_written, journal.steps.get(stopped))
+                    {
                         let folder = root.path(next.path.parent().unwrap());
                         if folder.exists() {
-                            fs::write(entry::new_path(&root.path(&next.path)), "half").unwrap();
+                            fs::write(path_state::temporary_path(&root.path(&next.path)), "half")
+                                .unwrap();
                         }
                     }
-                    // The undoing is cut off, too, and begun again.
+                    // The undo is interrupted and started again, too.
                     for step in journal.steps.iter().rev().take(undone_before) {
                         step.undo(&root).unwrap();
                     }
-                    let undone = journal.undo(&root);
-                    assert!(undone.failures.is_empty(), "{undone:?}");
-                    Journal::forget(&root).unwrap();
+                    let report = journal.undo(&root);
+                    assert!(report.failures.is_empty(), "{report:?}");
+                    Journal::remove(&root).unwrap();
                     drop(lock);
-                    assert_eq!(tree(&root), before, "stopped after {stopped}, half: {half_written}, undone: {undone_before}");
+                    assert_eq!(
+                        tree(&root),
+                        before,
+                        "stopped after {stopped}, half: {half_written}, undone: {undone_before}"
+                    );
                 }
             }
         }
     }
 
     #[test]
-    fn what_others_changed_since_stays() {
+    fn the_format_of_installed_machines_is_kept() {
+        let text = include_str!("../../tests/former/install.json");
+        let journal: Journal = serde_json::from_str(text).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&journal).unwrap(), expected);
+    }
+
+    #[test]
+    fn edits_of_others_are_kept() {
         let (_folder, root) = machine();
-        let _lock = Lock::take(&root).unwrap();
+        let _lock = InstallLock::take(&root).unwrap();
         let journal = journal(&root);
         journal.apply(&root, 0..7).unwrap();
-        assert!(journal.stands(&root));
-        for (path, more) in
-            [("/etc/resolv.conf", "options rotate\n"), ("/etc/svcdns/svcdns.toml", "ttl = \"1s\"\n"), ("/etc/unit", "# mine\n")]
-        {
+        assert!(journal.is_intact(&root));
+        for (path, more) in [
+            ("/etc/resolv.conf", "options rotate\n"),
+            ("/etc/svcdns/svcdns.toml", "ttl = \"1s\"\n"),
+            ("/etc/unit", "# mine\n"),
+        ] {
             let text = fs::read_to_string(root.path(path)).unwrap();
             fs::write(root.path(path), text + more).unwrap();
         }
         fs::remove_file(root.path("/etc/link")).unwrap();
         symlink("elsewhere", root.path("/etc/link")).unwrap();
-        assert!(!journal.stands(&root));
-        let undone = journal.undo(&root);
-        assert!(undone.failures.is_empty(), "{undone:?}");
-        assert_eq!(root.text("/etc/resolv.conf").unwrap(), "# mine\nnameserver 192.0.2.1\noptions rotate\n");
+        assert!(!journal.is_intact(&root));
+        let report = journal.undo(&root);
+        assert!(report.failures.is_empty(), "{report:?}");
+        assert_eq!(
+            root.text("/etc/resolv.conf").unwrap(),
+            "# mine\nnameserver 192.0.2.1\noptions rotate\n"
+        );
         assert_eq!(root.text("/etc/svcdns/svcdns.toml").unwrap(), "listen = []\nttl = \"1s\"\n");
         assert_eq!(root.text("/var/lib/svcdns-install/unit").unwrap(), "[Unit]\n# mine\n");
         assert!(!root.has("/etc/unit"));
         assert_eq!(fs::read_link(root.path("/etc/link")).unwrap(), Path::new("elsewhere"));
-        let told = undone.told.join("\n");
-        for said in [
-            "only the lines of svcdns",
-            "/etc/svcdns/svcdns.toml: somebody",
+        let messages = report.messages.join("\n");
+        for expected in [
+            "removed only the lines of svcdns",
+            "/etc/svcdns/svcdns.toml: kept, because it has been edited",
             "moved to /var/lib/svcdns-install/unit",
-            "/etc/link: somebody has replaced",
+            "/etc/link: kept, because it has been replaced",
         ] {
-            assert!(told.contains(said), "{said}: {told}");
+            assert!(messages.contains(expected), "{expected}: {messages}");
         }
     }
 
     #[test]
-    fn a_change_in_the_last_moment_is_not_overwritten() {
+    fn a_concurrent_change_is_not_overwritten() {
         let (_folder, root) = machine();
         let journal = journal(&root);
         fs::write(root.path("/etc/resolv.conf"), "nameserver 192.0.2.99\n").unwrap();
@@ -473,35 +551,40 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_and_no_other_versions_journal() {
+    fn the_lock_is_exclusive_and_other_formats_are_rejected() {
         let (_folder, root) = machine();
-        let lock = Lock::take(&root).unwrap();
-        assert!(matches!(Lock::take(&root), Err(JournalError::Locked)));
+        let lock = InstallLock::take(&root).unwrap();
+        assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked)));
         drop(lock);
-        let _lock = Lock::take(&root).unwrap();
+        let _lock = InstallLock::take(&root).unwrap();
         assert!(Journal::load(&root).unwrap().is_none());
         for text in ["", "{}", r#"{"form":2,"purpose":"","steps":[],"complete":true}"#] {
             fs::write(root.path(JOURNAL), text).unwrap();
-            assert!(matches!(Journal::load(&root), Err(JournalError::Unknown(..))), "{text}");
+            assert!(matches!(Journal::load(&root), Err(JournalError::Unreadable(..))), "{text}");
         }
     }
 
     #[test]
-    fn a_write_in_place_that_was_cut_off() {
+    fn an_interrupted_write_in_place_is_undone() {
         let (_folder, root) = machine();
         let mut journal = journal(&root);
-        let Step::File(step) = &mut journal.steps[6] else { panic!() };
+        let InstallStep::File(step) = &mut journal.steps[6] else { panic!() };
         step.in_place = true;
-        let (before, after) = (step.before.octets().unwrap().to_vec(), step.after.octets().unwrap().to_vec());
+        let (before, after) =
+            (step.before.content().unwrap().to_vec(), step.after.content().unwrap().to_vec());
         let steps = journal.steps.split_off(6);
         let journal = Journal::new(String::new(), steps);
         for cut in 1..after.len() {
-            let mut octets = after[..cut].to_vec();
-            octets.extend(before.iter().skip(cut));
-            fs::write(root.path("/etc/resolv.conf"), &octets).unwrap();
-            let undone = journal.undo(&root);
-            assert!(undone.failures.is_empty());
-            assert_eq!(fs::read(root.path("/etc/resolv.conf")).unwrap(), before, "cut at {cut}: {undone:?}");
+            let mut content = after[..cut].to_vec();
+            content.extend(before.iter().skip(cut));
+            fs::write(root.path("/etc/resolv.conf"), &content).unwrap();
+            let report = journal.undo(&root);
+            assert!(report.failures.is_empty());
+            assert_eq!(
+                fs::read(root.path("/etc/resolv.conf")).unwrap(),
+                before,
+                "cut at {cut}: {report:?}"
+            );
         }
     }
 }

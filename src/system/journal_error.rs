@@ -1,78 +1,84 @@
-//! Why a journal cannot be followed.
+//! Errors of reading and following a journal.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
-use super::command::Failure;
+use super::command::CommandError;
 
-/// The journal.
+/// The path of the journal.
 pub(super) const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
 
-/// What others than root could use to write a file of root's.
+/// A path through which another user than root can change a file of root's.
 #[derive(Debug)]
-pub struct WeakSpot {
-    /// The file, or a folder or link on the way to it.
-    pub place: PathBuf,
-    /// What is wrong with it.
-    pub why: String,
+pub struct UnsafePath {
+    /// The file itself, or a folder or link on the way to it.
+    pub path: PathBuf,
+    /// What is wrong with the path.
+    pub reason: String,
 }
 
-impl fmt::Display for WeakSpot {
+impl fmt::Display for UnsafePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.place.display(), self.why)
+        write!(f, "{} {}", self.path.display(), self.reason)
     }
 }
 
-/// Why a journal could not be followed.
+/// Why a journal could not be read, written or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The folder or the journal itself.
+    /// A system call failed.
     #[error("{path}: {error}")]
     System {
-        /// Where.
+        /// The path that it was about.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
-    /// Nothing can be written there.
+    /// The file system is mounted read-only.
     #[error(
-        "{0} lies on a file system that is mounted read-only: nothing was changed. Mount it writable, or make the change where its image is made"
+        "cannot change {0}: its file system is mounted read-only. Nothing was changed. Mount it \
+         writable, or change the image that it comes from"
     )]
     ReadOnly(PathBuf),
-    /// Another install or uninstall runs.
-    #[error("another `svcdns install` or `uninstall` is at work: wait until it has ended")]
+    /// Another installation or uninstallation runs.
+    #[error("another `svcdns install` or `svcdns uninstall` is running: wait until it has ended")]
     Locked,
-    /// Others than root could have written it.
+    /// Another user than root may have written the journal.
     #[error(
-        "{path} tells root what to put back, and is not believed, because {spot}. Nothing was done. \
-         Copy it to where only root can write, and read the copy. If each step is one that `svcdns \
-         install` did, make it {JOURNAL}, owned by root with mode 600 in a folder that only root can \
-         write to, and start again; otherwise remove {path}"
+        "{path} tells root what to restore, and is not trusted because {cause}. Nothing was \
+         changed. Copy {path} to a folder that only root can write to, and read the copy. If \
+         every step in it is one that `svcdns install` made, move the copy to {JOURNAL}, owned \
+         by root with mode 600 in a folder that only root can write to, and run this command \
+         again. Otherwise remove {path}"
     )]
     Untrusted {
         /// The journal.
         path: PathBuf,
-        /// What others can write to.
-        spot: WeakSpot,
+        /// The path that the other user can change.
+        cause: UnsafePath,
     },
-    /// Others than root could write it.
+    /// Another user than root could write the journal.
     #[error(
-        "what is to be put back one day would not be safe in {JOURNAL}, because {0}: nothing was \
-         done. Change that, and start again"
+        "a journal in {JOURNAL} could not be trusted later because {0}. Nothing was changed. \
+         Make that path root's alone, and run this command again"
     )]
-    Unsafe(WeakSpot),
-    /// Another version's, or damaged.
-    #[error("{0} cannot be understood ({1}): it was written by another version of svcdns, or has been changed; use that version")]
-    Unknown(PathBuf, String),
-    /// Somebody else was faster.
-    #[error("{0} was changed by somebody else in this moment: start again")]
+    Unsafe(UnsafePath),
+    /// The journal has an unknown format, or is damaged.
+    #[error(
+        "cannot read the journal {0} ({1}): another version of svcdns wrote it, or it is \
+         damaged. Use the version that wrote it"
+    )]
+    Unreadable(PathBuf, String),
+    /// Somebody changed the file since it was read.
+    #[error("{0} was changed at the same time by another program: run this command again")]
     Changed(PathBuf),
-    /// A program failed.
+    /// A command of a step failed.
     #[error(transparent)]
-    Command(#[from] Failure),
+    Command(#[from] CommandError),
 }
 
+/// Returns a function that adds this path to an error of the system.
 pub(super) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> JournalError {
     |error| match error.kind() {
         ErrorKind::ReadOnlyFilesystem => JournalError::ReadOnly(path.into()),

@@ -1,43 +1,49 @@
-//! The machine's own resolver: who owns it, the safe way in and the way out again.
+//! The machine's own resolver: how it works, how svcdns becomes part of it, and how to undo that.
 //!
-//! [`detect()`] finds out who owns name resolution, from files and from what was [`Seen`] running. Everything here works below
-//! a [`Root`], so that it can be tried in a directory, but for the private view of one command ([`enter`]).
+//! [`detect()`] finds what manages name resolution, [`plan()`] plans the steps of `install`, the
+//! [`Journal`] undoes them, and [`examine`] makes the checks of `doctor`. All files are below a
+//! [`Root`], which tests choose. Only [`enter_namespace`] works on the running machine alone.
 
 mod command;
 mod detect;
 mod doctor;
-mod edit;
-mod entry;
-mod folder;
+mod integration;
 mod journal;
 mod journal_error;
+mod journal_folder;
+mod lookup;
 mod nsswitch;
+mod path_state;
 mod plan;
-mod pointed;
 mod port_owner;
-mod private;
-mod prove;
-mod resolved;
+mod private_namespace;
+mod private_resolv_conf;
+mod resolv_conf_edit;
+mod resolved_routes;
 mod root;
-mod seen;
+mod runtime_state;
 mod unit;
-mod way;
 
-pub use command::{Failure, RunError, run};
-pub use detect::{Container, File, Kind, Machine, NetworkManager, Owner, Reach, Resolvconf, Resolved, detect};
-pub use doctor::{Finding, Level, Patient, Reply, Running, examine};
-pub use entry::{Entry, FileEntry, Octets};
-pub use folder::{FOLDER, Lock};
-pub use journal::{CommandStep, Edited, FileStep, Journal, Step, Undone};
-pub use journal_error::{JournalError, WeakSpot};
-pub use nsswitch::{Asked, Hosts, Service};
-pub use plan::{Obstacle, Plan, Wish, check_state_directory, command_line, enabled_unit, own_file, plan, told};
-pub use pointed::Pointed;
-pub use port_owner::{Held, Holder, free_loopback, held, holder_of};
-pub use private::{PrivateError, enter};
-pub use prove::look_up;
-pub use resolved::{Routes, Scope};
+pub use command::{CommandError, RunError, run, shell_quoted};
+pub use detect::{
+    Container, Machine, NetworkManager, ResolvConfContent, ResolvConfFile, Resolvconf, Resolved,
+    ResolvedAccess, ResolverManager, detect,
+};
+pub use doctor::{DoctorInput, Finding, Level, ProbeResult, RunningServer, examine};
+pub use integration::Integration;
+pub use journal::{CommandStep, FileStep, IfEdited, InstallStep, Journal, UndoReport};
+pub use journal_error::{JournalError, UnsafePath};
+pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
+pub use lookup::look_up;
+pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
+pub use path_state::{FileBytes, FileState, PathState};
+pub use plan::{
+    InstallOptions, Plan, PlanError, check_state_directory, describe, plan, plan_file, plan_unit,
+};
+pub use port_owner::{BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback};
+pub use private_namespace::{NamespaceError, enter_namespace};
+pub use private_resolv_conf::PrivateResolvConf;
+pub use resolved_routes::{ResolvedRoutes, ResolvedScope};
 pub use root::Root;
-pub use seen::{Mount, Seen};
+pub use runtime_state::{Mount, RuntimeState};
 pub use unit::{SERVER as SERVER_UNIT, server as server_unit};
-pub use way::Way;

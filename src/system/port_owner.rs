@@ -1,4 +1,6 @@
-//! Which process holds a port: to name it to a person, so it is allowed to find nothing.
+//! The sockets bound to a port, and the processes that own them, from `/proc`.
+//!
+//! The result is for messages, so every lookup may find nothing.
 
 use std::fmt;
 use std::fs;
@@ -7,125 +9,154 @@ use std::path::Path;
 
 use crate::wire::Transport;
 
-/// A process that holds a port.
+/// The last bytes of the loopback addresses that a server of this machine may use.
+///
+/// 127.0.0.1, then addresses that no other program uses by default; systemd-resolved has
+/// 127.0.0.53 and 127.0.0.54.
+const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
+
+/// A process that owns a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its number.
+pub struct PortOwner {
+    /// The process ID.
     pub process: u32,
-    /// Its command, as the kernel shortens it; control characters escaped.
+    /// Its command name, cut to 15 bytes by the kernel; control characters are escaped.
     pub command: String,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for PortOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (process {})", self.command, self.process)
     }
 }
 
-/// A socket that has a port of this machine.
+/// A socket bound to a port of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Where it is bound; an unspecified address means all.
+pub struct BoundSocket {
+    /// The local address; unspecified for a socket bound to all addresses.
     pub address: SocketAddr,
-    /// Whether it takes what comes from anybody: a listening TCP socket, an unconnected UDP socket.
+    /// Whether any peer can reach it: a TCP listener or an unconnected UDP socket.
     pub open: bool,
-    /// The number of the user it belongs to, which everybody may see.
+    /// The ID of the user who owns it.
     pub user: u32,
-    /// Its process. None where that cannot be seen: processes of other users show their sockets only to root.
-    pub holder: Option<Holder>,
+    /// The process that owns it.
+    ///
+    /// `None` if that cannot be read: only root sees the sockets of other users' processes.
+    pub owner: Option<PortOwner>,
 }
 
-/// The sockets that have the port of `wanted`, in the way of one that wants it, or answering in its place. Those of this
-/// network namespace; of a socket that several processes share, the first process seen.
-pub fn held(transport: Transport, wanted: SocketAddr) -> Vec<Held> {
+/// Returns the sockets that conflict with `wanted`.
+///
+/// They have the same port and an overlapping address. Sockets of other network namespaces are not
+/// found. If several processes share a socket, the first one found is its owner.
+pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<BoundSocket> {
     let tables = match transport {
         Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
         Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
     };
-    let mut found: Vec<(u64, Held)> = tables
+    let mut found: Vec<(u64, BoundSocket)> = tables
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|table| table.lines().filter_map(|line| conflicting(line, wanted)).collect::<Vec<_>>())
+        .flat_map(|table| {
+            table.lines().filter_map(|line| conflicting(line, wanted)).collect::<Vec<_>>()
+        })
         .collect();
     if !found.is_empty() {
-        name_processes(&mut found);
+        find_owners(&mut found);
     }
-    found.into_iter().map(|(_, held)| held).collect()
+    found.into_iter().map(|(_, socket)| socket).collect()
 }
 
-/// The process whose socket stands in the way of `wanted`; none when there is none to be seen.
-pub fn holder_of(transport: Transport, wanted: SocketAddr) -> Option<Holder> {
-    held(transport, wanted).into_iter().find_map(|held| held.holder)
+/// Returns the first process found whose socket conflicts with `wanted`, if any.
+pub fn find_port_owner(transport: Transport, wanted: SocketAddr) -> Option<PortOwner> {
+    find_bound_sockets(transport, wanted).into_iter().find_map(|socket| socket.owner)
 }
 
-/// Loopback addresses at which a server for one machine can be: the usual one, then some that nobody else takes
-/// (systemd-resolved has 127.0.0.53 and 127.0.0.54).
-const LOOPBACK: [u8; 6] = [1, 55, 56, 57, 58, 59];
-
-/// A loopback address whose port 53 nobody has.
+/// Returns a loopback address whose port 53 is free, if any.
 pub fn free_loopback() -> Option<Ipv4Addr> {
-    LOOPBACK.into_iter().map(|last| Ipv4Addr::new(127, 0, 0, last)).find(|address| {
+    LOOPBACK_LAST_BYTES.into_iter().map(|last| Ipv4Addr::new(127, 0, 0, last)).find(|address| {
         let wanted = SocketAddr::new((*address).into(), 53);
-        [Transport::Udp, Transport::Tcp].into_iter().all(|transport| held(transport, wanted).is_empty())
+        [Transport::Udp, Transport::Tcp]
+            .into_iter()
+            .all(|transport| find_bound_sockets(transport, wanted).is_empty())
     })
 }
 
-/// The socket in one line of `/proc/net/{udp,tcp}{,6}` with its inode, where it stands in the way of `wanted`: a TCP
-/// connection's own port does so too, not only one that is listened on.
-fn conflicting(line: &str, wanted: SocketAddr) -> Option<(u64, Held)> {
+/// Parses a line of `/proc/net/{udp,tcp}{,6}`: the inode and the socket.
+///
+/// Returns `None` unless the socket conflicts with `wanted`. The local port of a TCP connection
+/// conflicts too, not only that of a listener.
+fn conflicting(line: &str, wanted: SocketAddr) -> Option<(u64, BoundSocket)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
     let (user, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    let (address, port) = local.split_once(':')?;
-    let (held, port) = (table_address(address)?.to_canonical(), u16::from_str_radix(port, 16).ok()?);
-    let conflicts = port == wanted.port() && (held == wanted.ip() || held.is_unspecified() || wanted.ip().is_unspecified());
-    // States of the kernel (include/net/tcp_states.h): TCP_CLOSE for an unconnected UDP socket, TCP_LISTEN.
+    let (ip, port) = local.split_once(':')?;
+    let (ip, port) = (parse_ip(ip)?.to_canonical(), u16::from_str_radix(port, 16).ok()?);
+    let conflicts = port == wanted.port()
+        && (ip == wanted.ip() || ip.is_unspecified() || wanted.ip().is_unspecified());
+    // Kernel states (include/net/tcp_states.h): TCP_CLOSE, of an unconnected UDP socket, and
+    // TCP_LISTEN.
     let open = matches!(state, "07" | "0A");
-    conflicts.then(|| (inode, Held { address: SocketAddr::new(held, port), open, user, holder: None }))
+    let address = SocketAddr::new(ip, port);
+    conflicts.then_some((inode, BoundSocket { address, open, user, owner: None }))
 }
 
-/// An address as the kernel's tables write it: 32-bit words in hexadecimal, each in the machine's own order of octets.
-fn table_address(text: &str) -> Option<IpAddr> {
-    let word = |at: usize| u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+/// Parses an IP address of the kernel's tables.
+///
+/// They write 32-bit words in hexadecimal, each in host byte order.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)
+    };
     match text.len() {
         8 => Some(Ipv4Addr::from(word(0)?).into()),
         32 => {
-            let mut octets = [0; 16];
-            for (at, place) in octets.chunks_exact_mut(4).enumerate() {
+            let mut bytes = [0; 16];
+            for (at, place) in bytes.chunks_exact_mut(4).enumerate() {
                 place.copy_from_slice(&word(at)?);
             }
-            Some(Ipv6Addr::from(octets).into())
+            Some(Ipv6Addr::from(bytes).into())
         }
         _ => None,
     }
 }
 
-/// Finds the processes that have these sockets open.
-fn name_processes(sockets: &mut [(u64, Held)]) {
+/// Finds the owner of each socket among the open descriptors of all processes.
+fn find_owners(sockets: &mut [(u64, BoundSocket)]) {
     let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     for entry in processes {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
-        for target in descriptors.filter_map(Result::ok).filter_map(|descriptor| fs::read_link(descriptor.path()).ok()) {
+        for target in descriptors
+            .filter_map(Result::ok)
+            .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+        {
             let Some(inode) = socket_inode(&target) else { continue };
-            for (_, held) in sockets.iter_mut().filter(|(socket, held)| *socket == inode && held.holder.is_none()) {
-                held.holder = Some(Holder { process, command: command_of(&entry.path()) });
+            for (_, socket) in sockets
+                .iter_mut()
+                .filter(|(other, socket)| *other == inode && socket.owner.is_none())
+            {
+                socket.owner = Some(PortOwner { process, command: command_name(&entry.path()) });
             }
         }
-        if sockets.iter().all(|(_, held)| held.holder.is_some()) {
+        if sockets.iter().all(|(_, socket)| socket.owner.is_some()) {
             return;
         }
     }
 }
 
-/// The number in `socket:[4711]`.
+/// Parses the inode in `socket:[4711]`.
 fn socket_inode(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn command_of(process: &Path) -> String {
-    fs::read_to_string(process.join("comm"))
-        .map_or_else(|_| "a process".to_owned(), |command| command.trim_end_matches('\n').escape_debug().collect())
+fn command_name(process: &Path) -> String {
+    fs::read_to_string(process.join("comm")).map_or_else(
+        |_| "a process".to_owned(),
+        |command| command.trim_end_matches('\n').escape_debug().collect(),
+    )
 }
 
 #[cfg(test)]
@@ -134,33 +165,48 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
 
     #[test]
-    fn our_own_sockets_are_found_to_be_ours() {
+    fn sockets_of_this_process_have_it_as_owner() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        for (transport, address) in [(Transport::Udp, udp.local_addr().unwrap()), (Transport::Tcp, tcp.local_addr().unwrap())] {
-            let holder = holder_of(transport, address).unwrap();
-            assert_eq!(holder.process, std::process::id());
-            assert!(!holder.command.is_empty());
-            let found = held(transport, address);
+        for (transport, address) in [
+            (Transport::Udp, udp.local_addr().unwrap()),
+            (Transport::Tcp, tcp.local_addr().unwrap()),
+        ] {
+            let owner = find_port_owner(transport, address).unwrap();
+            assert_eq!(owner.process, std::process::id());
+            assert!(!owner.command.is_empty());
+            let found = find_bound_sockets(transport, address);
             assert_eq!(found[0].address, address);
-            assert!(found[0].open && found[0].user == nix::unistd::Uid::effective().as_raw(), "{found:?}");
+            assert!(
+                found[0].open && found[0].user == nix::unistd::Uid::effective().as_raw(),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
-    fn a_free_port_has_no_holder() {
+    fn a_free_port_has_no_owner() {
         let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // Another test may take the port in the meantime, at 127.0.0.1; nobody listens at this address.
-        assert_eq!(holder_of(Transport::Udp, SocketAddr::new(IpAddr::from([127, 77, 3, 9]), address.port())), None);
+        // At 127.0.0.1 another test may take the port meanwhile; no test uses this address.
+        assert_eq!(
+            find_port_owner(
+                Transport::Udp,
+                SocketAddr::new(IpAddr::from([127, 77, 3, 9]), address.port())
+            ),
+            None
+        );
     }
 
     #[test]
-    fn lines_of_the_kernels_tables() {
+    fn lines_of_the_kernel_tables_are_parsed() {
         if cfg!(target_endian = "big") {
             return;
         }
-        let v4 = "  12: 0100007F:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
-        let v6 = "   3: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000   102        0 4712 2 0 0";
+        let v4 = "  12: 0100007F:0035 00000000:0000 0A 00000000:00000000 \
+                  00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
+        let v6 = "   3: 00000000000000000000000001000000:0035 \
+                  00000000000000000000000000000000:0000 07 00000000:00000000 \
+                  00:00000000 00000000   102        0 4712 2 0 0";
         let wanted = |text: &str| text.parse().unwrap();
         let inode = |line: &str, wanted| conflicting(line, wanted).map(|(inode, _)| inode);
         assert_eq!(inode(v4, wanted("127.0.0.1:53")), Some(4711));
@@ -170,11 +216,22 @@ mod tests {
         let everywhere = v4.replace("0100007F", "00000000");
         assert_eq!(inode(&everywhere, wanted("127.0.0.2:53")), Some(4711));
         let (_, listening) = conflicting(&everywhere, wanted("127.0.0.2:53")).unwrap();
-        assert_eq!(listening, Held { address: wanted("0.0.0.0:53"), open: true, user: 0, holder: None });
-        assert_eq!(conflicting(v6, wanted("[::1]:53")).map(|(_, held)| (held.open, held.user)), Some((true, 102)));
+        assert_eq!(
+            listening,
+            BoundSocket { address: wanted("0.0.0.0:53"), open: true, user: 0, owner: None }
+        );
+        assert_eq!(
+            conflicting(v6, wanted("[::1]:53")).map(|(_, socket)| (socket.open, socket.user)),
+            Some((true, 102))
+        );
         let connected = v4.replace(" 0A ", " 01 ");
         assert!(!conflicting(&connected, wanted("127.0.0.1:53")).unwrap().1.open);
-        for junk in ["", "  sl  local_address rem_address   st", "0: zz:0035 0 0A 0 0 0 0 0 1", "0: é000007:0035 0 0A 0 0 0 0 0 1"] {
+        for junk in [
+            "",
+            "  sl  local_address rem_address   st",
+            "0: zz:0035 0 0A 0 0 0 0 0 1",
+            "0: é000007:0035 0 0A 0 0 0 0 0 1",
+        ] {
             assert_eq!(inode(junk, wanted("127.0.0.1:53")), None, "{junk}");
         }
     }

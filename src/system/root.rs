@@ -1,13 +1,13 @@
-//! Where the machine's files are.
+//! Paths of the machine's files, below a root that tests can choose.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-/// Symbolic links that are followed on the way to a file, as the kernel does (path_resolution(7)).
-const MOST_LINKS: usize = 40;
+/// Limit for the symbolic links followed on one path (path_resolution(7)).
+const MAX_SYMLINKS: usize = 40;
 
-/// The folder that all paths of the machine are below: `/`, or another one to try things in.
+/// The folder that holds the machine's files: `/`, or a folder of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
@@ -18,86 +18,96 @@ impl Default for Root {
 }
 
 impl Root {
-    /// A machine whose `/` is this folder.
+    /// Creates a root whose `/` is this folder.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self(folder.into())
     }
 
-    /// Where an absolute path of the machine really is. Symbolic links on the way are not looked at.
+    /// Returns the real path of an absolute path of the machine.
+    ///
+    /// It follows no symbolic links.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// The path of the machine that this one leads to when all symbolic links are followed, inside this root. What does not
-    /// exist is taken as it stands, so the end of a dangling link is found, too.
+    /// Follows all symbolic links of a path, inside this root, and returns the target.
+    ///
+    /// The target need not exist: a dangling link leads to its missing target.
     ///
     /// # Errors
-    /// When the links lead in a circle.
+    /// When the symbolic links form a loop.
     pub fn follow(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
-        self.walk(path.as_ref()).map(|(found, _)| found)
+        self.resolve(path.as_ref()).map(|(target, _)| target)
     }
 
-    /// The folders and links that lead to a path of the machine, from `/` on, and itself at last.
+    /// Returns every folder and link from `/` to the target of a path, then the target.
     ///
     /// # Errors
-    /// When the links lead in a circle.
-    pub fn way(&self, path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
-        self.walk(path.as_ref()).map(|(_, way)| way)
+    /// When the symbolic links form a loop.
+    pub fn path_steps(&self, path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
+        self.resolve(path.as_ref()).map(|(_, steps)| steps)
     }
 
-    /// Where a path leads, and all that is looked at on the way.
-    fn walk(&self, path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
-        let mut found = PathBuf::from("/");
-        let mut way = vec![found.clone()];
+    /// Returns the target of a path, and every path visited on the way.
+    fn resolve(&self, path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
+        let mut current = PathBuf::from("/");
+        let mut visited = vec![current.clone()];
         let mut links = 0;
-        let mut ahead: Vec<std::ffi::OsString> = parts(path);
-        while let Some(part) = ahead.pop() {
-            if part == ".." {
-                found.pop();
+        let mut pending: Vec<OsString> = reversed_components(path);
+        while let Some(component) = pending.pop() {
+            if component == ".." {
+                current.pop();
                 continue;
             }
-            found.push(&part);
-            way.push(found.clone());
-            if let Ok(target) = fs::read_link(self.path(&found)) {
+            current.push(&component);
+            visited.push(current.clone());
+            if let Ok(target) = fs::read_link(self.path(&current)) {
                 links += 1;
-                if links > MOST_LINKS {
-                    return Err(io::Error::other("the symbolic links lead in a circle"));
+                if links > MAX_SYMLINKS {
+                    return Err(io::Error::other("its symbolic links form a loop"));
                 }
                 if target.is_absolute() {
-                    found = PathBuf::from("/");
+                    current = PathBuf::from("/");
                 } else {
-                    found.pop();
+                    current.pop();
                 }
-                ahead.extend(parts(&target));
+                pending.extend(reversed_components(&target));
             }
         }
-        Ok((found, way))
+        Ok((current, visited))
     }
 
-    /// Whether something stands at this path, or a link to something.
+    /// Returns whether this path, its links followed, exists.
     pub fn has(&self, path: impl AsRef<Path>) -> bool {
         self.follow(path).is_ok_and(|path| self.path(path).exists())
     }
 
-    /// The text of a file, its links followed; what is not text in it replaced. None where it cannot be read.
+    /// Returns the text of a file, its links followed; `None` if it cannot be read.
+    ///
+    /// Invalid UTF-8 is replaced.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         let path = self.follow(path).ok()?;
-        fs::read(self.path(path)).ok().map(|octets| String::from_utf8_lossy(&octets).into_owned())
+        fs::read(self.path(path)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The files in a folder whose names end so, in the order of their names.
-    pub fn files(&self, folder: impl AsRef<Path>, end: &str) -> Vec<PathBuf> {
+    /// Returns the files of a folder whose names have this suffix, sorted.
+    pub fn files(&self, folder: impl AsRef<Path>, suffix: &str) -> Vec<PathBuf> {
         let folder = folder.as_ref();
-        let Ok(entries) = self.follow(folder).and_then(|folder| fs::read_dir(self.path(folder))) else { return Vec::new() };
+        let Ok(entries) = self.follow(folder).and_then(|folder| fs::read_dir(self.path(folder)))
+        else {
+            return Vec::new();
+        };
         let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
-        let mut found: Vec<PathBuf> =
-            names.filter(|name| name.to_str().is_some_and(|name| name.ends_with(end))).map(|name| folder.join(name)).collect();
-        found.sort();
-        found
+        let mut files: Vec<PathBuf> = names
+            .filter(|name| name.to_str().is_some_and(|name| name.ends_with(suffix)))
+            .map(|name| folder.join(name))
+            .collect();
+        files.sort();
+        files
     }
 
-    /// The program of this name on the usual path.
+    /// Returns the path of this program, from a fixed search path.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"]
             .iter()
@@ -106,16 +116,16 @@ impl Root {
     }
 }
 
-/// The parts of a path, the last one first.
-fn parts(path: &Path) -> Vec<std::ffi::OsString> {
-    let named = path.components().filter_map(|part| match part {
-        Component::Normal(part) => Some(part),
+/// Returns the components of a path, the last one first.
+fn reversed_components(path: &Path) -> Vec<OsString> {
+    let named = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
         Component::ParentDir => Some(OsStr::new("..")),
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     });
-    let mut parts: Vec<_> = named.map(OsStr::to_owned).collect();
-    parts.reverse();
-    parts
+    let mut components: Vec<_> = named.map(OsStr::to_owned).collect();
+    components.reverse();
+    components
 }
 
 #[cfg(test)]
@@ -131,22 +141,29 @@ mod tests {
         for path in ["etc", "run/systemd/resolve"] {
             fs::create_dir_all(root.path(path)).unwrap();
         }
-        fs::write(root.path("/run/systemd/resolve/stub-resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
+        fs::write(root.path("/run/systemd/resolve/stub-resolv.conf"), "nameserver 127.0.0.53\n")
+            .unwrap();
         symlink("../run/systemd/resolve/stub-resolv.conf", root.path("/etc/resolv.conf")).unwrap();
         symlink("/etc/resolv.conf", root.path("/etc/absolute")).unwrap();
         symlink("/run/nowhere/file", root.path("/etc/dangling")).unwrap();
         symlink("a", root.path("/etc/b")).unwrap();
         symlink("b", root.path("/etc/a")).unwrap();
-        assert_eq!(root.follow("/etc/absolute").unwrap(), Path::new("/run/systemd/resolve/stub-resolv.conf"));
+        assert_eq!(
+            root.follow("/etc/absolute").unwrap(),
+            Path::new("/run/systemd/resolve/stub-resolv.conf")
+        );
         assert_eq!(root.text("/etc/absolute").as_deref(), Some("nameserver 127.0.0.53\n"));
         assert_eq!(root.follow("/etc/dangling").unwrap(), Path::new("/run/nowhere/file"));
-        assert_eq!(root.follow("/etc/../../etc/./dangling").unwrap(), Path::new("/run/nowhere/file"));
+        assert_eq!(
+            root.follow("/etc/../../etc/./dangling").unwrap(),
+            Path::new("/run/nowhere/file")
+        );
         assert!(root.follow("/etc/a").is_err());
-        let way = root.way("/etc/resolv.conf").unwrap();
-        let way: Vec<&str> = way.iter().filter_map(|place| place.to_str()).collect();
+        let steps = root.path_steps("/etc/resolv.conf").unwrap();
+        let steps: Vec<&str> = steps.iter().filter_map(|path| path.to_str()).collect();
         let target = ["/run", "/run/systemd", "/run/systemd/resolve"];
         let stub = "/run/systemd/resolve/stub-resolv.conf";
-        assert_eq!(way, [&["/", "/etc", "/etc/resolv.conf"], &target[..], &[stub]].concat());
+        assert_eq!(steps, [&["/", "/etc", "/etc/resolv.conf"], &target[..], &[stub]].concat());
         assert!(root.has("/etc/absolute") && !root.has("/etc/dangling") && !root.has("/etc/a"));
     }
 }

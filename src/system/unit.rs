@@ -1,104 +1,113 @@
-//! The units that systemd runs for us.
+//! The units that `install` writes for systemd.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::command::written;
+use super::command::shell_quoted;
 
-/// The server's unit.
+/// The name of the server's unit.
 pub const SERVER: &str = "svcdns.service";
 
-/// The unit that tells another resolver of us, again after each of its restarts.
+/// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
-/// Where our units are.
+/// The folder of our units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
-/// What stands at the top of each file that is ours alone.
+/// The first line of each file that only we write; installed machines have it.
 pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninstall` removes it.\n";
 
-/// The unit as it is shipped, for those who install by hand.
-const SHIPPED: &str = include_str!("../../deploy/svcdns.service");
+/// The server's unit as distributed, for installations by hand.
+const DISTRIBUTED: &str = include_str!("../../deploy/svcdns.service");
 
-/// The line of [`SHIPPED`] that is made anew.
-const SHIPPED_START: &str = "ExecStart=/usr/local/bin/svcdns serve\n";
+/// The line of [`DISTRIBUTED`] that `install` replaces.
+const DISTRIBUTED_START: &str = "ExecStart=/usr/local/bin/svcdns serve\n";
 
-/// The server's unit: this program, with this configuration file where it is not the one that is read anyway.
+/// Returns the server's unit, which starts `program`.
+///
+/// `config` is the configuration file, if it is not the default one.
 pub fn server(program: &Path, config: Option<&Path>) -> String {
-    let start = SHIPPED.find("[Unit]").unwrap_or(0);
+    let start = DISTRIBUTED.find("[Unit]").unwrap_or(0);
     let mut line = format!("ExecStart={} serve", quoted(&program.to_string_lossy()));
     if let Some(config) = config {
         let _ = write!(line, " --config {}", quoted(&config.to_string_lossy()));
     }
     line.push('\n');
-    format!("{HEADING}\n{}", SHIPPED[start..].replacen(SHIPPED_START, &line, 1))
+    format!("{HEADING}\n{}", DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1))
 }
 
-/// Where the server's unit is.
+/// Returns the path of the server's unit.
 pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Whether a unit of the server is as this version writes it, whatever program it starts.
+/// Returns whether this version would write the same unit, its program aside.
 pub(super) fn is_current(unit: &[u8]) -> bool {
-    let rest = |text: &str| {
+    let other_lines = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with("ExecStart="));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    std::str::from_utf8(unit).is_ok_and(|unit| rest(unit) == rest(&server(Path::new("/"), None)))
+    std::str::from_utf8(unit)
+        .is_ok_and(|unit| other_lines(unit) == other_lines(&server(Path::new("/"), None)))
 }
 
-/// A word of a command line in a unit (systemd.service(5), systemd.syntax(7)).
+/// Quotes a word for a command line in a unit (systemd.service(5)).
 fn quoted(word: &str) -> String {
     let word = word.replace('%', "%%");
-    if word.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_./:=@%+,~".contains(&octet)) {
+    if word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=@%+,~".contains(&byte)) {
         return word;
     }
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$"))
 }
 
-/// What is done while a unit runs, and undone when it stops.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hook {
-    /// What it is for.
-    pub(super) description: String,
-    /// The unit it belongs to: started after it and with it, stopped and restarted with it.
-    pub(super) of: &'static str,
-    /// What is run, in order.
-    pub(super) up: Vec<Vec<String>>,
-    /// What undoes that; it must do no harm where nothing was done.
-    pub(super) down: Vec<Vec<String>>,
+/// Quotes a command line for a unit.
+fn command_line(words: &[String]) -> String {
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
-impl Hook {
-    /// The unit. A restart of the unit it belongs to, a crash's included, restarts it (`PartOf=` of systemd.unit(5)).
-    pub(super) fn unit(&self) -> String {
+/// A unit whose commands run when another unit starts and stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HookUnit {
+    /// What the unit is for.
+    pub(super) description: String,
+    /// The unit after which, and with which, this one starts, stops and restarts.
+    pub(super) bound_to: &'static str,
+    /// The commands at the start, in order.
+    pub(super) start: Vec<Vec<String>>,
+    /// The commands at the stop, in order; harmless if the start was not done.
+    pub(super) stop: Vec<Vec<String>>,
+}
+
+impl HookUnit {
+    /// Returns the text of the unit.
+    ///
+    /// `PartOf=` makes every restart of the other unit, also after a crash, restart this one
+    /// (systemd.unit(5)).
+    pub(super) fn to_unit(&self) -> String {
         let mut text = format!(
-            "{HEADING}\n[Unit]\nDescription={}\nPartOf={of}\nAfter={of} dbus.service\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\n",
+            "{HEADING}\n\
+             [Unit]\nDescription={}\nPartOf={unit}\nAfter={unit} dbus.service\n\n\
+             [Service]\nType=oneshot\nRemainAfterExit=yes\n",
             self.description,
-            of = self.of
+            unit = self.bound_to
         );
-        for line in &self.down {
-            let _ = writeln!(text, "ExecStartPre=-{}", words(line));
+        for words in &self.stop {
+            let _ = writeln!(text, "ExecStartPre=-{}", command_line(words));
         }
-        for line in &self.up {
-            let _ = writeln!(text, "ExecStart={}", words(line));
+        for words in &self.start {
+            let _ = writeln!(text, "ExecStart={}", command_line(words));
         }
-        for line in &self.down {
-            let _ = writeln!(text, "ExecStop={}", words(line));
+        for words in &self.stop {
+            let _ = writeln!(text, "ExecStop={}", command_line(words));
         }
-        let _ = write!(text, "\n[Install]\nWantedBy={}\n", self.of);
+        let _ = write!(text, "\n[Install]\nWantedBy={}\n", self.bound_to);
         text
     }
 
-    /// What a person runs by hand.
-    pub(super) fn by_hand(&self) -> String {
-        self.up.iter().map(|line| written(line)).collect::<Vec<_>>().join("\n")
+    /// Returns the commands at the start as lines for a shell.
+    pub(super) fn to_shell(&self) -> String {
+        self.start.iter().map(|words| shell_quoted(words)).collect::<Vec<_>>().join("\n")
     }
-}
-
-fn words(line: &[String]) -> String {
-    line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -106,42 +115,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_servers_unit_runs_this_program() {
-        assert!(SHIPPED.contains(SHIPPED_START), "the line in deploy/svcdns.service that is made anew");
+    fn the_unit_of_the_server_starts_this_program() {
+        assert!(
+            DISTRIBUTED.contains(DISTRIBUTED_START),
+            "the line of deploy/svcdns.service that is replaced"
+        );
         let unit = server(Path::new("/opt/a b/svcdns"), Some(Path::new("/etc/svcdns/100%.toml")));
         assert!(unit.starts_with("# Written by `svcdns install`"));
         let start = "ExecStart=\"/opt/a b/svcdns\" serve --config /etc/svcdns/100%%.toml\n";
         assert!(unit.contains(start), "{unit}");
         assert!(!unit.contains("/usr/local/bin") && unit.contains("\n[Install]\n"));
-        // systemd makes both directories and tells where they are.
-        for said in ["RuntimeDirectory=svcdns\n", "StateDirectory=svcdns\n"] {
-            assert!(unit.contains(said), "{said}: {unit}");
+        // systemd creates both directories and passes their paths.
+        for expected in ["RuntimeDirectory=svcdns\n", "StateDirectory=svcdns\n"] {
+            assert!(unit.contains(expected), "{expected}: {unit}");
         }
-        assert!(is_current(unit.as_bytes()) && is_current(server(Path::new("/x"), None).as_bytes()));
+        assert!(
+            is_current(unit.as_bytes()) && is_current(server(Path::new("/x"), None).as_bytes())
+        );
         assert!(!is_current(unit.replace("StateDirectory=svcdns\n", "").as_bytes()));
         // getifaddrs(3), for a server that listens on all addresses.
-        let families = unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
+        let families =
+            unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
         assert!(families.split(' ').any(|family| family == "AF_NETLINK"), "{families}");
     }
 
     #[test]
-    fn a_hook_comes_and_goes_with_its_unit() {
+    fn a_hook_unit_starts_and_stops_with_another_unit() {
         let line = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let hook = Hook {
+        let hook = HookUnit {
             description: "x".to_owned(),
-            of: "systemd-resolved.service",
-            up: vec![line(&["/bin/sh", "-c", "echo '$1' \"%\""])],
-            down: vec![line(&["/sbin/ip", "link", "del", "svcdns0"])],
+            bound_to: "systemd-resolved.service",
+            start: vec![line(&["/bin/sh", "-c", "echo '$1' \"%\""])],
+            stop: vec![line(&["/sbin/ip", "link", "del", "svcdns0"])],
         };
-        let unit = hook.unit();
-        for said in [
+        let unit = hook.to_unit();
+        for expected in [
             "PartOf=systemd-resolved.service\n",
             "WantedBy=systemd-resolved.service\n",
             "ExecStart=/bin/sh -c \"echo '$$1' \\\"%%\\\"\"\n",
             "ExecStartPre=-/sbin/ip link del svcdns0\n",
             "ExecStop=/sbin/ip link del svcdns0\n",
         ] {
-            assert!(unit.contains(said), "{said}: {unit}");
+            assert!(unit.contains(expected), "{expected}: {unit}");
         }
     }
 }

@@ -56,6 +56,11 @@ pub(super) struct CacheKey<'a>(&'a [u8]);
 /// Buffer for a key: a name of at most 255 bytes, type, class, DO and CD, RD.
 pub(super) type KeyBuffer = [u8; 255 + 4 + 2];
 
+/// Bit of a key for DO.
+const KEY_DNSSEC_OK: u8 = 1;
+/// Bit of a key for CD.
+const KEY_CHECKING_DISABLED: u8 = 2;
+
 /// A key buffer to write a key into.
 pub(super) const EMPTY_KEY_BUFFER: KeyBuffer = [0; 255 + 4 + 2];
 
@@ -67,8 +72,9 @@ impl<'a> CacheKey<'a> {
         // Type and class keep their bytes; length bytes are below `A`.
         bytes.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
-        *bytes.get_mut(question)? = bit(query.edns.is_some_and(|edns| edns.dnssec_ok), 1)
-            | bit(query.flags & flags::CD != 0, 2);
+        *bytes.get_mut(question)? =
+            bit(query.edns.is_some_and(|edns| edns.dnssec_ok), KEY_DNSSEC_OK)
+                | bit(query.flags & flags::CD != 0, KEY_CHECKING_DISABLED);
         *bytes.get_mut(question + 1)? = bit(query.flags & flags::RD != 0, 1);
         Some(Self(&bytes[..question + 2]))
     }
@@ -156,6 +162,13 @@ impl CacheEntry {
             Age::Stale => STALE_TTL_SECONDS,
         };
         Duration::from_secs(seconds.into())
+    }
+
+    /// Returns whether this answer, which is no failure, contradicts an `older` entry.
+    ///
+    /// A truncated answer is incomplete: with the same code it may say the same.
+    fn contradicts(&self, older: &Self) -> bool {
+        !self.stored.is_truncated() || self.stored.rcode() != older.stored.rcode()
     }
 
     /// Records a failed refresh: for some time no client waits for another one.
@@ -268,8 +281,9 @@ impl Cache {
 
     /// Makes an entry of a response and stores it if it is cacheable.
     ///
-    /// `sent` is whether the query left this machine; a failure before that is not cached. A
-    /// failure does not replace an answer that can still be served stale.
+    /// `sent` is whether the query was sent; a failure before that is not cached. A
+    /// failure does not replace an answer that can still be served stale. Every other response
+    /// replaces or removes what it contradicts.
     pub(super) fn insert(
         &self,
         key: CacheKey<'_>,
@@ -318,7 +332,7 @@ impl Cache {
                 && !previous.is_failure()
                 && previous.age(now) < previous.ttl_seconds.saturating_add(self.stale_seconds)
         }) {
-            Some(usable) => usable.defer_recheck(now),
+            Some(usable) if sent => usable.defer_recheck(now),
             None if ttl_seconds > 0 => {
                 entries.insert(key.entry_bytes().into(), Arc::clone(&entry));
                 // The cache may have been cleared between the check above and the insertion.
@@ -326,7 +340,14 @@ impl Cache {
                     entries.remove(key.entry_bytes());
                 }
             }
-            None => {}
+            // An answer that may not be cached must not leave an older one behind as stale.
+            None if failures == 0 => {
+                entries.remove_if(key.entry_bytes(), |older| entry.contradicts(older));
+            }
+            Some(_) | None => {}
+        }
+        if failures == 0 {
+            forget_expired_siblings(entries, key, &entry);
         }
         entry
     }
@@ -352,6 +373,35 @@ impl Cache {
     /// Returns the size limit in bytes.
     pub(super) fn capacity(&self) -> u64 {
         self.entries.as_ref().map_or(0, EntryMap::capacity)
+    }
+}
+
+/// Removes expired entries of the same question, but other DO or CD, that `entry` contradicts.
+///
+/// Otherwise an outage could bring them back as stale answers. An answer to a query with CD may be
+/// forged: it contradicts only entries with CD.
+fn forget_expired_siblings(entries: &EntryMap, key: CacheKey<'_>, entry: &CacheEntry) {
+    let mut buffer = EMPTY_KEY_BUFFER;
+    let own = key.entry_bytes();
+    let Some(sibling) = buffer.get_mut(..own.len()) else { return };
+    sibling.copy_from_slice(own);
+    let Some(own_flags) = own.last() else { return };
+    for flags in 0..=(KEY_DNSSEC_OK | KEY_CHECKING_DISABLED) {
+        if flags == *own_flags || flags & KEY_CHECKING_DISABLED < own_flags & KEY_CHECKING_DISABLED
+        {
+            continue;
+        }
+        if let Some(last) = sibling.last_mut() {
+            *last = flags;
+        }
+        // There rarely is one, and looking takes a shared lock only.
+        if entries.contains_key(&*sibling) {
+            entries.remove_if(&*sibling, |older| {
+                !older.is_failure()
+                    && older.age(entry.received) >= older.ttl_seconds
+                    && entry.contradicts(older)
+            });
+        }
     }
 }
 

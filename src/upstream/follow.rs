@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{Connector, Upstream};
 use super::loop_guard::{self, LoopGuard};
+use super::order::UpstreamOrder;
 use super::routes::{Route, RouteQuery, RouteRules, RouteTable};
 use super::sources::{Sources, SourcesSnapshot, TargetList};
 use super::special::{Special, SpecialAnswer};
@@ -99,6 +100,8 @@ pub(super) fn start(
 struct SourceFollower {
     servers: Servers,
     domains: Vec<(Name, Vec<Target>)>,
+    /// Order of all lists; `None` lets their origin decide.
+    order: Option<UpstreamOrder>,
     forward_single_labels: bool,
     sources: Sources,
     connector: Arc<Connector>,
@@ -118,6 +121,7 @@ struct SourceFollower {
 #[derive(Debug, PartialEq, Eq)]
 struct RouteInputs {
     servers: Vec<Target>,
+    order: UpstreamOrder,
     is_system_resolver: bool,
 }
 
@@ -158,14 +162,19 @@ impl SourceFollower {
         if let Servers::Named(targets) = &servers
             && !targets.is_empty()
         {
-            tracing::info!("forwarding names outside the zones to {}", TargetList(targets));
+            let order = settings.order.unwrap_or(UpstreamOrder::Fastest);
+            let order = order.suffix(targets.len());
+            tracing::info!("forwarding names outside the zones to {}{order}", TargetList(targets));
         }
         for (domain, targets) in domains.iter().filter(|(_, targets)| !targets.is_empty()) {
-            tracing::info!("forwarding names in {domain} to {}", TargetList(targets));
+            let order = settings.order.unwrap_or(UpstreamOrder::Strict);
+            let order = order.suffix(targets.len());
+            tracing::info!("forwarding names in {domain} to {}{order}", TargetList(targets));
         }
         let mut follower = Self {
             servers,
             domains,
+            order: settings.order,
             forward_single_labels: settings.forward_single_labels,
             sources,
             connector,
@@ -236,18 +245,35 @@ impl SourceFollower {
             Servers::Named(targets) => targets.clone(),
             Servers::System => self.select_servers(snapshot),
         };
-        let inputs = RouteInputs { servers, is_system_resolver: snapshot.is_system_resolver };
+        let order = self.default_order(&servers, snapshot);
+        let is_system_resolver = snapshot.is_system_resolver;
+        let inputs = RouteInputs { servers, order, is_system_resolver };
         if self.current.as_ref() == Some(&inputs) {
             return;
         }
-        if self.current.as_ref().is_none_or(|now| now.servers != inputs.servers)
+        let same = |now: &RouteInputs| now.servers == inputs.servers && now.order == inputs.order;
+        if !self.current.as_ref().is_some_and(same)
             && matches!(self.servers, Servers::System)
             && !snapshot.servers.is_empty()
         {
-            tracing::info!("forwarding names outside the zones to {snapshot}");
+            let order = order.suffix(snapshot.servers.len());
+            tracing::info!("forwarding names outside the zones to {snapshot}{order}");
         }
         self.install(&inputs);
         self.current = Some(inputs);
+    }
+
+    /// Returns the order of the upstreams for names without a domain route.
+    fn default_order(&self, servers: &[Target], snapshot: &SourcesSnapshot) -> UpstreamOrder {
+        let by_origin = match &self.servers {
+            // While the last known servers are kept, so is their order.
+            Servers::System if snapshot.servers.is_empty() && !servers.is_empty() => {
+                self.current.as_ref().map_or(UpstreamOrder::Strict, |now| now.order)
+            }
+            Servers::System if !snapshot.rotate => UpstreamOrder::Strict,
+            Servers::Off | Servers::System | Servers::Named(_) => UpstreamOrder::Fastest,
+        };
+        self.order.unwrap_or(by_origin)
     }
 
     /// Returns the servers to use, and warns if the files name none.
@@ -291,8 +317,10 @@ impl SourceFollower {
         let known = self.upstreams_sender.borrow().clone();
         let mut upstreams: HashMap<Target, Arc<Upstream>> =
             known.into_iter().map(|upstream| (upstream.target().clone(), upstream)).collect();
-        let mut of = |targets: &[Target]| -> Vec<Arc<Upstream>> {
-            let make = |target: &Target| Upstream::new(target.clone(), Arc::clone(&self.connector));
+        let mut of = |targets: &[Target], domain: &Name| -> Vec<Arc<Upstream>> {
+            let make = |target: &Target| {
+                Upstream::for_domain(target.clone(), Arc::clone(&self.connector), domain)
+            };
             targets
                 .iter()
                 .map(|target| {
@@ -300,12 +328,16 @@ impl SourceFollower {
                 })
                 .collect()
         };
-        let domains = self.domains.iter().map(|(domain, targets)| (*domain, of(targets))).collect();
+        // First those that resolve all names.
+        let servers = of(&inputs.servers, &Name::ROOT);
+        let domains =
+            self.domains.iter().map(|(domain, targets)| (*domain, of(targets, domain))).collect();
         let rules = RouteRules {
             is_system_resolver: inputs.is_system_resolver,
             forward_single_labels: self.forward_single_labels,
         };
-        let routes = RouteTable::new(of(&inputs.servers), domains, rules);
+        let routes = RouteTable::new(servers, domains, rules)
+            .with_orders(inputs.order, self.order.unwrap_or(UpstreamOrder::Strict));
         let upstreams = routes.upstreams();
         self.routes.store(Arc::new(routes));
         self.upstreams_sender.send_replace(upstreams);

@@ -9,16 +9,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::addresses;
+use super::alias::{AliasChain, MAX_BORDERS, Resolution};
 use super::cache::CacheKey;
 use super::counters::Counters;
 use super::domain_loops::DomainLoops;
-use super::exchange::{Outgoing, QueryFailure, Sockets, Upstream};
+use super::exchange::{Outgoing, QueryFailure, Sockets};
 use super::follow::{self, Routing};
 use super::hosts::{LookupFailed, LookupResult};
-use super::message::empty_response;
+use super::message::{Age, StoredResponse, UpstreamMessage, empty_response};
+use super::order::{UpstreamList, UpstreamOrder};
 use super::rebinding::{RebindingGuard, WITHHELD};
-use super::resolver::{Exchange, ExchangeError, ImmediateAnswer, Resolver};
+use super::resolver::{
+    Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver, now,
+};
 use super::routes::{Route, RouteQuery};
+use super::scrub::{Borders, scrub};
 use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode, rtype, u16_at};
@@ -45,23 +50,12 @@ pub struct Forwarder {
 pub enum LaneOutcome {
     /// The response is written.
     Written,
-    /// Upstreams have to be asked: call [`Lane::resolve`].
+    /// The query must be resolved, from the cache or by upstreams: call [`Lane::resolve`].
     Deferred,
-    /// No upstream may be asked: answer from what is registered.
+    /// Without upstreams: answer from what is registered.
     ///
     /// The name is in a reverse zone that is local to this machine or network, or the client does
     /// not desire recursion.
-    Outside,
-}
-
-/// What became of a query after upstreams were asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resolution {
-    /// Send this response.
-    Response(Vec<u8>),
-    /// Send no response.
-    Silent,
-    /// As [`LaneOutcome::Outside`].
     Outside,
 }
 
@@ -84,6 +78,19 @@ pub struct ForwardingReport {
     pub waiting: u64,
     /// All upstreams of the current routes.
     pub upstreams: Vec<UpstreamReport>,
+    /// The lists of upstreams, that of all other names first.
+    pub lists: Vec<ListReport>,
+}
+
+/// A list of upstreams for status output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListReport {
+    /// The domain whose names they resolve; the root for all other names.
+    pub domain: Name,
+    /// The upstreams as the configuration writes them.
+    pub upstreams: Vec<String>,
+    /// The order in which they are asked.
+    pub order: UpstreamOrder,
 }
 
 /// State that all lanes share.
@@ -133,18 +140,19 @@ impl Forwarder {
     /// Returns the current state.
     pub fn report(&self) -> ForwardingReport {
         let ForwarderShared { resolver, routing, .. } = &*self.shared;
+        let routes = routing.routes.load();
+        let list_report = |(domain, list): (Name, UpstreamList)| ListReport {
+            domain,
+            upstreams: list.iter().map(|upstream| upstream.target().to_string()).collect(),
+            order: list.order(),
+        };
         ForwardingReport {
             entries: resolver.cache.len(),
             bytes: resolver.cache.bytes(),
             capacity: resolver.cache.capacity(),
             waiting: resolver.waiting(),
-            upstreams: routing
-                .routes
-                .load()
-                .upstreams()
-                .iter()
-                .map(|upstream| upstream.report())
-                .collect(),
+            upstreams: routes.upstreams().iter().map(|upstream| upstream.report()).collect(),
+            lists: routes.lists().into_iter().map(list_report).collect(),
         }
     }
 
@@ -180,24 +188,42 @@ impl Forwarder {
         host: &Name,
         qtype: u16,
     ) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
-        let mut request = vec![0, 0];
-        put_u16(&mut request, flags::RD);
-        request.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
-        request.extend_from_slice(host.as_wire());
-        put_u16(&mut request, qtype);
-        put_u16(&mut request, rtype::IN);
-        let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
-        let (entry, age) = self
-            .shared
-            .resolver
-            .resolve_entry(&self.own, &query, true, None)
-            .await
-            .map_err(|_| LookupFailed)?;
-        if entry.is_failure() {
-            return Err(LookupFailed);
+        let began = now();
+        let (mut name, mut min_ttl) = (*host, Duration::MAX);
+        for _ in 0..=MAX_BORDERS {
+            let request = address_query(&name, qtype);
+            let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
+            let (entry, age) = self
+                .shared
+                .resolver
+                .resolve_entry(&self.own, &query, began, true, None)
+                .await
+                .map_err(|_| LookupFailed)?;
+            if entry.is_failure() {
+                return Err(LookupFailed);
+            }
+            min_ttl = min_ttl.min(entry.remaining_ttl(age));
+            let Some(target) = entry.stored.alias_target() else {
+                return Ok((addresses(entry.stored.message(), &name, qtype), min_ttl));
+            };
+            (name, _) = Name::from_wire(&target).map_err(|_| LookupFailed)?;
+            if self.shared.settings.zones.find(&name).is_some() {
+                return Err(LookupFailed);
+            }
         }
-        Ok((addresses(entry.stored.message(), host, qtype), entry.remaining_ttl(age)))
+        Err(LookupFailed)
     }
+}
+
+/// Builds a query for the addresses of a host.
+fn address_query(host: &Name, qtype: u16) -> Vec<u8> {
+    let mut request = vec![0, 0];
+    put_u16(&mut request, flags::RD);
+    request.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+    request.extend_from_slice(host.as_wire());
+    put_u16(&mut request, qtype);
+    put_u16(&mut request, rtype::IN);
+    request
 }
 
 impl Lane {
@@ -221,7 +247,7 @@ impl Lane {
             })
     }
 
-    /// Writes the response into the empty `out` if no upstream has to be asked.
+    /// Writes the response into the empty `out` if no upstream is needed.
     ///
     /// Must be called within a Tokio runtime, because it may start to prefetch an expiring entry.
     pub fn respond(
@@ -236,6 +262,7 @@ impl Lane {
         // The cache holds responses of the current upstreams only, hence no special names.
         match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
             ImmediateAnswer::Written => return LaneOutcome::Written,
+            ImmediateAnswer::Alias => return LaneOutcome::Deferred,
             ImmediateAnswer::StaleOnly if recursion_desired => return LaneOutcome::Deferred,
             ImmediateAnswer::StaleOnly | ImmediateAnswer::NotCached => {}
         }
@@ -261,44 +288,125 @@ impl Lane {
         LaneOutcome::Written
     }
 
-    /// Resolves `request` within 4 s; `source` is the client's address.
+    /// Resolves `request` within 4 s; `None` means to send no response.
+    ///
+    /// `source` is the client's address.
     pub async fn resolve(
         &self,
         request: &[u8],
         transport: Transport,
         source: IpAddr,
-    ) -> Resolution {
+    ) -> Option<Resolution> {
         let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
-        match Query::parse(request) {
-            Parsed::Silent => Resolution::Silent,
+        let began = now();
+        let parsed = Query::parse(request);
+        // By reference: a copy would make the future larger.
+        let resolved = match &parsed {
+            Parsed::Silent => return None,
+            Parsed::Query(query) if query.flags & flags::RD == 0 => {
+                resolver.resolve_cached(&*self.exchange, query, transport)
+            }
             Parsed::Query(query) => {
                 let source = source.to_canonical();
                 let suspect = routing.routes.load().has_upstream_at(source).then_some(source);
-                let mut response =
-                    resolver.resolve(&self.exchange, request, &query, transport, suspect).await;
-                // A name may turn out to loop meanwhile, and then be local.
-                if u16_at(&response, 2).unwrap_or_default() & 0xF == rcode::SERVFAIL
-                    && self.respond_if_local(&query, &mut response) == LaneOutcome::Outside
-                {
-                    return Resolution::Outside;
-                }
-                Resolution::Response(response)
+                let resolved =
+                    resolver.resolve(&self.exchange, request, query, transport, suspect).await;
+                self.route_again(query, resolved)
             }
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Parsed::Bad { query, .. } => Resolution::Response(
-                Box::pin(resolver.relay(&self.exchange, request, &query, transport)).await,
-            ),
+            Parsed::Bad { query, .. } => Some(ResolvedQuery::Response(
+                Box::pin(resolver.relay(&self.exchange, request, query, transport)).await,
+            )),
+        };
+        Some(match resolved {
+            None => Resolution::Outside,
+            Some(ResolvedQuery::Response(response)) => Resolution::Response(response),
+            Some(ResolvedQuery::Alias { response, target }) => Resolution::Alias(Box::new(
+                AliasChain::new(request.to_vec(), transport, began, response, &target),
+            )),
+        })
+    }
+
+    /// Replaces a failure if the name's route has become local; `None` is [`LaneOutcome::Outside`].
+    ///
+    /// A name may turn out to loop while its query waits.
+    fn route_again(&self, query: &Query<'_>, resolved: ResolvedQuery) -> Option<ResolvedQuery> {
+        let ResolvedQuery::Response(response) = &resolved else { return Some(resolved) };
+        if u16_at(response, 2).unwrap_or_default() & 0xF != rcode::SERVFAIL {
+            return Some(resolved);
+        }
+        let mut local = Vec::new();
+        match self.respond_by_route(query, true, &mut local) {
+            LaneOutcome::Written => Some(ResolvedQuery::Response(local)),
+            LaneOutcome::Deferred => Some(resolved),
+            LaneOutcome::Outside => None,
         }
     }
 
-    /// Replaces a failure if the name's route has become local.
-    fn respond_if_local(&self, query: &Query<'_>, response: &mut Vec<u8>) -> LaneOutcome {
-        let mut local = Vec::new();
-        let outcome = self.respond_by_route(query, true, &mut local);
-        if outcome == LaneOutcome::Written {
-            *response = local;
+    /// Resolves the query that a chain of aliases has come to, whose name is not served here.
+    ///
+    /// Writes the response to the client into the empty `out` if the chain ends. `Deferred` means
+    /// that the chain has come to another name, `Outside` that its query must be answered from what
+    /// is registered. The whole chain takes 4 s at most.
+    pub async fn follow(&self, chain: &mut AliasChain, out: &mut Vec<u8>) -> LaneOutcome {
+        let resolved = match Query::parse(chain.query()) {
+            Parsed::Query(query) => self.resolve_target(chain, &query).await,
+            Parsed::Bad { .. } | Parsed::Silent => {
+                *out = chain.fail(UNUSABLE_NAME.error);
+                return LaneOutcome::Written;
+            }
+        };
+        match resolved {
+            None => return LaneOutcome::Outside,
+            Some(ResolvedQuery::Response(last)) => *out = self.finish(chain, &last),
+            Some(ResolvedQuery::Alias { response, target }) => {
+                match chain.extend(response, &target) {
+                    Ok(()) => return LaneOutcome::Deferred,
+                    Err(error) => *out = chain.fail(error),
+                }
+            }
         }
-        outcome
+        LaneOutcome::Written
+    }
+
+    /// Resolves the last query of a chain; `None` is [`LaneOutcome::Outside`].
+    async fn resolve_target(&self, chain: &AliasChain, query: &Query<'_>) -> Option<ResolvedQuery> {
+        let resolver = &self.exchange.shared.resolver;
+        let (transport, began) = (chain.transport(), chain.began());
+        let recursion_desired = query.flags & flags::RD != 0;
+        if !recursion_desired
+            && let Some(resolved) = resolver.resolve_cached(&*self.exchange, query, transport)
+        {
+            return Some(resolved);
+        }
+        let mut out = Vec::new();
+        match self.respond_by_route(query, recursion_desired, &mut out) {
+            LaneOutcome::Written => Some(ResolvedQuery::Response(out)),
+            LaneOutcome::Outside => None,
+            LaneOutcome::Deferred => {
+                let resolved = resolver
+                    .resolve_alias(&self.exchange, chain.query(), query, transport, began)
+                    .await;
+                self.route_again(query, resolved)
+            }
+        }
+    }
+
+    /// Makes the response to the client of a chain; `last` is the response to the chain's query.
+    ///
+    /// The rebinding guard decides by the name of the client's query.
+    pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
+        let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
+        let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
+        if let Some(withheld) = self.exchange.shared.withhold(query.question, &message) {
+            message = withheld;
+        }
+        let Ok(stored) = StoredResponse::new(&message, false) else {
+            return chain.fail(MALFORMED);
+        };
+        let mut out = Vec::with_capacity(512);
+        stored.write(&query, chain.transport(), Age::Fresh, &mut out);
+        out
     }
 }
 
@@ -308,6 +416,33 @@ fn route_query(query: &Query<'_>, recursion_desired: bool) -> RouteQuery {
 }
 
 impl ForwarderShared {
+    /// Returns what replaces a response that the rebinding guard withholds.
+    ///
+    /// `question` is name, type and class.
+    fn withhold(&self, question: &[u8], message: &[u8]) -> Option<Vec<u8>> {
+        let (guard, (name, _)) = (self.rebinding.as_ref()?, Name::from_wire(question).ok()?);
+        guard.withholds(&name, message).then(|| empty_response(question, WITHHELD))
+    }
+
+    /// Takes from an upstream's message what the upstream has a say in.
+    ///
+    /// Messages of other opcodes are passed on unchanged.
+    fn accept(
+        &self,
+        key: CacheKey<'_>,
+        message: Vec<u8>,
+        is_query: bool,
+    ) -> Result<UpstreamMessage, ExchangeError> {
+        let mut message = UpstreamMessage::from(message);
+        if is_query {
+            let routes = self.routing.routes.load();
+            let borders = Borders { zones: &self.settings.zones, routes: &routes };
+            message = scrub(message.bytes, borders)
+                .map_err(|_| ExchangeError { error: MALFORMED, sent: true })?;
+        }
+        Ok(self.withhold(key.question(), &message.bytes).map_or(message, UpstreamMessage::from))
+    }
+
     /// Clears the cache whenever the upstreams change, as others may know other names.
     ///
     /// The cache is kept while there are no upstreams: stale entries are all we have then.
@@ -336,7 +471,7 @@ impl UpstreamExchange {
     ///
     /// A function of its own, so that the name takes no room in the future that awaits the
     /// response.
-    fn upstreams(&self, key: CacheKey<'_>) -> Result<Arc<[Arc<Upstream>]>, ExchangeError> {
+    fn upstreams(&self, key: CacheKey<'_>) -> Result<UpstreamList, ExchangeError> {
         let question = key.question();
         let (name, length) = Name::from_wire(question).map_err(|_| UNUSABLE_NAME)?;
         let qtype = u16_at(question, length).unwrap_or_default();
@@ -349,21 +484,28 @@ impl UpstreamExchange {
 }
 
 impl Exchange for UpstreamExchange {
+    fn is_down(&self, key: CacheKey<'_>) -> bool {
+        self.upstreams(key).is_ok_and(|upstreams| upstreams.is_down(Instant::now()))
+    }
+
     async fn query(
         &self,
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
         interrupt: &Notify,
-    ) -> Result<Vec<u8>, ExchangeError> {
-        let ForwarderShared { settings, rebinding, .. } = &*self.shared;
+    ) -> Result<UpstreamMessage, ExchangeError> {
+        let ForwarderShared { settings, .. } = &*self.shared;
+        let is_query = u16_at(&message, 2).unwrap_or_default() & flags::OPCODE == 0;
         let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
-        let result = loop {
+        let (upstreams, result) = loop {
             let upstreams = self.upstreams(key)?;
             tokio::select! {
                 biased;
-                result = self.sockets.query(&upstreams, &outgoing, deadline) => break result,
-                // An upstream sends the query back: ask the others.
+                result = self.sockets.query_upstreams(&upstreams, &outgoing, deadline) => {
+                    break (upstreams, result);
+                }
+                // An upstream sends the query back: query the others.
                 () = interrupt.notified() => {}
             }
         };
@@ -375,6 +517,9 @@ impl Exchange for UpstreamExchange {
                 QueryFailure::TimedOut => {
                     (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
                 }
+                QueryFailure::Dead => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answers")
+                }
                 QueryFailure::Unreachable => {
                     (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
                 }
@@ -382,18 +527,16 @@ impl Exchange for UpstreamExchange {
                     (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
                 }
             };
-            ExchangeError {
-                error: ExtendedError { code, text },
-                sent: failure != QueryFailure::NoUpstream,
-            }
+            let sent = match failure {
+                QueryFailure::NoUpstream | QueryFailure::Dead => false,
+                // The next query finds out at once whether one can be reached again.
+                QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
+                QueryFailure::TimedOut | QueryFailure::BadResponse => true,
+            };
+            ExchangeError { error: ExtendedError { code, text }, sent }
         })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
-        if let (Some(guard), Ok((name, _))) = (rebinding, Name::from_wire(key.question()))
-            && guard.withholds(&name, &incoming.message)
-        {
-            return Ok(empty_response(key.question(), WITHHELD));
-        }
-        Ok(incoming.message)
+        self.shared.accept(key, incoming.message, is_query)
     }
 }
 
@@ -403,7 +546,7 @@ mod tests {
 
     use super::super::Servers;
     use super::super::cache::EMPTY_KEY_BUFFER;
-    use super::super::exchange::Connector;
+    use super::super::exchange::{Connector, Upstream};
     use super::*;
     use crate::name::Zones;
 
@@ -415,6 +558,7 @@ mod tests {
         let settings = Settings {
             servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
             domains: Vec::new(),
+            order: None,
             own: Vec::new(),
             zones: Zones::new(&["svc".to_owned()]).unwrap(),
             ca_file: None,

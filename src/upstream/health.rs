@@ -1,12 +1,19 @@
 //! Health of an upstream: response times, failures, and whether it is alive.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 /// An upstream is dead once a query has gone unanswered for this long.
 ///
 /// Nobody waits for a dead upstream until it answers again.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Silence after which the next upstream in strict order is asked, too.
+///
+/// After this time, a probe also finds out whether the silent upstream is alive.
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_millis(400);
 
 /// Shortest delay before a query is hedged.
 ///
@@ -21,13 +28,17 @@ const MAX_HEDGE_DELAY: Duration = Duration::from_millis(400);
 /// Delay before a query is hedged while there are few samples.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(200);
 
-/// Time after which an unused upstream is probed with a client's query.
+/// Time after which an unused upstream is due for a probe.
 ///
-/// This keeps its rank up to date.
+/// This keeps its rank up to date. It is also how long an upstream that nobody asked is known to
+/// be dead: networks change while nobody looks.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// First interval of probing a dead upstream; doubles up to [`PROBE_INTERVAL`].
+/// First interval of probing a dead upstream while others answer; doubles up to the next one.
 const DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest interval of probing a dead upstream while others answer.
+const MAX_DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long an upstream without EDNS support is queried without EDNS.
 const EDNS_RETRY_AFTER: Duration = Duration::from_secs(900);
@@ -68,6 +79,8 @@ pub(super) struct Health {
     /// The upstream as the configuration writes it.
     upstream: String,
     state: Mutex<HealthState>,
+    /// Notified when the upstream comes back to life or turns out to be unreachable.
+    changed: Arc<Notify>,
 }
 
 /// The state behind the lock of [`Health`].
@@ -80,6 +93,16 @@ struct HealthState {
     hedge_delay: Duration,
     /// When the oldest query since the last response was sent.
     unanswered_since: Option<Instant>,
+    /// When a query was sent last.
+    queried_at: Option<Instant>,
+    /// When a response arrived last.
+    responded_at: Option<Instant>,
+    /// When an attempt last found that the upstream cannot be reached.
+    unreachable_at: Option<Instant>,
+    /// When a query of our own was sent last.
+    probed_at: Option<Instant>,
+    /// When it was last checked whether the upstream copes with EDNS.
+    edns_checked_at: Option<Instant>,
     /// Whether the last error says that the upstream cannot be reached.
     unreachable: bool,
     /// Since when the upstream has been dead, once that is logged.
@@ -105,6 +128,11 @@ impl Default for HealthState {
             samples: 0,
             hedge_delay: DEFAULT_HEDGE_DELAY,
             unanswered_since: None,
+            queried_at: None,
+            responded_at: None,
+            unreachable_at: None,
+            probed_at: None,
+            edns_checked_at: None,
             unreachable: false,
             logged_dead_since: None,
             death_logged_at: None,
@@ -147,8 +175,10 @@ pub struct UpstreamReport {
 
 impl Health {
     /// Makes the health of a new upstream; `upstream` is its name in the configuration.
-    pub(super) fn new(upstream: String) -> Self {
-        Self { upstream, state: Mutex::default() }
+    ///
+    /// `changed` is notified when the upstream comes back to life or turns out to be unreachable.
+    pub(super) fn new(upstream: String, changed: Arc<Notify>) -> Self {
+        Self { upstream, state: Mutex::default(), changed }
     }
 
     /// Locks the state, which remains usable after a panic of another thread.
@@ -160,6 +190,7 @@ impl Health {
     pub(super) fn record_query(&self, now: Instant) {
         let mut state = self.lock();
         state.queries += 1;
+        state.queried_at = Some(now);
         state.unanswered_since.get_or_insert(now);
     }
 
@@ -167,6 +198,8 @@ impl Health {
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
         state.responses += 1;
+        let was_dead = state.is_dead(now);
+        state.responded_at = Some(now);
         state.unanswered_since = None;
         state.unreachable = false;
         let logged_dead_since = state.logged_dead_since.take();
@@ -174,6 +207,9 @@ impl Health {
         state.next_probe = Some(now + PROBE_INTERVAL);
         state.record_rtt(after);
         drop(state);
+        if was_dead {
+            self.changed.notify_waiters();
+        }
         if let Some(since) = logged_dead_since {
             tracing::info!(
                 "the upstream {} answers again, after {}",
@@ -192,6 +228,9 @@ impl Health {
         }
         if unreachable {
             state.unreachable = true;
+            state.unreachable_at = Some(now);
+            // No response is pending that the next probe would have to wait for.
+            state.probed_at = None;
             if !state.is_dead(now) {
                 // An unreachable upstream is dead at once.
                 state.unanswered_since =
@@ -199,6 +238,7 @@ impl Health {
             }
             let death = state.death_notice(now);
             drop(state);
+            self.changed.notify_waiters();
             self.log_death(death);
         }
     }
@@ -208,7 +248,7 @@ impl Health {
         if let Some(death) = death {
             let upstream = &self.upstream;
             tracing::warn!(
-                "the upstream {upstream} {death}; other upstreams, if any, are asked first \
+                "the upstream {upstream} {death}; other upstreams, if any, are asked instead \
                  until it answers again"
             );
         }
@@ -220,7 +260,7 @@ impl Health {
         state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
     }
 
-    /// Returns the upstream's rank among others.
+    /// Returns the upstream's rank among others, and logs its death.
     pub(super) fn rank(&self, now: Instant) -> Rank {
         let mut state = self.lock();
         if state.is_dead(now) {
@@ -237,16 +277,50 @@ impl Health {
         }
     }
 
+    /// Returns whether the upstream has not answered for [`RESPONSE_TIMEOUT`].
+    pub(super) fn is_dead(&self, now: Instant) -> bool {
+        self.lock().is_dead(now)
+    }
+
+    /// Returns whether the upstream is dead, by what a recent query showed.
+    pub(super) fn is_known_dead(&self, now: Instant) -> bool {
+        let queried_at = self.lock().queried_at;
+        queried_at.is_some_and(|at| now.saturating_duration_since(at) < PROBE_INTERVAL)
+            && self.rank(now) == Rank::Dead
+    }
+
+    /// Returns whether a response arrived after this time.
+    pub(super) fn has_responded_since(&self, since: Instant) -> bool {
+        self.lock().responded_at.is_some_and(|at| at > since)
+    }
+
+    /// Returns whether an attempt found after this time that the upstream cannot be reached.
+    pub(super) fn is_unreachable_since(&self, since: Instant) -> bool {
+        let state = self.lock();
+        state.unreachable && state.unreachable_at.is_some_and(|at| at >= since)
+    }
+
     /// Returns whether the upstream is due for a probe, and schedules the next one.
     pub(super) fn take_probe(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let due = state.next_probe.is_none_or(|at| at <= now);
         if due {
             let after = if state.is_dead(now) { state.dead_probe_interval } else { PROBE_INTERVAL };
-            state.dead_probe_interval = (state.dead_probe_interval * 2).min(PROBE_INTERVAL);
+            state.dead_probe_interval =
+                (state.dead_probe_interval * 2).min(MAX_DEAD_PROBE_INTERVAL);
             state.next_probe = Some(now + after);
         }
         due
+    }
+
+    /// Returns whether no query of our own was sent within `gap`, and records one.
+    pub(super) fn may_probe(&self, now: Instant, gap: Duration) -> bool {
+        elapsed(&mut self.lock().probed_at, now, gap)
+    }
+
+    /// Returns whether no EDNS check was started within `gap`, and records one.
+    pub(super) fn may_check_edns(&self, now: Instant, gap: Duration) -> bool {
+        elapsed(&mut self.lock().edns_checked_at, now, gap)
     }
 
     /// Returns how long to wait before hedging: the 95th percentile, within bounds.
@@ -254,9 +328,16 @@ impl Health {
         self.lock().hedge_delay
     }
 
-    /// Records that the upstream does not support EDNS.
+    /// Records that the upstream does not support EDNS, and logs it.
     pub(super) fn disable_edns(&self, now: Instant) {
-        self.lock().no_edns_until = Some(now + EDNS_RETRY_AFTER);
+        let before = self.lock().no_edns_until.replace(now + EDNS_RETRY_AFTER);
+        if before.is_none_or(|until| until <= now) {
+            tracing::info!(
+                "the upstream {} fails queries with EDNS: it is queried without EDNS for {}",
+                self.upstream,
+                rounded(EDNS_RETRY_AFTER)
+            );
+        }
     }
 
     /// Returns whether to query the upstream without EDNS.
@@ -337,6 +418,15 @@ impl HealthState {
         }
         MIN_HEDGE_DELAY
     }
+}
+
+/// Returns whether `gap` has passed since `last`, which then becomes `now`.
+fn elapsed(last: &mut Option<Instant>, now: Instant, gap: Duration) -> bool {
+    let due = last.is_none_or(|at| now.saturating_duration_since(at) >= gap);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 /// Rounds a duration for people: to milliseconds, from ten seconds on to seconds.
@@ -428,7 +518,7 @@ mod tests {
         let probes: Vec<_> = (0..120)
             .filter(|second| health.take_probe(dead + Duration::from_secs(*second)))
             .collect();
-        assert_eq!(probes, [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(probes[..8], [0, 1, 3, 7, 12, 17, 22, 27]);
         health.record_response(millis(5), dead);
         assert!(
             !health.take_probe(dead + millis(29_999)) && health.take_probe(dead + PROBE_INTERVAL)
@@ -437,7 +527,7 @@ mod tests {
 
     #[test]
     fn late_responses_are_counted_but_capped_in_the_round_trip() {
-        let (health, now) = (Health::new("192.0.2.1".to_owned()), Instant::now());
+        let (health, now) = (Health::new("192.0.2.1".to_owned(), Arc::default()), Instant::now());
         (0..5).for_each(|_| health.record_query(now));
         health.record_response(millis(7_000), now + millis(7_000));
         health.record_response(millis(60_000), now + millis(60_000));

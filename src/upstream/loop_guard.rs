@@ -223,7 +223,8 @@ impl LoopGuard {
         timings: ProbeTimings,
         stop: CancellationToken,
     ) {
-        let sockets = Arc::new(Sockets::default());
+        // Some upstreams answer one query for each connection: leave the shared one to clients.
+        let sockets = Arc::new(Sockets::exclusive());
         let mut schedules: Vec<ProbeSchedule> = Vec::new();
         let mut changed = true;
         while !stop.is_cancelled() {

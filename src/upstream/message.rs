@@ -6,14 +6,32 @@
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
-    self, OPTION_EXTENDED_ERROR, ExtendedError, HEADER_BYTES, MalformedMessage, Query, Section, Transport, flags,
-    name_overlaps, put_extended_error, put_opt_with, question_end, rcode, records, rtype, u16_at, u32_at,
+    self, ExtendedError, HEADER_BYTES, MalformedMessage, OPTION_EXTENDED_ERROR, Query, Section,
+    Transport, copy_name, flags, name_overlaps, put_extended_error, put_opt_with, question_end,
+    rcode, records, rtype, u16_at, u32_at,
 };
 
 /// Upper bound of the TTL of negative answers (RFC 2308 section 5).
 const MAX_NEGATIVE_TTL_SECONDS: u32 = 3 * 3600;
 /// TTL of stale records (RFC 8767 section 4).
 pub(super) const STALE_TTL_SECONDS: u32 = 30;
+
+/// An upstream's message, as the exchange returns it.
+#[derive(Debug)]
+pub(super) struct UpstreamMessage {
+    /// The message, with any id.
+    pub(super) bytes: Vec<u8>,
+    /// Offset of the target of the last alias, if the target is resolved elsewhere.
+    ///
+    /// The message then holds nothing but the chain of aliases up to there.
+    pub(super) alias_target_at: Option<u16>,
+}
+
+impl From<Vec<u8>> for UpstreamMessage {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, alias_target_at: None }
+    }
+}
 
 /// An upstream's message, prepared for copying to clients.
 #[derive(Debug)]
@@ -30,6 +48,8 @@ pub(super) struct StoredResponse {
     rcode: u16,
     /// Whether, and how long, the message can be cached.
     kind: ResponseKind,
+    /// As [`UpstreamMessage::alias_target_at`]; 0 for none.
+    alias_target_at: u16,
 }
 
 /// What a message says; TTLs are in seconds.
@@ -74,7 +94,10 @@ pub(super) fn is_plain(query: &Query<'_>) -> bool {
 ///
 /// # Errors
 /// Returns an error if `request` is malformed.
-pub(super) fn upstream_query(request: &[u8], query: &Query<'_>) -> Result<Vec<u8>, MalformedMessage> {
+pub(super) fn upstream_query(
+    request: &[u8],
+    query: &Query<'_>,
+) -> Result<Vec<u8>, MalformedMessage> {
     let Stripped { mut bytes, .. } = strip(request)?;
     set_flags(&mut bytes, query.flags & (flags::RD | flags::CD) | flags::AD);
     Ok(with_opt(bytes, query))
@@ -133,7 +156,32 @@ impl StoredResponse {
             bytes: bytes.as_slice().into(),
             rcode,
             kind,
+            alias_target_at: 0,
         })
+    }
+
+    /// Prepares an upstream's message as [`Self::new`] does, with the alias that it ends with.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn from_upstream(
+        message: &UpstreamMessage,
+        plain: bool,
+    ) -> Result<Self, MalformedMessage> {
+        let mut stored = Self::new(&message.bytes, plain)?;
+        // The offset remains valid: OPT, which is missing now, comes after the answer section.
+        if let Some(target_at) = message.alias_target_at {
+            let ttl = |at: &[u8]| {
+                let at = usize::from(u16::from_be_bytes([at[0], at[1]]));
+                u32_at(&stored.bytes, at).filter(|ttl| ttl >> 31 == 0).unwrap_or(0)
+            };
+            let ttl_offsets = stored.bytes.get(stored.ttl_offsets_at as usize..);
+            let min_ttl = ttl_offsets.unwrap_or_default().chunks_exact(2).map(ttl).min();
+            // The aliases are an answer of their own, whatever the query's type is.
+            stored.kind = ResponseKind::Positive(min_ttl.unwrap_or(0));
+            stored.alias_target_at = target_at;
+        }
+        Ok(stored)
     }
 
     /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
@@ -151,12 +199,30 @@ impl StoredResponse {
             ttl_offsets_at: ttl_offsets,
             rcode: rcode::SERVFAIL,
             kind: ResponseKind::NoResponse,
+            alias_target_at: 0,
         }
+    }
+
+    /// Returns whether the message ends with an alias whose target is resolved elsewhere.
+    pub(super) fn has_alias_target(&self) -> bool {
+        self.alias_target_at != 0
+    }
+
+    /// Returns that target in wire form.
+    pub(super) fn alias_target(&self) -> Option<Vec<u8>> {
+        let mut target = Vec::new();
+        let at = usize::from(Some(self.alias_target_at).filter(|at| *at != 0)?);
+        copy_name(self.message(), at, &mut target).ok().map(|()| target)
     }
 
     /// Returns what the message says.
     pub(super) fn kind(&self) -> ResponseKind {
         self.kind
+    }
+
+    /// Returns the response code with the upper bits from the OPT record.
+    pub(super) fn rcode(&self) -> u16 {
+        self.rcode
     }
 
     /// Returns whether the message is truncated (TC).
@@ -340,7 +406,9 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     match (transport, records.find(wire::Record::is_opt)) {
         (Transport::Tcp, _) => wire::MAX_TCP_BYTES,
         (Transport::Udp, None) => wire::MAX_UDP_BYTES_WITHOUT_EDNS,
-        (Transport::Udp, Some(opt)) => usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES),
+        (Transport::Udp, Some(opt)) => {
+            usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
+        }
     }
 }
 
@@ -382,7 +450,7 @@ fn is_hop_by_hop(code: u16) -> bool {
 /// Iterates over the options in OPT data, each as its code and all its bytes.
 ///
 /// Ends at the first option that exceeds the data.
-fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (code, length) = (u16_at(data, 0)?, usize::from(u16_at(data, 2)?));
         let whole = data.get(..4 + length)?;

@@ -5,7 +5,9 @@
 //! inside a served zone never reach this module.
 
 mod addresses;
+mod alias;
 mod cache;
+mod copy;
 mod counters;
 mod domain_loops;
 mod exchange;
@@ -18,21 +20,26 @@ mod in_flight;
 mod loop_guard;
 mod loop_marks;
 mod message;
+mod order;
 mod own;
 mod rebinding;
 mod resolver;
+mod revival;
 mod routes;
+mod scrub;
 mod sources;
 mod special;
 mod strip;
 mod target;
 mod watch;
 
+pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, ForwardingReport, Lane, LaneOutcome, Resolution};
+pub use forwarder::{Forwarder, ForwardingReport, Lane, LaneOutcome, ListReport};
 pub use health::UpstreamReport;
 pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
+pub use order::UpstreamOrder;
 pub use special::is_answered_locally;
 pub use target::{Protocol, Target, TargetError};
 
@@ -51,6 +58,11 @@ pub struct Settings {
     ///
     /// The longest matching domain, counted in labels, decides.
     pub domains: Vec<(Name, Vec<Target>)>,
+    /// Order in which the upstreams of each list are asked.
+    ///
+    /// `None` lets the origin of a list decide: a list in the system's configuration or of a
+    /// domain is strict, another list is asked by speed.
+    pub order: Option<UpstreamOrder>,
     /// Addresses that svcdns listens on; never used as upstreams.
     pub own: Vec<SocketAddr>,
     /// Served zones; names inside them are never forwarded.

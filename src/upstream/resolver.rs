@@ -11,8 +11,8 @@ use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
 use super::counters::Counters;
 use super::in_flight::{FlightLeader, InFlight, Joined, WaitSlot};
 use super::message::{
-    Age, StoredResponse, is_plain, plain_upstream_query, response_limit, truncate_to,
-    upstream_query,
+    Age, StoredResponse, UpstreamMessage, is_plain, plain_upstream_query, response_limit,
+    truncate_to, upstream_query,
 };
 use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
@@ -28,7 +28,7 @@ const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
 /// The response, or the query itself, is malformed.
-const MALFORMED: ExtendedError = ExtendedError {
+pub(super) const MALFORMED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream's response is malformed",
 };
@@ -48,6 +48,9 @@ const INTERNAL_FAILURE: ExtendedError =
 
 /// Sends queries to the upstreams of their names.
 pub(super) trait Exchange: Send + Sync + 'static {
+    /// Returns whether all upstreams of the name in `key` are dead.
+    fn is_down(&self, key: CacheKey<'_>) -> bool;
+
     /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
     ///
     /// The returned message is a response to that query, with any id. The future ends by
@@ -58,7 +61,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
         message: Vec<u8>,
         deadline: Instant,
         interrupt: &Notify,
-    ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send;
+    ) -> impl Future<Output = Result<UpstreamMessage, ExchangeError>> + Send;
 }
 
 /// Why there is no response.
@@ -66,7 +69,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
 pub(super) struct ExchangeError {
     /// Extended error for the client.
     pub(super) error: ExtendedError,
-    /// Whether the query left this machine; if so, the failure is cached (RFC 9520).
+    /// Whether the query was sent; if so, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
@@ -77,6 +80,8 @@ pub(super) enum ImmediateAnswer {
     Written,
     /// Only a stale answer is cached; wait for the upstreams before serving it.
     StaleOnly,
+    /// An alias that leads elsewhere is cached, and may be served.
+    Alias,
     /// Nothing usable is cached.
     NotCached,
 }
@@ -87,6 +92,20 @@ enum QueryStart {
     Cached(Arc<CacheEntry>, Age),
     /// Wait for the query in flight, with a stale answer to fall back to.
     Joined(Joined, WaitSlot, Option<Arc<CacheEntry>>),
+}
+
+/// What a query resolves to.
+#[derive(Debug)]
+pub(super) enum ResolvedQuery {
+    /// This response.
+    Response(Vec<u8>),
+    /// An alias whose target is resolved elsewhere.
+    Alias {
+        /// The response so far, of any size: the chain of aliases.
+        response: Vec<u8>,
+        /// The target in wire form.
+        target: Vec<u8>,
+    },
 }
 
 /// The cache and the queries in flight, shared by all lanes.
@@ -113,8 +132,45 @@ fn write_entry(
     }
 }
 
+/// Makes the result of resolving `query` from what was found.
+fn resolved(
+    found: Result<(Arc<CacheEntry>, Age), ExtendedError>,
+    query: &Query<'_>,
+    transport: Transport,
+) -> ResolvedQuery {
+    let mut out = Vec::with_capacity(512);
+    match found {
+        Ok((entry, age)) => match entry.stored.alias_target() {
+            Some(target) => {
+                // The limit of the transport applies to the whole response.
+                entry.stored.write(query, Transport::Tcp, age, &mut out);
+                return ResolvedQuery::Alias { response: out, target };
+            }
+            None => write_entry(&entry, query, transport, age, &mut out),
+        },
+        Err(error) => put_failure(query, error, &mut out),
+    }
+    ResolvedQuery::Response(out)
+}
+
+/// Returns whether all upstreams of the query's name are dead.
+fn is_down<E: Exchange>(exchange: &E, query: &Query<'_>) -> bool {
+    let mut buffer = EMPTY_KEY_BUFFER;
+    CacheKey::new(query, &mut buffer).is_some_and(|key| exchange.is_down(key))
+}
+
+/// Returns whether a stale entry is served without waiting for the upstreams.
+fn serves_stale<E: Exchange>(
+    exchange: &E,
+    key: CacheKey<'_>,
+    entry: &CacheEntry,
+    now: Instant,
+) -> bool {
+    entry.is_recheck_deferred(now) || exchange.is_down(key)
+}
+
 /// Returns the time as Tokio's timers see it, which tests can pause.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -155,23 +211,37 @@ impl Resolver {
         };
         match self.cache.find(key, now) {
             CacheLookup::Fresh { entry, age, prefetch } => {
-                self.counters.hits.increment();
-                write_entry(&entry, query, transport, age, out);
                 if prefetch {
                     self.prefetch(exchange, query);
                 }
+                if entry.stored.has_alias_target() {
+                    return ImmediateAnswer::Alias;
+                }
+                self.counters.hits.increment();
+                write_entry(&entry, query, transport, age, out);
+            }
+            CacheLookup::Stale(entry) if !serves_stale(&**exchange, key, &entry, now) => {
+                return ImmediateAnswer::StaleOnly;
+            }
+            CacheLookup::Stale(entry) if entry.stored.has_alias_target() => {
+                return ImmediateAnswer::Alias;
             }
             CacheLookup::Stale(entry) if entry.is_recheck_deferred(now) => {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
             }
-            CacheLookup::Stale(_) => return ImmediateAnswer::StaleOnly,
+            CacheLookup::Stale(entry) => {
+                self.counters.stale.increment();
+                write_entry(&entry, query, transport, Age::Stale, out);
+                // The refresh waits for an upstream to come back to life.
+                self.prefetch(exchange, query);
+            }
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
         ImmediateAnswer::Written
     }
 
-    /// Refreshes an expiring entry in the background.
+    /// Refreshes an expiring or stale entry in the background.
     #[cold]
     fn prefetch<E: Exchange>(self: &Arc<Self>, exchange: &Arc<E>, query: &Query<'_>) {
         // A response to a query without RD is not cached, so it could not refresh the entry.
@@ -206,19 +276,54 @@ impl Resolver {
         query: &Query<'_>,
         transport: Transport,
         suspect: Option<IpAddr>,
-    ) -> Vec<u8> {
+    ) -> ResolvedQuery {
         let found = if is_plain(query) {
-            self.resolve_entry(exchange, query, transport == Transport::Udp, suspect).await
+            self.resolve_entry(exchange, query, now(), transport == Transport::Udp, suspect).await
         } else {
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Box::pin(self.resolve_uncached(exchange, request, query, suspect)).await
+            Box::pin(self.resolve_uncached(exchange, request, query, now(), suspect)).await
         };
-        let mut out = Vec::with_capacity(512);
-        match found {
-            Ok((entry, age)) => write_entry(&entry, query, transport, age, &mut out),
-            Err(error) => put_failure(query, error, &mut out),
-        }
-        out
+        resolved(found, query, transport)
+    }
+
+    /// Resolves a query from the cache alone, without waiting.
+    pub(super) fn resolve_cached<E: Exchange>(
+        &self,
+        exchange: &E,
+        query: &Query<'_>,
+        transport: Transport,
+    ) -> Option<ResolvedQuery> {
+        let (mut buffer, now) = (EMPTY_KEY_BUFFER, now());
+        let key = CacheKey::new(query, &mut buffer).filter(|_| is_plain(query))?;
+        let found = match self.cache.find(key, now) {
+            CacheLookup::Fresh { entry, age, .. } => {
+                self.counters.hits.increment();
+                (entry, age)
+            }
+            CacheLookup::Stale(entry) if serves_stale(exchange, key, &entry, now) => {
+                self.counters.stale.increment();
+                (entry, Age::Stale)
+            }
+            CacheLookup::Stale(_) | CacheLookup::Miss => return None,
+        };
+        Some(resolved(Ok(found), query, transport))
+    }
+
+    /// Resolves a query that follows an alias for a client that has waited since `began`.
+    pub(super) async fn resolve_alias<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
+        request: &[u8],
+        query: &Query<'_>,
+        transport: Transport,
+        began: Instant,
+    ) -> ResolvedQuery {
+        let found = if is_plain(query) {
+            self.resolve_entry(exchange, query, began, false, None).await
+        } else {
+            self.resolve_uncached(exchange, request, query, began, None).await
+        };
+        resolved(found, query, transport)
     }
 
     /// Forwards a message with another opcode, unchanged but for its id.
@@ -256,13 +361,14 @@ impl Resolver {
         let mut response = exchange
             .query(key, message, now() + QUERY_TIMEOUT, &Notify::const_new())
             .await
-            .map_err(|failure| self.count_failure(failure).error)?;
+            .map_err(|failure| self.count_failure(failure).error)?
+            .bytes;
         truncate_to(limit, &mut response).map_err(|_| MALFORMED)?;
         response[..2].copy_from_slice(&query.id.to_be_bytes());
         Ok(response)
     }
 
-    /// Resolves a plain query to a cache entry.
+    /// Resolves a plain query to a cache entry, for a client that has waited since `began`.
     ///
     /// `uncancelled` promises that the returned future is polled to its end, even if the client
     /// disconnects.
@@ -273,15 +379,17 @@ impl Resolver {
         self: &Arc<Self>,
         exchange: &Arc<E>,
         query: &Query<'_>,
+        began: Instant,
         uncancelled: bool,
         suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
-        let began = now();
-        let (joined, slot, stale) = match self.start(query, began, suspect)? {
+        let started = now();
+        let (joined, slot, stale) = match self.start(exchange, query, started, suspect)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
-        let deadline = began + QUERY_TIMEOUT;
+        // The upstreams have the whole time, even if this client cannot wait as long.
+        let deadline = started + QUERY_TIMEOUT;
         let flight = match joined {
             Joined::Leader(leader) => {
                 self.counters.misses.increment();
@@ -319,13 +427,15 @@ impl Resolver {
             self.counters.stale.increment();
             Ok((entry, Age::Stale))
         };
-        let give_up_at = if stale.is_some() { began + CLIENT_RESPONSE_TIMER } else { deadline };
+        let patience = if stale.is_some() { CLIENT_RESPONSE_TIMER } else { QUERY_TIMEOUT };
+        let give_up_at = began + patience;
         let outcome = timeout_at(give_up_at.into(), flight.wait()).await;
         match (outcome, stale) {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
-                if outcome.is_err() {
+                // While all upstreams are dead, nobody waits anyway.
+                if outcome.is_err() && !is_down(&**exchange, query) {
                     // Later queries need not wait as long. A late response still replaces this
                     // entry.
                     entry.defer_recheck(now());
@@ -340,8 +450,9 @@ impl Resolver {
     /// Starts to resolve a plain query, without waiting.
     ///
     /// A function of its own, so that the key takes no room in the future that waits.
-    fn start(
-        &self,
+    fn start<E: Exchange>(
+        self: &Arc<Self>,
+        exchange: &Arc<E>,
         query: &Query<'_>,
         now: Instant,
         suspect: Option<IpAddr>,
@@ -353,6 +464,11 @@ impl Resolver {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
                 return Ok(QueryStart::Cached(entry, age));
+            }
+            CacheLookup::Stale(entry) if exchange.is_down(key) => {
+                self.counters.stale.increment();
+                self.prefetch(exchange, query);
+                return Ok(QueryStart::Cached(entry, Age::Stale));
             }
             CacheLookup::Stale(entry) => Some(entry),
             CacheLookup::Miss => None,
@@ -380,6 +496,7 @@ impl Resolver {
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
+        began: Instant,
         suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
@@ -389,10 +506,10 @@ impl Resolver {
         let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
         let flight = self.in_flight.start_alone(key, suspect);
         let response = exchange
-            .query(key, message, now() + QUERY_TIMEOUT, flight.interrupt())
+            .query(key, message, began + QUERY_TIMEOUT, flight.interrupt())
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
-        let stored = StoredResponse::new(&response, false).map_err(|_| MALFORMED)?;
+        let stored = StoredResponse::from_upstream(&response, false).map_err(|_| MALFORMED)?;
         Ok((CacheEntry::uncached(stored, now()), Age::Fresh))
     }
 
@@ -408,18 +525,22 @@ impl Resolver {
         let key = leader.key();
         // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
         // 1,032 bytes).
-        let response =
-            Box::pin(exchange.query(key, message, deadline, leader.interrupt())).await;
+        let response = Box::pin(exchange.query(key, message, deadline, leader.interrupt())).await;
         let response = response.and_then(|response| {
-            StoredResponse::new(&response, true)
+            StoredResponse::from_upstream(&response, true)
                 .map_err(|_| ExchangeError { error: MALFORMED, sent: true })
         });
         let (stored, sent) = match response {
             Ok(stored) => (stored, true),
-            Err(failure) => (
-                StoredResponse::failure(key.question(), failure.error),
-                self.count_failure(failure).sent,
-            ),
+            Err(failure) => {
+                // A refresh that failed because all upstreams died must not defer the next one.
+                let keeps_answer = exchange.is_down(key)
+                    && !matches!(self.cache.find(key, now()), CacheLookup::Miss);
+                (
+                    StoredResponse::failure(key.question(), failure.error),
+                    self.count_failure(failure).sent && !keeps_answer,
+                )
+            }
         };
         let entry = self.cache.insert(key, stored, sent, epoch, now());
         leader.complete(Arc::clone(&entry));

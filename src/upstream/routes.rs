@@ -6,13 +6,11 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::exchange::Upstream;
+use super::order::{UpstreamList, UpstreamOrder};
 use super::sources::TargetList;
 use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
 use crate::wire::{ExtendedError, rtype};
-
-/// Upstreams, shared by the queries that use them.
-type UpstreamList = Arc<[Arc<Upstream>]>;
 
 /// What to do with a query.
 #[derive(Clone, Debug)]
@@ -79,6 +77,8 @@ const ALL_LOOPING: ExtendedError = ExtendedError {
 
 impl RouteTable {
     /// Makes a table of the default upstreams and those of single domains.
+    ///
+    /// The fastest of them are queried first, unless [`Self::with_orders`] sets other orders.
     pub(super) fn new(
         default_upstreams: Vec<Arc<Upstream>>,
         domains: Vec<(Name, Vec<Arc<Upstream>>)>,
@@ -89,19 +89,43 @@ impl RouteTable {
             suffixes.entry(zone.as_wire().into()).or_default().special = Some(special);
         }
         for (domain, upstreams) in domains {
-            suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams.into());
+            let upstreams = UpstreamList::new(upstreams, UpstreamOrder::Fastest);
+            suffixes.entry(domain.as_wire().into()).or_default().upstreams = Some(upstreams);
         }
-        let private_upstreams =
+        let private_upstreams: Vec<_> =
             default_upstreams.iter().filter(|upstream| upstream.is_private()).cloned().collect();
         let mut table = Self {
             suffixes,
-            default_upstreams: default_upstreams.into(),
-            private_upstreams,
+            default_upstreams: UpstreamList::new(default_upstreams, UpstreamOrder::Fastest),
+            private_upstreams: UpstreamList::new(private_upstreams, UpstreamOrder::Fastest),
             addresses: Vec::new(),
             rules,
         };
         table.addresses = table.upstreams().iter().map(|upstream| upstream.ip()).collect();
         table
+    }
+
+    /// Sets the order of the default upstreams and that of each domain's upstreams.
+    pub(super) fn with_orders(mut self, default: UpstreamOrder, domains: UpstreamOrder) -> Self {
+        for suffix in self.suffixes.values_mut() {
+            suffix.upstreams = suffix.upstreams.take().map(|list| list.with_order(domains));
+        }
+        Self {
+            default_upstreams: self.default_upstreams.with_order(default),
+            private_upstreams: self.private_upstreams.with_order(default),
+            ..self
+        }
+    }
+
+    /// Returns the domains with upstreams of their own, sorted, after the root.
+    pub(super) fn lists(&self) -> Vec<(Name, UpstreamList)> {
+        let domains = self.suffixes.iter().filter_map(|(domain, suffix)| {
+            Some((Name::from_wire(domain).ok()?.0, suffix.upstreams.clone()?))
+        });
+        let mut lists: Vec<_> = domains.collect();
+        lists.sort_by_key(|(domain, _)| *domain);
+        lists.insert(0, (Name::ROOT, self.default_upstreams.clone()));
+        lists
     }
 
     /// Returns the route of a query; the longest domain with its own upstreams wins.
@@ -193,7 +217,8 @@ impl RouteTable {
             Route::Forward(upstreams) => {
                 let targets: Vec<_> =
                     upstreams.iter().map(|upstream| upstream.target().clone()).collect();
-                format!("forwarded to {}, the fastest first", TargetList(&targets))
+                let order = upstreams.order().suffix(targets.len());
+                format!("forwarded to {}{order}", TargetList(&targets))
             }
         }
     }
@@ -201,15 +226,15 @@ impl RouteTable {
 
 /// Returns the route to those upstreams that do not loop, or why none of them can be used.
 fn forward_to(upstreams: &UpstreamList, name: &Name, query: RouteQuery) -> Route {
-    let usable = |upstream: &&Arc<Upstream>| !upstream.loops().covers(name);
+    let usable = |upstream: &Arc<Upstream>| !upstream.loops().covers(name);
     if !query.recursion_desired {
         Route::NotRecursive
     } else if upstreams.is_empty() {
         Route::Fail(NO_UPSTREAM)
-    } else if upstreams.iter().all(|upstream| usable(&upstream)) {
-        Route::Forward(Arc::clone(upstreams))
+    } else if upstreams.iter().all(usable) {
+        Route::Forward(upstreams.clone())
     } else {
-        let usable: Arc<[_]> = upstreams.iter().filter(usable).cloned().collect();
+        let usable = upstreams.filtered(usable);
         if usable.is_empty() { Route::Fail(ALL_LOOPING) } else { Route::Forward(usable) }
     }
 }
@@ -355,6 +380,21 @@ mod tests {
         ] {
             assert_eq!(found(&routes, text), to, "{text}");
         }
+    }
+
+    #[test]
+    fn looping_domains_leave_the_order_of_other_upstreams() {
+        let runtime = runtime();
+        let all = upstreams(&runtime, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+        let routes = RouteTable::new(all.clone(), Vec::new(), RouteRules::default())
+            .with_orders(UpstreamOrder::Strict, UpstreamOrder::Strict);
+        all[1].loops().mark(&name("corp.example"));
+        assert_eq!(found(&routes, "www.corp.example"), "192.0.2.1 192.0.2.3");
+        assert_eq!(found(&routes, "www.example"), "192.0.2.1 192.0.2.2 192.0.2.3");
+        let Route::Forward(list) = routes.find(&name("www.corp.example"), A_QUERY) else {
+            panic!("not forwarded")
+        };
+        assert_eq!(list.order(), UpstreamOrder::Strict);
     }
 
     #[test]

@@ -53,6 +53,8 @@ enum SourceLocation {
 pub(super) struct SourcesSnapshot {
     /// The name servers in order; empty if no file names any.
     pub(super) servers: Vec<Target>,
+    /// Whether the file asks for rotation among its servers, which makes their order irrelevant.
+    pub(super) rotate: bool,
     /// The file or folder that names them, without the root.
     pub(super) from: PathBuf,
     /// Whether the configuration names one of our own addresses.
@@ -68,6 +70,7 @@ pub(super) struct SourcesSnapshot {
 struct LocationContent {
     usable: Vec<Target>,
     stubs: Vec<Target>,
+    rotate: bool,
     own: bool,
     unreadable: bool,
     faults: Vec<String>,
@@ -98,27 +101,27 @@ impl Sources {
         let mut stubs = None;
         let managed = MANAGED.iter().copied();
         for location in [SourceLocation::File(RESOLV_CONF)].into_iter().chain(managed) {
-            let LocationContent { usable, stubs: found_stubs, own, unreadable, faults } =
+            let LocationContent { usable, stubs: found_stubs, rotate, own, unreadable, faults } =
                 self.read(location);
             snapshot.is_system_resolver |= own;
             snapshot.unreadable |= unreadable;
             let (SourceLocation::File(path) | SourceLocation::Folder(path)) = location;
             if !usable.is_empty() {
-                return snapshot.with_servers(usable, faults, path);
+                return snapshot.with_servers(usable, rotate, faults, path);
             }
             if !found_stubs.is_empty() {
-                stubs.get_or_insert_with(|| (found_stubs, faults.clone(), path));
+                stubs.get_or_insert_with(|| (found_stubs, rotate, faults.clone(), path));
             }
             snapshot.faults.extend(faults);
         }
         // The saved configuration counts only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
             for path in [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP] {
-                let LocationContent { usable, unreadable, faults, .. } =
+                let LocationContent { usable, rotate, unreadable, faults, .. } =
                     self.read(SourceLocation::File(path));
                 snapshot.unreadable |= unreadable;
                 if !usable.is_empty() {
-                    return snapshot.with_servers(usable, faults, path);
+                    return snapshot.with_servers(usable, rotate, faults, path);
                 }
                 snapshot.faults.extend(faults);
             }
@@ -126,7 +129,9 @@ impl Sources {
         // systemd-resolved knows upstreams but does not tell them. If it forwards to svcdns, the
         // loop guard detects that.
         match stubs {
-            Some((stubs, faults, path)) => snapshot.with_servers(stubs, faults, path),
+            Some((stubs, rotate, faults, path)) => {
+                snapshot.with_servers(stubs, rotate, faults, path)
+            }
             None => snapshot,
         }
     }
@@ -196,6 +201,7 @@ impl Sources {
         if conf.name_servers().next().is_none() && shown == Path::new(RESOLV_CONF) {
             found.faults.push(format!("{} names no name server", shown.display()));
         }
+        found.rotate |= conf.options().any(|option| option == "rotate");
         let mut only_own = conf.name_servers().next().is_some();
         for server in conf.name_servers() {
             let index = |name: &str| if_nametoindex(name).ok();
@@ -248,8 +254,14 @@ impl Sources {
 
 impl SourcesSnapshot {
     /// Completes the snapshot; faults of the files before this one no longer matter.
-    fn with_servers(self, servers: Vec<Target>, faults: Vec<String>, from: &str) -> Self {
-        Self { servers, faults, from: from.into(), ..self }
+    fn with_servers(
+        self,
+        servers: Vec<Target>,
+        rotate: bool,
+        faults: Vec<String>,
+        from: &str,
+    ) -> Self {
+        Self { servers, rotate, faults, from: from.into(), ..self }
     }
 }
 

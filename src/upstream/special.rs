@@ -248,14 +248,7 @@ pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec
 /// The section counts remain 0 until [`put_counts`].
 fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
     put_u16(out, query.id);
-    put_u16(
-        out,
-        flags::QR
-            | flags::RA
-            | extra_flags
-            | query.flags & (flags::OPCODE | flags::RD | flags::CD)
-            | code & 0xF,
-    );
+    put_u16(out, query.response_flags(true) | extra_flags | code & 0xF);
     put_u16(out, u16::from(!query.question.is_empty()));
     out.resize(HEADER_BYTES, 0);
     out.extend_from_slice(query.question);

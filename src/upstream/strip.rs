@@ -97,10 +97,10 @@ fn move_pointer(bytes: &mut [u8], mut at: usize, opt: &Record) -> usize {
 /// Returns where RDATA of a type may hold compressed names (RFC 3597 section 4).
 ///
 /// The result is the number of bytes before the names and the number of names.
-fn compressible_names(rtype: u16) -> (usize, usize) {
+pub(super) fn compressible_names(rtype: u16) -> (usize, usize) {
     match rtype {
         // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME.
-        rtype::NS | 3 | 4 | rtype::CNAME | 7..=9 | rtype::PTR | 39 => (0, 1),
+        rtype::NS | 3 | 4 | rtype::CNAME | 7..=9 | rtype::PTR | rtype::DNAME => (0, 1),
         // SOA, MINFO, RP.
         rtype::SOA | 14 | 17 => (0, 2),
         // MX, AFSDB, RT, KX.

@@ -8,7 +8,8 @@ mod text;
 
 pub use query::{Edns, Parsed, Query, name_end, question_name};
 pub use records::{
-    MalformedMessage, Record, Records, Section, expand_name, name_overlaps, question_end, records,
+    MalformedMessage, Record, Records, Section, copy_name, expand_name, name_overlaps,
+    question_end, records,
 };
 pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
@@ -103,8 +104,12 @@ pub mod rtype {
     pub const AAAA: u16 = 28;
     /// Service location (RFC 2782).
     pub const SRV: u16 = 33;
+    /// Alias of a whole subtree (RFC 6672).
+    pub const DNAME: u16 = 39;
     /// EDNS pseudo-record (RFC 6891).
     pub const OPT: u16 = 41;
+    /// DNSSEC signature of an RRset (RFC 4034).
+    pub const RRSIG: u16 = 46;
     /// Incremental zone transfer.
     pub const IXFR: u16 = 251;
     /// Zone transfer.

@@ -69,6 +69,19 @@ impl<'a> Query<'a> {
         self.question.get(..self.question.len().saturating_sub(4)).unwrap_or_default()
     }
 
+    /// Returns the header flags that every response to this message has.
+    ///
+    /// RA, which `recursion` turns on, and CD have a meaning in the opcode QUERY only (RFC 1035
+    /// section 4.1.1, RFC 4035 section 3.2.2).
+    #[must_use]
+    pub fn response_flags(&self, recursion: bool) -> u16 {
+        let copied = flags::QR | self.flags & (flags::OPCODE | flags::RD);
+        if self.flags & flags::OPCODE != 0 {
+            return copied;
+        }
+        copied | self.flags & flags::CD | if recursion { flags::RA } else { 0 }
+    }
+
     /// Returns the size limit for a response, bytes (RFC 6891 section 6.2.5).
     #[must_use]
     pub fn limit(&self, transport: Transport) -> usize {

@@ -143,6 +143,14 @@ pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), M
     each_label(message, at, |_, label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
 }
 
+/// Appends the name at `at` to `out`, uncompressed, as [`expand_name`] but in its own letter case.
+///
+/// # Errors
+/// As [`expand_name`].
+pub fn copy_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), MalformedMessage> {
+    each_label(message, at, |_, label| out.extend_from_slice(label))
+}
+
 /// Returns whether the name at `at` overlaps any of the four-byte ranges.
 ///
 /// `offsets` are the offsets of the ranges, in ascending order. A compression pointer may lead into

@@ -65,7 +65,7 @@ pub(crate) fn key(service: usize, address: Ipv4Addr) -> String {
 pub(crate) struct Store {
     pub(crate) publisher: Publisher,
     pub(crate) answerer: Arc<Answerer>,
-    reader: gsvc::Reader,
+    parser: gsvc::KeyParser,
     revision: u64,
 }
 
@@ -81,7 +81,7 @@ impl Store {
         };
         let (publisher, answerer) =
             Publisher::new(catalog::Settings::new(zones, 1), answer, Instant::now());
-        Self { publisher, answerer, reader: gsvc::Reader::default(), revision: 0 }
+        Self { publisher, answerer, parser: gsvc::KeyParser::default(), revision: 0 }
     }
 
     /// Publishes a list of all services; `value` gives the metadata of an instance.
@@ -112,7 +112,7 @@ impl Store {
     /// Returns the change that puts a key.
     pub(crate) fn put(&mut self, key: &str, value: &str) -> Change {
         self.revision += 1;
-        let content = self.reader.parse(key.as_bytes(), value.as_bytes());
+        let content = self.parser.parse(key.as_bytes(), value.as_bytes());
         Change::Put(Put { key: key.into(), revision: self.revision, lease: 0, content })
     }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 ///
 /// A thread touches its files every 3 s, as running services do.
 pub(crate) struct Files {
-    folder: TempDir,
+    directory: TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -23,12 +23,12 @@ impl Files {
     ///
     /// Keys are as in etcd, without `/service/`: `default/default/hello.svc/latest/10.0.0.1:80`.
     pub(crate) fn new(keys: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (key, value) in keys {
-            fs::write(path_of(folder.path(), key), value).unwrap();
+            fs::write(path_of(directory.path(), key), value).unwrap();
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, path) = (stop.clone(), folder.path().to_owned());
+        let (stopped, path) = (stop.clone(), directory.path().to_owned());
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
@@ -39,20 +39,22 @@ impl Files {
                 thread::park_timeout(Duration::from_secs(3));
             }
         });
-        Self { folder, stop, thread: Some(thread) }
+        Self { directory, stop, thread: Some(thread) }
     }
 
     /// Returns the registry's URL, `file:///…`.
     pub(crate) fn url(&self) -> String {
-        format!("file://{}", self.folder.path().display())
+        format!("file://{}", self.directory.path().display())
     }
 
+    /// Writes a key and its value.
     pub(crate) fn put(&self, key: &str, value: &str) {
-        fs::write(path_of(self.folder.path(), key), value).unwrap();
+        fs::write(path_of(self.directory.path(), key), value).unwrap();
     }
 
+    /// Deletes the file of a key.
     pub(crate) fn delete(&self, key: &str) {
-        fs::remove_file(path_of(self.folder.path(), key)).unwrap();
+        fs::remove_file(path_of(self.directory.path(), key)).unwrap();
     }
 }
 
@@ -67,7 +69,11 @@ impl Drop for Files {
 }
 
 /// Returns the file of a key: `#` replaces `/`, and `-` the `:` of the endpoints.
-fn path_of(folder: &Path, key: &str) -> PathBuf {
+fn path_of(directory: &Path, key: &str) -> PathBuf {
     let (identity, endpoints) = key.rsplit_once('/').unwrap();
-    folder.join(format!("service#{}#{}", identity.replace('/', "#"), endpoints.replace(':', "-")))
+    directory.join(format!(
+        "service#{}#{}",
+        identity.replace('/', "#"),
+        endpoints.replace(':', "-")
+    ))
 }

@@ -1,4 +1,4 @@
-//! A machine as the version before left it, by the journal that it wrote there.
+//! The installation of an older version, made from the journal that it wrote.
 
 use std::fs;
 use std::path::Path;
@@ -8,17 +8,19 @@ use serde_json::Value;
 
 use super::machine::NOBODY;
 
-/// What `svcdns install --keep-nameservers --upstream off --registry file:///run/registry` of the
-/// version before wrote on a test's machine with systemd.
+/// The journal of an older version on a private machine with systemd.
+///
+/// It is that of `svcdns install --keep-nameservers --upstream off --registry
+/// file:///run/registry`.
 const JOURNAL: &str = include_str!("../former/install.json");
 
-/// Where it wrote that.
+/// The path of the journal.
 const FORMER_JOURNAL: &str = "/var/lib/svcdns/install.json";
 
-/// The registry that it named.
+/// The folder of the registry.
 const REGISTRY: &str = "/run/registry";
 
-/// Makes /etc/resolv.conf what that version found.
+/// Writes /etc/resolv.conf as it was before that installation.
 pub(crate) fn furnish() {
     fs::create_dir_all(REGISTRY).unwrap();
     let text = format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n");
@@ -27,12 +29,14 @@ pub(crate) fn furnish() {
     file.set_modified(SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789)).unwrap();
 }
 
-/// Puts its journal and all files in place, without running a program. Without systemd there is no
-/// unit, and no step of systemd's.
+/// Writes the journal and all its files, but runs no command.
+///
+/// Without systemd there is no unit and no command.
 pub(crate) fn install(systemd: bool) {
     let mut journal: Value = serde_json::from_str(JOURNAL).unwrap();
     let steps = journal["steps"].as_array_mut().unwrap();
-    let units = |step: &Value| step["file"]["path"].as_str().is_some_and(|path| path.ends_with(".service"));
+    let units =
+        |step: &Value| step["file"]["path"].as_str().is_some_and(|path| path.ends_with(".service"));
     steps.retain(|step| systemd || (step.get("command").is_none() && !units(step)));
     fs::create_dir_all("/var/lib/svcdns").unwrap();
     for step in &*steps {
@@ -40,9 +44,9 @@ pub(crate) fn install(systemd: bool) {
             fs::create_dir_all(folder).unwrap();
         }
         if let Some(path) = step["file"]["path"].as_str() {
-            let octets = step["file"]["after"]["file"]["octets"].as_str().unwrap();
+            let content = step["file"]["after"]["file"]["octets"].as_str().unwrap();
             fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
-            fs::write(path, octets).unwrap();
+            fs::write(path, content).unwrap();
         }
     }
     fs::write(FORMER_JOURNAL, serde_json::to_string_pretty(&journal).unwrap()).unwrap();

@@ -1,4 +1,6 @@
-//! A machine of the test's own: an /etc that is a copy, and empty /run and /var/lib, in namespaces that end with the test.
+//! A machine for one test, in namespaces that end with it.
+//!
+//! Its /etc is a copy; its /run and /var/lib are empty.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +12,15 @@ use super::netns::{self, run};
 use super::process::Process;
 use super::{SOON, eventually, skip, svcdns};
 
-/// A server that all names but those of the zone would come from: nobody is there.
+/// Address of the machine's original name server, where nothing responds.
 pub(crate) const NOBODY: &str = "10.9.0.77";
 
-/// Runs `body` on a machine of its own; its resolv.conf is an ordinary file that names [`NOBODY`].
+/// Runs `body` on its own machine.
+///
+/// Its resolv.conf is a regular file that names [`NOBODY`].
 pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
     if !netns::is_inside(test) && !nix::unistd::geteuid().is_root() {
-        return skip(test, "only root can give a namespace an /etc of its own");
+        return skip(test, "only root can replace /etc in a namespace");
     }
     netns::enter(test, || {
         netns::links();
@@ -31,26 +35,46 @@ pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
         }
         let _ = fs::remove_file("/etc/resolv.conf");
         fs::write("/etc/nsswitch.conf", "passwd: files\nhosts: files dns\n").unwrap();
-        fs::write("/etc/resolv.conf", format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
+        fs::write(
+            "/etc/resolv.conf",
+            format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n"),
+        )
+        .unwrap();
         body();
     });
 }
 
-/// Everything below a folder: what it is, its permissions, its owner, when it was changed, its content.
+/// Describes everything below a folder.
+///
+/// Type, mode, owner, modification time and content.
 pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            let about = fs::symlink_metadata(&path).unwrap();
-            let owner = format!("{:o} {}:{}", about.permissions().mode(), about.uid(), about.gid());
-            if about.is_dir() {
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let owner = format!(
+                "{:o} {}:{}",
+                metadata.permissions().mode(),
+                metadata.uid(),
+                metadata.gid()
+            );
+            if metadata.is_dir() {
                 found.insert(path.clone(), owner);
                 walk(&path, found);
-            } else if about.is_symlink() {
-                found.insert(path.clone(), format!("{owner} -> {}", fs::read_link(&path).unwrap().display()));
+            } else if metadata.is_symlink() {
+                found.insert(
+                    path.clone(),
+                    format!("{owner} -> {}", fs::read_link(&path).unwrap().display()),
+                );
             } else {
-                let changed = about.modified().unwrap();
-                found.insert(path.clone(), format!("{owner} {changed:?} {:?}", String::from_utf8_lossy(&fs::read(&path).unwrap())));
+                let modified = metadata.modified().unwrap();
+                found.insert(
+                    path.clone(),
+                    format!(
+                        "{owner} {modified:?} {:?}",
+                        String::from_utf8_lossy(&fs::read(&path).unwrap())
+                    ),
+                );
             }
         }
     }
@@ -59,22 +83,25 @@ pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// Fails the test, with the differences, unless /etc is as it was, and nothing is left in /var/lib.
+/// Asserts that /etc is as before, and /var/lib is empty.
 pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
     let now = tree("/etc");
     let differences: Vec<String> = before
         .keys()
         .chain(now.keys())
         .filter(|path| before.get(*path) != now.get(*path))
-        .map(|path| format!("{}\n  was {:?}\n  is  {:?}", path.display(), before.get(path), now.get(path)))
+        .map(|path| {
+            format!("{}\n  was {:?}\n  is  {:?}", path.display(), before.get(path), now.get(path))
+        })
         .collect();
     assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
     let left = tree("/var/lib");
     assert!(left.is_empty(), "{when}, left in /var/lib: {left:?}");
 }
 
-/// A server in root's own runtime directory, as a service manager would start it; what it keeps is
-/// not in /var/lib, which belongs to `install` here.
+/// Starts a server in root's runtime directory, as a service manager would.
+///
+/// Its state directory is outside /var/lib, which the tests compare.
 pub(crate) fn serve(flags: &[&str]) -> Process {
     let mut command = svcdns::command();
     command.env("RUNTIME_DIRECTORY", "/run/svcdns").env("STATE_DIRECTORY", "/run/svcdns-state");
@@ -86,12 +113,12 @@ pub(crate) fn serve(flags: &[&str]) -> Process {
     process
 }
 
-/// Runs the program.
+/// Runs the program to its end.
 pub(crate) fn svcdns(arguments: &[&str]) -> Output {
     svcdns::command().args(arguments).output().unwrap()
 }
 
-/// Runs the program; what it wrote when it ended well.
+/// Runs the program, asserts success, and returns its output.
 pub(crate) fn done(arguments: &[&str]) -> String {
     let output = svcdns(arguments);
     let text = said(&output);
@@ -99,7 +126,7 @@ pub(crate) fn done(arguments: &[&str]) -> String {
     text
 }
 
-/// Runs the program; what it wrote when it ended with this code.
+/// Runs the program, asserts this exit code, and returns its output.
 pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
     let output = svcdns(arguments);
     let text = said(&output);
@@ -107,64 +134,83 @@ pub(crate) fn refused(arguments: &[&str], code: i32) -> String {
     text
 }
 
-/// Everything it wrote.
+/// Returns standard output and standard error.
 pub(crate) fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
-/// The addresses that the C library finds, a line each.
+/// Returns the addresses that the C library finds.
 pub(crate) fn looked_up(name: &str) -> Vec<String> {
     let output = Command::new("getent").args(["hosts", name]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Unpacks these Debian packages into a folder under `target/`, without installing them; none, and the test is skipped,
-/// where that cannot be done.
+/// Unpacks Debian packages into a folder of `target/`, without installing them.
+///
+/// Returns `None` and skips the test if they cannot be downloaded.
 pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("unpacked-{}", packages.join("-")));
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("unpacked-{}", packages.join("-")));
     if folder.join("complete").exists() {
         return Some(folder);
     }
-    // Into a folder of this process first: another test may want the same.
-    let made = folder.with_extension(std::process::id().to_string());
-    let _ = fs::remove_dir_all(&made);
-    fs::create_dir_all(&made).unwrap();
-    fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).unwrap();
-    let fetch = Command::new("apt-get").arg("download").args(packages).current_dir(&made).output();
+    // Unpack into a folder of this process first: another test may unpack the same packages.
+    let unpacking = folder.with_extension(std::process::id().to_string());
+    let _ = fs::remove_dir_all(&unpacking);
+    fs::create_dir_all(&unpacking).unwrap();
+    fs::set_permissions(&unpacking, fs::Permissions::from_mode(0o755)).unwrap();
+    let fetch =
+        Command::new("apt-get").arg("download").args(packages).current_dir(&unpacking).output();
     match fetch {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            skip(test, &format!("apt-get download {}: {}", packages.join(" "), String::from_utf8_lossy(&output.stderr).trim()));
+            skip(
+                test,
+                &format!(
+                    "apt-get download {}: {}",
+                    packages.join(" "),
+                    String::from_utf8_lossy(&output.stderr).trim()
+                ),
+            );
             return None;
         }
         Err(error) => {
-            skip(test, &format!("no apt-get to fetch {} with: {error}", packages.join(" ")));
+            skip(
+                test,
+                &format!("apt-get, which downloads {}, cannot be run: {error}", packages.join(" ")),
+            );
             return None;
         }
     }
-    for entry in
-        fs::read_dir(&made).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|end| end == "deb"))
+    for entry in fs::read_dir(&unpacking)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
     {
-        run("dpkg", &["-x", entry.to_str().unwrap(), made.to_str().unwrap()]);
+        run("dpkg", &["-x", entry.to_str().unwrap(), unpacking.to_str().unwrap()]);
         fs::remove_file(entry).unwrap();
     }
-    fs::write(made.join("complete"), "").unwrap();
-    if fs::rename(&made, &folder).is_err() {
-        let _ = fs::remove_dir_all(&made);
+    fs::write(unpacking.join("complete"), "").unwrap();
+    if fs::rename(&unpacking, &folder).is_err() {
+        let _ = fs::remove_dir_all(&unpacking);
     }
     Some(folder)
 }
 
-/// The folder of libraries in such a tree.
+/// Returns the folder of libraries in an unpacked tree.
 pub(crate) fn libraries(tree: &Path) -> PathBuf {
     let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
-    let usual = tree.join("usr/lib").join(&machine);
-    if usual.is_dir() { usual } else { tree.join("lib").join(machine) }
+    let merged_usr = tree.join("usr/lib").join(&machine);
+    if merged_usr.is_dir() { merged_usr } else { tree.join("lib").join(machine) }
 }
 
-/// Puts the files of a folder among those of another, in this namespace only.
-pub(crate) fn put_among(folder: &Path, place: &str) {
-    let layers = format!("lowerdir={}:{place}", folder.display());
-    run("mount", &["-t", "overlay", "overlay", "-o", &layers, place]);
+/// Adds the files of `folder` to those of `target`, in this namespace only.
+pub(crate) fn put_among(folder: &Path, target: &str) {
+    let layers = format!("lowerdir={}:{target}", folder.display());
+    run("mount", &["-t", "overlay", "overlay", "-o", &layers, target]);
 }

@@ -73,21 +73,32 @@ pub(crate) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// First words of the reasons for which a test may be skipped with CI=true.
+///
+/// `tests/skipped.sh` has the same list.
+const ALLOWED_IN_CI: [&str; 3] = ["no go on PATH", "no java on PATH", "no kernel feature"];
+
 /// Records a test as skipped; `make test` prints the list at the end.
 ///
-/// With CI=true, only a missing Go or Java toolchain may skip a test: a reason that begins with
-/// "no go on PATH" or "no java on PATH".
+/// With CI=true, only a reason that begins with one of [`ALLOWED_IN_CI`] may skip a test.
 pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("\nSKIPPED: {test}: {reason}\n");
-    let toolchain = reason.starts_with("no go on PATH") || reason.starts_with("no java on PATH");
+    let is_allowed = ALLOWED_IN_CI.iter().any(|allowed| reason.starts_with(allowed));
     assert!(
-        toolchain || env::var("CI").as_deref() != Ok("true"),
+        is_allowed || env::var("CI").as_deref() != Ok("true"),
         "{test} may not be skipped with CI=true: {reason}"
     );
     if let Some(folder) = env::var_os("SKIPPED_TESTS") {
         fs::create_dir_all(&folder).unwrap();
         fs::write(std::path::Path::new(&folder).join(test), format!("{reason}\n")).unwrap();
     }
+}
+
+/// Skips a test because the kernel, or the container, does not offer a feature.
+///
+/// `problem` is the message of a probe that does no more than use the feature.
+pub(crate) fn skip_without_kernel_feature(test: &str, problem: &str) {
+    skip(test, &format!("no kernel feature: {problem}"));
 }
 
 /// Returns whether a program is on PATH.

@@ -1,4 +1,4 @@
-//! The real program.
+//! The real program: servers and commands.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,31 +11,40 @@ use tempfile::TempDir;
 use super::process::{self, Process};
 use super::{SOON, dns, eventually};
 
-/// A running `svcdns serve` with a state directory of its own.
+/// A running `svcdns serve` with its own state directory.
 pub(crate) struct Svcdns {
     process: Process,
-    /// Where it answers, UDP and TCP.
+    /// The address of its UDP and TCP listeners.
     pub(crate) address: SocketAddr,
     state: TempDir,
 }
 
 impl Svcdns {
-    /// Starts `svcdns serve` with these flags on a free port of 127.0.0.1, and waits until it listens. Without `--upstream`
-    /// among them nothing is forwarded: no test is to depend on the machine's own resolver.
+    /// Starts `svcdns serve` on a free port of 127.0.0.1 and waits until it listens.
+    ///
+    /// Without `--upstream` in `flags`, forwarding is off: no test may depend on the machine's
+    /// resolver.
     pub(crate) fn serve<S: AsRef<str>>(flags: &[S]) -> Self {
         Self::serve_at((Ipv4Addr::LOCALHOST, 0).into(), flags)
     }
 
-    /// The same at an address of the caller's choice.
+    /// Starts a server on this address.
     pub(crate) fn serve_at<S: AsRef<str>>(listen: SocketAddr, flags: &[S]) -> Self {
         Self::serve_with(listen, flags, |_| {})
     }
 
-    /// The same with changes to the command, such as its environment or where it writes.
-    pub(crate) fn serve_with<S: AsRef<str>>(listen: SocketAddr, flags: &[S], change: impl FnOnce(&mut Command)) -> Self {
+    /// Starts a server after a change to its command, such as another output.
+    pub(crate) fn serve_with<S: AsRef<str>>(
+        listen: SocketAddr,
+        flags: &[S],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let mut command = command();
-        command.arg("serve").args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"]).arg(state.path());
+        command
+            .arg("serve")
+            .args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"])
+            .arg(state.path());
         if !flags.iter().any(|flag| flag.as_ref().starts_with("--upstream")) {
             command.args(["--upstream", "off"]);
         }
@@ -48,7 +57,7 @@ impl Svcdns {
         Self { process, address: SocketAddr::new(listen.ip(), port), state }
     }
 
-    /// The state directory, for commands.
+    /// Returns the state directory, for commands.
     pub(crate) fn state_dir(&self) -> &Path {
         self.state.path()
     }
@@ -58,34 +67,39 @@ impl Svcdns {
         command().args(arguments).arg("--state-dir").arg(self.state.path()).output().unwrap()
     }
 
-    /// Everything it logged.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.process.ended().is_none()
     }
 
-    /// Its resident memory in KiB.
+    /// Returns the resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Stops it as a service manager would; it must end well.
+    /// Stops the server with SIGTERM; fails the test unless it exits with 0.
     pub(crate) fn stop(mut self) {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait(SOON);
-        assert!(status.success(), "svcdns serve ended with {status} on SIGTERM:\n{}", self.process.log());
+        assert!(
+            status.success(),
+            "svcdns serve ended with {status} on SIGTERM:\n{}",
+            self.process.log()
+        );
     }
 
-    /// Waits until this name has exactly these addresses (sorted).
+    /// Waits until the name has exactly these addresses, which must be sorted.
     pub(crate) fn wait_for(&self, name: &str, addresses: &[&str]) {
         let mut last = None;
-        let wanted: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let wanted: Vec<IpAddr> =
+            addresses.iter().map(|address| address.parse().unwrap()).collect();
         let what = format!("{name} to be {addresses:?}");
         eventually(&what, SOON, || {
             let answer = dns::addresses(self.address, name);
@@ -97,15 +111,16 @@ impl Svcdns {
         });
     }
 
-    /// Waits until this name is answered with this code.
+    /// Waits until the response for the name has this code.
     pub(crate) fn wait_for_code(&self, name: &str, code: &str) {
         let what = format!("{name} to be {code}");
         eventually(&what, SOON, || (dns::code(self.address, name, dns::A) == code).then_some(()));
     }
 }
 
-/// The program, free of its surroundings: no `SVCDNS_` variables, no directories of the service that
-/// the tests may run in, no ignored signals.
+/// Returns the program without the settings of its environment.
+///
+/// Without `SVCDNS_` variables, directories of a service that runs the tests, or ignored signals.
 pub(crate) fn command() -> Command {
     process::stop_ignoring_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));
@@ -119,35 +134,40 @@ pub(crate) fn command() -> Command {
     command
 }
 
-/// The port at which this process has both a UDP socket and a listening TCP socket of this address.
+/// Returns the port on which a process has both a UDP and a listening TCP socket.
 fn listening_port(pid: u32, address: IpAddr) -> Option<u16> {
     let inodes: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()?
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned))
+        .filter_map(|link| {
+            link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)
+        })
         .collect();
     let six = if address.is_ipv6() { "6" } else { "" };
     let ports = |protocol: &str, wanted: &str| -> Vec<u16> {
-        let table = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/net/{protocol}{six}"))).unwrap_or_default();
+        let table = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/net/{protocol}{six}")))
+            .unwrap_or_default();
         let rows = table.lines().skip(1).filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let (host, port) = fields.get(1)?.split_once(':')?;
-            let ours = *fields.get(3)? == wanted && host == kernel_form(address) && inodes.iter().any(|inode| inode == fields[9]);
+            let ours = *fields.get(3)? == wanted
+                && host == kernel_form(address)
+                && inodes.iter().any(|inode| inode == fields[9]);
             ours.then(|| u16::from_str_radix(port, 16).unwrap())
         });
         rows.collect()
     };
-    // States of the kernel's tables: 07 is an unconnected UDP socket, 0A a listening TCP socket.
+    // Socket states in these tables: 07 is an unconnected UDP socket, 0A a listening TCP socket.
     let udp = ports("udp", "07");
     ports("tcp", "0A").into_iter().find(|port| udp.contains(port))
 }
 
-/// An address as `/proc/net/udp` and `/proc/net/udp6` write it: words in the machine's byte order.
+/// Formats an address like `/proc/net/udp`: words in the machine's byte order.
 fn kernel_form(address: IpAddr) -> String {
-    let octets = match address {
+    let bytes = match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     };
-    let words = octets.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+    let words = bytes.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
     words.fold(String::new(), |text, word| format!("{text}{word:08X}"))
 }

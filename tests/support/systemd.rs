@@ -1,85 +1,113 @@
-//! A systemd of the test's own: the machine's, as process 1 of further namespaces.
+//! A private systemd for a test: the machine's own program, as process 1 of nested namespaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::machine::said;
 use super::process::Process;
-use super::{SOON, eventually, skip};
+use super::{SOON, eventually, on_path, seconds, skip, skip_without_kernel_feature};
 
-/// Where Debian's package `systemd` has it.
+/// The path of systemd in Debian's package `systemd`.
 const PROGRAM: &str = "/lib/systemd/systemd";
 
-/// The only place in which it looks for units: those of the machine would start, and clean /tmp.
+/// The only folder of units that systemd reads.
+///
+/// It does not read the machine's units, which would start services and clean /tmp.
 const UNITS: &str = "/etc/systemd/system";
 
-/// A running systemd that knows no units but those that are written to [`UNITS`]. Only for machines
-/// of a test's own: it uses their /run, /etc and /var/lib, and has /tmp and /var/tmp for itself.
+/// The mount point of the hierarchy of control groups, for the test.
+const HIERARCHY: &str = "/run/test-groups";
+
+/// Namespaces in which systemd runs, as flags of unshare(1).
+const NAMESPACES: [&str; 6] =
+    ["--cgroup", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
+
+/// A running systemd that reads only the units in [`UNITS`].
+///
+/// Only for a test's private machine: it uses /run, /etc and /var/lib, and gets its own /tmp and
+/// /var/tmp.
 pub(crate) struct Systemd {
     process: Process,
     group: PathBuf,
 }
 
 impl Systemd {
-    /// Starts it, and waits until `systemctl` reaches it; none, and the test is skipped, if it
-    /// cannot run here.
-    pub(crate) fn start(test: &str) -> Option<Self> {
+    /// Returns whether systemd can run here; skips the test if not.
+    ///
+    /// Call it outside the test's private machine, as root. On a kernel with the needed features a
+    /// systemd that does not start fails the test.
+    pub(crate) fn is_available(test: &str) -> bool {
         if !Path::new(PROGRAM).exists() {
-            skip(test, "no systemd");
-            return None;
+            skip(test, &format!("no {PROGRAM}"));
+            return false;
         }
-        let Some((group, mount)) = control_group() else {
-            skip(test, "no control group can be made for systemd");
-            return None;
-        };
+        for tool in ["mount", "nsenter", "systemctl", "unshare"] {
+            if !on_path(tool) {
+                skip(test, &format!("no {tool} on PATH"));
+                return false;
+            }
+        }
+        match probe_kernel() {
+            Ok(()) => true,
+            Err(missing) => {
+                skip_without_kernel_feature(test, &missing);
+                false
+            }
+        }
+    }
+
+    /// Starts systemd and waits until `systemctl` reaches it.
+    pub(crate) fn start() -> Self {
+        let hierarchy = Hierarchy::of_this_process().unwrap();
+        let group = hierarchy.mount_with_new_group();
         fs::remove_dir_all(UNITS).unwrap();
         fs::create_dir_all(UNITS).unwrap();
         for target in ["sysinit", "basic", "multi-user", "shutdown", "test"] {
             let text = "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\n";
             fs::write(format!("{UNITS}/{target}.target"), text).unwrap();
         }
-        let begin = format!(
+        let script = format!(
             "mount --make-rprivate / && mount -t tmpfs -o mode=1777 none /tmp && \
-             mount -t tmpfs -o mode=1777 none /var/tmp && \
-             mount -t tmpfs none /sys/fs/cgroup && {mount} && \
+             mount -t tmpfs -o mode=1777 none /var/tmp && {mount_hierarchy} && \
              exec env -i PATH=$PATH container=test SYSTEMD_UNIT_PATH={UNITS} \
-             {PROGRAM} --unit=test.target --show-status=no --log-target=console"
+             {PROGRAM} --unit=test.target --show-status=no --log-target=console",
+            mount_hierarchy = hierarchy.mount_script()
         );
-        let enter = r#"echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --pid --fork --kill-child --mount --mount-proc sh -c "$1""#;
-        let mut command = Command::new("sh");
-        let process = Process::start(command.args(["-c", enter]).arg(&group).arg(begin));
+        let process = Process::start(&mut in_group(&group, &script));
         let mut systemd = Self { process, group };
-        let reached = eventually("systemd to be reached", SOON, || {
+        eventually("systemd to be reached", SOON, || {
+            let ended = systemd.process.ended();
+            assert!(ended.is_none(), "systemd ended: {}", systemd.process.log().trim());
             let show = ["systemctl", "show", "--property=Version"];
-            let reached = systemd.run(&show).is_some_and(|output| output.status.success());
-            reached.then_some(true).or_else(|| systemd.process.ended().map(|_| false))
+            systemd.run(&show).is_some_and(|output| output.status.success()).then_some(())
         });
-        if !reached {
-            skip(test, &format!("systemd does not run here: {}", systemd.process.log().trim()));
-            return None;
-        }
-        Some(systemd)
+        systemd
     }
 
-    /// Runs a program among its processes, and returns what it wrote; it must end with this code.
+    /// Runs a program among systemd's processes and returns its output.
+    ///
+    /// Fails the test unless the program exits with this code.
     pub(crate) fn ends_with(&self, code: i32, line: &[&str]) -> String {
         let output = self.run(line).unwrap();
         assert_eq!(output.status.code(), Some(code), "{line:?}:\n{}", said(&output));
         said(&output)
     }
 
-    /// Runs a program among its processes; whether it ended well.
+    /// Runs a program among systemd's processes and returns whether it succeeds.
     pub(crate) fn succeeds(&self, line: &[&str]) -> bool {
         self.run(line).unwrap().status.success()
     }
 
-    /// Runs a program among its processes: it answers no others. None before it has begun.
+    /// Runs a program in systemd's namespaces; returns `None` until they exist.
+    ///
+    /// systemd answers no other processes.
     fn run(&self, line: &[&str]) -> Option<Output> {
-        let parent = self.process.pid();
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        let init = child_of(self.process.pid())?;
         let mut enter = Command::new("nsenter");
-        enter.args(["--target", children.trim(), "--mount", "--pid", "--cgroup"]).args(line);
+        enter.args(["--target", &init, "--mount", "--pid", "--cgroup"]).args(line);
         Some(enter.output().unwrap())
     }
 }
@@ -87,40 +115,142 @@ impl Systemd {
 impl Drop for Systemd {
     fn drop(&mut self) {
         self.process.kill();
-        eventually("the control group to be empty", SOON, || {
+        // A second panic would abort the test program and hide the first one.
+        let within = if thread::panicking() { seconds(2) } else { SOON };
+        let start = Instant::now();
+        while self.group.exists() && start.elapsed() < within {
             remove_groups(&self.group);
-            (!self.group.exists()).then_some(())
-        });
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(thread::panicking() || !self.group.exists(), "the control group is not empty");
     }
 }
 
-/// Where the hierarchy of control groups is mounted for this test.
-const GROUPS: &str = "/run/test-groups";
-
-/// Makes a control group for systemd to be at home in; with the command that mounts its hierarchy.
-fn control_group() -> Option<(PathBuf, &'static str)> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let find = |start: &str| own.lines().find_map(|line| Some(line.split_once(start)?.1));
-    // A hybrid machine has a hierarchy of version 1 for systemd; it must be that one.
-    let (path, kind, mount) = match find(":name=systemd:") {
-        Some(path) => {
-            let kind = &["-t", "cgroup", "-o", "none,name=systemd,xattr"][..];
-            let mount = "mkdir /sys/fs/cgroup/systemd && \
-                         mount -t cgroup -o none,name=systemd,xattr none /sys/fs/cgroup/systemd";
-            (path, kind, mount)
-        }
-        None => (find("0::")?, &["-t", "cgroup2"][..], "mount -t cgroup2 none /sys/fs/cgroup"),
-    };
-    fs::create_dir_all(GROUPS).unwrap();
-    let mounted = Command::new("mount").args(kind).args(["none", GROUPS]).status();
-    let group = Path::new(GROUPS).join(path.trim_start_matches('/'));
-    let group = group.join(format!("svcdns-test-{:08x}", fastrand::u32(..)));
-    (mounted.is_ok_and(|status| status.success()) && fs::create_dir(&group).is_ok()).then_some((group, mount))
+/// Returns the only child of a process, if it has one.
+///
+/// /proc/PID/task/PID/children would name it, but not every kernel has that file.
+fn child_of(parent: u32) -> Option<String> {
+    let parent = format!("PPid:\t{parent}");
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut processes = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    processes.find(|process| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        status.lines().any(|line| line == parent)
+    })
 }
 
+/// Returns the command that runs a script in a control group and [`NAMESPACES`].
+fn in_group(group: &Path, script: &str) -> Command {
+    let enter = r#"echo $$ > "$0/cgroup.procs" && exec unshare "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", enter]).arg(group).args(NAMESPACES).args(["sh", "-ec", script]);
+    command
+}
+
+/// The hierarchy of control groups for systemd, and this process's group in it.
+struct Hierarchy {
+    is_version_1: bool,
+    group: String,
+}
+
+impl Hierarchy {
+    /// Finds the hierarchy; `None` without one for systemd.
+    ///
+    /// A machine may have systemd's hierarchy of version 1 beside one of version 2; systemd then
+    /// uses the former.
+    fn of_this_process() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let find = |start: &str| {
+            groups.lines().find_map(|line| Some(line.split_once(start)?.1.to_owned()))
+        };
+        match find(":name=systemd:") {
+            Some(group) => Some(Self { is_version_1: true, group }),
+            None => Some(Self { is_version_1: false, group: find("0::")? }),
+        }
+    }
+
+    /// Returns the arguments of mount(8) for the hierarchy, without the mount point.
+    fn mount_arguments(&self) -> &'static str {
+        if self.is_version_1 {
+            "-t cgroup -o none,name=systemd,xattr none"
+        } else {
+            "-t cgroup2 none"
+        }
+    }
+
+    /// Returns a new group below that of this process, under [`HIERARCHY`].
+    fn new_group(&self) -> PathBuf {
+        let name = format!("svcdns-test-{:08x}", fastrand::u32(..));
+        Path::new(HIERARCHY).join(self.group.trim_start_matches('/')).join(name)
+    }
+
+    /// Mounts the hierarchy at [`HIERARCHY`] and creates a group in it.
+    fn mount_with_new_group(&self) -> PathBuf {
+        let group = self.new_group();
+        fs::create_dir_all(HIERARCHY).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(self.mount_arguments().split(' ')).arg(HIERARCHY);
+        assert!(mount.status().unwrap().success());
+        fs::create_dir(&group).unwrap();
+        group
+    }
+
+    /// Returns the usual mount point of the hierarchy.
+    fn usual_place(&self) -> &'static str {
+        if self.is_version_1 { "/sys/fs/cgroup/systemd" } else { "/sys/fs/cgroup" }
+    }
+
+    /// Returns a script that mounts the hierarchy at its usual mount point.
+    fn mount_script(&self) -> String {
+        let (arguments, place) = (self.mount_arguments(), self.usual_place());
+        format!(
+            "mount -t tmpfs none /sys/fs/cgroup && mkdir -p {place} && mount {arguments} {place}"
+        )
+    }
+}
+
+/// Tries what [`Systemd::start`] needs of the kernel.
+///
+/// Returns the error message if that fails.
+///
+/// Like it, the probe mounts a hierarchy of control groups, creates a group, enters namespaces in
+/// it, and creates a group in there.
+fn probe_kernel() -> Result<(), String> {
+    let Some(hierarchy) = Hierarchy::of_this_process() else {
+        return Err("no control group for systemd in /proc/self/cgroup".to_owned());
+    };
+    let inner = format!(
+        "{mount} && mkdir {place}/probe && rmdir {place}/probe",
+        mount = hierarchy.mount_script(),
+        place = hierarchy.usual_place(),
+    );
+    // The group may stay busy for a moment after its last process has ended.
+    let outer = format!(
+        "mount --make-rprivate /; mount -t tmpfs none /run; mkdir {HIERARCHY}; \
+         mount {arguments} {HIERARCHY}; mkdir {group}; \
+         (echo 0 > {group}/cgroup.procs && unshare {namespaces} sh -ec '{inner}') && code=0 || \
+         code=$?; \
+         rmdir {group} 2>/dev/null || {{ sleep 1; rmdir {group}; }}; exit $code",
+        arguments = hierarchy.mount_arguments(),
+        group = hierarchy.new_group().display(),
+        namespaces = NAMESPACES.join(" "),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", &outer])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    if output.status.success() {
+        return Ok(());
+    }
+    let lines: Vec<String> = said(&output).lines().map(|line| line.trim().to_owned()).collect();
+    Err(format!("systemd in namespaces ({}): {}", output.status, lines.join(" ")))
+}
+
+/// Removes a control group with all groups below it, as far as they are empty.
 fn remove_groups(group: &Path) {
-    let below = fs::read_dir(group).into_iter().flatten().filter_map(Result::ok);
-    for entry in below.filter(|entry| entry.path().is_dir()) {
+    let entries = fs::read_dir(group).into_iter().flatten().filter_map(Result::ok);
+    for entry in entries.filter(|entry| entry.path().is_dir()) {
         remove_groups(&entry.path());
     }
     let _ = fs::remove_dir(group);

@@ -1,6 +1,7 @@
 //! Responses as messages: truncation, order of records, and unsupported messages.
 
 use super::*;
+use crate::wire::{flags, rcode};
 
 #[test]
 fn negative_responses_carry_the_soa_with_the_negative_ttl() {
@@ -124,6 +125,35 @@ fn txt_records_hold_the_metadata() {
 }
 
 #[test]
+fn explanations_tell_what_txt_records_lack() {
+    let long = "x".repeat(400);
+    let many: Vec<_> = (10..50).map(|number| format!(r#""key{number}":"{long}""#)).collect();
+    let harness = Harness::of(&[
+        ("/service/default/default/t/latest/10.0.0.1:80", &format!(r#"{{"long":"{long}"}}"#)),
+        ("/service/default/default/t/latest/10.0.0.2:80", &format!(r#"{{"long":"{long}"}}"#)),
+        ("/service/default/default/t/latest/10.0.0.3:80", "{}"),
+        ("/service/default/default/u/latest/10.0.0.4:80", &format!("{{{}}}", many.join(","))),
+    ]);
+    let omissions = |name: &str, rtype| {
+        let name = Name::from_text(name).unwrap();
+        harness.answerer.explain(&name, rtype, Some(1232), 0).txt_omissions
+    };
+    assert_eq!(
+        omissions("t.svc", rtype::TXT),
+        [r#"TXT: the string of "long" is cut at 255 of 405 bytes"#]
+    );
+    let cut = |key| format!(r#"TXT: the string of "{key}" is cut at 255 of 406 bytes"#);
+    let rest = r#"TXT: 36 entries from "key14" on are left out, as a record has 1024 bytes"#;
+    assert_eq!(
+        omissions("u.svc", rtype::TXT),
+        [rest.to_owned(), cut("key10"), cut("key11"), cut("key12"), cut("key13")]
+    );
+    for rtype in [rtype::A, rtype::SRV, rtype::ANY] {
+        assert_eq!(omissions("u.svc", rtype), [""; 0], "no TXT records in this response");
+    }
+}
+
+#[test]
 fn the_first_record_is_drawn_by_weight() {
     let harness = Harness::of(&[
         ("/service/default/default/w/latest/10.0.0.1:80", r#"{"weight":3}"#),
@@ -194,12 +224,6 @@ fn unsupported_messages_are_rejected_or_ignored() {
     let mut response = query("hello.svc", rtype::A, None);
     response[2] |= 0x80;
     assert_eq!(respond(&harness.answerer, &response, Transport::Udp, 0), None);
-    let mut notify = query("hello.svc", rtype::SOA, None);
-    notify[2] |= 0x20;
-    let answer =
-        Message::from_vec(&respond(&harness.answerer, &notify, Transport::Udp, 0).unwrap())
-            .unwrap();
-    assert_eq!(answer.metadata.response_code, ResponseCode::NotImp);
     let mut version = query("hello.svc", rtype::A, Some(1232));
     let at = version.len() - 5;
     version[at] = 1;
@@ -214,6 +238,27 @@ fn unsupported_messages_are_rejected_or_ignored() {
         (answer.metadata.response_code, extended_error(&answer)),
         (ResponseCode::Refused, Some(18))
     );
+}
+
+/// RA and CD belong to the opcode QUERY (`opcodeflg` of ISC's DNS compliance tests).
+#[test]
+fn other_opcodes_are_not_implemented_and_get_no_flags_of_queries() {
+    for forwarding in [false, true] {
+        let harness = Harness::with(Settings { forwarding, ..settings() }, &[HELLO]);
+        for opcode in 0..16 {
+            let mut message = query("hello.svc", rtype::SOA, None);
+            // TC, RD, RA, Z, AD and CD.
+            message[2..4].copy_from_slice(&(opcode << 11 | 0x03F0_u16).to_be_bytes());
+            let response = respond(&harness.answerer, &message, Transport::Udp, 0).unwrap();
+            let flags = u16::from_be_bytes([response[2], response[3]]);
+            let recursion = if forwarding { flags::RA } else { 0 };
+            let expected = match opcode {
+                0 => flags::AA | flags::CD | recursion,
+                _ => opcode << 11 | rcode::NOTIMP,
+            };
+            assert_eq!(flags, flags::QR | flags::RD | expected, "opcode {opcode}");
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
-//! GoFrame's file registry: `file:///directory`. No keys of its own.
+//! GoFrame's file registry: `file:///directory`. It has no keys of its own.
 
 use std::path::PathBuf;
 
-use super::{Reader, RegistryKind, heads};
+use super::{RegistryKind, UrlParser, heads};
 use crate::config::error::{ConfigError, Origin};
-use crate::config::layers::{Layers, Written};
+use crate::config::layers::{Layers, RawValue};
 use crate::registry::Source;
-use crate::registry::file::{Settings, Timings};
+use crate::registry::file::{FileTimings, Settings};
 
 pub(super) static KIND: RegistryKind = RegistryKind {
     name: "file",
@@ -18,29 +18,37 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     read,
 };
 
-/// GoFrame's default, which nobody named: it is believed only while it belongs to root or to us.
-pub(super) fn implicit(layers: &Layers) -> Result<Source, ConfigError> {
-    let directory = implicit_directory();
-    Ok(Source::File(Settings { directory, named: false, heads: heads(layers)?, timings: Timings::default() }))
+/// Returns GoFrame's default registry.
+///
+/// It is trusted only while root or the server's user owns it.
+pub(super) fn default_source(layers: &Layers) -> Result<Source, ConfigError> {
+    let heads = heads(layers)?;
+    let directory = default_directory();
+    Ok(Source::File(Settings { directory, named: false, heads, timings: FileTimings::default() }))
 }
 
-/// The URL of GoFrame's default.
-pub(super) fn implicit_url() -> Written {
-    let text = format!("{}://{}", KIND.name, implicit_directory().display());
-    Written { key: "registry".to_owned(), text, origin: Origin::Default }
+/// Returns the URL of GoFrame's default registry.
+pub(super) fn default_url() -> RawValue {
+    let text = format!("{}://{}", KIND.name, default_directory().display());
+    RawValue { key: "registry".to_owned(), text, origin: Origin::Default }
 }
 
-fn implicit_directory() -> PathBuf {
+fn default_directory() -> PathBuf {
     std::env::temp_dir().join("gsvc")
 }
 
-fn read(layers: &Layers) -> Result<Reader, ConfigError> {
+fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let heads = heads(layers)?;
     Ok(Box::new(move |path| {
         if !path.starts_with('/') {
-            return Err("a directory is written with its whole path: file:///directory".to_owned());
+            return Err("the directory must be an absolute path: file:///directory".to_owned());
         }
         let (directory, heads) = (PathBuf::from(path), heads.clone());
-        Ok(Source::File(Settings { directory, named: true, heads, timings: Timings::default() }))
+        Ok(Source::File(Settings {
+            directory,
+            named: true,
+            heads,
+            timings: FileTimings::default(),
+        }))
     }))
 }

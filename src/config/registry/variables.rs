@@ -1,4 +1,4 @@
-//! The variables of single registries: a secret for each, `SVCDNS_REGISTRY_<NAME>_<SECRET>`.
+//! Environment variables of single registries: `SVCDNS_REGISTRY_<NAME>_<SECRET>`.
 
 use super::{ConfiguredRegistry, RegistryEntry, RegistryKind, section_path};
 use crate::config::error::{ConfigError, nearest};
@@ -6,61 +6,69 @@ use crate::config::key::{REGISTRY_PREFIX, SecretKey};
 use crate::config::layers::SecretVariable;
 use crate::service::RegistryName;
 
-/// The secrets that the environment holds for single registries.
+/// The variables of single registries.
 #[derive(Debug, Default)]
 pub(in crate::config) struct RegistryVariables {
     given: Vec<SecretVariable>,
-    /// Registries that a flag or a variable has replaced: their variables are no mistake.
+    /// Registries that a flag or variable replaced; their variables are unused.
     replaced: Vec<RegistryEntry>,
 }
 
 impl RegistryVariables {
-    /// Adds a variable that begins with the prefix.
-    pub(in crate::config) fn give(&mut self, variable: SecretVariable) {
+    /// Adds a variable with the prefix of registries.
+    pub(in crate::config) fn add(&mut self, variable: SecretVariable) {
         self.given.push(variable);
     }
 
-    /// Adds registries that are not followed because others were named in their place.
+    /// Adds registries that a source with precedence replaced.
     pub(in crate::config) fn replace(&mut self, entries: Vec<RegistryEntry>) {
         self.replaced.extend(entries);
     }
 
-    /// Whether a registry of this kind has been replaced.
-    pub(super) fn replaced(&self, kind: &RegistryKind) -> bool {
+    /// Returns whether a registry of this kind was replaced.
+    pub(super) fn has_replaced(&self, kind: &RegistryKind) -> bool {
         self.replaced.iter().any(|entry| entry.kind == kind)
     }
 
-    /// Returns the variable that holds the secret of this registry; an empty one counts as not set.
+    /// Returns the variable with a secret of this registry; ignores an empty one.
     pub(super) fn of(&self, registry: &RegistryName, secret: &SecretKey) -> Option<SecretVariable> {
         let name = secret.variable_of(registry.as_str());
-        self.given.iter().find(|variable| variable.name == name && !variable.secret.expose().is_empty()).cloned()
+        let mut given = self.given.iter();
+        given
+            .find(|variable| variable.name == name && !variable.secret.expose().is_empty())
+            .cloned()
     }
 
-    /// Refuses variables of registries that do not exist, and of secrets that they do not have.
+    /// Rejects variables of unknown registries and of unknown secrets.
     pub(super) fn check(&self, registries: &[ConfiguredRegistry]) -> Result<(), ConfigError> {
         let followed = registries.iter().map(|registry| (&registry.source.name, registry.kind));
-        let known: Vec<_> = followed.chain(self.replaced.iter().map(|entry| (&entry.name, entry.kind))).collect();
+        let replaced = self.replaced.iter().map(|entry| (&entry.name, entry.kind));
+        let known: Vec<_> = followed.chain(replaced).collect();
         let variables = |(name, kind): &(&RegistryName, &RegistryKind)| {
             let name = name.as_str().to_owned();
-            kind.secrets.iter().map(move |secret| secret.variable_of(&name)).collect::<Vec<_>>()
+            let secrets = kind.secrets.iter();
+            secrets.map(move |secret| secret.variable_of(&name)).collect::<Vec<_>>()
         };
         let valid: Vec<String> = known.iter().flat_map(variables).collect();
-        let Some(SecretVariable { name, .. }) = self.given.iter().find(|variable| !valid.contains(&variable.name)) else { return Ok(()) };
+        let invalid = self.given.iter().find(|variable| !valid.contains(&variable.name));
+        let Some(SecretVariable { name, .. }) = invalid else { return Ok(()) };
         let rest = name.strip_prefix(REGISTRY_PREFIX).unwrap_or(name);
         let (upper, word) = rest.split_once('_').unwrap_or((rest, ""));
         let (registry, key) = (upper.to_lowercase(), word.to_lowercase().replace('_', "-"));
-        let (missing, suggestion) = match known.iter().find(|(known, _)| known.as_str() == registry) {
-            _ if word.is_empty() || upper != upper.to_uppercase() => ("no such setting".to_owned(), nearest(name, valid)),
-            None => (format!("no registry {registry:?}"), nearest(name, valid)),
+        let (reason, suggestion) = match known.iter().find(|(known, _)| known.as_str() == registry)
+        {
+            _ if word.is_empty() || upper != upper.to_uppercase() => (None, nearest(name, valid)),
+            None => (Some(format!("there is no registry {registry:?}")), nearest(name, valid)),
             Some((_, kind)) if kind.section_key(&key).is_some() => {
                 let path = section_path(&registry, &key);
-                (format!("no variable for {path}, which can only be set in the configuration file"), None)
+                (Some(format!("{path} can only be set in the configuration file")), None)
             }
             Some(known) => {
-                let missing = format!("no {key} of the registry {registry}, which is of kind {}", known.1.name);
-                (missing, nearest(name, variables(known)))
+                let kind = known.1.name;
+                let reason = format!("the registry {registry} is of kind {kind} and has no {key}");
+                (Some(reason), nearest(name, variables(known)))
             }
         };
-        Err(ConfigError::UnknownVariable { name: name.clone(), missing, suggestion })
+        Err(ConfigError::UnknownVariable { name: name.clone(), reason, suggestion })
     }
 }

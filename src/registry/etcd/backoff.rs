@@ -1,35 +1,40 @@
-//! How long to wait before the next attempt.
+//! Exponential backoff with jitter.
 
 use std::time::Duration;
 
-use super::part_of;
+use super::random_up_to;
 
-/// Waits that double from a shortest to a longest, each drawn at random so that many followers of one store do not come
-/// back at the same moment.
+/// The waits between attempts.
+///
+/// They double from a minimum to a maximum, with jitter to keep the many followers of one store
+/// from reconnecting at the same time.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min: Duration,
     max: Duration,
-    /// The wait before the last draw; none while nothing has failed.
+    /// The previous wait before jitter; `None` while there was no failure.
     last: Option<Duration>,
 }
 
 impl Backoff {
+    /// Creates a backoff; a `max` below `min` is raised to it.
     pub(super) fn new(min: Duration, max: Duration) -> Self {
         Self { min, max: max.max(min), last: None }
     }
 
-    /// The next wait: at most the shortest for the first, then half to all of a duration that doubles.
+    /// Returns the next wait.
+    ///
+    /// The first is random up to the minimum, later ones between half and all of their step.
     pub(super) fn next(&mut self) -> Duration {
         let Some(last) = self.last else {
             self.last = Some(self.min);
-            return part_of(self.min);
+            return random_up_to(self.min);
         };
         self.last = Some(last.saturating_mul(2).min(self.max));
-        last / 2 + part_of(last / 2)
+        last / 2 + random_up_to(last / 2)
     }
 
-    /// Begins at the shortest wait again.
+    /// Starts over at the minimum.
     pub(super) fn reset(&mut self) {
         self.last = None;
     }
@@ -40,15 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_begin_again() {
+    fn waits_double_up_to_the_maximum_and_start_over_after_a_reset() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
         let mut backoff = Backoff::new(min, max);
         for _ in 0..2 {
             assert!(backoff.next() <= min);
-            for whole in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-                let whole = Duration::from_millis(whole);
+            for step in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+                let step = Duration::from_millis(step);
                 let wait = backoff.next();
-                assert!(wait >= whole / 2 && wait <= whole, "{wait:?} of {whole:?}");
+                assert!(wait >= step / 2 && wait <= step, "{wait:?} of {step:?}");
             }
             backoff.reset();
         }

@@ -1,48 +1,53 @@
-//! etcd's keys and events in the words of the model.
+//! Conversion of etcd's keys and events to changes.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use etcd_client::{Event, KeyValue};
 
-use crate::registry::gsvc::{self, MAX_KEY};
+use crate::registry::gsvc::{KeyParser, MAX_KEY_BYTES};
 use crate::service::{Change, Put, Removal};
 
-/// One key of a list, or the content of a put.
-pub(super) fn put(kv: KeyValue, reader: &mut gsvc::Reader) -> Change {
+/// Converts a key of a list, or of a put event.
+pub(super) fn put(kv: KeyValue, parser: &mut KeyParser) -> Change {
     let (revision, lease) = (revision(kv.mod_revision()), kv.lease());
-    let content = reader.parse(kv.key(), kv.value());
+    let content = parser.parse(kv.key(), kv.value());
     let (key, _) = kv.into_key_value();
     Change::Put(Put { key: key_text(key), revision, lease, content })
 }
 
-/// One event of a watch, with its revision; none for an event without a key.
-pub(super) fn event(event: &Event, reader: &mut gsvc::Reader) -> Option<(u64, Change)> {
+/// Converts an event of a watch, with its revision; `None` if the event has no key.
+pub(super) fn event(event: &Event, parser: &mut KeyParser) -> Option<(u64, Change)> {
     let kv = event.kv()?;
-    let at = revision(kv.mod_revision());
-    // Not `event_type()`, which panics on a type it does not know. A key that was deleted has version 0, and no other has.
+    let event_revision = revision(kv.mod_revision());
+    // `event_type()` would panic on unknown types. Only a deleted key has version 0.
     if kv.version() != 0 {
-        return Some((at, put(kv.clone(), reader)));
+        return Some((event_revision, put(kv.clone(), parser)));
     }
-    // Without the previous key (compacted meanwhile) nothing says that a lease took it.
+    // The previous key is missing if it was compacted; then the removal counts as explicit.
     let removal = match event.prev_kv().map_or(0, KeyValue::lease) {
         0 => Removal::Explicit,
         lease => Removal::Lease(lease),
     };
-    Some((at, Change::Delete { key: key_text(kv.key().to_vec()), revision: at, removal }))
+    let key = key_text(kv.key().to_vec());
+    Some((event_revision, Change::Delete { key, revision: event_revision, removal }))
 }
 
-/// A revision as the model counts it. etcd's are never negative.
+/// Converts a revision; etcd's are never negative.
 pub(super) fn revision(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }
 
-/// The key as text that is unique in this registry: as it is where it is text of at most [`MAX_KEY`] bytes; otherwise
-/// escaped, or cut and told apart by a hash. The latter two are never served (`gsvc::parse` rejects them), only shown.
+/// Returns a text for a key that is unique in this registry.
+///
+/// This is the key itself if it is UTF-8 and at most [`MAX_KEY_BYTES`] long. Other keys are escaped
+/// and, if too long, replaced by an excerpt with a hash; `gsvc` rejects them, so they are only
+/// shown.
 fn key_text(key: Vec<u8>) -> Box<str> {
-    if key.len() > MAX_KEY {
+    if key.len() > MAX_KEY_BYTES {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
-        return format!("{}… ({} octets, {:016x})", key[..256].escape_ascii(), key.len(), hasher.finish()).into();
+        let (excerpt, length, hash) = (key[..256].escape_ascii(), key.len(), hasher.finish());
+        return format!("{excerpt}… ({length} bytes, {hash:016x})").into();
     }
     match String::from_utf8(key) {
         Ok(text) => text.into(),
@@ -55,14 +60,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_stay_themselves_and_junk_stays_apart() {
+    fn valid_keys_are_unchanged_and_invalid_ones_stay_distinct() {
         assert_eq!(&*key_text("/service/d/n/hé/v/1.2.3.4:5".into()), "/service/d/n/hé/v/1.2.3.4:5");
         assert_eq!(&*key_text(b"/service/\xff\\".to_vec()), r"/service/\xff\\");
-        let long = vec![b'a'; MAX_KEY + 1];
-        let longer = vec![b'a'; MAX_KEY + 2];
+        let long = vec![b'a'; MAX_KEY_BYTES + 1];
+        let longer = vec![b'a'; MAX_KEY_BYTES + 2];
         assert!(key_text(long.clone()).len() < 400);
         assert_ne!(key_text(long.clone()), key_text(longer));
         assert_eq!(key_text(long.clone()), key_text(long.clone()));
-        assert_eq!(key_text(long[1..].to_vec()).len(), MAX_KEY);
+        assert_eq!(key_text(long[1..].to_vec()).len(), MAX_KEY_BYTES);
     }
 }

@@ -1,34 +1,36 @@
-//! One client of one endpoint, and which endpoint is next.
+//! A client of one cluster member, and the choice of the next member.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, TlsOptions, Txn, TxnOp,
-    TxnResponse, WatchClient,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient,
+    LeaseClient, TlsOptions, Txn, TxnOp, TxnResponse, WatchClient,
 };
 use tokio::time::{Instant, timeout};
 
 use super::change::revision;
-use super::failure::{Failure, Kind};
-use super::{HEADS, Settings, Tls};
+use super::failure::{EtcdFailure, FailureKind};
+use super::{GOFRAME_HEADS, Settings, Tls};
 use crate::registry::{Credential, Secret, contents};
 
-/// Largest message that is accepted, in octets. The library's 4 MiB fail for good at some 43,000 listed keys, and at a
-/// catch-up of 1,000 revisions of any size, since etcd sends those as one message.
-pub(super) const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+/// Largest accepted message, in bytes.
+///
+/// The library's default of 4 MiB always fails at about 43,000 listed keys. It also fails at the
+/// events of 1,000 revisions, whatever their size, because etcd sends them as one message.
+pub(super) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Largest PEM file that is read, in bytes: the authorities of a whole machine are some 250 KiB.
-const MAX_PEM_FILE: u64 = 4 * 1024 * 1024;
+/// Largest PEM file, in bytes; the authorities of a system take about 250 KiB.
+const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.
 ///
-/// One member only: the library's balancer goes on sending calls to a member that is down. Every
-/// failure of a connection is made by its methods, which hide its password.
+/// One only, because the library's load balancer keeps sending calls to a member that is down.
+/// Failures come from the methods of the connection, which hide the password in them.
 #[derive(Clone)]
 pub(super) struct Connection {
-    /// Shared, since it is large: tasks and futures hold a connection each.
+    /// Shared because it is large, and several tasks and futures hold the connection.
     client: Arc<Client>,
     login: Option<Arc<Login>>,
     dial_timeout: Duration,
@@ -39,104 +41,117 @@ pub(super) struct Connection {
 struct Login {
     user: String,
     credential: Credential,
-    /// The password as it was read last; empty before.
+    /// The password as last read; empty before.
     password: Mutex<Secret>,
 }
 
-/// Where a store stands, by a read that a quorum agreed to.
+/// The identity and revision of a store, from a read that a quorum agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Standing {
-    /// The cluster's id. A wiped store has another one, unless it was made with the same flags.
+pub(super) struct StoreStatus {
+    /// The cluster's id.
+    ///
+    /// A wiped store has a new id, unless it was created with the same flags.
     pub(super) cluster: u64,
     /// The store's revision.
     pub(super) revision: u64,
 }
 
 impl Connection {
-    /// Connects to one endpoint and, where there is a user, logs in.
-    pub(super) async fn open(settings: &Settings, endpoint: &str) -> Result<Self, Failure> {
+    /// Connects to a member and logs in if a user is configured.
+    pub(super) async fn open(settings: &Settings, endpoint: &str) -> Result<Self, EtcdFailure> {
         let connection = Self::new(settings, endpoint).await?;
         connection.log_in().await?;
         Ok(connection)
     }
 
-    /// Makes a connection that is not logged in.
-    async fn new(settings: &Settings, endpoint: &str) -> Result<Self, Failure> {
-        // Boxed: the library's future is 17 KB.
+    /// Creates a connection without logging in.
+    async fn new(settings: &Settings, endpoint: &str) -> Result<Self, EtcdFailure> {
+        // Boxed: the library's future takes 17 KB.
         let client = Box::pin(connect(settings, endpoint)).await?;
         let login = settings.username.clone().zip(settings.password.clone());
-        let login = login.map(|(user, credential)| Login { user, credential, password: Secret::from("").into() });
+        let login = login.map(|(user, credential)| {
+            Arc::new(Login { user, credential, password: Secret::from("").into() })
+        });
         Ok(Self {
             client: Arc::new(client),
-            login: login.map(Arc::new),
-            dial_timeout: settings.timings.dial_timeout,
-            request_timeout: settings.timings.request_timeout,
+            login,
+            dial_timeout: settings.tuning.dial_timeout,
+            request_timeout: settings.tuning.request_timeout,
         })
     }
 
-    /// Logs in, if there is a user, with the password as it is now.
-    async fn log_in(&self) -> Result<(), Failure> {
+    /// Logs in with the current password, if a user is configured.
+    async fn log_in(&self) -> Result<(), EtcdFailure> {
         let Some(login) = &self.login else { return Ok(()) };
-        let password = login.credential.read().await.map_err(|error| Failure::new(Kind::Settings, error.to_string()))?;
+        let password = login
+            .credential
+            .read()
+            .await
+            .map_err(|error| EtcdFailure::new(FailureKind::Settings, error.to_string()))?;
         login.password.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&password);
         let user = Some((login.user.clone(), password.expose().to_owned()));
         let mut client = Client::clone(&self.client);
-        match self.within("log in", self.dial_timeout, Box::pin(client.update_user(user))).await {
-            // The store asks nobody who they are.
-            Err(failure) if failure.kind == Kind::AuthOff => Ok(()),
+        let update = Box::pin(client.update_user(user));
+        match self.within("log in", self.dial_timeout, update).await {
+            // The store has authentication turned off and needs no login.
+            Err(failure) if failure.kind == FailureKind::AuthOff => Ok(()),
             result => result,
         }
     }
 
-    /// Makes a call. Where the login is no longer good, logs in again and calls once more.
+    /// Makes a call; if the login has become invalid, logs in and calls once more.
     ///
-    /// The library could do so, but only with the password of before, and not where the tokens are
-    /// JWT: those end with every change to any user.
-    pub(super) async fn call<T, F>(&self, doing: &str, call: impl Fn() -> F) -> Result<T, Failure>
+    /// The library's own renewal uses only the old password. It also fails with JWT tokens, which
+    /// become invalid with every change to any user.
+    pub(super) async fn call<T, F>(
+        &self,
+        action: &str,
+        call: impl Fn() -> F,
+    ) -> Result<T, EtcdFailure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        match self.within(doing, self.request_timeout, call()).await {
-            Err(failure) if failure.kind == Kind::Login && self.login.is_some() => {
+        match self.within(action, self.request_timeout, call()).await {
+            Err(failure) if failure.kind == FailureKind::Login && self.login.is_some() => {
                 self.log_in().await?;
-                self.within(doing, self.request_timeout, call()).await
+                self.within(action, self.request_timeout, call()).await
             }
             result => result,
         }
     }
 
-    /// Makes a transaction, as [`Connection::call`] does.
-    pub(super) async fn txn(&self, doing: &str, txn: &Txn) -> Result<TxnResponse, Failure> {
+    /// Runs a transaction like [`Connection::call`].
+    pub(super) async fn txn(&self, action: &str, txn: &Txn) -> Result<TxnResponse, EtcdFailure> {
         let call = || {
             let (mut kv, txn) = (self.kv(), txn.clone());
             async move { kv.txn(txn).await }
         };
-        self.call(doing, call).await
+        self.call(action, call).await
     }
 
-    /// Waits for a call of the client library, but not for ever.
+    /// Awaits a call of the client library for at most `limit`.
     pub(super) async fn within<T>(
         &self,
-        doing: &str,
+        action: &str,
         limit: Duration,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, EtcdFailure> {
         match timeout(limit, call).await {
-            Ok(result) => result.map_err(|error| self.hide(Failure::of(doing, &error))),
-            Err(_) => Err(self.hide(Failure::late(doing, limit))),
+            Ok(result) => result.map_err(|error| self.hide(EtcdFailure::of(action, &error))),
+            Err(_) => Err(self.hide(EtcdFailure::timeout(action, limit))),
         }
     }
 
-    /// Hides the password in a failure: etcd, or whatever is in between, might have echoed it.
-    pub(super) fn hide(&self, failure: Failure) -> Failure {
+    /// Hides the password in a failure, in case etcd or a proxy has echoed it.
+    pub(super) fn hide(&self, failure: EtcdFailure) -> EtcdFailure {
         let Some(login) = &self.login else { return failure };
         let password = login.password.lock().unwrap_or_else(PoisonError::into_inner);
-        Failure { text: password.hide_in(&failure.text), ..failure }
+        EtcdFailure { text: password.hide_in(&failure.text), ..failure }
     }
 
     /// Returns the library's client for keys.
     pub(super) fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(MAX_MESSAGE)
+        self.client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Returns the library's client for leases.
@@ -146,49 +161,55 @@ impl Connection {
 
     /// Returns the library's client for watches.
     pub(super) fn watch(&self) -> WatchClient {
-        self.client.watch_client().max_decoding_message_size(MAX_MESSAGE)
+        self.client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Asks where the store stands, and whether every prefix may be read: a list that breaks off for want of permission
-    /// would be begun in vain.
+    /// Returns the store's status, after a check that every prefix may be read.
     ///
-    /// Asked by a transaction that would read a prefix if a key had a negative version: permission is asked for all that it
-    /// might do, and nothing is read. To read even the first key of a prefix takes etcd a walk over all of its keys.
-    pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<Standing, Failure> {
-        let mut standing = Standing { cluster: 0, revision: 0 };
+    /// The check prevents lists that begin and then break off for want of a permission. It uses a
+    /// transaction that would read the prefix if a key had a negative version. etcd checks the
+    /// permissions of all operations in a transaction, and reads nothing here. Reading just the
+    /// first key instead would make etcd visit all keys of the prefix.
+    pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<StoreStatus, EtcdFailure> {
+        let mut status = StoreStatus { cluster: 0, revision: 0 };
         for prefix in prefixes {
-            let doing = format!("read {}", prefix.start());
+            let action = format!("read {}", prefix.start());
             let never = Compare::version(prefix.start(), CompareOp::Less, 0);
-            let read = TxnOp::get(prefix.start(), Some(GetOptions::new().with_range(prefix.end())));
+            let options = GetOptions::new().with_range(prefix.end());
+            let read = TxnOp::get(prefix.start(), Some(options));
             let txn = Txn::new().when([never]).and_then([read]);
-            let answer = self.txn(&doing, &txn).await?;
-            let no_header = || self.hide(Failure::new(Kind::Connection, format!("cannot {doing}: no header")));
-            let header = answer.header().ok_or_else(no_header)?;
-            standing = Standing { cluster: header.cluster_id(), revision: revision(header.revision()) };
+            let response = self.txn(&action, &txn).await?;
+            let no_header = || {
+                let text = format!("cannot {action}: the response has no header");
+                self.hide(EtcdFailure::new(FailureKind::Connection, text))
+            };
+            let header = response.header().ok_or_else(no_header)?;
+            let (cluster, revision) = (header.cluster_id(), revision(header.revision()));
+            status = StoreStatus { cluster, revision };
         }
-        Ok(standing)
+        Ok(status)
     }
 }
 
-/// Returns a client of one endpoint that is not logged in; this does not touch the network yet.
-async fn connect(settings: &Settings, endpoint: &str) -> Result<Client, Failure> {
+/// Creates a client of one member that is neither connected nor logged in yet.
+async fn connect(settings: &Settings, endpoint: &str) -> Result<Client, EtcdFailure> {
     if endpoint.contains(['/', '@']) {
-        let text = "an endpoint is host:port, without a scheme, a user or a path".to_owned();
-        return Err(Failure::new(Kind::Settings, text));
+        let text = "an endpoint is host:port, without a scheme, a user or a path";
+        return Err(EtcdFailure::new(FailureKind::Settings, text));
     }
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
-    let options = options(settings).await?;
+    let options = connect_options(settings).await?;
     let client = Client::connect([format!("{scheme}://{endpoint}")], Some(options)).await;
-    client.map_err(|error| Failure::of("connect", &error))
+    client.map_err(|error| EtcdFailure::of("connect", &error))
 }
 
-async fn options(settings: &Settings) -> Result<ConnectOptions, Failure> {
-    let timings = &settings.timings;
+async fn connect_options(settings: &Settings) -> Result<ConnectOptions, EtcdFailure> {
+    let tuning = &settings.tuning;
     let options = ConnectOptions::new()
-        .with_connect_timeout(timings.dial_timeout)
-        .with_keep_alive(timings.keepalive_interval, timings.keepalive_timeout)
+        .with_connect_timeout(tuning.dial_timeout)
+        .with_keep_alive(tuning.keepalive_interval, tuning.keepalive_timeout)
         .with_keep_alive_while_idle(true)
-        // A member that lost its cluster says so instead of falling silent.
+        // A member that lost its leader returns an error instead of falling silent.
         .with_require_leader(true);
     Ok(match &settings.tls {
         Some(tls) => options.with_tls(tls_options(tls).await?),
@@ -196,16 +217,21 @@ async fn options(settings: &Settings) -> Result<ConnectOptions, Failure> {
     })
 }
 
-async fn tls_options(tls: &Tls) -> Result<TlsOptions, Failure> {
+async fn tls_options(tls: &Tls) -> Result<TlsOptions, EtcdFailure> {
     let Tls { ca_file, cert_file, key_file, server_name } = tls;
     let mut options = match ca_file {
         Some(file) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(file).await?)),
         None => TlsOptions::new().with_enabled_roots(),
     };
     match (cert_file, key_file) {
-        (Some(cert), Some(key)) => options = options.identity(Identity::from_pem(read(cert).await?, read(key).await?)),
+        (Some(cert), Some(key)) => {
+            options = options.identity(Identity::from_pem(read(cert).await?, read(key).await?));
+        }
         (None, None) => {}
-        _ => return Err(Failure::new(Kind::Settings, "a client certificate needs its key, and a key its certificate: name both files")),
+        _ => {
+            let text = "a client certificate and its key must be configured together";
+            return Err(EtcdFailure::new(FailureKind::Settings, text));
+        }
     }
     Ok(match server_name {
         Some(name) => options.domain_name(name),
@@ -213,68 +239,73 @@ async fn tls_options(tls: &Tls) -> Result<TlsOptions, Failure> {
     })
 }
 
-async fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    contents::read(file, MAX_PEM_FILE)
-        .await
-        .map_err(|error| Failure::new(Kind::Settings, format!("cannot read {}: {error}", file.display())))
+async fn read(file: &Path) -> Result<Vec<u8>, EtcdFailure> {
+    contents::read(file, MAX_PEM_FILE_BYTES).await.map_err(|error| {
+        let text = format!("cannot read {}: {error}", file.display());
+        EtcdFailure::new(FailureKind::Settings, text)
+    })
 }
 
-/// All keys below one head.
+/// The prefix of all keys with one head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// Prefixes of these heads, or of GoFrame's own where none is named; each once.
-    pub(super) fn of(heads: &[String]) -> Vec<Self> {
-        let mut prefixes: Vec<Self> = Vec::with_capacity(heads.len().max(HEADS.len()));
-        let named = heads.iter().map(|head| head.trim_matches('/')).filter(|head| !head.is_empty());
-        for head in named {
+    /// Returns the prefixes of these heads, each once; if empty, of GoFrame's heads.
+    pub(super) fn of_heads(heads: &[String]) -> Vec<Self> {
+        let mut prefixes: Vec<Self> = Vec::with_capacity(heads.len().max(GOFRAME_HEADS.len()));
+        let trimmed = heads.iter().map(|head| head.trim_matches('/'));
+        for head in trimmed.filter(|head| !head.is_empty()) {
             let prefix = Self(format!("/{head}/"));
             if !prefixes.contains(&prefix) {
                 prefixes.push(prefix);
             }
         }
         if prefixes.is_empty() {
-            prefixes.extend(HEADS.map(|head| Self(format!("/{head}/"))));
+            prefixes.extend(GOFRAME_HEADS.map(|head| Self(format!("/{head}/"))));
         }
         prefixes
     }
 
-    /// The first key that could stand below the head, `/service/`.
+    /// Returns the start of the key range: `/service/`.
     pub(super) fn start(&self) -> &str {
         &self.0
     }
 
-    /// The first key behind them, `/service0`: `0` follows `/`.
+    /// Returns the exclusive end of the key range: `/service0`.
+    ///
+    /// In ASCII, `0` follows `/`.
     pub(super) fn end(&self) -> String {
         format!("{}0", self.0.trim_end_matches('/'))
     }
 }
 
-/// The members, and when each failed last.
+/// The endpoints of the members, and when each last failed.
 #[derive(Debug)]
-pub(super) struct Endpoints {
-    members: Vec<(String, Option<Instant>)>,
+pub(super) struct ClusterEndpoints {
+    endpoints: Vec<(String, Option<Instant>)>,
 }
 
-impl Endpoints {
-    /// In random order, so that many followers spread over the members.
+impl ClusterEndpoints {
+    /// Shuffles the endpoints, so that many followers spread over the members.
     pub(super) fn new(endpoints: &[String]) -> Self {
-        let mut members: Vec<_> = endpoints.iter().map(|endpoint| (endpoint.clone(), None)).collect();
-        fastrand::shuffle(&mut members);
-        Self { members }
+        let mut endpoints: Vec<_> =
+            endpoints.iter().map(|endpoint| (endpoint.clone(), None)).collect();
+        fastrand::shuffle(&mut endpoints);
+        Self { endpoints }
     }
 
-    /// The next to try: one that has not failed, or else the one whose failure is longest ago.
+    /// Returns an endpoint that has not failed, or the one that failed longest ago.
     pub(super) fn choose(&self) -> Option<String> {
-        self.members.iter().min_by_key(|(_, failed)| *failed).map(|(endpoint, _)| endpoint.clone())
+        let next = self.endpoints.iter().min_by_key(|(_, failed)| *failed);
+        next.map(|(endpoint, _)| endpoint.clone())
     }
 
-    /// Remembers that this one is fine, or failed just now.
-    pub(super) fn note(&mut self, endpoint: &str, failed: Option<Instant>) {
-        for (member, last) in &mut self.members {
+    /// Records when an endpoint failed, or `None` once it works.
+    pub(super) fn set_failed(&mut self, endpoint: &str, failed: Option<Instant>) {
+        for (member, last_failed) in &mut self.endpoints {
             if member == endpoint {
-                *last = failed;
+                *last_failed = failed;
             }
         }
     }
@@ -285,47 +316,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_covers_its_head_and_no_other() {
-        let prefixes = Prefix::of(&["service".to_owned(), "/services/".to_owned(), "service".to_owned()]);
-        let ranges: Vec<_> = prefixes.iter().map(|prefix| (prefix.start().to_owned(), prefix.end())).collect();
-        let own = |text: &str| text.to_owned();
-        assert_eq!(ranges, [(own("/service/"), own("/service0")), (own("/services/"), own("/services0"))]);
-        assert_eq!(Prefix::of(&[]), prefixes);
+    fn prefixes_cover_exactly_the_keys_of_their_head() {
+        let heads = ["service", "/services/", "service"].map(str::to_owned);
+        let prefixes = Prefix::of_heads(&heads);
+        let ranges: Vec<_> =
+            prefixes.iter().map(|prefix| (prefix.start().to_owned(), prefix.end())).collect();
+        assert_eq!(
+            ranges,
+            [("/service/", "/service0"), ("/services/", "/services0")]
+                .map(|(start, end)| (start.to_owned(), end.to_owned()))
+        );
+        assert_eq!(Prefix::of_heads(&[]), prefixes);
     }
 
     #[tokio::test]
-    async fn what_echoes_the_password_is_hidden_in_every_failure() {
+    async fn echoed_passwords_are_hidden_in_every_failure() {
         let mut settings = Settings::new(vec!["127.0.0.1:1".to_owned()]);
         settings.username = Some("reader".to_owned());
         settings.password = Some(Credential::Given(Secret::from("hunter2")));
         let connection = Connection::new(&settings, "127.0.0.1:1").await.unwrap();
-        assert_eq!(connection.log_in().await.unwrap_err().kind, Kind::Connection, "nobody listens there");
-        let echo = async || Err::<(), _>(etcd_client::Error::WatchError("hunter2 is wrong".to_owned()));
-        let echoed = connection.within("try hunter2", Duration::from_secs(60), echo()).await.unwrap_err();
+        let failure = connection.log_in().await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Connection, "nothing listens on port 1");
+        let echo =
+            async || Err::<(), _>(etcd_client::Error::WatchError("hunter2 is wrong".to_owned()));
+        let echoed =
+            connection.within("try hunter2", Duration::from_secs(60), echo()).await.unwrap_err();
         assert_eq!(echoed.text, "cannot try ***: watch error: *** is wrong");
         let echoed = connection.call("try hunter2", echo).await.unwrap_err();
         assert_eq!(echoed.text, "cannot try ***: watch error: *** is wrong");
-        let late = connection.within("try hunter2", Duration::ZERO, std::future::pending::<Result<(), _>>()).await;
-        assert_eq!(late.unwrap_err().text, "cannot try ***: no answer within 0 s");
+        let never = std::future::pending::<Result<(), _>>();
+        let late = connection.within("try hunter2", Duration::ZERO, never).await;
+        assert_eq!(late.unwrap_err().text, "cannot try ***: no response within 0 s");
     }
 
     #[test]
-    fn the_member_whose_failure_is_longest_ago_is_next() {
+    fn the_endpoint_that_failed_longest_ago_is_next() {
         let names = ["a", "b", "c"].map(str::to_owned);
-        let mut endpoints = Endpoints::new(&names);
+        let mut endpoints = ClusterEndpoints::new(&names);
         let start = Instant::now();
         let mut tried = Vec::new();
         for second in 0..3 {
             let next = endpoints.choose().unwrap();
-            endpoints.note(&next, Some(start + Duration::from_secs(second)));
+            endpoints.set_failed(&next, Some(start + Duration::from_secs(second)));
             tried.push(next);
         }
         let mut all = tried.clone();
         all.sort();
         assert_eq!(all, names);
         assert_eq!(endpoints.choose().as_ref(), Some(&tried[0]));
-        endpoints.note(&tried[2], None);
+        endpoints.set_failed(&tried[2], None);
         assert_eq!(endpoints.choose().as_ref(), Some(&tried[2]));
-        assert_eq!(Endpoints::new(&[]).choose(), None);
+        assert_eq!(ClusterEndpoints::new(&[]).choose(), None);
     }
 }

@@ -1,119 +1,143 @@
-//! What went wrong with etcd, in words, and what it means for what to do next.
+//! Failures of etcd: what went wrong, and how to react.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use etcd_client::Error;
 
-/// Something that did not work.
+/// A failed call or watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: Kind,
-    /// For people: what happened, to what, what to do.
+pub(super) struct EtcdFailure {
+    pub(super) kind: FailureKind,
+    /// A message for the user: what failed, why, and what to do if that is known.
     pub(super) text: String,
 }
 
-/// What a failure means.
+/// The kinds of failure, by the reaction that they require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The connection, the member or the cluster: try again, elsewhere where there is an elsewhere.
+pub(super) enum FailureKind {
+    /// The connection, member or cluster failed: retry, if possible elsewhere.
     Connection,
-    /// The user may not do this.
+    /// The user lacks a permission.
     Permission,
-    /// The member does not know the user, or no longer knows the token: log in again.
+    /// The user is unknown, or the token is no longer valid: log in again.
     Login,
-    /// A user was named, and the store has authentication turned off: go on without a login.
+    /// The store has authentication turned off: proceed without a login.
     AuthOff,
-    /// The history that was asked for is gone: list.
+    /// The requested history was compacted: list.
     Compacted,
-    /// The answer is larger than what is accepted: ask for less.
+    /// The response exceeds the limit for messages: request less.
     TooLarge,
-    /// The settings cannot work: a file that cannot be read, an endpoint that is none.
+    /// The settings are invalid, such as an unreadable file or a malformed endpoint.
     Settings,
 }
 
-impl Kind {
-    /// Whether the store refuses us, or our settings do, while the connection may be fine.
+impl FailureKind {
+    /// Returns whether the store refused the request or our settings prevent it.
+    ///
+    /// The connection itself may work.
     pub(super) fn is_refusal(self) -> bool {
         matches!(self, Self::Permission | Self::Login | Self::Settings)
     }
+
+    /// Returns whether a list can replace the events that a watch failed to deliver.
+    pub(super) fn is_cured_by_list(self) -> bool {
+        matches!(self, Self::Compacted | Self::TooLarge)
+    }
 }
 
-impl Failure {
-    pub(super) fn new(kind: Kind, text: impl Into<String>) -> Self {
+impl EtcdFailure {
+    pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }
 
-    /// A failure of the client library, while `doing` something ("list /service/").
-    pub(super) fn of(doing: &str, error: &Error) -> Self {
-        let (kind, text) = explain(error);
-        Self { kind, text: format!("cannot {doing}: {text}") }
+    /// Converts an error of the client library; `action` is like "list /service/".
+    pub(super) fn of(action: &str, error: &Error) -> Self {
+        let (kind, text) = classify(error);
+        Self { kind, text: format!("cannot {action}: {text}") }
     }
 
-    /// No answer in time.
-    pub(super) fn late(doing: &str, limit: std::time::Duration) -> Self {
-        Self::new(Kind::Connection, format!("cannot {doing}: no answer within {} s", limit.as_secs_f64()))
+    /// Creates the failure of an action that exceeded its time limit.
+    pub(super) fn timeout(action: &str, limit: Duration) -> Self {
+        let text = format!("cannot {action}: no response within {} s", limit.as_secs_f64());
+        Self::new(FailureKind::Connection, text)
     }
 
-    /// A watch was canceled, for this reason as etcd gives it.
+    /// Creates the failure of a watch that etcd canceled for this reason.
     pub(super) fn canceled(reason: &str) -> Self {
         let lower = reason.to_ascii_lowercase();
         let (kind, reason) = if lower.contains("permission") {
-            (Kind::Permission, "permission denied: the user's role needs read permission on it")
+            let text = "permission denied: the user's role needs read permission on it";
+            (FailureKind::Permission, text)
         } else if lower.contains("auth") || lower.contains("user name is empty") {
-            (Kind::Login, reason)
+            (FailureKind::Login, reason)
         } else {
-            (Kind::Connection, if reason.is_empty() { "etcd gave no reason" } else { reason })
+            let text = if reason.is_empty() { "etcd gave no reason" } else { reason };
+            (FailureKind::Connection, text)
         };
         Self::new(kind, format!("the watch was canceled: {reason}"))
     }
 }
 
-// gRPC status codes, by number so that no gRPC crate of our own has to match the client library's.
+// gRPC status codes as numbers, so that we need no gRPC crate of the client library's version.
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
 const FAILED_PRECONDITION: i32 = 9;
 const OUT_OF_RANGE: i32 = 11;
 const UNAUTHENTICATED: i32 = 16;
 
-/// Finds out what a failure of the client library means.
+/// Returns the kind and text of an error of the client library.
 ///
-/// Together with [`Failure::canceled`] the only place that reads etcd's messages: etcd gives several
-/// of its errors the same status code, with no details to tell them apart.
-fn explain(error: &Error) -> (Kind, String) {
+/// This function and [`EtcdFailure::canceled`] are the only code that matches on etcd's messages:
+/// etcd gives several errors the same status code, without details to tell them apart.
+fn classify(error: &Error) -> (FailureKind, String) {
     match error {
         Error::GRpcStatus(status) => {
             let message = status.message();
             let kind = match i32::from(status.code()) {
-                PERMISSION_DENIED => Kind::Permission,
-                UNAUTHENTICATED => Kind::Login,
-                FAILED_PRECONDITION if message.contains("authentication is not enabled") => Kind::AuthOff,
-                INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => Kind::Login,
-                OUT_OF_RANGE if message.contains("compacted") => Kind::Compacted,
-                OUT_OF_RANGE if message.contains("too large") => Kind::TooLarge,
-                _ => Kind::Connection,
+                PERMISSION_DENIED => FailureKind::Permission,
+                UNAUTHENTICATED => FailureKind::Login,
+                FAILED_PRECONDITION if message.contains("authentication is not enabled") => {
+                    FailureKind::AuthOff
+                }
+                INVALID_ARGUMENT
+                    if message.contains("auth") || message.contains("user name is empty") =>
+                {
+                    FailureKind::Login
+                }
+                OUT_OF_RANGE if message.contains("compacted") => FailureKind::Compacted,
+                OUT_OF_RANGE if message.contains("too large") => FailureKind::TooLarge,
+                _ => FailureKind::Connection,
             };
             let text = match kind {
-                Kind::Permission => "permission denied: the user's role needs it (etcdctl role grant-permission)".to_owned(),
-                _ => chain(message, status.source()),
+                FailureKind::Permission => {
+                    "permission denied: grant it to the user's role (etcdctl role grant-permission)"
+                        .to_owned()
+                }
+                _ => with_sources(message, status.source()),
             };
             (kind, text)
         }
-        Error::TransportError(error) => (Kind::Connection, chain(&error.to_string(), error.source())),
-        Error::InvalidUri(_) | Error::InvalidArgs(_) => (Kind::Settings, error.to_string()),
-        other => (Kind::Connection, other.to_string()),
+        Error::TransportError(error) => {
+            (FailureKind::Connection, with_sources(&error.to_string(), error.source()))
+        }
+        Error::InvalidUri(_) | Error::InvalidArgs(_) => (FailureKind::Settings, error.to_string()),
+        other => (FailureKind::Connection, other.to_string()),
     }
 }
 
-/// A message and its causes, each once: the last one is what helps ("Connection refused").
-fn chain(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
+/// Appends the sources of an error to its message, each once.
+///
+/// The last source often is the most useful, such as "Connection refused".
+fn with_sources(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     let mut text = message.to_owned();
     while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
+        let message = error.to_string();
+        if !text.contains(&message) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&cause);
+            text.push_str(&message);
         }
         source = error.source();
     }
@@ -125,16 +149,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_of_a_canceled_watch_decides_what_to_do() {
-        // The spellings of etcd 3.4: Go's error text of a gRPC status.
+    fn canceled_watches_are_classified_by_their_reason() {
+        // etcd 3.4 gives Go's error text of a gRPC status.
         for (reason, kind) in [
-            ("rpc error: code = PermissionDenied desc = etcdserver: permission denied", Kind::Permission),
-            ("rpc error: code = Unauthenticated desc = etcdserver: invalid auth token", Kind::Login),
-            ("rpc error: code = InvalidArgument desc = etcdserver: user name is empty", Kind::Login),
-            ("etcdserver: no leader", Kind::Connection),
-            ("", Kind::Connection),
+            (
+                "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+                FailureKind::Permission,
+            ),
+            (
+                "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+                FailureKind::Login,
+            ),
+            (
+                "rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+                FailureKind::Login,
+            ),
+            ("etcdserver: no leader", FailureKind::Connection),
+            ("", FailureKind::Connection),
         ] {
-            assert_eq!(Failure::canceled(reason).kind, kind, "{reason}");
+            assert_eq!(EtcdFailure::canceled(reason).kind, kind, "{reason}");
         }
     }
 }

@@ -1,14 +1,15 @@
-//! etcd, followed by a supervisor.
+//! etcd registries.
 //!
-//! Every configured head is listed at one revision and watched from the next one. The client library re-opens nothing by
-//! itself, so all of that is done here: [`follow`](Etcd::follow) picks an endpoint, connects, lists or resumes, watches,
-//! and begins again after every failure; nothing of what was said before is taken back by an outage.
+//! The supervisor lists every configured head at one revision and watches it from the next. The
+//! client library never reopens anything itself, so the supervisor does: it picks a member,
+//! connects, lists or resumes, watches, and starts over after every failure. An outage withdraws
+//! nothing that was sent before.
 //!
-//! - `supervisor`: the state machine, and the only place that knows what was already said (a revision for each head)
-//! - `connection`: one client of one endpoint, and which endpoint is next
-//! - `list`, `watch`: the two ways to read; `stride`: how far a page of a list reaches
-//! - `change`: etcd's keys and events, put into the words of [`crate::service`]
-//! - `register`: the one way to write
+//! - `supervisor`: the state machine; the only place that knows how far each head was read
+//! - `connection`: a client of one member, and the choice of the next member
+//! - `list` and `watch`: the two ways to read; `stride`: the key range of one page of a list
+//! - `change`: conversion of etcd's keys and events to [`crate::service`]
+//! - `register`: the only code that writes
 
 mod backoff;
 mod change;
@@ -27,122 +28,143 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Command, Credential, Feed, Registry};
+use super::{Credential, Feed, Registry, RegistryCommand};
 use crate::service::ListKind;
 
 pub use register::register;
 
-/// The heads of GoFrame's keys: `service` since v2.3.3, `services` before.
-pub const HEADS: [&str; 2] = ["service", "services"];
+/// The first segments of GoFrame's keys: `service` since v2.3.3, `services` before.
+pub const GOFRAME_HEADS: [&str; 2] = ["service", "services"];
 
 /// An etcd cluster that can be followed.
 #[derive(Clone, Debug)]
-pub struct Etcd {
+pub struct EtcdRegistry {
     settings: Settings,
 }
 
-impl Etcd {
-    /// The cluster that these settings name. Nothing is connected before [`Registry::follow`].
+impl EtcdRegistry {
+    /// Creates the registry; [`Registry::follow`] makes the first connection.
     pub fn new(settings: Settings) -> Self {
         Self { settings: settings.bounded() }
     }
 }
 
-impl Registry for Etcd {
-    async fn follow(self, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+impl Registry for EtcdRegistry {
+    async fn follow(
+        self,
+        first: ListKind,
+        feed: Feed,
+        commands: mpsc::Receiver<RegistryCommand>,
+        stop: CancellationToken,
+    ) {
         let supervisor = supervisor::Supervisor::new(self.settings, first, feed, commands);
-        // Whatever is under way when `stop` comes can be dropped: no part of it writes to the store.
+        // Dropping the supervisor at any await point is safe: it never writes to the store.
         tokio::select! {
             () = stop.cancelled() => {}
-            _gone = supervisor.run() => {}
+            _closed = supervisor.run() => {}
         }
     }
 }
 
-/// Where the cluster is, and how it is read.
+/// Settings of an etcd registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The members, each as `host:port`; an IPv6 address stands in brackets. One is used at a time.
+    /// The cluster members as `host:port`, with IPv6 addresses in brackets.
+    ///
+    /// One is used at a time.
     pub endpoints: Vec<String>,
-    /// The user to log in as; needs [`Settings::password`].
+    /// The user to log in as; requires [`Settings::password`].
     pub username: Option<String>,
     /// The user's password.
     pub password: Option<Credential>,
-    /// TLS, where the members ask for it.
+    /// TLS settings; `None` for plain connections.
     pub tls: Option<Tls>,
-    /// The first segments of the keys to follow, without slashes; [`HEADS`] where none is named.
+    /// First segments of the keys to follow; if empty, [`GOFRAME_HEADS`].
     pub heads: Vec<String>,
-    /// How long things may take.
-    pub timings: Timings,
+    /// Page sizes, intervals and timeouts.
+    pub tuning: EtcdTuning,
 }
 
 impl Settings {
-    /// Settings for these members, with everything else at its default.
+    /// Creates settings for these members, with defaults for the rest.
     pub fn new(endpoints: Vec<String>) -> Self {
-        let heads = HEADS.map(str::to_owned).to_vec();
-        Self { endpoints, username: None, password: None, tls: None, heads, timings: Timings::default() }
+        let heads = GOFRAME_HEADS.map(str::to_owned).to_vec();
+        let tuning = EtcdTuning::default();
+        Self { endpoints, username: None, password: None, tls: None, heads, tuning }
     }
 
     fn bounded(self) -> Self {
-        Self { timings: self.timings.bounded(), ..self }
+        Self { tuning: self.tuning.bounded(), ..self }
     }
 }
 
 impl fmt::Display for Settings {
-    /// The registry's URL: `etcd://a:2379,b:2379`.
+    /// Formats the registry's URL: `etcd://a:2379,b:2379`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "etcd://{}", self.endpoints.join(","))
     }
 }
 
-/// TLS to the members. The files are read again at every connect, so that renewed ones are used without a restart.
+/// TLS settings for connections to the members.
+///
+/// The files are read again at every connect, so a renewed certificate needs no restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM file of the authorities to believe; the system's where none is named.
+    /// PEM file of the trusted authorities; if `None`, those of the system.
     pub ca_file: Option<PathBuf>,
-    /// PEM file of the client's certificate; needs [`Tls::key_file`].
+    /// PEM file of the client certificate; requires [`Tls::key_file`].
     pub cert_file: Option<PathBuf>,
-    /// PEM file of the client's key.
+    /// PEM file of the client's private key.
     pub key_file: Option<PathBuf>,
-    /// The name that the member's certificate must carry; the endpoint's host where none is named.
+    /// The name expected in a member's certificate; if `None`, the endpoint's host.
     pub server_name: Option<String>,
 }
 
-/// How long things may take, and how often they are done. The defaults suit real clusters; tests shorten them.
+/// Page sizes, intervals and timeouts; the defaults suit real clusters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timings {
-    /// Keys of the first page of a list. Later pages hold some 4 MiB and at most four times as many keys, or a sixteenth of all
-    /// keys, and then at most 16 MiB; a page of more than 64 MiB is asked for again in parts.
+pub struct EtcdTuning {
+    /// Number of keys on the first page of a list.
+    ///
+    /// Later pages aim at 4 MiB and at most four times as many keys, or at a sixteenth of all keys
+    /// and at most 16 MiB. A page that exceeds 64 MiB is requested again in parts.
     pub page_size: u32,
-    /// Keys of a page sent at a time, at least 1: understood keys take more room than their page does.
+    /// Limit on the keys in one update, at least 1.
+    ///
+    /// Smaller than a page because parsed keys take more memory.
     pub batch_size: usize,
     /// Longest wait for a TCP connection, and for the login after it.
     pub dial_timeout: Duration,
-    /// Longest wait for the answer to one request.
+    /// Longest wait for the response to one request.
     pub request_timeout: Duration,
-    /// How often an idle connection is pinged. etcd closes connections that are pinged more often than every 5 s.
+    /// Time between pings on an idle connection.
+    ///
+    /// etcd closes connections that are pinged more often than every 5 s.
     pub keepalive_interval: Duration,
-    /// Longest wait for the answer to a ping.
+    /// Longest wait for the response to a ping.
     pub keepalive_timeout: Duration,
-    /// Silence of a watch after which the member is asked for its progress.
+    /// Silence on a watch before the supervisor requests a progress notification.
     pub progress_interval: Duration,
-    /// Longest wait for a sign of life after that.
+    /// Longest further silence on a watch after that request.
     pub progress_deadline: Duration,
-    /// Shortest wait after a failed attempt; the one after a good connection is shorter still.
+    /// Upper bound of the wait after a first failure.
     pub backoff_min: Duration,
-    /// Longest wait between attempts; between the two it doubles.
+    /// Longest wait between attempts; the wait doubles up to it.
     pub backoff_max: Duration,
-    /// How long a connection must have been good for the waits to begin at the shortest again.
+    /// How long a connection must work for the next wait to start at the minimum again.
     pub healthy_after: Duration,
-    /// How often a list is made although the watch is fine: some versions of etcd lose events (etcd#17610, etcd#19179).
-    /// Jittered by a fifth.
-    pub relist_every: Duration,
-    /// A reconnect without a list is verified by one within this time, at random: a store that was restored from a backup
-    /// and has grown past our revision looks like one that only went on.
+    /// Time between routine lists, give or take a fifth.
+    ///
+    /// They find events that the watch missed: some versions of etcd lose events (etcd#17610,
+    /// etcd#19179).
+    pub relist_interval: Duration,
+    /// Longest time until a list verifies a resumed watch; the actual time is random.
+    ///
+    /// A store that was restored from a backup and has since grown past our revision looks like
+    /// one that was never restored.
     pub verify_within: Duration,
 }
 
-impl Default for Timings {
+impl Default for EtcdTuning {
     fn default() -> Self {
         Self {
             page_size: 5_000,
@@ -156,17 +178,19 @@ impl Default for Timings {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
             healthy_after: Duration::from_secs(10),
-            relist_every: Duration::from_secs(300),
+            relist_interval: Duration::from_secs(300),
             verify_within: Duration::from_secs(30),
         }
     }
 }
 
-/// No wait is longer: a time that far away cannot be told from never, and one still farther cannot be reckoned with.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Upper bound of every duration in [`EtcdTuning`].
+///
+/// With it, adding a duration to a time cannot overflow.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-impl Timings {
-    /// The same, with nothing longer than a year.
+impl EtcdTuning {
+    /// Caps every duration at [`MAX_DURATION`].
     fn bounded(mut self) -> Self {
         let Self {
             page_size: _,
@@ -180,7 +204,7 @@ impl Timings {
             backoff_min,
             backoff_max,
             healthy_after,
-            relist_every,
+            relist_interval,
             verify_within,
         } = &mut self;
         for duration in [
@@ -193,18 +217,18 @@ impl Timings {
             backoff_min,
             backoff_max,
             healthy_after,
-            relist_every,
+            relist_interval,
             verify_within,
         ] {
-            *duration = (*duration).min(LONGEST);
+            *duration = (*duration).min(MAX_DURATION);
         }
         self
     }
 }
 
-/// A random part of a duration: from nothing to all of it.
-fn part_of(duration: Duration) -> Duration {
-    duration.mul_f64(fastrand::f64())
+/// Returns a random duration of at most `max`.
+fn random_up_to(max: Duration) -> Duration {
+    max.mul_f64(fastrand::f64())
 }
 
 #[cfg(test)]
@@ -212,9 +236,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endless_waits_are_cut_so_that_they_can_be_reckoned_with() {
-        let timings = Timings { relist_every: Duration::MAX, backoff_max: Duration::MAX, ..Timings::default() }.bounded();
-        assert_eq!((timings.relist_every, timings.backoff_max), (LONGEST, LONGEST));
-        assert_eq!(Timings::default().bounded(), Timings::default());
+    fn durations_are_capped_to_avoid_overflow() {
+        let tuning = EtcdTuning {
+            relist_interval: Duration::MAX,
+            backoff_max: Duration::MAX,
+            ..EtcdTuning::default()
+        }
+        .bounded();
+        assert_eq!((tuning.relist_interval, tuning.backoff_max), (MAX_DURATION, MAX_DURATION));
+        assert_eq!(EtcdTuning::default().bounded(), EtcdTuning::default());
     }
 }

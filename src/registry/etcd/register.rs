@@ -1,5 +1,6 @@
-//! The one way in which svcdns writes to a registry: a person asked for it.
+//! Registration of a service, the only code that writes to etcd.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
@@ -8,25 +9,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::backoff::Backoff;
-use super::connection::{Connection, Endpoints};
-use super::failure::{Failure, Kind};
+use super::connection::{ClusterEndpoints, Connection};
+use super::failure::{EtcdFailure, FailureKind};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
-/// Attempts to remove the key at the end, over the members in turn; together they take one request's time.
-const REMOVALS: u32 = 3;
+/// Attempts to remove the key at the end; together they take one request timeout.
+const REMOVAL_ATTEMPTS: u32 = 3;
 
-/// The longest time to live that etcd grants, in seconds.
-const LONGEST_TTL: u64 = 9_000_000_000;
+/// Longest time to live that etcd grants, in seconds.
+const MAX_TTL_SECONDS: u64 = 9_000_000_000;
 
-/// Puts the registration's key on a lease of its `ttl` (rounded up to whole seconds; the store may grant longer) and keeps
-/// it alive until `stop`; then removes the key. It is put again when the lease was lost, or the key is missing: after an
-/// outage, a wipe, a restore, or a deletion by hand. A key that someone else has put since is left alone.
+/// Registers a service on a lease until `stop` is cancelled, then deletes its key.
 ///
-/// The key is deleted while its lease still exists, and the lease left to lapse, as GoFrame does: so followers can tell
-/// it from an expiry.
+/// The time to live is rounded up to whole seconds, and etcd may grant more. The key is put again
+/// if its lease was lost or the key is missing: after an outage, a wipe, a restore, or a deletion
+/// by hand. A key that another client has put since is left alone.
+///
+/// At the end, the key is deleted while its lease still exists, and the lease is left to expire,
+/// as in GoFrame: followers can thus tell the deletion from an expiry.
 ///
 /// # Errors
-/// When the first attempt is refused for good, or the key could not be removed at the end.
+/// Returns an error if the first attempt is refused for good, or if the key could not be deleted
+/// at the end.
 pub async fn register(
     settings: &Settings,
     registrant: &Registrant,
@@ -35,30 +39,32 @@ pub async fn register(
 ) -> Result<(), RegisterError> {
     let settings = &settings.clone().bounded();
     let Registrant { head, id, endpoints, metadata, ttl } = registrant;
-    let mut keeper = Keeper {
+    let ttl_seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    let mut keeper = RegistrationKeeper {
         settings,
         key: gsvc::key(head, id, endpoints),
         value: gsvc::value(metadata),
-        ttl: ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).clamp(1, LONGEST_TTL),
+        ttl_seconds: ttl_seconds.clamp(1, MAX_TTL_SECONDS),
         lease: None,
-        endpoints: Endpoints::new(&settings.endpoints),
+        endpoints: ClusterEndpoints::new(&settings.endpoints),
         events,
     };
-    let mut backoff = Backoff::new(settings.timings.backoff_min, settings.timings.backoff_max);
-    let mut ever = false;
+    let tuning = &settings.tuning;
+    let mut backoff = Backoff::new(tuning.backoff_min, tuning.backoff_max);
+    let mut ever_registered = false;
     loop {
-        let mut good_since = None;
+        let mut working_since = None;
         let ended = tokio::select! {
             () = stop.cancelled() => None,
-            Err(failure) = keeper.keep(&mut good_since) => Some(failure),
+            Err(failure) = keeper.keep(&mut working_since) => Some(failure),
         };
         let Some(failure) = ended else { return keeper.remove().await };
-        ever |= good_since.is_some();
-        if !ever && failure.kind.is_refusal() {
+        ever_registered |= working_since.is_some();
+        if !ever_registered && failure.kind.is_refusal() {
             return Err(RegisterError::Refused { key: keeper.key.clone(), reason: failure.text });
         }
         (keeper.events)(RegisterEvent::Failed(failure.text));
-        if good_since.is_some_and(|since: Instant| since.elapsed() >= settings.timings.healthy_after) {
+        if working_since.is_some_and(|since: Instant| since.elapsed() >= tuning.healthy_after) {
             backoff.reset();
         }
         tokio::select! {
@@ -69,124 +75,146 @@ pub async fn register(
 }
 
 /// Keeps one key in the store.
-struct Keeper<'a, F> {
+struct RegistrationKeeper<'a, F> {
     settings: &'a Settings,
     key: String,
     value: String,
-    /// Time to live, in seconds.
-    ttl: u64,
-    /// The lease that the key hangs on; none before the first, and after it was lost.
+    ttl_seconds: u64,
+    /// The lease of the key; `None` before the first and after it was lost.
     lease: Option<i64>,
-    endpoints: Endpoints,
+    endpoints: ClusterEndpoints,
     events: F,
 }
 
-impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
-    /// Connects, and keeps the key in the store until something fails.
-    async fn keep(&mut self, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
-        let endpoint = self.endpoints.choose().ok_or_else(|| Failure::new(Kind::Settings, "no endpoint is configured"))?;
-        let Err(mut failure) = self.keep_at(&endpoint, good_since).await;
-        failure.text = at(&endpoint, &failure);
-        self.endpoints.note(&endpoint, Some(Instant::now()));
+impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
+    /// Connects to a member and keeps the key in the store until something fails.
+    async fn keep(
+        &mut self,
+        working_since: &mut Option<Instant>,
+    ) -> Result<Infallible, EtcdFailure> {
+        let no_endpoint = || EtcdFailure::new(FailureKind::Settings, "no endpoint is configured");
+        let endpoint = self.endpoints.choose().ok_or_else(no_endpoint)?;
+        let Err(mut failure) = self.keep_at(&endpoint, working_since).await;
+        failure.text = located(&endpoint, &failure);
+        self.endpoints.set_failed(&endpoint, Some(Instant::now()));
         Err(failure)
     }
 
-    async fn keep_at(&mut self, endpoint: &str, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, Failure> {
+    async fn keep_at(
+        &mut self,
+        endpoint: &str,
+        working_since: &mut Option<Instant>,
+    ) -> Result<Infallible, EtcdFailure> {
         let connection = Connection::open(self.settings, endpoint).await?;
         loop {
             let lease = match self.lease {
                 Some(lease) => lease,
                 None => self.put(&connection).await?,
             };
-            good_since.get_or_insert_with(Instant::now);
-            self.endpoints.note(endpoint, None);
-            // Returns where the lease is lost, with the connection still good.
+            working_since.get_or_insert_with(Instant::now);
+            self.endpoints.set_failed(endpoint, None);
+            // Returns without an error if the lease is lost while the connection still works.
             self.keep_alive(&connection, endpoint, lease).await?;
             self.lease = None;
         }
     }
 
-    /// Puts the key on a new lease.
-    async fn put(&mut self, connection: &Connection) -> Result<i64, Failure> {
-        let ttl = i64::try_from(self.ttl).unwrap_or(i64::MAX);
+    /// Puts the key with a new lease, and returns the lease.
+    async fn put(&mut self, connection: &Connection) -> Result<i64, EtcdFailure> {
+        let ttl = i64::try_from(self.ttl_seconds).unwrap_or(i64::MAX);
         let grant = || {
             let mut client = connection.lease();
             async move { client.grant(ttl, None).await }
         };
         let granted = connection.call("get a lease", grant).await?;
         let lease = granted.id();
-        // Known before the put: should its answer get lost, the key is still looked after, and removed at the end.
+        // Stored before the put: if its response is lost, the key is still checked, and deleted
+        // at the end.
         self.lease = Some(lease);
-        let put = Txn::new().and_then([self.put_on(lease)]);
+        let put = Txn::new().and_then([self.put_with(lease)]);
         connection.txn(&format!("put {}", self.key), &put).await?;
         (self.events)(RegisterEvent::Registered);
         Ok(lease)
     }
 
-    fn put_on(&self, lease: i64) -> TxnOp {
+    fn put_with(&self, lease: i64) -> TxnOp {
         TxnOp::put(&*self.key, &*self.value, Some(PutOptions::new().with_lease(lease)))
     }
 
-    /// Renews the lease three times in its life, and looks after the key each time; returns when the lease is lost.
-    async fn keep_alive(&mut self, connection: &Connection, endpoint: &str, lease: i64) -> Result<(), Failure> {
-        let ttl = Duration::from_secs(self.ttl);
-        let limit = ttl.min(self.settings.timings.request_timeout);
-        let Some((mut keeper, mut answers)) = renewal(connection, lease).await? else { return Ok(()) };
+    /// Renews the lease and checks the key, three times per time to live.
+    ///
+    /// Returns when the lease is lost.
+    async fn keep_alive(
+        &mut self,
+        connection: &Connection,
+        endpoint: &str,
+        lease: i64,
+    ) -> Result<(), EtcdFailure> {
+        let ttl = Duration::from_secs(self.ttl_seconds);
+        let limit = ttl.min(self.settings.tuning.request_timeout);
+        let Some((mut keeper, mut responses)) = start_renewal(connection, lease).await? else {
+            return Ok(());
+        };
         loop {
             let next = Instant::now() + ttl / 3;
-            match self.look_after(connection, lease).await {
-                // etcd renews a lease whoever asks: the key outlives a password that was changed.
-                Err(failure) if failure.kind.is_refusal() => (self.events)(RegisterEvent::Failed(at(endpoint, &failure))),
-                looked_after => looked_after?,
+            match self.restore_key(connection, lease).await {
+                // etcd renews leases without a login, so the key survives a changed password.
+                Err(failure) if failure.kind.is_refusal() => {
+                    (self.events)(RegisterEvent::Failed(located(endpoint, &failure)));
+                }
+                result => result?,
             }
             sleep_until(next).await;
             let renewed = connection.within("renew the lease", limit, async {
                 keeper.keep_alive().await?;
-                answers.message().await
+                responses.message().await
             });
             match renewed.await? {
-                None => return Err(Failure::new(Kind::Connection, "cannot renew the lease: the member closed the stream")),
-                Some(answer) if answer.ttl() > 0 => {}
+                None => {
+                    let text = "cannot renew the lease: the member closed the stream";
+                    return Err(EtcdFailure::new(FailureKind::Connection, text));
+                }
+                Some(response) if response.ttl() > 0 => {}
                 Some(_) => return Ok(()),
             }
         }
     }
 
-    /// Puts the key again where it is missing.
-    async fn look_after(&self, connection: &Connection, lease: i64) -> Result<(), Failure> {
+    /// Puts the key again if it is missing.
+    async fn restore_key(&self, connection: &Connection, lease: i64) -> Result<(), EtcdFailure> {
         let missing = Compare::version(&*self.key, CompareOp::Equal, 0);
-        let txn = Txn::new().when([missing]).and_then([self.put_on(lease)]);
-        let done = connection.txn(&format!("look after {}", self.key), &txn).await?;
-        if done.succeeded() {
+        let txn = Txn::new().when([missing]).and_then([self.put_with(lease)]);
+        let response = connection.txn(&format!("check {}", self.key), &txn).await?;
+        if response.succeeded() {
             (self.events)(RegisterEvent::Registered);
         }
         Ok(())
     }
 
-    /// Deletes the key where it is still ours, and leaves the lease to lapse.
+    /// Deletes the key if it still has our lease, and leaves the lease to expire.
     async fn remove(&mut self) -> Result<(), RegisterError> {
         let Some(lease) = self.lease else { return Ok(()) };
-        let limit = self.settings.timings.request_timeout / REMOVALS;
+        let limit = self.settings.tuning.request_timeout / REMOVAL_ATTEMPTS;
         let mut reason = String::new();
-        for _ in 0..REMOVALS {
+        for _ in 0..REMOVAL_ATTEMPTS {
             let Some(endpoint) = self.endpoints.choose() else { break };
             let removed = timeout(limit, self.remove_at(&endpoint, lease)).await;
-            match removed.unwrap_or_else(|_| Err(Failure::late("delete the key", limit))) {
+            match removed.unwrap_or_else(|_| Err(EtcdFailure::timeout("delete the key", limit))) {
                 Ok(()) => {
                     (self.events)(RegisterEvent::Removed);
                     return Ok(());
                 }
                 Err(failure) => {
-                    reason = at(&endpoint, &failure);
-                    self.endpoints.note(&endpoint, Some(Instant::now()));
+                    reason = located(&endpoint, &failure);
+                    self.endpoints.set_failed(&endpoint, Some(Instant::now()));
                 }
             }
-            sleep(self.settings.timings.backoff_min).await;
+            sleep(self.settings.tuning.backoff_min).await;
         }
-        Err(RegisterError::NotRemoved { key: self.key.clone(), reason, seconds: self.ttl })
+        Err(RegisterError::NotRemoved { key: self.key.clone(), reason, seconds: self.ttl_seconds })
     }
 
-    async fn remove_at(&self, endpoint: &str, lease: i64) -> Result<(), Failure> {
+    async fn remove_at(&self, endpoint: &str, lease: i64) -> Result<(), EtcdFailure> {
         let connection = Connection::open(self.settings, endpoint).await?;
         let ours = Compare::lease(&*self.key, CompareOp::Equal, lease);
         let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
@@ -194,22 +222,25 @@ impl<F: Fn(RegisterEvent)> Keeper<'_, F> {
     }
 }
 
-/// Begins to renew a lease; none where it no longer exists.
-async fn renewal(connection: &Connection, lease: i64) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, Failure> {
-    let begin = || {
+/// Opens the stream that renews a lease; `None` if the lease no longer exists.
+async fn start_renewal(
+    connection: &Connection,
+    lease: i64,
+) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, EtcdFailure> {
+    let start = || {
         let mut client = connection.lease();
         async move {
             match client.keep_alive(lease).await {
-                // The library's own word for an answer with no time to live.
+                // How the library reports a response without a time to live.
                 Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(None),
                 result => result.map(Some),
             }
         }
     };
-    connection.call("renew the lease", begin).await
+    connection.call("renew the lease", start).await
 }
 
-/// Says where a failure was.
-fn at(endpoint: &str, failure: &Failure) -> String {
+/// Returns the text of a failure with the endpoint where it happened.
+fn located(endpoint: &str, failure: &EtcdFailure) -> String {
     format!("etcd at {endpoint}: {}", failure.text)
 }

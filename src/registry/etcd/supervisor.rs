@@ -1,5 +1,6 @@
 //! The state machine that follows one cluster through its failures.
 
+use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
@@ -7,39 +8,46 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::backoff::Backoff;
-use super::connection::{Connection, Endpoints, Prefix, Standing};
-use super::failure::{Failure, Kind};
-use super::watch::{News, Watch};
-use super::{Settings, list, part_of};
-use crate::registry::{Command, Feed, FollowerGone};
+use super::connection::{ClusterEndpoints, Connection, Prefix, StoreStatus};
+use super::failure::{EtcdFailure, FailureKind};
+use super::watch::{EtcdWatch, WatchEvent};
+use super::{Settings, list, random_up_to};
+use crate::registry::{Feed, FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
-/// Lists in one session because the watch cannot go on from where it was. One more, and the member is left: something is
-/// wrong with it.
-const RELISTS: u32 = 3;
+/// Limit on the lists in one session that only replace a broken watch.
+///
+/// Beyond it, the supervisor leaves the member: something is wrong with it.
+const MAX_RELISTS_PER_SESSION: u32 = 3;
 
-/// Follows one cluster. Keeps no copy of what it read, only up to where it read.
+/// Follows one cluster.
+///
+/// It keeps no copy of the keys, only how far it has read.
 pub(super) struct Supervisor {
     settings: Settings,
     prefixes: Vec<Prefix>,
     feed: Feed,
-    commands: mpsc::Receiver<Command>,
-    endpoints: Endpoints,
+    commands: mpsc::Receiver<RegistryCommand>,
+    endpoints: ClusterEndpoints,
     backoff: Backoff,
-    /// Up to where everything was sent; none before the first list.
+    /// How far changes were sent; `None` before the first list.
     position: Option<Position>,
-    /// A list that must be sent before anything else: the first, one that was begun and broke off, or events are missing.
-    owed: Option<ListKind>,
-    /// Whether the follower was told that the store is reachable.
+    /// The list that must come before any event.
+    ///
+    /// Set for the first list, after a list that broke off, and if events were missed.
+    required_list: Option<ListKind>,
+    /// Whether the last `Connected` change said that the store is reachable.
     connected: bool,
 }
 
-/// Up to where everything was sent.
+/// How far changes were sent.
 #[derive(Clone, Debug)]
 struct Position {
     cluster: u64,
-    /// For each prefix the larger of the last list's revision and that of its last event. One for each, since the watches
-    /// of one stream do not wait for each other. Progress replies do not count: on etcd below 3.4.25 they run ahead.
+    /// Per prefix, the newer of the revisions of the last list and the last event.
+    ///
+    /// They differ because the watches of a stream advance independently. Progress
+    /// notifications do not count: before etcd 3.4.25 they run ahead of the events.
     revisions: Vec<u64>,
 }
 
@@ -51,34 +59,39 @@ impl Position {
 
 /// Why a session ended.
 #[derive(Debug)]
-pub(super) enum End {
-    /// Nobody listens any more.
-    Gone,
-    /// Something broke; the next session may do better.
-    Failed(Failure),
+pub(super) enum SessionEnd {
+    /// The feed is closed.
+    Closed,
+    /// A call or the watch failed; the next session may succeed.
+    Failed(EtcdFailure),
 }
 
-impl From<FollowerGone> for End {
-    fn from(_: FollowerGone) -> Self {
-        Self::Gone
+impl From<FeedClosed> for SessionEnd {
+    fn from(_: FeedClosed) -> Self {
+        Self::Closed
     }
 }
 
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
+impl From<EtcdFailure> for SessionEnd {
+    fn from(failure: EtcdFailure) -> Self {
         Self::Failed(failure)
     }
 }
 
 impl Supervisor {
-    pub(super) fn new(settings: Settings, first: ListKind, feed: Feed, commands: mpsc::Receiver<Command>) -> Self {
-        let timings = &settings.timings;
+    pub(super) fn new(
+        settings: Settings,
+        first: ListKind,
+        feed: Feed,
+        commands: mpsc::Receiver<RegistryCommand>,
+    ) -> Self {
+        let tuning = &settings.tuning;
         Self {
-            prefixes: Prefix::of(&settings.heads),
-            endpoints: Endpoints::new(&settings.endpoints),
-            backoff: Backoff::new(timings.backoff_min, timings.backoff_max),
+            prefixes: Prefix::of_heads(&settings.heads),
+            endpoints: ClusterEndpoints::new(&settings.endpoints),
+            backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
             position: None,
-            owed: Some(first),
+            required_list: Some(first),
             connected: false,
             settings,
             feed,
@@ -86,199 +99,256 @@ impl Supervisor {
         }
     }
 
-    /// Follows until the follower has gone.
-    pub(super) async fn run(mut self) -> FollowerGone {
+    /// Runs sessions until the feed is closed.
+    pub(super) async fn run(mut self) -> FeedClosed {
         loop {
             let failure = match self.endpoints.choose() {
-                None => Failure::new(Kind::Settings, "no endpoint is configured"),
+                None => EtcdFailure::new(FailureKind::Settings, "no endpoint is configured"),
                 Some(endpoint) => {
-                    let mut good_since = None;
-                    let Err(end) = self.session(&endpoint, &mut good_since).await;
-                    let End::Failed(mut failure) = end else { return FollowerGone };
-                    if good_since.is_some_and(|since: Instant| since.elapsed() >= self.settings.timings.healthy_after) {
+                    let mut working_since = None;
+                    let Err(end) = self.session(&endpoint, &mut working_since).await;
+                    let SessionEnd::Failed(mut failure) = end else { return FeedClosed };
+                    let healthy_after = self.settings.tuning.healthy_after;
+                    if working_since.is_some_and(|since: Instant| since.elapsed() >= healthy_after)
+                    {
                         self.backoff.reset();
                     }
-                    self.endpoints.note(&endpoint, Some(Instant::now()));
+                    self.endpoints.set_failed(&endpoint, Some(Instant::now()));
                     failure.text = format!("etcd at {endpoint}: {}", failure.text);
                     failure
                 }
             };
-            if self.disconnected(failure).await.is_err() {
-                return FollowerGone;
+            if self.report_disconnected(failure).await.is_err() {
+                return FeedClosed;
             }
             let until = Instant::now() + self.backoff.next();
-            while tokio::time::timeout_at(until, self.unanswerable()).await.is_ok() {}
+            while tokio::time::timeout_at(until, self.discard_command()).await.is_ok() {}
         }
     }
 
-    /// Takes a command that nobody can answer now.
-    async fn unanswerable(&mut self) {
+    /// Discards the next command, since the store cannot be asked now.
+    async fn discard_command(&mut self) {
         if self.commands.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// One connection, from its beginning to its failure. `good_since` is when it began to work.
-    async fn session(&mut self, endpoint: &str, good_since: &mut Option<Instant>) -> Result<std::convert::Infallible, End> {
+    /// Runs one connection to a member until it fails.
+    ///
+    /// Sets `working_since` once the connection works.
+    async fn session(
+        &mut self,
+        endpoint: &str,
+        working_since: &mut Option<Instant>,
+    ) -> Result<Infallible, SessionEnd> {
         let connection = Connection::open(&self.settings, endpoint).await?;
-        let standing = connection.probe(&self.prefixes).await?;
+        let status = connection.probe(&self.prefixes).await?;
         while self.commands.try_recv().is_ok() {}
-        // A store that was restored and has grown past us passes for one that went on: verify soon.
-        let mut check = (Instant::now() + part_of(self.settings.timings.verify_within), ListKind::Reconnect);
-        let mut relists = RELISTS;
-        let mut due = self.due(standing, self.owed).map(|kind| (kind, standing));
+        // A restored store that has grown past our revision looks unchanged: verify soon.
+        let verify_within = random_up_to(self.settings.tuning.verify_within);
+        let mut check = (Instant::now() + verify_within, ListKind::Reconnect);
+        let mut relists = MAX_RELISTS_PER_SESSION;
+        let mut next_list =
+            self.kind_of_list(status, self.required_list).map(|kind| (kind, status));
         loop {
-            if let Some((kind, standing)) = due.take() {
-                self.list(&connection, kind, standing).await?;
-                check = (self.routine(), ListKind::Routine);
+            if let Some((kind, status)) = next_list.take() {
+                self.list(&connection, kind, status).await?;
+                check = (self.next_routine_list(), ListKind::Routine);
             }
-            let watch = Watch::open(&self.settings, endpoint, &self.prefixes, &self.revisions()).await?;
-            let (kind, next) = match self.watch(watch, &connection, endpoint, &mut check, good_since).await {
-                Err(End::Failed(failure)) if relists > 0 && matches!(failure.kind, Kind::Compacted | Kind::TooLarge) => {
+            let watch =
+                EtcdWatch::open(&self.settings, endpoint, &self.prefixes, &self.revisions())
+                    .await?;
+            let watched = self.watch(watch, &connection, endpoint, &mut check, working_since).await;
+            let (kind, status) = match watched {
+                Err(SessionEnd::Failed(failure))
+                    if relists > 0 && failure.kind.is_cured_by_list() =>
+                {
                     relists -= 1;
-                    tracing::info!(registry = %self.feed.state(), reason = failure.text, "listing again");
-                    self.owe(ListKind::Reconnect);
-                    let next = connection.probe(&self.prefixes).await?;
-                    (self.due(next, self.owed), next)
+                    let registry = self.feed.state();
+                    tracing::info!(%registry, reason = failure.text, "listing again");
+                    self.require_list(ListKind::Reconnect);
+                    let status = connection.probe(&self.prefixes).await?;
+                    (self.kind_of_list(status, self.required_list), status)
                 }
                 Err(end) => return Err(end),
                 Ok(restored) => (Some(ListKind::Restored), restored),
             };
-            due = kind.map(|kind| (kind, next));
+            next_list = kind.map(|kind| (kind, status));
         }
     }
 
-    /// The list that is due where the store stands so, and at least `least`.
-    fn due(&self, standing: Standing, least: Option<ListKind>) -> Option<ListKind> {
+    /// Returns `Restored` if the store went back in time, else `otherwise`.
+    fn kind_of_list(&self, status: StoreStatus, otherwise: Option<ListKind>) -> Option<ListKind> {
         match &self.position {
-            Some(position) if position.cluster != standing.cluster || standing.revision < position.newest() => Some(ListKind::Restored),
-            _ => least,
+            Some(position)
+                if position.cluster != status.cluster || status.revision < position.newest() =>
+            {
+                Some(ListKind::Restored)
+            }
+            _ => otherwise,
         }
     }
 
-    /// Owes a list of this kind, or the one that is owed where that is believed less.
-    fn owe(&mut self, kind: ListKind) {
-        self.owed = match (self.owed, kind) {
+    /// Requires a list, of the stricter kind if one is required already.
+    fn require_list(&mut self, kind: ListKind) {
+        self.required_list = match (self.required_list, kind) {
             (Some(ListKind::Restored), _) | (_, ListKind::Restored) => Some(ListKind::Restored),
             (Some(ListKind::Reconnect), _) | (_, ListKind::Reconnect) => Some(ListKind::Reconnect),
             (_, ListKind::Routine) => Some(ListKind::Routine),
         };
     }
 
-    /// When the next list is made although nothing is wrong.
-    fn routine(&self) -> Instant {
-        let every = self.settings.timings.relist_every;
-        Instant::now() + every.mul_f64(0.8) + part_of(every.mul_f64(0.4))
+    /// Returns the time of the next routine list.
+    fn next_routine_list(&self) -> Instant {
+        let interval = self.settings.tuning.relist_interval;
+        Instant::now() + interval.mul_f64(0.8) + random_up_to(interval.mul_f64(0.4))
     }
 
     fn revisions(&self) -> Vec<u64> {
         self.position.as_ref().map(|position| position.revisions.clone()).unwrap_or_default()
     }
 
-    /// Sends a full list as of where the store stands. It is at or past every event sent before, since those were read
-    /// before the store was asked.
-    async fn list(&mut self, connection: &Connection, kind: ListKind, standing: Standing) -> Result<(), End> {
+    /// Sends a full list as of `status`.
+    ///
+    /// The list includes every event sent before, because `status` was read after them.
+    async fn list(
+        &mut self,
+        connection: &Connection,
+        kind: ListKind,
+        status: StoreStatus,
+    ) -> Result<(), SessionEnd> {
         if kind == ListKind::Restored {
-            let ours = self.position.as_ref().map_or(0, Position::newest);
+            let last_revision = self.position.as_ref().map_or(0, Position::newest);
             tracing::warn!(
-                registry = %self.feed.state(), revision = standing.revision, ours, cluster = standing.cluster,
-                "the store went back or is another one: restored from a backup, or wiped"
+                registry = %self.feed.state(),
+                revision = status.revision,
+                last_revision,
+                cluster = status.cluster,
+                "the store went back in time or was replaced: restored from a backup, or wiped"
             );
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         self.feed.send(vec![Change::ListBegin(kind)]).await?;
-        // Whatever happens from here on, only a complete list may follow.
-        self.owe(kind);
-        list::send_all(connection, &self.prefixes, standing.revision, &self.settings.timings, &self.feed).await?;
-        self.feed.send(vec![Change::ListEnd { revision: standing.revision }, Change::Connected(true)]).await?;
-        self.owed = None;
+        // If the list breaks off, only a complete list may follow.
+        self.require_list(kind);
+        let (prefixes, tuning) = (&self.prefixes, &self.settings.tuning);
+        list::send_all(connection, prefixes, status.revision, tuning, &self.feed).await?;
+        let end = Change::ListEnd { revision: status.revision };
+        self.feed.send(vec![end, Change::Connected(true)]).await?;
+        self.required_list = None;
         self.connected = true;
-        self.position = Some(Position { cluster: standing.cluster, revisions: vec![standing.revision; self.prefixes.len()] });
+        self.position = Some(Position {
+            cluster: status.cluster,
+            revisions: vec![status.revision; self.prefixes.len()],
+        });
         self.feed.state().update(|report| {
             report.connected = true;
             report.synced = true;
-            report.revision = standing.revision;
+            report.revision = status.revision;
             report.last_event = Some(SystemTime::now());
             report.error = None;
             report.lists += 1;
         });
-        let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(registry = %self.feed.state(), ?kind, revision = standing.revision, duration_ms, "listed");
+        let registry = self.feed.state();
+        let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(%registry, ?kind, revision = status.revision, duration_ms, "listed");
         Ok(())
     }
 
-    /// Passes events on until the watch fails; meanwhile answers commands and makes the lists that are due. Returns where
-    /// the store stands when it went back under a living connection.
+    /// Sends the events of the watch until it fails.
+    ///
+    /// Meanwhile runs commands and lists at the time and of the kind in `check`. Returns the
+    /// store's status if such a list finds that the store went back in time.
     async fn watch(
         &mut self,
-        mut watch: Watch,
+        mut watch: EtcdWatch,
         connection: &Connection,
         endpoint: &str,
         check: &mut (Instant, ListKind),
-        good_since: &mut Option<Instant>,
-    ) -> Result<Standing, End> {
-        let mut asking = JoinSet::new();
-        let timings = self.settings.timings.clone();
+        working_since: &mut Option<Instant>,
+    ) -> Result<StoreStatus, SessionEnd> {
+        let mut lease_check = JoinSet::new();
+        let tuning = self.settings.tuning.clone();
         loop {
             let positions = self.revisions();
             tokio::select! {
-                news = watch.next(&timings, &positions) => match news? {
-                    News::Alive => self.feed.state().update(|report| report.last_event = Some(SystemTime::now())),
-                    News::Confirmed => {
-                        good_since.get_or_insert_with(Instant::now);
-                        self.endpoints.note(endpoint, None);
-                        self.confirmed().await?;
+                event = watch.next(&tuning, &positions) => match event? {
+                    WatchEvent::Alive => {
+                        let now = SystemTime::now();
+                        self.feed.state().update(|report| report.last_event = Some(now));
                     }
-                    News::Changes { prefix, revision, changes } => {
+                    WatchEvent::Confirmed => {
+                        working_since.get_or_insert_with(Instant::now);
+                        self.endpoints.set_failed(endpoint, None);
+                        self.report_connected().await?;
+                    }
+                    WatchEvent::Changes { prefix, revision, changes } => {
                         self.feed.send(changes).await?;
-                        watch.pause_over();
-                        self.moved(prefix, revision);
+                        watch.restart_silence();
+                        self.advance(prefix, revision);
                     }
                 },
                 () = sleep_until(check.0) => {
-                    // The watch is not read meanwhile: what it brings is newer than the list, or is left out after it.
-                    let checked = self.check(connection, check.1).await?;
-                    watch.pause_over();
-                    match checked {
-                        Checked::Same => *check = (self.routine(), ListKind::Routine),
-                        Checked::Refused => check.0 = Instant::now() + timings.backoff_max,
-                        Checked::Restored(standing) => return Ok(standing),
+                    // The watch is not read meanwhile. Its events are newer than the list, or the
+                    // new position excludes them.
+                    let result = self.check(connection, check.1).await?;
+                    watch.restart_silence();
+                    match result {
+                        CheckResult::Listed => {
+                            *check = (self.next_routine_list(), ListKind::Routine);
+                        }
+                        CheckResult::Refused => check.0 = Instant::now() + tuning.backoff_max,
+                        CheckResult::Restored(status) => return Ok(status),
                     }
                 }
-                Some(Command::AskLeases(leases)) = self.commands.recv(), if asking.is_empty() => {
-                    asking.spawn(ask_leases(connection.clone(), leases, self.feed.clone(), timings.request_timeout));
+                Some(RegistryCommand::CheckLeases(leases)) = self.commands.recv(),
+                    if lease_check.is_empty() =>
+                {
+                    let (connection, feed) = (connection.clone(), self.feed.clone());
+                    let limit = tuning.request_timeout;
+                    lease_check.spawn(check_leases(connection, leases, feed, limit));
                 }
-                Some(_) = asking.join_next(), if !asking.is_empty() => {}
+                Some(_) = lease_check.join_next(), if !lease_check.is_empty() => {}
             }
         }
     }
 
-    /// Lists although the watch is fine.
-    async fn check(&mut self, connection: &Connection, kind: ListKind) -> Result<Checked, End> {
-        let standing = match connection.probe(&self.prefixes).await {
-            Ok(standing) => standing,
-            // The watch goes on without the permission or password it began with: better than nothing.
+    /// Lists beside a working watch.
+    async fn check(
+        &mut self,
+        connection: &Connection,
+        kind: ListKind,
+    ) -> Result<CheckResult, SessionEnd> {
+        let status = match connection.probe(&self.prefixes).await {
+            Ok(status) => status,
+            // The watch keeps the permission and password it began with, which is better than
+            // nothing.
             Err(failure) if failure.kind.is_refusal() => {
                 let text = failure.text;
-                let known = self.feed.state().report().error.as_ref() == Some(&text);
-                if !known {
-                    tracing::warn!(registry = %self.feed.state(), reason = text, "a check by a full list failed, events still arrive");
+                let registry = self.feed.state();
+                if registry.report().error.as_ref() != Some(&text) {
+                    tracing::warn!(
+                        %registry,
+                        reason = text,
+                        "a routine list was refused; events still arrive"
+                    );
                 }
-                self.feed.state().update(|report| report.error = Some(text));
-                return Ok(Checked::Refused);
+                registry.update(|report| report.error = Some(text));
+                return Ok(CheckResult::Refused);
             }
             Err(failure) => return Err(failure.into()),
         };
-        match self.due(standing, Some(kind)) {
-            Some(ListKind::Restored) => Ok(Checked::Restored(standing)),
-            _ => self.list(connection, kind, standing).await.map(|()| Checked::Same),
+        match self.kind_of_list(status, Some(kind)) {
+            Some(ListKind::Restored) => Ok(CheckResult::Restored(status)),
+            _ => self.list(connection, kind, status).await.map(|()| CheckResult::Listed),
         }
     }
 
-    /// Everything up to this revision was sent below one prefix.
-    fn moved(&mut self, prefix: usize, revision: u64) {
-        if let Some(place) = self.position.as_mut().and_then(|position| position.revisions.get_mut(prefix)) {
-            *place = revision.max(*place);
+    /// Advances the position of one prefix to this revision.
+    fn advance(&mut self, prefix: usize, revision: u64) {
+        let position = self.position.as_mut();
+        if let Some(last) = position.and_then(|position| position.revisions.get_mut(prefix)) {
+            *last = revision.max(*last);
         }
         let newest = self.position.as_ref().map_or(0, Position::newest);
         self.feed.state().update(|report| {
@@ -287,15 +357,15 @@ impl Supervisor {
         });
     }
 
-    /// The watch runs: the store is reachable.
-    async fn confirmed(&mut self) -> Result<(), FollowerGone> {
+    /// Reports that the watch works and so the store is reachable.
+    async fn report_connected(&mut self) -> Result<(), FeedClosed> {
         if !self.connected {
             self.connected = true;
             self.feed.send(vec![Change::Connected(true)]).await?;
         }
-        let state = self.feed.state();
-        tracing::info!(registry = %state, url = %state.url, "following");
-        self.feed.state().update(|report| {
+        let registry = self.feed.state();
+        tracing::info!(%registry, url = %registry.url, "following");
+        registry.update(|report| {
             report.connected = true;
             report.last_event = Some(SystemTime::now());
             report.error = None;
@@ -303,23 +373,23 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The session failed: says so where that is news.
-    async fn disconnected(&mut self, failure: Failure) -> Result<(), FollowerGone> {
+    /// Reports that the session failed; logs a failure only once at `warn`.
+    async fn report_disconnected(&mut self, failure: EtcdFailure) -> Result<(), FeedClosed> {
         let text = failure.text;
         let was_connected = std::mem::take(&mut self.connected);
         let mut known = false;
-        self.feed.state().update(|report| {
+        let registry = self.feed.state();
+        registry.update(|report| {
             report.connected = false;
             report.disconnects += u64::from(was_connected);
             known = report.error.as_ref() == Some(&text);
             report.error = Some(text.clone());
         });
         if known {
-            tracing::debug!(registry = %self.feed.state(), reason = text, "still not connected");
+            tracing::debug!(%registry, reason = text, "still not connected");
         } else {
-            let state = self.feed.state();
             tracing::warn!(
-                registry = %state, url = %state.url, reason = text, "not connected, trying again"
+                %registry, url = %registry.url, reason = text, "not connected, trying again"
             );
         }
         if was_connected {
@@ -329,33 +399,34 @@ impl Supervisor {
     }
 }
 
-/// What a list beside a living watch came to.
-enum Checked {
-    /// It was made.
-    Same,
-    /// The user may not list any more.
+/// The result of a list beside a working watch.
+enum CheckResult {
+    /// The list was sent.
+    Listed,
+    /// The store refused the list.
     Refused,
-    /// The store went back: it was not made yet, and the watch is worth nothing.
-    Restored(Standing),
+    /// The store went back in time: nothing was sent yet, and the watch is obsolete.
+    Restored(StoreStatus),
 }
 
-/// Asks which leases are gone, and answers on the feed; not at all where the store does not say.
-async fn ask_leases(connection: Connection, leases: Vec<i64>, feed: Feed, limit: Duration) {
+/// Checks which leases are gone and sends the result if it is conclusive.
+async fn check_leases(connection: Connection, leases: Vec<i64>, feed: Feed, limit: Duration) {
     let deadline = Instant::now() + limit;
-    let asked = leases.len();
-    let mut there = 0;
+    let checked = leases.len();
+    let mut alive = 0;
     let mut gone = Vec::new();
     for lease in leases {
         let time_to_live = || {
             let mut client = connection.lease();
             async move { client.time_to_live(lease, None).await }
         };
-        match tokio::time::timeout_at(deadline, connection.call("ask for a lease", time_to_live)).await {
-            Ok(Ok(answer)) => {
-                if answer.ttl() < 0 {
+        let call = connection.call("check a lease", time_to_live);
+        match tokio::time::timeout_at(deadline, call).await {
+            Ok(Ok(response)) => {
+                if response.ttl() < 0 {
                     gone.push(lease);
                 } else {
-                    there += 1;
+                    alive += 1;
                 }
             }
             Ok(Err(failure)) if failure.kind.is_refusal() => break,
@@ -363,16 +434,18 @@ async fn ask_leases(connection: Connection, leases: Vec<i64>, feed: Feed, limit:
             Err(_) => break,
         }
     }
-    if is_answer(asked, there, gone.len()) {
-        // Nobody to tell is nobody to ask for.
+    if is_conclusive(checked, alive, gone.len()) {
+        // If the feed is closed, the supervisor ends by itself.
         let _ = feed.send(vec![Change::LeasesGone(gone)]).await;
     }
 }
 
-/// Whether so many leases that are there and that are gone, of those asked about, are an answer. One that is gone is enough to
-/// know of an expiry. That it was none takes them all: a store that falls silent in between may be why leases expire.
-fn is_answer(asked: usize, there: usize, gone: usize) -> bool {
-    gone > 0 || there == asked
+/// Returns whether checks of `checked` leases found out enough to send a reply.
+///
+/// One gone lease proves an expiry. To say that no lease is gone, all must have been seen: a store
+/// that falls silent in between may be the very reason why leases expire.
+fn is_conclusive(checked: usize, alive: usize, gone: usize) -> bool {
+    gone > 0 || alive == checked
 }
 
 #[cfg(test)]
@@ -380,10 +453,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_no_lease_is_gone_is_said_only_when_all_are_known_to_be_there() {
-        assert!(is_answer(3, 3, 0));
-        assert!(is_answer(3, 0, 1));
-        assert!(!is_answer(3, 1, 0), "two were not spoken of");
-        assert!(!is_answer(3, 0, 0));
+    fn no_expiry_is_reported_only_if_all_leases_were_seen_alive() {
+        assert!(is_conclusive(3, 3, 0));
+        assert!(is_conclusive(3, 0, 1));
+        assert!(!is_conclusive(3, 1, 0), "the state of two leases is unknown");
+        assert!(!is_conclusive(3, 0, 0));
     }
 }

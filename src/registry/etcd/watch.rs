@@ -7,46 +7,52 @@ use tokio::time::Instant;
 
 use super::change;
 use super::connection::{Connection, Prefix};
-use super::failure::{Failure, Kind};
-use super::{Settings, Timings};
-use crate::registry::gsvc;
+use super::failure::{EtcdFailure, FailureKind};
+use super::{EtcdTuning, Settings};
+use crate::registry::gsvc::KeyParser;
 use crate::service::Change;
 
-/// One stream with a watch for each prefix. It never re-opens anything: any error ends it.
+/// A stream with one watch per prefix; it reopens nothing, so any error ends it.
 ///
-/// Its connection is its own because etcd starves a watch that shares one with reads over TLS (etcd#15402).
-pub(super) struct Watch {
+/// It has its own connection because etcd starves a watch that shares one with reads over TLS
+/// (etcd#15402).
+pub(super) struct EtcdWatch {
     stream: WatchStream,
     connection: Connection,
-    /// Watches that etcd has not confirmed yet.
+    /// Number of watches that etcd has not confirmed yet.
     unconfirmed: usize,
-    /// What each watch was asked to begin behind.
-    begun: Vec<u64>,
-    /// When the member was last heard of, by a message of any kind.
-    heard: Instant,
-    /// Whether it was asked for its progress since.
-    asked: bool,
+    /// The revision after which each watch begins.
+    begin_after: Vec<u64>,
+    /// When the last message of any kind arrived.
+    last_message: Instant,
+    /// Whether a progress notification was requested since then.
+    progress_requested: bool,
 }
 
-/// What a message of the watch says.
+/// A message of the watch.
 #[derive(Debug, PartialEq)]
-pub(super) enum News {
-    /// Events below the prefix of this index, the newest with this revision.
+pub(super) enum WatchEvent {
+    /// Events below the prefix of this index, the newest at this revision.
     Changes { prefix: usize, revision: u64, changes: Vec<Change> },
-    /// All watches are confirmed: from now on silence means that nothing happens.
+    /// All watches are confirmed: from now on, silence means that nothing changes.
     Confirmed,
-    /// The member lives.
+    /// A sign of life without events.
     Alive,
 }
 
-impl Watch {
-    /// Watches each prefix behind the revision that stands at its place in `positions`.
-    pub(super) async fn open(settings: &Settings, endpoint: &str, prefixes: &[Prefix], positions: &[u64]) -> Result<Self, Failure> {
-        let limit = settings.timings.request_timeout;
+impl EtcdWatch {
+    /// Watches each prefix from after the revision at the same index of `positions`.
+    pub(super) async fn open(
+        settings: &Settings,
+        endpoint: &str,
+        prefixes: &[Prefix],
+        positions: &[u64],
+    ) -> Result<Self, EtcdFailure> {
+        let limit = settings.tuning.request_timeout;
         let connection = Connection::open(settings, endpoint).await?;
         let mut stream = None;
         for (index, (prefix, position)) in (1_i64..).zip(prefixes.iter().zip(positions)) {
-            let doing = format!("watch {}", prefix.start());
+            let action = format!("watch {}", prefix.start());
             let options = WatchOptions::new()
                 .with_range(prefix.end())
                 .with_start_revision(i64::try_from(position.saturating_add(1)).unwrap_or(i64::MAX))
@@ -56,83 +62,131 @@ impl Watch {
             match &mut stream {
                 None => {
                     let mut watch = connection.watch();
-                    let opened = connection.within(&doing, limit, watch.watch(prefix.start(), Some(options)));
-                    stream = Some(opened.await?);
+                    let opened = watch.watch(prefix.start(), Some(options));
+                    stream = Some(connection.within(&action, limit, opened).await?);
                 }
-                Some(stream) => connection.within(&doing, limit, stream.watch(prefix.start(), Some(options))).await?,
+                Some(stream) => {
+                    let added = stream.watch(prefix.start(), Some(options));
+                    connection.within(&action, limit, added).await?;
+                }
             }
         }
-        let stream = stream.ok_or_else(|| Failure::new(Kind::Settings, "there is no head to watch"))?;
-        let begun = positions.to_vec();
-        Ok(Self { stream, connection, unconfirmed: prefixes.len(), begun, heard: Instant::now(), asked: false })
+        let no_heads = || EtcdFailure::new(FailureKind::Settings, "no heads are configured");
+        Ok(Self {
+            stream: stream.ok_or_else(no_heads)?,
+            connection,
+            unconfirmed: prefixes.len(),
+            begin_after: positions.to_vec(),
+            last_message: Instant::now(),
+            progress_requested: false,
+        })
     }
 
-    /// The next message, read: events at or below `positions` are left out, since they were said already (etcd below 3.4.24
-    /// sends some twice, below 3.4.38 some from before the beginning). Can be dropped while it waits.
+    /// Waits for the next message; cancel safe.
+    ///
+    /// Leaves out events at or before `positions`, which were sent already: etcd before 3.4.24
+    /// repeats some events, and before 3.4.38 sends some from before the requested revision.
     ///
     /// # Errors
-    /// When the stream broke, the watch was canceled, or the member was silent for too long.
-    pub(super) async fn next(&mut self, timings: &Timings, positions: &[u64]) -> Result<News, Failure> {
-        let message = self.message(timings).await.map_err(|failure| self.connection.hide(failure))?;
-        self.pause_over();
-        self.read(&message, positions).map_err(|failure| self.connection.hide(failure))
+    /// Returns an error if the stream broke, etcd canceled a watch, or the member was silent for
+    /// too long.
+    pub(super) async fn next(
+        &mut self,
+        tuning: &EtcdTuning,
+        positions: &[u64],
+    ) -> Result<WatchEvent, EtcdFailure> {
+        let message =
+            self.receive(tuning).await.map_err(|failure| self.connection.hide(failure))?;
+        self.restart_silence();
+        self.convert(&message, positions).map_err(|failure| self.connection.hide(failure))
     }
 
-    async fn message(&mut self, timings: &Timings) -> Result<WatchResponse, Failure> {
+    async fn receive(&mut self, tuning: &EtcdTuning) -> Result<WatchResponse, EtcdFailure> {
         loop {
-            let wait = timings.progress_interval + if self.asked { timings.progress_deadline } else { Duration::ZERO };
-            match tokio::time::timeout_at(self.heard + wait, self.stream.message()).await {
+            let grace =
+                if self.progress_requested { tuning.progress_deadline } else { Duration::ZERO };
+            let wait = tuning.progress_interval + grace;
+            match tokio::time::timeout_at(self.last_message + wait, self.stream.message()).await {
                 Ok(Ok(Some(message))) => return Ok(message),
-                Ok(Ok(None)) => return Err(Failure::new(Kind::Connection, "the watch ended: the member closed it")),
-                Ok(Err(error)) => return Err(Failure::of("go on watching", &error)),
-                Err(_) if self.asked => return Err(Failure::late("watch", wait)),
+                Ok(Ok(None)) => {
+                    let text = "the watch ended: the member closed it";
+                    return Err(EtcdFailure::new(FailureKind::Connection, text));
+                }
+                Ok(Err(error)) => return Err(EtcdFailure::of("continue the watch", &error)),
+                Err(_) if self.progress_requested => {
+                    return Err(EtcdFailure::timeout("watch", wait));
+                }
                 Err(_) => {
-                    let asked = self.stream.request_progress();
-                    self.connection.within("ask for progress", timings.request_timeout, asked).await?;
-                    self.asked = true;
+                    let request = self.stream.request_progress();
+                    self.connection
+                        .within("request progress", tuning.request_timeout, request)
+                        .await?;
+                    self.progress_requested = true;
                 }
             }
         }
     }
 
-    /// The stream was not read for a while, for a reason of ours: silence counts from now.
-    pub(super) fn pause_over(&mut self) {
-        self.heard = Instant::now();
-        self.asked = false;
+    /// Measures silence from now on, after a pause in which we did not read the stream.
+    pub(super) fn restart_silence(&mut self) {
+        self.last_message = Instant::now();
+        self.progress_requested = false;
     }
 
-    fn read(&mut self, message: &WatchResponse, positions: &[u64]) -> Result<News, Failure> {
-        // A canceled watch leaves the stream open and silent, and may say so in the very message that confirms it.
+    fn convert(
+        &mut self,
+        message: &WatchResponse,
+        positions: &[u64],
+    ) -> Result<WatchEvent, EtcdFailure> {
+        // A canceled watch leaves the stream open and silent. The message that confirms a watch
+        // may also cancel it.
         if message.canceled() {
             return Err(match message.compact_revision() {
-                0 => Failure::canceled(message.cancel_reason()),
-                revision => Failure::new(Kind::Compacted, format!("the history before revision {revision} is compacted")),
+                0 => EtcdFailure::canceled(message.cancel_reason()),
+                revision => {
+                    let text = format!("the history before revision {revision} is compacted");
+                    EtcdFailure::new(FailureKind::Compacted, text)
+                }
             });
         }
         let prefix = usize::try_from(message.watch_id()).ok().and_then(|id| id.checked_sub(1));
         if message.created() {
-            let at = message.header().map_or(0, |header| change::revision(header.revision()));
-            if prefix.and_then(|prefix| self.begun.get(prefix)).is_some_and(|begun| at < *begun) {
-                let text = format!("the store is at revision {at}, behind what was read before: it went back, or this member lags");
-                return Err(Failure::new(Kind::Connection, text));
+            let revision = message.header().map_or(0, |header| change::revision(header.revision()));
+            let begin_after = prefix.and_then(|prefix| self.begin_after.get(prefix));
+            if begin_after.is_some_and(|begin_after| revision < *begin_after) {
+                let text = format!(
+                    "the store is at revision {revision}, older than what was read before: it \
+                     went back in time, or this member lags behind"
+                );
+                return Err(EtcdFailure::new(FailureKind::Connection, text));
             }
             self.unconfirmed = self.unconfirmed.saturating_sub(1);
-            return Ok(if self.unconfirmed == 0 { News::Confirmed } else { News::Alive });
+            return Ok(if self.unconfirmed == 0 {
+                WatchEvent::Confirmed
+            } else {
+                WatchEvent::Alive
+            });
         }
-        let Some((prefix, position)) = prefix.and_then(|prefix| positions.get(prefix).map(|position| (prefix, *position))) else {
-            return Ok(News::Alive);
+        let Some((prefix, position)) =
+            prefix.and_then(|prefix| positions.get(prefix).map(|position| (prefix, *position)))
+        else {
+            return Ok(WatchEvent::Alive);
         };
-        let mut revision = position;
+        let mut newest = position;
         let mut changes = Vec::with_capacity(message.events().len());
-        let mut reader = gsvc::Reader::default();
+        let mut parser = KeyParser::default();
         for event in message.events() {
-            if let Some((at, change)) = change::event(event, &mut reader)
-                && at > position
+            if let Some((revision, change)) = change::event(event, &mut parser)
+                && revision > position
             {
-                revision = revision.max(at);
+                newest = newest.max(revision);
                 changes.push(change);
             }
         }
-        Ok(if changes.is_empty() { News::Alive } else { News::Changes { prefix, revision, changes } })
+        Ok(if changes.is_empty() {
+            WatchEvent::Alive
+        } else {
+            WatchEvent::Changes { prefix, revision: newest, changes }
+        })
     }
 }

@@ -1,15 +1,18 @@
-//! GoFrame's file registry, followed: a folder with one file a registration, rewritten every 10 s by its program and dead
-//! when it was not for 20 s (GoFrame's `contrib/registry/file`).
+//! GoFrame's file registry: a directory with one file per registration.
 //!
-//! inotify says at once what changes; a look at the folder's identity twice a second and at all of it every 10 s finds
-//! what inotify cannot say. No file is ever deleted or written here, except by [`register`].
+//! Its program rewrites a file every 10 s, and a file that was not rewritten for 20 s has expired
+//! (GoFrame's `contrib/registry/file`).
+//!
+//! inotify reports changes at once. Twice a second the follower checks whether the path still names
+//! the same directory, and every 10 s it scans the whole directory, to find what inotify cannot
+//! report. Only [`register`] writes or deletes files.
 
-mod folder;
-mod known;
+mod directory;
+mod files;
 mod register;
 mod watch;
 
-pub use known::UNREADABLE;
+pub use files::UNREADABLE;
 pub use register::register;
 
 use std::collections::HashSet;
@@ -24,322 +27,355 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::folder::{Folder, FolderError};
-use self::known::{Known, Moment};
-use self::watch::{Inbox, News, Watch};
-use super::{Command, Feed, Registry};
+use self::directory::{RegistryDirectory, RegistryDirectoryError};
+use self::files::{ClockReading, KnownFiles};
+use self::watch::{DirectoryEvents, DirectoryWatch, PendingEvents};
+use super::{Feed, Registry, RegistryCommand};
 use crate::service::{Change, ListKind};
 
-/// Which folder is followed, and how.
+/// Settings of a file registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The folder; it need not exist yet.
+    /// The directory; it need not exist yet.
     pub directory: PathBuf,
-    /// Whether a person named the folder. One that nobody named is followed only while it belongs to root or to our own
-    /// user: whoever makes `<temp dir>/gsvc` first owns every name.
+    /// Whether the directory was configured, and is not GoFrame's default.
+    ///
+    /// The default directory is used only while it belongs to root or to our own user: whoever
+    /// creates `<temp dir>/gsvc` first controls every name.
     pub named: bool,
-    /// The first parts of the file names that are followed (`service`); empty for all.
+    /// First segments of the file names to follow, such as `service`; if empty, all.
     pub heads: Vec<String>,
-    /// How long things take.
-    pub timings: Timings,
+    /// Intervals and times to live.
+    pub timings: FileTimings,
 }
 
 impl fmt::Display for Settings {
-    /// The registry's URL: `file:///tmp/gsvc`.
+    /// Formats the registry's URL: `file:///tmp/gsvc`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "file://{}", self.directory.display())
     }
 }
 
-/// How long things take when a folder is followed, or a registration is kept in it.
+/// Intervals and times to live of a file registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timings {
-    /// A file counts for this long after it was last written (GoFrame: 20 s).
-    pub dead_after: Duration,
-    /// Between two looks at the folder itself and for files whose time is up.
-    pub look: Duration,
-    /// Between two full readings of the folder, which find what no event told.
-    pub rescan: Duration,
-    /// Before a file whose content makes no sense is read again.
-    pub retry: Duration,
-    /// How long the content of a file may make no sense before it is believed.
-    pub patience: Duration,
-    /// Between two writings of a registration of our own (GoFrame: 10 s).
-    pub refresh: Duration,
+pub struct FileTimings {
+    /// Age of a file, since its last write, at which it has expired (GoFrame: 20 s).
+    pub expire_after: Duration,
+    /// Time between checks of the directory itself and of expired files.
+    pub poll_interval: Duration,
+    /// Time between scans of the whole directory, which find what no event reported.
+    pub scan_interval: Duration,
+    /// Time until a file with invalid content is read again.
+    pub retry_interval: Duration,
+    /// How long invalid content counts as an unfinished write.
+    ///
+    /// After that, the file is rejected.
+    pub write_grace: Duration,
+    /// Time between writes of our own registration (GoFrame: 10 s).
+    pub refresh_interval: Duration,
 }
 
-impl Default for Timings {
+impl Default for FileTimings {
     fn default() -> Self {
         Self {
-            dead_after: Duration::from_secs(20),
-            look: Duration::from_millis(500),
-            rescan: Duration::from_secs(10),
-            retry: Duration::from_millis(100),
-            patience: Duration::from_secs(2),
-            refresh: Duration::from_secs(10),
+            expire_after: Duration::from_secs(20),
+            poll_interval: Duration::from_millis(500),
+            scan_interval: Duration::from_secs(10),
+            retry_interval: Duration::from_millis(100),
+            write_grace: Duration::from_secs(2),
+            refresh_interval: Duration::from_secs(10),
         }
     }
 }
 
-/// A folder of registrations, as a registry.
+/// A file registry that can be followed.
 #[derive(Debug)]
-pub struct File {
+pub struct FileRegistry {
     settings: Settings,
 }
 
-/// Files that are looked at between two batches of changes.
-const BATCH: usize = 500;
+/// Limit on the queued files that one step reads.
+const MAX_FILES_PER_STEP: usize = 500;
 
-impl File {
-    /// The registry in this folder.
+impl FileRegistry {
+    /// Creates the registry; [`Registry::follow`] opens the directory.
     pub fn new(settings: Settings) -> Self {
         Self { settings }
     }
 }
 
-impl Registry for File {
-    async fn follow(self, first: ListKind, feed: Feed, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
-        let inbox = Inbox::default();
-        let mut follower = Follower::new(self.settings, first, feed.clone(), inbox.clone());
-        let mut commanded = true;
+impl Registry for FileRegistry {
+    async fn follow(
+        self,
+        first: ListKind,
+        feed: Feed,
+        mut commands: mpsc::Receiver<RegistryCommand>,
+        stop: CancellationToken,
+    ) {
+        let events = PendingEvents::default();
+        let mut follower =
+            DirectoryFollower::new(self.settings, first, feed.clone(), events.clone());
+        let mut has_commands = true;
         loop {
-            // On a thread of its own: a folder on a network can hang.
+            // On a blocking thread, because calls on a network file system may hang.
             let work = tokio::task::spawn_blocking(move || {
-                let found = follower.step(Moment::now());
-                (follower, found)
+                let outcome = follower.step(ClockReading::now());
+                (follower, outcome)
             });
             let work = tokio::select! {
                 work = work => work,
                 () = stop.cancelled() => return,
             };
-            // It fails only when the runtime ends.
-            let Ok((returned, found)) = work else { return };
+            // Fails only while the runtime shuts down.
+            let Ok((returned, outcome)) = work else { return };
             follower = returned;
             tokio::select! {
-                sent = feed.send(found.changes) => if sent.is_err() { return },
+                sent = feed.send(outcome.changes) => if sent.is_err() { return },
                 () = stop.cancelled() => return,
             }
-            if found.pause.is_zero() {
+            if outcome.pause.is_zero() {
                 continue;
             }
             tokio::select! {
-                () = inbox.arrived() => {}
-                () = sleep(found.pause) => {}
+                () = events.arrived() => {}
+                () = sleep(outcome.pause) => {}
                 () = stop.cancelled() => return,
-                // There are no leases to ask about.
-                command = commands.recv(), if commanded => commanded = command.is_some(),
+                // Ignored: a file registry has no leases to check.
+                command = commands.recv(), if has_commands => has_commands = command.is_some(),
             }
         }
     }
 }
 
-/// Follows one folder, step by step. Knows no task and no channel.
-struct Follower {
+/// Follows one directory step by step, without tasks or channels.
+struct DirectoryFollower {
     settings: Settings,
-    /// The kind of the first list, the only one: afterwards this side knows what is gone.
+    /// The kind of the only list; removals after it are single events.
     first: ListKind,
     feed: Feed,
-    inbox: Inbox,
-    folder: Option<Folder>,
-    watch: Option<Watch>,
-    known: Known,
-    /// Whether the folder could be followed at the last look; none before the first.
+    events: PendingEvents,
+    directory: Option<RegistryDirectory>,
+    watch: Option<DirectoryWatch>,
+    files: KnownFiles,
+    /// Whether the last check found the directory usable; `None` before the first.
     connected: Option<bool>,
-    /// Whether the first list is complete.
+    /// Whether the list is complete.
     listed: bool,
-    /// Names still to be looked at.
+    /// Names of files to read.
     queue: Vec<OsString>,
-    /// Whether the queue came from a full reading of the folder.
-    reading: bool,
-    next_look: Instant,
-    /// None while the folder is being read and need not be read again at once.
-    next_reading: Option<Instant>,
-    /// Whether the lack of inotify has been told.
-    complained: bool,
+    /// Whether the queue comes from a scan.
+    scanning: bool,
+    next_poll: Instant,
+    /// The time of the next scan.
+    ///
+    /// `None` during a scan, unless another must follow at once.
+    next_scan: Option<Instant>,
+    /// Whether the lack of inotify was logged.
+    warned: bool,
 }
 
-/// What one step brought.
-struct Step {
+/// The outcome of one step.
+struct StepOutcome {
     changes: Vec<Change>,
-    /// Until the next step, when no event asks for one sooner.
+    /// Longest wait until the next step; an event ends it earlier.
     pause: Duration,
 }
 
-impl Follower {
-    fn new(mut settings: Settings, first: ListKind, feed: Feed, inbox: Inbox) -> Self {
-        // As inotify's events have it.
+impl DirectoryFollower {
+    fn new(mut settings: Settings, first: ListKind, feed: Feed, events: PendingEvents) -> Self {
+        // The paths in inotify's events are absolute.
         if let Ok(absolute) = std::path::absolute(&settings.directory) {
             settings.directory = absolute;
         }
-        let known = Known::new(settings.timings);
+        let files = KnownFiles::new(settings.timings);
         Self {
             settings,
             first,
             feed,
-            inbox,
-            folder: None,
+            events,
+            directory: None,
             watch: None,
-            known,
+            files,
             connected: None,
             listed: false,
             queue: Vec::new(),
-            reading: false,
-            next_look: Instant::now(),
-            next_reading: None,
-            complained: false,
+            scanning: false,
+            next_poll: Instant::now(),
+            next_scan: None,
+            warned: false,
         }
     }
 
-    fn step(&mut self, now: Moment) -> Step {
-        if self.known.jumped(now) {
-            info!(registry = %self.feed.state(), "the clock has jumped: every registration gets its time again");
+    /// Handles pending events and all work that is due.
+    fn step(&mut self, now: ClockReading) -> StepOutcome {
+        if self.files.detect_clock_jump(now) {
+            info!(
+                registry = %self.feed.state(),
+                "the wall clock has jumped: every registration gets its full time to live again"
+            );
         }
         let mut changes = Vec::new();
-        // In the first list are no single events: news wait for its end.
-        let mut news = if self.listed { self.inbox.take() } else { News::default() };
-        if news.lost {
-            self.next_reading = Some(now.monotonic);
+        // Events wait for the end of the list, because a list may not contain single events.
+        let mut events = if self.listed { self.events.take() } else { DirectoryEvents::default() };
+        if events.lost {
+            self.next_scan = Some(now.monotonic);
         }
-        let look = news.folder || now.monotonic >= self.next_look;
-        if look {
-            self.next_look = now.monotonic + self.settings.timings.look;
-            self.look_at_folder(&mut changes, now.monotonic);
+        let poll = events.directory || now.monotonic >= self.next_poll;
+        if poll {
+            self.next_poll = now.monotonic + self.settings.timings.poll_interval;
+            self.check_directory(&mut changes, now.monotonic);
         }
-        if self.folder.is_some() && !self.reading && self.next_reading.is_some_and(|next| now.monotonic >= next) {
-            self.start_reading(&mut changes);
+        if self.directory.is_some()
+            && !self.scanning
+            && self.next_scan.is_some_and(|next| now.monotonic >= next)
+        {
+            self.start_scan(&mut changes);
         }
         if self.listed {
-            if look || self.known.is_unsettled() {
-                news.names.extend(self.known.due(now.monotonic));
+            if poll || self.files.has_incomplete() {
+                events.names.extend(self.files.due(now.monotonic));
             }
-            self.look_at(news.names, true, &mut changes, now);
+            self.read_files(events.names, true, &mut changes, now);
         }
-        let rest = self.queue.len().saturating_sub(BATCH);
+        let rest = self.queue.len().saturating_sub(MAX_FILES_PER_STEP);
         let batch = self.queue.drain(rest..).collect::<Vec<_>>();
-        self.look_at(batch, false, &mut changes, now);
-        if self.reading && self.queue.is_empty() {
-            self.end_reading(&mut changes, now.monotonic);
+        self.read_files(batch, false, &mut changes, now);
+        if self.scanning && self.queue.is_empty() {
+            self.end_scan(&mut changes, now.monotonic);
         }
         let timings = &self.settings.timings;
-        let pause = match (self.queue.is_empty(), self.known.is_unsettled()) {
+        let pause = match (self.queue.is_empty(), self.files.has_incomplete()) {
             (false, _) => Duration::ZERO,
-            (true, true) => timings.retry.min(timings.look),
-            (true, false) => timings.look,
+            (true, true) => timings.retry_interval.min(timings.poll_interval),
+            (true, false) => timings.poll_interval,
         };
-        Step { changes, pause }
+        StepOutcome { changes, pause }
     }
 
-    /// Looks whether the folder is there, may be followed, and is still the one that is followed.
-    fn look_at_folder(&mut self, changes: &mut Vec<Change>, now: Instant) {
-        match Folder::open(&self.settings.directory, self.settings.named) {
-            Ok(Some(folder)) => {
-                let same = self.folder.as_ref().map(Folder::identity) == Some(folder.identity());
-                self.folder = Some(folder);
-                // What was read of another folder says nothing of this one.
-                self.reading &= same;
+    /// Opens the directory again and reacts if it is missing, forbidden or replaced.
+    fn check_directory(&mut self, changes: &mut Vec<Change>, now: Instant) {
+        match RegistryDirectory::open(&self.settings.directory, self.settings.named) {
+            Ok(Some(directory)) => {
+                let current = self.directory.as_ref().map(RegistryDirectory::identity);
+                let same = current == Some(directory.identity());
+                self.directory = Some(directory);
+                // A scan of another directory says nothing about this one.
+                self.scanning &= same;
                 if !same || self.watch.is_none() {
-                    self.watch();
-                    // What happened before the watch stood. Without one a reading that takes longer than the time between
-                    // two looks is left to come to its end, and is no reason for another.
-                    if self.watch.is_some() || !self.reading {
-                        self.next_reading = Some(now);
+                    self.start_watch();
+                    // Scan for changes before the watch began. Without a watch, do not restart a
+                    // scan that takes longer than the poll interval: it would never end.
+                    if self.watch.is_some() || !self.scanning {
+                        self.next_scan = Some(now);
                     }
                 }
-                self.connect(None, changes);
+                self.report_connected(None, changes);
             }
             Ok(None) => {
-                // Programs make the folder when they start: without it nobody is registered.
-                self.leave();
-                self.connect(Some("the folder does not exist yet; it is followed once a program makes it"), changes);
-                let gone = self.known.keep_only(|_| false);
+                // The first program to register creates the directory, so there are none yet.
+                self.close();
+                let note = "the directory does not exist yet; \
+                            it will be followed once a program creates it";
+                self.report_connected(Some(note), changes);
+                let removed = self.files.retain(|_| false);
                 if self.listed {
-                    changes.extend(gone);
+                    changes.extend(removed);
                 } else {
                     changes.push(Change::ListBegin(self.first));
-                    self.end_reading(changes, now);
+                    self.end_scan(changes, now);
                 }
             }
-            Err(error) => self.disconnect(&error, changes),
+            Err(error) => self.report_disconnected(&error, changes),
         }
     }
 
-    /// Watches what is at the path. Should that not be the folder that was just opened, the next look will see it.
-    fn watch(&mut self) {
+    /// Watches the path.
+    ///
+    /// If the path no longer names the opened directory, the next poll notices that.
+    fn start_watch(&mut self) {
         self.watch = None;
-        match Watch::new(&self.settings.directory, self.inbox.clone()) {
+        match DirectoryWatch::new(&self.settings.directory, self.events.clone()) {
             Ok(watch) => self.watch = Some(watch),
-            Err(error) if !self.complained => {
-                self.complained = true;
+            Err(error) if !self.warned => {
+                self.warned = true;
                 warn!(
-                    registry = %self.feed.state(), %error, period_ms = self.settings.timings.look.as_millis(),
-                    "changes are found by looking only: inotify refuses (see fs.inotify.max_user_instances and max_user_watches)"
+                    registry = %self.feed.state(),
+                    %error,
+                    period_ms = self.settings.timings.poll_interval.as_millis(),
+                    "changes are noticed late, by polling: the system has no inotify watch to \
+                     spare (see fs.inotify.max_user_instances and max_user_watches)"
                 );
             }
             Err(_) => {}
         }
     }
 
-    fn leave(&mut self) {
-        self.folder = None;
+    fn close(&mut self) {
+        self.directory = None;
         self.watch = None;
         self.queue = Vec::new();
-        self.reading = false;
+        self.scanning = false;
     }
 
-    fn connect(&mut self, note: Option<&str>, changes: &mut Vec<Change>) {
-        self.feed.state().update(|report| {
+    /// Reports that the directory is followed, or missing as `note` says.
+    fn report_connected(&mut self, note: Option<&str>, changes: &mut Vec<Change>) {
+        let registry = self.feed.state();
+        registry.update(|report| {
             report.connected = true;
             report.error = note.map(str::to_owned);
             report.last_event = Some(SystemTime::now());
         });
         if self.connected.replace(true) != Some(true) {
-            let state = self.feed.state();
-            info!(registry = %state, url = %state.url, "{}", note.unwrap_or("the folder is followed"));
+            let message = note.unwrap_or("following the directory");
+            info!(%registry, url = %registry.url, "{message}");
             changes.push(Change::Connected(true));
         }
     }
 
-    /// The folder cannot be followed: what it held stays.
-    fn disconnect(&mut self, error: &FolderError, changes: &mut Vec<Change>) {
-        self.leave();
-        let was = self.connected.replace(false);
-        if was != Some(false) {
-            let state = self.feed.state();
-            warn!(registry = %state, url = %state.url, %error, "the folder is not followed");
+    /// Reports that the directory cannot be followed; its registrations stay.
+    fn report_disconnected(&mut self, error: &RegistryDirectoryError, changes: &mut Vec<Change>) {
+        self.close();
+        let was_connected = self.connected.replace(false);
+        let registry = self.feed.state();
+        if was_connected != Some(false) {
+            warn!(%registry, url = %registry.url, %error, "cannot follow the directory");
             changes.push(Change::Connected(false));
         }
-        self.feed.state().update(|report| {
+        registry.update(|report| {
             report.connected = false;
             report.error = Some(error.to_string());
-            report.disconnects += u64::from(was == Some(true));
+            report.disconnects += u64::from(was_connected == Some(true));
         });
     }
 
-    /// Begins to read the whole folder; what it does not hold any more is gone.
-    fn start_reading(&mut self, changes: &mut Vec<Change>) {
-        let Some(folder) = &self.folder else { return };
-        let names = match folder.names() {
+    /// Starts to scan the directory; removes the files that are no longer in it.
+    fn start_scan(&mut self, changes: &mut Vec<Change>) {
+        let Some(directory) = &self.directory else { return };
+        let names = match directory.names() {
             Ok(names) => names,
             Err(error) => {
-                return self.disconnect(&FolderError::Unreadable { path: self.settings.directory.clone(), error }, changes);
+                let path = self.settings.directory.clone();
+                let error = RegistryDirectoryError::Unreadable { path, error };
+                return self.report_disconnected(&error, changes);
             }
         };
-        let names: HashSet<OsString> = names.into_iter().filter(|name| self.is_ours(name)).collect();
+        let names: HashSet<OsString> =
+            names.into_iter().filter(|name| self.matches_heads(name)).collect();
         if self.listed {
-            changes.extend(self.known.keep_only(|name| names.contains(name)));
+            changes.extend(self.files.retain(|name| names.contains(name)));
         } else {
-            // Nothing was said yet, or in a list that was broken off.
-            self.known.keep_only(|_| false);
+            // Nothing was sent yet, or only part of a list that broke off.
+            self.files.retain(|_| false);
             changes.push(Change::ListBegin(self.first));
         }
-        self.reading = true;
-        self.next_reading = None;
+        self.scanning = true;
+        self.next_scan = None;
         self.queue = names.into_iter().collect();
     }
 
-    fn end_reading(&mut self, changes: &mut Vec<Change>, now: Instant) {
-        self.reading = false;
-        self.next_reading.get_or_insert(now + self.settings.timings.rescan);
+    fn end_scan(&mut self, changes: &mut Vec<Change>, now: Instant) {
+        self.scanning = false;
+        self.next_scan.get_or_insert(now + self.settings.timings.scan_interval);
         if !mem::replace(&mut self.listed, true) {
             changes.push(Change::ListEnd { revision: 0 });
         }
@@ -349,24 +385,33 @@ impl Follower {
         });
     }
 
-    /// Looks at files; at all of them closely, or only at those that were written since.
-    fn look_at(&mut self, names: impl IntoIterator<Item = OsString>, closely: bool, changes: &mut Vec<Change>, now: Moment) {
-        let Some(folder) = &self.folder else { return };
+    /// Reads files; unless `force` is set, only those with a new modification time.
+    fn read_files(
+        &mut self,
+        names: impl IntoIterator<Item = OsString>,
+        force: bool,
+        changes: &mut Vec<Change>,
+        now: ClockReading,
+    ) {
+        let Some(directory) = &self.directory else { return };
         for name in names {
-            if self.is_ours(&name) {
-                let known = if closely { None } else { self.known.written(&name) };
-                let found = folder.look(&name, known);
-                changes.extend(self.known.see(&name, found, now));
+            if self.matches_heads(&name) {
+                let known = if force { None } else { self.files.modified(&name) };
+                let result = directory.read(&name, known);
+                changes.extend(self.files.update(&name, result, now));
             }
         }
     }
 
-    /// Whether a name has one of the heads that are followed. One that has no parts at all is looked at, to be rejected.
-    fn is_ours(&self, name: &OsString) -> bool {
+    /// Returns whether a file name begins with a followed head.
+    ///
+    /// A name without `#` also counts, so that it is shown as rejected.
+    fn matches_heads(&self, name: &OsString) -> bool {
         let heads = &self.settings.heads;
         let name = name.to_string_lossy();
-        let head = name.trim_start_matches(|c: char| c == '#' || c.is_whitespace()).split_once('#').map(|(head, _)| head);
-        heads.is_empty() || head.is_none_or(|head| heads.iter().any(|ours| ours == head))
+        let trimmed = name.trim_start_matches(|c: char| c == '#' || c.is_whitespace());
+        let head = trimmed.split_once('#').map(|(head, _)| head);
+        heads.is_empty() || head.is_none_or(|head| heads.iter().any(|followed| followed == head))
     }
 }
 
@@ -376,33 +421,43 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::registry::State;
+    use crate::registry::RegistryState;
     use crate::service::RegistryId;
 
     #[test]
-    fn a_folder_that_cannot_be_watched_is_read_to_its_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let files = 2 * BATCH + 1;
-        for n in 0..files {
-            fs::write(folder.path().join(format!("service#default#default#a#latest#10.0.0.1-{}", n + 1)), "{}").unwrap();
+    fn a_slow_scan_without_inotify_completes() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = 2 * MAX_FILES_PER_STEP + 1;
+        for n in 1..=files {
+            let name = format!("service#default#default#a#latest#10.0.0.1-{n}");
+            fs::write(directory.path().join(name), "{}").unwrap();
         }
-        // None of them dies of age, however long a busy machine took to write the others.
-        let timings = Timings { dead_after: Duration::from_secs(3600), ..Timings::default() };
-        let settings = Settings { directory: folder.path().into(), named: true, heads: Vec::new(), timings };
-        let (sender, _batches) = mpsc::channel(1);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(State::new("file".parse().unwrap(), "file".to_owned())));
-        let mut follower = Follower::new(settings, ListKind::Routine, feed, Inbox::default());
-        let mut now = Moment::now();
+        // No file expires, however long a busy machine takes to write the others.
+        let timings =
+            FileTimings { expire_after: Duration::from_secs(3600), ..FileTimings::default() };
+        let settings = Settings {
+            directory: directory.path().into(),
+            named: true,
+            heads: Vec::new(),
+            timings,
+        };
+        let (sender, _updates) = mpsc::channel(1);
+        let state = RegistryState::new("file".parse().unwrap(), "file".to_owned());
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(state));
+        let events = PendingEvents::default();
+        let mut follower = DirectoryFollower::new(settings, ListKind::Routine, feed, events);
+        let mut now = ClockReading::now();
         let mut changes = Vec::new();
-        // Each batch of files takes as long as the time between two looks.
+        // Each step takes a whole poll interval.
         for _ in 0..10 {
-            // As where inotify refuses.
+            // As if inotify were not available.
             follower.watch = None;
             changes.extend(follower.step(now).changes);
-            let look = timings.look;
-            now = Moment { wall: now.wall + look, monotonic: now.monotonic + look };
+            let interval = timings.poll_interval;
+            now = ClockReading { wall: now.wall + interval, monotonic: now.monotonic + interval };
         }
-        let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
+        let count =
+            |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
         assert_eq!(count(|change| matches!(change, Change::ListBegin(_))), 1);
         assert_eq!(count(|change| matches!(change, Change::ListEnd { .. })), 1);
         assert_eq!(count(|change| matches!(change, Change::Put(_))), files);

@@ -1,4 +1,4 @@
-//! A registration kept in the folder, as a GoFrame program keeps its own.
+//! Registration of a service in a directory, as a GoFrame program would do it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -13,18 +13,22 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
-/// Between two looks whether somebody removed the file.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between checks whether the file was removed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells what we wrote from what others did: the file's number and its time of writing.
-type Stamp = (u64, SystemTime);
+/// Inode and modification time, to tell our own last write from a foreign one.
+type FileStamp = (u64, SystemTime);
 
-/// Keeps a registration in the folder until `stop` is cancelled, then removes it. A file that somebody removes is made
-/// again within a second. Another program's file for the same name and endpoints is written over, as between GoFrame
-/// programs; it is not removed while the other one writes it, too.
+/// Registers a service until `stop` is cancelled, then removes its file.
+///
+/// A removed file is written again within a second. As among GoFrame programs, the file of another
+/// program with the same name and endpoints is overwritten. At the end it is left in place if the
+/// other program writes it too.
+///
+/// `events` receives failures in between; they are retried.
 ///
 /// # Errors
-/// When the first writing fails, or the removal at the end. What fails in between goes to `events` and is tried again.
+/// Returns an error if the first write or the final removal fails.
 pub async fn register(
     settings: &Settings,
     registrant: &Registrant,
@@ -38,44 +42,46 @@ pub async fn register(
     let path = directory.join(readable_name(registrant)?);
     let key = || path.display().to_string();
     let write = || write(directory, &path, registrant);
-    let mut ours = write().map_err(|error| RegisterError::Refused { key: key(), reason: error.to_string() })?;
+    let mut own_stamp = write()
+        .map_err(|error| RegisterError::Refused { key: key(), reason: error.to_string() })?;
     events(RegisterEvent::Registered);
     let mut refreshed = Instant::now();
     let (mut failing, mut shared) = (false, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = sleep(LOOK.min(timings.refresh)) => {}
+            () = sleep(CHECK_INTERVAL.min(timings.refresh_interval)) => {}
         }
         let found = stamp(&path);
-        if found.is_some() && !failing && refreshed.elapsed() < timings.refresh {
+        if found.is_some() && !failing && refreshed.elapsed() < timings.refresh_interval {
             continue;
         }
-        shared = found.is_some_and(|found| found != ours);
+        shared = found.is_some_and(|found| found != own_stamp);
         match write() {
             Ok(stamp) => {
                 refreshed = Instant::now();
                 if found.is_none() || failing {
                     events(RegisterEvent::Registered);
                 }
-                (ours, failing) = (stamp, false);
+                (own_stamp, failing) = (stamp, false);
             }
             Err(error) => {
                 failing = true;
-                events(RegisterEvent::Failed(format!("{} cannot be written: {error}", key())));
+                events(RegisterEvent::Failed(format!("cannot write {}: {error}", key())));
             }
         }
     }
     match stamp(&path) {
         None => {}
-        Some(found) if shared || found != ours => {
+        Some(found) if shared || found != own_stamp => {
             events(RegisterEvent::Left);
             return Ok(());
         }
         Some(_) => {
             if let Err(error) = fs::remove_file(&path) {
-                let seconds = timings.dead_after.as_secs();
-                return Err(RegisterError::NotRemoved { key: key(), reason: error.to_string(), seconds });
+                let seconds = timings.expire_after.as_secs();
+                let reason = error.to_string();
+                return Err(RegisterError::NotRemoved { key: key(), reason, seconds });
             }
         }
     }
@@ -83,61 +89,72 @@ pub async fn register(
     Ok(())
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+fn stamp(path: &Path) -> Option<FileStamp> {
     let metadata = path.symlink_metadata().ok()?;
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-/// Whether something is at `path` that is not a folder of root's or of our own user: a link to one would lead elsewhere.
+/// Returns whether `path` exists and is not a directory of root or of our own user.
+///
+/// A link to such a directory counts as foreign too, because its owner can redirect it.
 fn is_foreign(path: &Path) -> bool {
-    let trusted = |owner| owner == Uid::effective().as_raw() || owner == Uid::from_raw(0).as_raw();
-    path.symlink_metadata().is_ok_and(|found| !found.is_dir() || !trusted(found.uid()))
+    let is_trusted =
+        |owner| owner == Uid::effective().as_raw() || owner == Uid::from_raw(0).as_raw();
+    path.symlink_metadata().is_ok_and(|found| !found.is_dir() || !is_trusted(found.uid()))
 }
 
-/// The file's name, if it reads back as what it was made of.
+/// Returns the name of the file, if it parses back to the same registration.
 fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
     let Registrant { head, id, endpoints, .. } = registrant;
-    let file = gsvc::file_name(head, id, endpoints);
-    let read = gsvc::parse_file_name(file.as_bytes(), b"");
-    let same = read.is_ok_and(|read| read.id == *id && read.endpoints == *endpoints && !endpoints.is_empty());
-    if same && file.starts_with(&format!("{head}#")) && !head.is_empty() && !head.contains(['#', '/']) && !file.contains('/') {
-        Ok(file)
+    let name = gsvc::file_name(head, id, endpoints);
+    let parsed = gsvc::parse_file_name(name.as_bytes(), b"");
+    let same = parsed.is_ok_and(|parsed| {
+        parsed.id == *id && parsed.endpoints == *endpoints && !endpoints.is_empty()
+    });
+    let valid_head = !head.is_empty() && !head.contains(['#', '/']);
+    if same && name.starts_with(&format!("{head}#")) && valid_head && !name.contains('/') {
+        Ok(name)
     } else {
         // GoFrame escapes nothing.
         Err(RegisterError::NotWritable(format!(
-            "the file registry cannot hold this registration, its file {file:?} would be read as something else: \
-             no part may be empty or hold '/' or '#', and there must be an endpoint"
+            "the file registry cannot hold this registration, because its file {name:?} would be \
+             read as another: no part may be empty or contain '/' or '#', and at least one \
+             endpoint is required"
         )))
     }
 }
 
-/// Puts the whole file in place at once: a reader never sees it empty, which GoFrame's own would take for dead and delete.
+/// Writes the file atomically.
 ///
-/// It is made in a hidden folder of its own: GoFrame's readers scan every file of the folder, whatever its name, and fail
-/// at one they cannot read, but leave folders alone.
-fn write(directory: &Path, path: &Path, registrant: &Registrant) -> io::Result<Stamp> {
-    // The mode that GoFrame gives it, less the umask.
+/// A GoFrame reader would take an empty file for expired and delete it. The new file is written in
+/// a hidden subdirectory: GoFrame's readers scan every file in the directory, whatever its name,
+/// and fail at one that they cannot parse, but ignore subdirectories.
+fn write(directory: &Path, path: &Path, registrant: &Registrant) -> io::Result<FileStamp> {
+    // The mode that GoFrame uses; the umask applies.
     DirBuilder::new().recursive(true).mode(0o777).create(directory)?;
-    let workshop = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
-    DirBuilder::new().mode(0o700).create(&workshop)?;
-    let file = workshop.join("registration");
-    let content = gsvc::file_content(&registrant.metadata, &jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string());
-    let written = make(&file, &content).and_then(|()| {
+    let temporary = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
+    DirBuilder::new().mode(0o700).create(&temporary)?;
+    let file = temporary.join("registration");
+    let update_at = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let content = gsvc::file_content(&registrant.metadata, &update_at);
+    let written = create(&file, &content).and_then(|()| {
         let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
         fs::rename(&file, path)?;
         Ok(stamp)
     });
     if written.is_err() {
-        // What cannot be cleared away is hidden, and the error tells more than this one would.
+        // The first error matters more, and a file that remains is hidden.
         let _ = fs::remove_file(&file);
     }
-    let _ = fs::remove_dir(&workshop);
+    let _ = fs::remove_dir(&temporary);
     written
 }
 
-/// Makes a file, never writes into one: where others may rename in the folder, the workshop can be another one by now, and a
-/// link in it would lead to any file of ours.
-fn make(file: &Path, content: &str) -> io::Result<()> {
+/// Creates a file; fails if it exists.
+///
+/// If others can rename in the directory, the temporary one may be theirs by now, and a link in it
+/// could redirect the write to any of our files.
+fn create(file: &Path, content: &str) -> io::Result<()> {
     File::create_new(file)?.write_all(content.as_bytes())
 }
 
@@ -148,13 +165,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_link_leads_to_is_not_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let (precious, link) = (folder.path().join("precious"), folder.path().join("registration"));
-        fs::write(&precious, "content").unwrap();
-        symlink(&precious, &link).unwrap();
-        assert_eq!(make(&link, "{}").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
-        assert!(make(&folder.path().join("other"), "{}").is_ok());
+    fn writes_do_not_follow_symbolic_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        let link = directory.path().join("registration");
+        fs::write(&target, "content").unwrap();
+        symlink(&target, &link).unwrap();
+        assert_eq!(create(&link, "{}").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "content");
+        assert!(create(&directory.path().join("other"), "{}").is_ok());
     }
 }

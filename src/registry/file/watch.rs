@@ -1,4 +1,4 @@
-//! What inotify says about the folder, gathered until somebody looks.
+//! inotify events of the directory, collected until the follower takes them.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -10,86 +10,93 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use super::folder::is_candidate;
+use super::directory::is_candidate;
 
-/// More names than this at once are not remembered one by one: the folder is read again as a whole.
-const MOST_NAMES: usize = 65_536;
+/// Limit on the collected file names; beyond it, the whole directory is scanned.
+const MAX_PENDING_NAMES: usize = 65_536;
 
-/// A watch on one folder; ends when dropped.
+/// A watch on one directory, until dropped.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct DirectoryWatch {
     _watcher: RecommendedWatcher,
 }
 
-/// What happened since the last look.
+/// The events since they were last taken.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    /// These files were made, written, moved or removed.
+pub(super) struct DirectoryEvents {
+    /// Names of files that were created, written, moved or removed.
     pub(super) names: HashSet<OsString>,
-    /// The folder itself was touched: it may be another one now.
-    pub(super) folder: bool,
-    /// Events were lost: anything may have happened.
+    /// Whether the directory itself changed, and so may have been replaced.
+    pub(super) directory: bool,
+    /// Whether events were lost, so that any file may have changed.
     pub(super) lost: bool,
 }
 
-/// Where a watch leaves its news.
+/// Events on their way from a watch to the follower.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inbox {
-    news: Arc<Mutex<News>>,
+pub(super) struct PendingEvents {
+    events: Arc<Mutex<DirectoryEvents>>,
     arrived: Arc<Notify>,
 }
 
-impl Inbox {
-    /// Takes all news.
-    pub(super) fn take(&self) -> News {
-        mem::take(&mut self.news.lock().unwrap_or_else(PoisonError::into_inner))
+impl PendingEvents {
+    /// Takes all events.
+    pub(super) fn take(&self) -> DirectoryEvents {
+        mem::take(&mut self.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits for news that came since the last wait.
+    /// Waits for an event since the last wait.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    fn add(&self, folder: &Path, event: notify::Result<Event>) {
+    /// Adds an event of the watch on `directory`.
+    fn add(&self, directory: &Path, event: notify::Result<Event>) {
         {
-            let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
             match event {
-                Ok(event) if event.need_rescan() => news.lost = true,
-                // Readers open files, and so do we.
-                Ok(Event { kind: EventKind::Access(access), .. }) if access != AccessKind::Close(AccessMode::Write) => return,
-                Ok(event) => event.paths.iter().for_each(|path| news.touched(folder, path)),
-                Err(_) => news.lost = true,
+                Ok(event) if event.need_rescan() => events.lost = true,
+                // Reading a file causes such events too, including our own reading.
+                Ok(Event { kind: EventKind::Access(access), .. })
+                    if access != AccessKind::Close(AccessMode::Write) =>
+                {
+                    return;
+                }
+                Ok(event) => event.paths.iter().for_each(|path| events.add_path(directory, path)),
+                Err(_) => events.lost = true,
             }
-            if news.names.len() > MOST_NAMES {
-                news.names = HashSet::new();
-                news.lost = true;
+            if events.names.len() > MAX_PENDING_NAMES {
+                events.names = HashSet::new();
+                events.lost = true;
             }
         }
         self.arrived.notify_one();
     }
 }
 
-impl News {
-    fn touched(&mut self, folder: &Path, path: &Path) {
-        let inside: Option<&OsStr> = path.strip_prefix(folder).ok().map(Path::as_os_str).filter(|inside| !inside.is_empty());
-        match inside {
+impl DirectoryEvents {
+    /// Adds a changed path: `directory` itself or a file in it.
+    fn add_path(&mut self, directory: &Path, path: &Path) {
+        let name: Option<&OsStr> =
+            path.strip_prefix(directory).ok().map(Path::as_os_str).filter(|name| !name.is_empty());
+        match name {
             Some(name) if is_candidate(name) => {
                 self.names.insert(name.into());
             }
             Some(_) => {}
-            None => self.folder = true,
+            None => self.directory = true,
         }
     }
 }
 
-impl Watch {
-    /// Watches the folder that is at `path` now.
+impl DirectoryWatch {
+    /// Watches the directory that `path` names now.
     ///
     /// # Errors
-    /// The system has no watch left for us, or no inotify.
-    pub(super) fn new(path: &Path, inbox: Inbox) -> notify::Result<Self> {
-        let folder: PathBuf = path.into();
-        let mut watcher = notify::recommended_watcher(move |event| inbox.add(&folder, event))?;
+    /// Returns an error if the system has no inotify, or no watch to spare.
+    pub(super) fn new(path: &Path, events: PendingEvents) -> notify::Result<Self> {
+        let directory: PathBuf = path.into();
+        let mut watcher = notify::recommended_watcher(move |event| events.add(&directory, event))?;
         watcher.watch(path, RecursiveMode::NonRecursive)?;
         Ok(Self { _watcher: watcher })
     }
@@ -105,34 +112,38 @@ mod tests {
         Event::new(EventKind::Create(CreateKind::File)).add_path(path.into())
     }
 
-    #[test]
-    fn only_what_can_change_a_registration_is_news() {
-        let inbox = Inbox::default();
-        let folder = Path::new("/r");
-        inbox.add(folder, Ok(Event::new(EventKind::Access(AccessKind::Open(AccessMode::Any))).add_path("/r/a".into())));
-        inbox.add(folder, Ok(created("/r/.hidden")));
-        inbox.add(folder, Ok(created("/r/new.tmp")));
-        let news = inbox.take();
-        assert!(news.names.is_empty() && !news.folder && !news.lost);
-
-        inbox.add(folder, Ok(created("/r/a")));
-        inbox.add(folder, Ok(Event::new(EventKind::Access(AccessKind::Close(AccessMode::Write))).add_path("/r/b".into())));
-        inbox.add(folder, Ok(created("/r")));
-        let news = inbox.take();
-        assert_eq!(news.names, HashSet::from(["a".into(), "b".into()]));
-        assert!(news.folder && !news.lost);
-        assert!(inbox.take().names.is_empty());
+    fn accessed(access: AccessKind, path: &str) -> Event {
+        Event::new(EventKind::Access(access)).add_path(path.into())
     }
 
     #[test]
-    fn lost_events_and_floods_ask_for_a_full_look() {
-        let inbox = Inbox::default();
-        inbox.add(Path::new("/r"), Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)));
-        assert!(inbox.take().lost);
-        for n in 0..=MOST_NAMES {
-            inbox.add(Path::new("/r"), Ok(created(&format!("/r/{n}"))));
+    fn only_events_that_may_change_a_registration_count() {
+        let pending = PendingEvents::default();
+        let directory = Path::new("/r");
+        pending.add(directory, Ok(accessed(AccessKind::Open(AccessMode::Any), "/r/a")));
+        pending.add(directory, Ok(created("/r/.hidden")));
+        pending.add(directory, Ok(created("/r/new.tmp")));
+        let events = pending.take();
+        assert!(events.names.is_empty() && !events.directory && !events.lost);
+
+        pending.add(directory, Ok(created("/r/a")));
+        pending.add(directory, Ok(accessed(AccessKind::Close(AccessMode::Write), "/r/b")));
+        pending.add(directory, Ok(created("/r")));
+        let events = pending.take();
+        assert_eq!(events.names, HashSet::from(["a".into(), "b".into()]));
+        assert!(events.directory && !events.lost);
+        assert!(pending.take().names.is_empty());
+    }
+
+    #[test]
+    fn lost_events_and_floods_cause_a_scan() {
+        let pending = PendingEvents::default();
+        pending.add(Path::new("/r"), Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)));
+        assert!(pending.take().lost);
+        for n in 0..=MAX_PENDING_NAMES {
+            pending.add(Path::new("/r"), Ok(created(&format!("/r/{n}"))));
         }
-        let news = inbox.take();
-        assert!(news.lost && news.names.is_empty());
+        let events = pending.take();
+        assert!(events.lost && events.names.is_empty());
     }
 }

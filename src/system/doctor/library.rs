@@ -1,79 +1,121 @@
-//! The C library: whom it asks before, and in place of, the name servers.
+//! Checks of the C library: what it uses before, or instead of, the name servers.
 
 use std::os::unix::net::UnixStream;
 
-use super::{Finding, Patient};
+use super::{DoctorInput, Finding};
 use crate::system::Root;
-use crate::system::nsswitch::{Asked, Hosts, NSSWITCH_CONF};
+use crate::system::nsswitch::{HostsLine, HostsLookup, NSSWITCH_CONF};
 
+/// The checks of this file.
 const NSSWITCH: &str = "nsswitch";
 const HOSTS: &str = "hosts";
 const NSCD: &str = "nscd";
 
-/// Where nscd is asked.
+/// The socket of nscd.
 const NSCD_SOCKET: &str = "/run/nscd/socket";
 
-pub(super) fn examine(patient: &Patient<'_>) -> Vec<Finding> {
-    vec![nsswitch(patient), hosts(patient), nscd(patient.root)]
+pub(super) fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
+    vec![check_nsswitch(input), check_hosts(input), check_nscd(input.root)]
 }
 
-fn nsswitch(patient: &Patient<'_>) -> Finding {
-    let hosts = patient.root.text(NSSWITCH_CONF).and_then(|text| Hosts::of(&text));
+fn check_nsswitch(input: &DoctorInput<'_>) -> Finding {
+    let hosts = input.root.text(NSSWITCH_CONF).and_then(|text| HostsLine::find(&text));
     let Some(hosts) = hosts else {
-        return Finding::ok(NSSWITCH, format!("{NSSWITCH_CONF} has no hosts line: programs ask /etc/hosts, then the name servers."));
-    };
-    let (line, better) = (hosts.line(), hosts.by_dns().line());
-    let resolved_runs = patient.machine.resolved.is_some();
-    let broken = |why: String| Finding::broken(NSSWITCH, why).typing(format!("sudo sed -i 's/^hosts:.*/{better}/' {NSSWITCH_CONF}"));
-    match hosts.asked() {
-        Asked::Dns => Finding::ok(NSSWITCH, format!("Programs ask the name servers of resolv.conf (`{line}`).")),
-        Asked::Resolve { .. } if resolved_runs => Finding::ok(NSSWITCH, format!("Programs ask systemd-resolved (`{line}`).")),
-        Asked::Resolve { dns: true } => Finding::ok(
+        return Finding::ok(
             NSSWITCH,
-            format!("systemd-resolved would be asked first, and does not run: programs ask the name servers (`{line}`)."),
+            format!(
+                "{NSSWITCH_CONF} has no hosts line: programs use /etc/hosts, then the name \
+                 servers of resolv.conf."
+            ),
+        );
+    };
+    let (line, repaired) = (hosts.to_line(), hosts.with_dns().to_line());
+    let resolved_runs = input.machine.resolved.is_some();
+    let broken = |problem: &str| {
+        let says = format!(
+            "`{line}` in {NSSWITCH_CONF} {problem}: programs without their own resolver query no \
+             name server."
+        );
+        let repair = format!("sudo sed -i 's/^hosts:.*/{repaired}/' {NSSWITCH_CONF}");
+        Finding::broken(NSSWITCH, says).typing(repair)
+    };
+    match hosts.lookup() {
+        HostsLookup::Dns => Finding::ok(
+            NSSWITCH,
+            format!("Programs use the name servers of resolv.conf (`{line}`)."),
         ),
-        Asked::Resolve { dns: false } => {
-            broken(format!("Programs ask systemd-resolved alone, which does not run: `{line}` in {NSSWITCH_CONF} needs `dns`."))
+        HostsLookup::Resolve { .. } if resolved_runs => {
+            Finding::ok(NSSWITCH, format!("Programs use systemd-resolved (`{line}`)."))
         }
-        Asked::Stopped(service) => {
-            broken(format!("`{line}` in {NSSWITCH_CONF} ends the search at `{service}`: no name server is ever asked."))
+        HostsLookup::Resolve { dns: true } => Finding::ok(
+            NSSWITCH,
+            format!(
+                "systemd-resolved is not running, so programs use the name servers of \
+                 resolv.conf (`{line}`)."
+            ),
+        ),
+        HostsLookup::Resolve { dns: false } => {
+            broken("leads to systemd-resolved alone, which is not running")
         }
-        Asked::Nobody => broken(format!("`{line}` in {NSSWITCH_CONF} names neither `dns` nor `resolve`: no name server is ever asked.")),
+        HostsLookup::EndsAt(service) => broken(&format!("ends every lookup at `{service}`")),
+        HostsLookup::NoDns => broken("names neither `dns` nor `resolve`"),
     }
 }
 
-/// Names of our zone that the machine's own file gives.
-fn hosts(patient: &Patient<'_>) -> Finding {
-    let text = patient.root.text("/etc/hosts").unwrap_or_default();
-    let end = format!(".{}", patient.zone.to_ascii_lowercase());
-    let named = text.lines().enumerate().find_map(|(at, line)| {
-        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace().skip(1);
-        words.find(|name| name.to_ascii_lowercase().trim_end_matches('.').ends_with(&end)).map(|name| (at + 1, name))
+/// Checks whether `/etc/hosts` has names of the zone.
+fn check_hosts(input: &DoctorInput<'_>) -> Finding {
+    let text = input.root.text("/etc/hosts").unwrap_or_default();
+    let suffix = format!(".{}", input.zone.to_ascii_lowercase());
+    let found = text.lines().enumerate().find_map(|(at, line)| {
+        let mut names = line.split('#').next().unwrap_or_default().split_ascii_whitespace().skip(1);
+        names
+            .find(|name| name.to_ascii_lowercase().trim_end_matches('.').ends_with(&suffix))
+            .map(|name| (at + 1, name))
     });
-    match named {
-        None => Finding::ok(HOSTS, format!("/etc/hosts names nothing in {}.", patient.zone)),
+    match found {
+        None => Finding::ok(HOSTS, format!("/etc/hosts has no name in {}.", input.zone)),
         Some((line, name)) => Finding::warning(
             HOSTS,
-            format!("/etc/hosts says in line {line} where {name} is: programs take that, and never ask svcdns for this name."),
+            format!(
+                "Line {line} of /etc/hosts has {name}: programs use that address, and do not \
+                 query svcdns for this name."
+            ),
         )
         .typing("sudoedit /etc/hosts"),
     }
 }
 
-fn nscd(root: &Root) -> Finding {
+fn check_nscd(root: &Root) -> Finding {
     if UnixStream::connect(root.path(NSCD_SOCKET)).is_err() {
-        return Finding::ok(NSCD, "nscd, which would answer in place of the name servers, does not run.");
+        return Finding::ok(NSCD, "nscd, which would cache host names, is not running.");
     }
     let conf = root.text("/etc/nscd.conf").unwrap_or_default();
-    let words = |line: &str| line.split('#').next().unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let setting = conf.lines().map(words).rfind(|words| words.len() >= 3 && words[0] == "enable-cache" && words[1] == "hosts");
+    let words = |line: &str| {
+        line.split('#')
+            .next()
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let setting = conf
+        .lines()
+        .map(words)
+        .rfind(|words| words.len() >= 3 && words[0] == "enable-cache" && words[1] == "hosts");
     match setting {
-        Some(words) if words[2] == "no" => Finding::ok(NSCD, "nscd runs, and leaves host names alone (`enable-cache hosts no`)."),
+        Some(words) if words[2] == "no" => Finding::ok(
+            NSCD,
+            "nscd is running, but does not cache host names (`enable-cache hosts no`).",
+        ),
         _ => Finding::warning(
             NSCD,
-            "nscd runs and remembers host names: an instance that has gone, and that a name did not exist, for longer than svcdns says.",
+            "nscd is running and caches host names for longer than the TTL of svcdns: programs \
+             may still use a stopped instance, or not find a new one.",
         )
         .typing("sudo nscd --invalidate=hosts")
-        .typing("sudo sed -i '/enable-cache.*hosts/s/yes/no/' /etc/nscd.conf && sudo systemctl restart nscd"),
+        .typing(
+            "sudo sed -i '/enable-cache.*hosts/s/yes/no/' /etc/nscd.conf && \
+             sudo systemctl restart nscd",
+        ),
     }
 }

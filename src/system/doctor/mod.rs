@@ -1,6 +1,7 @@
-//! What is wrong on the way of a lookup, as far as the machine itself shows it: from the C library to the name servers.
+//! The checks of `doctor` that concern the machine: from the C library to the name servers.
 //!
-//! Looks only. What was asked over the network, and what the running server says of itself, is handed in.
+//! The checks only read. The caller passes what needs the network: the responses of the name
+//! servers, and the state of the running server.
 
 mod library;
 mod path;
@@ -10,51 +11,51 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::{Machine, Root, Routes, Seen};
+use super::{Machine, ResolvedRoutes, Root, RuntimeState};
 
-/// What was found out about one step of the way.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The step: `nsswitch`, `resolv.conf`.
+    /// The name of the check, such as `nsswitch` or `resolv.conf`.
     pub check: &'static str,
-    /// How it is.
+    /// How bad it is.
     pub level: Level,
-    /// What was found, in one sentence or two.
+    /// What was found, in one or two sentences.
     pub says: String,
-    /// What to type, line by line; empty where nothing is to be done.
+    /// The command lines that the user should type; empty if there is nothing to do.
     #[serde(rename = "type")]
     pub to_type: Vec<String>,
 }
 
-/// How a step is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// Names are found, but not by all programs, or slowly, or not for long.
+    /// Names resolve, but slowly, with old data, or not for every program.
     Warning,
-    /// Names are not found.
+    /// Names do not resolve.
     Broken,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding of [`Level::Ok`].
     pub fn ok(check: &'static str, says: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, says: says.into(), to_type: Vec::new() }
     }
 
-    /// Worth a look.
+    /// Creates a finding of [`Level::Warning`].
     pub fn warning(check: &'static str, says: impl Into<String>) -> Self {
         Self { level: Level::Warning, ..Self::ok(check, says) }
     }
 
-    /// Names are not found for this.
+    /// Creates a finding of [`Level::Broken`].
     pub fn broken(check: &'static str, says: impl Into<String>) -> Self {
         Self { level: Level::Broken, ..Self::ok(check, says) }
     }
 
-    /// With one more line to type.
+    /// Adds a command line that the user should type.
     #[must_use]
     pub fn typing(mut self, line: impl Into<String>) -> Self {
         self.to_type.push(line.into());
@@ -62,62 +63,68 @@ impl Finding {
     }
 }
 
-/// What is looked at.
+/// The input of the checks.
 #[derive(Clone, Debug)]
-pub struct Patient<'a> {
-    /// Where the machine's files are.
+pub struct DoctorInput<'a> {
+    /// The root of the machine's files.
     pub root: &'a Root,
-    /// What runs.
-    pub seen: &'a Seen,
-    /// Who owns name resolution.
+    /// The processes and mounts.
+    pub state: &'a RuntimeState,
+    /// How the machine resolves names.
     pub machine: &'a Machine,
-    /// Where systemd-resolved sends questions; empty where it does not run.
-    pub routes: &'a Routes,
-    /// The first zone that svcdns serves, or would.
+    /// The routes of systemd-resolved; empty if it does not run.
+    pub routes: &'a ResolvedRoutes,
+    /// The first zone that svcdns serves, or would serve.
     pub zone: &'a str,
-    /// The running server, where there is one.
-    pub server: Option<Running<'a>>,
-    /// What each name server that was asked for our zone said: those that programs ask, in their order, and systemd-resolved's
-    /// own address where that runs.
-    pub replies: &'a [(IpAddr, Reply)],
+    /// The running server, if any.
+    pub server: Option<RunningServer<'a>>,
+    /// The result of a probe of each name server.
+    ///
+    /// The name servers of resolv.conf, in order, and the stub of systemd-resolved if that runs.
+    pub probes: &'a [(IpAddr, ProbeResult)],
 }
 
 /// The running server.
 #[derive(Clone, Copy, Debug)]
-pub struct Running<'a> {
-    /// Its process.
+pub struct RunningServer<'a> {
+    /// Its process ID.
     pub process: u32,
-    /// Where it answers.
+    /// The addresses on which it listens.
     pub listen: &'a [SocketAddr],
 }
 
-/// What a name server said when it was asked for the version of svcdns (`dns-version.<zone>`).
+/// The response of a name server to a query for `dns-version.<zone>` TXT.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// A svcdns, or somebody who passed the question on to one.
+pub enum ProbeResult {
+    /// The query reached a svcdns, directly or through a forwarder.
     Svcdns,
-    /// Something else: the response code as `dig` names it.
+    /// The query reached another server; the response code as `dig` prints it.
     Code(String),
-    /// Nothing.
-    Silence,
+    /// There was no response.
+    NoResponse,
 }
 
-/// Examines the machine's side, every step of it, in the order of the way.
-pub fn examine(patient: &Patient<'_>) -> Vec<Finding> {
-    let mut findings = library::examine(patient);
-    findings.extend(path::examine(patient));
-    findings.extend(port::examine(patient));
+/// Makes all checks, in the order in which a lookup passes the checked parts.
+pub fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
+    let mut findings = library::examine(input);
+    findings.extend(path::examine(input));
+    findings.extend(port::examine(input));
     findings
 }
 
-impl Patient<'_> {
-    /// What this name server said.
-    fn reply(&self, address: IpAddr) -> Option<&Reply> {
-        self.replies.iter().find(|(asked, _)| *asked == address).map(|(_, reply)| reply)
+impl DoctorInput<'_> {
+    /// Returns the result of the probe of a name server, if it was probed.
+    fn probe(&self, address: IpAddr) -> Option<&ProbeResult> {
+        self.probes.iter().find(|(probed, _)| *probed == address).map(|(_, result)| result)
     }
 
-    /// The name servers that programs ask: those in resolv.conf that count, or the one that stands for none.
+    /// Returns the name servers that the C library queries.
     fn name_servers(&self) -> Vec<IpAddr> {
         self.machine.file.conf().effective_servers()
+    }
+
+    /// Returns whether the running server listens on port 53 of this address.
+    fn listens_on(&self, address: IpAddr) -> bool {
+        self.server.is_some_and(|server| server.listen.contains(&SocketAddr::new(address, 53)))
     }
 }

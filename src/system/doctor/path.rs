@@ -1,193 +1,277 @@
-//! resolv.conf, the name servers in it, and systemd-resolved: whether questions for our zone come to svcdns.
+//! Checks of resolv.conf, its name servers and systemd-resolved: do queries reach svcdns?
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Finding, Level, Patient, Reply};
+use super::{DoctorInput, Finding, Level, ProbeResult};
 use crate::resolv_conf::{MAX_NAME_SERVERS, MAX_RESOLV_CONF_BYTES, RESOLV_CONF};
-use crate::system::resolved::is_exempt;
-use crate::system::{Kind, Owner, Reach, Scope};
+use crate::system::resolved_routes::is_exempt;
+use crate::system::{ResolvConfContent, ResolvedAccess, ResolvedScope, ResolverManager};
 
-const FILE: &str = "resolv.conf";
-const SERVERS: &str = "name servers";
+/// The checks of this file.
+const RESOLV_CONF_CHECK: &str = "resolv.conf";
+const NAME_SERVERS: &str = "name servers";
 const RESOLVED: &str = "systemd-resolved";
 
-/// Where systemd-resolved answers programs that know nothing of it.
-const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+/// The addresses of the stub of systemd-resolved.
+const STUBS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
-/// The most dots that a short name may have to be searched for first, without a question too many for `hello.svc`.
-const DOTS: u32 = 1;
+/// Limit for `ndots` up to which the search list comes after `hello.svc` itself.
+const MAX_NDOTS: u32 = 1;
 
-pub(super) fn examine(patient: &Patient<'_>) -> Vec<Finding> {
-    let mut findings = file(patient);
-    findings.extend(name_servers(patient));
-    findings.extend(resolved(patient));
+/// Commands suggested more than once.
+const INSTALL: &str = "sudo svcdns install";
+const RUN: &str = "svcdns run -- COMMAND   # for one command, nothing else changed";
+
+pub(super) fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
+    let mut findings = check_resolv_conf(input);
+    findings.extend(check_name_servers(input));
+    findings.extend(check_resolved(input));
     findings
 }
 
-fn file(patient: &Patient<'_>) -> Vec<Finding> {
-    let file = &patient.machine.file;
-    let leads = if file.is_link { format!("{RESOLV_CONF} (a link to {})", file.target.display()) } else { RESOLV_CONF.to_owned() };
-    let by_hand = "sudo svcdns install";
-    match &file.kind {
-        Kind::Ordinary(_) => {}
-        Kind::Missing => {
-            let says = format!("{leads} does not exist: programs ask 127.0.0.1 port 53.");
-            return vec![Finding::warning(FILE, says).typing(by_hand)];
+fn check_resolv_conf(input: &DoctorInput<'_>) -> Vec<Finding> {
+    let file = &input.machine.file;
+    let name = if file.is_link {
+        format!("{RESOLV_CONF} (a link to {})", file.target.display())
+    } else {
+        RESOLV_CONF.to_owned()
+    };
+    let unusable = |problem: String, command: &str| {
+        let says = format!("{name} {problem}.");
+        vec![Finding::broken(RESOLV_CONF_CHECK, says).typing(format!("{command} {RESOLV_CONF}"))]
+    };
+    match &file.content {
+        ResolvConfContent::File(_) => {}
+        ResolvConfContent::Missing => {
+            let says = format!("{name} does not exist: programs query 127.0.0.1 port 53.");
+            return vec![Finding::warning(RESOLV_CONF_CHECK, says).typing(INSTALL)];
         }
-        Kind::Unreadable(error) => {
-            return vec![Finding::broken(FILE, format!("{leads} cannot be read: {error}.")).typing(format!("ls -lL {RESOLV_CONF}"))];
+        ResolvConfContent::Unreadable(error) => {
+            return unusable(format!("cannot be read: {error}"), "ls -lL");
         }
-        Kind::NoFile => return vec![Finding::broken(FILE, format!("{leads} is not a file.")).typing(format!("ls -lL {RESOLV_CONF}"))],
-        Kind::TooLong => {
-            let says = format!("{leads} has more than {MAX_RESOLV_CONF_BYTES} bytes (a fixed limit): too long for a resolv.conf.");
-            return vec![Finding::broken(FILE, says).typing(format!("head {RESOLV_CONF}"))];
+        ResolvConfContent::NotAFile => return unusable("is not a file".to_owned(), "ls -lL"),
+        ResolvConfContent::TooLong => {
+            let problem = format!(
+                "has more than {MAX_RESOLV_CONF_BYTES} bytes (a fixed limit), too many for a \
+                 resolv.conf"
+            );
+            return unusable(problem, "head");
         }
     }
     let conf = file.conf();
-    let servers: Vec<String> = conf.name_servers().map(|server| server.address.to_string()).collect();
+    let servers: Vec<String> =
+        conf.name_servers().map(|server| server.address.to_string()).collect();
     let mut findings = Vec::new();
     if servers.is_empty() {
-        findings.push(Finding::warning(FILE, format!("{leads} names no name server: programs ask 127.0.0.1 port 53.")).typing(by_hand));
+        let says = format!("{name} has no name server: programs query 127.0.0.1 port 53.");
+        findings.push(Finding::warning(RESOLV_CONF_CHECK, says).typing(INSTALL));
     } else {
-        let owner = match patient.machine.owner {
-            Owner::Nobody => "nobody owns it".to_owned(),
-            owner => format!("its owner is {owner}"),
+        let manager = match input.machine.manager {
+            ResolverManager::Nothing => "no program manages the file".to_owned(),
+            manager => format!("name resolution is managed by {manager}"),
         };
-        findings.push(Finding::ok(FILE, format!("{leads} names {}; {owner}.", servers.join(", "))));
+        let says = format!("{name} names {}; {manager}.", servers.join(", "));
+        findings.push(Finding::ok(RESOLV_CONF_CHECK, says));
     }
     if servers.len() > MAX_NAME_SERVERS {
         let ignored = servers[MAX_NAME_SERVERS..].join(", ");
-        findings.push(Finding::warning(FILE, format!("Only the first {MAX_NAME_SERVERS} name servers count: {ignored} is never asked.")));
+        let says = format!(
+            "Programs use only the first {MAX_NAME_SERVERS} name servers, and never query \
+             {ignored}."
+        );
+        findings.push(Finding::warning(RESOLV_CONF_CHECK, says));
     }
     for (line, fault) in conf.faults() {
-        let says = format!("Line {line} of {RESOLV_CONF} is ignored by everybody: {fault}.");
-        findings.push(Finding::warning(FILE, says).typing(format!("sed -n {line}p {RESOLV_CONF}")));
+        let says = format!("Line {line} of {RESOLV_CONF} is ignored by all programs: {fault}.");
+        findings.push(
+            Finding::warning(RESOLV_CONF_CHECK, says)
+                .typing(format!("sed -n {line}p {RESOLV_CONF}")),
+        );
     }
     for option in conf.options() {
-        let dots = option.strip_prefix("ndots:").and_then(|dots| dots.parse::<u32>().ok());
-        if dots.is_some_and(|dots| dots > DOTS) && !conf.search().is_empty() {
+        let ndots = option.strip_prefix("ndots:").and_then(|dots| dots.parse::<u32>().ok());
+        if ndots.is_some_and(|ndots| ndots > MAX_NDOTS) && !conf.search().is_empty() {
             let says = format!(
-                "`options {option}` makes programs ask for hello.{zone}.{first} and the like before hello.{zone}: slow, and that answer wins. \
-                 A final dot (`hello.{zone}.`) avoids it.",
-                zone = patient.zone,
+                "Because of `options {option}`, programs first query the search list \
+                 (hello.{zone}.{first}), then hello.{zone}: lookups are slow, and the search list \
+                 takes precedence. A final dot (`hello.{zone}.`) avoids both.",
+                zone = input.zone,
                 first = conf.search()[0]
             );
-            findings.push(Finding::warning(FILE, says));
+            findings.push(Finding::warning(RESOLV_CONF_CHECK, says));
         }
         if option == "rotate" && servers.len() > 1 {
-            let says = "`options rotate` spreads questions over all name servers: those that do not know of svcdns get their share.";
-            findings.push(Finding::warning(FILE, says));
+            let says = "`options rotate` spreads queries over all name servers: some do not \
+                        reach svcdns.";
+            findings.push(Finding::warning(RESOLV_CONF_CHECK, says));
         }
     }
     findings
 }
 
-fn name_servers(patient: &Patient<'_>) -> Vec<Finding> {
-    let addresses = patient.name_servers();
-    let mut findings = Vec::new();
-    let is_ours = |address: IpAddr| patient.reply(address) == Some(&Reply::Svcdns);
-    for (at, &address) in addresses.iter().enumerate() {
-        let who = who(patient, address);
-        let zone = patient.zone;
-        let finding = match patient.reply(address) {
-            Some(Reply::Svcdns) if listens(patient, address) => Finding::ok(SERVERS, format!("{address} is svcdns itself.")),
-            Some(Reply::Svcdns) => Finding::ok(SERVERS, format!("{address}{who} passes questions for {zone} on to svcdns.")),
-            _ if at > 0 && is_ours(addresses[0]) => {
-                let says = format!(
-                    "{address}{who} knows nothing of svcdns, and is asked when the first name server does not answer. Programs with musl \
-                     (Alpine) ask all at once and take the first answer, which may be that {zone} does not exist."
-                );
-                Finding::warning(SERVERS, says)
+fn check_name_servers(input: &DoctorInput<'_>) -> Vec<Finding> {
+    let addresses = input.name_servers();
+    addresses
+        .iter()
+        .enumerate()
+        .map(|(at, &address)| check_name_server(input, &addresses, at, address))
+        .collect()
+}
+
+/// Checks the name server at this position of resolv.conf.
+fn check_name_server(
+    input: &DoctorInput<'_>,
+    all: &[IpAddr],
+    at: usize,
+    address: IpAddr,
+) -> Finding {
+    let (zone, program) = (input.zone, program_at(input, address));
+    let first_is_svcdns = input.probe(all[0]) == Some(&ProbeResult::Svcdns);
+    match input.probe(address) {
+        Some(ProbeResult::Svcdns) if input.listens_on(address) => {
+            Finding::ok(NAME_SERVERS, format!("{address} is svcdns itself."))
+        }
+        Some(ProbeResult::Svcdns) => Finding::ok(
+            NAME_SERVERS,
+            format!("{address}{program} forwards queries for {zone} to svcdns."),
+        ),
+        _ if at > 0 && first_is_svcdns => {
+            let says = format!(
+                "{address}{program} does not forward to svcdns, and is queried if the first name \
+                 server does not respond. Programs with musl (Alpine) query all name servers at \
+                 once and use the first response, which may say that {zone} does not exist."
+            );
+            Finding::warning(NAME_SERVERS, says)
+        }
+        Some(ProbeResult::Code(code)) if code == "REFUSED" && input.listens_on(address) => {
+            let says = format!(
+                "svcdns at {address} refuses queries from this machine: its access rules \
+                 (`allow`) exclude it."
+            );
+            Finding::broken(NAME_SERVERS, says).typing("svcdns check")
+        }
+        Some(ProbeResult::Code(code)) => {
+            let says = match code.as_str() {
+                "NXDOMAIN" | "NOERROR" => format!(
+                    "{address}{program} does not know {zone} ({code}): queries for it do not \
+                     reach svcdns."
+                ),
+                code => format!(
+                    "{address}{program} responds to queries for {zone} with {code}: they do not \
+                     reach svcdns."
+                ),
+            };
+            Finding { level: level_of_detour(input, at), ..Finding::warning(NAME_SERVERS, says) }
+                .typing(INSTALL)
+                .typing(RUN)
+        }
+        Some(ProbeResult::NoResponse) | None => {
+            let says = format!(
+                "Nothing responds at {address} port 53{program}: programs wait 5 seconds for it \
+                 at each lookup."
+            );
+            let level = level_of_detour(input, at);
+            let finding = Finding { level, ..Finding::warning(NAME_SERVERS, says) };
+            if address.is_loopback() {
+                finding.typing(INSTALL)
+            } else {
+                finding.typing(format!("ping {address}"))
             }
-            Some(Reply::Code(code)) if code == "REFUSED" && listens(patient, address) => Finding::broken(
-                SERVERS,
-                format!("svcdns at {address} refuses our questions: its access rules (`allow`) leave this machine out."),
-            )
-            .typing("svcdns check"),
-            Some(Reply::Code(code)) => {
-                let says = match code.as_str() {
-                    "NXDOMAIN" | "NOERROR" => {
-                        format!("{address}{who} says that nothing like {zone} exists: such questions never come to svcdns.")
-                    }
-                    code => format!("{address}{who} answers questions for {zone} with {code}: they do not come to svcdns."),
-                };
-                Finding { level: astray(patient, at), ..Finding::warning(SERVERS, says) }
-                    .typing("sudo svcdns install")
-                    .typing("svcdns run -- COMMAND   # for one command, nothing else changed")
-            }
-            Some(Reply::Silence) | None => {
-                let says = format!("Nobody answers at {address} port 53{who}: programs wait 5 seconds for it at each lookup.");
-                let finding = Finding { level: astray(patient, at), ..Finding::warning(SERVERS, says) };
-                if address.is_loopback() { finding.typing("sudo svcdns install") } else { finding.typing(format!("ping {address}")) }
-            }
-        };
-        findings.push(finding);
+        }
     }
-    findings
 }
 
-/// How bad it is that a name server does not lead to svcdns: the first is the one that counts, unless the C library asks
-/// systemd-resolved without it.
-fn astray(patient: &Patient<'_>, at: usize) -> Level {
-    let past_it = patient.machine.resolved.as_ref().is_some_and(|resolved| resolved.reach == Reach::Library);
-    if at > 0 || past_it { Level::Warning } else { Level::Broken }
+/// Returns how bad it is that a name server does not lead to svcdns.
+///
+/// Only the first one, at position 0, matters; not even that one, if the C library bypasses it
+/// through systemd-resolved.
+fn level_of_detour(input: &DoctorInput<'_>, at: usize) -> Level {
+    let is_bypassed = input
+        .machine
+        .resolved
+        .as_ref()
+        .is_some_and(|resolved| resolved.access == ResolvedAccess::GlibcOnly);
+    if at > 0 || is_bypassed { Level::Warning } else { Level::Broken }
 }
 
-/// Who answers at an address, in brackets, where that can be told.
-fn who(patient: &Patient<'_>, address: IpAddr) -> String {
-    if STUBS.contains(&address) && patient.machine.resolved.is_some() && !listens(patient, address) {
+/// Returns the program at an address, in parentheses; empty if unknown.
+fn program_at(input: &DoctorInput<'_>, address: IpAddr) -> String {
+    if STUBS.contains(&address) && input.machine.resolved.is_some() && !input.listens_on(address) {
         return " (systemd-resolved)".to_owned();
     }
-    let holder = super::port::holder(address).filter(|_| address.is_loopback());
-    holder.map_or_else(String::new, |holder| format!(" ({})", holder.command))
+    let owner = super::port::find_owner(address).filter(|_| address.is_loopback());
+    owner.map_or_else(String::new, |owner| format!(" ({})", owner.command))
 }
 
-fn listens(patient: &Patient<'_>, address: IpAddr) -> bool {
-    patient.server.is_some_and(|server| server.listen.contains(&SocketAddr::new(address, 53)))
-}
-
-fn resolved(patient: &Patient<'_>) -> Option<Finding> {
-    let resolved = patient.machine.resolved.as_ref()?;
-    match resolved.reach {
-        Reach::Nobody => return Some(Finding::ok(RESOLVED, "systemd-resolved runs, and no program is sent to it.")),
-        Reach::Uplink => {
-            return Some(Finding::ok(
-                RESOLVED,
-                format!("systemd-resolved runs, and {RESOLV_CONF} sends programs past it to its own servers."),
-            ));
+fn check_resolved(input: &DoctorInput<'_>) -> Option<Finding> {
+    let resolved = input.machine.resolved.as_ref()?;
+    match resolved.access {
+        ResolvedAccess::Unused => {
+            let says = "systemd-resolved is running, but no program uses it.";
+            return Some(Finding::ok(RESOLVED, says));
         }
-        Reach::Stub | Reach::Library => {}
+        ResolvedAccess::Bypassed => {
+            let says = format!(
+                "systemd-resolved is running, but programs bypass it: {RESOLV_CONF} names the \
+                 servers that it queries."
+            );
+            return Some(Finding::ok(RESOLVED, says));
+        }
+        ResolvedAccess::Stub | ResolvedAccess::GlibcOnly => {}
     }
-    let zone = patient.zone;
-    let routes = patient.routes.of(zone);
-    let named: Vec<&&Scope> = routes.iter().filter(|scope| scope.names(zone)).collect();
-    let leads = STUBS.iter().any(|stub| patient.reply(*stub) == Some(&Reply::Svcdns));
-    let validates = |scope: &&&Scope| scope.dnssec == "yes";
-    if let Some(scope) = named.iter().find(|scope| validates(scope)).filter(|_| !is_exempt(patient.root, zone)) {
+    let zone = input.zone;
+    let routes = input.routes.for_zone(zone);
+    let routed: Vec<&&ResolvedScope> = routes.iter().filter(|scope| scope.names(zone)).collect();
+    let reaches_svcdns = STUBS.iter().any(|stub| input.probe(*stub) == Some(&ProbeResult::Svcdns));
+    let validating =
+        routed.iter().find(|scope| scope.dnssec == "yes").filter(|_| !is_exempt(input.root, zone));
+    if let Some(scope) = validating {
         let says = format!(
-            "systemd-resolved validates answers ({}: DNSSEC=yes), and {zone} is a private zone that nobody can sign: it answers SERVFAIL for \
-             every name there.",
+            "systemd-resolved validates answers ({}: DNSSEC=yes), but {zone} is a private zone \
+             that cannot be signed: every name in it gets SERVFAIL.",
             scope.name
         );
-        let finding = if leads { Finding::warning(RESOLVED, says) } else { Finding::broken(RESOLVED, says) };
+        let finding = if reaches_svcdns {
+            Finding::warning(RESOLVED, says)
+        } else {
+            Finding::broken(RESOLVED, says)
+        };
         return Some(
             finding
                 .typing("sudo mkdir -p /etc/dnssec-trust-anchors.d")
-                .typing(format!("echo {zone} | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative"))
+                .typing(format!(
+                    "echo {zone} | sudo tee /etc/dnssec-trust-anchors.d/svcdns.negative"
+                ))
                 .typing("sudo systemctl restart systemd-resolved"),
         );
     }
-    if leads {
-        let by = named.iter().map(|scope| format!("{} to {}", scope.name, scope.servers.join(", "))).collect::<Vec<_>>().join("; ");
+    if reaches_svcdns {
+        let by = routed
+            .iter()
+            .map(|scope| format!("{} to {}", scope.name, scope.servers.join(", ")))
+            .collect::<Vec<_>>()
+            .join("; ");
         let by = if by.is_empty() { String::new() } else { format!(" ({by})") };
-        return Some(Finding::ok(RESOLVED, format!("systemd-resolved passes questions for {zone} on to svcdns{by}.")));
+        let says = format!("systemd-resolved forwards queries for {zone} to svcdns{by}.");
+        return Some(Finding::ok(RESOLVED, says));
     }
-    if named.is_empty() {
-        let says =
-            format!("Nobody told systemd-resolved that {zone} is to be asked of svcdns: it asks its other servers, which know no {zone}.");
-        return Some(Finding::broken(RESOLVED, says).typing("sudo svcdns install").typing("resolvectl domain"));
+    if routed.is_empty() {
+        let says = format!(
+            "systemd-resolved has no route for {zone} to svcdns: it queries its other servers, \
+             which do not know {zone}."
+        );
+        return Some(Finding::broken(RESOLVED, says).typing(INSTALL).typing("resolvectl domain"));
     }
-    let servers: Vec<String> = named.iter().flat_map(|scope| scope.servers.iter().cloned()).collect();
-    let says = format!("systemd-resolved sends questions for {zone} to {}, and gets no good answer from there.", servers.join(", "));
-    Some(Finding::broken(RESOLVED, says).typing("svcdns status").typing(format!("resolvectl query ns.{zone}")))
+    let servers: Vec<String> =
+        routed.iter().flat_map(|scope| scope.servers.iter().cloned()).collect();
+    let says = format!(
+        "systemd-resolved forwards queries for {zone} to {}, but they do not reach svcdns.",
+        servers.join(", ")
+    );
+    Some(
+        Finding::broken(RESOLVED, says)
+            .typing("svcdns status")
+            .typing(format!("resolvectl query ns.{zone}")),
+    )
 }

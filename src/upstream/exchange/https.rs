@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
 use super::packet::{Packet, ResponseMatch};
+use super::reconnect::{Answered, ConnectError, LostConnections, MAX_EXCLUSIVE_CONNECTIONS};
 use super::stream::{CONNECT_TIMEOUT, connect_tcp};
 use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
@@ -41,37 +43,64 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval of HTTP/2 pings on a connection in use, and time limit for the reply.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
-/// The HTTP/2 connection to one upstream, if it is open.
+/// The HTTP/2 connections to one upstream.
 #[derive(Debug)]
 pub(super) struct HttpsLink {
-    connection: Mutex<Option<HttpsConnection>>,
+    /// The connection that queries share, if it is open.
+    shared: Mutex<Option<HttpsConnection>>,
     slots: Arc<Semaphore>,
+    /// One permit for each connection with a single query.
+    exclusive_permits: Semaphore,
+    /// Number of responses that have arrived on all connections.
+    responses: AtomicUsize,
 }
 
 impl Default for HttpsLink {
     fn default() -> Self {
-        Self { connection: Mutex::new(None), slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)) }
+        Self {
+            shared: Mutex::new(None),
+            slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            exclusive_permits: Semaphore::new(MAX_EXCLUSIVE_CONNECTIONS),
+            responses: AtomicUsize::new(0),
+        }
     }
 }
 
 /// An open HTTP/2 connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct HttpsConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// When the connection was opened; identifies it.
-    opened: Instant,
+    /// Number of responses that have arrived; identifies the connection.
+    responses: Arc<AtomicUsize>,
     last_used: Instant,
+}
+
+impl HttpsConnection {
+    /// Returns the number of responses on this connection, and on all.
+    fn responses(&self, upstream: &Upstream) -> [usize; 2] {
+        [&*self.responses, &upstream.https.responses].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// Why one request gave no response.
+enum RequestError {
+    /// The connection ended before the response was complete, with the reason.
+    Disconnected(String),
+    /// Another connection would not help.
+    Failed(AttemptError),
 }
 
 /// Sends a query with id 0 (RFC 8484 section 4.1) and returns the response message.
 ///
-/// Opens a connection if there is none.
+/// Opens a connection if there is none. A query whose connection ends is asked again on the next
+/// one. An `exclusive` query shares its connection with no other if it can.
 ///
 /// # Errors
 /// Returns an error if the upstream cannot be reached or gives no valid response.
 pub(super) async fn exchange(
     upstream: &Arc<Upstream>,
     packet: Packet,
+    exclusive: bool,
 ) -> Result<Vec<u8>, AttemptError> {
     let slot =
         Arc::clone(&upstream.https.slots).try_acquire_owned().map_err(|_| AttemptError::Busy)?;
@@ -87,7 +116,7 @@ pub(super) async fn exchange(
                     QUERY_TIMEOUT.as_secs()
                 ))
             };
-            timeout(QUERY_TIMEOUT, send_query(&upstream, &packet))
+            timeout(QUERY_TIMEOUT, send_query(&upstream, &packet, exclusive))
                 .await
                 .unwrap_or_else(|_| Err(late()))
         }
@@ -97,35 +126,67 @@ pub(super) async fn exchange(
         .unwrap_or_else(|_| Err(AttemptError::Unreachable("the connection was closed".to_owned())))
 }
 
-/// Sends one query, again on a new connection if the server closed the old one.
-async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>, AttemptError> {
-    let sent = Instant::now();
-    upstream.health.record_query(sent);
+/// Sends one query, again on a new connection whenever the server closes the old one.
+async fn send_query(
+    upstream: &Arc<Upstream>,
+    packet: &Packet,
+    exclusive: bool,
+) -> Result<Vec<u8>, AttemptError> {
     let body = Bytes::copy_from_slice(&packet.bytes);
-    let (mut sender, opened) = sender(upstream).await?;
-    let response = match sender.send_request(request(upstream, body.clone())?).await {
-        Ok(response) => response,
-        // The server closed the connection just as the query was sent. Another query may have
-        // opened the next connection already.
-        Err(_) if opened < sent => {
-            upstream
-                .https
-                .connection
-                .lock()
-                .await
-                .take_if(|connection| connection.opened == opened);
-            let (mut sender, _) = self::sender(upstream).await?;
-            sender
-                .send_request(request(upstream, body)?)
-                .await
-                .map_err(|error| connection_error(&error))?
+    let mut lost = LostConnections::default();
+    loop {
+        let request = request(upstream, body.clone())?;
+        let sent = Instant::now();
+        upstream.health.record_query(sent);
+        let all_before = upstream.https.responses.load(Ordering::Relaxed);
+        let permit = (exclusive || lost.need_exclusive())
+            .then(|| upstream.https.exclusive_permits.try_acquire().ok())
+            .flatten();
+        let connection =
+            if permit.is_some() { open(upstream).await } else { shared(upstream).await };
+        let (reason, answered) = match connection {
+            Ok(mut connection) => {
+                let before = connection.responses(upstream);
+                match send_request(&mut connection.sender, request).await {
+                    Ok(message) => {
+                        connection.responses.fetch_add(1, Ordering::Relaxed);
+                        upstream.https.responses.fetch_add(1, Ordering::Relaxed);
+                        return accept(upstream, packet, sent, message);
+                    }
+                    Err(RequestError::Failed(error)) => return Err(error),
+                    Err(RequestError::Disconnected(reason)) => {
+                        forget(upstream, &connection).await;
+                        (reason, Answered::between(before, connection.responses(upstream)))
+                    }
+                }
+            }
+            Err(ConnectError { reason, closed: true }) => {
+                let after = upstream.https.responses.load(Ordering::Relaxed);
+                (reason, Answered::between([0, all_before], [0, after]))
+            }
+            Err(ConnectError { reason, closed: false }) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
+        };
+        match lost.record(answered) {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(AttemptError::Unreachable(reason)),
         }
-        Err(error) => return Err(connection_error(&error)),
-    };
+    }
+}
+
+/// Sends a request and reads the whole response.
+async fn send_request(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Bytes, RequestError> {
+    let bad = |reason: String| RequestError::Failed(AttemptError::BadResponse(reason.into()));
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| RequestError::Disconnected(connection_error(&error)))?;
     if response.status() != StatusCode::OK {
-        return Err(AttemptError::BadResponse(
-            format!("it responds with HTTP {}", response.status()).into(),
-        ));
+        return Err(bad(format!("it responds with HTTP {}", response.status())));
     }
     let kind = response
         .headers()
@@ -133,18 +194,24 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
         .and_then(|kind| kind.to_str().ok())
         .unwrap_or_default();
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(DNS_MESSAGE) {
-        return Err(AttemptError::BadResponse(
-            format!("its response has the type {kind:?} instead of {DNS_MESSAGE}").into(),
-        ));
+        return Err(bad(format!("its response has the type {kind:?} instead of {DNS_MESSAGE}")));
     }
-    let body = Limited::new(response.into_body(), MAX_TCP_BYTES).collect().await;
-    let message = body
-        .map_err(|error| {
-            AttemptError::BadResponse(
-                format!("its response is incomplete or too long: {error}").into(),
-            )
-        })?
-        .to_bytes();
+    match Limited::new(response.into_body(), MAX_TCP_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(match error.downcast_ref::<hyper::Error>() {
+            Some(error) => RequestError::Disconnected(connection_error(error)),
+            None => bad(format!("its response is too long: {error}")),
+        }),
+    }
+}
+
+/// Accepts the response to a query that was sent at `sent`.
+fn accept(
+    upstream: &Upstream,
+    packet: &Packet,
+    sent: Instant,
+    message: Bytes,
+) -> Result<Vec<u8>, AttemptError> {
     let now = Instant::now();
     upstream.health.record_response(now.saturating_duration_since(sent), now);
     match packet.match_response(&message) {
@@ -157,10 +224,10 @@ async fn send_query(upstream: &Arc<Upstream>, packet: &Packet) -> Result<Vec<u8>
 }
 
 /// Describes a broken HTTP/2 connection with its cause.
-fn connection_error(error: &hyper::Error) -> AttemptError {
+fn connection_error(error: &hyper::Error) -> String {
     let cause =
         std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    AttemptError::Unreachable(format!("the HTTPS connection broke: {error}{cause}"))
+    format!("the HTTPS connection broke: {error}{cause}")
 }
 
 /// Builds the POST request for a query.
@@ -183,32 +250,38 @@ fn request(upstream: &Upstream, body: Bytes) -> Result<Request<Full<Bytes>>, Att
     })
 }
 
-/// Returns a handle to the open connection and the time when it was opened.
-async fn sender(
-    upstream: &Arc<Upstream>,
-) -> Result<(SendRequest<Full<Bytes>>, Instant), AttemptError> {
+/// Returns the shared connection, and opens it if necessary.
+async fn shared(upstream: &Arc<Upstream>) -> Result<HttpsConnection, ConnectError> {
     // The lock is held while connecting, so that other queries wait for the same connection.
-    let mut connection = upstream.https.connection.lock().await;
-    if let Some(connection) = connection.as_mut().filter(|connection| {
+    let mut shared = upstream.https.shared.lock().await;
+    if let Some(connection) = shared.as_mut().filter(|connection| {
         !connection.sender.is_closed() && connection.last_used.elapsed() < IDLE_TIMEOUT
     }) {
         connection.last_used = Instant::now();
-        return Ok((connection.sender.clone(), connection.opened));
+        return Ok(connection.clone());
     }
-    *connection = None;
+    *shared = None;
+    Ok(shared.insert(open(upstream).await?).clone())
+}
+
+/// Stops sharing a connection that has ended, unless another one has replaced it.
+async fn forget(upstream: &Upstream, ended: &HttpsConnection) {
+    let mut shared = upstream.https.shared.lock().await;
+    shared.take_if(|connection| Arc::ptr_eq(&connection.responses, &ended.responses));
+}
+
+/// Opens a connection within [`CONNECT_TIMEOUT`].
+async fn open(upstream: &Upstream) -> Result<HttpsConnection, ConnectError> {
     let late = || format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
-    let connected =
-        timeout(CONNECT_TIMEOUT, connect(upstream)).await.unwrap_or_else(|_| Err(late()));
-    let sender = connected.map_err(AttemptError::Unreachable)?;
-    let opened = Instant::now();
-    *connection = Some(HttpsConnection { sender: sender.clone(), opened, last_used: opened });
-    Ok((sender, opened))
+    let sender =
+        timeout(CONNECT_TIMEOUT, connect(upstream)).await.unwrap_or_else(|_| Err(late().into()))?;
+    Ok(HttpsConnection { sender, responses: Arc::default(), last_used: Instant::now() })
 }
 
 /// Opens an HTTP/2 connection to the upstream.
-async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String> {
+async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, ConnectError> {
     let Protocol::Https { name, .. } = &upstream.target.protocol else {
-        return Err("it is not configured for HTTPS".to_owned());
+        return Err("it is not configured for HTTPS".to_owned().into());
     };
     let stream = connect_tcp(upstream).await?;
     let stream = upstream
@@ -217,7 +290,7 @@ async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, String
         .handshake(stream, name.as_deref(), upstream.target.address.ip(), true)
         .await?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("it does not offer HTTP/2, which DNS over HTTPS requires".to_owned());
+        return Err("it does not offer HTTP/2, which DNS over HTTPS requires".to_owned().into());
     }
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);

@@ -4,28 +4,38 @@
 //! configured, and padding where the transport is encrypted. A response keeps its id; its question
 //! section gets the original letter case back.
 
+mod datagram;
 mod https;
+mod one_shot;
 mod packet;
 mod pending;
+mod probe;
+mod reconnect;
 mod stream;
 mod tls;
 mod udp;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
 
+use packet::is_truncated;
 pub(super) use packet::{Outgoing, UpstreamResponse};
 pub use tls::CaFileError;
 pub(super) use tls::check_ca_file;
 pub(super) use udp::Sockets;
 
+use self::datagram::MAX_UDP_RESPONSE_BYTES;
 use self::https::HttpsLink;
 use self::pending::PendingOutcome;
 use self::stream::StreamLink;
@@ -33,6 +43,7 @@ use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
 use super::loop_marks::LoopMarks;
 use super::{Protocol, Target};
+use crate::name::Name;
 use crate::wire::MAX_UDP_BYTES;
 
 /// Consecutive case mismatches after which query names keep their letter case.
@@ -41,12 +52,24 @@ const MAX_CASE_MISMATCHES: u8 = 3;
 /// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Limit of sockets with one query each, for all lanes and upstreams.
+///
+/// They never take more than a quarter of the descriptors that the process may open.
+const MAX_ONE_SHOT_SOCKETS: usize = 4096;
+
+/// Limit of descriptors if the kernel does not tell it: an old seccomp filter may be in the way.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
     /// Runtime of the connections, which all lanes share and which outlive any lane.
     runtime: Handle,
     trust_anchors: TrustAnchors,
+    /// Notified when an upstream comes back to life or turns out to be unreachable.
+    health_changed: Arc<Notify>,
+    /// One permit for each descriptor of a [`OneShotSocket`](one_shot::OneShotSocket).
+    one_shot_permits: Arc<Semaphore>,
 }
 
 impl Connector {
@@ -54,7 +77,15 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { runtime, trust_anchors: TrustAnchors::new(ca_file) })
+        let descriptors =
+            getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
+        let permits = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            runtime,
+            trust_anchors: TrustAnchors::new(ca_file),
+            health_changed: Arc::default(),
+            one_shot_permits: Arc::new(Semaphore::new(permits.min(MAX_ONE_SHOT_SOCKETS))),
+        })
     }
 }
 
@@ -69,6 +100,13 @@ pub(super) struct Upstream {
     https: HttpsLink,
     /// Number of consecutive responses whose question differs in letter case.
     case_mismatches: AtomicU8,
+    /// Whether a response had an OPT record since EDNS was last disabled.
+    speaks_edns: AtomicBool,
+    /// The query of probes, with an OPT record.
+    probe_query: Outgoing,
+    /// The first query that the upstream answered with records, for probes.
+    answered_query: OnceLock<Outgoing>,
+    /// Which queries the upstream sends back to svcdns.
     loops: LoopMarks,
 }
 
@@ -98,6 +136,9 @@ pub(super) enum QueryFailure {
     /// No upstream answered in time.
     #[error("no upstream answered in time")]
     TimedOut,
+    /// All upstreams are dead, and none came back to life in time.
+    #[error("all upstreams are dead")]
+    Dead,
     /// No upstream could be reached.
     #[error("no upstream can be reached")]
     Unreachable,
@@ -115,24 +156,55 @@ pub(super) enum AttemptError {
     /// The response is invalid, with the reason.
     #[error("{0}")]
     BadResponse(Cow<'static, str>),
+    /// The response is no well-formed message.
+    #[error("its response is malformed")]
+    Malformed,
     /// Too many queries are in flight, or local resources are exhausted.
     #[error("too many queries are in flight")]
     Busy,
 }
 
+impl AttemptError {
+    /// Makes the error of a UDP socket's system call.
+    fn of_socket(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // Local resource exhaustion, not an upstream failure. EAGAIN: no port is free.
+            Some(
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN,
+            ) => Self::Busy,
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
+}
+
 impl Upstream {
-    /// Makes an upstream of unknown health, without opening a socket.
+    /// Makes an upstream that may know all names.
+    #[cfg(test)]
     pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
+        Self::for_domain(target, connector, &Name::ROOT)
+    }
+
+    /// Makes an upstream of unknown health, without opening a socket.
+    ///
+    /// Probes ask for `domain`, the only one that the upstream has to know.
+    pub(super) fn for_domain(
+        target: Target,
+        connector: Arc<Connector>,
+        domain: &Name,
+    ) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             serial,
-            health: Health::new(target.to_string()),
+            health: Health::new(target.to_string(), Arc::clone(&connector.health_changed)),
             target,
             connector,
             link: StreamLink::default(),
             https: HttpsLink::default(),
             case_mismatches: AtomicU8::new(0),
+            speaks_edns: AtomicBool::new(false),
+            probe_query: Outgoing::probe(domain),
+            answered_query: OnceLock::new(),
             loops: LoopMarks::default(),
         })
     }
@@ -145,6 +217,16 @@ impl Upstream {
     /// Returns the upstream's measurements.
     pub(super) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Returns the event that an upstream of the same connector came to life or became unreachable.
+    pub(super) fn health_changed(&self) -> &Notify {
+        &self.connector.health_changed
+    }
+
+    /// Returns whether queries have EDNS and the upstream is known to answer them.
+    pub(super) fn speaks_edns(&self) -> bool {
+        self.speaks_edns.load(Ordering::Relaxed)
     }
 
     /// Returns whether the upstream's address is private, loopback or link-local.
@@ -193,23 +275,68 @@ impl Upstream {
 impl Sockets {
     /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// An upstream that rejects EDNS is asked again without it (RFC 6891 section 7), and from then
-    /// on at the first attempt.
+    /// A query that fails with EDNS is repeated without it (RFC 6891 section 7). If that helps, and
+    /// EDNS turns out to be the cause, the upstream's next queries have no EDNS.
     pub(super) async fn attempt(
         &self,
         upstream: &Arc<Upstream>,
         outgoing: &Outgoing,
     ) -> Result<UpstreamResponse, AttemptError> {
         let edns = outgoing.has_opt() && !upstream.health.is_edns_disabled(Instant::now());
-        let response = self.send_once(upstream, outgoing, edns).await?;
-        if !(edns && response.rejects_edns()) {
-            return Ok(response);
+        let result = self.send_once(upstream, outgoing, edns).await;
+        if let Ok(response) = &result
+            && upstream.answered_query.get().is_none()
+            && response.has_answers()
+        {
+            // Another query may have set it this moment, which is as good.
+            let _ = upstream.answered_query.set(outgoing.clone());
         }
-        let plain = self.send_once(upstream, outgoing, false).await?;
-        if !plain.rejects_edns() {
-            upstream.health.disable_edns(Instant::now());
+        if !edns {
+            return result;
         }
-        Ok(plain)
+        match &result {
+            Ok(response) if !response.may_reject_edns() => {
+                if response.has_opt() && !upstream.speaks_edns() {
+                    upstream.speaks_edns.store(true, Ordering::Relaxed);
+                }
+                result
+            }
+            Ok(_) | Err(AttemptError::Malformed) => {
+                // Boxed because it is rare: other attempts must not reserve room for its future.
+                Box::pin(self.retry_without_edns(upstream, outgoing, result)).await
+            }
+            Err(_) => result,
+        }
+    }
+
+    /// Sends a query without EDNS and waits for the response, without a time limit.
+    pub(super) async fn attempt_without_edns(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        self.send_once(upstream, outgoing, false).await
+    }
+
+    /// Repeats a query without EDNS; `failed` is what came of it with EDNS.
+    async fn retry_without_edns(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        failed: Result<UpstreamResponse, AttemptError>,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        let plain = self.send_once(upstream, outgoing, false).await;
+        let rejected = failed.as_ref().is_ok_and(UpstreamResponse::rejects_edns);
+        match &plain {
+            Ok(response) if !response.may_reject_edns() => {
+                upstream.check_edns();
+                plain
+            }
+            // A refusal of the query itself, which may carry an extended error.
+            _ if failed.is_ok() && !rejected => failed,
+            Ok(_) => plain,
+            Err(_) => failed.or(plain),
+        }
     }
 
     /// Sends the query once over the upstream's protocol.
@@ -222,15 +349,14 @@ impl Sockets {
         match &upstream.target.protocol {
             Protocol::Plain => self.over_udp_then_tcp(upstream, outgoing, edns).await,
             // Boxed, so that the more common UDP exchange does not reserve room for their futures.
-            Protocol::Tcp => Box::pin(over_stream(upstream, outgoing, edns, false)).await,
-            Protocol::Tls { .. } => Box::pin(over_stream(upstream, outgoing, edns, true)).await,
+            Protocol::Tcp => Box::pin(self.over_stream(upstream, outgoing, edns, false)).await,
+            Protocol::Tls { .. } => {
+                Box::pin(self.over_stream(upstream, outgoing, edns, true)).await
+            }
             Protocol::Https { .. } => {
-                let message =
-                    Box::pin(https::exchange(upstream, outgoing.to_packet(edns, false, true)))
-                        .await?;
-                outgoing
-                    .read(message)
-                    .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+                let packet = outgoing.to_packet(edns, false, true);
+                let message = Box::pin(https::exchange(upstream, packet, self.exclusive)).await?;
+                outgoing.read(message).ok_or(AttemptError::Malformed)
             }
         }
     }
@@ -245,7 +371,7 @@ impl Sockets {
         edns: bool,
     ) -> Result<UpstreamResponse, AttemptError> {
         if outgoing.message().len() > MAX_UDP_BYTES {
-            return Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+            return Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         }
         let random_case = outgoing.random_case()
             && upstream.case_mismatches.load(Ordering::Relaxed) < MAX_CASE_MISMATCHES;
@@ -255,14 +381,20 @@ impl Sockets {
                 if random_case {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
-                // A malformed response may have been cut on the way: TCP decides.
-                if let Some(response) = outgoing.read(message) {
+                let may_be_cut = message.len() >= MAX_UDP_RESPONSE_BYTES || is_truncated(&message);
+                // A malformed response may have been cut on the way: TCP decides. Otherwise EDNS
+                // may be the cause.
+                let response = outgoing.read(message);
+                if response.is_none() && edns && !may_be_cut {
+                    return Err(AttemptError::Malformed);
+                }
+                if let Some(response) = response {
                     if !response.is_truncated() {
                         return Ok(response);
                     }
                     let complete = Box::pin(tokio::time::timeout(
                         TCP_RETRY_TIMEOUT,
-                        over_stream(upstream, outgoing, edns, false),
+                        self.over_stream(upstream, outgoing, edns, false),
                     ))
                     .await;
                     let reason = match complete {
@@ -279,9 +411,11 @@ impl Sockets {
             }
             PendingOutcome::CaseMismatch(_) => case_mismatch = true,
             PendingOutcome::Suspicious => {}
-            PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
         }
-        let response = Box::pin(over_stream(upstream, outgoing, edns, false)).await;
+        let response = Box::pin(self.over_stream(upstream, outgoing, edns, false)).await;
         if case_mismatch && response.is_err() {
             upstream.case_mismatches.fetch_add(1, Ordering::Relaxed);
             return Err(AttemptError::BadResponse(
@@ -290,32 +424,34 @@ impl Sockets {
         }
         response
     }
-}
 
-/// Queries over TCP or TLS.
-async fn over_stream(
-    upstream: &Arc<Upstream>,
-    outgoing: &Outgoing,
-    edns: bool,
-    padded: bool,
-) -> Result<UpstreamResponse, AttemptError> {
-    // An off-path attacker cannot inject into a connection. The case is randomized over TCP only to
-    // learn whether the upstream echoes it.
-    let random_case = outgoing.random_case() && !padded;
-    let message = match stream::exchange(upstream, &outgoing.to_packet(edns, random_case, padded))
-        .await?
-    {
-        PendingOutcome::Response(message) => message,
-        PendingOutcome::CaseMismatch(message) => {
-            upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
-            message
-        }
-        PendingOutcome::Suspicious => {
-            return Err(AttemptError::BadResponse("its response does not match the query".into()));
-        }
-        PendingOutcome::Unreachable(reason) => return Err(AttemptError::Unreachable(reason)),
-    };
-    outgoing
-        .read(message)
-        .ok_or_else(|| AttemptError::BadResponse("its response is malformed".into()))
+    /// Queries over TCP or TLS.
+    async fn over_stream(
+        &self,
+        upstream: &Arc<Upstream>,
+        outgoing: &Outgoing,
+        edns: bool,
+        padded: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        // An off-path attacker cannot inject into a connection. The case is randomized over TCP
+        // only to learn whether the upstream echoes it.
+        let random_case = outgoing.random_case() && !padded;
+        let packet = outgoing.to_packet(edns, random_case, padded);
+        let message = match stream::exchange(upstream, &packet, self.exclusive).await? {
+            PendingOutcome::Response(message) => message,
+            PendingOutcome::CaseMismatch(message) => {
+                upstream.case_mismatches.store(MAX_CASE_MISMATCHES, Ordering::Relaxed);
+                message
+            }
+            PendingOutcome::Suspicious => {
+                return Err(AttemptError::BadResponse(
+                    "its response does not match the query".into(),
+                ));
+            }
+            PendingOutcome::Unreachable(reason) | PendingOutcome::Disconnected(reason) => {
+                return Err(AttemptError::Unreachable(reason));
+            }
+        };
+        outgoing.read(message).ok_or(AttemptError::Malformed)
+    }
 }

@@ -2,7 +2,11 @@
 
 use rand::Rng;
 
-use crate::wire::{HEADER_BYTES, MAX_TCP_BYTES, flags, question_end, rcode, records, u16_at};
+use crate::name::Name;
+use crate::wire::{
+    HEADER_BYTES, MAX_TCP_BYTES, MAX_UDP_BYTES, Section, flags, put_u16, question_end, rcode,
+    records, rtype, u16_at,
+};
 
 /// Code of the EDNS padding option (RFC 7830).
 const PADDING_OPTION: u16 = 12;
@@ -41,13 +45,39 @@ impl Outgoing {
         Some(Self { message, question_end: end, opt, random_case })
     }
 
+    /// Makes a query for the NS records of `domain`, with RD and an OPT record.
+    pub(super) fn probe(domain: &Name) -> Self {
+        let mut message = Vec::with_capacity(HEADER_BYTES + domain.as_wire().len() + 4 + 11);
+        for word in [0, flags::RD, 1, 0, 0, 1] {
+            put_u16(&mut message, word);
+        }
+        message.extend_from_slice(domain.as_wire());
+        put_u16(&mut message, rtype::NS);
+        put_u16(&mut message, rtype::IN);
+        let end = message.len();
+        message.push(0);
+        put_u16(&mut message, rtype::OPT);
+        put_u16(&mut message, u16::try_from(MAX_UDP_BYTES).unwrap_or(512));
+        message.extend_from_slice(&[0; 6]);
+        let opt = Some((end, message.len()));
+        Self { message, question_end: end, opt, random_case: false }
+    }
+
     /// Returns the whole message.
     pub(in crate::upstream) fn message(&self) -> &[u8] {
         &self.message
     }
 
+    /// Returns whether the query wants DNSSEC records (DO).
+    pub(in crate::upstream) fn wants_dnssec(&self) -> bool {
+        // DO is the first bit of the third byte of OPT's TTL, which follows owner, type and class.
+        self.opt.is_some_and(|(start, _)| {
+            self.message.get(start + 7).is_some_and(|byte| byte & 0x80 != 0)
+        })
+    }
+
     /// Returns whether the query has an OPT record.
-    pub(super) fn has_opt(&self) -> bool {
+    pub(in crate::upstream) fn has_opt(&self) -> bool {
         self.opt.is_some()
     }
 
@@ -116,6 +146,9 @@ impl Outgoing {
         for record in records(&message, end) {
             let record = record.ok()?;
             if record.is_opt() {
+                if opt || record.section != Section::Additional {
+                    return None;
+                }
                 // OPT holds the upper eight bits of the code in the first byte of its TTL field.
                 rcode |= u16::from(record.ttl.to_be_bytes()[0]) << 4;
                 opt = true;
@@ -126,6 +159,11 @@ impl Outgoing {
             .copy_from_slice(&self.message[HEADER_BYTES..self.question_end]);
         Some(UpstreamResponse { message, rcode, opt })
     }
+}
+
+/// Returns whether the message says that it is truncated (TC).
+pub(super) fn is_truncated(message: &[u8]) -> bool {
+    u16_at(message, 2).unwrap_or_default() & flags::TC != 0
 }
 
 /// Randomizes the case of the letters in `name`; length bytes are below any letter.
@@ -227,7 +265,17 @@ pub(in crate::upstream) struct UpstreamResponse {
 impl UpstreamResponse {
     /// Returns whether the response is truncated (TC).
     pub(in crate::upstream) fn is_truncated(&self) -> bool {
-        u16_at(&self.message, 2).unwrap_or_default() & flags::TC != 0
+        is_truncated(&self.message)
+    }
+
+    /// Returns whether the response has an OPT record.
+    pub(super) fn has_opt(&self) -> bool {
+        self.opt
+    }
+
+    /// Returns whether the answer section has records.
+    pub(super) fn has_answers(&self) -> bool {
+        u16_at(&self.message, 6).unwrap_or_default() > 0
     }
 
     /// Returns whether the response is conclusive: the name exists or it does not.
@@ -235,11 +283,20 @@ impl UpstreamResponse {
         matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)
     }
 
-    /// Returns whether the response may be a rejection of EDNS (RFC 6891 section 7).
+    /// Returns whether the response rejects EDNS (RFC 6891 section 7).
     ///
     /// An upstream that knows EDNS sends an OPT record even with an error.
     pub(super) fn rejects_edns(&self) -> bool {
         matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP) && !self.opt
             || self.rcode == rcode::BADVERS
+    }
+
+    /// Returns whether EDNS may be the cause of the response code.
+    ///
+    /// Some upstreams copy the OPT record of a query that they do not understand; some reject it
+    /// with REFUSED or SERVFAIL.
+    pub(super) fn may_reject_edns(&self) -> bool {
+        matches!(self.rcode, rcode::FORMERR | rcode::NOTIMP | rcode::BADVERS)
+            || matches!(self.rcode, rcode::REFUSED | rcode::SERVFAIL) && !self.opt
     }
 }

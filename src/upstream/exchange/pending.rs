@@ -18,14 +18,19 @@ pub(super) enum PendingOutcome {
     CaseMismatch(Vec<u8>),
     /// Too many unexpected packets: an attacker may be guessing, so retry over TCP.
     Suspicious,
-    /// The upstream cannot be reached or closed the connection, with the reason.
+    /// The upstream cannot be reached, with the reason.
     Unreachable(String),
+    /// The connection ended before the response arrived, with the reason: another may do.
+    Disconnected(String),
 }
 
 /// How long an abandoned query stays in the table.
 ///
 /// A late response still shows that the upstream is alive.
 pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
+
+/// Number of unexpected packets after which the pending queries move to TCP.
+pub(super) const MAX_STRAYS: u32 = 3;
 
 /// The pending queries by message id, shared by their senders and the reader.
 #[derive(Debug)]

@@ -1,20 +1,23 @@
 //! DNS over TCP and TLS: one connection for each upstream, with pipelined queries.
 //!
-//! RFC 7766 section 6.2.1 asks for the reuse and section 6.2.1.1 for the pipelining.
+//! RFC 7766 section 6.2.1 asks for the reuse and section 6.2.1.1 for the pipelining. Queries in
+//! flight on a connection that ends are asked again on a new one.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::packet::Packet;
-use super::pending::{Delivery, Pending, PendingOutcome};
-use super::udp::MAX_STRAYS;
+use super::pending::{Delivery, MAX_STRAYS, Pending, PendingOutcome};
+use super::reconnect::{Answered, ConnectError, LostConnections, MAX_EXCLUSIVE_CONNECTIONS};
 use super::{AttemptError, Upstream};
 use crate::upstream::Protocol;
 use crate::wire::HEADER_BYTES;
@@ -36,80 +39,147 @@ const IO_TIMEOUT: Duration = Duration::from_secs(3);
 /// RFC 7766 section 6.2.3 recommends a few seconds.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The connection to one upstream, if it is open.
-#[derive(Debug, Default)]
-pub(super) struct StreamLink(Mutex<Option<Arc<UpstreamConnection>>>);
+/// Time to read what has arrived when a write fails.
+const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The connections to one upstream.
+#[derive(Debug)]
+pub(super) struct StreamLink {
+    /// The connection that queries share, if it is open.
+    shared: Mutex<Option<Arc<UpstreamConnection>>>,
+    /// One permit for each connection with a single query.
+    exclusive_permits: Arc<Semaphore>,
+    /// Number of responses that have arrived on all connections.
+    responses: AtomicUsize,
+}
+
+impl Default for StreamLink {
+    fn default() -> Self {
+        Self {
+            shared: Mutex::default(),
+            exclusive_permits: Arc::new(Semaphore::new(MAX_EXCLUSIVE_CONNECTIONS)),
+            responses: AtomicUsize::new(0),
+        }
+    }
+}
 
 /// A connection as queries see it; a task of its own reads and writes.
 #[derive(Debug)]
 struct UpstreamConnection {
     pending: Pending,
     queue: mpsc::Sender<Vec<u8>>,
-    /// Whether a response has arrived on this connection.
-    has_answered: AtomicBool,
+    /// Number of responses that have arrived on this connection.
+    responses: AtomicUsize,
+    /// Permit of a connection that ends with its first response.
+    exclusive: Option<OwnedSemaphorePermit>,
 }
 
 /// Queries on the upstream's connection and opens one if there is none.
+///
+/// A query whose connection ends is asked again on the next one. An `exclusive` query shares its
+/// connection with no other if it can.
 ///
 /// # Errors
 /// Returns [`AttemptError::Busy`] if too many queries are in flight.
 pub(super) async fn exchange(
     upstream: &Arc<Upstream>,
     packet: &Packet,
+    exclusive: bool,
 ) -> Result<PendingOutcome, AttemptError> {
-    let mut may_retry = true;
+    let mut lost = LostConnections::default();
     loop {
-        let connection = upstream.link.connection(upstream);
-        let has_answered = connection.has_answered.load(Ordering::Relaxed);
-        let now = Instant::now();
-        let reply = {
-            let mut table = connection.pending.lock();
-            if table.is_closed() {
-                // The connection was closed this moment: take the next one.
-                continue;
-            }
-            let id = table.free_id(now).ok_or(AttemptError::Busy)?;
-            let packet = packet.with_id(id);
-            connection.queue.try_send(packet.framed()).map_err(|_| AttemptError::Busy)?;
-            // The health must know of the query before its response can arrive: otherwise the
-            // upstream would seem to owe a response for ever.
-            upstream.health.record_query(now);
-            table.insert(id, packet, now)
+        let connection = upstream.link.connection(upstream, exclusive || lost.need_exclusive());
+        let before = connection.responses(upstream);
+        // Without a receiver, the connection ended this moment: take the next one.
+        let Some(reply) = connection.send(upstream, packet)? else { continue };
+        let reason = match reply.await {
+            Ok(PendingOutcome::Disconnected(reason)) => reason,
+            Ok(outcome) => return Ok(outcome),
+            Err(_) => "the connection was closed".to_owned(),
         };
-        drop(connection);
-        match reply
-            .await
-            .unwrap_or_else(|_| PendingOutcome::Unreachable("the connection was closed".to_owned()))
-        {
-            // Either side may close an idle connection at any time, also as a query is sent.
-            PendingOutcome::Unreachable(_) if has_answered && may_retry => may_retry = false,
-            reply => return Ok(reply),
+        match lost.record(Answered::between(before, connection.responses(upstream))) {
+            Some(pause) if pause.is_zero() => {}
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Ok(PendingOutcome::Unreachable(reason)),
         }
     }
 }
 
 impl StreamLink {
     /// Returns the open connection, or starts to open a new one.
-    fn connection(&self, upstream: &Arc<Upstream>) -> Arc<UpstreamConnection> {
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    ///
+    /// An `exclusive` one is always new, unless there are too many of them.
+    fn connection(&self, upstream: &Arc<Upstream>, exclusive: bool) -> Arc<UpstreamConnection> {
+        if exclusive && let Ok(permit) = Arc::clone(&self.exclusive_permits).try_acquire_owned() {
+            return UpstreamConnection::open(upstream, Some(permit));
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) =
-            current.as_ref().filter(|connection| !connection.pending.is_closed())
+            shared.as_ref().filter(|connection| !connection.pending.is_closed())
         {
             return Arc::clone(connection);
         }
+        Arc::clone(shared.insert(UpstreamConnection::open(upstream, None)))
+    }
+}
+
+impl UpstreamConnection {
+    /// Starts to open a connection; queries can be sent at once.
+    fn open(upstream: &Arc<Upstream>, exclusive: Option<OwnedSemaphorePermit>) -> Arc<Self> {
         let (queue, queued) = mpsc::channel(MAX_IN_FLIGHT);
-        let connection = Arc::new(UpstreamConnection {
+        let connection = Arc::new(Self {
             pending: Pending::new(MAX_IN_FLIGHT),
             queue,
-            has_answered: AtomicBool::new(false),
+            responses: AtomicUsize::new(0),
+            exclusive,
         });
-        *current = Some(Arc::clone(&connection));
         upstream.connector.runtime.spawn(run_connection(
             Arc::clone(&connection),
             Arc::clone(upstream),
             queued,
         ));
         connection
+    }
+
+    /// Sends a query under a free id and returns the receiver of its outcome.
+    ///
+    /// Returns `None` if the connection has ended.
+    fn send(
+        &self,
+        upstream: &Upstream,
+        packet: &Packet,
+    ) -> Result<Option<oneshot::Receiver<PendingOutcome>>, AttemptError> {
+        let now = Instant::now();
+        let mut table = self.pending.lock();
+        if table.is_closed() {
+            return Ok(None);
+        }
+        let id = table.free_id(now).ok_or(AttemptError::Busy)?;
+        let packet = packet.with_id(id);
+        match self.queue.try_send(packet.framed()) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(AttemptError::Busy),
+            Err(TrySendError::Closed(_)) => {
+                // The task of the connection is about to close the table.
+                drop(table);
+                self.disconnect();
+                return Ok(None);
+            }
+        }
+        // The health must know of the query before its response can arrive: otherwise the
+        // upstream would seem to owe a response for ever.
+        upstream.health.record_query(now);
+        Ok(Some(table.insert(id, packet, now)))
+    }
+
+    /// Returns the number of responses on this connection, and on all.
+    fn responses(&self, upstream: &Upstream) -> [usize; 2] {
+        [&self.responses, &upstream.link.responses].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Ends all queries in flight, which are then asked again elsewhere.
+    fn disconnect(&self) {
+        self.pending.close(|| PendingOutcome::Disconnected("the connection was closed".to_owned()));
     }
 }
 
@@ -124,7 +194,8 @@ async fn run_connection(
     let reply = match timeout(CONNECT_TIMEOUT, connect(&upstream)).await {
         Ok(Ok(UpstreamStream::Tcp(stream))) => serve(&connection, &upstream, stream, queued).await,
         Ok(Ok(UpstreamStream::Tls(stream))) => serve(&connection, &upstream, *stream, queued).await,
-        Ok(Err(reason)) => ConnectionEnd::Unreachable(reason),
+        Ok(Err(ConnectError { reason, closed: true })) => ConnectionEnd::Disconnected(reason),
+        Ok(Err(ConnectError { reason, closed: false })) => ConnectionEnd::Unreachable(reason),
         Err(_) => ConnectionEnd::Unreachable(format!(
             "no connection within {} s",
             CONNECT_TIMEOUT.as_secs()
@@ -132,6 +203,7 @@ async fn run_connection(
     };
     connection.pending.close(|| match &reply {
         ConnectionEnd::Unreachable(reason) => PendingOutcome::Unreachable(reason.clone()),
+        ConnectionEnd::Disconnected(reason) => PendingOutcome::Disconnected(reason.clone()),
         ConnectionEnd::Strays => PendingOutcome::Suspicious,
     });
     drop(closing);
@@ -142,15 +214,16 @@ struct CloseOnDrop<'a>(&'a UpstreamConnection);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0
-            .pending
-            .close(|| PendingOutcome::Unreachable("the connection was closed".to_owned()));
+        self.0.disconnect();
     }
 }
 
 /// Why a connection ended.
 enum ConnectionEnd {
+    /// It could not be opened, with the reason.
     Unreachable(String),
+    /// It was open and is no longer usable, with the reason.
+    Disconnected(String),
     /// Too many messages answered no query.
     Strays,
 }
@@ -162,7 +235,7 @@ enum UpstreamStream {
 }
 
 /// Opens a connection to the upstream, with a TLS handshake where configured.
-async fn connect(upstream: &Upstream) -> Result<UpstreamStream, String> {
+async fn connect(upstream: &Upstream) -> Result<UpstreamStream, ConnectError> {
     let stream = connect_tcp(upstream).await?;
     match &upstream.target.protocol {
         Protocol::Tls { name } => {
@@ -195,11 +268,15 @@ async fn serve<S: AsyncRead + AsyncWrite>(
     queued: mpsc::Receiver<Vec<u8>>,
 ) -> ConnectionEnd {
     let (reader, writer) = tokio::io::split(stream);
+    let mut reading = pin!(read_responses(connection, upstream, BufReader::new(reader)));
     tokio::select! {
         error = write_queries(writer, queued) => {
-            ConnectionEnd::Unreachable(format!("cannot write to the connection: {error}"))
+            // The upstream has closed the connection. It may have answered before that.
+            timeout(LAST_RESPONSES_TIMEOUT, reading).await.unwrap_or_else(|_| {
+                ConnectionEnd::Disconnected(format!("cannot write to the connection: {error}"))
+            })
         },
-        ended = read_responses(connection, upstream, BufReader::new(reader)) => ended,
+        ended = &mut reading => ended,
     }
 }
 
@@ -235,19 +312,21 @@ async fn read_responses<R: AsyncRead + Unpin>(
     let (mut strays, mut idle_since) = (0, Instant::now());
     loop {
         match timeout(IO_TIMEOUT, reader.fill_buf()).await {
-            Ok(Ok([])) => return ConnectionEnd::Unreachable("it closed the connection".to_owned()),
+            Ok(Ok([])) => {
+                return ConnectionEnd::Disconnected("it closed the connection".to_owned());
+            }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                return ConnectionEnd::Unreachable(format!("the connection broke: {error}"));
+                return ConnectionEnd::Disconnected(format!("the connection broke: {error}"));
             }
             Err(_) => match connection.pending.oldest_sent() {
                 Some(sent) if sent.elapsed() >= IO_TIMEOUT => {
-                    return ConnectionEnd::Unreachable(
+                    return ConnectionEnd::Disconnected(
                         "it does not respond on the connection".to_owned(),
                     );
                 }
                 None if idle_since.elapsed() >= IDLE_TIMEOUT => {
-                    return ConnectionEnd::Unreachable("the connection was idle".to_owned());
+                    return ConnectionEnd::Disconnected("the connection was idle".to_owned());
                 }
                 _ => continue,
             },
@@ -255,18 +334,22 @@ async fn read_responses<R: AsyncRead + Unpin>(
         let message = match timeout(IO_TIMEOUT, read_message(&mut reader)).await {
             Ok(Ok(message)) => message,
             Ok(Err(error)) => {
-                return ConnectionEnd::Unreachable(format!("the connection broke: {error}"));
+                return ConnectionEnd::Disconnected(format!("the connection broke: {error}"));
             }
             Err(_) => {
-                return ConnectionEnd::Unreachable("it sent an incomplete message".to_owned());
+                return ConnectionEnd::Disconnected("it sent an incomplete message".to_owned());
             }
         };
         let now = Instant::now();
         idle_since = now;
         match connection.pending.deliver(&message, now) {
             Delivery::Response(after) => {
-                connection.has_answered.store(true, Ordering::Relaxed);
+                connection.responses.fetch_add(1, Ordering::Relaxed);
+                upstream.link.responses.fetch_add(1, Ordering::Relaxed);
                 upstream.health.record_response(after, now);
+                if connection.exclusive.is_some() {
+                    return ConnectionEnd::Disconnected("its query was answered".to_owned());
+                }
             }
             Delivery::Stray => {
                 strays += 1;

@@ -18,6 +18,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
+use super::reconnect::ConnectError;
+
 /// How long the system's CA certificates are used before they are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
@@ -73,14 +75,14 @@ impl TrustAnchors {
     /// `https` offers HTTP/2 by ALPN.
     ///
     /// # Errors
-    /// Returns the reason if the CA certificates cannot be read or the handshake fails.
+    /// Returns an error if the CA certificates cannot be read or the handshake fails.
     pub(super) async fn handshake(
         &self,
         stream: TcpStream,
         name: Option<&str>,
         address: IpAddr,
         https: bool,
-    ) -> Result<TlsStream<TcpStream>, String> {
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
         let configs = self.configs().await?;
         let config = if https { configs.https } else { configs.dns };
         let name = match name {
@@ -89,10 +91,16 @@ impl TrustAnchors {
             None => ServerName::from(address),
         };
         let shown = name.to_str().into_owned();
-        TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(|error| format!("TLS with {shown}: {}", describe_error(&error)))
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| ConnectError {
+            reason: format!("TLS with {shown}: {}", describe_error(&error)),
+            closed: matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+            ),
+        })
     }
 
     /// Returns the TLS configurations and logs a warning when they become unavailable.

@@ -1,9 +1,9 @@
-//! DNS over UDP: a few connected sockets for each upstream, each with a reader task.
+//! DNS over UDP, from ports that a forger has to guess (RFC 5452 section 9.2).
 //!
-//! A connected socket receives packets from its upstream only, and ICMP errors. A socket for each
-//! query would cost more than the query itself. Each query therefore takes a random socket of a
-//! small pool, and each socket is replaced after a limited number of queries and seconds. A forger
-//! has to guess both port and id within milliseconds (RFC 5452 section 9.2).
+//! A connected socket receives packets from its upstream only, and ICMP errors. Up to a moderate
+//! rate, each query has a socket and a new port to itself. Above it, and when descriptors are
+//! scarce, queries share a pool: each takes a random socket of it, whose reader task serves all its
+//! queries, and each socket is replaced after a limited number of queries and seconds.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,39 +12,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use nix::errno::Errno;
 use rand::Rng;
-use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
+use super::datagram::{MAX_UDP_RESPONSE_BYTES, mark_empty, readable};
+use super::one_shot::{OneShotSocket, QueryRate, ReceiveBuffer};
 use super::packet::Packet;
-use super::pending::{ABANDONED_QUERY_LIFETIME, Delivery, Pending, PendingOutcome};
+use super::pending::{ABANDONED_QUERY_LIFETIME, Delivery, MAX_STRAYS, Pending, PendingOutcome};
 use super::{AttemptError, Upstream};
 
-/// Number of sockets for each upstream.
-const SOCKETS_PER_UPSTREAM: usize = 8;
+/// Number of shared sockets for each upstream.
+const SOCKETS_PER_UPSTREAM: usize = 64;
 
 /// Number of queries after which a socket is replaced.
 const MAX_QUERIES_PER_SOCKET: u32 = 256;
 
 /// Age after which a socket is replaced.
-const MAX_SOCKET_AGE: Duration = Duration::from_secs(10);
+const MAX_SOCKET_AGE: Duration = Duration::from_secs(2);
+
+/// Limit of idle sockets kept for queries with a port of their own, for each upstream.
+const MAX_IDLE_SOCKETS: usize = 8;
 
 /// Limit of queries in flight on one socket.
 const MAX_IN_FLIGHT: usize = 512;
 
 /// Limit of replaced sockets that still await responses, for each upstream.
 const MAX_LINGERING_SOCKETS: usize = 64;
-
-/// Number of unexpected packets after which the pending queries move to TCP.
-pub(super) const MAX_STRAYS: u32 = 3;
-
-/// Size of the receive buffer, which limits the UDP responses that are read whole.
-///
-/// Queries advertise 1,232 bytes, which some upstreams exceed. A longer response is cut, hence
-/// malformed, hence retried over TCP.
-const RECEIVE_BUFFER_BYTES: usize = 4096;
 
 /// Time after which the sockets of an unused upstream are closed.
 const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,7 +48,10 @@ const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Their readers run on the Tokio runtime of the query that opens them.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Sockets {
+    /// Whether each query over TCP, TLS or HTTPS gets a connection of its own.
+    pub(super) exclusive: bool,
     pools: Mutex<HashMap<u64, SocketPool, foldhash::fast::RandomState>>,
+    buffer: ReceiveBuffer,
 }
 
 /// The sockets to one upstream.
@@ -62,7 +59,17 @@ pub(in crate::upstream) struct Sockets {
 struct SocketPool {
     sockets: [Option<OpenSocket>; SOCKETS_PER_UPSTREAM],
     lingering: Vec<OpenSocket>,
+    /// Sockets without a query and a port.
+    idle: Vec<OneShotSocket>,
+    rate: QueryRate,
     last_used: Instant,
+}
+
+/// A socket for one query.
+#[derive(Debug)]
+enum ChosenSocket {
+    OneShot(OneShotSocket),
+    Shared(Arc<QuerySocket>),
 }
 
 /// A socket with its reader task, which is aborted with it.
@@ -91,29 +98,47 @@ struct QuerySocket {
 }
 
 impl Sockets {
+    /// Makes sockets whose queries do not share connections with other queries.
+    pub(in crate::upstream) fn exclusive() -> Self {
+        Self { exclusive: true, ..Self::default() }
+    }
+
     /// Sends a query in one datagram and waits for the outcome.
     pub(super) async fn over_udp(
         &self,
         upstream: &Arc<Upstream>,
         packet: Packet,
     ) -> Result<PendingOutcome, AttemptError> {
-        let socket = self.socket(upstream).map_err(|error| {
-            match error.raw_os_error().map(Errno::from_raw) {
-                // Local resource exhaustion, not an upstream failure.
-                Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                    AttemptError::Busy
+        match self.socket(upstream).map_err(|error| AttemptError::of_socket(&error))? {
+            ChosenSocket::OneShot(socket) => {
+                let mut query = socket.send(upstream, packet).await?;
+                let (outcome, socket) = query.outcome(&self.buffer).await;
+                if let Some(socket) = socket {
+                    self.keep(upstream, socket);
                 }
-                _ => AttemptError::Unreachable(error.to_string()),
+                Ok(outcome)
             }
-        })?;
-        let reply = socket.send(packet).await?;
-        drop(socket);
-        // The socket was dropped with responses pending: too many sockets were lingering.
-        reply.await.map_err(|_| AttemptError::Busy)
+            ChosenSocket::Shared(socket) => {
+                let reply = socket.send(packet).await?;
+                drop(socket);
+                // The socket was dropped with responses pending: too many sockets were lingering.
+                reply.await.map_err(|_| AttemptError::Busy)
+            }
+        }
     }
 
-    /// Returns a random socket of the upstream's pool, replaced if it is worn out.
-    fn socket(&self, upstream: &Arc<Upstream>) -> io::Result<Arc<QuerySocket>> {
+    /// Keeps a socket for a later query to the same upstream.
+    fn keep(&self, upstream: &Upstream, socket: OneShotSocket) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get_mut(&upstream.serial)
+            && pool.idle.len() < MAX_IDLE_SOCKETS
+        {
+            pool.idle.push(socket);
+        }
+    }
+
+    /// Returns a socket for one query to the upstream.
+    fn socket(&self, upstream: &Arc<Upstream>) -> io::Result<ChosenSocket> {
         let now = Instant::now();
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if !pools.contains_key(&upstream.serial) {
@@ -121,31 +146,58 @@ impl Sockets {
                 now.saturating_duration_since(pool.last_used) < UNUSED_POOL_TIMEOUT
             });
         }
-        let pool = pools.entry(upstream.serial).or_insert_with(|| SocketPool {
+        let pool = pools.entry(upstream.serial).or_insert_with(|| SocketPool::new(now));
+        pool.last_used = now;
+        if pool.rate.record(now)
+            && let Some(socket) = pool.one_shot(upstream)
+        {
+            return Ok(ChosenSocket::OneShot(socket));
+        }
+        pool.shared(upstream, now).map(ChosenSocket::Shared)
+    }
+}
+
+impl SocketPool {
+    /// Makes a pool without open sockets.
+    fn new(now: Instant) -> Self {
+        Self {
             sockets: [const { None }; SOCKETS_PER_UPSTREAM],
             lingering: Vec::new(),
+            idle: Vec::new(),
+            rate: QueryRate::new(now),
             last_used: now,
-        });
-        pool.last_used = now;
+        }
+    }
+
+    /// Returns a socket that serves no other query, unless too many are open.
+    fn one_shot(&mut self, upstream: &Upstream) -> Option<OneShotSocket> {
+        self.idle.pop().or_else(|| {
+            let permits = Arc::clone(&upstream.connector.one_shot_permits);
+            OneShotSocket::open(upstream, permits.try_acquire_owned().ok()?).ok()
+        })
+    }
+
+    /// Returns a random socket of those that queries share, replaced if it is worn out.
+    fn shared(&mut self, upstream: &Arc<Upstream>, now: Instant) -> io::Result<Arc<QuerySocket>> {
         let slot =
             usize::try_from(rand::rng().next_u32()).unwrap_or_default() % SOCKETS_PER_UPSTREAM;
-        if let Some(open) = &mut pool.sockets[slot] {
+        if let Some(open) = &mut self.sockets[slot] {
             if !open.is_retired(now) {
                 open.queries += 1;
                 return Ok(Arc::clone(&open.socket));
             }
-            pool.lingering.retain(|open| {
+            self.lingering.retain(|open| {
                 !open.socket.pending.lock().is_empty()
                     && now.saturating_duration_since(open.opened)
                         < MAX_SOCKET_AGE + ABANDONED_QUERY_LIFETIME
             });
-            if pool.lingering.len() >= MAX_LINGERING_SOCKETS {
-                pool.lingering.swap_remove(0);
+            if self.lingering.len() >= MAX_LINGERING_SOCKETS {
+                self.lingering.swap_remove(0);
             }
-            pool.lingering.extend(pool.sockets[slot].take());
+            self.lingering.extend(self.sockets[slot].take());
         }
         let open = OpenSocket::new(upstream, now)?;
-        Ok(Arc::clone(&pool.sockets[slot].insert(open).socket))
+        Ok(Arc::clone(&self.sockets[slot].insert(open).socket))
     }
 }
 
@@ -224,13 +276,17 @@ impl QuerySocket {
 
 /// Reads a socket until it fails or receives too many unexpected packets.
 async fn read_responses(socket: Arc<QuerySocket>) {
-    let mut buffer = vec![0; RECEIVE_BUFFER_BYTES];
+    let mut buffer = vec![0; MAX_UDP_RESPONSE_BYTES];
     loop {
-        let length = match socket.io.recv(&mut buffer).await {
+        let received = match readable(&socket.io).await {
+            Ok(()) => socket.io.try_recv(&mut buffer),
+            Err(error) => Err(error),
+        };
+        let length = match received {
             Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
-                // An ICMP error: the port is closed or the host unreachable. All pending queries
-                // fail at once, so that other upstreams are asked.
+                // All pending queries fail at once, so that other upstreams are asked.
                 let reason = error.to_string();
                 socket.pending.close(|| PendingOutcome::Unreachable(reason.clone()));
                 return;
@@ -243,11 +299,7 @@ async fn read_responses(socket: Arc<QuerySocket>) {
                 let table = socket.pending.lock();
                 if table.is_empty() {
                     // No response is pending, and none can become pending while the lock is held.
-                    // Clearing the readiness here saves a receive call that would find nothing. An
-                    // unexpected packet is read with the next response.
-                    let _ = socket.io.try_io(Interest::READABLE, || -> io::Result<()> {
-                        Err(io::ErrorKind::WouldBlock.into())
-                    });
+                    mark_empty(&socket.io);
                 }
             }
             Delivery::Stray => {
@@ -257,5 +309,79 @@ async fn read_responses(socket: Arc<QuerySocket>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use tokio::runtime::Handle;
+
+    use super::super::{Connector, Outgoing};
+    use super::*;
+    use crate::upstream::{Protocol, Target};
+    use crate::wire::flags;
+
+    /// Makes an upstream for whose queries no descriptor is left.
+    fn upstream_without_permits(address: SocketAddr) -> Arc<Upstream> {
+        let connector = Connector::new(Handle::current(), None);
+        connector.one_shot_permits.forget_permits(usize::MAX);
+        Upstream::new(Target { address, protocol: Protocol::Plain }, connector)
+    }
+
+    /// The query for `a. A`.
+    fn packet() -> Packet {
+        let message = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        Outgoing::new(message, false).unwrap().to_packet(false, false, false)
+    }
+
+    #[tokio::test]
+    async fn queries_share_ports_when_descriptors_are_scarce() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstream = upstream_without_permits(server.local_addr().unwrap());
+        let sockets = Sockets::default();
+        let (mut buffer, mut ports) = ([0; 512], HashSet::new());
+        for _ in 0..400 {
+            let answer = async {
+                let (length, source) = server.recv_from(&mut buffer).await.unwrap();
+                ports.insert(source.port());
+                buffer[2] |= flags::QR.to_be_bytes()[0];
+                server.send_to(&buffer[..length], source).await.unwrap();
+            };
+            let (outcome, ()) = tokio::join!(sockets.over_udp(&upstream, packet()), answer);
+            assert!(matches!(outcome.unwrap(), PendingOutcome::Response(_)));
+        }
+        // All of the pool, unless a busy machine took so long that it was replaced.
+        assert!((60..=2 * SOCKETS_PER_UPSTREAM).contains(&ports.len()), "{} ports", ports.len());
+    }
+
+    #[tokio::test]
+    async fn duplicate_responses_do_not_disturb_later_queries() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let target = Target { address, protocol: Protocol::Plain };
+        let upstream = Upstream::new(target, Connector::new(Handle::current(), None));
+        let sockets = Sockets::default();
+        let mut buffer = [0; 512];
+        for _ in 0..20 {
+            let answer = async {
+                let (length, source) = server.recv_from(&mut buffer).await.unwrap();
+                buffer[2] |= flags::QR.to_be_bytes()[0];
+                for _ in 0..5 {
+                    server.send_to(&buffer[..length], source).await.unwrap();
+                }
+            };
+            let (outcome, ()) = tokio::join!(sockets.over_udp(&upstream, packet()), answer);
+            assert!(matches!(outcome.unwrap(), PendingOutcome::Response(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn shared_sockets_notice_closed_ports_at_once() {
+        // Below the ephemeral ports, at an unused address.
+        let upstream = upstream_without_permits("127.94.0.1:9".parse().unwrap());
+        let outcome = Sockets::default().over_udp(&upstream, packet()).await.unwrap();
+        assert!(matches!(outcome, PendingOutcome::Unreachable(_)), "{outcome:?}");
     }
 }

@@ -24,6 +24,7 @@ fn settings(servers: Servers) -> Settings {
             Name::from_text("corp.example").unwrap(),
             vec!["10.0.0.53".parse().unwrap()],
         )],
+        order: None,
         own: vec!["127.0.0.1:53".parse().unwrap()],
         zones: Zones::new(&["svc".to_owned()]).unwrap(),
         ca_file: None,
@@ -53,10 +54,20 @@ impl FollowedRoot {
         if let Some(text) = resolv_conf {
             fs::write(root.path().join("etc/resolv.conf"), text).unwrap();
         }
-        let settings = settings(servers);
+        Self::start_in(root, &settings(servers), timings)
+    }
+
+    fn start_with(resolv_conf: &str, settings: &Settings, timings: FollowTimings) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join("etc/resolv.conf"), resolv_conf).unwrap();
+        Self::start_in(root, settings, timings)
+    }
+
+    fn start_in(root: tempfile::TempDir, settings: &Settings, timings: FollowTimings) -> Self {
         let sources = Sources { root: root.path().into(), own: settings.own.clone() };
         let connector = Connector::new(Handle::current(), None);
-        let (follower, routing) = SourceFollower::new(&settings, sources, connector, timings);
+        let (follower, routing) = SourceFollower::new(settings, sources, connector, timings);
         let stop = CancellationToken::new();
         tokio::spawn(follower.run(stop.clone()));
         Self { root, routing, stop }
@@ -236,4 +247,52 @@ async fn configured_upstreams_exclude_our_own_address() {
     followed.replace("nameserver 127.0.0.1\n");
     followed.wait_for_snapshot(true).await;
     assert_eq!(followed.shown(), "192.0.2.9");
+}
+
+#[tokio::test]
+async fn the_origin_of_a_list_decides_its_order() {
+    let two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    let rotating = format!("options rotate\n{two}");
+    let order_of = |followed: &FollowedRoot, name: &str| match followed
+        .routing
+        .route(&Name::from_text(name).unwrap(), A_QUERY)
+    {
+        Route::Forward(upstreams) => upstreams.order(),
+        route => panic!("{name}: {route:?}"),
+    };
+    let named = Servers::Named(vec!["192.0.2.3".parse().unwrap(), "192.0.2.4".parse().unwrap()]);
+    for (text, servers, order) in [
+        (two, Servers::System, UpstreamOrder::Strict),
+        (&*rotating, Servers::System, UpstreamOrder::Fastest),
+        (two, named.clone(), UpstreamOrder::Fastest),
+    ] {
+        let followed = FollowedRoot::start(Some(text), servers.clone(), long());
+        assert_eq!(order_of(&followed, "www.example"), order, "{text} {servers:?}");
+        assert_eq!(order_of(&followed, "a.corp.example"), UpstreamOrder::Strict);
+    }
+    // The setting counts for all lists.
+    for order in [UpstreamOrder::Strict, UpstreamOrder::Fastest] {
+        for (text, servers) in [(&*rotating, &Servers::System), (two, &named)] {
+            let settings = Settings { order: Some(order), ..settings(servers.clone()) };
+            let followed = FollowedRoot::start_with(text, &settings, long());
+            assert_eq!(order_of(&followed, "www.example"), order);
+            assert_eq!(order_of(&followed, "a.corp.example"), order);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_order_is_followed() {
+    let two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    let followed = FollowedRoot::start(Some(two), Servers::System, long());
+    let described = || {
+        followed.routing.routes.load().describe(&Name::from_text("a.example").unwrap(), rtype::A)
+    };
+    assert_eq!(described(), "forwarded to 192.0.2.1 and 192.0.2.2, in this order");
+    followed.replace(&format!("{two}options rotate\n"));
+    let began = Instant::now();
+    while described() != "forwarded to 192.0.2.1 and 192.0.2.2, the fastest first" {
+        assert!(began.elapsed() < TEST_TIMEOUT, "{}", described());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -1,12 +1,19 @@
 //! Tests with real sockets on loopback and misbehaving upstreams.
 
+use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::exchange::{Connector, Incoming, Outgoing, QueryFailure, Sockets, Upstream};
-use super::super::{Protocol, Target};
-use crate::wire::u16_at;
+use tokio::net::UdpSocket;
 
+use super::super::exchange::{Connector, Incoming, Outgoing, QueryFailure, Sockets, Upstream};
+use super::super::order::{UpstreamList, UpstreamOrder};
+use super::super::{Protocol, Target};
+use crate::wire::{rcode, u16_at};
+
+mod edns;
+mod order;
 mod secure;
 
 /// The test upstream, which the integration tests use, too.
@@ -17,6 +24,19 @@ mod upstream;
 use upstream::{Behaviour, Damage, Edns, Forged, Record, Tcp};
 
 type TestServer = upstream::Upstream;
+
+impl Sockets {
+    /// Queries the upstreams, the fastest first.
+    async fn query(
+        &self,
+        upstreams: &[Arc<Upstream>],
+        outgoing: &Outgoing,
+        deadline: Instant,
+    ) -> Result<Incoming, QueryFailure> {
+        let list = UpstreamList::new(upstreams, UpstreamOrder::Fastest);
+        self.query_upstreams(&list, outgoing, deadline).await
+    }
+}
 
 /// Polls until `check` returns a value.
 fn eventually<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
@@ -64,6 +84,10 @@ fn upstream_of(target: Target) -> Arc<Upstream> {
 /// A deadline as long as a client waits.
 fn deadline() -> Instant {
     Instant::now() + seconds(4)
+}
+
+fn long() -> Instant {
+    Instant::now() + seconds(30)
 }
 
 /// Queries, and returns the most queries that one upstream may have received.
@@ -216,8 +240,6 @@ async fn invalid_responses_do_not_delay_the_deadline() {
     server.behave(Behaviour::damaged(Damage::Id));
     let sockets = Sockets::default();
     let upstreams = [upstream_of(target(&server))];
-    // Too short for a third query: three strays on one of the eight sockets would cause a TCP
-    // retry, which fails differently.
     let soon = Instant::now() + Duration::from_millis(900);
     assert_eq!(
         sockets.query(&upstreams, &outgoing(), soon).await.unwrap_err(),
@@ -328,7 +350,7 @@ async fn dead_upstreams_do_not_delay_queries() {
 }
 
 #[tokio::test]
-async fn all_upstreams_are_asked_at_once_if_all_are_dead() {
+async fn all_upstreams_are_probed_at_once_if_all_are_dead() {
     let (one, other) = (server(), server());
     one.behave(Behaviour::never());
     other.behave(Behaviour::never());
@@ -376,11 +398,12 @@ async fn closed_ports_fail_without_a_timeout() {
     let upstreams = [upstream_of(closed()), upstream_of(target(&good))];
     assert_correct(&sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap());
     let alone = [upstream_of(closed())];
-    // If the closed port went unnoticed, this would take until the deadline.
+    // If the error went unnoticed, this would take until the deadline.
     assert_eq!(
         sockets.query(&alone, &outgoing(), Instant::now() + seconds(60)).await.unwrap_err(),
         QueryFailure::Unreachable
     );
+    assert_eq!(alone[0].report().asked, 1, "the first ICMP error is noticed");
     let report = alone[0].report();
     assert!(report.dead && report.last_error.unwrap().contains("refused"));
     for protocol in [
@@ -467,27 +490,94 @@ async fn lost_datagrams_are_retransmitted() {
     );
 }
 
+/// Returns the ids and the source ports of all queries that a server received.
+fn ids_and_ports(server: &TestServer) -> [HashSet<u16>; 2] {
+    let queries = server.queries();
+    [
+        queries.iter().map(|received| received.query.id).collect(),
+        queries.iter().map(|received| received.source.port()).collect(),
+    ]
+}
+
 #[tokio::test]
-async fn ids_and_ports_vary() {
-    use std::collections::HashSet;
+async fn each_query_has_an_id_and_a_port_of_its_own() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
-    for _ in 0..100 {
-        sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
+    for _ in 0..400 {
+        assert_correct(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
     }
-    let asked = server.queries();
-    let ids: HashSet<_> = asked.iter().map(|asked| asked.query.id).collect();
-    let ports = asked.iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
-    assert!(ids.len() > 90, "{} ids of {}", ids.len(), asked.len());
-    assert!((5..=8).contains(&ports) || asked.len() > 100, "{ports} ports");
-    // Sockets are replaced after a number of queries.
-    for _ in 0..3000 {
-        sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
+    // Some are drawn twice: 1 id, and 3 ports of 28,232.
+    let [ids, ports] = ids_and_ports(&server).map(|seen| seen.len());
+    assert!(ids > 390 && ports > 380, "{ids} ids and {ports} ports of 400 queries");
+}
+
+#[tokio::test]
+async fn queries_share_ports_under_load() {
+    const QUERIES: usize = 4000;
+    let server = server();
+    let sockets = Arc::new(Sockets::default());
+    let upstream = upstream_of(target(&server));
+    let began = Instant::now();
+    let all: Vec<_> = (0..QUERIES)
+        .map(|_| {
+            let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(&upstream));
+            tokio::spawn(async move { sockets.query_one(&upstream, &outgoing(), long()).await })
+        })
+        .collect();
+    for one in all {
+        assert_correct(&one.await.unwrap().unwrap());
     }
-    let ports =
-        server.queries().iter().map(|asked| asked.source.port()).collect::<HashSet<_>>().len();
-    assert!(ports > 8, "{ports} ports");
+    let [_, ports] = ids_and_ports(&server).map(|seen| seen.len());
+    // 500 at once, and 500 in each second; the 64 shared ones are replaced every two seconds.
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let limit = 500 + 500 * seconds + 64 * (seconds / 2 + 1);
+    assert!((65..limit).contains(&ports), "{ports} ports, below {limit}");
+}
+
+#[tokio::test]
+async fn ports_stay_open_until_the_response_and_no_longer() {
+    let sockets = Sockets::default();
+    for abandoned in [false, true] {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let upstream = upstream_of(Target { address, protocol: Protocol::Plain });
+        let outgoing = outgoing();
+        let mut query = Box::pin(sockets.query(std::slice::from_ref(&upstream), &outgoing, long()));
+        let mut buffer = [0; 512];
+        let (length, source) = tokio::select! {
+            _ = &mut query => panic!("nobody has answered"),
+            received = server.recv_from(&mut buffer) => received.unwrap(),
+        };
+        let query = (!abandoned).then_some(query);
+        let one = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        one.connect(source).await.unwrap();
+        // The port is open, but the datagram does not come from the upstream.
+        assert_eq!(answer_from(&one, b"?").await, Err(ErrorKind::ConnectionRefused));
+        let received = upstream::Query::parse(&buffer[..length]).unwrap();
+        let response =
+            upstream::Message::of([Record::a(NAME, 60, "192.0.2.1")]).to_bytes(&received);
+        let before = upstream.report().answered;
+        server.connect(source).await.unwrap();
+        assert_eq!(answer_from(&server, &response).await, Ok(()), "abandoned: {abandoned}");
+        match query {
+            Some(query) => assert_correct(&query.await.unwrap()),
+            None => {
+                while upstream.report().answered == before {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(answer_from(&server, &response).await, Err(ErrorKind::ConnectionRefused));
+    }
+}
+
+/// Sends a datagram over a connected socket and returns the ICMP error that it causes, if any.
+async fn answer_from(socket: &UdpSocket, datagram: &[u8]) -> Result<(), ErrorKind> {
+    socket.send(datagram).await.unwrap();
+    // On loopback, the error is there when the call returns.
+    socket.take_error().unwrap().map_or(Ok(()), |error| Err(error.kind()))
 }
 
 #[tokio::test]
@@ -499,8 +589,7 @@ async fn letter_case_is_randomized_and_restored() {
     for _ in 0..10 {
         assert_correct(&sockets.query(&upstream, &outgoing, deadline()).await.unwrap());
     }
-    let names: std::collections::HashSet<_> =
-        server.queries().into_iter().map(|asked| asked.query.name).collect();
+    let names: HashSet<_> = server.queries().into_iter().map(|asked| asked.query.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
     // An upstream that answers in lower case is asked once over TCP, and then with the original
@@ -562,25 +651,6 @@ async fn failures_are_retried_at_other_upstreams() {
     let (answer, limit) = ask_counting(&sockets, &upstreams, &outgoing()).await;
     assert_correct(&answer.unwrap());
     assert!(bad.queries().len() <= limit);
-}
-
-#[tokio::test]
-async fn upstreams_without_edns_are_queried_without_it() {
-    let sockets = Sockets::default();
-    for edns in [Edns::FormErr, Edns::BadVersion] {
-        let server = server();
-        server.behave(Behaviour::edns(edns));
-        let upstream = [upstream_of(target(&server))];
-        let (answer, limit) = ask_counting(&sockets, &upstream, &outgoing()).await;
-        assert_correct(&answer.unwrap());
-        for _ in 0..4 {
-            assert_correct(
-                &sockets.query(&upstream, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
-            );
-        }
-        let with = server.queries().iter().filter(|asked| asked.query.opt.is_some()).count();
-        assert!((1..=limit).contains(&with), "{edns:?}: {with} queries, {limit} at most");
-    }
 }
 
 #[tokio::test]

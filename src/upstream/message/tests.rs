@@ -2,7 +2,7 @@ use hickory_proto::op::Message;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Parsed, MAX_UDP_BYTES_WITHOUT_EDNS};
+use crate::wire::{MAX_UDP_BYTES_WITHOUT_EDNS, Parsed};
 
 /// `www.example. A` in the letter case of a client.
 const QUESTION: &[u8] = b"\x03WWW\x07example\0\0\x01\0\x01";
@@ -268,7 +268,10 @@ fn extended_errors_pass_and_other_options_for_their_client_only() {
     assert_eq!(options_of(&out), options[..options.len() - 12]);
     // Without OPT a client cannot see the upper bits of the code, so it gets SERVFAIL.
     let bare = written(&plain, &request(0, None, &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((flags_of(&bare) & 0xF, bare.len()), (rcode::SERVFAIL, HEADER_BYTES + QUESTION.len()));
+    assert_eq!(
+        (flags_of(&bare) & 0xF, bare.len()),
+        (rcode::SERVFAIL, HEADER_BYTES + QUESTION.len())
+    );
 }
 
 #[test]
@@ -296,7 +299,9 @@ fn large_responses_are_truncated_at_a_record() {
             (flags::TC, query(&asks).edns.is_some())
         );
         assert_eq!(
-            written(&stored, &asks, Transport::Tcp, Age::Fresh).len() - HEADER_BYTES - QUESTION.len(),
+            written(&stored, &asks, Transport::Tcp, Age::Fresh).len()
+                - HEADER_BYTES
+                - QUESTION.len(),
             1600 + if opt.is_some() { 11 } else { 0 }
         );
     }
@@ -323,7 +328,10 @@ fn large_responses_are_truncated_at_a_record() {
     .unwrap();
     let out =
         written(&stored, &request(0, Some((512, false, b"")), &[]), Transport::Udp, Age::Fresh);
-    assert_eq!((out.len(), flags_of(&out) & flags::TC), (HEADER_BYTES + QUESTION.len() + 320 + 11, 0));
+    assert_eq!(
+        (out.len(), flags_of(&out) & flags::TC),
+        (HEADER_BYTES + QUESTION.len() + 320 + 11, 0)
+    );
 }
 
 #[test]

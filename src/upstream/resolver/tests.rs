@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
@@ -12,6 +13,7 @@ use crate::wire::{Parsed, question_end, rcode, records};
 
 const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
+const NOT_SENT: ExchangeError = ExchangeError { error: TOO_LATE, sent: false };
 
 /// What the scripted upstream does with a query.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +22,16 @@ enum ScriptedAction {
     Answer(u32, u64),
     /// Answers NXDOMAIN with this TTL.
     NxDomain(u32),
+    /// Answers with this code and no records, not even an SOA record.
+    Empty(u16),
     /// Answers SERVFAIL.
     ServFail,
     /// Answers truncated, with this code.
     Truncate(u16),
     /// Does not answer before the deadline.
     Hang,
+    /// Fails at once, as no upstream is alive.
+    Fail,
     Panic,
 }
 
@@ -34,16 +40,22 @@ enum ScriptedAction {
 struct ScriptedUpstream {
     next: Mutex<VecDeque<ScriptedAction>>,
     asked: Mutex<Vec<Vec<u8>>>,
+    /// Whether the upstream is known to be dead.
+    down: AtomicBool,
 }
 
 impl Exchange for ScriptedUpstream {
+    fn is_down(&self, _: CacheKey<'_>) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
     async fn query(
         &self,
         _: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
         _: &Notify,
-    ) -> Result<Vec<u8>, ExchangeError> {
+    ) -> Result<UpstreamMessage, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
         let action = {
             let mut next = self.next.lock().unwrap();
@@ -74,15 +86,17 @@ impl Exchange for ScriptedUpstream {
                     &[b"\xC0\x0C\0\x06\0\x01", &ttl.to_be_bytes()[..], b"\0\x18", &data].concat(),
                 );
             }
+            ScriptedAction::Empty(code) => say(code, 7, b""),
             ScriptedAction::ServFail => say(rcode::SERVFAIL, 7, b""),
             ScriptedAction::Truncate(code) => say(flags::TC | code, 7, b""),
             ScriptedAction::Hang => {
                 sleep_until(deadline.into()).await;
                 return Err(NO_RESPONSE);
             }
+            ScriptedAction::Fail => return Err(NOT_SENT),
             ScriptedAction::Panic => panic!("asked to panic"),
         }
-        Ok(message)
+        Ok(message.into())
     }
 }
 
@@ -105,6 +119,7 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
     let upstream = ScriptedUpstream {
         next: Mutex::new(action.iter().copied().collect()),
         asked: Mutex::default(),
+        down: AtomicBool::default(),
     };
     ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
 }
@@ -185,7 +200,10 @@ impl ResolverFixture {
                 return answer;
             }
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            read(&resolver.resolve(&upstream, &request, &query, transport, None).await)
+            match resolver.resolve(&upstream, &request, &query, transport, None).await {
+                ResolvedQuery::Response(response) => read(&response),
+                ResolvedQuery::Alias { .. } => panic!("no alias was scripted"),
+            }
         })
     }
 
@@ -411,6 +429,72 @@ async fn stale_answers_are_served_when_upstreams_are_slow() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
+    let fail = ScriptedAction::Fail;
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), fail, fail, fail, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    for asked in 2..4 {
+        assert_eq!(
+            fixture.cached_response(&plain("a"), Transport::Udp),
+            Some(stale(ExtendedError::STALE_ANSWER))
+        );
+        // A refresh waits in the background for an upstream to come back.
+        sleep(seconds(1)).await;
+        assert_eq!(fixture.asked(), asked);
+    }
+    // A caller that did not look into the cache does not wait either.
+    let began = now();
+    let request = plain("a");
+    let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+    let (_, age) =
+        fixture.resolver.resolve_entry(&fixture.upstream, &query, now(), true, None).await.unwrap();
+    assert_eq!((age, now()), (Age::Stale, began));
+    // Once an upstream is back, it is asked at once: no failure defers that.
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_upstreams_that_turn_out_to_be_dead_defer_no_refresh() {
+    let fixture = fixture(
+        &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 0)],
+        STALE,
+    );
+    fixture.answer(&plain("a")).await;
+    advance(seconds(100)).await;
+    let asked = fixture.ask(&plain("a"), Transport::Udp);
+    sleep(seconds(1)).await;
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(asked.await.unwrap(), stale(ExtendedError::STALE_ANSWER));
+    sleep(seconds(5)).await;
+    fixture.upstream.down.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(20) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_for_want_of_a_live_upstream_are_not_cached() {
+    let fixture = fixture(&[ScriptedAction::Fail, ScriptedAction::Answer(10, 0)], STALE);
+    fixture.upstream.down.store(true, Ordering::Relaxed);
+    assert_eq!(fixture.answer(&plain("a")).await, failure(NOT_SENT.error.code));
+    assert_eq!(
+        fixture.answer(&plain("a")).await,
+        ParsedAnswer { authoritative: true, ..answer(10) }
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_responses_replace_stale_entries() {
     let fixture =
         fixture(&[ScriptedAction::Answer(10, 0), ScriptedAction::Answer(20, 3000)], STALE);
@@ -443,6 +527,105 @@ async fn stale_answers_are_preferred_to_failures_until_too_old() {
     assert_eq!((fixture.answer(&plain("a")).await, now()), (gone, began));
     advance(STALE).await;
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::SERVFAIL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contradicted_answers_do_not_come_back_as_stale() {
+    use ScriptedAction::{Answer, Empty, Hang, NxDomain, Truncate};
+    let missing = rcode::NXDOMAIN;
+    for (before, then) in [
+        (NxDomain(1), Answer(0, 0)),
+        (Answer(1, 0), Answer(0, 0)),
+        (Answer(1, 0), NxDomain(0)),
+        (Answer(1, 0), Empty(missing)),
+        (Answer(1, 0), Empty(rcode::NOERROR)),
+        (NxDomain(1), Empty(rcode::NOERROR)),
+        (NxDomain(1), Truncate(rcode::NOERROR)),
+        (Answer(1, 0), Truncate(missing)),
+    ] {
+        let fixture = fixture(&[before, then, Hang], STALE);
+        fixture.answer(&plain("a")).await;
+        advance(seconds(2)).await;
+        fixture.answer(&plain("a")).await;
+        advance(seconds(1)).await;
+        assert_eq!(
+            fixture.answer(&plain("a")).await,
+            failure(ExtendedError::NO_REACHABLE_AUTHORITY),
+            "{before:?}, then {then:?}"
+        );
+        assert_eq!(fixture.asked(), 3);
+    }
+}
+
+/// A truncated response is no whole answer: with the same code it contradicts nothing.
+#[tokio::test(start_paused = true)]
+async fn truncated_responses_leave_the_stale_answer() {
+    use ScriptedAction::{Answer, Hang, Truncate};
+    let fixture = fixture(&[Answer(1, 0), Truncate(rcode::NOERROR), Hang], STALE);
+    fixture.answer(&plain("a")).await;
+    advance(seconds(2)).await;
+    // Over UDP the client can retry over TCP; over TCP the stale answer is the best there is.
+    fixture.answer(&plain("a")).await;
+    assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
+}
+
+/// Entries for DO and CD hold the same data: what one contradicts, the others do not serve.
+#[tokio::test(start_paused = true)]
+async fn contradicted_answers_do_not_come_back_for_other_flags() {
+    use ScriptedAction::{Answer, Hang, NxDomain};
+    let (dnssec, unchecked) =
+        (request("a", flags::RD, true, b""), request("a", flags::RD | flags::CD, true, b""));
+    for (first, second, forgotten) in [
+        (plain("a"), dnssec.clone(), true),
+        (dnssec.clone(), plain("a"), true),
+        (unchecked.clone(), plain("a"), true),
+        // Unvalidated data contradicts no validated data.
+        (plain("a"), unchecked, false),
+    ] {
+        let fixture = fixture(&[Answer(1, 0), NxDomain(60), Hang], STALE);
+        fixture.answer(&first).await;
+        advance(seconds(2)).await;
+        assert_eq!(fixture.answer(&second).await.rcode, rcode::NXDOMAIN);
+        let expected = if forgotten {
+            failure(ExtendedError::NO_REACHABLE_AUTHORITY)
+        } else {
+            stale(ExtendedError::STALE_ANSWER)
+        };
+        assert_eq!(fixture.answer(&first).await, expected, "{first:x?} {second:x?}");
+    }
+    // Within its TTL an answer is valid, whatever others hear later.
+    let fixture = fixture(&[Answer(60, 0), NxDomain(60), Hang], STALE);
+    fixture.answer(&plain("a")).await;
+    assert_eq!(fixture.answer(&dnssec).await.rcode, rcode::NXDOMAIN);
+    assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NOERROR);
+}
+
+/// Clients of a chain have one time limit, upstreams one per query.
+#[tokio::test(start_paused = true)]
+async fn clients_of_aliases_wait_no_longer_than_others() {
+    let fixture =
+        fixture(&[ScriptedAction::Answer(10, 2000), ScriptedAction::Answer(20, 2000)], STALE);
+    let began = now();
+    let follow = async || {
+        let request = plain("a");
+        let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
+        let (resolver, upstream) = (&fixture.resolver, &fixture.upstream);
+        let resolved =
+            resolver.resolve_alias(upstream, &request, &query, Transport::Udp, began).await;
+        let ResolvedQuery::Response(response) = resolved else { panic!("{resolved:?}") };
+        read(&response)
+    };
+    advance(seconds(3)).await;
+    assert_eq!(follow().await, failure(ExtendedError::NO_REACHABLE_AUTHORITY));
+    assert_eq!(now() - began, QUERY_TIMEOUT);
+    sleep(seconds(2)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(9), 1));
+    // A stale answer is served at once, and refreshed.
+    sleep(seconds(20)).await;
+    let late = now();
+    assert_eq!((follow().await, now()), (stale(ExtendedError::STALE_ANSWER), late));
+    sleep(seconds(3)).await;
+    assert_eq!((follow().await, fixture.asked()), (answer(19), 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -503,7 +686,7 @@ async fn other_opcodes_are_forwarded_unchanged() {
     );
     assert_eq!(answer[12..16], request[12..16]);
     let answer = fixture.resolver.relay(&fixture.upstream, &request, &query, Transport::Udp).await;
-    assert_eq!(answer[2..4], (flags::QR | flags::RA | 4 << 11 | rcode::SERVFAIL).to_be_bytes());
+    assert_eq!(answer[2..4], (flags::QR | 4 << 11 | rcode::SERVFAIL).to_be_bytes());
 }
 
 #[test]

@@ -171,7 +171,8 @@ fn unreadable_files_are_faults() {
     assert!(snapshot.unreadable && snapshot.servers.is_empty());
     assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
 
-    let long = SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
+    let long =
+        SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
     assert!(long.unreadable, "{long:?}");
 
     // A loop of symbolic links.
@@ -255,4 +256,17 @@ fn a_file_that_names_only_us_is_a_fault() {
             .faults,
         [""; 0]
     );
+}
+
+#[test]
+fn options_rotate_counts_for_the_servers_of_its_file() {
+    let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
+    let rotating = "options timeout:1 rotate\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    assert!(machine().file(RESOLV_CONF, rotating).snapshot().rotate);
+    assert!(!machine().file(RESOLV_CONF, "nameserver 192.0.2.1\n").snapshot().rotate);
+    let ours = "nameserver 127.0.0.1\n";
+    assert!(machine().file(RESOLV_CONF, ours).file(RESOLV_CONF_BACKUP, rotating).snapshot().rotate);
+    let stub = "nameserver 127.0.0.53\noptions rotate\n";
+    let servers = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+    assert!(!machine().file(RESOLV_CONF, stub).file(RESOLVED, servers).snapshot().rotate);
 }

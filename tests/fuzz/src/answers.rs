@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
-use svcdns::answer::{Answerer, AnswerOutcome};
-use svcdns::wire::{HEADER_BYTES, Parsed, Query, MAX_TCP_BYTES, Transport, question_end, records, rtype};
+use svcdns::answer::{AnswerOutcome, Answerer};
+use svcdns::wire::{
+    HEADER_BYTES, MAX_TCP_BYTES, Parsed, Query, Transport, question_end, records, rtype,
+};
 
 use super::query::TestQuery;
 
@@ -119,7 +121,11 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'stati
     }
 }
 
-fn difference(query: &TestQuery, fast: &(AnswerOutcome, &Vec<u8>), full: &(AnswerOutcome, &Vec<u8>)) -> String {
+fn difference(
+    query: &TestQuery,
+    fast: &(AnswerOutcome, &Vec<u8>),
+    full: &(AnswerOutcome, &Vec<u8>),
+) -> String {
     let show = |(outcome, response): &(AnswerOutcome, &Vec<u8>)| match Message::from_vec(response) {
         Ok(message) => format!("{outcome:?} {message}\n{response:02x?}"),
         Err(_) => format!("{outcome:?} {response:02x?}"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use svcdns::config::{Config, Flags};
 use svcdns::name::{Name, Zones, instance_address, instance_label, reverse_address, reverse_name};
 use svcdns::resolv_conf::{MAX_NAME_SERVERS, ResolvConf};
-use svcdns::system::{Asked, Hosts};
+use svcdns::system::{HostsLine, HostsLookup};
 use svcdns::upstream::Target;
 
 /// Fuzz target. Input: a text that is parsed as each of these.
@@ -21,9 +21,9 @@ pub fn files(input: &[u8]) {
     );
 
     let text = String::from_utf8_lossy(input);
-    if let Some(hosts) = Hosts::of(&text) {
-        assert_eq!(hosts.by_dns().asked(), Asked::Dns, "{hosts:?}");
-        assert!(Hosts::of(&hosts.line()).is_some());
+    if let Some(hosts) = HostsLine::find(&text) {
+        assert_eq!(hosts.with_dns().lookup(), HostsLookup::Dns, "{hosts:?}");
+        assert!(HostsLine::find(&hosts.to_line()).is_some());
     }
     for line in text.lines().take(16) {
         parse_line(line);

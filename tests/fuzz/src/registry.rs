@@ -18,13 +18,13 @@ use super::query::TestQuery;
 pub fn registry(input: &[u8]) {
     let entries: Vec<(&[u8], &[u8])> =
         input.split(|byte| *byte == b'\n').take(16).map(entry).collect();
-    let mut reader = gsvc::Reader::default();
+    let mut parser = gsvc::KeyParser::default();
     for (key, value) in &entries {
         let read = gsvc::parse(key, value);
         assert_eq!(
-            reader.parse(key, value),
+            parser.parse(key, value),
             read,
-            "earlier keys of a reader must not affect this one"
+            "earlier keys of a parser must not affect this one"
         );
         if let Ok(registration) = &read {
             check_round_trip(registration);
@@ -60,7 +60,10 @@ fn check_round_trip(Registration { id, endpoints, metadata, .. }: &Registration)
             assert!(value.contains(['.', 'e', 'E']) || again.metadata == *metadata, "{value}");
         }
         Err(Rejected { reason, .. }) => {
-            assert!(key.len() > gsvc::MAX_KEY || value.len() > gsvc::MAX_VALUE, "{key}: {reason}");
+            assert!(
+                key.len() > gsvc::MAX_KEY_BYTES || value.len() > gsvc::MAX_VALUE_BYTES,
+                "{key}: {reason}"
+            );
         }
     }
 }

@@ -83,8 +83,7 @@ impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
         let (catalog, settings) = settings(choices);
         let now = Instant::now();
-        let (publisher, answerer) =
-            Publisher::new(catalog.clone(), settings.clone(), now);
+        let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), now);
         let mut world = Self {
             catalog,
             settings,
@@ -255,11 +254,8 @@ impl World {
         {
             return;
         }
-        let (mut publisher, answerer) = Publisher::new(
-            self.catalog.clone(),
-            self.settings.clone(),
-            self.now,
-        );
+        let (mut publisher, answerer) =
+            Publisher::new(self.catalog.clone(), self.settings.clone(), self.now);
         for registry in 0..REGISTRIES {
             let puts = self
                 .registered

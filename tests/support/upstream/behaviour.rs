@@ -102,6 +102,40 @@ pub(crate) enum Edns {
     Ignored,
     /// BADVERS, although the version is 0.
     BadVersion,
+    /// No response to queries with OPT.
+    Silent,
+    /// This code without OPT to every query with OPT.
+    Code(u16),
+    /// This code with OPT to every query with OPT.
+    CodeWithOpt(u16),
+    /// The OPT record of a response is in the answer or authority section.
+    Misplaced,
+    /// A response has two OPT records.
+    Twice,
+    /// Bytes follow a response with OPT.
+    Trailing,
+    /// The last bytes of a response with OPT are missing.
+    Cut,
+}
+
+impl Edns {
+    /// All faults that a query without EDNS does not meet.
+    pub(crate) const FAULTS: [Self; 14] = [
+        Self::FormErr,
+        Self::BadVersion,
+        Self::Silent,
+        Self::Code(1),
+        Self::Code(2),
+        Self::Code(4),
+        Self::Code(5),
+        Self::CodeWithOpt(1),
+        Self::CodeWithOpt(4),
+        Self::Misplaced,
+        Self::Twice,
+        Self::Trailing,
+        Self::Cut,
+        Self::Ignored,
+    ];
 }
 
 /// How the upstream treats TCP.
@@ -115,6 +149,15 @@ pub(crate) enum Tcp {
     Silent,
     /// Sends only the first half of a response.
     Half,
+}
+
+/// When the upstream closes a TCP connection, whatever is asked on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Closing {
+    /// Number of connections that end at their first query, without an answer; counts down.
+    pub(crate) unanswered: usize,
+    /// Number of answers after which every other connection ends, if it does.
+    pub(crate) after: Option<usize>,
 }
 
 impl Behaviour {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 #[allow(unused_imports, reason = "each test program takes what it needs")]
-pub(crate) use behaviour::{Behaviour, Damage, Edns, Forged, Reply, Tcp};
+pub(crate) use behaviour::{Behaviour, Closing, Damage, Edns, Forged, Reply, Tcp};
 #[allow(unused_imports, reason = "each test program takes what it needs")]
 pub(crate) use message::{Message, Query, Record, rtype};
 
@@ -54,6 +54,7 @@ struct State {
     received: Mutex<Vec<ReceivedQuery>>,
     /// Number of TCP connections accepted so far.
     connections: Mutex<usize>,
+    closing: Mutex<Closing>,
 }
 
 #[derive(Default)]
@@ -89,6 +90,7 @@ impl Upstream {
             behaviours: Mutex::default(),
             received: Mutex::default(),
             connections: Mutex::default(),
+            closing: Mutex::default(),
         });
         {
             let _inside = runtime.enter();
@@ -136,6 +138,11 @@ impl Upstream {
         self.state.behaviours.lock().unwrap().domains.push((domain, behaviour));
     }
 
+    /// Sets when connections accepted from now on are closed.
+    pub(crate) fn close_connections(&self, closing: Closing) {
+        *self.state.closing.lock().unwrap() = closing;
+    }
+
     /// Returns all queries in order of arrival.
     pub(crate) fn queries(&self) -> Vec<ReceivedQuery> {
         self.state.received.lock().unwrap().clone()
@@ -149,10 +156,21 @@ impl Upstream {
             .collect()
     }
 
-    /// Returns all queried names in lower case, except tokens of the loop guard.
+    /// Returns all queried names in lower case, except those of svcdns's own queries.
+    ///
+    /// These are the tokens of the loop guard and probes.
     pub(crate) fn names(&self) -> BTreeSet<String> {
-        let names = self.queries().into_iter().map(|received| received.query.name.to_lowercase());
-        names.filter(|name| !name.starts_with("svcdns-loop-check-")).collect()
+        let queries = self.queries().into_iter().map(|received| received.query);
+        queries
+            .filter(|query| query.qtype != rtype::NS)
+            .map(|query| query.name.to_lowercase())
+            .filter(|name| !name.starts_with("svcdns-loop-check-"))
+            .collect()
+    }
+
+    /// Returns the probes: queries for NS records, which the tests' clients never ask for.
+    pub(crate) fn probes(&self) -> Vec<ReceivedQuery> {
+        self.queries().into_iter().filter(|received| received.query.qtype == rtype::NS).collect()
     }
 
     /// Waits until a name was queried this many times.

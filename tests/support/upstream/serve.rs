@@ -56,12 +56,23 @@ pub(super) async fn tcp(listener: TcpListener, state: Arc<State>) {
 
 /// Serves one connection, with responses out of order (RFC 7766 section 7).
 async fn connection(stream: TcpStream, source: SocketAddr, state: Arc<State>) {
+    let closing = {
+        let mut closing = state.closing.lock().unwrap();
+        let this = if closing.unanswered > 0 { Some(0) } else { closing.after };
+        closing.unanswered = closing.unanswered.saturating_sub(1);
+        this
+    };
     let (mut reader, mut writer) = stream.into_split();
     let (send, mut answers) = mpsc::unbounded_channel::<Option<Vec<u8>>>();
     let writing = async move {
+        let mut written = 0;
         // `None` closes the connection.
         while let Some(Some(bytes)) = answers.recv().await {
-            if writer.write_all(&bytes).await.is_err() {
+            if closing == Some(0) || writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+            written += 1;
+            if closing == Some(written) {
                 break;
             }
         }
@@ -164,6 +175,13 @@ async fn answer(
         Edns::BadVersion if query.opt.is_some() => {
             return Some(Message::code(16).to_bytes(query));
         }
+        Edns::Silent if query.opt.is_some() => return None,
+        Edns::Code(code) if query.opt.is_some() => {
+            return Some(Message::code(code).to_bytes(&query.without_opt()));
+        }
+        Edns::CodeWithOpt(code) if query.opt.is_some() => {
+            return Some(Message::code(code).to_bytes(query));
+        }
         _ => {}
     }
     let seen = if behaviour.edns == Edns::Ignored { query.without_opt() } else { query.clone() };
@@ -177,7 +195,29 @@ async fn answer(
         Reply::Made(make) => make(&seen),
         Reply::Forward(to) => forward(query, *to).await?,
     };
+    let bytes = if seen.opt.is_some() { misplace_opt(bytes, behaviour.edns) } else { bytes };
     Some(damage(bytes, &seen, behaviour.damage))
+}
+
+/// Damages a response whose last record is OPT, without options.
+fn misplace_opt(mut bytes: Vec<u8>, edns: Edns) -> Vec<u8> {
+    let opt = bytes.len() - 11..bytes.len();
+    match edns {
+        Edns::Misplaced => {
+            // OPT belongs to the last section that has any records without it.
+            bytes[11] -= 1;
+            let section = if bytes[9] == 0 { 7 } else { 9 };
+            bytes[section] += 1;
+        }
+        Edns::Twice => {
+            bytes[11] += 1;
+            bytes.extend_from_within(opt);
+        }
+        Edns::Trailing => bytes.extend([0xAB; 7]),
+        Edns::Cut => bytes.truncate(opt.start - 2),
+        _ => {}
+    }
+    bytes
 }
 
 /// Forwards the query in a new message.

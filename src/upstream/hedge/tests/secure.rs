@@ -106,7 +106,23 @@ where
 
 /// Starts a DoT server that answers `limit` queries on each connection.
 async fn over_tls(acceptor: TlsAcceptor, limit: usize) -> (SocketAddr, Arc<ServerLog>) {
+    over_tls_that_ends(acceptor, move |_| limit).await
+}
+
+/// Starts a DoT server whose connections end after a number of answers each.
+///
+/// `limit` returns that number for a connection, counted from 0. At 0 the connection ends with its
+/// first query.
+async fn over_tls_that_ends(
+    acceptor: TlsAcceptor,
+    limit: impl Fn(usize) -> usize + Copy + Send + 'static,
+) -> (SocketAddr, Arc<ServerLog>) {
     accept(acceptor, move |mut stream, log| async move {
+        let limit = limit(log.handshakes.lock().unwrap().len() - 1);
+        if limit == 0 {
+            let _ = stream.read_u16().await;
+            return;
+        }
         for _ in 0..limit {
             let Ok(length) = stream.read_u16().await else { return };
             let mut bytes = vec![0; length.into()];
@@ -167,10 +183,6 @@ fn https(address: SocketAddr, name: Option<&str>) -> Target {
     }
 }
 
-fn long() -> Instant {
-    Instant::now() + seconds(30)
-}
-
 #[tokio::test]
 async fn tls_queries_are_padded_and_sessions_resumed() {
     let authority = Authority::new();
@@ -213,15 +225,22 @@ async fn https_queries_share_one_connection() {
     }
 }
 
-/// Starts a server whose first connection answers one query and then breaks.
-///
-/// It breaks after `limit` more queries; all other connections work.
+/// When a connection of a DoH server breaks.
+#[derive(Clone, Copy, Debug)]
+struct Break {
+    /// Number of queries it answers.
+    answers: usize,
+    /// Number of queries at which it breaks.
+    queries: usize,
+}
+
+/// Starts a DoH server whose connections break, each as `script` says by its number from 0.
 async fn over_https_that_breaks(
     acceptor: TlsAcceptor,
-    limit: usize,
+    script: impl Fn(usize) -> Option<Break> + Copy + Send + 'static,
 ) -> (SocketAddr, Arc<ServerLog>) {
     accept(acceptor, move |stream, log| async move {
-        let first = log.handshakes.lock().unwrap().len() == 1;
+        let end = script(log.handshakes.lock().unwrap().len() - 1);
         let (asked, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let told = Arc::clone(&enough);
         let service = service_fn(move |request: Request<Body>| {
@@ -229,11 +248,13 @@ async fn over_https_that_breaks(
             async move {
                 let bytes = request.into_body().collect().await.unwrap().to_bytes();
                 let before = asked.fetch_add(1, Ordering::SeqCst);
-                if first && before >= 1 {
-                    if before >= limit {
+                if let Some(Break { answers, queries }) = end {
+                    if before + 1 >= queries {
                         told.notify_one();
                     }
-                    std::future::pending::<()>().await;
+                    if before >= answers {
+                        std::future::pending::<()>().await;
+                    }
                 }
                 Ok::<_, Infallible>(respond(&bytes))
             }
@@ -242,17 +263,113 @@ async fn over_https_that_breaks(
             .serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             _ = serving => {}
-            () = enough.notified() => {}
+            // An answer may still be on its way.
+            () = async { enough.notified().await; tokio::time::sleep(SOON).await } => {}
         }
     })
     .await
+}
+
+/// Time in which an answer has left the server.
+const SOON: Duration = Duration::from_millis(10);
+
+/// Sends rounds of six queries at once; all must be answered.
+async fn assert_rounds_are_answered(upstream: &Arc<Upstream>) {
+    let sockets = Arc::new(Sockets::default());
+    for _ in 0..3 {
+        let round: Vec<_> = (0..6)
+            .map(|_| {
+                let (sockets, upstream) = (Arc::clone(&sockets), Arc::clone(upstream));
+                tokio::spawn(async move { sockets.query(&[upstream], &outgoing(), long()).await })
+            })
+            .collect();
+        for one in round {
+            match one.await.unwrap() {
+                Ok(incoming) => assert_correct(&incoming),
+                Err(failure) => panic!("{failure}: {:?}", upstream.report()),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn queries_survive_tls_connections_that_end() {
+    let authority = Authority::new();
+    let scripts: [fn(usize) -> usize; 5] = [
+        |_| 1,
+        |_| 2,
+        |_| 4,
+        |connection| if connection == 0 { 0 } else { 100 },
+        |connection| connection % 2,
+    ];
+    for (number, script) in scripts.into_iter().enumerate() {
+        let acceptor = authority.acceptor("dns.example", false, &[]);
+        let (address, _) = over_tls_that_ends(acceptor, script).await;
+        // The first connection ends before its handshake, too.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let front = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            drop(listener.accept().await.unwrap());
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(address).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        let upstream = authority.upstream(tls(front, Some("dns.example")));
+        assert_rounds_are_answered(&upstream).await;
+        assert_eq!(upstream.report().failed, 0, "script {number}");
+    }
+}
+
+#[tokio::test]
+async fn queries_survive_https_connections_that_end() {
+    let authority = Authority::new();
+    let scripts: [fn(usize) -> Option<Break>; 5] = [
+        |_| Some(Break { answers: 1, queries: 1 }),
+        |_| Some(Break { answers: 2, queries: 2 }),
+        |_| Some(Break { answers: 4, queries: 4 }),
+        |connection| (connection == 0).then_some(Break { answers: 0, queries: 1 }),
+        |connection| Some(Break { answers: connection % 2, queries: 1 }),
+    ];
+    for (number, script) in scripts.into_iter().enumerate() {
+        let acceptor = authority.acceptor("dns.example", false, &[b"h2"]);
+        let (address, _) = over_https_that_breaks(acceptor, script).await;
+        let upstream = authority.upstream(https(address, Some("dns.example")));
+        assert_rounds_are_answered(&upstream).await;
+        assert_eq!(upstream.report().failed, 0, "script {number}");
+    }
+}
+
+#[tokio::test]
+async fn upstreams_that_only_close_connections_are_unreachable() {
+    let authority = Authority::new();
+    let dns = over_tls_that_ends(authority.acceptor("dns.example", false, &[]), |_| 0).await;
+    let acceptor = authority.acceptor("dns.example", false, &[b"h2"]);
+    let web = over_https_that_breaks(acceptor, |_| Some(Break { answers: 0, queries: 1 })).await;
+    let sockets = Sockets::default();
+    for (target, log) in
+        [(tls(dns.0, Some("dns.example")), dns.1), (https(web.0, Some("dns.example")), web.1)]
+    {
+        let upstream = authority.upstream(target);
+        assert_eq!(
+            sockets.query_one(&upstream, &outgoing(), long()).await.unwrap_err(),
+            QueryFailure::Unreachable
+        );
+        assert_eq!(log.handshakes.lock().unwrap().len(), 5);
+    }
 }
 
 #[tokio::test]
 async fn broken_https_connections_are_reopened_once() {
     let authority = Authority::new();
     let (address, log) =
-        over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), 20).await;
+        over_https_that_breaks(authority.acceptor("dns.example", false, &[b"h2"]), |connection| {
+            (connection == 0).then_some(Break { answers: 1, queries: 21 })
+        })
+        .await;
     let upstream = authority.upstream(https(address, Some("dns.example")));
     let sockets = Arc::new(Sockets::default());
     assert_correct(&sockets.query(&[Arc::clone(&upstream)], &outgoing(), long()).await.unwrap());

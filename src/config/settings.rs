@@ -1,4 +1,4 @@
-//! The settings of each room, made from the configuration.
+//! Settings of the parts of the server, made from the configuration.
 
 use std::net::SocketAddr;
 
@@ -7,18 +7,21 @@ use crate::upstream::Servers;
 use crate::{answer, catalog, server, upstream};
 
 impl Config {
-    /// What the catalog is to know.
+    /// Returns the settings of the catalog.
     pub fn catalog(&self) -> catalog::Settings {
+        let registries = self.registries.iter();
         catalog::Settings {
             docker0: self.docker0,
-            removal_graces: self.registries.iter().map(|registry| registry.removal_grace).collect(),
+            removal_graces: registries.map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
             ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
     }
 
-    /// How names are to be answered by a server that listens on these addresses.
+    /// Returns the settings of the authoritative side.
+    ///
+    /// The listen addresses become the address records of the name server.
     pub fn answer(&self, listen: &[SocketAddr]) -> answer::Settings {
         let mut addresses = Vec::new();
         for address in listen {
@@ -39,17 +42,20 @@ impl Config {
         }
     }
 
-    /// How names outside the zones are resolved by a server that listens on these addresses; none where they are refused.
+    /// Returns the settings of forwarding; `None` if forwarding is off.
+    ///
+    /// The listen addresses are never used as upstreams.
     pub fn upstream(&self, listen: &[SocketAddr]) -> Option<upstream::Settings> {
         (self.upstream.servers != Servers::Off).then(|| upstream::Settings {
             servers: self.upstream.servers.clone(),
             domains: self.upstream.domains.clone(),
+            order: self.upstream.order,
             own: listen.to_vec(),
             zones: self.zones.clone(),
             ca_file: self.upstream.ca_file.clone(),
             random_case: self.upstream.random_case,
             rebinding: self.rebinding.clone(),
-            cache_bytes: self.cache_octets,
+            cache_bytes: self.cache_bytes,
             stale: self.serve_stale,
             negative_ttl: self.negative_ttl,
             forward_single_labels: self.upstream.forward_single_labels,
@@ -57,7 +63,7 @@ impl Config {
         })
     }
 
-    /// Where to listen, and for whom.
+    /// Returns the settings of the DNS server.
     pub fn server(&self) -> server::Settings {
         server::Settings {
             listen: self.listen.clone(),
@@ -65,7 +71,11 @@ impl Config {
             allow: self.allow.clone(),
             allow_loopback: true,
             log_queries: self.log_queries,
-            limits: server::Limits { connections: self.tcp_connections, idle_timeout: self.tcp_idle_timeout, ..server::Limits::default() },
+            limits: server::Limits {
+                connections: self.tcp_connections,
+                idle_timeout: self.tcp_idle_timeout,
+                ..server::Limits::default()
+            },
         }
     }
 }

@@ -1,0 +1,95 @@
+//! Steps for files and units of our own.
+
+use std::fs;
+use std::path::Path;
+
+use super::super::Root;
+use super::super::journal::{CommandStep, FileStep, IfEdited, InstallStep};
+use super::super::path_state::PathState;
+use super::super::unit;
+use super::PlanError;
+use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
+
+/// Plans a file of ours, and the folders that it needs.
+///
+/// # Errors
+/// When the current file cannot be read.
+pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep>, PlanError> {
+    let mut steps = Vec::new();
+    let folders: Vec<&Path> =
+        path.ancestors().skip(1).take_while(|folder| !root.has(folder)).collect();
+    steps.extend(folders.into_iter().rev().map(|folder| InstallStep::Folder(folder.to_owned())));
+    let before = read_state(root, path)?;
+    let is_configuration = path.starts_with("/etc/svcdns");
+    steps.push(InstallStep::File(FileStep {
+        path: path.to_owned(),
+        after: before.with_content(text.as_bytes().to_vec()),
+        before,
+        if_edited: if is_configuration { IfEdited::Keep } else { IfEdited::SetAside },
+        in_place: false,
+    }));
+    Ok(steps)
+}
+
+/// Plans a unit of ours, started now and at every boot.
+///
+/// # Errors
+/// When the current file of the unit cannot be read.
+pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>, PlanError> {
+    let systemctl = |words: &[&str]| {
+        ["systemctl"].iter().chain(words).map(|&word| word.to_owned()).collect::<Vec<_>>()
+    };
+    let reload = systemctl(&["daemon-reload"]);
+    let step = |purpose: &str, run, undo, undo_if| {
+        InstallStep::Command(CommandStep { purpose: purpose.to_owned(), run, undo, undo_if })
+    };
+    // The undo goes backwards, so it reloads after it has removed the unit.
+    let mut steps =
+        vec![step("make systemd forget the unit", Vec::new(), vec![reload.clone()], Vec::new())];
+    steps.extend(plan_file(root, &Path::new(unit::FOLDER).join(name), text)?);
+    steps.push(step(
+        &format!("start {name}, now and at every boot"),
+        vec![reload, systemctl(&["enable", name]), systemctl(&["restart", name])],
+        vec![systemctl(&["disable", "--now", name])],
+        systemctl(&["cat", name]),
+    ));
+    Ok(steps)
+}
+
+/// Checks that the state directory contains only the server's own files.
+///
+/// When a unit with `StateDirectory=` first starts, systemd gives all files in it to the
+/// service's user.
+///
+/// # Errors
+/// When there are other files, with what to do about them.
+pub fn check_state_directory(root: &Root) -> Result<(), PlanError> {
+    let path = root.path(ROOT_STATE_DIRECTORY);
+    // A link means that systemd has already moved the directory.
+    if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(());
+    }
+    let refuse = |problem| PlanError::File { path: ROOT_STATE_DIRECTORY.into(), problem };
+    let entries =
+        fs::read_dir(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let others: Vec<String> = names.filter(|name| !STATE_FILES.contains(&name.as_str())).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "will be the state directory of the service, whose user would get all files in it: move \
+         {} elsewhere, and run this command again",
+        others.join(", ")
+    )))
+}
+
+/// Reads the state of a path that a step will change.
+pub(super) fn read_state(root: &Root, path: &Path) -> Result<PathState, PlanError> {
+    PathState::read(&root.path(path)).map_err(|error| PlanError::File {
+        path: path.into(),
+        problem: format!(
+            "cannot be read ({error}): repair or remove it, and run this command again"
+        ),
+    })
+}

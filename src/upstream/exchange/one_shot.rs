@@ -1,0 +1,252 @@
+//! UDP sockets with a new source port for each query.
+//!
+//! Between two queries such a socket is unconnected and has no port, so nobody can find its next
+//! port in advance. Connecting it draws a random port, as for a new socket (`inet_autobind` in the
+//! kernel), and dissolving the association gives the port back (`__udp_disconnect`). Both together
+//! cost about 1 µs; opening, registering and closing a socket costs eight.
+
+use std::io::{self, ErrorKind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rustix::net::SendFlags;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout_at;
+
+use super::datagram::{MAX_UDP_RESPONSE_BYTES, readable};
+use super::packet::{Packet, ResponseMatch};
+use super::pending::{ABANDONED_QUERY_LIFETIME, MAX_STRAYS, PendingOutcome};
+use super::{AttemptError, Upstream};
+
+/// Rate of queries to one upstream up to which each gets a port of its own.
+const MAX_RATE_PER_SECOND: u32 = 500;
+
+/// Period over which the rate is measured: so many queries at once get ports of their own.
+const RATE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How far a high rate is remembered, so that short gaps in a load do not end it.
+const MAX_EXCESS: Duration = Duration::from_millis(100);
+
+/// Size of the buffer for late responses; only header and question are read, 271 bytes at most.
+const LATE_RESPONSE_BYTES: usize = 512;
+
+/// Measures the rate of queries to one upstream, as a bucket that leaks.
+#[derive(Debug)]
+pub(super) struct QueryRate {
+    /// Content of the bucket, as the time it takes to leak out.
+    content: Duration,
+    updated: Instant,
+}
+
+impl QueryRate {
+    /// Makes an empty bucket.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { content: Duration::ZERO, updated: now }
+    }
+
+    /// Records a query; returns whether the rate is low enough for a port of its own.
+    pub(super) fn record(&mut self, now: Instant) -> bool {
+        let leaked = now.saturating_duration_since(self.updated);
+        let content = self.content.saturating_sub(leaked) + RATE_PERIOD / MAX_RATE_PER_SECOND;
+        self.content = content.min(RATE_PERIOD + MAX_EXCESS);
+        self.updated = now;
+        content <= RATE_PERIOD
+    }
+}
+
+/// The buffer into which the sockets of one lane receive in turn.
+#[derive(Debug, Default)]
+pub(super) struct ReceiveBuffer(Mutex<Vec<u8>>);
+
+impl ReceiveBuffer {
+    /// Receives one datagram and passes it to `read`.
+    fn receive<T>(&self, io: &UdpSocket, read: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.resize(MAX_UDP_RESPONSE_BYTES, 0);
+        let length = io.try_recv(&mut buffer)?;
+        Ok(read(&buffer[..length]))
+    }
+}
+
+/// A socket for one query at a time; it has no port while it is idle.
+#[derive(Debug)]
+pub(super) struct OneShotSocket {
+    io: UdpSocket,
+    /// Permit to hold a descriptor.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl OneShotSocket {
+    /// Opens a socket for an upstream's address family.
+    pub(super) fn open(upstream: &Upstream, permit: OwnedSemaphorePermit) -> io::Result<Self> {
+        let domain = Domain::for_address(upstream.target.address);
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { io: UdpSocket::from_std(socket.into())?, _permit: permit })
+    }
+
+    /// Gives the port back; returns the socket if it can be used again.
+    ///
+    /// A socket that holds another datagram cannot: the next query would take it for a forgery.
+    fn release_port(self) -> Option<Self> {
+        rustix::net::connect_unspec(&self.io).ok()?;
+        let rest = self.io.try_recv(&mut [0]);
+        rest.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(self)
+    }
+
+    /// Sends a query with a random id from a new port.
+    pub(super) async fn send(
+        self,
+        upstream: &Arc<Upstream>,
+        mut packet: Packet,
+    ) -> Result<OneShotQuery, AttemptError> {
+        let [high, low, ..] = rand::rng().next_u32().to_be_bytes();
+        packet.bytes[..2].copy_from_slice(&[high, low]);
+        rustix::net::connect(&self.io, &upstream.target.address)
+            .map_err(|error| AttemptError::of_socket(&error.into()))?;
+        // Tokio learns only in its next turn that a new socket is writable, and most are.
+        match rustix::net::send(&self.io, &packet.bytes, SendFlags::DONTWAIT) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                self.io
+                    .send(&packet.bytes)
+                    .await
+                    .map_err(|error| AttemptError::of_socket(&error))?;
+            }
+            Err(error) => return Err(AttemptError::of_socket(&error.into())),
+        }
+        let sent = Instant::now();
+        upstream.health.record_query(sent);
+        let query = QueryInFlight { socket: self, upstream: Arc::clone(upstream), packet, sent };
+        Ok(OneShotQuery(Some(query)))
+    }
+}
+
+/// A query on a socket of its own, which outlives it until the response or a timeout.
+///
+/// A closed port would answer a late response with an ICMP error. The response still shows that the
+/// upstream is alive.
+#[derive(Debug)]
+pub(super) struct OneShotQuery(Option<QueryInFlight>);
+
+#[derive(Debug)]
+struct QueryInFlight {
+    socket: OneShotSocket,
+    upstream: Arc<Upstream>,
+    packet: Packet,
+    sent: Instant,
+}
+
+impl QueryInFlight {
+    /// Checks whether `message` is the response; if so, records it.
+    fn accept(&self, message: &[u8]) -> ResponseMatch {
+        if message.get(..2) != self.packet.bytes.get(..2) {
+            return ResponseMatch::Stray;
+        }
+        let fit = self.packet.match_response(message);
+        if fit != ResponseMatch::Stray {
+            let now = Instant::now();
+            self.upstream.health.record_response(now.saturating_duration_since(self.sent), now);
+        }
+        fit
+    }
+
+    /// Waits for the response of an abandoned query.
+    async fn linger(self) {
+        let mut buffer = [0; LATE_RESPONSE_BYTES];
+        let received = async {
+            let mut strays = 0;
+            while strays < MAX_STRAYS && readable(&self.socket.io).await.is_ok() {
+                match self.socket.io.try_recv(&mut buffer) {
+                    Ok(length) if self.accept(&buffer[..length]) == ResponseMatch::Stray => {
+                        strays += 1;
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        let until = self.sent + ABANDONED_QUERY_LIFETIME;
+        let _ = timeout_at(until.into(), received).await;
+    }
+}
+
+impl OneShotQuery {
+    /// Waits for the outcome, without a time limit; returns the socket if it can be used again.
+    pub(super) async fn outcome(
+        &mut self,
+        buffer: &ReceiveBuffer,
+    ) -> (PendingOutcome, Option<OneShotSocket>) {
+        let mut strays = 0;
+        loop {
+            let Some(query) = &self.0 else {
+                return (PendingOutcome::Unreachable("the socket was closed".to_owned()), None);
+            };
+            let received = match readable(&query.socket.io).await {
+                Ok(()) => buffer.receive(&query.socket.io, |message| {
+                    let response = message.to_vec();
+                    match query.accept(message) {
+                        ResponseMatch::Full => Some(PendingOutcome::Response(response)),
+                        ResponseMatch::ExceptCase => Some(PendingOutcome::CaseMismatch(response)),
+                        ResponseMatch::Stray => None,
+                    }
+                }),
+                Err(error) => Err(error),
+            };
+            match received {
+                Ok(Some(outcome)) => {
+                    let socket = self.0.take().and_then(|query| query.socket.release_port());
+                    return (outcome, socket);
+                }
+                Ok(None) => {
+                    strays += 1;
+                    if strays >= MAX_STRAYS {
+                        self.0 = None;
+                        return (PendingOutcome::Suspicious, None);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    self.0 = None;
+                    return (PendingOutcome::Unreachable(error.to_string()), None);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for OneShotQuery {
+    fn drop(&mut self) {
+        if let (Some(query), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(query.linger());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_of_queries_is_limited_without_bursts_at_its_limit() {
+        let began = Instant::now();
+        let at = |millis| began + Duration::from_millis(millis);
+        // Up to the limit, for ever.
+        let mut rate = QueryRate::new(began);
+        assert!((0..20_000).all(|query| rate.record(at(query * 2))));
+        // A second's queries at once, but no more.
+        let mut rate = QueryRate::new(began);
+        assert_eq!((0..2000).filter(|_| rate.record(began)).count(), 500);
+        // 2,000 a second: none from then on, also after a short gap.
+        let mut rate = QueryRate::new(began);
+        let low: Vec<_> = (0..20_000).filter(|query| rate.record(at(query / 2))).collect();
+        assert!(low.len() < 700 && low[low.len() - 1] < 700, "{low:?}");
+        assert!(!rate.record(at(10_090)));
+        // 400 a second: all again, after a second.
+        assert!((0..4000).all(|query| rate.record(at(11_000 + query * 5 / 2)) || query < 400));
+    }
+}

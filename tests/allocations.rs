@@ -11,7 +11,7 @@ use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
 use svcdns::service::{Addresses, Change, ListKind, Put, RegistryId, Update};
-use svcdns::upstream::{self, Forwarder, Resolution, Servers};
+use svcdns::upstream::{self, Forwarder, LaneOutcome, Resolution, Servers};
 use svcdns::wire::{Parsed, Query, Transport, put_u16, rtype};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -213,6 +213,8 @@ fn cached_answers_of_upstreams_do_not_allocate() {
         rebinding: None,
         cache_bytes: 1 << 20,
         stale: std::time::Duration::ZERO,
+        negative_ttl: 1,
+        forward_single_labels: false,
         other_opcodes: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -229,7 +231,8 @@ fn cached_answers_of_upstreams_do_not_allocate() {
             ("nothing.example.test", rtype::A, None),
         ] {
             let packet = query_bytes(name, rtype, payload);
-            let resolution = lane.resolve(packet.clone(), Transport::Udp).await;
+            let client = std::net::Ipv4Addr::LOCALHOST.into();
+            let resolution = lane.resolve(&packet, Transport::Udp, client).await;
             let Some(Resolution::Response(answer)) = resolution else {
                 panic!("{name}: {resolution:?}")
             };
@@ -240,7 +243,10 @@ fn cached_answers_of_upstreams_do_not_allocate() {
             let now = Instant::now();
             let count = allocations(|_| {
                 out.clear();
-                assert!(lane.respond(&query, Transport::Udp, now, &mut out));
+                assert_eq!(
+                    lane.respond(&query, Transport::Udp, now, &mut out),
+                    LaneOutcome::Written
+                );
             });
             if count > 0 {
                 found.push(format!(

@@ -255,6 +255,51 @@ fn flags_of_followed_aliases_are_those_of_all_parts() {
 }
 
 #[test]
+fn aliases_without_rd_are_followed_in_the_cache_only() {
+    let (rest, corp, fixture) = over_two(&[]);
+    rest.put([
+        Record::cname("api.example.test", 60, "hello.svc"),
+        Record::cname("web.example.test", 60, "www.corp.test"),
+    ]);
+    corp.put([Record::a("www.corp.test", 1, "192.0.2.80")]);
+    let dig = |options: &[&str], name: &str| fixture.dig(&[options, &[name, "A"]].concat());
+    for name in ["api.example.test", "web.example.test"] {
+        assert_eq!(dig(&["+norec"], name).status, "REFUSED", "{name}");
+        assert!(rest.queries_for(name).is_empty(), "{name}");
+    }
+    for (name, target) in [
+        ("api.example.test", ["hello.svc. A 10.0.0.1", "CNAME hello.svc."]),
+        ("web.example.test", ["www.corp.test. A 192.0.2.80", "CNAME www.corp.test."]),
+    ] {
+        let expected = vec![format!("{name}. {}", target[1]), target[0].to_owned()];
+        for options in [&[][..], &["+norec"], &["+norec", "+tcp"]] {
+            let seen = dig(options, name);
+            assert_eq!((&*seen.status, &seen.answers), ("NOERROR", &expected), "{seen:?}");
+        }
+    }
+    // The target expires before the alias.
+    std::thread::sleep(Duration::from_millis(1200));
+    let before = corp.queries_for("www.corp.test").len();
+    let seen = dig(&["+norec"], "web.example.test");
+    let alias = ["web.example.test. CNAME www.corp.test."];
+    assert_eq!((&*seen.status, &*seen.answers), ("NOERROR", &alias.map(str::to_owned)[..]));
+    assert_eq!(corp.queries_for("www.corp.test").len(), before);
+}
+
+#[test]
+fn aliases_into_the_local_reverse_tree_are_followed() {
+    let upstream = Upstream::start();
+    upstream.put([Record::cname("loop.example.test", 60, "1.0.0.127.in-addr.arpa")]);
+    let fixture = Fixture::start(&["--upstream", &upstream.flag()]);
+    let seen = fixture.dig(&["loop.example.test", "PTR"]);
+    let answers = [
+        "loop.example.test. CNAME 1.0.0.127.in-addr.arpa.",
+        "1.0.0.127.in-addr.arpa. PTR localhost.",
+    ];
+    assert_eq!((&*seen.status, &*seen.answers), ("NOERROR", &answers.map(str::to_owned)[..]));
+}
+
+#[test]
 fn looping_and_endless_aliases_are_servfail() {
     let (rest, corp, fixture) = over_two(&[]);
     rest.put([Record::cname("round.test", 60, "round.corp.test")]);

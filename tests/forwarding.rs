@@ -796,11 +796,7 @@ fn other_names_are_refused_without_forwarding() {
 fn zones_and_special_names_are_never_forwarded() {
     netns::inside("zones_and_special_names_are_never_forwarded", "127.0.0.1", || {
         let public = "9.9.9.9";
-        let added = std::process::Command::new("ip")
-            .args(["address", "add", &format!("{public}/32"), "dev", "lo"])
-            .status()
-            .unwrap();
-        assert!(added.success());
+        netns::add_address(&format!("{public}/32"));
         let upstream =
             Upstream::start_at((public.parse::<std::net::Ipv4Addr>().unwrap(), 0).into());
         upstream.behave(Behaviour::reply(Message::of([Record::a(

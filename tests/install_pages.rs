@@ -4,8 +4,9 @@
 mod support;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -13,13 +14,16 @@ use support::files::Files;
 use support::process::Process;
 use support::svcdns::Svcdns;
 use support::upstream::{Record, Upstream};
-use support::{SOON, dns, eventually, free_address, netns, on_path, skip};
+use support::{SOON, dns, eventually, free_address, netns, on_path, seconds, skip};
 
 /// The port of svcdns in the pages.
 const PORT_OF_PAGES: &str = "5300";
 
 /// The trust anchor of the root, for validating servers.
 const ROOT: &str = "20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D";
+
+/// The number of the type PTR.
+const PTR_TYPE: u16 = 12;
 
 /// The PTR records of the instance's address.
 const PTR: [&str; 2] = ["10-9-0-5.hello.svc.", "hello.svc."];
@@ -33,36 +37,23 @@ struct Backends {
 
 impl Backends {
     fn start() -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), upstream(), &[])
+    }
+
+    /// Starts svcdns at an address, with more flags.
+    fn start_at(listen: SocketAddr, upstream: Upstream, flags: &[&str]) -> Self {
         let files = Files::new(&[(
             &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
             "{}",
         )]);
-        let svcdns = Svcdns::serve(&["--registry", &files.url()]);
+        let svcdns = Svcdns::serve_at(listen, &[&["--registry", &files.url()], flags].concat());
         svcdns.wait_for("hello.svc", &[netns::ADDRESS]);
-        let upstream = Upstream::start();
-        let records = ["www.example.test", "other.example.test"]
-            .map(|name| Record::a(name, 300, "192.0.2.80"));
-        upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
         Self { _files: files, svcdns, upstream }
     }
 
     /// Returns the configuration blocks of a page, with the port of this svcdns.
     fn lines(&self, page: &str) -> Vec<String> {
-        let path = format!("{}/docs/install/{page}", env!("CARGO_MANIFEST_DIR"));
-        let text = fs::read_to_string(path).unwrap();
-        // A code block in a list item: indented by three columns for the item and four more.
-        let mut blocks = vec![String::new()];
-        for line in text.lines() {
-            match line.strip_prefix("       ") {
-                Some(line) => blocks.last_mut().unwrap().extend([line, "\n"]),
-                None if line.is_empty() => blocks.last_mut().unwrap().push('\n'),
-                None => blocks.push(String::new()),
-            }
-        }
-        blocks.retain(|block| !block.trim().is_empty());
-        let port = self.svcdns.address.port().to_string();
-        assert!(blocks.iter().all(|block| block.contains(PORT_OF_PAGES)), "{page}: {blocks:?}");
-        blocks.iter().map(|block| block.replace(PORT_OF_PAGES, &port)).collect()
+        lines(page, self.svcdns.address.port())
     }
 
     /// Checks everything that a page promises, at last with svcdns stopped.
@@ -98,6 +89,34 @@ impl Backends {
             "other names must resolve without svcdns"
         );
     }
+}
+
+/// Returns the configuration blocks of a page, with this port of svcdns.
+fn lines(page: &str, port: u16) -> Vec<String> {
+    let path = format!("{}/docs/install/{page}", env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(path).unwrap();
+    // A code block in a list item: indented by three columns for the item and four more.
+    let mut blocks = vec![String::new()];
+    for line in text.lines() {
+        match line.strip_prefix("       ") {
+            Some(line) => blocks.last_mut().unwrap().extend([line, "\n"]),
+            None if line.is_empty() => blocks.last_mut().unwrap().push('\n'),
+            None => blocks.push(String::new()),
+        }
+    }
+    blocks.retain(|block| !block.trim().is_empty());
+    let port = port.to_string();
+    assert!(blocks.iter().all(|block| block.contains(PORT_OF_PAGES)), "{page}: {blocks:?}");
+    blocks.iter().map(|block| block.replace(PORT_OF_PAGES, &port)).collect()
+}
+
+/// Starts the upstream of the program, and of svcdns.
+fn upstream() -> Upstream {
+    let upstream = Upstream::start();
+    let records =
+        ["www.example.test", "other.example.test"].map(|name| Record::a(name, 300, "192.0.2.80"));
+    upstream.put(records.into_iter().chain([Record::soa("example.test", 300, 30)]));
+    upstream
 }
 
 /// A running dnsmasq or unbound.
@@ -136,8 +155,11 @@ impl Program {
     }
 
     fn dnsmasq(backends: &Backends, lines: &str) -> Self {
-        let address = free_address();
-        let upstream = backends.upstream.address.port();
+        Self::dnsmasq_at(free_address(), &backends.upstream, lines)
+    }
+
+    fn dnsmasq_at(address: SocketAddr, upstream: &Upstream, lines: &str) -> Self {
+        let upstream = upstream.address.port();
         let own = format!(
             "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\nport={}\n\
              server=127.0.0.1#{upstream}\n",
@@ -149,9 +171,14 @@ impl Program {
     }
 
     /// Starts unbound with DNSSEC validation and without private addresses in answers.
+    ///
+    /// It looks up the names above a name first, and believes NXDOMAIN for them (RFC 8020).
     fn unbound(backends: &Backends, lines: &str) -> Self {
-        let address = free_address();
-        let (port, upstream) = (address.port(), backends.upstream.address.port());
+        Self::unbound_at(free_address(), &backends.upstream, lines)
+    }
+
+    fn unbound_at(address: SocketAddr, upstream: &Upstream, lines: &str) -> Self {
+        let (port, upstream) = (address.port(), upstream.address.port());
         let own = format!(
             "server:
     interface: 127.0.0.1
@@ -167,6 +194,8 @@ impl Program {
     local-zone: \"test.\" nodefault
     domain-insecure: \"example.test.\"
     private-address: 10.0.0.0/8
+    qname-minimisation-strict: yes
+    harden-below-nxdomain: yes
 remote-control:
     control-enable: no
 forward-zone:
@@ -239,4 +268,99 @@ fn unbound_resolves_with_the_lines_of_its_page() {
     assert_eq!(lines.len(), 2);
     let program = Program::unbound(&backends, &lines.concat());
     backends.expect_all(&program);
+}
+
+/// Longest time for an answer that no server has to wait for, on a busy machine.
+const AT_ONCE: Duration = seconds(2);
+
+/// Looks up addresses that nobody knows while the program and svcdns forward to each other.
+///
+/// svcdns forwards to the program of the page, as it does by default where that program is the
+/// machine's resolver.
+fn expect_no_circle(page: &str, start: impl FnOnce(SocketAddr, &Upstream, &str) -> Program) {
+    let (address, svcdns, upstream) = (free_address(), free_address(), upstream());
+    let program = start(address, &upstream, &lines(page, svcdns.port()).concat());
+    let backends = Backends::start_at(svcdns, upstream, &["--upstream", &address.to_string()]);
+    for (server, name, expected) in [
+        (address, "97.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (address, "98.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (svcdns, "99.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (address, "97.77.10.in-addr.arpa", "NXDOMAIN"),
+        // What Apple's devices ask of every network.
+        (address, "lb._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (svcdns, "b._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
+        (svcdns, "96.77.10.in-addr.arpa", "NXDOMAIN"),
+        (address, "0.9.10.in-addr.arpa", "NOERROR"),
+        (svcdns, "9.10.in-addr.arpa", "NOERROR"),
+    ] {
+        let began = Instant::now();
+        let log = || format!("{}\n{}", backends.svcdns.log(), program.process.log());
+        assert_eq!(dns::code(server, name, PTR_TYPE), expected, "{server} {name}:\n{}", log());
+        assert!(began.elapsed() < AT_ONCE, "{name}: {:?}\n{}", began.elapsed(), log());
+    }
+    assert_eq!(dns::dig_short(address, &["-x", netns::ADDRESS]), PTR);
+    // The program is a healthy upstream for everything else.
+    for server in [address, svcdns] {
+        assert_eq!(dns::dig_short(server, &["www.example.test"]), ["192.0.2.80"]);
+    }
+    let log = backends.svcdns.log();
+    assert!(!log.contains("until it answers again"), "it counts as dead: {log}");
+    let names = backends.upstream.names();
+    assert!(names.iter().all(|name| !name.ends_with("10.in-addr.arpa")), "{names:?}");
+}
+
+#[test]
+fn dnsmasq_and_svcdns_do_not_ask_each_other_in_circles() {
+    if is_installed("dnsmasq_and_svcdns_do_not_ask_each_other_in_circles", "dnsmasq") {
+        expect_no_circle("dnsmasq.md", Program::dnsmasq_at);
+    }
+}
+
+#[test]
+fn unbound_and_svcdns_do_not_ask_each_other_in_circles() {
+    if is_installed("unbound_and_svcdns_do_not_ask_each_other_in_circles", "unbound") {
+        expect_no_circle("unbound.md", Program::unbound_at);
+    }
+}
+
+/// The pages word for word on a machine of its own, with svcdns's default upstreams.
+fn expect_no_circle_on_a_machine(
+    page: &str,
+    start: impl FnOnce(SocketAddr, &Upstream, &str) -> Program,
+) {
+    let [address, svcdns] = [53, 5300].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let upstream = upstream();
+    let program = start(address, &upstream, &lines(page, svcdns.port()).concat());
+    let backends = Backends::start_at(svcdns, upstream, &["--upstream", "system"]);
+    let log = backends.svcdns.log();
+    assert!(log.contains("to 127.0.0.1 (from /etc/resolv.conf)"), "{log}");
+    for (host, found) in [("10.9.0.97", false), (netns::ADDRESS, true), ("10.1.2.3", false)] {
+        let began = Instant::now();
+        let output = Command::new("getent").args(["hosts", host]).output().unwrap();
+        let log = format!("{}\n{}", backends.svcdns.log(), program.process.log());
+        assert_eq!(output.status.success(), found, "{host}: {output:?}\n{log}");
+        assert!(began.elapsed() < AT_ONCE, "{host}: {:?}\n{log}", began.elapsed());
+    }
+    let log = backends.svcdns.log();
+    assert!(!log.contains("until it answers again"), "it counts as dead: {log}");
+}
+
+#[test]
+fn unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq() {
+    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq";
+    if is_installed(test, "dnsmasq") {
+        netns::inside(test, "127.0.0.1", || {
+            expect_no_circle_on_a_machine("dnsmasq.md", Program::dnsmasq_at);
+        });
+    }
+}
+
+#[test]
+fn unregistered_addresses_do_not_exist_on_a_machine_with_unbound() {
+    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_unbound";
+    if is_installed(test, "unbound") {
+        netns::inside(test, "127.0.0.1", || {
+            expect_no_circle_on_a_machine("unbound.md", Program::unbound_at);
+        });
+    }
 }

@@ -163,7 +163,7 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     if let (Some(elsewhere), Some(forwarder)) =
         (&mut explanation.elsewhere, &state.context.forwarder)
     {
-        *elsewhere = forwarder.describe(&name);
+        *elsewhere = forwarder.describe(&name, rtype);
     }
     Json(explanation).into_response()
 }

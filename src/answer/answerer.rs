@@ -11,6 +11,7 @@ use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{RegistryStatus, Rejections, Stats};
+use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
 
 /// Answers queries from the latest generation; shared by all workers.
@@ -30,6 +31,11 @@ pub struct Answerer {
 /// Too many queries wait for an upstream.
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
+/// The name could only be forwarded.
+const NO_RECURSION: ExtendedError = ExtendedError {
+    code: ExtendedError::NOT_AUTHORITATIVE,
+    text: "not a zone served here, and recursion was not desired",
+};
 /// The client's address is not allowed to query.
 const ACCESS_DENIED: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
@@ -73,6 +79,20 @@ impl Answerer {
         let writer =
             ResponseWriter { counters: &Counters::default(), ..self.writer(transport, draw) };
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
+    }
+
+    /// Writes the response to a query for a name outside the zones, without asking anybody.
+    ///
+    /// For a query that [`Self::respond`] leaves to upstreams and that none of them may get.
+    pub fn respond_outside(&self, query: &Query<'_>, transport: Transport, out: &mut Vec<u8>) {
+        out.clear();
+        let (writer, snapshot) = (self.writer(transport, 0), self.snapshot.load());
+        let context =
+            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        match Name::from_wire(query.name()) {
+            Ok((name, _)) => context.answer_outside(&name, NO_RECURSION, out),
+            Err(_) => context.write(&ResponseContent::code(rcode::FORMERR, None), out),
+        }
     }
 
     /// Responds on the fast path if it has a key and an answer, else on the full path.

@@ -195,29 +195,30 @@ pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     true
 }
 
-/// Returns whether the interpretation's version is the end of an existing version.
+/// Returns whether the labels in front of the base are the end of an existing version.
 ///
-/// For example, `0.hello.svc` exists if `v1.2.0.hello.svc` does. The version may exist in any scope
-/// that the interpretation allows.
+/// For example, `0.hello.svc` exists if `v1.2.0.hello.svc` does. A version may also look like an
+/// instance label: `10-0-0-2.hello.svc` exists if `10-0-0-9.10-0-0-2.hello.svc` does. The version
+/// may exist in any scope that the interpretation allows.
 fn ends_a_version<'a>(
     service: &Service,
     filter: &InstanceFilter<'a>,
     interpretation: &Interpretation<'a>,
 ) -> bool {
     let mut suffix = String::new();
-    let Some(version) = interpretation.version.filter(|_| interpretation.instance.is_none()) else {
-        return false;
-    };
-    if !join_labels(version, &mut suffix) {
+    let instance = interpretation.instance.into_iter();
+    let front: Vec<&[u8]> =
+        instance.chain(interpretation.version.into_iter().flatten().copied()).collect();
+    if front.is_empty() || !join_labels(&front, &mut suffix) {
         return false;
     }
     let any_scope = filter.in_any_scope(interpretation);
     service.visible_groups().any(|group| {
         any_scope.in_scope(group)
-            && group
-                .version
-                .strip_suffix(suffix.as_str())
-                .is_some_and(|front| front.len() > 1 && front.ends_with('.'))
+            && group.version.strip_suffix(suffix.as_str()).is_some_and(|front| {
+                front.len() > 1 && front.ends_with('.')
+                    || front.is_empty() && interpretation.instance.is_some()
+            })
     })
 }
 

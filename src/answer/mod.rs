@@ -8,6 +8,7 @@
 //! The fast path answers the common names from precompiled nodes; the full path covers the rest of
 //! the naming grammar on the service model.
 
+mod address_index;
 mod answerer;
 mod choice;
 mod compile;
@@ -22,6 +23,7 @@ mod owner;
 mod publish;
 mod rare;
 mod respond;
+mod reverse;
 mod rrset;
 mod settings;
 mod shard;

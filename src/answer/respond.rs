@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use super::message::{ResponseContent, ResponseWriter};
 use super::node::{Node, NodeBuilder};
-use super::owner::{HOSTMASTER_LABEL, NS_LABEL, VERSION_LABEL, service_owner};
+use super::owner::{NS_LABEL, VERSION_LABEL, service_owner};
 use super::rrset::{ComposedRecords, RRset};
 use super::settings::Settings;
 use super::table::Snapshot;
 use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
-use crate::name::{Name, Zone, reverse_address};
+use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
 
@@ -46,7 +46,7 @@ const UNSUPPORTED_CLASS: ExtendedError =
 const UNSUPPORTED_TRANSFER: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 /// For names not found while a registry has not been read yet.
-const NOT_READY: ExtendedError =
+pub(super) const NOT_READY: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
 /// For data of a disconnected registry.
 const STALE_REGISTRY_TEXT: &str = "registry away, last known data";
@@ -75,7 +75,7 @@ const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
 const SOA_TEMPLATE: &[u8; 50] = b"\0\0\0\x06\0\x01\0\0\0\0\0\x26\x02ns\0\0\x0ahostmaster\0\0\
     \0\0\0\0\0\0\x0e\x10\0\0\x02\x58\0\x01\x51\x80\0\0\0\0";
 /// Offset of the SOA's numbers: serial, refresh, retry, expire, minimum.
-const SOA_NUMBERS_OFFSET: usize = SOA_TEMPLATE.len() - 20;
+pub(super) const SOA_NUMBERS_OFFSET: usize = SOA_TEMPLATE.len() - 20;
 
 impl<'a> QueryContext<'a> {
     /// Returns the settings.
@@ -101,9 +101,19 @@ impl<'a> QueryContext<'a> {
         } else if settings.forwarding {
             return AnswerOutcome::Forward;
         } else {
-            self.write(&refused(NOT_AUTHORITATIVE), out);
+            self.answer_outside(&name, NOT_AUTHORITATIVE, out);
         }
         AnswerOutcome::Answered
+    }
+
+    /// Answers for a name outside the zones without asking anybody.
+    ///
+    /// A name outside the reverse tree is refused with this error.
+    pub(super) fn answer_outside(&self, name: &Name, error: ExtendedError, out: &mut Vec<u8>) {
+        match ReverseNetwork::of(name) {
+            Some(network) => self.answer_unregistered(name, network, error, out),
+            None => self.write(&ResponseContent::code(rcode::REFUSED, Some(error)), out),
+        }
     }
 
     /// Writes the response to this query.
@@ -244,7 +254,7 @@ impl<'a> QueryContext<'a> {
     }
 
     /// Writes records held by these registries, or NODATA.
-    fn write_records(
+    pub(super) fn write_records(
         &self,
         records: &ComposedRecords,
         registries: RegistrySet,
@@ -310,7 +320,7 @@ impl<'a> QueryContext<'a> {
     /// Returns the SOA record of the zone whose name `apex` points at.
     ///
     /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
-    fn soa(&self, apex: [u8; 2]) -> [u8; SOA_TEMPLATE.len()] {
+    pub(super) fn soa(&self, apex: [u8; 2]) -> [u8; SOA_TEMPLATE.len()] {
         let ttl = self.settings().negative_ttl.to_be_bytes();
         let mut soa = *SOA_TEMPLATE;
         soa[..2].copy_from_slice(&apex);
@@ -374,61 +384,10 @@ impl<'a> QueryContext<'a> {
         }
         self.write_own_records(&set, zone, out);
     }
-
-    /// Answers for the reverse name of an address.
-    ///
-    /// Returns `false` if no instance has the address. The reverse name is answered as a zone apex
-    /// of its own.
-    pub(super) fn answer_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
-        let settings = self.settings();
-        // Loopback addresses differ from machine to machine, so a registry cannot name them.
-        if address.is_loopback() {
-            return false;
-        }
-        let set = rare::ptr(settings, address, self.snapshot.services_at(address));
-        if set.is_empty() {
-            return false;
-        }
-        let registries = self.snapshot.services_at(address).flat_map(|service| service.instances());
-        let registries = registries.filter(|instance| {
-            instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
-        });
-        let registries = registries.map(|instance| instance.key.registry()).collect();
-        if matches!(self.query.qtype, rtype::PTR | rtype::ANY) {
-            // In a fixed order: programs take the first name, which should be the instance's.
-            let first = Self { writer: ResponseWriter { draw: 0, ..self.writer }, ..*self };
-            first.write(
-                &ResponseContent::answer(
-                    &RRset::composed(&set),
-                    self.stale_answer_error(registries),
-                ),
-                out,
-            );
-        } else {
-            let (apex, numbers) = (
-                settings.zones.first().name().as_wire(),
-                &self.soa(OWNER_POINTER)[SOA_NUMBERS_OFFSET..],
-            );
-            let data = [NS_LABEL, apex, HOSTMASTER_LABEL, apex, numbers].concat();
-            let mut soa = Vec::new();
-            rare::put_record(&mut soa, rtype::SOA, settings.negative_ttl, &data);
-            if self.query.qtype == rtype::SOA {
-                let mut apex = ComposedRecords::default();
-                apex.put(|out| out.extend_from_slice(&soa));
-                self.write_records(&apex, registries, settings.zones.first(), out);
-            } else {
-                self.write(
-                    &ResponseContent::negative(rcode::NOERROR, &soa, self.stale_negative_error()),
-                    out,
-                );
-            }
-        }
-        true
-    }
 }
 
 /// Returns the EDE for stale data, if there is any.
-fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
+pub(super) fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Disconnected => STALE_REGISTRY_TEXT,
         Staleness::Held => STALE_HELD_TEXT,

@@ -5,12 +5,14 @@
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
+use super::address_index::AddressIndex;
 use super::shard::Shard;
-use super::sharded::{Sharded, tag};
+use super::sharded::Sharded;
 use crate::catalog::{HostAddresses, RegistryStatus, Service, ServiceChange};
 use crate::name::instance_address;
 
@@ -18,8 +20,6 @@ use crate::name::instance_address;
 type ServiceShard = Arc<[(u64, Arc<Service>)]>;
 /// Name, and the number of published names directly below it; sorted.
 type AncestorShard = Arc<[(Box<str>, u32)]>;
-/// Tag of an address's hash, and the hash of a base; sorted.
-type AddressShard = Arc<[(u32, u64)]>;
 
 /// One generation of the lookup table.
 #[derive(Clone, Debug, Default)]
@@ -41,8 +41,8 @@ pub struct Snapshot {
     ///
     /// Each has the number of published names directly below it.
     ancestors: Sharded<AncestorShard>,
-    /// Pairs of an address's hash and the hash of the base of a service there.
-    addresses: Sharded<AddressShard>,
+    /// The hashes of the bases of the services at each address.
+    addresses: AddressIndex,
     /// Addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
 }
@@ -85,16 +85,16 @@ impl Snapshot {
 
     /// Returns the services with a served instance at `address`, unordered.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
-        let hash = self.hasher.hash_one(address);
-        let shard = self.addresses.shard(hash);
-        let first = shard.partition_point(|(slot, _)| *slot < tag(hash));
-        shard[first..]
-            .iter()
-            .take_while(move |(slot, _)| *slot == tag(hash))
-            .flat_map(|(_, base)| self.services_with(*base))
-            .filter(move |service| {
+        self.addresses.bases_at(address).flat_map(|base| self.services_with(base)).filter(
+            move |service| {
                 service.served().any(|instance| instance.endpoint.host.address() == Some(address))
-            })
+            },
+        )
+    }
+
+    /// Returns whether any served instance has one of these addresses, of one family.
+    pub(super) fn has_addresses_in(&self, addresses: &RangeInclusive<IpAddr>) -> bool {
+        self.addresses.has_any(addresses)
     }
 
     /// Returns the precompiled node of an owner: wire labels in front of the zone.
@@ -208,25 +208,9 @@ impl Snapshot {
         &mut self,
         changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
     ) {
-        let keyed = changes
-            .map(|(address, base, add)| {
-                (self.hasher.hash_one(address), (self.hash(base.as_bytes()), add))
-            })
-            .collect();
-        self.addresses.update(keyed, |shard, changes| {
-            let mut next = shard.to_vec();
-            for (hash, (base, add)) in changes.iter() {
-                let entry = (tag(*hash), *base);
-                match (next.binary_search(&entry), add) {
-                    (Err(at), true) => next.insert(at, entry),
-                    (Ok(at), false) => {
-                        next.remove(at);
-                    }
-                    _ => {}
-                }
-            }
-            next.into()
-        });
+        let hasher = &self.hasher;
+        let hash = |base: &str| hasher.hash_one(base.as_bytes());
+        self.addresses.update(changes.map(|(address, base, add)| (address, hash(base), add)));
     }
 }
 

@@ -65,6 +65,10 @@ keys! { GENERAL:
     UPSTREAM_RANDOM_CASE = "" "upstream-random-case" Bool "BOOL" "" "false"
         "Randomize the case of query names to upstreams (0x20), and require responses to preserve \
          it. This makes forgery harder, but some old servers do not preserve it.";
+    FORWARD_SINGLE_LABEL = "" "forward-single-label" Bool "BOOL" "" "false"
+        "Forward A and AAAA queries for names of one label, such as `printer`, also to upstreams \
+         with public addresses. Otherwise only upstreams with private addresses get them; without \
+         one, the name does not exist. Queries of other types are always forwarded.";
     CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#
         "Limit the memory of the upstream cache.";
     SERVE_STALE = "" "serve-stale" Duration "DURATION" "up to 30days; `0s` turns it off" r#""1day""#

@@ -129,6 +129,8 @@ pub struct UpstreamConfig {
     pub ca_file: Option<PathBuf>,
     /// Whether to randomize the letter case of names in queries.
     pub random_case: bool,
+    /// Whether address queries for names of one label go to upstreams with public addresses.
+    pub forward_single_labels: bool,
 }
 
 impl Config {

@@ -57,6 +57,8 @@ impl Config {
             rebinding: self.rebinding.clone(),
             cache_bytes: self.cache_bytes,
             stale: self.serve_stale,
+            negative_ttl: self.negative_ttl,
+            forward_single_labels: self.upstream.forward_single_labels,
             other_opcodes: self.forward_opcodes,
         })
     }

@@ -57,6 +57,7 @@ pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
         order: order(layers)?,
         ca_file: path(layers, keys::UPSTREAM_CA_FILE),
         random_case: boolean(layers, keys::UPSTREAM_RANDOM_CASE)?,
+        forward_single_labels: boolean(layers, keys::FORWARD_SINGLE_LABEL)?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead};
 use crate::server::{Client, Disposition, Request, Respond};
-use crate::upstream::{AliasChain, Lane, Resolution};
+use crate::upstream::{AliasChain, Lane, LaneOutcome, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
 /// Answers from the served zones, then from the cache, then by forwarding.
@@ -36,9 +36,15 @@ impl Responder {
             if self.answer_alias(&chain, transport, &mut out) != AnswerOutcome::Forward {
                 return lane.finish(&chain, &out);
             }
-            match lane.follow(chain).await {
-                Resolution::Response(response) => return response,
-                Resolution::Alias(next) => chain = next,
+            match lane.follow(&mut chain, &mut out).await {
+                LaneOutcome::Written => return out,
+                LaneOutcome::Deferred => {}
+                LaneOutcome::Outside => {
+                    if let Parsed::Query(query) = Query::parse(chain.query()) {
+                        self.answerer.respond_outside(&query, transport, &mut out);
+                    }
+                    return lane.finish(&chain, &out);
+                }
             }
         }
     }
@@ -76,29 +82,38 @@ impl Respond for Responder {
         {
             return Disposition::Deferred;
         }
-        match (
-            self.answerer.respond(&parsed, (ahead, index), transport, random, out),
-            &parsed,
-            &self.lane,
-        ) {
-            (AnswerOutcome::Silent, ..) => Disposition::Silent,
-            (AnswerOutcome::Forward, Parsed::Query(query), Some(lane))
-                if !lane.respond(query, transport, now, out) =>
-            {
-                Disposition::Deferred
-            }
-            (AnswerOutcome::Forward | AnswerOutcome::Answered, ..) => Disposition::Ready,
+        match self.answerer.respond(&parsed, (ahead, index), transport, random, out) {
+            AnswerOutcome::Silent => return Disposition::Silent,
+            AnswerOutcome::Answered => return Disposition::Ready,
+            AnswerOutcome::Forward => {}
         }
+        if let (Parsed::Query(query), Some(lane)) = (&parsed, &self.lane) {
+            match lane.respond(query, transport, now, out) {
+                LaneOutcome::Written => self.answerer.correct_forwarded(query, out),
+                LaneOutcome::Deferred => return Disposition::Deferred,
+                LaneOutcome::Outside => self.answerer.respond_outside(query, transport, out),
+            }
+        }
+        Disposition::Ready
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         let lane = self.lane.as_ref()?;
         let transport = Transport::from(client.transport);
-        match lane.resolve(request, transport).await? {
-            Resolution::Response(response) => Some(response),
+        let mut response = match lane.resolve(&request, transport, client.source.ip()).await? {
+            Resolution::Response(response) => response,
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Resolution::Alias(chain) => Some(Box::pin(self.follow(lane, chain, transport)).await),
+            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, transport)).await,
+            Resolution::Outside => Vec::new(),
+        };
+        if let Parsed::Query(query) = Query::parse(&request) {
+            if response.is_empty() {
+                self.answerer.respond_outside(&query, transport, &mut response);
+            } else {
+                self.answerer.correct_forwarded(&query, &mut response);
+            }
         }
+        Some(response)
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {

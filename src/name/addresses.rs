@@ -1,8 +1,6 @@
-//! Names made of addresses: instance labels and reverse names.
+//! Instance labels: addresses as single labels.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use super::labels::Name;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Maximum length of an instance label, in bytes: 8 groups of 4 digits, 7 hyphens.
 pub const MAX_INSTANCE_LABEL_BYTES: usize = 39;
@@ -111,61 +109,8 @@ pub fn instance_address(label: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(text).ok()?.parse().ok().map(IpAddr::V6)
 }
 
-/// Returns the reverse name of an address.
-///
-/// IPv4 addresses are below `in-addr.arpa.` (RFC 1035 section 3.5). IPv6 addresses are below
-/// `ip6.arpa.`, with one label for each four bits (RFC 3596 section 2.5).
-pub fn reverse_name(address: IpAddr) -> Name {
-    let name = match address {
-        IpAddr::V4(address) => {
-            let labels = address.octets().map(|byte| byte.to_string());
-            Name::from_labels(
-                labels.iter().rev().map(String::as_bytes).chain([b"in-addr".as_slice(), b"arpa"]),
-            )
-        }
-        IpAddr::V6(address) => {
-            let digits = format!("{:032x}", address.to_bits());
-            Name::from_labels(digits.as_bytes().chunks(1).rev().chain([b"ip6".as_slice(), b"arpa"]))
-        }
-    };
-    // Never fails: the longest reverse name has 74 bytes.
-    name.unwrap_or_default()
-}
-
-/// Returns the address of a complete reverse name: the inverse of [`reverse_name`].
-///
-/// Returns `None` for any other name, also for names between an address and `arpa.`.
-pub fn reverse_address(name: &Name) -> Option<IpAddr> {
-    // Most names are not reverse names: reject them before looking for their labels.
-    if !name.as_wire().ends_with(b"\x04arpa\0") {
-        return None;
-    }
-    let mut labels = name.labels().rev();
-    if labels.next()? != b"arpa" {
-        return None;
-    }
-    match (labels.next()?, labels.len()) {
-        (b"in-addr", 4) => {
-            let mut bytes = [0; 4];
-            for (byte, label) in bytes.iter_mut().zip(labels) {
-                *byte = decimal(label)?;
-            }
-            Some(Ipv4Addr::from(bytes).into())
-        }
-        (b"ip6", 32) => {
-            let mut bits = 0;
-            for label in labels {
-                let &[digit] = label else { return None };
-                bits = bits << 4 | u128::from(char::from(digit).to_digit(16)?);
-            }
-            Some(Ipv6Addr::from_bits(bits).into())
-        }
-        _ => None,
-    }
-}
-
 /// Parses a byte in decimal digits without leading zeros.
-fn decimal(digits: &[u8]) -> Option<u8> {
+pub(super) fn decimal(digits: &[u8]) -> Option<u8> {
     if digits.is_empty()
         || digits.len() > 3
         || !digits.iter().all(u8::is_ascii_digit)
@@ -178,6 +123,8 @@ fn decimal(digits: &[u8]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -243,43 +190,6 @@ mod tests {
         assert_eq!(instance_address(b"10-0-0-\xFF"), None);
     }
 
-    #[test]
-    fn reverse_names_are_formatted() {
-        let name = |address: &str| reverse_name(address.parse().unwrap()).to_string();
-        assert_eq!(name("10.0.2.255"), "255.2.0.10.in-addr.arpa.");
-        assert_eq!(
-            name("2001:db8::567:89ab"),
-            "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa."
-        );
-    }
-
-    #[test]
-    fn only_complete_reverse_names_have_an_address() {
-        let address = |text: &str| reverse_address(&Name::from_text(text).unwrap());
-        assert_eq!(address("1.0.0.10.IN-ADDR.ARPA"), Some(Ipv4Addr::new(10, 0, 0, 1).into()));
-        let full = reverse_name("fd00::5".parse().unwrap()).to_string();
-        assert_eq!(address(&full.to_uppercase()), Some("fd00::5".parse().unwrap()));
-        for bad in [
-            ".",
-            "arpa",
-            "in-addr.arpa",
-            "ip6.arpa",
-            "0.0.10.in-addr.arpa",
-            "9.1.0.0.10.in-addr.arpa",
-            "01.0.0.10.in-addr.arpa",
-            "256.0.0.10.in-addr.arpa",
-            "x.0.0.10.in-addr.arpa",
-            "1.0.0.10.in-addr.svc",
-            "1.0.0.10.ip6.arpa",
-            &full[2..],
-            &format!("0.{full}"),
-            &full.replacen('5', "55", 1),
-            &full.replacen('5', "g", 1),
-        ] {
-            assert_eq!(address(bad), None, "{bad}");
-        }
-    }
-
     fn any_address() -> impl Strategy<Value = IpAddr> {
         let sparse = prop::array::uniform8(prop_oneof![Just(0u16), any::<u16>()])
             .prop_map(|segments| Ipv6Addr::from(segments).into());
@@ -314,11 +224,6 @@ mod tests {
             if let Some(address) = instance_address(label.as_bytes()) {
                 prop_assert_eq!(instance_label(address), label);
             }
-        }
-
-        #[test]
-        fn reverse_names_round_trip(address in any_address()) {
-            prop_assert_eq!(reverse_address(&reverse_name(address)), Some(address));
         }
 
         #[test]

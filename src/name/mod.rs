@@ -11,15 +11,19 @@
 mod addresses;
 mod grammar;
 mod labels;
+mod reverse;
 mod zones;
 
 pub use addresses::{
     MAX_INSTANCE_LABEL_BYTES, instance_address, instance_label, ipv4_label, put_instance_label,
-    reverse_address, reverse_name,
 };
 pub use grammar::{
     Base, BaseError, Interpretation, ParsedName, Selector, ServiceScope, base_of, interpretations,
     parse_labels,
 };
 pub use labels::{Labels, Name, NameError};
+pub use reverse::{
+    ReverseNetwork, ReverseScope, local_reverse_zone, local_reverse_zones, may_be_reverse,
+    reverse_address, reverse_name,
+};
 pub use zones::{Zone, Zones, ZonesError};

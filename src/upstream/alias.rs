@@ -33,6 +33,8 @@ pub enum Resolution {
     Response(Vec<u8>),
     /// An alias that leads to a name which is resolved elsewhere, perhaps in a served zone.
     Alias(Box<AliasChain>),
+    /// As [`super::LaneOutcome::Outside`].
+    Outside,
 }
 
 /// A query whose aliases have led to a name that is resolved elsewhere.
@@ -117,8 +119,10 @@ impl AliasChain {
 
     /// Joins the responses so far and the `last` one, to [`Self::query`], into one message.
     ///
-    /// The code is that of the last response (RFC 6604). AA is that of the first one (RFC 1035
-    /// section 4.1.1), AD is set if all have it (RFC 4035 section 3.2.3).
+    /// The code is that of the last response (RFC 6604). Without RD, a chain ends with the last
+    /// alias where the target would have to be forwarded (RFC 1034 section 4.3.2). AA is that of
+    /// the first response (RFC 1035 section 4.1.1), AD is set if all have it (RFC 4035 section
+    /// 3.2.3).
     ///
     /// # Errors
     /// Returns an error if a response is malformed.
@@ -138,8 +142,11 @@ impl AliasChain {
             }
         }
         let opt = records_of(last)?.map_while(Result::ok).find(Record::is_opt);
-        let code = opt.as_ref().map_or(0, |opt| u16::from(opt.ttl.to_be_bytes()[0]) << 4)
+        let mut code = opt.as_ref().map_or(0, |opt| u16::from(opt.ttl.to_be_bytes()[0]) << 4)
             | flags_of(last) & 0xF;
+        if code == rcode::REFUSED && query.flags & flags::RD == 0 {
+            code = rcode::NOERROR;
+        }
         if !matches!(code, rcode::NOERROR | rcode::NXDOMAIN) {
             // A failure is no answer, not even in part.
             copier = RecordCopier::new(query.question);

@@ -18,13 +18,13 @@ use tokio_util::task::TaskTracker;
 use super::exchange::{Connector, Upstream};
 use super::loop_guard::{self, LoopGuard};
 use super::order::UpstreamOrder;
-use super::routes::{Route, RouteTable};
+use super::routes::{Route, RouteQuery, RouteRules, RouteTable};
 use super::sources::{Sources, SourcesSnapshot, TargetList};
+use super::special::{Special, SpecialAnswer};
 use super::watch::{ChangeSignal, SourceWatches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
 use crate::resolv_conf::RESOLV_CONF;
-use crate::wire::ExtendedError;
 
 /// Intervals of reading the files.
 #[derive(Clone, Copy, Debug)]
@@ -61,19 +61,15 @@ pub(super) struct Routing {
     pub(super) guard: Arc<LoopGuard>,
 }
 
-/// Error for a query that svcdns itself sent to an upstream.
-const LOOPED_QUERY: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "svcdns sent this query itself" };
-
 impl Routing {
-    /// Returns the route of `name`.
+    /// Returns the route of a query for `name`.
     ///
     /// Every query must take this way, because it detects loops.
-    pub(super) fn route(&self, name: &Name) -> Route {
+    pub(super) fn route(&self, name: &Name, query: RouteQuery) -> Route {
         if self.guard.catch_token(name) {
-            Route::Fail(LOOPED_QUERY)
+            Route::Local(SpecialAnswer { special: Special::LoopToken, zone_offset: 0 })
         } else {
-            self.routes.load().find(name)
+            self.routes.load().find(name, query)
         }
     }
 }
@@ -106,6 +102,7 @@ struct SourceFollower {
     domains: Vec<(Name, Vec<Target>)>,
     /// Order of all lists; `None` lets their origin decide.
     order: Option<UpstreamOrder>,
+    forward_single_labels: bool,
     sources: Sources,
     connector: Arc<Connector>,
     timings: FollowTimings,
@@ -136,8 +133,8 @@ impl SourceFollower {
         connector: Arc<Connector>,
         timings: FollowTimings,
     ) -> (Self, Routing) {
-        let routes =
-            Arc::new(ArcSwap::from_pointee(RouteTable::new(Vec::new(), Vec::new(), false)));
+        let no_routes = RouteTable::new(Vec::new(), Vec::new(), RouteRules::default());
+        let routes = Arc::new(ArcSwap::from_pointee(no_routes));
         let (upstreams_sender, upstreams) = watch::channel(Vec::new());
         let routing = Routing { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
         let without_own = |targets: &[Target]| -> Vec<Target> {
@@ -178,6 +175,7 @@ impl SourceFollower {
             servers,
             domains,
             order: settings.order,
+            forward_single_labels: settings.forward_single_labels,
             sources,
             connector,
             timings,
@@ -334,7 +332,11 @@ impl SourceFollower {
         let servers = of(&inputs.servers, &Name::ROOT);
         let domains =
             self.domains.iter().map(|(domain, targets)| (*domain, of(targets, domain))).collect();
-        let routes = RouteTable::new(servers, domains, inputs.is_system_resolver)
+        let rules = RouteRules {
+            is_system_resolver: inputs.is_system_resolver,
+            forward_single_labels: self.forward_single_labels,
+        };
+        let routes = RouteTable::new(servers, domains, rules)
             .with_orders(inputs.order, self.order.unwrap_or(UpstreamOrder::Strict));
         let upstreams = routes.upstreams();
         self.routes.store(Arc::new(routes));

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,6 +12,7 @@ use super::addresses::addresses;
 use super::alias::{AliasChain, MAX_BORDERS, Resolution};
 use super::cache::CacheKey;
 use super::counters::Counters;
+use super::domain_loops::DomainLoops;
 use super::exchange::{Outgoing, QueryFailure, Sockets};
 use super::follow::{self, Routing};
 use super::hosts::{LookupFailed, LookupResult};
@@ -20,11 +22,11 @@ use super::rebinding::{RebindingGuard, WITHHELD};
 use super::resolver::{
     Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver, now,
 };
-use super::routes::Route;
+use super::routes::{Route, RouteQuery};
 use super::scrub::{Borders, scrub};
 use super::{Settings, UpstreamReport, special};
 use crate::name::Name;
-use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rtype, u16_at};
+use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode, rtype, u16_at};
 
 /// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
@@ -41,6 +43,20 @@ pub struct Forwarder {
     shared: Arc<ForwarderShared>,
     /// Exchange of the server's own lookups.
     own: Arc<UpstreamExchange>,
+}
+
+/// What became of a query at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneOutcome {
+    /// The response is written.
+    Written,
+    /// The query must be resolved, from the cache or by upstreams: call [`Lane::resolve`].
+    Deferred,
+    /// Without upstreams: answer from what is registered.
+    ///
+    /// The name is in a reverse zone that is local to this machine or network, or the client does
+    /// not desire recursion.
+    Outside,
 }
 
 /// A worker's handle to the forwarder, with sockets of its own.
@@ -99,6 +115,8 @@ impl Forwarder {
         let routing = follow::start(&settings, tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
         let resolver = Resolver::new(settings.cache_bytes, settings.stale);
+        let loops = DomainLoops::new(routing.clone(), Arc::clone(resolver.in_flight()));
+        tracker.spawn(loops.run(stop.clone()));
         let shared = Arc::new(ForwarderShared { settings, routing, rebinding, resolver });
         tracker.spawn(Arc::clone(&shared).clear_cache_on_change(stop.clone()));
         Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
@@ -109,9 +127,9 @@ impl Forwarder {
         Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
     }
 
-    /// Describes the route of `name` in words.
-    pub fn describe(&self, name: &Name) -> String {
-        self.shared.routing.routes.load().describe(name)
+    /// Describes the route of a query for `name` in words.
+    pub fn describe(&self, name: &Name, qtype: u16) -> String {
+        self.shared.routing.routes.load().describe(name, qtype)
     }
 
     /// Returns the counters since the start.
@@ -178,7 +196,7 @@ impl Forwarder {
             let (entry, age) = self
                 .shared
                 .resolver
-                .resolve_entry(&self.own, &query, began, true)
+                .resolve_entry(&self.own, &query, began, true, None)
                 .await
                 .map_err(|_| LookupFailed)?;
             if entry.is_failure() {
@@ -225,98 +243,158 @@ impl Lane {
             && settings.other_opcodes
             && Name::from_wire(query.name()).is_ok_and(|(name, _)| {
                 settings.zones.find(&name).is_none()
-                    && matches!(routing.route(&name), Route::Forward(_))
+                    && matches!(routing.route(&name, route_query(query, true)), Route::Forward(_))
             })
     }
 
-    /// Writes the response into the empty `out` if no upstream has to be queried.
+    /// Writes the response into the empty `out` if no upstream is needed.
     ///
-    /// Returns `false` otherwise. Must be called within a Tokio runtime, because it may start to
-    /// prefetch an expiring entry.
+    /// Must be called within a Tokio runtime, because it may start to prefetch an expiring entry.
     pub fn respond(
         &self,
         query: &Query<'_>,
         transport: Transport,
         now: Instant,
         out: &mut Vec<u8>,
-    ) -> bool {
-        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
+    ) -> LaneOutcome {
+        let ForwarderShared { resolver, .. } = &*self.exchange.shared;
+        let recursion_desired = query.flags & flags::RD != 0;
         // The cache holds responses of the current upstreams only, hence no special names.
-        let found = resolver.answer_from_cache(&self.exchange, query, transport, now, out);
-        if found != ImmediateAnswer::NotCached {
-            return found == ImmediateAnswer::Written;
+        match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
+            ImmediateAnswer::Written => return LaneOutcome::Written,
+            ImmediateAnswer::Alias => return LaneOutcome::Deferred,
+            ImmediateAnswer::StaleOnly if recursion_desired => return LaneOutcome::Deferred,
+            ImmediateAnswer::StaleOnly | ImmediateAnswer::NotCached => {}
         }
-        let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
-        match routing.route(&name) {
-            Route::Local(answer) => answer.write(query, &name, out),
+        self.respond_by_route(query, recursion_desired, out)
+    }
+
+    /// Writes the response into the empty `out` if the name's route does without upstreams.
+    fn respond_by_route(
+        &self,
+        query: &Query<'_>,
+        recursion_desired: bool,
+        out: &mut Vec<u8>,
+    ) -> LaneOutcome {
+        let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
+        let Ok((name, _)) = Name::from_wire(query.name()) else { return LaneOutcome::Deferred };
+        match routing.route(&name, route_query(query, recursion_desired)) {
+            Route::Local(answer) if answer.special.is_reverse() => return LaneOutcome::Outside,
+            Route::Local(answer) => answer.write(query, settings.negative_ttl, out),
             Route::Fail(error) => special::put_failure(query, error, out),
-            Route::Forward(_) => return false,
+            Route::Forward(_) => return LaneOutcome::Deferred,
+            Route::NotRecursive => return LaneOutcome::Outside,
         }
-        true
+        LaneOutcome::Written
     }
 
     /// Resolves `request` within 4 s; `None` means to send no response.
-    pub async fn resolve(&self, request: Vec<u8>, transport: Transport) -> Option<Resolution> {
-        let resolver = &self.exchange.shared.resolver;
+    ///
+    /// `source` is the client's address.
+    pub async fn resolve(
+        &self,
+        request: &[u8],
+        transport: Transport,
+        source: IpAddr,
+    ) -> Option<Resolution> {
+        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
         let began = now();
-        let resolved = match Query::parse(&request) {
+        let parsed = Query::parse(request);
+        // By reference: a copy would make the future larger.
+        let resolved = match &parsed {
             Parsed::Silent => return None,
+            Parsed::Query(query) if query.flags & flags::RD == 0 => {
+                resolver.resolve_cached(&*self.exchange, query, transport)
+            }
             Parsed::Query(query) => {
-                resolver.resolve(&self.exchange, &request, &query, transport).await
+                let source = source.to_canonical();
+                let suspect = routing.routes.load().has_upstream_at(source).then_some(source);
+                let resolved =
+                    resolver.resolve(&self.exchange, request, query, transport, suspect).await;
+                self.route_again(query, resolved)
             }
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Parsed::Bad { query, .. } => ResolvedQuery::Response(
-                Box::pin(resolver.relay(&self.exchange, &request, &query, transport)).await,
-            ),
+            Parsed::Bad { query, .. } => Some(ResolvedQuery::Response(
+                Box::pin(resolver.relay(&self.exchange, request, query, transport)).await,
+            )),
         };
         Some(match resolved {
-            ResolvedQuery::Response(response) => Resolution::Response(response),
-            ResolvedQuery::Alias { response, target } => Resolution::Alias(Box::new(
-                AliasChain::new(request, transport, began, response, &target),
+            None => Resolution::Outside,
+            Some(ResolvedQuery::Response(response)) => Resolution::Response(response),
+            Some(ResolvedQuery::Alias { response, target }) => Resolution::Alias(Box::new(
+                AliasChain::new(request.to_vec(), transport, began, response, &target),
             )),
         })
     }
 
+    /// Replaces a failure if the name's route has become local; `None` is [`LaneOutcome::Outside`].
+    ///
+    /// A name may turn out to loop while its query waits.
+    fn route_again(&self, query: &Query<'_>, resolved: ResolvedQuery) -> Option<ResolvedQuery> {
+        let ResolvedQuery::Response(response) = &resolved else { return Some(resolved) };
+        if u16_at(response, 2).unwrap_or_default() & 0xF != rcode::SERVFAIL {
+            return Some(resolved);
+        }
+        let mut local = Vec::new();
+        match self.respond_by_route(query, true, &mut local) {
+            LaneOutcome::Written => Some(ResolvedQuery::Response(local)),
+            LaneOutcome::Deferred => Some(resolved),
+            LaneOutcome::Outside => None,
+        }
+    }
+
     /// Resolves the query that a chain of aliases has come to, whose name is not served here.
     ///
-    /// The whole chain takes 4 s at most.
-    pub async fn follow(&self, mut chain: Box<AliasChain>) -> Resolution {
-        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
-        let Parsed::Query(query) = Query::parse(chain.query()) else {
-            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
-        };
-        let Ok((name, _)) = Name::from_wire(query.name()) else {
-            return Resolution::Response(chain.fail(UNUSABLE_NAME.error));
-        };
-        let mut out = Vec::new();
-        let resolved = match routing.route(&name) {
-            Route::Local(answer) => {
-                answer.write(&query, &name, &mut out);
-                ResolvedQuery::Response(out)
-            }
-            Route::Fail(error) => {
-                special::put_failure(&query, error, &mut out);
-                ResolvedQuery::Response(out)
-            }
-            Route::Forward(_) => {
-                let (transport, began) = (chain.transport(), chain.began());
-                resolver
-                    .resolve_alias(&self.exchange, chain.query(), &query, transport, began)
-                    .await
+    /// Writes the response to the client into the empty `out` if the chain ends. `Deferred` means
+    /// that the chain has come to another name, `Outside` that its query must be answered from what
+    /// is registered. The whole chain takes 4 s at most.
+    pub async fn follow(&self, chain: &mut AliasChain, out: &mut Vec<u8>) -> LaneOutcome {
+        let resolved = match Query::parse(chain.query()) {
+            Parsed::Query(query) => self.resolve_target(chain, &query).await,
+            Parsed::Bad { .. } | Parsed::Silent => {
+                *out = chain.fail(UNUSABLE_NAME.error);
+                return LaneOutcome::Written;
             }
         };
         match resolved {
-            ResolvedQuery::Response(last) => Resolution::Response(self.finish(&chain, &last)),
-            ResolvedQuery::Alias { response, target } => match chain.extend(response, &target) {
-                Ok(()) => Resolution::Alias(chain),
-                Err(error) => Resolution::Response(chain.fail(error)),
-            },
+            None => return LaneOutcome::Outside,
+            Some(ResolvedQuery::Response(last)) => *out = self.finish(chain, &last),
+            Some(ResolvedQuery::Alias { response, target }) => {
+                match chain.extend(response, &target) {
+                    Ok(()) => return LaneOutcome::Deferred,
+                    Err(error) => *out = chain.fail(error),
+                }
+            }
+        }
+        LaneOutcome::Written
+    }
+
+    /// Resolves the last query of a chain; `None` is [`LaneOutcome::Outside`].
+    async fn resolve_target(&self, chain: &AliasChain, query: &Query<'_>) -> Option<ResolvedQuery> {
+        let resolver = &self.exchange.shared.resolver;
+        let (transport, began) = (chain.transport(), chain.began());
+        let recursion_desired = query.flags & flags::RD != 0;
+        if !recursion_desired
+            && let Some(resolved) = resolver.resolve_cached(&*self.exchange, query, transport)
+        {
+            return Some(resolved);
+        }
+        let mut out = Vec::new();
+        match self.respond_by_route(query, recursion_desired, &mut out) {
+            LaneOutcome::Written => Some(ResolvedQuery::Response(out)),
+            LaneOutcome::Outside => None,
+            LaneOutcome::Deferred => {
+                let resolved = resolver
+                    .resolve_alias(&self.exchange, chain.query(), query, transport, began)
+                    .await;
+                self.route_again(query, resolved)
+            }
         }
     }
 
     /// Makes the response to the client of a chain; `last` is the response to the chain's query.
     ///
-    /// The rebinding guard decides by the name that the client asked for.
+    /// The rebinding guard decides by the name of the client's query.
     pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
         let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
         let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
@@ -330,6 +408,11 @@ impl Lane {
         stored.write(&query, chain.transport(), Age::Fresh, &mut out);
         out
     }
+}
+
+/// Returns what decides the route of `query`.
+fn route_query(query: &Query<'_>, recursion_desired: bool) -> RouteQuery {
+    RouteQuery { qtype: query.qtype, recursion_desired }
 }
 
 impl ForwarderShared {
@@ -389,11 +472,13 @@ impl UpstreamExchange {
     /// A function of its own, so that the name takes no room in the future that awaits the
     /// response.
     fn upstreams(&self, key: CacheKey<'_>) -> Result<UpstreamList, ExchangeError> {
-        let (name, _) = Name::from_wire(key.question()).map_err(|_| UNUSABLE_NAME)?;
-        match self.shared.routing.route(&name) {
+        let question = key.question();
+        let (name, length) = Name::from_wire(question).map_err(|_| UNUSABLE_NAME)?;
+        let qtype = u16_at(question, length).unwrap_or_default();
+        match self.shared.routing.route(&name, RouteQuery { qtype, recursion_desired: true }) {
             Route::Forward(upstreams) => Ok(upstreams),
             Route::Fail(error) => Err(ExchangeError { error, sent: false }),
-            Route::Local(_) => Err(UNUSABLE_NAME),
+            Route::Local(_) | Route::NotRecursive => Err(UNUSABLE_NAME),
         }
     }
 }
@@ -408,40 +493,48 @@ impl Exchange for UpstreamExchange {
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
+        interrupt: &Notify,
     ) -> Result<UpstreamMessage, ExchangeError> {
         let ForwarderShared { settings, .. } = &*self.shared;
         let is_query = u16_at(&message, 2).unwrap_or_default() & flags::OPCODE == 0;
-        let upstreams = self.upstreams(key)?;
         let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
-        let incoming =
-            self.sockets.query_upstreams(&upstreams, &outgoing, deadline).await.map_err(
-                |failure| {
-                    let (code, text) = match failure {
-                        QueryFailure::NoUpstream => {
-                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
-                        }
-                        QueryFailure::TimedOut => {
-                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
-                        }
-                        QueryFailure::Dead => {
-                            (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answers")
-                        }
-                        QueryFailure::Unreachable => {
-                            (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
-                        }
-                        QueryFailure::BadResponse => {
-                            (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
-                        }
-                    };
-                    let sent = match failure {
-                        QueryFailure::NoUpstream | QueryFailure::Dead => false,
-                        // The next query finds out at once whether one can be reached again.
-                        QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
-                        QueryFailure::TimedOut | QueryFailure::BadResponse => true,
-                    };
-                    ExchangeError { error: ExtendedError { code, text }, sent }
-                },
-            )?;
+        let (upstreams, result) = loop {
+            let upstreams = self.upstreams(key)?;
+            tokio::select! {
+                biased;
+                result = self.sockets.query_upstreams(&upstreams, &outgoing, deadline) => {
+                    break (upstreams, result);
+                }
+                // An upstream sends the query back: query the others.
+                () = interrupt.notified() => {}
+            }
+        };
+        let incoming = result.map_err(|failure| {
+            let (code, text) = match failure {
+                QueryFailure::NoUpstream => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
+                }
+                QueryFailure::TimedOut => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
+                }
+                QueryFailure::Dead => {
+                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answers")
+                }
+                QueryFailure::Unreachable => {
+                    (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
+                }
+                QueryFailure::BadResponse => {
+                    (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
+                }
+            };
+            let sent = match failure {
+                QueryFailure::NoUpstream | QueryFailure::Dead => false,
+                // The next query finds out at once whether one can be reached again.
+                QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
+                QueryFailure::TimedOut | QueryFailure::BadResponse => true,
+            };
+            ExchangeError { error: ExtendedError { code, text }, sent }
+        })?;
         tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
         self.shared.accept(key, incoming.message, is_query)
     }
@@ -449,6 +542,8 @@ impl Exchange for UpstreamExchange {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::super::Servers;
     use super::super::cache::EMPTY_KEY_BUFFER;
     use super::super::exchange::{Connector, Upstream};
@@ -471,12 +566,14 @@ mod tests {
             rebinding: None,
             cache_bytes: 0,
             stale: Duration::ZERO,
+            negative_ttl: 1,
             other_opcodes: false,
+            forward_single_labels: false,
         };
         let forwarder = Forwarder::start(settings, &TaskTracker::new(), &CancellationToken::new());
         let lane = forwarder.lane();
         let request = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
-        let deadline = Instant::now();
+        let (deadline, interrupt) = (Instant::now(), Notify::const_new());
         let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(&query, &mut buffer).unwrap();
@@ -487,8 +584,8 @@ mod tests {
         let outgoing = Outgoing::new(request.clone(), false).unwrap();
         let sizes = [
             // Allowance for the rest of the server's task.
-            size_of_val(&lane.resolve(request.clone(), Transport::Udp)) + 400,
-            size_of_val(&lane.exchange.query(key, request.clone(), deadline)),
+            size_of_val(&lane.resolve(&request, Transport::Udp, Ipv4Addr::LOCALHOST.into())) + 400,
+            size_of_val(&lane.exchange.query(key, request.clone(), deadline, &interrupt)),
             size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),
         ];
         assert!(sizes.iter().all(|size| *size <= GLIBC_TCACHE_MAX_BYTES), "{sizes:?}");

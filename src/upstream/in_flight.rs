@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::RandomState;
-use tokio::sync::SetOnce;
+use tokio::sync::{Notify, SetOnce};
 
 use super::cache::{CacheEntry, CacheKey};
 use crate::metrics::Gauge;
+use crate::name::Name;
 
 /// Limit on waiting clients plus refreshes in progress.
 const MAX_WAITING: u64 = 4096;
@@ -18,16 +21,43 @@ const MAX_WAITING: u64 = 4096;
 pub(super) struct InFlight {
     flights: Mutex<HashMap<Arc<[u8]>, Arc<Flight>, RandomState>>,
     slots: Gauge,
+    /// Number of flights that nobody can join, for their keys.
+    lone_flights: AtomicU64,
+    /// Whether a flight may be suspicious; set by queries, cleared by scans.
+    has_suspects: AtomicBool,
+    /// Notified when `has_suspects` is set.
+    suspected: Notify,
 }
 
-/// A query in flight, and then its result; `None` if its leader gave up.
+/// A query in flight, and then its result.
 #[derive(Debug, Default)]
-pub(super) struct Flight(SetOnce<Option<Arc<CacheEntry>>>);
+pub(super) struct Flight {
+    /// The result; `None` if the leader gave up.
+    result: SetOnce<Option<Arc<CacheEntry>>>,
+    /// The address of an upstream that sent the same query to svcdns.
+    suspect: OnceLock<IpAddr>,
+    /// How often a scan has seen the suspicious flight, up to [`SCANS_BEFORE_CHECK`].
+    scans: AtomicU8,
+    /// Notified when a loop was found that may concern the query.
+    interrupt: Notify,
+}
+
+/// Scans that see a suspicious flight before it is checked for a loop.
+const SCANS_BEFORE_CHECK: u8 = 2;
+
+/// A query in flight that an upstream may have sent back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SuspectedLoop {
+    /// Name of the query.
+    pub(super) name: Name,
+    /// Address of the upstream.
+    pub(super) address: IpAddr,
+}
 
 impl Flight {
     /// Waits for the result. Ends when the leader ends.
     pub(super) async fn wait(&self) -> Option<Arc<CacheEntry>> {
-        self.0.wait().await.clone()
+        self.result.wait().await.clone()
     }
 }
 
@@ -61,17 +91,22 @@ impl FlightLeader {
         Arc::clone(&self.flight)
     }
 
+    /// Returns what is notified when the query has to be routed again.
+    pub(super) fn interrupt(&self) -> &Notify {
+        &self.flight.interrupt
+    }
+
     /// Publishes the result to all followers.
     pub(super) fn complete(self, entry: Arc<CacheEntry>) {
         // Only the leader sets the result.
-        let _ = self.flight.0.set(Some(entry));
+        let _ = self.flight.result.set(Some(entry));
     }
 }
 
 impl Drop for FlightLeader {
     fn drop(&mut self) {
         self.all.lock().remove(&self.key);
-        let _ = self.flight.0.set(None);
+        let _ = self.flight.result.set(None);
     }
 }
 
@@ -93,13 +128,97 @@ impl InFlight {
     }
 
     /// Joins the query in flight with this key, or starts one.
-    pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>) -> Joined {
-        match self.lock().entry(key.flight_bytes().into()) {
+    ///
+    /// `suspect` is the client's address if it is that of an upstream.
+    pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>, suspect: Option<IpAddr>) -> Joined {
+        let joined = match self.lock().entry(key.flight_bytes().into()) {
             hash_map::Entry::Occupied(flight) => Joined::Follower(Arc::clone(flight.get())),
             hash_map::Entry::Vacant(free) => {
                 let key = Arc::clone(free.key());
                 let flight = Arc::clone(free.insert(Arc::default()));
                 Joined::Leader(FlightLeader { all: Arc::clone(self), key, flight })
+            }
+        };
+        if let Some(address) = suspect {
+            match &joined {
+                Joined::Leader(leader) => self.suspect(&leader.flight, address),
+                Joined::Follower(flight) => self.suspect(flight, address),
+            }
+        }
+        joined
+    }
+
+    /// Starts a flight that nobody can join, for a query that is not plain.
+    pub(super) fn start_alone(
+        self: &Arc<Self>,
+        key: CacheKey<'_>,
+        suspect: Option<IpAddr>,
+    ) -> FlightLeader {
+        let serial = self.lone_flights.fetch_add(1, Ordering::Relaxed);
+        // Longer than the key of any flight with the same name.
+        let key: Arc<[u8]> = [key.flight_bytes(), &serial.to_be_bytes()].concat().into();
+        let flight = Arc::<Flight>::default();
+        self.lock().insert(Arc::clone(&key), Arc::clone(&flight));
+        if let Some(address) = suspect {
+            self.suspect(&flight, address);
+        }
+        FlightLeader { all: Arc::clone(self), key, flight }
+    }
+
+    /// Records that an upstream's address has sent the query of a flight.
+    fn suspect(&self, flight: &Flight, address: IpAddr) {
+        // The first address is as good as any.
+        let _ = flight.suspect.set(address);
+        if !self.has_suspects.load(Ordering::Relaxed)
+            && !self.has_suspects.swap(true, Ordering::AcqRel)
+        {
+            self.suspected.notify_one();
+        }
+    }
+
+    /// Waits until a flight may be suspicious.
+    pub(super) async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+
+    /// Scans for suspicious flights, and returns those due for a check.
+    ///
+    /// A flight is due from the second scan on that sees it, and returned once. There is at most
+    /// one for each address, and none for `busy` addresses. Returns `None` if there is no
+    /// suspicious flight; [`InFlight::suspected`] then tells of the next one.
+    pub(super) fn scan(&self, busy: &[IpAddr]) -> Option<Vec<SuspectedLoop>> {
+        self.has_suspects.store(false, Ordering::Release);
+        let (mut any, mut due) = (false, Vec::<SuspectedLoop>::new());
+        for (key, flight) in self.lock().iter() {
+            let Some(address) = flight.suspect.get() else { continue };
+            any = true;
+            match flight.scans.load(Ordering::Relaxed) {
+                SCANS_BEFORE_CHECK => {}
+                scans if scans + 1 < SCANS_BEFORE_CHECK => {
+                    flight.scans.store(scans + 1, Ordering::Relaxed);
+                }
+                _ if !busy.contains(address)
+                    && !due.iter().any(|other| other.address == *address) =>
+                {
+                    flight.scans.store(SCANS_BEFORE_CHECK, Ordering::Relaxed);
+                    if let Ok((name, _)) = Name::from_wire(key) {
+                        due.push(SuspectedLoop { name, address: *address });
+                    }
+                }
+                _ => {}
+            }
+        }
+        if any {
+            self.has_suspects.store(true, Ordering::Release);
+        }
+        any.then_some(due)
+    }
+
+    /// Has all queries for names in a domain routed again.
+    pub(super) fn interrupt(&self, domain: &Name) {
+        for (key, flight) in self.lock().iter() {
+            if Name::from_wire(key).is_ok_and(|(name, _)| name.ends_with(domain)) {
+                flight.interrupt.notify_one();
             }
         }
     }
@@ -124,7 +243,7 @@ mod tests {
     fn join(all: &Arc<InFlight>, name: &[u8]) -> Joined {
         let packet = [b"\0\x01\x01\0\0\x01\0\0\0\0\0\0", name, b"\0\x01\0\x01"].concat();
         let Parsed::Query(query) = Query::parse(&packet) else { panic!("no query") };
-        all.join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap())
+        all.join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap(), None)
     }
 
     #[tokio::test]
@@ -146,6 +265,36 @@ mod tests {
         assert!(waiting.await.unwrap());
         assert!(all.lock().is_empty());
         assert!(matches!(join(&all, b"\x01a\0"), Joined::Leader(_)));
+    }
+
+    #[tokio::test]
+    async fn suspicious_flights_are_due_at_the_second_scan() {
+        let all = Arc::new(InFlight::default());
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let packet = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01c\x01b\0\0\x01\0\x01";
+        let Parsed::Query(query) = Query::parse(packet) else { panic!("no query") };
+        let mut buffer = EMPTY_KEY_BUFFER;
+        let key = CacheKey::new(&query, &mut buffer).unwrap();
+        let _other = join(&all, b"\x01a\x01b\0");
+        assert_eq!(all.scan(&[]), None, "no flight is suspicious");
+        let leader = all.join(key, None);
+        assert!(matches!(all.join(key, Some(address)), Joined::Follower(_)));
+        all.suspected().await;
+        let lone = all.start_alone(key, Some(address));
+        assert_eq!(all.scan(&[]), Some(Vec::new()));
+        let due = SuspectedLoop { name: name("c.b"), address };
+        assert_eq!(all.scan(&[address]), Some(Vec::new()), "another check is in progress");
+        assert_eq!(all.scan(&[]), Some(vec![due]));
+        assert_eq!(all.scan(&[]), Some(vec![due]), "one at a time");
+        assert_eq!(all.scan(&[]), Some(Vec::new()), "each is checked once");
+        let Joined::Leader(leader) = leader else { panic!("the query must not be in flight yet") };
+        all.interrupt(&name("b"));
+        leader.interrupt().notified().await;
+        lone.interrupt().notified().await;
+        drop((leader, lone));
+        assert_eq!(all.scan(&[]), None);
+        assert_eq!(all.lock().len(), 1);
     }
 
     #[test]

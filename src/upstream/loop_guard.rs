@@ -3,14 +3,15 @@
 //! From time to time svcdns queries each upstream for a token, a random name that nobody else asks
 //! for. If a query for that token arrives, the upstream has sent it back. The upstream is then not
 //! used until a probe shows that the loop is gone. Only tokens in use are special, so a client
-//! cannot fake a loop.
+//! cannot fake a loop. A token below a domain shows a loop of that domain alone, see
+//! [`domain_loops`](super::domain_loops).
 //!
-//! Tokens are names below `empty.as112.arpa` (RFC 7535), an empty zone that AS112 servers worldwide
-//! serve for queries that lead nowhere. Forwarders do forward them: dnsmasq, unbound and
-//! systemd-resolved do not treat the zone as special, and the names have several labels. The zone
-//! is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs (RFC 8198), as it could
-//! below a nonexistent top-level domain. Without a loop, the upstream and at most an AS112 server
-//! see a random number.
+//! Tokens of the periodic probes are names below `empty.as112.arpa` (RFC 7535), an empty zone that
+//! AS112 servers worldwide serve for queries that lead nowhere. Forwarders do forward them:
+//! dnsmasq, unbound and systemd-resolved do not treat the zone as special, and the names have
+//! several labels. The zone is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs
+//! (RFC 8198), as it could below a nonexistent top-level domain. Without a loop, the upstream and
+//! at most an AS112 server see a random number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,6 +34,12 @@ const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
 
 /// Length of a token's first label.
 const TOKEN_LABEL_BYTES: usize = TOKEN_PREFIX.len() + 32;
+
+/// Longest domain that has room for a token, in bytes of its wire form.
+pub(super) const MAX_TOKEN_DOMAIN_BYTES: usize = 255 - 1 - TOKEN_LABEL_BYTES;
+
+/// Most tokens of domains that are known at a time.
+const MAX_DOMAIN_TOKENS: usize = 64;
 
 /// Intervals of probing the upstreams.
 #[derive(Clone, Copy, Debug)]
@@ -63,50 +70,111 @@ pub(super) struct LoopGuard {
     token_caught: Notify,
 }
 
-/// The token sent last to an upstream.
+/// A token sent to an upstream.
 #[derive(Debug)]
 struct LoopToken {
     name: Name,
     upstream: Arc<Upstream>,
+    purpose: TokenPurpose,
     seen: bool,
 }
 
+/// What a token shows if it arrives in a query.
+#[derive(Debug)]
+enum TokenPurpose {
+    /// The upstream sends all queries back. Each upstream has one such token.
+    Upstream,
+    /// The upstream sends queries for one domain back; the check that waits for it is notified.
+    Domain(Arc<Notify>),
+}
+
 impl LoopGuard {
-    /// Returns whether a query's `name` is a token, and marks its upstream as looping.
+    /// Returns whether a query's `name` is a token, and records that it was sent back.
     ///
-    /// Such a query must not be forwarded: the caller answers SERVFAIL.
+    /// Such a query must not be forwarded: the caller answers NXDOMAIN.
     pub(super) fn catch_token(&self, name: &Name) -> bool {
         let bytes = name.as_wire();
-        if bytes.len() != 1 + TOKEN_LABEL_BYTES + TOKEN_PARENT.len()
-            || !bytes.ends_with(TOKEN_PARENT)
-        {
+        if usize::from(bytes[0]) != TOKEN_LABEL_BYTES || !bytes[1..].starts_with(TOKEN_PREFIX) {
             return false;
         }
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(token) = tokens.iter_mut().find(|token| token.name == *name) else { return false };
         token.seen = true;
-        if !token.upstream.is_looping() {
-            token.upstream.set_looping(true);
-            let upstream = token.upstream.target();
-            tracing::error!(
-                %upstream,
-                "this upstream sends queries back to svcdns: it is not used until the loop \
-                 is gone; let it forward elsewhere, or set another with --upstream"
-            );
+        match &token.purpose {
+            TokenPurpose::Domain(seen) => seen.notify_one(),
+            TokenPurpose::Upstream => {
+                if !token.upstream.is_looping() {
+                    token.upstream.set_looping(true);
+                    let upstream = token.upstream.target();
+                    tracing::error!(
+                        %upstream,
+                        "this upstream sends queries back to svcdns: it is not used until the \
+                         loop is gone; let it forward elsewhere, or set another with --upstream"
+                    );
+                }
+                self.token_caught.notify_one();
+            }
         }
-        self.token_caught.notify_one();
         true
     }
 
     /// Replaces the upstream's token with a new one.
     fn issue(&self, upstream: &Arc<Upstream>) -> Option<Name> {
-        // 128 bits from the system's random source.
-        let label = [TOKEN_PREFIX, format!("{:032x}", rand::random::<u128>()).as_bytes()].concat();
-        let name = Name::from_labels([&label[..], b"empty", b"as112", b"arpa"]).ok()?;
+        let name = token_below(TOKEN_PARENT)?;
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|token| !Arc::ptr_eq(&token.upstream, upstream));
-        tokens.push(LoopToken { name, upstream: Arc::clone(upstream), seen: false });
+        tokens.retain(|token| {
+            matches!(token.purpose, TokenPurpose::Domain(_))
+                || !Arc::ptr_eq(&token.upstream, upstream)
+        });
+        let (upstream, purpose) = (Arc::clone(upstream), TokenPurpose::Upstream);
+        tokens.push(LoopToken { name, upstream, purpose, seen: false });
         Some(name)
+    }
+
+    /// Returns whether the upstream sends queries for names below `domain` back.
+    ///
+    /// Returns `None` if it does not respond within `timeout`, or `domain` is too long for a token.
+    pub(super) async fn loops_below(
+        &self,
+        sockets: &Sockets,
+        upstream: &Arc<Upstream>,
+        domain: &Name,
+        timeout: Duration,
+    ) -> Option<bool> {
+        let name = token_below(domain.as_wire())?;
+        let outgoing = Outgoing::new(probe_query(&name), false)?;
+        let seen = Arc::new(Notify::new());
+        let token = LoopToken {
+            name,
+            upstream: Arc::clone(upstream),
+            purpose: TokenPurpose::Domain(Arc::clone(&seen)),
+            seen: false,
+        };
+        self.keep_domain_token(token);
+        let responded = tokio::select! {
+            biased;
+            () = seen.notified() => true,
+            // Sent once: a lost token costs less than a second one for each slow query.
+            response = tokio::time::timeout(timeout, sockets.attempt(upstream, &outgoing)) => {
+                matches!(response, Ok(Ok(_)))
+            }
+        };
+        let was_seen = self.was_seen(&name);
+        (was_seen || responded).then_some(was_seen)
+    }
+
+    /// Adds a token of a domain; the oldest one gives way.
+    ///
+    /// Tokens outlive their check, because an upstream may send one back again.
+    fn keep_domain_token(&self, token: LoopToken) {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_of_domain = |token: &LoopToken| matches!(token.purpose, TokenPurpose::Domain(_));
+        if tokens.iter().filter(|token| is_of_domain(token)).count() >= MAX_DOMAIN_TOKENS
+            && let Some(oldest) = tokens.iter().position(is_of_domain)
+        {
+            tokens.remove(oldest);
+        }
+        tokens.push(token);
     }
 
     /// Returns whether the token has arrived in a query.
@@ -212,6 +280,15 @@ impl LoopGuard {
             };
         }
     }
+}
+
+/// Makes a token below a domain in wire form; `None` if it would be too long.
+fn token_below(domain: &[u8]) -> Option<Name> {
+    // 128 bits from the system's random source.
+    let label = [TOKEN_PREFIX, format!("{:032x}", rand::random::<u128>()).as_bytes()].concat();
+    let length = [u8::try_from(label.len()).ok()?];
+    let (name, _) = Name::from_wire(&[&length, &label[..], domain].concat()).ok()?;
+    Some(name)
 }
 
 /// Next probe of an upstream.
@@ -352,6 +429,32 @@ mod tests {
         wait_for("the second probe", || names.lock().unwrap().len() == 2).await;
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn tokens_below_a_domain_show_its_loop_alone() {
+        let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
+        let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
+        let (upstream, sockets) = (upstream(address), Sockets::default());
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let loops = async |domain: &Name| {
+            guard.loops_below(&sockets, &upstream, domain, TEST_TIMEOUT).await
+        };
+        assert_eq!(loops(&name("a.corp.example")).await, Some(true));
+        assert!(!upstream.is_looping(), "other names do not loop");
+        looping.store(false, Ordering::SeqCst);
+        assert_eq!(loops(&name("a.corp.example")).await, Some(false));
+        let names = names.lock().unwrap().clone();
+        assert!(names.iter().all(|token| token.ends_with(&name("a.corp.example"))), "{names:?}");
+        // The upstream may repeat its query after the check.
+        assert!(guard.catch_token(&names[0]));
+        let long =
+            name(&["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)].join("."));
+        assert_eq!(loops(&long).await, None, "there is no room for a token");
+        for _ in 0..2 * MAX_DOMAIN_TOKENS {
+            loops(&name("b.example")).await;
+        }
+        assert_eq!(guard.tokens.lock().unwrap().len(), MAX_DOMAIN_TOKENS);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ mod alias;
 mod cache;
 mod copy;
 mod counters;
+mod domain_loops;
 mod exchange;
 mod follow;
 mod forwarder;
@@ -17,6 +18,7 @@ mod hedge;
 mod hosts;
 mod in_flight;
 mod loop_guard;
+mod loop_marks;
 mod message;
 mod order;
 mod own;
@@ -34,7 +36,7 @@ mod watch;
 pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, ForwardingReport, Lane, ListReport};
+pub use forwarder::{Forwarder, ForwardingReport, Lane, LaneOutcome, ListReport};
 pub use health::UpstreamReport;
 pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
 pub use order::UpstreamOrder;
@@ -81,6 +83,12 @@ pub struct Settings {
     ///
     /// Zero turns serving stale answers off.
     pub stale: Duration,
+    /// TTL of negative answers for special names, in seconds.
+    pub negative_ttl: u32,
+    /// Whether address queries for names of one label go to upstreams with public addresses.
+    ///
+    /// Otherwise such a name does not exist unless an upstream with a private address knows it.
+    pub forward_single_labels: bool,
     /// Whether to forward messages with an opcode other than QUERY; otherwise NOTIMP.
     pub other_opcodes: bool,
 }

@@ -78,7 +78,13 @@ impl UpstreamList {
         Self { order, ..self }
     }
 
-    /// Returns the upstreams that do not send queries back to svcdns.
+    /// Returns the list without the upstreams that `keeps` rejects, in the same order.
+    pub(super) fn filtered(&self, keeps: impl Fn(&Arc<Upstream>) -> bool) -> Self {
+        let upstreams = self.upstreams.iter().filter(|upstream| keeps(upstream)).cloned().collect();
+        Self { upstreams, order: self.order }
+    }
+
+    /// Returns the upstreams that do not send all queries back to svcdns.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.upstreams.iter().filter(|upstream| !upstream.is_looping())
     }

@@ -1,8 +1,10 @@
 //! Resolution of a query: from the cache, by a shared exchange with upstreams, or stale.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
@@ -52,12 +54,13 @@ pub(super) trait Exchange: Send + Sync + 'static {
     /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
     ///
     /// The returned message is a response to that query, with any id. The future ends by
-    /// `deadline`.
+    /// `deadline`. If `interrupt` is notified, the upstreams are selected again.
     fn query(
         &self,
         key: CacheKey<'_>,
         message: Vec<u8>,
         deadline: Instant,
+        interrupt: &Notify,
     ) -> impl Future<Output = Result<UpstreamMessage, ExchangeError>> + Send;
 }
 
@@ -75,8 +78,10 @@ pub(super) struct ExchangeError {
 pub(super) enum ImmediateAnswer {
     /// The response is written.
     Written,
-    /// A stale answer, which waits for the upstreams, or an alias that leads elsewhere.
-    Incomplete,
+    /// Only a stale answer is cached; wait for the upstreams before serving it.
+    StaleOnly,
+    /// An alias that leads elsewhere is cached, and may be served.
+    Alias,
     /// Nothing usable is cached.
     NotCached,
 }
@@ -154,6 +159,16 @@ fn is_down<E: Exchange>(exchange: &E, query: &Query<'_>) -> bool {
     CacheKey::new(query, &mut buffer).is_some_and(|key| exchange.is_down(key))
 }
 
+/// Returns whether a stale entry is served without waiting for the upstreams.
+fn serves_stale<E: Exchange>(
+    exchange: &E,
+    key: CacheKey<'_>,
+    entry: &CacheEntry,
+    now: Instant,
+) -> bool {
+    entry.is_recheck_deferred(now) || exchange.is_down(key)
+}
+
 /// Returns the time as Tokio's timers see it, which tests can pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -169,6 +184,11 @@ impl Resolver {
             counters: Counters::default(),
             in_flight: Arc::default(),
         })
+    }
+
+    /// Returns the queries in flight.
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
     }
 
     /// Returns the number of waiting clients plus refreshes in progress.
@@ -195,26 +215,27 @@ impl Resolver {
                     self.prefetch(exchange, query);
                 }
                 if entry.stored.has_alias_target() {
-                    return ImmediateAnswer::Incomplete;
+                    return ImmediateAnswer::Alias;
                 }
                 self.counters.hits.increment();
                 write_entry(&entry, query, transport, age, out);
             }
-            CacheLookup::Stale(entry)
-                if entry.is_recheck_deferred(now) && !entry.stored.has_alias_target() =>
-            {
+            CacheLookup::Stale(entry) if !serves_stale(&**exchange, key, &entry, now) => {
+                return ImmediateAnswer::StaleOnly;
+            }
+            CacheLookup::Stale(entry) if entry.stored.has_alias_target() => {
+                return ImmediateAnswer::Alias;
+            }
+            CacheLookup::Stale(entry) if entry.is_recheck_deferred(now) => {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
             }
-            CacheLookup::Stale(entry)
-                if exchange.is_down(key) && !entry.stored.has_alias_target() =>
-            {
+            CacheLookup::Stale(entry) => {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
                 // The refresh waits for an upstream to come back to life.
                 self.prefetch(exchange, query);
             }
-            CacheLookup::Stale(_) => return ImmediateAnswer::Incomplete,
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
         }
         ImmediateAnswer::Written
@@ -232,7 +253,7 @@ impl Resolver {
             return;
         };
         let Some(slot) = self.in_flight.acquire_slot() else { return };
-        if let Joined::Leader(leader) = self.in_flight.join(key) {
+        if let Joined::Leader(leader) = self.in_flight.join(key, None) {
             self.counters.prefetches.increment();
             let refresh = Arc::clone(self).exchange_in_background(
                 Arc::clone(exchange),
@@ -246,20 +267,46 @@ impl Resolver {
     }
 
     /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
+    ///
+    /// `suspect` is the client's address if it is that of an upstream.
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
         request: &[u8],
         query: &Query<'_>,
         transport: Transport,
+        suspect: Option<IpAddr>,
     ) -> ResolvedQuery {
         let found = if is_plain(query) {
-            self.resolve_entry(exchange, query, now(), transport == Transport::Udp).await
+            self.resolve_entry(exchange, query, now(), transport == Transport::Udp, suspect).await
         } else {
             // Boxed because it is rare: other queries must not reserve room for its future.
-            Box::pin(self.resolve_uncached(exchange, request, query, now())).await
+            Box::pin(self.resolve_uncached(exchange, request, query, now(), suspect)).await
         };
         resolved(found, query, transport)
+    }
+
+    /// Resolves a query from the cache alone, without waiting.
+    pub(super) fn resolve_cached<E: Exchange>(
+        &self,
+        exchange: &E,
+        query: &Query<'_>,
+        transport: Transport,
+    ) -> Option<ResolvedQuery> {
+        let (mut buffer, now) = (EMPTY_KEY_BUFFER, now());
+        let key = CacheKey::new(query, &mut buffer).filter(|_| is_plain(query))?;
+        let found = match self.cache.find(key, now) {
+            CacheLookup::Fresh { entry, age, .. } => {
+                self.counters.hits.increment();
+                (entry, age)
+            }
+            CacheLookup::Stale(entry) if serves_stale(exchange, key, &entry, now) => {
+                self.counters.stale.increment();
+                (entry, Age::Stale)
+            }
+            CacheLookup::Stale(_) | CacheLookup::Miss => return None,
+        };
+        Some(resolved(Ok(found), query, transport))
     }
 
     /// Resolves a query that follows an alias for a client that has waited since `began`.
@@ -272,9 +319,9 @@ impl Resolver {
         began: Instant,
     ) -> ResolvedQuery {
         let found = if is_plain(query) {
-            self.resolve_entry(exchange, query, began, false).await
+            self.resolve_entry(exchange, query, began, false, None).await
         } else {
-            self.resolve_uncached(exchange, request, query, began).await
+            self.resolve_uncached(exchange, request, query, began, None).await
         };
         resolved(found, query, transport)
     }
@@ -312,7 +359,7 @@ impl Resolver {
         let mut message = request.to_vec();
         message[..2].fill(0);
         let mut response = exchange
-            .query(key, message, now() + QUERY_TIMEOUT)
+            .query(key, message, now() + QUERY_TIMEOUT, &Notify::const_new())
             .await
             .map_err(|failure| self.count_failure(failure).error)?
             .bytes;
@@ -334,9 +381,10 @@ impl Resolver {
         query: &Query<'_>,
         began: Instant,
         uncancelled: bool,
+        suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let started = now();
-        let (joined, slot, stale) = match self.start(exchange, query, started)? {
+        let (joined, slot, stale) = match self.start(exchange, query, started, suspect)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
@@ -407,6 +455,7 @@ impl Resolver {
         exchange: &Arc<E>,
         query: &Query<'_>,
         now: Instant,
+        suspect: Option<IpAddr>,
     ) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
@@ -430,7 +479,9 @@ impl Resolver {
             self.acquire_slot()
         };
         match (slot, stale) {
-            (Ok(slot), stale) => Ok(QueryStart::Joined(self.in_flight.join(key), slot, stale)),
+            (Ok(slot), stale) => {
+                Ok(QueryStart::Joined(self.in_flight.join(key, suspect), slot, stale))
+            }
             (Err(_), Some(entry)) => {
                 self.counters.stale.increment();
                 Ok(QueryStart::Cached(entry, Age::Stale))
@@ -446,14 +497,16 @@ impl Resolver {
         request: &[u8],
         query: &Query<'_>,
         began: Instant,
+        suspect: Option<IpAddr>,
     ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         let _slot = self.acquire_slot()?;
         self.counters.misses.increment();
         let message = upstream_query(request, query).map_err(|_| MALFORMED)?;
+        let flight = self.in_flight.start_alone(key, suspect);
         let response = exchange
-            .query(key, message, began + QUERY_TIMEOUT)
+            .query(key, message, began + QUERY_TIMEOUT, flight.interrupt())
             .await
             .map_err(|failure| self.count_failure(failure).error)?;
         let stored = StoredResponse::from_upstream(&response, false).map_err(|_| MALFORMED)?;
@@ -472,7 +525,7 @@ impl Resolver {
         let key = leader.key();
         // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
         // 1,032 bytes).
-        let response = Box::pin(exchange.query(key, message, deadline)).await;
+        let response = Box::pin(exchange.query(key, message, deadline, leader.interrupt())).await;
         let response = response.and_then(|response| {
             StoredResponse::from_upstream(&response, true)
                 .map_err(|_| ExchangeError { error: MALFORMED, sent: true })

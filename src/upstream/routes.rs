@@ -1,5 +1,6 @@
 //! The route table: which upstreams resolve which names.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -9,7 +10,7 @@ use super::order::{UpstreamList, UpstreamOrder};
 use super::sources::TargetList;
 use super::special::{self, Special, SpecialAnswer};
 use crate::name::Name;
-use crate::wire::ExtendedError;
+use crate::wire::{ExtendedError, rtype};
 
 /// Routing decision for a query.
 #[derive(Clone, Debug)]
@@ -20,6 +21,26 @@ pub(super) enum Route {
     Forward(UpstreamList),
     /// Answer SERVFAIL with this extended error.
     Fail(ExtendedError),
+    /// Answer without upstreams: they would know, but the client does not desire recursion.
+    NotRecursive,
+}
+
+/// What decides the route of a query besides its name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RouteQuery {
+    /// Type of the query.
+    pub(super) qtype: u16,
+    /// Whether the client desires recursion (RD).
+    pub(super) recursion_desired: bool,
+}
+
+/// Properties of a route table besides its upstreams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RouteRules {
+    /// Whether this machine's resolver configuration names svcdns.
+    pub(super) is_system_resolver: bool,
+    /// Whether address queries for names of one label go to upstreams with public addresses.
+    pub(super) forward_single_labels: bool,
 }
 
 /// An immutable route table; a change installs a new one.
@@ -31,8 +52,9 @@ pub(super) struct RouteTable {
     default_upstreams: UpstreamList,
     /// Those default upstreams that have private addresses.
     private_upstreams: UpstreamList,
-    /// Whether this machine's resolver configuration names svcdns.
-    is_system_resolver: bool,
+    /// Addresses of all upstreams.
+    addresses: Vec<IpAddr>,
+    rules: RouteRules,
 }
 
 /// Table entry of a domain.
@@ -47,7 +69,7 @@ const NO_UPSTREAM: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream is known: see the log of svcdns",
 };
-/// All upstreams of the name send queries back to svcdns.
+/// All upstreams of the name send queries for it back to svcdns.
 const ALL_LOOPING: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "loop: every upstream sends queries back to svcdns",
@@ -56,12 +78,11 @@ const ALL_LOOPING: ExtendedError = ExtendedError {
 impl RouteTable {
     /// Makes a table of the default upstreams and those of single domains.
     ///
-    /// The fastest of them are asked first, unless [`Self::with_orders`] sets other orders.
-    /// `is_system_resolver` is whether this machine's resolver configuration names svcdns.
+    /// The fastest of them are queried first, unless [`Self::with_orders`] sets other orders.
     pub(super) fn new(
         default_upstreams: Vec<Arc<Upstream>>,
         domains: Vec<(Name, Vec<Arc<Upstream>>)>,
-        is_system_resolver: bool,
+        rules: RouteRules,
     ) -> Self {
         let mut suffixes = HashMap::<Box<[u8]>, DomainEntry, _>::default();
         for (zone, special) in special::zones() {
@@ -73,25 +94,26 @@ impl RouteTable {
         }
         let private_upstreams: Vec<_> =
             default_upstreams.iter().filter(|upstream| upstream.is_private()).cloned().collect();
-        Self {
+        let mut table = Self {
             suffixes,
             default_upstreams: UpstreamList::new(default_upstreams, UpstreamOrder::Fastest),
             private_upstreams: UpstreamList::new(private_upstreams, UpstreamOrder::Fastest),
-            is_system_resolver,
-        }
+            addresses: Vec::new(),
+            rules,
+        };
+        table.addresses = table.upstreams().iter().map(|upstream| upstream.ip()).collect();
+        table
     }
 
     /// Sets the order of the default upstreams and that of each domain's upstreams.
-    pub(super) fn with_orders(self, default: UpstreamOrder, domains: UpstreamOrder) -> Self {
-        let Self { mut suffixes, default_upstreams, private_upstreams, is_system_resolver } = self;
-        for suffix in suffixes.values_mut() {
+    pub(super) fn with_orders(mut self, default: UpstreamOrder, domains: UpstreamOrder) -> Self {
+        for suffix in self.suffixes.values_mut() {
             suffix.upstreams = suffix.upstreams.take().map(|list| list.with_order(domains));
         }
         Self {
-            suffixes,
-            default_upstreams: default_upstreams.with_order(default),
-            private_upstreams: private_upstreams.with_order(default),
-            is_system_resolver,
+            default_upstreams: self.default_upstreams.with_order(default),
+            private_upstreams: self.private_upstreams.with_order(default),
+            ..self
         }
     }
 
@@ -106,8 +128,34 @@ impl RouteTable {
         lists
     }
 
-    /// Returns the route of `name`; the longest domain with its own upstreams wins.
-    pub(super) fn find(&self, name: &Name) -> Route {
+    /// Returns the route of a query; the longest domain with its own upstreams wins.
+    pub(super) fn find(&self, name: &Name, query: RouteQuery) -> Route {
+        let (special, domain) = self.rules_for(name, query.qtype);
+        match (special, domain) {
+            (Some(answer), _) if answer.special.is_fixed() => Route::Local(answer),
+            (_, Some(upstreams)) => forward_to(upstreams, name, query),
+            (Some(SpecialAnswer { special: Special::Canary, .. }), None)
+                if !self.rules.is_system_resolver =>
+            {
+                forward_to(&self.default_upstreams, name, query)
+            }
+            (Some(answer), None) if answer.special.is_local_to_network() => {
+                match forward_to(&self.private_upstreams, name, query) {
+                    forward @ Route::Forward(_) => forward,
+                    // The root's servers know other names of one label.
+                    Route::NotRecursive if answer.special == Special::SingleLabel => {
+                        Route::NotRecursive
+                    }
+                    _ => Route::Local(answer),
+                }
+            }
+            (Some(answer), None) => Route::Local(answer),
+            (None, None) => forward_to(&self.default_upstreams, name, query),
+        }
+    }
+
+    /// Returns why `name` is special, if it is, and the upstreams of its domain, if it has any.
+    fn rules_for(&self, name: &Name, qtype: u16) -> (Option<SpecialAnswer>, Option<&UpstreamList>) {
         let bytes = name.as_wire();
         let (mut special, mut domain) = (None, None);
         let mut zone_offset = 0;
@@ -120,22 +168,27 @@ impl RouteTable {
             }
             zone_offset += 1 + usize::from(bytes[zone_offset]);
         }
-        match (special, domain) {
-            (Some(answer), _) if answer.special.is_fixed() => Route::Local(answer),
-            (_, Some(upstreams)) => forward_to(upstreams),
-            (Some(SpecialAnswer { special: Special::Canary, .. }), None)
-                if !self.is_system_resolver =>
-            {
-                forward_to(&self.default_upstreams)
-            }
-            (Some(SpecialAnswer { special: Special::Private, .. }), None)
-                if !self.private_upstreams.is_empty() =>
-            {
-                forward_to(&self.private_upstreams)
-            }
-            (Some(answer), None) => Route::Local(answer),
-            (None, None) => forward_to(&self.default_upstreams),
+        let has_one_label = zone_offset > 0 && zone_offset == 1 + usize::from(bytes[0]);
+        if has_one_label
+            && matches!(qtype, rtype::A | rtype::AAAA)
+            && !self.rules.forward_single_labels
+        {
+            let single = SpecialAnswer { special: Special::SingleLabel, zone_offset: 0 };
+            special = special.or(Some(single));
         }
+        (special, domain)
+    }
+
+    /// Returns the zone local to this machine or network that contains `name`, if there is one.
+    pub(super) fn special_zone(&self, name: &Name) -> Option<Name> {
+        let (special, _) = self.rules_for(name, rtype::PTR);
+        let (zone, _) = Name::from_wire(name.as_wire().get(special?.zone_offset..)?).ok()?;
+        Some(zone)
+    }
+
+    /// Returns whether any upstream has this address.
+    pub(super) fn has_upstream_at(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
     }
 
     /// Returns every upstream once.
@@ -154,9 +207,11 @@ impl RouteTable {
         upstreams
     }
 
-    /// Describes the route of `name` in words.
-    pub(super) fn describe(&self, name: &Name) -> String {
-        match self.find(name) {
+    /// Describes the route of a query for `name` in words.
+    pub(super) fn describe(&self, name: &Name, qtype: u16) -> String {
+        match self.find(name, RouteQuery { qtype, recursion_desired: true }) {
+            // Only a query without RD has this route.
+            Route::NotRecursive => String::new(),
             Route::Local(answer) => format!("answered locally: {}", answer.special.reason()),
             Route::Fail(error) => format!("cannot be forwarded: {}", error.text),
             Route::Forward(upstreams) => {
@@ -169,14 +224,18 @@ impl RouteTable {
     }
 }
 
-/// Returns the route to these upstreams, or why none of them can be used.
-fn forward_to(upstreams: &UpstreamList) -> Route {
-    if upstreams.is_empty() {
+/// Returns the route to those upstreams that do not loop, or why none of them can be used.
+fn forward_to(upstreams: &UpstreamList, name: &Name, query: RouteQuery) -> Route {
+    let usable = |upstream: &Arc<Upstream>| !upstream.loops().covers(name);
+    if !query.recursion_desired {
+        Route::NotRecursive
+    } else if upstreams.is_empty() {
         Route::Fail(NO_UPSTREAM)
-    } else if upstreams.iter().all(|upstream| upstream.is_looping()) {
-        Route::Fail(ALL_LOOPING)
-    } else {
+    } else if upstreams.iter().all(usable) {
         Route::Forward(upstreams.clone())
+    } else {
+        let usable = upstreams.filtered(usable);
+        if usable.is_empty() { Route::Fail(ALL_LOOPING) } else { Route::Forward(usable) }
     }
 }
 
@@ -197,13 +256,19 @@ mod tests {
         Name::from_text(text).unwrap()
     }
 
+    const A_QUERY: RouteQuery = RouteQuery { qtype: rtype::A, recursion_desired: true };
+
+    /// Rules of the system's resolver.
+    const SYSTEM_RULES: RouteRules =
+        RouteRules { is_system_resolver: true, forward_single_labels: false };
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
     /// Returns the special name, the upstreams' addresses, or `none`.
     fn found(routes: &RouteTable, text: &str) -> String {
-        match routes.find(&name(text)) {
+        match routes.find(&name(text), A_QUERY) {
             Route::Local(answer) => format!("{:?}", answer.special),
             Route::Forward(upstreams) => upstreams
                 .iter()
@@ -211,6 +276,7 @@ mod tests {
                 .collect::<Vec<_>>()
                 .join(" "),
             Route::Fail(_) => "none".to_owned(),
+            Route::NotRecursive => "not recursive".to_owned(),
         }
     }
 
@@ -224,7 +290,7 @@ mod tests {
             (name("10.in-addr.arpa"), of(&["192.0.2.4"])),
             (name("168.192.in-addr.arpa"), of(&[])),
         ];
-        let routes = RouteTable::new(of(&["198.51.100.1"]), domains, false);
+        let routes = RouteTable::new(of(&["198.51.100.1"]), domains, RouteRules::default());
         for (text, to) in [
             ("example", "192.0.2.1"),
             ("a.example", "192.0.2.1"),
@@ -245,26 +311,28 @@ mod tests {
     #[test]
     fn special_names_are_not_forwarded_to_public_upstreams() {
         let runtime = runtime();
-        let public = RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), false);
+        let public =
+            RouteTable::new(upstreams(&runtime, &["192.0.2.1"]), Vec::new(), RouteRules::default());
         let mixed = RouteTable::new(
             upstreams(&runtime, &["192.0.2.1", "10.0.0.1", "fd00::1", "127.0.0.53"]),
             Vec::new(),
-            true,
+            SYSTEM_RULES,
         );
         for (text, alone, with_private) in [
             ("localhost", "Localhost", "Localhost"),
             ("a.localhost", "Localhost", "Localhost"),
             ("invalid", "NonExistent", "NonExistent"),
             ("a.onion", "NonExistent", "NonExistent"),
-            ("xonion", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("a.xonion", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
+            ("printer", "SingleLabel", "10.0.0.1 fd00::1 127.0.0.53"),
             ("use-application-dns.net", "192.0.2.1", "Canary"),
             ("_dns.resolver.arpa", "Designated", "Designated"),
             ("1.0.0.127.in-addr.arpa", "Loopback", "Loopback"),
-            ("10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
-            ("1.0.0.10.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
-            ("1.2.31.172.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("10.in-addr.arpa", "PrivateReverse", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.0.0.10.in-addr.arpa", "PrivateReverse", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.31.172.in-addr.arpa", "PrivateReverse", "10.0.0.1 fd00::1 127.0.0.53"),
             ("1.2.32.172.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
-            ("1.2.64.100.in-addr.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
+            ("1.2.64.100.in-addr.arpa", "PrivateReverse", "10.0.0.1 fd00::1 127.0.0.53"),
             ("1.2.128.100.in-addr.arpa", "192.0.2.1", "192.0.2.1 10.0.0.1 fd00::1 127.0.0.53"),
             ("printer.local", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
             ("nas.home.arpa", "Private", "10.0.0.1 fd00::1 127.0.0.53"),
@@ -277,11 +345,11 @@ mod tests {
             );
         }
         for (address, kind) in [
-            ("fd00::5", "Private"),
-            ("fe80::5", "Private"),
-            ("feb0::5", "Private"),
+            ("fd00::5", "PrivateReverse"),
+            ("fe80::5", "PrivateReverse"),
+            ("feb0::5", "PrivateReverse"),
             ("::1", "Loopback"),
-            ("::", "Private"),
+            ("::", "PrivateReverse"),
         ] {
             let reverse = crate::name::reverse_name(address.parse().unwrap()).to_string();
             assert_eq!(found(&public, &reverse), kind, "{address}");
@@ -300,7 +368,7 @@ mod tests {
         let routes = RouteTable::new(
             of("192.0.2.1"),
             domains.map(|domain| (name(domain), of("192.0.2.2"))).into(),
-            true,
+            SYSTEM_RULES,
         );
         for (text, to) in [
             ("1.0.0.10.in-addr.arpa", "192.0.2.2"),
@@ -315,18 +383,33 @@ mod tests {
     }
 
     #[test]
+    fn looping_domains_leave_the_order_of_other_upstreams() {
+        let runtime = runtime();
+        let all = upstreams(&runtime, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+        let routes = RouteTable::new(all.clone(), Vec::new(), RouteRules::default())
+            .with_orders(UpstreamOrder::Strict, UpstreamOrder::Strict);
+        all[1].loops().mark(&name("corp.example"));
+        assert_eq!(found(&routes, "www.corp.example"), "192.0.2.1 192.0.2.3");
+        assert_eq!(found(&routes, "www.example"), "192.0.2.1 192.0.2.2 192.0.2.3");
+        let Route::Forward(list) = routes.find(&name("www.corp.example"), A_QUERY) else {
+            panic!("not forwarded")
+        };
+        assert_eq!(list.order(), UpstreamOrder::Strict);
+    }
+
+    #[test]
     fn queries_fail_while_all_upstreams_loop() {
         let runtime = runtime();
         let both = upstreams(&runtime, &["192.0.2.1", "192.0.2.2"]);
-        let routes = RouteTable::new(both.clone(), Vec::new(), false);
+        let routes = RouteTable::new(both.clone(), Vec::new(), RouteRules::default());
         both[0].set_looping(true);
-        assert!(matches!(routes.find(&name("example")), Route::Forward(_)));
+        assert!(matches!(routes.find(&name("www.example"), A_QUERY), Route::Forward(_)));
         both[1].set_looping(true);
-        let Route::Fail(error) = routes.find(&name("example")) else {
+        let Route::Fail(error) = routes.find(&name("www.example"), A_QUERY) else {
             panic!("looping upstreams are asked")
         };
         assert!(error.code == 22 && error.text.contains("loop"), "{error:?}");
         both[0].set_looping(false);
-        assert!(matches!(routes.find(&name("example")), Route::Forward(_)));
+        assert!(matches!(routes.find(&name("www.example"), A_QUERY), Route::Forward(_)));
     }
 }

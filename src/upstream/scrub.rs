@@ -9,7 +9,7 @@
 
 use super::copy::RecordCopier;
 use super::message::UpstreamMessage;
-use super::routes::{Route, RouteTable};
+use super::routes::{Route, RouteQuery, RouteTable};
 use crate::name::{Name, Zones};
 use crate::wire::{
     HEADER_BYTES, MalformedMessage, Record, Section, expand_name, flags, name_end, question_end,
@@ -33,20 +33,25 @@ impl Borders<'_> {
     }
 
     /// Returns whether `target` is resolved elsewhere than `name`, which was forwarded.
-    fn goes_elsewhere(&self, name: &[u8], target: &[u8]) -> bool {
+    ///
+    /// Upstreams that send queries for one of the two back to svcdns make a difference too.
+    fn goes_elsewhere(&self, name: &[u8], target: &[u8], qtype: u16) -> bool {
         let (Ok((from, _)), Ok((to, _))) = (Name::from_wire(name), Name::from_wire(target)) else {
             return false;
         };
         if self.zones.find(&to).is_some() {
             return true;
         }
-        match (self.routes.find(&from), self.routes.find(&to)) {
+        let query = RouteQuery { qtype, recursion_desired: true };
+        match (self.routes.find(&from, query), self.routes.find(&to, query)) {
             (_, Route::Local(_)) | (Route::Forward(_), Route::Fail(_)) => true,
             (Route::Forward(here), Route::Forward(there)) => {
                 !here.iter().map(|one| one.target()).eq(there.iter().map(|one| one.target()))
             }
             // The upstreams changed meanwhile.
             (Route::Local(_) | Route::Fail(_), _) => false,
+            // Only queries without RD have this route.
+            (Route::NotRecursive, _) | (_, Route::NotRecursive) => false,
         }
     }
 }
@@ -178,7 +183,7 @@ impl Chain {
                 }
                 let mut target = Vec::new();
                 expand_name(message, record.fixed + 10, &mut target)?;
-                if borders.goes_elsewhere(&chain.names[0], &target) {
+                if borders.goes_elsewhere(&chain.names[0], &target, qtype) {
                     // A CNAME or ANY query asks for the alias itself (RFC 1034 section 3.6.2).
                     chain.border =
                         Some(record.start).filter(|_| !matches!(qtype, rtype::CNAME | rtype::ANY));
@@ -246,6 +251,7 @@ mod tests {
     use tokio::runtime::Runtime;
 
     use super::super::exchange::{Connector, Upstream};
+    use super::super::routes::RouteRules;
     use super::*;
     use crate::wire::{put_u16, put_u32};
 
@@ -267,7 +273,7 @@ mod tests {
                 (Name::from_text("corp.test").unwrap(), upstream("192.0.2.2")),
                 (Name::from_text("same.test").unwrap(), upstream("192.0.2.1")),
             ];
-            let routes = RouteTable::new(upstream("192.0.2.1"), domains, false);
+            let routes = RouteTable::new(upstream("192.0.2.1"), domains, RouteRules::default());
             Self { zones: Zones::new(&["svc".to_owned()]).unwrap(), routes, _runtime: runtime }
         }
 
@@ -320,6 +326,20 @@ mod tests {
     }
 
     #[test]
+    fn targets_in_looping_domains_are_behind_a_border() {
+        let fixture = Fixture::new();
+        let target = wire("b.loop.test");
+        let chain: &[(&str, u16, &[u8])] =
+            &[("a.test", rtype::CNAME, &target), ("b.loop.test", rtype::A, &[192, 0, 2, 66])];
+        let message = response(rtype::A, rcode::NOERROR, [chain, &[], &[]]);
+        assert_eq!(fixture.remains(&message).1, None);
+        for upstream in fixture.routes.upstreams() {
+            upstream.loops().mark(&Name::from_text("loop.test").unwrap());
+        }
+        assert_eq!(fixture.remains(&message).1.as_deref(), Some("b.loop.test."));
+    }
+
+    #[test]
     fn chains_end_at_borders() {
         let fixture = Fixture::new();
         let bad: &[u8] = &[192, 0, 2, 66];
@@ -330,7 +350,7 @@ mod tests {
             ("localhost", true),
             ("b.onion", true),
             ("b.test", false),
-            ("xsvc", false),
+            ("x.xsvc", false),
             // The domain has upstreams of its own, which are the same.
             ("b.same.test", false),
         ] {

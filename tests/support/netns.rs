@@ -29,6 +29,12 @@ pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
     });
 }
 
+/// Gives the namespace another address, such as a public one.
+pub(crate) fn add_address(address: &str) {
+    let added = Command::new("ip").args(["address", "add", address, "dev", "lo"]).status().unwrap();
+    assert!(added.success(), "{address}");
+}
+
 /// Runs `body` in new namespaces without links and with the machine's files.
 pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     if is_inside(test) {

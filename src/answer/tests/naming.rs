@@ -145,6 +145,24 @@ fn versions_fall_back_only_without_latest() {
     );
 }
 
+/// See RFC 8020.
+#[test]
+fn versions_that_look_like_instances_exist_above_their_instances() {
+    let harness = Harness::of(&[
+        ("/service/default/default/hello/10-0-0-2/10.0.0.9:80", "{}"),
+        ("/service/default/default/hello/v1.10-0-0-3/10.0.0.9:80", "{}"),
+    ]);
+    for (name, short) in [
+        ("10-0-0-9.10-0-0-2.hello.svc", "10.0.0.9"),
+        ("10-0-0-2.hello.svc", "NODATA"),
+        ("v1.10-0-0-3.hello.svc", "10.0.0.9"),
+        ("10-0-0-3.hello.svc", "NODATA"),
+        ("10-0-0-4.hello.svc", "NXDOMAIN"),
+    ] {
+        assert_eq!(harness.a(name), short, "{name}");
+    }
+}
+
 #[test]
 fn removed_services_are_nxdomain_and_those_without_endpoints_nodata() {
     let mut harness = Harness::of(&[HELLO]);
@@ -157,7 +175,7 @@ fn removed_services_are_nxdomain_and_those_without_endpoints_nodata() {
         (harness.a("hello.svc"), harness.a("10-0-0-1.hello.svc")),
         ("NXDOMAIN".to_owned(), "NXDOMAIN".to_owned())
     );
-    assert_eq!(harness.short("1.0.0.10.in-addr.arpa", rtype::PTR), "REFUSED");
+    assert_eq!(harness.short("1.0.0.10.in-addr.arpa", rtype::PTR), "NXDOMAIN");
     let Change::Put(mut known) = put(HELLO.0, HTTP) else { unreachable!() };
     known.content.as_mut().unwrap().endpoints.clear();
     harness.apply([Change::Put(known)]);

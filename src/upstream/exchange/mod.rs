@@ -41,6 +41,7 @@ use self::pending::PendingOutcome;
 use self::stream::StreamLink;
 use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
+use super::loop_marks::LoopMarks;
 use super::{Protocol, Target};
 use crate::name::Name;
 use crate::wire::MAX_UDP_BYTES;
@@ -105,8 +106,8 @@ pub(super) struct Upstream {
     probe_query: Outgoing,
     /// The first query that the upstream answered with records, for probes.
     answered_query: OnceLock<Outgoing>,
-    /// Whether the upstream sends queries back to svcdns.
-    looping: AtomicBool,
+    /// Which queries the upstream sends back to svcdns.
+    loops: LoopMarks,
 }
 
 impl fmt::Debug for Upstream {
@@ -204,7 +205,7 @@ impl Upstream {
             speaks_edns: AtomicBool::new(false),
             probe_query: Outgoing::probe(domain),
             answered_query: OnceLock::new(),
-            looping: AtomicBool::new(false),
+            loops: LoopMarks::default(),
         })
     }
 
@@ -232,7 +233,7 @@ impl Upstream {
     ///
     /// Private are the ranges of RFC 1918, RFC 4193 and RFC 6598.
     pub(super) fn is_private(&self) -> bool {
-        match self.target.address.ip().to_canonical() {
+        match self.ip() {
             IpAddr::V4(address) => {
                 let shared = address.octets()[0] == 100 && address.octets()[1] & 0xC0 == 64;
                 address.is_private() || address.is_loopback() || address.is_link_local() || shared
@@ -250,14 +251,24 @@ impl Upstream {
         self.health.report(self.is_looping(), Instant::now())
     }
 
-    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
-    pub(super) fn set_looping(&self, looping: bool) {
-        self.looping.store(looping, Ordering::Relaxed);
+    /// Returns which queries the upstream sends back to svcdns.
+    pub(super) fn loops(&self) -> &LoopMarks {
+        &self.loops
     }
 
-    /// Returns whether the upstream sends queries back to svcdns and is not queried.
+    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
+    pub(super) fn set_looping(&self, looping: bool) {
+        self.loops.set_all(looping);
+    }
+
+    /// Returns whether the upstream sends all queries back to svcdns and is not queried.
     pub(super) fn is_looping(&self) -> bool {
-        self.looping.load(Ordering::Relaxed)
+        self.loops.covers_all()
+    }
+
+    /// Returns the upstream's address.
+    pub(super) fn ip(&self) -> IpAddr {
+        self.target.address.ip().to_canonical()
     }
 }
 

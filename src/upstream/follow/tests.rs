@@ -3,9 +3,12 @@ use std::path::Path;
 
 use super::*;
 use crate::name::Zones;
+use crate::wire::{ExtendedError, rtype};
 
 /// Upper bound of waiting for a change, long enough for a very busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+const A_QUERY: RouteQuery = RouteQuery { qtype: rtype::A, recursion_desired: true };
 
 /// A root directory whose files are followed.
 struct FollowedRoot {
@@ -29,6 +32,8 @@ fn settings(servers: Servers) -> Settings {
         rebinding: None,
         cache_bytes: 0,
         stale: Duration::ZERO,
+        negative_ttl: 1,
+        forward_single_labels: false,
         other_opcodes: false,
     }
 }
@@ -79,14 +84,14 @@ impl FollowedRoot {
     }
 
     fn asked(&self, name: &str) -> Vec<Arc<Upstream>> {
-        match self.routing.route(&Name::from_text(name).unwrap()) {
+        match self.routing.route(&Name::from_text(name).unwrap(), A_QUERY) {
             Route::Forward(upstreams) => upstreams.to_vec(),
             _ => Vec::new(),
         }
     }
 
     fn shown(&self) -> String {
-        self.asked("example")
+        self.asked("www.example")
             .iter()
             .map(|upstream| upstream.target().to_string())
             .collect::<Vec<_>>()
@@ -108,7 +113,7 @@ impl FollowedRoot {
     async fn wait_for_snapshot(&self, canary: bool) {
         let name = Name::from_text("use-application-dns.net").unwrap();
         let begin = Instant::now();
-        while matches!(self.routing.route(&name), Route::Local(_)) != canary {
+        while matches!(self.routing.route(&name, A_QUERY), Route::Local(_)) != canary {
             assert!(begin.elapsed() < TEST_TIMEOUT, "no snapshot was taken");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -129,10 +134,10 @@ async fn remaining_upstreams_survive_changes() {
         long(),
     );
     assert_eq!(followed.shown(), "192.0.2.1 192.0.2.2");
-    let (before, corp) = (followed.asked("example"), followed.asked("a.corp.example"));
+    let (before, corp) = (followed.asked("www.example"), followed.asked("a.corp.example"));
     followed.replace("nameserver 192.0.2.2\nnameserver 192.0.2.3\n");
     followed.wait_for("192.0.2.2 192.0.2.3").await;
-    let after = followed.asked("example");
+    let after = followed.asked("www.example");
     assert!(Arc::ptr_eq(&before[1], &after[0]));
     assert!(Arc::ptr_eq(&corp[0], &followed.asked("corp.example")[0]));
     // Replace the file again, then write it in place.
@@ -192,7 +197,9 @@ async fn upstreams_are_dropped_after_a_while_without_any() {
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
     fs::remove_file(followed.etc("resolv.conf")).unwrap();
     followed.wait_for("").await;
-    let Route::Fail(error) = followed.routing.route(&Name::from_text("example").unwrap()) else {
+    let Route::Fail(error) =
+        followed.routing.route(&Name::from_text("www.example").unwrap(), A_QUERY)
+    else {
         panic!("somebody is asked")
     };
     assert_eq!(error.code, ExtendedError::NO_REACHABLE_AUTHORITY);
@@ -248,7 +255,7 @@ async fn the_origin_of_a_list_decides_its_order() {
     let rotating = format!("options rotate\n{two}");
     let order_of = |followed: &FollowedRoot, name: &str| match followed
         .routing
-        .route(&Name::from_text(name).unwrap())
+        .route(&Name::from_text(name).unwrap(), A_QUERY)
     {
         Route::Forward(upstreams) => upstreams.order(),
         route => panic!("{name}: {route:?}"),
@@ -260,7 +267,7 @@ async fn the_origin_of_a_list_decides_its_order() {
         (two, named.clone(), UpstreamOrder::Fastest),
     ] {
         let followed = FollowedRoot::start(Some(text), servers.clone(), long());
-        assert_eq!(order_of(&followed, "example"), order, "{text} {servers:?}");
+        assert_eq!(order_of(&followed, "www.example"), order, "{text} {servers:?}");
         assert_eq!(order_of(&followed, "a.corp.example"), UpstreamOrder::Strict);
     }
     // The setting counts for all lists.
@@ -268,7 +275,7 @@ async fn the_origin_of_a_list_decides_its_order() {
         for (text, servers) in [(&*rotating, &Servers::System), (two, &named)] {
             let settings = Settings { order: Some(order), ..settings(servers.clone()) };
             let followed = FollowedRoot::start_with(text, &settings, long());
-            assert_eq!(order_of(&followed, "example"), order);
+            assert_eq!(order_of(&followed, "www.example"), order);
             assert_eq!(order_of(&followed, "a.corp.example"), order);
         }
     }
@@ -278,7 +285,9 @@ async fn the_origin_of_a_list_decides_its_order() {
 async fn a_change_of_the_order_is_followed() {
     let two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
     let followed = FollowedRoot::start(Some(two), Servers::System, long());
-    let described = || followed.routing.routes.load().describe(&Name::from_text("a").unwrap());
+    let described = || {
+        followed.routing.routes.load().describe(&Name::from_text("a.example").unwrap(), rtype::A)
+    };
     assert_eq!(described(), "forwarded to 192.0.2.1 and 192.0.2.2, in this order");
     followed.replace(&format!("{two}options rotate\n"));
     let began = Instant::now();

@@ -54,6 +54,7 @@ impl Exchange for ScriptedUpstream {
         _: CacheKey<'_>,
         mut message: Vec<u8>,
         deadline: Instant,
+        _: &Notify,
     ) -> Result<UpstreamMessage, ExchangeError> {
         self.asked.lock().unwrap().push(message.clone());
         let action = {
@@ -199,7 +200,7 @@ impl ResolverFixture {
                 return answer;
             }
             let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-            match resolver.resolve(&upstream, &request, &query, transport).await {
+            match resolver.resolve(&upstream, &request, &query, transport, None).await {
                 ResolvedQuery::Response(response) => read(&response),
                 ResolvedQuery::Alias { .. } => panic!("no alias was scripted"),
             }
@@ -336,7 +337,7 @@ async fn panics_wake_all_waiting_clients() {
     let Joined::Leader(leader) = fixture
         .resolver
         .in_flight
-        .join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap())
+        .join(CacheKey::new(&query, &mut EMPTY_KEY_BUFFER.clone()).unwrap(), None)
     else {
         panic!("nobody asks yet")
     };
@@ -451,7 +452,7 @@ async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
     let request = plain("a");
     let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
     let (_, age) =
-        fixture.resolver.resolve_entry(&fixture.upstream, &query, now(), true).await.unwrap();
+        fixture.resolver.resolve_entry(&fixture.upstream, &query, now(), true, None).await.unwrap();
     assert_eq!((age, now()), (Age::Stale, began));
     // Once an upstream is back, it is asked at once: no failure defers that.
     sleep(seconds(1)).await;

@@ -205,7 +205,7 @@ fn special(choices: &mut Choices<'_>) -> Labels {
     }
 }
 
-/// Returns a name outside the zones: a reverse name or another.
+/// Returns a name outside the zones: a reverse name, a name above or below one, or another.
 fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
     let address = pick(choices, registered)
         .and_then(|registration| registration.endpoints.first())
@@ -221,7 +221,16 @@ fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
             b"in-addr".to_vec(),
             b"arpa".to_vec(),
         ],
-        (_, Some(address)) => reverse_name(address).labels().map(<[u8]>::to_vec).collect(),
+        (_, Some(address)) => {
+            let mut labels: Labels = reverse_name(address).labels().map(<[u8]>::to_vec).collect();
+            match choices.below(4) {
+                0 => drop(labels.drain(..choices.below(labels.len() - 1))),
+                1 => labels.insert(0, word(choices)),
+                2 => labels[0] = word(choices),
+                _ => {}
+            }
+            labels
+        }
         (_, None) => vec![b"web".to_vec(), b"example".to_vec()],
     }
 }

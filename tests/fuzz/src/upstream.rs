@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
 use svcdns::name::Zones;
-use svcdns::upstream::{Forwarder, Lane, Resolution, Servers, Settings};
-use svcdns::wire::{HEADER_BYTES, Parsed, Query, Transport, question_end, records, u16_at};
+use svcdns::upstream::{Forwarder, Lane, LaneOutcome, Resolution, Servers, Settings};
+use svcdns::wire::{HEADER_BYTES, Parsed, Query, Transport, flags, question_end, records, u16_at};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
@@ -23,6 +23,9 @@ use super::query::TestQuery;
 
 /// The next response: flags (2 bytes), record counts (3 bytes), records.
 type NextResponse = Rc<RefCell<Vec<u8>>>;
+
+/// Address of the client.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A forwarder with its upstream.
 struct Setup {
@@ -71,10 +74,13 @@ impl Setup {
             TestQuery::new(&mut Choices::new(&[0; 20].map(|_| choices.byte())), &name);
         self.next.replace(choices.rest().to_vec());
         let Parsed::Query(query) = Query::parse(&packet) else { return };
-        let resolution =
-            self.tasks.block_on(&self.runtime, self.lane.resolve(packet.clone(), transport));
+        let resolution = self
+            .tasks
+            .block_on(&self.runtime, self.lane.resolve(&packet, transport, CLIENT.into()));
         let forwarded = match resolution.expect("a response") {
             Resolution::Response(response) => response,
+            // Without RD, only the cache answers.
+            Resolution::Outside => return assert_eq!(query.flags & flags::RD, 0),
             // The target is in the served zone or special: any answer does.
             Resolution::Alias(chain) => {
                 let answer = match Query::parse(chain.query()) {
@@ -91,12 +97,9 @@ impl Setup {
         let _inside = self.runtime.enter();
         for age in [0, 2, 100_000] {
             let mut cached = Vec::new();
-            if self.lane.respond(
-                &query,
-                transport,
-                Instant::now() + Duration::from_secs(age),
-                &mut cached,
-            ) {
+            let now = Instant::now() + Duration::from_secs(age);
+            let outcome = self.lane.respond(&query, transport, now, &mut cached);
+            if outcome == LaneOutcome::Written {
                 check(&query, transport, &cached);
                 assert!(
                     age > 0
@@ -145,6 +148,8 @@ fn settings(upstream: SocketAddr) -> Settings {
         rebinding: None,
         cache_bytes: 1 << 20,
         stale: Duration::from_secs(3600),
+        negative_ttl: 1,
+        forward_single_labels: false,
         other_opcodes: false,
     }
 }

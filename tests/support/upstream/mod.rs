@@ -62,6 +62,8 @@ struct Behaviours {
     all: Behaviour,
     /// By name in lower case, without the final dot.
     names: HashMap<String, Behaviour>,
+    /// By domain in the same form, for the domain and all names below it.
+    domains: Vec<(String, Behaviour)>,
 }
 
 impl Upstream {
@@ -128,6 +130,12 @@ impl Upstream {
             .unwrap()
             .names
             .insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
+    }
+
+    /// Sets the behaviour for a domain and all names below it without one of their own.
+    pub(crate) fn below(&self, domain: &str, behaviour: Behaviour) {
+        let domain = domain.trim_end_matches('.').to_ascii_lowercase();
+        self.state.behaviours.lock().unwrap().domains.push((domain, behaviour));
     }
 
     /// Sets when connections accepted from now on are closed.

@@ -131,10 +131,18 @@ impl State {
         });
         let mut behaviours = self.behaviours.lock().unwrap();
         let behaviours = &mut *behaviours;
-        let behaviour = behaviours
-            .names
-            .get_mut(&query.name.to_ascii_lowercase())
-            .unwrap_or(&mut behaviours.all);
+        let name = query.name.to_ascii_lowercase();
+        let is_in = |domain: &str| {
+            name.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+        };
+        let behaviour = match behaviours.names.get_mut(&name) {
+            Some(behaviour) => behaviour,
+            None => behaviours
+                .domains
+                .iter_mut()
+                .find(|(domain, _)| is_in(domain))
+                .map_or(&mut behaviours.all, |(_, behaviour)| behaviour),
+        };
         if behaviour.drop > 0 {
             behaviour.drop -= 1;
             return None;

@@ -49,9 +49,9 @@ impl Borders<'_> {
                 !here.iter().map(|one| one.target()).eq(there.iter().map(|one| one.target()))
             }
             // The upstreams changed meanwhile.
-            (Route::Local(_) | Route::Fail(_), _) => false,
-            // Only queries without RD have this route.
-            (Route::NotRecursive, _) | (_, Route::NotRecursive) => false,
+            // Only queries without RD have the route `NotRecursive`.
+            (Route::Local(_) | Route::Fail(_) | Route::NotRecursive, _)
+            | (_, Route::NotRecursive) => false,
         }
     }
 }

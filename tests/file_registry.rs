@@ -391,7 +391,7 @@ async fn hostile_files_are_rejected_without_affecting_others() {
 }
 
 #[tokio::test]
-async fn an_unusable_path_keeps_the_registrations() {
+async fn registrations_survive_an_unusable_path() {
     let _user = UnprivilegedFiles::enable();
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");

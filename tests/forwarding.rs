@@ -670,7 +670,9 @@ fn live_upstreams_replace_failing_ones() {
             "query {number}"
         );
     }
-    let in_vain = dead.queries().len();
+    // Probes for the root's NS records are svcdns's own.
+    let in_vain =
+        dead.queries().iter().filter(|received| received.query.name.ends_with("test")).count();
     assert!(in_vain <= 10, "{in_vain} queries were sent to the dead upstream");
 
     // An upstream that answers with a failure is replaced as well

@@ -34,7 +34,7 @@ pub struct UpstreamListView {
     pub domain: String,
     /// The upstreams as the configuration writes them.
     pub upstreams: Vec<String>,
-    /// The order in which they are asked: `strict` or `fastest`.
+    /// Order in which svcdns queries them: `strict` or `fastest`.
     pub order: String,
 }
 

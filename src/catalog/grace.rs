@@ -25,9 +25,10 @@ const MIN_MASS_INSTANCES: usize = 10;
 /// Share of a registry's instances that makes a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
-/// Deleted instances in one burst that make a mass removal, regardless of their share.
+/// Deletes in one burst that count as a mass removal, whatever their share.
 ///
-/// etcd revokes about 1,000 leases a second, so the expiry of a large registry outlasts the window.
+/// etcd revokes about 1,000 leases a second, so the leases of a large registry take longer than the
+/// window to expire.
 const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
 /// Longest hold of a key whose lease is being checked.

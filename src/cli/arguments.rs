@@ -79,7 +79,7 @@ Exit codes:
     /// Explain step by step how a query is answered.
     ///
     /// Ask the running server. With --registry, read the registry directly and explain how a
-    /// server following it would answer; the remaining settings require --registry.
+    /// server following it would answer; the other configuration flags require --registry.
     #[command(after_long_help = "\
 Exit codes:
   0  there is an answer
@@ -90,7 +90,7 @@ Exit codes:
     Explain(ExplainArgs),
     /// List services and instances.
     ///
-    /// List instances that are not served with the reason.
+    /// For each instance that is not served, show the reason.
     #[command(after_long_help = "\
 Exit codes:
   0  success
@@ -107,7 +107,7 @@ Exit codes:
 
     /// Check the configuration and show the source of each value.
     ///
-    /// If the configuration is invalid, print the error and its place.
+    /// If the configuration is invalid, print the error and its location.
     #[command(after_long_help = "\
 Exit codes:
   0  the configuration is valid
@@ -131,7 +131,7 @@ Exit codes:
 Exit codes:
   0  done, or nothing to do
   1  an error; all changes reverted
-  4  start a server first; the output shows the command")]
+  4  no server is running; the output shows the command that starts one")]
     Install(InstallArgs),
     /// Undo what `install` changed.
     #[command(after_long_help = "\
@@ -254,7 +254,7 @@ pub(super) struct RegisterArgs {
     /// Version of the service.
     #[arg(long, value_name = "VERSION", default_value = "latest")]
     pub(super) version: String,
-    /// First segment of the key.
+    /// First segment of the registry key.
     #[arg(long, value_name = "HEAD", default_value = "service")]
     pub(super) head: String,
     /// Lease TTL, after which the registration of a killed program expires; etcd only.

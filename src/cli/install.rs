@@ -164,7 +164,7 @@ async fn install(
 
 /// Applies the steps of the journal, and tests the result.
 ///
-/// The first `server_steps` steps make the server run.
+/// The first `server_steps` steps start the server; the rest follow once it responds.
 async fn apply(
     root: &Root,
     location: &ServerLocation,

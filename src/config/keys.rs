@@ -10,8 +10,8 @@ keys! { GENERAL:
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
         => "GoFrame's `gsvc` in the temp directory, while root or the server's user owns it"
-        "Follow these registries. To give one its own settings, such as a user, write a section \
-         `[registry.NAME]` for each registry in the file instead.";
+        "Follow these registries. To give a registry its own settings, such as a user, replace \
+         this list with one section `[registry.NAME]` per registry in the file.";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
         "Serve these zones, each with all services. SRV targets and PTR names are in the first \
          zone.";
@@ -56,9 +56,9 @@ keys! { GENERAL:
          upstream for one domain; if only such entries exist, other names use `system`.";
     UPSTREAM_ORDER = "" "upstream-order" Text "ORDER" "`strict` or `fastest`" r#""""#
         => "`strict` for a resolv.conf and `DOMAIN=` entries, else `fastest`"
-        "Query the upstreams of a list as listed (`strict`: a later one only once all earlier ones \
-         failed, are dead, or were silent for 400 ms), or by round trip (`fastest`, also the \
-         meaning of `options rotate` in a resolv.conf).";
+        "Query upstreams in the listed order (`strict`: a later one only once all earlier ones \
+         failed, are dead, or were silent for 400 ms), or by shortest round-trip time \
+         (`fastest`; `options rotate` in a resolv.conf means the same).";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "PEM file" r#""""#
         => "the system's trust store"
         "Trust these CA certificates for upstreams over TLS and HTTPS.";
@@ -66,9 +66,9 @@ keys! { GENERAL:
         "Randomize the case of query names to upstreams (0x20), and require responses to preserve \
          it. This makes forgery harder, but some old servers do not preserve it.";
     FORWARD_SINGLE_LABEL = "" "forward-single-label" Bool "BOOL" "" "false"
-        "Forward A and AAAA queries for names of one label, such as `printer`, also to upstreams \
-         with public addresses. Otherwise only upstreams with private addresses get them; without \
-         one, the name does not exist. Queries of other types are always forwarded.";
+        "Forward A and AAAA queries for single-label names, such as `printer`, to upstreams with \
+         public addresses too. Otherwise they go only to upstreams with private addresses; \
+         without one, the response is NXDOMAIN. Queries of other types are always forwarded.";
     CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#
         "Limit the memory of the upstream cache.";
     SERVE_STALE = "" "serve-stale" Duration "DURATION" "up to 30days; `0s` turns it off" r#""1day""#

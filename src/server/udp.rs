@@ -99,7 +99,7 @@ pub(super) struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// Collects the addresses.
+    /// Creates the set and indexes it by port.
     pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
         let mut ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
         ports.sort_unstable();

@@ -7,7 +7,7 @@ use std::{fs, io};
 /// Limit for the symbolic links followed on one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
-/// The directory that holds the machine's files: `/`, or a directory of a test.
+/// Root of the machine's file system: `/`, or a directory that a test supplies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root(PathBuf);
 

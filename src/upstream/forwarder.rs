@@ -89,7 +89,7 @@ pub struct ListReport {
     pub domain: Name,
     /// The upstreams as the configuration writes them.
     pub upstreams: Vec<String>,
-    /// The order in which they are asked.
+    /// Order in which svcdns queries them.
     pub order: UpstreamOrder,
 }
 

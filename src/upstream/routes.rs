@@ -34,7 +34,7 @@ pub(super) struct RouteQuery {
     pub(super) recursion_desired: bool,
 }
 
-/// Properties of a route table besides its upstreams.
+/// Switches that apply to a whole route table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RouteRules {
     /// Whether this machine's resolver configuration names svcdns.

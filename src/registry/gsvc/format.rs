@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::service::{Endpoint, Metadata, ServiceId};
 
-/// The entry that GoFrame's file registry adds to the metadata.
+/// Metadata key that GoFrame's file registry adds.
 ///
 /// Its value is the local time of the last refresh.
 pub(super) const UPDATE_AT: &str = "UpdateAt";

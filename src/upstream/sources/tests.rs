@@ -201,7 +201,7 @@ fn up_to_sixteen_name_servers_are_used() {
 }
 
 #[test]
-fn directories_with_too_many_files_are_faults() {
+fn too_many_files_in_a_directory_are_reported() {
     let machine = |files: usize| {
         let stub = SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, "nameserver 127.0.0.1\n");
         (0..files).fold(stub, |machine, n| {

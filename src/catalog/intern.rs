@@ -8,8 +8,8 @@ use hashbrown::HashTable;
 
 /// A set of shared values.
 ///
-/// Values that have no other holder are dropped by [`Self::remove_unused`], which also runs whenever
-/// the set has doubled.
+/// Values that have no other holder are dropped by [`Self::remove_unused`], which also runs
+/// whenever the set has doubled.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     hasher: RandomState,

@@ -47,7 +47,7 @@ pub(super) fn addresses(message: &[u8], host: &Name, qtype: u16) -> Vec<IpAddr> 
 }
 
 /// Reads an address of 4 or 16 bytes.
-fn address(data: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(data: &[u8]) -> Option<IpAddr> {
     let four = <[u8; 4]>::try_from(data).map(|bytes| Ipv4Addr::from(bytes).into());
     four.or_else(|_| <[u8; 16]>::try_from(data).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }

@@ -63,13 +63,9 @@ impl DomainLoops {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let (mut checks, mut busy) = (JoinSet::new(), Vec::new());
         loop {
-            let Some(due) = self.check.in_flight.scan(&busy) else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.check.in_flight.suspected() => continue,
-                }
-            };
-            let now = Instant::now();
+            let due = self.check.in_flight.scan(&busy);
+            let is_idle = due.is_none();
+            let (due, now) = (due.unwrap_or_default(), Instant::now());
             for suspected in due.into_iter().filter(|due| !self.is_healthy(&due.name, now)) {
                 busy.push(suspected.address);
                 let check = Arc::clone(&self.check);
@@ -78,6 +74,8 @@ impl DomainLoops {
                     (suspected, is_healthy)
                 });
             }
+            // Even if idle: most suspicious queries end at once, and a wake-up for each of them would
+            // cost more than the query.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(SCAN_INTERVAL) => {}
@@ -88,6 +86,12 @@ impl DomainLoops {
                 busy.retain(|other| *other != address);
                 if is_healthy {
                     self.add_healthy(name);
+                }
+            }
+            if is_idle {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.check.in_flight.suspected() => {}
                 }
             }
         }

@@ -20,11 +20,11 @@ use super::message::{Age, StoredResponse, UpstreamMessage, empty_response};
 use super::order::{UpstreamList, UpstreamOrder};
 use super::rebinding::{RebindingGuard, WITHHELD};
 use super::resolver::{
-    Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver, now,
+    Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver,
 };
 use super::routes::{Route, RouteQuery};
 use super::scrub::{Borders, scrub};
-use super::{Settings, UpstreamReport, special};
+use super::{Settings, UpstreamReport, now, special};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode, rtype, u16_at};
 

@@ -335,7 +335,7 @@ impl<'a> HedgedQuery<'a> {
                 && upstream.health().take_probe(now)
             {
                 // All upstreams know the same names, so a client's query is as good as any.
-                self.start(index, false, now);
+                self.start(index, now);
             }
         }
     }
@@ -365,7 +365,7 @@ impl<'a> HedgedQuery<'a> {
                 };
                 if may_lack_edns && self.attempts < MAX_ATTEMPTS {
                     self.candidates[index].without_edns = true;
-                    self.start(index, true, now);
+                    self.start(index, now);
                 }
             }
         }
@@ -449,7 +449,7 @@ impl<'a> HedgedQuery<'a> {
         }
         let next = self.candidates.iter().position(|candidate| candidate.is_ready(now));
         if let Some(index) = next {
-            self.start(index, false, now);
+            self.start(index, now);
         }
         next.is_some()
     }
@@ -469,13 +469,14 @@ impl<'a> HedgedQuery<'a> {
                 self.in_progress.iter().filter(|running| running.index == *index).count()
             });
         if let Some(index) = silent.filter(|_| self.attempts < MAX_ATTEMPTS) {
-            self.start(index, self.candidates[index].without_edns, Instant::now());
+            self.start(index, Instant::now());
         }
     }
 
     /// Starts an attempt at one upstream.
-    fn start(&mut self, index: usize, without_edns: bool, now: Instant) {
-        let UpstreamCandidate { upstream, started, .. } = &mut self.candidates[index];
+    fn start(&mut self, index: usize, now: Instant) {
+        let UpstreamCandidate { upstream, started, without_edns, .. } = &mut self.candidates[index];
+        let without_edns = *without_edns;
         started.get_or_insert(now);
         self.attempts += 1;
         let attempt: Attempt<'a> = if without_edns {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::now;
 use crate::name::Name;
 
 /// How long a domain is first marked; the time doubles up to [`MAX_MARK`].
@@ -81,11 +82,6 @@ impl LoopMarks {
     fn lock(&self) -> MutexGuard<'_, Vec<MarkedDomain>> {
         self.domains.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns the time as Tokio's timers see it, which tests can pause.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub use target::{Protocol, Target, TargetError};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::name::{Name, Zones};
 
@@ -112,4 +112,9 @@ pub enum Servers {
     System,
     /// A fixed list.
     Named(Vec<Target>),
+}
+
+/// Returns the time as Tokio's timers see it, which tests can pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

@@ -8,9 +8,10 @@
 //! ask the next name server. Removing only the private addresses would pass on the rest of a forged
 //! answer.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::Settings;
+use super::addresses::address;
 use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
@@ -63,12 +64,6 @@ fn has_private_address(message: &[u8]) -> bool {
             }
         },
     )
-}
-
-/// Reads an address of 4 or 16 bytes.
-fn address(data: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(data).map(|bytes| Ipv4Addr::from(bytes).into());
-    v4.or_else(|_| <[u8; 16]>::try_from(data).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }
 
 /// Iterates over address hints, keys 4 and 6 of SVCB data (RFC 9460 section 7.3).

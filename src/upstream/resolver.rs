@@ -14,6 +14,7 @@ use super::message::{
     Age, StoredResponse, UpstreamMessage, is_plain, plain_upstream_query, response_limit,
     truncate_to, upstream_query,
 };
+use super::now;
 use super::special::put_failure;
 use crate::wire::{ExtendedError, Query, Transport, flags};
 
@@ -167,11 +168,6 @@ fn serves_stale<E: Exchange>(
     now: Instant,
 ) -> bool {
     entry.is_recheck_deferred(now) || exchange.is_down(key)
-}
-
-/// Returns the time as Tokio's timers see it, which tests can pause.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Resolver {

@@ -408,12 +408,11 @@ impl Sockets {
                 let may_be_cut = message.len() >= MAX_UDP_RESPONSE_BYTES || is_truncated(&message);
                 // A malformed response may have been cut on the way: TCP decides. Otherwise EDNS
                 // may be the cause.
-                let response = outgoing.read(message);
-                if response.is_none() && edns && !may_be_cut {
-                    return Err(AttemptError::Malformed);
-                }
-                if let Some(response) = response {
+                if let Some(response) = outgoing.read(message) {
                     return Ok(response);
+                }
+                if edns && !may_be_cut {
+                    return Err(AttemptError::Malformed);
                 }
             }
             PendingOutcome::CaseMismatch(_) => case_mismatch = true,

@@ -187,13 +187,12 @@ impl OneShotQuery {
                 return (PendingOutcome::Unreachable("the socket was closed".to_owned()), None);
             };
             let received = match readable(&query.socket.io).await {
-                Ok(()) => buffer.receive(&query.socket.io, |message| {
-                    let response = message.to_vec();
-                    match query.accept(message) {
-                        ResponseMatch::Full => Some(PendingOutcome::Response(response)),
-                        ResponseMatch::ExceptCase => Some(PendingOutcome::CaseMismatch(response)),
-                        ResponseMatch::Stray => None,
+                Ok(()) => buffer.receive(&query.socket.io, |message| match query.accept(message) {
+                    ResponseMatch::Full => Some(PendingOutcome::Response(message.to_vec())),
+                    ResponseMatch::ExceptCase => {
+                        Some(PendingOutcome::CaseMismatch(message.to_vec()))
                     }
+                    ResponseMatch::Stray => None,
                 }),
                 Err(error) => Err(error),
             };

@@ -38,7 +38,9 @@ pub enum Change {
 }
 
 /// Reason for a list; decides which of its removals apply at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Ordered from the most trusted to the least: the later kind counts if there are two reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListKind {
     /// The first list, or a routine check of a connection that never broke.
     Routine,

@@ -55,17 +55,19 @@ pub fn settings(etcd: &Etcd) -> Settings {
 
 /// Returns settings with a user and password.
 pub fn settings_with_password(etcd: &Etcd, user: &str, password: &str) -> Settings {
-    let mut settings = settings(etcd);
-    settings.username = Some(user.to_owned());
-    settings.password = Some(Credential::Given(Secret::from(password)));
-    settings
+    settings_with_login(etcd, user, Credential::Given(Secret::from(password)))
 }
 
 /// Returns settings with a user whose password is in a file.
 pub fn settings_with_password_file(etcd: &Etcd, user: &str, file: &Path) -> Settings {
+    settings_with_login(etcd, user, Credential::File(file.to_owned()))
+}
+
+/// Returns settings with a user and where the password is.
+fn settings_with_login(etcd: &Etcd, user: &str, password: Credential) -> Settings {
     let mut settings = settings(etcd);
     settings.username = Some(user.to_owned());
-    settings.password = Some(Credential::File(file.to_owned()));
+    settings.password = Some(password);
     settings
 }
 

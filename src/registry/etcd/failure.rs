@@ -51,6 +51,11 @@ impl EtcdFailure {
         Self { kind, text: text.into() }
     }
 
+    /// Returns the failure with the endpoint where it happened.
+    pub(super) fn at(self, endpoint: &str) -> Self {
+        Self { text: format!("etcd at {endpoint}: {}", self.text), ..self }
+    }
+
     /// Converts an error of the client library; `action` is like "list /service/".
     pub(super) fn of(action: &str, error: &Error) -> Self {
         let (kind, text) = classify(error);

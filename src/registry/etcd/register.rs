@@ -94,10 +94,9 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
     ) -> Result<Infallible, EtcdFailure> {
         let no_endpoint = || EtcdFailure::new(FailureKind::Settings, "no endpoint is configured");
         let endpoint = self.endpoints.choose().ok_or_else(no_endpoint)?;
-        let Err(mut failure) = self.keep_at(&endpoint, working_since).await;
-        failure.text = located(&endpoint, &failure);
+        let Err(failure) = self.keep_at(&endpoint, working_since).await;
         self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-        Err(failure)
+        Err(failure.at(&endpoint))
     }
 
     async fn keep_at(
@@ -160,7 +159,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
             match self.restore_key(connection, lease).await {
                 // etcd renews leases without a login, so the key survives a changed password.
                 Err(failure) if failure.kind.is_refusal() => {
-                    (self.events)(RegisterEvent::Failed(located(endpoint, &failure)));
+                    (self.events)(RegisterEvent::Failed(failure.at(endpoint).text));
                 }
                 result => result?,
             }
@@ -205,7 +204,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
                     return Ok(());
                 }
                 Err(failure) => {
-                    reason = located(&endpoint, &failure);
+                    reason = failure.at(&endpoint).text;
                     self.endpoints.set_failed(&endpoint, Some(Instant::now()));
                 }
             }
@@ -238,9 +237,4 @@ async fn start_renewal(
         }
     };
     connection.call("renew the lease", start).await
-}
-
-/// Returns the text of a failure with the endpoint where it happened.
-fn located(endpoint: &str, failure: &EtcdFailure) -> String {
-    format!("etcd at {endpoint}: {}", failure.text)
 }

@@ -107,15 +107,14 @@ impl Supervisor {
                 Some(endpoint) => {
                     let mut working_since = None;
                     let Err(end) = self.session(&endpoint, &mut working_since).await;
-                    let SessionEnd::Failed(mut failure) = end else { return FeedClosed };
+                    let SessionEnd::Failed(failure) = end else { return FeedClosed };
                     let healthy_after = self.settings.tuning.healthy_after;
                     if working_since.is_some_and(|since: Instant| since.elapsed() >= healthy_after)
                     {
                         self.backoff.reset();
                     }
                     self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-                    failure.text = format!("etcd at {endpoint}: {}", failure.text);
-                    failure
+                    failure.at(&endpoint)
                 }
             };
             if self.report_disconnected(failure).await.is_err() {
@@ -191,11 +190,7 @@ impl Supervisor {
 
     /// Requires a list, of the stricter kind if one is required already.
     fn require_list(&mut self, kind: ListKind) {
-        self.required_list = match (self.required_list, kind) {
-            (Some(ListKind::Restored), _) | (_, ListKind::Restored) => Some(ListKind::Restored),
-            (Some(ListKind::Reconnect), _) | (_, ListKind::Reconnect) => Some(ListKind::Reconnect),
-            (_, ListKind::Routine) => Some(ListKind::Routine),
-        };
+        self.required_list = self.required_list.max(Some(kind));
     }
 
     /// Returns the time of the next routine list.

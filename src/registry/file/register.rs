@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::directory::is_trusted_owner;
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
 /// Time between checks whether the file was removed.
@@ -98,8 +99,7 @@ fn stamp(path: &Path) -> Option<FileStamp> {
 ///
 /// A link to such a directory counts as foreign too, because its owner can redirect it.
 fn is_foreign(path: &Path) -> bool {
-    let is_trusted =
-        |owner| owner == Uid::effective().as_raw() || owner == Uid::from_raw(0).as_raw();
+    let is_trusted = |owner| is_trusted_owner(Uid::from_raw(owner));
     path.symlink_metadata().is_ok_and(|found| !found.is_dir() || !is_trusted(found.uid()))
 }
 

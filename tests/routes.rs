@@ -273,7 +273,7 @@ fn queries_without_rd_are_never_forwarded() {
     unasked(&["com", "A"], "REFUSED", &[]);
     unasked(&["-x", "9.9.9.9"], "REFUSED", &[]);
     assert_eq!(upstream.names(), BTreeSet::new());
-    // The cache answers, whoever filled it.
+    // The cache answers, even if another client's query filled it.
     assert_eq!(dns::addresses(server.address, "www.example.test").map(|found| found.len()), Ok(1));
     let printer = dns::dig_short(server.address, &["-x", "10.9.0.77"]);
     assert_eq!(printer, ["printer.corp.test."]);
@@ -409,7 +409,7 @@ fn addresses_of_single_labels_stay_in_the_network() {
     });
 }
 
-/// A program that finds no such host goes on to the next domain of its search list.
+/// NXDOMAIN makes a program try the next domain of its search list.
 #[test]
 fn search_lists_work_with_names_of_one_label() {
     netns::inside("search_lists_work_with_names_of_one_label", "127.0.0.1", || {

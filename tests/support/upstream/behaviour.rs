@@ -151,7 +151,7 @@ pub(crate) enum Tcp {
     Half,
 }
 
-/// When the upstream closes a TCP connection, whatever is asked on it.
+/// When the upstream closes a TCP connection, independent of the queries on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Closing {
     /// Number of connections that end at their first query, without an answer; counts down.

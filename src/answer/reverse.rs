@@ -53,11 +53,14 @@ impl QueryContext<'_> {
         if set.is_empty() {
             return false;
         }
-        let registries = self.snapshot.services_at(address).flat_map(|service| service.instances());
-        let registries = registries.filter(|instance| {
-            instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
-        });
-        let registries = registries.map(|instance| instance.key.registry()).collect();
+        let registries = || {
+            let services = self.snapshot.services_at(address);
+            let instances = services.flat_map(|service| service.instances());
+            let behind = instances.filter(|instance| {
+                instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
+            });
+            behind.map(|instance| instance.key.registry()).collect()
+        };
         match self.query.qtype {
             rtype::PTR | rtype::ANY => {
                 // In a fixed order: programs take the first name, which should be the instance's.
@@ -65,7 +68,7 @@ impl QueryContext<'_> {
                 first.write(
                     &ResponseContent::answer(
                         &RRset::composed(&set),
-                        self.stale_answer_error(registries),
+                        self.stale_answer_error(registries()),
                     ),
                     out,
                 );
@@ -73,7 +76,7 @@ impl QueryContext<'_> {
             rtype::SOA => {
                 let mut apex = ComposedRecords::default();
                 apex.put(|out| out.extend_from_slice(&self.soa_at_question()));
-                self.write_records(&apex, registries, settings.zones.first(), out);
+                self.write_records(&apex, registries(), settings.zones.first(), out);
             }
             _ => self.write_negative(rcode::NOERROR, &self.soa_at_question(), out),
         }

@@ -177,12 +177,7 @@ impl Answerer {
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
         explanation.elsewhere = (disposition == AnswerOutcome::Forward)
             .then(|| "forwarded to the upstreams".to_owned());
-        let advertised = usize::from(payload.unwrap_or(0));
-        explanation.limit = if payload.is_some() {
-            advertised.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
-        } else {
-            wire::MAX_UDP_BYTES_WITHOUT_EDNS
-        };
+        explanation.limit = wire::response_limit(Transport::Udp, payload);
         let counters = Counters::default();
         let tcp = ResponseWriter { transport: Transport::Tcp, counters: &counters, ..writer };
         explanation.over_tcp = self.explain_over_tcp(&query, (snapshot, ahead.key(0)), tcp);

@@ -12,7 +12,7 @@ use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
-use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
+use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, rtype};
 
 /// Next step of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,9 +312,8 @@ impl<'a> QueryContext<'a> {
     ///
     /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
     fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
-        let start = HEADER_BYTES + self.query.name().len() - zone.name().as_wire().len();
-        // Fits the 14 bits of a pointer, because a name has at most 255 bytes.
-        self.soa((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
+        let offset = self.query.name().len() - zone.name().as_wire().len();
+        self.soa(question_pointer(offset))
     }
 
     /// Returns the SOA record of the zone whose name `apex` points at.

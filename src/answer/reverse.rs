@@ -20,7 +20,7 @@ use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
 };
 use crate::wire::{
-    ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, Section, flags, put_u32, question_end,
+    ExtendedError, OWNER_POINTER, Query, Section, flags, put_u32, question_end, question_pointer,
     rcode, records, rtype, u16_at,
 };
 
@@ -161,7 +161,7 @@ impl QueryContext<'_> {
     ///
     /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
     fn local_soa(&self, zone: LocalZone) -> Vec<u8> {
-        let apex = zone.pointer();
+        let apex = question_pointer(zone.offset);
         let mut data = [&apex, LOCAL_SOA_RNAME].concat();
         let ttl = self.settings().negative_ttl;
         for number in [1, 3600, 1200, 604_800, ttl] {
@@ -192,14 +192,6 @@ struct LocalZone {
     /// Offset of the zone in the name's wire form.
     offset: usize,
     scope: ReverseScope,
-}
-
-impl LocalZone {
-    /// Returns the zone's name, as a pointer into the question section.
-    fn pointer(self) -> [u8; 2] {
-        // A name has at most 255 bytes, which 14 bits of a pointer can address.
-        (0xC000 | u16::try_from(HEADER_BYTES + self.offset).unwrap_or(0)).to_be_bytes()
-    }
 }
 
 impl Answerer {

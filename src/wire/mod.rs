@@ -41,6 +41,13 @@ pub fn response_limit(transport: Transport, payload: Option<u16>) -> usize {
 /// Compression pointer to the name in the question section, right after the header.
 pub const OWNER_POINTER: [u8; 2] = [0xC0, 0x0C];
 
+/// Returns a compression pointer to `offset` in the name of the question section.
+#[must_use]
+pub fn question_pointer(offset: usize) -> [u8; 2] {
+    // A name has at most 255 bytes, which 14 bits of a pointer can address.
+    (0xC000 | u16::try_from(HEADER_BYTES + offset).unwrap_or(0)).to_be_bytes()
+}
+
 /// Transport of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {

@@ -14,7 +14,7 @@ use super::answerer::Answerer;
 use super::message::{ResponseContent, ResponseWriter};
 use super::owner::{HOSTMASTER_LABEL, NS_LABEL};
 use super::rare;
-use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET, stale_error};
+use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
 use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
@@ -127,7 +127,7 @@ impl QueryContext<'_> {
     /// Writes a negative response, which is stale if any registry is.
     fn write_negative(&self, code: u16, soa: &[u8], out: &mut Vec<u8>) {
         let stale = if code == rcode::NXDOMAIN {
-            stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
+            self.stale_nxdomain_error()
         } else {
             self.stale_negative_error()
         };

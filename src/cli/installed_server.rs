@@ -1,12 +1,12 @@
 //! The server of an installation: the running one, or a new service of systemd.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::ServerLocation;
 use super::client::{AdminClient, NotRunning};
+use super::{ServerLocation, reachable};
 use crate::admin::ServerStatus;
 use crate::config::{
     Config, ConfiguredSecret, DEFAULT_FILE, EffectiveValue, Flags, Origin, SecretPlace,
@@ -309,15 +309,7 @@ fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
 ///
 /// Only those with port 53 if `port_53`.
 fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {
-    let reached = listen.iter().map(|address| match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()))
-        }
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()))
-        }
-        _ => *address,
-    });
+    let reached = listen.iter().copied().map(reachable);
     let fit: Vec<SocketAddr> = reached.filter(|address| !port_53 || address.port() == 53).collect();
     fit.iter().find(|address| address.ip().is_loopback()).or_else(|| fit.first()).copied()
 }

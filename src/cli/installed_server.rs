@@ -177,7 +177,7 @@ impl ServerRequirements<'_> {
         }
         check_service_can_read(config)?;
         for EffectiveValue { path, origin, .. } in
-            config.effective().iter().filter(|effective| is_directory_of_server(effective))
+            config.effective().iter().filter(|effective| effective.key.is_directory())
         {
             if let Origin::File { .. } = origin {
                 bail!(
@@ -261,16 +261,11 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns whether a setting names a directory; a service has its own.
-fn is_directory_of_server(effective: &EffectiveValue) -> bool {
-    ["runtime-dir", "state-dir"].contains(&&*effective.path)
-}
-
 /// Returns the values of a configuration, without their sources.
 ///
-/// Without the directories.
+/// Without the directories: a service has its own.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
-    let compared = config.effective().iter().filter(|effective| !is_directory_of_server(effective));
+    let compared = config.effective().iter().filter(|effective| !effective.key.is_directory());
     compared.map(|effective| (&*effective.path, &*effective.value))
 }
 
@@ -343,7 +338,7 @@ pub(super) fn settings(config: &Config) -> String {
     for effective in config
         .effective()
         .iter()
-        .filter(|effective| effective.written && !is_directory_of_server(effective))
+        .filter(|effective| effective.written && !effective.key.is_directory())
     {
         let (above, name) = effective.path.rsplit_once('.').unwrap_or(("", &effective.path));
         if above != section {

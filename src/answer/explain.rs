@@ -318,10 +318,7 @@ impl Explanation {
     /// Adds all instances at an address.
     fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.services_at(address) {
-            for instance in service
-                .instances()
-                .filter(|instance| instance.endpoint.host.address() == Some(address))
-            {
+            for instance in service.instances().filter(|instance| instance.is_at(address)) {
                 let dropped = instance.excluded.map(|reason| reason.to_string());
                 self.instances.push(ConsideredInstance::new(&instance, dropped));
             }

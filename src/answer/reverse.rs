@@ -56,9 +56,8 @@ impl QueryContext<'_> {
         let registries = || {
             let services = self.snapshot.services_at(address);
             let instances = services.flat_map(|service| service.instances());
-            let behind = instances.filter(|instance| {
-                instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
-            });
+            let behind = instances
+                .filter(|instance| instance.is_behind_answers() && instance.is_at(address));
             behind.map(|instance| instance.key.registry()).collect()
         };
         match self.query.qtype {

@@ -276,13 +276,13 @@ impl Explanation {
 
     /// Adds a step of the name's resolution.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
-        if let TraceStep::Interpretation(interpretation, MatchResult::NoMatch) = step {
-            self.add_unmatched(interpretation, snapshot);
-        }
         match step {
             TraceStep::Parsed(None) => self.parsed.push("no valid form of a name".to_owned()),
             TraceStep::Parsed(Some(parsed)) => self.parsed.extend(parts(parsed)),
             TraceStep::Interpretation(interpretation, result) => {
+                if *result == MatchResult::NoMatch {
+                    self.add_unmatched(interpretation, snapshot);
+                }
                 self.interpretations.push(TriedInterpretation {
                     interpretation: describe(interpretation),
                     outcome: match result {

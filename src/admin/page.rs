@@ -131,12 +131,13 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         (vec![("registry", name.clone()), ("kind", kind.to_owned()), ("url", url.clone())], 1.0)
     });
     page.gauges("svcdns_registry_info", "Always 1, with the kind and URL of the registry", info);
+    let registries = &status.registries;
+    let label =
+        |registry: &RegistryView| -> MetricLabels { vec![("registry", registry.name.clone())] };
     let values = |number: fn(&RegistryView) -> Option<f64>| -> Vec<(MetricLabels, f64)> {
-        let registries = status.registries.iter();
         registries
-            .filter_map(|registry| {
-                Some((vec![("registry", registry.name.clone())], number(registry)?))
-            })
+            .iter()
+            .filter_map(|registry| Some((label(registry), number(registry)?)))
             .collect()
     };
     let connected = values(|registry| Some(f64::from(u8::from(registry.connected))));
@@ -168,11 +169,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         ages,
     );
     let counts = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {
-        status
-            .registries
-            .iter()
-            .map(|registry| (vec![("registry", registry.name.clone())], number(registry)))
-            .collect()
+        registries.iter().map(|registry| (label(registry), number(registry))).collect()
     };
     page.counters(
         "svcdns_registry_lists",

@@ -177,12 +177,7 @@ impl Answerer {
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
         explanation.elsewhere = (disposition == AnswerOutcome::Forward)
             .then(|| "forwarded to the upstreams".to_owned());
-        let advertised = usize::from(payload.unwrap_or(0));
-        explanation.limit = if payload.is_some() {
-            advertised.clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
-        } else {
-            wire::MAX_UDP_BYTES_WITHOUT_EDNS
-        };
+        explanation.limit = wire::response_limit(Transport::Udp, payload);
         let counters = Counters::default();
         let tcp = ResponseWriter { transport: Transport::Tcp, counters: &counters, ..writer };
         explanation.over_tcp = self.explain_over_tcp(&query, (snapshot, ahead.key(0)), tcp);
@@ -281,13 +276,13 @@ impl Explanation {
 
     /// Adds a step of the name's resolution.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
-        if let TraceStep::Interpretation(interpretation, MatchResult::NoMatch) = step {
-            self.add_unmatched(interpretation, snapshot);
-        }
         match step {
             TraceStep::Parsed(None) => self.parsed.push("no valid form of a name".to_owned()),
             TraceStep::Parsed(Some(parsed)) => self.parsed.extend(parts(parsed)),
             TraceStep::Interpretation(interpretation, result) => {
+                if *result == MatchResult::NoMatch {
+                    self.add_unmatched(interpretation, snapshot);
+                }
                 self.interpretations.push(TriedInterpretation {
                     interpretation: describe(interpretation),
                     outcome: match result {
@@ -323,10 +318,7 @@ impl Explanation {
     /// Adds all instances at an address.
     fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.services_at(address) {
-            for instance in service
-                .instances()
-                .filter(|instance| instance.endpoint.host.address() == Some(address))
-            {
+            for instance in service.instances().filter(|instance| instance.is_at(address)) {
                 let dropped = instance.excluded.map(|reason| reason.to_string());
                 self.instances.push(ConsideredInstance::new(&instance, dropped));
             }

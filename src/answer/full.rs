@@ -327,7 +327,7 @@ impl<'a> InstanceFilter<'a> {
     fn admits_service(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
             return service.served().any(|instance| {
-                instance.endpoint.host.address() == Some(address)
+                instance.is_at(address)
                     && self.in_scope(instance.key.group())
                     && self.admits_version(instance.key.group())
             });
@@ -394,7 +394,7 @@ impl<'a> InstanceFilter<'a> {
         if !version_holds {
             return Some("has another version");
         }
-        if self.address.is_some_and(|address| instance.endpoint.host.address() != Some(address)) {
+        if self.address.is_some_and(|address| !instance.is_at(address)) {
             return Some("has another address");
         }
         if let Some(label) = self.parsed.rfc2782

@@ -132,9 +132,7 @@ pub(super) fn ptr<'s>(
     let mut owners = Vec::new();
     // More services cannot add names to the answer.
     for service in services.take(MAX_PTR_RECORDS) {
-        for instance in
-            service.served().filter(|instance| instance.endpoint.host.address() == Some(address))
-        {
+        for instance in service.served().filter(|instance| instance.is_at(address)) {
             owners.extend(service_owner(settings, service.base(), instance.key.group()));
         }
     }

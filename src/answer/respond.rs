@@ -12,7 +12,7 @@ use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
-use crate::wire::{ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, rcode, rtype};
+use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, rtype};
 
 /// Next step of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,15 +181,7 @@ impl<'a> QueryContext<'a> {
                 // One of the existing RRsets suffices (RFC 8482 section 4.1).
                 let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
                 let set = match self.query.qtype {
-                    rtype::TXT => {
-                        return self.write_records(
-                            &rare::txt(settings, instances),
-                            *registries,
-                            zone,
-                            out,
-                        );
-                    }
-                    rtype::ANY if any.is_none() => {
+                    qtype if qtype == rtype::TXT || qtype == rtype::ANY && any.is_none() => {
                         return self.write_records(
                             &rare::txt(settings, instances),
                             *registries,
@@ -246,11 +238,16 @@ impl<'a> QueryContext<'a> {
         )
     }
 
-    /// Returns the EDE of a negative response.
+    /// Returns the EDE of a NODATA response.
     ///
     /// There is one if any registry may be out of date, since any could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
         stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_ANSWER)
+    }
+
+    /// Returns the EDE of an NXDOMAIN response, if any registry may be out of date.
+    pub(super) fn stale_nxdomain_error(&self) -> Option<ExtendedError> {
+        stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
     }
 
     /// Writes records held by these registries, or NODATA.
@@ -284,17 +281,8 @@ impl<'a> QueryContext<'a> {
     /// Writes NXDOMAIN with the zone's SOA record.
     pub(super) fn write_nxdomain(&self, zone: &Zone, out: &mut Vec<u8>) {
         let soa = self.soa_in_question(zone);
-        self.write(
-            &ResponseContent::negative(
-                rcode::NXDOMAIN,
-                &soa,
-                stale_error(
-                    self.snapshot.registry_status.staleness(),
-                    ExtendedError::STALE_NXDOMAIN,
-                ),
-            ),
-            out,
-        );
+        let stale = self.stale_nxdomain_error();
+        self.write(&ResponseContent::negative(rcode::NXDOMAIN, &soa, stale), out);
     }
 
     /// Writes NODATA with the zone's SOA record.
@@ -312,9 +300,8 @@ impl<'a> QueryContext<'a> {
     ///
     /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
     fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
-        let start = HEADER_BYTES + self.query.name().len() - zone.name().as_wire().len();
-        // Fits the 14 bits of a pointer, because a name has at most 255 bytes.
-        self.soa((0xC000 | u16::try_from(start).unwrap_or(0)).to_be_bytes())
+        let offset = self.query.name().len() - zone.name().as_wire().len();
+        self.soa(question_pointer(offset))
     }
 
     /// Returns the SOA record of the zone whose name `apex` points at.
@@ -387,7 +374,7 @@ impl<'a> QueryContext<'a> {
 }
 
 /// Returns the EDE for stale data, if there is any.
-pub(super) fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
+fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Disconnected => STALE_REGISTRY_TEXT,
         Staleness::Held => STALE_HELD_TEXT,

@@ -14,13 +14,13 @@ use super::answerer::Answerer;
 use super::message::{ResponseContent, ResponseWriter};
 use super::owner::{HOSTMASTER_LABEL, NS_LABEL};
 use super::rare;
-use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET, stale_error};
+use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
 use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
 };
 use crate::wire::{
-    ExtendedError, HEADER_BYTES, OWNER_POINTER, Query, Section, flags, put_u32, question_end,
+    ExtendedError, OWNER_POINTER, Query, Section, flags, put_u32, question_end, question_pointer,
     rcode, records, rtype, u16_at,
 };
 
@@ -53,11 +53,13 @@ impl QueryContext<'_> {
         if set.is_empty() {
             return false;
         }
-        let registries = self.snapshot.services_at(address).flat_map(|service| service.instances());
-        let registries = registries.filter(|instance| {
-            instance.is_behind_answers() && instance.endpoint.host.address() == Some(address)
-        });
-        let registries = registries.map(|instance| instance.key.registry()).collect();
+        let registries = || {
+            let services = self.snapshot.services_at(address);
+            let instances = services.flat_map(|service| service.instances());
+            let behind = instances
+                .filter(|instance| instance.is_behind_answers() && instance.is_at(address));
+            behind.map(|instance| instance.key.registry()).collect()
+        };
         match self.query.qtype {
             rtype::PTR | rtype::ANY => {
                 // In a fixed order: programs take the first name, which should be the instance's.
@@ -65,7 +67,7 @@ impl QueryContext<'_> {
                 first.write(
                     &ResponseContent::answer(
                         &RRset::composed(&set),
-                        self.stale_answer_error(registries),
+                        self.stale_answer_error(registries()),
                     ),
                     out,
                 );
@@ -73,7 +75,7 @@ impl QueryContext<'_> {
             rtype::SOA => {
                 let mut apex = ComposedRecords::default();
                 apex.put(|out| out.extend_from_slice(&self.soa_at_question()));
-                self.write_records(&apex, registries, settings.zones.first(), out);
+                self.write_records(&apex, registries(), settings.zones.first(), out);
             }
             _ => self.write_negative(rcode::NOERROR, &self.soa_at_question(), out),
         }
@@ -124,7 +126,7 @@ impl QueryContext<'_> {
     /// Writes a negative response, which is stale if any registry is.
     fn write_negative(&self, code: u16, soa: &[u8], out: &mut Vec<u8>) {
         let stale = if code == rcode::NXDOMAIN {
-            stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
+            self.stale_nxdomain_error()
         } else {
             self.stale_negative_error()
         };
@@ -158,7 +160,7 @@ impl QueryContext<'_> {
     ///
     /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
     fn local_soa(&self, zone: LocalZone) -> Vec<u8> {
-        let apex = zone.pointer();
+        let apex = question_pointer(zone.offset);
         let mut data = [&apex, LOCAL_SOA_RNAME].concat();
         let ttl = self.settings().negative_ttl;
         for number in [1, 3600, 1200, 604_800, ttl] {
@@ -189,14 +191,6 @@ struct LocalZone {
     /// Offset of the zone in the name's wire form.
     offset: usize,
     scope: ReverseScope,
-}
-
-impl LocalZone {
-    /// Returns the zone's name, as a pointer into the question section.
-    fn pointer(self) -> [u8; 2] {
-        // A name has at most 255 bytes, which 14 bits of a pointer can address.
-        (0xC000 | u16::try_from(HEADER_BYTES + self.offset).unwrap_or(0)).to_be_bytes()
-    }
 }
 
 impl Answerer {

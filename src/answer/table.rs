@@ -85,11 +85,10 @@ impl Snapshot {
 
     /// Returns the services with a served instance at `address`, unordered.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
-        self.addresses.bases_at(address).flat_map(|base| self.services_with(base)).filter(
-            move |service| {
-                service.served().any(|instance| instance.endpoint.host.address() == Some(address))
-            },
-        )
+        self.addresses
+            .bases_at(address)
+            .flat_map(|base| self.services_with(base))
+            .filter(move |service| service.served().any(|instance| instance.is_at(address)))
     }
 
     /// Returns whether any served instance has one of these addresses, of one family.

@@ -1,6 +1,6 @@
 //! The services built from the registries' keys, as readers of the catalog see them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::slice;
 use std::sync::Arc;
 
@@ -72,6 +72,11 @@ impl Instance<'_> {
     /// Returns whether answers contain this endpoint, even if from a duplicate.
     pub fn is_behind_answers(&self) -> bool {
         matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
+    }
+
+    /// Returns whether the endpoint has this address.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        self.endpoint.host.address() == Some(address)
     }
 
     /// Returns the key as stored in its registry.

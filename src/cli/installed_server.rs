@@ -1,12 +1,12 @@
 //! The server of an installation: the running one, or a new service of systemd.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::ServerLocation;
 use super::client::{AdminClient, NotRunning};
+use super::{ServerLocation, reachable};
 use crate::admin::ServerStatus;
 use crate::config::{
     Config, ConfiguredSecret, DEFAULT_FILE, EffectiveValue, Flags, Origin, SecretPlace,
@@ -177,7 +177,7 @@ impl ServerRequirements<'_> {
         }
         check_service_can_read(config)?;
         for EffectiveValue { path, origin, .. } in
-            config.effective().iter().filter(|effective| is_directory_of_server(effective))
+            config.effective().iter().filter(|effective| effective.key.is_directory())
         {
             if let Origin::File { .. } = origin {
                 bail!(
@@ -261,16 +261,11 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns whether a setting names a directory; a service has its own.
-fn is_directory_of_server(effective: &EffectiveValue) -> bool {
-    ["runtime-dir", "state-dir"].contains(&&*effective.path)
-}
-
 /// Returns the values of a configuration, without their sources.
 ///
-/// Without the directories.
+/// Without the directories: a service has its own.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
-    let compared = config.effective().iter().filter(|effective| !is_directory_of_server(effective));
+    let compared = config.effective().iter().filter(|effective| !effective.key.is_directory());
     compared.map(|effective| (&*effective.path, &*effective.value))
 }
 
@@ -309,15 +304,7 @@ fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
 ///
 /// Only those with port 53 if `port_53`.
 fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {
-    let reached = listen.iter().map(|address| match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()))
-        }
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()))
-        }
-        _ => *address,
-    });
+    let reached = listen.iter().copied().map(reachable);
     let fit: Vec<SocketAddr> = reached.filter(|address| !port_53 || address.port() == 53).collect();
     fit.iter().find(|address| address.ip().is_loopback()).or_else(|| fit.first()).copied()
 }
@@ -351,7 +338,7 @@ pub(super) fn settings(config: &Config) -> String {
     for effective in config
         .effective()
         .iter()
-        .filter(|effective| effective.written && !is_directory_of_server(effective))
+        .filter(|effective| effective.written && !effective.key.is_directory())
     {
         let (above, name) = effective.path.rsplit_once('.').unwrap_or(("", &effective.path));
         if above != section {

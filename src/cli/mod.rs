@@ -25,6 +25,7 @@ mod watch;
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -148,6 +149,16 @@ fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> 
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     });
     Config::load(file, environment, flags)
+}
+
+/// Replaces an unspecified address by the loopback address, which this machine can query.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// Reports that a command cannot be run; returns the exit code.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::arguments::ResolveArgs;
 use super::client::AdminClient;
-use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
+use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output, reachable};
 use crate::admin::ServerStatus;
 use crate::name::Name;
 use crate::wire::{OPTION_EXTENDED_ERROR, extended_error_text, rcode_name, rtype, type_name};
@@ -96,18 +96,10 @@ pub(super) async fn run(
 /// Returns an address of the running server that this machine can query.
 pub(super) fn own_address(status: &ServerStatus) -> anyhow::Result<SocketAddr> {
     let loopback = status.listen.iter().find(|address| address.ip().is_loopback());
-    let mut address = *loopback
+    let address = loopback
         .or_else(|| status.listen.first())
         .context("the running svcdns listens on no address")?;
-    if address.ip().is_unspecified() {
-        let loopback = if address.is_ipv4() {
-            IpAddr::from(Ipv4Addr::LOCALHOST)
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        };
-        address.set_ip(loopback);
-    }
-    Ok(address)
+    Ok(reachable(*address))
 }
 
 /// Sends a query over UDP; again over TCP if the response is truncated.

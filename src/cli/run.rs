@@ -1,7 +1,7 @@
 //! `svcdns run`: runs a command whose names svcdns resolves.
 
 use std::ffi::{CString, OsString};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
@@ -11,7 +11,7 @@ use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
 use super::arguments::RunArgs;
 use super::client::{AdminClient, NotRunning};
-use super::{ServerLocation, names, output, resolve};
+use super::{ServerLocation, names, output, reachable, resolve};
 use crate::admin::ServerStatus;
 use crate::name::{Name, Zones};
 use crate::system::{self, NamespaceError, PrivateResolvConf, Root, RuntimeState};
@@ -118,22 +118,13 @@ fn port_53_address(status: &ServerStatus) -> anyhow::Result<IpAddr> {
         .listen
         .iter()
         .filter(|address| address.port() == DNS_PORT)
-        .map(|address| reachable(address.ip()))
+        .map(|address| reachable(*address).ip())
         .collect();
     addresses.sort_by_key(|address| (!address.is_loopback(), address.is_ipv6()));
     addresses.first().copied().ok_or_else(|| {
         let listen: Vec<String> = status.listen.iter().map(ToString::to_string).collect();
         anyhow!("the running svcdns listens on {} only. {}", listen.join(", "), advise_start())
     })
-}
-
-/// Replaces an unspecified address by the loopback address.
-fn reachable(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    }
 }
 
 /// Adds the command to type if ordinary users may not make namespaces.

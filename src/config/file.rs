@@ -7,12 +7,10 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::error::{ConfigError, Origin, nearest};
-use super::key::{Key, SecretKey, ValueForm};
+use super::key::{Key, SecretKey, ValueForm, section_path};
 use super::keys;
 use super::layers::{Layer, RawValue, Setting};
-use super::registry::{
-    KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets, section_path,
-};
+use super::registry::{KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets};
 use super::table::KEYS;
 use crate::service::InvalidRegistryName;
 

@@ -63,7 +63,7 @@ pub struct RegistryFlags(pub Flags);
 
 /// Returns whether a key is in [`ServeFlags`].
 fn is_serve_flag(key: &Key) -> bool {
-    ![keys::RUNTIME_DIR, keys::STATE_DIR].contains(&key)
+    !key.is_directory()
 }
 
 /// Returns whether a key is in [`RegistryFlags`].

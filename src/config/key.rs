@@ -128,6 +128,11 @@ impl SecretKey {
     }
 }
 
+/// Returns the path of a key in the section of a registry.
+pub(super) fn section_path(registry: &str, key: &str) -> String {
+    format!("registry.{registry}.{key}")
+}
+
 /// Prefix of environment variables for one registry; the registry's name follows.
 pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";
 

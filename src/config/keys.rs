@@ -1,6 +1,6 @@
 //! The keys that do not belong to a kind of registry.
 
-use super::key::keys;
+use super::key::{Key, keys};
 
 keys! { GENERAL:
     LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
@@ -113,4 +113,11 @@ keys! { GENERAL:
          svcdns reloads it when the file changes.";
     TLS_KEY_FILE = "tls" "key-file" Text "FILE" "PEM file" r#""""#
         "Private key of the certificate.";
+}
+
+impl Key {
+    /// Returns whether the key names the server's runtime or state directory.
+    pub fn is_directory(&self) -> bool {
+        [RUNTIME_DIR, STATE_DIR].contains(&self)
+    }
 }

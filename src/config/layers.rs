@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::Origin;
-use super::key::{Key, SecretKey};
+use super::key::{Key, SecretKey, section_path};
 use crate::registry::Secret;
 use crate::service::RegistryName;
 
@@ -142,7 +142,7 @@ impl Layers {
     /// Returns the key to recommend: the registry's own if it has a section.
     pub(super) fn recommended_key(&self, key: &Key) -> String {
         match &self.section {
-            Some(name) => format!("registry.{name}.{}", key.name),
+            Some(name) => section_path(name.as_str(), key.name),
             None => key.path(),
         }
     }

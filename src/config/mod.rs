@@ -71,10 +71,6 @@ pub struct Config {
     pub answers: Answers,
     /// Treatment of endpoints at Docker's default bridge address.
     pub docker0: Docker0,
-    /// Holding time of a mass removal; zero applies every removal at once.
-    ///
-    /// Registries with a section may have another value.
-    pub removal_grace: Duration,
     /// TTL of positive answers in seconds, 0 to 86,400.
     pub ttl: u32,
     /// TTL of negative answers in seconds, 0 to 86,400.

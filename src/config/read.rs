@@ -34,6 +34,8 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
     let count = |key, max| one(layers, key, |text| number(text, max));
     let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
+    // Checked even if each registry has its own.
+    removal_grace(layers)?;
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
@@ -44,7 +46,6 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
         answers: one(layers, keys::ANSWERS, answers)?,
         docker0: one(layers, keys::DOCKER0, docker0)?,
-        removal_grace: removal_grace(layers)?,
         ttl: ttl(layers, keys::TTL)?,
         negative_ttl: ttl(layers, keys::NEGATIVE_TTL)?,
         max_instances_per_service: count(

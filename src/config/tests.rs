@@ -84,7 +84,7 @@ fn every_key_has_a_default() {
     assert_eq!(zones(&config), "svc.");
     assert_eq!((&*config.deployment, &*config.namespace), ("default", "default"));
     assert_eq!((config.ttl, config.negative_ttl), (5, 1));
-    assert_eq!(config.removal_grace, Duration::from_secs(12));
+    assert_eq!(config.registries[0].removal_grace, Duration::from_secs(12));
     assert_eq!(config.answers, Answers::All);
     assert_eq!(config.admin_listen, "127.0.0.1:5380".parse().ok());
     assert_eq!(config.state_dir, None);

@@ -5,9 +5,11 @@
 //! fewer labels stands for a network.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
+
+use ipnet::IpNet;
 
 use super::addresses::decimal;
 use super::labels::Name;
@@ -46,10 +48,8 @@ pub fn may_be_reverse(wire: &[u8]) -> bool {
 /// The network that a reverse name stands for; a complete name stands for one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReverseNetwork {
-    /// Lowest address.
-    first: IpAddr,
-    /// Prefix length.
-    bits: u8,
+    /// The network, by its lowest address.
+    network: IpNet,
     /// Whether the name has no labels in front of the network's.
     is_exact: bool,
 }
@@ -92,28 +92,19 @@ impl ReverseNetwork {
             }
             _ => return None,
         };
-        Some(Self { first, bits, is_exact: labels.next().is_none() })
+        let network = IpNet::new(first, bits).ok()?;
+        Some(Self { network, is_exact: labels.next().is_none() })
     }
 
     /// Returns the address if the name is complete.
     pub fn address(self) -> Option<IpAddr> {
-        let complete = if self.first.is_ipv4() { 32 } else { 128 };
-        (self.is_exact && self.bits == complete).then_some(self.first)
+        let Self { network, is_exact } = self;
+        (is_exact && network.prefix_len() == network.max_prefix_len()).then(|| network.addr())
     }
 
     /// Returns the addresses of the network.
     pub fn addresses(self) -> RangeInclusive<IpAddr> {
-        let last = match self.first {
-            IpAddr::V4(first) => {
-                let rest = u32::MAX.checked_shr(self.bits.into()).unwrap_or(0);
-                Ipv4Addr::from_bits(first.to_bits() | rest).into()
-            }
-            IpAddr::V6(first) => {
-                let rest = u128::MAX.checked_shr(self.bits.into()).unwrap_or(0);
-                Ipv6Addr::from_bits(first.to_bits() | rest).into()
-            }
-        };
-        self.first..=last
+        self.network.network()..=self.network.broadcast()
     }
 
     /// Returns the addresses below the name; `None` if the name is longer than the network's.
@@ -124,19 +115,15 @@ impl ReverseNetwork {
     /// Returns the network, or the /24 (IPv6: the /64) around a smaller one.
     #[must_use]
     pub fn neighbourhood(self) -> Self {
-        let (first, bits) = match self.first {
-            IpAddr::V4(first) => {
-                let bits = self.bits.min(IPV4_NEIGHBOURHOOD_BITS);
-                let rest = u32::MAX.checked_shr(bits.into()).unwrap_or(0);
-                (IpAddr::V4(Ipv4Addr::from_bits(first.to_bits() & !rest)), bits)
-            }
-            IpAddr::V6(first) => {
-                let bits = self.bits.min(IPV6_NEIGHBOURHOOD_BITS);
-                let rest = u128::MAX.checked_shr(bits.into()).unwrap_or(0);
-                (IpAddr::V6(Ipv6Addr::from_bits(first.to_bits() & !rest)), bits)
-            }
+        let bits = match self.network {
+            IpNet::V4(_) => IPV4_NEIGHBOURHOOD_BITS,
+            IpNet::V6(_) => IPV6_NEIGHBOURHOOD_BITS,
         };
-        Self { first, bits, is_exact: self.is_exact && bits == self.bits }
+        if self.network.prefix_len() <= bits {
+            return self;
+        }
+        let around = IpNet::new(self.network.addr(), bits).map(|network| network.trunc());
+        Self { network: around.unwrap_or(self.network), is_exact: false }
     }
 }
 
@@ -214,6 +201,8 @@ pub fn local_reverse_zone(name: &Name) -> Option<(usize, ReverseScope)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -403,13 +403,7 @@ pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
         .into_iter()
         .flatten()
         .map_while(Result::ok);
-    match (transport, records.find(wire::Record::is_opt)) {
-        (Transport::Tcp, _) => wire::MAX_TCP_BYTES,
-        (Transport::Udp, None) => wire::MAX_UDP_BYTES_WITHOUT_EDNS,
-        (Transport::Udp, Some(opt)) => {
-            usize::from(opt.class).clamp(wire::MAX_UDP_BYTES_WITHOUT_EDNS, wire::MAX_UDP_BYTES)
-        }
-    }
+    wire::response_limit(transport, records.find(wire::Record::is_opt).map(|opt| opt.class))
 }
 
 /// Truncates a message to `limit` bytes and sets TC if it was longer.

@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::name::{Name, ReverseScope, local_reverse_zones};
 use crate::wire::{
-    self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, rcode, rtype,
+    self, ExtendedError, HEADER_BYTES, Query, flags, put_opt, put_u16, put_u32, question_pointer,
+    rcode, rtype,
 };
 
 /// Reason why a name and all names below it are special.
@@ -226,10 +227,7 @@ impl SpecialAnswer {
             Special::NonExistent | Special::Canary | Special::SingleLabel | Special::LoopToken => {
                 vec![0]
             }
-            // A name has at most 255 bytes, which 14 bits of a pointer can address.
-            _ => (0xC000 | u16::try_from(HEADER_BYTES + self.zone_offset).unwrap_or(0))
-                .to_be_bytes()
-                .to_vec(),
+            _ => question_pointer(self.zone_offset).to_vec(),
         }
     }
 }

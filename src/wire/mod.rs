@@ -23,8 +23,30 @@ pub const MAX_UDP_BYTES: usize = 1232;
 pub const MAX_UDP_BYTES_WITHOUT_EDNS: usize = 512;
 /// Largest message over TCP, bytes: the length prefix has two bytes.
 pub const MAX_TCP_BYTES: usize = 65535;
+
+/// Returns the size limit for a response, in bytes (RFC 6891 section 6.2.5).
+///
+/// `payload` is the UDP payload size that the client advertises; `None` means no EDNS.
+#[must_use]
+pub fn response_limit(transport: Transport, payload: Option<u16>) -> usize {
+    match (transport, payload) {
+        (Transport::Tcp, _) => MAX_TCP_BYTES,
+        (Transport::Udp, None) => MAX_UDP_BYTES_WITHOUT_EDNS,
+        (Transport::Udp, Some(payload)) => {
+            usize::from(payload).clamp(MAX_UDP_BYTES_WITHOUT_EDNS, MAX_UDP_BYTES)
+        }
+    }
+}
+
 /// Compression pointer to the name in the question section, right after the header.
 pub const OWNER_POINTER: [u8; 2] = [0xC0, 0x0C];
+
+/// Returns a compression pointer to `offset` in the name of the question section.
+#[must_use]
+pub fn question_pointer(offset: usize) -> [u8; 2] {
+    // A name has at most 255 bytes, which 14 bits of a pointer can address.
+    (0xC000 | u16::try_from(HEADER_BYTES + offset).unwrap_or(0)).to_be_bytes()
+}
 
 /// Transport of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,10 +3,7 @@
 //! Enforces RFC 1035 section 4.1, RFC 6891 section 6.1 and RFC 9619 (a single question). Allocates
 //! nothing and follows no compression pointer; every loop consumes bytes, so it ends.
 
-use super::{
-    HEADER_BYTES, MAX_TCP_BYTES, MAX_UDP_BYTES, MAX_UDP_BYTES_WITHOUT_EDNS, Transport, flags,
-    rcode, rtype, u16_at,
-};
+use super::{HEADER_BYTES, Transport, flags, rcode, response_limit, rtype, u16_at};
 
 /// A parsed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,16 +79,10 @@ impl<'a> Query<'a> {
         copied | self.flags & flags::CD | if recursion { flags::RA } else { 0 }
     }
 
-    /// Returns the size limit for a response, bytes (RFC 6891 section 6.2.5).
+    /// Returns the size limit for a response to this message, in bytes.
     #[must_use]
     pub fn limit(&self, transport: Transport) -> usize {
-        match (transport, self.edns) {
-            (Transport::Tcp, _) => MAX_TCP_BYTES,
-            (Transport::Udp, None) => MAX_UDP_BYTES_WITHOUT_EDNS,
-            (Transport::Udp, Some(edns)) => {
-                usize::from(edns.payload).clamp(MAX_UDP_BYTES_WITHOUT_EDNS, MAX_UDP_BYTES)
-            }
-        }
+        response_limit(transport, self.edns.map(|edns| edns.payload))
     }
 
     /// Parses a message.

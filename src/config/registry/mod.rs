@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use super::error::{ConfigError, Origin};
-use super::key::{Key, SecretKey, keys};
+use super::key::{Key, SecretKey, keys, section_path};
 use super::keys;
 use super::layers::{Layer, Layers, RawValue, Setting};
 use super::values::{invalid, key_segment, list, removal_grace};
@@ -138,11 +138,6 @@ impl ConfiguredRegistry {
     pub(super) fn path(&self, key: &Key) -> String {
         section_path(self.source.name.as_str(), key.name)
     }
-}
-
-/// Returns the path of a key in the section of a registry.
-pub(super) fn section_path(registry: &str, key: &str) -> String {
-    format!("registry.{registry}.{key}")
 }
 
 /// Returns the secrets of all kinds.

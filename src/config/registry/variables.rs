@@ -1,8 +1,8 @@
 //! Environment variables of single registries: `SVCDNS_REGISTRY_<NAME>_<SECRET>`.
 
-use super::{ConfiguredRegistry, RegistryEntry, RegistryKind, section_path};
+use super::{ConfiguredRegistry, RegistryEntry, RegistryKind};
 use crate::config::error::{ConfigError, nearest};
-use crate::config::key::{REGISTRY_PREFIX, SecretKey};
+use crate::config::key::{REGISTRY_PREFIX, SecretKey, section_path};
 use crate::config::layers::SecretVariable;
 use crate::service::RegistryName;
 

@@ -59,7 +59,7 @@ fn a_section_overrides_the_settings_of_its_kind() {
     assert_eq!(tls(second), Some((Some("/ca".into()), Some("c.example".to_owned()))));
     let graces = config.registries.iter().map(|registry| registry.removal_grace.as_secs());
     assert_eq!(graces.collect::<Vec<_>>(), [20, 0, 20]);
-    assert_eq!(config.removal_grace.as_secs(), 20);
+    assert_eq!(config.registries[0].removal_grace.as_secs(), 20);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! IPv4 addresses are below `in-addr.arpa.` (RFC 1035 section 3.5), one label per byte. IPv6
 //! addresses are below `ip6.arpa.` (RFC 3596 section 2.5), one label per four bits. A name with
-//! fewer labels stands for a network.
+//! fewer labels is that of a network.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -45,7 +45,9 @@ pub fn may_be_reverse(wire: &[u8]) -> bool {
     wire.len().checked_sub(6).is_some_and(|at| wire[at..].eq_ignore_ascii_case(b"\x04arpa\0"))
 }
 
-/// The network that a reverse name stands for; a complete name stands for one address.
+/// Network whose addresses have their names at or below a reverse name.
+///
+/// The network of a complete reverse name is one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReverseNetwork {
     /// The network, by its lowest address.

@@ -74,8 +74,8 @@ impl DomainLoops {
                     (suspected, is_healthy)
                 });
             }
-            // Even if idle: most suspicious queries end at once, and a wake-up for each of them would
-            // cost more than the query.
+            // Even if idle: most suspicious queries end at once, and a wake-up for each of them
+            // would cost more than the query.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(SCAN_INTERVAL) => {}

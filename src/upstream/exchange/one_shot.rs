@@ -1,9 +1,10 @@
 //! UDP sockets with a new source port for each query.
 //!
-//! Between two queries such a socket is unconnected and has no port, so nobody can find its next
-//! port in advance. Connecting it draws a random port, as for a new socket (`inet_autobind` in the
+//! Connecting such a socket draws a random port, as for a new socket (`inet_autobind` in the
 //! kernel), and dissolving the association gives the port back (`__udp_disconnect`). Both together
-//! cost about 1 µs; opening, registering and closing a socket costs eight.
+//! cost about 1 µs; opening, registering and closing a socket costs eight. A socket keeps its last
+//! port until the next query to the upstream is on its way, and has none from then until its own
+//! next query: nobody can find the port of a query in advance.
 
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,7 +73,7 @@ impl ReceiveBuffer {
     }
 }
 
-/// A socket for one query at a time; it has no port while it is idle.
+/// A socket for one query at a time, each from a new port.
 #[derive(Debug)]
 pub(super) struct OneShotSocket {
     io: UdpSocket,
@@ -89,10 +90,10 @@ impl OneShotSocket {
         Ok(Self { io: UdpSocket::from_std(socket.into())?, _permit: permit })
     }
 
-    /// Gives the port back; returns the socket if it can be used again.
+    /// Gives the port of the last query back; returns the socket if it can be used again.
     ///
     /// A socket that holds another datagram cannot: the next query would take it for a forgery.
-    fn release_port(self) -> Option<Self> {
+    pub(super) fn release_port(self) -> Option<Self> {
         rustix::net::connect_unspec(&self.io).ok()?;
         let rest = self.io.try_recv(&mut [0]);
         rest.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(self)
@@ -198,8 +199,7 @@ impl OneShotQuery {
             };
             match received {
                 Ok(Some(outcome)) => {
-                    let socket = self.0.take().and_then(|query| query.socket.release_port());
-                    return (outcome, socket);
+                    return (outcome, self.0.take().map(|query| query.socket));
                 }
                 Ok(None) => {
                     strays += 1;

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{self, SocketAddr};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -11,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::admission::ConnectionPermit;
 use super::backoff::ErrorBackoff;
-use super::connection::{Activity, StreamConnection};
+use super::connection::StreamConnection;
 use super::context::ServerContext;
 use super::{Respond, StreamKind};
 
@@ -54,6 +55,9 @@ impl<R: Respond> StreamListener<R> {
                     self.admit(stream, source);
                 }
                 Err(error) => {
+                    if is_out_of_descriptors(&error) {
+                        self.context.admission.make_room();
+                    }
                     let pause = backoff.next();
                     if self
                         .context
@@ -89,7 +93,9 @@ impl<R: Respond> StreamListener<R> {
                 return;
             }
         }
-        let Some(permit) = self.context.admission.admit(self.kind(), source.ip(), !allowed) else {
+        let close = self.context.stop.child_token();
+        let Some(permit) = self.context.admission.admit(self.kind(), source.ip(), !allowed, close)
+        else {
             return;
         };
         // Responses are written whole: Nagle's algorithm would only delay them.
@@ -105,7 +111,7 @@ impl<R: Respond> StreamListener<R> {
         stream: TcpStream,
         source: SocketAddr,
         allowed: bool,
-        _permit: ConnectionPermit,
+        permit: Arc<ConnectionPermit>,
     ) {
         // More exact than the listener's address, which may be a wildcard.
         let destination = stream.local_addr().unwrap_or(self.address);
@@ -114,18 +120,20 @@ impl<R: Respond> StreamListener<R> {
             source,
             destination,
             context: &self.context,
-            activity: Activity::new(),
+            permit: &permit,
         };
         let Some(tls) = &self.tls else { return connection.serve(stream, allowed).await };
         let handshake_timeout = self.context.limits.handshake_timeout;
         let handshake = tokio::select! {
             biased;
-            () = self.context.stop.cancelled() => return,
-            handshake = timeout(handshake_timeout, tls.accept(stream)) => handshake,
+            () = permit.closed() => return,
+            handshake = permit.await_client(timeout(handshake_timeout, tls.accept(stream))) => {
+                handshake
+            }
         };
         match handshake {
             Ok(Ok(stream)) => {
-                connection.activity.touch();
+                permit.touch();
                 connection.serve(stream, allowed).await;
             }
             failed => {
@@ -139,6 +147,13 @@ impl<R: Respond> StreamListener<R> {
     pub(super) fn kind(&self) -> StreamKind {
         if self.tls.is_some() { StreamKind::Tls } else { StreamKind::Tcp }
     }
+}
+
+/// Returns whether the process or the system has no free file descriptor.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| matches!(Errno::from_raw(code), Errno::EMFILE | Errno::ENFILE))
 }
 
 #[cfg(test)]

@@ -1,0 +1,337 @@
+//! The open connections, and the order in which they are closed to make room.
+//!
+//! A connection can be evicted while nothing is owed to its client: while it is idle, or while it
+//! is stalled, which means that it waits for the client in the middle of an exchange. A connection
+//! with a query in work cannot.
+//!
+//! The source with the most connections gives up one first, so that a flood from one source costs
+//! the other sources nothing while the flood's own connections wait. Within a source, the one that
+//! has been idle longest goes first, then the one that has been stalled longest (RFC 7766 section
+//! 6.2.3). A source that keeps all its connections busy loses none: the next largest source does.
+//!
+//! Every operation takes time logarithmic in the number of connections.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::StreamKind;
+
+/// Number of a connection, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ConnectionId(u64);
+
+/// The share of the connections that one limit applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ConnectionSource {
+    /// A client's address.
+    Address(IpAddr),
+    /// All addresses without access together.
+    WithoutAccess,
+}
+
+/// Reason why a connection can be evicted; the first variant goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ConnectionWait {
+    /// The client has sent no further query, and every response was sent.
+    Idle,
+    /// The client does not finish a handshake or message, or does not read.
+    Stalled,
+}
+
+/// What a connection is used for, as far as it decides over its eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionUse {
+    /// The responder works on a query.
+    Query,
+    /// The client owes the rest of a handshake or message, or an acknowledgement.
+    Remainder,
+    /// The client does not read, so no response can be sent whatever the responder does.
+    FullBuffer,
+}
+
+/// Number of uses of each kind.
+#[derive(Debug, Default)]
+struct UseCounts {
+    queries: usize,
+    remainders: usize,
+    full_buffers: usize,
+}
+
+impl UseCounts {
+    /// Returns the number of uses of one kind.
+    fn of(&mut self, kind: ConnectionUse) -> &mut usize {
+        match kind {
+            ConnectionUse::Query => &mut self.queries,
+            ConnectionUse::Remainder => &mut self.remainders,
+            ConnectionUse::FullBuffer => &mut self.full_buffers,
+        }
+    }
+
+    /// Returns why the connection can be evicted, if it can.
+    fn wait(&self) -> Option<ConnectionWait> {
+        match self {
+            Self { full_buffers: 1.., .. } => Some(ConnectionWait::Stalled),
+            Self { queries: 1.., .. } => None,
+            Self { remainders: 1.., .. } => Some(ConnectionWait::Stalled),
+            _ => Some(ConnectionWait::Idle),
+        }
+    }
+}
+
+/// Place of a waiting connection in the order of eviction; lower goes first.
+///
+/// The number grows with the time at which the wait began.
+type WaitOrder = (ConnectionWait, u64);
+
+/// Place of a source's first waiting connection among the sources; higher goes first.
+type SourceOrder = (usize, Reverse<WaitOrder>);
+
+/// A connection.
+#[derive(Debug)]
+struct ConnectionEntry {
+    source: ConnectionSource,
+    kind: StreamKind,
+    /// Cancelled by the eviction.
+    close: CancellationToken,
+    uses: UseCounts,
+    /// Place in the order of eviction, and the time at which the wait began.
+    waiting: Option<(WaitOrder, Instant)>,
+}
+
+/// The connections of one source.
+#[derive(Debug, Default)]
+struct SourceEntry {
+    count: usize,
+    waiting: BTreeMap<WaitOrder, ConnectionId>,
+}
+
+impl SourceEntry {
+    /// Returns the connection to evict first, if one can be.
+    fn first(&self, source: ConnectionSource) -> Option<(SourceOrder, ConnectionId)> {
+        let (&order, &id) = self.waiting.first_key_value()?;
+        let rank = match source {
+            ConnectionSource::Address(_) => self.count,
+            // A client without access gets no answer: its connections go before all others.
+            ConnectionSource::WithoutAccess => usize::MAX,
+        };
+        Some(((rank, Reverse(order)), id))
+    }
+}
+
+/// Limits that apply to a new connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableLimits {
+    /// Connections in total.
+    pub(super) total: usize,
+    /// Connections of the new one's source.
+    pub(super) source: usize,
+}
+
+/// A connection that was removed from the table to make room; its task must be told.
+#[derive(Debug)]
+#[must_use = "the connection's task still runs"]
+pub(super) struct Eviction {
+    pub(super) source: ConnectionSource,
+    pub(super) kind: StreamKind,
+    pub(super) wait: ConnectionWait,
+    /// To be cancelled.
+    pub(super) close: CancellationToken,
+}
+
+/// Error of [`ConnectionTable::open`]: a limit is reached, and no connection can be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+/// The open connections of all listeners.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionTable {
+    connections: HashMap<ConnectionId, ConnectionEntry>,
+    sources: HashMap<ConnectionSource, SourceEntry>,
+    /// Every connection that can be evicted, of all sources.
+    waiting: BTreeMap<WaitOrder, ConnectionId>,
+    /// The first connection to evict of each source that has one.
+    candidates: BTreeMap<SourceOrder, ConnectionId>,
+    /// Number of connections and waits so far.
+    serial: u64,
+}
+
+impl ConnectionTable {
+    /// Returns the number of open connections.
+    pub(super) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Returns the number of open connections of a source.
+    pub(super) fn count(&self, source: ConnectionSource) -> usize {
+        self.sources.get(&source).map_or(0, |entry| entry.count)
+    }
+
+    /// Returns whether a connection is open and was not evicted.
+    pub(super) fn contains(&self, id: ConnectionId) -> bool {
+        self.connections.contains_key(&id)
+    }
+
+    /// Adds a connection, and evicts another one where a limit requires it.
+    ///
+    /// # Errors
+    /// If a limit is reached and no connection can be evicted.
+    pub(super) fn open(
+        &mut self,
+        source: ConnectionSource,
+        kind: StreamKind,
+        close: CancellationToken,
+        limits: TableLimits,
+        now: Instant,
+    ) -> Result<(ConnectionId, Option<Eviction>), NoRoom> {
+        let own = |table: &Self| Some(table.sources.get(&source)?.first(source)?.1);
+        let evicted = if self.count(source) >= limits.source {
+            Some(own(self).ok_or(NoRoom)?)
+        } else if self.len() >= limits.total {
+            // A client without access must not cost one with access its connection.
+            let first = match source {
+                ConnectionSource::Address(_) => self.first_candidate(),
+                ConnectionSource::WithoutAccess => own(self),
+            };
+            Some(first.ok_or(NoRoom)?)
+        } else {
+            None
+        };
+        let evicted = evicted.and_then(|id| self.evict(id));
+        let id = ConnectionId(self.next_serial());
+        let entry =
+            ConnectionEntry { source, kind, close, uses: UseCounts::default(), waiting: None };
+        self.connections.insert(id, entry);
+        self.change_source(source, |entry| entry.count += 1);
+        self.update(id, now);
+        Ok((id, evicted))
+    }
+
+    /// Removes a connection that has ended; without effect after its eviction.
+    pub(super) fn remove(&mut self, id: ConnectionId) {
+        let Some(entry) = self.connections.remove(&id) else { return };
+        if let Some((order, _)) = entry.waiting {
+            self.waiting.remove(&order);
+        }
+        self.change_source(entry.source, |source| {
+            if let Some((order, _)) = entry.waiting {
+                source.waiting.remove(&order);
+            }
+            source.count = source.count.saturating_sub(1);
+        });
+    }
+
+    /// Records that a use of a connection begins.
+    pub(super) fn begin(&mut self, id: ConnectionId, kind: ConnectionUse, now: Instant) {
+        let Some(entry) = self.connections.get_mut(&id) else { return };
+        *entry.uses.of(kind) += 1;
+        self.update(id, now);
+    }
+
+    /// Records that a use of a connection has ended.
+    pub(super) fn end(&mut self, id: ConnectionId, kind: ConnectionUse, now: Instant) {
+        let Some(entry) = self.connections.get_mut(&id) else { return };
+        let count = entry.uses.of(kind);
+        *count = count.saturating_sub(1);
+        self.update(id, now);
+    }
+
+    /// Records that a query was answered: an idle connection becomes the last to be evicted.
+    pub(super) fn touch(&mut self, id: ConnectionId, now: Instant) {
+        let Some(entry) = self.connections.get(&id) else { return };
+        if entry.uses.wait() == Some(ConnectionWait::Idle) {
+            self.set_wait(id, Some(ConnectionWait::Idle), now);
+        }
+    }
+
+    /// Evicts the first connection in the order of eviction, if any can be evicted.
+    pub(super) fn evict_first(&mut self) -> Option<Eviction> {
+        self.evict(self.first_candidate()?)
+    }
+
+    /// Evicts a connection that has been idle since `idle` or stalled since `stalled`.
+    pub(super) fn evict_overdue(&mut self, idle: Instant, stalled: Instant) -> Option<Eviction> {
+        let deadlines = [(ConnectionWait::Idle, idle), (ConnectionWait::Stalled, stalled)];
+        let overdue = deadlines.into_iter().find_map(|(wait, deadline)| {
+            let (_, &id) = self.waiting.range((wait, 0)..=(wait, u64::MAX)).next()?;
+            let (_, since) = self.connections.get(&id)?.waiting?;
+            (since <= deadline).then_some(id)
+        });
+        self.evict(overdue?)
+    }
+
+    /// Evicts a connection, unless it has ended or was evicted.
+    pub(super) fn evict(&mut self, id: ConnectionId) -> Option<Eviction> {
+        let entry = self.connections.get(&id)?;
+        let wait = entry.waiting.map_or(ConnectionWait::Stalled, |((wait, _), _)| wait);
+        let (source, kind, close) = (entry.source, entry.kind, entry.close.clone());
+        self.remove(id);
+        Some(Eviction { source, kind, wait, close })
+    }
+
+    /// Returns the first connection in the order of eviction.
+    fn first_candidate(&self) -> Option<ConnectionId> {
+        self.candidates.last_key_value().map(|(_, &id)| id)
+    }
+
+    /// Moves a connection to the place that its uses require; a lasting wait keeps its place.
+    fn update(&mut self, id: ConnectionId, now: Instant) {
+        let Some(entry) = self.connections.get(&id) else { return };
+        let wait = entry.uses.wait();
+        if wait != entry.waiting.map(|((wait, _), _)| wait) {
+            self.set_wait(id, wait, now);
+        }
+    }
+
+    /// Gives a connection a new place at the end of those with the same wait.
+    fn set_wait(&mut self, id: ConnectionId, wait: Option<ConnectionWait>, now: Instant) {
+        let serial = self.next_serial();
+        let Some(entry) = self.connections.get_mut(&id) else { return };
+        let source = entry.source;
+        let new = wait.map(|wait| (wait, serial));
+        let old = entry.waiting.take().map(|(order, _)| order);
+        entry.waiting = new.map(|order| (order, now));
+        if let Some(order) = old {
+            self.waiting.remove(&order);
+        }
+        if let Some(order) = new {
+            self.waiting.insert(order, id);
+        }
+        self.change_source(source, |source| {
+            if let Some(order) = old {
+                source.waiting.remove(&order);
+            }
+            if let Some(order) = new {
+                source.waiting.insert(order, id);
+            }
+        });
+    }
+
+    /// Changes a source, and its place among the sources.
+    fn change_source(&mut self, source: ConnectionSource, change: impl FnOnce(&mut SourceEntry)) {
+        let entry = self.sources.entry(source).or_default();
+        let before = entry.first(source);
+        change(entry);
+        let after = entry.first(source);
+        // A source without connections is removed, else the table grows with every address.
+        if entry.count == 0 {
+            self.sources.remove(&source);
+        }
+        if before != after {
+            if let Some((order, _)) = before {
+                self.candidates.remove(&order);
+            }
+            if let Some((order, id)) = after {
+                self.candidates.insert(order, id);
+            }
+        }
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+}

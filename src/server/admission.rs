@@ -357,3 +357,181 @@ async fn await_with<F: Future, G>(future: F, guard: impl FnOnce() -> G) -> F::Ou
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(connections: usize) -> Arc<Admission> {
+        let limits = Limits {
+            connections,
+            connections_per_source: 2,
+            connections_per_loopback_source: 3,
+            connections_without_access: 1,
+            ..Limits::default()
+        };
+        Arc::new(Admission::new(limits, Arc::default()))
+    }
+
+    /// A connection with a query in work, which cannot be evicted.
+    #[derive(Debug)]
+    struct BusyConnection {
+        _in_work: UseGuard,
+        _permit: Arc<ConnectionPermit>,
+    }
+
+    impl Admission {
+        fn admit_from(
+            self: &Arc<Self>,
+            source: &str,
+            denied: bool,
+        ) -> Option<Arc<ConnectionPermit>> {
+            let source = source.parse().unwrap();
+            self.admit(StreamKind::Tcp, source, denied, CancellationToken::new())
+        }
+
+        fn admit_busy(self: &Arc<Self>, source: &str, denied: bool) -> Option<BusyConnection> {
+            let permit = self.admit_from(source, denied)?;
+            Some(BusyConnection { _in_work: permit.begin(ConnectionUse::Query), _permit: permit })
+        }
+    }
+
+    #[test]
+    fn each_source_has_its_own_limit() {
+        let admission = admission(100);
+        let first = admission.admit_busy("10.0.0.1", false).unwrap();
+        let _second = admission.admit_busy("::ffff:10.0.0.1", false).unwrap();
+        assert!(admission.admit_busy("10.0.0.1", false).is_none());
+        assert!(admission.admit_busy("10.0.0.2", false).is_some());
+        drop(first);
+        assert!(admission.admit_busy("10.0.0.1", false).is_some());
+        assert_eq!(admission.counters.tcp.rejected.get(), 1);
+    }
+
+    #[test]
+    fn loopback_sources_have_a_higher_limit() {
+        let admission = admission(100);
+        let held: Vec<_> =
+            std::iter::from_fn(|| admission.admit_busy("127.0.0.1", false)).take(50).collect();
+        assert_eq!(held.len(), 3);
+    }
+
+    #[test]
+    fn the_total_limit_covers_all_sources() {
+        let admission = admission(4);
+        let held: Vec<_> = (0..9)
+            .filter_map(|host| admission.admit_busy(&format!("10.0.0.{host}"), false))
+            .collect();
+        assert_eq!(held.len(), 4);
+        assert_eq!(admission.counters.tcp.open.get(), 4);
+    }
+
+    #[test]
+    fn limits_are_shared_by_all_kinds_of_connections() {
+        let admission = admission(4);
+        let source: IpAddr = "10.0.0.1".parse().unwrap();
+        let admit = |kind| {
+            let permit = admission.admit(kind, source, false, CancellationToken::new())?;
+            Some((permit.begin(ConnectionUse::Query), permit))
+        };
+        let other = "10.0.0.2".parse().unwrap();
+        assert!(!admission.is_busy(source) && !admission.is_busy(other));
+        let _tcp = admit(StreamKind::Tcp).unwrap();
+        assert!(admission.is_busy(source), "half of the source's limit is used");
+        assert!(!admission.is_busy(other));
+        let _tls = admit(StreamKind::Tls).unwrap();
+        assert!(admission.is_busy(other), "half of the total limit is used");
+        assert!(admit(StreamKind::Quic).is_none());
+        let counters = &admission.counters;
+        assert_eq!(
+            [&counters.tcp, &counters.tls, &counters.quic]
+                .map(|kind| (kind.open.get(), kind.rejected.get())),
+            [(1, 0), (1, 0), (0, 1)]
+        );
+    }
+
+    #[test]
+    fn sources_without_access_have_a_limit_of_their_own() {
+        let admission = admission(100);
+        let _denied = admission.admit_busy("10.0.0.1", true).unwrap();
+        assert!(admission.admit_busy("10.0.0.2", true).is_none());
+        assert!(admission.admit_busy("10.0.0.2", false).is_some());
+    }
+
+    #[test]
+    fn an_evicted_connection_is_told_and_frees_its_permit_once() {
+        let admission = admission(100);
+        let first = admission.admit_from("10.0.0.1", false).unwrap();
+        let second = admission.admit_from("10.0.0.1", false).unwrap();
+        let third = admission.admit_from("10.0.0.1", false).unwrap();
+        assert!(first.close.is_cancelled() && first.is_evicted());
+        assert!(!second.close.is_cancelled() && !second.is_evicted());
+        // Its socket is open until its task ends.
+        assert_eq!(admission.counters.tcp.open.get(), 3);
+        let late = first.begin(ConnectionUse::Query);
+        drop((late, first));
+        assert_eq!((admission.counters.tcp.open.get(), admission.lock().len()), (2, 2));
+        assert_eq!(admission.counters.tcp.evicted_idle.get(), 1);
+        let stalled = [second.begin(ConnectionUse::Remainder), third.begin(ConnectionUse::Query)];
+        admission.make_room();
+        assert_eq!(admission.counters.tcp.evicted_stalled.get(), 1);
+        admission.make_room();
+        assert!(second.is_evicted() && !third.is_evicted(), "a query in work is kept");
+        drop(stalled);
+    }
+
+    #[test]
+    fn closed_connections_leave_no_state_behind() {
+        let admission = admission(100);
+        drop(
+            (0..50)
+                .filter_map(|host| admission.admit_busy(&format!("10.0.0.{host}"), false))
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(admission.lock().len(), 0);
+        assert_eq!(admission.counters.tcp.open.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_shorten_while_more_than_half_of_the_limit_is_used() {
+        let limits = Limits {
+            connections: 10,
+            idle_timeout: Duration::from_secs(10),
+            message_timeout: Duration::from_secs(4),
+            ..Limits::default()
+        };
+        let admission = Arc::new(Admission::new(limits, Arc::default()));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(Arc::clone(&admission).shorten_deadlines(stop.clone()));
+        let admit = || admission.admit_from("10.0.0.1", false).unwrap();
+        let (mut held, start) = (vec![admit(), admit()], Instant::now());
+        let mut stalled = vec![held[1].begin(ConnectionUse::Remainder)];
+        held.extend([admit(), admit(), admit()]);
+        let evicted = |held: &[Arc<ConnectionPermit>]| -> Vec<usize> {
+            (0..held.len()).filter(|at| held[*at].is_evicted()).collect()
+        };
+        sleep(Duration::from_secs(30)).await;
+        assert_eq!(evicted(&held), [0; 0], "half of the limit may wait");
+        // With six connections, idle ones have 8 s and stalled ones 3.2 s: all but the sixth are
+        // overdue, but half of the limit may stay.
+        held.push(admit());
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(evicted(&held), [0], "the connection that is idle longest");
+        // Those that are in work have no deadline.
+        stalled.extend(held[2..].iter().map(|permit| permit.begin(ConnectionUse::Query)));
+        held.push(admit());
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(evicted(&held), [0, 1], "the one that is stalled");
+        held.push(admit());
+        stalled.push(held[6].begin(ConnectionUse::Query));
+        let open = Instant::now();
+        while !held[7].is_evicted() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        // Six are open, so an idle one has eight of its ten seconds.
+        let left = open.elapsed().as_secs_f32();
+        assert!((7.9..8.3).contains(&left), "{left} s, {:?} in all", start.elapsed());
+        stop.cancel();
+        task.await.unwrap();
+    }
+}

@@ -335,3 +335,207 @@ impl ConnectionTable {
         self.serial
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// Step of a test: what happens next to which connection.
+    #[derive(Clone, Debug)]
+    enum TableStep {
+        Open(u8),
+        Begin(usize, ConnectionUse),
+        End(usize, ConnectionUse),
+        Touch(usize),
+        Remove(usize),
+        EvictFirst,
+        EvictOverdue(u64, u64),
+    }
+
+    /// A connection of the model, which searches all of them.
+    #[derive(Clone, Debug)]
+    struct ModelConnection {
+        id: ConnectionId,
+        source: ConnectionSource,
+        uses: Vec<ConnectionUse>,
+        wait: Option<ConnectionWait>,
+        since: u64,
+    }
+
+    impl ModelConnection {
+        fn update(&mut self, now: u64) {
+            let has = |kind| self.uses.contains(&kind);
+            let wait = if has(ConnectionUse::FullBuffer) {
+                Some(ConnectionWait::Stalled)
+            } else if has(ConnectionUse::Query) {
+                None
+            } else if has(ConnectionUse::Remainder) {
+                Some(ConnectionWait::Stalled)
+            } else {
+                Some(ConnectionWait::Idle)
+            };
+            if wait != self.wait {
+                (self.wait, self.since) = (wait, now);
+            }
+        }
+    }
+
+    /// Returns the connection that the documented order puts first, of `source` or of all.
+    fn first(model: &[ModelConnection], source: Option<ConnectionSource>) -> Option<ConnectionId> {
+        let rank = |source| match source {
+            ConnectionSource::WithoutAccess => usize::MAX,
+            _ => model.iter().filter(|other| other.source == source).count(),
+        };
+        let waiting = model.iter().filter(|one| one.wait.is_some());
+        waiting
+            .filter(|one| source.is_none_or(|source| one.source == source))
+            .min_by_key(|one| (Reverse(rank(one.source)), one.wait, one.since))
+            .map(|one| one.id)
+    }
+
+    fn source(number: u8) -> ConnectionSource {
+        match number {
+            0 => ConnectionSource::WithoutAccess,
+            _ => ConnectionSource::Address(IpAddr::from([10, 0, 0, number])),
+        }
+    }
+
+    fn step() -> impl Strategy<Value = TableStep> {
+        let kind = prop_oneof![
+            Just(ConnectionUse::Query),
+            Just(ConnectionUse::Remainder),
+            Just(ConnectionUse::FullBuffer)
+        ];
+        prop_oneof![
+            4 => (0..5_u8).prop_map(TableStep::Open),
+            3 => (0..20_usize, kind.clone()).prop_map(|(at, kind)| TableStep::Begin(at, kind)),
+            2 => (0..20_usize, kind).prop_map(|(at, kind)| TableStep::End(at, kind)),
+            1 => (0..20_usize).prop_map(TableStep::Touch),
+            1 => (0..20_usize).prop_map(TableStep::Remove),
+            1 => Just(TableStep::EvictFirst),
+            1 => (0..40_u64, 0..40_u64)
+                .prop_map(|(idle, stalled)| TableStep::EvictOverdue(idle, stalled)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn evictions_follow_the_documented_order(
+            steps in prop::collection::vec(step(), 0..120)
+        ) {
+            let start = Instant::now();
+            let at = |now: u64| start + Duration::from_secs(now);
+            let (mut table, mut model) = (ConnectionTable::default(), Vec::new());
+            for (now, step) in (1..).zip(steps) {
+                let chosen = |at: usize, model: &[ModelConnection]| {
+                    (!model.is_empty()).then(|| at % model.len())
+                };
+                match step {
+                    TableStep::Open(number) => {
+                        let source = source(number);
+                        let limits = TableLimits { total: 8, source: 4 };
+                        let own = model
+                            .iter()
+                            .filter(|one: &&ModelConnection| one.source == source)
+                            .count();
+                        let expected = if own >= 4 {
+                            Some(first(&model, Some(source)))
+                        } else if model.len() >= 8 {
+                            let denied = source == ConnectionSource::WithoutAccess;
+                            Some(first(&model, denied.then_some(source)))
+                        } else {
+                            None
+                        };
+                        let close = CancellationToken::new();
+                        let opened =
+                            table.open(source, StreamKind::Tcp, close, limits, at(now));
+                        match (opened, expected) {
+                            (Err(NoRoom), Some(None)) => continue,
+                            (Ok((_, None)), None) => {}
+                            (Ok((_, Some(_))), Some(Some(evicted))) => {
+                                prop_assert!(!table.contains(evicted));
+                                model.retain(|one| one.id != evicted);
+                            }
+                            (opened, expected) => {
+                                prop_assert!(false, "{opened:?}, not {expected:?}");
+                                unreachable!()
+                            }
+                        }
+                        let mut new = ModelConnection {
+                            id: ConnectionId(table.serial - 1),
+                            source,
+                            uses: Vec::new(),
+                            wait: None,
+                            since: now,
+                        };
+                        prop_assert!(table.contains(new.id));
+                        new.update(now);
+                        model.push(new);
+                    }
+                    TableStep::Begin(index, kind) => {
+                        let Some(index) = chosen(index, &model) else { continue };
+                        model[index].uses.push(kind);
+                        model[index].update(now);
+                        table.begin(model[index].id, kind, at(now));
+                    }
+                    TableStep::End(index, kind) => {
+                        let Some(index) = chosen(index, &model) else { continue };
+                        let one = &mut model[index];
+                        let Some(used) = one.uses.iter().position(|other| *other == kind) else {
+                            continue;
+                        };
+                        one.uses.remove(used);
+                        one.update(now);
+                        table.end(one.id, kind, at(now));
+                    }
+                    TableStep::Touch(index) => {
+                        let Some(index) = chosen(index, &model) else { continue };
+                        if model[index].wait == Some(ConnectionWait::Idle) {
+                            model[index].since = now;
+                        }
+                        table.touch(model[index].id, at(now));
+                    }
+                    TableStep::Remove(index) => {
+                        let Some(index) = chosen(index, &model) else { continue };
+                        table.remove(model.remove(index).id);
+                    }
+                    TableStep::EvictFirst => {
+                        let expected = first(&model, None);
+                        prop_assert_eq!(table.evict_first().is_some(), expected.is_some());
+                        prop_assert!(expected.is_none_or(|id| !table.contains(id)));
+                        model.retain(|one| Some(one.id) != expected);
+                    }
+                    TableStep::EvictOverdue(idle, stalled) => {
+                        let overdue = |wait, deadline| {
+                            model
+                                .iter()
+                                .filter(|one| one.wait == Some(wait) && one.since <= deadline)
+                                .min_by_key(|one| one.since)
+                                .map(|one| one.id)
+                        };
+                        let expected = overdue(ConnectionWait::Idle, idle)
+                            .or_else(|| overdue(ConnectionWait::Stalled, stalled));
+                        let evicted = table.evict_overdue(at(idle), at(stalled));
+                        prop_assert_eq!(evicted.is_some(), expected.is_some());
+                        prop_assert!(expected.is_none_or(|id| !table.contains(id)));
+                        model.retain(|one| Some(one.id) != expected);
+                    }
+                }
+                prop_assert_eq!(table.len(), model.len());
+                for number in 0..5 {
+                    let count =
+                        model.iter().filter(|one| one.source == source(number)).count();
+                    prop_assert_eq!(table.count(source(number)), count);
+                }
+            }
+            // Nothing is left behind by connections that have ended.
+            for one in model {
+                table.remove(one.id);
+            }
+            prop_assert!(table.connections.is_empty() && table.sources.is_empty());
+            prop_assert!(table.waiting.is_empty() && table.candidates.is_empty());
+        }
+    }
+}

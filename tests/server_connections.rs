@@ -36,21 +36,18 @@ struct Server {
 }
 
 /// Starts a server on a free loopback port; its timeouts do not end while a test runs.
-fn start(limits: Limits) -> Server {
-    // Both ends of every connection are in this process.
-    descriptors::raise_limit();
+fn start(mut limits: Limits) -> Server {
     let long = Duration::from_secs(600);
-    let limits = Limits {
-        idle_timeout: limits.idle_timeout.max(long),
-        message_timeout: limits.message_timeout.max(long),
-        write_timeout: long,
-        response_timeout: long,
-        ..limits
-    };
+    limits.idle_timeout = long;
+    limits.message_timeout = long;
+    limits.write_timeout = long;
+    limits.response_timeout = long;
     start_as_is(limits)
 }
 
 fn start_as_is(limits: Limits) -> Server {
+    // Both ends of every connection are in this process.
+    descriptors::raise_limit();
     let settings =
         Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], limits, ..Settings::default() };
     let bound = bind(&settings).unwrap();

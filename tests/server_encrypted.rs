@@ -371,7 +371,7 @@ fn unusable_certificates_are_reported_at_startup() {
     };
     fs::write(pair.files().key, generate().signing_key.serialize_pem()).unwrap();
     fails("key.pem does not match the certificate");
-    fs::write(pair.files().key, [b'#'; 1_048_577]).unwrap();
+    fs::write(pair.files().key, vec![b'#'; 1_048_577]).unwrap();
     fails("key.pem: it has more than 1048576 bytes (a fixed limit)");
     fs::remove_file(pair.files().key).unwrap();
     fails("key.pem: No such file");

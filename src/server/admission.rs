@@ -155,12 +155,9 @@ impl Admission {
             if open <= self.limits.connections / 2 {
                 return false;
             }
-            let began = |timeout: Duration| {
-                now.checked_sub(self.limits.shortened(timeout, open, MIN_DEADLINE))
-            };
-            let deadlines = began(self.limits.idle_timeout).zip(began(self.limits.message_timeout));
-            let Some((idle, stalled)) = deadlines else { return true };
-            let evicted = table.evict_overdue(idle, stalled);
+            let shortened = |timeout| self.limits.shortened(timeout, open, MIN_DEADLINE);
+            let (idle, stalled) = (self.limits.idle_timeout, self.limits.message_timeout);
+            let evicted = table.evict_overdue(now, shortened(idle), shortened(stalled));
             drop(table);
             let Some(evicted) = evicted else { return true };
             self.finish(&evicted);
@@ -232,7 +229,7 @@ impl ConnectionPermit {
     pub(super) async fn evicted(&self) {
         self.close.cancelled().await;
         if !self.is_evicted() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

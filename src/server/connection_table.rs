@@ -14,6 +14,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -252,13 +253,18 @@ impl ConnectionTable {
         self.evict(self.first_candidate()?)
     }
 
-    /// Evicts a connection that has been idle since `idle` or stalled since `stalled`.
-    pub(super) fn evict_overdue(&mut self, idle: Instant, stalled: Instant) -> Option<Eviction> {
+    /// Evicts a connection that has been idle for `idle` or stalled for `stalled`.
+    pub(super) fn evict_overdue(
+        &mut self,
+        now: Instant,
+        idle: Duration,
+        stalled: Duration,
+    ) -> Option<Eviction> {
         let deadlines = [(ConnectionWait::Idle, idle), (ConnectionWait::Stalled, stalled)];
         let overdue = deadlines.into_iter().find_map(|(wait, deadline)| {
             let (_, &id) = self.waiting.range((wait, 0)..=(wait, u64::MAX)).next()?;
             let (_, since) = self.connections.get(&id)?.waiting?;
-            (since <= deadline).then_some(id)
+            (now.saturating_duration_since(since) >= deadline).then_some(id)
         });
         self.evict(overdue?)
     }
@@ -340,7 +346,6 @@ impl ConnectionTable {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     /// Step of a test: what happens next to which connection.
     #[derive(Clone, Debug)]
@@ -386,7 +391,9 @@ mod tests {
     fn first(model: &[ModelConnection], source: Option<ConnectionSource>) -> Option<ConnectionId> {
         let rank = |source| match source {
             ConnectionSource::WithoutAccess => usize::MAX,
-            _ => model.iter().filter(|other| other.source == source).count(),
+            ConnectionSource::Address(_) => {
+                model.iter().filter(|other| other.source == source).count()
+            }
         };
         let waiting = model.iter().filter(|one| one.wait.is_some());
         waiting
@@ -511,13 +518,17 @@ mod tests {
                         let overdue = |wait, deadline| {
                             model
                                 .iter()
-                                .filter(|one| one.wait == Some(wait) && one.since <= deadline)
+                                .filter(|one| one.wait == Some(wait) && one.since + deadline <= now)
                                 .min_by_key(|one| one.since)
                                 .map(|one| one.id)
                         };
                         let expected = overdue(ConnectionWait::Idle, idle)
                             .or_else(|| overdue(ConnectionWait::Stalled, stalled));
-                        let evicted = table.evict_overdue(at(idle), at(stalled));
+                        let evicted = table.evict_overdue(
+                            at(now),
+                            Duration::from_secs(idle),
+                            Duration::from_secs(stalled),
+                        );
                         prop_assert_eq!(evicted.is_some(), expected.is_some());
                         prop_assert!(expected.is_none_or(|id| !table.contains(id)));
                         model.retain(|one| Some(one.id) != expected);

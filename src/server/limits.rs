@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn deadlines_shrink_once_half_of_the_connections_are_open() {
         let limits = Limits { connections: 1000, ..Limits::default() };
-        let seconds = [0, 500, 501, 750, 900, 999, 1000, 1100]
-            .map(|open| limits.shortened(10 * SECOND, open, SECOND).as_secs_f32());
-        assert_eq!(seconds, [10.0, 10.0, 9.98, 5.0, 2.0, 1.0, 1.0, 1.0]);
+        let millis = [0, 500, 501, 750, 900, 999, 1000, 1100]
+            .map(|open| limits.shortened(10 * SECOND, open, SECOND).as_millis());
+        assert_eq!(millis, [10_000, 10_000, 9_980, 5_000, 2_000, 1_000, 1_000, 1_000]);
         assert_eq!(limits.shortened(SECOND / 2, 1000, SECOND), SECOND / 2);
         let one = Limits { connections: 1, ..limits };
         assert_eq!(one.shortened(10 * SECOND, 1, SECOND), SECOND);

@@ -159,7 +159,8 @@ impl<R: Respond> QuicListener<R> {
             return incoming.refuse();
         };
         let listener = Arc::clone(self);
-        self.context.spawn(async move { listener.serve_connection(incoming, permit).await });
+        self.context
+            .spawn(Box::pin(async move { listener.serve_connection(incoming, permit).await }));
     }
 
     /// Serves a connection until it closes; holds its permit meanwhile.

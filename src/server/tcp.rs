@@ -122,23 +122,34 @@ impl<R: Respond> StreamListener<R> {
             context: &self.context,
             permit: &permit,
         };
-        let Some(tls) = &self.tls else { return connection.serve(stream, allowed).await };
-        let handshake_timeout = self.context.limits.handshake_timeout;
+        // Boxed each: an idle connection takes no memory for the handshake of the other kind.
+        match &self.tls {
+            None => Box::pin(connection.serve(stream, allowed)).await,
+            Some(tls) => Box::pin(Self::serve_encrypted(connection, tls, stream)).await,
+        }
+    }
+
+    /// Performs the handshake, then serves the connection.
+    async fn serve_encrypted(
+        connection: StreamConnection<'_, R>,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+    ) {
+        let StreamConnection { context, permit, .. } = connection;
+        let handshake = timeout(context.limits.handshake_timeout, tls.accept(stream));
         let handshake = tokio::select! {
             biased;
             () = permit.closed() => return,
-            handshake = permit.await_client(timeout(handshake_timeout, tls.accept(stream))) => {
-                handshake
-            }
+            handshake = permit.await_client(handshake) => handshake,
         };
         match handshake {
             Ok(Ok(stream)) => {
                 permit.touch();
-                connection.serve(stream, allowed).await;
+                connection.serve(stream, true).await;
             }
             failed => {
                 debug!(error = ?failed.map(Result::err), "TLS handshake failed");
-                self.context.counters.tls.failed_handshakes.increment();
+                context.counters.tls.failed_handshakes.increment();
             }
         }
     }

@@ -204,6 +204,8 @@ async fn the_connection_that_is_idle_longest_is_closed_then_the_one_stalled_long
     // Activity counts, not age. Activity soon after the last changes nothing.
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!(idle_first.ask(b"hello").await.unwrap(), b"tcp hello");
+    // Those that have just become idle would be kept.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let mut newer = vec![server.hold_in_work("127.0.0.1").await];
     idle_second.ends().await;
     assert_eq!(server.closed(), [1, 0, 0]);
@@ -221,6 +223,26 @@ async fn the_connection_that_is_idle_longest_is_closed_then_the_one_stalled_long
 }
 
 #[tokio::test]
+async fn a_client_that_has_just_connected_is_kept_while_others_stall() {
+    let server = start(Limits { connections_per_loopback_source: 20, ..Limits::default() });
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(server.hold("127.0.0.1", HALF_MESSAGE).await);
+    }
+    // Time to read the half messages.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut new = Vec::new();
+    for _ in 0..10 {
+        new.push(server.hold("127.0.0.1", b"").await);
+    }
+    // Their queries come after all have connected.
+    for client in &mut new {
+        assert_eq!(client.ask(b"hello").await.unwrap(), b"tcp hello");
+    }
+    assert_eq!(server.closed(), [0, 10, 0]);
+}
+
+#[tokio::test]
 async fn a_connection_with_a_query_in_work_is_never_closed() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
     let mut in_work =
@@ -233,9 +255,9 @@ async fn a_connection_with_a_query_in_work_is_never_closed() {
         server.echo.release();
         assert_eq!(client.next().await.unwrap(), b"tcp hold, at last");
     }
-    // Both wait now, the first in the middle of a message.
+    // Both wait now, the first in the middle of a message and for longer.
     server.serves("127.0.0.1").await;
-    in_work[1].ends().await;
+    in_work[0].ends().await;
     assert_eq!(server.closed()[2], 1);
 }
 

@@ -113,7 +113,7 @@ fn waiting_connections_give_their_descriptors_to_new_clients() {
         ask(&mut client);
         served.push(client);
     }
-    let evicted = counters.tcp.evicted_idle.get();
+    let evicted = counters.tcp.evicted_idle.get() + counters.tcp.evicted_stalled.get();
     assert!(evicted >= 5, "{evicted} for ten new clients");
     assert_eq!(counters.tcp.rejected.get(), 0);
     limit_descriptors(1000);

@@ -38,6 +38,8 @@ pub(super) struct Admission {
     limits: Limits,
     counters: Arc<Counters>,
     table: Mutex<ConnectionTable>,
+    /// Connections with a permit, evicted ones included.
+    open: AtomicUsize,
     /// Bytes of responses to clients that do not read.
     unread_bytes: AtomicUsize,
     /// Notified when more than half of the limit is used.
@@ -51,6 +53,7 @@ impl Admission {
             limits,
             counters,
             table: Mutex::default(),
+            open: AtomicUsize::new(0),
             unread_bytes: AtomicUsize::new(0),
             half_full: Notify::new(),
         }
@@ -109,6 +112,7 @@ impl Admission {
         }
         self.counters.of(kind).connections.increment();
         self.counters.of(kind).open.increment();
+        self.open.fetch_add(1, Ordering::Relaxed);
         Some(Arc::new(ConnectionPermit {
             admission: Arc::clone(self),
             id,
@@ -120,9 +124,14 @@ impl Admission {
         }))
     }
 
+    /// Returns whether evicted connections still have to close.
+    pub(super) fn has_evicted(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > self.lock().len()
+    }
+
     /// Evicts one connection, because a resource other than the limit is exhausted.
     pub(super) fn make_room(&self) {
-        let evicted = self.lock().evict_first();
+        let evicted = self.lock().evict_first(Instant::now());
         if let Some(evicted) = evicted {
             self.finish(&evicted);
         }
@@ -308,6 +317,7 @@ impl Drop for ConnectionPermit {
             admission.counters.panics.increment();
         }
         admission.counters.of(*kind).open.decrement();
+        admission.open.fetch_sub(1, Ordering::Relaxed);
         admission.lock().remove(*id);
     }
 }

@@ -7,7 +7,10 @@
 //! The source with the most connections gives up one first, so that a flood from one source costs
 //! the other sources nothing while the flood's own connections wait. Within a source, the one that
 //! has been idle longest goes first, then the one that has been stalled longest (RFC 7766 section
-//! 6.2.3). A source that keeps all its connections busy loses none: the next largest source does.
+//! 6.2.3). A connection that has been idle for less than a second is kept while another has been
+//! stalled for longer: its client has only just connected, and its query is on the way.
+//!
+//! A source that keeps all its connections busy loses none: the next largest source does.
 //!
 //! Every operation takes time logarithmic in the number of connections.
 
@@ -88,8 +91,13 @@ impl UseCounts {
 /// The number grows with the time at which the wait began.
 type WaitOrder = (ConnectionWait, u64);
 
-/// Place of a source's first waiting connection among the sources; higher goes first.
-type SourceOrder = (usize, Reverse<WaitOrder>);
+/// Place of a source that has a waiting connection; higher goes first.
+///
+/// The number of connections, then the number of the oldest wait.
+type SourceOrder = (usize, Reverse<u64>);
+
+/// Time for which an idle connection is kept if another has been stalled for longer.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 /// A connection.
 #[derive(Debug)]
@@ -111,15 +119,23 @@ struct SourceEntry {
 }
 
 impl SourceEntry {
-    /// Returns the connection to evict first, if one can be.
-    fn first(&self, source: ConnectionSource) -> Option<(SourceOrder, ConnectionId)> {
-        let (&order, &id) = self.waiting.first_key_value()?;
+    /// Returns the connections that have been idle and stalled longest, if any.
+    fn oldest(&self) -> [Option<(u64, ConnectionId)>; 2] {
+        [ConnectionWait::Idle, ConnectionWait::Stalled].map(|wait| {
+            let oldest = self.waiting.range((wait, 0)..=(wait, u64::MAX)).next();
+            oldest.map(|(&(_, serial), &id)| (serial, id))
+        })
+    }
+
+    /// Returns the place among the sources, if a connection can be evicted.
+    fn order(&self, source: ConnectionSource) -> Option<SourceOrder> {
+        let (serial, _) = self.oldest().into_iter().flatten().min()?;
         let rank = match source {
             ConnectionSource::Address(_) => self.count,
             // A client without access gets no answer: its connections go before all others.
             ConnectionSource::WithoutAccess => usize::MAX,
         };
-        Some(((rank, Reverse(order)), id))
+        Some((rank, Reverse(serial)))
     }
 }
 
@@ -154,8 +170,8 @@ pub(super) struct ConnectionTable {
     sources: HashMap<ConnectionSource, SourceEntry>,
     /// Every connection that can be evicted, of all sources.
     waiting: BTreeMap<WaitOrder, ConnectionId>,
-    /// The first connection to evict of each source that has one.
-    candidates: BTreeMap<SourceOrder, ConnectionId>,
+    /// Every source with a connection that can be evicted.
+    candidates: BTreeMap<SourceOrder, ConnectionSource>,
     /// Number of connections and waits so far.
     serial: u64,
 }
@@ -188,14 +204,13 @@ impl ConnectionTable {
         limits: TableLimits,
         now: Instant,
     ) -> Result<(ConnectionId, Option<Eviction>), NoRoom> {
-        let own = |table: &Self| Some(table.sources.get(&source)?.first(source)?.1);
         let evicted = if self.count(source) >= limits.source {
-            Some(own(self).ok_or(NoRoom)?)
+            Some(self.first_of(source, now).ok_or(NoRoom)?)
         } else if self.len() >= limits.total {
             // A client without access must not cost one with access its connection.
             let first = match source {
-                ConnectionSource::Address(_) => self.first_candidate(),
-                ConnectionSource::WithoutAccess => own(self),
+                ConnectionSource::Address(_) => self.first(now),
+                ConnectionSource::WithoutAccess => self.first_of(source, now),
             };
             Some(first.ok_or(NoRoom)?)
         } else {
@@ -249,8 +264,8 @@ impl ConnectionTable {
     }
 
     /// Evicts the first connection in the order of eviction, if any can be evicted.
-    pub(super) fn evict_first(&mut self) -> Option<Eviction> {
-        self.evict(self.first_candidate()?)
+    pub(super) fn evict_first(&mut self, now: Instant) -> Option<Eviction> {
+        self.evict(self.first(now)?)
     }
 
     /// Evicts a connection that has been idle for `idle` or stalled for `stalled`.
@@ -279,8 +294,24 @@ impl ConnectionTable {
     }
 
     /// Returns the first connection in the order of eviction.
-    fn first_candidate(&self) -> Option<ConnectionId> {
-        self.candidates.last_key_value().map(|(_, &id)| id)
+    fn first(&self, now: Instant) -> Option<ConnectionId> {
+        let (_, &source) = self.candidates.last_key_value()?;
+        self.first_of(source, now)
+    }
+
+    /// Returns the first connection of a source in the order of eviction.
+    fn first_of(&self, source: ConnectionSource, now: Instant) -> Option<ConnectionId> {
+        let [idle, stalled] = self.sources.get(&source)?.oldest();
+        let is_recent = |id| {
+            let since = self.connections.get(&id).and_then(|entry| Some(entry.waiting?.1));
+            since.is_some_and(|since| now.saturating_duration_since(since) < IDLE_GRACE)
+        };
+        let first = match (idle, stalled) {
+            (Some(idle), Some(stalled)) if stalled < idle && is_recent(idle.1) => stalled,
+            (Some(first), _) | (None, Some(first)) => first,
+            (None, None) => return None,
+        };
+        Some(first.1)
     }
 
     /// Moves a connection to the place that its uses require; a lasting wait keeps its place.
@@ -319,19 +350,19 @@ impl ConnectionTable {
     /// Changes a source, and its place among the sources.
     fn change_source(&mut self, source: ConnectionSource, change: impl FnOnce(&mut SourceEntry)) {
         let entry = self.sources.entry(source).or_default();
-        let before = entry.first(source);
+        let before = entry.order(source);
         change(entry);
-        let after = entry.first(source);
+        let after = entry.order(source);
         // A source without connections is removed, else the table grows with every address.
         if entry.count == 0 {
             self.sources.remove(&source);
         }
         if before != after {
-            if let Some((order, _)) = before {
+            if let Some(order) = before {
                 self.candidates.remove(&order);
             }
-            if let Some((order, id)) = after {
-                self.candidates.insert(order, id);
+            if let Some(order) = after {
+                self.candidates.insert(order, source);
             }
         }
     }
@@ -346,6 +377,9 @@ impl ConnectionTable {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Steps of a test within [`IDLE_GRACE`].
+    const GRACE_STEPS: u64 = 10;
 
     /// Step of a test: what happens next to which connection.
     #[derive(Clone, Debug)]
@@ -388,18 +422,36 @@ mod tests {
     }
 
     /// Returns the connection that the documented order puts first, of `source` or of all.
-    fn first(model: &[ModelConnection], source: Option<ConnectionSource>) -> Option<ConnectionId> {
+    fn first(
+        model: &[ModelConnection],
+        source: Option<ConnectionSource>,
+        now: u64,
+    ) -> Option<ConnectionId> {
         let rank = |source| match source {
             ConnectionSource::WithoutAccess => usize::MAX,
             ConnectionSource::Address(_) => {
                 model.iter().filter(|other| other.source == source).count()
             }
         };
-        let waiting = model.iter().filter(|one| one.wait.is_some());
-        waiting
-            .filter(|one| source.is_none_or(|source| one.source == source))
-            .min_by_key(|one| (Reverse(rank(one.source)), one.wait, one.since))
-            .map(|one| one.id)
+        let waiting = || model.iter().filter(|one| one.wait.is_some());
+        let source = source.or_else(|| {
+            let first = waiting().min_by_key(|one| (Reverse(rank(one.source)), one.since));
+            first.map(|one| one.source)
+        })?;
+        let oldest = |wait| {
+            waiting()
+                .filter(|one| one.source == source && one.wait == Some(wait))
+                .min_by_key(|one| one.since)
+        };
+        match (oldest(ConnectionWait::Idle), oldest(ConnectionWait::Stalled)) {
+            (Some(idle), Some(stalled))
+                if now < idle.since + GRACE_STEPS && stalled.since < idle.since =>
+            {
+                Some(stalled.id)
+            }
+            (Some(first), _) | (None, Some(first)) => Some(first.id),
+            (None, None) => None,
+        }
     }
 
     fn source(number: u8) -> ConnectionSource {
@@ -433,7 +485,8 @@ mod tests {
             steps in prop::collection::vec(step(), 0..120)
         ) {
             let start = Instant::now();
-            let at = |now: u64| start + Duration::from_secs(now);
+            let step = IDLE_GRACE / u32::try_from(GRACE_STEPS).unwrap();
+            let at = |now: u64| start + step * u32::try_from(now).unwrap();
             let (mut table, mut model) = (ConnectionTable::default(), Vec::new());
             for (now, step) in (1..).zip(steps) {
                 let chosen = |at: usize, model: &[ModelConnection]| {
@@ -448,10 +501,10 @@ mod tests {
                             .filter(|one: &&ModelConnection| one.source == source)
                             .count();
                         let expected = if own >= 4 {
-                            Some(first(&model, Some(source)))
+                            Some(first(&model, Some(source), now))
                         } else if model.len() >= 8 {
                             let denied = source == ConnectionSource::WithoutAccess;
-                            Some(first(&model, denied.then_some(source)))
+                            Some(first(&model, denied.then_some(source), now))
                         } else {
                             None
                         };
@@ -509,8 +562,8 @@ mod tests {
                         table.remove(model.remove(index).id);
                     }
                     TableStep::EvictFirst => {
-                        let expected = first(&model, None);
-                        prop_assert_eq!(table.evict_first().is_some(), expected.is_some());
+                        let expected = first(&model, None, now);
+                        prop_assert_eq!(table.evict_first(at(now)).is_some(), expected.is_some());
                         prop_assert!(expected.is_none_or(|id| !table.contains(id)));
                         model.retain(|one| Some(one.id) != expected);
                     }
@@ -526,8 +579,8 @@ mod tests {
                             .or_else(|| overdue(ConnectionWait::Stalled, stalled));
                         let evicted = table.evict_overdue(
                             at(now),
-                            Duration::from_secs(idle),
-                            Duration::from_secs(stalled),
+                            at(idle) - start,
+                            at(stalled) - start,
                         );
                         prop_assert_eq!(evicted.is_some(), expected.is_some());
                         prop_assert!(expected.is_none_or(|id| !table.contains(id)));

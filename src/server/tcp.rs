@@ -53,6 +53,11 @@ impl<R: Respond> StreamListener<R> {
                 Ok((stream, source)) => {
                     backoff.reset();
                     self.admit(stream, source);
+                    if self.context.admission.has_evicted() {
+                        // Evicted connections must close before the next ones are accepted, else
+                        // the descriptors run out.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) => {
                     if is_out_of_descriptors(&error) {

@@ -371,6 +371,8 @@ fn unusable_certificates_are_reported_at_startup() {
     };
     fs::write(pair.files().key, generate().signing_key.serialize_pem()).unwrap();
     fails("key.pem does not match the certificate");
+    fs::write(pair.files().key, vec![b'#'; 1_048_577]).unwrap();
+    fails("key.pem: it has more than 1048576 bytes (a fixed limit)");
     fs::remove_file(pair.files().key).unwrap();
     fails("key.pem: No such file");
     let without = Settings {
@@ -397,12 +399,20 @@ async fn the_source_limit_covers_all_kinds_of_connections() {
     let server = start_with(Limits {
         connections_per_loopback_source: 3,
         connections: 20,
+        response_timeout: TEST_TIMEOUT,
         ..Limits::default()
     });
     let mut tls = server.tls().await;
-    assert_eq!(tls.ask(b"hello").await, b"tls hello");
     let (one, two) = (server.quic().await.unwrap(), server.quic().await.unwrap());
-    assert_eq!(ask(&one, b"hello").await, b"quic hello");
+    let mut in_work = tokio::task::JoinSet::new();
+    for connection in [&one, &two] {
+        let connection = connection.clone();
+        in_work.spawn(async move { exchange(&connection, &framed([0, 0], b"never")).await });
+    }
+    tls.send(&[b"never"]).await;
+    server
+        .until("three queries are in work", |c| c.tls.queries.get() + c.quic.queries.get() == 3)
+        .await;
     let refused = server.quic().await.unwrap_err();
     assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
     let stream = TcpStream::connect(server.tls).await.unwrap();
@@ -420,6 +430,61 @@ async fn the_source_limit_covers_all_kinds_of_connections() {
     let start = Instant::now();
     while server.quic().await.is_err() {
         assert!(start.elapsed() < TEST_TIMEOUT, "the permit is not free again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
+    let long = Duration::from_secs(600);
+    let server = start_with(Limits {
+        connections_per_loopback_source: 3,
+        idle_timeout: long,
+        handshake_timeout: long,
+        message_timeout: long,
+        ..Limits::default()
+    });
+    // A handshake and a query that never end, beside an idle connection.
+    let mut handshake = TcpStream::connect(server.tls).await.unwrap();
+    server.until("it is open", |c| c.tls.open.get() == 1).await;
+    let idle = server.quic().await.unwrap();
+    assert_eq!(ask(&idle, b"hello").await, b"quic hello");
+    let half = server.quic().await.unwrap();
+    let (mut send, _receive) = half.open_bi().await.unwrap();
+    send.write_all(&[0, 9, 0]).await.unwrap();
+    // The second of two streams: the first one is read when its response arrives.
+    assert_eq!(ask(&half, b"hello").await, b"quic hello");
+    // Those that have just become idle would be kept.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let mut client = server.tls().await;
+    assert_eq!(client.ask(b"hello").await, b"tls hello");
+    assert_eq!(closed(&idle).await, VarInt::from_u32(4), "DOQ_EXCESSIVE_LOAD");
+    client.send(&[b"slow"]).await;
+    server.until("the query is read", |c| c.tls.queries.get() == 2).await;
+    let other = server.quic().await.unwrap();
+    assert_eq!(ask(&other, b"hello").await, b"quic hello");
+    let end = timeout(TEST_TIMEOUT, handshake.read(&mut [0])).await.expect("an end in time");
+    assert!(end.is_ok_and(|read| read == 0), "the handshake was stalled longest");
+    assert_eq!(client.next().await.unwrap(), b"tls slow, at last", "a query in work is kept");
+    let [tls, quic] = [&server.counters.tls, &server.counters.quic]
+        .map(|kind| (kind.evicted_idle.get(), kind.evicted_stalled.get(), kind.rejected.get()));
+    assert_eq!((tls, quic), ((0, 1, 0), (1, 0, 0)));
+    // An idle TLS connection ends in an orderly way.
+    let others = [server.tls().await, server.tls().await, server.tls().await];
+    let end = timeout(TEST_TIMEOUT, client.0.read(&mut [0])).await.expect("an end in time");
+    assert_eq!(end.expect("close_notify, not a truncation"), 0);
+    drop(others);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_quic_addresses_close_nobodys_connections() {
+    // Below half of all connections, but with half of those of the source.
+    let server = start_with(Limits { connections_per_loopback_source: 4, ..Limits::default() });
+    let held = [server.quic().await.unwrap(), server.quic().await.unwrap()];
+    assert_eq!(server.counters.quic_retries.get(), 0);
+    let third = server.quic().await.unwrap();
+    assert_eq!(server.counters.quic_retries.get(), 1, "the address must be validated");
+    for connection in held.iter().chain([&third]) {
+        assert_eq!(ask(connection, b"hello").await, b"quic hello");
     }
 }
 

@@ -30,6 +30,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 struct Server {
     address: SocketAddr,
     counters: Arc<Counters>,
+    echo: Echo,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -38,9 +39,10 @@ fn start(settings: &Settings) -> Server {
     let bound = bind(settings).unwrap();
     let (address, counters, stop) =
         (bound.addresses()[0], bound.counters(), CancellationToken::new());
-    let serving = bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone());
+    let echo = Echo::default();
+    let serving = bound.serve(echo.clone(), |_, error| panic!("{error}"), stop.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
-    Server { address, counters, stop, task }
+    Server { address, counters, echo, stop, task }
 }
 
 /// Returns limits that no test reaches, even on a stalled machine.
@@ -123,6 +125,14 @@ impl Client {
     async fn ask(&mut self, query: &[u8]) -> std::io::Result<Vec<u8>> {
         self.send(&[query]).await;
         self.next().await
+    }
+
+    /// Sends a query that is in work until [`Echo::release`].
+    async fn with_query_in_work(mut self, server: &Server) -> Self {
+        let queries = server.counters.tcp.queries.get();
+        self.send(&[b"hold"]).await;
+        server.until("the query is read", |c| c.tcp.queries.get() > queries).await;
+        self
     }
 
     /// Waits for the server to close the connection without a further response.
@@ -313,14 +323,15 @@ async fn connections_beyond_the_source_limit_are_closed_at_once() {
     for _ in 0..3 {
         let mut client = server.connect().await;
         assert_eq!(client.ask(b"hello").await.unwrap(), b"tcp hello");
-        held.push(client);
+        held.push(client.with_query_in_work(&server).await);
     }
     server.connect().await.closed().await;
     assert_eq!(server.counters.tcp.rejected.get(), 1);
     // Another source has its own limit.
     assert_eq!(server.connect_from("127.0.0.2").await.ask(b"hello").await.unwrap(), b"tcp hello");
-    held.pop();
-    server.until("the permits are free again", |c| c.tcp.open.get() == 2).await;
+    server.echo.release();
+    assert_eq!(held[0].next().await.unwrap(), b"tcp hold, at last");
+    // Idle now, so it gives its place to a new client.
     assert_eq!(server.connect().await.ask(b"hello").await.unwrap(), b"tcp hello");
 }
 
@@ -330,6 +341,8 @@ async fn connections_beyond_the_total_limit_are_closed_at_once() {
     let mut one = server.connect_from("127.0.0.2").await;
     let mut two = server.connect_from("127.0.0.3").await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
+    let mut one = one.with_query_in_work(&server).await;
+    let mut two = two.with_query_in_work(&server).await;
     server.connect_from("127.0.0.4").await.closed().await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
 }

@@ -105,8 +105,22 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
     );
     page.counters(
         "svcdns_rejected_connections",
-        "Connections closed at once because a limit was reached",
+        "Connections closed at once because a limit was reached and all others were in use",
         by_stream(|stream| stream.rejected.get()),
+    );
+    let evicted = streams.iter().flat_map(|(name, counters)| {
+        [("idle", &counters.evicted_idle), ("stalled", &counters.evicted_stalled)].map(
+            |(state, count)| {
+                let labels = [transport(name), vec![("state", state.to_owned())]].concat();
+                (labels, count.get())
+            },
+        )
+    });
+    page.counters(
+        "svcdns_evicted_connections",
+        "Connections closed to make room for others, by what they were: idle, or waiting for \
+         their client in the middle of an exchange (stalled)",
+        evicted,
     );
     let failed = by_stream(|stream| stream.failed_handshakes.get()).into_iter().skip(1);
     page.counters(

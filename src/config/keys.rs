@@ -43,10 +43,19 @@ keys! { GENERAL:
         "Limit on instances per service; further ones are rejected.";
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
-    TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "256"
-        "Limit on open connections over TCP, TLS and QUIC together.";
+    TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"
+        "Limit on open connections over TCP, TLS and QUIC together, and at most half of the open \
+         files allowed. At the limit, a new connection replaces one that is idle or stalled.";
+    TCP_CONNECTIONS_PER_SOURCE = "" "tcp-connections-per-source" Number "N"
+        "connections, 1 to 65535" "1024"
+        "Limit on open connections of one client address.";
+    TCP_CONNECTIONS_PER_LOOPBACK_SOURCE = "" "tcp-connections-per-loopback-source" Number "N"
+        "connections, 1 to 65535" "3072"
+        "Limit on open connections of one loopback address, which all programs of the machine may \
+         share.";
     TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
-        "Close a connection after this long without a query.";
+        "Close a connection after this long without a query; earlier once more than half of \
+         `tcp-connections` are open.";
     UPSTREAM = "" "upstream" List "UPSTREAM"
         "`ADDR[:PORT]`, `tcp://ADDR[:PORT]`, `tls://ADDR[:PORT][#NAME]`, \
          `https://ADDR[:PORT]/PATH[#NAME]`, `system`, `off`, or `DOMAIN=` and one of the first four"

@@ -81,6 +81,10 @@ pub struct Config {
     pub max_keys: usize,
     /// Limit on open connections over TCP, TLS and QUIC.
     pub tcp_connections: usize,
+    /// Limit on open connections of one client address.
+    pub tcp_connections_per_source: usize,
+    /// Limit on open connections of one loopback address.
+    pub tcp_connections_per_loopback_source: usize,
     /// Idle time after which a connection is closed.
     pub tcp_idle_timeout: Duration,
     /// Upstreams for names outside the zones.

@@ -54,6 +54,11 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         )?,
         max_keys: count(keys::MAX_KEYS, MAX_KEYS)?,
         tcp_connections: count(keys::TCP_CONNECTIONS, 65_535)?,
+        tcp_connections_per_source: count(keys::TCP_CONNECTIONS_PER_SOURCE, 65_535)?,
+        tcp_connections_per_loopback_source: count(
+            keys::TCP_CONNECTIONS_PER_LOOPBACK_SOURCE,
+            65_535,
+        )?,
         tcp_idle_timeout: between(keys::TCP_IDLE_TIMEOUT, SECOND, HOUR)?,
         upstream: upstream::read(layers)?,
         cache_bytes: one(layers, keys::CACHE_SIZE, size)?,

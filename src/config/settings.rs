@@ -73,6 +73,8 @@ impl Config {
             log_queries: self.log_queries,
             limits: server::Limits {
                 connections: self.tcp_connections,
+                connections_per_source: self.tcp_connections_per_source,
+                connections_per_loopback_source: self.tcp_connections_per_loopback_source,
                 idle_timeout: self.tcp_idle_timeout,
                 ..server::Limits::default()
             },

@@ -20,7 +20,7 @@ use crate::name::Name;
 use crate::server::BindError;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
-use crate::{admin, server};
+use crate::{admin, descriptors, server};
 
 /// Longest wait for the DNS server, and then for all tasks, to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +61,8 @@ impl Server {
         log: &Log,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        // Before the server and the forwarder divide the descriptors.
+        descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
         let directories = Directories::take(config)?;

@@ -10,7 +10,6 @@ pub mod etcd;
 pub mod file;
 pub mod gsvc;
 
-mod contents;
 mod register;
 mod secret;
 mod source;

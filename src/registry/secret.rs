@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use super::contents;
+use crate::regular_file;
 
 /// Largest password or token file, in bytes.
 const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
@@ -29,7 +29,7 @@ impl Credential {
             Self::File(path) => {
                 let unreadable = |source| CredentialError { path: path.clone(), source };
                 let bytes =
-                    contents::read(path, MAX_SECRET_FILE_BYTES).await.map_err(unreadable)?;
+                    regular_file::read(path, MAX_SECRET_FILE_BYTES).await.map_err(unreadable)?;
                 parse_secret(bytes).map_err(unreadable)
             }
         }

@@ -11,6 +11,7 @@ use super::query_log::QueryLog;
 use super::sink::Tap;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
 use super::{Access, BindError, Counters, Limits, Settings, interfaces};
+use crate::descriptors;
 use crate::wire::Transport;
 
 /// Attempts to find a port that is free for both TCP and UDP.
@@ -69,6 +70,14 @@ impl Bound {
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     settings.check()?;
+    let limits = settings.limits.clone().within(descriptors::limit());
+    if limits.connections < settings.limits.connections {
+        warn!(
+            tcp_connections = settings.limits.connections,
+            allowed = limits.connections,
+            "the limit on open files (ulimit -Hn) allows fewer connections than configured"
+        );
+    }
     let wanted = settings.limits.udp_workers;
     let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
         (Vec::new(), Vec::new());
@@ -111,7 +120,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         encrypted,
         access: settings.access(),
         tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
-        limits: settings.limits.clone(),
+        limits,
         counters: Arc::new(Counters::default()),
     })
 }

@@ -1,7 +1,7 @@
 //! The certificate of the encrypted listeners, reloaded when its files change.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +18,11 @@ use tokio_rustls::rustls::{self, ServerConfig, SupportedProtocolVersion};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::regular_file;
+
 /// Interval of checks for changed files.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes read of a file; far more than any certificate chain needs.
+/// Size limit for a file, bytes; far more than any certificate chain needs.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Paths of the certificate and its private key, both PEM files.
@@ -242,17 +244,10 @@ impl CertificateFiles {
     }
 }
 
-/// Reads a regular file. Anything else is an error: reading a pipe could block.
+/// Reads the whole file.
 fn read_file(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    let read = || {
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        fs::File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|error| CertificateError::Unreadable { path: path.to_owned(), error })
+    regular_file::read_blocking(path, MAX_FILE_BYTES)
+        .map_err(|error| CertificateError::Unreadable { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
@@ -304,6 +299,15 @@ mod tests {
         fails(&["cannot use", "key.pem"]);
         fs::write(&files.key, generate().signing_key.serialize_pem()).unwrap();
         fails(&["key.pem does not match the certificate in", "cert.pem"]);
+        // A file that is too large is not cut off: the rest may hold the needed certificate.
+        let filler = "#".repeat(usize::try_from(MAX_FILE_BYTES).unwrap());
+        for path in [&files.certificate, &files.key] {
+            write(&files, &pair);
+            let pem = fs::read_to_string(path).unwrap();
+            fs::write(path, format!("{pem}{filler}")).unwrap();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            fails(&["cannot read", name, "it has more than 1048576 bytes (a fixed limit)"]);
+        }
         fs::remove_file(&files.key).unwrap();
         fails(&["cannot read", "key.pem"]);
         fs::create_dir(&files.key).unwrap();

@@ -9,8 +9,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
@@ -20,8 +19,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error};
 
+use super::admission::{ConnectionPermit, UnreadBytes};
+use super::connection_table::ConnectionUse;
 use super::context::ServerContext;
 use super::{Client, Disposition, DnsTransport, Respond, StreamCounters, StreamKind, padding};
+
+/// Read buffer of a connection, bytes.
+///
+/// Room for a burst of pipelined queries. A larger message is read without it.
+const READ_BUFFER_BYTES: usize = 2048;
 
 /// A connection, from the point of view of its task.
 pub(super) struct StreamConnection<'a, R> {
@@ -31,10 +37,9 @@ pub(super) struct StreamConnection<'a, R> {
     /// Address of this server that the client connected to.
     pub(super) destination: SocketAddr,
     /// State shared by all connections.
-    ///
-    /// Once its `stop` is cancelled, the connection reads no further message.
     pub(super) context: &'a Arc<ServerContext<R>>,
-    pub(super) activity: Activity,
+    /// Once this tells it to close, the connection reads no further message.
+    pub(super) permit: &'a Arc<ConnectionPermit>,
 }
 
 /// Reason for closing a connection.
@@ -56,6 +61,8 @@ enum CloseReason {
     Refused,
     /// The server stops.
     Stopped,
+    /// The connection was closed to make room for others.
+    Evicted,
 }
 
 impl CloseReason {
@@ -82,7 +89,11 @@ impl<R: Respond> StreamConnection<'_, R> {
         };
         self.record_close(reason);
         if reason.leaves_unread_input() {
-            close_gracefully(&mut stream).await;
+            tokio::select! {
+                biased;
+                () = self.permit.evicted() => {}
+                () = close_gracefully(&mut stream) => {}
+            }
         } else if !matches!(reason, CloseReason::Broken | CloseReason::Unwritable) {
             // Without close_notify, the client would take the end for a truncation.
             let _ = timeout(CLOSE_STEP_TIMEOUT, stream.shutdown()).await;
@@ -99,8 +110,12 @@ impl<R: Respond> StreamConnection<'_, R> {
         let queued =
             u32::try_from(self.context.limits.queued_bytes).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let (sender, responses) = mpsc::channel(in_flight);
-        let queue =
-            ResponseQueue { sender, room: Arc::new(Semaphore::new(queued as usize)), size: queued };
+        let queue = ResponseQueue {
+            sender,
+            room: Arc::new(Semaphore::new(queued as usize)),
+            size: queued,
+            permit: Arc::clone(self.permit),
+        };
         // The tasks are aborted when this function returns.
         let mut deferred = JoinSet::new();
         let permits = Arc::new(Semaphore::new(in_flight));
@@ -112,10 +127,22 @@ impl<R: Respond> StreamConnection<'_, R> {
         if matches!(reason, CloseReason::Broken | CloseReason::Unwritable) {
             return reason;
         }
+        let drain_limit = if reason == CloseReason::Evicted {
+            // Another connection has this one's place: send what is ready, if the client reads it.
+            deferred.abort_all();
+            if self.permit.is_blocked() { Duration::ZERO } else { CLOSE_STEP_TIMEOUT }
+        } else {
+            let limits = &self.context.limits;
+            limits.response_timeout.saturating_add(limits.write_timeout)
+        };
         // The queue ends with the last pending response.
-        let drain_limit =
-            self.context.limits.response_timeout.saturating_add(self.context.limits.write_timeout);
-        let written = timeout(drain_limit, writing).await;
+        let written = tokio::select! {
+            biased;
+            written = timeout(drain_limit, writing) => written,
+            () = self.permit.evicted(), if reason != CloseReason::Evicted => {
+                return CloseReason::Unwritable;
+            }
+        };
         self.reap_finished(&mut deferred);
         if matches!(written, Ok(Ok(()))) { reason } else { CloseReason::Unwritable }
     }
@@ -129,7 +156,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         in_flight: usize,
         deferred: &mut JoinSet<()>,
     ) -> CloseReason {
-        let mut reader = BufReader::new(reading);
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
         loop {
             let next = async {
                 let permit =
@@ -137,21 +164,22 @@ impl<R: Respond> StreamConnection<'_, R> {
                 // The permit of the message being read is not a pending response.
                 self.wait_for_message(&mut reader, || permits.available_permits() + 1 < in_flight)
                     .await?;
-                match timeout(self.context.limits.message_timeout, read_message(&mut reader)).await
-                {
+                let message =
+                    timeout(self.context.limits.message_timeout, read_message(&mut reader));
+                match self.permit.await_client(message).await {
                     Ok(message) => message.map(|request| (request, permit)),
                     Err(_) => Err(CloseReason::MessageTimeout),
                 }
             };
             let (request, permit) = tokio::select! {
                 biased;
-                () = self.context.stop.cancelled() => return CloseReason::Stopped,
+                () = self.permit.closed() => return self.why_closed(),
                 next = next => match next {
                     Ok(next) => next,
                     Err(reason) => return reason,
                 },
             };
-            self.activity.touch();
+            self.permit.touch();
             self.counters().queries.increment();
             self.reap_finished(deferred);
             self.respond(request, permit, &queue, deferred).await;
@@ -167,15 +195,14 @@ impl<R: Respond> StreamConnection<'_, R> {
         // Never zero, so that the loop below always waits.
         let idle_timeout = self.context.limits.idle_timeout.max(Duration::from_millis(10));
         loop {
-            match timeout(idle_timeout.saturating_sub(self.activity.since()), reader.fill_buf())
-                .await
-            {
+            let left = idle_timeout.saturating_sub(self.permit.idle_time());
+            match timeout(left, reader.fill_buf()).await {
                 Ok(Ok([])) => return Err(CloseReason::Closed),
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(_)) => return Err(CloseReason::Broken),
                 // A connection with a pending response is not idle.
-                Err(_) if has_pending() => self.activity.touch(),
-                Err(_) if self.activity.since() >= idle_timeout => return Err(CloseReason::Idle),
+                Err(_) if has_pending() => self.permit.touch(),
+                Err(_) if self.permit.idle_time() >= idle_timeout => return Err(CloseReason::Idle),
                 Err(_) => {}
             }
         }
@@ -205,7 +232,9 @@ impl<R: Respond> StreamConnection<'_, R> {
             Disposition::Silent => None,
             Disposition::Deferred => {
                 let (context, queue) = (Arc::clone(context), queue.clone());
+                let in_work = self.permit.begin(ConnectionUse::Query);
                 deferred.spawn(async move {
+                    let _in_work = in_work;
                     if let Some(response) =
                         context.await_response(kind, request, client, received).await
                     {
@@ -252,9 +281,8 @@ impl<R: Respond> StreamConnection<'_, R> {
                 next =
                     if bytes.len() < WRITE_BATCH_BYTES { responses.try_recv().ok() } else { None };
             }
-            match timeout(self.context.limits.write_timeout, write_and_flush(&mut writing, &bytes))
-                .await
-            {
+            let write = self.write_tracked(&mut writing, &bytes);
+            match timeout(self.context.limits.write_timeout, write).await {
                 Ok(Ok(())) => {
                     self.counters().responses.add(gathered.len() as u64);
                 }
@@ -264,12 +292,36 @@ impl<R: Respond> StreamConnection<'_, R> {
                     return Err(ErrorKind::TimedOut.into());
                 }
             }
-            self.activity.touch();
+            self.permit.touch();
             gathered.clear();
             bytes.clear();
             bytes.shrink_to(WRITE_BATCH_BYTES);
         }
         Ok(())
+    }
+
+    /// Writes and flushes `bytes`; the connection is stalled while the client takes none.
+    async fn write_tracked(
+        &self,
+        writing: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let blocks = ConnectionUse::FullBuffer;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let write = writing.write(rest);
+            let written = self.permit.await_room(rest.len(), blocks, write).await?;
+            if written == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        self.permit.await_room(bytes.len(), blocks, writing.flush()).await
+    }
+
+    /// Returns why the connection must close before its client closes it.
+    fn why_closed(&self) -> CloseReason {
+        if self.permit.is_evicted() { CloseReason::Evicted } else { CloseReason::Stopped }
     }
 
     /// Refuses the first query, if it arrives in time.
@@ -278,11 +330,11 @@ impl<R: Respond> StreamConnection<'_, R> {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> CloseReason {
         let (reading, mut writing) = split(stream);
-        let mut reader = BufReader::new(reading);
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
         let message_timeout = self.context.limits.message_timeout;
         let request = tokio::select! {
             biased;
-            () = self.context.stop.cancelled() => return CloseReason::Stopped,
+            () = self.permit.closed() => return self.why_closed(),
             request = timeout(message_timeout, read_message(&mut reader)) => match request {
                 Ok(Ok(request)) => request,
                 Ok(Err(reason)) => return reason,
@@ -324,11 +376,12 @@ impl<R: Respond> StreamConnection<'_, R> {
             CloseReason::Idle => self.counters().idle_timeouts.increment(),
             CloseReason::MessageTimeout => self.counters().message_timeouts.increment(),
             CloseReason::Malformed | CloseReason::Broken => self.counters().broken.increment(),
-            // Write timeouts are counted where they occur.
+            // Write timeouts and evictions are counted where they occur.
             CloseReason::Closed
             | CloseReason::Unwritable
             | CloseReason::Refused
-            | CloseReason::Stopped => 0,
+            | CloseReason::Stopped
+            | CloseReason::Evicted => 0,
         };
     }
 }
@@ -398,6 +451,7 @@ struct QueuedResponse {
     bytes: Vec<u8>,
     _permit: OwnedSemaphorePermit,
     _room: OwnedSemaphorePermit,
+    _unread: Option<UnreadBytes>,
 }
 
 /// Queue from the queries of a connection to its writer.
@@ -409,6 +463,7 @@ struct ResponseQueue {
     room: Arc<Semaphore>,
     /// Capacity of the queue, bytes.
     size: u32,
+    permit: Arc<ConnectionPermit>,
 }
 
 impl ResponseQueue {
@@ -416,37 +471,10 @@ impl ResponseQueue {
     ///
     /// The wait ends at the latest when the writer fails and the connection closes.
     async fn push(&self, bytes: Vec<u8>, permit: OwnedSemaphorePermit) {
+        let unread = self.permit.is_blocked().then(|| self.permit.hold(bytes.len()));
         let room = u32::try_from(bytes.len()).unwrap_or(u32::MAX).clamp(1, self.size);
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(room).await else { return };
-        let _ = self.sender.send(QueuedResponse { bytes, _permit: permit, _room: room }).await;
-    }
-}
-
-/// Time of the last activity, shared by a connection's reader and writer.
-pub(super) struct Activity {
-    start: Instant,
-    /// Milliseconds since `start`.
-    last: AtomicU64,
-}
-
-impl Activity {
-    /// Starts the clock.
-    pub(super) fn new() -> Self {
-        Self { start: Instant::now(), last: AtomicU64::new(0) }
-    }
-
-    /// Records activity now.
-    pub(super) fn touch(&self) {
-        self.last.store(self.elapsed(), Ordering::Relaxed);
-    }
-
-    /// Returns the time since the last activity.
-    fn since(&self) -> Duration {
-        Duration::from_millis(self.elapsed().saturating_sub(self.last.load(Ordering::Relaxed)))
-    }
-
-    /// Returns milliseconds since `start`.
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let response = QueuedResponse { bytes, _permit: permit, _room: room, _unread: unread };
+        let _ = self.sender.send(response).await;
     }
 }

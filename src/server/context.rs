@@ -74,6 +74,8 @@ impl<R: Respond> ServerContext<R> {
     }
 
     /// Spawns a connection's task, which ends early once `abort` is cancelled.
+    ///
+    /// The task takes twice the size of `connection`: a large future should be boxed.
     pub(super) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let abort = self.abort.clone();
         self.tracker.spawn(async move {

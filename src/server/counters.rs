@@ -51,8 +51,12 @@ pub struct StreamCounters {
     pub open: Gauge,
     /// Accepted connections.
     pub connections: Counter,
-    /// Connections closed at once because a limit was reached.
+    /// Connections closed at once because a limit was reached and all others were in use.
     pub rejected: Counter,
+    /// Idle connections closed to make room for others.
+    pub evicted_idle: Counter,
+    /// Connections closed to make room for others while they waited for their client.
+    pub evicted_stalled: Counter,
     /// Handshakes that failed or timed out.
     pub failed_handshakes: Counter,
     /// Connections closed because they were idle, which is a normal end.

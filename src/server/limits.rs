@@ -27,7 +27,7 @@ pub struct Limits {
     pub udp_workers: usize,
     /// Deferred UDP responses over all sockets; beyond this, clients get SERVFAIL.
     pub udp_in_flight: usize,
-    /// Connections in total.
+    /// Connections in total; at most half of the descriptors that the process may open.
     pub connections: usize,
     /// Connections per source address.
     pub connections_per_source: usize,
@@ -42,6 +42,10 @@ pub struct Limits {
     /// Responses of queries already in flight (at most `in_flight`, at most 64 KiB each) may exceed
     /// the limit.
     pub queued_bytes: usize,
+    /// Bytes of responses to clients that do not read, over all connections.
+    ///
+    /// Beyond this, a connection whose client does not read is closed.
+    pub unread_bytes: usize,
 }
 
 /// Default limit on UDP worker threads per address.
@@ -62,12 +66,84 @@ impl Default for Limits {
                 .map_or(1, usize::from)
                 .min(MAX_UDP_WORKERS),
             udp_in_flight: 4096,
-            connections: 256,
-            connections_per_source: 64,
-            connections_per_loopback_source: 192,
+            connections: 4096,
+            connections_per_source: 1024,
+            connections_per_loopback_source: 3072,
             connections_without_access: 32,
             in_flight: 32,
             queued_bytes: 256 * 1024,
+            unread_bytes: 64 * 1024 * 1024,
         }
+    }
+}
+
+impl Limits {
+    /// Returns the limits of a process that may open this many descriptors.
+    ///
+    /// Connections take at most half of them: upstreams take up to a quarter, and the rest is for
+    /// listeners, registries and files. The limits per source shrink in proportion.
+    pub(super) fn within(self, descriptors: usize) -> Self {
+        let connections = self.connections.min((descriptors / 2).max(1));
+        if connections == self.connections {
+            return self;
+        }
+        let scaled = |limit: usize| (limit.saturating_mul(connections) / self.connections).max(1);
+        Self {
+            connections,
+            connections_per_source: scaled(self.connections_per_source),
+            connections_per_loopback_source: scaled(self.connections_per_loopback_source),
+            connections_without_access: scaled(self.connections_without_access),
+            ..self
+        }
+    }
+
+    /// Returns a deadline for a waiting connection while this many are open.
+    ///
+    /// The deadline is `timeout` while at most half of the limit is used. From there it shrinks in
+    /// proportion to the free half, down to `min` on a full server.
+    pub(super) fn shortened(&self, timeout: Duration, open: usize, min: Duration) -> Duration {
+        let half = self.connections / 2;
+        let (free, other_half) = (self.connections.saturating_sub(open), self.connections - half);
+        if open <= half {
+            return timeout;
+        }
+        let share = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let shortened = timeout.saturating_mul(share(free)) / share(other_half).max(1);
+        shortened.max(min).min(timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn deadlines_shrink_once_half_of_the_connections_are_open() {
+        let limits = Limits { connections: 1000, ..Limits::default() };
+        let millis = [0, 500, 501, 750, 900, 999, 1000, 1100]
+            .map(|open| limits.shortened(10 * SECOND, open, SECOND).as_millis());
+        assert_eq!(millis, [10_000, 10_000, 9_980, 5_000, 2_000, 1_000, 1_000, 1_000]);
+        assert_eq!(limits.shortened(SECOND / 2, 1000, SECOND), SECOND / 2);
+        let one = Limits { connections: 1, ..limits };
+        assert_eq!(one.shortened(10 * SECOND, 1, SECOND), SECOND);
+    }
+
+    #[test]
+    fn few_descriptors_shrink_all_limits_in_proportion() {
+        let numbers = |descriptors| {
+            let limits = Limits::default().within(descriptors);
+            [
+                limits.connections,
+                limits.connections_per_source,
+                limits.connections_per_loopback_source,
+                limits.connections_without_access,
+            ]
+        };
+        assert_eq!(numbers(1_048_576), [4096, 1024, 3072, 32]);
+        assert_eq!(numbers(8192), [4096, 1024, 3072, 32]);
+        assert_eq!(numbers(1024), [512, 128, 384, 4]);
+        assert_eq!(numbers(0), [1, 1, 1, 1]);
     }
 }

@@ -9,6 +9,7 @@
 //! - A source without access gets REFUSED or a closed connection, and nothing else.
 
 mod access;
+mod activity;
 mod admission;
 mod backoff;
 mod batch;
@@ -17,6 +18,7 @@ mod bind_error;
 mod certificate;
 mod client;
 mod connection;
+mod connection_table;
 mod context;
 mod counters;
 mod encrypted;

@@ -18,6 +18,7 @@ use tokio_rustls::rustls;
 use tracing::{debug, error};
 
 use super::admission::ConnectionPermit;
+use super::connection_table::ConnectionUse;
 use super::context::ServerContext;
 use super::{
     Client, Disposition, DnsTransport, Limits, Respond, StreamCounters, StreamKind, padding,
@@ -30,6 +31,8 @@ const DOQ_NO_ERROR: VarInt = VarInt::from_u32(0);
 const DOQ_INTERNAL_ERROR: VarInt = VarInt::from_u32(1);
 /// The client violated the protocol.
 const DOQ_PROTOCOL_ERROR: VarInt = VarInt::from_u32(2);
+/// The server closes the connection because of excessive load.
+const DOQ_EXCESSIVE_LOAD: VarInt = VarInt::from_u32(4);
 
 /// Flow control window of a connection, bytes.
 ///
@@ -92,6 +95,8 @@ enum QuicCloseReason {
     ProtocolViolation,
     /// The server stops.
     Stopped,
+    /// The connection was closed to make room for others.
+    Evicted,
 }
 
 impl<R: Respond> QuicListener<R> {
@@ -141,28 +146,32 @@ impl<R: Respond> QuicListener<R> {
         }
         // Connections are scarce: the client must validate its address first (RFC 9000 section
         // 8.1.2).
-        if self.context.admission.is_busy() && !incoming.remote_address_validated() {
+        if self.context.admission.is_busy(source) && !incoming.remote_address_validated() {
             self.context.counters.quic_retries.increment();
             if let Err(error) = incoming.retry() {
                 error.into_incoming().refuse();
             }
             return;
         }
-        let Some(permit) = self.context.admission.admit(StreamKind::Quic, source, false) else {
+        let close = self.context.stop.child_token();
+        let Some(permit) = self.context.admission.admit(StreamKind::Quic, source, false, close)
+        else {
             return incoming.refuse();
         };
         let listener = Arc::clone(self);
-        self.context.spawn(async move { listener.serve_connection(incoming, permit).await });
+        self.context
+            .spawn(Box::pin(async move { listener.serve_connection(incoming, permit).await }));
     }
 
     /// Serves a connection until it closes; holds its permit meanwhile.
-    async fn serve_connection(self: &Arc<Self>, incoming: Incoming, _permit: ConnectionPermit) {
+    async fn serve_connection(self: &Arc<Self>, incoming: Incoming, permit: Arc<ConnectionPermit>) {
         let handshake = async { incoming.accept()?.await };
         let handshake_timeout = self.context.limits.handshake_timeout;
+        let handshake = permit.await_client(timeout(handshake_timeout, handshake));
         let connection = tokio::select! {
             biased;
-            () = self.context.stop.cancelled() => return,
-            connection = timeout(handshake_timeout, handshake) => match connection {
+            () = permit.closed() => return,
+            connection = handshake => match connection {
                 Ok(Ok(connection)) => connection,
                 failed => {
                     debug!(error = ?failed.map(Result::err), "QUIC handshake failed");
@@ -172,7 +181,8 @@ impl<R: Respond> QuicListener<R> {
             },
         };
         let mut streams = JoinSet::new();
-        let mut reason = self.serve_streams(&connection, &mut streams).await;
+        permit.touch();
+        let mut reason = self.serve_streams(&connection, &permit, &mut streams).await;
         if reason == QuicCloseReason::Stopped {
             // Queries received before the stop still get a response, unless the client violates the
             // protocol.
@@ -193,6 +203,7 @@ impl<R: Respond> QuicListener<R> {
                 self.counters().idle_timeouts.increment();
                 DOQ_NO_ERROR
             }
+            QuicCloseReason::Evicted => DOQ_EXCESSIVE_LOAD,
             QuicCloseReason::Closed | QuicCloseReason::Stopped => DOQ_NO_ERROR,
         };
         connection.close(code, b"");
@@ -202,6 +213,7 @@ impl<R: Respond> QuicListener<R> {
     async fn serve_streams(
         self: &Arc<Self>,
         connection: &quinn::Connection,
+        connection_permit: &Arc<ConnectionPermit>,
         streams: &mut JoinSet<Result<(), ProtocolViolation>>,
     ) -> QuicCloseReason {
         let permits = Arc::new(Semaphore::new(self.context.limits.in_flight.clamp(1, 1 << 16)));
@@ -223,13 +235,23 @@ impl<R: Respond> QuicListener<R> {
             };
             tokio::select! {
                 biased;
-                () = self.context.stop.cancelled() => return QuicCloseReason::Stopped,
+                () = connection_permit.closed() => {
+                    return if connection_permit.is_evicted() {
+                        QuicCloseReason::Evicted
+                    } else {
+                        QuicCloseReason::Stopped
+                    };
+                }
                 Some(ended) = streams.join_next() => if self.record_stream_end(&ended) {
                     return QuicCloseReason::ProtocolViolation;
                 },
                 next = timeout(self.context.limits.idle_timeout, next) => match next {
                     Ok(Some(((send, receive), permit))) => {
-                        streams.spawn(Arc::clone(self).serve_stream(client, send, receive, permit));
+                        let connection = Arc::clone(connection_permit);
+                        streams.spawn(
+                            Arc::clone(self)
+                                .serve_stream(client, connection, send, receive, permit),
+                        );
                     }
                     Ok(None) => return QuicCloseReason::Closed,
                     Err(_) if streams.is_empty() => return QuicCloseReason::Idle,
@@ -258,17 +280,15 @@ impl<R: Respond> QuicListener<R> {
     async fn serve_stream(
         self: Arc<Self>,
         client: Client,
+        connection: Arc<ConnectionPermit>,
         send: SendStream,
         mut receive: RecvStream,
         _permit: OwnedSemaphorePermit,
     ) -> Result<(), ProtocolViolation> {
         let mut stream = ResponseStream(send);
-        let request = match timeout(
-            self.context.limits.message_timeout,
-            receive.read_to_end(MAX_TCP_BYTES + 2),
-        )
-        .await
-        {
+        let read =
+            timeout(self.context.limits.message_timeout, receive.read_to_end(MAX_TCP_BYTES + 2));
+        let request = match connection.await_client(read).await {
             Ok(Ok(bytes)) => parse_framed(&bytes)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(ProtocolViolation),
             // The client cancelled the query, or the connection has ended.
@@ -279,9 +299,12 @@ impl<R: Respond> QuicListener<R> {
                 return Ok(());
             }
         };
+        connection.touch();
         self.counters().queries.increment();
         let padded = padding::is_wanted(&request, StreamKind::Quic);
-        let Some(mut response) = self.respond(request, client).await else { return Ok(()) };
+        let Some(mut response) = self.respond(request, client, &connection).await else {
+            return Ok(());
+        };
         if padded {
             padding::pad(&mut response);
         }
@@ -303,14 +326,22 @@ impl<R: Respond> QuicListener<R> {
             // Wait for the acknowledgement: closing the connection discards unacknowledged data.
             stream.0.stopped().await.ok()
         };
-        if timeout(self.context.limits.write_timeout, written).await.is_err() {
+        let written = timeout(self.context.limits.write_timeout, written);
+        // Unlike over TCP, a stream that is not read does not delay the others.
+        let blocks = ConnectionUse::Remainder;
+        if connection.await_room(response.len(), blocks, written).await.is_err() {
             self.counters().write_timeouts.increment();
         }
         Ok(())
     }
 
     /// Returns the response to a query, once it is available.
-    async fn respond(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
+    async fn respond(
+        &self,
+        request: Vec<u8>,
+        client: Client,
+        connection: &Arc<ConnectionPermit>,
+    ) -> Option<Vec<u8>> {
         let ServerContext { tap, responder, .. } = &*self.context;
         let received = tap.receive();
         let mut response = Vec::with_capacity(512);
@@ -318,6 +349,7 @@ impl<R: Respond> QuicListener<R> {
             Disposition::Ready => Some(response),
             Disposition::Silent => None,
             Disposition::Deferred => {
+                let _in_work = connection.begin(ConnectionUse::Query);
                 return self
                     .context
                     .await_response(StreamKind::Quic, request, client, received)

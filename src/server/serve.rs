@@ -65,6 +65,8 @@ impl Bound {
             stop,
             abort,
         });
+        let admission = Arc::clone(&context.admission);
+        context.tracker.spawn(admission.shorten_deadlines(context.stop.clone()));
         let mut encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
         let mut listeners =
             PlainListeners::new(Arc::clone(&context), shared, Box::new(on_bind_error));

@@ -16,8 +16,10 @@ const UDP_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// Limits the memory that a client which never reads can pin. Connections inherit the size from
 /// their listener.
 const TCP_SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// Connections that may wait in the accept queue.
-const LISTEN_BACKLOG: i32 = 512;
+/// Connections that may wait in the accept queue; the kernel limits it to `net.core.somaxconn`.
+///
+/// Beyond this, the kernel drops a client's SYN, and the client tries again only after a second.
+const LISTEN_BACKLOG: i32 = 4096;
 /// Total UDP worker threads; beyond this, each further address gets one.
 const MAX_UDP_THREADS: usize = 32;
 

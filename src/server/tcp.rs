@@ -4,6 +4,7 @@ use std::io;
 use std::net::{self, SocketAddr};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -11,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::admission::ConnectionPermit;
 use super::backoff::ErrorBackoff;
-use super::connection::{Activity, StreamConnection};
+use super::connection::StreamConnection;
 use super::context::ServerContext;
 use super::{Respond, StreamKind};
 
@@ -52,8 +53,16 @@ impl<R: Respond> StreamListener<R> {
                 Ok((stream, source)) => {
                     backoff.reset();
                     self.admit(stream, source);
+                    if self.context.admission.has_evicted() {
+                        // Evicted connections must close before the next ones are accepted, else
+                        // the descriptors run out.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) => {
+                    if is_out_of_descriptors(&error) {
+                        self.context.admission.make_room();
+                    }
                     let pause = backoff.next();
                     if self
                         .context
@@ -89,7 +98,9 @@ impl<R: Respond> StreamListener<R> {
                 return;
             }
         }
-        let Some(permit) = self.context.admission.admit(self.kind(), source.ip(), !allowed) else {
+        let close = self.context.stop.child_token();
+        let Some(permit) = self.context.admission.admit(self.kind(), source.ip(), !allowed, close)
+        else {
             return;
         };
         // Responses are written whole: Nagle's algorithm would only delay them.
@@ -105,7 +116,7 @@ impl<R: Respond> StreamListener<R> {
         stream: TcpStream,
         source: SocketAddr,
         allowed: bool,
-        _permit: ConnectionPermit,
+        permit: Arc<ConnectionPermit>,
     ) {
         // More exact than the listener's address, which may be a wildcard.
         let destination = stream.local_addr().unwrap_or(self.address);
@@ -114,23 +125,36 @@ impl<R: Respond> StreamListener<R> {
             source,
             destination,
             context: &self.context,
-            activity: Activity::new(),
+            permit: &permit,
         };
-        let Some(tls) = &self.tls else { return connection.serve(stream, allowed).await };
-        let handshake_timeout = self.context.limits.handshake_timeout;
+        // Boxed each: an idle connection takes no memory for the handshake of the other kind.
+        match &self.tls {
+            None => Box::pin(connection.serve(stream, allowed)).await,
+            Some(tls) => Box::pin(Self::serve_encrypted(connection, tls, stream)).await,
+        }
+    }
+
+    /// Performs the handshake, then serves the connection.
+    async fn serve_encrypted(
+        connection: StreamConnection<'_, R>,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+    ) {
+        let StreamConnection { context, permit, .. } = connection;
+        let handshake = timeout(context.limits.handshake_timeout, tls.accept(stream));
         let handshake = tokio::select! {
             biased;
-            () = self.context.stop.cancelled() => return,
-            handshake = timeout(handshake_timeout, tls.accept(stream)) => handshake,
+            () = permit.closed() => return,
+            handshake = permit.await_client(handshake) => handshake,
         };
         match handshake {
             Ok(Ok(stream)) => {
-                connection.activity.touch();
-                connection.serve(stream, allowed).await;
+                permit.touch();
+                connection.serve(stream, true).await;
             }
             failed => {
                 debug!(error = ?failed.map(Result::err), "TLS handshake failed");
-                self.context.counters.tls.failed_handshakes.increment();
+                context.counters.tls.failed_handshakes.increment();
             }
         }
     }
@@ -139,6 +163,13 @@ impl<R: Respond> StreamListener<R> {
     pub(super) fn kind(&self) -> StreamKind {
         if self.tls.is_some() { StreamKind::Tls } else { StreamKind::Tcp }
     }
+}
+
+/// Returns whether the process or the system has no free file descriptor.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| matches!(Errno::from_raw(code), Errno::EMFILE | Errno::ENFILE))
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nix::net::if_::if_nametoindex;
 
 use super::{Protocol, Target};
+use crate::regular_file;
 use crate::resolv_conf::{
     FORMER_RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP, ResolvConf,
 };
@@ -180,7 +181,7 @@ impl Sources {
 
     /// Reads one file; `shown` is its path in messages. A missing file is no fault.
     fn read_file(&self, path: &Path, shown: &Path, found: &mut LocationContent) {
-        let bytes = match read_limited(path) {
+        let bytes = match regular_file::read_blocking(path, MAX_RESOLV_CONF_BYTES as u64) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if shown == Path::new(RESOLV_CONF) {
@@ -287,21 +288,6 @@ impl fmt::Display for TargetList<'_> {
         }
         Ok(())
     }
-}
-
-/// Reads a regular file of limited size; others could block for ever.
-fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_RESOLV_CONF_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_RESOLV_CONF_BYTES {
-        return Err(io::Error::other(format!(
-            "it has more than {MAX_RESOLV_CONF_BYTES} bytes, the fixed limit for a resolv.conf"
-        )));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout};
 use super::change::revision;
 use super::failure::{EtcdFailure, FailureKind};
 use super::{GOFRAME_HEADS, Settings, Tls};
-use crate::registry::{Credential, Secret, contents};
+use crate::registry::{Credential, Secret};
+use crate::regular_file;
 
 /// Largest accepted message, in bytes.
 ///
@@ -240,7 +241,7 @@ async fn tls_options(tls: &Tls) -> Result<TlsOptions, EtcdFailure> {
 }
 
 async fn read(file: &Path) -> Result<Vec<u8>, EtcdFailure> {
-    contents::read(file, MAX_PEM_FILE_BYTES).await.map_err(|error| {
+    regular_file::read(file, MAX_PEM_FILE_BYTES).await.map_err(|error| {
         let text = format!("cannot read {}: {error}", file.display());
         EtcdFailure::new(FailureKind::Settings, text)
     })

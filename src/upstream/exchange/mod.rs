@@ -25,7 +25,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
@@ -43,6 +42,7 @@ use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
 use super::loop_marks::LoopMarks;
 use super::{Protocol, Target};
+use crate::descriptors;
 use crate::name::Name;
 use crate::wire::MAX_UDP_BYTES;
 
@@ -56,9 +56,6 @@ const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 ///
 /// They never take more than a quarter of the descriptors that the process may open.
 const MAX_ONE_SHOT_SOCKETS: usize = 4096;
-
-/// Limit of descriptors if the kernel does not tell it: an old seccomp filter may be in the way.
-const USUAL_DESCRIPTORS: u64 = 1024;
 
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
@@ -77,9 +74,7 @@ impl Connector {
     ///
     /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        let descriptors =
-            getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
-        let permits = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+        let permits = descriptors::limit() / 4;
         Arc::new(Self {
             runtime,
             trust_anchors: TrustAnchors::new(ca_file),

@@ -3,8 +3,7 @@
 //! Authentication is strict (RFC 8310 section 5): the certificate must be signed by a trusted CA
 //! and contain the configured name, or else the upstream's address. Sessions are resumed.
 
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
 use super::reconnect::ConnectError;
+use crate::regular_file;
 
 /// How long the system's CA certificates are used before they are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
@@ -46,7 +46,8 @@ pub struct CaFileError(String);
 /// # Errors
 /// Returns an error if the file cannot be read, is malformed or holds no certificate.
 pub(in crate::upstream) fn check_ca_file(file: &Path) -> Result<(), CaFileError> {
-    read_ca_file(file)
+    regular_file::read_blocking(file, MAX_CA_FILE_BYTES)
+        .map_err(|error| describe_unreadable(file, &error))
         .and_then(|pem| load_configs(Some(pem), Some(file)))
         .map(drop)
         .map_err(CaFileError)
@@ -123,11 +124,11 @@ impl TrustAnchors {
 
     /// Returns the known configurations, or new ones if the CA certificates changed.
     async fn load_if_changed(&self) -> Result<TlsConfigs, String> {
-        let pem = match self.ca_file.clone() {
+        let pem = match &self.ca_file {
             Some(file) => Some(
-                tokio::task::spawn_blocking(move || read_ca_file(&file))
+                regular_file::read(file, MAX_CA_FILE_BYTES)
                     .await
-                    .map_err(|error| error.to_string())??,
+                    .map_err(|error| describe_unreadable(file, &error))?,
             ),
             None => None,
         };
@@ -159,24 +160,9 @@ fn describe_error(error: &io::Error) -> String {
     }
 }
 
-/// Reads a CA file of at most [`MAX_CA_FILE_BYTES`] bytes.
-fn read_ca_file(file: &Path) -> Result<Vec<u8>, String> {
-    let read = || {
-        // Opening a named pipe would block.
-        if !fs::metadata(file)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
-        }
-        let mut pem = Vec::new();
-        fs::File::open(file)?.take(MAX_CA_FILE_BYTES + 1).read_to_end(&mut pem)?;
-        if pem.len() as u64 > MAX_CA_FILE_BYTES {
-            return Err(io::Error::other(format!(
-                "it has more than {MAX_CA_FILE_BYTES} bytes, the fixed limit for a CA file"
-            )));
-        }
-        Ok(pem)
-    };
-    read()
-        .map_err(|error| format!("cannot read the CA certificates in {}: {error}", file.display()))
+/// Describes a CA file that cannot be read.
+fn describe_unreadable(file: &Path, error: &io::Error) -> String {
+    format!("cannot read the CA certificates in {}: {error}", file.display())
 }
 
 /// Builds the configurations from the certificates in `pem`, or else the system's.
@@ -218,6 +204,7 @@ fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn ca_files_are_checked() {
@@ -256,10 +243,12 @@ mod tests {
         fs::write(&file, filled(MAX_CA_FILE_BYTES)).unwrap();
         check_ca_file(&file).unwrap();
         fs::write(&file, filled(MAX_CA_FILE_BYTES + 1)).unwrap();
-        let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes, the \
-                     fixed limit for a CA file";
+        let limit = "cannot read the CA certificates in FILE: it has more than 4194304 bytes (a \
+                     fixed limit)";
         assert_eq!(wrong(), format!("{head}{limit}"));
-        assert!(check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a file"));
+        assert!(
+            check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a regular file")
+        );
     }
 
     #[tokio::test]

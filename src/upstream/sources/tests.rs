@@ -169,7 +169,7 @@ fn unreadable_files_are_faults() {
     fs::create_dir_all(machine.path(RESOLV_CONF)).unwrap();
     let snapshot = machine.snapshot();
     assert!(snapshot.unreadable && snapshot.servers.is_empty());
-    assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a file"]);
+    assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a regular file"]);
 
     let long =
         SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();

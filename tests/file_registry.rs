@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use svcdns::catalog::{self, Catalog};
 use svcdns::name::Zones;
@@ -40,6 +42,9 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval of refreshes, short so that tests need not wait.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Removal grace of the registries.
+const GRACE: Duration = Duration::from_secs(12);
+
 /// Timings by which only inotify can report changes.
 ///
 /// No file expires or is rejected early because the machine is busy.
@@ -58,6 +63,10 @@ const FREQUENT_SCANS: FileTimings = FileTimings {
     scan_interval: Duration::from_millis(200),
     ..EVENTS_ONLY
 };
+
+/// Timings by which only inotify reports changes of files, and polls those of the directory.
+const WITHOUT_SCANS: FileTimings =
+    FileTimings { poll_interval: Duration::from_millis(20), ..EVENTS_ONLY };
 
 /// A registry that is followed, and the changes it has sent.
 struct Following {
@@ -82,7 +91,7 @@ impl Following {
     fn start(directory: &Path, named: bool, timings: FileTimings) -> Self {
         let (sender, updates) = mpsc::channel(16);
         let url = format!("file://{}", directory.display());
-        let state = Arc::new(RegistryState::new("file".parse().unwrap(), url));
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), url, GRACE));
         let heads = vec!["service".into(), "services".into()];
         let settings = Settings { directory: directory.into(), named, heads, timings };
         let stop = CancellationToken::new();
@@ -266,7 +275,7 @@ async fn files_expire_unless_refreshed_and_are_never_deleted() {
 }
 
 #[tokio::test]
-async fn the_directory_may_be_created_late_replaced_and_removed() {
+async fn the_directory_may_be_created_late_and_removed() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     let mut following = Following::start(&path, false, FREQUENT_SCANS);
@@ -280,17 +289,6 @@ async fn the_directory_may_be_created_late_replaced_and_removed() {
     fs::write(path.join(A), CONTENT).unwrap();
     following.wait_until("the new directory", |following| following.names() == [A]).await;
     assert_eq!(following.state.report().error, None);
-
-    let elsewhere = parent.path().join("elsewhere");
-    fs::create_dir(&elsewhere).unwrap();
-    fs::write(elsewhere.join(B), CONTENT).unwrap();
-    fs::rename(&path, parent.path().join("old")).unwrap();
-    fs::rename(&elsewhere, &path).unwrap();
-    following.wait_until("the other directory", |following| following.names() == [B]).await;
-    fs::write(path.join(A), CONTENT).unwrap();
-    following
-        .wait_until("a file in the other directory", |following| following.keys.len() == 2)
-        .await;
 
     fs::remove_dir_all(&path).unwrap();
     following
@@ -408,21 +406,9 @@ async fn registrations_survive_an_unusable_path() {
     following.wait_until("the directory", |following| following.names() == [A]).await;
     assert_eq!((&*following.connected, following.state.report().error), (&[false, true][..], None));
 
-    // An exchange, because a path that is missing for a moment would be an empty registry.
-    let file = parent.path().join("file");
-    fs::write(&file, "a file").unwrap();
-    renameat2(AT_FDCWD, &file, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).unwrap();
-    following
-        .wait_until("the file in its place", |following| following.connected.ends_with(&[false]))
-        .await;
-    assert_eq!(following.names(), [A]);
-    assert_eq!(following.state.report().disconnects, 1);
-
-    fs::remove_file(&path).unwrap();
-    fs::create_dir(&path).unwrap();
     fs::write(path.join(B), CONTENT).unwrap();
-    following.wait_until("the directory again", |following| following.names() == [B]).await;
-
+    fs::remove_file(path.join(A)).unwrap();
+    following.wait_until("the other file", |following| following.names() == [B]).await;
     for mode in [0o000, 0o300, 0o400] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         following
@@ -538,7 +524,7 @@ async fn the_first_list_has_the_requested_kind() {
         let (sender, mut updates) = mpsc::channel(16);
         let (_commands_sender, commands) = mpsc::channel(1);
         let settings = Settings { directory, named: true, heads: Vec::new(), timings: EVENTS_ONLY };
-        let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into(), GRACE));
         let feed = Feed::new(RegistryId::FIRST, sender, state);
         let stop = CancellationToken::new();
         tokio::spawn(FileRegistry::new(settings).follow(
@@ -572,7 +558,7 @@ async fn following_ends_when_stopped() {
         heads: Vec::new(),
         timings: EVENTS_ONLY,
     };
-    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
+    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into(), GRACE));
     let stop = CancellationToken::new();
     let feed = Feed::new(RegistryId::FIRST, sender, state);
     let registry = FileRegistry::new(settings);
@@ -747,4 +733,350 @@ async fn a_file_that_another_program_writes_is_left_in_place() {
     task.await.unwrap().unwrap();
     assert_eq!(events.recv().await, Some(RegisterEvent::Left));
     assert!(path.exists());
+}
+
+/// A registry whose changes go to a catalog.
+struct Served {
+    directory: PathBuf,
+    updates: mpsc::Receiver<Update>,
+    state: Arc<RegistryState>,
+    catalog: Catalog,
+    _stop_on_drop: DropGuard,
+}
+
+impl Served {
+    /// Follows a directory and waits until it was read.
+    async fn start(directory: &Path, timings: FileTimings) -> Self {
+        let following = Following::start(directory, true, timings);
+        let Following { updates, state, _stop_on_drop, .. } = following;
+        let zones = Zones::new(&["svc".to_owned()]).unwrap();
+        let catalog = Catalog::new(catalog::Settings::new(zones, 1));
+        let directory = directory.to_owned();
+        let mut served = Self { directory, updates, state, catalog, _stop_on_drop };
+        served.wait_until("the first list", |served| served.state.report().synced).await;
+        served
+    }
+
+    async fn wait_until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !condition(self) {
+            let update = timeout_at(deadline, self.updates.recv()).await;
+            let now = std::time::Instant::now();
+            let update = update.unwrap_or_else(|_| {
+                panic!("waited for: {what}; {:?} {:?}", self.names(), self.state.report())
+            });
+            self.catalog.apply(update.unwrap(), now);
+            self.catalog.settle(now);
+        }
+    }
+
+    async fn wait_for(&mut self, names: &[&str]) {
+        self.wait_until(&format!("{names:?}"), |served| served.names() == names).await;
+    }
+
+    /// Waits until something is held or the registry cannot be reached; returns what it reports.
+    async fn wait_for_trouble(&mut self) -> String {
+        self.wait_until("trouble", |served| served.held() > 0 || served.is_disconnected()).await;
+        self.state.report().error.unwrap()
+    }
+
+    /// Returns the served names.
+    fn names(&self) -> Vec<String> {
+        let names = self.catalog.services().map(|service| service.base().to_owned());
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn held(&self) -> usize {
+        self.catalog.registry_status(std::time::Instant::now()).held_keys
+    }
+
+    fn is_disconnected(&self) -> bool {
+        !self.catalog.registry_status(std::time::Instant::now()).disconnected.is_empty()
+    }
+
+    /// Advances the catalog's clock past the end of every hold.
+    fn end_holds(&mut self) {
+        self.catalog.settle(std::time::Instant::now() + GRACE);
+    }
+
+    /// Writes the file of a service.
+    fn write(&self, name: &str) {
+        fs::write(file_of(&self.directory, name), CONTENT).unwrap();
+    }
+}
+
+fn file_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("service#default#default#{name}#latest#10.0.0.1-80"))
+}
+
+/// Makes a directory with the files of these services.
+fn make_directory(path: &Path, names: &[&str]) {
+    fs::create_dir_all(path).unwrap();
+    for name in names {
+        fs::write(file_of(path, name), CONTENT).unwrap();
+    }
+}
+
+fn exchange(a: &Path, b: &Path) {
+    renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).unwrap();
+}
+
+/// Gives this thread, and those that it starts, their own mounts; `false` if that is impossible.
+fn unshare_mounts(test: &str) -> bool {
+    if !Uid::effective().is_root() {
+        support::skip(test, "only root can mount");
+        return false;
+    }
+    let private = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    };
+    if let Err(error) = private() {
+        support::skip_without_kernel_feature(test, &format!("no mount namespace: {error}"));
+        return false;
+    }
+    true
+}
+
+fn mount_tmpfs(path: &Path) {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+#[tokio::test]
+async fn names_of_a_directory_that_vanishes_are_held_and_return() {
+    type Step = fn(&Path);
+    const GONE: &str = "does not exist any more";
+    const OTHER: &str = "is now another directory";
+    let cases: [(&str, &str, Step, Step); 6] = [
+        (
+            "moved away",
+            GONE,
+            |top| fs::rename(top.join("up/r"), top.join("up/old")).unwrap(),
+            |top| fs::rename(top.join("up/old"), top.join("up/r")).unwrap(),
+        ),
+        (
+            "below a directory that is moved",
+            GONE,
+            |top| fs::rename(top.join("up"), top.join("old")).unwrap(),
+            |top| fs::rename(top.join("old"), top.join("up")).unwrap(),
+        ),
+        (
+            "exchanged for an empty directory",
+            OTHER,
+            |top| exchange(&top.join("up/r"), &top.join("empty")),
+            |top| exchange(&top.join("up/r"), &top.join("empty")),
+        ),
+        (
+            "exchanged for a file",
+            "is not a directory: remove it",
+            |top| exchange(&top.join("up/r"), &top.join("file")),
+            |top| exchange(&top.join("up/r"), &top.join("file")),
+        ),
+        (
+            "moved away and created again",
+            OTHER,
+            |top| {
+                fs::rename(top.join("up/r"), top.join("up/old")).unwrap();
+                fs::create_dir(top.join("up/r")).unwrap();
+            },
+            |top| {
+                fs::remove_dir(top.join("up/r")).unwrap();
+                fs::rename(top.join("up/old"), top.join("up/r")).unwrap();
+            },
+        ),
+        (
+            "moved away and deleted there",
+            GONE,
+            |top| {
+                fs::rename(top.join("up/r"), top.join("up/old")).unwrap();
+                fs::remove_dir_all(top.join("up/old")).unwrap();
+            },
+            |top| make_directory(&top.join("up/r"), &["a", "b"]),
+        ),
+    ];
+    for (case, reason, vanish, come_back) in cases {
+        let top = TempDir::new().unwrap();
+        let path = top.path().join("up/r");
+        make_directory(&path, &["a", "b"]);
+        fs::create_dir(top.path().join("empty")).unwrap();
+        fs::write(top.path().join("file"), "a file").unwrap();
+        let mut served = Served::start(&path, FREQUENT_SCANS).await;
+        for _ in 0..2 {
+            vanish(top.path());
+            served.wait_until(case, |served| served.held() == 2).await;
+            assert_eq!(served.names(), ["a", "b"], "{case}");
+            let error = served.state.report().error.unwrap_or_default();
+            assert!(error.contains(reason), "{case}: {error}");
+            come_back(top.path());
+            served.wait_until(case, |served| served.held() == 0).await;
+            served.wait_until(case, |served| !served.is_disconnected()).await;
+            served.end_holds();
+            assert_eq!(served.names(), ["a", "b"], "{case}");
+        }
+        vanish(top.path());
+        served.wait_until(case, |served| served.held() == 2).await;
+        served.end_holds();
+        assert!(served.names().is_empty(), "{case}: after the removal grace");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_another_is_served_at_once() {
+    let top = TempDir::new().unwrap();
+    let [path, one, two] = ["r", "one", "two"].map(|name| top.path().join(name));
+    make_directory(&one, &["a", "b"]);
+    make_directory(&two, &["b", "c"]);
+    // A release is switched to by replacing a link.
+    symlink(&one, &path).unwrap();
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    served.wait_for(&["a", "b"]).await;
+    let link = top.path().join("link");
+    symlink(&two, &link).unwrap();
+    fs::rename(&link, &path).unwrap();
+    served.wait_for(&["a", "b", "c"]).await;
+    assert_eq!(served.held(), 1);
+    served.write("d");
+    served.wait_for(&["a", "b", "c", "d"]).await;
+    fs::remove_file(file_of(&two, "b")).unwrap();
+    served.wait_for(&["a", "c", "d"]).await;
+    served.end_holds();
+    assert_eq!(served.names(), ["c", "d"]);
+}
+
+#[tokio::test]
+async fn names_of_an_unreadable_directory_are_kept() {
+    let _user = UnprivilegedFiles::enable();
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("up/r");
+    make_directory(&path, &["a", "b"]);
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    for directory in [&path, path.parent().unwrap()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o000)).unwrap();
+        let error = served.wait_for_trouble().await;
+        assert!(error.contains("Permission denied"), "{error}");
+        served.end_holds();
+        assert_eq!((served.names(), served.held()), (vec!["a".into(), "b".into()], 0));
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
+        served.wait_until("the return", |served| !served.is_disconnected()).await;
+        assert_eq!(served.names(), ["a", "b"]);
+    }
+}
+
+#[tokio::test]
+async fn files_that_are_unlinked_are_gone_at_once() {
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    for timings in [WITHOUT_SCANS, FREQUENT_SCANS] {
+        let names = ["a", "b", "c", "d"];
+        make_directory(&path, &names);
+        let mut served = Served::start(&path, timings).await;
+        served.wait_for(&names).await;
+        fs::remove_file(file_of(&path, "a")).unwrap();
+        served.wait_for(&["b", "c", "d"]).await;
+        for name in ["b", "c", "d"] {
+            fs::remove_file(file_of(&path, name)).unwrap();
+        }
+        served.wait_for(&[]).await;
+
+        make_directory(&path, &names);
+        served.wait_for(&names).await;
+        fs::remove_dir_all(&path).unwrap();
+        served.wait_for(&[]).await;
+        // Deleted and created again before the follower looks: perhaps with the same inode.
+        make_directory(&path, &["a", "b"]);
+        served.wait_until("the new directory", |served| served.names() == ["a", "b"]).await;
+        fs::remove_dir_all(&path).unwrap();
+        make_directory(&path, &["c"]);
+        served.wait_for(&["c"]).await;
+        served.write("d");
+        served.wait_for(&["c", "d"]).await;
+        // One that was unlinked before its directory vanished.
+        fs::remove_file(file_of(&path, "c")).unwrap();
+        fs::rename(&path, top.path().join("old")).unwrap();
+        served.wait_until("the vanished directory", |served| served.held() == 1).await;
+        assert_eq!(served.names(), ["d"]);
+        fs::remove_dir_all(top.path().join("old")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_can_be_unmounted_and_mounted_again() {
+    if !unshare_mounts("a_file_system_can_be_unmounted_and_mounted_again") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    for timings in [WITHOUT_SCANS, FREQUENT_SCANS] {
+        fs::create_dir_all(&path).unwrap();
+        mount_tmpfs(&path);
+        make_directory(&path, &["a", "b"]);
+        let mut served = Served::start(&path, timings).await;
+        // Within one poll interval, so that device and inode of the new root may be the same.
+        let unmount = || {
+            support::eventually("the end of a step", support::SOON, || {
+                umount2(&path, MntFlags::empty()).ok()
+            });
+        };
+        unmount();
+        mount_tmpfs(&path);
+        make_directory(&path, &["c"]);
+        served.wait_for(&["a", "b", "c"]).await;
+        assert_eq!(served.held(), 2);
+        served.write("d");
+        served.wait_for(&["a", "b", "c", "d"]).await;
+        served.end_holds();
+        assert_eq!(served.names(), ["c", "d"]);
+
+        // Without the mount, there is an empty directory.
+        unmount();
+        served.wait_until("the held names", |served| served.held() == 2).await;
+        assert_eq!(served.names(), ["c", "d"]);
+        let error = served.state.report().error.unwrap();
+        assert!(error.contains("unmounted") && error.contains("served for 12 s"), "{error}");
+        assert!(served.state.report().connected);
+    }
+}
+
+#[tokio::test]
+async fn a_mount_over_the_directory_is_another_directory() {
+    if !unshare_mounts("a_mount_over_the_directory_is_another_directory") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    make_directory(&path, &["a", "b"]);
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    mount_tmpfs(&path);
+    served.wait_until("the held names", |served| served.held() == 2).await;
+    served.write("b");
+    served.wait_until("the name that is back", |served| served.held() == 1).await;
+    umount2(&path, MntFlags::MNT_DETACH).unwrap();
+    served.wait_until("all names", |served| served.held() == 0).await;
+    served.end_holds();
+    assert_eq!(served.names(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_deleted_directory_that_is_still_mounted_is_reported() {
+    if !unshare_mounts("a_deleted_directory_that_is_still_mounted_is_reported") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let [path, real] = ["r", "real"].map(|name| top.path().join(name));
+    fs::create_dir(&path).unwrap();
+    make_directory(&real, &["a"]);
+    mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    for n in 0..2 {
+        let mut served = Served::start(&path, FREQUENT_SCANS).await;
+        served.wait_for(&["a"]).await;
+        fs::remove_dir_all(&real).unwrap();
+        let error = served.wait_for_trouble().await;
+        assert!(error.contains("restart the container"), "{error}");
+        assert!(served.names().is_empty(), "unlinked: {:?}", served.names());
+        make_directory(&real, &["a"]);
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        served.wait_for(&["a"]).await;
+        assert_eq!((served.state.report().error, n < 2), (None, true));
+    }
 }

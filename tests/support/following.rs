@@ -160,7 +160,8 @@ impl Following {
     pub fn start_with(settings: Settings, first: ListKind) -> Self {
         let (sender, mut updates) = mpsc::channel(8);
         let (commands, commands_receiver) = mpsc::channel(8);
-        let state = RegistryState::new("test".parse().unwrap(), "etcd://test".to_owned());
+        let state =
+            RegistryState::new("test".parse().unwrap(), "etcd://test".to_owned(), Duration::ZERO);
         let state = Arc::new(state);
         let received = Arc::new(Mutex::new(Received::default()));
         let stop = CancellationToken::new();

@@ -1080,3 +1080,63 @@ async fn a_deleted_directory_that_is_still_mounted_is_reported() {
         assert_eq!((served.state.report().error, n < 2), (None, true));
     }
 }
+
+#[test]
+fn a_vanished_directory_is_reported_in_words() {
+    let top = TempDir::new().unwrap();
+    let [path, old] = ["r", "old"].map(|name| top.path().join(name));
+    make_directory(&path, &["a", "b"]);
+    let url = format!("file://{}", path.display());
+    let server = support::svcdns::Svcdns::serve(&["--registry", &url, "--removal-grace", "60s"]);
+    server.wait_for("a.svc", &["10.0.0.1"]);
+    let output =
+        |arguments: &[&str]| String::from_utf8_lossy(&server.run(arguments).stdout).into_owned();
+    let socket = server.state_dir().join("svcdns.sock");
+    let ready = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--unix-socket"]).arg(&socket).arg("http://localhost/readyz");
+        String::from_utf8_lossy(&curl.output().unwrap().stdout).into_owned()
+    };
+    assert_eq!(ready(), "ready\n");
+
+    fs::rename(&path, &old).unwrap();
+    let note = format!(
+        "{} does not exist any more: it, or a directory above it, was moved away or unmounted; \
+         its registrations (2) are served for 60 s (removal-grace): put it back, or let the \
+         programs register again",
+        path.display()
+    );
+    support::eventually("the note in the status", support::SOON, || {
+        output(&["status"]).contains(&note).then_some(())
+    });
+    let status = output(&["status"]);
+    assert!(status.contains("disconnected, synced"), "{status}");
+    assert!(status.contains("2 removals held"), "{status}");
+    assert_eq!(ready(), format!("ready\nfile: {note}\n"));
+    let found = output(&["doctor"]);
+    assert!(
+        found.contains("is unreachable") && found.contains("does not exist any more"),
+        "{found}"
+    );
+    server.wait_for("a.svc", &["10.0.0.1"]);
+
+    // Back, and another directory in its place.
+    fs::rename(&old, &path).unwrap();
+    support::eventually("the end of the holds", support::SOON, || {
+        (!output(&["status"]).contains("held")).then_some(())
+    });
+    make_directory(&old, &["b", "c"]);
+    exchange(&path, &old);
+    server.wait_for("c.svc", &["10.0.0.1"]);
+    server.wait_for("a.svc", &["10.0.0.1"]);
+    let status = output(&["status"]);
+    assert!(status.contains("connected, synced") && status.contains("1 removal held"), "{status}");
+    let found = output(&["doctor"]);
+    assert!(found.contains("was read, but"), "{found}");
+
+    let log = server.log();
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("WARN"), 2, "{log}");
+    assert_eq!(lines(&format!("WARN svcdns::registry::file::follower: {note}")), 1, "{log}");
+    server.stop();
+}

@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::mem;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
@@ -62,6 +63,7 @@ pub(super) struct DirectoryFollower {
 
 /// A directory that vanished with its files.
 struct VanishedDirectory {
+    identity: DirectoryIdentity,
     /// What happened, as far as it can be seen.
     event: String,
     /// Registered files that were in it.
@@ -170,7 +172,7 @@ impl DirectoryFollower {
             // Another directory may have the number of one that was deleted or unmounted.
             let same = matches!(end, None | Some(WatchEnd::Moved)) && here == Some(followed);
             if !same {
-                self.leave(&found, end, changes, now.monotonic);
+                self.leave(followed, &found, end, changes, now.monotonic);
             }
         }
         if self.vanished.as_ref().is_some_and(|vanished| now.monotonic >= vanished.held_until) {
@@ -195,6 +197,7 @@ impl DirectoryFollower {
     /// Leaves the followed directory, because the path does not name it any more.
     fn leave(
         &mut self,
+        identity: DirectoryIdentity,
         found: &Result<Option<RegistryDirectory>, RegistryDirectoryError>,
         end: Option<WatchEnd>,
         changes: &mut Vec<Change>,
@@ -221,10 +224,7 @@ impl DirectoryFollower {
         }
         let path = self.settings.directory.display();
         let event = match found {
-            Ok(Some(_)) => format!(
-                "{path} is now another directory: the one before was moved away, unmounted or \
-                 covered by a mount"
-            ),
+            Ok(Some(_)) => another_directory(&self.settings.directory),
             Ok(None) => format!(
                 "{path} does not exist any more: it, or a directory above it, was moved away or \
                  unmounted"
@@ -233,7 +233,8 @@ impl DirectoryFollower {
         };
         let registry = self.feed.state();
         let held_until = now + registry.removal_grace;
-        let vanished = self.vanished.insert(VanishedDirectory { event, files, held_until });
+        let vanished =
+            self.vanished.insert(VanishedDirectory { identity, event, files, held_until });
         warn!(%registry, url = %registry.url, files, "{}", vanished.note(registry.removal_grace));
     }
 
@@ -255,8 +256,11 @@ impl DirectoryFollower {
                 self.next_scan = Some(now);
             }
         }
-        if self.vanished.as_ref().is_some_and(|vanished| now >= vanished.held_until) {
-            self.vanished = None;
+        if let Some(vanished) = &mut self.vanished {
+            vanished.event = another_directory(&self.settings.directory);
+            if vanished.identity == directory.identity() || now >= vanished.held_until {
+                self.vanished = None;
+            }
         }
         let registry = self.feed.state();
         let note = self.vanished.as_ref().map(|vanished| vanished.note(registry.removal_grace));
@@ -464,6 +468,15 @@ impl DirectoryFollower {
     }
 }
 
+/// Says that there is a directory in the place of the one that vanished.
+fn another_directory(path: &Path) -> String {
+    format!(
+        "{} is now another directory: the one before was moved away, unmounted or covered by a \
+         mount",
+        path.display()
+    )
+}
+
 impl VanishedDirectory {
     /// Says what happened, what became of the registrations, and what to do.
     fn note(&self, grace: Duration) -> String {
@@ -491,6 +504,78 @@ mod tests {
     use crate::registry::RegistryState;
     use crate::service::RegistryId;
 
+    /// Makes a follower of a directory, with these timings.
+    fn follow(directory: &Path, timings: FileTimings) -> DirectoryFollower {
+        let settings =
+            Settings { directory: directory.into(), named: true, heads: Vec::new(), timings };
+        let (sender, _updates) = mpsc::channel(1);
+        let name = "file".parse().unwrap();
+        let state = RegistryState::new(name, "file".to_owned(), Duration::ZERO);
+        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(state));
+        DirectoryFollower::new(settings, ListKind::Routine, feed)
+    }
+
+    #[test]
+    fn an_overflow_of_the_inotify_queue_leads_to_a_scan() {
+        let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        let top = tempfile::tempdir().unwrap();
+        let directory = top.path().join("r");
+        let name = |port| format!("service#default#default#a#latest#10.0.0.1-{port}");
+        let path = |port: usize| directory.join(name(port));
+        fs::create_dir(&directory).unwrap();
+        fs::write(path(1), "{}").unwrap();
+        // Neither polls nor scans.
+        let hour = Duration::from_secs(3600);
+        let timings = FileTimings {
+            expire_after: hour,
+            poll_interval: hour,
+            scan_interval: hour,
+            ..FileTimings::default()
+        };
+        let mut follower = follow(&directory, timings);
+        let mut step = || {
+            let mut texts = Vec::new();
+            loop {
+                let StepOutcome { changes, pause } = follower.step(ClockReading::now());
+                texts.extend(changes.into_iter().filter_map(|change| match change {
+                    Change::Put(put) => Some(format!("+{}", put.key)),
+                    Change::Delete { key, .. } => Some(format!("-{key}")),
+                    _ => None,
+                }));
+                if !pause.is_zero() {
+                    texts.sort();
+                    return texts;
+                }
+            }
+        };
+        let overflow = || {
+            let names = [directory.join(".a"), directory.join(".b")];
+            fs::write(&names[0], "").unwrap();
+            // Two events for each rename.
+            for n in 0..=limit / 2 {
+                fs::rename(&names[n % 2], &names[(n + 1) % 2]).unwrap();
+            }
+            fs::remove_file(&names[(limit / 2 + 1) % 2]).unwrap();
+        };
+        assert_eq!(step(), [format!("+{}", name(1))]);
+        overflow();
+        fs::write(path(2), "{}").unwrap();
+        fs::remove_file(path(1)).unwrap();
+        assert_eq!(step(), [format!("+{}", name(2)), format!("-{}", name(1))]);
+        fs::write(path(3), "{}").unwrap();
+        assert_eq!(step(), [format!("+{}", name(3))], "events arrive again");
+
+        // The event of the directory's end is lost, too.
+        overflow();
+        fs::rename(&directory, top.path().join("old")).unwrap();
+        fs::create_dir(&directory).unwrap();
+        fs::write(path(4), "{}").unwrap();
+        assert_eq!(step(), [format!("+{}", name(4))], "a list, whose removals are held");
+        fs::write(path(5), "{}").unwrap();
+        assert_eq!(step(), [format!("+{}", name(5))], "events of the new directory");
+    }
+
     #[test]
     fn a_slow_scan_without_inotify_completes() {
         let directory = tempfile::tempdir().unwrap();
@@ -502,16 +587,7 @@ mod tests {
         // No file expires, however long a busy machine takes to write the others.
         let timings =
             FileTimings { expire_after: Duration::from_secs(3600), ..FileTimings::default() };
-        let settings = Settings {
-            directory: directory.path().into(),
-            named: true,
-            heads: Vec::new(),
-            timings,
-        };
-        let (sender, _updates) = mpsc::channel(1);
-        let state = RegistryState::new("file".parse().unwrap(), "file".to_owned(), Duration::ZERO);
-        let feed = Feed::new(RegistryId::FIRST, sender, Arc::new(state));
-        let mut follower = DirectoryFollower::new(settings, ListKind::Routine, feed);
+        let mut follower = follow(directory.path(), timings);
         let mut now = ClockReading::now();
         let mut changes = Vec::new();
         // Each step takes a whole poll interval.

@@ -325,6 +325,19 @@ impl Registering {
         }
     }
 
+    /// Waits until the last event is [`RegisterEvent::Recovered`].
+    pub async fn wait_for_recovery(&self) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let events = self.events.lock().unwrap().clone();
+            if events.last() == Some(&RegisterEvent::Recovered) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not recovered: {events:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Returns the number of [`RegisterEvent::Registered`] so far.
     pub fn registrations(&self) -> usize {
         let events = self.events.lock().unwrap();

@@ -78,7 +78,8 @@ struct Following {
     lists: usize,
     connected: Vec<bool>,
     puts: usize,
-    _stop_on_drop: DropGuard,
+    #[allow(dead_code, reason = "ends the follower")]
+    stop_on_drop: DropGuard,
 }
 
 /// Returns the changes of a registry's update.
@@ -110,7 +111,7 @@ impl Following {
             lists: 0,
             connected: Vec::new(),
             puts: 0,
-            _stop_on_drop: stop.drop_guard(),
+            stop_on_drop: stop.drop_guard(),
         }
     }
 
@@ -741,18 +742,19 @@ struct Served {
     updates: mpsc::Receiver<Update>,
     state: Arc<RegistryState>,
     catalog: Catalog,
-    _stop_on_drop: DropGuard,
+    #[allow(dead_code, reason = "ends the follower")]
+    stop_on_drop: DropGuard,
 }
 
 impl Served {
     /// Follows a directory and waits until it was read.
     async fn start(directory: &Path, timings: FileTimings) -> Self {
         let following = Following::start(directory, true, timings);
-        let Following { updates, state, _stop_on_drop, .. } = following;
+        let Following { updates, state, stop_on_drop, .. } = following;
         let zones = Zones::new(&["svc".to_owned()]).unwrap();
         let catalog = Catalog::new(catalog::Settings::new(zones, 1));
         let directory = directory.to_owned();
-        let mut served = Self { directory, updates, state, catalog, _stop_on_drop };
+        let mut served = Self { directory, updates, state, catalog, stop_on_drop };
         served.wait_until("the first list", |served| served.state.report().synced).await;
         served
     }

@@ -225,7 +225,7 @@ fn a_refused_login_names_the_settings_that_are_in_force() {
             "check etcd.username and the environment variable SVCDNS_REGISTRY_ETCD_PASSWORD",
         ),
     ] {
-        let (_directory, file) = write_config(&[config.clone()]);
+        let (_directory, file) = write_config(std::slice::from_ref(config));
         let listen = "127.0.0.1:0".parse().unwrap();
         let server = Svcdns::serve_with(listen, &["--config", &file], |command| {
             command.envs(variables.iter().copied());

@@ -716,6 +716,77 @@ async fn failed_writes_are_retried() {
     task.await.unwrap().unwrap();
 }
 
+/// A file system in a file, mounted at a directory, and thawed at the end.
+struct Freezable(PathBuf);
+
+impl Freezable {
+    /// Mounts an ext4 at the directory; `None` if that is impossible here.
+    fn mount(test: &str, image: &Path, directory: &Path) -> Option<Self> {
+        if !unshare_mounts(test) {
+            return None;
+        }
+        if !support::on_path("mkfs.ext4") || !support::on_path("fsfreeze") {
+            support::skip(test, "no mkfs.ext4 or fsfreeze on PATH");
+            return None;
+        }
+        fs::File::create(image).unwrap().set_len(8 << 20).unwrap();
+        assert!(Command::new("mkfs.ext4").arg("-q").arg(image).status().unwrap().success());
+        let mount = Command::new("mount").args(["-o", "loop"]).args([image, directory]).output();
+        let output = mount.unwrap();
+        if !output.status.success() {
+            let problem = String::from_utf8_lossy(&output.stderr).into_owned();
+            support::skip_without_kernel_feature(test, problem.trim());
+            return None;
+        }
+        Some(Self(directory.into()))
+    }
+
+    fn set_frozen(&self, frozen: bool) {
+        let flag = if frozen { "--freeze" } else { "--unfreeze" };
+        let _ = Command::new("fsfreeze").arg(flag).arg(&self.0).output();
+    }
+}
+
+impl Drop for Freezable {
+    fn drop(&mut self) {
+        self.set_frozen(false);
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_that_hangs_delays_nothing_but_its_registration() {
+    let test = "a_file_system_that_hangs_delays_nothing_but_its_registration";
+    let top = TempDir::new().unwrap();
+    let [image, directory] = ["image", "r"].map(|name| top.path().join(name));
+    fs::create_dir(&directory).unwrap();
+    let Some(file_system) = Freezable::mount(test, &image, &directory) else { return };
+    let stop = CancellationToken::new();
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let ended = register(directory.clone(), "a", REFRESH_INTERVAL, stop.clone(), move |event| {
+        let _ = sender.send(event);
+    });
+    let frozen = Arc::new(file_system);
+    let task = tokio::spawn(ended);
+    assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
+    frozen.set_frozen(true);
+    // Unfreezes a frozen test, too.
+    let thaw = std::thread::spawn({
+        let frozen = Arc::clone(&frozen);
+        move || {
+            std::thread::sleep(Duration::from_secs(5));
+            frozen.set_frozen(false);
+        }
+    });
+    // The only thread of this runtime is free, although the write hangs.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!thaw.is_finished(), "the runtime was blocked");
+    stop.cancel();
+    tokio::time::timeout(TEST_TIMEOUT, task).await.unwrap().unwrap().unwrap();
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "only lost+found");
+    thaw.join().unwrap();
+    umount2(&directory, MntFlags::MNT_DETACH).unwrap();
+}
+
 #[tokio::test]
 async fn a_file_that_another_program_writes_is_left_in_place() {
     let directory = TempDir::new().unwrap();

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 # protobuf's own.
 build="cc:gcc /usr/include/stdio.h:libc6-dev protoc:protobuf-compiler
       google/protobuf/descriptor.proto:libprotobuf-dev"
-test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2 mkfs.ext4:e2fsprogs
+test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iproute2
       unshare:util-linux mount:mount valgrind:valgrind getent:libc-bin python3:python3
       openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools dnsmasq:dnsmasq-base
       unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux

@@ -17,10 +17,11 @@ build: ## install what the build needs, and build in release mode
 	@tests/setup.sh build
 	cargo build --release --locked
 
-check: ## check the format, and lint with warnings denied
+check: ## check the format, and lint code and its documentation with warnings denied
 	@tests/setup.sh build
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
 test: check ## install what the tests need, check, run all tests
 	@tests/setup.sh test

@@ -230,40 +230,69 @@ fn resolve_and_explain_report_the_response() {
 
 #[test]
 fn commands_log_and_metrics_name_each_registry() {
-    let files = [
+    let files = two_registries();
+    let [url, url2] = files.each_ref().map(Files::url);
+    let flags = ["--registry", &url, "--registry", &url2, "--admin-listen", "127.0.0.1:0"];
+    expect_registry_names(&Svcdns::serve(&flags), [("file", &url), ("file2", &url2)]);
+}
+
+#[test]
+fn commands_log_and_metrics_name_each_registry_by_its_section() {
+    let files = two_registries();
+    let [url, url2] = files.each_ref().map(Files::url);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("svcdns.toml");
+    let sections = format!(
+        "[registry.main]\nurl = '{url}'\n[registry.zweite]\nurl = '{url2}'\n\
+         removal-grace = '20s'\n"
+    );
+    fs::write(&config, sections).unwrap();
+    let flags = ["--config", config.to_str().unwrap(), "--admin-listen", "127.0.0.1:0"];
+    expect_registry_names(&Svcdns::serve(&flags), [("main", &url), ("zweite", &url2)]);
+}
+
+/// Makes two registries with one service in both, and something invalid in each.
+fn two_registries() -> [Files; 2] {
+    [
         Files::new(&[(HELLO, "{}"), ("default/default/bad/latest/10.0.0.3:0", "{}")]),
         Files::new(&[
             ("default/default/hello.svc/latest/10.0.0.2:80", r#"{"protocol":"http"}"#),
             ("a/b/_bad/c/10.0.0.3:80", "{}"),
         ]),
-    ];
-    let [url, url2] = [files[0].url(), files[1].url()];
-    let flags = ["--registry", &url, "--registry", &url2, "--admin-listen", "127.0.0.1:0"];
-    let server = Svcdns::serve(&flags);
+    ]
+}
+
+/// Checks the names, each with its URL, wherever a server of [`two_registries`] shows them.
+fn expect_registry_names(server: &Svcdns, [(one, url), (two, url2)]: [(&str, &str); 2]) {
     server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
     let has = |text: &str, wanted: &str| {
         assert!(text.lines().any(|line| line == wanted), "{wanted} in\n{text}");
     };
 
     let status = stdout(&server.run(&["status"]));
-    has(&status, &format!("file  {url}"));
-    has(&status, &format!("file2  {url2}"));
+    has(&status, &format!("{one}  {url}"));
+    has(&status, &format!("{two}  {url2}"));
     let listed = stdout(&server.run(&["ls", "hello"]));
     assert!(
-        listed.lines().any(|line| line.contains("10.0.0.1:80") && line.ends_with("  in file")),
+        listed
+            .lines()
+            .any(|line| line.contains("10.0.0.1:80") && line.ends_with(&format!("  in {one}"))),
         "{listed}"
     );
-    let second =
-        |line: &str| line.contains("10.0.0.2:80") && line.ends_with("  in file2; protocol=http");
+    let second = |line: &str| {
+        line.contains("10.0.0.2:80") && line.ends_with(&format!("  in {two}; protocol=http"))
+    };
     assert!(listed.lines().any(second), "{listed}");
     let rejected = stdout(&server.run(&["ls", "--rejected"]));
-    has(&rejected, "  10.0.0.3-0: the port is not a number from 1 to 65535 [in file]");
+    has(&rejected, &format!("  10.0.0.3-0: the port is not a number from 1 to 65535 [in {one}]"));
     assert!(
-        rejected.lines().any(|line| line.starts_with("  _bad: ") && line.ends_with(" [in file2]")),
+        rejected
+            .lines()
+            .any(|line| line.starts_with("  _bad: ") && line.ends_with(&format!(" [in {two}]"))),
         "{rejected}"
     );
     let explained = stdout(&server.run(&["explain", "hello"]));
-    for (endpoint, name) in [("10.0.0.1", "file"), ("10.0.0.2", "file2")] {
+    for (endpoint, name) in [("10.0.0.1", one), ("10.0.0.2", two)] {
         let key = |line: &str| {
             line.contains(endpoint) && line.ends_with(&format!(", revision 0, in {name}"))
         };
@@ -278,7 +307,7 @@ fn commands_log_and_metrics_name_each_registry() {
     let named: Vec<_> = registries
         .map(|registry| (registry["name"].as_str().unwrap(), registry["url"].as_str().unwrap()))
         .collect();
-    assert_eq!(named, [("file", &*url), ("file2", &*url2)]);
+    assert_eq!(named, [(one, url), (two, url2)]);
     let pairs = |list: &Value| -> Vec<_> {
         let list = list.as_array().unwrap().iter();
         let mut pairs: Vec<_> = list
@@ -287,7 +316,7 @@ fn commands_log_and_metrics_name_each_registry() {
         pairs.sort();
         pairs
     };
-    let both = [(0, r#""file""#.to_owned()), (1, r#""file2""#.to_owned())];
+    let both = [(0, format!("{one:?}")), (1, format!("{two:?}"))];
     let hello = json(&["ls", "hello"]);
     for list in [
         &hello[0]["instances"],
@@ -308,7 +337,7 @@ fn commands_log_and_metrics_name_each_registry() {
         .filter_map(|line| line.strip_prefix("svcdns_registry_")?.split('{').next())
         .collect();
     assert_eq!(documented, shown, "left: docs/operations.md, right: /metrics");
-    for (name, url, keys) in [("file", &url, 2), ("file2", &url2, 1)] {
+    for (name, url, keys) in [(one, url, 2), (two, url2, 1)] {
         has(
             &page,
             &format!(r#"svcdns_registry_info{{registry="{name}",kind="file",url="{url}"}} 1.0"#),
@@ -322,7 +351,6 @@ fn commands_log_and_metrics_name_each_registry() {
             eventually(&line, SOON, || server.log().contains(&line).then_some(()));
         }
     }
-    server.stop();
 }
 
 #[test]

@@ -144,6 +144,48 @@ async fn certificates_are_read_at_every_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registrations_survive_rotated_certificates() {
+    let mut etcd = Etcd::builder().tls().start();
+    let files = etcd.certificates();
+    let mut settings = settings(&etcd);
+    settings.tls = Some(Tls {
+        ca_file: Some(files.ca()),
+        cert_file: Some(files.client()),
+        key_file: Some(files.client_key()),
+        server_name: Some("etcd.test".to_owned()),
+    });
+    let mut mine = Registering::start(settings, "mine", 1, Duration::from_secs(30));
+    mine.wait_for_registrations(1).await;
+    let lease = etcd.lease(&key("mine", 1));
+
+    // All certificates at once, by another authority, while etcd is down.
+    etcd.kill();
+    etcd.certificates().replace();
+    etcd.start_all();
+    mine.wait_for_recovery().await;
+    assert_eq!(etcd.lease(&key("mine", 1)), lease, "the same registration");
+    etcd.delete(&key("mine", 1));
+    mine.wait_for_registrations(2).await;
+
+    // File by file: the registration lasts until all files match.
+    etcd.kill();
+    let file = etcd.certificates().client_key();
+    let before = fs::read(&file).unwrap();
+    etcd.certificates().replace();
+    let renewed = fs::read(&file).unwrap();
+    fs::write(&file, before).unwrap();
+    etcd.start_all();
+    mine.wait_for_failure("KeyMismatch").await;
+    fs::write(&file, renewed).unwrap();
+    mine.wait_for_recovery().await;
+    assert_eq!(etcd.lease(&key("mine", 1)), lease);
+
+    // The removal at the end connects with the current certificate, too.
+    mine.stop().await.unwrap();
+    assert_eq!(etcd.value(&key("mine", 1)), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changing_the_password_in_etcd_first_causes_no_interruption() {
     let mut etcd = Etcd::start();
     etcd.put(&key("before", 1), "{}");

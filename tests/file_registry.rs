@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, setfsuid};
 use svcdns::catalog::{self, Catalog};
 use svcdns::name::Zones;
@@ -40,6 +42,9 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval of refreshes, short so that tests need not wait.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Removal grace of the registries.
+const GRACE: Duration = Duration::from_secs(12);
+
 /// Timings by which only inotify can report changes.
 ///
 /// No file expires or is rejected early because the machine is busy.
@@ -59,6 +64,10 @@ const FREQUENT_SCANS: FileTimings = FileTimings {
     ..EVENTS_ONLY
 };
 
+/// Timings by which only inotify reports changes of files, and polls those of the directory.
+const WITHOUT_SCANS: FileTimings =
+    FileTimings { poll_interval: Duration::from_millis(20), ..EVENTS_ONLY };
+
 /// A registry that is followed, and the changes it has sent.
 struct Following {
     updates: mpsc::Receiver<Update>,
@@ -69,7 +78,8 @@ struct Following {
     lists: usize,
     connected: Vec<bool>,
     puts: usize,
-    _stop_on_drop: DropGuard,
+    #[allow(dead_code, reason = "ends the follower")]
+    stop_on_drop: DropGuard,
 }
 
 /// Returns the changes of a registry's update.
@@ -82,7 +92,7 @@ impl Following {
     fn start(directory: &Path, named: bool, timings: FileTimings) -> Self {
         let (sender, updates) = mpsc::channel(16);
         let url = format!("file://{}", directory.display());
-        let state = Arc::new(RegistryState::new("file".parse().unwrap(), url));
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), url, GRACE));
         let heads = vec!["service".into(), "services".into()];
         let settings = Settings { directory: directory.into(), named, heads, timings };
         let stop = CancellationToken::new();
@@ -101,7 +111,7 @@ impl Following {
             lists: 0,
             connected: Vec::new(),
             puts: 0,
-            _stop_on_drop: stop.drop_guard(),
+            stop_on_drop: stop.drop_guard(),
         }
     }
 
@@ -266,7 +276,7 @@ async fn files_expire_unless_refreshed_and_are_never_deleted() {
 }
 
 #[tokio::test]
-async fn the_directory_may_be_created_late_replaced_and_removed() {
+async fn the_directory_may_be_created_late_and_removed() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     let mut following = Following::start(&path, false, FREQUENT_SCANS);
@@ -280,17 +290,6 @@ async fn the_directory_may_be_created_late_replaced_and_removed() {
     fs::write(path.join(A), CONTENT).unwrap();
     following.wait_until("the new directory", |following| following.names() == [A]).await;
     assert_eq!(following.state.report().error, None);
-
-    let elsewhere = parent.path().join("elsewhere");
-    fs::create_dir(&elsewhere).unwrap();
-    fs::write(elsewhere.join(B), CONTENT).unwrap();
-    fs::rename(&path, parent.path().join("old")).unwrap();
-    fs::rename(&elsewhere, &path).unwrap();
-    following.wait_until("the other directory", |following| following.names() == [B]).await;
-    fs::write(path.join(A), CONTENT).unwrap();
-    following
-        .wait_until("a file in the other directory", |following| following.keys.len() == 2)
-        .await;
 
     fs::remove_dir_all(&path).unwrap();
     following
@@ -408,21 +407,9 @@ async fn registrations_survive_an_unusable_path() {
     following.wait_until("the directory", |following| following.names() == [A]).await;
     assert_eq!((&*following.connected, following.state.report().error), (&[false, true][..], None));
 
-    // An exchange, because a path that is missing for a moment would be an empty registry.
-    let file = parent.path().join("file");
-    fs::write(&file, "a file").unwrap();
-    renameat2(AT_FDCWD, &file, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE).unwrap();
-    following
-        .wait_until("the file in its place", |following| following.connected.ends_with(&[false]))
-        .await;
-    assert_eq!(following.names(), [A]);
-    assert_eq!(following.state.report().disconnects, 1);
-
-    fs::remove_file(&path).unwrap();
-    fs::create_dir(&path).unwrap();
     fs::write(path.join(B), CONTENT).unwrap();
-    following.wait_until("the directory again", |following| following.names() == [B]).await;
-
+    fs::remove_file(path.join(A)).unwrap();
+    following.wait_until("the other file", |following| following.names() == [B]).await;
     for mode in [0o000, 0o300, 0o400] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         following
@@ -538,7 +525,7 @@ async fn the_first_list_has_the_requested_kind() {
         let (sender, mut updates) = mpsc::channel(16);
         let (_commands_sender, commands) = mpsc::channel(1);
         let settings = Settings { directory, named: true, heads: Vec::new(), timings: EVENTS_ONLY };
-        let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
+        let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into(), GRACE));
         let feed = Feed::new(RegistryId::FIRST, sender, state);
         let stop = CancellationToken::new();
         tokio::spawn(FileRegistry::new(settings).follow(
@@ -572,7 +559,7 @@ async fn following_ends_when_stopped() {
         heads: Vec::new(),
         timings: EVENTS_ONLY,
     };
-    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into()));
+    let state = Arc::new(RegistryState::new("file".parse().unwrap(), "file".into(), GRACE));
     let stop = CancellationToken::new();
     let feed = Feed::new(RegistryId::FIRST, sender, state);
     let registry = FileRegistry::new(settings);
@@ -729,6 +716,77 @@ async fn failed_writes_are_retried() {
     task.await.unwrap().unwrap();
 }
 
+/// A file system in a file, mounted at a directory, and thawed at the end.
+struct Freezable(PathBuf);
+
+impl Freezable {
+    /// Mounts an ext4 at the directory; `None` if that is impossible here.
+    fn mount(test: &str, image: &Path, directory: &Path) -> Option<Self> {
+        if !unshare_mounts(test) {
+            return None;
+        }
+        if !support::on_path("mkfs.ext4") || !support::on_path("fsfreeze") {
+            support::skip(test, "no mkfs.ext4 or fsfreeze on PATH");
+            return None;
+        }
+        fs::File::create(image).unwrap().set_len(8 << 20).unwrap();
+        assert!(Command::new("mkfs.ext4").arg("-q").arg(image).status().unwrap().success());
+        let mount = Command::new("mount").args(["-o", "loop"]).args([image, directory]).output();
+        let output = mount.unwrap();
+        if !output.status.success() {
+            let problem = String::from_utf8_lossy(&output.stderr).into_owned();
+            support::skip_without_kernel_feature(test, problem.trim());
+            return None;
+        }
+        Some(Self(directory.into()))
+    }
+
+    fn set_frozen(&self, frozen: bool) {
+        let flag = if frozen { "--freeze" } else { "--unfreeze" };
+        let _ = Command::new("fsfreeze").arg(flag).arg(&self.0).output();
+    }
+}
+
+impl Drop for Freezable {
+    fn drop(&mut self) {
+        self.set_frozen(false);
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_that_hangs_delays_nothing_but_its_registration() {
+    let test = "a_file_system_that_hangs_delays_nothing_but_its_registration";
+    let top = TempDir::new().unwrap();
+    let [image, directory] = ["image", "r"].map(|name| top.path().join(name));
+    fs::create_dir(&directory).unwrap();
+    let Some(file_system) = Freezable::mount(test, &image, &directory) else { return };
+    let stop = CancellationToken::new();
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let ended = register(directory.clone(), "a", REFRESH_INTERVAL, stop.clone(), move |event| {
+        let _ = sender.send(event);
+    });
+    let frozen = Arc::new(file_system);
+    let task = tokio::spawn(ended);
+    assert_eq!(events.recv().await, Some(RegisterEvent::Registered));
+    frozen.set_frozen(true);
+    // Unfreezes a frozen test, too.
+    let thaw = std::thread::spawn({
+        let frozen = Arc::clone(&frozen);
+        move || {
+            std::thread::sleep(Duration::from_secs(5));
+            frozen.set_frozen(false);
+        }
+    });
+    // The only thread of this runtime is free, although the write hangs.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!thaw.is_finished(), "the runtime was blocked");
+    stop.cancel();
+    tokio::time::timeout(TEST_TIMEOUT, task).await.unwrap().unwrap().unwrap();
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "only lost+found");
+    thaw.join().unwrap();
+    umount2(&directory, MntFlags::MNT_DETACH).unwrap();
+}
+
 #[tokio::test]
 async fn a_file_that_another_program_writes_is_left_in_place() {
     let directory = TempDir::new().unwrap();
@@ -747,4 +805,411 @@ async fn a_file_that_another_program_writes_is_left_in_place() {
     task.await.unwrap().unwrap();
     assert_eq!(events.recv().await, Some(RegisterEvent::Left));
     assert!(path.exists());
+}
+
+/// A registry whose changes go to a catalog.
+struct Served {
+    directory: PathBuf,
+    updates: mpsc::Receiver<Update>,
+    state: Arc<RegistryState>,
+    catalog: Catalog,
+    #[allow(dead_code, reason = "ends the follower")]
+    stop_on_drop: DropGuard,
+}
+
+impl Served {
+    /// Follows a directory and waits until it was read.
+    async fn start(directory: &Path, timings: FileTimings) -> Self {
+        let following = Following::start(directory, true, timings);
+        let Following { updates, state, stop_on_drop, .. } = following;
+        let zones = Zones::new(&["svc".to_owned()]).unwrap();
+        let catalog = Catalog::new(catalog::Settings::new(zones, 1));
+        let directory = directory.to_owned();
+        let mut served = Self { directory, updates, state, catalog, stop_on_drop };
+        served.wait_until("the first list", |served| served.state.report().synced).await;
+        served
+    }
+
+    async fn wait_until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !condition(self) {
+            let update = timeout_at(deadline, self.updates.recv()).await;
+            let now = std::time::Instant::now();
+            let update = update.unwrap_or_else(|_| {
+                panic!("waited for: {what}; {:?} {:?}", self.names(), self.state.report())
+            });
+            self.catalog.apply(update.unwrap(), now);
+            self.catalog.settle(now);
+        }
+    }
+
+    async fn wait_for(&mut self, names: &[&str]) {
+        self.wait_until(&format!("{names:?}"), |served| served.names() == names).await;
+    }
+
+    /// Waits until something is held or the registry cannot be reached; returns what it reports.
+    async fn wait_for_trouble(&mut self) -> String {
+        self.wait_until("trouble", |served| served.held() > 0 || served.is_disconnected()).await;
+        self.state.report().error.unwrap()
+    }
+
+    /// Returns the served names.
+    fn names(&self) -> Vec<String> {
+        let names = self.catalog.services().map(|service| service.base().to_owned());
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn held(&self) -> usize {
+        self.catalog.registry_status(std::time::Instant::now()).held_keys
+    }
+
+    fn is_disconnected(&self) -> bool {
+        !self.catalog.registry_status(std::time::Instant::now()).disconnected.is_empty()
+    }
+
+    /// Advances the catalog's clock past the end of every hold.
+    fn end_holds(&mut self) {
+        self.catalog.settle(std::time::Instant::now() + GRACE);
+    }
+
+    /// Writes the file of a service.
+    fn write(&self, name: &str) {
+        fs::write(file_of(&self.directory, name), CONTENT).unwrap();
+    }
+}
+
+fn file_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("service#default#default#{name}#latest#10.0.0.1-80"))
+}
+
+/// Makes a directory with the files of these services.
+fn make_directory(path: &Path, names: &[&str]) {
+    fs::create_dir_all(path).unwrap();
+    for name in names {
+        fs::write(file_of(path, name), CONTENT).unwrap();
+    }
+}
+
+fn exchange(a: &Path, b: &Path) {
+    renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).unwrap();
+}
+
+/// Gives this thread, and those that it starts, their own mounts; `false` if that is impossible.
+fn unshare_mounts(test: &str) -> bool {
+    if !Uid::effective().is_root() {
+        support::skip(test, "only root can mount");
+        return false;
+    }
+    let private = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    };
+    if let Err(error) = private() {
+        support::skip_without_kernel_feature(test, &format!("no mount namespace: {error}"));
+        return false;
+    }
+    true
+}
+
+fn mount_tmpfs(path: &Path) {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+#[tokio::test]
+async fn names_of_a_directory_that_vanishes_are_held_and_return() {
+    type Step = fn(&Path);
+    const GONE: &str = "does not exist any more";
+    const OTHER: &str = "is now another directory";
+    let cases: [(&str, &str, Step, Step); 6] = [
+        (
+            "moved away",
+            GONE,
+            |top| fs::rename(top.join("up/r"), top.join("up/old")).unwrap(),
+            |top| fs::rename(top.join("up/old"), top.join("up/r")).unwrap(),
+        ),
+        (
+            "below a directory that is moved",
+            GONE,
+            |top| fs::rename(top.join("up"), top.join("old")).unwrap(),
+            |top| fs::rename(top.join("old"), top.join("up")).unwrap(),
+        ),
+        (
+            "exchanged for an empty directory",
+            OTHER,
+            |top| exchange(&top.join("up/r"), &top.join("empty")),
+            |top| exchange(&top.join("up/r"), &top.join("empty")),
+        ),
+        (
+            "exchanged for a file",
+            "is not a directory: remove it",
+            |top| exchange(&top.join("up/r"), &top.join("file")),
+            |top| exchange(&top.join("up/r"), &top.join("file")),
+        ),
+        (
+            "moved away and created again",
+            OTHER,
+            |top| {
+                fs::rename(top.join("up/r"), top.join("up/old")).unwrap();
+                fs::create_dir(top.join("up/r")).unwrap();
+            },
+            |top| {
+                fs::remove_dir(top.join("up/r")).unwrap();
+                fs::rename(top.join("up/old"), top.join("up/r")).unwrap();
+            },
+        ),
+        (
+            "moved away and deleted there",
+            GONE,
+            |top| {
+                fs::rename(top.join("up/r"), top.join("up/old")).unwrap();
+                fs::remove_dir_all(top.join("up/old")).unwrap();
+            },
+            |top| make_directory(&top.join("up/r"), &["a", "b"]),
+        ),
+    ];
+    for (case, reason, vanish, come_back) in cases {
+        let top = TempDir::new().unwrap();
+        let path = top.path().join("up/r");
+        make_directory(&path, &["a", "b"]);
+        fs::create_dir(top.path().join("empty")).unwrap();
+        fs::write(top.path().join("file"), "a file").unwrap();
+        let mut served = Served::start(&path, FREQUENT_SCANS).await;
+        for _ in 0..2 {
+            vanish(top.path());
+            served.wait_until(case, |served| served.held() == 2).await;
+            assert_eq!(served.names(), ["a", "b"], "{case}");
+            let error = served.state.report().error.unwrap_or_default();
+            assert!(error.contains(reason), "{case}: {error}");
+            come_back(top.path());
+            served.wait_until(case, |served| served.held() == 0).await;
+            served.wait_until(case, |served| !served.is_disconnected()).await;
+            served.end_holds();
+            assert_eq!(served.names(), ["a", "b"], "{case}");
+        }
+        vanish(top.path());
+        served.wait_until(case, |served| served.held() == 2).await;
+        served.end_holds();
+        assert!(served.names().is_empty(), "{case}: after the removal grace");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_another_is_served_at_once() {
+    let top = TempDir::new().unwrap();
+    let [path, one, two] = ["r", "one", "two"].map(|name| top.path().join(name));
+    make_directory(&one, &["a", "b"]);
+    make_directory(&two, &["b", "c"]);
+    // A release is switched to by replacing a link.
+    symlink(&one, &path).unwrap();
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    served.wait_for(&["a", "b"]).await;
+    let link = top.path().join("link");
+    symlink(&two, &link).unwrap();
+    fs::rename(&link, &path).unwrap();
+    served.wait_for(&["a", "b", "c"]).await;
+    assert_eq!(served.held(), 1);
+    served.write("d");
+    served.wait_for(&["a", "b", "c", "d"]).await;
+    fs::remove_file(file_of(&two, "b")).unwrap();
+    served.wait_for(&["a", "c", "d"]).await;
+    served.end_holds();
+    assert_eq!(served.names(), ["c", "d"]);
+}
+
+#[tokio::test]
+async fn names_of_an_unreadable_directory_are_kept() {
+    let _user = UnprivilegedFiles::enable();
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("up/r");
+    make_directory(&path, &["a", "b"]);
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    for directory in [&path, path.parent().unwrap()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o000)).unwrap();
+        let error = served.wait_for_trouble().await;
+        assert!(error.contains("Permission denied"), "{error}");
+        served.end_holds();
+        assert_eq!((served.names(), served.held()), (vec!["a".into(), "b".into()], 0));
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
+        served.wait_until("the return", |served| !served.is_disconnected()).await;
+        assert_eq!(served.names(), ["a", "b"]);
+    }
+}
+
+#[tokio::test]
+async fn files_that_are_unlinked_are_gone_at_once() {
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    for timings in [WITHOUT_SCANS, FREQUENT_SCANS] {
+        let names = ["a", "b", "c", "d"];
+        make_directory(&path, &names);
+        let mut served = Served::start(&path, timings).await;
+        served.wait_for(&names).await;
+        fs::remove_file(file_of(&path, "a")).unwrap();
+        served.wait_for(&["b", "c", "d"]).await;
+        for name in ["b", "c", "d"] {
+            fs::remove_file(file_of(&path, name)).unwrap();
+        }
+        served.wait_for(&[]).await;
+
+        make_directory(&path, &names);
+        served.wait_for(&names).await;
+        fs::remove_dir_all(&path).unwrap();
+        served.wait_for(&[]).await;
+        // Deleted and created again before the follower looks: perhaps with the same inode.
+        make_directory(&path, &["a", "b"]);
+        served.wait_until("the new directory", |served| served.names() == ["a", "b"]).await;
+        fs::remove_dir_all(&path).unwrap();
+        make_directory(&path, &["c"]);
+        served.wait_for(&["c"]).await;
+        served.write("d");
+        served.wait_for(&["c", "d"]).await;
+        // One that was unlinked before its directory vanished.
+        fs::remove_file(file_of(&path, "c")).unwrap();
+        fs::rename(&path, top.path().join("old")).unwrap();
+        served.wait_until("the vanished directory", |served| served.held() == 1).await;
+        assert_eq!(served.names(), ["d"]);
+        fs::remove_dir_all(top.path().join("old")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_can_be_unmounted_and_mounted_again() {
+    if !unshare_mounts("a_file_system_can_be_unmounted_and_mounted_again") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    for timings in [WITHOUT_SCANS, FREQUENT_SCANS] {
+        fs::create_dir_all(&path).unwrap();
+        mount_tmpfs(&path);
+        make_directory(&path, &["a", "b"]);
+        let mut served = Served::start(&path, timings).await;
+        // Within one poll interval, so that device and inode of the new root may be the same.
+        let unmount = || {
+            support::eventually("the end of a step", support::SOON, || {
+                umount2(&path, MntFlags::empty()).ok()
+            });
+        };
+        unmount();
+        mount_tmpfs(&path);
+        make_directory(&path, &["c"]);
+        served.wait_for(&["a", "b", "c"]).await;
+        assert_eq!(served.held(), 2);
+        served.write("d");
+        served.wait_for(&["a", "b", "c", "d"]).await;
+        served.end_holds();
+        assert_eq!(served.names(), ["c", "d"]);
+
+        // Without the mount, there is an empty directory.
+        unmount();
+        served.wait_until("the held names", |served| served.held() == 2).await;
+        assert_eq!(served.names(), ["c", "d"]);
+        let error = served.state.report().error.unwrap();
+        assert!(error.contains("unmounted") && error.contains("served for 12 s"), "{error}");
+        assert!(served.state.report().connected);
+    }
+}
+
+#[tokio::test]
+async fn a_mount_over_the_directory_is_another_directory() {
+    if !unshare_mounts("a_mount_over_the_directory_is_another_directory") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let path = top.path().join("r");
+    make_directory(&path, &["a", "b"]);
+    let mut served = Served::start(&path, FREQUENT_SCANS).await;
+    mount_tmpfs(&path);
+    served.wait_until("the held names", |served| served.held() == 2).await;
+    served.write("b");
+    served.wait_until("the name that is back", |served| served.held() == 1).await;
+    umount2(&path, MntFlags::MNT_DETACH).unwrap();
+    served.wait_until("all names", |served| served.held() == 0).await;
+    served.end_holds();
+    assert_eq!(served.names(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_deleted_directory_that_is_still_mounted_is_reported() {
+    if !unshare_mounts("a_deleted_directory_that_is_still_mounted_is_reported") {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let [path, real] = ["r", "real"].map(|name| top.path().join(name));
+    fs::create_dir(&path).unwrap();
+    make_directory(&real, &["a"]);
+    mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    for n in 0..2 {
+        let mut served = Served::start(&path, FREQUENT_SCANS).await;
+        served.wait_for(&["a"]).await;
+        fs::remove_dir_all(&real).unwrap();
+        let error = served.wait_for_trouble().await;
+        assert!(error.contains("restart the container"), "{error}");
+        assert!(served.names().is_empty(), "unlinked: {:?}", served.names());
+        make_directory(&real, &["a"]);
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        mount(Some(&real), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        served.wait_for(&["a"]).await;
+        assert_eq!((served.state.report().error, n < 2), (None, true));
+    }
+}
+
+#[test]
+fn a_vanished_directory_is_reported_in_words() {
+    let top = TempDir::new().unwrap();
+    let [path, old] = ["r", "old"].map(|name| top.path().join(name));
+    make_directory(&path, &["a", "b"]);
+    let url = format!("file://{}", path.display());
+    let server = support::svcdns::Svcdns::serve(&["--registry", &url, "--removal-grace", "60s"]);
+    server.wait_for("a.svc", &["10.0.0.1"]);
+    let output =
+        |arguments: &[&str]| String::from_utf8_lossy(&server.run(arguments).stdout).into_owned();
+    let socket = server.state_dir().join("svcdns.sock");
+    let ready = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--unix-socket"]).arg(&socket).arg("http://localhost/readyz");
+        String::from_utf8_lossy(&curl.output().unwrap().stdout).into_owned()
+    };
+    assert_eq!(ready(), "ready\n");
+
+    fs::rename(&path, &old).unwrap();
+    let note = format!(
+        "{} does not exist any more: it, or a directory above it, was moved away or unmounted; \
+         its registrations (2) are served for 60 s (removal-grace): put it back, or let the \
+         programs register again",
+        path.display()
+    );
+    support::eventually("the note in the status", support::SOON, || {
+        output(&["status"]).contains(&note).then_some(())
+    });
+    let status = output(&["status"]);
+    assert!(status.contains("disconnected, synced"), "{status}");
+    assert!(status.contains("2 removals held"), "{status}");
+    assert_eq!(ready(), format!("ready\nfile: {note}\n"));
+    let found = output(&["doctor"]);
+    assert!(
+        found.contains("is unreachable") && found.contains("does not exist any more"),
+        "{found}"
+    );
+    server.wait_for("a.svc", &["10.0.0.1"]);
+
+    // Back, and another directory in its place.
+    fs::rename(&old, &path).unwrap();
+    support::eventually("the end of the holds", support::SOON, || {
+        (!output(&["status"]).contains("held")).then_some(())
+    });
+    make_directory(&old, &["b", "c"]);
+    exchange(&path, &old);
+    server.wait_for("c.svc", &["10.0.0.1"]);
+    server.wait_for("a.svc", &["10.0.0.1"]);
+    let status = output(&["status"]);
+    assert!(status.contains("connected, synced") && status.contains("1 removal held"), "{status}");
+    let found = output(&["doctor"]);
+    assert!(found.contains("was read, but"), "{found}");
+
+    let log = server.log();
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("WARN"), 2, "{log}");
+    assert_eq!(lines(&format!("WARN svcdns::registry::file::follower: {note}")), 1, "{log}");
+    server.stop();
 }

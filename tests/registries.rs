@@ -177,7 +177,9 @@ fn a_wrong_password_affects_only_its_registry() {
     stores[0].write_password("wrong");
     stores[0].restart();
     let refused = "cannot log in: etcdserver: authentication failed, invalid user ID or password";
-    let expected = format!("etcd at {}: {refused}", stores[0].etcd.endpoint(0));
+    // The keys that hold for this registry, whatever `etcd.*` says.
+    let keys = "registry.one.username and registry.one.password-file";
+    let expected = format!("etcd at {}: {refused}: check {keys}", stores[0].etcd.endpoint(0));
     eventually("the refusal of one", SOON, || {
         let status = registry_status(&server, &stores[0]);
         (status == (false, Some(expected.clone()))).then_some(())
@@ -204,6 +206,36 @@ fn a_wrong_password_affects_only_its_registry() {
 }
 
 #[test]
+fn a_refused_login_names_the_settings_that_are_in_force() {
+    let store = Store::start("one");
+    let url = store.etcd.url();
+    let wrong = tempfile::tempdir().unwrap();
+    let file = wrong.path().join("password");
+    fs::write(&file, "wrong").unwrap();
+    let shared = format!("username = \"one\"\npassword-file = \"{}\"\n", file.display());
+    let of_section = format!("[registry.one]\nurl = \"{url}\"\n[etcd]\n{shared}");
+    let of_list = format!("registry = [\"{url}\"]\n[etcd]\n{shared}");
+    let variable = "SVCDNS_REGISTRY_ETCD_PASSWORD";
+    for (config, variables, expected) in [
+        (&of_section, &[][..], "check etcd.username and etcd.password-file"),
+        (&of_list, &[], "check etcd.username and etcd.password-file"),
+        (
+            &of_list,
+            &[(variable, "wrong")],
+            "check etcd.username and the environment variable SVCDNS_REGISTRY_ETCD_PASSWORD",
+        ),
+    ] {
+        let (_directory, file) = write_config(std::slice::from_ref(config));
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let server = Svcdns::serve_with(listen, &["--config", &file], |command| {
+            command.envs(variables.iter().copied());
+        });
+        eventually(expected, SOON, || server.log().contains(expected).then_some(()));
+        server.stop();
+    }
+}
+
+#[test]
 fn a_variable_sets_the_password_of_one_registry() {
     let stores = [Store::start("one"), Store::start("two")];
     let (_directory, file) = write_config(&[stores[0].section_with(""), stores[1].section()]);
@@ -227,11 +259,7 @@ fn the_register_command_keeps_its_keys_while_passwords_change() {
     command.args(["register", "--config", &file, "--ttl", "9s", "legacy", "10.0.0.9:80"]);
     let mut registering = Process::start(&mut command);
     let legacy = key("legacy", "10.0.0.9:80");
-    let lease = |store: &Store| {
-        let text = store.etcd.ctl(&["get", "--write-out=json", "--", &legacy]);
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        json["kvs"][0]["lease"].as_i64()
-    };
+    let lease = |store: &Store| store.etcd.lease(&legacy);
     let leases = stores.each_ref().map(|store| eventually("the key", SOON, || lease(store)));
 
     for store in &stores {
@@ -253,6 +281,8 @@ fn the_register_command_keeps_its_keys_while_passwords_change() {
     std::thread::sleep(seconds(11));
     assert_eq!(stores.each_ref().map(lease), leases.map(Some));
     for store in &stores {
+        let recovered = format!("legacy is still registered in {} (", store.name);
+        eventually(&recovered, SOON, || registering.log().contains(&recovered).then_some(()));
         store.etcd.delete(&legacy);
         eventually("the key again", SOON, || lease(store));
     }

@@ -16,7 +16,7 @@ use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
-use crate::registry::name_at;
+use crate::registry::{RegistryState, name_at};
 use crate::wire::type_number;
 
 #[derive(Clone)]
@@ -28,7 +28,7 @@ struct RouteState {
 /// The text at `/`.
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
-    /readyz        200 once NXDOMAIN can be trusted, 503 before\n\
+    /readyz        200 once NXDOMAIN can be trusted, 503 before; problems of the registries\n\
     /metrics       metrics in the OpenMetrics text format\n\
     /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
@@ -63,22 +63,23 @@ async fn json<T: Serialize + Send + 'static>(
     }
 }
 
+/// Says whether NXDOMAIN can be trusted, and which registries have a problem.
+///
+/// A registry with a problem is no reason to stop the server: it answers from the last known data.
 async fn ready(State(state): State<RouteState>) -> Response {
-    let context = &state.context;
-    if context.answerer.registry_status().synced {
-        return "ready\n".into_response();
+    let AdminContext { answerer, registries, .. } = &*state.context;
+    let ready = answerer.registry_status().synced;
+    let problem = |registry: &Arc<RegistryState>| {
+        let report = registry.report();
+        let unread = (!report.synced).then(|| "not read yet".to_owned());
+        report.error.or(unread).map(|problem| format!("{registry}: {problem}\n"))
+    };
+    let problems: String = registries.iter().filter_map(problem).collect();
+    if ready {
+        format!("ready\n{problems}").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, problems).into_response()
     }
-    let waiting: Vec<String> = context
-        .registries
-        .iter()
-        .filter_map(|registry| {
-            let report = registry.report();
-            (!report.synced).then(|| {
-                format!("{registry}: {}\n", report.error.as_deref().unwrap_or("not read yet"))
-            })
-        })
-        .collect();
-    (StatusCode::SERVICE_UNAVAILABLE, waiting.concat()).into_response()
 }
 
 async fn metrics_page(State(state): State<RouteState>) -> Response {

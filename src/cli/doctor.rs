@@ -297,6 +297,9 @@ fn registries(status: &ServerStatus) -> Vec<Finding> {
         } else if !registry.connected {
             let says = format!("{name} is unreachable{reason}. Responses use its last known data.");
             Finding::warning(CHECK, says).typing("svcdns status")
+        } else if let Some(error) = &registry.error {
+            let says = format!("{name} was read, but {error}.");
+            Finding::warning(CHECK, says).typing("svcdns status")
         } else if registry.keys == 0 {
             let says = format!("{name} was read, and nothing is registered there.");
             Finding::warning(CHECK, says).typing("svcdns ls --rejected")

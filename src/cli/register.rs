@@ -126,6 +126,10 @@ async fn keep_registered(
                 reported.clear();
                 complain(&format!("{name} is registered in {registry}"));
             }
+            RegisterEvent::Recovered => {
+                reported.clear();
+                complain(&format!("{name} is still registered in {registry}"));
+            }
             RegisterEvent::Failed(error) if *reported != error => {
                 complain(&format!(
                     "{name} cannot be registered in {registry} now, trying again: {error}"

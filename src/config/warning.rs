@@ -1,4 +1,5 @@
-//! Warnings about secret files that are unreadable or readable by every user.
+//! Warnings about secret files that are unreadable or readable by every user, and about registries
+//! that share a member.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -8,7 +9,7 @@ use std::path::Path;
 use super::error::Origin;
 use super::keys;
 use super::layers::{Layers, RawValue};
-use super::registry::ConfiguredRegistry;
+use super::registry::{ConfiguredRegistry, shared_member};
 
 /// Mode bit that lets every user read a file.
 const OTHERS_READ: u32 = 0o004;
@@ -32,10 +33,40 @@ impl fmt::Display for ConfigWarning {
 }
 
 impl ConfigWarning {
+    /// Checks the files of all secrets in use, and the members of the registries.
+    pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
+        let mut warnings = Self::of_secrets(layers, registries);
+        warnings.extend(Self::of_members(registries));
+        warnings
+    }
+
+    /// Checks that no two registries share some of their members.
+    ///
+    /// Equal clusters are an error. A cluster may have any subset of its members in a URL, so a
+    /// shared one usually means the same cluster twice, or a mistake in an address.
+    fn of_members(registries: &[ConfiguredRegistry]) -> Vec<Self> {
+        let mut warnings = Vec::new();
+        for (at, registry) in registries.iter().enumerate() {
+            for other in &registries[..at] {
+                let (one, two) = (&other.source, &registry.source);
+                if let Some(member) = shared_member(&one.source, &two.source) {
+                    let why = format!(
+                        "{member} is also a member of the registry {}: every member belongs to \
+                         one cluster, and a cluster needs to be followed once only; correct the \
+                         address, or remove one of {} and {}",
+                        one.name, one.name, two.name
+                    );
+                    warnings.push(Self::new(&registry.url, why));
+                }
+            }
+        }
+        warnings
+    }
+
     /// Checks the files of all secrets in use.
     ///
     /// A problem may be temporary: registries read their files again at each connect.
-    pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
+    fn of_secrets(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let mut files = vec![layers.one(keys::TLS_KEY_FILE)];
         for ConfiguredRegistry { kind, layers, .. } in registries {
             let unset = kind.secrets.iter().filter(|secret| layers.secret(secret).is_none());

@@ -80,10 +80,10 @@ impl RegistryPipeline {
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
         let (sender, inlet) = mpsc::channel(MAX_WAITING_UPDATES);
         let (mut pending, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (NamedSource { name, source, .. }, registry) in
+        for (NamedSource { name, source, removal_grace }, registry) in
             config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
         {
-            let state = Arc::new(RegistryState::new(name, source.to_string()));
+            let state = Arc::new(RegistryState::new(name, source.to_string(), removal_grace));
             let (sender_of_commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
             pending.push(PendingRegistry { source, feed, commands: receiver });
@@ -235,7 +235,11 @@ mod tests {
         let feed = Feed::new(
             RegistryId::FIRST,
             sender,
-            Arc::new(RegistryState::new("test".parse().unwrap(), "test://".to_owned())),
+            Arc::new(RegistryState::new(
+                "test".parse().unwrap(),
+                "test://".to_owned(),
+                Duration::ZERO,
+            )),
         );
         let stop = CancellationToken::new();
         let kept = tokio::spawn(keep_following(Panicking::default(), feed, received, stop.clone()));

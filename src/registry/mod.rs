@@ -20,7 +20,7 @@ pub use source::{NamedSource, Source};
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -107,6 +107,8 @@ pub struct RegistryState {
     pub name: RegistryName,
     /// The URL as configured, without secrets.
     pub url: String,
+    /// Holding time of a mass removal, for messages.
+    pub removal_grace: Duration,
     report: Mutex<RegistryReport>,
 }
 
@@ -133,8 +135,8 @@ pub struct RegistryReport {
 
 impl RegistryState {
     /// Creates the state of a registry that was never reached.
-    pub fn new(name: RegistryName, url: String) -> Self {
-        Self { name, url, report: Mutex::default() }
+    pub fn new(name: RegistryName, url: String, removal_grace: Duration) -> Self {
+        Self { name, url, removal_grace, report: Mutex::default() }
     }
 
     /// Returns a copy of the report.

@@ -26,6 +26,8 @@ pub struct Registrant {
 pub enum RegisterEvent {
     /// The registration was written, for the first time or again.
     Registered,
+    /// The registration is still there, and can be refreshed again after a failure.
+    Recovered,
     /// An attempt failed and will be retried; the text holds no secret.
     Failed(String),
     /// The registration was removed at the end.

@@ -46,7 +46,7 @@ pub enum ListKind {
     Routine,
     /// A list of the same store after a reconnect, a compaction or a panic.
     Reconnect,
-    /// A list of a store that went back in time: restored from a backup, or wiped.
+    /// A list of a store that went back in time or was replaced: restored from a backup, or wiped.
     Restored,
 }
 

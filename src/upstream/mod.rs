@@ -1,7 +1,7 @@
 //! Forwarding of names outside the served zones to upstream resolvers, with a cache.
 //!
-//! A query is routed by its name ([`routes`]) and sent to one or more upstreams ([`hedge`],
-//! [`exchange`]). The cache keeps the upstreams' responses as whole messages ([`cache`]). Names
+//! A query is routed by its name (`routes`) and sent to one or more upstreams (`hedge`,
+//! `exchange`). The cache keeps the upstreams' responses as whole messages (`cache`). Names
 //! inside a served zone never reach this module.
 
 mod addresses;

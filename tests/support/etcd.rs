@@ -306,6 +306,13 @@ impl Etcd {
         (!text.is_empty()).then(|| text.trim_end_matches('\n').to_owned())
     }
 
+    /// Returns the lease of a key, if the key exists.
+    pub fn lease(&self, key: &str) -> Option<i64> {
+        let text = self.ctl(&["get", "--write-out=json", "--", key]);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON of etcdctl");
+        json["kvs"][0]["lease"].as_i64()
+    }
+
     /// Returns the store's revision.
     pub fn revision(&self) -> u64 {
         let text = self.ctl(&["get", "--write-out=json", "--", "no such key"]);

@@ -160,7 +160,8 @@ impl Following {
     pub fn start_with(settings: Settings, first: ListKind) -> Self {
         let (sender, mut updates) = mpsc::channel(8);
         let (commands, commands_receiver) = mpsc::channel(8);
-        let state = RegistryState::new("test".parse().unwrap(), "etcd://test".to_owned());
+        let state =
+            RegistryState::new("test".parse().unwrap(), "etcd://test".to_owned(), Duration::ZERO);
         let state = Arc::new(state);
         let received = Arc::new(Mutex::new(Received::default()));
         let stop = CancellationToken::new();
@@ -320,6 +321,19 @@ impl Registering {
                 return;
             }
             assert!(Instant::now() < deadline, "no failure with {text}: {events:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until the last event is [`RegisterEvent::Recovered`].
+    pub async fn wait_for_recovery(&self) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let events = self.events.lock().unwrap().clone();
+            if events.last() == Some(&RegisterEvent::Recovered) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not recovered: {events:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

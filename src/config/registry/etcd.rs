@@ -47,7 +47,15 @@ const ETCD_PORT: u16 = 2379;
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let (username, password) = login(layers)?;
     let (tls, heads) = (tls(layers)?, heads(layers)?);
-    let settings = Settings { username, password, tls, heads, ..Settings::new(Vec::new()) };
+    let login_keys_in_force = username.is_some().then(|| keys_in_force(layers));
+    let settings = Settings {
+        username,
+        password,
+        login_keys: login_keys_in_force,
+        tls,
+        heads,
+        ..Settings::new(Vec::new())
+    };
     let exposed = format!(
         "a URL cannot hold a user or password, because it appears in process lists and logs: set \
          {}",
@@ -80,6 +88,15 @@ fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), Config
     };
     let why = format!("a user needs a password and vice versa: set {}", login_keys(layers));
     Err(invalid(&given, why))
+}
+
+/// Returns the key of the user and the key or variable of the password that are in force.
+fn keys_in_force(layers: &Layers) -> String {
+    let password = match layers.secret(&PASSWORD) {
+        Some(variable) => format!("the environment variable {}", variable.name),
+        None => layers.written_as(PASSWORD_FILE),
+    };
+    format!("{} and {password}", layers.written_as(USERNAME))
 }
 
 /// Lists the keys and the environment variable of a login, for error messages.

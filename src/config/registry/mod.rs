@@ -19,6 +19,7 @@ use super::key::{Key, SecretKey, keys, section_path};
 use super::keys;
 use super::layers::{Layer, Layers, RawValue, Setting};
 use super::values::{invalid, key_segment, list, removal_grace};
+use crate::registry::etcd::Settings;
 use crate::registry::{NamedSource, Source};
 use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
@@ -70,6 +71,7 @@ pub(super) struct RegistryEntry {
 /// A registry to follow.
 pub(super) struct ConfiguredRegistry {
     pub(super) kind: &'static RegistryKind,
+    pub(super) url: RawValue,
     /// Its settings as written.
     pub(super) layers: Layers,
     /// Its settings after parsing.
@@ -129,7 +131,7 @@ impl RegistryEntry {
         };
         let removal_grace = removal_grace(&layers)?;
         let source = NamedSource { name: self.name.clone(), source, removal_grace };
-        Ok(ConfiguredRegistry { kind: self.kind, layers, source })
+        Ok(ConfiguredRegistry { kind: self.kind, url: self.url.clone(), layers, source })
     }
 }
 
@@ -227,17 +229,27 @@ pub(super) fn read(
     Ok(registries)
 }
 
+/// Returns the members of an etcd cluster, as written in any case and order.
+fn members(settings: &Settings) -> BTreeSet<String> {
+    settings.endpoints.iter().map(|endpoint| endpoint.to_ascii_lowercase()).collect()
+}
+
+/// Returns a member that two registries share, if they share one.
+pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
+    match (one, other) {
+        (Source::Etcd(one), Source::Etcd(other)) => {
+            members(one).intersection(&members(other)).next().cloned()
+        }
+        (Source::Etcd(_) | Source::File(_), _) => None,
+    }
+}
+
 /// Returns whether two sources are the same registry, written the same way or not.
 ///
 /// The members of a cluster may have another order, and a directory a slash at its end.
 fn same_store(one: &Source, other: &Source) -> bool {
-    fn members(endpoints: &[String]) -> BTreeSet<String> {
-        endpoints.iter().map(|endpoint| endpoint.to_ascii_lowercase()).collect()
-    }
     match (one, other) {
-        (Source::Etcd(one), Source::Etcd(other)) => {
-            members(&one.endpoints) == members(&other.endpoints)
-        }
+        (Source::Etcd(one), Source::Etcd(other)) => members(one) == members(other),
         // Comparison of paths ignores repeated and trailing slashes.
         (Source::File(one), Source::File(other)) => one.directory == other.directory,
         (Source::Etcd(_) | Source::File(_), _) => false,

@@ -221,6 +221,33 @@ fn the_default_registry_is_not_a_configured_one() {
 }
 
 #[test]
+fn registries_that_share_a_member_cause_a_warning() {
+    let warnings = |text: &str| {
+        let warnings = read(text, &[]).warnings;
+        let lines = warnings.iter().map(ToString::to_string);
+        lines.map(|line| line.split_once("svcdns.toml").unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    let sections = |one: &str, two: &str| {
+        format!("[registry.one]\nurl = 'etcd://{one}'\n[registry.two]\nurl = 'etcd://{two}'\n")
+    };
+    assert_eq!(warnings(&sections("a,b,c", "d,e,a:2380")), [""; 0]);
+    let why = |member: &str, one: &str, two: &str| {
+        format!(
+            "{member} is also a member of the registry {one}: every member belongs to one \
+             cluster, and a cluster needs to be followed once only; correct the address, or \
+             remove one of {one} and {two}"
+        )
+    };
+    let warning = format!(":4:7: registry.two.url: {}", why("a:2379", "one", "two"));
+    for (one, two) in [("a,b,c", "d,A:2379"), ("a,b", "a"), ("a", "a,b")] {
+        assert_eq!(warnings(&sections(one, two)), [&*warning], "{one} {two}");
+    }
+    let listed = "registry = ['etcd://a,b', 'file:///a', 'etcd://b']";
+    let warning = format!(":1:40: registry: {}", why("b:2379", "etcd", "etcd2"));
+    assert_eq!(warnings(listed), [warning]);
+}
+
+#[test]
 fn unreadable_and_world_readable_secret_files_cause_warnings() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, mode: u32| {

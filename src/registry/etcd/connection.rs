@@ -42,6 +42,8 @@ pub(super) struct Connection {
 struct Login {
     user: String,
     credential: Credential,
+    /// Where both are configured.
+    keys: Option<String>,
     /// The password as last read; empty before.
     password: Mutex<Secret>,
 }
@@ -71,7 +73,8 @@ impl Connection {
         let client = Box::pin(connect(settings, endpoint)).await?;
         let login = settings.username.clone().zip(settings.password.clone());
         let login = login.map(|(user, credential)| {
-            Arc::new(Login { user, credential, password: Secret::from("").into() })
+            let keys = settings.login_keys.clone();
+            Arc::new(Login { user, credential, keys, password: Secret::from("").into() })
         });
         Ok(Self {
             client: Arc::new(client),
@@ -96,6 +99,12 @@ impl Connection {
         match self.within("log in", self.dial_timeout, update).await {
             // The store has authentication turned off and needs no login.
             Err(failure) if failure.kind == FailureKind::AuthOff => Ok(()),
+            Err(mut failure) if failure.kind == FailureKind::Login => {
+                if let Some(keys) = &login.keys {
+                    failure.text = format!("{}: check {keys}", failure.text);
+                }
+                Err(failure)
+            }
             result => result,
         }
     }

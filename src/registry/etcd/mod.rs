@@ -77,6 +77,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// The user's password.
     pub password: Option<Credential>,
+    /// Where user and password are configured, for messages about a refused login.
+    pub login_keys: Option<String>,
     /// TLS settings; `None` for plain connections.
     pub tls: Option<Tls>,
     /// First segments of the keys to follow; if empty, [`GOFRAME_HEADS`].
@@ -90,7 +92,15 @@ impl Settings {
     pub fn new(endpoints: Vec<String>) -> Self {
         let heads = GOFRAME_HEADS.map(str::to_owned).to_vec();
         let tuning = EtcdTuning::default();
-        Self { endpoints, username: None, password: None, tls: None, heads, tuning }
+        Self {
+            endpoints,
+            username: None,
+            password: None,
+            login_keys: None,
+            tls: None,
+            heads,
+            tuning,
+        }
     }
 
     fn bounded(self) -> Self {

@@ -48,6 +48,7 @@ pub async fn register(
         lease: None,
         endpoints: ClusterEndpoints::new(&settings.endpoints),
         events,
+        failing: false,
     };
     let tuning = &settings.tuning;
     let mut backoff = Backoff::new(tuning.backoff_min, tuning.backoff_max);
@@ -63,7 +64,7 @@ pub async fn register(
         if !ever_registered && failure.kind.is_refusal() {
             return Err(RegisterError::Refused { key: keeper.key.clone(), reason: failure.text });
         }
-        (keeper.events)(RegisterEvent::Failed(failure.text));
+        keeper.report(RegisterEvent::Failed(failure.text));
         if working_since.is_some_and(|since: Instant| since.elapsed() >= tuning.healthy_after) {
             backoff.reset();
         }
@@ -84,9 +85,16 @@ struct RegistrationKeeper<'a, F> {
     lease: Option<i64>,
     endpoints: ClusterEndpoints,
     events: F,
+    /// Whether the last event was a failure.
+    failing: bool,
 }
 
 impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
+    fn report(&mut self, event: RegisterEvent) {
+        self.failing = matches!(event, RegisterEvent::Failed(_));
+        (self.events)(event);
+    }
+
     /// Connects to a member and keeps the key in the store until something fails.
     async fn keep(
         &mut self,
@@ -132,7 +140,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
         self.lease = Some(lease);
         let put = Txn::new().and_then([self.put_with(lease)]);
         connection.txn(&format!("put {}", self.key), &put).await?;
-        (self.events)(RegisterEvent::Registered);
+        self.report(RegisterEvent::Registered);
         Ok(lease)
     }
 
@@ -159,7 +167,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
             match self.restore_key(connection, lease).await {
                 // etcd renews leases without a login, so the key survives a changed password.
                 Err(failure) if failure.kind.is_refusal() => {
-                    (self.events)(RegisterEvent::Failed(failure.at(endpoint).text));
+                    self.report(RegisterEvent::Failed(failure.at(endpoint).text));
                 }
                 result => result?,
             }
@@ -180,12 +188,18 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
     }
 
     /// Puts the key again if it is missing.
-    async fn restore_key(&self, connection: &Connection, lease: i64) -> Result<(), EtcdFailure> {
+    async fn restore_key(
+        &mut self,
+        connection: &Connection,
+        lease: i64,
+    ) -> Result<(), EtcdFailure> {
         let missing = Compare::version(&*self.key, CompareOp::Equal, 0);
         let txn = Txn::new().when([missing]).and_then([self.put_with(lease)]);
         let response = connection.txn(&format!("check {}", self.key), &txn).await?;
         if response.succeeded() {
-            (self.events)(RegisterEvent::Registered);
+            self.report(RegisterEvent::Registered);
+        } else if self.failing {
+            self.report(RegisterEvent::Recovered);
         }
         Ok(())
     }
@@ -200,7 +214,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
             let removed = timeout(limit, self.remove_at(&endpoint, lease)).await;
             match removed.unwrap_or_else(|_| Err(EtcdFailure::timeout("delete the key", limit))) {
                 Ok(()) => {
-                    (self.events)(RegisterEvent::Removed);
+                    self.report(RegisterEvent::Removed);
                     return Ok(());
                 }
                 Err(failure) => {

@@ -1,7 +1,8 @@
 //! Access to the directory of a file registry: opened if allowed, and read without blocking.
 //!
 //! All access goes through the opened directory, not its path, so that the directory that was
-//! checked is the one that is read, even if the path is replaced meanwhile.
+//! checked is the one that is read, even if the path is replaced meanwhile. The directory is open
+//! only during one step of the follower: an open directory would make `umount` fail.
 //!
 //! The type of a file is checked before it is opened: opening a named pipe may block, and opening a
 //! device may have side effects. Symbolic links in the directory are not followed: in a directory
@@ -10,7 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,14 @@ use crate::registry::gsvc::MAX_VALUE_BYTES;
 #[derive(Debug)]
 pub(super) struct RegistryDirectory {
     fd: OwnedFd,
-    identity: (u64, u64),
+    identity: DirectoryIdentity,
+}
+
+/// Device and inode, which differ if a path names another directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DirectoryIdentity {
+    device: u64,
+    inode: u64,
 }
 
 /// Reason why a directory cannot be followed.
@@ -47,6 +55,12 @@ pub(super) enum RegistryDirectoryError {
         path = path.display()
     )]
     NotADirectory { path: PathBuf },
+    /// The directory was deleted, but a mount still shows it.
+    #[error(
+        "{path} was deleted where it is mounted from: mount it again, or restart the container",
+        path = path.display()
+    )]
+    Deleted { path: PathBuf },
     /// The directory cannot be read.
     #[error("{path} cannot be read: {error}", path = path.display())]
     Unreadable { path: PathBuf, error: io::Error },
@@ -96,14 +110,25 @@ impl RegistryDirectory {
         if !named && let Some(error) = check_owner(path, Some(status.st_uid)) {
             return Err(error);
         }
+        if status.st_nlink == 0 {
+            return Err(RegistryDirectoryError::Deleted { path: path.into() });
+        }
         // Without search permission, every file in the directory would look unreadable.
         fstatat(&fd, ".", AtFlags::empty()).map_err(unreadable)?;
-        Ok(Some(Self { fd, identity: (status.st_dev, status.st_ino) }))
+        let identity = DirectoryIdentity { device: status.st_dev, inode: status.st_ino };
+        Ok(Some(Self { fd, identity }))
     }
 
-    /// Returns device and inode, which change if the path names another directory.
-    pub(super) fn identity(&self) -> (u64, u64) {
+    /// Returns which directory this is.
+    pub(super) fn identity(&self) -> DirectoryIdentity {
         self.identity
+    }
+
+    /// Returns a path to this very directory, valid while it is open.
+    ///
+    /// The path that was opened may name another directory by now.
+    pub(super) fn own_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
     }
 
     /// Returns the names in the directory that may be registrations.
@@ -146,6 +171,14 @@ impl RegistryDirectory {
             Err(Errno::EACCES | Errno::EPERM | Errno::ELOOP) => FileRead::Unreadable { modified },
             Err(_) => FileRead::Failed,
         }
+    }
+}
+
+impl DirectoryIdentity {
+    /// Returns what `path` names now, directory or not; `None` if that cannot be determined.
+    pub(super) fn at(path: &Path, named: bool) -> Option<Self> {
+        let found = if named { path.metadata() } else { path.symlink_metadata() }.ok()?;
+        Some(Self { device: found.dev(), inode: found.ino() })
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct KnownFiles {
     files: HashMap<OsString, KnownFile>,
     /// Time since which a file's content has been invalid, perhaps half written.
     incomplete: HashMap<OsString, Instant>,
+    /// Files of directories that vanished, and may come back.
+    suspended: HashMap<OsString, SuspendedFile>,
     hasher: RandomState,
     last_reading: Option<ClockReading>,
     /// Until when an old modification time does not expire a file.
@@ -62,6 +64,14 @@ struct KnownFile {
     alive: bool,
 }
 
+/// A file that was alive when its directory vanished.
+#[derive(Debug)]
+struct SuspendedFile {
+    modified: SystemTime,
+    /// Time to live that it had left.
+    left: Duration,
+}
+
 impl ClockReading {
     /// Reads both clocks.
     pub(super) fn now() -> Self {
@@ -75,6 +85,7 @@ impl KnownFiles {
             timings,
             files: HashMap::new(),
             incomplete: HashMap::new(),
+            suspended: HashMap::new(),
             hasher: RandomState::new(),
             last_reading: None,
             lenient_until: None,
@@ -147,7 +158,7 @@ impl KnownFiles {
     /// Records a modification time, and returns whether the file is alive.
     fn refresh(&mut self, name: &OsStr, modified: SystemTime, now: ClockReading) -> bool {
         let lenient = self.lenient_until.is_some_and(|until| now.monotonic < until);
-        let expires = self.expiry(modified, now);
+        let expires = self.expiry(name, modified, now);
         match self.files.get_mut(name) {
             Some(file) if file.modified == modified => file.alive && now.monotonic < file.expires,
             Some(file) => {
@@ -165,10 +176,13 @@ impl KnownFiles {
 
     /// Returns when a file with a new modification time expires.
     ///
-    /// Returns `None` if it has expired already. A time in the future counts as now.
-    fn expiry(&self, modified: SystemTime, now: ClockReading) -> Option<Instant> {
+    /// Returns `None` if it has expired already. A time in the future counts as now. A file of a
+    /// directory that came back has the time to live that it had left.
+    fn expiry(&self, name: &OsStr, modified: SystemTime, now: ClockReading) -> Option<Instant> {
         let age = now.wall.duration_since(modified).unwrap_or_default();
-        let left = self.timings.expire_after.checked_sub(age);
+        let by_age = self.timings.expire_after.checked_sub(age);
+        let suspended = self.suspended.get(name).filter(|file| file.modified == modified);
+        let left = by_age.max(suspended.map(|file| file.left));
         left.filter(|left| !left.is_zero()).map(|left| now.monotonic + left)
     }
 
@@ -192,7 +206,7 @@ impl KnownFiles {
             file.digest = digest;
             file.alive = true;
         } else {
-            let expires = self.expiry(modified, now)?;
+            let expires = self.expiry(name, modified, now)?;
             self.files.insert(name.into(), KnownFile { modified, expires, digest, alive: true });
         }
         Some(Change::Put(Put { key: key(name), revision: 0, lease: 0, content }))
@@ -219,6 +233,40 @@ impl KnownFiles {
         self.incomplete.retain(|name, _| exists(name));
         let removed = self.files.extract_if(|name, _| !exists(name));
         removed.filter(|(_, file)| file.alive).map(|(name, _)| delete(&name)).collect()
+    }
+
+    /// Forgets every file without a deletion, as before a new list.
+    pub(super) fn clear(&mut self) {
+        self.files.clear();
+        self.incomplete.clear();
+    }
+
+    /// Forgets every file, because the directory has vanished; returns how many were alive.
+    ///
+    /// Their programs could not refresh them. So a file that comes back unchanged continues with
+    /// the time to live that it had left, until [`Self::end_suspension`].
+    pub(super) fn suspend(&mut self, now: Instant) -> usize {
+        let alive = self.files.drain().filter(|(_, file)| file.alive);
+        let mut count = 0;
+        self.suspended.extend(alive.map(|(name, KnownFile { modified, expires, .. })| {
+            count += 1;
+            let left = expires.saturating_duration_since(now);
+            (name, SuspendedFile { modified, left })
+        }));
+        self.incomplete.clear();
+        count
+    }
+
+    /// Forgets the files of directories that vanished.
+    pub(super) fn end_suspension(&mut self) {
+        self.suspended = HashMap::new();
+    }
+
+    /// Extends every time to live by a time in which the files could not be read.
+    pub(super) fn extend(&mut self, by: Duration) {
+        for file in self.files.values_mut() {
+            file.expires += by;
+        }
     }
 
     /// Returns the files to read even without an event: expired or incomplete ones.
@@ -411,6 +459,38 @@ mod tests {
         assert!(fixture.files.retain(|name| name == NAME).is_empty());
         assert_eq!(fixture.files.retain(|_| false).len(), 1);
         assert_eq!(fixture.files.retain(|_| false).len(), 0);
+    }
+
+    #[test]
+    fn files_of_a_directory_that_comes_back_continue_with_their_time_to_live() {
+        let mut fixture = FilesFixture::new();
+        assert_eq!(fixture.read("{}", 12), "put");
+        fixture.advance(5);
+        assert_eq!(fixture.files.suspend(fixture.now.monotonic), 1);
+        assert_eq!(fixture.files.count_alive(), 0);
+        fixture.advance(600);
+        assert_eq!(fixture.read("{}", 618), "nothing", "another file of this name");
+        assert_eq!(fixture.read("{}", 617), "put");
+        fixture.advance(2);
+        assert_eq!(fixture.update(FileRead::Unchanged), "nothing");
+        fixture.advance(1);
+        assert_eq!(fixture.update(FileRead::Unchanged), "deleted");
+
+        fixture.files.suspend(fixture.now.monotonic);
+        fixture.files.end_suspension();
+        assert_eq!(fixture.read("{}", 620), "nothing");
+    }
+
+    #[test]
+    fn a_time_in_which_files_could_not_be_read_does_not_count() {
+        let mut fixture = FilesFixture::new();
+        assert_eq!(fixture.read("{}", 15), "put");
+        fixture.advance(60);
+        fixture.files.extend(Duration::from_secs(60));
+        fixture.advance(4);
+        assert_eq!(fixture.update(FileRead::Unchanged), "nothing");
+        fixture.advance(1);
+        assert_eq!(fixture.update(FileRead::Unchanged), "deleted");
     }
 
     #[test]

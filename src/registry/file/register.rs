@@ -3,7 +3,8 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::unistd::Uid;
@@ -17,6 +18,9 @@ use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 /// Time between checks whether the file was removed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Longest wait for the file system at the end.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Inode and modification time, to tell our own last write from a foreign one.
 type FileStamp = (u64, SystemTime);
 
@@ -29,21 +33,50 @@ type FileStamp = (u64, SystemTime);
 /// `events` receives failures in between; they are retried.
 ///
 /// # Errors
-/// Returns an error if the first write or the final removal fails.
+/// Returns an error if the first write or the final removal fails, or if a call to the file system
+/// still hangs some time after `stop`.
 pub async fn register(
     settings: &Settings,
     registrant: &Registrant,
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
-    let Settings { directory, named, timings, .. } = settings;
-    if !named && is_foreign(directory) {
+    let Settings { directory, timings, .. } = settings;
+    let file = RegistrationFile {
+        path: directory.join(readable_name(registrant)?),
+        directory: directory.clone(),
+        registrant: registrant.clone(),
+    };
+    let key = file.path.display().to_string();
+    let registration = keep_written(settings, Arc::new(file), &stop, events);
+    let hung = async {
+        stop.cancelled().await;
+        sleep(REMOVAL_TIMEOUT).await;
+    };
+    tokio::select! {
+        ended = registration => ended,
+        () = hung => {
+            let reason = "the file system does not respond".to_owned();
+            let seconds = timings.expire_after.as_secs();
+            Err(RegisterError::NotRemoved { key, reason, seconds })
+        }
+    }
+}
+
+/// Writes the file until `stop` is cancelled, then removes it.
+async fn keep_written(
+    settings: &Settings,
+    file: Arc<RegistrationFile>,
+    stop: &CancellationToken,
+    events: impl Fn(RegisterEvent),
+) -> Result<(), RegisterError> {
+    let Settings { named, timings, .. } = settings;
+    let key = || file.path.display().to_string();
+    if !named && blocking(&file, |file| Ok(is_foreign(&file.directory))).await.unwrap_or(true) {
         return Err(RegisterError::Foreign(settings.to_string()));
     }
-    let path = directory.join(readable_name(registrant)?);
-    let key = || path.display().to_string();
-    let write = || write(directory, &path, registrant);
-    let mut own_stamp = write()
+    let mut own_stamp = blocking(&file, RegistrationFile::write)
+        .await
         .map_err(|error| RegisterError::Refused { key: key(), reason: error.to_string() })?;
     events(RegisterEvent::Registered);
     let mut refreshed = Instant::now();
@@ -53,16 +86,18 @@ pub async fn register(
             () = stop.cancelled() => break,
             () = sleep(CHECK_INTERVAL.min(timings.refresh_interval)) => {}
         }
-        let found = stamp(&path);
+        let found = blocking(&file, |file| Ok(stamp(&file.path))).await.unwrap_or_default();
         if found.is_some() && !failing && refreshed.elapsed() < timings.refresh_interval {
             continue;
         }
         shared = found.is_some_and(|found| found != own_stamp);
-        match write() {
+        match blocking(&file, RegistrationFile::write).await {
             Ok(stamp) => {
                 refreshed = Instant::now();
-                if found.is_none() || failing {
+                if found.is_none() {
                     events(RegisterEvent::Registered);
+                } else if failing {
+                    events(RegisterEvent::Recovered);
                 }
                 (own_stamp, failing) = (stamp, false);
             }
@@ -72,22 +107,63 @@ pub async fn register(
             }
         }
     }
-    match stamp(&path) {
-        None => {}
-        Some(found) if shared || found != own_stamp => {
-            events(RegisterEvent::Left);
-            return Ok(());
-        }
-        Some(_) => {
-            if let Err(error) = fs::remove_file(&path) {
-                let seconds = timings.expire_after.as_secs();
-                let reason = error.to_string();
-                return Err(RegisterError::NotRemoved { key: key(), reason, seconds });
-            }
-        }
-    }
-    events(RegisterEvent::Removed);
+    let removed = blocking(&file, move |file| match stamp(&file.path) {
+        Some(found) if shared || found != own_stamp => Ok(RegisterEvent::Left),
+        Some(_) => fs::remove_file(&file.path).map(|()| RegisterEvent::Removed),
+        None => Ok(RegisterEvent::Removed),
+    });
+    events(removed.await.map_err(|error| {
+        let (reason, seconds) = (error.to_string(), timings.expire_after.as_secs());
+        RegisterError::NotRemoved { key: key(), reason, seconds }
+    })?);
     Ok(())
+}
+
+/// Runs calls to the file system in a blocking thread: they may hang on a network file system.
+async fn blocking<T: Send + 'static>(
+    file: &Arc<RegistrationFile>,
+    work: impl FnOnce(&RegistrationFile) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let file = Arc::clone(file);
+    // Fails only while the runtime shuts down.
+    tokio::task::spawn_blocking(move || work(&file)).await.map_err(io::Error::other)?
+}
+
+/// The file of a registration.
+#[derive(Debug)]
+struct RegistrationFile {
+    directory: PathBuf,
+    path: PathBuf,
+    registrant: Registrant,
+}
+
+impl RegistrationFile {
+    /// Writes the file atomically.
+    ///
+    /// A GoFrame reader would take an empty file for expired and delete it. The new file is written
+    /// in a hidden subdirectory: GoFrame's readers scan every file in the directory, hidden ones
+    /// included, and fail at one that they cannot parse, but ignore subdirectories.
+    fn write(&self) -> io::Result<FileStamp> {
+        let Self { directory, path, registrant } = self;
+        // The mode that GoFrame uses; the umask applies.
+        DirBuilder::new().recursive(true).mode(0o777).create(directory)?;
+        let temporary = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
+        DirBuilder::new().mode(0o700).create(&temporary)?;
+        let file = temporary.join("registration");
+        let update_at = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+        let content = gsvc::file_content(&registrant.metadata, &update_at);
+        let written = create(&file, &content).and_then(|()| {
+            let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
+            fs::rename(&file, path)?;
+            Ok(stamp)
+        });
+        if written.is_err() {
+            // The first error matters more, and a file that remains is hidden.
+            let _ = fs::remove_file(&file);
+        }
+        let _ = fs::remove_dir(&temporary);
+        written
+    }
 }
 
 fn stamp(path: &Path) -> Option<FileStamp> {
@@ -122,32 +198,6 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
              endpoint is required"
         )))
     }
-}
-
-/// Writes the file atomically.
-///
-/// A GoFrame reader would take an empty file for expired and delete it. The new file is written in
-/// a hidden subdirectory: GoFrame's readers scan every file in the directory, hidden ones
-/// included, and fail at one that they cannot parse, but ignore subdirectories.
-fn write(directory: &Path, path: &Path, registrant: &Registrant) -> io::Result<FileStamp> {
-    // The mode that GoFrame uses; the umask applies.
-    DirBuilder::new().recursive(true).mode(0o777).create(directory)?;
-    let temporary = directory.join(format!(".svcdns-{:016x}", fastrand::u64(..)));
-    DirBuilder::new().mode(0o700).create(&temporary)?;
-    let file = temporary.join("registration");
-    let update_at = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
-    let content = gsvc::file_content(&registrant.metadata, &update_at);
-    let written = create(&file, &content).and_then(|()| {
-        let stamp = stamp(&file).ok_or(io::ErrorKind::NotFound)?;
-        fs::rename(&file, path)?;
-        Ok(stamp)
-    });
-    if written.is_err() {
-        // The first error matters more, and a file that remains is hidden.
-        let _ = fs::remove_file(&file);
-    }
-    let _ = fs::remove_dir(&temporary);
-    written
 }
 
 /// Creates a file; fails if it exists.

@@ -16,6 +16,8 @@ pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod resolved;
+pub(crate) mod resolved_route;
+pub(crate) mod service_manager;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;

@@ -8,15 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::machine::said;
 use super::process::Process;
+use super::service_manager::{self, ServiceManager, UNITS};
 use super::{SOON, eventually, on_path, seconds, skip, skip_without_kernel_feature};
 
 /// The path of systemd in Debian's package `systemd`.
 const PROGRAM: &str = "/lib/systemd/systemd";
-
-/// The only directory of units that systemd reads.
-///
-/// Without the machine's units, which would start services and clean /tmp.
-const UNITS: &str = "/etc/systemd/system";
 
 /// The mount point of the hierarchy of control groups, for the test.
 const HIERARCHY: &str = "/run/test-groups";
@@ -26,6 +22,8 @@ const NAMESPACES: [&str; 6] =
     ["--cgroup", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
 
 /// A running systemd that reads only the units in [`UNITS`].
+///
+/// The machine's other units would start services and clean /tmp.
 ///
 /// Only for a test's private machine: it uses /run, /etc and /var/lib, and gets its own /tmp and
 /// /var/tmp.
@@ -63,8 +61,7 @@ impl Systemd {
     pub(crate) fn start() -> Self {
         let hierarchy = Hierarchy::of_this_process().unwrap();
         let group = hierarchy.mount_with_new_group();
-        fs::remove_dir_all(UNITS).unwrap();
-        fs::create_dir_all(UNITS).unwrap();
+        service_manager::empty_units();
         for target in ["sysinit", "basic", "multi-user", "shutdown", "test"] {
             let text = "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\n";
             fs::write(format!("{UNITS}/{target}.target"), text).unwrap();
@@ -82,33 +79,25 @@ impl Systemd {
             let ended = systemd.process.ended();
             assert!(ended.is_none(), "systemd ended: {}", systemd.process.log().trim());
             let show = ["systemctl", "show", "--property=Version"];
-            systemd.run(&show).is_some_and(|output| output.status.success()).then_some(())
+            systemd.try_run(&show).is_some_and(|output| output.status.success()).then_some(())
         });
         systemd
-    }
-
-    /// Runs a program among systemd's processes and returns its output.
-    ///
-    /// Fails the test unless the program exits with this code.
-    pub(crate) fn ends_with(&self, code: i32, line: &[&str]) -> String {
-        let output = self.run(line).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{line:?}:\n{}", said(&output));
-        said(&output)
-    }
-
-    /// Runs a program among systemd's processes and returns whether it succeeds.
-    pub(crate) fn succeeds(&self, line: &[&str]) -> bool {
-        self.run(line).unwrap().status.success()
     }
 
     /// Runs a program in systemd's namespaces; returns `None` until they exist.
     ///
     /// systemd answers no other processes.
-    fn run(&self, line: &[&str]) -> Option<Output> {
+    fn try_run(&self, line: &[&str]) -> Option<Output> {
         let init = child_of(self.process.pid())?;
         let mut enter = Command::new("nsenter");
         enter.args(["--target", &init, "--mount", "--pid", "--cgroup"]).args(line);
         Some(enter.output().unwrap())
+    }
+}
+
+impl ServiceManager for Systemd {
+    fn run(&self, line: &[&str]) -> Output {
+        self.try_run(line).unwrap()
     }
 }
 
@@ -129,7 +118,7 @@ impl Drop for Systemd {
 /// Returns the only child of a process, if it has one.
 ///
 /// /proc/PID/task/PID/children would name it, but not every kernel has that file.
-fn child_of(parent: u32) -> Option<String> {
+pub(crate) fn child_of(parent: u32) -> Option<String> {
     let parent = format!("PPid:\t{parent}");
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let mut processes = entries.filter_map(|entry| entry.file_name().into_string().ok());

@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # A test that cannot run on this machine writes its name and the reason here.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test fresh bench micro check flood properties fuzz deny clean
+.PHONY: help run build test fresh systemd bench micro check flood properties fuzz deny clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +35,11 @@ test: check ## install what the tests need, check, run all tests
 
 fresh: ## run make test on a new minimal Debian (needs root and debootstrap)
 	tests/fresh-machine.sh make test
+
+# The release is DEBIAN_RELEASE, by default that of this machine.
+systemd: ## boot a Debian with systemd-resolved, and install, kill and uninstall svcdns there
+	@tests/setup.sh systemd
+	cargo test --locked --test systemd_machine -- --nocapture
 
 bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	@tests/setup.sh bench

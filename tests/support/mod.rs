@@ -7,6 +7,7 @@
     reason = "helpers of tests"
 )]
 
+pub(crate) mod booted_debian;
 pub(crate) mod dns;
 pub(crate) mod echo;
 pub(crate) mod etcd;

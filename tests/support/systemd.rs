@@ -145,16 +145,16 @@ struct Hierarchy {
 impl Hierarchy {
     /// Finds the hierarchy; `None` without one for systemd.
     ///
-    /// A machine may have systemd's hierarchy of version 1 beside one of version 2; systemd then
-    /// uses the former.
+    /// A machine may have both versions. With version 1, systemd sometimes fails to start a command
+    /// in the group of its unit (exit status 219).
     fn of_this_process() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let find = |start: &str| {
             groups.lines().find_map(|line| Some(line.split_once(start)?.1.to_owned()))
         };
-        match find(":name=systemd:") {
-            Some(group) => Some(Self { is_version_1: true, group }),
-            None => Some(Self { is_version_1: false, group: find("0::")? }),
+        match find("0::") {
+            Some(group) => Some(Self { is_version_1: false, group }),
+            None => Some(Self { is_version_1: true, group: find(":name=systemd:")? }),
         }
     }
 
@@ -192,9 +192,12 @@ impl Hierarchy {
     /// Returns a script that mounts the hierarchy at its usual mount point.
     fn mount_script(&self) -> String {
         let (arguments, place) = (self.mount_arguments(), self.usual_place());
-        format!(
-            "mount -t tmpfs none /sys/fs/cgroup && mkdir -p {place} && mount {arguments} {place}"
-        )
+        let mount = format!("mount {arguments} {place}");
+        if self.is_version_1 {
+            format!("mount -t tmpfs none /sys/fs/cgroup && mkdir -p {place} && {mount}")
+        } else {
+            mount
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use super::machine::tree;
 use super::process::Process;
 use super::service_manager::ServiceManager;
-use super::systemd::child_of;
+use super::systemd::{Hierarchy, child_of, remove_when_empty};
 use super::{SOON, eventually, netns, seconds};
 
 /// Packages beside those of a minimal Debian.
@@ -32,6 +32,7 @@ const REBOOTED: i32 = 133;
 /// Only in a test's namespaces. Its files vanish with them.
 pub(crate) struct BootedDebian {
     root: PathBuf,
+    group: PathBuf,
     process: Process,
 }
 
@@ -76,7 +77,10 @@ impl BootedDebian {
             units.join("multi-user.target.wants/systemd-networkd.service"),
         )
         .unwrap();
-        let mut machine = Self { process: spawn(&root), root };
+        let hierarchy = Hierarchy::of_this_process().unwrap();
+        let group = hierarchy.mount_with_new_group();
+        netns::run("sh", &["-c", &hierarchy.mount_script()]);
+        let mut machine = Self { process: spawn(&root, &group), root, group };
         machine.wait_until_booted();
         machine
     }
@@ -87,7 +91,7 @@ impl BootedDebian {
         let _ = self.run(&["systemctl", "reboot"]);
         let status = self.process.wait(SOON);
         assert_eq!(status.code(), Some(REBOOTED), "{}", self.process.log());
-        self.process = spawn(&self.root);
+        self.process = spawn(&self.root, &self.group);
         self.wait_until_booted();
     }
 
@@ -105,17 +109,22 @@ impl BootedDebian {
         let link = format!("ve-{NAME}");
         let set_up = format!("ip address replace {GATEWAY}/24 dev {link} && ip link set {link} up");
         eventually("the link of the machine", SOON, || {
-            let ended = self.process.ended();
-            assert!(ended.is_none(), "systemd-nspawn ended:\n{}", self.process.log());
+            self.assert_runs();
             let output = Command::new("sh").args(["-c", &set_up]).output().unwrap();
             output.status.success().then_some(())
         });
         eventually("the end of the boot", seconds(300), || {
+            self.assert_runs();
             let output = self.try_run(&["systemctl", "is-system-running"])?;
             let state = String::from_utf8_lossy(&output.stdout).into_owned();
             // `degraded`: a unit failed that has nothing to do with names.
             ["running", "degraded"].contains(&state.trim()).then_some(())
         });
+    }
+
+    fn assert_runs(&mut self) {
+        let ended = self.process.ended();
+        assert!(ended.is_none(), "systemd-nspawn ended:\n{}", self.process.log());
     }
 
     /// Runs a program on the machine; returns `None` until it has a process 1.
@@ -134,8 +143,17 @@ impl ServiceManager for BootedDebian {
     }
 }
 
-fn spawn(root: &Path) -> Process {
-    let mut nspawn = Command::new("systemd-nspawn");
+impl Drop for BootedDebian {
+    fn drop(&mut self) {
+        self.process.kill();
+        remove_when_empty(&self.group);
+    }
+}
+
+fn spawn(root: &Path, group: &Path) -> Process {
+    let enter = r#"echo $$ > "$0/cgroup.procs" && exec systemd-nspawn "$@""#;
+    let mut nspawn = Command::new("sh");
+    nspawn.args(["-c", enter]).arg(group);
     // Without systemd outside there is nothing to register the machine with.
     nspawn.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--link-journal=no"]);
     nspawn.args(["--network-veth", "--machine", NAME, "--directory"]).arg(root);

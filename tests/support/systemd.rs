@@ -104,15 +104,20 @@ impl ServiceManager for Systemd {
 impl Drop for Systemd {
     fn drop(&mut self) {
         self.process.kill();
-        // A second panic would abort the test program and hide the first one.
-        let within = if thread::panicking() { seconds(2) } else { SOON };
-        let start = Instant::now();
-        while self.group.exists() && start.elapsed() < within {
-            remove_groups(&self.group);
-            thread::sleep(Duration::from_millis(20));
-        }
-        assert!(thread::panicking() || !self.group.exists(), "the control group is not empty");
+        remove_when_empty(&self.group);
     }
+}
+
+/// Removes a control group once its processes have ended.
+pub(crate) fn remove_when_empty(group: &Path) {
+    // A second panic would abort the test program and hide the first one.
+    let within = if thread::panicking() { seconds(2) } else { SOON };
+    let start = Instant::now();
+    while group.exists() && start.elapsed() < within {
+        remove_groups(group);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(thread::panicking() || !group.exists(), "the control group is not empty");
 }
 
 /// Returns the only child of a process, if it has one.
@@ -137,7 +142,7 @@ fn in_group(group: &Path, script: &str) -> Command {
 }
 
 /// The hierarchy of control groups for systemd, and this process's group in it.
-struct Hierarchy {
+pub(crate) struct Hierarchy {
     is_version_1: bool,
     group: String,
 }
@@ -147,7 +152,7 @@ impl Hierarchy {
     ///
     /// A machine may have both versions. With version 1, systemd sometimes fails to start a command
     /// in the group of its unit (exit status 219).
-    fn of_this_process() -> Option<Self> {
+    pub(crate) fn of_this_process() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let find = |start: &str| {
             groups.lines().find_map(|line| Some(line.split_once(start)?.1.to_owned()))
@@ -174,7 +179,7 @@ impl Hierarchy {
     }
 
     /// Mounts the hierarchy at [`HIERARCHY`] and creates a group in it.
-    fn mount_with_new_group(&self) -> PathBuf {
+    pub(crate) fn mount_with_new_group(&self) -> PathBuf {
         let group = self.new_group();
         fs::create_dir_all(HIERARCHY).unwrap();
         let mut mount = Command::new("mount");
@@ -190,7 +195,7 @@ impl Hierarchy {
     }
 
     /// Returns a script that mounts the hierarchy at its usual mount point.
-    fn mount_script(&self) -> String {
+    pub(crate) fn mount_script(&self) -> String {
         let (arguments, place) = (self.mount_arguments(), self.usual_place());
         let mount = format!("mount {arguments} {place}");
         if self.is_version_1 {

@@ -376,6 +376,8 @@ fn an_uninstall_while_the_route_is_made_leaves_no_link() {
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert!(!has_link());
         systemd.ends_with(0, &["kill", "-CONT", &resolved.to_string()]);
+        let units = systemd.ends_with(0, &["systemctl", "list-units", "--all", "svcdns*"]);
+        assert!(!units.contains("svcdns"), "{units}");
         resolved_route::expect_outside_name(systemd, "after uninstall");
         assert_nothing_left(before, "after uninstall");
     });

@@ -186,6 +186,8 @@ def main(arguments):
         for path in (STATE / "loaded").iterdir():
             path.unlink()
         return 0
+    if verb == "reset-failed":  # Units have no limit of starts here, and are not listed.
+        return 0
     for unit in map(Unit, names):
         if not unit.settings:
             print(f"Unit {unit.name} not found.", file=sys.stderr)
@@ -201,7 +203,6 @@ def main(arguments):
         verbs = {
             "start": [Unit.start], "stop": [Unit.stop], "restart": [Unit.restart],
             "enable": [Unit.enable], "disable": [Unit.disable], "is-active": [],
-            "reset-failed": [],
         }
         steps = verbs[verb] + ([Unit.stop] if "--now" in options else [])
         if not all(step(unit) for step in steps):

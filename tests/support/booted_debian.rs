@@ -145,6 +145,10 @@ impl ServiceManager for BootedDebian {
 
 impl Drop for BootedDebian {
     fn drop(&mut self) {
+        // The machine's process 1 outlives systemd-nspawn.
+        if let Some(init) = child_of(self.process.pid()) {
+            netns::run("sh", &["-c", &format!("kill -KILL {init}")]);
+        }
         self.process.kill();
         remove_when_empty(&self.group);
     }

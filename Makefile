@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # A test that cannot run on this machine writes its name and the reason here.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test fresh bench micro check flood properties fuzz deny clean
+.PHONY: help run build test fresh systemd bench micro check flood properties fuzz deny clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,7 +20,7 @@ build: ## install what the build needs, and build in release mode
 check: ## check the format, and lint code and its documentation with warnings denied
 	@tests/setup.sh build
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --test systemd_machine -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
 test: check ## install what the tests need, check, run all tests
@@ -36,6 +36,11 @@ test: check ## install what the tests need, check, run all tests
 
 fresh: ## run make test on a new minimal Debian (needs root and debootstrap)
 	tests/fresh-machine.sh make test
+
+# The release is DEBIAN_RELEASE, by default that of this machine.
+systemd: ## boot a Debian with systemd-resolved, and install, kill and uninstall svcdns there
+	@tests/setup.sh systemd
+	cargo test --locked --test systemd_machine -- --nocapture
 
 bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	@tests/setup.sh bench

@@ -94,7 +94,7 @@ fn scripts_and_test_programs_of_the_page_exist() {
         .collect();
     assert_eq!(
         scripts.iter().copied().collect::<Vec<_>>(),
-        ["tests/fresh-machine.sh", "tests/setup.sh"]
+        ["tests/debian.sh", "tests/fresh-machine.sh", "tests/setup.sh"]
     );
     for script in scripts {
         let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();
@@ -127,8 +127,8 @@ fn the_script_builds_the_machine_that_the_page_describes() {
         "{usage}"
     );
     let script = fs::read_to_string(script).unwrap();
-    let debootstrap = code(PAGE).into_iter().find(|code| code.starts_with("debootstrap ")).unwrap();
-    assert!(script.contains(debootstrap), "{debootstrap}");
+    let debian = code(PAGE).into_iter().find(|code| code.starts_with("tests/debian.sh ")).unwrap();
+    assert!(script.contains(&format!("\n{debian}\n")), "{debian}");
     for part in ["/src", "/opt/rust", "pivot_root"] {
         assert!(PAGE.contains(part) && script.contains(part), "{part}");
     }

@@ -20,20 +20,16 @@ fail() {
     exit 1
 }
 [ "$(id -u)" = 0 ] || fail "only root can make a machine: sudo --preserve-env=HOME $0 $*"
-command -v debootstrap >/dev/null || fail "no debootstrap: apt-get install debootstrap"
 toolchain=$(rustc --print sysroot) || fail "no Rust toolchain on PATH"
 [ -x "$toolchain/bin/cargo" ] && [ "$toolchain" != /usr ] ||
     fail "the Rust toolchain in $toolchain has no folder of its own: use rustup's"
 
-release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" 'Created-By: Packages' |
-    head -n 1)
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-machine-XXXXXX")
 machine=
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap '[ -z "$machine" ] || kill -KILL "$machine"; exit 130' INT TERM
 
-debootstrap --variant=minbase --include=ca-certificates,git,make "$release" "$root" "$mirror" >&2
+tests/debian.sh "$root" ca-certificates,git,make
 # Tests also run as users other than root.
 chmod 755 "$root"
 git clone -q . "$root/src"

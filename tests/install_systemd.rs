@@ -9,8 +9,12 @@ use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::files::Files;
 use support::former;
-use support::machine::{assert_as_before, on_a_machine, said, tree};
+use support::machine::{NOBODY, assert_as_before, on_a_machine, put_among, said, tree, unpacked};
+use support::resolved;
+use support::resolved_route::{self, RESOLVED, ROUTE};
+use support::service_manager::{ServiceManager, StandIn, UNITS};
 use support::systemd::Systemd;
 use support::{SOON, eventually, netns, skip};
 use svcdns::system::{SERVER_UNIT, server_unit};
@@ -59,10 +63,15 @@ fn systemd_accepts_the_units() {
     }
 }
 
+/// Returns whether systemd can run on a private machine; skips the test if not.
+fn can_run_systemd(test: &str) -> bool {
+    // on_a_machine() skips the test of another user.
+    !nix::unistd::geteuid().is_root() || netns::is_inside(test) || Systemd::is_available(test)
+}
+
 /// Runs `body` on a private machine with systemd, and passes the state of its /etc.
 fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, String>)) {
-    let is_root = nix::unistd::geteuid().is_root();
-    if is_root && !netns::is_inside(test) && !Systemd::is_available(test) {
+    if !can_run_systemd(test) {
         return;
     }
     on_a_machine(test, || {
@@ -268,4 +277,201 @@ fn foreign_files_in_the_state_directory_are_refused() {
         assert!(told.contains("/run/svcdns.toml:2:1 sets `state-dir`"), "{told}");
         assert_nothing_left(before, "refused");
     });
+}
+
+/// Runs `body` on a private machine with systemd-resolved under a service manager.
+///
+/// systemd-resolved validates, so that the route needs a link. `body` gets the manager, the command
+/// line of `install` and the state of /etc.
+fn with_systemd_resolved<M: ServiceManager>(
+    test: &str,
+    start: impl FnOnce() -> M,
+    body: impl FnOnce(&M, &[&str], &BTreeMap<PathBuf, String>),
+) {
+    let Some(packages) = resolved::packages(test) else { return };
+    on_a_machine(test, || {
+        let _bus = resolved::furnish(&packages);
+        let server = std::net::SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53);
+        let _upstream = resolved_route::serve_outside_name(server);
+        let files = Files::readable_in(Path::new("/run"), &[resolved_route::REGISTRATION]);
+        resolved::configure(&format!("DNSSEC=yes\nDNS={}", netns::ADDRESS));
+        let manager = start();
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
+        fs::copy(format!("/usr/lib/systemd/system/{RESOLVED}"), format!("{UNITS}/{RESOLVED}"))
+            .unwrap();
+        fs::remove_file("/etc/resolv.conf").unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf").unwrap();
+        manager.ends_with(0, &["systemctl", "daemon-reload"]);
+        manager.ends_with(0, &["systemctl", "start", RESOLVED]);
+        resolved_route::expect_outside_name(&manager, "before the installation");
+        body(&manager, &[PROGRAM, "install", "--registry", &files.url()], &tree("/etc"));
+    });
+}
+
+/// Installs, restarts and kills the services, and uninstalls.
+fn expect_route_until_uninstalled(
+    manager: &impl ServiceManager,
+    install: &[&str],
+    before: &BTreeMap<PathBuf, String>,
+) {
+    let told = manager.ends_with(0, install);
+    assert!(told.contains("is managed by: systemd-resolved"), "{told}");
+    resolved_route::expect_names(manager, "after the installation");
+    resolved_route::expect_route_through_restarts(manager);
+    assert!(manager.ends_with(0, install).contains("Already installed"));
+    manager.ends_with(0, &[PROGRAM, "uninstall"]);
+    assert!(!manager.succeeds(&["ip", "link", "show", "svcdns0"]));
+    resolved_route::expect_outside_name(manager, "after uninstall");
+    assert_nothing_left(before, "after uninstall");
+}
+
+#[test]
+fn the_route_of_systemd_resolved_outlives_restarts_and_kills() {
+    const TEST: &str = "the_route_of_systemd_resolved_outlives_restarts_and_kills";
+    if can_run_systemd(TEST) {
+        with_systemd_resolved(TEST, Systemd::start, expect_route_until_uninstalled);
+    }
+}
+
+/// systemd stops starting a unit after five starts in ten seconds, if the unit does not say else.
+#[test]
+fn the_route_of_systemd_resolved_outlives_many_restarts_in_a_row() {
+    const TEST: &str = "the_route_of_systemd_resolved_outlives_many_restarts_in_a_row";
+    if !can_run_systemd(TEST) {
+        return;
+    }
+    with_systemd_resolved(TEST, Systemd::start, |systemd, install, before| {
+        systemd.ends_with(0, install);
+        for _ in 0..10 {
+            systemd.restart(RESOLVED);
+        }
+        resolved_route::expect_names(systemd, "after ten restarts");
+        // Each kill meets the route's unit while it starts.
+        for _ in 0..10 {
+            systemd.kill(RESOLVED);
+        }
+        resolved_route::expect_names(systemd, "after ten kills");
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+/// systemd runs `ExecStop=` only after a successful start.
+#[test]
+fn an_uninstall_while_the_route_is_made_leaves_no_link() {
+    const TEST: &str = "an_uninstall_while_the_route_is_made_leaves_no_link";
+    if !can_run_systemd(TEST) {
+        return;
+    }
+    with_systemd_resolved(TEST, Systemd::start, |systemd, install, before| {
+        systemd.ends_with(0, install);
+        systemd.ends_with(0, &["systemctl", "stop", ROUTE]);
+        let has_link = || systemd.succeeds(&["ip", "link", "show", "svcdns0"]);
+        assert!(!has_link());
+        // A `resolvectl` of the unit now waits for systemd-resolved.
+        let resolved = systemd.main_process(RESOLVED);
+        systemd.ends_with(0, &["kill", "-STOP", &resolved.to_string()]);
+        systemd.ends_with(0, &["systemctl", "start", "--no-block", ROUTE]);
+        eventually("the link", SOON, || has_link().then_some(()));
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert!(!has_link());
+        systemd.ends_with(0, &["kill", "-CONT", &resolved.to_string()]);
+        let units = systemd.ends_with(0, &["systemctl", "list-units", "--all", "svcdns*"]);
+        assert!(!units.contains("svcdns"), "{units}");
+        resolved_route::expect_outside_name(systemd, "after uninstall");
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+/// Installs beside openresolv, restarts and kills the server, and uninstalls.
+///
+/// resolv.conf names svcdns exactly while the server runs.
+fn expect_record_while_the_server_runs<M: ServiceManager>(
+    test: &str,
+    start: impl FnOnce() -> M,
+    restarts: usize,
+) {
+    let Some(packages) = unpacked(test, &["openresolv"]) else { return };
+    on_a_machine(test, || {
+        put_among(&packages.join("sbin"), "/usr/sbin");
+        put_among(&packages.join("lib"), "/usr/lib");
+        fs::copy(packages.join("etc/resolvconf.conf"), "/etc/resolvconf.conf").unwrap();
+        let add = format!("echo nameserver {NOBODY} | resolvconf -a eth0.dhclient");
+        netns::run("sh", &["-c", &add]);
+        let files = Files::readable_in(Path::new("/run"), &[resolved_route::REGISTRATION]);
+        let manager = start();
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
+        let expect_record = |is_there: bool, when: &str| {
+            eventually(&format!("a record, {is_there}, {when}"), SOON, || {
+                let text = fs::read_to_string("/etc/resolv.conf").unwrap();
+                (text.contains("nameserver 127.0.0.1\n") == is_there).then_some(())
+            });
+        };
+        let url = files.url();
+        let flags = ["--keep-nameservers", "--upstream", NOBODY, "--registry", &url];
+        let told = manager.ends_with(0, &[&[PROGRAM, "install"], &flags[..]].concat());
+        assert!(told.contains("is managed by: resolvconf"), "{told}");
+        expect_record(true, "after the installation");
+        for _ in 0..restarts {
+            manager.ends_with(0, &["systemctl", "restart", SERVER_UNIT]);
+        }
+        expect_record(true, "after restarts");
+        manager.kill(SERVER_UNIT);
+        expect_record(true, "after a kill");
+        eventually("hello.svc after a kill", SOON, || {
+            (manager.addresses("hello.svc") == ["10.9.0.80"]).then_some(())
+        });
+        manager.ends_with(0, &["systemctl", "stop", SERVER_UNIT]);
+        expect_record(false, "without the server");
+        manager.ends_with(0, &["systemctl", "start", SERVER_UNIT]);
+        expect_record(true, "with the server");
+        manager.ends_with(0, &[PROGRAM, "uninstall"]);
+        expect_record(false, "after uninstall");
+        for path in [UNITS.to_owned() + "/" + ROUTE, format!("{UNITS}/{SERVER_UNIT}.wants")] {
+            assert!(!Path::new(&path).exists(), "{path}");
+        }
+    });
+}
+
+#[test]
+fn the_record_of_resolvconf_follows_the_server() {
+    const TEST: &str = "the_record_of_resolvconf_follows_the_server";
+    if can_run_systemd(TEST) {
+        expect_record_while_the_server_runs(TEST, Systemd::start, 10);
+    }
+}
+
+#[test]
+fn the_record_of_resolvconf_follows_the_server_with_a_stand_in_for_systemd() {
+    const TEST: &str = "the_record_of_resolvconf_follows_the_server_with_a_stand_in_for_systemd";
+    expect_record_while_the_server_runs(TEST, StandIn::start, 2);
+}
+
+#[test]
+fn the_unit_of_an_older_version_is_replaced() {
+    const TEST: &str = "the_unit_of_an_older_version_is_replaced";
+    with_systemd_resolved(TEST, StandIn::start, |manager, install, before| {
+        manager.ends_with(0, install);
+        let unit = Path::new(UNITS).join(ROUTE);
+        let text = fs::read_to_string(&unit).unwrap();
+        let line = "StartLimitIntervalSec=0\n";
+        fs::write(&unit, text.replace(line, "")).unwrap();
+        let journal = fs::read_to_string(JOURNAL).unwrap();
+        let at = journal.rfind("StartLimitIntervalSec=0\\n").unwrap();
+        let older = [&journal[..at], &journal[at + line.len() + 1..]].concat();
+        fs::write(JOURNAL, older).unwrap();
+
+        assert!(manager.ends_with(0, install).contains("An earlier installation is undone first"));
+        assert_eq!(fs::read_to_string(&unit).unwrap(), text);
+        assert!(manager.ends_with(0, install).contains("Already installed"));
+        manager.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+/// Runs the units where systemd cannot run.
+#[test]
+fn the_units_hold_the_route_with_a_stand_in_for_systemd() {
+    const TEST: &str = "the_units_hold_the_route_with_a_stand_in_for_systemd";
+    with_systemd_resolved(TEST, StandIn::start, expect_route_until_uninstalled);
 }

@@ -5,6 +5,8 @@
 #   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …;
 #                            also fetches the Go modules if there is a Go toolchain
 #   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot, nsd
+#   tests/setup.sh systemd   what `cargo build` needs, and what boots a Debian: debootstrap,
+#                            systemd-nspawn
 #   tests/setup.sh fuzz      what `cargo build` and cargo-fuzz need
 set -eu
 cd "$(dirname "$0")/.."
@@ -20,14 +22,17 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
       systemd-analyze:systemd
       systemd/libsystemd-shared:libsystemd-shared"
 bench="knotd:knot nsd:nsd"
+systemd="debootstrap:debootstrap systemd-nspawn:systemd-container ip:iproute2
+         unshare:util-linux mount:mount"
 
 case "${1-}" in
 build) wanted=$build ;;
 fuzz) wanted="$build c++:g++" ;;
 test) wanted="$build $test" ;;
 bench) wanted="$build $test $bench" ;;
+systemd) wanted="$build $systemd" ;;
 *)
-    echo "usage: tests/setup.sh build|test|bench|fuzz" >&2
+    echo "usage: tests/setup.sh build|test|bench|systemd|fuzz" >&2
     exit 2
     ;;
 esac

@@ -180,8 +180,13 @@ impl Journal {
 
     /// Returns whether this version would make the same installation.
     pub fn is_up_to_date(&self) -> bool {
-        let unit = self.server_unit().and_then(|unit| unit.after.content());
-        !self.former && unit.is_none_or(unit::is_current)
+        let is_current = |step: &InstallStep| match step {
+            InstallStep::File(file) => {
+                file.after.content().is_none_or(|unit| unit::is_current(&file.path, unit))
+            }
+            InstallStep::Folder(_) | InstallStep::Command(_) => true,
+        };
+        !self.former && self.steps.iter().all(is_current)
     }
 
     /// Returns the step that writes the server's unit, if any.

@@ -41,14 +41,24 @@ pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Returns whether this version would write the same unit, its program aside.
-pub(super) fn is_current(unit: &[u8]) -> bool {
+/// Returns whether this version would write the same unit, lines about the machine aside.
+///
+/// Files other than our units are current.
+pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
+    let (current, of_machine): (_, &[&str]) = if path == server_path() {
+        (server(Path::new("/"), None), &["ExecStart="])
+    } else if path == Path::new(FOLDER).join(HOOK) {
+        let of_machine = &["After=", "Description=", "Exec", "PartOf=", "WantedBy="];
+        (HookUnit::default().to_unit(), of_machine)
+    } else {
+        return true;
+    };
     let other_lines = |text: &str| {
-        let lines = text.lines().filter(|line| !line.starts_with("ExecStart="));
+        let is_of_machine = |line: &str| of_machine.iter().any(|start| line.starts_with(start));
+        let lines = text.lines().filter(|line| !is_of_machine(line));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    std::str::from_utf8(unit)
-        .is_ok_and(|unit| other_lines(unit) == other_lines(&server(Path::new("/"), None)))
+    std::str::from_utf8(unit).is_ok_and(|unit| other_lines(unit) == other_lines(&current))
 }
 
 /// Quotes a word for a command line in a unit (systemd.service(5)).
@@ -66,7 +76,7 @@ fn command_line(words: &[String]) -> String {
 }
 
 /// A unit whose commands run when another unit starts and stops.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HookUnit {
     /// Description of the unit for systemd.
     pub(super) description: String,
@@ -82,11 +92,12 @@ impl HookUnit {
     /// Returns the text of the unit.
     ///
     /// `PartOf=` makes every restart of the other unit, even after a crash, restart this one
-    /// (systemd.unit(5)).
+    /// (systemd.unit(5)). Without a limit of starts, it also follows many restarts in a row.
     pub(super) fn to_unit(&self) -> String {
         let mut text = format!(
             "{HEADING}\n\
-             [Unit]\nDescription={}\nPartOf={unit}\nAfter={unit} dbus.service\n\n\
+             [Unit]\nDescription={}\nPartOf={unit}\nAfter={unit} dbus.service\n\
+             StartLimitIntervalSec=0\n\n\
              [Service]\nType=oneshot\nRemainAfterExit=yes\n",
             self.description,
             unit = self.bound_to
@@ -97,8 +108,9 @@ impl HookUnit {
         for words in &self.start {
             let _ = writeln!(text, "ExecStart={}", command_line(words));
         }
+        // Unlike ExecStop=, this also follows a start that failed or was interrupted.
         for words in &self.stop {
-            let _ = writeln!(text, "ExecStop={}", command_line(words));
+            let _ = writeln!(text, "ExecStopPost=-{}", command_line(words));
         }
         let _ = write!(text, "\n[Install]\nWantedBy={}\n", self.bound_to);
         text
@@ -129,10 +141,9 @@ mod tests {
         for expected in ["RuntimeDirectory=svcdns\n", "StateDirectory=svcdns\n"] {
             assert!(unit.contains(expected), "{expected}: {unit}");
         }
-        assert!(
-            is_current(unit.as_bytes()) && is_current(server(Path::new("/x"), None).as_bytes())
-        );
-        assert!(!is_current(unit.replace("StateDirectory=svcdns\n", "").as_bytes()));
+        let is_current = |unit: &str| is_current(&server_path(), unit.as_bytes());
+        assert!(is_current(&unit) && is_current(&server(Path::new("/x"), None)));
+        assert!(!is_current(&unit.replace("StateDirectory=svcdns\n", "")));
         // getifaddrs(3), for a server that listens on all addresses.
         let families =
             unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
@@ -152,11 +163,16 @@ mod tests {
         for expected in [
             "PartOf=systemd-resolved.service\n",
             "WantedBy=systemd-resolved.service\n",
+            "StartLimitIntervalSec=0\n",
             "ExecStart=/bin/sh -c \"echo '$$1' \\\"%%\\\"\"\n",
             "ExecStartPre=-/sbin/ip link del svcdns0\n",
-            "ExecStop=/sbin/ip link del svcdns0\n",
+            "ExecStopPost=-/sbin/ip link del svcdns0\n",
         ] {
             assert!(unit.contains(expected), "{expected}: {unit}");
         }
+        let path = Path::new(FOLDER).join(HOOK);
+        assert!(is_current(&path, unit.as_bytes()));
+        let older = unit.replace("StartLimitIntervalSec=0\n", "");
+        assert!(!is_current(&path, older.as_bytes()));
     }
 }

@@ -1,6 +1,7 @@
 //! A temporary file registry whose registrations stay alive.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,17 @@ impl Files {
     ///
     /// Keys are as in etcd, without `/service/`: `default/default/hello.svc/latest/10.0.0.1:80`.
     pub(crate) fn new(keys: &[(&str, &str)]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::in_directory(tempfile::tempdir().unwrap(), keys)
+    }
+
+    /// Writes keys and values below a directory, where the user of a service can read them.
+    pub(crate) fn readable_in(parent: &Path, keys: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir_in(parent).unwrap();
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        Self::in_directory(directory, keys)
+    }
+
+    fn in_directory(directory: TempDir, keys: &[(&str, &str)]) -> Self {
         for (key, value) in keys {
             fs::write(path_of(directory.path(), key), value).unwrap();
         }

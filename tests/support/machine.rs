@@ -85,7 +85,17 @@ pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
 
 /// Asserts that /etc is unchanged, and /var/lib is empty.
 pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
-    let now = tree("/etc");
+    assert_same_tree(before, &tree("/etc"), when);
+    let left = tree("/var/lib");
+    assert!(left.is_empty(), "{when}, left in /var/lib: {left:?}");
+}
+
+/// Asserts that two descriptions by [`tree`] are equal.
+pub(crate) fn assert_same_tree(
+    before: &BTreeMap<PathBuf, String>,
+    now: &BTreeMap<PathBuf, String>,
+    when: &str,
+) {
     let differences: Vec<String> = before
         .keys()
         .chain(now.keys())
@@ -95,8 +105,6 @@ pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
         })
         .collect();
     assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
-    let left = tree("/var/lib");
-    assert!(left.is_empty(), "{when}, left in /var/lib: {left:?}");
 }
 
 /// Starts a server in root's runtime directory, as a service manager would.

@@ -7,6 +7,7 @@
     reason = "helpers of tests"
 )]
 
+pub(crate) mod booted_debian;
 pub(crate) mod dns;
 pub(crate) mod echo;
 pub(crate) mod etcd;
@@ -16,6 +17,8 @@ pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod resolved;
+pub(crate) mod resolved_route;
+pub(crate) mod service_manager;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;

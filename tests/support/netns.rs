@@ -63,12 +63,15 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
         }
         Err(error) => return skip(test, &format!("no unshare: {error}")),
     }
+    // `--nocapture` shows the messages of a long test as they come.
+    let is_shown = env::args().any(|argument| argument == "--nocapture");
     let output = Command::new("unshare")
         .args(&unshare)
         .arg(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(INSIDE, test)
         .stdin(Stdio::null())
+        .stderr(if is_shown { Stdio::inherit() } else { Stdio::piped() })
         .output()
         .unwrap();
     let printed = format!(

@@ -34,40 +34,7 @@ impl Resolved {
     ///
     /// `settings` are lines of `[Resolve]`, see resolved.conf(5).
     pub(crate) fn start(packages: &Path, settings: &str) -> Self {
-        for (folder, place) in
-            [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")]
-        {
-            let folder = packages.join(folder);
-            if folder.is_dir() {
-                put_among(&folder, place);
-            }
-        }
-        let users = fs::read_to_string("/etc/passwd").unwrap();
-        if !users.contains("systemd-resolve:") {
-            fs::write(
-                "/etc/passwd",
-                format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n"),
-            )
-            .unwrap();
-            let groups = fs::read_to_string("/etc/group").unwrap();
-            fs::write("/etc/group", format!("{groups}systemd-resolve:x:{USER}:\n")).unwrap();
-        }
-        fs::create_dir_all("/run/dbus").unwrap();
-        let bus = "<busconfig><type>system</type>\
-                   <listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
-                   <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
-                   <allow send_type=\"method_call\"/><allow send_destination=\"*\"/>\
-                   <allow receive_sender=\"*\"/></policy></busconfig>";
-        fs::write("/run/dbus/conf", bus).unwrap();
-        let bus = Process::start(Command::new("dbus-daemon").args([
-            "--config-file=/run/dbus/conf",
-            "--nofork",
-            "--nopidfile",
-        ]));
-        eventually("the bus", SOON, || {
-            Path::new("/run/dbus/system_bus_socket").exists().then_some(())
-        });
-        Self { _bus: bus, daemon: daemon(settings) }
+        Self { _bus: furnish(packages), daemon: daemon(settings) }
     }
 
     /// Stops and starts systemd-resolved, which forgets settings made over the bus.
@@ -78,10 +45,51 @@ impl Resolved {
     }
 }
 
-fn daemon(settings: &str) -> Process {
+/// Gives the machine the files, the user and the bus of systemd-resolved.
+///
+/// Returns the process of the bus.
+pub(crate) fn furnish(packages: &Path) -> Process {
+    for (folder, place) in [("usr/bin", "/usr/bin"), ("lib", "/usr/lib"), ("usr/lib", "/usr/lib")] {
+        let folder = packages.join(folder);
+        if folder.is_dir() {
+            put_among(&folder, place);
+        }
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    if !users.contains("systemd-resolve:") {
+        fs::write(
+            "/etc/passwd",
+            format!("{users}systemd-resolve:x:{USER}:{USER}::/:/usr/sbin/nologin\n"),
+        )
+        .unwrap();
+        let groups = fs::read_to_string("/etc/group").unwrap();
+        fs::write("/etc/group", format!("{groups}systemd-resolve:x:{USER}:\n")).unwrap();
+    }
+    fs::create_dir_all("/run/dbus").unwrap();
+    let bus = "<busconfig><type>system</type>\
+               <listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+               <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
+               <allow send_type=\"method_call\"/><allow send_destination=\"*\"/>\
+               <allow receive_sender=\"*\"/></policy></busconfig>";
+    fs::write("/run/dbus/conf", bus).unwrap();
+    let bus = Process::start(Command::new("dbus-daemon").args([
+        "--config-file=/run/dbus/conf",
+        "--nofork",
+        "--nopidfile",
+    ]));
+    eventually("the bus", SOON, || Path::new("/run/dbus/system_bus_socket").exists().then_some(()));
+    bus
+}
+
+/// Writes lines of `[Resolve]`, see resolved.conf(5).
+pub(crate) fn configure(settings: &str) {
     fs::create_dir_all("/run/systemd/resolved.conf.d").unwrap();
     fs::write("/run/systemd/resolved.conf.d/test.conf", format!("[Resolve]\n{settings}\n"))
         .unwrap();
+}
+
+fn daemon(settings: &str) -> Process {
+    configure(settings);
     // systemd-resolved refuses a directory of another user.
     fs::create_dir_all("/run/systemd/resolve").unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();

@@ -8,15 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::machine::said;
 use super::process::Process;
+use super::service_manager::{self, ServiceManager, UNITS};
 use super::{SOON, eventually, on_path, seconds, skip, skip_without_kernel_feature};
 
 /// The path of systemd in Debian's package `systemd`.
 const PROGRAM: &str = "/lib/systemd/systemd";
-
-/// The only directory of units that systemd reads.
-///
-/// Without the machine's units, which would start services and clean /tmp.
-const UNITS: &str = "/etc/systemd/system";
 
 /// The mount point of the hierarchy of control groups, for the test.
 const HIERARCHY: &str = "/run/test-groups";
@@ -26,6 +22,8 @@ const NAMESPACES: [&str; 6] =
     ["--cgroup", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
 
 /// A running systemd that reads only the units in [`UNITS`].
+///
+/// The machine's other units would start services and clean /tmp.
 ///
 /// Only for a test's private machine: it uses /run, /etc and /var/lib, and gets its own /tmp and
 /// /var/tmp.
@@ -63,8 +61,7 @@ impl Systemd {
     pub(crate) fn start() -> Self {
         let hierarchy = Hierarchy::of_this_process().unwrap();
         let group = hierarchy.mount_with_new_group();
-        fs::remove_dir_all(UNITS).unwrap();
-        fs::create_dir_all(UNITS).unwrap();
+        service_manager::empty_units();
         for target in ["sysinit", "basic", "multi-user", "shutdown", "test"] {
             let text = "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\n";
             fs::write(format!("{UNITS}/{target}.target"), text).unwrap();
@@ -82,29 +79,15 @@ impl Systemd {
             let ended = systemd.process.ended();
             assert!(ended.is_none(), "systemd ended: {}", systemd.process.log().trim());
             let show = ["systemctl", "show", "--property=Version"];
-            systemd.run(&show).is_some_and(|output| output.status.success()).then_some(())
+            systemd.try_run(&show).is_some_and(|output| output.status.success()).then_some(())
         });
         systemd
-    }
-
-    /// Runs a program among systemd's processes and returns its output.
-    ///
-    /// Fails the test unless the program exits with this code.
-    pub(crate) fn ends_with(&self, code: i32, line: &[&str]) -> String {
-        let output = self.run(line).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{line:?}:\n{}", said(&output));
-        said(&output)
-    }
-
-    /// Runs a program among systemd's processes and returns whether it succeeds.
-    pub(crate) fn succeeds(&self, line: &[&str]) -> bool {
-        self.run(line).unwrap().status.success()
     }
 
     /// Runs a program in systemd's namespaces; returns `None` until they exist.
     ///
     /// systemd answers no other processes.
-    fn run(&self, line: &[&str]) -> Option<Output> {
+    fn try_run(&self, line: &[&str]) -> Option<Output> {
         let init = child_of(self.process.pid())?;
         let mut enter = Command::new("nsenter");
         enter.args(["--target", &init, "--mount", "--pid", "--cgroup"]).args(line);
@@ -112,24 +95,35 @@ impl Systemd {
     }
 }
 
+impl ServiceManager for Systemd {
+    fn run(&self, line: &[&str]) -> Output {
+        self.try_run(line).unwrap()
+    }
+}
+
 impl Drop for Systemd {
     fn drop(&mut self) {
         self.process.kill();
-        // A second panic would abort the test program and hide the first one.
-        let within = if thread::panicking() { seconds(2) } else { SOON };
-        let start = Instant::now();
-        while self.group.exists() && start.elapsed() < within {
-            remove_groups(&self.group);
-            thread::sleep(Duration::from_millis(20));
-        }
-        assert!(thread::panicking() || !self.group.exists(), "the control group is not empty");
+        remove_when_empty(&self.group);
     }
+}
+
+/// Removes a control group once its processes have ended.
+pub(crate) fn remove_when_empty(group: &Path) {
+    // A second panic would abort the test program and hide the first one.
+    let within = if thread::panicking() { seconds(2) } else { SOON };
+    let start = Instant::now();
+    while group.exists() && start.elapsed() < within {
+        remove_groups(group);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(thread::panicking() || !group.exists(), "the control group is not empty");
 }
 
 /// Returns the only child of a process, if it has one.
 ///
 /// /proc/PID/task/PID/children would name it, but not every kernel has that file.
-fn child_of(parent: u32) -> Option<String> {
+pub(crate) fn child_of(parent: u32) -> Option<String> {
     let parent = format!("PPid:\t{parent}");
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let mut processes = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -148,7 +142,7 @@ fn in_group(group: &Path, script: &str) -> Command {
 }
 
 /// The hierarchy of control groups for systemd, and this process's group in it.
-struct Hierarchy {
+pub(crate) struct Hierarchy {
     is_version_1: bool,
     group: String,
 }
@@ -156,16 +150,16 @@ struct Hierarchy {
 impl Hierarchy {
     /// Finds the hierarchy; `None` without one for systemd.
     ///
-    /// A machine may have systemd's hierarchy of version 1 beside one of version 2; systemd then
-    /// uses the former.
-    fn of_this_process() -> Option<Self> {
+    /// A machine may have both versions. With version 1, systemd sometimes fails to start a command
+    /// in the group of its unit (exit status 219).
+    pub(crate) fn of_this_process() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let find = |start: &str| {
             groups.lines().find_map(|line| Some(line.split_once(start)?.1.to_owned()))
         };
-        match find(":name=systemd:") {
-            Some(group) => Some(Self { is_version_1: true, group }),
-            None => Some(Self { is_version_1: false, group: find("0::")? }),
+        match find("0::") {
+            Some(group) => Some(Self { is_version_1: false, group }),
+            None => Some(Self { is_version_1: true, group: find(":name=systemd:")? }),
         }
     }
 
@@ -185,7 +179,7 @@ impl Hierarchy {
     }
 
     /// Mounts the hierarchy at [`HIERARCHY`] and creates a group in it.
-    fn mount_with_new_group(&self) -> PathBuf {
+    pub(crate) fn mount_with_new_group(&self) -> PathBuf {
         let group = self.new_group();
         fs::create_dir_all(HIERARCHY).unwrap();
         let mut mount = Command::new("mount");
@@ -201,11 +195,14 @@ impl Hierarchy {
     }
 
     /// Returns a script that mounts the hierarchy at its usual mount point.
-    fn mount_script(&self) -> String {
+    pub(crate) fn mount_script(&self) -> String {
         let (arguments, place) = (self.mount_arguments(), self.usual_place());
-        format!(
-            "mount -t tmpfs none /sys/fs/cgroup && mkdir -p {place} && mount {arguments} {place}"
-        )
+        let mount = format!("mount {arguments} {place}");
+        if self.is_version_1 {
+            format!("mount -t tmpfs none /sys/fs/cgroup && mkdir -p {place} && {mount}")
+        } else {
+            mount
+        }
     }
 }
 

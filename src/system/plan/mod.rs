@@ -406,10 +406,9 @@ mod tests {
         let Some(InstallStep::Command(last)) = steps.last() else { panic!("{steps:?}") };
         assert_eq!(last.undo, [words(["systemctl", "disable", "--now", "svcdns.service"])]);
         let Some(InstallStep::Command(first)) = steps.first() else { panic!("{steps:?}") };
-        assert_eq!(
-            (first.run.len(), &first.undo),
-            (0, &vec![words(["systemctl", "daemon-reload"])])
-        );
+        let reload = words(["systemctl", "daemon-reload"]);
+        let forget = words(["systemctl", "reset-failed", "svcdns.service*"]);
+        assert_eq!((first.run.len(), &first.undo), (0, &vec![reload, forget]));
         assert!(steps.contains(&InstallStep::Folder("/etc/systemd/system".into())));
     }
 

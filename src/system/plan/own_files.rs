@@ -43,9 +43,10 @@ pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>
     let step = |purpose: &str, run, undo, undo_if| {
         InstallStep::Command(CommandStep { purpose: purpose.to_owned(), run, undo, undo_if })
     };
-    // The undo goes backwards, so it reloads after it has removed the unit.
-    let mut steps =
-        vec![step("make systemd forget the unit", Vec::new(), vec![reload.clone()], Vec::new())];
+    // The undo goes backwards, so it reloads after it has removed the unit. A unit that was stopped
+    // during its start is listed as failed until then; the pattern may match no unit.
+    let forget = vec![reload.clone(), systemctl(&["reset-failed", &format!("{name}*")])];
+    let mut steps = vec![step("make systemd forget the unit", Vec::new(), forget, Vec::new())];
     steps.extend(plan_file(root, &Path::new(unit::FOLDER).join(name), text)?);
     steps.push(step(
         &format!("start {name}, now and at every boot"),

@@ -16,6 +16,7 @@ pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod resolved;
+pub(crate) mod strace;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;

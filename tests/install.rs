@@ -15,39 +15,18 @@ use std::process::Command;
 use support::files::Files;
 use support::former;
 use support::machine::{
-    NOBODY, assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree,
+    NOBODY, RESOLV_CONF, UPSTREAM, assert_as_before, done, expect_found, expect_service, lines,
+    looked_up, name_server, on_a_machine, refused, registry, said, serve, svcdns, tree,
 };
 use support::process::Process;
-use support::upstream::{Record, Upstream};
+use support::strace::{FILE_CALLS, can_trace, killed_at};
 use support::{SOON, dns, eventually, netns};
-
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Starts a server on port 53 for a registry with one service.
 fn served() -> (Files, Process) {
     let files = registry();
     let server = serve(&["--registry", &files.url(), "--listen", "127.0.0.1:53"]);
     (files, server)
-}
-
-fn registry() -> Files {
-    Files::new(&[("default/default/hello.svc/latest/10.9.0.5:80", "{}")])
-}
-
-/// Returns the lines of resolv.conf that are not comments.
-fn lines() -> Vec<String> {
-    fs::read_to_string(RESOLV_CONF)
-        .unwrap()
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect()
-}
-
-fn expect_service() {
-    eventually("hello.svc through the C library", SOON, || {
-        (looked_up("hello.svc") == [netns::ADDRESS]).then_some(())
-    });
 }
 
 #[test]
@@ -77,7 +56,7 @@ fn an_ordinary_file_is_edited_and_restored() {
                 "options timeout:1 attempts:1"
             ]
         );
-        expect_service();
+        expect_service("through the C library");
         let kept = fs::read_to_string("/var/lib/svcdns-install/resolv.conf.before").unwrap();
         assert_eq!(kept, format!("# by hand\nnameserver {NOBODY}\noptions timeout:1 attempts:1\n"));
         let changed = tree("/etc");
@@ -103,23 +82,8 @@ fn an_ordinary_file_is_edited_and_restored() {
     });
 }
 
-/// The machine's own name server.
-const UPSTREAM: &str = "127.0.0.9";
 /// The name server of the next DHCP lease.
 const NEXT_UPSTREAM: &str = "127.0.0.10";
-
-/// Starts a name server on port 53 that knows one name.
-fn name_server(address: &str, name: &str, found: &str) -> Upstream {
-    let upstream = Upstream::start_at(format!("{address}:53").parse().unwrap());
-    upstream.put([Record::soa("example.test", 300, 30), Record::a(name, 300, found)]);
-    upstream
-}
-
-fn expect_found(name: &str, address: &str) {
-    eventually(&format!("{name} through the C library"), SOON, || {
-        (looked_up(name) == [address]).then_some(())
-    });
-}
 
 #[test]
 fn svcdns_can_be_the_only_name_server() {
@@ -138,14 +102,14 @@ fn svcdns_can_be_the_only_name_server() {
             "{told}"
         );
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        expect_service();
+        expect_service("through the C library");
         expect_found("www.example.test", "192.0.2.80");
 
         // No name resolves without the server, and all do with the next one.
         server.kill();
         assert_eq!([looked_up("hello.svc"), looked_up("www.example.test")], [[""; 0]; 2]);
         let server = serve(&serving);
-        expect_service();
+        expect_service("through the C library");
         expect_found("www.example.test", "192.0.2.80");
         assert!(!upstream.names().contains("hello.svc"), "names of the zone are not forwarded");
 
@@ -169,14 +133,14 @@ fn other_names_come_from_the_former_name_servers() {
         let mut server = serve(&serving);
         done(&install);
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        expect_service();
+        expect_service("through the C library");
         expect_found("www.example.test", "192.0.2.80");
 
         // A server that starts now finds only its own address in resolv.conf, and has no cache.
         server.kill();
         let mut server = serve(&serving);
         expect_found("www.example.test", "192.0.2.80");
-        expect_service();
+        expect_service("through the C library");
 
         // A DHCP client replaces the file: programs and svcdns then query the server of its lease.
         let next = name_server(NEXT_UPSTREAM, "next.example.test", "192.0.2.81");
@@ -199,7 +163,7 @@ fn other_names_come_from_the_former_name_servers() {
             "{told}"
         );
         assert_eq!(lines(), ["nameserver 127.0.0.1", "options timeout:1 attempts:1"]);
-        expect_service();
+        expect_service("through the C library");
         expect_found("next.example.test", "192.0.2.81");
         assert!(!next.names().contains("hello.svc"), "names of the zone are not forwarded");
         assert!(server.ended().is_none());
@@ -382,7 +346,7 @@ fn a_mount_of_a_container_engine_is_written_in_place() {
         let told = done(&["install", "--keep-nameservers", "--registry", &files.url()]);
         assert!(told.contains("written in place") && told.contains("podman run --dns"), "{told}");
         assert_eq!(lines()[0], "nameserver 127.0.0.1");
-        expect_service();
+        expect_service("through the C library");
         done(&["uninstall"]);
         let text = fs::read_to_string(RESOLV_CONF).unwrap();
         assert_eq!(text, "nameserver 10.9.0.77\noptions timeout:1 attempts:1\n");
@@ -415,7 +379,7 @@ fn a_link_of_networkmanager_is_replaced_and_restored() {
                 .unwrap()
                 .ends_with("[main]\nrc-manager=unmanaged\n")
         );
-        expect_service();
+        expect_service("through the C library");
         let told = done(&["uninstall"]);
         assert!(told.contains("/etc/NetworkManager/conf.d/90-svcdns.conf: removed"), "{told}");
         assert_as_before(&before, "after uninstall");
@@ -516,34 +480,6 @@ fn an_installation_that_fails_its_lookup_is_undone() {
     });
 }
 
-/// System calls that change files.
-const CALLS: [&str; 9] =
-    ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
-
-fn can_trace() -> bool {
-    Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-/// Runs svcdns under strace, which kills it at the n-th such system call.
-///
-/// Returns `false` if it makes fewer calls, and so ends by itself.
-fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
-    let output = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/run/trace", "-e", &format!("trace={call}"), "-e"])
-        .arg(format!("inject={call}:signal=SIGKILL:when={n}"))
-        .arg(env!("CARGO_BIN_EXE_svcdns"))
-        .args(arguments)
-        .output()
-        .unwrap();
-    let killed = !output.status.success();
-    let trace = fs::read_to_string("/run/trace").unwrap_or_default();
-    assert!(killed == trace.contains("killed by SIGKILL"), "{}\n{trace}", said(&output));
-    killed
-}
-
 #[test]
 fn an_upgrade_killed_at_any_call_loses_nothing() {
     const TEST: &str = "an_upgrade_killed_at_any_call_loses_nothing";
@@ -562,7 +498,7 @@ fn an_upgrade_killed_at_any_call_loses_nothing() {
         let kept = "/var/lib/svcdns-install/svcdns.conf";
         let mut places = 0;
         for line in [&install[..], &["uninstall"]] {
-            for call in CALLS {
+            for call in FILE_CALLS {
                 for n in 1.. {
                     former::install(false);
                     fs::write("/var/lib/svcdns/svcdns.conf", "mine\n").unwrap();
@@ -613,7 +549,7 @@ fn an_installation_killed_at_any_call_loses_nothing() {
             return support::skip(TEST, "strace cannot trace here");
         }
         let mut places = 0;
-        for call in CALLS {
+        for call in FILE_CALLS {
             for n in 1.. {
                 if !killed_at(call, n, &install) {
                     break;
@@ -631,7 +567,7 @@ fn an_installation_killed_at_any_call_loses_nothing() {
         }
         assert!(places > 10, "only {places} places");
         let mut places = 0;
-        for call in CALLS {
+        for call in FILE_CALLS {
             for n in 1.. {
                 done(&install);
                 if !killed_at(call, n, &["uninstall"]) {

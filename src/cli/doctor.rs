@@ -35,7 +35,8 @@ const RESOLVED_STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 /// Checks in the order in which a broken one is the likely cause.
 ///
 /// A broken check makes later ones fail too.
-const LIKELY_CAUSES: [&str; 9] = [
+const LIKELY_CAUSES: [&str; 10] = [
+    "installation",
     "server",
     "port 53",
     "nsswitch",

@@ -11,13 +11,13 @@ use hickory_proto::rr::RecordType;
 
 use super::arguments::InstallArgs;
 use super::installed_server::{ArrangedServer, ServerRequirements, running, settings};
-use super::privilege::require_root;
+use super::outside_names::OutsideNames;
+use super::privilege::{lock_machine, require_root};
 use super::{NOT_REACHED, ServerLocation, output, resolve, uninstall};
 use crate::config::Config;
 use crate::name::{Name, Zone};
 use crate::system::{
-    self, InstallLock, InstallOptions, InstallStep, Integration, Journal, Machine, Root,
-    RuntimeState,
+    self, InstallOptions, InstallStep, Integration, Journal, Machine, Root, RuntimeState,
 };
 use crate::wire::rcode_name;
 
@@ -42,9 +42,13 @@ pub(super) async fn run(
         );
     }
     let root = Root::default();
-    let lock = if command.dry_run { None } else { Some(InstallLock::take(&root)?) };
+    let lock = if command.dry_run { None } else { Some(lock_machine(&root)?) };
     // Load under the lock, or the journal of a concurrent `install` would be overwritten.
-    let earlier = Journal::load(&root)?;
+    let earlier = if command.dry_run {
+        Journal::load(&root)?.or(uninstall::leftovers(&root)?.map(|found| found.journal))
+    } else {
+        uninstall::load(&root)?
+    };
     if let Some(journal) = earlier {
         if command.dry_run {
             output::print(
@@ -58,6 +62,11 @@ pub(super) async fn run(
             && test_lookups(&root, location, &config).await.is_ok()
         {
             output::print("Already installed, and it works: nothing was changed.\n")?;
+            let machine = system::detect(&root, &RuntimeState::now());
+            let outside = OutsideNames::look_up(&root, &config, &machine).await;
+            if let Some(note) = outside.note() {
+                output::print(&format!("Note: {note}\n"))?;
+            }
             return Ok(ExitCode::SUCCESS);
         } else {
             let installation = if journal.complete {
@@ -140,13 +149,18 @@ async fn install(
         output::print("\nNothing was changed (--dry-run).\n")?;
         return Ok(ExitCode::SUCCESS);
     }
+    let outside = OutsideNames::look_up(root, config, &machine).await;
     let server_steps = server.steps.len();
     let mut journal = Journal::new(
         purpose(command, &server.settings),
         server.steps.into_iter().chain(plan.steps).collect(),
     );
     journal.save(root)?;
-    let applied = apply(root, location, config, &journal, server_steps, way, &wish).await;
+    let applied = async {
+        apply(root, location, config, &journal, server_steps, way, &wish).await?;
+        outside.check(root, way, wish.server, SETTLE_TIMEOUT).await
+    };
+    let applied = applied.await;
     if let Err(error) = applied {
         output::print("\nThe installation failed; all changes are reverted.\n")?;
         uninstall::remove(root, &journal).with_context(|| format!("{error:#}; and then"))?;
@@ -155,8 +169,9 @@ async fn install(
     journal.complete = true;
     journal.save(root)?;
     output::print(&format!(
-        "\nDone, and tested by a lookup through the C library. `sudo svcdns uninstall` undoes \
-         everything.\nIf the server dies: {}.\n",
+        "\nDone, and tested by lookups through the C library. `sudo svcdns uninstall` undoes \
+         everything.\n{outside}\n\
+         If the server dies: {}.\n",
         way.without_server(wish.keep_others, machine.systemd)
     ))?;
     Ok(ExitCode::SUCCESS)

@@ -14,6 +14,7 @@ mod installed_server;
 mod ls;
 mod names;
 mod output;
+mod outside_names;
 mod privilege;
 mod register;
 mod resolve;

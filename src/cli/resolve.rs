@@ -196,7 +196,7 @@ fn format_data(data: &RData) -> String {
 }
 
 /// Returns the extended DNS error of a response, if any (RFC 8914).
-fn extended_error(response: &Message) -> Option<String> {
+pub(super) fn extended_error(response: &Message) -> Option<String> {
     let option = response.edns.as_ref()?.option(EdnsCode::Unknown(OPTION_EXTENDED_ERROR))?;
     let bytes = <Vec<u8>>::try_from(option).ok()?;
     let (code, text) = bytes.split_at_checked(2)?;

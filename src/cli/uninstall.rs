@@ -6,27 +6,29 @@ use anyhow::bail;
 
 use super::arguments::UninstallArgs;
 use super::output;
-use super::privilege::require_root;
+use super::privilege::{lock_machine, require_root};
 use crate::directory::ROOT_STATE_DIRECTORY;
-use crate::system::{InstallLock, InstallStep, JOURNAL_FOLDER, Journal, Root};
+use crate::system::{self, InstallStep, JOURNAL_FOLDER, Journal, Leftovers, Root, RuntimeState};
 
 pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
     let root = Root::default();
     if command.dry_run {
-        let text = match Journal::load(&root)? {
-            None => NOTHING_INSTALLED.to_owned(),
-            Some(journal) => dry_run(&journal),
+        let text = match (Journal::load(&root)?, leftovers(&root)?) {
+            (Some(journal), _) => dry_run(&journal),
+            (None, Some(leftovers)) => announce(&leftovers) + &dry_run(&leftovers.journal),
+            (None, None) => NOTHING_INSTALLED.to_owned(),
         };
         output::print(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
     require_root("uninstall")?;
-    if [JOURNAL_FOLDER, ROOT_STATE_DIRECTORY].iter().all(|folder| !root.has(folder)) {
+    let is_known = [JOURNAL_FOLDER, ROOT_STATE_DIRECTORY].iter().any(|folder| root.has(folder));
+    if !is_known && leftovers(&root)?.is_none() {
         output::print(NOTHING_INSTALLED)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let _lock = InstallLock::take(&root)?;
-    let Some(journal) = Journal::load(&root)? else {
+    let _lock = lock_machine(&root)?;
+    let Some(journal) = load(&root)? else {
         // An installation that was interrupted while it wrote its journal has changed nothing else.
         Journal::remove(&root)?;
         output::print(NOTHING_INSTALLED)?;
@@ -39,6 +41,29 @@ pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
 
 /// Output if there is nothing to undo.
 const NOTHING_INSTALLED: &str = "Nothing is installed.\n";
+
+/// Loads the journal; without one, makes and saves a journal of leftovers, if there are any.
+///
+/// Call it under the lock.
+pub(super) fn load(root: &Root) -> anyhow::Result<Option<Journal>> {
+    if let Some(journal) = Journal::load(root)? {
+        return Ok(Some(journal));
+    }
+    let Some(found) = leftovers(root)? else { return Ok(None) };
+    output::print(&announce(&found))?;
+    found.journal.save(root)?;
+    Ok(Some(found.journal))
+}
+
+/// Finds what an installation left behind.
+pub(super) fn leftovers(root: &Root) -> anyhow::Result<Option<Leftovers>> {
+    Ok(Leftovers::find(root, &system::detect(root, &RuntimeState::now()))?)
+}
+
+/// Formats the reason why something is removed although no journal records it.
+fn announce(leftovers: &Leftovers) -> String {
+    format!("No installation is recorded, but svcdns left this behind: {leftovers}.\n")
+}
 
 /// Formats the steps that `uninstall` would undo.
 fn dry_run(journal: &Journal) -> String {
@@ -53,7 +78,7 @@ fn dry_run(journal: &Journal) -> String {
                 let lines: Vec<String> = command
                     .undo
                     .iter()
-                    .map(|line| format!("  {}\n", crate::system::shell_quoted(line)))
+                    .map(|line| format!("  {}\n", system::shell_quoted(line)))
                     .collect();
                 lines.concat()
             }
@@ -72,11 +97,20 @@ pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     Ok(Journal::remove(root)?)
 }
 
-/// Undoes all steps of the journal.
+/// Undoes all steps of the journal, then removes what is left elsewhere.
 ///
 /// # Errors
 /// If a step cannot be undone. The others are, and the journal remains for another run.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
+    undo_steps(root, journal)?;
+    // Such as our lines in a copy that replaced the file which the journal records.
+    if let Some(found) = leftovers(root)? {
+        undo_steps(root, &found.journal)?;
+    }
+    Ok(())
+}
+
+fn undo_steps(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
     for line in &undone.messages {
         output::print(&format!("{line}\n"))?;
@@ -84,8 +118,7 @@ pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     if !undone.failures.is_empty() {
         bail!(
             "not everything could be restored: {}\nRemove the cause and run `sudo svcdns \
-             uninstall` \
-             again: it restores the rest",
+             uninstall` again: it restores the rest",
             undone.failures.join("; ")
         );
     }

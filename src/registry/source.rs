@@ -63,6 +63,17 @@ impl Source {
         }
     }
 
+    /// Returns the hosts of the registry's servers, as names or addresses.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        let endpoints: &[String] = match self {
+            Self::Etcd(settings) => &settings.endpoints,
+            Self::File(_) => &[],
+        };
+        endpoints
+            .iter()
+            .filter_map(|endpoint| Some(endpoint.rsplit_once(':')?.0.trim_matches(['[', ']'])))
+    }
+
     /// Returns the local directory of the registry, if it has one.
     ///
     /// A process that follows the registry must be able to see it.

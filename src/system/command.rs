@@ -1,10 +1,14 @@
 //! Commands of the machine, run with a timeout.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// Longest run of a command; it is killed after that.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -59,6 +63,8 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, so that a timeout also ends the programs that the command has started.
+    command.process_group(0);
     let mut child =
         command.spawn().map_err(|error| failed(RunError::NotStarted(error.to_string())))?;
     // Threads read the pipes, so that a full pipe never blocks the command.
@@ -68,7 +74,7 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) if start.elapsed() > timeout => {
-                let _ = child.kill();
+                kill_group(&child);
                 let _ = child.wait();
                 return Err(failed(RunError::TimedOut(timeout)));
             }
@@ -89,6 +95,13 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
     } else {
         format!("{code}: {message}")
     })))
+}
+
+/// Kills a command with all programs that it has started.
+fn kill_group(child: &Child) {
+    if let Ok(group) = i32::try_from(child.id()) {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
 }
 
 /// Starts a thread that reads a pipe to its end and sends the bytes.
@@ -122,7 +135,7 @@ pub fn shell_quoted(words: &[String]) -> String {
 }
 
 /// Returns the words of a command line as owned strings.
-pub(super) fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+pub(super) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
@@ -132,32 +145,58 @@ mod tests {
 
     #[test]
     fn commands_return_their_output_or_their_failure() {
-        assert_eq!(run(&words(["echo", "a b"])).unwrap(), "a b\n");
-        let failure = run(&words(["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
+        assert_eq!(run(&words(&["echo", "a b"])).unwrap(), "a b\n");
+        let failure = run(&words(&["sh", "-c", "echo no >&2; exit 3"])).unwrap_err();
         assert_eq!(
             failure.to_string(),
             "`sh -c 'echo no >&2; exit 3'` failed with exit code 3: no"
         );
         assert_eq!(
-            run(&words(["sh", "-c", "exit 2"])).unwrap_err().cause,
+            run(&words(&["sh", "-c", "exit 2"])).unwrap_err().cause,
             RunError::Failed("exit code 2".to_owned())
         );
         assert!(matches!(
-            run(&words(["/no/such/program"])).unwrap_err().cause,
+            run(&words(&["/no/such/program"])).unwrap_err().cause,
             RunError::NotStarted(_)
         ));
         let timeout = Duration::from_millis(50);
         assert_eq!(
-            run_within(&words(["sleep", "60"]), timeout).unwrap_err().cause,
+            run_within(&words(&["sleep", "60"]), timeout).unwrap_err().cause,
             RunError::TimedOut(timeout)
         );
         assert_eq!(run(&[]).unwrap(), "");
     }
 
     #[test]
+    fn a_timeout_ends_all_programs_of_a_command() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let script = format!("sleep 600 & echo $! > {}; wait", file.path().display());
+        let mut timeout = Duration::from_millis(50);
+        let child = loop {
+            let failure = run_within(&words(&["sh", "-c", &script]), timeout).unwrap_err();
+            assert_eq!(failure.cause, RunError::TimedOut(timeout));
+            let written = std::fs::read_to_string(&file).unwrap();
+            if written.ends_with('\n') {
+                break written.trim().to_owned();
+            }
+            timeout *= 2;
+        };
+        // Nothing may wait for the killed child here, so it may stay as a zombie.
+        let has_ended = || {
+            std::fs::read_to_string(format!("/proc/{child}/stat"))
+                .map_or(true, |stat| stat.contains(") Z "))
+        };
+        let start = Instant::now();
+        while !has_ended() {
+            assert!(start.elapsed() < Duration::from_secs(60), "process {child} still runs");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
     fn command_lines_are_quoted_for_a_shell() {
         assert_eq!(
-            shell_quoted(&words(["resolvectl", "domain", "svcdns0", "~svc", "it's"])),
+            shell_quoted(&words(&["resolvectl", "domain", "svcdns0", "~svc", "it's"])),
             r"resolvectl domain svcdns0 '~svc' 'it'\''s'"
         );
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::command::{self, RunError};
 use super::journal_error::{JOURNAL, JournalError, at};
 use super::journal_folder::{self, FORMER_JOURNAL, JOURNAL_FOLDER};
-use super::path_state::{self, PathState};
+use super::path_state::{self, FileState, PathState};
 use super::{Root, resolv_conf_edit, unit};
 
 /// The version of the journal's format; a journal with another one is not read.
@@ -149,10 +149,12 @@ impl Journal {
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| JournalError::Unreadable(JOURNAL.into(), error.to_string()))?;
-        // Only root may read it: it has the content of other files.
-        let PathState::File(mut file) = PathState::new_file(text + "\n") else { return Ok(()) };
-        file.mode = 0o600;
-        file.owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let file = FileState {
+            // Only root may read it: it has the content of other files.
+            mode: 0o600,
+            owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+            ..FileState::new(text + "\n")
+        };
         PathState::File(file).write(&root.path(JOURNAL), false).map_err(at(JOURNAL))
     }
 
@@ -255,14 +257,10 @@ impl InstallStep {
     /// Undoes the step; returns a message for the user, if any.
     fn undo(&self, root: &Root) -> Result<Option<String>, JournalError> {
         match self {
-            Self::Folder(path) => match fs::remove_dir(root.path(path)) {
-                Ok(()) => Ok(None),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    Ok(Some(format!("{}: kept, other files are in it", path.display())))
-                }
-                Err(error) => Err(at(path)(error)),
-            },
+            Self::Folder(path) => {
+                let gone = path_state::remove_empty_folder(&root.path(path)).map_err(at(path))?;
+                Ok((!gone).then(|| format!("{}: kept, other files are in it", path.display())))
+            }
             Self::File(file) => file.undo(root),
             Self::Command(step) => step.undo(),
         }
@@ -297,12 +295,17 @@ impl FileStep {
         }
         let now = PathState::read(&path).map_err(at(&self.path))?;
         let restore = |state: &PathState| state.write(&path, self.in_place).map_err(at(&self.path));
-        if now == self.before {
+        // An earlier installation may have left its lines in the file.
+        let before = match self.if_edited {
+            IfEdited::OwnLines => &resolv_conf_edit::original(&self.before),
+            IfEdited::Keep | IfEdited::SetAside => &self.before,
+        };
+        if now == *before {
             return Ok(None);
         }
-        if now.has_same_content(&self.after) || now.has_same_content(&self.before) {
-            restore(&self.before)?;
-            let done = if self.before == PathState::Absent { "removed" } else { "restored" };
+        if [&self.after, &self.before, before].iter().any(|state| now.has_same_content(state)) {
+            restore(before)?;
+            let done = if *before == PathState::Absent { "removed" } else { "restored" };
             return Ok(Some(format!("{name}: {done}")));
         }
         let Some(content) = now.content() else {
@@ -312,21 +315,21 @@ impl FileStep {
             IfEdited::OwnLines
                 if self.in_place
                     && (is_interrupted_write(content, &self.after, &self.before)
-                        || is_interrupted_write(content, &self.before, &self.after)) =>
+                        || is_interrupted_write(content, before, &self.after)) =>
             {
-                restore(&self.before)?;
+                restore(before)?;
                 Ok(Some(format!("{name}: restored")))
             }
             IfEdited::OwnLines if resolv_conf_edit::has_our_lines(content) => {
                 let rest = resolv_conf_edit::remove_lines(content);
-                if rest.trim_ascii().is_empty() && self.before == PathState::Absent {
+                if rest.trim_ascii().is_empty() && *before == PathState::Absent {
                     restore(&PathState::Absent)?;
-                } else if self.before.content() == Some(&rest) {
-                    restore(&self.before)?;
+                } else if before.content() == Some(&rest) {
+                    restore(before)?;
                 } else {
                     restore(&now.with_content(rest))?;
                 }
-                let link = match &self.before {
+                let link = match before {
                     PathState::Link { target, .. } => {
                         format!(" (before the installation, it was a link to {})", target.display())
                     }
@@ -338,14 +341,15 @@ impl FileStep {
                 )))
             }
             IfEdited::OwnLines => Ok(Some(format!(
-                "{name}: kept, because it has been rewritten since, without the lines of svcdns"
+                "{name}: kept, because it has been rewritten since, without the lines of svcdns; \
+                 should its author restore a copy that has them, run `sudo svcdns uninstall` again"
             ))),
             IfEdited::Keep => Ok(Some(format!("{name}: kept, because it has been edited since"))),
             IfEdited::SetAside => {
                 let aside =
                     Path::new(JOURNAL_FOLDER).join(self.path.file_name().unwrap_or_default());
                 now.write(&root.path(&aside), false).map_err(at(&aside))?;
-                restore(&self.before)?;
+                restore(before)?;
                 Ok(Some(format!(
                     "{name}: moved to {}, because it has been edited since",
                     aside.display()
@@ -546,6 +550,36 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_an_earlier_installation_are_not_restored() {
+        let (_folder, root) = machine();
+        let conf = root.path("/etc/resolv.conf");
+        let original = fs::read(&conf).unwrap();
+        let edit = resolv_conf_edit::ResolvConfEdit {
+            server: "127.0.0.1".parse().unwrap(),
+            search: &[],
+            keep_others: false,
+        };
+        let left = resolv_conf_edit::add_lines(&original, &edit);
+        for (in_place, done) in [(false, false), (false, true), (true, false), (true, true)] {
+            fs::write(&conf, &left).unwrap();
+            // As an older version did, which took the lines for the user's.
+            let other = resolv_conf_edit::ResolvConfEdit { keep_others: true, ..edit.clone() };
+            let after = resolv_conf_edit::add_lines(&original, &other);
+            let step =
+                file(&root, "/etc/resolv.conf", PathState::new_file(after), IfEdited::OwnLines);
+            let InstallStep::File(mut step) = step else { panic!() };
+            step.in_place = in_place;
+            let journal = Journal::new(String::new(), vec![InstallStep::File(step)]);
+            if done {
+                journal.apply(&root, 0..1).unwrap();
+            }
+            let report = journal.undo(&root);
+            assert!(report.failures.is_empty(), "{report:?}");
+            assert_eq!(fs::read(&conf).unwrap(), original, "{in_place} {done}: {report:?}");
+        }
+    }
+
+    #[test]
     fn a_concurrent_change_is_not_overwritten() {
         let (_folder, root) = machine();
         let journal = journal(&root);
@@ -559,7 +593,7 @@ mod tests {
     fn the_lock_is_exclusive_and_other_formats_are_rejected() {
         let (_folder, root) = machine();
         let lock = InstallLock::take(&root).unwrap();
-        assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked)));
+        assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked(_))));
         drop(lock);
         let _lock = InstallLock::take(&root).unwrap();
         assert!(Journal::load(&root).unwrap().is_none());

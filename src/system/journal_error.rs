@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use super::command::CommandError;
+use super::port_owner::PortOwner;
 
 /// The path of the journal.
 pub(super) const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
@@ -41,9 +42,13 @@ pub enum JournalError {
          writable, or change the image that it comes from"
     )]
     ReadOnly(PathBuf),
-    /// Another installation or uninstallation runs.
-    #[error("another `svcdns install` or `svcdns uninstall` is running: wait until it has ended")]
-    Locked,
+    /// Another installation or uninstallation runs, or a command that it started.
+    #[error(
+        "another `svcdns install` or `svcdns uninstall`, or a command that it started, is still \
+         running: {}. Wait until it has ended, or end it, and run this command again",
+        listed(.0)
+    )]
+    Locked(Vec<PortOwner>),
     /// Another user than root may have written the journal.
     #[error(
         "{path} tells root what to restore, and is not trusted because {cause}. Nothing was \
@@ -76,6 +81,14 @@ pub enum JournalError {
     /// A command of a step failed.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+/// Lists processes for a message; all of them may have ended before they were found.
+pub fn listed(processes: &[PortOwner]) -> String {
+    if processes.is_empty() {
+        return "a process that cannot be found".to_owned();
+    }
+    processes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns a function that adds this path to an error of the system.

@@ -10,10 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use rustix::io::FdFlags;
 
 use super::Root;
 use super::journal_error::{JournalError, UnsafePath, at};
 use super::path_state::{self, PathState};
+use super::port_owner::find_openers;
 use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 
 /// The directory of the journal and the files that belong to it.
@@ -40,7 +42,7 @@ const FORMER_SAVED_FILES: [&str; 7] = [
 
 /// The lock held while `install` or `uninstall` changes the machine.
 ///
-/// The lock ends with the process at the latest.
+/// If the process is killed, the lock ends with the last command that it has started.
 #[derive(Debug)]
 pub struct InstallLock {
     folder: PathBuf,
@@ -56,26 +58,46 @@ impl InstallLock {
     /// root can write to it.
     pub fn take(root: &Root) -> Result<Self, JournalError> {
         let (name, folder) = (Path::new(JOURNAL_FOLDER), root.path(JOURNAL_FOLDER));
-        if let Some(path) = find_unsafe_path(root, name)? {
-            return Err(JournalError::Unsafe(path));
-        }
-        DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(at(name))?;
-        // The umask may forbid it, but the server, as another user, reads `resolv.conf.before` in
-        // this directory.
-        fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(name))?;
-        let file = File::open(&folder).map_err(at(name))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { folder, lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(JournalError::Locked),
-            Err((_, error)) => Err(at(name)(error.into())),
+        loop {
+            if let Some(path) = find_unsafe_path(root, name)? {
+                return Err(JournalError::Unsafe(path));
+            }
+            DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(at(name))?;
+            let file = match File::open(&folder) {
+                // The former holder has just removed the directory.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                opened => opened.map_err(at(name))?,
+            };
+            // The umask may forbid it, but the server, as another user, reads
+            // `resolv.conf.before` in this directory.
+            file.set_permissions(Permissions::from_mode(0o755)).map_err(at(name))?;
+            // Commands inherit the lock: if this process is killed, a command that still runs
+            // keeps others from undoing a step that it has yet to do.
+            rustix::io::fcntl_setfd(&file, FdFlags::empty())
+                .map_err(|error| at(name)(error.into()))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) if is_at(&lock, &folder) => return Ok(Self { folder, lock }),
+                Ok(_) => {}
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(JournalError::Locked(find_openers(&folder)));
+                }
+                Err((_, error)) => return Err(at(name)(error.into())),
+            }
         }
     }
 }
 
+/// Returns whether an open directory is still the one at this path.
+fn is_at(open: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    open.metadata()
+        .and_then(|open| Ok(identity(open) == identity(fs::symlink_metadata(path)?)))
+        .unwrap_or(false)
+}
+
 impl Drop for InstallLock {
     fn drop(&mut self) {
-        // This succeeds only if the directory is empty.
-        let _ = fs::remove_dir(&self.folder);
+        let _ = path_state::remove_empty_folder(&self.folder);
     }
 }
 
@@ -139,10 +161,7 @@ pub(super) fn clear_former_folder(root: &Root) -> Result<(), JournalError> {
             path_state::sync_folder(&root.path(JOURNAL_FOLDER)).map_err(at(&to))?;
         }
     }
-    match fs::remove_dir(&former) {
-        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
-        removed => removed.map_err(at(name)),
-    }
+    path_state::remove_empty_folder(&former).map(drop).map_err(at(name))
 }
 
 /// Removes the server's state directory with the server's own files.
@@ -165,12 +184,8 @@ pub(super) fn remove_state_directory(root: &Root) -> Result<Option<String>, Jour
     for file in STATE_FILES {
         path_state::remove(&directory.join(file)).map_err(at(name))?;
     }
-    match fs::remove_dir(&directory) {
-        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-            return Ok(Some(format!("{ROOT_STATE_DIRECTORY}: kept, other files are in it")));
-        }
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(name)(error)),
-        _ => {}
+    if !path_state::remove_empty_folder(&directory).map_err(at(name))? {
+        return Ok(Some(format!("{ROOT_STATE_DIRECTORY}: kept, other files are in it")));
     }
     if is_link {
         path_state::remove(&root.path(name)).map_err(at(name))?;

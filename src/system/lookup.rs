@@ -21,7 +21,7 @@ pub fn look_up(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
     let Some(getent) = root.program("getent") else { return look_up_in_process(name) };
     // A new process has not read an older resolv.conf. Unlike `ahosts`, `hosts` also works on a
     // machine that has only loopback addresses.
-    let words = command::words([&getent.display().to_string(), "hosts", name]);
+    let words = command::words(&[&getent.display().to_string(), "hosts", name]);
     let output =
         command::run_within(&words, LOOKUP_TIMEOUT).map_err(|failure| failure.to_string())?;
     let addresses = output

@@ -11,6 +11,7 @@ mod integration;
 mod journal;
 mod journal_error;
 mod journal_folder;
+mod leftovers;
 mod lookup;
 mod nsswitch;
 mod path_state;
@@ -32,8 +33,9 @@ pub use detect::{
 pub use doctor::{DoctorInput, Finding, Level, ProbeResult, RunningServer, examine};
 pub use integration::Integration;
 pub use journal::{CommandStep, FileStep, IfEdited, InstallStep, Journal, UndoReport};
-pub use journal_error::{JournalError, UnsafePath};
+pub use journal_error::{JournalError, UnsafePath, listed};
 pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
+pub use leftovers::Leftovers;
 pub use lookup::look_up;
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};

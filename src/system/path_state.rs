@@ -96,14 +96,7 @@ impl std::fmt::Debug for FileBytes {
 impl PathState {
     /// Creates a file of root's that every user can read.
     pub fn new_file(content: impl Into<Vec<u8>>) -> Self {
-        Self::File(FileState {
-            content: content.into().into(),
-            mode: 0o644,
-            owner: (0, 0),
-            modified: None,
-            attributes: BTreeMap::new(),
-            immutable: false,
-        })
+        Self::File(FileState::new(content))
     }
 
     /// Returns this file with other content; a new file if this is none.
@@ -203,6 +196,18 @@ impl PathState {
 }
 
 impl FileState {
+    /// Creates the state of a file of root's that every user can read.
+    pub fn new(content: impl Into<Vec<u8>>) -> Self {
+        Self {
+            content: content.into().into(),
+            mode: 0o644,
+            owner: (0, 0),
+            modified: None,
+            attributes: BTreeMap::new(),
+            immutable: false,
+        }
+    }
+
     fn create(&self, path: &Path) -> io::Result<()> {
         // Only this user can read the file until it has its final mode.
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
@@ -252,6 +257,16 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error),
         Ok(_) => fs::remove_file(path),
+    }
+}
+
+/// Removes a directory if it is empty; returns whether it is gone.
+pub(super) fn remove_empty_folder(folder: &Path) -> io::Result<bool> {
+    match fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

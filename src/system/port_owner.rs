@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::wire::Transport;
 
@@ -15,13 +15,24 @@ use crate::wire::Transport;
 /// 127.0.0.53 and 127.0.0.54.
 const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
 
-/// A process that owns a socket.
+/// A process that owns a socket, or has a file open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortOwner {
     /// The process ID.
     pub process: u32,
     /// Its command name, cut to 15 bytes by the kernel; control characters are escaped.
     pub command: String,
+}
+
+impl PortOwner {
+    /// Reads the command name of a process.
+    fn new(process: u32) -> Self {
+        let command = fs::read_to_string(format!("/proc/{process}/comm")).map_or_else(
+            |_| "a process".to_owned(),
+            |command| command.trim_end_matches('\n').escape_debug().collect(),
+        );
+        Self { process, command }
+    }
 }
 
 impl fmt::Display for PortOwner {
@@ -121,25 +132,24 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     }
 }
 
+/// Returns the other processes that have a file or directory open.
+pub(super) fn find_openers(path: &Path) -> Vec<PortOwner> {
+    let mut openers: Vec<u32> = open_descriptors()
+        .filter(|(process, target)| target == path && *process != std::process::id())
+        .map(|(process, _)| process)
+        .collect();
+    openers.dedup();
+    openers.into_iter().map(PortOwner::new).collect()
+}
+
 /// Finds the owner of each socket among the open descriptors of all processes.
 fn find_owners(sockets: &mut [(u64, BoundSocket)]) {
-    let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    for entry in processes {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
-        for target in descriptors
-            .filter_map(Result::ok)
-            .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+    for (process, target) in open_descriptors() {
+        let Some(inode) = socket_inode(&target) else { continue };
+        for (_, socket) in
+            sockets.iter_mut().filter(|(other, socket)| *other == inode && socket.owner.is_none())
         {
-            let Some(inode) = socket_inode(&target) else { continue };
-            for (_, socket) in sockets
-                .iter_mut()
-                .filter(|(other, socket)| *other == inode && socket.owner.is_none())
-            {
-                socket.owner = Some(PortOwner { process, command: command_name(&entry.path()) });
-            }
+            socket.owner = Some(PortOwner::new(process));
         }
         if sockets.iter().all(|(_, socket)| socket.owner.is_some()) {
             return;
@@ -147,16 +157,23 @@ fn find_owners(sockets: &mut [(u64, BoundSocket)]) {
     }
 }
 
+/// Returns the open descriptors of all processes: the process ID and the target.
+///
+/// The descriptors of a process are consecutive.
+fn open_descriptors() -> impl Iterator<Item = (u32, PathBuf)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    processes.flat_map(|process: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
+        let targets =
+            descriptors.filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok());
+        targets.map(move |target| (process, target))
+    })
+}
+
 /// Parses the inode in `socket:[4711]`.
 fn socket_inode(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn command_name(process: &Path) -> String {
-    fs::read_to_string(process.join("comm")).map_or_else(
-        |_| "a process".to_owned(),
-        |command| command.trim_end_matches('\n').escape_debug().collect(),
-    )
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use super::path_state::PathState;
 use crate::resolv_conf::{Directive, Line, ResolvConf};
 
 /// The marker line before our lines; installed machines have this text.
@@ -100,6 +101,14 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
         .any(|line| line == BEGIN.as_bytes() || line.starts_with(KEPT))
+}
+
+/// Returns the state of a file before our edit, if it has our lines; otherwise the same state.
+pub(super) fn original(state: &PathState) -> PathState {
+    match state.content() {
+        Some(content) if has_our_lines(content) => state.with_content(remove_lines(content)),
+        _ => state.clone(),
+    }
 }
 
 /// Returns the file without our lines, and with the lines that they replaced.

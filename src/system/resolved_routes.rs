@@ -39,7 +39,7 @@ impl ResolvedRoutes {
     /// Reads the routes by `resolvectl`; empty if that is missing or fails.
     pub fn now() -> Self {
         let output = |verb: &str| {
-            let command = command::words(["resolvectl", "--no-pager", verb]);
+            let command = command::words(&["resolvectl", "--no-pager", verb]);
             command::run_within(&command, RESOLVECTL_TIMEOUT).unwrap_or_default()
         };
         Self::parse(&output("dns"), &output("domain"), &output("dnssec"))

@@ -8,12 +8,55 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use super::files::Files;
 use super::netns::{self, run};
 use super::process::Process;
+use super::upstream::{Record, Upstream};
 use super::{SOON, eventually, skip, svcdns};
 
 /// Address of the machine's original name server, where nothing responds.
 pub(crate) const NOBODY: &str = "10.9.0.77";
+
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Address of a name server of the machine, where a test starts one.
+pub(crate) const UPSTREAM: &str = "127.0.0.9";
+
+/// Makes a registry with one service.
+pub(crate) fn registry() -> Files {
+    Files::new(&[("default/default/hello.svc/latest/10.9.0.5:80", "{}")])
+}
+
+/// Returns the lines of resolv.conf that are neither empty nor comments.
+pub(crate) fn lines() -> Vec<String> {
+    fs::read_to_string(RESOLV_CONF)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Starts a name server on port 53 that knows one name.
+pub(crate) fn name_server(address: &str, name: &str, found: &str) -> Upstream {
+    let upstream = Upstream::start_at(format!("{address}:53").parse().unwrap());
+    upstream.put([Record::soa("example.test", 300, 30), Record::a(name, 300, found)]);
+    upstream
+}
+
+/// Waits until the C library finds the service.
+pub(crate) fn expect_service(when: &str) {
+    eventually(&format!("hello.svc {when}"), SOON, || {
+        (looked_up("hello.svc") == [netns::ADDRESS]).then_some(())
+    });
+}
+
+/// Waits until the C library finds only this address.
+pub(crate) fn expect_found(name: &str, address: &str) {
+    eventually(&format!("{name} through the C library"), SOON, || {
+        (looked_up(name) == [address]).then_some(())
+    });
+}
 
 /// Runs `body` on its own machine.
 ///
@@ -24,6 +67,8 @@ pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
     }
     netns::enter(test, || {
         netns::links();
+        // The kernel refuses queries at once: no test waits for them.
+        netns::add_address(&format!("{NOBODY}/32"));
         run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/mnt"]);
         run("cp", &["-a", "/etc", "/mnt/etc"]);
         run("mount", &["--bind", "/mnt/etc", "/etc"]);

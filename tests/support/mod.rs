@@ -19,6 +19,7 @@ pub(crate) mod process;
 pub(crate) mod resolved;
 pub(crate) mod resolved_route;
 pub(crate) mod service_manager;
+pub(crate) mod strace;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;

@@ -3,6 +3,7 @@
 //! The checks only read. The caller passes the results that need the network: the responses of the
 //! name servers, and the state of the running server.
 
+mod installation;
 mod library;
 mod path;
 mod port;
@@ -107,6 +108,7 @@ pub enum ProbeResult {
 /// Makes all checks, in the order in which a lookup passes the checked parts.
 pub fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
     let mut findings = library::examine(input);
+    findings.extend(installation::examine(input));
     findings.extend(path::examine(input));
     findings.extend(port::examine(input));
     findings

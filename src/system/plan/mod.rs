@@ -3,8 +3,10 @@
 //! Planning reads the machine and changes nothing.
 
 mod describe;
+mod drop_in;
 mod own_files;
 mod resolv_conf;
+mod resolvconf;
 mod systemd_resolved;
 
 use std::fmt::Write;
@@ -12,7 +14,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use describe::describe;
+pub(super) use drop_in::DROP_INS;
+use drop_in::{DNSMASQ, DropIn, NETWORK_MANAGER};
+pub(super) use own_files::unit_steps;
 pub use own_files::{check_state_directory, plan_file, plan_unit};
+pub(super) use resolvconf::leftover_record;
+pub(super) use systemd_resolved::leftover_link;
 
 use super::Root;
 use super::command::words;
@@ -20,10 +27,7 @@ use super::detect::Machine;
 use super::integration::Integration;
 use super::journal::{CommandStep, InstallStep};
 use super::nsswitch::NSSWITCH_CONF;
-use super::unit::{self, HEADING, HOOK, HookUnit};
-
-/// The name of our record in `resolvconf`; its programs put records of `lo` first.
-const RESOLVCONF_RECORD: &str = "lo.svcdns";
+use super::unit::{HEADING, HOOK, HookUnit};
 
 /// Options of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,12 +125,7 @@ impl PlanBuilder<'_> {
         for zone in &self.options.zones {
             let _ = writeln!(text, "server=/{zone}/{}#{}", server.ip(), server.port());
         }
-        self.add_drop_in(
-            "restart NetworkManager's dnsmasq",
-            words(["nmcli", "general", "reload", "dns-full"]),
-            "/etc/NetworkManager/dnsmasq.d/svcdns.conf",
-            &text,
-        )?;
+        self.add_drop_in(&DNSMASQ, &text, true)?;
         if self.options.search {
             self.notes.push(
                 "dnsmasq has no search list: add the zone to that of the connection, with \
@@ -139,70 +138,37 @@ impl PlanBuilder<'_> {
 
     fn add_network_manager_drop_in(&mut self) -> Result<(), PlanError> {
         let running = self.machine.network_manager.as_ref().is_some_and(|manager| manager.running);
-        let reload =
-            if running { words(["nmcli", "general", "reload", "conf"]) } else { Vec::new() };
-        self.add_drop_in(
-            "make NetworkManager stop managing /etc/resolv.conf",
-            reload,
-            "/etc/NetworkManager/conf.d/90-svcdns.conf",
-            "[main]\nrc-manager=unmanaged\n",
-        )?;
+        self.add_drop_in(&NETWORK_MANAGER, "[main]\nrc-manager=unmanaged\n", running)?;
         self.edit_resolv_conf(false)
-    }
-
-    fn add_resolvconf_record(&mut self) -> Result<(), PlanError> {
-        let resolvconf = self.find_program("resolvconf", "resolvconf")?;
-        let mut record = format!("nameserver {}\\n", self.options.server.ip());
-        if self.options.search {
-            let _ = write!(record, "search {}\\n", self.options.zones.join(" "));
-        }
-        let add = format!("printf '{record}' | {resolvconf} -a {RESOLVCONF_RECORD}");
-        let hook = HookUnit {
-            description: "Record of resolvconf for svcdns".to_owned(),
-            bound_to: unit::SERVER,
-            start: vec![words(["/bin/sh", "-c", &add])],
-            stop: vec![words([&resolvconf, "-d", RESOLVCONF_RECORD])],
-        };
-        let exists = ["interface", "interfaces", "keys"]
-            .map(|folder| format!("test -e /run/resolvconf/{folder}/{RESOLVCONF_RECORD}"))
-            .join(" || ");
-        self.add_hook(&hook, words(["/bin/sh", "-c", &exists]), "a reboot")
     }
 
     /// Adds a drop-in file, and the command that makes its program read it.
     ///
-    /// The undo runs the command too, after it has removed the file.
+    /// `is_running` tells whether that program runs.
     fn add_drop_in(
         &mut self,
-        purpose: &str,
-        reload: Vec<String>,
-        path: &str,
+        drop_in: &DropIn,
         text: &str,
+        is_running: bool,
     ) -> Result<(), PlanError> {
-        let commands = if reload.is_empty() { Vec::new() } else { vec![reload] };
-        let command = |run, undo| {
-            InstallStep::Command(CommandStep {
-                purpose: purpose.to_owned(),
-                run,
-                undo,
-                undo_if: Vec::new(),
-            })
-        };
         // The undo goes backwards, so the first step is undone after the file was removed.
-        self.steps.push(command(Vec::new(), commands.clone()));
-        self.steps.extend(plan_file(self.root, Path::new(path), &format!("{HEADING}{text}"))?);
-        self.steps.push(command(commands, Vec::new()));
-        self.steps.retain(|step| match step {
-            InstallStep::Command(command) => !(command.run.is_empty() && command.undo.is_empty()),
-            InstallStep::Folder(_) | InstallStep::File(_) => true,
-        });
+        self.steps.push(drop_in.undo_step());
+        let path = Path::new(drop_in.path);
+        self.steps.extend(plan_file(self.root, path, &format!("{HEADING}{text}"))?);
+        if is_running {
+            self.steps.push(InstallStep::Command(CommandStep {
+                purpose: drop_in.purpose.to_owned(),
+                run: vec![words(drop_in.reload)],
+                ..CommandStep::default()
+            }));
+        }
         Ok(())
     }
 
     /// Adds the commands of a hook, in a unit if the machine has systemd.
     ///
     /// Without systemd the commands run once, and a note names the event that undoes them.
-    /// `exists` is a command that succeeds if there is something to undo.
+    /// `exists` is a command that succeeds if there is something to undo; empty for always.
     fn add_hook(
         &mut self,
         hook: &HookUnit,
@@ -245,6 +211,7 @@ mod tests {
         NetworkManager, ResolvConfContent, ResolvConfFile, Resolvconf, Resolved, ResolvedAccess,
         ResolverManager,
     };
+    use super::super::unit;
     use super::*;
     use crate::resolv_conf::RESOLV_CONF;
 
@@ -393,6 +360,10 @@ mod tests {
             text.contains("+PartOf=svcdns.service") && text.contains("resolvconf -d lo.svcdns"),
             "{text}"
         );
+        let openresolv =
+            Machine { manager: ResolverManager::Resolvconf(Resolvconf::Openresolv), ..machine };
+        let text = steps(&root, &openresolv, &options);
+        assert!(text.contains("resolvconf -f -d lo.svcdns"), "{text}");
         assert!(
             text.contains(r"printf 'nameserver 127.0.0.1\\n' | /usr/sbin/resolvconf -a lo.svcdns"),
             "{text}"
@@ -404,10 +375,10 @@ mod tests {
         let (_folder, root, _) = machine(ResolverManager::Nothing);
         let steps = plan_unit(&root, unit::SERVER, "[Unit]\n").unwrap();
         let Some(InstallStep::Command(last)) = steps.last() else { panic!("{steps:?}") };
-        assert_eq!(last.undo, [words(["systemctl", "disable", "--now", "svcdns.service"])]);
+        assert_eq!(last.undo, [words(&["systemctl", "disable", "--now", "svcdns.service"])]);
         let Some(InstallStep::Command(first)) = steps.first() else { panic!("{steps:?}") };
-        let reload = words(["systemctl", "daemon-reload"]);
-        let forget = words(["systemctl", "reset-failed", "svcdns.service*"]);
+        let reload = words(&["systemctl", "daemon-reload"]);
+        let forget = words(&["systemctl", "reset-failed", "svcdns.service*"]);
         assert_eq!((first.run.len(), &first.undo), (0, &vec![reload, forget]));
         assert!(steps.contains(&InstallStep::Folder("/etc/systemd/system".into())));
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::super::Root;
+use super::super::command::words;
 use super::super::journal::{CommandStep, FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
 use super::super::unit;
@@ -36,25 +37,28 @@ pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep
 /// # Errors
 /// When the current file of the unit cannot be read.
 pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>, PlanError> {
-    let systemctl = |words: &[&str]| {
-        ["systemctl"].iter().chain(words).map(|&word| word.to_owned()).collect::<Vec<_>>()
-    };
-    let reload = systemctl(&["daemon-reload"]);
+    Ok(unit_steps(name, plan_file(root, &Path::new(unit::FOLDER).join(name), text)?))
+}
+
+/// Returns the steps of a unit whose file `file` writes.
+pub(in super::super) fn unit_steps(name: &str, file: Vec<InstallStep>) -> Vec<InstallStep> {
+    let reload = words(&["systemctl", "daemon-reload"]);
     let step = |purpose: &str, run, undo, undo_if| {
         InstallStep::Command(CommandStep { purpose: purpose.to_owned(), run, undo, undo_if })
     };
     // The undo goes backwards, so it reloads after it has removed the unit. A unit that was stopped
     // during its start is listed as failed until then; the pattern may match no unit.
-    let forget = vec![reload.clone(), systemctl(&["reset-failed", &format!("{name}*")])];
+    let forget =
+        vec![reload.clone(), words(&["systemctl", "reset-failed", &format!("{name}*")])];
     let mut steps = vec![step("make systemd forget the unit", Vec::new(), forget, Vec::new())];
-    steps.extend(plan_file(root, &Path::new(unit::FOLDER).join(name), text)?);
+    steps.extend(file);
     steps.push(step(
         &format!("start {name}, now and at every boot"),
-        vec![reload, systemctl(&["enable", name]), systemctl(&["restart", name])],
-        vec![systemctl(&["disable", "--now", name])],
-        systemctl(&["cat", name]),
+        vec![reload, words(&["systemctl", "enable", name]), words(&["systemctl", "restart", name])],
+        vec![words(&["systemctl", "disable", "--now", name])],
+        words(&["systemctl", "cat", name]),
     ));
-    Ok(steps)
+    steps
 }
 
 /// Checks that the state directory contains only the server's own files.

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use super::super::Root;
 use super::super::command::words;
 use super::super::detect::ResolvedAccess;
 use super::super::integration::is_glibc_only;
-use super::super::journal::{FileStep, IfEdited, InstallStep};
+use super::super::journal::{CommandStep, FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
 use super::super::unit::HookUnit;
+use super::drop_in::{DELEGATE, NETWORK_MANAGER_LINK, NETWORKD_LINK};
 use super::own_files::read_state;
 use super::{PlanBuilder, PlanError};
 use crate::resolv_conf::RESOLV_CONF;
@@ -38,12 +40,7 @@ impl PlanBuilder<'_> {
             self.server(),
             self.routed_domains().join(" ")
         );
-        self.add_drop_in(
-            "make systemd-resolved read the delegate",
-            words(["systemctl", "reload-or-restart", "systemd-resolved.service"]),
-            "/etc/systemd/dns-delegate.d/svcdns.dns-delegate",
-            &text,
-        )?;
+        self.add_drop_in(&DELEGATE, &text, true)?;
         self.note_unreached_programs();
         self.link_resolv_conf_to_stub()
     }
@@ -76,7 +73,7 @@ impl PlanBuilder<'_> {
             ip = ip(&[])[0]
         );
         let start = vec![
-            words(["/bin/sh", "-c", &create]),
+            words(&["/bin/sh", "-c", &create]),
             ip(&["address", "add", LINK_ADDRESS, "dev", LINK, "scope", "site"]),
             ip(&["link", "set", LINK, "up"]),
             // Everything is turned off before a server is set: otherwise the link would receive
@@ -105,24 +102,15 @@ impl PlanBuilder<'_> {
     /// Makes systemd-networkd and NetworkManager ignore the link, if they run.
     fn exempt_link_from_managers(&mut self) -> Result<(), PlanError> {
         if self.machine.networkd {
-            self.add_drop_in(
-                "make systemd-networkd ignore the link",
-                words(["networkctl", "reload"]),
-                "/etc/systemd/network/00-svcdns.network",
-                &format!("[Match]\nName={LINK} {LINK_PEER}\n\n[Link]\nUnmanaged=yes\n"),
-            )?;
+            let text = format!("[Match]\nName={LINK} {LINK_PEER}\n\n[Link]\nUnmanaged=yes\n");
+            self.add_drop_in(&NETWORKD_LINK, &text, true)?;
         }
         if self.machine.network_manager.as_ref().is_some_and(|manager| manager.running) {
             let text = format!(
                 "[keyfile]\n\
                  unmanaged-devices+=interface-name:{LINK};interface-name:{LINK_PEER}\n"
             );
-            self.add_drop_in(
-                "make NetworkManager ignore the link",
-                words(["nmcli", "general", "reload", "conf"]),
-                "/etc/NetworkManager/conf.d/90-svcdns.conf",
-                &text,
-            )?;
+            self.add_drop_in(&NETWORK_MANAGER_LINK, &text, true)?;
         }
         Ok(())
     }
@@ -178,4 +166,11 @@ impl PlanBuilder<'_> {
         let prefix = if self.options.search { "" } else { "~" };
         self.options.zones.iter().map(|zone| format!("{prefix}{zone}")).collect()
     }
+}
+
+/// Returns the step that removes a link of which no journal is left; `None` without a link.
+pub(in super::super) fn leftover_link(root: &Root) -> Option<InstallStep> {
+    let ip = root.program("ip").filter(|_| root.has(format!("/sys/class/net/{LINK}")))?;
+    let undo = vec![words(&[&ip.display().to_string(), "link", "del", LINK])];
+    Some(InstallStep::Command(CommandStep { undo, ..CommandStep::default() }))
 }

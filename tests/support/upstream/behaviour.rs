@@ -20,6 +20,8 @@ pub(crate) struct Behaviour {
     /// Whether to truncate all UDP responses.
     pub(crate) truncate: bool,
     pub(crate) tcp: Tcp,
+    /// Name of a program whose queries are dropped, as by a firewall of its machine.
+    pub(crate) deaf_to: Option<&'static str>,
 }
 
 /// Makes the bytes of a response.

@@ -9,6 +9,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use svcdns::system::find_bound_sockets;
+use svcdns::wire;
+
 use super::behaviour::{Behaviour, Damage, Edns, Forged, Reply, Tcp};
 use super::message::{Message, Query, Record};
 use super::{ReceivedQuery, State, Transport};
@@ -147,8 +150,21 @@ impl State {
             behaviour.drop -= 1;
             return None;
         }
+        if behaviour.deaf_to.is_some_and(|program| is_of(program, source, transport)) {
+            return None;
+        }
         Some((query, behaviour.clone()))
     }
+}
+
+/// Returns whether a program of this name has the socket from which a query came.
+fn is_of(program: &str, source: SocketAddr, transport: Transport) -> bool {
+    let transport = match transport {
+        Transport::Udp => wire::Transport::Udp,
+        Transport::Tcp => wire::Transport::Tcp,
+    };
+    let sockets = find_bound_sockets(transport, source).into_iter();
+    sockets.filter_map(|socket| socket.owner).any(|owner| owner.command == program)
 }
 
 async fn answer(

@@ -1,0 +1,69 @@
+//! Kills svcdns at a chosen system call.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+use super::machine::said;
+
+/// System calls that change files.
+pub(crate) const FILE_CALLS: [&str; 9] =
+    ["rename", "unlink", "fsync", "mkdir", "rmdir", "symlink", "ftruncate", "fchown", "fchmod"];
+
+/// Where strace writes.
+const TRACE: &str = "/run/trace";
+
+/// Returns whether strace can trace a process here.
+pub(crate) fn can_trace() -> bool {
+    Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Runs svcdns under strace, which kills it or a program of its at the n-th such system call.
+///
+/// Returns `false` if it makes fewer calls, and so ends by itself.
+pub(crate) fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
+    run(&["-f"], call, n, arguments)
+}
+
+/// Runs svcdns like [`killed_at`], but its programs are never killed.
+pub(crate) fn killed_alone_at(call: &str, n: usize, arguments: &[&str]) -> bool {
+    run(&[], call, n, arguments)
+}
+
+/// Runs svcdns to its end; returns the names of its system calls, without those of its programs.
+///
+/// Only of its first thread, with the number of calls of each name.
+pub(crate) fn calls_alone(arguments: &[&str]) -> BTreeMap<String, usize> {
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-o", TRACE, env!("CARGO_BIN_EXE_svcdns")]).args(arguments);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let mut counts = BTreeMap::new();
+    for line in fs::read_to_string(TRACE).unwrap().lines() {
+        let name = line.split_once('(').map(|(name, _)| name).unwrap_or_default();
+        let is_call = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        // The kernel makes this call itself, and strace has no name for a signal there.
+        if is_call && !name.is_empty() && name != "restart_syscall" {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn run(flags: &[&str], call: &str, n: usize, arguments: &[&str]) -> bool {
+    let output = Command::new("strace")
+        .args(flags)
+        .args(["-qq", "-o", TRACE, "-e", &format!("trace={call}"), "-e"])
+        .arg(format!("inject={call}:signal=SIGKILL:when={n}"))
+        .arg(env!("CARGO_BIN_EXE_svcdns"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let killed = !output.status.success();
+    let trace = fs::read_to_string(TRACE).unwrap_or_default();
+    assert!(killed == trace.contains("killed by SIGKILL"), "{}\n{trace}", said(&output));
+    killed
+}

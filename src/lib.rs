@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod directory;
 pub mod metrics;
 pub mod name;
+pub mod path_watch;
 pub mod registry;
 pub mod resolv_conf;
 pub mod server;

@@ -64,7 +64,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("system", &["directory", "resolv_conf", "wire"]),
     ("server", &["metrics", "wire"]),
-    ("upstream", &["metrics", "name", "resolv_conf", "service", "wire"]),
+    ("upstream", &["metrics", "name", "path_watch", "resolv_conf", "service", "wire"]),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
     ("registry", &["service"]),
@@ -73,6 +73,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("metrics", &[]),
     ("directory", &[]),
+    ("path_watch", &[]),
     ("resolv_conf", &[]),
 ];
 

@@ -18,6 +18,7 @@ mod plan;
 mod port_owner;
 mod private_namespace;
 mod private_resolv_conf;
+mod processes;
 mod resolv_conf_edit;
 mod resolved_routes;
 mod root;

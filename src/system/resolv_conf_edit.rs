@@ -7,6 +7,8 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::resolv_conf::{Directive, Line, ResolvConf};
 
 /// The marker line before our lines; installed machines have this text.
@@ -30,6 +32,29 @@ pub(super) struct ResolvConfEdit<'a> {
     pub(super) keep_others: bool,
 }
 
+/// The line of an installation with `--keep`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct KeptLine {
+    /// The address of svcdns.
+    pub server: IpAddr,
+    /// The zones on the search list; empty without `--search`.
+    pub search: Vec<String>,
+    /// Whether other name servers stay in effect, after svcdns.
+    pub keep_nameservers: bool,
+}
+
+impl KeptLine {
+    /// Returns the edit that adds the line.
+    pub(super) fn edit(&self) -> ResolvConfEdit<'_> {
+        ResolvConfEdit {
+            server: self.server,
+            search: &self.search,
+            keep_others: self.keep_nameservers,
+        }
+    }
+}
+
 /// Returns the file with our lines.
 ///
 /// Our lines of an earlier edit are replaced. A file that already has this effect without our
@@ -37,7 +62,7 @@ pub(super) struct ResolvConfEdit<'a> {
 pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
     let clean = remove_lines(file);
     let conf = ResolvConf::parse(&clean);
-    if has_effect(&conf, edit) {
+    if is_in_effect(&conf, edit) {
         return clean;
     }
     let is_replaced = |line: &Line| match &line.directive {
@@ -71,7 +96,7 @@ pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
 }
 
 /// Returns whether a resolv.conf already has the effect of the edit.
-fn has_effect(conf: &ResolvConf, edit: &ResolvConfEdit) -> bool {
+pub(super) fn is_in_effect(conf: &ResolvConf, edit: &ResolvConfEdit) -> bool {
     let mut servers = conf.name_servers();
     let is_queried = servers.next().is_some_and(|first| first.address == edit.server)
         && (edit.keep_others || servers.next().is_none());

@@ -49,9 +49,7 @@ impl RuntimeState {
         Self {
             resolved_version: resolvectl("--version").as_deref().and_then(parse_version),
             resolved_dnssec: resolvectl("dnssec").as_deref().and_then(parse_global),
-            mounts: fs::read("/proc/self/mountinfo")
-                .map(|table| parse_mounts(&table))
-                .unwrap_or_default(),
+            mounts: mounts(),
             processes,
         }
     }
@@ -69,6 +67,11 @@ impl RuntimeState {
         // A later mount covers an earlier one at the same path.
         self.mounts.iter().rev().find(|mount| mount.at == path)
     }
+}
+
+/// Returns the mounts that this process sees; none if they cannot be read.
+pub(super) fn mounts() -> Vec<Mount> {
+    fs::read("/proc/self/mountinfo").map(|table| parse_mounts(&table)).unwrap_or_default()
 }
 
 /// Parses the version in `systemd 252 (252.39-1~deb12u1)`.

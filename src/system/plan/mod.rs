@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use describe::describe;
 pub use own_files::{check_state_directory, plan_file, plan_unit};
+pub(super) use resolv_conf::resolv_conf_steps;
 
 use super::Root;
 use super::command::words;

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use support::files::Files;
 use support::machine::{
-    assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree,
+    assert_as_before, done, looked_up, on_a_machine, refused, said, serve, svcdns, tree, unpacked,
 };
 use support::process::Process;
 use support::upstream::{Record, Upstream};
@@ -27,6 +28,9 @@ const SERVER: &str = "127.0.0.1:53";
 
 /// The name servers of two leases.
 const LEASES: [&str; 2] = ["127.0.0.9", "127.0.0.10"];
+
+/// The line of svcdns.
+const OUR_LINE: &str = "nameserver 127.0.0.1";
 
 /// A link's target of another program.
 const MANAGED: &str = "/run/vpn/resolv.conf";
@@ -106,7 +110,7 @@ fn lines() -> Vec<String> {
 fn kept_lines(lease: usize) -> Vec<String> {
     vec![
         format!("search lease{lease}.test"),
-        "nameserver 127.0.0.1".to_owned(),
+        OUR_LINE.to_owned(),
         "options timeout:1 attempts:1".to_owned(),
     ]
 }
@@ -431,7 +435,8 @@ fn wsl_is_named_with_the_setting_to_change() {
         symlink("/mnt/wsl/resolv.conf", RESOLV_CONF).unwrap();
         let before = tree("/etc");
         let files = registry();
-        let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
+        let serving = ["--registry", &files.url(), "--listen", SERVER];
+        let mut server = serve(&serving);
         let told = done(&["install", "--registry", &files.url()]);
         assert!(
             told.contains("managed by: WSL")
@@ -446,12 +451,27 @@ fn wsl_is_named_with_the_setting_to_change() {
                 && found.contains("$ sudoedit /etc/wsl.conf"),
             "{found}"
         );
-        fs::write("/etc/wsl.conf", "[network]\ngenerateResolvConf = false\n").unwrap();
+        // The lines of the page.
+        let page = include_str!("../docs/install/wsl.md");
+        let lines = page.lines().filter_map(|line| line.strip_prefix("       "));
+        let lines: Vec<&str> = lines.filter(|line| !line.starts_with("sudo ")).collect();
+        assert_eq!(lines, ["[network]", "generateResolvConf = false"]);
+        fs::write("/etc/wsl.conf", lines.join("\n") + "\n").unwrap();
         let found = said(&svcdns(&["doctor"]));
         assert!(!found.contains("WSL"), "{found}");
         fs::remove_file("/etc/wsl.conf").unwrap();
         done(&["uninstall"]);
         assert_as_before(&before, "after uninstall");
+
+        // Some versions of WSL remove the file when they start.
+        done(&["install", "--keep", "--registry", &files.url()]);
+        server.terminate();
+        fs::remove_file(RESOLV_CONF).unwrap();
+        let _server = serve(&serving);
+        let _keeper = keep();
+        let (name, address) = names(0);
+        expect_found(&name, &address);
+        expect_found("hello.svc", netns::ADDRESS);
     });
 }
 
@@ -475,5 +495,41 @@ fn the_search_of_the_writer_reaches_programs() {
         eventually("the new upstream", SOON, || {
             (dns::addresses(server, &name) == Ok(vec![address.parse().unwrap()])).then_some(())
         });
+    });
+}
+
+#[test]
+fn the_script_of_dhclient_leaves_the_kept_line() {
+    const TEST: &str = "the_script_of_dhclient_leaves_the_kept_line";
+    let Some(folder) = unpacked(TEST, &["isc-dhcp-client"]) else { return };
+    let script = folder.join("sbin/dhclient-script");
+    on_a_machine(TEST, || {
+        let _upstreams = upstreams();
+        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
+        let files = registry();
+        let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
+        done(&["install", "--keep", "--registry", &files.url()]);
+        let keeper = keep();
+        for lease in [1, 0] {
+            // What dhclient(8) passes to its script when it renews a lease.
+            let mut renew = Command::new("/bin/sh");
+            renew.arg(&script).env("reason", "RENEW").env("interface", "veth0");
+            for state in ["old", "new"] {
+                renew.env(format!("{state}_ip_address"), netns::ADDRESS);
+                renew.env(format!("{state}_subnet_mask"), "255.255.255.0");
+            }
+            renew.env("new_domain_name", format!("lease{lease}.test"));
+            renew.env("new_domain_name_servers", LEASES[lease]);
+            let output = renew.output().unwrap();
+            assert!(output.status.success(), "{}", said(&output));
+            let domain = format!("lease{lease}.test");
+            let wanted =
+                [format!("domain {domain}"), format!("search {domain}"), OUR_LINE.to_owned()];
+            eventually("the line after the lease", SOON, || (lines() == wanted).then_some(()));
+            let (name, address) = names(lease);
+            expect_found(&name, &address);
+            expect_found("hello.svc", netns::ADDRESS);
+        }
+        assert_eq!(keeper.log().matches("the line is put back").count(), 2, "{}", keeper.log());
     });
 }

@@ -4,6 +4,7 @@
 //! what `uninstall` restores, and its name servers are the new upstreams. The steps are in the
 //! journal before the first of them is made, so that any interruption can be undone.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::detect::{ResolvConfContent, ResolvConfFile};
@@ -107,7 +108,9 @@ pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
     }
     journal.join_rewritten_files();
     let steps = plan::resolv_conf_steps(root, &file, &line.edit(), file.mounted)?;
-    let applied = journal.insert_and_apply(root, steps);
+    let inserted = journal.insert(steps);
+    journal.save(root)?;
+    let applied = journal.apply(root, inserted);
     journal.join_rewritten_files();
     journal.save(root)?;
     applied?;
@@ -119,12 +122,8 @@ fn unusable(problem: String) -> RestoreError {
 }
 
 impl Journal {
-    /// Inserts steps after those for resolv.conf, and applies them.
-    fn insert_and_apply(
-        &mut self,
-        root: &Root,
-        steps: Vec<InstallStep>,
-    ) -> Result<(), JournalError> {
+    /// Inserts steps after those for resolv.conf; returns their place.
+    fn insert(&mut self, steps: Vec<InstallStep>) -> Range<usize> {
         let is_of_resolv_conf = |step: &InstallStep| match step {
             InstallStep::File(file) => is_backup(file) || file.if_edited == IfEdited::OwnLines,
             InstallStep::Folder(_) | InstallStep::Command(_) => false,
@@ -136,8 +135,7 @@ impl Journal {
             .map_or(self.steps.len(), |position| position + 1);
         let end = start + steps.len();
         self.steps.splice(start..start, steps);
-        self.save(root)?;
-        self.apply(root, start..end)
+        start..end
     }
 
     /// Makes one step of several for the same file.
@@ -171,4 +169,113 @@ impl Journal {
 /// Returns whether a step writes the copy of the original resolv.conf.
 fn is_backup(file: &FileStep) -> bool {
     file.path == Path::new(RESOLV_CONF_BACKUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const OURS: &str = "nameserver 127.0.0.1\n";
+
+    /// Creates a machine with an installation of a kept line.
+    fn installed() -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path());
+        for path in ["/etc", "/run", "/var/lib"] {
+            fs::create_dir_all(root.path(path)).unwrap();
+        }
+        fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.1\n").unwrap();
+        let line =
+            KeptLine { server: [127, 0, 0, 1].into(), search: Vec::new(), keep_nameservers: false };
+        let _lock = InstallLock::take(&root).unwrap();
+        let file = ResolvConfFile::read(&root, &RuntimeState::default());
+        let steps = plan::resolv_conf_steps(&root, &file, &line.edit(), false).unwrap();
+        let mut journal = Journal::new(String::new(), steps);
+        (journal.keep, journal.complete) = (Some(line), true);
+        journal.save(&root).unwrap();
+        journal.apply(&root, 0..journal.steps.len()).unwrap();
+        (folder, root)
+    }
+
+    fn text(root: &Root, path: &str) -> String {
+        fs::read_to_string(root.path(path)).unwrap_or_default()
+    }
+
+    /// Undoes the journal, and fails the test unless the file is as the other program wrote it.
+    fn assert_undone(root: &Root, written: &str) {
+        let journal = Journal::load(root).unwrap().unwrap();
+        let report = journal.undo(root);
+        assert!(report.failures.is_empty(), "{report:?}");
+        assert_eq!(text(root, RESOLV_CONF), written, "{report:?}");
+        assert!(!root.has(RESOLV_CONF_BACKUP), "{report:?}");
+    }
+
+    #[test]
+    fn an_interruption_at_any_step_can_be_undone() {
+        let written = "search a.test\nnameserver 192.0.2.2\noptions edns0\n";
+        for applied in 0..=3 {
+            let (_folder, root) = installed();
+            fs::write(root.path(RESOLV_CONF), written).unwrap();
+            if applied == 3 {
+                assert!(restore_line(&root).unwrap());
+                assert!(text(&root, RESOLV_CONF).contains(OURS));
+                assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            } else {
+                let mut journal = Journal::load(&root).unwrap().unwrap();
+                let LineCheck::Removed(removed) = check_line(&root).unwrap() else { panic!() };
+                let edit = removed.line.edit();
+                let steps = plan::resolv_conf_steps(&root, &removed.file, &edit, false).unwrap();
+                let inserted = journal.insert(steps);
+                journal.save(&root).unwrap();
+                journal.apply(&root, inserted.start..inserted.start + applied).unwrap();
+            }
+            assert_undone(&root, written);
+        }
+    }
+
+    #[test]
+    fn the_journal_does_not_grow_and_undoes_the_last_rewriting() {
+        let (_folder, root) = installed();
+        for last in 2..20 {
+            let written = format!("nameserver 192.0.2.{last}\n");
+            fs::write(root.path(RESOLV_CONF), &written).unwrap();
+            assert!(restore_line(&root).unwrap());
+            assert!(!restore_line(&root).unwrap());
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            assert_eq!(Journal::load(&root).unwrap().unwrap().steps.len(), 2);
+        }
+        // A file that names no server leaves the upstreams as they were.
+        fs::write(root.path(RESOLV_CONF), "# none\n").unwrap();
+        assert!(restore_line(&root).unwrap());
+        assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.19\n");
+        // A link is replaced, and its target left alone.
+        fs::write(root.path("/run/vpn.conf"), "nameserver 192.0.2.7\n").unwrap();
+        fs::remove_file(root.path(RESOLV_CONF)).unwrap();
+        symlink("../run/vpn.conf", root.path(RESOLV_CONF)).unwrap();
+        assert!(restore_line(&root).unwrap());
+        assert!(text(&root, RESOLV_CONF).contains(OURS));
+        assert_undone(&root, "nameserver 192.0.2.7\n");
+        assert!(fs::read_link(root.path(RESOLV_CONF)).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_done_during_an_installation_or_without_one() {
+        let (_folder, root) = installed();
+        fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.2\n").unwrap();
+        let lock = InstallLock::take(&root).unwrap();
+        let error = restore_line(&root).unwrap_err();
+        assert!(matches!(error, RestoreError::Journal(JournalError::Locked)), "{error}");
+        drop(lock);
+        let mut journal = Journal::load(&root).unwrap().unwrap();
+        journal.complete = false;
+        journal.save(&root).unwrap();
+        assert!(matches!(check_line(&root).unwrap(), LineCheck::Changing));
+        assert!(!restore_line(&root).unwrap());
+        journal.keep = None;
+        journal.save(&root).unwrap();
+        assert!(matches!(check_line(&root).unwrap(), LineCheck::NotInstalled));
+    }
 }

@@ -288,6 +288,36 @@ fn a_kept_line_is_put_back_with_the_new_upstreams() {
 }
 
 #[test]
+fn a_restored_file_brings_back_its_upstreams() {
+    on_a_machine("a_restored_file_brings_back_its_upstreams", || {
+        let _upstreams = upstreams();
+        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
+        let before = lease_file(0);
+        let files = registry();
+        let serving = ["--registry", &files.url(), "--listen", SERVER];
+        let mut server = serve(&serving);
+        done(&["install", "--keep", "--registry", &files.url()]);
+        let _keeper = keep();
+        // A VPN client saves the file with the line of svcdns, and writes its own.
+        let saved = fs::read(RESOLV_CONF).unwrap();
+        Rewriting::InPlace.write(&lease_file(1));
+        eventually("the line", SOON, || (lines() == kept_lines(1)).then_some(()));
+        let (name, address) = names(1);
+        expect_found(&name, &address);
+        // When it disconnects, it restores the file; its name server is unreachable from then on.
+        fs::write(RESOLV_CONF, &saved).unwrap();
+        let (name, address) = names(0);
+        expect_found(&name, &address);
+        server.terminate();
+        let _server = serve(&serving);
+        expect_found(&name, &address);
+        done(&["uninstall"]);
+        assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), before);
+        assert!(tree("/var/lib").is_empty(), "{:?}", tree("/var/lib"));
+    });
+}
+
+#[test]
 fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
     on_a_machine("a_kept_line_waits_for_the_writer_and_for_svcdns", || {
         let _upstreams = upstreams();

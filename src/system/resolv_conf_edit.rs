@@ -1,7 +1,7 @@
 //! Adds our lines to a resolv.conf that another program or person wrote, and removes them.
 //!
 //! Our lines are between two marker lines. The lines that they replace stay in the file as
-//! comments with the prefix [`KEPT`]. The file alone is therefore enough to undo the edit, even
+//! comments with the prefix [`REPLACED_LINE_MARK`]. The file alone is therefore enough to undo the edit, even
 //! after other changes to it.
 
 use std::fmt::Write;
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::resolv_conf::{Directive, Line, ResolvConf};
+use crate::resolv_conf::{Directive, Line, REPLACED_LINE_MARK, ResolvConf};
 
 /// The marker line before our lines; installed machines have this text.
 const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcdns end\" \
@@ -17,9 +17,6 @@ const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcd
 
 /// The marker line after our lines; installed machines have this text.
 const END: &str = "# svcdns end\n";
-
-/// The prefix of a line that our lines replace; installed machines have this text.
-const KEPT: &[u8] = b"#svcdns# ";
 
 /// Additions to a resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +79,7 @@ pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
             bytes.extend_from_slice(ours.as_bytes());
         }
         if is_replaced(line) {
-            bytes.extend_from_slice(KEPT);
+            bytes.extend_from_slice(REPLACED_LINE_MARK);
         }
         bytes.extend_from_slice(line.bytes);
     }
@@ -124,7 +121,7 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
 /// Returns whether the file contains a marker or a line commented out by svcdns.
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
-        .any(|line| line == BEGIN.as_bytes() || line.starts_with(KEPT))
+        .any(|line| line == BEGIN.as_bytes() || line.starts_with(REPLACED_LINE_MARK))
 }
 
 /// Returns the file without our lines, and with the lines that they replaced.
@@ -138,7 +135,7 @@ pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
             between_markers = true;
         } else if line.trim_ascii_end() == END.trim_ascii_end().as_bytes() {
             between_markers = false;
-        } else if let Some(kept) = line.strip_prefix(KEPT) {
+        } else if let Some(kept) = line.strip_prefix(REPLACED_LINE_MARK) {
             // A replaced line follows our lines; an edit has removed the end marker.
             between_markers = false;
             bytes.extend_from_slice(kept);

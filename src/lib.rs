@@ -14,6 +14,7 @@ pub mod descriptors;
 pub mod directory;
 pub mod metrics;
 pub mod name;
+pub mod path_watch;
 pub mod registry;
 mod regular_file;
 pub mod resolv_conf;

@@ -19,6 +19,11 @@ pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before
 /// The former place of that copy, used by installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
+/// The mark of a line of [`RESOLV_CONF`] that a line of svcdns replaces.
+///
+/// Installed machines have this text.
+pub const REPLACED_LINE_MARK: &[u8] = b"#svcdns# ";
+
 /// Largest file to read, in bytes; a longer one is not a resolv.conf.
 pub const MAX_RESOLV_CONF_BYTES: usize = 1 << 20;
 

@@ -17,7 +17,7 @@ use support::resolved_route::{self, RESOLVED, ROUTE};
 use support::service_manager::{ServiceManager, StandIn, UNITS};
 use support::systemd::Systemd;
 use support::{SOON, eventually, netns, skip};
-use svcdns::system::{SERVER_UNIT, server_unit};
+use svcdns::system::{KEEP_UNIT, SERVER_UNIT, keep_unit, server_unit};
 
 /// A copy of svcdns in a place where a service can run it.
 const PROGRAM: &str = "/run/svcdns-program";
@@ -45,9 +45,9 @@ fn systemd_accepts_the_units() {
     if !support::on_path("systemd-analyze") {
         return skip(TEST, "no systemd-analyze on PATH");
     }
-    let folder = tempfile::tempdir().unwrap();
-    let unit = folder.path().join(SERVER_UNIT);
-    let verify = |text: &str| {
+    let verify = |name: &str, text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let unit = folder.path().join(name);
         // systemd-analyze checks that the program exists.
         fs::write(&unit, text.replace(PROGRAM, "/bin/true")).unwrap();
         let mut command = Command::new("systemd-analyze");
@@ -55,11 +55,13 @@ fn systemd_accepts_the_units() {
     };
     let config = Path::new("/etc/svc dns/100%.toml");
     let written = server_unit(Path::new(PROGRAM), Some(config));
-    for text in [distributed_unit(), server_unit(Path::new(PROGRAM), None), written] {
-        assert_eq!(verify(&text), "", "{text}");
+    let server = [distributed_unit(), server_unit(Path::new(PROGRAM), None), written];
+    let units = server.map(|text| (SERVER_UNIT, text));
+    for (name, text) in units.into_iter().chain([(KEEP_UNIT, keep_unit(Path::new(PROGRAM)))]) {
+        assert_eq!(verify(name, &text), "", "{text}");
         // An unknown key is only a warning.
-        let misspelt = text.replace("StateDirectory=", "StatDirectory=");
-        assert!(verify(&misspelt).contains("StatDirectory"), "{text}");
+        let misspelt = text.replace("Restart=always", "Restat=always");
+        assert!(verify(name, &misspelt).contains("Restat"), "{text}");
     }
 }
 
@@ -159,6 +161,62 @@ fn the_state_directory_lasts_until_uninstall() {
 
         systemd.ends_with(0, &INSTALL);
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
+#[test]
+fn a_unit_keeps_the_line_in_resolv_conf() {
+    const TEST: &str = "a_unit_keeps_the_line_in_resolv_conf";
+    with_systemd(TEST, |systemd, before| {
+        let unit = ["systemctl", "is-active", "svcdns-keep"];
+        let install: Vec<&str> =
+            INSTALL.iter().copied().filter(|flag| *flag != "--keep-nameservers").collect();
+        let install: Vec<&str> = install
+            .iter()
+            .map(|flag| if *flag == "off" { "192.0.2.53" } else { flag })
+            .chain(["--listen", "127.0.0.1:53", "--keep"])
+            .collect();
+        let told = systemd.ends_with(0, &install);
+        assert!(told.contains("start svcdns-keep.service"), "{told}");
+        systemd.ends_with(0, &unit);
+        let lease = "search lease.test\nnameserver 192.0.2.7\n";
+        let kept = || {
+            let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            text.contains("search lease.test\n") && text.contains("\nnameserver 127.0.0.1\n")
+        };
+        for _ in 0..2 {
+            fs::write("/etc/resolv.conf.new", lease).unwrap();
+            fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").unwrap();
+            eventually("the line to be back", SOON, || kept().then_some(()));
+            // After a crash, systemd starts the command again.
+            systemd.ends_with(0, &["systemctl", "kill", "--signal=KILL", "svcdns-keep"]);
+            eventually("the unit", SOON, || systemd.succeeds(&unit).then_some(()));
+        }
+        let saved = fs::read_to_string("/var/lib/svcdns-install/resolv.conf.before").unwrap();
+        assert_eq!(saved, lease);
+        // The server reads the file, although it runs as another user.
+        let reported = |in_effect: bool| {
+            eventually("the status", SOON, || {
+                let status = systemd.ends_with(0, &[PROGRAM, "status", "--json"]);
+                let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+                (status["resolv-conf"]["in-effect"] == in_effect).then_some(())
+            });
+        };
+        reported(true);
+        systemd.ends_with(0, &["systemctl", "stop", "svcdns-keep"]);
+        let text = fs::read_to_string("/etc/resolv.conf").unwrap();
+        fs::write("/etc/resolv.conf", lease).unwrap();
+        reported(false);
+        fs::write("/etc/resolv.conf", text).unwrap();
+        reported(true);
+        systemd.ends_with(0, &["systemctl", "start", "svcdns-keep"]);
+        assert!(systemd.ends_with(0, &install).contains("Already installed"));
+
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert!(!systemd.succeeds(&unit));
+        assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), lease);
+        former::furnish();
         assert_nothing_left(before, "after uninstall");
     });
 }

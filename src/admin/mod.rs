@@ -7,6 +7,7 @@ mod changes;
 mod forwarding;
 mod http;
 mod page;
+mod resolv_conf;
 mod routes;
 mod socket;
 mod streams;
@@ -15,6 +16,7 @@ mod views;
 pub use changes::ChangeFeed;
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
+pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
     ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount,
@@ -57,6 +59,8 @@ pub struct AdminContext {
     pub lost_log_lines: ErrorCounter,
     /// The stream of changes.
     pub changes: ChangeFeed,
+    /// Whether the machine's resolv.conf names this server.
+    pub resolv_conf: ResolvConfState,
     stream_permits: Arc<Semaphore>,
 }
 
@@ -100,6 +104,7 @@ impl AdminContext {
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),
+            resolv_conf: ResolvConfState::default(),
             stream_permits: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }

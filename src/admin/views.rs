@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
 use super::forwarding::ForwardingView;
+use super::resolv_conf::ResolvConfView;
 use crate::answer::Answerer;
 use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
 use crate::registry::{RegistryState, name_at};
@@ -57,6 +58,9 @@ pub struct ServerStatus {
     pub registries: Vec<RegistryView>,
     /// The forwarder; `None` if forwarding is off.
     pub forwarding: Option<ForwardingView>,
+    /// Whether the machine's resolv.conf names this server; `None` unless `install` changed it.
+    #[serde(default)]
+    pub resolv_conf: Option<ResolvConfView>,
     /// Published services.
     pub services: usize,
     /// Registered instances, dropped ones included.
@@ -295,6 +299,7 @@ impl ServerStatus {
             holding: registry_status.held_keys,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
             forwarding: context.forwarder.as_deref().map(ForwardingView::new),
+            resolv_conf: context.resolv_conf.view(),
             services: snapshot.len(),
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),

@@ -139,6 +139,16 @@ Exit codes:
   0  done, or nothing to do
   1  an error; the output names the files that could not be restored")]
     Uninstall(UninstallArgs),
+    /// Put back the line of `install --keep` when it is removed.
+    ///
+    /// Watch /etc/resolv.conf. When another program rewrites the file, put svcdns's line back, and
+    /// make the name servers of the new file the upstreams. While two programs fight over the file,
+    /// wait longer each time. With systemd, `install --keep` writes a unit that runs this command.
+    #[command(after_long_help = "\
+Exit codes:
+  0  stopped by a signal, or nothing is installed any more
+  1  an error, or nothing was installed with --keep")]
+    Keep(KeepArgs),
 
     /// Show the running server, its registries and its upstreams.
     #[command(after_long_help = "\
@@ -338,11 +348,20 @@ pub(super) struct InstallArgs {
     /// Make the file immutable again afterwards.
     #[arg(long)]
     pub(super) lift_immutable: bool,
+    /// Put svcdns's line back each time another program rewrites /etc/resolv.conf.
+    ///
+    /// The flag takes effect only if `install` changes /etc/resolv.conf itself. The name servers
+    /// that the other program writes become the upstreams (`upstream = system`).
+    #[arg(long)]
+    pub(super) keep: bool,
     #[command(flatten)]
     pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
+
+#[derive(Debug, Args)]
+pub(super) struct KeepArgs {}
 
 #[derive(Debug, Args)]
 pub(super) struct UninstallArgs {

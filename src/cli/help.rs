@@ -11,7 +11,7 @@ use super::arguments::Arguments;
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "demo", "register"]),
     ("Ask", &["resolve", "explain", "ls", "watch"]),
-    ("Set up", &["check", "run", "install", "uninstall"]),
+    ("Set up", &["check", "run", "install", "uninstall", "keep"]),
     ("Look after", &["status", "doctor"]),
 ];
 

@@ -10,14 +10,17 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
 use super::arguments::InstallArgs;
-use super::installed_server::{ArrangedServer, ServerRequirements, running, settings};
+use super::installed_server::{
+    ArrangedServer, ServerRequirements, running, settings, this_program,
+};
 use super::outside_names::OutsideNames;
 use super::privilege::{lock_machine, require_root};
 use super::{NOT_REACHED, ServerLocation, output, resolve, uninstall};
 use crate::config::Config;
 use crate::name::{Name, Zone};
 use crate::system::{
-    self, InstallOptions, InstallStep, Integration, Journal, Machine, Root, RuntimeState,
+    self, InstallOptions, InstallStep, Integration, Journal, KEEP_UNIT, KeptLine, Machine, Plan,
+    Root, RuntimeState,
 };
 use crate::wire::rcode_name;
 
@@ -92,10 +95,12 @@ pub(super) async fn run(
 ///
 /// A second installation with the same text has nothing to do.
 fn purpose(command: &InstallArgs, settings: &str) -> String {
-    let InstallArgs { search, keep_nameservers, lift_immutable, .. } = command;
+    let InstallArgs { search, keep_nameservers, lift_immutable, keep, .. } = command;
+    // Installations of older versions have no text for this flag.
+    let keep = if *keep { " keep=true" } else { "" };
     format!(
         "search={search} keep-nameservers={keep_nameservers} \
-         lift-immutable={lift_immutable}\n{settings}"
+         lift-immutable={lift_immutable}{keep}\n{settings}"
     )
 }
 
@@ -128,7 +133,8 @@ async fn install(
         keep_others: command.keep_nameservers,
         lift_immutable: command.lift_immutable,
     };
-    let plan = system::plan(root, &machine, way, &wish)?;
+    let mut plan = system::plan(root, &machine, way, &wish)?;
+    let keep = plan_keep(root, command, way, &wish, machine.systemd, &mut plan)?;
     let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
     let notes: Vec<&String> = server.notes.iter().chain(&plan.notes).chain(&warnings).collect();
     output::print(&announce(&machine, way, &wish, &server, &plan.steps, &notes))?;
@@ -155,6 +161,7 @@ async fn install(
         purpose(command, &server.settings),
         server.steps.into_iter().chain(plan.steps).collect(),
     );
+    journal.keep = keep;
     journal.save(root)?;
     let applied = async {
         apply(root, location, config, &journal, server_steps, way, &wish).await?;
@@ -175,6 +182,39 @@ async fn install(
         way.without_server(wish.keep_others, machine.systemd)
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Plans that the line in resolv.conf is put back each time, if the user wants that.
+///
+/// Returns the line, for the journal.
+fn plan_keep(
+    root: &Root,
+    command: &InstallArgs,
+    way: Integration,
+    wish: &InstallOptions,
+    systemd: bool,
+    plan: &mut Plan,
+) -> anyhow::Result<Option<KeptLine>> {
+    if !command.keep {
+        return Ok(None);
+    }
+    if !way.edits_resolv_conf() {
+        plan.notes.push("--keep has no effect: /etc/resolv.conf is not changed here".to_owned());
+        return Ok(None);
+    }
+    if systemd {
+        let program = this_program()?;
+        plan.steps.extend(system::plan_unit(root, KEEP_UNIT, &system::keep_unit(&program))?);
+    } else {
+        plan.notes.push(
+            "there is no systemd to keep the line in /etc/resolv.conf: let the service manager of \
+             this machine run `svcdns keep` as root, and restart it when it exits"
+                .to_owned(),
+        );
+    }
+    let search = if wish.search { wish.zones.clone() } else { Vec::new() };
+    let (server, keep_nameservers) = (wish.server.ip(), wish.keep_others);
+    Ok(Some(KeptLine { server, search, keep_nameservers }))
 }
 
 /// Applies the steps of the journal, and tests the result.

@@ -166,8 +166,7 @@ impl ServerRequirements<'_> {
 
     /// Plans the steps that make systemd run the server with this configuration.
     fn plan_service(&self, config: &Config) -> anyhow::Result<Vec<InstallStep>> {
-        let program = std::env::current_exe().context("cannot find the path of this program")?;
-        let program = program.canonicalize().unwrap_or(program);
+        let program = this_program()?;
         if let Some(folder) = hidden_folder(&program) {
             bail!(
                 "this program is in {folder}, which the service cannot see: `sudo install -m 755 \
@@ -222,6 +221,12 @@ impl ServerRequirements<'_> {
         let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
         std::path::absolute(&path).unwrap_or(path)
     }
+}
+
+/// Returns the path of this program, without symbolic links.
+pub(super) fn this_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
+    Ok(program.canonicalize().unwrap_or(program))
 }
 
 /// Checks that the service could read the secrets and files of a configuration.

@@ -11,6 +11,7 @@ mod explain;
 mod help;
 mod install;
 mod installed_server;
+mod keep;
 mod ls;
 mod names;
 mod output;
@@ -35,7 +36,7 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use crate::config::{Config, ConfigError, Flags};
-use arguments::{Arguments, CliCommand};
+use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
 /// Exit code if a name, or a record of the type, does not exist.
@@ -108,6 +109,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         CliCommand::Run(command) => Ok(run::run(&location, &command)),
         CliCommand::Install(command) => block_on(install::run(&location, command)),
         CliCommand::Uninstall(command) => uninstall::run(&command),
+        CliCommand::Keep(KeepArgs {}) => block_on(keep::run()),
 
         CliCommand::Status(command) => block_on(status::run(&location, command)),
         CliCommand::Doctor(command) => block_on(doctor::run(&location, command)),

@@ -54,6 +54,14 @@ fn format_status(status: &ServerStatus) -> String {
         let held = counted(status.holding as u64, "removal", "removals");
         let _ = writeln!(text, "{held} held (removal-grace): the registry has removed these keys");
     }
+    let problem = status.resolv_conf.as_ref().and_then(|file| file.problem.as_ref());
+    if let Some(problem) = problem {
+        let _ = writeln!(
+            text,
+            "programs bypass svcdns, because another program has rewritten resolv.conf: {problem}; \
+             `sudo svcdns install` puts the line back"
+        );
+    }
     for registry in &status.registries {
         let _ = writeln!(text, "\n{}", format_registry(registry));
     }

@@ -106,7 +106,7 @@ keys! { GENERAL:
     LOG = "" "log" Text "FILTER" "`error`, `warn`, `info`, `debug`, `trace`, or by module"
         r#""info""#
         "Filter log messages on standard error. A level without a module applies to svcdns only; \
-         libraries then log warnings and errors.";
+         libraries then log errors only.";
     LOG_QUERIES = "" "log-queries" Number "N" "queries, from 1; `0` turns it off" "0"
         "Log every Nth query of each thread at level `info`, with client, name, transport and \
          result.";

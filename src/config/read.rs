@@ -178,8 +178,9 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::builder()
         .parse(text)
         .map(|_| match text.parse::<LevelFilter>() {
-            // Messages of the etcd client and the HTTP libraries would bury those of svcdns.
-            Ok(level) if level > LevelFilter::WARN => format!("warn,svcdns={text}"),
+            // A library's warning says neither what happened to svcdns nor what to do: svcdns
+            // reports the failures of its libraries itself.
+            Ok(level) if level > LevelFilter::ERROR => format!("error,svcdns={text}"),
             _ => text.to_owned(),
         })
         .map_err(|error| {

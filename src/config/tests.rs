@@ -189,9 +189,9 @@ fn exempt_domains_do_not_turn_on_the_rebinding_guard() {
 #[test]
 fn a_log_level_without_a_module_applies_to_svcdns() {
     for (written, filter) in [
-        ("info", "warn,svcdns=info"),
-        ("DEBUG", "warn,svcdns=DEBUG"),
-        ("warn", "warn"),
+        ("info", "error,svcdns=info"),
+        ("DEBUG", "error,svcdns=DEBUG"),
+        ("warn", "error,svcdns=warn"),
         ("error", "error"),
         ("h2=debug", "h2=debug"),
     ] {

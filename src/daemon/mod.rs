@@ -8,6 +8,7 @@ mod error;
 mod follow;
 mod listen_error;
 mod log;
+mod resolv_conf;
 mod responder;
 mod server;
 mod signals;

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline};
 use super::listen_error::{ListenError, report_not_listening};
+use super::resolv_conf::follow_line;
 use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
 use crate::answer::Answerer;
@@ -109,6 +110,7 @@ impl Server {
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&context), stop.clone()));
         }
+        tracker.spawn(follow_line(Arc::clone(&context), addresses.clone(), stop.clone()));
         let publisher = start_publisher(pipeline, context, tracker.clone(), stop.clone())?;
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(

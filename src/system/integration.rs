@@ -58,7 +58,7 @@ impl Integration {
                 }
                 _ => Self::NetworkManager,
             },
-            ResolverManager::Nothing => Self::ResolvConf,
+            ResolverManager::Wsl | ResolverManager::Nothing => Self::ResolvConf,
         }
     }
 
@@ -88,6 +88,14 @@ impl Integration {
             Self::Delegate | Self::Link | Self::Dnsmasq => false,
             Self::Resolvconf => true,
             Self::NetworkManager | Self::ResolvConf | Self::ResolvConfInPlace => !keep_others,
+        }
+    }
+
+    /// Returns whether our lines are in `/etc/resolv.conf` itself.
+    pub fn edits_resolv_conf(self) -> bool {
+        match self {
+            Self::Delegate | Self::Link | Self::Dnsmasq | Self::Resolvconf => false,
+            Self::NetworkManager | Self::ResolvConf | Self::ResolvConfInPlace => true,
         }
     }
 

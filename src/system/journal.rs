@@ -16,7 +16,8 @@ use super::command::{self, RunError};
 use super::journal_error::{JOURNAL, JournalError, at};
 use super::journal_folder::{self, FORMER_JOURNAL, JOURNAL_FOLDER};
 use super::path_state::{self, FileState, PathState};
-use super::{Root, resolv_conf_edit, unit};
+use super::resolv_conf_edit::{self, KeptLine};
+use super::{Root, unit};
 
 /// The version of the journal's format; a journal with another one is not read.
 const JOURNAL_FORMAT: u32 = 1;
@@ -33,6 +34,9 @@ pub struct Journal {
     pub steps: Vec<InstallStep>,
     /// Whether all steps were done and the final lookup succeeded.
     pub complete: bool,
+    /// The line in resolv.conf that is put back when another program removes it, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<KeptLine>,
     /// Whether an older version wrote it, in another place.
     #[serde(skip)]
     former: bool,
@@ -108,7 +112,7 @@ pub struct UndoReport {
 impl Journal {
     /// Creates a journal of steps that have not been done.
     pub fn new(purpose: String, steps: Vec<InstallStep>) -> Self {
-        Self { format: JOURNAL_FORMAT, purpose, steps, complete: false, former: false }
+        Self { format: JOURNAL_FORMAT, purpose, steps, complete: false, keep: None, former: false }
     }
 
     /// Loads this machine's journal, if any.

@@ -41,7 +41,7 @@ impl Leftovers {
                 steps.extend([drop_in.undo_step(), InstallStep::File(file)]);
             }
         }
-        for name in [HOOK, unit::SERVER] {
+        for name in [HOOK, unit::SERVER, unit::KEEP] {
             let path = Path::new(unit::FOLDER).join(name);
             if let Some(file) = own_file(root, &path)? {
                 names.push(path.display().to_string());
@@ -111,7 +111,8 @@ fn own_file(root: &Root, path: &Path) -> Result<Option<FileStep>, JournalError> 
 
 /// Returns a step that wrote this file, which was absent before.
 fn removal(path: &Path, now: PathState) -> FileStep {
-    let is_edited = path == unit::server_path() && !now.content().is_some_and(unit::is_current);
+    let is_edited = path == unit::server_path()
+        && !now.content().is_some_and(|content| unit::is_current(path, content));
     FileStep {
         path: path.to_owned(),
         before: PathState::Absent,

@@ -11,14 +11,17 @@ mod integration;
 mod journal;
 mod journal_error;
 mod journal_folder;
+mod keep;
 mod leftovers;
 mod lookup;
+mod lost_line;
 mod nsswitch;
 mod path_state;
 mod plan;
 mod port_owner;
 mod private_namespace;
 mod private_resolv_conf;
+mod processes;
 mod resolv_conf_edit;
 mod resolved_routes;
 mod root;
@@ -35,8 +38,10 @@ pub use integration::Integration;
 pub use journal::{CommandStep, FileStep, IfEdited, InstallStep, Journal, UndoReport};
 pub use journal_error::{JournalError, UnsafePath, listed};
 pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
+pub use keep::{LineCheck, RemovedLine, RestoreError, check_line, restore_line};
 pub use leftovers::Leftovers;
 pub use lookup::look_up;
+pub use lost_line::{LineState, LostLine};
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{
@@ -45,7 +50,10 @@ pub use plan::{
 pub use port_owner::{BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback};
 pub use private_namespace::{NamespaceError, enter_namespace};
 pub use private_resolv_conf::PrivateResolvConf;
+pub use resolv_conf_edit::KeptLine;
 pub use resolved_routes::{ResolvedRoutes, ResolvedScope};
 pub use root::Root;
 pub use runtime_state::{Mount, RuntimeState};
-pub use unit::{SERVER as SERVER_UNIT, server as server_unit};
+pub use unit::{
+    KEEP as KEEP_UNIT, SERVER as SERVER_UNIT, keep as keep_unit, server as server_unit,
+};

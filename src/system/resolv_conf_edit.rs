@@ -1,14 +1,16 @@
 //! Adds our lines to a resolv.conf that another program or person wrote, and removes them.
 //!
 //! Our lines are between two marker lines. The lines that they replace stay in the file as
-//! comments with the prefix [`KEPT`]. The file alone is therefore enough to undo the edit, even
+//! comments with the prefix [`REPLACED_LINE_MARK`]. The file alone is therefore enough to undo the edit, even
 //! after other changes to it.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::path_state::PathState;
-use crate::resolv_conf::{Directive, Line, ResolvConf};
+use crate::resolv_conf::{Directive, Line, REPLACED_LINE_MARK, ResolvConf};
 
 /// The marker line before our lines; installed machines have this text.
 const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcdns end\" \
@@ -16,9 +18,6 @@ const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcd
 
 /// The marker line after our lines; installed machines have this text.
 const END: &str = "# svcdns end\n";
-
-/// The prefix of a line that our lines replace; installed machines have this text.
-const KEPT: &[u8] = b"#svcdns# ";
 
 /// Additions to a resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +30,29 @@ pub(super) struct ResolvConfEdit<'a> {
     pub(super) keep_others: bool,
 }
 
+/// The line of an installation with `--keep`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct KeptLine {
+    /// The address of svcdns.
+    pub server: IpAddr,
+    /// The zones on the search list; empty without `--search`.
+    pub search: Vec<String>,
+    /// Whether other name servers stay in effect, after svcdns.
+    pub keep_nameservers: bool,
+}
+
+impl KeptLine {
+    /// Returns the edit that adds the line.
+    pub(super) fn edit(&self) -> ResolvConfEdit<'_> {
+        ResolvConfEdit {
+            server: self.server,
+            search: &self.search,
+            keep_others: self.keep_nameservers,
+        }
+    }
+}
+
 /// Returns the file with our lines.
 ///
 /// Our lines of an earlier edit are replaced. A file that already has this effect without our
@@ -38,7 +60,7 @@ pub(super) struct ResolvConfEdit<'a> {
 pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
     let clean = remove_lines(file);
     let conf = ResolvConf::parse(&clean);
-    if has_effect(&conf, edit) {
+    if is_in_effect(&conf, edit) {
         return clean;
     }
     let is_replaced = |line: &Line| match &line.directive {
@@ -58,7 +80,7 @@ pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
             bytes.extend_from_slice(ours.as_bytes());
         }
         if is_replaced(line) {
-            bytes.extend_from_slice(KEPT);
+            bytes.extend_from_slice(REPLACED_LINE_MARK);
         }
         bytes.extend_from_slice(line.bytes);
     }
@@ -72,7 +94,7 @@ pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
 }
 
 /// Returns whether a resolv.conf already has the effect of the edit.
-fn has_effect(conf: &ResolvConf, edit: &ResolvConfEdit) -> bool {
+pub(super) fn is_in_effect(conf: &ResolvConf, edit: &ResolvConfEdit) -> bool {
     let mut servers = conf.name_servers();
     let is_queried = servers.next().is_some_and(|first| first.address == edit.server)
         && (edit.keep_others || servers.next().is_none());
@@ -100,7 +122,7 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
 /// Returns whether the file contains a marker or a line commented out by svcdns.
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
-        .any(|line| line == BEGIN.as_bytes() || line.starts_with(KEPT))
+        .any(|line| line == BEGIN.as_bytes() || line.starts_with(REPLACED_LINE_MARK))
 }
 
 /// Returns the state of a file before our edit, if it has our lines; otherwise the same state.
@@ -122,7 +144,7 @@ pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
             between_markers = true;
         } else if line.trim_ascii_end() == END.trim_ascii_end().as_bytes() {
             between_markers = false;
-        } else if let Some(kept) = line.strip_prefix(KEPT) {
+        } else if let Some(kept) = line.strip_prefix(REPLACED_LINE_MARK) {
             // A replaced line follows our lines; an edit has removed the end marker.
             between_markers = false;
             bytes.extend_from_slice(kept);

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::processes;
+
 /// The process name of systemd-resolved, cut to the kernel's limit.
 pub(super) const RESOLVED_PROCESS: &str = "systemd-resolve";
 
@@ -15,7 +17,9 @@ const MAX_PROCESS_NAME_BYTES: usize = 15;
 /// Processes, mounts and the state of systemd-resolved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeState {
-    /// The names of the machine's processes, each cut to 15 bytes by the kernel.
+    /// The names of the machine's own processes, each cut to 15 bytes by the kernel.
+    ///
+    /// Without those of containers.
     pub processes: Vec<String>,
     /// The mounts, in the order in which they were made.
     pub mounts: Vec<Mount>,
@@ -37,7 +41,7 @@ pub struct Mount {
 impl RuntimeState {
     /// Reads the state of this machine, without the parts that cannot be read.
     pub fn now() -> Self {
-        let processes = processes();
+        let processes = processes::names();
         let resolved = processes.iter().any(|name| name == RESOLVED_PROCESS);
         let resolvectl = |argument| {
             if resolved { output("resolvectl", &[argument]) } else { None }
@@ -45,9 +49,7 @@ impl RuntimeState {
         Self {
             resolved_version: resolvectl("--version").as_deref().and_then(parse_version),
             resolved_dnssec: resolvectl("dnssec").as_deref().and_then(parse_global),
-            mounts: fs::read("/proc/self/mountinfo")
-                .map(|table| parse_mounts(&table))
-                .unwrap_or_default(),
+            mounts: mounts(),
             processes,
         }
     }
@@ -67,22 +69,9 @@ impl RuntimeState {
     }
 }
 
-/// Returns the names of all processes, sorted and without duplicates.
-fn processes() -> Vec<String> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let processes = entries.filter(|entry| {
-        entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-    });
-    let mut names: Vec<String> = processes
-        .filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok())
-        .map(|name| name.trim_end_matches('\n').to_owned())
-        .collect();
-    names.sort();
-    names.dedup();
-    names
+/// Returns the mounts that this process sees; none if they cannot be read.
+pub(super) fn mounts() -> Vec<Mount> {
+    fs::read("/proc/self/mountinfo").map(|table| parse_mounts(&table)).unwrap_or_default()
 }
 
 /// Parses the version in `systemd 252 (252.39-1~deb12u1)`.

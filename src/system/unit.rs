@@ -11,6 +11,9 @@ pub const SERVER: &str = "svcdns.service";
 /// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
+/// The name of the unit that puts the line back into resolv.conf.
+pub const KEEP: &str = "svcdns-keep.service";
+
 /// The directory of our units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
@@ -34,6 +37,24 @@ pub fn server(program: &Path, config: Option<&Path>) -> String {
     }
     line.push('\n');
     format!("{HEADING}\n{}", DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1))
+}
+
+/// Returns the unit that runs `svcdns keep` of `program`.
+///
+/// The command changes files of root, with their owners and modes, and queries the server.
+pub fn keep(program: &Path) -> String {
+    format!(
+        "{HEADING}\n\
+         [Unit]\nDescription=Line of svcdns in /etc/resolv.conf\nAfter={SERVER}\n\
+         StartLimitIntervalSec=0\n\n\
+         [Service]\nExecStart={} keep\nRestart=always\nRestartSec=1s\n\
+         CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER\n\
+         NoNewPrivileges=yes\nRestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n\
+         RestrictNamespaces=yes\nRestrictRealtime=yes\nLockPersonality=yes\n\
+         MemoryDenyWriteExecute=yes\nSystemCallArchitectures=native\nMemoryMax=64M\n\n\
+         [Install]\nWantedBy=multi-user.target\n",
+        quoted(&program.to_string_lossy())
+    )
 }
 
 /// Returns the path of the server's unit.

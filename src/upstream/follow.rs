@@ -21,9 +21,9 @@ use super::order::UpstreamOrder;
 use super::routes::{Route, RouteQuery, RouteRules, RouteTable};
 use super::sources::{Sources, SourcesSnapshot, TargetList};
 use super::special::{Special, SpecialAnswer};
-use super::watch::{ChangeSignal, SourceWatches};
 use super::{Servers, Settings, Target};
 use crate::name::Name;
+use crate::path_watch::{ChangeSignal, PathWatches};
 use crate::resolv_conf::RESOLV_CONF;
 
 /// Intervals of reading the files.
@@ -193,7 +193,7 @@ impl SourceFollower {
     /// Follows the files until `stop`.
     async fn run(mut self, stop: CancellationToken) {
         let changes = ChangeSignal::default();
-        let mut watches = SourceWatches::new(self.sources.clone(), changes.clone());
+        let mut watches = PathWatches::new(self.sources.paths().collect(), changes.clone());
         loop {
             // Reading can block, for example on a network file system.
             let task = tokio::task::spawn_blocking(move || {

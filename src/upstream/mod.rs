@@ -31,7 +31,6 @@ mod sources;
 mod special;
 mod strip;
 mod target;
-mod watch;
 
 pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;

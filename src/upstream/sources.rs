@@ -14,7 +14,8 @@ use nix::net::if_::if_nametoindex;
 use super::{Protocol, Target};
 use crate::regular_file;
 use crate::resolv_conf::{
-    FORMER_RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP, ResolvConf,
+    FORMER_RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, REPLACED_LINE_MARK, RESOLV_CONF,
+    RESOLV_CONF_BACKUP, ResolvConf,
 };
 
 /// Files of network managers, in order of preference.
@@ -117,6 +118,12 @@ impl Sources {
         }
         // The saved configuration counts only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
+            // The lines in the file itself come first: a VPN client may have saved the file, and
+            // restored it after the copy was made.
+            let LocationContent { usable, rotate, .. } = self.read_replaced_lines();
+            if !usable.is_empty() {
+                return snapshot.with_servers(usable, rotate, Vec::new(), RESOLV_CONF);
+            }
             for path in [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP] {
                 let LocationContent { usable, rotate, unreadable, faults, .. } =
                     self.read(SourceLocation::File(path));
@@ -202,6 +209,38 @@ impl Sources {
         if conf.name_servers().next().is_none() && shown == Path::new(RESOLV_CONF) {
             found.faults.push(format!("{} names no name server", shown.display()));
         }
+        let only_own = self.add_servers(&conf, shown, found);
+        // Only /etc/resolv.conf has to name other servers; an interface's file need not.
+        if only_own && shown == Path::new(RESOLV_CONF) {
+            found.faults.push(format!("{} names only svcdns itself", shown.display()));
+        }
+    }
+
+    /// Reads the lines that svcdns's line replaces in /etc/resolv.conf.
+    ///
+    /// `install` keeps them in the file as comments.
+    fn read_replaced_lines(&self) -> LocationContent {
+        let mut found = LocationContent::default();
+        let path = self.below_root(RESOLV_CONF);
+        let Ok(bytes) = regular_file::read_blocking(&path, MAX_RESOLV_CONF_BYTES as u64) else {
+            return found;
+        };
+        let mut lines = Vec::new();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            lines.extend_from_slice(line.strip_prefix(REPLACED_LINE_MARK).unwrap_or_default());
+        }
+        self.add_servers(&ResolvConf::parse(&lines), Path::new(RESOLV_CONF), &mut found);
+        found.rotate |= ResolvConf::parse(&bytes).options().any(|option| option == "rotate");
+        found
+    }
+
+    /// Adds the name servers of a file; returns whether it names only svcdns.
+    fn add_servers(
+        &self,
+        conf: &ResolvConf<'_>,
+        shown: &Path,
+        found: &mut LocationContent,
+    ) -> bool {
         found.rotate |= conf.options().any(|option| option == "rotate");
         let mut only_own = conf.name_servers().next().is_some();
         for server in conf.name_servers() {
@@ -246,10 +285,7 @@ impl Sources {
             }
             list.push(target);
         }
-        // Only /etc/resolv.conf has to name other servers; an interface's file need not.
-        if only_own && shown == Path::new(RESOLV_CONF) {
-            found.faults.push(format!("{} names only svcdns itself", shown.display()));
-        }
+        only_own
     }
 }
 

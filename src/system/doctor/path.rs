@@ -1,11 +1,12 @@
 //! Checks of resolv.conf, its name servers and systemd-resolved: do queries reach svcdns?
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{DoctorInput, Finding, Level, ProbeResult};
 use crate::resolv_conf::{MAX_NAME_SERVERS, MAX_RESOLV_CONF_BYTES, RESOLV_CONF};
+use crate::system::detect::WSL_CONF;
 use crate::system::resolved_routes::is_exempt;
-use crate::system::{ResolvConfContent, ResolvedAccess, ResolvedScope, ResolverManager};
+use crate::system::{LineState, ResolvConfContent, ResolvedAccess, ResolvedScope, ResolverManager};
 
 /// The checks of this file.
 const RESOLV_CONF_CHECK: &str = "resolv.conf";
@@ -25,6 +26,8 @@ const RUN: &str = "svcdns run -- COMMAND   # for one command, nothing else chang
 
 pub(super) fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
     let mut findings = check_resolv_conf(input);
+    findings.extend(check_installed_line(input));
+    findings.extend(check_wsl(input));
     findings.extend(check_name_servers(input));
     findings.extend(check_resolved(input));
     findings
@@ -108,6 +111,35 @@ fn check_resolv_conf(input: &DoctorInput<'_>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Checks whether another program has removed the line of `install` from resolv.conf.
+fn check_installed_line(input: &DoctorInput<'_>) -> Option<Finding> {
+    let any = [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)];
+    let own = input.server.map_or(&any[..], |server| server.listen);
+    let LineState::Lost(lost) = LineState::read(input.root, own, false) else { return None };
+    let says = format!(
+        "Another program has rewritten the file since `svcdns install`: {lost}. Turn that off in \
+         the other program, or put the line back, with --keep each time."
+    );
+    let level = level_of_detour(input, 0);
+    let is_reached =
+        lost.servers.first().is_some_and(|first| input.probe(*first) == Some(&ProbeResult::Svcdns));
+    let level = if is_reached { Level::Warning } else { level };
+    let finding = Finding { level, ..Finding::warning(RESOLV_CONF_CHECK, says) };
+    Some(finding.typing(INSTALL).typing(format!("{INSTALL} --keep")))
+}
+
+/// Checks whether WSL writes resolv.conf again when it starts.
+fn check_wsl(input: &DoctorInput<'_>) -> Option<Finding> {
+    if input.machine.manager != ResolverManager::Wsl {
+        return None;
+    }
+    let says = format!(
+        "WSL writes {RESOLV_CONF} when it starts, so a change does not last: set \
+         `generateResolvConf = false` in the section [network] of {WSL_CONF}."
+    );
+    Some(Finding::warning(RESOLV_CONF_CHECK, says).typing(format!("sudoedit {WSL_CONF}")))
 }
 
 fn check_name_servers(input: &DoctorInput<'_>) -> Vec<Finding> {

@@ -48,8 +48,7 @@ pub(in super::super) fn unit_steps(name: &str, file: Vec<InstallStep>) -> Vec<In
     };
     // The undo goes backwards, so it reloads after it has removed the unit. A unit that was stopped
     // during its start is listed as failed until then; the pattern may match no unit.
-    let forget =
-        vec![reload.clone(), words(&["systemctl", "reset-failed", &format!("{name}*")])];
+    let forget = vec![reload.clone(), words(&["systemctl", "reset-failed", &format!("{name}*")])];
     let mut steps = vec![step("make systemd forget the unit", Vec::new(), forget, Vec::new())];
     steps.extend(file);
     steps.push(step(

@@ -2,54 +2,97 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::detect::{Container, ResolvConfContent, ResolverManager};
+use super::super::Root;
+use super::super::detect::{
+    Container, ResolvConfContent, ResolvConfFile, ResolverManager, WSL_CONF, WSL_FOLDER,
+};
 use super::super::journal::{FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
 use super::super::resolv_conf_edit::{self, ResolvConfEdit};
 use super::own_files::read_state;
 use super::{PlanBuilder, PlanError};
-use crate::resolv_conf::{Fault, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP};
+use crate::resolv_conf::{
+    Fault, MAX_RESOLV_CONF_BYTES, RESOLV_CONF, RESOLV_CONF_BACKUP, ResolvConf,
+};
+
+/// Plans the steps that add our lines to resolv.conf, and save the file as it is.
+///
+/// The saved copy also tells the server that its line belongs into the file. There are no steps for
+/// a file that has the effect of the edit, except for the copy if there is none.
+///
+/// # Errors
+/// When a file cannot be read, or has changed since it was read as `file`.
+pub(in crate::system) fn resolv_conf_steps(
+    root: &Root,
+    file: &ResolvConfFile,
+    edit: &ResolvConfEdit<'_>,
+    in_place: bool,
+) -> Result<Vec<InstallStep>, PlanError> {
+    // A link to a manager's directory is replaced, and so is a dangling one. Any other link is
+    // kept, and its target edited.
+    let is_replaced_link = file.is_link
+        && (file.target.starts_with("/run")
+            || file.target.starts_with(WSL_FOLDER)
+            || matches!(file.content, ResolvConfContent::Missing));
+    let path = if is_replaced_link { PathBuf::from(RESOLV_CONF) } else { file.target.clone() };
+    let edited = resolv_conf_edit::add_lines(file.bytes(), edit);
+    let is_in_effect = edited == file.bytes() && path == file.target;
+    let original = resolv_conf_edit::remove_lines(file.bytes());
+    let saved = read_state(root, Path::new(RESOLV_CONF_BACKUP))?;
+    let mut steps = Vec::new();
+    // A copy without a name server would replace one that has the upstreams.
+    let is_useful = !is_in_effect && ResolvConf::parse(&original).name_servers().next().is_some();
+    if is_useful || saved == PathState::Absent {
+        steps.push(InstallStep::File(FileStep {
+            path: RESOLV_CONF_BACKUP.into(),
+            before: saved,
+            after: PathState::new_file(original),
+            if_edited: IfEdited::Keep,
+            in_place: false,
+        }));
+    }
+    if !is_in_effect {
+        let before = read_state(root, &path)?;
+        if before.content().is_some_and(|content| content != file.bytes()) {
+            return Err(PlanError::File {
+                path,
+                problem: "is being changed by another program: wait, and run this command again"
+                    .to_owned(),
+            });
+        }
+        let after = before.with_content(edited);
+        let if_edited = IfEdited::OwnLines;
+        steps.push(InstallStep::File(FileStep { path, before, after, if_edited, in_place }));
+    }
+    Ok(steps)
+}
 
 impl PlanBuilder<'_> {
     /// Adds our lines to the file, and saves the file as it was.
     pub(super) fn edit_resolv_conf(&mut self, in_place: bool) -> Result<(), PlanError> {
         self.check_resolv_conf()?;
         let file = &self.machine.file;
-        // A link to a manager's directory is replaced, and so is a dangling one. Any other link is
-        // kept, and its target edited.
-        let is_replaced_link = file.is_link
-            && (file.target.starts_with("/run")
-                || matches!(file.content, ResolvConfContent::Missing));
-        let path = if is_replaced_link { PathBuf::from(RESOLV_CONF) } else { file.target.clone() };
         let server = self.options.server.ip();
         let search = if self.options.search { self.options.zones.as_slice() } else { &[] };
         let edit = ResolvConfEdit { server, search, keep_others: self.options.keep_others };
-        let edited = resolv_conf_edit::add_lines(file.bytes(), &edit);
-        if edited == file.bytes() && path == file.target {
+        let steps = resolv_conf_steps(self.root, file, &edit, in_place)?;
+        let is_edited = steps.iter().any(|step| match step {
+            InstallStep::File(step) => step.if_edited == IfEdited::OwnLines,
+            InstallStep::Folder(_) | InstallStep::Command(_) => false,
+        });
+        self.steps.extend(steps);
+        if !is_edited {
             self.notes.push(format!("{RESOLV_CONF} already names {server}"));
             return Ok(());
         }
-        let before = read_state(self.root, &path)?;
-        if !file.bytes().is_empty() {
-            let original = resolv_conf_edit::remove_lines(file.bytes());
-            self.steps.push(InstallStep::File(FileStep {
-                path: RESOLV_CONF_BACKUP.into(),
-                before: read_state(self.root, Path::new(RESOLV_CONF_BACKUP))?,
-                after: PathState::new_file(original),
-                if_edited: IfEdited::Keep,
-                in_place: false,
-            }));
-        }
-        let after = before.with_content(edited);
-        self.steps.push(InstallStep::File(FileStep {
-            path,
-            before,
-            after,
-            if_edited: IfEdited::OwnLines,
-            in_place,
-        }));
         if in_place {
             self.note_container_settings();
+        }
+        if self.machine.manager == ResolverManager::Wsl {
+            self.notes.push(format!(
+                "WSL writes {RESOLV_CONF} again when it starts: set `generateResolvConf = false` \
+                 in the section [network] of {WSL_CONF}"
+            ));
         }
         if let (ResolverManager::Nothing, Some(client)) =
             (self.machine.manager, self.machine.dhcp_client)

@@ -1,4 +1,6 @@
 //! Watches on the system's resolver configuration, by inotify.
+//!
+//! Imports no other module.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -10,14 +12,12 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use super::sources::Sources;
-
 /// Longest chain of symbolic links that is followed (Linux: MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
 /// Signals that a watched file may have changed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ChangeSignal {
+pub struct ChangeSignal {
     notify: Arc<Notify>,
     /// The files, links and directories whose changes matter.
     wanted: Arc<Mutex<HashSet<PathBuf>>>,
@@ -25,7 +25,7 @@ pub(super) struct ChangeSignal {
 
 impl ChangeSignal {
     /// Waits for a change since the last call.
-    pub(super) async fn changed(&self) {
+    pub async fn changed(&self) {
         self.notify.notified().await;
     }
 
@@ -60,8 +60,8 @@ type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
 /// Watches on files and their directories, across symbolic links.
 #[derive(Debug)]
-pub(super) struct SourceWatches {
-    sources: Sources,
+pub struct PathWatches {
+    paths: Vec<PathBuf>,
     changes: ChangeSignal,
     /// The watcher with the inodes it watches; a recreated file needs a new watch.
     current: Option<(RecommendedWatcher, WatchedInodes)>,
@@ -69,18 +69,18 @@ pub(super) struct SourceWatches {
     warned: bool,
 }
 
-impl SourceWatches {
-    /// Makes watches for the files of `sources`; [`Self::refresh`] starts them.
-    pub(super) fn new(sources: Sources, changes: ChangeSignal) -> Self {
-        Self { sources, changes, current: None, warned: false }
+impl PathWatches {
+    /// Makes watches for files and directories; [`Self::refresh`] starts them.
+    pub fn new(paths: Vec<PathBuf>, changes: ChangeSignal) -> Self {
+        Self { paths, changes, current: None, warned: false }
     }
 
     /// Renews the watches if files or links have changed.
-    pub(super) fn refresh(&mut self) {
+    pub fn refresh(&mut self) {
         let mut wanted = HashSet::new();
         let mut inodes = WatchedInodes::new();
-        for path in self.sources.paths() {
-            for path in resolve_links(path) {
+        for path in &self.paths {
+            for path in resolve_links(path.clone()) {
                 // The directory reports a file that is replaced. The file itself reports a write to
                 // a bind mount, as containers have them, which the directory does not.
                 for watched in [path.parent(), Some(&*path)].into_iter().flatten() {

@@ -1,0 +1,244 @@
+//! `svcdns keep`: puts the line of `install --keep` back when another program removes it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use hickory_proto::rr::RecordType;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::privilege::require_root;
+use super::resolve;
+use crate::daemon::{Log, ShutdownSignals};
+use crate::name::Name;
+use crate::path_watch::{ChangeSignal, PathWatches};
+use crate::resolv_conf::RESOLV_CONF;
+use crate::system::{
+    self, JOURNAL_FOLDER, JournalError, LineCheck, RemovedLine, RestoreError, Root,
+};
+
+/// The messages that are logged.
+const LOG_FILTER: &str = "error,svcdns=info";
+
+/// Delay between a change and the reading, because the writer may not be done.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Longest time between two readings if no change is reported.
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Pause before another attempt while something else must happen first.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Longest wait for a writer that has left the file empty or incomplete.
+///
+/// A DHCP client removes the file, then writes it: the name servers of its lease are still to come.
+const UNFINISHED_WAIT: Duration = Duration::from_secs(3);
+
+pub(super) async fn run() -> anyhow::Result<ExitCode> {
+    require_root("keep")?;
+    let root = Root::default();
+    if matches!(system::check_line(&root)?, LineCheck::NotInstalled) {
+        bail!("no line in {RESOLV_CONF} is to be kept: run `svcdns install --keep` first");
+    }
+    let _log = Log::start(LOG_FILTER)?;
+    let stop = CancellationToken::new();
+    let ending = tokio::spawn(ShutdownSignals::new()?.stop_on(stop.clone(), true));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = Keeper::new(&root).run() => {
+            info!("nothing is installed any more: stopped");
+        }
+    }
+    ending.abort();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps the line until nothing is installed any more.
+struct Keeper<'a> {
+    root: &'a Root,
+    pace: RestorePace,
+    /// Since when the file has been empty or incomplete.
+    unfinished_since: Option<Instant>,
+    /// The last warning, which is not repeated.
+    last_warning: String,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(root: &'a Root) -> Self {
+        Self {
+            root,
+            pace: RestorePace::default(),
+            unfinished_since: None,
+            last_warning: String::new(),
+        }
+    }
+
+    async fn run(mut self) {
+        let changes = ChangeSignal::default();
+        let paths = [RESOLV_CONF, JOURNAL_FOLDER].map(Into::into).to_vec();
+        let mut watches = PathWatches::new(paths, changes.clone());
+        loop {
+            // The watches come first, so that a change during the reading is reported.
+            watches.refresh();
+            let wait = match system::check_line(self.root) {
+                Ok(LineCheck::NotInstalled) => return,
+                Ok(LineCheck::Changing) => RETRY_PAUSE,
+                Ok(LineCheck::InEffect) => {
+                    self.unfinished_since = None;
+                    self.last_warning.clear();
+                    POLL_INTERVAL
+                }
+                Ok(LineCheck::Removed(removed)) => self.restore(removed).await,
+                Err(error) => self.report(&error),
+            };
+            tokio::select! {
+                () = changes.changed() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Puts the line back; returns the time until the next reading if nothing changes.
+    async fn restore(&mut self, removed: RemovedLine) -> Duration {
+        let RemovedLine { line, lost, unfinished, .. } = removed;
+        if unfinished {
+            let since = *self.unfinished_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < UNFINISHED_WAIT {
+                return RETRY_PAUSE;
+            }
+        }
+        self.unfinished_since = None;
+        if !responds(line.server).await {
+            self.warn(format!(
+                "another program has rewritten resolv.conf: {lost}. The line is not put back \
+                 while svcdns does not respond at {}",
+                line.server
+            ));
+            return RETRY_PAUSE;
+        }
+        let pause = self.pace.pause(Instant::now());
+        if let Some(times) = self.pace.fight() {
+            warn!(
+                "another program rewrites resolv.conf each time svcdns puts its line back ({times} \
+                 times in a row): {lost}. The line is put back again in {}. Turn the rewriting off \
+                 in the other program, or run `sudo svcdns uninstall`",
+                humantime::format_duration(pause)
+            );
+        }
+        tokio::time::sleep(pause).await;
+        match system::restore_line(self.root) {
+            Ok(true) => {
+                self.pace.restored(Instant::now());
+                let servers: Vec<String> = lost
+                    .servers
+                    .iter()
+                    .filter(|server| **server != line.server)
+                    .map(ToString::to_string)
+                    .collect();
+                info!(
+                    upstreams = servers.join(" "),
+                    "another program had rewritten resolv.conf ({lost}): the line is put back"
+                );
+                POLL_INTERVAL
+            }
+            Ok(false) => RETRY_PAUSE,
+            Err(error) => self.report(&error),
+        }
+    }
+
+    /// Logs why the line cannot be put back; returns the time until the next attempt.
+    fn report(&mut self, error: &RestoreError) -> Duration {
+        if matches!(
+            error,
+            RestoreError::Journal(JournalError::Locked(_) | JournalError::Changed(_))
+        ) {
+            return RETRY_PAUSE;
+        }
+        self.warn(format!("the line in resolv.conf cannot be put back now: {error}"));
+        POLL_INTERVAL
+    }
+
+    fn warn(&mut self, message: String) {
+        if self.last_warning != message {
+            warn!("{message}");
+            self.last_warning = message;
+        }
+    }
+}
+
+/// Returns whether svcdns answers at an address: without it, no name would resolve.
+async fn responds(server: IpAddr) -> bool {
+    // Answered without an upstream (RFC 6761 section 6.3).
+    let Ok(name) = Name::from_text("localhost") else { return false };
+    resolve::query(SocketAddr::new(server, 53), &name, RecordType::A).await.is_ok()
+}
+
+/// Pauses before the line is put back, longer each time while two programs fight over the file.
+#[derive(Debug, Default)]
+struct RestorePace {
+    /// The number of times the line was put back and soon removed.
+    in_a_row: u32,
+    last: Option<Instant>,
+}
+
+impl RestorePace {
+    /// The first pause.
+    const MIN_PAUSE: Duration = Duration::from_secs(1);
+    /// The longest pause.
+    const MAX_PAUSE: Duration = Duration::from_secs(300);
+    /// The time in effect after which the line counts as accepted by other programs.
+    const ACCEPTED_AFTER: Duration = Duration::from_secs(60);
+
+    /// Returns the pause before the line, found missing at `now`, is put back.
+    fn pause(&mut self, now: Instant) -> Duration {
+        if self.last.is_some_and(|last| now.duration_since(last) >= Self::ACCEPTED_AFTER) {
+            self.in_a_row = 0;
+        }
+        match self.in_a_row {
+            0 => Duration::ZERO,
+            times => Self::MIN_PAUSE.saturating_mul(1 << (times - 1).min(16)).min(Self::MAX_PAUSE),
+        }
+    }
+
+    /// Records that the line was put back.
+    fn restored(&mut self, now: Instant) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.last = Some(now);
+    }
+
+    /// Returns how often the line was removed in a row, if that is a fight.
+    fn fight(&self) -> Option<u32> {
+        (self.in_a_row >= 2).then_some(self.in_a_row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_while_two_programs_fight() {
+        let mut pace = RestorePace::default();
+        let mut now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            let pause = pace.pause(now);
+            now += pause;
+            pace.restored(now);
+            now += Duration::from_millis(200);
+            pauses.push(pause.as_secs());
+        }
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
+        assert_eq!(pace.fight(), Some(11));
+        // A DHCP client that renews its lease is no fight.
+        for _ in 0..3 {
+            now += RestorePace::ACCEPTED_AFTER;
+            assert_eq!(pace.pause(now), Duration::ZERO);
+            pace.restored(now);
+            assert_eq!(pace.fight(), None);
+        }
+    }
+}

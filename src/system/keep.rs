@@ -1,0 +1,281 @@
+//! Puts the line of svcdns back into a resolv.conf that another program has rewritten.
+//!
+//! The result is as if `uninstall` and `install` had run: the file as the other program wrote it is
+//! what `uninstall` restores, and its name servers are the new upstreams. The steps are in the
+//! journal before the first of them is made, so that any interruption can be undone.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::detect::{ResolvConfContent, ResolvConfFile};
+use super::journal::{FileStep, IfEdited, InstallStep, Journal};
+use super::lost_line::LostLine;
+use super::plan::{self, PlanError};
+use super::resolv_conf_edit::{self, KeptLine, ResolvConfEdit};
+use super::runtime_state;
+use super::{InstallLock, JournalError, Root, RuntimeState};
+use crate::resolv_conf::{Fault, RESOLV_CONF, RESOLV_CONF_BACKUP};
+
+/// What has to be done about the kept line.
+#[derive(Debug)]
+pub enum LineCheck {
+    /// Nothing is installed with `--keep`.
+    NotInstalled,
+    /// `install` or `uninstall` has not completed.
+    Changing,
+    /// The line is in effect.
+    InEffect,
+    /// Another program has removed the line.
+    Removed(RemovedLine),
+}
+
+/// A line that another program has removed.
+#[derive(Debug)]
+pub struct RemovedLine {
+    /// The line.
+    pub line: KeptLine,
+    /// The file without it, for messages.
+    pub lost: LostLine,
+    /// Whether the file looks as if its writer had not finished: empty, missing or incomplete.
+    pub unfinished: bool,
+    file: ResolvConfFile,
+}
+
+/// Reason why the line cannot be put back.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The file cannot be changed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// Checks whether the kept line is in effect.
+///
+/// # Errors
+/// When the journal or the file cannot be read.
+pub fn check_line(root: &Root) -> Result<LineCheck, RestoreError> {
+    match Journal::load(root)? {
+        Some(journal) => check_journal(root, &journal),
+        None => Ok(LineCheck::NotInstalled),
+    }
+}
+
+fn check_journal(root: &Root, journal: &Journal) -> Result<LineCheck, RestoreError> {
+    let Some(line) = journal.keep.clone() else { return Ok(LineCheck::NotInstalled) };
+    if !journal.complete {
+        return Ok(LineCheck::Changing);
+    }
+    let state = RuntimeState { mounts: runtime_state::mounts(), ..RuntimeState::default() };
+    let file = ResolvConfFile::read(root, &state);
+    match &file.content {
+        ResolvConfContent::File(_) | ResolvConfContent::Missing => {}
+        ResolvConfContent::Unreadable(error) => {
+            return Err(unusable(format!("cannot be read: {error}")));
+        }
+        ResolvConfContent::NotAFile => return Err(unusable("is not a file".to_owned())),
+        ResolvConfContent::TooLong => {
+            return Err(unusable("is too long for a resolv.conf".to_owned()));
+        }
+    }
+    let conf = file.conf();
+    if resolv_conf_edit::is_in_effect(&conf, &ResolvConfEdit { keep_others: true, ..line.edit() }) {
+        return Ok(LineCheck::InEffect);
+    }
+    let named_later = conf.name_servers().any(|server| server.address == line.server);
+    let is_incomplete = conf.faults().last().is_some_and(|(_, fault)| fault == Fault::Incomplete);
+    let unfinished = is_incomplete || conf.name_servers().next().is_none();
+    let lost = LostLine::new(&file, named_later);
+    Ok(LineCheck::Removed(RemovedLine { line, lost, unfinished, file }))
+}
+
+/// Puts the kept line back; returns whether another program had removed it.
+///
+/// The file's name servers become the upstreams, if it has any.
+///
+/// # Errors
+/// When `install` or `uninstall` runs now, another program changes the file now, or the system
+/// refuses. The journal can be undone in each case.
+pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
+    let _lock = InstallLock::take(root)?;
+    let Some(mut journal) = Journal::load(root)? else { return Ok(false) };
+    let LineCheck::Removed(removed) = check_journal(root, &journal)? else { return Ok(false) };
+    let RemovedLine { line, file, .. } = removed;
+    if file.immutable {
+        return Err(unusable("is immutable (`chattr +i`), so it is left alone".to_owned()));
+    }
+    journal.join_rewritten_files();
+    let steps = plan::resolv_conf_steps(root, &file, &line.edit(), file.mounted)?;
+    let inserted = journal.insert(steps);
+    journal.save(root)?;
+    let applied = journal.apply(root, inserted);
+    journal.join_rewritten_files();
+    journal.save(root)?;
+    applied?;
+    Ok(true)
+}
+
+fn unusable(problem: String) -> RestoreError {
+    PlanError::File { path: RESOLV_CONF.into(), problem }.into()
+}
+
+impl Journal {
+    /// Inserts steps after those for resolv.conf; returns their place.
+    fn insert(&mut self, steps: Vec<InstallStep>) -> Range<usize> {
+        let is_of_resolv_conf = |step: &InstallStep| match step {
+            InstallStep::File(file) => is_backup(file) || file.if_edited == IfEdited::OwnLines,
+            InstallStep::Folder(_) | InstallStep::Command(_) => false,
+        };
+        let start = self
+            .steps
+            .iter()
+            .rposition(is_of_resolv_conf)
+            .map_or(self.steps.len(), |position| position + 1);
+        let end = start + steps.len();
+        self.steps.splice(start..start, steps);
+        start..end
+    }
+
+    /// Makes one step of several for the same file.
+    ///
+    /// Of the backup of resolv.conf, the state before the first step is restored. Of resolv.conf
+    /// itself, only the last state before svcdns's line matters: another program wrote it.
+    fn join_rewritten_files(&mut self) {
+        let mut joined: Vec<InstallStep> = Vec::with_capacity(self.steps.len());
+        for mut step in std::mem::take(&mut self.steps) {
+            if let InstallStep::File(new) = &mut step {
+                let is_same = |earlier: &InstallStep| match earlier {
+                    InstallStep::File(earlier) => {
+                        earlier.path == new.path
+                            && (is_backup(new) || new.if_edited == IfEdited::OwnLines)
+                    }
+                    InstallStep::Folder(_) | InstallStep::Command(_) => false,
+                };
+                if let Some(position) = joined.iter().position(is_same)
+                    && let InstallStep::File(earlier) = joined.remove(position)
+                    && is_backup(new)
+                {
+                    new.before = earlier.before;
+                }
+            }
+            joined.push(step);
+        }
+        self.steps = joined;
+    }
+}
+
+/// Returns whether a step writes the copy of the original resolv.conf.
+fn is_backup(file: &FileStep) -> bool {
+    file.path == Path::new(RESOLV_CONF_BACKUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const OURS: &str = "nameserver 127.0.0.1\n";
+
+    /// Creates a machine with an installation of a kept line.
+    fn installed() -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path());
+        for path in ["/etc", "/run", "/var/lib"] {
+            fs::create_dir_all(root.path(path)).unwrap();
+        }
+        fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.1\n").unwrap();
+        let line =
+            KeptLine { server: [127, 0, 0, 1].into(), search: Vec::new(), keep_nameservers: false };
+        let _lock = InstallLock::take(&root).unwrap();
+        let file = ResolvConfFile::read(&root, &RuntimeState::default());
+        let steps = plan::resolv_conf_steps(&root, &file, &line.edit(), false).unwrap();
+        let mut journal = Journal::new(String::new(), steps);
+        (journal.keep, journal.complete) = (Some(line), true);
+        journal.save(&root).unwrap();
+        journal.apply(&root, 0..journal.steps.len()).unwrap();
+        (folder, root)
+    }
+
+    fn text(root: &Root, path: &str) -> String {
+        fs::read_to_string(root.path(path)).unwrap_or_default()
+    }
+
+    /// Undoes the journal, and fails the test unless the file is as the other program wrote it.
+    fn assert_undone(root: &Root, written: &str) {
+        let journal = Journal::load(root).unwrap().unwrap();
+        let report = journal.undo(root);
+        assert!(report.failures.is_empty(), "{report:?}");
+        assert_eq!(text(root, RESOLV_CONF), written, "{report:?}");
+        assert!(!root.has(RESOLV_CONF_BACKUP), "{report:?}");
+    }
+
+    #[test]
+    fn an_interruption_at_any_step_can_be_undone() {
+        let written = "search a.test\nnameserver 192.0.2.2\noptions edns0\n";
+        for applied in 0..=3 {
+            let (_folder, root) = installed();
+            fs::write(root.path(RESOLV_CONF), written).unwrap();
+            if applied == 3 {
+                assert!(restore_line(&root).unwrap());
+                assert!(text(&root, RESOLV_CONF).contains(OURS));
+                assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            } else {
+                let mut journal = Journal::load(&root).unwrap().unwrap();
+                let LineCheck::Removed(removed) = check_line(&root).unwrap() else { panic!() };
+                let edit = removed.line.edit();
+                let steps = plan::resolv_conf_steps(&root, &removed.file, &edit, false).unwrap();
+                let inserted = journal.insert(steps);
+                journal.save(&root).unwrap();
+                journal.apply(&root, inserted.start..inserted.start + applied).unwrap();
+            }
+            assert_undone(&root, written);
+        }
+    }
+
+    #[test]
+    fn the_journal_does_not_grow_and_undoes_the_last_rewriting() {
+        let (_folder, root) = installed();
+        for last in 2..20 {
+            let written = format!("nameserver 192.0.2.{last}\n");
+            fs::write(root.path(RESOLV_CONF), &written).unwrap();
+            assert!(restore_line(&root).unwrap());
+            assert!(!restore_line(&root).unwrap());
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            assert_eq!(Journal::load(&root).unwrap().unwrap().steps.len(), 2);
+        }
+        // A file that names no server leaves the upstreams as they were.
+        fs::write(root.path(RESOLV_CONF), "# none\n").unwrap();
+        assert!(restore_line(&root).unwrap());
+        assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.19\n");
+        // A link is replaced, and its target left alone.
+        fs::write(root.path("/run/vpn.conf"), "nameserver 192.0.2.7\n").unwrap();
+        fs::remove_file(root.path(RESOLV_CONF)).unwrap();
+        symlink("../run/vpn.conf", root.path(RESOLV_CONF)).unwrap();
+        assert!(restore_line(&root).unwrap());
+        assert!(text(&root, RESOLV_CONF).contains(OURS));
+        assert_undone(&root, "nameserver 192.0.2.7\n");
+        assert!(fs::read_link(root.path(RESOLV_CONF)).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_done_during_an_installation_or_without_one() {
+        let (_folder, root) = installed();
+        fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.2\n").unwrap();
+        let lock = InstallLock::take(&root).unwrap();
+        let error = restore_line(&root).unwrap_err();
+        assert!(matches!(error, RestoreError::Journal(JournalError::Locked(_))), "{error}");
+        drop(lock);
+        let mut journal = Journal::load(&root).unwrap().unwrap();
+        journal.complete = false;
+        journal.save(&root).unwrap();
+        assert!(matches!(check_line(&root).unwrap(), LineCheck::Changing));
+        assert!(!restore_line(&root).unwrap());
+        journal.keep = None;
+        journal.save(&root).unwrap();
+        assert!(matches!(check_line(&root).unwrap(), LineCheck::NotInstalled));
+    }
+}

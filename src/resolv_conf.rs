@@ -1,8 +1,8 @@
 //! Parser of resolv.conf, as resolv.conf(5) and the C libraries define it.
 //!
 //! Forwarding reads its upstreams with it, and the installer changes single lines. As in the C
-//! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. All bytes are
-//! kept.
+//! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. The parser keeps
+//! all bytes.
 //!
 //! Imports no other module.
 
@@ -16,10 +16,10 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
 pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before";
 
-/// The former place of that copy, used by installations of older versions.
+/// The path of that copy in installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
-/// Largest file to read, in bytes; a longer one is not a resolv.conf.
+/// Maximum size of the file, in bytes; a longer file is not a resolv.conf.
 pub const MAX_RESOLV_CONF_BYTES: usize = 1 << 20;
 
 /// Number of name servers that the C libraries use (MAXNS in glibc and musl).
@@ -50,7 +50,7 @@ pub enum Directive<'a> {
     NameServer(NameServer<'a>),
     /// `search` or `domain`: the search list. The last such line counts.
     Search(Vec<&'a str>),
-    /// `options`.
+    /// `options`: options of the resolver.
     Options(Vec<&'a str>),
     /// `sortlist`, or a keyword of another system.
     Other(&'a str),
@@ -70,8 +70,8 @@ pub struct NameServer<'a> {
 impl NameServer<'_> {
     /// Returns the socket address, with port 53.
     ///
-    /// `index` returns the index of the interface with a name. Returns `None` if the interface does
-    /// not exist.
+    /// `index` returns the index of the interface with a name. The result is `None` if the
+    /// interface does not exist.
     pub fn socket_address(&self, index: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
         match (self.address, self.scope) {
             (IpAddr::V6(address), Some(scope)) => {
@@ -104,7 +104,7 @@ pub enum Fault {
 }
 
 impl<'a> ResolvConf<'a> {
-    /// Parses the bytes of the file; never fails, since malformed lines are lines, too.
+    /// Parses the bytes of the file. Never fails: malformed lines are kept, too.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Self {
         let lines = bytes
@@ -151,7 +151,7 @@ impl<'a> ResolvConf<'a> {
             .copied()
     }
 
-    /// Returns number (from 1) and fault of each malformed line.
+    /// Returns the line number (from 1) and the fault of each malformed line.
     pub fn faults(&self) -> impl Iterator<Item = (usize, Fault)> {
         self.lines.iter().enumerate().filter_map(|(at, line)| match line.directive {
             Directive::Fault(fault) => Some((at + 1, fault)),
@@ -160,12 +160,12 @@ impl<'a> ResolvConf<'a> {
     }
 }
 
-/// Parses a line; without a line end it may be incomplete.
+/// Parses a line; without a line end, it may be incomplete.
 fn parse_line(line: &[u8]) -> Directive<'_> {
     let complete = line.ends_with(b"\n");
     let Ok(line) = std::str::from_utf8(line) else { return Directive::Fault(Fault::NotText) };
-    // For glibc a comment starts in the first column; after white space, its mark is not a keyword
-    // either.
+    // For glibc a comment starts in the first column. A comment mark after white space is no
+    // keyword, so that line has no effect either.
     let line = line.trim_end_matches(['\n', '\r']);
     if line.starts_with(['#', ';']) {
         return Directive::Blank;
@@ -289,7 +289,7 @@ mod tests {
                 "{text}"
             );
         }
-        // A complete address needs no line end.
+        // An address is complete without a line end.
         assert_eq!(addresses("nameserver 192.0.2.1"), ["192.0.2.1"]);
         assert_eq!(addresses(""), [""; 0]);
         let effective = |text: &str| ResolvConf::parse(text.as_bytes()).effective_servers();

@@ -280,7 +280,7 @@ impl DoubleEndedIterator for Labels<'_> {
 
 impl ExactSizeIterator for Labels<'_> {}
 
-/// Builds a name: complete labels, and the one in progress.
+/// Builder of a name: its complete labels and the label in progress.
 struct NameBuilder {
     bytes: [u8; MAX_NAME_BYTES],
     /// Offset for the length byte of the label in progress.
@@ -442,7 +442,7 @@ mod tests {
         assert!(!name("xsvc").ends_with(&name("svc")));
         assert!(!name(r"x\.svc").ends_with(&name("svc")));
         assert!(!name("svc").ends_with(&name("hello.svc")));
-        // The bytes of `svc.` are at the end, but inside a label.
+        // The bytes of `svc.` are at the end, but they are part of a longer label.
         assert!(!Name::from_wire(b"\x06xx\x03svc\x00").unwrap().0.ends_with(&name("svc")));
     }
 

@@ -125,7 +125,7 @@ fn txt_records_hold_the_metadata() {
 }
 
 #[test]
-fn explanations_tell_what_txt_records_lack() {
+fn explanations_name_metadata_missing_from_txt_records() {
     let long = "x".repeat(400);
     let many: Vec<_> = (10..50).map(|number| format!(r#""key{number}":"{long}""#)).collect();
     let harness = Harness::of(&[
@@ -240,14 +240,14 @@ fn unsupported_messages_are_rejected_or_ignored() {
     );
 }
 
-/// RA and CD belong to the opcode QUERY (`opcodeflg` of ISC's DNS compliance tests).
+/// RA and CD are flags of opcode QUERY only (`opcodeflg` of ISC's tests).
 #[test]
-fn other_opcodes_are_not_implemented_and_get_no_flags_of_queries() {
+fn other_opcodes_are_notimp_without_the_flags_of_queries() {
     for forwarding in [false, true] {
         let harness = Harness::with(Settings { forwarding, ..settings() }, &[HELLO]);
         for opcode in 0..16 {
             let mut message = query("hello.svc", rtype::SOA, None);
-            // TC, RD, RA, Z, AD and CD.
+            // The flags are TC, RD, RA, Z, AD and CD.
             message[2..4].copy_from_slice(&(opcode << 11 | 0x03F0_u16).to_be_bytes());
             let response = respond(&harness.answerer, &message, Transport::Udp, 0).unwrap();
             let flags = u16::from_be_bytes([response[2], response[3]]);

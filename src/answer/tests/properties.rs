@@ -82,7 +82,7 @@ fn query_name() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Fast and full path agree after any changes, as does a table built at once.
+    /// Both paths agree after any changes, as does a table built at once.
     #[test]
     fn the_fast_and_the_full_path_agree_after_any_changes(
         steps in prop::collection::vec((key(), any::<bool>()), 1..25),

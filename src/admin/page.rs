@@ -6,7 +6,7 @@ use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
 
-/// Makes the page of all metrics.
+/// Returns the page of all metrics.
 pub(super) fn metrics(context: &AdminContext) -> Page {
     let status = ServerStatus::new(context);
     let mut page = Page::default();

@@ -25,7 +25,7 @@ struct RouteState {
     stop: CancellationToken,
 }
 
-/// The text at `/`.
+/// The text of the path `/`.
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
     /readyz        200 once NXDOMAIN can be trusted, 503 before\n\
@@ -52,7 +52,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .with_state(RouteState { context, stop })
 }
 
-/// Responds with JSON, made in a blocking thread: it may be large.
+/// Responds with JSON; a blocking thread serializes it because it may be large.
 async fn json<T: Serialize + Send + 'static>(
     make: impl FnOnce() -> T + Send + 'static,
 ) -> Response {

@@ -151,7 +151,7 @@ fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> 
     Config::load(file, environment, flags)
 }
 
-/// Replaces an unspecified address by the loopback address, which this machine can query.
+/// Replaces an unspecified address by loopback, which this machine can query.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),

@@ -18,7 +18,7 @@ pub struct EffectiveValue {
     pub value: String,
     /// Source of the value.
     pub origin: Origin,
-    /// Whether the value was set under `path`, not by default or by a more general key.
+    /// Whether the value was set under `path`, not by default or by a general key.
     pub written: bool,
 }
 

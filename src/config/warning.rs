@@ -13,7 +13,7 @@ use super::registry::ConfiguredRegistry;
 /// Mode bit that lets every user read a file.
 const OTHERS_READ: u32 = 0o004;
 
-/// A problem that does not keep the server from starting.
+/// A problem that does not prevent the start of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
     /// Source of the value.
@@ -34,7 +34,7 @@ impl fmt::Display for ConfigWarning {
 impl ConfigWarning {
     /// Checks the files of all secrets in use.
     ///
-    /// A problem may be temporary: registries read their files again at each connect.
+    /// A problem may be temporary: registries read their files again at each login.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let mut files = vec![layers.one(keys::TLS_KEY_FILE)];
         for ConfiguredRegistry { kind, layers, .. } in registries {

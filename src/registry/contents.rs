@@ -7,7 +7,7 @@ use std::path::Path;
 /// Reads a regular file of at most `max_bytes`, on a blocking thread.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read, is not a regular file, or is larger.
+/// Returns an error if the file cannot be read, is not a regular file, or exceeds `max_bytes`.
 pub(super) async fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || read_blocking(&path, max_bytes))

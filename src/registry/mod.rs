@@ -65,7 +65,7 @@ pub struct Feed {
     state: Arc<RegistryState>,
 }
 
-/// The receiver of a feed is gone, so the registry should stop.
+/// Error: the receiver of a feed is gone, so the registry should stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the receiver of this registry's changes is gone")]
 pub struct FeedClosed;
@@ -93,7 +93,7 @@ impl Feed {
         self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FeedClosed)
     }
 
-    /// Returns where the registry reports its health.
+    /// Returns the state in which the registry reports its health.
     pub fn state(&self) -> &RegistryState {
         &self.state
     }
@@ -119,7 +119,7 @@ pub struct RegistryReport {
     pub connected: bool,
     /// Whether at least one list was completed.
     pub synced: bool,
-    /// Store revision we have read up to; 0 if the store counts none.
+    /// Store revision up to which svcdns has read; 0 if the store has no revisions.
     pub revision: u64,
     /// The time of the last change or other message from the store.
     #[serde(serialize_with = "unix_seconds")]
@@ -133,7 +133,7 @@ pub struct RegistryReport {
 }
 
 impl RegistryState {
-    /// Creates the state of a registry that was never reached.
+    /// Creates the state of a registry that has not been reached yet.
     pub fn new(name: RegistryName, url: String) -> Self {
         Self { name, url, report: Mutex::default() }
     }
@@ -155,7 +155,7 @@ impl fmt::Display for RegistryState {
     }
 }
 
-/// Returns the name of the registry at this index of the configuration.
+/// Returns the name of the registry at an index of the configuration.
 pub fn name_at(states: &[Arc<RegistryState>], index: usize) -> String {
     states.get(index).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }

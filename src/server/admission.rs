@@ -23,7 +23,7 @@ struct OpenConnections {
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// Admission of one connection, returned on drop.
+/// Permit of an admitted connection; dropping it frees its share of the limits.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     admission: Arc<Admission>,

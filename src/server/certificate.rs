@@ -18,9 +18,9 @@ use tokio_rustls::rustls::{self, ServerConfig, SupportedProtocolVersion};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval of checks for changed files.
+/// Interval between checks for changed files.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes read of a file; far more than any certificate chain needs.
+/// Maximum bytes read of a file; far more than any certificate chain needs.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Paths of the certificate and its private key, both PEM files.
@@ -61,7 +61,7 @@ pub enum CertificateError {
         /// Path of the file.
         path: PathBuf,
     },
-    /// The content of a file is invalid.
+    /// A file is readable, but its content is invalid.
     #[error("cannot use {path}: {why}", path = path.display())]
     Unusable {
         /// Path of the file.
@@ -69,7 +69,7 @@ pub enum CertificateError {
         /// Reason.
         why: String,
     },
-    /// The key is not that of the certificate.
+    /// The private key does not belong to the certificate.
     #[error(
         "the key in {key} does not match the certificate in {certificate}",
         key = key.display(),
@@ -108,7 +108,7 @@ impl Certificate {
     /// Each handshake uses the certificate that is current at that time.
     ///
     /// # Errors
-    /// If the TLS library supports none of the versions, which does not happen.
+    /// If the TLS library supports none of the versions, which is impossible in practice.
     pub(super) fn config(
         self: &Arc<Self>,
         purpose: TlsPurpose,
@@ -177,7 +177,7 @@ impl Certificate {
     }
 }
 
-/// Protocol that a TLS configuration is for.
+/// Protocol for which a TLS configuration is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsPurpose {
     /// DNS over TLS.
@@ -242,7 +242,7 @@ impl CertificateFiles {
     }
 }
 
-/// Reads a regular file. Anything else is an error: reading a pipe could block.
+/// Reads a regular file; others are errors, because reading a pipe could block.
 fn read_file(path: &Path) -> Result<Vec<u8>, CertificateError> {
     let read = || {
         if !fs::metadata(path)?.is_file() {
@@ -322,7 +322,7 @@ mod tests {
         let shown = || certificate.current.load().cert[0].clone();
         assert_eq!(shown(), *first.cert.der());
 
-        // A mismatched pair keeps the old certificate in use, however long it lasts.
+        // A mismatched pair keeps the old certificate in use, however long the mismatch lasts.
         fs::write(&files.certificate, second.cert.pem()).unwrap();
         tokio::time::sleep(POLL_INTERVAL * 5).await;
         assert_eq!(shown(), *first.cert.der());

@@ -59,17 +59,17 @@ enum CloseReason {
 }
 
 impl CloseReason {
-    /// Returns whether unread input may remain.
+    /// Returns whether the client may have sent input that was not read.
     ///
-    /// Closing then makes the kernel send a reset, which can destroy responses that the client has
-    /// not read yet.
+    /// In that case, closing the socket makes the kernel send a reset, which can destroy responses
+    /// that the client has not read yet.
     fn leaves_unread_input(self) -> bool {
         matches!(self, Self::MessageTimeout | Self::Malformed | Self::Refused | Self::Stopped)
     }
 }
 
 impl<R: Respond> StreamConnection<'_, R> {
-    /// Serves the connection until it closes; refuses its query without access.
+    /// Serves the connection until it closes; without access, refuses its first query.
     pub(super) async fn serve(
         self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -120,7 +120,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         if matches!(written, Ok(Ok(()))) { reason } else { CloseReason::Unwritable }
     }
 
-    /// Reads queries and starts their responses until no further query will be read.
+    /// Reads queries and starts their responses until no more queries may be read.
     async fn read(
         &self,
         reading: impl AsyncRead + Unpin,
@@ -223,7 +223,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         }
     }
 
-    /// Removes finished tasks, which bounds the set to the queries in flight.
+    /// Removes finished tasks, so that the set holds only queries in flight.
     fn reap_finished(&self, deferred: &mut JoinSet<()>) {
         while let Some(ended) = deferred.try_join_next() {
             if ended.is_err_and(|failure| failure.is_panic()) {
@@ -240,7 +240,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         mut writing: impl AsyncWrite + Unpin,
         mut responses: mpsc::Receiver<QueuedResponse>,
     ) -> io::Result<()> {
-        /// Bytes of available responses that are combined into one write.
+        /// Maximum bytes of available responses that one write combines.
         const WRITE_BATCH_BYTES: usize = 16 * 1024;
         let mut bytes = Vec::new();
         let mut gathered = Vec::new();
@@ -393,7 +393,7 @@ async fn close_gracefully(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let _ = timeout(CLOSE_STEP_TIMEOUT, discard).await;
 }
 
-/// A response that waits to be written; frees its permit and its room on drop.
+/// A response that waits to be written; dropping it frees its permit and its room.
 struct QueuedResponse {
     bytes: Vec<u8>,
     _permit: OwnedSemaphorePermit,
@@ -407,7 +407,7 @@ struct ResponseQueue {
     sender: mpsc::Sender<QueuedResponse>,
     /// Bytes that may still be queued.
     room: Arc<Semaphore>,
-    /// Capacity of the queue, bytes.
+    /// Capacity of the queue, in bytes.
     size: u32,
 }
 

@@ -18,7 +18,7 @@ use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
-/// Time limit for telling QUIC clients that the server closes.
+/// Time limit for notifying QUIC clients that the server closes.
 const QUIC_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Bound sockets for encrypted DNS, ready to be served.

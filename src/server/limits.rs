@@ -25,7 +25,7 @@ pub struct Limits {
     ///
     /// Once 32 threads run in total, every further address gets one.
     pub udp_workers: usize,
-    /// Deferred UDP responses over all sockets; beyond this, clients get SERVFAIL.
+    /// Deferred UDP responses over all sockets; further clients get SERVFAIL.
     pub udp_in_flight: usize,
     /// Connections in total.
     pub connections: usize,

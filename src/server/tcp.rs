@@ -85,7 +85,7 @@ impl<R: Respond> StreamListener<R> {
         if !allowed {
             self.context.counters.of(self.kind()).refused.increment();
             if self.tls.is_some() {
-                // Refusing the query would cost a handshake.
+                // Refusing the query would need a handshake.
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! Watches on the system's resolver configuration, by inotify.
+//! Watches of the system's resolver configuration, by inotify.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::sources::Sources;
 
-/// Longest chain of symbolic links that is followed (Linux: MAXSYMLINKS).
+/// Maximum length of a chain of symbolic links (Linux: MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
 /// Signals that a watched file may have changed.
@@ -33,7 +33,7 @@ impl ChangeSignal {
     fn on_event(&self, event: notify::Result<Event>) {
         let matters = match event {
             Ok(event) if event.need_rescan() => true,
-            // Reading a file causes such events, too, also our own reading.
+            // Reading a file also causes such events, even the server's own reading.
             Ok(Event { kind: EventKind::Access(access), .. })
                 if access != AccessKind::Close(AccessMode::Write) =>
             {
@@ -55,22 +55,22 @@ impl ChangeSignal {
     }
 }
 
-/// Watched files and directories with their device and inode.
+/// Watched files and directories, with their device and inode.
 type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
-/// Watches on files and their directories, across symbolic links.
+/// Watches of files and their directories, across symbolic links.
 #[derive(Debug)]
 pub(super) struct SourceWatches {
     sources: Sources,
     changes: ChangeSignal,
-    /// The watcher with the inodes it watches; a recreated file needs a new watch.
+    /// The watcher and the inodes that it watches; a recreated file needs a new watch.
     current: Option<(RecommendedWatcher, WatchedInodes)>,
-    /// Whether a failure to watch was logged.
+    /// Whether a failure to set up watches was logged.
     warned: bool,
 }
 
 impl SourceWatches {
-    /// Makes watches for the files of `sources`; [`Self::refresh`] starts them.
+    /// Creates watches for the files of `sources`; [`Self::refresh`] starts them.
     pub(super) fn new(sources: Sources, changes: ChangeSignal) -> Self {
         Self { sources, changes, current: None, warned: false }
     }
@@ -81,8 +81,8 @@ impl SourceWatches {
         let mut inodes = WatchedInodes::new();
         for path in self.sources.paths() {
             for path in resolve_links(path) {
-                // The directory reports a file that is replaced. The file itself reports a write to
-                // a bind mount, as containers have them, which the directory does not.
+                // The directory reports that a file is replaced. The file itself reports a write
+                // through a bind mount, as in containers, which the directory does not.
                 for watched in [path.parent(), Some(&*path)].into_iter().flatten() {
                     if let Ok(data) = fs::metadata(watched) {
                         inodes.insert(watched.to_owned(), (data.dev(), data.ino()));
@@ -123,7 +123,7 @@ fn watch<'a>(
     let mut watcher = notify::recommended_watcher(move |event| changes.on_event(event))?;
     for path in inodes {
         match watcher.watch(path, RecursiveMode::NonRecursive) {
-            // The file was removed since its inode was read; the next reading notices that.
+            // The file was removed after its inode was read; the next reading notices that.
             Err(notify::Error { kind: notify::ErrorKind::PathNotFound, .. }) => {}
             other => other?,
         }
@@ -139,7 +139,7 @@ fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
         && let Ok(target) = fs::read_link(last)
     {
         let folder = last.parent().unwrap_or(last);
-        // In the form that events have: the directory without `..` and links, if it exists.
+        // The path has the form used in events: the directory without `..` and links, if it exists.
         let next = folder.join(target);
         let whole = next
             .parent()

@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 use super::*;
 use crate::registry::etcd;
 
-/// Section of a registry `main`; more of its keys may follow.
+/// Section of a registry `main`; further keys of the section may follow.
 pub(super) const MAIN: &str = "[registry.main]\nurl = 'etcd://a'\n";
 
 /// Returns the names and URLs of the registries, in order.
@@ -211,7 +211,7 @@ fn effective_values_of_registries_have_origins() {
 }
 
 #[test]
-fn the_default_registry_is_not_a_configured_one() {
+fn the_default_registry_does_not_count_as_configured() {
     let default = read("", &[]);
     let row = default.effective().iter().find(|row| row.path == "registry.file.url").unwrap();
     assert_eq!((&row.origin, row.written), (&Origin::Default, false));

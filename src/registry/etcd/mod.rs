@@ -71,7 +71,7 @@ impl Registry for EtcdRegistry {
 pub struct Settings {
     /// The cluster members as `host:port`, with IPv6 addresses in brackets.
     ///
-    /// One is used at a time.
+    /// One member is used at a time.
     pub endpoints: Vec<String>,
     /// The user to log in as; requires [`Settings::password`].
     pub username: Option<String>,
@@ -79,7 +79,7 @@ pub struct Settings {
     pub password: Option<Credential>,
     /// TLS settings; `None` for plain connections.
     pub tls: Option<Tls>,
-    /// First segments of the keys to follow; if empty, [`GOFRAME_HEADS`].
+    /// First segments of the keys to follow; [`GOFRAME_HEADS`] if empty.
     pub heads: Vec<String>,
     /// Page sizes, intervals and timeouts.
     pub tuning: EtcdTuning,
@@ -132,15 +132,15 @@ pub struct EtcdTuning {
     ///
     /// Smaller than a page because parsed keys take more memory.
     pub batch_size: usize,
-    /// Longest wait for a TCP connection, and for the login after it.
+    /// Maximum wait for a TCP connection, and for the login after it.
     pub dial_timeout: Duration,
-    /// Longest wait for the response to one request.
+    /// Maximum wait for the response to one request.
     pub request_timeout: Duration,
     /// Time between pings on an idle connection.
     ///
     /// etcd closes connections that are pinged more often than every 5 s.
     pub keepalive_interval: Duration,
-    /// Longest wait for the response to a ping.
+    /// Maximum wait for the response to a ping.
     pub keepalive_timeout: Duration,
     /// Silence on a watch before the supervisor requests a progress notification.
     pub progress_interval: Duration,
@@ -148,7 +148,7 @@ pub struct EtcdTuning {
     pub progress_deadline: Duration,
     /// Upper bound of the wait after a first failure.
     pub backoff_min: Duration,
-    /// Longest wait between attempts; the wait doubles up to it.
+    /// Maximum wait between attempts; the wait doubles up to it.
     pub backoff_max: Duration,
     /// Uptime of a connection after which the next wait is the minimum again.
     pub healthy_after: Duration,

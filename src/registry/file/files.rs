@@ -1,4 +1,4 @@
-//! The files that were sent, so that only differences are sent again.
+//! The files already sent, so that only differences are sent again.
 //!
 //! For each file this is its modification time, the time of its expiry and a digest of its
 //! content, never the content itself.
@@ -19,7 +19,7 @@ use crate::service::{Change, Put, Reason, Registration, Rejected, Removal};
 use super::FileTimings;
 use super::directory::FileRead;
 
-/// Largest difference in the progress of both clocks that is not taken for a jump.
+/// Maximum difference in the progress of both clocks that does not count as a jump.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
 
 /// The file is not a regular file, or may not be read.
@@ -45,7 +45,7 @@ pub(super) struct KnownFiles {
     incomplete: HashMap<OsString, Instant>,
     hasher: RandomState,
     last_reading: Option<ClockReading>,
-    /// Until when an old modification time does not expire a file.
+    /// Time until which an old modification time does not expire a file.
     ///
     /// Set after a jump of the wall clock.
     lenient_until: Option<Instant>,
@@ -163,7 +163,7 @@ impl KnownFiles {
         }
     }
 
-    /// Returns when a file with a new modification time expires.
+    /// Returns the expiry time of a file with a new modification time.
     ///
     /// Returns `None` if it has expired already. A time in the future counts as now.
     fn expiry(&self, modified: SystemTime, now: ClockReading) -> Option<Instant> {
@@ -198,7 +198,7 @@ impl KnownFiles {
         Some(Change::Put(Put { key: key(name), revision: 0, lease: 0, content }))
     }
 
-    /// Marks a file as expired if its time has come.
+    /// Marks a file as expired if its expiry time has passed.
     fn expire(&mut self, name: &OsStr, now: ClockReading) -> Option<Change> {
         let file = self.files.get_mut(name)?;
         if !file.alive || file.expires > now.monotonic {
@@ -373,7 +373,7 @@ mod tests {
             assert!(fixture.files.detect_clock_jump(fixture.now));
             fixture.advance(19);
             assert_eq!(fixture.update(FileRead::Unchanged), "nothing");
-            // Written just before the jump, read after it.
+            // The file was written just before the jump and read after it.
             let read = FileRead::Content { modified: before, content: b"{}".to_vec() };
             assert_eq!(fixture.update(read), "nothing");
             fixture.advance(if forward { 1 } else { 20 });

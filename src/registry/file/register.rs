@@ -17,7 +17,7 @@ use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 /// Time between checks whether the file was removed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Inode and modification time, to tell our own last write from a foreign one.
+/// Inode and modification time, which tell the last own write from a foreign one.
 type FileStamp = (u64, SystemTime);
 
 /// Registers a service until `stop` is cancelled, then removes its file.
@@ -95,7 +95,7 @@ fn stamp(path: &Path) -> Option<FileStamp> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-/// Returns whether `path` exists and is not a directory of root or of our own user.
+/// Returns whether `path` exists, but is no directory of root or of this user.
 ///
 /// A link to such a directory counts as foreign too, because its owner can redirect it.
 fn is_foreign(path: &Path) -> bool {

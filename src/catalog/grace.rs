@@ -31,7 +31,7 @@ const MASS_PERCENT: usize = 30;
 /// window to expire.
 const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
-/// Longest hold of a key whose lease is being checked.
+/// Maximum hold of a key whose lease is being checked.
 ///
 /// A reachable registry replies within milliseconds.
 pub(super) const LEASE_CHECK_HOLD: Duration = Duration::from_secs(2);

@@ -57,7 +57,7 @@ pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 /// 32-bit indices must cover the keys of [`MAX_REGISTRIES`] registries.
 pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
-/// Longest wait for the first list of every registry, once one is complete.
+/// Maximum wait for the first list of every registry, once one list is complete.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 
 /// Configuration of the catalog.

@@ -21,7 +21,7 @@ use crate::system::{
 };
 use crate::wire::rcode_name;
 
-/// Longest wait for the server to start, and for resolvers to notice the changes.
+/// Maximum wait for the server to start, and for resolvers to notice the changes.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause between two attempts.
@@ -79,7 +79,7 @@ pub(super) async fn run(
     install(&root, location, &command, &config).await
 }
 
-/// Returns flags and settings as text.
+/// Returns the flags and settings as text.
 ///
 /// A second installation with the same text has nothing to do.
 fn purpose(command: &InstallArgs, settings: &str) -> String {
@@ -162,7 +162,7 @@ async fn install(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Applies the steps of the journal, and tests the result.
+/// Applies the steps of the journal and tests the result.
 ///
 /// The first `server_steps` steps start the server; the rest follow once it responds.
 async fn apply(
@@ -182,7 +182,7 @@ async fn apply(
     journal.apply(root, server_steps..journal.steps.len())?;
     test_lookups(root, location, config).await?;
     if wish.search {
-        // Only the search list finds this name.
+        // This name can be found only through the search list.
         if let Err(error) = retry(|| system::look_up(root, "ns")).await {
             output::print(&format!("Note: names without the zone are not found yet: {error}\n"))?;
         }

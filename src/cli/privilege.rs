@@ -1,4 +1,4 @@
-//! The check for root, for commands that change the machine.
+//! The check for root privileges, for commands that change the machine.
 
 use anyhow::bail;
 
@@ -7,7 +7,7 @@ use crate::system;
 /// Checks that the program runs as root.
 ///
 /// # Errors
-/// If not; the error names the command to type.
+/// If it does not; the error contains the command to run instead.
 pub(super) fn require_root(command: &str) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

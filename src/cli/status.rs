@@ -63,7 +63,7 @@ fn format_status(status: &ServerStatus) -> String {
     text
 }
 
-/// Describes how complete and recent the data of the server is.
+/// Describes the completeness and freshness of the server's data.
 fn readiness(status: &ServerStatus) -> &'static str {
     let all_synced = status.registries.iter().all(|registry| registry.synced);
     match (status.synced, status.stale) {

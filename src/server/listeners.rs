@@ -200,7 +200,7 @@ impl<R: Respond> PlainListeners<R> {
         }
     }
 
-    /// Binds and serves `address` after `failures` failures; returns `false` if it fails.
+    /// Binds and serves `address` after earlier `failures`; returns whether it works.
     async fn listen_on(&mut self, address: SocketAddr, failures: u32) -> bool {
         let error = match PlainEndpoint::open(
             address,

@@ -6,18 +6,18 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longest run of a command; it is killed after that.
+/// Maximum run time of a command; then it is killed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest wait for the output of a command that has exited.
+/// Maximum wait for the output of a command that has exited.
 ///
 /// A child that it left behind may hold the pipe open.
 const OUTPUT_WAIT: Duration = Duration::from_secs(1);
 
-/// Limit for the bytes kept of each output stream.
+/// Maximum bytes kept of each output stream.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
-/// A command that failed.
+/// Error: a command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{command}` {cause}")]
 pub struct CommandError {
@@ -104,7 +104,7 @@ fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
     receiver
 }
 
-/// Returns a command line as one would type it in a shell.
+/// Returns a command line as typed in a shell.
 pub fn shell_quoted(words: &[String]) -> String {
     let is_plain = |word: &str| {
         !word.is_empty()

@@ -50,7 +50,7 @@ pub enum ResolverManager {
     Resolvconf(Resolvconf),
     /// The container engine mounted `/etc/resolv.conf`.
     ContainerEngine,
-    /// Nothing: `/etc/resolv.conf` is an ordinary file.
+    /// No program: `/etc/resolv.conf` is an unmanaged file.
     Nothing,
 }
 
@@ -163,11 +163,11 @@ pub struct Resolved {
 pub enum ResolvedAccess {
     /// `/etc/resolv.conf` names its stub, 127.0.0.53: all programs reach it.
     Stub,
-    /// Only `nsswitch.conf` names it, so only programs that use glibc reach it.
+    /// Only `nsswitch.conf` refers to it, so only programs that use glibc reach it.
     GlibcOnly,
     /// `/etc/resolv.conf` lists the servers that it queries itself: programs bypass it.
     Bypassed,
-    /// Nothing refers programs to it.
+    /// No file refers programs to it.
     Unused,
 }
 
@@ -200,7 +200,7 @@ pub enum Container {
     Podman,
     /// A Kubernetes pod.
     Kubernetes,
-    /// Another engine.
+    /// Another container engine.
     Other,
 }
 
@@ -425,7 +425,7 @@ mod tests {
         );
         assert_eq!(found.hosts, ["files", "myhostname", "resolve", "dns"]);
 
-        // It runs, but nothing refers to it.
+        // systemd-resolved runs, but no file refers to it.
         let plain = ("/etc/resolv.conf", "nameserver 192.0.2.1\n");
         let found = machine(&[STUB, UPLINK, plain], &running(&["systemd-resolve"]));
         assert_eq!(

@@ -27,13 +27,13 @@ const JOURNAL_FORMAT: u32 = 1;
 pub struct Journal {
     #[serde(rename = "form")]
     format: u32,
-    /// The settings of the installation; one with the same settings has nothing to do.
+    /// The settings of the installation; `install` with the same ones does nothing.
     pub purpose: String,
     /// The steps, in order.
     pub steps: Vec<InstallStep>,
     /// Whether all steps were done and the final lookup succeeded.
     pub complete: bool,
-    /// Whether an older version wrote it, in another place.
+    /// Whether an older version wrote the journal, at its former path.
     #[serde(skip)]
     former: bool,
 }
@@ -60,7 +60,7 @@ pub struct FileStep {
     pub before: PathState,
     /// The state after the step.
     pub after: PathState,
-    /// Way to undo the step if the file has been edited since.
+    /// Action on undo if the file has been edited since the step.
     #[serde(rename = "edited")]
     pub if_edited: IfEdited,
     /// Whether the file is written in place, because it is a mount point.
@@ -68,15 +68,15 @@ pub struct FileStep {
     pub in_place: bool,
 }
 
-/// Way to undo a step if the file has been edited since.
+/// Action on undo if a file has been edited since the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfEdited {
-    /// Removes only our lines, from a file that others own.
+    /// Removes only svcdns's lines, from a file that others own.
     OwnLines,
     /// Keeps the file, which the user owns now.
     Keep,
-    /// Moves the file to the journal's directory, so that it has no effect any more.
+    /// Moves the file to the journal's directory, where it has no effect.
     SetAside,
 }
 
@@ -92,7 +92,7 @@ pub struct CommandStep {
     ///
     /// The commands must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
-    /// A command that succeeds if there is something to undo; empty for always.
+    /// A command that succeeds if there is something to undo; if empty, there always is.
     pub undo_if: Vec<String>,
 }
 
@@ -101,7 +101,7 @@ pub struct CommandStep {
 pub struct UndoReport {
     /// One line for each undone step and each kept file.
     pub messages: Vec<String>,
-    /// The steps that could not be undone, and why; undoing can be tried again.
+    /// The steps that could not be undone, with the reason; undoing can be repeated.
     pub failures: Vec<String>,
 }
 
@@ -149,14 +149,14 @@ impl Journal {
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| JournalError::Unreadable(JOURNAL.into(), error.to_string()))?;
-        // Only root may read it: it has the content of other files.
+        // Only root may read the journal, because it contains the content of other files.
         let PathState::File(mut file) = PathState::new_file(text + "\n") else { return Ok(()) };
         file.mode = 0o600;
         file.owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         PathState::File(file).write(&root.path(JOURNAL), false).map_err(at(JOURNAL))
     }
 
-    /// Removes the journal, also that of an older version.
+    /// Removes the journal, including that of an older version.
     ///
     /// # Errors
     /// When the journal cannot be removed.
@@ -192,7 +192,7 @@ impl Journal {
         })
     }
 
-    /// Does these steps, in order.
+    /// Applies these steps, in order.
     ///
     /// # Errors
     /// When a step fails; the steps after it are not done.
@@ -209,7 +209,7 @@ impl Journal {
         })
     }
 
-    /// Undoes all steps, the last one first; a failure does not stop it.
+    /// Undoes all steps in reverse order; continues after failures.
     pub fn undo(&self, root: &Root) -> UndoReport {
         let mut report = UndoReport::default();
         for step in self.steps.iter().rev() {
@@ -475,7 +475,7 @@ mod tests {
                                 .unwrap();
                         }
                     }
-                    // The undo is interrupted and started again, too.
+                    // The undo is also interrupted and started again.
                     for step in journal.steps.iter().rev().take(undone_before) {
                         step.undo(&root).unwrap();
                     }

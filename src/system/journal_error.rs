@@ -30,7 +30,7 @@ pub enum JournalError {
     /// A system call failed.
     #[error("{path}: {error}")]
     System {
-        /// The path that it was about.
+        /// The path on which the call failed.
         path: PathBuf,
         /// The error of the system.
         error: io::Error,
@@ -70,7 +70,7 @@ pub enum JournalError {
          damaged. Use the version that wrote it"
     )]
     Unreadable(PathBuf, String),
-    /// The file has changed since it was read.
+    /// A file has changed since it was read.
     #[error("{0} was changed at the same time by another program: run this command again")]
     Changed(PathBuf),
     /// A command of a step failed.
@@ -78,7 +78,7 @@ pub enum JournalError {
     Command(#[from] CommandError),
 }
 
-/// Returns a function that adds this path to an error of the system.
+/// Returns a function that adds this path to a system error.
 pub(super) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> JournalError {
     |error| match error.kind() {
         ErrorKind::ReadOnlyFilesystem => JournalError::ReadOnly(path.into()),

@@ -74,7 +74,7 @@ impl InstallLock {
 
 impl Drop for InstallLock {
     fn drop(&mut self) {
-        // This succeeds only if the directory is empty.
+        // Succeeds only if the directory is empty.
         let _ = fs::remove_dir(&self.folder);
     }
 }

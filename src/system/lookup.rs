@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Root;
 use super::command;
 
-/// Longest wait for a lookup: more than the C library waits for a dead name server.
+/// Maximum wait for a lookup; longer than the C library waits for a dead server.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Looks up the addresses of a name as the machine's programs do.

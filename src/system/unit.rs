@@ -11,10 +11,10 @@ pub const SERVER: &str = "svcdns.service";
 /// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
-/// The directory of our units.
+/// The directory of svcdns's units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
-/// The first line of each file that only we write; installed machines have it.
+/// The first line of files of svcdns alone; installed machines have this text.
 pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninstall` removes it.\n";
 
 /// The server's unit as distributed, for installations by hand.
@@ -41,7 +41,7 @@ pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Returns whether this version would write the same unit, its program aside.
+/// Returns whether this version would write the same unit except for the program.
 pub(super) fn is_current(unit: &[u8]) -> bool {
     let other_lines = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with("ExecStart="));
@@ -74,7 +74,7 @@ pub(super) struct HookUnit {
     pub(super) bound_to: &'static str,
     /// Commands of `ExecStart=`, in order.
     pub(super) start: Vec<Vec<String>>,
-    /// The commands at the stop, in order; harmless if the start was not done.
+    /// The commands of `ExecStop=`, in order; harmless if the start was not done.
     pub(super) stop: Vec<Vec<String>>,
 }
 

@@ -549,7 +549,7 @@ mod tests {
     use super::*;
     use crate::name::Zones;
 
-    /// Largest allocation that glibc's thread cache holds.
+    /// Maximum size of an allocation in glibc's thread cache, in bytes.
     const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
 
     #[tokio::test]

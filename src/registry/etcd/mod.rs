@@ -110,13 +110,13 @@ impl fmt::Display for Settings {
 /// The files are read again at every connect, so a renewed certificate needs no restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM file of the trusted CA certificates; if `None`, those of the system.
+    /// PEM file of the trusted CA certificates; `None` means those of the system.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client certificate; requires [`Tls::key_file`].
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client's private key.
     pub key_file: Option<PathBuf>,
-    /// The name expected in a member's certificate; if `None`, the endpoint's host.
+    /// The name expected in a member's certificate; `None` means the endpoint's host.
     pub server_name: Option<String>,
 }
 
@@ -157,7 +157,7 @@ pub struct EtcdTuning {
     /// The lists find events that the watch missed: some versions of etcd lose events (etcd#17610,
     /// etcd#19179).
     pub relist_interval: Duration,
-    /// Longest time until a list verifies a resumed watch; the actual time is random.
+    /// Maximum time until a list verifies a resumed watch; the actual time is random.
     ///
     /// A store that was restored from a backup and has since grown past our revision looks like
     /// one that was never restored.

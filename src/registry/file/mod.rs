@@ -177,7 +177,7 @@ struct DirectoryFollower {
 /// The outcome of one step.
 struct StepOutcome {
     changes: Vec<Change>,
-    /// Longest wait until the next step; an event ends it earlier.
+    /// Maximum wait until the next step; an event ends it earlier.
     pause: Duration,
 }
 

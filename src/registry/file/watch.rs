@@ -32,7 +32,7 @@ pub(super) struct DirectoryEvents {
     pub(super) lost: bool,
 }
 
-/// Events on their way from a watch to the follower.
+/// Events received by a watch and not yet taken by the follower.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PendingEvents {
     events: Arc<Mutex<DirectoryEvents>>,

@@ -1,4 +1,4 @@
-//! Steps for files and units of our own.
+//! Steps for svcdns's own files and units.
 
 use std::fs;
 use std::path::Path;

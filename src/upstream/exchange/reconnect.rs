@@ -27,7 +27,7 @@ const MAX_SHARED_LOSSES: usize = 2;
 /// Limit on connections to one upstream that carry a single query.
 pub(super) const MAX_EXCLUSIVE_CONNECTIONS: usize = 16;
 
-/// Consecutive lost connections without any answer of the upstream that are allowed.
+/// Limit on consecutive lost connections without any answer of the upstream.
 ///
 /// At this limit, the upstream counts as unreachable.
 const MAX_SILENT_LOSSES: usize = 5;

@@ -143,7 +143,7 @@ impl OwnDirectory {
     /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// When the directory cannot be created, is not trusted, or is used by another server.
+    /// If the directory cannot be created, is not trusted, or is used by another server.
     pub fn take(candidate: &Candidate, kind: DirectoryKind) -> Result<Self, DirectoryError> {
         let io = |error| DirectoryError::Io { kind, candidate: candidate.clone(), error };
         create(&candidate.path, kind.mode()).map_err(io)?;

@@ -168,7 +168,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_cache_merged",
-        "Queries that waited for an equal one in flight",
+        "Queries that waited for an identical query in flight",
         cache.merged,
     );
     page.counter("svcdns_cache_stale", "Queries answered with a stale cache entry", cache.stale);
@@ -177,7 +177,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
         "Cache entries refreshed before they expired",
         cache.prefetches,
     );
-    page.gauge("svcdns_cache_entries", "Cache entries, expired ones included", cache.entries);
+    page.gauge("svcdns_cache_entries", "Cache entries, including expired ones", cache.entries);
     page.gauges(
         "svcdns_cache_octets",
         "Bytes used by the cache entries",
@@ -195,7 +195,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_forwarding_failures",
-        "Queries, refreshes included, that no upstream answered",
+        "Queries, including refreshes, that no upstream answered",
         *failures,
     );
     page.counter(
@@ -205,7 +205,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_forwarding_passed",
-        "Messages with an opcode other than QUERY that were forwarded",
+        "Messages with opcodes other than QUERY that were forwarded",
         *passed,
     );
     let label =
@@ -215,12 +215,12 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     };
     page.counters(
         "svcdns_upstream_asked",
-        "Queries sent to the upstream, retransmissions included",
+        "Queries sent to the upstream, including retransmissions",
         counts(|upstream| upstream.asked),
     );
     page.counters(
         "svcdns_upstream_answered",
-        "Responses of the upstream, late ones included",
+        "Responses of the upstream, including late ones",
         counts(|upstream| upstream.answered),
     );
     page.counters(
@@ -234,7 +234,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     let unanswered = values(|upstream| Some(upstream.unanswered as f64));
     page.gauges(
         "svcdns_upstream_unanswered",
-        "Queries without a response of the upstream so far, those in flight included",
+        "Queries without a response of the upstream so far, including those in flight",
         unanswered,
     );
     let usable = values(|upstream| Some(f64::from(u8::from(!upstream.dead && !upstream.looping))));
@@ -246,7 +246,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     let round_trips = values(|upstream| upstream.round_trip.map(|micros| micros as f64 / 1e6));
     page.gauges(
         "svcdns_upstream_round_trip_seconds",
-        "Smoothed round trip of the upstream",
+        "Smoothed round-trip time of the upstream",
         round_trips,
     );
 }

@@ -32,7 +32,7 @@ const INDEX: &str = "svcdns\n\n\
     /metrics       metrics in the OpenMetrics text format\n\
     /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
-    /v1/rejected   what cannot be served, and why\n\
+    /v1/rejected   keys and endpoints that cannot be served, with the reason\n\
     /v1/conflicts  names that several services claim\n\
     /v1/explain    ?name=NAME&type=TYPE: how a query is answered\n\
     /v1/watch      changes as they happen, one JSON object per line\n";

@@ -64,7 +64,7 @@ pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), So
         // This process holds the directory's lock, so the server that made the socket is dead.
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(io)?,
         Ok(_) => {
-            let reason = "there is a file that is no socket";
+            let reason = "this path has a file that is not a socket";
             return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, reason)));
         }
         Err(_) => {}
@@ -107,7 +107,7 @@ mod tests {
         assert!(!socket.exists());
 
         fs::write(&socket, "mine").unwrap();
-        assert!(listen(&directory).unwrap_err().to_string().contains("no socket"));
+        assert!(listen(&directory).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(fs::read_to_string(&socket).unwrap(), "mine");
     }
 

@@ -30,7 +30,7 @@ pub struct Answerer {
 
 /// EDE of a SERVFAIL response: too many queries wait for an upstream.
 const OVERLOADED: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
+    ExtendedError { code: ExtendedError::OTHER, text: "too many queries wait for an upstream" };
 /// EDE of a REFUSED response: the query would need forwarding but has RD=0.
 const NO_RECURSION: ExtendedError = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,

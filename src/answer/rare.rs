@@ -88,11 +88,14 @@ impl fmt::Display for TxtOmission<'_> {
                 write!(f, "TXT: the string of {key:?} is cut at 255 of {bytes} bytes")
             }
             Self::Entries { count: 1, first } => {
-                write!(f, "TXT: {first:?} is left out, as a record has {MAX_TXT_DATA_BYTES} bytes")
+                write!(
+                    f,
+                    "TXT: {first:?} is left out: records have at most {MAX_TXT_DATA_BYTES} bytes"
+                )
             }
             Self::Entries { count, first } => write!(
                 f,
-                "TXT: {count} entries from {first:?} on are left out, as a record has \
+                "TXT: {count} entries from {first:?} on are left out: records have at most \
                  {MAX_TXT_DATA_BYTES} bytes"
             ),
         }

@@ -49,7 +49,7 @@ const UNSUPPORTED_TRANSFER: ExtendedError =
 pub(super) const NOT_READY: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
 /// EDE text for data of a disconnected registry.
-const STALE_REGISTRY_TEXT: &str = "registry away, last known data";
+const STALE_REGISTRY_TEXT: &str = "registry unreachable, last known data";
 /// EDE text for data whose removal the catalog holds back.
 const STALE_HELD_TEXT: &str = "removals held back, see removal-grace";
 /// EDE for a service of host names only, with forwarding off.
@@ -65,7 +65,7 @@ const HOSTS_PENDING: ExtendedError = ExtendedError {
 /// EDE for a service of host names only, if none of them has an address.
 const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
-    text: "registered by host name only, and no address of it can be found",
+    text: "registered by host name only, and that name has no known address",
 };
 
 /// SOA record whose names end in pointers to the zone's name.

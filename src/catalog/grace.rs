@@ -25,7 +25,7 @@ const MIN_MASS_INSTANCES: usize = 10;
 /// Minimum share of a registry's instances for a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
-/// Deletes in one burst that count as a mass removal, whatever their share.
+/// Deletes in one burst that count as a mass removal, regardless of their share.
 ///
 /// etcd revokes about 1,000 leases a second, so the leases of a large registry take longer than the
 /// window to expire.

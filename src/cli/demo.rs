@@ -124,7 +124,7 @@ async fn hello(headers: HeaderMap) -> String {
 }
 
 fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
-    let address = server.addresses.first().context("the server listens nowhere")?;
+    let address = server.addresses.first().context("the server listens on no address")?;
     let (ip, port) = (address.ip(), address.port());
     let program = quoted(&std::env::current_exe()?.to_string_lossy());
     let this = format!("{program} --state-dir {}", quoted(&server.runtime_dir.to_string_lossy()));

@@ -81,7 +81,7 @@ pub(super) async fn run(
 
 /// Returns the flags and settings as text.
 ///
-/// A second installation with the same text has nothing to do.
+/// With the same text, a second installation does nothing.
 fn purpose(command: &InstallArgs, settings: &str) -> String {
     let InstallArgs { search, keep_nameservers, lift_immutable, .. } = command;
     format!(

@@ -38,7 +38,7 @@ pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
         }
     }
     if let (Some(value), 2..) = (off, values.len()) {
-        let why = "off excludes all other entries: remove either off or them";
+        let why = "off excludes all other entries: remove off or all others";
         return Err(invalid(value, why.to_owned()));
     }
     if let (Some(value), false) = (system, named.is_empty()) {

@@ -47,7 +47,7 @@ pub enum RunError {
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors
-/// When the command cannot be started, fails, or takes longer than a minute.
+/// If the command cannot be started, fails, or takes longer than a minute.
 pub fn run(words: &[String]) -> Result<String, CommandError> {
     run_within(words, COMMAND_TIMEOUT)
 }

@@ -92,7 +92,7 @@ pub struct CommandStep {
     ///
     /// The commands must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
-    /// A command that succeeds if there is something to undo; if empty, there always is.
+    /// A command that succeeds if there is something to undo; empty: there always is.
     pub undo_if: Vec<String>,
 }
 
@@ -114,7 +114,7 @@ impl Journal {
     /// Loads this machine's journal, if any.
     ///
     /// # Errors
-    /// When the journal cannot be read, or cannot be trusted.
+    /// If the journal cannot be read, or cannot be trusted.
     pub fn load(root: &Root) -> Result<Option<Self>, JournalError> {
         if let Some(journal) = Self::read(root, Path::new(JOURNAL))? {
             return Ok(Some(journal));
@@ -145,7 +145,7 @@ impl Journal {
     /// Writes the journal to the disk.
     ///
     /// # Errors
-    /// When the journal cannot be written.
+    /// If the journal cannot be written.
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| JournalError::Unreadable(JOURNAL.into(), error.to_string()))?;
@@ -159,7 +159,7 @@ impl Journal {
     /// Removes the journal, including that of an older version.
     ///
     /// # Errors
-    /// When the journal cannot be removed.
+    /// If the journal cannot be removed.
     pub fn remove(root: &Root) -> Result<(), JournalError> {
         PathState::Absent.write(&root.path(JOURNAL), false).map_err(at(JOURNAL))?;
         journal_folder::clear_former_folder(root)
@@ -170,7 +170,7 @@ impl Journal {
     /// Returns a message if the directory is kept because other files are in it.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// If a file cannot be removed.
     pub fn remove_state_directory(&self, root: &Root) -> Result<Option<String>, JournalError> {
         let is_new = |unit: &FileStep| unit.before == PathState::Absent;
         // Older versions had their journal in that directory.
@@ -195,7 +195,7 @@ impl Journal {
     /// Applies these steps, in order.
     ///
     /// # Errors
-    /// When a step fails; the steps after it are not done.
+    /// If a step fails; the steps after it are not done.
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
         self.steps.get(steps).unwrap_or_default().iter().try_for_each(|step| step.apply(root))
     }

@@ -16,7 +16,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Runs `getent hosts`, or uses this program's own C library if there is no `getent`.
 ///
 /// # Errors
-/// When the lookup fails, finds no address or times out; the error names the command.
+/// If the lookup fails, finds no address or times out; the error names the command.
 pub fn look_up(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
     let Some(getent) = root.program("getent") else { return look_up_in_process(name) };
     // A new process has not read an older resolv.conf. Unlike `ahosts`, `hosts` also works on a

@@ -142,7 +142,7 @@ impl PathState {
     /// A missing parent directory counts as absence.
     ///
     /// # Errors
-    /// When the path cannot be read, or is neither a file nor a link.
+    /// If the path cannot be read, or is neither a file nor a link.
     pub fn read(path: &Path) -> io::Result<Self> {
         let metadata = match fs::symlink_metadata(path) {
             Ok(metadata) => metadata,

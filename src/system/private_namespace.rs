@@ -66,7 +66,7 @@ pub enum NamespaceError {
 /// another over it, the kernel drops the mount and the namespace shows the new file.
 ///
 /// # Errors
-/// When the system forbids the namespace or a step fails. The namespace may then be incomplete, and
+/// If the system forbids the namespace or a step fails. The namespace may then be incomplete, and
 /// the process should end.
 pub fn enter_namespace(resolv_conf: &str) -> Result<(), NamespaceError> {
     let is_user_namespace = create_namespaces()?;

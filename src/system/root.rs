@@ -36,7 +36,7 @@ impl Root {
     /// The target need not exist: a dangling link leads to its missing target.
     ///
     /// # Errors
-    /// When the symbolic links form a loop.
+    /// If the symbolic links form a loop.
     pub fn follow(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
@@ -44,7 +44,7 @@ impl Root {
     /// Returns the directories and links on a path, from `/` to its target.
     ///
     /// # Errors
-    /// When the symbolic links form a loop.
+    /// If the symbolic links form a loop.
     pub fn path_steps(&self, path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
         self.resolve(path.as_ref()).map(|(_, steps)| steps)
     }

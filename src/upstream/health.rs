@@ -196,7 +196,7 @@ impl Health {
         state.unanswered_since.get_or_insert(now);
     }
 
-    /// Records a response that took `after`, whatever its content.
+    /// Records a response that took `after`, regardless of its content.
     pub(super) fn record_response(&self, after: Duration, now: Instant) {
         let mut state = self.lock();
         state.responses += 1;
@@ -250,7 +250,7 @@ impl Health {
         if let Some(death) = death {
             let upstream = &self.upstream;
             tracing::warn!(
-                "the upstream {upstream} {death}; other upstreams, if any, are asked instead \
+                "the upstream {upstream} {death}; other upstreams, if any, are queried instead \
                  until it answers again"
             );
         }

@@ -16,7 +16,7 @@ use crate::service::{Addresses, HostChange, Update};
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
 /// Limit on the addresses of one host.
 const MAX_ADDRESSES_PER_HOST: usize = 64;
-/// Minimum and maximum time until a host is looked up again, whatever its TTL.
+/// Minimum and maximum time until a host is looked up again, regardless of its TTL.
 const REFRESH_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 /// First and maximum time until a failed lookup is retried; the time doubles.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));

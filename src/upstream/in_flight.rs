@@ -214,7 +214,7 @@ impl InFlight {
         any.then_some(due)
     }
 
-    /// Makes all queries for names in a domain be routed again.
+    /// Interrupts all queries for names in a domain, so that they are routed again.
     pub(super) fn interrupt(&self, domain: &Name) {
         for (key, flight) in self.lock().iter() {
             if Name::from_wire(key).is_ok_and(|(name, _)| name.ends_with(domain)) {

@@ -177,7 +177,7 @@ impl StoredResponse {
             };
             let ttl_offsets = stored.bytes.get(stored.ttl_offsets_at as usize..);
             let min_ttl = ttl_offsets.unwrap_or_default().chunks_exact(2).map(ttl).min();
-            // The aliases are a positive answer, whatever the query's type is.
+            // The aliases are a positive answer for every query type.
             stored.kind = ResponseKind::Positive(min_ttl.unwrap_or(0));
             stored.alias_target_at = target_at;
         }

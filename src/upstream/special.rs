@@ -58,15 +58,15 @@ impl Special {
             Self::Localhost => "the name means this machine (RFC 6761)",
             Self::NonExistent => "the name never exists (RFC 6761, RFC 7686)",
             Self::Canary => "NXDOMAIN makes Firefox use the system's resolver, which is svcdns",
-            Self::Designated => "an upstream's answer would lead clients around svcdns (RFC 9462)",
+            Self::Designated => "an upstream's answer would make clients bypass svcdns (RFC 9462)",
             Self::Loopback => "every machine has its own loopback addresses (RFC 6303)",
             Self::PrivateReverse => {
-                "the zone is local to a network, and no upstream can be asked for it (RFC 6303)"
+                "the zone is local to a network, and no upstream there is known (RFC 6303)"
             }
-            Self::Private => "the zone is local to a network, and no upstream can be asked for it",
+            Self::Private => "the zone is local to a network, and no upstream there is known",
             Self::LoopToken => "svcdns itself has sent this query",
             Self::SingleLabel => {
-                "addresses of a name of one label: set forward-single-label to forward it"
+                "addresses of a single-label name: set forward-single-label to forward it"
             }
         }
     }

@@ -104,7 +104,7 @@ impl SourceWatches {
                     tracing::warn!(
                         %error,
                         "changes to resolv.conf are noticed late, by polling: the system has no \
-                         inotify watch to spare (see fs.inotify.max_user_watches and \
+                         free inotify watch (see fs.inotify.max_user_watches and \
                          max_user_instances)"
                     );
                 }

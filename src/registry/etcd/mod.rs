@@ -5,9 +5,9 @@
 //! connects, lists or resumes, watches, and starts over after every failure. An outage withdraws
 //! nothing that was sent before.
 //!
-//! - `supervisor`: the state machine; the only place that knows how far each head was read
+//! - `supervisor`: the state machine; it alone knows up to which revision each head was read
 //! - `connection`: a client of one member, and the choice of the next member
-//! - `list` and `watch`: the two ways to read; `stride`: the key range of one page of a list
+//! - `list` and `watch`: the readers of a store; `stride`: the key range of one page of a list
 //! - `change`: conversion of etcd's keys and events to [`crate::service`]
 //! - `register`: the only code that writes
 

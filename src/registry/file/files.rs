@@ -22,9 +22,9 @@ use super::directory::FileRead;
 /// Maximum difference in the progress of both clocks that does not count as a jump.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
 
-/// The file is not a regular file, or may not be read.
+/// The file is not a regular file or cannot be read.
 pub const UNREADABLE: Reason =
-    Reason::new("unreadable", "the file is not a regular file, or may not be read");
+    Reason::new("unreadable", "the file is not a regular file or cannot be read");
 
 /// A reading of both clocks.
 #[derive(Clone, Copy, Debug)]

@@ -259,7 +259,7 @@ impl DirectoryFollower {
                 let current = self.directory.as_ref().map(RegistryDirectory::identity);
                 let same = current == Some(directory.identity());
                 self.directory = Some(directory);
-                // A scan of another directory says nothing about this one.
+                // A scan of another directory does not count for this one.
                 self.scanning &= same;
                 if !same || self.watch.is_none() {
                     self.start_watch();
@@ -302,8 +302,8 @@ impl DirectoryFollower {
                     registry = %self.feed.state(),
                     %error,
                     period_ms = self.settings.timings.poll_interval.as_millis(),
-                    "changes are noticed late, by polling: the system has no inotify watch to \
-                     spare (see fs.inotify.max_user_instances and max_user_watches)"
+                    "changes are noticed late, by polling: the system has no free inotify \
+                     watch (see fs.inotify.max_user_instances and max_user_watches)"
                 );
             }
             Err(_) => {}

@@ -115,7 +115,7 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
     if same && name.starts_with(&format!("{head}#")) && valid_head && !name.contains('/') {
         Ok(name)
     } else {
-        // GoFrame escapes nothing.
+        // GoFrame escapes no character.
         Err(RegisterError::NotWritable(format!(
             "the file registry cannot hold this registration, because its file {name:?} would be \
              read as another: no part may be empty or contain '/' or '#', and at least one \

@@ -93,7 +93,7 @@ impl DirectoryWatch {
     /// Watches the directory that `path` names now.
     ///
     /// # Errors
-    /// Returns an error if the system has no inotify, or no watch to spare.
+    /// Returns an error if the system has no inotify or no free watch.
     pub(super) fn new(path: &Path, events: PendingEvents) -> notify::Result<Self> {
         let directory: PathBuf = path.into();
         let mut watcher = notify::recommended_watcher(move |event| events.add(&directory, event))?;

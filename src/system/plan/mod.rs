@@ -68,7 +68,7 @@ pub enum PlanError {
 /// Plans the integration of the server into this machine's name resolution.
 ///
 /// # Errors
-/// When the user has to change or decide something first.
+/// If the user has to change or decide something first.
 pub fn plan(
     root: &Root,
     machine: &Machine,

@@ -13,7 +13,7 @@ use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 /// Plans one of svcdns's own files, and the directories that it needs.
 ///
 /// # Errors
-/// When the current file cannot be read.
+/// If the current file cannot be read.
 pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep>, PlanError> {
     let mut steps = Vec::new();
     let folders: Vec<&Path> =
@@ -34,7 +34,7 @@ pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep
 /// Plans one of svcdns's own units, started now and at every boot.
 ///
 /// # Errors
-/// When the current file of the unit cannot be read.
+/// If the current file of the unit cannot be read.
 pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>, PlanError> {
     let systemctl = |words: &[&str]| {
         ["systemctl"].iter().chain(words).map(|&word| word.to_owned()).collect::<Vec<_>>()

@@ -159,7 +159,7 @@ impl Sockets {
 }
 
 impl SocketPool {
-    /// Makes a pool without open sockets.
+    /// Creates a pool without open sockets.
     fn new(now: Instant) -> Self {
         Self {
             sockets: [const { None }; SOCKETS_PER_UPSTREAM],

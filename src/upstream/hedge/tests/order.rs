@@ -34,7 +34,7 @@ async fn wait_until(what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// Makes the upstream dead: it misses a client's query and a probe.
+/// Lets the upstream miss a client's query and a probe, so that it counts as dead.
 async fn kill(sockets: &Sockets, server: &TestServer, upstream: &Arc<Upstream>) {
     server.behave(Behaviour::never());
     let list = strict(std::slice::from_ref(upstream));

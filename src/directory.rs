@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linked_default_is_trusted_only_in_our_own_directory() {
+    fn a_symlinked_default_directory_is_trusted_only_in_an_own_directory() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();

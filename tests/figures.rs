@@ -117,7 +117,7 @@ fn a_ratio_of_imprecise_readings_is_not_decidable() {
 }
 
 #[test]
-fn a_reading_without_bounds_says_so() {
+fn a_reading_without_bounds_is_marked_unbounded() {
     let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
     assert_eq!(
         Aim::AtMost(1.0).line("p50", few),

@@ -106,7 +106,7 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-/// Serves a connection until its end or `stop`, for [`CONNECTION_LIFETIME`] at most.
+/// Serves a connection for at most [`CONNECTION_LIFETIME`], or until `stop`.
 async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: CancellationToken) {
     let streams = StreamCount::default();
     let service = TowerToHyperService::new(router.layer(axum::Extension(streams.clone())));

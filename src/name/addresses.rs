@@ -227,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn no_label_panics(
+        fn arbitrary_labels_do_not_panic(
             label in prop::collection::vec(any::<u8>(), 0..64),
             hyphens in "[-0-9a-f]{0,45}",
         ) {

@@ -711,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_of_a_base_is_the_base_itself(
+    fn the_base_of_a_base_is_itself(
         registered in prop_oneof![
             any::<String>(),
             "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?",

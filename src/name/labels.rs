@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ascii_letters_lose_their_case() {
+    fn only_ascii_letters_are_lowercased() {
         let (read, _) = Name::from_wire(b"\x04\xC4[@Z\x00").unwrap();
         assert_eq!(read.as_wire(), b"\x04\xC4[@z\x00");
     }
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_255_bytes_and_labels_63_at_most() {
+    fn names_are_limited_to_255_bytes_and_labels_to_63() {
         let label = [b'a'; 64];
         let longest: [&[u8]; 4] = [&label[..63], &label[..63], &label[..63], &label[..61]];
         let name = Name::from_labels(longest).unwrap();
@@ -503,7 +503,7 @@ mod tests {
         }
 
         #[test]
-        fn no_wire_form_panics(
+        fn arbitrary_wire_form_does_not_panic(
             wire in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..400),
         ) {
             if let Ok((name, length)) = Name::from_wire(&wire) {
@@ -512,7 +512,9 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in prop_oneof![any::<String>(), r"[a.\\0-9é]{0,300}"]) {
+        fn arbitrary_text_does_not_panic(
+            text in prop_oneof![any::<String>(), r"[a.\\0-9é]{0,300}"],
+        ) {
             if let Ok(name) = Name::from_text(&text) {
                 prop_assert_eq!(Name::from_text(&name.to_string()), Ok(name));
             }

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_mark_replaces_those_below_it() {
+    async fn a_mark_replaces_marks_below_its_domain() {
         let marks = LoopMarks::default();
         for at in 0..2 * MAX_MARKED_DOMAINS {
             marks.mark(&name(&format!("{at}.corp.example")));

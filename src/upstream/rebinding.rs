@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_of_https_records_are_addresses() {
+    fn address_hints_of_https_records_are_checked() {
         let record = |address: &str| {
             let (_, hint) = bytes(address);
             let key = if hint.len() == 4 { 4 } else { 6 };
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_domains_pass() {
+    fn exempt_domains_may_have_private_addresses() {
         let name = |text: &str| Name::from_text(text).unwrap();
         let guard = RebindingGuard { allowed: vec![name("lan.example")] };
         let private = answer(rtype::A, &[10, 0, 0, 1]);
@@ -202,7 +202,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_data_panics(
+        fn arbitrary_record_data_does_not_panic(
             rtype in 0u16..70,
             data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
         ) {

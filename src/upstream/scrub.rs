@@ -495,7 +495,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(
+        fn damaged_messages_do_not_panic(
             at in 0usize..200,
             byte in any::<u8>(),
             cut in 0usize..200,

@@ -145,7 +145,9 @@ proptest! {
     }
 
     #[test]
-    fn no_message_panics(bytes in prop::collection::vec(any::<u8>(), 0..120), draw: u64) {
+    fn arbitrary_messages_do_not_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..120), draw: u64,
+    ) {
         let harness = Harness::of(&[HELLO]);
         let _ = respond(&harness.answerer, &bytes, Transport::Udp, draw);
         let mut tail = query("hello.svc", rtype::A, None)[..12].to_vec();

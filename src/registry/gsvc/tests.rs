@@ -403,13 +403,13 @@ proptest! {
     }
 
     #[test]
-    fn no_input_panics(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
+    fn arbitrary_input_does_not_panic(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
         let _ = parse(&key, &value);
         let _ = parse_file_name(&key, &value);
     }
 
     #[test]
-    fn no_input_like_a_key_panics(
+    fn input_similar_to_keys_does_not_panic(
         list in "[\\[\\]:,.#/0-9a-fx% -]{0,40}",
         value in "[\\[\\]{}\":,a0]{0,20}",
     ) {

@@ -435,7 +435,7 @@ proptest! {
     }
 
     #[test]
-    fn no_message_panics(
+    fn arbitrary_messages_do_not_panic(
         tail in proptest::collection::vec(any::<u8>(), 0..80),
         counts in [0u8..4, 0u8..4, 0u8..4],
     ) {

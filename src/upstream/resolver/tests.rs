@@ -268,7 +268,7 @@ async fn popular_entries_are_prefetched_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_queries_are_sent_once() {
+async fn identical_queries_are_sent_once() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let equal: Vec<_> = (0..10)
         .map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp))
@@ -718,7 +718,7 @@ fn the_cache_stays_within_its_size_limit() {
 
 proptest! {
     #[test]
-    fn keys_are_equal_for_equal_queries_only(
+    fn cache_keys_are_equal_only_for_identical_queries(
         a in "[a-cA-C]{1,3}",
         b in "[a-cA-C]{1,3}",
         bits in 0u16..64,

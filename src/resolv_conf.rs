@@ -16,7 +16,7 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
 pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before";
 
-/// The path of that copy in installations of older versions.
+/// The path of the same copy in installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// Maximum size of the file, in bytes; a longer file is not a resolv.conf.
@@ -32,7 +32,7 @@ pub struct ResolvConf<'a> {
     pub lines: Vec<Line<'a>>,
 }
 
-/// One line.
+/// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// The bytes of the line, including its line end if there is one.
@@ -46,7 +46,7 @@ pub struct Line<'a> {
 pub enum Directive<'a> {
     /// An empty line or a comment.
     Blank,
-    /// `nameserver`: an address, perhaps with an interface (RFC 4007 section 11).
+    /// `nameserver`: an address, possibly with an interface (RFC 4007 section 11).
     NameServer(NameServer<'a>),
     /// `search` or `domain`: the search list. The last such line counts.
     Search(Vec<&'a str>),

@@ -49,7 +49,7 @@ pub enum AdminListener {
     Port(TcpListener),
 }
 
-/// A connection of either listener.
+/// The byte stream of a connection, over TCP or a Unix socket.
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_hosts_of_this_machine_are_loopback() {
+    fn only_localhost_and_loopback_addresses_count_as_loopback_hosts() {
         for host in [
             "localhost",
             "LocalHost:5380",

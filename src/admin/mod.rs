@@ -1,7 +1,7 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
-//! loopback port. It is read-only and shares no lock with the query path.
+//! loopback port. It is read-only and not on the query path.
 
 mod changes;
 mod forwarding;

@@ -14,7 +14,7 @@ const SOCKET_NAME: &str = "svcdns.sock";
 
 /// Maximum length of a socket's path, in bytes.
 ///
-/// It is that of `sun_path` in unix(7) without the final NUL.
+/// The limit is that of `sun_path` in unix(7), without the final NUL.
 const MAX_PATH_BYTES: usize = 107;
 
 /// The file of a socket; dropping the value removes the file.

@@ -75,7 +75,7 @@ fn scale(draw: u64, count: usize) -> usize {
     usize::try_from((u128::from(draw) * count as u128) >> 64).unwrap_or(0)
 }
 
-/// Draws a weighted sample record by record, each from those not drawn yet.
+/// Draws a weighted sample one record at a time, without replacement.
 ///
 /// A ticket is a point in the sum of the remaining weights. Stepping over the weights of drawn
 /// records turns it into a point in the running sums, which are never rewritten.
@@ -115,7 +115,9 @@ fn sample_small(
     order
 }
 
-/// Draws the records with the largest u^(1/w) (Efraimidis and Spirakis, 2006).
+/// Draws the records with the largest u^(1/w), for uniformly random u and weight w.
+///
+/// The method is from Efraimidis and Spirakis (2006).
 fn sample_large(
     limit: usize,
     count: usize,

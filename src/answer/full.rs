@@ -35,7 +35,7 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// Registries that hold any selected instance, duplicates of endpoints included.
+    /// Registries that hold any selected instance, including duplicates of endpoints.
     pub(super) registries: RegistrySet,
     /// Form of the name.
     pub(super) form: NameForm,
@@ -240,7 +240,7 @@ struct InstanceFilter<'a> {
 /// Selected versions of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VersionFilter {
-    /// `latest`, or all versions if none is `latest` and the fallback is on.
+    /// `latest`; with the fallback on and no such version, all versions.
     Default,
     Any,
     Exactly(String),

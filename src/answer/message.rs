@@ -116,7 +116,7 @@ impl ResponseWriter<'_> {
             | flag(*authoritative, flags::AA)
             | flag(truncated, flags::TC)
             | rcode & 0xF;
-        // A message has at most 65,535 bytes, hence fewer records.
+        // A message has at most 65,535 bytes, so it has fewer records.
         let counts = [
             usize::from(!query.question.is_empty()),
             put,

@@ -186,7 +186,7 @@ pub(super) enum TargetIndex {
 
 /// Maximum entries per set, and maximum host names per node.
 ///
-/// [`NodeBuilder::build`] drops entries beyond it. The catalog limits the instances of a service to
+/// [`NodeBuilder::build`] drops further entries. The catalog limits the instances of a service to
 /// the same number, so only the addresses of host names can exceed it.
 const MAX_SET_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 

@@ -461,7 +461,7 @@ impl ComposedRecords {
 
 /// Appends an address record if it fits into `room`, else returns `false`.
 ///
-/// Its owner is the name at `name` in the message; its TTL is that of the record at `start`.
+/// The owner is the name at `name` in the message; the TTL is that of the record at `start`.
 fn put_address(
     name: Range<usize>,
     address: IpAddr,

@@ -49,11 +49,11 @@ impl Settings {
 /// Treatment of answers that do not fit the response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// Send as many as fit and set TC, so that the client can retry over TCP.
+    /// Send all records that fit and set TC, so that the client can retry over TCP.
     #[default]
     All,
-    /// Send as many as fit, without TC.
+    /// Send all records that fit, without TC.
     Fit,
-    /// Send at most this many, over any transport.
+    /// Send at most this many records, over any transport.
     Count(NonZeroU16),
 }

@@ -128,7 +128,7 @@ pub(super) struct ExpiryDetector {
 /// Progress of the lease check in the current burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CheckState {
-    /// No check is needed.
+    /// No check is necessary.
     #[default]
     Idle,
     /// A check must be sent.
@@ -169,7 +169,7 @@ impl ExpiryDetector {
         old
     }
 
-    /// Returns whether leased deletes are held directly now.
+    /// Returns whether deletes of leased keys are held at once, without a lease check.
     pub(super) fn is_expiry(&self) -> bool {
         self.check == CheckState::Expired
     }

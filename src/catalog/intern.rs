@@ -46,7 +46,7 @@ impl<T: Hash + Eq> Interner<T> {
         self.table.retain(|value| Arc::strong_count(value) > 1);
     }
 
-    /// Returns the number of values, unused ones included.
+    /// Returns the number of values, including unused ones.
     pub(super) fn len(&self) -> usize {
         self.table.len()
     }

@@ -14,7 +14,7 @@ use super::key::RegistryKey;
 use super::model::{Docker0, Service};
 use crate::service::RegistryId;
 
-/// End of a chain; [`super::MAX_KEYS`] keeps every valid index far below.
+/// End of a chain; [`super::MAX_KEYS`] keeps every valid index far below it.
 const NO_INDEX: u32 = u32::MAX;
 
 /// The keys of all registries and the services built from them.
@@ -104,7 +104,7 @@ impl ServiceChange {
 /// Counts of one registry, and the bases that wait for the end of its list.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTally {
-    /// Entries of the registry, tombstoned ones included.
+    /// Entries of the registry, including tombstoned ones.
     pub(super) keys: usize,
     /// Keys present in the registry.
     pub(super) present: usize,
@@ -331,7 +331,7 @@ impl Mirror {
         }
     }
 
-    /// Rebuilds the service of every marked base; returns those that changed.
+    /// Rebuilds the service of every marked base; returns the services that changed.
     pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<ServiceChange> {
         let queued = std::mem::take(&mut self.queued);
         // Reserve once instead of doubling: there may be a million services.

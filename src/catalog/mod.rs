@@ -76,7 +76,7 @@ pub struct Settings {
     ///
     /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
-    /// Limit on the keys of one registry, rejected ones excluded; at most [`MAX_KEYS`].
+    /// Limit on the accepted keys of one registry; at most [`MAX_KEYS`].
     pub max_keys: usize,
 }
 

@@ -168,7 +168,7 @@ impl Ledger {
         }
     }
 
-    /// Begins a list of a registry: each of its rejected keys counts as not named yet.
+    /// Resets the counts of the list in progress, when a list begins.
     pub(super) fn begin_list(&mut self, registry: RegistryId) {
         self.registries[registry.index()].unlisted_in_list.clear();
     }

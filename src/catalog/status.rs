@@ -24,7 +24,7 @@ pub struct RegistryStatus {
 pub enum Staleness {
     /// The registry is unreachable, and its last known data is served.
     Disconnected,
-    /// The registry has removed keys that removal grace still serves.
+    /// The registry has removed keys that are held, and so still served.
     Held,
 }
 

@@ -26,7 +26,7 @@ use crate::system::{
 };
 use crate::wire::rcode_name;
 
-/// Slowest lookup without a warning: a slower one met a timeout of a resolver.
+/// Duration from which on a lookup gives a warning: some resolver timed out.
 const SLOW_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Address of systemd-resolved's stub.
@@ -84,7 +84,7 @@ pub(super) async fn run(
 /// The last one is a lookup, which takes the whole path.
 async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
     let status = server_status(location).await;
-    // Without a server, the zone that one would serve. `svcdns check` reports configuration errors.
+    // Without a server, use the zone that a server would have. `check` reports invalid settings.
     let zone = if let Ok(status) = &status {
         status.zones.first().cloned()
     } else {

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn upstreams_and_cache_are_counted() {
+    fn the_status_has_counts_of_upstreams_and_cache() {
         let upstream = UpstreamView {
             upstream: "192.0.2.1".to_owned(),
             round_trip: Some(1_250),

@@ -75,7 +75,7 @@ pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
 /// Undoes all steps of the journal.
 ///
 /// # Errors
-/// If a step cannot be undone. The other steps are undone, and the journal remains.
+/// If a step cannot be undone; the other steps are undone, and the journal remains.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     let undone = journal.undo(root);
     for line in &undone.messages {

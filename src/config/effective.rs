@@ -23,7 +23,7 @@ pub struct EffectiveValue {
 }
 
 impl EffectiveValue {
-    /// Returns the values of all keys, then those of each registry.
+    /// Returns the values of all keys, then the values of each registry's section.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let general = KEYS.iter().map(|key| Self::new(layers, key, key.path()));
         let keys_of = |registry: &'_ ConfiguredRegistry| {

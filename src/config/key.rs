@@ -122,7 +122,7 @@ impl SecretKey {
 
     /// Returns the name of the environment variable with one registry's secret.
     ///
-    /// For the registry `main` and the secret `password`, it is `SVCDNS_REGISTRY_MAIN_PASSWORD`.
+    /// For example, `SVCDNS_REGISTRY_MAIN_PASSWORD` for the registry `main` and `password`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
         format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }

@@ -47,7 +47,7 @@ use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
 use crate::upstream::{Servers, Target, UpstreamOrder};
 
-/// The file that is read by default, if it exists.
+/// The default configuration file, which is read if it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
 
 /// The checked configuration, with defaults filled in.
@@ -146,7 +146,7 @@ impl Config {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Returns the values of all keys, then those of each registry.
+    /// Returns the values of all keys, then the values of each registry's section.
     pub fn effective(&self) -> &[EffectiveValue] {
         &self.effective
     }

@@ -276,7 +276,7 @@ fn addresses_other_than_loopback_require_access_rules() {
 }
 
 #[test]
-fn flags_are_read() {
+fn flags_set_configuration_values() {
     use clap::{Args, FromArgMatches};
     let command = ServeFlags::augment_args(clap::Command::new("serve"));
     let words = ["serve", "--zone", "a", "--zone=b,c", "--etcd-username", "root", "--ttl", "3s"];

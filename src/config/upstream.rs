@@ -17,7 +17,7 @@ enum UpstreamEntry {
     Domain(Box<Name>, Target),
 }
 
-/// Reads the upstreams.
+/// Reads the upstreams and their settings.
 pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
     let (mut named, mut domains) = (Vec::new(), Vec::<(Name, Vec<Target>)>::new());
     let (mut system, mut off) = (None, None);

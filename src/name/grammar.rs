@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_a_chain_have_only_a_rest() {
+    fn names_without_selectors_have_only_a_rest() {
         assert_eq!(parse_to_text("hello").as_deref(), Some("| hello"));
         assert_eq!(
             parse_to_text("v1.2.0.hello.prod.eu").as_deref(),

@@ -116,7 +116,9 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     })
 }
 
-/// Returns the number of UDP workers of the next address, given those already open.
+/// Returns the number of UDP workers of the next address.
+///
+/// All endpoints in `endpoints` and `group` are open already.
 fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
     worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
 }

@@ -34,7 +34,7 @@ pub enum BindError {
         /// An address that needs no permission.
         example: SocketAddr,
     },
-    /// No interface of the machine has the address.
+    /// The address does not belong to an interface of the machine.
     #[error("cannot listen on {address}: no interface has this address")]
     NoSuchAddress {
         /// Address to listen on.

@@ -84,7 +84,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         if reason.leaves_unread_input() {
             close_gracefully(&mut stream).await;
         } else if !matches!(reason, CloseReason::Broken | CloseReason::Unwritable) {
-            // Without close_notify, the client would take the end for a truncation.
+            // Without close_notify, the client would mistake the end for a truncation.
             let _ = timeout(CLOSE_STEP_TIMEOUT, stream.shutdown()).await;
         }
     }

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_listed_by_family_with_the_given_port() {
+    fn loopback_addresses_are_listed_by_family_with_the_given_port() {
         let v4 = local_addresses("0.0.0.0:5300".parse().unwrap()).unwrap();
         assert!(v4.contains(&"127.0.0.1:5300".parse().unwrap()), "{v4:?}");
         assert!(v4.iter().all(|address| address.is_ipv4() && address.port() == 5300), "{v4:?}");

@@ -35,7 +35,7 @@ pub struct Limits {
     pub connections_per_loopback_source: usize,
     /// Connections of sources without access, which stay open only for the refusal.
     pub connections_without_access: usize,
-    /// Queries in flight per connection, queued responses included.
+    /// Queries in flight per connection, including queued responses.
     pub in_flight: usize,
     /// Bytes of responses queued per connection; beyond this, the server stops reading.
     ///

@@ -23,7 +23,7 @@ pub(super) struct BatchSize {
 impl BatchSize {
     /// Single-datagram batches before the worker receives one datagram at a time.
     ///
-    /// After as many single receives, the worker tries a full batch again.
+    /// After the same number of single receives, the worker tries a full batch again.
     const SWITCH_AFTER: u8 = 8;
 
     /// Returns the number of datagrams to receive at once.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::wire::MAX_TCP_BYTES;
 
-/// No error. All of these codes are from RFC 9250 section 4.3.
+/// The exchange had no error. All of these codes are from RFC 9250 section 4.3.
 const DOQ_NO_ERROR: VarInt = VarInt::from_u32(0);
 /// The server cannot complete the exchange.
 const DOQ_INTERNAL_ERROR: VarInt = VarInt::from_u32(1);

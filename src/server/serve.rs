@@ -85,7 +85,7 @@ impl Bound {
     }
 }
 
-/// Waits for responses in flight, and aborts those that miss the drain timeout.
+/// Waits for responses in flight; aborts connections that miss the drain timeout.
 async fn drain<R>(context: &ServerContext<R>, mut threads: Vec<WorkerThread>) {
     let ServerContext { tracker, abort, limits, .. } = context;
     tracker.close();

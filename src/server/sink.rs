@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_tap_wants_no_query() {
+    fn without_a_sink_no_query_is_wanted() {
         let tap = Tap::default();
         assert!(!tap.wants());
         assert_eq!(tap.receive(), None);

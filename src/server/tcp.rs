@@ -99,7 +99,7 @@ impl<R: Respond> StreamListener<R> {
             .spawn(async move { listener.serve_connection(stream, source, allowed, permit).await });
     }
 
-    /// Serves a connection until it closes; holds its permit meanwhile.
+    /// Serves a connection until it closes; holds its permit until then.
     async fn serve_connection(
         &self,
         stream: TcpStream,

@@ -114,7 +114,7 @@ impl RegistrySet {
         Self(self.0 | other.0)
     }
 
-    /// Returns whether the other set contains every registry of this one.
+    /// Returns whether every registry in this set is also in the other set.
     pub fn is_subset_of(self, other: Self) -> bool {
         self.0 & !other.0 == 0
     }

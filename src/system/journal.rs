@@ -38,7 +38,7 @@ pub struct Journal {
     former: bool,
 }
 
-/// One change.
+/// A change to the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallStep {
@@ -92,14 +92,14 @@ pub struct CommandStep {
     ///
     /// The commands must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
-    /// A command that succeeds if there is something to undo; empty: there always is.
+    /// A command that succeeds if there is something to undo; empty to always undo.
     pub undo_if: Vec<String>,
 }
 
 /// The result of undoing a journal.
 #[derive(Debug, Default)]
 pub struct UndoReport {
-    /// One line for each undone step and each kept file.
+    /// A line for each undone step and each kept file.
     pub messages: Vec<String>,
     /// The steps that could not be undone, with the reason; undoing can be repeated.
     pub failures: Vec<String>,
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_of_installed_machines_is_kept() {
+    fn the_journal_format_of_installed_machines_is_kept() {
         let text = include_str!("../../tests/former/install.json");
         let journal: Journal = serde_json::from_str(text).unwrap();
         let expected: serde_json::Value = serde_json::from_str(text).unwrap();

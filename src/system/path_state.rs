@@ -33,7 +33,7 @@ pub enum PathState {
     Link {
         /// The path that it contains.
         target: PathBuf,
-        /// Its user and group ID.
+        /// The user and group ID of the link itself.
         owner: (u32, u32),
     },
 }

@@ -20,7 +20,7 @@ const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
 pub struct PortOwner {
     /// The process ID.
     pub process: u32,
-    /// Its command name, cut to 15 bytes by the kernel; control characters are escaped.
+    /// The command name, cut to 15 bytes by the kernel; control characters are escaped.
     pub command: String,
 }
 

@@ -227,7 +227,7 @@ fn cover_etc(stage: &Path, files: &[PathBuf]) -> Result<(), NamespaceError> {
     check("make the view of /etc read-only", mount(none(), etc, none(), read_only, none()))
 }
 
-/// Mounts a file over another like [`bind`], unless the other has no name any more.
+/// Mounts a file over another like [`bind`], unless the other has been removed.
 ///
 /// Returns `false` for such a file: one that is itself a mount, and whose source was removed, as
 /// happens in containers. The kernel accepts no mount over it.

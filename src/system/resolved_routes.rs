@@ -22,7 +22,7 @@ pub struct ResolvedRoutes {
     pub scopes: Vec<ResolvedScope>,
 }
 
-/// The global settings of systemd-resolved, or those of one link.
+/// The global settings of systemd-resolved, or the settings of one link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedScope {
     /// `Global`, or a link such as `Link 2 (eth0)`.

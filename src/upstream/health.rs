@@ -52,7 +52,7 @@ const DEATH_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Number of round-trip time bands.
 ///
-/// There are two bands for each power of two microseconds, up to 2^20 (1 s).
+/// Each power of two microseconds has two bands, up to 2^20 (1 s).
 const RTT_BANDS: usize = 40;
 
 /// First band that matters for ranks: round trips below 2^10 µs (1 ms) are equal.
@@ -464,7 +464,7 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         assert_eq!(health.hedge_delay(), DEFAULT_HEDGE_DELAY);
         for number in 0..200 {
-            // One response in forty is slow, which is above the 95th percentile.
+            // One of forty responses is slow, which is above the 95th percentile.
             health.record_response(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
         }
         let after = health.hedge_delay();
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_are_adjacent() {
+    fn bands_of_round_trip_times_are_adjacent() {
         for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
             let end = rtt_band_end(rtt_band(micros));
             assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");

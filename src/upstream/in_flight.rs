@@ -129,7 +129,7 @@ impl InFlight {
 
     /// Joins the query in flight with this key, or starts it.
     ///
-    /// `suspect` is the client's address if it is that of an upstream.
+    /// `suspect` is the client's address if an upstream has the same address.
     pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>, suspect: Option<IpAddr>) -> Joined {
         let joined = match self.lock().entry(key.flight_bytes().into()) {
             hash_map::Entry::Occupied(flight) => Joined::Follower(Arc::clone(flight.get())),
@@ -176,7 +176,7 @@ impl InFlight {
         }
     }
 
-    /// Waits until a flight may be suspicious.
+    /// Waits until there may be a suspicious flight.
     pub(super) async fn suspected(&self) {
         self.suspected.notified().await;
     }

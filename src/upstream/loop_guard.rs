@@ -203,7 +203,7 @@ impl LoopGuard {
     async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, timeout: Duration) -> bool {
         let Some(name) = self.issue(upstream) else { return false };
         let Some(outgoing) = Outgoing::new(probe_query(&name), false) else { return false };
-        // No response proves nothing.
+        // A missing response does not show that the loop is gone.
         if sockets.query_one(upstream, &outgoing, Instant::now() + timeout).await.is_err()
             || self.was_seen(&name)
         {

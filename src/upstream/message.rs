@@ -55,7 +55,7 @@ pub(super) struct StoredResponse {
 /// Classification of a response; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
-    /// There are records; the TTL is the smallest in the message.
+    /// The response has records; the TTL is the smallest in the message.
     Positive(u32),
     /// The name or records do not exist; the SOA has the TTL (RFC 2308 section 5).
     Negative(u32),
@@ -74,9 +74,9 @@ pub(super) enum ResponseKind {
 pub(super) enum Age {
     /// Just received.
     Fresh,
-    /// From the cache, this many seconds old.
+    /// The entry is cached and this many seconds old.
     Cached(u32),
-    /// From the cache, with expired TTL (RFC 8767).
+    /// The entry is cached and its TTL has expired (RFC 8767).
     Stale,
 }
 

@@ -264,7 +264,7 @@ impl Resolver {
 
     /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
     ///
-    /// `suspect` is the client's address if it is that of an upstream.
+    /// `suspect` is the client's address if an upstream has the same address.
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,

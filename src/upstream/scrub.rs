@@ -34,8 +34,8 @@ impl Borders<'_> {
 
     /// Returns whether `target` is resolved elsewhere than the forwarded `name`.
     ///
-    /// It also is if the upstreams differ because some send queries for one of the names back to
-    /// svcdns.
+    /// That is also the case if the upstreams differ, because some of them send queries for one of
+    /// the names back to svcdns.
     fn goes_elsewhere(&self, name: &[u8], target: &[u8], qtype: u16) -> bool {
         let (Ok((from, _)), Ok((to, _))) = (Name::from_wire(name), Name::from_wire(target)) else {
             return false;
@@ -352,7 +352,7 @@ mod tests {
             ("b.onion", true),
             ("b.test", false),
             ("x.xsvc", false),
-            // This domain has its own upstreams, but they are the same ones.
+            // This domain has its own list of upstreams, but it consists of the same upstreams.
             ("b.same.test", false),
         ] {
             let (target_wire, next) = (wire(target), wire("b.test"));

@@ -92,7 +92,7 @@ pub mod flags {
 
 /// Response codes (RFC 1035 section 4.1.1, RFC 6891 section 9).
 pub mod rcode {
-    /// No error.
+    /// The query succeeded.
     pub const NOERROR: u16 = 0;
     /// Format error.
     pub const FORMERR: u16 = 1;
@@ -100,7 +100,7 @@ pub mod rcode {
     pub const SERVFAIL: u16 = 2;
     /// The name does not exist.
     pub const NXDOMAIN: u16 = 3;
-    /// Not implemented.
+    /// The server does not implement the request.
     pub const NOTIMP: u16 = 4;
     /// Refused by policy.
     pub const REFUSED: u16 = 5;

@@ -173,7 +173,7 @@ pub fn name_overlaps(message: &[u8], at: usize, offsets: &[u16]) -> bool {
 /// full of chained pointers would be walked to its end for every record.
 const MAX_POINTERS: usize = 127;
 
-/// Calls `visit` with the offset and bytes of each label, root included.
+/// Calls `visit` with the offset and bytes of each label, including the root.
 ///
 /// The bytes begin with the length byte.
 fn each_label(

@@ -143,7 +143,7 @@ fn explanations_name_metadata_missing_from_txt_records() {
         [r#"TXT: the string of "long" is cut at 255 of 405 bytes"#]
     );
     let cut = |key| format!(r#"TXT: the string of "{key}" is cut at 255 of 406 bytes"#);
-    let rest = r#"TXT: 36 entries from "key14" on are left out, as a record has 1024 bytes"#;
+    let rest = r#"TXT: 36 entries from "key14" on are left out: records have at most 1024 bytes"#;
     assert_eq!(
         omissions("u.svc", rtype::TXT),
         [rest.to_owned(), cut("key10"), cut("key11"), cut("key12"), cut("key13")]

@@ -26,7 +26,7 @@ const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.
 ///
-/// One only, because the library's load balancer keeps sending calls to a member that is down.
+/// There is only one, because the library's load balancer keeps using a member that is down.
 /// Failures come from the methods of the connection, which hide the password in them.
 #[derive(Clone)]
 pub(super) struct Connection {

@@ -86,7 +86,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Creates settings for these members, with defaults for the rest.
+    /// Creates settings for these members, with default values for all other settings.
     pub fn new(endpoints: Vec<String>) -> Self {
         let heads = GOFRAME_HEADS.map(str::to_owned).to_vec();
         let tuning = EtcdTuning::default();
@@ -125,8 +125,9 @@ pub struct Tls {
 pub struct EtcdTuning {
     /// Number of keys on the first page of a list.
     ///
-    /// Later pages aim at 4 MiB and at most four times as many keys, or at a sixteenth of all keys
-    /// and at most 16 MiB. A page that exceeds 64 MiB is requested again in parts.
+    /// The target of later pages is 4 MiB, with at most four times as many keys. For a very large
+    /// list it is a sixteenth of all keys, up to 16 MiB. A page that exceeds 64 MiB is requested
+    /// again in parts.
     pub page_size: u32,
     /// Limit on the keys in one update, at least 1.
     ///

@@ -448,7 +448,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_expiry_is_reported_only_if_all_leases_were_seen_alive() {
+    fn a_lease_check_that_saw_too_few_leases_is_inconclusive() {
         assert!(is_conclusive(3, 3, 0));
         assert!(is_conclusive(3, 0, 1));
         assert!(!is_conclusive(3, 1, 0), "the state of two leases is unknown");

@@ -41,7 +41,7 @@ pub(super) struct KnownFiles {
     ///
     /// Only the catalog limits how many are served; it lists the rest as rejected.
     files: HashMap<OsString, KnownFile>,
-    /// Time since which a file's content has been invalid, perhaps half written.
+    /// Time since which a file's content has been invalid, for example half written.
     incomplete: HashMap<OsString, Instant>,
     hasher: RandomState,
     last_reading: Option<ClockReading>,

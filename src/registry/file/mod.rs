@@ -317,7 +317,7 @@ impl DirectoryFollower {
         self.scanning = false;
     }
 
-    /// Reports that the directory is followed, or missing as `note` says.
+    /// Reports that the directory is followed or, with `note`, that it does not exist.
     fn report_connected(&mut self, note: Option<&str>, changes: &mut Vec<Change>) {
         let registry = self.feed.state();
         registry.update(|report| {

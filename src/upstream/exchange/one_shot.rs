@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_of_queries_is_limited_without_bursts_at_its_limit() {
+    fn only_queries_up_to_the_rate_limit_get_their_own_port() {
         let began = Instant::now();
         let at = |millis| began + Duration::from_millis(millis);
         // Every query up to the limit gets a port, forever.

@@ -63,7 +63,7 @@ impl Upstream {
         });
     }
 
-    /// Returns whether the upstream answers a probe without EDNS but not with EDNS.
+    /// Returns whether the upstream answers a probe without EDNS but not one with EDNS.
     async fn fails_with_edns(self: &Arc<Self>) -> bool {
         let (sockets, query) = (Sockets::default(), &self.probe_query);
         let with_edns = sockets.send_twice(self, [query, query], true);

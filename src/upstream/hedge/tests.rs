@@ -376,7 +376,7 @@ async fn the_last_of_three_upstreams_is_reached_in_time() {
         measure(&sockets, upstream).await;
         server.forget();
     }
-    // No upstream is known to be dead, and the one that answers may have any rank.
+    // All upstreams may be alive, and the one that answers may have any rank.
     servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
     assert_correct(
         &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
@@ -576,7 +576,7 @@ async fn ports_stay_open_until_the_response_and_no_longer() {
 /// Sends a datagram over a connected socket; returns the resulting ICMP error.
 async fn answer_from(socket: &UdpSocket, datagram: &[u8]) -> Result<(), ErrorKind> {
     socket.send(datagram).await.unwrap();
-    // On loopback, the error is there when the call returns.
+    // On loopback, the error has arrived when the call returns.
     socket.take_error().unwrap().map_or(Ok(()), |error| Err(error.kind()))
 }
 

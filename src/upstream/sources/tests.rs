@@ -259,7 +259,7 @@ fn a_file_that_names_only_svcdns_is_a_fault() {
 }
 
 #[test]
-fn options_rotate_counts_for_the_servers_of_its_file() {
+fn options_rotate_applies_to_the_servers_of_its_file() {
     let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
     let rotating = "options timeout:1 rotate\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n";
     assert!(machine().file(RESOLV_CONF, rotating).snapshot().rotate);

@@ -70,7 +70,7 @@ async fn a_lost_datagram_does_not_disable_edns() {
 }
 
 #[tokio::test]
-async fn a_broken_name_does_not_disable_edns() {
+async fn a_failing_name_does_not_disable_edns() {
     for edns in Edns::FAULTS {
         let server = server();
         server.put([Record::a("other.example", 60, "192.0.2.2")]);

@@ -159,7 +159,7 @@ async fn dead_upstreams_get_probes_instead_of_clients_queries() {
 }
 
 #[tokio::test]
-async fn a_silent_name_does_not_make_an_upstream_dead() {
+async fn silence_about_one_name_does_not_make_an_upstream_dead() {
     let (first, second) = (server(), denying());
     first.on("slow.example", Behaviour::never());
     let sockets = Sockets::default();

@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// Counts of a server's connections and queries.
+/// A server's handshakes, and the sizes and hosts of its queries.
 #[derive(Debug, Default)]
 struct ServerLog {
     handshakes: Mutex<Vec<HandshakeKind>>,

@@ -1,9 +1,10 @@
 //! UDP sockets with a new source port for each query.
 //!
-//! Between two queries, such a socket is unconnected and has no port, so nobody can find its next
-//! port in advance. Connecting the socket draws a random port, as for a new socket (`inet_autobind`
-//! in the kernel); dissolving the association releases the port (`__udp_disconnect`). Together,
-//! they cost about 1 µs; opening, registering and closing a socket costs about 8 µs.
+//! Connecting such a socket draws a random port, as for a new socket (`inet_autobind` in the
+//! kernel); dissolving the association releases the port (`__udp_disconnect`). Together, they cost
+//! about 1 µs; opening, registering and closing a socket costs about 8 µs. A socket keeps its last
+//! port until the next query to the upstream has been sent. From then until its own next query it
+//! has no port, so nobody can find the port of a query in advance.
 
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,7 +77,7 @@ impl ReceiveBuffer {
     }
 }
 
-/// A socket for one query at a time; it has no port while it is idle.
+/// A socket for one query at a time; each query has a new port.
 #[derive(Debug)]
 pub(super) struct OneShotSocket {
     io: UdpSocket,
@@ -93,11 +94,11 @@ impl OneShotSocket {
         Ok(Self { io: UdpSocket::from_std(socket.into())?, _permit: permit })
     }
 
-    /// Releases the port; returns the socket if it can be reused.
+    /// Releases the port of the last query; returns the socket if it can be reused.
     ///
     /// A socket that holds another datagram cannot be reused: the next query would take the
     /// datagram for a forgery.
-    fn release_port(self) -> Option<Self> {
+    pub(super) fn release_port(self) -> Option<Self> {
         rustix::net::connect_unspec(&self.io).ok()?;
         let rest = self.io.try_recv(&mut [0]);
         rest.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(self)
@@ -205,8 +206,7 @@ impl OneShotQuery {
             };
             match received {
                 Ok(Some(outcome)) => {
-                    let socket = self.0.take().and_then(|query| query.socket.release_port());
-                    return (outcome, socket);
+                    return (outcome, self.0.take().map(|query| query.socket));
                 }
                 Ok(None) => {
                     strays += 1;

@@ -30,7 +30,7 @@ const SOCKETS_PER_UPSTREAM: usize = 64;
 const MAX_QUERIES_PER_SOCKET: u32 = 256;
 
 /// Age after which a socket is replaced.
-const MAX_SOCKET_AGE: Duration = Duration::from_secs(2);
+const MAX_SOCKET_AGE: Duration = Duration::from_secs(10);
 
 /// Limit on idle sockets kept for one-query use, per upstream.
 const MAX_IDLE_SOCKETS: usize = 8;
@@ -62,6 +62,8 @@ struct SocketPool {
     lingering: Vec<OpenSocket>,
     /// Idle sockets, which have no query and no port.
     idle: Vec<OneShotSocket>,
+    /// Sockets whose last query has ended, but which still have its port.
+    used: Vec<OneShotSocket>,
     rate: QueryRate,
     last_used: Instant,
 }
@@ -113,6 +115,8 @@ impl Sockets {
         match self.socket(upstream).map_err(|error| AttemptError::of_socket(&error))? {
             ChosenSocket::OneShot(socket) => {
                 let mut query = socket.send(upstream, packet).await?;
+                // Released while the upstream works: any work after the response would delay the client.
+                self.release_ports(upstream);
                 let (outcome, socket) = query.outcome(&self.buffer).await;
                 if let Some(socket) = socket {
                     self.keep(upstream, socket);
@@ -132,9 +136,17 @@ impl Sockets {
     fn keep(&self, upstream: &Upstream, socket: OneShotSocket) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get_mut(&upstream.serial)
-            && pool.idle.len() < MAX_IDLE_SOCKETS
+            && pool.used.len() + pool.idle.len() < MAX_IDLE_SOCKETS
         {
-            pool.idle.push(socket);
+            pool.used.push(socket);
+        }
+    }
+
+    /// Releases the ports of earlier queries to the same upstream.
+    fn release_ports(&self, upstream: &Upstream) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get_mut(&upstream.serial) {
+            pool.idle.extend(pool.used.drain(..).filter_map(OneShotSocket::release_port));
         }
     }
 
@@ -165,6 +177,7 @@ impl SocketPool {
             sockets: [const { None }; SOCKETS_PER_UPSTREAM],
             lingering: Vec::new(),
             idle: Vec::new(),
+            used: Vec::new(),
             rate: QueryRate::new(now),
             last_used: now,
         }

@@ -1,4 +1,4 @@
-//! Configuration keys. The tables of keys are in other modules.
+//! The type of configuration keys; other modules have the tables of keys.
 
 /// A configuration key.
 #[derive(Debug, PartialEq, Eq)]

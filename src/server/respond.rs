@@ -1,4 +1,4 @@
-//! The interface between the server and the code that makes responses.
+//! The interface between the server and the code that responds to queries.
 
 use std::iter;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! Updates: the input of the catalog from all its sources.
+//! Updates of the served data, from registries and host name lookups.
 
 use super::{Addresses, Change, RegistryId};
 

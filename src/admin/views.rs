@@ -108,7 +108,7 @@ pub struct ServiceView {
     pub name: String,
     /// The instances, including dropped ones.
     pub instances: Vec<InstanceView>,
-    /// The keys.
+    /// The registry keys of the service.
     pub keys: Vec<KeyView>,
 }
 
@@ -187,7 +187,7 @@ pub struct RejectionCount {
     pub reason: String,
     /// Text of the reason, for people.
     pub message: String,
-    /// The number of keys and endpoints.
+    /// The number of keys and endpoints rejected for this reason.
     pub count: u64,
 }
 

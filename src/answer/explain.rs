@@ -98,7 +98,7 @@ pub struct TriedInterpretation {
     /// Meaning of the name in this interpretation.
     #[serde(rename = "reading")]
     pub interpretation: String,
-    /// Whether it matched, or why it did not.
+    /// Whether the interpretation matched, or the reason why it did not.
     pub outcome: String,
 }
 

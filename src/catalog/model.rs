@@ -24,7 +24,7 @@ pub struct Service {
 /// The keys of a service, in the most compact form that can hold them.
 #[derive(Clone, Debug)]
 enum ServiceKeys {
-    /// No keys.
+    /// A service without keys.
     Empty,
     /// One key with one endpoint, which no rule excludes.
     Single(Arc<RegistryKey>),

@@ -220,7 +220,7 @@ async fn wait_for_server(config: &Config, wish: &InstallOptions) -> anyhow::Resu
 
 /// Checks that the server forwards: it becomes the only name server of the machine.
 ///
-/// Its upstreams may be unreachable now.
+/// The upstreams of the server may be unreachable now.
 async fn check_forwarding(location: &ServerLocation) -> anyhow::Result<()> {
     let status = running(location).await?.context("the server exited")?;
     if status.forwarding.is_none() {

@@ -50,7 +50,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Error of the system.
         error: std::io::Error,
-        /// Whether it is the default file.
+        /// Whether the file is the default one, which no flag or variable named.
         implicit: bool,
     },
     /// Syntax error in the file (TOML).

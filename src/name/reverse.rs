@@ -52,7 +52,7 @@ pub fn may_be_reverse(wire: &[u8]) -> bool {
 pub struct ReverseNetwork {
     /// The network, by its lowest address.
     network: IpNet,
-    /// Whether the name is exactly that of the network, without labels in front.
+    /// Whether the name is the network's own name, without labels in front of it.
     is_exact: bool,
 }
 

@@ -66,7 +66,7 @@ pub enum CertificateError {
     Unusable {
         /// Path of the file.
         path: PathBuf,
-        /// Reason.
+        /// Reason why the file cannot be used.
         why: String,
     },
     /// The private key does not belong to the certificate.

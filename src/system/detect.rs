@@ -150,9 +150,9 @@ fn read(path: &Path) -> ResolvConfContent {
 /// A running systemd-resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// Its version, such as 252, if known.
+    /// Version of systemd-resolved, such as 252, if known.
     pub version: Option<u32>,
-    /// Its global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
+    /// Global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
     pub dnssec: Option<String>,
     /// Access of programs to systemd-resolved.
     pub access: ResolvedAccess,
@@ -174,7 +174,7 @@ pub enum ResolvedAccess {
 /// NetworkManager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkManager {
-    /// Whether it runs.
+    /// Whether NetworkManager runs.
     pub running: bool,
     /// `main.dns` of its configuration, or `default`.
     pub dns: String,

@@ -44,13 +44,13 @@ pub struct Journal {
 pub enum InstallStep {
     /// A new directory.
     Folder(PathBuf),
-    /// A file or link that is created, changed or replaced.
+    /// Creation, change or replacement of a file or link.
     File(FileStep),
-    /// Commands that are run.
+    /// Commands that `install` runs, with commands that undo them.
     Command(CommandStep),
 }
 
-/// A file or link that is created, changed or replaced.
+/// Creation, change or replacement of a file or link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileStep {
@@ -80,7 +80,7 @@ pub enum IfEdited {
     SetAside,
 }
 
-/// Commands that are run.
+/// Commands that `install` runs, with commands that undo them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct CommandStep {

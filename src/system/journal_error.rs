@@ -53,7 +53,7 @@ pub enum JournalError {
          again. Otherwise remove {path}"
     )]
     Untrusted {
-        /// The journal.
+        /// The path of the journal.
         path: PathBuf,
         /// The path that the other user can change.
         cause: UnsafePath,

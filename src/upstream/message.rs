@@ -72,7 +72,7 @@ pub(super) enum ResponseKind {
 /// Age of a response given to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// Just received.
+    /// The response has just been received.
     Fresh,
     /// The entry is cached and this many seconds old.
     Cached(u32),

@@ -72,7 +72,7 @@ impl Transport {
 ///
 /// RFC 1035 section 4.1.1, RFC 4035 section 3.
 pub mod flags {
-    /// Response.
+    /// The message is a response.
     pub const QR: u16 = 0x8000;
     /// Mask of the opcode.
     pub const OPCODE: u16 = 0x7800;

@@ -87,7 +87,7 @@ pub struct DoctorInput<'a> {
 /// The running server.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningServer<'a> {
-    /// Its process ID.
+    /// The process ID of the server.
     pub process: u32,
     /// The addresses on which it listens.
     pub listen: &'a [SocketAddr],

@@ -117,7 +117,7 @@ impl Publisher {
         Publication { publisher: self, outcome, next, compiled: 0 }
     }
 
-    /// Publishes a generation.
+    /// Makes a generation the one that readers load.
     ///
     /// The publisher keeps older generations until no reader holds them, so that no reader spends
     /// time on freeing one.

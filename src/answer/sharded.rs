@@ -37,7 +37,7 @@ impl<T: Clone> Sharded<T> {
         &self.root[first][second][third]
     }
 
-    /// Returns all shards.
+    /// Returns all shards, in the order of their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.root.iter().flat_map(|rows| rows.iter()).flat_map(|row| row.iter())
     }

@@ -51,7 +51,7 @@ impl RegistryStatus {
     }
 }
 
-/// Counts for metrics.
+/// Counts of the catalog's keys and instances, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Stats {

@@ -16,7 +16,7 @@ use crate::registry::Secret;
 /// Environment variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "SVCDNS_CONFIG";
 
-/// The merged sources.
+/// The values of all sources, merged by precedence.
 #[derive(Debug)]
 pub(super) struct MergedSources {
     /// A setting for every key.

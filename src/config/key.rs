@@ -1,6 +1,6 @@
 //! The type of configuration keys; other modules have the tables of keys.
 
-/// A configuration key.
+/// A configuration key, with its form, default and description.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
     /// Section of the file that contains the key; empty for a key outside all sections.

@@ -45,7 +45,7 @@ impl Admission {
         self.lock().total >= self.limits.connections / 2
     }
 
-    /// Admits a connection from `source`, or returns `None` if a limit is reached.
+    /// Admits a connection from `source`; returns `None` if a limit is reached.
     ///
     /// A `denied` source has no access; its connection stays open only for the refusal.
     pub(super) fn admit(

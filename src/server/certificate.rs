@@ -83,7 +83,7 @@ pub enum CertificateError {
     },
 }
 
-/// The current certificate.
+/// The current certificate of the encrypted listeners, with its files.
 #[derive(Debug)]
 pub(super) struct Certificate {
     files: CertificateFiles,

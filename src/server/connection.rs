@@ -46,7 +46,7 @@ enum CloseReason {
     Idle,
     /// A message did not arrive completely in time.
     MessageTimeout,
-    /// The message was empty, or the client closed its side in the middle of one.
+    /// The message was empty, or the client closed its side before the end of it.
     Malformed,
     /// The connection was reset, or reading failed.
     Broken,
@@ -181,7 +181,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         }
     }
 
-    /// Responds at once if possible, else in a task, so as not to delay other queries.
+    /// Responds at once if possible, otherwise in a task that delays no other query.
     async fn respond(
         &self,
         request: Vec<u8>,
@@ -373,7 +373,7 @@ pub(super) fn append_framed(bytes: &mut Vec<u8>, response: &[u8]) {
 /// Time limit for each step of closing a connection.
 const CLOSE_STEP_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Closes our side, then discards input so that the client can read all responses.
+/// Closes the sending side, then discards input: the client can read all responses.
 async fn close_gracefully(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     /// Bytes of input to discard before closing anyway.
     const MAX_DISCARDED_BYTES: usize = 256 * 1024;
@@ -400,7 +400,7 @@ struct QueuedResponse {
     _room: OwnedSemaphorePermit,
 }
 
-/// Queue from the queries of a connection to its writer.
+/// Queue of responses that wait for a connection's writer.
 #[derive(Clone)]
 struct ResponseQueue {
     /// Has room for every query in flight, so sending never waits.
@@ -430,7 +430,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// Starts the clock.
+    /// Creates a record whose last activity is now.
     pub(super) fn new() -> Self {
         Self { start: Instant::now(), last: AtomicU64::new(0) }
     }

@@ -56,7 +56,7 @@ impl EncryptedSockets {
         Ok(Some(Self { tls, quic, certificate }))
     }
 
-    /// Starts the listeners.
+    /// Starts the listeners for all bound sockets.
     ///
     /// # Errors
     /// If the runtime rejects a socket, or TLS or QUIC rejects its configuration. No socket is

@@ -17,7 +17,7 @@ use crate::resolv_conf::{MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 pub struct Machine {
     /// Manager of name resolution.
     pub manager: ResolverManager,
-    /// `/etc/resolv.conf`.
+    /// The state of `/etc/resolv.conf`.
     pub file: ResolvConfFile,
     /// systemd-resolved, if it runs, even if it is not the manager.
     pub resolved: Option<Resolved>,
@@ -67,7 +67,7 @@ impl fmt::Display for ResolverManager {
     }
 }
 
-/// `/etc/resolv.conf`.
+/// The state of `/etc/resolv.conf`.
 #[derive(Debug)]
 pub struct ResolvConfFile {
     /// The file itself: `/etc/resolv.conf`, or the target of its symbolic links.
@@ -171,7 +171,7 @@ pub enum ResolvedAccess {
     Unused,
 }
 
-/// NetworkManager.
+/// The state of NetworkManager, with its DNS settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkManager {
     /// Whether NetworkManager runs.
@@ -364,7 +364,7 @@ mod tests {
 
     use super::*;
 
-    /// Detects a machine with these files.
+    /// Creates a machine with these files, and detects its name resolution.
     ///
     /// Content that starts with `->` makes a symbolic link.
     fn machine(files: &[(&str, &str)], state: &RuntimeState) -> Machine {

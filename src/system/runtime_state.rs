@@ -25,7 +25,7 @@ pub struct RuntimeState {
     pub resolved_dnssec: Option<String>,
 }
 
-/// A mount.
+/// A mount of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// The mount point.

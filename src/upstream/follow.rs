@@ -228,7 +228,7 @@ impl SourceFollower {
         end.filter(|end| !end.is_zero()).map_or(self.timings.poll, |end| end.min(self.timings.poll))
     }
 
-    /// Reads the files.
+    /// Reads the system's resolver configuration.
     fn snapshot(&self) -> SourcesSnapshot {
         match self.servers {
             Servers::System => self.sources.snapshot(),

@@ -45,7 +45,7 @@ impl HostRequests {
         }
     }
 
-    /// Takes all requests.
+    /// Returns the queued requests and empties the queue.
     fn take(&self) -> Vec<HostChange> {
         std::mem::take(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }

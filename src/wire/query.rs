@@ -5,7 +5,7 @@
 
 use super::{HEADER_BYTES, Transport, flags, rcode, response_limit, rtype, u16_at};
 
-/// A parsed message.
+/// The result of parsing a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
     /// A response or a message shorter than a header: it gets no response at all.
@@ -85,7 +85,7 @@ impl<'a> Query<'a> {
         response_limit(transport, self.edns.map(|edns| edns.payload))
     }
 
-    /// Parses a message.
+    /// Parses a message as a query.
     #[must_use]
     pub fn parse(packet: &'a [u8]) -> Parsed<'a> {
         let word = |at| u16_at(packet, at).unwrap_or_default();

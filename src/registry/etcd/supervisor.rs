@@ -20,7 +20,7 @@ use crate::service::{Change, ListKind};
 /// Beyond this limit the member seems faulty, so the supervisor leaves it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
 
-/// Follows one cluster.
+/// Follows one cluster through all failures.
 ///
 /// The supervisor keeps no copy of the keys, only the revisions it has read.
 pub(super) struct Supervisor {

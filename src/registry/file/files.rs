@@ -63,7 +63,7 @@ struct KnownFile {
 }
 
 impl ClockReading {
-    /// Reads both clocks.
+    /// Reads the monotonic clock and the wall clock.
     pub(super) fn now() -> Self {
         Self { wall: SystemTime::now(), monotonic: Instant::now() }
     }

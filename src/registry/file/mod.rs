@@ -289,7 +289,7 @@ impl DirectoryFollower {
         }
     }
 
-    /// Watches the path.
+    /// Starts an inotify watch on the path.
     ///
     /// If the path no longer names the opened directory, the next poll notices that.
     fn start_watch(&mut self) {

@@ -40,7 +40,7 @@ pub(super) struct PendingEvents {
 }
 
 impl PendingEvents {
-    /// Takes all events.
+    /// Returns the pending events and forgets them.
     pub(super) fn take(&self) -> DirectoryEvents {
         mem::take(&mut self.events.lock().unwrap_or_else(PoisonError::into_inner))
     }

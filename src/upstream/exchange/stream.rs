@@ -228,7 +228,7 @@ enum ConnectionEnd {
     Strays,
 }
 
-/// A connected transport.
+/// A connected stream, with or without TLS.
 enum UpstreamStream {
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),

@@ -40,7 +40,7 @@ pub(super) struct SecretVariable {
 #[derive(Clone, Debug)]
 pub(super) struct Layers {
     settings: HashMap<String, Setting>,
-    /// Secrets of the environment, by the variable for all registries of their kind.
+    /// Secrets for all registries of a kind, by the environment variable.
     secrets: HashMap<&'static str, SecretVariable>,
     /// Registry whose section overrides the general settings, if any.
     section: Option<RegistryName>,
